@@ -1,0 +1,67 @@
+"""mgen: masked generative image synthesis on one small set of parts.
+
+    tokenizer × generator (trunk + head) × order × schedule × guidance × reuse
+
+Everything below is imported on first use, so `import mgen` is fast. `mgen.load("name or folder")` gives a pipeline.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from diffusers import ModelMixin, SchedulerMixin
+
+    from mgen.errors import MgenError
+    from mgen.evaluation.cnn import FashionCNN
+    from mgen.generators.bert import MaskGITBert
+    from mgen.generators.maskgit import MaskGIT
+    from mgen.pipeline import MaskedPipeline, load
+    from mgen.samplers.parallel import ParallelSampler
+    from mgen.tokenizers.vqgan import VQGAN
+    from mgen.tokens import TokenSpec
+
+__version__ = "0.1.0"
+
+# Public name → module that defines it. Saved pipelines name their parts "mgen.<Class>"; diffusers then looks for the base
+# classes ModelMixin and SchedulerMixin here too.
+_WHERE = {
+    "FashionCNN": "mgen.evaluation.cnn",
+    "MaskGIT": "mgen.generators.maskgit",
+    "MaskGITBert": "mgen.generators.bert",
+    "MaskedPipeline": "mgen.pipeline",
+    "MgenError": "mgen.errors",
+    "ModelMixin": "diffusers",
+    "ParallelSampler": "mgen.samplers.parallel",
+    "SchedulerMixin": "diffusers",
+    "TokenSpec": "mgen.tokens",
+    "VQGAN": "mgen.tokenizers.vqgan",
+    "load": "mgen.pipeline",
+}
+# Classes that a training configuration may name.
+MODELS = ("FashionCNN", "MaskGIT", "MaskGITBert", "VQGAN")
+
+__all__ = [
+    "FashionCNN",
+    "MaskGIT",
+    "MaskGITBert",
+    "MaskedPipeline",
+    "MgenError",
+    "ModelMixin",
+    "ParallelSampler",
+    "SchedulerMixin",
+    "TokenSpec",
+    "VQGAN",
+    "load",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'mgen' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_WHERE[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_WHERE})

@@ -1,0 +1,49 @@
+"""`mgen train`: train what a configuration describes."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from mgen.cli import make_parser, run
+from mgen.errors import MgenError
+
+EXAMPLES = """  mgen train --config configs/train/fmnist-maskgit.yaml
+  mgen train --config fmnist-vqgan steps=200 output=runs/try
+  accelerate launch --multi_gpu --num_processes 2 -m mgen.train --config fmnist-maskgit
+
+The flag --multi_gpu also serves several processes on a CPU. A run goes on from its newest checkpoint by itself."""
+
+
+def command(argv: Sequence[str] | None = None) -> int:
+    parser = make_parser("train", "Train a generator, a tokenizer or a classifier.", EXAMPLES)
+    parser.add_argument("--config", required=True, metavar="FILE", help="a YAML file, or the name of one in configs/train")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted settings laid over the file")
+    args = parser.parse_args(argv)
+
+    from mgen.config import apply_overrides, read_config
+    from mgen.training.config import train_config
+
+    config = train_config(apply_overrides(read_config(find_config(args.config)), args.overrides))
+    from mgen.training.loop import train
+
+    print(train(config))
+    return 0
+
+
+def find_config(name: str) -> Path:
+    """A file of this path, or the shipped configuration of this name."""
+    from mgen._folders import part
+    from mgen.errors import suggestion
+
+    if Path(name).suffix in (".yaml", ".yml"):
+        if not Path(name).is_file() and (part("configs").parent / name).is_file():
+            return part("configs").parent / name  # configs/train/x.yaml, named from anywhere
+        return Path(name)
+    shipped = {p.stem: p for p in sorted((part("configs") / "train").glob("*.yaml"))}
+    if name not in shipped:
+        raise MgenError(f"no config {name!r}: {suggestion(name, shipped)}")
+    return shipped[name]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of `python -m mgen.train`."""
+    return run(command, argv)

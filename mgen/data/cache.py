@@ -1,0 +1,138 @@
+"""Token caches: a data set passed once through a tokenizer, as safetensors shards beside an index.
+
+    index.json                   tokenizer fingerprint, token spec, counts, flips, classes
+    shard-00000.safetensors      tokens (n, V, L) with V = 2 if horizontal flips are stored (view 1), labels (n,)
+
+Ids are stored in the smallest integer type that holds the vocabulary. The fingerprint is a hash over the tokenizer's
+configuration and encoder: a cache made by another tokenizer is refused, one with a newly trained decoder goes on to serve.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from mgen.errors import MgenError
+from mgen.files import read_json, read_tensors, write_json, write_tensors
+from mgen.tokens import TokenSpec
+
+CACHE_VERSION = 1
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """SHA-256 over the configuration of a tokenizer and the weights that decide its ids (not those of the decoder)."""
+    digest = hashlib.sha256()
+    config = {k: v for k, v in dict(tokenizer.config).items() if not k.startswith("_")}
+    digest.update(json.dumps(config, sort_keys=True, default=list).encode())
+    for name, value in sorted(tokenizer.fingerprint_parts().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _smallest(vocab: int) -> torch.dtype:
+    return torch.uint8 if vocab <= 256 else torch.int16 if vocab <= 32768 else torch.int32
+
+
+@torch.inference_mode()
+def write_cache(
+    dataset: Any,
+    tokenizer: Any,
+    out: str | Path,
+    *,
+    flips: bool = False,
+    batch_size: int = 64,
+    shard_size: int = 16384,
+    source: str = "",
+    progress: bool = True,
+) -> Path:
+    """Encode `dataset` with `tokenizer` into the folder `out`; shards that are already there are kept (resume).
+
+    Args:
+        flips: also store the tokens of the horizontally flipped image.
+        source: a note of what the data is, kept in the index.
+
+    Raises:
+        MgenError: `out` holds a cache of another tokenizer or of other settings, or cannot be written.
+    """
+    out = Path(out)
+    count = len(dataset)
+    index = {
+        "version": CACHE_VERSION,
+        "fingerprint": tokenizer_fingerprint(tokenizer),
+        "spec": tokenizer.spec.to_dict(),
+        "count": count,
+        "flips": flips,
+        "shard_size": shard_size,
+        "num_classes": dataset.num_classes,
+        "class_names": list(dataset.class_names),
+        "source": source,
+    }
+    # Compared after a round trip through JSON: tuples come back as lists.
+    if (out / "index.json").exists() and read_json(out / "index.json") != json.loads(json.dumps(index)):
+        raise MgenError(f"{out} already holds a cache made from other data, settings or tokenizer: choose another --out")
+    write_json(out / "index.json", index)
+    dtype = _smallest(tokenizer.spec.vocab)
+    device = next(tokenizer.parameters()).device
+    with tqdm(total=count, unit="img", desc="tokenizing", disable=not progress) as bar:
+        for number, start in enumerate(range(0, count, shard_size)):
+            path = out / f"shard-{number:05d}.safetensors"
+            stop = min(start + shard_size, count)
+            if not path.exists():
+                tokens, labels = [], []
+                for first in range(start, stop, batch_size):
+                    batch = dataset.__getitems__(range(first, min(first + batch_size, stop)))
+                    image = batch["image"].to(device)
+                    views = [image, image.flip(-1)] if flips else [image]
+                    tokens.append(torch.stack([tokenizer.encode(v).to(dtype).cpu() for v in views], dim=1))  # (B, V, L)
+                    labels.append(batch["label"].to(torch.int32))
+                    bar.update(len(image))
+                write_tensors(path, {"tokens": torch.cat(tokens), "labels": torch.cat(labels)})
+            else:
+                bar.update(stop - start)
+    return out
+
+
+class TokenCache:
+    """Tokens of a cache in memory: `tokens` (N, V, L) and `labels` (N,).
+
+    Args:
+        path: folder written by `write_cache`.
+        fingerprint: of the tokenizer the tokens are meant for; None skips the check (nothing will be decoded).
+
+    Raises:
+        MgenError: no cache there, shards missing or damaged, or another tokenizer's cache.
+    """
+
+    def __init__(self, path: str | Path, *, fingerprint: str | None = None) -> None:
+        path = Path(path)
+        if not (path / "index.json").is_file():
+            raise MgenError(f"no token cache in {path} (index.json is missing): make one with mgen cache")
+        self.index = read_json(path / "index.json")
+        if self.index.get("version") != CACHE_VERSION:
+            raise MgenError(f"{path} has cache version {self.index.get('version')}, this mgen reads {CACHE_VERSION}: write it again")
+        if fingerprint is not None and self.index["fingerprint"] != fingerprint:
+            raise MgenError(f"{path} was made by another tokenizer (fingerprint {self.index['fingerprint'][:12]}…, here {fingerprint[:12]}…)")
+        shards = -(-self.index["count"] // self.index["shard_size"])
+        parts = [read_tensors(path / f"shard-{number:05d}.safetensors")[0] for number in range(shards)]
+        self.tokens = torch.cat([p["tokens"] for p in parts])
+        self.labels = torch.cat([p["labels"] for p in parts]).long()
+        if len(self.labels) != self.index["count"]:
+            raise MgenError(f"{path} holds {len(self.labels)} of {self.index['count']} images: run mgen cache again to complete it")
+        self.spec = TokenSpec.from_dict(self.index["spec"])
+        self.flips: bool = self.index["flips"]
+        self.num_classes: int = self.index["num_classes"]
+        self.class_names: Sequence[str] = self.index["class_names"]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """A batch: tokens (B, V, L) int64 (all stored views) and label (B,)."""
+        index = torch.as_tensor(indices)
+        return {"tokens": self.tokens[index].long(), "label": self.labels[index]}

@@ -1,0 +1,63 @@
+"""FashionCNN: a small classifier that serves as feature extractor (`fmnist-cnn`), judge of classes and perceptual loss.
+
+Three stages of 3×3 convolutions with batch norm and ReLU, one in the first and two in the others, then mean and max pooling,
+a feature vector and class logits.
+Notation: B batch, C channels, F features.
+"""
+
+import torch
+import torch.nn.functional as F
+from diffusers import ModelMixin  # noqa: F401  (diffusers looks the base class up in this namespace)
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor, nn
+
+from mgen.modeling import Model, public
+
+
+@public
+class FashionCNN(Model):
+    """Classifier of small images (B, in_channels, image_size, image_size) in [-1, 1].
+
+    Args:
+        widths: channels of the stages; every stage but the first halves the resolution.
+        features: length of the feature vector. num_classes: number of logits.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        *,
+        image_size: int = 32,
+        in_channels: int = 1,
+        widths: tuple[int, ...] = (28, 56, 112),
+        features: int = 64,
+        num_classes: int = 10,
+    ) -> None:
+        super().__init__()
+        stages = []
+        c_in = in_channels
+        for c_out in widths:
+            stages.append(nn.Sequential(*([_conv(c_in, c_out)] + [_conv(c_out, c_out)] * bool(stages))))
+            c_in = c_out
+        self.stages = nn.ModuleList(stages)
+        self.project = nn.Linear(2 * c_in, features)
+        self.classify = nn.Linear(features, num_classes)
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """Feature maps after every stage, finest first: (B, widths[i], side / 2^i, side / 2^i)."""
+        maps, x = [], images
+        for i, stage in enumerate(self.stages):
+            x = stage(x if i == 0 else F.max_pool2d(x, 2))
+            maps.append(x)
+        return maps
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (B, F) and logits (B, num_classes) of images (B, C, H, W) in [-1, 1]."""
+        x = self.maps(images)[-1]
+        pooled = torch.cat([x.mean((2, 3)), x.amax((2, 3))], dim=1)  # (B, 2 C)
+        features = self.project(pooled)
+        return features, self.classify(F.relu(features))
+
+
+def _conv(c_in: int, c_out: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(c_in, c_out, 3, padding=1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU(inplace=True))

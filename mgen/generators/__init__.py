@@ -1,0 +1,7 @@
+"""Generators: tokens so far + class → a context vector per position, and a head that turns it into tokens."""
+
+from mgen.generators.base import Generator
+from mgen.generators.bert import MaskGITBert
+from mgen.generators.maskgit import MaskGIT
+
+__all__ = ["Generator", "MaskGIT", "MaskGITBert"]

@@ -1,0 +1,57 @@
+"""What every masked generator has: a token spec, a null class or none, `context`, `head`, and a training forward."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from mgen.modeling import Model
+from mgen.tokens import TokenSpec
+
+
+class Generator(Model):
+    """Base of the masked generators. Notation: B batch, L tokens, M asked positions, D width.
+
+    Subclasses set `head` and define `spec`, `null_class` and `context`.
+    """
+
+    head: Any
+
+    @property
+    def spec(self) -> TokenSpec:
+        """The tokens this generator takes and makes."""
+        raise NotImplementedError
+
+    @property
+    def null_class(self) -> int | None:
+        """Class id that stands for "no class", or None if the generator was made without one."""
+        raise NotImplementedError
+
+    def context(self, tokens: Tensor, known: Tensor, condition: Tensor, *, positions: Tensor | None = None) -> Tensor:
+        """Context vectors for the head.
+
+        Args:
+            tokens: ids (B, L) int64; whatever stands where `known` is False is ignored.
+            known: bool (B, L), True where the token is given.
+            condition: class ids (B,) int64.
+            positions: int64 (B, M), the positions wanted; None for all.
+
+        Returns:
+            (B, M, D), or (B, L, D).
+        """
+        raise NotImplementedError
+
+    def forward(self, tokens: Tensor, condition: Tensor, known: Tensor, *, label_smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
+        """Training: loss and hit (0 or 1) of every masked token, both (number of masked tokens,)."""
+        z = self.context(tokens, known, condition)
+        return self.head.loss(z[~known], tokens[~known], label_smoothing=label_smoothing)
+
+
+def initialise(module: nn.Module, embedding: Callable[..., Any] = nn.init.normal_) -> None:
+    """Official initial values: linear layers truncated normal, std 0.02, biases 0; embeddings by `embedding`, std 0.02."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Embedding):
+        embedding(module.weight, std=0.02)

@@ -1,0 +1,109 @@
+"""MaskGIT, PyTorch line: the U-ViT of AutoNAT, whose weights ReCAP calls MaskGIT-r.
+
+Ni et al., "Revisiting Non-Autoregressive Transformers for Efficient Image Synthesis" (AutoNAT, CVPR 2024, arXiv 2406.05478);
+method of Chang et al., "MaskGIT" (CVPR 2022, arXiv 2202.04200); trunk of Bao et al., "All are Worth Words" (U-ViT, arXiv
+2209.12152): a class token and the image tokens pass depth/2 blocks, a middle block and depth/2 blocks with long skips.
+
+Notation: B batch, L image tokens, M asked positions, D width.
+
+| size | D | depth | heads | L × codes | parameters |
+|---|---|---|---|---|---|
+| L (published: AutoNAT-L, 256 px) | 768 | 24 (25 blocks) | 8 | 256 × 1024 | 193.7 M |
+| S (paper; weights not published) | 512 | 12 | 8 | 256 × 1024 | 45.5 M |
+| fmnist (embedded demo, 32 px) | 192 | 6 | 6 | 64 × 512 | 3.5 M |
+"""
+
+import torch
+from diffusers import ModelMixin  # noqa: F401  (diffusers looks the base class up in this namespace)
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor, nn
+
+from mgen.generators.base import Generator, initialise
+from mgen.heads import CategoricalHead
+from mgen.layers import PreNormBlock, TokenEmbedding
+from mgen.layers.attention import gather_rows
+from mgen.modeling import public
+from mgen.tokens import TokenSpec
+
+
+@public
+class MaskGIT(Generator):
+    """Class-conditional masked generator on ids.
+
+    Args:
+        side: h = w of the token grid; L = side².
+        codes: vocabulary of the tokenizer. The mask has the id `codes`.
+        dim, depth, heads, mlp_ratio, qkv_bias: of the trunk; depth counts blocks outside the middle one, half before it.
+        num_classes: classes, not counting the null class. null_class: whether there is one (id `num_classes`).
+        skip: long skips from the first half to the second.
+        dropout: on the token embeddings, in training.
+        class_names: for captions and file names; no part of the network.
+    """
+
+    SIZES = {
+        "L": dict(side=16, codes=1024, dim=768, depth=24, heads=8),
+        "S": dict(side=16, codes=1024, dim=512, depth=12, heads=8),
+        "fmnist": dict(side=8, codes=512, dim=192, depth=6, heads=6, num_classes=10),
+    }
+
+    @register_to_config
+    def __init__(
+        self,
+        *,
+        side: int = 16,
+        codes: int = 1024,
+        dim: int = 768,
+        depth: int = 24,
+        heads: int = 8,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = False,
+        num_classes: int = 1000,
+        null_class: bool = True,
+        skip: bool = True,
+        dropout: float = 0.1,
+        class_names: tuple[str, ...] | None = None,
+    ) -> None:
+        super().__init__()
+        self.token_embed = TokenEmbedding(rows=codes + 1, length=side * side, dim=dim, eps=1e-6, dropout=dropout)
+        self.class_embed = TokenEmbedding(rows=num_classes + int(null_class), length=1, dim=dim, eps=1e-6)
+
+        def block(with_skip: bool = False) -> PreNormBlock:
+            return PreNormBlock(dim, heads, mlp_ratio=mlp_ratio, bias=qkv_bias, skip=with_skip)
+
+        self.in_blocks = nn.ModuleList(block() for _ in range(depth // 2))
+        self.mid_block = block()
+        self.out_blocks = nn.ModuleList(block(skip) for _ in range(depth // 2))
+        self.norm = nn.LayerNorm(dim)
+        self.head = CategoricalHead(table=self.token_embed.word, codes=codes)
+        self.apply(initialise)
+
+    @property
+    def spec(self) -> TokenSpec:
+        side = self.config.side
+        return TokenSpec(kind="index", length=side * side, grid=(side, side), vocab=self.config.codes)
+
+    @property
+    def null_class(self) -> int | None:
+        return self.config.num_classes if self.config.null_class else None
+
+    @property
+    def mask_id(self) -> int:
+        return self.config.codes
+
+    def context(self, tokens: Tensor, known: Tensor, condition: Tensor, *, positions: Tensor | None = None) -> Tensor:
+        """See Generator.context."""
+        tokens = torch.where(known, tokens, self.mask_id)
+        x = torch.cat([self.class_embed(condition.unsqueeze(1)), self.token_embed(tokens)], dim=1)  # (B, 1 + L, D)
+        kept = []
+        for block in self.in_blocks:
+            x = block(x)
+            kept.append(x)
+        x = self.mid_block(x)
+        # Only the positions that will be read pass the end of the last block; the class token stands in front of them.
+        read = None if positions is None else positions + 1
+        for i, block in enumerate(self.out_blocks):
+            last = i == len(self.out_blocks) - 1
+            x = block(x, skip=kept.pop() if self.config.skip else None, positions=read if last else None)
+        if read is not None:
+            return self.norm(x if self.out_blocks else gather_rows(x, read))  # (B, M, D)
+        return self.norm(x[:, 1:])  # (B, L, D)

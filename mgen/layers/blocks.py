@@ -1,0 +1,69 @@
+"""Transformer blocks, pre-norm and post-norm. Both can be asked for the output at some positions only."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mgen.layers.attention import Attention, gather_rows
+
+
+class MLP(nn.Module):
+    """Two linear layers with GELU between: exact, or its tanh approximation (`approximate="tanh"`)."""
+
+    def __init__(self, dim: int, hidden: int, *, approximate: str = "none", dropout: float = 0.0) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+        self.approximate, self.dropout = approximate, dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.fc2(F.gelu(self.fc1(x), approximate=self.approximate))
+        return F.dropout(x, self.dropout, self.training)
+
+
+class PreNormBlock(nn.Module):
+    """x += attn(LN(x)); x += mlp(LN(x)). With `skip`, x is first mixed with the output of an earlier block (U-ViT).
+
+    Args:
+        dim, heads, mlp_ratio: width, heads, hidden width of the MLP over the width.
+        bias: of the q, k, v projection. eps: of the layer norms.
+    """
+
+    def __init__(
+        self, dim: int, heads: int, *, mlp_ratio: float = 4.0, bias: bool = True, eps: float = 1e-5, skip: bool = False
+    ) -> None:
+        super().__init__()
+        if skip:
+            self.skip_linear = nn.Linear(2 * dim, dim)
+        self.norm1 = nn.LayerNorm(dim, eps=eps)
+        self.attn = Attention(dim, heads, bias=bias)
+        self.norm2 = nn.LayerNorm(dim, eps=eps)
+        self.mlp = MLP(dim, int(dim * mlp_ratio))
+
+    def forward(self, x: Tensor, *, skip: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
+        """(B, L, D) → (B, L, D), or (B, Q, D) at `positions` (B, Q)."""
+        if skip is not None:
+            x = self.skip_linear(torch.cat([x, skip], dim=-1))
+        h = self.norm1(x)
+        if positions is None:
+            x = x + self.attn(h)
+        else:
+            x = gather_rows(x, positions) + self.attn(h, gather_rows(h, positions))
+        return x + self.mlp(self.norm2(x))
+
+
+class PostNormBlock(nn.Module):
+    """x = LN(attn(x) + x); x = LN(mlp(x) + x), as in BERT (Devlin et al., arXiv 1810.04805)."""
+
+    def __init__(self, dim: int, heads: int, *, hidden: int, eps: float = 1e-12, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.attn = Attention(dim, heads, dropout=dropout, out_dropout=dropout)
+        self.norm1 = nn.LayerNorm(dim, eps=eps)
+        self.mlp = MLP(dim, hidden, approximate="tanh", dropout=dropout)
+        self.norm2 = nn.LayerNorm(dim, eps=eps)
+
+    def forward(self, x: Tensor, *, positions: Tensor | None = None) -> Tensor:
+        """(B, L, D) → (B, L, D), or (B, Q, D) at `positions` (B, Q)."""
+        rows = x if positions is None else gather_rows(x, positions)
+        rows = self.norm1(self.attn(x, None if positions is None else rows) + rows)
+        return self.norm2(self.mlp(rows) + rows)

@@ -1,0 +1,229 @@
+"""Tokenizer + generator + sampler = images: a diffusers DiffusionPipeline, and the functions that load one."""
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor
+from tqdm import tqdm
+
+from mgen.errors import MgenError, check_choice
+from mgen.files import read_json
+from mgen.modeling import public
+from mgen.samplers import ParallelSampler, draw_noise, image_seed
+from mgen.samplers.parallel import Step
+from mgen.zoo import DEFAULT, resolve
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+COMPONENTS = ("tokenizer", "generator", "sampler")
+OUTPUTS = ("pil", "pt", "uint8", "tokens")
+
+
+@dataclass
+class PipelineOutput:
+    """images: as asked for by `output_type`; tokens: ids (B, L); classes: class ids."""
+
+    images: Any
+    tokens: Tensor
+    classes: list[int]
+
+
+@public
+class MaskedPipeline(DiffusionPipeline):
+    """Class-conditional image synthesis.
+
+        pipe = mgen.load("fmnist-maskgit")
+        pipe([0, 1, 2], seed=0, steps=8, guidance=3.0).images[0].save("shirt.png")
+
+    Args:
+        tokenizer: decodes tokens to images. generator: predicts tokens. sampler: decides how.
+    """
+
+    def __init__(self, tokenizer: Any, generator: Any, sampler: ParallelSampler) -> None:
+        super().__init__()
+        tokenizer.spec.require(vocab=generator.spec.vocab, length=generator.spec.length, by=type(generator).__name__)
+        self.register_modules(tokenizer=tokenizer, generator=generator, sampler=sampler)
+        self.tokenizer: Any
+        self.generator: Any
+        self.sampler: ParallelSampler
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """Names of the classes, or their numbers."""
+        return self.generator.config.class_names or [f"{i:04d}" for i in range(self.generator.config.num_classes)]
+
+    def optimize(self) -> "MaskedPipeline":
+        """Make decoding faster, with equal images up to rounding; the tokenizer can then no longer be saved."""
+        self.tokenizer.fuse().to(memory_format=torch.channels_last)
+        return self
+
+    def check_classes(self, classes: Sequence[int | None]) -> list[int]:
+        """Class ids with None turned into the null class; MgenError for one out of range."""
+        count, null = self.generator.config.num_classes, self.generator.null_class
+        for c in classes:
+            if c is None and null is None:
+                raise MgenError("this generator has no null class: give a class for every image")
+            if c is not None and not 0 <= c < count:
+                raise MgenError(f"class {c} is out of range: this model has classes 0 … {count - 1}")
+        return [null if c is None else c for c in classes]  # type: ignore[misc]
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        classes: Sequence[int | None],
+        *,
+        seed: int = 0,
+        indices: Sequence[int] | None = None,
+        steps: int | None = None,
+        guidance: float | None = None,
+        sampler: ParallelSampler | None = None,
+        batch_size: int | None = None,
+        tokens: Tensor | None = None,
+        known: Tensor | None = None,
+        dtype: str = "fp32",
+        output_type: str = "pil",
+        progress: bool = True,
+        callback: Callable[[Step], None] | None = None,
+    ) -> PipelineOutput:
+        """Draw one image per entry of `classes`.
+
+        Args:
+            classes: class ids; None is the null class.
+            seed: of the run. indices: place of each image in the run (default 0, 1, 2 …); image i is drawn from
+                (seed, i) alone, whatever else is in the batch.
+            steps, guidance: replace the sampler's own; guidance is s in u + s·(c − u), 1 is none.
+            sampler: replaces the pipeline's sampler.
+            batch_size: images at a time (default: all).
+            tokens, known: ids (B, L) and a bool mask of given ones, which stay as they are.
+            dtype: "fp32", or "bf16" or "fp16" for the generator under autocast; decoding is always in fp32.
+            output_type: "pil", "pt" (B, C, H, W) in [0, 1], "uint8" (B, C, H, W), or "tokens" (no decoding).
+            callback: called with every Step.
+
+        Raises:
+            MgenError: class out of range, guidance without a null class, settings that do not fit.
+        """
+        check_choice("output_type", output_type, OUTPUTS)
+        check_choice("dtype", dtype, DTYPES)
+        ids = self.check_classes(classes)
+        indices = range(len(ids)) if indices is None else indices
+        sampler = (sampler or self.sampler).override(steps=steps, guidance=guidance)
+        device = self.generator.device
+        size = batch_size or max(1, len(ids))
+        parts, images = [], []
+        total = -(-len(ids) // size) * (sampler.config.steps - sampler.config.start)
+        cast = nullcontext() if dtype == "fp32" else torch.autocast(device.type, DTYPES[dtype])
+        with tqdm(total=total, unit="step", disable=not progress, desc="sampling", leave=False) as bar:
+            for first in range(0, len(ids), size):
+                rows = slice(first, first + size)
+                seeds = [image_seed(seed, i) for i in indices[rows]]
+                noise = draw_noise(seeds, steps=sampler.config.steps, length=self.generator.spec.length).to(device)
+                condition = torch.tensor(ids[rows], device=device)
+                given = {} if tokens is None or known is None else {"tokens": tokens[rows], "known": known[rows]}
+                with cast:
+                    for step in sampler(self.generator, condition, noise=noise, **given):
+                        bar.update()
+                        if callback is not None:
+                            callback(step)
+                parts.append(step.tokens)
+                if output_type != "tokens":
+                    images.append(self.decode(step.tokens))
+        tokens = torch.cat(parts)
+        return PipelineOutput(self._output(torch.cat(images), output_type) if images else None, tokens, ids)
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        """Images (B, C, H, W) in [-1, 1] of ids (B, L); MgenError if the decoder's output is not finite."""
+        images = self.tokenizer.decode(tokens).float()
+        if not torch.isfinite(images).all():
+            raise MgenError("the decoder made NaN or infinite pixels: the tokenizer's weights are damaged")
+        return images.clamp(-1, 1)
+
+    @staticmethod
+    def _output(images: Tensor, output_type: str) -> Any:
+        if output_type == "pt":
+            return (images + 1) / 2
+        images = to_uint8(images)
+        return images if output_type == "uint8" else to_pil(images)
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """[-1, 1] → 0 … 255 by rounding."""
+    return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def to_pil(images: Tensor) -> list[Any]:
+    """uint8 (B, C, H, W) → PIL images, grey for one channel."""
+    from torchvision.transforms.functional import to_pil_image
+
+    return [to_pil_image(image.cpu()) for image in images]
+
+
+def load(name: str | Path = DEFAULT, *, device: str | torch.device = "cpu") -> MaskedPipeline:
+    """The pipeline of a folder written by `save_pretrained` or `mgen convert`, or of an embedded model.
+
+    Raises:
+        MgenError: no such model, or a damaged one.
+    """
+    folder = resolve(name)
+    if not (folder / "model_index.json").is_file():
+        raise MgenError(f"{folder} is no pipeline (model_index.json is missing){_what_it_is(folder)}")
+    index = read_json(folder / "model_index.json")
+    parts = {part: _load_part(folder, part, index) for part in COMPONENTS}
+    pipe = MaskedPipeline(**parts)
+    pipe.tokenizer.eval()
+    pipe.generator.eval()
+    return pipe.to(check_device(device))
+
+
+def load_tokenizer(name: str | Path, *, device: str | torch.device = "cpu") -> Any:
+    """The tokenizer of a pipeline, or a tokenizer saved on its own."""
+    folder = resolve(name)
+    if (folder / "model_index.json").is_file():
+        tokenizer = _load_part(folder, "tokenizer", read_json(folder / "model_index.json"))
+    else:
+        config = folder / "config.json"
+        if not config.is_file():
+            raise MgenError(f"no tokenizer in {folder} (neither model_index.json nor config.json)")
+        tokenizer = _model_class(read_json(config).get("_class_name"), config).from_pretrained(folder)
+    if not hasattr(tokenizer, "encode"):
+        raise MgenError(f"{folder} holds a {type(tokenizer).__name__}, not a tokenizer")
+    return tokenizer.eval().to(check_device(device))
+
+
+def check_device(device: str | torch.device) -> torch.device:
+    """A usable device; "auto" takes a GPU if there is one. MgenError for one that is not here."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+        return found
+    except (RuntimeError, AssertionError) as error:
+        text = str(error).splitlines()[0][:100]
+        raise MgenError(f"device {str(device)!r} cannot be used here ({text}): try cpu or auto") from error
+
+
+def _load_part(folder: Path, part: str, index: dict[str, Any]) -> Any:
+    entry = index.get(part)
+    if not isinstance(entry, list) or len(entry) != 2:
+        raise MgenError(f"{folder / 'model_index.json'} names no {part}: convert or save the pipeline again")
+    if part == "sampler":
+        config = read_json(folder / part / ParallelSampler.config_name)
+        return ParallelSampler(**{k: v for k, v in config.items() if not k.startswith("_")})
+    return _model_class(entry[1], folder / "model_index.json").from_pretrained(folder / part)
+
+
+def _model_class(name: str | None, where: Path) -> Any:
+    import mgen
+
+    return getattr(mgen, check_choice(f"model class in {where}", str(name), mgen.MODELS))
+
+
+def _what_it_is(folder: Path) -> str:
+    config = folder / "config.json"
+    if config.is_file():
+        return f": it holds a {read_json(config).get('_class_name')} alone; join it with its other parts by mgen convert"
+    return ": expected a folder written by save_pretrained, mgen train or mgen convert"

@@ -1,0 +1,68 @@
+"""Checkpoints of a run: written whole under a temporary name, renamed, and only then are old ones removed."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mgen.errors import MgenError
+from mgen.files import read_json, write_json
+
+if TYPE_CHECKING:
+    from mgen.training.loop import Trainer
+
+
+def list_checkpoints(output: Path) -> list[Path]:
+    """Complete checkpoints below `output`, oldest first."""
+    found = [p for p in output.glob("checkpoint-*") if p.is_dir() and p.name[11:].isdigit() and (p / "state.json").is_file()]
+    return sorted(found, key=lambda p: int(p.name[11:]))
+
+
+def save_checkpoint(trainer: "Trainer") -> None:
+    """Everything needed to go on exactly: weights, optimizer, EMA, learning-rate schedule, step."""
+    accelerator, output, step = trainer.accelerator, trainer.output, trainer.step
+    final = output / f"checkpoint-{step:07d}"
+    temporary = output / f"checkpoint-{step:07d}.tmp"
+    try:
+        if accelerator.is_main_process:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+        accelerator.wait_for_everyone()
+        accelerator.save_state(str(temporary), safe_serialization=True)
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            state = {"step": step, "skipped": trainer.skipped, "seconds": trainer.seconds, "task": trainer.config.task}
+            write_json(temporary / "state.json", {**state, "batch_size": trainer.config.batch_size, "seed": trainer.config.seed})
+            if final.exists():
+                shutil.rmtree(final)
+            temporary.rename(final)
+            for old in list_checkpoints(output)[: -trainer.config.log.keep or None]:
+                shutil.rmtree(old)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise MgenError(f"cannot write {final} ({error.strerror or error}): check permissions and free space") from error
+    accelerator.wait_for_everyone()
+
+
+def load_newest(trainer: "Trainer") -> bool:
+    """Restore the newest complete checkpoint of the run's output folder; False if there is none."""
+    found = list_checkpoints(trainer.output)
+    if not found:
+        return False
+    path = found[-1]
+    state = read_json(path / "state.json")
+    for name in ("task", "batch_size", "seed"):
+        if state[name] != getattr(trainer.config, name):
+            raise MgenError(
+                f"{path} was trained with {name}={state[name]}, now {getattr(trainer.config, name)}: "
+                "use the same value, another output folder, or resume=false"
+            )
+    try:
+        trainer.accelerator.load_state(str(path))
+    except (RuntimeError, OSError, EOFError, ValueError, json.JSONDecodeError) as error:
+        text = (str(error).splitlines() or [type(error).__name__])[0][:160]
+        raise MgenError(f"cannot go on from {path} ({text}): remove it, or train another output folder") from error
+    trainer.step, trainer.skipped, trainer.seconds = state["step"], state["skipped"], state["seconds"]
+    if trainer.ema is not None:
+        trainer.ema.to(trainer.device)
+    return True

@@ -1,0 +1,149 @@
+"""Settings of a training run. Every key of a file in configs/train/ is a field here; the defaults stand beside it."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from mgen.config import build
+from mgen.errors import MgenError, check_choice
+
+
+@dataclass(kw_only=True)
+class DataConfig:
+    kind: Literal["fmnist", "folder", "cache"] = "fmnist"
+    path: str | None = None  # folder; None lets Fashion-MNIST find itself
+    val_path: str | None = None  # folder or cache of the validation data; None: Fashion-MNIST's test split, else none
+    image_size: int = 256  # pixels, for "folder"
+    channels: int = 3  # for "folder": 3 RGB, 1 grey
+    flip: bool = False  # horizontal flips, each with probability 1/2
+    shift: int = 0  # random shift by up to this many pixels in both directions
+    workers: int = 0  # loader processes, for "folder"
+
+
+@dataclass(kw_only=True)
+class OptimConfig:
+    lr: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    schedule: Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"] = "constant"
+    warmup: int = 0  # steps of linear warm-up
+    clip: float | None = None  # largest gradient norm; None leaves gradients as they are
+    freeze: tuple[str, ...] = ()  # parameters whose names start with one of these stay as they are
+
+
+@dataclass(kw_only=True)
+class EMAConfig:
+    decay: float = 0.9999
+    warmup: bool = True  # decay rises as (1 + t) / (10 + t) up to `decay`; False: `decay` from the second step on
+
+
+@dataclass(kw_only=True)
+class LogConfig:
+    every: int = 50  # steps between lines of metrics.jsonl
+    evaluate_every: int = 0  # steps between measurements on the validation data; 0: only at the end
+    preview_every: int = 0  # steps between sample grids from raw and EMA weights; 0: only at the end
+    checkpoint_every: int = 1000
+    keep: int = 2  # checkpoints kept; older ones are removed after a new one is complete
+    tensorboard: bool = True  # used when the package is installed
+
+
+@dataclass(kw_only=True)
+class MaskConfig:
+    """Distribution of the share of masked tokens: `r` for u uniform in [0, 1]."""
+
+    distribution: Literal["cosine", "arccos", "beta", "truncated-gaussian", "uniform"] = "cosine"
+    alpha: float = 12.0  # beta: AutoNAT's Beta(12, 3)
+    beta: float = 3.0
+    mean: float = 1.0  # truncated Gaussian: MAR's N(1, 0.25) cut to [0.7, 1]
+    std: float = 0.25
+    low: float = 0.7
+    high: float = 1.0
+    rounding: Literal["round", "ceil", "floor"] = "round"  # of length · r to a count, at least 1
+
+
+@dataclass(kw_only=True)
+class GeneratorObjectiveConfig:
+    mask: MaskConfig = field(default_factory=MaskConfig)
+    label_drop: float = 0.1  # probability that the class is replaced by the null class
+    label_smoothing: float = 0.1
+    tokenizer: str | None = None  # folder or name; needed for image data, and to draw sample grids from a cache
+    sampler: dict[str, Any] = field(default_factory=dict)  # of the sample grids and of the exported pipeline
+
+
+@dataclass(kw_only=True)
+class TokenizerObjectiveConfig:
+    l2: float = 1.0
+    l1: float = 0.0
+    codebook: float = 1.0
+    commitment: float = 0.25
+    entropy: float = 0.0
+    perceptual: float = 0.0
+    perceptual_model: str | None = None  # folder of a FashionCNN, or a file of torchvision VGG16 weights
+    adversarial: float = 0.0
+    adversarial_start: int = 0  # step from which the discriminator takes part
+    adversarial_loss: Literal["hinge", "non-saturating"] = "non-saturating"
+    r1: float = 0.0  # weight of the R1 penalty on real images
+    discriminator_channels: int = 64
+    discriminator_lr: float = 1e-4
+
+
+@dataclass(kw_only=True)
+class ClassifierObjectiveConfig:
+    label_smoothing: float = 0.02
+
+
+OBJECTIVES: dict[str, type] = {
+    "generator": GeneratorObjectiveConfig,
+    "tokenizer": TokenizerObjectiveConfig,
+    "classifier": ClassifierObjectiveConfig,
+}
+
+
+@dataclass(kw_only=True)
+class TrainConfig:
+    task: Literal["generator", "tokenizer", "classifier"]
+    output: str  # folder of logs, checkpoints and the finished model
+    steps: int  # optimizer steps
+    model: dict[str, Any]  # `class`, optionally `size` (a row of the class's table), then constructor arguments
+    batch_size: int = 64  # images per optimizer step, over all processes and accumulation steps
+    accumulate: int = 1  # pieces a process cuts its share of the batch into
+    seed: int = 0
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    resume: bool = True  # go on from the newest checkpoint in `output`
+    init: str | None = None  # folder of weights to start from
+    processes: int | None = None  # raise unless exactly so many processes take part
+    data: DataConfig = field(default_factory=DataConfig)
+    objective: Any = None
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    ema: EMAConfig | None = field(default_factory=EMAConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+
+def train_config(data: dict[str, Any]) -> TrainConfig:
+    """A checked TrainConfig; the keys allowed under `objective` depend on the task."""
+    config = build(TrainConfig, data)
+    config.objective = build(OBJECTIVES[config.task], data.get("objective") or {}, "objective.")
+    if "class" not in config.model:
+        raise MgenError("missing key 'model.class': the name of a model class, such as MaskGIT, VQGAN or FashionCNN")
+    for name in ("steps", "batch_size", "accumulate"):
+        if getattr(config, name) < 1:
+            raise MgenError(f"'{name}' is {getattr(config, name)}: at least 1 is needed")
+    return config
+
+
+def build_model(settings: dict[str, Any], where: str = "model.") -> Any:
+    """The model that a `model:` section describes: `class`, optionally `size`, then constructor arguments."""
+    import mgen
+    from mgen.modeling import check_keys, constructor_keys
+
+    settings = dict(settings)
+    name = check_choice(f"{where}class", settings.pop("class"), mgen.MODELS)
+    cls = getattr(mgen, name)
+    sizes: dict[str, dict[str, Any]] = getattr(cls, "SIZES", {})
+    size = settings.pop("size", None)
+    base = sizes[check_choice(f"{where}size", size, sizes)] if size is not None else {}
+    check_keys(settings, constructor_keys(cls), where)
+    try:
+        return cls(**{**base, **settings})
+    except TypeError as error:
+        raise MgenError(f"{where.rstrip('.')}: {error}") from error

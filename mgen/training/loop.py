@@ -1,0 +1,283 @@
+"""The training loop, for every task, on one process or many.
+
+A step: draw the randomness of the whole batch from (seed, step); for each piece, forward and backward; clip; step unless
+the gradient is not finite; EMA. Nothing in a step depends on what ran before it except weights, optimizer and EMA, so a
+resumed run repeats the losses of an uninterrupted one exactly.
+"""
+
+import contextlib
+import dataclasses
+import math
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+from torch import Tensor
+from tqdm import tqdm
+
+from mgen import seeds
+from mgen.errors import MgenError
+from mgen.training.checkpoints import load_newest, save_checkpoint
+from mgen.training.config import TrainConfig
+from mgen.training.data import BatchOrder, batches
+from mgen.training.launch import make_accelerator
+from mgen.training.logs import Logger
+from mgen.training.tasks import Task
+
+MOST_SKIPPED_IN_A_ROW = 50
+
+
+class Trainer:
+    """One run of the settings `config`; `run()` trains, from the newest checkpoint if there is one."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
+        self.accelerator = make_accelerator(precision=config.precision, expected=config.processes)
+        self.output = Path(config.output)
+        torch.manual_seed(seeds.fold(config.seed, "init"))
+        self.task = Task(config)
+        self.objective = self.task.objective
+        self.parameters = [p for p in self.objective.parameters() if p.requires_grad]
+        if not self.parameters:
+            raise MgenError("optim.freeze leaves no parameter to train")
+        o = config.optim
+        optimizer = torch.optim.AdamW(
+            self.parameters, lr=o.lr, betas=o.betas, eps=o.eps, weight_decay=o.weight_decay, foreach=True
+        )
+        self.schedule = get_scheduler(o.schedule, optimizer, num_warmup_steps=o.warmup, num_training_steps=config.steps)
+        self.wrapped, self.optimizer = self.accelerator.prepare(self.objective, optimizer)
+        self.device = self.accelerator.device
+        if self.task.tokenizer is not None:
+            self.task.tokenizer.to(self.device)
+        self._prepare_adversarial()
+        self.ema: EMAModel | None = None
+        if config.ema is not None:
+            # diffusers' ramp is min(decay, (1 + t) / (10 + t)); min_decay lifts it to a constant.
+            floor = 0.0 if config.ema.warmup else config.ema.decay
+            self.ema = EMAModel(self.parameters, decay=config.ema.decay, min_decay=floor, foreach=True)
+            self.accelerator.register_for_checkpointing(self.ema)
+        self.accelerator.register_for_checkpointing(self.schedule)
+        self.step, self.skipped, self.skipped_in_a_row, self.seconds = 0, 0, 0, 0.0
+
+    def _prepare_adversarial(self) -> None:
+        self.wrapped_discriminator = self.discriminator_optimizer = None
+        if self.task.discriminator is not None:
+            optimizer = torch.optim.AdamW(
+                self.task.discriminator.parameters(), lr=self.config.objective.discriminator_lr, betas=(0.0, 0.99), weight_decay=0.0
+            )
+            self.wrapped_discriminator, self.discriminator_optimizer = self.accelerator.prepare(self.task.discriminator, optimizer)
+        for helper in getattr(self.objective, "_helpers", ()):
+            if helper is not None:
+                helper.to(self.device)
+
+    # -- one step ------------------------------------------------------------------------------------------------------
+
+    def _to_device(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: value.to(self.device, non_blocking=True) for name, value in values.items()}
+
+    def train_step(self, loader: Iterator[dict[str, Tensor]], order: BatchOrder) -> dict[str, Tensor]:
+        """One optimizer step; returns the means of the logged values over this process's pieces, "loss" among them."""
+        config, pieces = self.config, self.config.accumulate
+        whole = self.objective.draw(config.batch_size, seeds.generator(config.seed, "draws", self.step))
+        logs: dict[str, Tensor] = {}
+        for piece in range(pieces):
+            rows = {name: value[order.rows(piece)] for name, value in whole.items()}
+            batch = self._to_device(next(loader))
+            # The global generators serve dropout only; seeding them here makes resumed and whole runs agree.
+            torch.manual_seed(seeds.fold(config.seed, "dropout", self.step, piece, self.accelerator.process_index))
+            last = piece == pieces - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
+                loss, parts = self.wrapped(batch, self._to_device(rows))
+                loss = loss * (self.objective.share(rows, whole) / pieces)
+                self.accelerator.backward(loss)
+            for name, value in {"loss": loss.detach() * pieces, **parts}.items():
+                logs[name] = logs.get(name, 0.0) + value.detach().float() / pieces
+        logs["grad_norm"] = self._apply()
+        if self.wrapped_discriminator is not None and getattr(self.objective, "adversarial_on", False):
+            logs["discriminator"] = self._discriminator_step()
+        return logs
+
+    def _apply(self) -> Tensor:
+        """Clip and step, unless the gradient is not finite: that step is skipped and counted, on all processes alike."""
+        clip = self.config.optim.clip
+        norm = self.accelerator.clip_grad_norm_(self.parameters, clip if clip is not None else math.inf)
+        assert isinstance(norm, Tensor)
+        if torch.isfinite(norm):
+            self.optimizer.step()
+            self.skipped_in_a_row = 0
+            if self.ema is not None:
+                self.ema.step(self.parameters)
+        else:
+            self.skipped += 1
+            self.skipped_in_a_row += 1
+            if self.skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
+                raise MgenError(
+                    f"{MOST_SKIPPED_IN_A_ROW} steps in a row had a gradient that is not finite: the run has diverged; "
+                    "resume from a checkpoint with a smaller optim.lr or with optim.clip"
+                )
+        self.optimizer.zero_grad(set_to_none=True)
+        self.schedule.step()
+        return norm.detach()
+
+    def _discriminator_step(self) -> Tensor:
+        assert self.wrapped_discriminator is not None and self.discriminator_optimizer is not None
+        real, fake = self.objective.last  # type: ignore[union-attr]
+        loss = self.wrapped_discriminator(real, fake)
+        self.accelerator.backward(loss)
+        self.discriminator_optimizer.step()
+        self.discriminator_optimizer.zero_grad(set_to_none=True)
+        return loss.detach()
+
+    # -- the run -------------------------------------------------------------------------------------------------------
+
+    def run(self) -> Path:
+        """Train to the last step; returns the folder of the finished model."""
+        config, log, main = self.config, self.config.log, self.accelerator.is_main_process
+        if config.resume and load_newest(self):
+            self._say(f"going on from step {self.step} of {config.steps}")
+        order = BatchOrder(
+            count=len(self.task.train_data),
+            batch=config.batch_size,
+            pieces=config.accumulate,
+            rank=self.accelerator.process_index,
+            world=self.accelerator.num_processes,
+            seed=config.seed,
+            start=self.step,
+            stop=config.steps,
+        )
+        logger = Logger(self.output, config, step=self.step, active=main)
+        loader = iter(batches(self.task.train_data, order, config.data.workers))
+        bar = tqdm(total=config.steps, initial=self.step, unit="step", disable=not main, file=sys.stderr)
+        began, since = time.perf_counter() - self.seconds, self.step
+        tick = time.perf_counter()
+        self.objective.train()
+        while self.step < config.steps:
+            if hasattr(self.objective, "adversarial_on"):
+                self.objective.adversarial_on = self.step >= config.objective.adversarial_start
+            logs = self.train_step(loader, order)
+            self.step += 1
+            bar.update()
+            if self.step % log.every == 0 or self.step == config.steps:
+                values = self._mean(logs)
+                now = time.perf_counter()
+                self.seconds = now - began
+                values |= {
+                    "lr": self.optimizer.param_groups[0]["lr"],
+                    "images_per_second": (self.step - since) * config.batch_size / (now - tick),
+                    "seconds": self.seconds,
+                    "images": self.step * config.batch_size,
+                    "skipped": self.skipped,
+                }
+                tick, since = now, self.step
+                logger.write(self.step, values)
+                bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
+            if self._due(log.evaluate_every):
+                logger.write(self.step, self.evaluate())
+            if self._due(log.preview_every):
+                self._preview()
+            if self._due(log.checkpoint_every, at_end=True):
+                self.seconds = time.perf_counter() - began
+                save_checkpoint(self)
+        bar.close()
+        return self._finish(logger)
+
+    def _finish(self, logger: Logger) -> Path:
+        if not self._due(self.config.log.evaluate_every):
+            logger.write(self.step, self.evaluate())
+        self._preview()
+        if self.accelerator.is_main_process:
+            with self._ema_weights():
+                self.task.export(self.output / "model")
+            if self.ema is not None:
+                self.task.export(self.output / "model-raw")
+        logger.close()
+        self.accelerator.wait_for_everyone()
+        self._say(f"finished: {self.output / 'model'}")
+        self.accelerator.end_training()
+        return self.output / "model"
+
+    def _due(self, every: int, at_end: bool = False) -> bool:
+        return (every > 0 and self.step % every == 0) or (at_end and self.step == self.config.steps)
+
+    def _say(self, text: str) -> None:
+        if self.accelerator.is_main_process:
+            tqdm.write(text, file=sys.stderr)
+
+    def _mean(self, logs: dict[str, Tensor]) -> dict[str, float]:
+        names = sorted(logs)
+        stacked = torch.stack([logs[name].to(self.device) for name in names])
+        return dict(zip(names, self.accelerator.reduce(stacked, "mean").tolist()))
+
+    @contextlib.contextmanager
+    def _ema_weights(self) -> Iterator[None]:
+        """The model with its EMA weights (or as it is, without EMA), in evaluation mode."""
+        if self.ema is not None:
+            self.ema.store(self.parameters)
+            self.ema.copy_to(self.parameters)
+        self.objective.eval()
+        try:
+            yield
+        finally:
+            if self.ema is not None:
+                self.ema.restore(self.parameters)
+            self.objective.train()
+
+    @torch.inference_mode()
+    def evaluate(self, most: int = 10000) -> dict[str, float]:
+        """Mean loss and logged values on the validation data, with EMA weights; each process takes its share."""
+        data = self.task.val_data
+        if data is None:
+            return {}
+        size = max(1, self.config.batch_size // self.config.accumulate)
+        starts = range(0, min(most, len(data)), size)
+        sums: dict[str, Tensor] = {}
+        count = torch.zeros((), device=self.device)
+        config = dataclasses.replace(self.objective.data, flip=False, shift=0)
+        self.objective.data, kept = config, self.objective.data
+        with self._ema_weights(), self.accelerator.autocast():
+            for start in starts[self.accelerator.process_index :: self.accelerator.num_processes]:
+                batch = self._to_device(data.__getitems__(range(start, min(start + size, len(data), most))))
+                n = len(batch["label"])
+                draws = self.objective.draw(n, seeds.generator(self.config.seed, "evaluate", start))
+                loss, logs = self.objective(batch, self._to_device(draws))
+                for name, value in {"loss": loss, **logs}.items():
+                    sums[name] = sums.get(name, torch.zeros((), device=self.device)) + value.float() * n
+                count += n
+        self.objective.data = kept
+        names = sorted(sums)
+        total = self.accelerator.reduce(torch.stack([sums[name] for name in names] + [count]), "sum")
+        return {f"val_{name}": value for name, value in zip(names, (total[:-1] / total[-1]).tolist())}
+
+    def _preview(self) -> None:
+        """Grids from EMA and from raw weights as PNG files, on the main process."""
+        if not self.accelerator.is_main_process:
+            return
+        from torchvision.io import encode_png
+
+        from mgen.files import atomic_path
+
+        self.objective.eval()
+        grids = {"raw": self.task.preview(self.device)}
+        self.objective.train()
+        if self.ema is not None:
+            with self._ema_weights():
+                grids["ema"] = self.task.preview(self.device)
+        for name, grid in grids.items():
+            if grid is not None:
+                with atomic_path(self.output / "previews" / f"{self.step:07d}-{name}.png") as path:
+                    path.write_bytes(encode_png(grid.cpu()).numpy().tobytes())
+
+
+def train(config: TrainConfig) -> Path:
+    """Run the training that `config` describes; returns the folder of the finished model."""
+    return Trainer(config).run()
+
+
+def summary(config: TrainConfig) -> dict[str, Any]:
+    """The settings as plain values, for logs and checkpoints."""
+    return dataclasses.asdict(config)

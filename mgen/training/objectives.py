@@ -1,0 +1,153 @@
+"""Objectives: a model, the random draws of a step, and the loss they make, as one module (so DDP and autocast see it).
+
+The draws of a step are made for the whole batch of all processes from (seed, step) and cut into pieces afterwards: one
+process, several processes and gradient accumulation train on the same masks, drops and flips, and each piece is weighted
+by its share of the masked tokens, so all of them compute the same gradient up to the order of summation.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mgen.errors import MgenError
+from mgen.tokenizers.quantizers import codebook_usage
+from mgen.training.config import ClassifierObjectiveConfig, DataConfig, GeneratorObjectiveConfig, TokenizerObjectiveConfig
+from mgen.training.masking import known_from_uniform, mask_fraction_from_uniform
+
+Logs = dict[str, Tensor]
+
+
+class Objective(nn.Module):
+    """Base: image augmentation. Subclasses add draws and define forward(batch, draws, train) → (loss, logs)."""
+
+    def __init__(self, model: Any, data: DataConfig) -> None:
+        super().__init__()
+        self.model = model
+        self.data = data
+
+    def draw(self, count: int, rng: torch.Generator) -> dict[str, Tensor]:
+        """Random numbers of one step for `count` images; every tensor has that many rows."""
+        draws = {}
+        if self.data.flip:
+            draws["flip"] = torch.rand(count, generator=rng) < 0.5
+        if self.data.shift:
+            s = self.data.shift
+            draws["shift"] = torch.randint(-s, s + 1, (count, 2), generator=rng)
+        return draws
+
+    def share(self, piece: dict[str, Tensor], whole: dict[str, Tensor]) -> float:
+        """Weight of a piece of the batch in the mean over the whole batch, for a loss that is a mean over the piece."""
+        return 1.0
+
+    def augment(self, images: Tensor, draws: dict[str, Tensor]) -> Tensor:
+        """Flipped and shifted images (B, C, H, W); what a shift uncovers repeats the border."""
+        if "flip" in draws:
+            images = torch.where(draws["flip"].view(-1, 1, 1, 1), images.flip(-1), images)
+        if "shift" in draws:
+            s, side = self.data.shift, torch.arange(images.shape[-1], device=images.device)
+            padded = F.pad(images, (s, s, s, s), mode="replicate")
+            rows = side + s + draws["shift"][:, :1]  # (B, H)
+            cols = side + s + draws["shift"][:, 1:]  # (B, W)
+            b = torch.arange(len(images), device=images.device).view(-1, 1, 1)
+            images = padded[b, :, rows.unsqueeze(2), cols.unsqueeze(1)].permute(0, 3, 1, 2)  # (B, C, H, W)
+        return images
+
+
+class ClassifierObjective(Objective):
+    """Cross entropy with label smoothing."""
+
+    def __init__(self, model: Any, data: DataConfig, config: ClassifierObjectiveConfig) -> None:
+        super().__init__(model, data)
+        self.config = config
+
+    def forward(self, batch: dict[str, Tensor], draws: dict[str, Tensor]) -> tuple[Tensor, Logs]:
+        logits = self.model(self.augment(batch["image"], draws))[1].float()
+        smoothing = self.config.label_smoothing if self.training else 0.0
+        loss = F.cross_entropy(logits, batch["label"], label_smoothing=smoothing)
+        return loss, {"accuracy": (logits.argmax(1) == batch["label"]).float().mean()}
+
+
+class GeneratorObjective(Objective):
+    """Predict masked tokens from the visible ones and the class."""
+
+    def __init__(self, model: Any, data: DataConfig, config: GeneratorObjectiveConfig, tokenizer: Any = None) -> None:
+        super().__init__(model, data)
+        self.config = config
+        self._tokenizer = [tokenizer]  # in a list: a frozen helper, neither trained nor saved with the model
+        if config.label_drop and model.null_class is None:
+            raise MgenError("objective.label_drop needs a model with a null class: set model.null_class=true or label_drop=0")
+
+    def draw(self, count: int, rng: torch.Generator) -> dict[str, Tensor]:
+        draws = super().draw(count, rng)
+        fraction = mask_fraction_from_uniform(torch.rand(count, generator=rng), self.config.mask)
+        uniform = torch.rand(count, self.model.spec.length, generator=rng)
+        draws["known"] = known_from_uniform(fraction, uniform, self.config.mask.rounding)
+        draws["drop"] = torch.rand(count, generator=rng) < self.config.label_drop
+        return draws
+
+    def share(self, piece: dict[str, Tensor], whole: dict[str, Tensor]) -> float:
+        """Masked tokens here over those an equal share would have: makes the whole a mean over all masked tokens."""
+        here, all_ = (~piece["known"]).sum().item(), (~whole["known"]).sum().item()
+        return here / all_ * len(whole["known"]) / len(piece["known"])
+
+    def tokens(self, batch: dict[str, Tensor], draws: dict[str, Tensor]) -> Tensor:
+        if "tokens" in batch:
+            views = batch["tokens"]  # (B, V, L)
+            if "flip" not in draws:
+                return views[:, 0]
+            return torch.where(draws["flip"].unsqueeze(1), views[:, -1], views[:, 0])  # (B, L)
+        with torch.no_grad():
+            return self._tokenizer[0].encode(self.augment(batch["image"], draws))
+
+    def forward(self, batch: dict[str, Tensor], draws: dict[str, Tensor]) -> tuple[Tensor, Logs]:
+        tokens = self.tokens(batch, draws)
+        label = batch["label"]
+        if self.config.label_drop:
+            label = torch.where(draws["drop"], self.model.null_class, label)
+        smoothing = self.config.label_smoothing if self.training else 0.0
+        losses, hits = self.model(tokens, label, draws["known"], label_smoothing=smoothing)  # (masked tokens,) both
+        return losses.mean(), {"accuracy": hits.mean()}
+
+
+class TokenizerObjective(Objective):
+    """Reconstruction, the quantizer's losses, and optional perceptual and adversarial terms.
+
+    `discriminator` and `perceptual` are helpers outside the module tree: the first has its own optimizer, the second is
+    frozen. While `adversarial_on` is False the adversarial term is left out.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        data: DataConfig,
+        config: TokenizerObjectiveConfig,
+        *,
+        perceptual: nn.Module | None = None,
+        discriminator: nn.Module | None = None,
+    ) -> None:
+        super().__init__(model, data)
+        self.config = config
+        self._helpers = [perceptual, discriminator]
+        self.adversarial_on = False
+        if config.perceptual and perceptual is None:
+            raise MgenError("objective.perceptual needs objective.perceptual_model: a FashionCNN folder or VGG16 weights file")
+
+    def forward(self, batch: dict[str, Tensor], draws: dict[str, Tensor]) -> tuple[Tensor, Logs]:
+        c = self.config
+        images = self.augment(batch["image"], draws)
+        out, quantized = self.model(images)
+        out = out.float()
+        # Pixel errors are reported on images in [0, 1].
+        terms = {"l2": F.mse_loss(out, images) / 4, "l1": F.l1_loss(out, images) / 2, **quantized.losses}
+        perceptual, discriminator = self._helpers
+        if perceptual is not None and c.perceptual:
+            terms["perceptual"] = perceptual(out, images)
+        if discriminator is not None and self.adversarial_on:
+            terms["adversarial"] = discriminator.generator_loss(out)
+        loss = sum(getattr(c, name) * value for name, value in terms.items())
+        usage = codebook_usage(quantized.ids, self.model.quantize.codes)
+        psnr = -10 * torch.log10((out.clamp(-1, 1) - images).square().mean((1, 2, 3)) / 4).mean()
+        self.last = (images.detach(), out.detach())  # what the discriminator's step compares
+        return loss, {**{k: v.detach() for k, v in terms.items()}, **usage, "psnr": psnr.detach()}

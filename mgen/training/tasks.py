@@ -1,0 +1,139 @@
+"""What differs between training a generator, a tokenizer and a classifier: how it is built, previewed and exported."""
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from mgen.errors import MgenError
+from mgen.files import read_json, read_tensors
+from mgen.training.adversarial import Discriminator, PerceptualDistance
+from mgen.training.config import TrainConfig, build_model
+from mgen.training.data import make_dataset
+from mgen.training.objectives import ClassifierObjective, GeneratorObjective, Objective, TokenizerObjective
+
+
+class Task:
+    """Everything the loop needs to know about one run, apart from how to run it."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
+        self.tokenizer: Any = None
+        self.discriminator: Discriminator | None = None
+        model = build_model(config.model)
+        if config.init:
+            model = initialise(model, config.init)
+        make: dict[str, Callable[[Any], Objective]] = {
+            "classifier": lambda m: ClassifierObjective(m, config.data, config.objective),
+            "generator": self._generator,
+            "tokenizer": self._tokenizer,
+        }
+        self.objective = make[config.task](model)
+        fingerprint = None
+        if self.tokenizer is not None and config.data.kind == "cache":
+            from mgen.data import tokenizer_fingerprint
+
+            fingerprint = tokenizer_fingerprint(self.tokenizer)
+        self.train_data = make_dataset(config.data, split="train", fingerprint=fingerprint)
+        self.val_data = make_dataset(config.data, split="test", fingerprint=fingerprint)
+        for parameter_name, parameter in model.named_parameters():
+            if parameter_name.startswith(tuple(config.optim.freeze)) and config.optim.freeze:
+                parameter.requires_grad_(False)
+        self._check_data(model)
+        if config.task == "generator" and model.config.class_names is None and self.train_data.class_names != ("",):
+            model.register_to_config(class_names=tuple(self.train_data.class_names))
+
+    def _generator(self, model: Any) -> Objective:
+        c = self.config.objective
+        if c.tokenizer:
+            from mgen.pipeline import load_tokenizer
+
+            self.tokenizer = load_tokenizer(c.tokenizer).eval().requires_grad_(False)
+            spec = self.tokenizer.spec
+            spec.require(vocab=model.spec.vocab, length=model.spec.length, by=type(model).__name__)
+        elif self.config.data.kind != "cache":
+            raise MgenError("a generator trained on images needs objective.tokenizer: a folder or a name from mgen zoo")
+        return GeneratorObjective(model, self.config.data, c, self.tokenizer)
+
+    def _tokenizer(self, model: Any) -> Objective:
+        c = self.config.objective
+        perceptual = PerceptualDistance(c.perceptual_model) if c.perceptual and c.perceptual_model else None
+        if c.adversarial:
+            self.discriminator = Discriminator(
+                in_channels=model.config.in_channels, channels=c.discriminator_channels, loss=c.adversarial_loss, r1=c.r1
+            )
+        return TokenizerObjective(model, self.config.data, c, perceptual=perceptual, discriminator=self.discriminator)
+
+    def _check_data(self, model: Any) -> None:
+        data, task = self.train_data, self.config.task
+        if task == "generator":
+            if hasattr(data, "spec"):
+                data.spec.require(vocab=model.spec.vocab, length=model.spec.length, by=type(model).__name__)
+            if data.num_classes > model.config.num_classes:
+                raise MgenError(f"the data has {data.num_classes} classes, model.num_classes is {model.config.num_classes}")
+        elif "image" not in (batch := data.__getitems__([0])):
+            raise MgenError(f"task {task!r} trains on images: data.kind=cache holds tokens only")
+        else:
+            channels, side = batch["image"].shape[1:3]
+            if (channels, side) != (model.config.in_channels, model.config.image_size):
+                raise MgenError(
+                    f"the data has {channels}×{side}×{side} images, the model takes {model.config.in_channels}×"
+                    f"{model.config.image_size}×{model.config.image_size}: set model.in_channels, model.image_size or the data's size"
+                )
+
+    @torch.inference_mode()
+    def preview(self, device: torch.device) -> Tensor | None:
+        """A grid as uint8 (C, H, W): samples of a generator, originals above reconstructions of a tokenizer."""
+        from torchvision.utils import make_grid
+
+        model = self.objective.model
+        if self.config.task == "tokenizer":
+            data = self.val_data if self.val_data is not None else self.train_data
+            images = data.__getitems__(range(min(16, len(data))))["image"].to(device)
+            images = torch.cat([images, model(images)[0].clamp(-1, 1)])
+            return make_grid(((images + 1) * 127.5).round().to(torch.uint8), nrow=len(images) // 2)
+        if self.config.task == "generator" and self.tokenizer is not None:
+            pipe = self.pipeline()
+            classes = list(itertools.islice(itertools.cycle(range(model.config.num_classes)), 40))[:40]
+            images = pipe(classes, seed=self.config.seed, output_type="uint8", progress=False).images
+            return make_grid(images, nrow=min(10, model.config.num_classes))
+        return None
+
+    def pipeline(self) -> Any:
+        from mgen.pipeline import MaskedPipeline
+        from mgen.samplers import ParallelSampler
+
+        sampler = ParallelSampler(**self.config.objective.sampler)
+        return MaskedPipeline(tokenizer=self.tokenizer, generator=self.objective.model, sampler=sampler)
+
+    def export(self, folder: Path) -> None:
+        """The model as users load it: a pipeline where there is a tokenizer, else the model's own folder."""
+        if self.config.task == "generator" and self.tokenizer is not None:
+            self.pipeline().save_pretrained(folder)
+        else:
+            self.objective.model.save_pretrained(folder)
+
+
+def initialise(model: Any, folder: str) -> Any:
+    """`model` with the weights of `folder`, which must fit exactly."""
+    path = Path(folder)
+    if (path / "generator").is_dir() and (path / "model_index.json").is_file():
+        path = path / "generator"
+    files = sorted(path.glob("*.safetensors"))
+    if not files or not (path / "config.json").is_file():
+        raise MgenError(f"init: no saved model in {folder} (expected config.json and safetensors)")
+    saved = read_json(path / "config.json").get("_class_name")
+    if saved != type(model).__name__:
+        raise MgenError(f"init: {folder} holds a {saved}, the run trains a {type(model).__name__}")
+    state: dict[str, Tensor] = {}
+    for file in files:
+        state.update(read_tensors(file)[0])
+    try:
+        model.load_state_dict({k: v.float() for k, v in state.items()})
+    except (RuntimeError, SafetensorError) as error:
+        raise MgenError(f"init: the weights in {folder} do not fit the model: {str(error).splitlines()[1].strip()[:160]}") from error
+    return model

@@ -1,0 +1,110 @@
+"""Schedules: how many tokens remain unknown after each step.
+
+A schedule is a mask fraction γ(r) of the progress r in (0, 1] (MaskGIT, arXiv 2202.04200, §3.3), or an explicit list of
+fractions, one per step (AutoNAT, arXiv 2406.05478).
+
+| name | γ(r) |
+|---|---|
+| cosine | cos(π r / 2) |
+| arccos | arccos(r) / (π / 2) |
+| linear | 1 − r |
+| square | 1 − r² |
+| powX, e.g. pow2.5 | 1 − r^X |
+| log | −log₂ r / log₂ N |
+| exp | 1 − 2^(−log₂ N · (1 − r)) |
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from mgen.errors import MgenError, suggestion
+
+NAMES = ("arccos", "cosine", "exp", "linear", "log", "square")
+Schedule = str | Sequence[float]
+
+
+def mask_fraction(name: str, ratio: float, *, length: int, precision: str = "float64") -> float:
+    """γ(ratio), clipped to [1e-6, 1] as in the original code.
+
+    Args:
+        name: see the table above.
+        ratio: progress in (0, 1].
+        length: N, used by "log" and "exp".
+        precision: "float64" or "float32". The original JAX code works in float32, where a cosine that is 1/2 comes out
+            just below, and the floor of a count then loses one token (256 tokens at ratio 2/3: 127, not 128).
+    """
+    f = np.float32 if precision == "float32" else np.float64
+    r, one = f(ratio), f(1)
+    match name:
+        case "cosine":
+            value = np.cos(f(math.pi) / f(2) * r) if precision == "float64" else np.cos(r * f(math.pi * 0.5))
+        case "arccos":
+            value = np.arccos(np.minimum(r, one)) / f(math.pi / 2)
+        case "linear" | "uniform":
+            value = one - r
+        case "square":
+            value = one - r**2
+        case "log":
+            value = -np.log2(r) / np.log2(f(length))
+        case "exp":
+            value = one - np.exp2(-np.log2(f(length)) * (one - r))
+        case _:
+            value = one - r ** f(_exponent(name))
+    return float(np.clip(value, f(1e-6), one))
+
+
+def _exponent(name: str) -> float:
+    try:
+        if not name.startswith("pow"):
+            raise ValueError
+        return float(name[3:].lstrip(":"))
+    except ValueError:
+        raise MgenError(f"unknown schedule {name!r}: {suggestion(name, (*NAMES, 'pow2.5'))} (any power), or a list") from None
+
+
+def remaining_counts(
+    schedule: Schedule,
+    *,
+    steps: int,
+    unknown: int,
+    length: int,
+    start: int = 0,
+    precision: str = "float64",
+    keep_one: bool = True,
+) -> list[int]:
+    """Tokens still unknown after each of the steps start … steps − 1; the last entry is 0.
+
+    Args:
+        schedule: a name, or a list of `steps` − 1 fractions (the last step always reveals the rest) or of `steps`.
+        steps: T. start: first step that is run (MaskGIT's editing starts later than 0).
+        unknown: tokens unknown at the start; counts are floor(unknown · γ). length: tokens in all, L.
+        keep_one: hold the count between 1 and one less than before, as MaskGIT and AutoNAT do. ENAT does not.
+
+    Raises:
+        MgenError: unknown name, a list of the wrong length, or fractions outside [0, 1].
+    """
+    if steps < 1:
+        raise MgenError(f"steps is {steps}: at least 1 is needed")
+    if not 0 <= start < steps:
+        raise MgenError(f"start is {start}: it must lie in 0 … {steps - 1} (steps − 1)")
+    fractions = None
+    if not isinstance(schedule, str):
+        fractions = [float(x) for x in schedule]
+        if len(fractions) not in (steps - 1, steps):
+            raise MgenError(f"the schedule lists {len(fractions)} fractions, {steps} steps take {steps - 1} (or {steps})")
+        if any(not 0 <= x <= 1 for x in fractions):
+            raise MgenError("the schedule lists fractions outside 0 … 1")
+    f = np.float32 if precision == "float32" else np.float64
+    counts, now = [], unknown
+    for step in range(start, steps - 1):
+        if fractions is not None:
+            fraction = fractions[step]
+        else:
+            fraction = mask_fraction(schedule, float(f(step + 1) / f(steps)), length=length, precision=precision)  # type: ignore[arg-type]
+        count = int(np.floor(f(unknown) * f(fraction)))
+        count = max(1, min(now - 1, count)) if keep_one else min(now, count)
+        now = min(count, now)
+        counts.append(now)
+    return [*counts, 0]

@@ -1,0 +1,62 @@
+"""Values that change over the steps: guidance, sampling temperature, confidence temperature.
+
+A value is a number (constant), a list with one entry per step (one less: the last is 0), or a mapping:
+
+    {kind: linear, start: 1, end: 3, at: end}               start + (end − start) · p
+    {kind: cosine, start: 1, end: 3}                         start + (end − start) · (1 − cos(π p)) / 2
+    {kind: power-cosine, start: 1, end: 3, power: 2}         the same with p raised to `power` (arXiv 2306.09305, §4)
+
+with progress p of step t of T: `at: end` p = (t + 1) / T, `at: start` p = t / T, `at: inclusive` p = t / (T − 1).
+Guidance is the factor s in u + s·(c − u): 1 means none. `power-cosine` and `cosine` default to `inclusive`, linear to `end`.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mgen.errors import MgenError, check_choice, suggestion
+
+Value = float | Sequence[float] | Mapping[str, Any]
+KEYS = {"linear": {"start", "end", "at"}, "cosine": {"start", "end", "at"}, "power-cosine": {"start", "end", "at", "power"}}
+
+
+def per_step(value: Value, steps: int, *, name: str = "value") -> list[float]:
+    """The value at each of `steps` steps.
+
+    Raises:
+        MgenError: a list of the wrong length, an unknown kind or key, or a number that is not finite.
+    """
+    if isinstance(value, Mapping):
+        out = _curve(value, steps, name)
+    elif isinstance(value, Sequence):
+        out = [float(x) for x in value]
+        if len(out) == steps - 1:
+            out.append(0.0)
+        if len(out) != steps:
+            raise MgenError(f"{name} lists {len(out)} values for {steps} steps: give {steps} (or {steps - 1}, the last is then 0)")
+    else:
+        out = [float(value)] * steps
+    if not all(map(math.isfinite, out)):
+        raise MgenError(f"{name} holds a number that is not finite: {value}")
+    return out
+
+
+def _curve(value: Mapping[str, Any], steps: int, name: str) -> list[float]:
+    kind = check_choice(f"{name}.kind", str(value.get("kind")), KEYS)
+    for key in value:
+        if key not in KEYS[kind] | {"kind"}:
+            raise MgenError(f"unknown key '{name}.{key}': {suggestion(key, KEYS[kind])}")
+    start, end = float(value.get("start", 1.0)), float(value.get("end", 1.0))
+    at = check_choice(f"{name}.at", value.get("at", "end" if kind == "linear" else "inclusive"), ("start", "end", "inclusive"))
+    out = []
+    for t in range(steps):
+        p = {"start": t / steps, "end": (t + 1) / steps, "inclusive": t / max(1, steps - 1)}[at]
+        if kind != "linear":
+            p = (1 - math.cos(math.pi * p ** float(value.get("power", 1.0)))) / 2
+        out.append(start + (end - start) * p)
+    return out
+
+
+def with_strength(value: Value, strength: float) -> Value:
+    """The same curve with another end, or the constant `strength` where there is no curve: what `--guidance` means."""
+    return {**value, "end": strength} if isinstance(value, Mapping) else strength

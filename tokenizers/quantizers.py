@@ -1,0 +1,132 @@
+"""Quantizers: real latents ⇄ ids. Both work on channel-first maps z (B, C, h, w) and return ids (B, h, w).
+
+`VectorQuantizer`: nearest row of a learned codebook (van den Oord et al., "Neural Discrete Representation Learning", 2017,
+arXiv 1711.00937, eq. 1–3), with the entropy term of MaskGIT's training configuration.
+`FSQ`: rounding each bounded channel to a few levels (Mentzer et al., "Finite Scalar Quantization: VQ-VAE Made Simple",
+2023, arXiv 2309.15505): no codebook to learn, no dead codes.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Quantized(NamedTuple):
+    """values (B, C, h, w) with straight-through gradient, ids (B, h, w) int64, loss terms (scalars, unweighted)."""
+
+    values: Tensor
+    ids: Tensor
+    losses: dict[str, Tensor]
+
+
+class VectorQuantizer(nn.Module):
+    """Nearest-neighbour quantization.
+
+    Args:
+        codes: number of codebook rows.
+        dim: length of a row, equal to the channels of z.
+    """
+
+    def __init__(self, *, codes: int, dim: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(codes, dim)
+        nn.init.uniform_(self.embedding.weight, -1 / codes, 1 / codes)
+
+    @property
+    def codes(self) -> int:
+        return self.embedding.num_embeddings
+
+    def distances(self, z: Tensor) -> Tensor:
+        """Squared distances (B, h, w, codes) of z (B, C, h, w) to every code, always in fp32: rounding changes ids."""
+        flat = z.permute(0, 2, 3, 1).float()  # (B, h, w, C)
+        table = self.embedding.weight.float()
+        return flat.square().sum(-1, keepdim=True) + table.square().sum(-1) - 2 * flat @ table.T
+
+    def ids(self, z: Tensor) -> Tensor:
+        with torch.autocast(z.device.type, enabled=False):
+            return self.distances(z).argmin(-1)  # (B, h, w)
+
+    def lookup(self, ids: Tensor) -> Tensor:
+        """Rows of the codebook as a map (B, C, h, w) for ids (B, h, w)."""
+        return self.embedding(ids).permute(0, 3, 1, 2)
+
+    def forward(self, z: Tensor) -> Quantized:
+        """Quantize z (B, C, h, w); losses: "codebook" |e - sg(z)|², "commitment" |z - sg(e)|², "entropy"."""
+        with torch.autocast(z.device.type, enabled=False):
+            z = z.float()
+            distances = self.distances(z)
+            ids = distances.argmin(-1)  # (B, h, w)
+            rows = self.lookup(ids).float()
+            losses = {
+                "codebook": F.mse_loss(rows, z.detach()),
+                "commitment": F.mse_loss(z, rows.detach()),
+                "entropy": entropy_loss(distances),
+            }
+            return Quantized(z + (rows - z).detach(), ids, losses)
+
+
+def entropy_loss(distances: Tensor, temperature: float = 0.01) -> Tensor:
+    """Mean entropy of the soft assignment minus entropy of its mean: low when choices are sharp and codes evenly used.
+
+    Args:
+        distances: squared distances (..., codes).
+        temperature: of the softmax over -distance (MaskGIT's configuration: 0.01).
+    """
+    log_p = F.log_softmax(-distances.flatten(0, -2) / temperature + 1e-5, dim=-1)  # (N, codes)
+    p = log_p.exp()
+    mean = p.mean(0)
+    return -(p * log_p).sum(-1).mean() + (mean * torch.log(mean + 1e-5)).sum()
+
+
+class FSQ(nn.Module):
+    """Finite scalar quantization.
+
+    Args:
+        levels: number of levels of each channel; the vocabulary is their product.
+    """
+
+    def __init__(self, *, levels: tuple[int, ...]) -> None:
+        super().__init__()
+        sizes = torch.tensor(levels)
+        strides = torch.cumprod(torch.tensor((1, *levels[:-1])), 0)
+        self.register_buffer("sizes", sizes.view(-1, 1, 1), persistent=False)
+        self.register_buffer("strides", strides.view(-1, 1, 1), persistent=False)
+        self.codes = math.prod(levels)
+
+    def bound(self, z: Tensor) -> Tensor:
+        """Squash z so that rounding gives exactly `levels` integers per channel (arXiv 2309.15505, appendix A.1)."""
+        half = (self.sizes - 1) * (1 - 1e-3) / 2
+        offset = torch.where(self.sizes % 2 == 1, 0.0, 0.5)
+        return torch.tanh(z + torch.atanh(offset / half)) * half - offset
+
+    def _split(self, rounded: Tensor) -> tuple[Tensor, Tensor]:
+        half = self.sizes // 2
+        ids = ((rounded + half).long() * self.strides).sum(1)
+        return rounded / half, ids
+
+    def ids(self, z: Tensor) -> Tensor:
+        with torch.autocast(z.device.type, enabled=False):
+            return self._split(self.bound(z.float()).round())[1]  # (B, h, w)
+
+    def lookup(self, ids: Tensor) -> Tensor:
+        """Values in [-1, 1] as a map (B, C, h, w) for ids (B, h, w)."""
+        half = self.sizes // 2
+        levels = ids.unsqueeze(1) // self.strides % self.sizes  # (B, C, h, w)
+        return (levels - half) / half
+
+    def forward(self, z: Tensor) -> Quantized:
+        """Quantize z (B, C, h, w); there is nothing to learn here, so there are no losses."""
+        with torch.autocast(z.device.type, enabled=False):
+            bounded = self.bound(z.float())
+            rounded = bounded + (bounded.round() - bounded).detach()
+            values, ids = self._split(rounded)
+            return Quantized(values, ids, {})
+
+
+def codebook_usage(ids: Tensor, codes: int) -> dict[str, Tensor]:
+    """Share of codes that occur in `ids` (0..1), and perplexity exp(entropy) of their distribution (1..codes)."""
+    p = torch.bincount(ids.flatten(), minlength=codes).float() / ids.numel()
+    return {"usage": (p > 0).float().mean(), "perplexity": torch.special.entr(p).sum().exp()}

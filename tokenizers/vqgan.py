@@ -1,0 +1,214 @@
+"""VQGAN of the MaskGIT line: one convolutional tokenizer for MaskGIT, MAGE, AutoNAT, ENAT, ReCAP and RAR.
+
+Architecture of google-research/maskgit (Chang et al., "MaskGIT", CVPR 2022, arXiv 2202.04200) after Esser et al., "Taming
+Transformers" (arXiv 2012.09841): no attention, average pooling on the way down, no biases in most convolutions.
+Parameter names are those of the PyTorch checkpoint `vqgan_jax_strongaug.ckpt`.
+
+Notation: B batch, C image channels, H = W image side, h = w = H / 2^(levels-1) token grid, L = h·w.
+
+| size | channels | multipliers | blocks | codes × dim | parameters |
+|---|---|---|---|---|---|
+| maskgit-f16 (256 and 512 px) | 128 | 1 1 2 2 4 | 2 | 1024 × 256 | 54.5 M |
+"""
+
+import torch
+import torch.nn.functional as F
+from diffusers import ModelMixin  # noqa: F401  (diffusers looks the base class up in this namespace)
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor, nn
+
+from mgen.errors import MgenError
+from mgen.modeling import Model, public
+from mgen.tokenizers.quantizers import FSQ, Quantized, VectorQuantizer
+from mgen.tokens import TokenSpec
+
+SIZES = {"maskgit-f16": dict(channels=128, multipliers=(1, 1, 2, 2, 4), blocks=2, latent=256, codes=1024)}
+
+
+class ResBlock(nn.Module):
+    """Two 3×3 convolutions, pre-norm. `shortcut="output"` keeps the official quirk where the channel count changes."""
+
+    def __init__(self, c_in: int, c_out: int, groups: int, shortcut: str) -> None:
+        super().__init__()
+        self.norm1 = norm(c_in, groups)
+        self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1, bias=groups == 0)
+        self.norm2 = norm(c_out, groups)
+        self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1, bias=groups == 0)
+        self.shortcut = shortcut
+        if c_in != c_out:
+            self.nin_shortcut = nn.Conv2d(c_out if shortcut == "output" else c_in, c_out, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(F.silu(self.norm2(h)))
+        if not hasattr(self, "nin_shortcut"):
+            return x + h
+        if self.shortcut == "fused":
+            return h
+        # Official code applies the 1×1 shortcut to the block's own output and drops x; "input" is the clean residual.
+        return h + self.nin_shortcut(h if self.shortcut == "output" else x)
+
+    def fuse(self) -> None:
+        """Fold h + W·h, h = conv2(…), into one convolution with kernel (I + W)·conv2: equal up to rounding, 1×1 saved."""
+        if not hasattr(self, "nin_shortcut") or self.shortcut != "output":
+            return
+        mix = self.nin_shortcut.weight.data[:, :, 0, 0]
+        mix = mix + torch.eye(len(mix), dtype=mix.dtype, device=mix.device)
+        self.conv2.weight.data = torch.einsum("oi,ichw->ochw", mix, self.conv2.weight.data)
+        if self.conv2.bias is not None:
+            self.conv2.bias.data = mix @ self.conv2.bias.data
+        self.nin_shortcut = nn.Identity()
+        self.shortcut = "fused"
+
+
+def norm(channels: int, groups: int) -> nn.Module:
+    return nn.GroupNorm(groups, channels, eps=1e-6) if groups else nn.Identity()
+
+
+class Upsample(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class Level(nn.Module):
+    """The blocks of one resolution; in the decoder followed by an upsampling on all but the finest level."""
+
+    def __init__(self, c_in: int, c_out: int, blocks: int, groups: int, shortcut: str, upsample: bool = False) -> None:
+        super().__init__()
+        self.block = nn.ModuleList(ResBlock(c_in if b == 0 else c_out, c_out, groups, shortcut) for b in range(blocks))
+        if upsample:
+            self.upsample = Upsample(c_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.block:
+            x = block(x)
+        return self.upsample(x) if hasattr(self, "upsample") else x
+
+
+class Middle(nn.Sequential):
+    def __init__(self, channels: int, blocks: int, groups: int, shortcut: str) -> None:
+        super().__init__()
+        for b in range(blocks):
+            self.add_module(f"block_{b + 1}", ResBlock(channels, channels, groups, shortcut))
+
+
+class Encoder(nn.Module):
+    def __init__(self, c: int, mult: tuple[int, ...], blocks: int, mid: int, c_in: int, z: int, groups: int, cut: str) -> None:
+        super().__init__()
+        wide = [c, *(c * m for m in mult)]
+        self.conv_in = nn.Conv2d(c_in, c, 3, padding=1, bias=False)
+        self.down = nn.ModuleList(Level(a, b, blocks, groups, cut) for a, b in zip(wide, wide[1:]))
+        self.mid = Middle(wide[-1], mid, groups, cut)
+        self.norm_out = norm(wide[-1], groups)
+        self.conv_out = nn.Conv2d(wide[-1], z, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv_in(x)
+        for i, level in enumerate(self.down):
+            x = level(x if i == 0 else F.avg_pool2d(x, 2))
+        return self.conv_out(F.silu(self.norm_out(self.mid(x))))  # (B, z, h, w)
+
+
+class Decoder(nn.Module):
+    def __init__(self, c: int, mult: tuple[int, ...], blocks: int, mid: int, c_out: int, z: int, groups: int, cut: str) -> None:
+        super().__init__()
+        wide = [*(c * m for m in mult), c * mult[-1]]
+        self.conv_in = nn.Conv2d(z, wide[-1], 3, padding=1)
+        self.mid = Middle(wide[-1], mid, groups, cut)
+        # Stored by level, finest first, as in the checkpoint; run from the coarsest.
+        self.up = nn.ModuleList(Level(wide[i + 1], wide[i], blocks, groups, cut, upsample=i > 0) for i in range(len(mult)))
+        self.norm_out = norm(wide[0], groups)
+        self.conv_out = nn.Conv2d(wide[0], c_out, 3, padding=1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        x = self.mid(self.conv_in(z))
+        for level in reversed(self.up):
+            x = level(x)
+        return self.conv_out(F.silu(self.norm_out(x)))  # (B, C, H, W)
+
+
+@public
+class VQGAN(Model):
+    """Image ⇄ ids. Images are (B, C, H, W) in [-1, 1]; inside, the network works on [0, 1] as the official one does.
+
+    Args:
+        image_size: H = W in pixels; a multiple of 2^(levels - 1). Any size works with the same weights.
+        in_channels: C, 3 for RGB, 1 for grey.
+        channels, multipliers, blocks, mid_blocks: width, its factor per level, residual blocks per level and in the middle.
+        latent: channels of a code vector. codes: codebook rows. Both follow from `fsq_levels` when that is given.
+        norm_groups: groups of the GroupNorms; 0 leaves norms out and gives the convolutions biases (small models).
+        shortcut: "output" (official: see ResBlock) or "input" (an ordinary residual).
+        fsq_levels: replaces the codebook by finite scalar quantization with these levels.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        *,
+        image_size: int = 256,
+        in_channels: int = 3,
+        channels: int = 128,
+        multipliers: tuple[int, ...] = (1, 1, 2, 2, 4),
+        blocks: int = 2,
+        mid_blocks: int = 2,
+        latent: int = 256,
+        codes: int = 1024,
+        norm_groups: int = 32,
+        shortcut: str = "output",
+        fsq_levels: tuple[int, ...] | None = None,
+    ) -> None:
+        super().__init__()
+        self.factor = 2 ** (len(multipliers) - 1)
+        if image_size % self.factor:
+            raise MgenError(f"image_size {image_size} is not a multiple of {self.factor}, the downsampling of {len(multipliers)} levels")
+        latent = len(fsq_levels) if fsq_levels else latent
+        shape = (channels, tuple(multipliers), blocks, mid_blocks, in_channels, latent, norm_groups, shortcut)
+        self.encoder = Encoder(*shape)
+        self.decoder = Decoder(*shape)
+        self.quantize: FSQ | VectorQuantizer
+        self.quantize = FSQ(levels=tuple(fsq_levels)) if fsq_levels else VectorQuantizer(codes=codes, dim=latent)
+
+    @property
+    def spec(self) -> TokenSpec:
+        side = self.config.image_size // self.factor
+        return TokenSpec(kind="index", length=side * side, grid=(side, side), vocab=self.quantize.codes)
+
+    def latents(self, images: Tensor) -> Tensor:
+        """Features before quantization (B, latent, h, w) of images (B, C, H, W) in [-1, 1]."""
+        if images.shape[-2] % self.factor or images.shape[-1] % self.factor:
+            raise MgenError(f"image size {tuple(images.shape[-2:])} is not a multiple of {self.factor}: resize or crop it first")
+        return self.encoder((images + 1) / 2)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Ids (B, L) int64, row by row, of images (B, C, H, W) in [-1, 1]."""
+        return self.quantize.ids(self.latents(images)).flatten(1)  # (B, L)
+
+    def decode_latents(self, z: Tensor) -> Tensor:
+        """Images (B, C, H, W), about [-1, 1] and not clamped, of code vectors z (B, latent, h, w)."""
+        return self.decoder(z) * 2 - 1
+
+    def decode(self, ids: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        """Images of ids (B, L) int64 in 0..codes-1; `grid` (h, w) if not square."""
+        side = round(ids.shape[1] ** 0.5)
+        values = self.quantize.lookup(ids.unflatten(1, grid or (side, side)))
+        return self.decode_latents(values.to(self.dtype))
+
+    def fuse(self) -> "VQGAN":
+        """Fold the official shortcuts into their convolutions, for inference. The model can then no longer be saved."""
+        for module in self.modules():
+            if isinstance(module, ResBlock):
+                module.fuse()
+        return self
+
+    def fingerprint_parts(self) -> dict[str, Tensor]:
+        """The weights that decide which ids an image gets: a new decoder leaves a token cache valid."""
+        return {name: value for name, value in self.state_dict().items() if not name.startswith("decoder.")}
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Quantized]:
+        """Reconstruction (B, C, H, W) in about [-1, 1], and the quantizer's result with its losses."""
+        quantized = self.quantize(self.latents(images))
+        return self.decode_latents(quantized.values), quantized
