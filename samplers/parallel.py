@@ -23,12 +23,22 @@ from mgen.samplers.values import Value, per_step, with_strength
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """State after a step: tokens and known (B, L), step index of count. The tensors are live: clone what you keep."""
+    """State after step `index` of `count`. The tensors are live: clone what you keep.
+
+    tokens (B, L) and known (B, L); positions and drawn (B, M): what was drawn in this step, revealed or not (M may be 0).
+    """
 
     tokens: Tensor
     known: Tensor
+    positions: Tensor
+    drawn: Tensor
     index: int
     count: int
+
+    @property
+    def draft(self) -> Tensor:
+        """Ids (B, L): the known tokens, and this step's draws where it evaluated unknown positions."""
+        return torch.where(self.known, self.tokens, self.tokens.scatter(1, self.positions, self.drawn))
 
 
 @public
@@ -139,6 +149,7 @@ class ParallelSampler(SchedulerMixin, ConfigMixin):
         widest, most = before.amax(1).tolist(), reveal.amax(1).tolist()
         reveal = reveal.to(device)
 
+        positions = drawn = tokens[:, :0]
         for i, t in enumerate(range(c.start, c.steps)):
             if most[i]:
                 if priority is None:
@@ -169,7 +180,7 @@ class ParallelSampler(SchedulerMixin, ConfigMixin):
                 shown = rank < reveal[i].unsqueeze(1)  # (B, M), exactly the scheduled count in each row
                 tokens.scatter_(1, positions, torch.where(shown, drawn, tokens.gather(1, positions)))
                 known.scatter_(1, positions, shown | known.gather(1, positions))
-            yield Step(tokens=tokens, known=known, index=t, count=c.steps)
+            yield Step(tokens=tokens, known=known, positions=positions, drawn=drawn, index=t, count=c.steps)
 
 
 def _rows(values: Tensor, positions: Tensor) -> Tensor:

@@ -1,0 +1,117 @@
+"""The registry of official formats, and the conversion that is strict on every key."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mgen.checkpoints import maskgit, maskgit_jax, maskgit_vqgan
+from mgen.checkpoints.reading import State, read_state_dict
+from mgen.errors import MgenError, check_choice
+from mgen.modeling import Model, check_keys, constructor_keys
+
+
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """How one official layout is read.
+
+    Attributes:
+        model: name of our class. about: one line for help texts.
+        config: shapes → constructor arguments, as far as shapes tell; the rest are the published values.
+        rename: official state → (our state, ignored names with the reason).
+    """
+
+    model: str
+    about: str
+    config: Callable[[State], dict[str, Any]]
+    rename: Callable[[State], tuple[State, dict[str, str]]]
+
+
+FORMATS = {
+    "maskgit": Format(
+        model="MaskGIT",
+        about="AutoNAT / MaskGIT-r U-ViT, nnet_ema.pth",
+        config=maskgit.config,
+        rename=maskgit.rename,
+    ),
+    "maskgit-jax": Format(
+        model="MaskGITBert",
+        about="google-research/maskgit transformer, maskgit_imagenet256_checkpoint (flax msgpack)",
+        config=maskgit_jax.transformer_config,
+        rename=maskgit_jax.transformer,
+    ),
+    "maskgit-vqgan": Format(
+        model="VQGAN",
+        about="VQGAN in taming-style keys (vqgan_jax_strongaug.ckpt), open-muse keys or flax msgpack",
+        config=maskgit_vqgan.config,
+        rename=maskgit_vqgan.rename,
+    ),
+}
+
+
+@dataclass(kw_only=True)
+class Conversion:
+    """A converted model and what became of every official name."""
+
+    model: Model
+    config: dict[str, Any]
+    mapped: list[str] = field(default_factory=list)
+    ignored: dict[str, str] = field(default_factory=dict)
+
+    def report(self) -> str:
+        """Lines for a person: what was mapped, what was ignored and why."""
+        count = sum(p.numel() for p in self.model.parameters())
+        lines = [f"{type(self.model).__name__}: {len(self.mapped)} tensors mapped, {count:,} parameters, none missing"]
+        lines += [f"  ignored {name}: {reason}" for name, reason in self.ignored.items()]
+        return "\n".join(lines)
+
+
+def convert(format_name: str, path: str | Path, **settings: Any) -> Conversion:
+    """Our model with the weights of an official file.
+
+    Args:
+        format_name: a key of FORMATS. path: the official file.
+        settings: constructor arguments that shapes cannot tell and that differ from the published ones.
+
+    Raises:
+        MgenError: unreadable file, or any name or shape that is left over, missing or different.
+    """
+    import mgen
+
+    layout = FORMATS[check_choice("format", format_name, FORMATS)]
+    official = read_state_dict(path)
+    cls = getattr(mgen, layout.model)
+    check_keys(settings, constructor_keys(cls), "")
+    try:
+        config = {**layout.config(official), **settings}
+        state, ignored = layout.rename(official)
+    except KeyError as error:
+        raise MgenError(f"{path} is not of format {format_name!r}: it lacks {error.args[0]}") from error
+    try:
+        model = cls(**config)
+    except (TypeError, ValueError) as error:
+        raise MgenError(f"{path} does not fit {layout.model} with {config}: {error}") from error
+    _load_exactly(model, state, path)
+    used = [name for name in official if name not in ignored]
+    return Conversion(model=model.eval(), config=config, mapped=used, ignored=ignored)
+
+
+def _load_exactly(model: Model, state: dict[str, Tensor], path: str | Path) -> None:
+    own = model.state_dict()
+    missing = sorted(own.keys() - state.keys())
+    extra = sorted(state.keys() - own.keys())
+    wrong = [f"{k} {tuple(state[k].shape)} for {tuple(own[k].shape)}" for k in own.keys() & state.keys() if own[k].shape != state[k].shape]
+    problems = [
+        f"{len(names)} {what}, e.g. {names[0]}"
+        for what, names in (("missing", missing), ("not expected", extra), ("of another shape", sorted(wrong)))
+        if names
+    ]
+    if problems:
+        raise MgenError(f"{path} does not hold exactly the weights of {type(model).__name__}: {'; '.join(problems)}")
+    for name, value in state.items():
+        if not torch.isfinite(value).all():
+            raise MgenError(f"{path}: {name} holds NaN or infinity; the file is damaged")
+    model.load_state_dict({name: value.float() for name, value in state.items()})
