@@ -4,13 +4,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# On CPUs the backward pass of SDPA is slower than explicit attention up to about this many keys; `mgen bench` shows both.
+# In reduced precision the CPU backward of SDPA is slower than explicit attention up to about this many keys.
 EXPLICIT_KEYS = 128
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
     """softmax(q kᵀ / √d) v for q (B, H, Q, d), k and v (B, H, L, d); the faster of two equal forms."""
-    if q.device.type == "cpu" and q.requires_grad and k.shape[2] <= EXPLICIT_KEYS:
+    if q.device.type == "cpu" and q.requires_grad and q.dtype != torch.float32 and k.shape[2] <= EXPLICIT_KEYS:
         weights = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(-1)  # (B, H, Q, L)
         return F.dropout(weights, dropout, training=dropout > 0) @ v
     return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)

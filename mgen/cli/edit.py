@@ -1,0 +1,84 @@
+"""`mgen edit`: in-painting, out-painting, class editing."""
+
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+
+from mgen.cli import make_parser
+from mgen.cli.sample import add_sampling, load_for
+from mgen.errors import MgenError
+
+EXAMPLES = """  mgen edit photo.png --mask mask.png --class bag --out edited       draw the white part of the mask anew
+  mgen edit shoe.png --box 0,0,16,32 --class sneaker --out edited      left half of a 32-pixel image
+  mgen edit bag.png --outpaint 8,8,8,8 --class bag --out edited        shrink the picture, draw a frame around it
+  mgen edit shirt.png --box 6,6,26,26 --class dress,coat --num-images 4 --out edited    other classes in a region
+
+The picture is centre-cropped to the model's size. Pixels outside the mask stay exactly as they are."""
+
+
+def command(argv: Sequence[str] | None = None) -> int:
+    parser = make_parser("edit", "Draw a part of an image anew.", EXAMPLES)
+    parser.add_argument("image", help="image file")
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--mask", metavar="FILE", help="image whose bright pixels (≥ 128) are drawn anew")
+    where.add_argument("--box", metavar="L,T,R,B", help="box in pixels of the model's image size that is drawn anew")
+    where.add_argument("--outpaint", metavar="L,T,R,B", help="margins in pixels to draw around the shrunken picture")
+    parser.add_argument("--class", "--classes", dest="classes", help="class ids or names of the result; default: none (null class)")
+    parser.add_argument("--num-images", type=int, default=4, help="variants per class")
+    parser.add_argument("--dilate", type=int, default=1, help="token cells by which the mask grows")
+    parser.add_argument("--feather", type=float, default=0.0, help="softening of the seam, in pixels")
+    parser.add_argument("--out", default="edited", metavar="DIR")
+    add_sampling(parser)
+    args = parser.parse_args(argv)
+    if args.num_images < 1 or args.dilate < 0 or args.feather < 0:
+        raise MgenError("--num-images must be at least 1, --dilate and --feather at least 0")
+    return edit(args)
+
+
+def edit(args: Namespace) -> int:
+    import torch
+
+    from mgen import editing
+    from mgen.data import load_image
+    from mgen.generation import image_name, parse_classes, save_png
+    from mgen.grids import labelled_grid
+    from mgen.pipeline import to_pil
+
+    pipe = load_for(args)
+    size, channels = pipe.tokenizer.config.image_size, pipe.tokenizer.config.in_channels
+    image = load_image(args.image, size=size, channels=channels)
+    if args.mask:
+        mask = load_image(args.mask, size=size, channels=1)[0] >= 128
+    elif args.box:
+        mask = editing.box_mask(four(args.box, "--box"), (size, size))
+    else:
+        image, mask = editing.outpaint_canvas(image, four(args.outpaint, "--outpaint"))
+    classes: list[int | None]
+    if args.classes is None:
+        if pipe.generator.null_class is None:
+            raise MgenError("this model has no null class: give --class")
+        classes = [None]
+        pipe.sampler = pipe.sampler.override(guidance=1.0)  # nothing to guide towards
+    else:
+        classes = list(parse_classes(args.classes, pipe.generator.config.num_classes, pipe.class_names))
+    labels = [c for c in classes for _ in range(args.num_images)]
+    images = editing.edit(
+        pipe, image, mask, labels, seed=args.seed, dilate=args.dilate, feather=args.feather, dtype=args.dtype
+    )
+    out = Path(args.out)
+    names = list(pipe.class_names) + ["no class", "original"]
+    shown = [len(names) - 2 if c is None else c for c in labels]
+    for i, (result, label) in enumerate(zip(to_pil(images), shown)):
+        save_png(result, out / image_name(i, label))
+    grid = labelled_grid(torch.cat([image[None], images]), [len(names) - 1, *shown], names)
+    save_png(grid, out / "grid.png")
+    print(out / "grid.png")
+    return 0
+
+
+def four(text: str, option: str) -> list[int]:
+    """Four integers of "L,T,R,B"."""
+    parts = text.split(",")
+    if len(parts) != 4 or not all(p.strip().lstrip("-").isdigit() for p in parts):
+        raise MgenError(f"{option} {text!r}: expected four whole numbers LEFT,TOP,RIGHT,BOTTOM")
+    return [int(p) for p in parts]

@@ -1,0 +1,123 @@
+"""`mgen eval`: measure images, a model, or a tokenizer's reconstructions."""
+
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mgen.cli import make_parser
+from mgen.errors import MgenError
+
+EXAMPLES = """  mgen eval samples                                   a folder of images (class ids from their names)
+  mgen eval fmnist-maskgit --num-images 5000          a model, drawn and measured without writing images
+  mgen eval samples.npz --extractor inception --inception-weights FILE --reference VIRTUAL_imagenet256_labeled.npz
+  mgen eval fmnist --split test                       a data set itself: the floor of the distance
+  mgen eval fmnist --split test --reconstruction fmnist-maskgit
+  mgen eval /data/train --extractor inception --inception-weights FILE --save-statistics train.safetensors"""
+
+
+def command(argv: Sequence[str] | None = None) -> int:
+    parser = make_parser("eval", "Fréchet distance, Inception Score and class accuracy, with everything that decides them.", EXAMPLES)
+    parser.add_argument("path", help="folder of images, .npz (arr_0), model (folder or name), or `fmnist`")
+    parser.add_argument("--reference", help="folder, statistics file, fmnist-train, fmnist-test or none; default: fmnist-train for fmnist-cnn")
+    parser.add_argument("--extractor", default="fmnist-cnn", help="fmnist-cnn, inception, or a folder of a FashionCNN")
+    parser.add_argument("--inception-weights", metavar="FILE", help="torch-fidelity's Inception weights; downloaded if not given")
+    parser.add_argument("--judge", help="classifier for the class accuracy; default: fmnist-judge with fmnist-cnn, else none")
+    parser.add_argument("--num-images", type=int, help="at most so many images; default: all, or 1000 from a model")
+    parser.add_argument("--out", metavar="DIR", help="folder for result.json, report.md, grid.png; default: eval-NAME")
+    parser.add_argument("--save-statistics", metavar="FILE", help="also write mean and covariance, for use as --reference")
+    parser.add_argument("--reconstruction", metavar="TOKENIZER", help="measure what this tokenizer makes of the images of `fmnist`")
+    parser.add_argument("--split", default="test", help="train or test, for fmnist")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--guidance", type=float)
+    parser.add_argument("--batch-size", type=int, default=100)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", default="fp32", help="fp32, bf16 or fp16, for a model")
+    args = parser.parse_args(argv)
+    if args.batch_size < 1 or (args.num_images is not None and args.num_images < 2):
+        raise MgenError("--batch-size must be at least 1 and --num-images at least 2")
+    return evaluate(args, "mgen eval " + " ".join(argv if argv is not None else sys.argv[2:]))
+
+
+def evaluate(args: Namespace, line: str) -> int:
+    from mgen.evaluation.evaluate import measure, result
+    from mgen.evaluation.extractors import make_extractor
+    from mgen.evaluation.report import write_report
+    from mgen.evaluation.statistics import save_statistics
+    from mgen.pipeline import check_device
+
+    device = check_device(args.device)
+    extractor = make_extractor(args.extractor, weights=args.inception_weights, device=device)
+    judge_name = args.judge or ("fmnist-judge" if args.extractor == "fmnist-cnn" else "none")
+    judge = None if judge_name == "none" else make_extractor(judge_name, device=device)
+    source, names = find_source(args, extractor, device)
+    reference = find_reference(args, extractor)
+    measured = measure(source, extractor, judge=judge)
+    out = Path(args.out or f"eval-{Path(args.path).stem or 'images'}")
+    if args.save_statistics:
+        save_statistics(args.save_statistics, measured.sums, extractor, f"{args.path} {args.split if args.path == 'fmnist' else ''}".strip())
+    outcome = result(measured, source, extractor, reference=reference, judge=judge)
+    report = write_report(out, outcome, measured, names, line)
+    for name, value in outcome["metrics"].items():
+        if not isinstance(value, dict):
+            print(f"{name:<58} {value:.4f}")
+    if outcome["note"]:
+        print(f"({outcome['note']})")
+    print(report)
+    return 0
+
+
+def find_source(args: Namespace, extractor: Any, device: Any) -> tuple[Any, Sequence[str]]:
+    """The images that `path` names, and the names of their classes."""
+    from mgen.data import FASHION_CLASSES, FashionMNIST
+    from mgen.evaluation import sources
+    from mgen.pipeline import load, load_tokenizer
+    from mgen.zoo import embedded_entries
+
+    path, size = Path(args.path), args.batch_size
+    if args.reconstruction and args.path != "fmnist":
+        raise MgenError("--reconstruction takes the data set `fmnist` as path")
+    if args.path == "fmnist":
+        tokenizer = load_tokenizer(args.reconstruction, device=device) if args.reconstruction else None
+        name = f"fmnist {args.split}" + (f" through {args.reconstruction}" if tokenizer else "")
+        data = FashionMNIST(split=args.split)
+        return sources.from_dataset(data, name=name, batch_size=size, limit=args.num_images, tokenizer=tokenizer), FASHION_CLASSES
+    if path.suffix == ".npz":
+        return sources.from_npz(path, batch_size=size, limit=args.num_images), ()
+    if path.is_dir() and not (path / "model_index.json").is_file():
+        names = FASHION_CLASSES if extractor.name.startswith("fmnist") else ()
+        return sources.from_folder(path, channels=extractor.channels, batch_size=size, limit=args.num_images), names
+    if path.is_dir() or args.path in [entry.name for entry in embedded_entries()]:
+        pipe = load(args.path, device=device).optimize()
+        source = sources.from_model(
+            pipe,
+            name=args.path,
+            count=args.num_images or 1000,
+            batch_size=size,
+            seed=args.seed,
+            steps=args.steps,
+            guidance=args.guidance,
+            dtype=args.dtype,
+        )
+        return source, pipe.class_names
+    raise MgenError(f"{args.path} is neither a folder of images, nor an .npz, nor a model of mgen zoo")
+
+
+def find_reference(args: Namespace, extractor: Any) -> Any:
+    """The statistics to compare with; None if `--reference none` or nothing is built in for the extractor."""
+    from mgen.evaluation.evaluate import measure
+    from mgen.evaluation.sources import from_folder
+    from mgen.evaluation.statistics import Reference, builtin_file, builtin_references, load_statistics
+
+    name = args.reference or ("fmnist-train" if extractor.name == "fmnist-cnn" else "none")
+    if name == "none":
+        return None
+    if name in builtin_references():
+        return load_statistics(builtin_file(name), extractor)
+    if not Path(name).is_dir():
+        return load_statistics(name, extractor)
+    source = from_folder(Path(name), channels=extractor.channels, batch_size=args.batch_size, limit=None)
+    mean, cov = measure(source, extractor, examples=0).sums.finish()
+    return Reference(mean=mean, cov=cov, name=str(name), count=source.count)

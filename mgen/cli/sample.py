@@ -1,0 +1,147 @@
+"""`mgen sample`: draw images."""
+
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mgen.cli import make_parser
+from mgen.errors import MgenError
+
+EXAMPLES = """  mgen sample                                            the embedded model, 8 images per class, into samples/
+  mgen sample --classes bag,dress --num-images 20 --guidance 3 --out bags
+  mgen sample --classes 0-9 --num-images 50000 --batch-size 100 --out run     interrupted? the same command goes on
+  mgen sample --num-images 10 --animation reveal.gif     also show how the tokens are revealed
+  accelerate launch --multi_gpu --num_processes 2 -m mgen sample --num-images 1000 --out run
+
+Image i of a run depends on (model, settings, seed, i) only: batch size and process count change nothing in fp32
+(up to rounding on GPUs)."""
+
+
+def add_sampling(parser: ArgumentParser) -> None:
+    """Options shared by the commands that draw images."""
+    from mgen.zoo import DEFAULT
+
+    parser.add_argument("--model", default=DEFAULT, metavar="NAME|PATH", help="a model of `mgen zoo` or a folder")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, help="decoding steps; default: the model's")
+    parser.add_argument("--guidance", type=float, help="s in u + s·(c − u), 1 is none; default: the model's")
+    parser.add_argument("--temperature", type=float, help="of the token draw; default: the model's")
+    parser.add_argument("--order", help="confidence, random or raster; default: the model's")
+    parser.add_argument("--recipe", metavar="FILE", help="YAML whose `sampler:` section replaces the model's sampler")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, auto")
+    parser.add_argument("--dtype", default="fp32", help="fp32, bf16 or fp16 (autocast of the generator; decoding is in fp32)")
+
+
+def load_for(args: Namespace, device: Any = None) -> Any:
+    """The pipeline with the sampler that the options ask for."""
+    from mgen.config import read_config
+    from mgen.pipeline import load
+    from mgen.samplers import ParallelSampler
+
+    pipe = load(args.model, device=device or args.device).optimize()
+    if args.recipe:
+        recipe = read_config(find_recipe(args.recipe))
+        if not isinstance(recipe.get("sampler"), dict):
+            raise MgenError(f"{args.recipe} has no `sampler:` section")
+        try:
+            pipe.sampler = ParallelSampler(**recipe["sampler"])
+        except TypeError as error:
+            raise MgenError(f"{args.recipe}: {error}") from error
+    pipe.sampler = pipe.sampler.override(
+        steps=args.steps, guidance=args.guidance, temperature=args.temperature, order=args.order
+    )
+    return pipe
+
+
+def find_recipe(name: str) -> Path:
+    """A file, or the shipped recipe of this name."""
+    from mgen._folders import part
+
+    shipped = part("configs") / "recipes" / f"{name}.yaml"
+    return shipped if shipped.is_file() else Path(name)
+
+
+def command(argv: Sequence[str] | None = None) -> int:
+    parser = make_parser("sample", "Draw images from a model; files are named by index and class.", EXAMPLES)
+    add_sampling(parser)
+    parser.add_argument("--out", default="samples", metavar="DIR")
+    parser.add_argument("--classes", help="ids, ranges or names: 0,3,7-9 or bag,dress; default: all, in turn")
+    parser.add_argument("--num-images", type=int, help="default: 8 per class, at most 80")
+    parser.add_argument("--batch-size", type=int, default=40)
+    parser.add_argument("--animation", metavar="FILE", help=".gif or .png (APNG): the first images while their tokens are revealed")
+    args = parser.parse_args(argv)
+    for name in ("num_images", "batch_size"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise MgenError(f"--{name.replace('_', '-')} is {value}: at least 1 is needed")
+    if args.animation and Path(args.animation).suffix not in (".gif", ".png"):
+        raise MgenError(f"--animation {args.animation}: the name must end in .gif or .png")
+    return sample(args)
+
+
+def sample(args: Namespace) -> int:
+    from mgen.generation import begin_run, parse_classes, read_back, run_images, save_png
+    from mgen.grids import labelled_grid
+    from mgen.pipeline import check_device
+
+    rank, world, device, wait = processes(args.device)
+    pipe = load_for(args, check_device(device))
+    classes = parse_classes(args.classes, pipe.generator.config.num_classes, pipe.class_names)
+    count = args.num_images or min(80, 8 * len(classes))
+    out = Path(args.out)
+    sampler = {key: value for key, value in pipe.sampler.config.items() if not key.startswith("_")}
+    if rank == 0:
+        settings = {"model": args.model, "seed": args.seed, "classes": classes, "dtype": args.dtype, "sampler": sampler}
+        begin_run(out, {**settings, "num_images": count})
+    wait()
+    run_images(
+        pipe, out, count=count, classes=classes, seed=args.seed, batch_size=args.batch_size, dtype=args.dtype, rank=rank, world=world
+    )
+    wait()
+    if rank == 0:
+        images, labels = read_back(out, count=count, classes=classes)
+        save_png(labelled_grid(images, labels, pipe.class_names), out / "grid.png")
+        if args.animation:
+            animate(pipe, [classes[i % len(classes)] for i in range(min(count, 20))], args)
+        print(out / "grid.png")
+    return 0
+
+
+def processes(device: str) -> tuple[int, int, str, Any]:
+    """Rank, number of processes, device and a barrier: of the launcher if there is one, else one process."""
+    import os
+
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return 0, 1, device, lambda: None
+    import torch
+    from accelerate import PartialState
+
+    state = PartialState(cpu=not torch.cuda.is_available())
+    return state.process_index, state.num_processes, str(state.device), state.wait_for_everyone
+
+
+def animate(pipe: Any, labels: Sequence[int], args: Namespace) -> None:
+    """Write the decoding of the first images: unknown positions grey, then the image as far as it is known."""
+    import torch
+    from torch.nn.functional import interpolate
+
+    from mgen.files import atomic_path
+    from mgen.grids import labelled_grid, save_animation
+    from mgen.pipeline import to_uint8
+    from mgen.samplers.parallel import Step
+
+    grid = pipe.generator.spec.grid
+    frames = []
+
+    def show(step: Step) -> None:
+        with torch.autocast(pipe.generator.device.type, enabled=False):
+            images = pipe.decode(step.draft)
+        known = step.known.view(-1, 1, *grid).float()
+        images = torch.where(interpolate(known, images.shape[-2:]) > 0.5, images, torch.zeros_like(images))
+        frames.append(labelled_grid(to_uint8(images).cpu(), labels, pipe.class_names))
+
+    pipe(labels, seed=args.seed, dtype=args.dtype, output_type="tokens", progress=False, callback=show)
+    with atomic_path(args.animation) as path:
+        save_animation(frames, path, Path(args.animation).suffix)
+    print(args.animation)

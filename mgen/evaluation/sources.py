@@ -1,0 +1,106 @@
+"""Where evaluated images come from: a folder, an .npz, a model that draws them, or a tokenizer's reconstructions."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mgen.data import list_images, load_image
+from mgen.errors import MgenError
+
+# uint8 images (B, C, H, W) and class ids (B,), -1 where unknown.
+Batch = tuple[Tensor, Tensor]
+
+
+@dataclass(kw_only=True)
+class Source:
+    """Images with what a result must say of them."""
+
+    count: int
+    about: dict[str, Any]
+    batches: Iterator[Batch]
+
+
+def from_folder(path: Path, *, channels: int, batch_size: int, limit: int | None) -> Source:
+    """Images below a folder; class ids from names like 000012_class-0003.png. `grid.png` and animations are left out."""
+    files = [f for f in list_images(path) if f.stem not in ("grid",)][:limit]
+    if not files:
+        raise MgenError(f"{path} holds no images apart from a grid: run mgen sample --out {path}, or name another folder")
+
+    def batches() -> Iterator[Batch]:
+        for start in range(0, len(files), batch_size):
+            part = files[start : start + batch_size]
+            images = [load_image(f, channels=channels) for f in part]
+            if len({i.shape for i in images}) > 1:
+                odd = next(f for f, i in zip(part, images) if i.shape != images[0].shape)
+                raise MgenError(f"{odd} has another size than the other images: all must be alike")
+            found = [re.search(r"class-(\d+)", f.stem) for f in part]
+            yield torch.stack(images), torch.tensor([int(m[1]) if m else -1 for m in found])
+
+    return Source(count=len(files), about={"kind": "folder", "path": str(path), "quantisation": "as stored"}, batches=batches())
+
+
+def from_npz(path: Path, *, batch_size: int, limit: int | None) -> Source:
+    """ADM's sample files: arr_0 uint8 (N, H, W, C), optionally arr_1 class ids (N,)."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if "arr_0" not in file.files:
+                raise MgenError(f"{path} has no arr_0 with images, only {', '.join(file.files)}")
+            images = file["arr_0"][:limit]
+            labels = file["arr_1"][:limit] if "arr_1" in file.files else np.full(len(images), -1)
+    except (OSError, ValueError, EOFError) as error:
+        if isinstance(error, MgenError):
+            raise
+        raise MgenError(f"cannot read {path} ({error}): expected an .npz with arr_0") from error
+    if images.ndim != 4 or images.dtype != np.uint8:
+        raise MgenError(f"{path}: arr_0 is {images.dtype} {images.shape}, expected uint8 (N, H, W, C)")
+    if not len(images):
+        raise MgenError(f"{path}: arr_0 holds no images")
+
+    def batches() -> Iterator[Batch]:
+        for start in range(0, len(images), batch_size):
+            part = torch.from_numpy(images[start : start + batch_size]).permute(0, 3, 1, 2)
+            yield part, torch.from_numpy(labels[start : start + batch_size].astype(np.int64))
+
+    return Source(count=len(images), about={"kind": "npz", "path": str(path), "quantisation": "as stored"}, batches=batches())
+
+
+def from_model(pipe: Any, *, name: str, count: int, batch_size: int, seed: int, steps: int | None, guidance: float | None, dtype: str) -> Source:
+    """Images drawn from a pipeline, classes in turn; nothing is written to disk."""
+    classes = [i % pipe.generator.config.num_classes for i in range(count)]
+    sampler = pipe.sampler.override(steps=steps, guidance=guidance)
+
+    def batches() -> Iterator[Batch]:
+        for start in range(0, count, batch_size):
+            part = classes[start : start + batch_size]
+            indices = range(start, start + len(part))
+            images = pipe(part, seed=seed, indices=indices, sampler=sampler, dtype=dtype, output_type="uint8", progress=False).images
+            yield images, torch.tensor(part)
+
+    settings = {k: v for k, v in sampler.config.items() if not k.startswith("_")}
+    about = {"kind": "model", "model": name, "seed": seed, "dtype": dtype, "sampler": settings, "quantisation": "round"}
+    return Source(count=count, about=about, batches=batches())
+
+
+def from_dataset(dataset: Any, *, name: str, batch_size: int, limit: int | None, tokenizer: Any = None) -> Source:
+    """A data set's images, as they are or as a tokenizer reconstructs them."""
+    count = min(len(dataset), limit or len(dataset))
+
+    @torch.inference_mode()
+    def batches() -> Iterator[Batch]:
+        from mgen.pipeline import to_uint8
+
+        for start in range(0, count, batch_size):
+            batch = dataset.__getitems__(range(start, min(start + batch_size, count)))
+            images = batch["image"]
+            if tokenizer is not None:
+                images = tokenizer.decode(tokenizer.encode(images.to(tokenizer.device)))
+            yield to_uint8(images).cpu(), batch["label"]
+
+    kind = "data" if tokenizer is None else "reconstruction"
+    return Source(count=count, about={"kind": kind, "data": name, "quantisation": "round"}, batches=batches())
