@@ -31,7 +31,9 @@ def box_mask(box: Sequence[int], size: tuple[int, int]) -> Tensor:
     left, top, right, bottom = box
     height, width = size
     if not (0 <= left < right <= width and 0 <= top < bottom <= height):
-        raise MgenError(f"box {left},{top},{right},{bottom} does not lie in the image of {width}×{height} pixels (left < right, top < bottom)")
+        raise MgenError(
+            f"box {left},{top},{right},{bottom} does not lie in the image of {width}×{height} pixels (left < right, top < bottom)"
+        )
     mask = torch.zeros(size, dtype=torch.bool)
     mask[top:bottom, left:right] = True
     return mask
@@ -50,7 +52,9 @@ def outpaint_canvas(image: Tensor, margins: Sequence[int]) -> tuple[Tensor, Tens
     _, height, width = image.shape
     w, h = width - left - right, height - top - bottom
     if min(margins) < 0 or w < 1 or h < 1 or max(margins) == 0:
-        raise MgenError(f"margins {left},{top},{right},{bottom} leave no picture of {width}×{height} pixels, or nothing to draw")
+        raise MgenError(
+            f"margins {left},{top},{right},{bottom} leave no picture of {width}×{height} pixels, or nothing to draw"
+        )
     scale = max(w / width, h / height)  # cover the frame, then cut its centre: no distortion
     size = (max(h, round(height * scale)), max(w, round(width * scale)))
     small = F.interpolate(image[None].float(), size, mode="bilinear", antialias=True)[0].round().to(torch.uint8)
@@ -110,12 +114,16 @@ def edit(
     if spec.grid is None:
         raise MgenError("these tokens have no place in the image, so a part of it cannot be edited")
     if tuple(image.shape[1:]) != size or tuple(mask.shape) != size:
-        raise MgenError(f"image {tuple(image.shape[1:])} and mask {tuple(mask.shape)} must both be {size[0]}×{size[1]} pixels for this model")
+        raise MgenError(
+            f"image {tuple(image.shape[1:])} and mask {tuple(mask.shape)} must both be {size[0]}×{size[1]} pixels for this model"
+        )
     if not mask.any():
         raise MgenError("the mask selects no pixel: white (255) marks what is drawn anew")
     device = pipe.generator.device
     count = len(classes)
     tokens = pipe.tokenizer.encode(image[None].to(device).float() / 127.5 - 1).expand(count, -1)  # (B, L)
     known = ~token_mask(mask, spec.grid, dilate=dilate).to(device).expand(count, -1)
-    drawn = pipe(classes, seed=seed, tokens=tokens, known=known, dtype=dtype, output_type="uint8", progress=progress).images
+    drawn = pipe(
+        classes, seed=seed, tokens=tokens, known=known, dtype=dtype, output_type="uint8", progress=progress
+    ).images
     return composite(image[None], drawn.cpu(), mask, feather=feather)

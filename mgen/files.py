@@ -90,7 +90,9 @@ def read_tensors(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, s
         with safe_open(str(path), framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
-        raise MgenError(f"{path} is not a readable safetensors file ({error}): truncated or of another format") from error
+        raise MgenError(
+            f"{path} is not a readable safetensors file ({error}): truncated or of another format"
+        ) from error
 
 
 def file_sha256(path: str | Path) -> str:

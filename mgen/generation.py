@@ -41,7 +41,9 @@ def parse_classes(text: str | None, count: int, names: Sequence[str] = ()) -> li
         elif first.isdigit() and (last.isdigit() or not dash):
             out += range(int(first), int(last or first) + 1)
         else:
-            raise MgenError(f"--classes: {part!r} is neither a class id, a range like 0-9, nor a class name of this model")
+            raise MgenError(
+                f"--classes: {part!r} is neither a class id, a range like 0-9, nor a class name of this model"
+            )
     for c in out:
         if not 0 <= c < count:
             raise MgenError(f"class {c} is out of range: this model has classes 0 … {count - 1}")
@@ -63,7 +65,9 @@ def begin_run(out: Path, settings: dict[str, Any]) -> None:
         differs = [k for k in settings.keys() | there.keys() if settings.get(k) != there.get(k) and k != "num_images"]
         if differs:
             key = sorted(differs)[0]
-            raise MgenError(f"{out} holds a run with {key}={there.get(key)}, now {settings.get(key)}: choose another --out, or remove it")
+            raise MgenError(
+                f"{out} holds a run with {key}={there.get(key)}, now {settings.get(key)}: choose another --out, or remove it"
+            )
     write_json(file, settings)
 
 
@@ -108,7 +112,9 @@ def save_png(image: Image.Image, path: Path) -> None:
         image.save(temporary, format="PNG")
 
 
-def read_back(out: Path, *, count: int, classes: Sequence[int], most_per_class: int = 10, most_classes: int = 20) -> tuple[torch.Tensor, list[int]]:
+def read_back(
+    out: Path, *, count: int, classes: Sequence[int], most_per_class: int = 10, most_classes: int = 20
+) -> tuple[torch.Tensor, list[int]]:
     """The images of a run that a grid shows: uint8 (n, C, H, W) and their classes."""
     from mgen.data import load_image
 

@@ -10,7 +10,9 @@ from torchvision.transforms.functional import to_pil_image
 MARGIN = 4
 
 
-def labelled_grid(images: Tensor, labels: Sequence[int], names: Sequence[str], *, columns: int = 10, rows: int = 20) -> Image.Image:
+def labelled_grid(
+    images: Tensor, labels: Sequence[int], names: Sequence[str], *, columns: int = 10, rows: int = 20
+) -> Image.Image:
     """One row per class, its name on the left; at most `rows` classes with `columns` images each.
 
     Args:
@@ -24,7 +26,9 @@ def labelled_grid(images: Tensor, labels: Sequence[int], names: Sequence[str], *
     if set(groups) == {-1}:  # nothing known: fill rows as they come
         everything = groups[-1]
         groups = {-1 - r: everything[r * columns : (r + 1) * columns] for r in range(-(-len(everything) // columns))}
-    chosen = [(label, group[:columns]) for label, group in sorted(groups.items(), key=lambda g: (g[0] < 0, abs(g[0])))][:rows]
+    chosen = [(label, group[:columns]) for label, group in sorted(groups.items(), key=lambda g: (g[0] < 0, abs(g[0])))][
+        :rows
+    ]
     wide = max(len(group) for _, group in chosen)
     font = ImageFont.load_default(size=14)
     text = {label: names[label] if 0 <= label < len(names) else "" for label, _ in chosen}

@@ -54,7 +54,9 @@ class Model(ModelMixin, ConfigMixin):
         folder = Path(pretrained_model_name_or_path) / (kwargs.get("subfolder") or "")
         config_file = folder / cls.config_name
         if not config_file.is_file():
-            raise MgenError(f"no {cls.config_name} in {folder}: expected a folder written by save_pretrained or mgen convert")
+            raise MgenError(
+                f"no {cls.config_name} in {folder}: expected a folder written by save_pretrained or mgen convert"
+            )
         try:
             config = json.loads(config_file.read_text())
         except ValueError as error:
@@ -66,7 +68,9 @@ class Model(ModelMixin, ConfigMixin):
         try:
             model, info = super().from_pretrained(str(pretrained_model_name_or_path), **kwargs)
         except (SafetensorError, OSError, EOFError) as error:
-            raise MgenError(f"cannot read the weights in {folder} ({_first_line(error)}): missing or truncated file") from error
+            raise MgenError(
+                f"cannot read the weights in {folder} ({_first_line(error)}): missing or truncated file"
+            ) from error
         except (RuntimeError, ValueError) as error:
             raise MgenError(f"the weights in {folder} do not fit their config.json: {_first_line(error)}") from error
         wrong = {key: info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[key]}
@@ -75,7 +79,9 @@ class Model(ModelMixin, ConfigMixin):
             raise MgenError(f"the weights in {folder} are not those of {cls.__name__}: {text}")
         for name, weight in model.named_parameters():
             if not torch.isfinite(weight).all():
-                raise MgenError(f"{folder}: weight {name!r} holds NaN or infinity; the checkpoint is damaged or diverged")
+                raise MgenError(
+                    f"{folder}: weight {name!r} holds NaN or infinity; the checkpoint is damaged or diverged"
+                )
         return model
 
 

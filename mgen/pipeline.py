@@ -196,7 +196,9 @@ def load_tokenizer(name: str | Path, *, device: str | torch.device = "cpu") -> A
 def check_device(device: str | torch.device) -> torch.device:
     """A usable device; "auto" takes a GPU if there is one. MgenError for one that is not here."""
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+        return torch.device(
+            "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        )
     try:
         found = torch.device(device)
         torch.empty(0, device=found)
@@ -225,5 +227,7 @@ def _model_class(name: str | None, where: Path) -> Any:
 def _what_it_is(folder: Path) -> str:
     config = folder / "config.json"
     if config.is_file():
-        return f": it holds a {read_json(config).get('_class_name')} alone; join it with its other parts by mgen convert"
+        return (
+            f": it holds a {read_json(config).get('_class_name')} alone; join it with its other parts by mgen convert"
+        )
     return ": expected a folder written by save_pretrained, mgen train or mgen convert"

@@ -34,7 +34,10 @@ def published_entries() -> list[Entry]:
     """Published systems: the recipes shipped in configs/recipes."""
     from mgen.config import read_config
 
-    return [Entry(name=p.stem, folder=None, facts=read_config(p)) for p in sorted((part("configs") / "recipes").glob("*.yaml"))]
+    return [
+        Entry(name=p.stem, folder=None, facts=read_config(p))
+        for p in sorted((part("configs") / "recipes").glob("*.yaml"))
+    ]
 
 
 def resolve(name: str | Path) -> Path:
@@ -49,7 +52,9 @@ def resolve(name: str | Path) -> Path:
     if str(name) in names:
         return embedded(str(name))
     if Path(name).is_file():
-        raise MgenError(f"{name} is a file, a model is a folder: turn a checkpoint into one with mgen convert FORMAT {name} --out DIR")
+        raise MgenError(
+            f"{name} is a file, a model is a folder: turn a checkpoint into one with mgen convert FORMAT {name} --out DIR"
+        )
     for entry in published_entries():
         if entry.name == str(name):
             raise MgenError(f"{name} is published but not on this machine: {' '.join(entry.facts['get'].split())}")

@@ -74,7 +74,9 @@ class ParallelSampler(SchedulerMixin, ConfigMixin):
         keep_one: bool = True,
         guidance_tolerance: float = 0.0,
     ) -> None:
-        self.counts(unknown=max(2, steps), length=max(2, steps))  # raises on an unknown schedule or a list of wrong length
+        self.counts(
+            unknown=max(2, steps), length=max(2, steps)
+        )  # raises on an unknown schedule or a list of wrong length
         for name in ("guidance", "temperature", "confidence_temperature"):
             per_step(self.config[name], steps, name=name)
 
@@ -102,7 +104,9 @@ class ParallelSampler(SchedulerMixin, ConfigMixin):
             return type(self)(**{**own, **settings})
         except MgenError as error:
             if "steps" in settings and settings["steps"] != own["steps"]:
-                raise MgenError(f"{error}; this sampler lists values for its {own['steps']} steps, so their number is fixed") from error
+                raise MgenError(
+                    f"{error}; this sampler lists values for its {own['steps']} steps, so their number is fixed"
+                ) from error
             raise
 
     @torch.no_grad()
@@ -134,7 +138,9 @@ class ParallelSampler(SchedulerMixin, ConfigMixin):
         gumbel_factor = per_step(c.confidence_temperature, c.steps, name="confidence_temperature")
         guided = [abs(s - 1) > c.guidance_tolerance for s in guidance]
         if any(guided[c.start :]) and generator.null_class is None:
-            raise MgenError(f"guidance {c.guidance} needs a null class, this {type(generator).__name__} has none: use guidance 1")
+            raise MgenError(
+                f"guidance {c.guidance} needs a null class, this {type(generator).__name__} has none: use guidance 1"
+            )
         tokens = torch.zeros(b, length, dtype=torch.int64, device=device) if tokens is None else tokens.clone()
         known = torch.zeros(b, length, dtype=torch.bool, device=device) if known is None else known.clone()
         both = torch.cat([condition, torch.full_like(condition, generator.null_class or 0)])

@@ -61,7 +61,9 @@ def _exponent(name: str) -> float:
             raise ValueError
         return float(name[3:].lstrip(":"))
     except ValueError:
-        raise MgenError(f"unknown schedule {name!r}: {suggestion(name, (*NAMES, 'pow2.5'))} (any power), or a list") from None
+        raise MgenError(
+            f"unknown schedule {name!r}: {suggestion(name, (*NAMES, 'pow2.5'))} (any power), or a list"
+        ) from None
 
 
 def remaining_counts(
@@ -93,7 +95,9 @@ def remaining_counts(
     if not isinstance(schedule, str):
         fractions = [float(x) for x in schedule]
         if len(fractions) not in (steps - 1, steps):
-            raise MgenError(f"the schedule lists {len(fractions)} fractions, {steps} steps take {steps - 1} (or {steps})")
+            raise MgenError(
+                f"the schedule lists {len(fractions)} fractions, {steps} steps take {steps - 1} (or {steps})"
+            )
         if any(not 0 <= x <= 1 for x in fractions):
             raise MgenError("the schedule lists fractions outside 0 … 1")
     f = np.float32 if precision == "float32" else np.float64

@@ -17,7 +17,11 @@ from typing import Any
 from mgen.errors import MgenError, check_choice, suggestion
 
 Value = float | Sequence[float] | Mapping[str, Any]
-KEYS = {"linear": {"start", "end", "at"}, "cosine": {"start", "end", "at"}, "power-cosine": {"start", "end", "at", "power"}}
+KEYS = {
+    "linear": {"start", "end", "at"},
+    "cosine": {"start", "end", "at"},
+    "power-cosine": {"start", "end", "at", "power"},
+}
 
 
 def per_step(value: Value, steps: int, *, name: str = "value") -> list[float]:
@@ -33,7 +37,9 @@ def per_step(value: Value, steps: int, *, name: str = "value") -> list[float]:
         if len(out) == steps - 1:
             out.append(0.0)
         if len(out) != steps:
-            raise MgenError(f"{name} lists {len(out)} values for {steps} steps: give {steps} (or {steps - 1}, the last is then 0)")
+            raise MgenError(
+                f"{name} lists {len(out)} values for {steps} steps: give {steps} (or {steps - 1}, the last is then 0)"
+            )
     else:
         out = [float(value)] * steps
     if not all(map(math.isfinite, out)):
@@ -47,7 +53,9 @@ def _curve(value: Mapping[str, Any], steps: int, name: str) -> list[float]:
         if key not in KEYS[kind] | {"kind"}:
             raise MgenError(f"unknown key '{name}.{key}': {suggestion(key, KEYS[kind])}")
     start, end = float(value.get("start", 1.0)), float(value.get("end", 1.0))
-    at = check_choice(f"{name}.at", value.get("at", "end" if kind == "linear" else "inclusive"), ("start", "end", "inclusive"))
+    at = check_choice(
+        f"{name}.at", value.get("at", "end" if kind == "linear" else "inclusive"), ("start", "end", "inclusive")
+    )
     out = []
     for t in range(steps):
         p = {"start": t / steps, "end": (t + 1) / steps, "inclusive": t / max(1, steps - 1)}[at]

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mgen.errors import MgenError
+
 
 class Quantized(NamedTuple):
     """values (B, C, h, w) with straight-through gradient, ids (B, h, w) int64, loss terms (scalars, unweighted)."""
@@ -85,11 +87,13 @@ class FSQ(nn.Module):
     """Finite scalar quantization.
 
     Args:
-        levels: number of levels of each channel; the vocabulary is their product.
+        levels: number of levels of each channel, at least 3; the vocabulary is their product.
     """
 
     def __init__(self, *, levels: tuple[int, ...]) -> None:
         super().__init__()
+        if not levels or min(levels) < 3:
+            raise MgenError(f"FSQ levels {tuple(levels)}: every channel needs at least 3")
         sizes = torch.tensor(levels)
         strides = torch.cumprod(torch.tensor((1, *levels[:-1])), 0)
         self.register_buffer("sizes", sizes.view(-1, 1, 1), persistent=False)

@@ -97,7 +97,9 @@ class Middle(nn.Sequential):
 
 
 class Encoder(nn.Module):
-    def __init__(self, c: int, mult: tuple[int, ...], blocks: int, mid: int, c_in: int, z: int, groups: int, cut: str) -> None:
+    def __init__(
+        self, c: int, mult: tuple[int, ...], blocks: int, mid: int, c_in: int, z: int, groups: int, cut: str
+    ) -> None:
         super().__init__()
         wide = [c, *(c * m for m in mult)]
         self.conv_in = nn.Conv2d(c_in, c, 3, padding=1, bias=False)
@@ -114,13 +116,17 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    def __init__(self, c: int, mult: tuple[int, ...], blocks: int, mid: int, c_out: int, z: int, groups: int, cut: str) -> None:
+    def __init__(
+        self, c: int, mult: tuple[int, ...], blocks: int, mid: int, c_out: int, z: int, groups: int, cut: str
+    ) -> None:
         super().__init__()
         wide = [*(c * m for m in mult), c * mult[-1]]
         self.conv_in = nn.Conv2d(z, wide[-1], 3, padding=1)
         self.mid = Middle(wide[-1], mid, groups, cut)
         # Stored by level, finest first, as in the checkpoint; run from the coarsest.
-        self.up = nn.ModuleList(Level(wide[i + 1], wide[i], blocks, groups, cut, upsample=i > 0) for i in range(len(mult)))
+        self.up = nn.ModuleList(
+            Level(wide[i + 1], wide[i], blocks, groups, cut, upsample=i > 0) for i in range(len(mult))
+        )
         self.norm_out = norm(wide[0], groups)
         self.conv_out = nn.Conv2d(wide[0], c_out, 3, padding=1)
 
@@ -164,7 +170,9 @@ class VQGAN(Model):
         super().__init__()
         self.factor = 2 ** (len(multipliers) - 1)
         if image_size % self.factor:
-            raise MgenError(f"image_size {image_size} is not a multiple of {self.factor}, the downsampling of {len(multipliers)} levels")
+            raise MgenError(
+                f"image_size {image_size} is not a multiple of {self.factor}, the downsampling of {len(multipliers)} levels"
+            )
         latent = len(fsq_levels) if fsq_levels else latent
         shape = (channels, tuple(multipliers), blocks, mid_blocks, in_channels, latent, norm_groups, shortcut)
         self.encoder = Encoder(*shape)
@@ -180,7 +188,9 @@ class VQGAN(Model):
     def latents(self, images: Tensor) -> Tensor:
         """Features before quantization (B, latent, h, w) of images (B, C, H, W) in [-1, 1]."""
         if images.shape[-2] % self.factor or images.shape[-1] % self.factor:
-            raise MgenError(f"image size {tuple(images.shape[-2:])} is not a multiple of {self.factor}: resize or crop it first")
+            raise MgenError(
+                f"image size {tuple(images.shape[-2:])} is not a multiple of {self.factor}: resize or crop it first"
+            )
         return self.encoder((images + 1) / 2)
 
     def encode(self, images: Tensor) -> Tensor:

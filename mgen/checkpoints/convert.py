@@ -103,7 +103,11 @@ def _load_exactly(model: Model, state: dict[str, Tensor], path: str | Path) -> N
     own = model.state_dict()
     missing = sorted(own.keys() - state.keys())
     extra = sorted(state.keys() - own.keys())
-    wrong = [f"{k} {tuple(state[k].shape)} for {tuple(own[k].shape)}" for k in own.keys() & state.keys() if own[k].shape != state[k].shape]
+    wrong = [
+        f"{k} {tuple(state[k].shape)} for {tuple(own[k].shape)}"
+        for k in own.keys() & state.keys()
+        if own[k].shape != state[k].shape
+    ]
     problems = [
         f"{len(names)} {what}, e.g. {names[0]}"
         for what, names in (("missing", missing), ("not expected", extra), ("of another shape", sorted(wrong)))

@@ -65,7 +65,9 @@ def transformer(state: State) -> tuple[State, dict[str, str]]:
             elif rest == "Attention_0/self_attention/out/kernel":
                 out[f"{block}.attn.proj.weight"] = value.flatten(0, 1).T  # (H, d, D) → (D, D)
             elif rest.startswith("Attention_0/self_attention/query/"):
-                out |= _packed(state, f"params/TransformerLayer_{m[1]}/Attention_0/self_attention/", f"{block}.attn.qkv.")
+                out |= _packed(
+                    state, f"params/TransformerLayer_{m[1]}/Attention_0/self_attention/", f"{block}.attn.qkv."
+                )
             elif not re.match(r"Attention_0/self_attention/(key|value)/", rest):
                 out[name] = value  # unknown: reported as not expected
         else:

@@ -61,7 +61,13 @@ def _from_flax(state: State) -> State:
         kind, number = path[0].rsplit("_", 1)
         n = int(number)
         if kind == "ResBlock":
-            inner = {"GroupNorm_0": "norm1", "GroupNorm_1": "norm2", "Conv_0": "conv1", "Conv_1": "conv2", "Conv_2": "nin_shortcut"}
+            inner = {
+                "GroupNorm_0": "norm1",
+                "GroupNorm_1": "norm2",
+                "Conv_0": "conv1",
+                "Conv_1": "conv2",
+                "Conv_2": "nin_shortcut",
+            }
             level, b = divmod(n, blocks) if part == "encoder" else divmod(n - blocks, blocks)
             in_middle = n >= levels * blocks if part == "encoder" else n < blocks
             if in_middle:

@@ -80,13 +80,17 @@ def _read_flax(path: Path) -> State:
         if "__msgpack_chunked_array__" in node:
             chunks = [node["chunks"][str(i)] for i in range(len(node["chunks"]))]
             return {prefix: torch.cat(chunks).view([node["shape"][str(i)] for i in range(len(node["shape"]))])}
-        return {k: v for key, child in node.items() for k, v in walk(child, f"{prefix}/{key}" if prefix else key).items()}
+        return {
+            k: v for key, child in node.items() for k, v in walk(child, f"{prefix}/{key}" if prefix else key).items()
+        }
 
     try:
         tree = msgpack.unpackb(path.read_bytes(), ext_hook=leaf, raw=False, strict_map_key=False)
         return walk(tree, "")
     except (ValueError, TypeError, KeyError, msgpack.UnpackException) as error:
-        raise MgenError(f"cannot read {path} as flax msgpack ({_first(error)}): truncated or of another format") from error
+        raise MgenError(
+            f"cannot read {path} as flax msgpack ({_first(error)}): truncated or of another format"
+        ) from error
 
 
 def _first(error: Exception) -> str:

@@ -41,7 +41,9 @@ def command(argv: Sequence[str] | None = None) -> int:
         source = f"{args.data} at {size} px"
     channels, have = data.__getitems__([0])["image"].shape[1], tokenizer.config.in_channels
     if channels != have:
-        raise MgenError(f"{args.data} has images of {channels} channel(s), the tokenizer takes {have}: choose another --tokenizer")
+        raise MgenError(
+            f"{args.data} has images of {channels} channel(s), the tokenizer takes {have}: choose another --tokenizer"
+        )
     out = write_cache(
         data,
         tokenizer,

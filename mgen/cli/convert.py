@@ -25,7 +25,9 @@ def command(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("file", metavar="FILE", help="the official file")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="constructor arguments the shapes cannot tell")
     parser.add_argument("--out", required=True, metavar="DIR")
-    parser.add_argument("--tokenizer", metavar="FILE|DIR", help="official tokenizer file or converted folder: makes a pipeline")
+    parser.add_argument(
+        "--tokenizer", metavar="FILE|DIR", help="official tokenizer file or converted folder: makes a pipeline"
+    )
     parser.add_argument("--recipe", metavar="NAME|FILE", help="recipe whose sampler the pipeline gets")
     args = parser.parse_intermixed_args(argv)
 

@@ -23,7 +23,9 @@ def command(argv: Sequence[str] | None = None) -> int:
     where.add_argument("--mask", metavar="FILE", help="image whose bright pixels (≥ 128) are drawn anew")
     where.add_argument("--box", metavar="L,T,R,B", help="box in pixels of the model's image size that is drawn anew")
     where.add_argument("--outpaint", metavar="L,T,R,B", help="margins in pixels to draw around the shrunken picture")
-    parser.add_argument("--class", "--classes", dest="classes", help="class ids or names of the result; default: none (null class)")
+    parser.add_argument(
+        "--class", "--classes", dest="classes", help="class ids or names of the result; default: none (null class)"
+    )
     parser.add_argument("--num-images", type=int, default=4, help="variants per class")
     parser.add_argument("--dilate", type=int, default=1, help="token cells by which the mask grows")
     parser.add_argument("--feather", type=float, default=0.0, help="softening of the seam, in pixels")

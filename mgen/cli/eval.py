@@ -18,16 +18,29 @@ EXAMPLES = """  mgen eval samples                                   a folder of 
 
 
 def command(argv: Sequence[str] | None = None) -> int:
-    parser = make_parser("eval", "Fréchet distance, Inception Score and class accuracy, with everything that decides them.", EXAMPLES)
+    parser = make_parser(
+        "eval", "Fréchet distance, Inception Score and class accuracy, with everything that decides them.", EXAMPLES
+    )
     parser.add_argument("path", help="folder of images, .npz (arr_0), model (folder or name), or `fmnist`")
-    parser.add_argument("--reference", help="folder, statistics file, fmnist-train, fmnist-test or none; default: fmnist-train for fmnist-cnn")
+    parser.add_argument(
+        "--reference",
+        help="folder, statistics file, fmnist-train, fmnist-test or none; default: fmnist-train for fmnist-cnn",
+    )
     parser.add_argument("--extractor", default="fmnist-cnn", help="fmnist-cnn, inception, or a folder of a FashionCNN")
-    parser.add_argument("--inception-weights", metavar="FILE", help="torch-fidelity's Inception weights; downloaded if not given")
-    parser.add_argument("--judge", help="classifier for the class accuracy; default: fmnist-judge with fmnist-cnn, else none")
+    parser.add_argument(
+        "--inception-weights", metavar="FILE", help="torch-fidelity's Inception weights; downloaded if not given"
+    )
+    parser.add_argument(
+        "--judge", help="classifier for the class accuracy; default: fmnist-judge with fmnist-cnn, else none"
+    )
     parser.add_argument("--num-images", type=int, help="at most so many images; default: all, or 1000 from a model")
     parser.add_argument("--out", metavar="DIR", help="folder for result.json, report.md, grid.png; default: eval-NAME")
-    parser.add_argument("--save-statistics", metavar="FILE", help="also write mean and covariance, for use as --reference")
-    parser.add_argument("--reconstruction", metavar="TOKENIZER", help="measure what this tokenizer makes of the images of `fmnist`")
+    parser.add_argument(
+        "--save-statistics", metavar="FILE", help="also write mean and covariance, for use as --reference"
+    )
+    parser.add_argument(
+        "--reconstruction", metavar="TOKENIZER", help="measure what this tokenizer makes of the images of `fmnist`"
+    )
     parser.add_argument("--split", default="test", help="train or test, for fmnist")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int)
@@ -57,7 +70,12 @@ def evaluate(args: Namespace, line: str) -> int:
     measured = measure(source, extractor, judge=judge)
     out = Path(args.out or f"eval-{Path(args.path).stem or 'images'}")
     if args.save_statistics:
-        save_statistics(args.save_statistics, measured.sums, extractor, f"{args.path} {args.split if args.path == 'fmnist' else ''}".strip())
+        save_statistics(
+            args.save_statistics,
+            measured.sums,
+            extractor,
+            f"{args.path} {args.split if args.path == 'fmnist' else ''}".strip(),
+        )
     outcome = result(measured, source, extractor, reference=reference, judge=judge)
     report = write_report(out, outcome, measured, names, line)
     for name, value in outcome["metrics"].items():
@@ -83,7 +101,9 @@ def find_source(args: Namespace, extractor: Any, device: Any) -> tuple[Any, Sequ
         tokenizer = load_tokenizer(args.reconstruction, device=device) if args.reconstruction else None
         name = f"fmnist {args.split}" + (f" through {args.reconstruction}" if tokenizer else "")
         data = FashionMNIST(split=args.split)
-        return sources.from_dataset(data, name=name, batch_size=size, limit=args.num_images, tokenizer=tokenizer), FASHION_CLASSES
+        return sources.from_dataset(
+            data, name=name, batch_size=size, limit=args.num_images, tokenizer=tokenizer
+        ), FASHION_CLASSES
     if path.suffix == ".npz":
         return sources.from_npz(path, batch_size=size, limit=args.num_images), ()
     if path.is_dir() and not (path / "model_index.json").is_file():

@@ -30,7 +30,9 @@ def add_sampling(parser: ArgumentParser) -> None:
     parser.add_argument("--order", help="confidence, random or raster; default: the model's")
     parser.add_argument("--recipe", metavar="FILE", help="YAML whose `sampler:` section replaces the model's sampler")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, auto")
-    parser.add_argument("--dtype", default="fp32", help="fp32, bf16 or fp16 (autocast of the generator; decoding is in fp32)")
+    parser.add_argument(
+        "--dtype", default="fp32", help="fp32, bf16 or fp16 (autocast of the generator; decoding is in fp32)"
+    )
 
 
 def load_for(args: Namespace, device: Any = None) -> Any:
@@ -69,7 +71,9 @@ def command(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--classes", help="ids, ranges or names: 0,3,7-9 or bag,dress; default: all, in turn")
     parser.add_argument("--num-images", type=int, help="default: 8 per class, at most 80")
     parser.add_argument("--batch-size", type=int, default=40)
-    parser.add_argument("--animation", metavar="FILE", help=".gif or .png (APNG): the first images while their tokens are revealed")
+    parser.add_argument(
+        "--animation", metavar="FILE", help=".gif or .png (APNG): the first images while their tokens are revealed"
+    )
     args = parser.parse_args(argv)
     for name in ("num_images", "batch_size"):
         value = getattr(args, name)
@@ -96,7 +100,15 @@ def sample(args: Namespace) -> int:
         begin_run(out, {**settings, "num_images": count})
     wait()
     run_images(
-        pipe, out, count=count, classes=classes, seed=args.seed, batch_size=args.batch_size, dtype=args.dtype, rank=rank, world=world
+        pipe,
+        out,
+        count=count,
+        classes=classes,
+        seed=args.seed,
+        batch_size=args.batch_size,
+        dtype=args.dtype,
+        rank=rank,
+        world=world,
     )
     wait()
     if rank == 0:

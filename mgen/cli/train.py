@@ -15,7 +15,9 @@ The flag --multi_gpu also serves several processes on a CPU. A run goes on from 
 
 def command(argv: Sequence[str] | None = None) -> int:
     parser = make_parser("train", "Train a generator, a tokenizer or a classifier.", EXAMPLES)
-    parser.add_argument("--config", required=True, metavar="FILE", help="a YAML file, or the name of one in configs/train")
+    parser.add_argument(
+        "--config", required=True, metavar="FILE", help="a YAML file, or the name of one in configs/train"
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted settings laid over the file")
     args = parser.parse_args(argv)
 

@@ -11,8 +11,12 @@ EXAMPLES = """  mgen zoo
 
 
 def command(argv: Sequence[str] | None = None) -> int:
-    parser = make_parser("zoo", "List the models inside the package and the published ones that mgen can run.", EXAMPLES)
-    parser.add_argument("--verbose", action="store_true", help="also where to get published checkpoints and how to convert them")
+    parser = make_parser(
+        "zoo", "List the models inside the package and the published ones that mgen can run.", EXAMPLES
+    )
+    parser.add_argument(
+        "--verbose", action="store_true", help="also where to get published checkpoints and how to convert them"
+    )
     parser.add_argument("--json", action="store_true", help="everything, machine-readable")
     args = parser.parse_args(argv)
 

@@ -75,7 +75,9 @@ def write_cache(
     }
     # Compared after a round trip through JSON: tuples come back as lists.
     if (out / "index.json").exists() and read_json(out / "index.json") != json.loads(json.dumps(index)):
-        raise MgenError(f"{out} already holds a cache made from other data, settings or tokenizer: choose another --out")
+        raise MgenError(
+            f"{out} already holds a cache made from other data, settings or tokenizer: choose another --out"
+        )
     write_json(out / "index.json", index)
     dtype = _smallest(tokenizer.spec.vocab)
     device = next(tokenizer.parameters()).device
@@ -115,15 +117,21 @@ class TokenCache:
             raise MgenError(f"no token cache in {path} (index.json is missing): make one with mgen cache")
         self.index = read_json(path / "index.json")
         if self.index.get("version") != CACHE_VERSION:
-            raise MgenError(f"{path} has cache version {self.index.get('version')}, this mgen reads {CACHE_VERSION}: write it again")
+            raise MgenError(
+                f"{path} has cache version {self.index.get('version')}, this mgen reads {CACHE_VERSION}: write it again"
+            )
         if fingerprint is not None and self.index["fingerprint"] != fingerprint:
-            raise MgenError(f"{path} was made by another tokenizer (fingerprint {self.index['fingerprint'][:12]}…, here {fingerprint[:12]}…)")
+            raise MgenError(
+                f"{path} was made by another tokenizer (fingerprint {self.index['fingerprint'][:12]}…, here {fingerprint[:12]}…)"
+            )
         shards = -(-self.index["count"] // self.index["shard_size"])
         parts = [read_tensors(path / f"shard-{number:05d}.safetensors")[0] for number in range(shards)]
         self.tokens = torch.cat([p["tokens"] for p in parts])
         self.labels = torch.cat([p["labels"] for p in parts]).long()
         if len(self.labels) != self.index["count"]:
-            raise MgenError(f"{path} holds {len(self.labels)} of {self.index['count']} images: run mgen cache again to complete it")
+            raise MgenError(
+                f"{path} holds {len(self.labels)} of {self.index['count']} images: run mgen cache again to complete it"
+            )
         self.spec = TokenSpec.from_dict(self.index["spec"])
         self.flips: bool = self.index["flips"]
         self.num_classes: int = self.index["num_classes"]

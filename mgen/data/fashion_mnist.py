@@ -37,7 +37,9 @@ def find_fashion_mnist(root: str | Path | None = None, *, download: bool = True)
         if all(_file(place, name) for names in FILES.values() for name in names):
             return place
     if root is not None or not download:
-        raise MgenError(f"{places[0]} lacks some of {', '.join(n for names in FILES.values() for n in names)} (plain or .gz)")
+        raise MgenError(
+            f"{places[0]} lacks some of {', '.join(n for names in FILES.values() for n in names)} (plain or .gz)"
+        )
     from torchvision.datasets import FashionMNIST as Downloader
 
     base = Path("~/.cache/mgen").expanduser()

@@ -126,4 +126,6 @@ def make_extractor(name: str, *, weights: str | Path | None = None, device: str 
         return CNNExtractor(embedded(name), name, device)
     if (Path(name) / "config.json").is_file():
         return CNNExtractor(Path(name), f"cnn:{Path(name).name}", device)
-    raise MgenError(f"no extractor {name!r}: {suggestion(name, ('inception', *EMBEDDED))}, or a folder of a trained FashionCNN")
+    raise MgenError(
+        f"no extractor {name!r}: {suggestion(name, ('inception', *EMBEDDED))}, or a folder of a trained FashionCNN"
+    )

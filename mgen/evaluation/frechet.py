@@ -18,7 +18,9 @@ def frechet_distance(mean1: np.ndarray, cov1: np.ndarray, mean2: np.ndarray, cov
         MgenError: different feature lengths, or values that are not finite.
     """
     if mean1.shape != mean2.shape or cov1.shape != cov2.shape:
-        raise MgenError(f"features of length {len(mean1)} cannot be compared with a reference of length {len(mean2)}: another extractor made it")
+        raise MgenError(
+            f"features of length {len(mean1)} cannot be compared with a reference of length {len(mean2)}: another extractor made it"
+        )
     if not all(np.isfinite(x).all() for x in (mean1, cov1, mean2, cov2)):
         raise MgenError("the features or the reference hold NaN or infinity")
     values, vectors = linalg.eigh(cov1)

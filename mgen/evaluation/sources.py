@@ -30,7 +30,9 @@ def from_folder(path: Path, *, channels: int, batch_size: int, limit: int | None
     """Images below a folder; class ids from names like 000012_class-0003.png. `grid.png` and animations are left out."""
     files = [f for f in list_images(path) if f.stem not in ("grid",)][:limit]
     if not files:
-        raise MgenError(f"{path} holds no images apart from a grid: run mgen sample --out {path}, or name another folder")
+        raise MgenError(
+            f"{path} holds no images apart from a grid: run mgen sample --out {path}, or name another folder"
+        )
 
     def batches() -> Iterator[Batch]:
         for start in range(0, len(files), batch_size):
@@ -42,7 +44,9 @@ def from_folder(path: Path, *, channels: int, batch_size: int, limit: int | None
             found = [re.search(r"class-(\d+)", f.stem) for f in part]
             yield torch.stack(images), torch.tensor([int(m[1]) if m else -1 for m in found])
 
-    return Source(count=len(files), about={"kind": "folder", "path": str(path), "quantisation": "as stored"}, batches=batches())
+    return Source(
+        count=len(files), about={"kind": "folder", "path": str(path), "quantisation": "as stored"}, batches=batches()
+    )
 
 
 def from_npz(path: Path, *, batch_size: int, limit: int | None) -> Source:
@@ -67,10 +71,22 @@ def from_npz(path: Path, *, batch_size: int, limit: int | None) -> Source:
             part = torch.from_numpy(images[start : start + batch_size]).permute(0, 3, 1, 2)
             yield part, torch.from_numpy(labels[start : start + batch_size].astype(np.int64))
 
-    return Source(count=len(images), about={"kind": "npz", "path": str(path), "quantisation": "as stored"}, batches=batches())
+    return Source(
+        count=len(images), about={"kind": "npz", "path": str(path), "quantisation": "as stored"}, batches=batches()
+    )
 
 
-def from_model(pipe: Any, *, name: str, count: int, batch_size: int, seed: int, steps: int | None, guidance: float | None, dtype: str) -> Source:
+def from_model(
+    pipe: Any,
+    *,
+    name: str,
+    count: int,
+    batch_size: int,
+    seed: int,
+    steps: int | None,
+    guidance: float | None,
+    dtype: str,
+) -> Source:
     """Images drawn from a pipeline, classes in turn; nothing is written to disk."""
     classes = [i % pipe.generator.config.num_classes for i in range(count)]
     sampler = pipe.sampler.override(steps=steps, guidance=guidance)
@@ -79,7 +95,9 @@ def from_model(pipe: Any, *, name: str, count: int, batch_size: int, seed: int, 
         for start in range(0, count, batch_size):
             part = classes[start : start + batch_size]
             indices = range(start, start + len(part))
-            images = pipe(part, seed=seed, indices=indices, sampler=sampler, dtype=dtype, output_type="uint8", progress=False).images
+            images = pipe(
+                part, seed=seed, indices=indices, sampler=sampler, dtype=dtype, output_type="uint8", progress=False
+            ).images
             yield images, torch.tensor(part)
 
     settings = {k: v for k, v in sampler.config.items() if not k.startswith("_")}

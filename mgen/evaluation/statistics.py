@@ -59,7 +59,12 @@ class Reference:
 def save_statistics(path: str | Path, sums: FeatureSums, extractor: Extractor, source: str) -> None:
     """Write mean and covariance with the extractor's name and hash, the count and the source."""
     mean, cov = sums.finish()
-    about = {"extractor": extractor.name, "extractor_sha256": extractor.sha256, "count": str(sums.count), "source": source}
+    about = {
+        "extractor": extractor.name,
+        "extractor_sha256": extractor.sha256,
+        "count": str(sums.count),
+        "source": source,
+    }
     write_tensors(path, {"mu": torch.from_numpy(mean), "sigma": torch.from_numpy(cov)}, about)
 
 
@@ -79,11 +84,18 @@ def load_statistics(path: str | Path, extractor: Extractor) -> Reference:
     if "mu" not in arrays or "sigma" not in arrays:
         raise MgenError(f"{path} has no mu and sigma, only {', '.join(sorted(arrays)) or 'nothing'}")
     if about.get("extractor_sha256", extractor.sha256) != extractor.sha256:
-        raise MgenError(f"{path} was made with extractor {about['extractor']!r} of other weights than {extractor.name!r}: use the same one")
+        raise MgenError(
+            f"{path} was made with extractor {about['extractor']!r} of other weights than {extractor.name!r}: use the same one"
+        )
     mean, cov = arrays["mu"].astype(np.float64), arrays["sigma"].astype(np.float64)
     count = int(about["count"]) if "count" in about else None
     return Reference(
-        mean=mean, cov=cov, name=about.get("source", path.name), count=count, sha256=file_sha256(path), extractor=about.get("extractor")
+        mean=mean,
+        cov=cov,
+        name=about.get("source", path.name),
+        count=count,
+        sha256=file_sha256(path),
+        extractor=about.get("extractor"),
     )
 
 
@@ -98,7 +110,9 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
         return {k: torch.as_tensor(v).numpy() for k, v in data.items()}
     except (OSError, ValueError, EOFError, RuntimeError, AttributeError, pickle.UnpicklingError) as error:
         text = str(error).splitlines()[0][:120]
-        raise MgenError(f"cannot read statistics from {path} ({text}): expected .safetensors, .npz or .pt with mu and sigma") from error
+        raise MgenError(
+            f"cannot read statistics from {path} ({text}): expected .safetensors, .npz or .pt with mu and sigma"
+        ) from error
 
 
 def builtin_references() -> dict[str, str]:

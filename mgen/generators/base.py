@@ -41,7 +41,9 @@ class Generator(Model):
         """
         raise NotImplementedError
 
-    def forward(self, tokens: Tensor, condition: Tensor, known: Tensor, *, label_smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, tokens: Tensor, condition: Tensor, known: Tensor, *, label_smoothing: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
         """Training: loss and hit (0 or 1) of every masked token, both (number of masked tokens,)."""
         z = self.context(tokens, known, condition)
         return self.head.loss(z[~known], tokens[~known], label_smoothing=label_smoothing)

@@ -24,7 +24,9 @@ class Attention(nn.Module):
         dropout: on the attention probabilities. out_dropout: on the output.
     """
 
-    def __init__(self, dim: int, heads: int, *, bias: bool = True, dropout: float = 0.0, out_dropout: float = 0.0) -> None:
+    def __init__(
+        self, dim: int, heads: int, *, bias: bool = True, dropout: float = 0.0, out_dropout: float = 0.0
+    ) -> None:
         super().__init__()
         self.heads, self.dropout, self.out_dropout = heads, dropout, out_dropout
         self.qkv = nn.Linear(dim, 3 * dim, bias=bias)

@@ -18,7 +18,9 @@ from mgen.errors import MgenError
 class Discriminator(nn.Module):
     """Patch logits of images (B, C, H, W); `forward` is its training loss on (real, fake)."""
 
-    def __init__(self, *, in_channels: int, channels: int = 64, layers: int = 3, loss: str = "non-saturating", r1: float = 0.0):
+    def __init__(
+        self, *, in_channels: int, channels: int = 64, layers: int = 3, loss: str = "non-saturating", r1: float = 0.0
+    ):
         super().__init__()
         self.loss, self.r1 = loss, r1
         parts: list[nn.Module] = [nn.Conv2d(in_channels, channels, 4, 2, 1), nn.LeakyReLU(0.2)]

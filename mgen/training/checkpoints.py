@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 def list_checkpoints(output: Path) -> list[Path]:
     """Complete checkpoints below `output`, oldest first."""
-    found = [p for p in output.glob("checkpoint-*") if p.is_dir() and p.name[11:].isdigit() and (p / "state.json").is_file()]
+    found = [
+        p for p in output.glob("checkpoint-*") if p.is_dir() and p.name[11:].isdigit() and (p / "state.json").is_file()
+    ]
     return sorted(found, key=lambda p: int(p.name[11:]))
 
 
@@ -32,7 +34,10 @@ def save_checkpoint(trainer: "Trainer") -> None:
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             state = {"step": step, "skipped": trainer.skipped, "seconds": trainer.seconds, "task": trainer.config.task}
-            write_json(temporary / "state.json", {**state, "batch_size": trainer.config.batch_size, "seed": trainer.config.seed})
+            write_json(
+                temporary / "state.json",
+                {**state, "batch_size": trainer.config.batch_size, "seed": trainer.config.seed},
+            )
             if final.exists():
                 shutil.rmtree(final)
             temporary.rename(final)
@@ -40,7 +45,9 @@ def save_checkpoint(trainer: "Trainer") -> None:
                 shutil.rmtree(old)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise MgenError(f"cannot write {final} ({error.strerror or error}): check permissions and free space") from error
+        raise MgenError(
+            f"cannot write {final} ({error.strerror or error}): check permissions and free space"
+        ) from error
     accelerator.wait_for_everyone()
 
 

@@ -25,7 +25,9 @@ class OptimConfig:
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.0
-    schedule: Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"] = "constant"
+    schedule: Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"] = (
+        "constant"
+    )
     warmup: int = 0  # steps of linear warm-up
     clip: float | None = None  # largest gradient norm; None leaves gradients as they are
     freeze: tuple[str, ...] = ()  # parameters whose names start with one of these stay as they are

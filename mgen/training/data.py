@@ -66,7 +66,9 @@ class BatchOrder:
 
 def batches(dataset: Any, order: BatchOrder, workers: int = 0) -> DataLoader:
     """Loader over `order`; the data set makes whole batches itself."""
-    return DataLoader(dataset, batch_sampler=order, collate_fn=_same, num_workers=workers, persistent_workers=workers > 0)  # type: ignore[arg-type]
+    return DataLoader(
+        dataset, batch_sampler=order, collate_fn=_same, num_workers=workers, persistent_workers=workers > 0
+    )  # type: ignore[arg-type]
 
 
 def _same(batch: Any) -> Any:

@@ -68,9 +68,14 @@ class Trainer:
         self.wrapped_discriminator = self.discriminator_optimizer = None
         if self.task.discriminator is not None:
             optimizer = torch.optim.AdamW(
-                self.task.discriminator.parameters(), lr=self.config.objective.discriminator_lr, betas=(0.0, 0.99), weight_decay=0.0
+                self.task.discriminator.parameters(),
+                lr=self.config.objective.discriminator_lr,
+                betas=(0.0, 0.99),
+                weight_decay=0.0,
             )
-            self.wrapped_discriminator, self.discriminator_optimizer = self.accelerator.prepare(self.task.discriminator, optimizer)
+            self.wrapped_discriminator, self.discriminator_optimizer = self.accelerator.prepare(
+                self.task.discriminator, optimizer
+            )
         for helper in getattr(self.objective, "_helpers", ()):
             if helper is not None:
                 helper.to(self.device)

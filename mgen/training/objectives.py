@@ -13,7 +13,12 @@ from torch import Tensor, nn
 
 from mgen.errors import MgenError
 from mgen.tokenizers.quantizers import codebook_usage
-from mgen.training.config import ClassifierObjectiveConfig, DataConfig, GeneratorObjectiveConfig, TokenizerObjectiveConfig
+from mgen.training.config import (
+    ClassifierObjectiveConfig,
+    DataConfig,
+    GeneratorObjectiveConfig,
+    TokenizerObjectiveConfig,
+)
 from mgen.training.masking import known_from_uniform, mask_fraction_from_uniform
 
 Logs = dict[str, Tensor]
@@ -77,7 +82,9 @@ class GeneratorObjective(Objective):
         self.config = config
         self._tokenizer = [tokenizer]  # in a list: a frozen helper, neither trained nor saved with the model
         if config.label_drop and model.null_class is None:
-            raise MgenError("objective.label_drop needs a model with a null class: set model.null_class=true or label_drop=0")
+            raise MgenError(
+                "objective.label_drop needs a model with a null class: set model.null_class=true or label_drop=0"
+            )
 
     def draw(self, count: int, rng: torch.Generator) -> dict[str, Tensor]:
         draws = super().draw(count, rng)
@@ -132,7 +139,9 @@ class TokenizerObjective(Objective):
         self._helpers = [perceptual, discriminator]
         self.adversarial_on = False
         if config.perceptual and perceptual is None:
-            raise MgenError("objective.perceptual needs objective.perceptual_model: a FashionCNN folder or VGG16 weights file")
+            raise MgenError(
+                "objective.perceptual needs objective.perceptual_model: a FashionCNN folder or VGG16 weights file"
+            )
 
     def forward(self, batch: dict[str, Tensor], draws: dict[str, Tensor]) -> tuple[Tensor, Logs]:
         c = self.config

@@ -64,7 +64,10 @@ class Task:
         perceptual = PerceptualDistance(c.perceptual_model) if c.perceptual and c.perceptual_model else None
         if c.adversarial:
             self.discriminator = Discriminator(
-                in_channels=model.config.in_channels, channels=c.discriminator_channels, loss=c.adversarial_loss, r1=c.r1
+                in_channels=model.config.in_channels,
+                channels=c.discriminator_channels,
+                loss=c.adversarial_loss,
+                r1=c.r1,
             )
         return TokenizerObjective(model, self.config.data, c, perceptual=perceptual, discriminator=self.discriminator)
 
@@ -74,7 +77,9 @@ class Task:
             if hasattr(data, "spec"):
                 data.spec.require(vocab=model.spec.vocab, length=model.spec.length, by=type(model).__name__)
             if data.num_classes > model.config.num_classes:
-                raise MgenError(f"the data has {data.num_classes} classes, model.num_classes is {model.config.num_classes}")
+                raise MgenError(
+                    f"the data has {data.num_classes} classes, model.num_classes is {model.config.num_classes}"
+                )
         elif "image" not in (batch := data.__getitems__([0])):
             raise MgenError(f"task {task!r} trains on images: data.kind=cache holds tokens only")
         else:
@@ -135,5 +140,7 @@ def initialise(model: Any, folder: str) -> Any:
     try:
         model.load_state_dict({k: v.float() for k, v in state.items()})
     except (RuntimeError, SafetensorError) as error:
-        raise MgenError(f"init: the weights in {folder} do not fit the model: {str(error).splitlines()[1].strip()[:160]}") from error
+        raise MgenError(
+            f"init: the weights in {folder} do not fit the model: {str(error).splitlines()[1].strip()[:160]}"
+        ) from error
     return model

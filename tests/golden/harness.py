@@ -49,7 +49,9 @@ class Case:
     def check(self, name: str, got: Tensor, *, atol: float = 0.0, rtol: float = 0.0) -> None:
         """Compare with out/<name>: integers exactly, floats within atol + rtol·|expected|."""
         expected = self.outputs[name]
-        assert got.shape == expected.shape, f"{self.system}/{self.name}/{name}: shape {got.shape}, expected {expected.shape}"
+        assert got.shape == expected.shape, (
+            f"{self.system}/{self.name}/{name}: shape {got.shape}, expected {expected.shape}"
+        )
         if not expected.dtype.is_floating_point:
             wrong = (got.long() != expected.long()).sum().item()
             self.compared[name] = (float(wrong), 0.0)
@@ -59,7 +61,9 @@ class Case:
         worst = error.max().item() if error.numel() else 0.0
         self.compared[name] = (worst, atol)
         allowed = atol + rtol * expected.double().abs()
-        assert bool((error <= allowed).all()), f"{self.system}/{self.name}/{name}: worst error {worst:.3e}, allowed {atol:.1e} + {rtol:.1e}·|x|"
+        assert bool((error <= allowed).all()), (
+            f"{self.system}/{self.name}/{name}: worst error {worst:.3e}, allowed {atol:.1e} + {rtol:.1e}·|x|"
+        )
 
 
 def read_cases(system: str) -> list[Case]:
@@ -95,7 +99,9 @@ def parametrize(system: str) -> Any:
     """Decorator: one test per case of the set (one that says the set is missing, if it is)."""
     cases = read_cases(system)
     if not cases:
-        return pytest.mark.parametrize("case", [pytest.param(None, marks=pytest.mark.xfail(reason="set missing", run=False))])
+        return pytest.mark.parametrize(
+            "case", [pytest.param(None, marks=pytest.mark.xfail(reason="set missing", run=False))]
+        )
     return pytest.mark.parametrize("case", cases, ids=[case.name for case in cases])
 
 

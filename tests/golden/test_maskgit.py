@@ -82,7 +82,9 @@ def test_guidance_forms_agree() -> None:
     """Official c + w·(c − u) equals ours u + s·(c − u) with s = 1 + w."""
     c, u = torch.randn(2, 50, generator=torch.Generator().manual_seed(0)).double()
     for w in (0.0, 1e-4, 0.9, 4.0):
-        s = strategy({"manual_ratios": [], "manual_temp": [], "manual_samp_temp": [1.0], "manual_cfg": [w]})["guidance"][0]
+        s = strategy({"manual_ratios": [], "manual_temp": [], "manual_samp_temp": [1.0], "manual_cfg": [w]})[
+            "guidance"
+        ][0]
         assert torch.allclose(torch.lerp(u, c, s), c + w * (c - u), atol=1e-12)
 
 

@@ -15,7 +15,9 @@ FORWARD = 5e-5  # stated: a float64 re-computation differs by 4.7e-6
 
 def model(case: Case, file: str = "weights.safetensors") -> MaskGITBert:
     config = case.config
-    return convert("maskgit-jax", case.folder / file, codes=config["codebook_size"], num_classes=config["num_class"]).model
+    return convert(
+        "maskgit-jax", case.folder / file, codes=config["codebook_size"], num_classes=config["num_class"]
+    ).model
 
 
 def split(case: Case, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -40,7 +42,9 @@ def loss(case: Case) -> None:
     label, tokens, known = split(case, forward_case.inputs["ids"])
     with torch.inference_mode():
         z = net.context(tokens, known, label)
-        each, _ = net.head.loss(z, case.inputs["labels"].long(), label_smoothing=float(case.config.get("label_smoothing", 0.1)))
+        each, _ = net.head.loss(
+            z, case.inputs["labels"].long(), label_smoothing=float(case.config.get("label_smoothing", 0.1))
+        )
     weights = case.inputs["weights"].float()
     value = ((each * weights).sum(1) / (weights.sum(1) + 1e-8)).mean()
     case.check("loss_full_vocab", value.view(case.outputs["loss_full_vocab"].shape), atol=5e-5)
@@ -70,7 +74,9 @@ def decode(case: Case) -> None:
     )
     ahead = torch.zeros(start, *case.inputs["choice_gumbel"].shape[1:])  # the sets hold the steps that are run
     noise = Noise(
-        tokens=torch.cat([ahead.unsqueeze(-1).expand(-1, -1, -1, net.spec.vocab), case.inputs["categorical_gumbel"].float()])[:, :, 1:],
+        tokens=torch.cat(
+            [ahead.unsqueeze(-1).expand(-1, -1, -1, net.spec.vocab), case.inputs["categorical_gumbel"].float()]
+        )[:, :, 1:],
         confidence=torch.cat([ahead, case.inputs["choice_gumbel"]])[:, :, 1:],
         order=torch.zeros(len(label), net.spec.length),
     )

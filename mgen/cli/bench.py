@@ -1,0 +1,69 @@
+"""`mgen bench`: seconds, TFLOPs, and where they go."""
+
+import json
+import sys
+from collections.abc import Sequence
+
+from mgen.cli import make_parser
+from mgen.errors import MgenError
+
+EXAMPLES = """  mgen bench                                                   the embedded model
+  mgen bench --class MaskGIT --size L --recipe autonat-l-imagenet256 --batch-size 4     paper size, random weights
+  mgen bench --class MaskGITBert --size imagenet256 --recipe maskgit-imagenet256 --batch-size 2
+  mgen bench --class MaskGIT --size L --tokenizer maskgit-f16 --dtype bf16 --json bench.json
+
+One multiplication and addition are 2 FLOPs. The share of the peak is against a matrix product measured in the same run."""
+
+
+def command(argv: Sequence[str] | None = None) -> int:
+    from mgen.zoo import DEFAULT
+
+    parser = make_parser("bench", "Time sampling, part by part, and count its floating-point operations.", EXAMPLES)
+    parser.add_argument("--model", default=DEFAULT, metavar="NAME|PATH", help="a saved pipeline")
+    parser.add_argument("--class", dest="cls", help="instead of --model: a generator class with random weights")
+    parser.add_argument("--size", help="row of the class's table of sizes")
+    parser.add_argument("--tokenizer", default="maskgit-f16", help="with --class: maskgit-f16 or none (no decoding)")
+    parser.add_argument("--recipe", help="sampler settings, by name or file")
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--guidance", type=float)
+    parser.add_argument("--order")
+    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--repeats", type=int, default=1, help="timed runs after one warm-up step; the fastest counts")
+    parser.add_argument("--threads", type=int, help="CPU threads; default: torch's")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="fp32", help="fp32, bf16 or fp16, of the generator")
+    parser.add_argument("--json", metavar="FILE", help="also write the figures to a file")
+    args = parser.parse_args(argv)
+    if min(args.batch_size, args.repeats) < 1 or (args.threads is not None and args.threads < 1):
+        raise MgenError("--batch-size, --repeats and --threads must be at least 1")
+
+    import torch
+
+    from mgen import benchmark
+    from mgen.pipeline import check_device, load
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    device = check_device(args.device)
+    if args.cls:
+        pipe = benchmark.random_pipeline(args.cls, args.size, None if args.tokenizer == "none" else args.tokenizer)
+        pipe.generator.to(device)
+        if pipe.tokenizer is not None:
+            pipe.tokenizer.to(device)
+    else:
+        pipe = load(args.model, device=device).optimize()
+    sampler = benchmark.sampler_for(
+        pipe, recipe=args.recipe, steps=args.steps, guidance=args.guidance, order=args.order
+    )
+    figures = benchmark.bench(
+        pipe, sampler, batch_size=args.batch_size, repeats=args.repeats, dtype=args.dtype, device=device
+    )
+    print(benchmark.table(figures))
+    if args.json:
+        from mgen.files import write_json
+
+        write_json(args.json, figures)
+        print(args.json, file=sys.stderr)
+    else:
+        print(json.dumps({"seconds_per_image": figures["seconds_per_image"]}), file=sys.stderr)
+    return 0
