@@ -253,6 +253,7 @@ def table(f: dict[str, Any]) -> str:
         f"seconds per image                {f['seconds_per_image']:.3f}",
         f"sampling over trunk and head     {f['sampling_over_network']:.2%}",
         f"matmul peak, measured            {f['peak_gflops']:.0f} GFLOP/s",
-        f"share of the peak                {f['share_of_peak']['trunk and head']:.0%} in trunk and head, {f['share_of_peak']['all']:.0%} in all",
+        f"share of the peak                {f['share_of_peak']['trunk and head']:.0%} in trunk and head, "
+        f"{f['share_of_peak']['all']:.0%} in all",
     ]
     return "\n".join(lines)

@@ -27,8 +27,7 @@ def public(cls: T) -> T:
 
 def constructor_keys(cls: Callable[..., Any]) -> set[str]:
     """Names of the keyword arguments that `cls` takes."""
-    signature = inspect.signature(cls.__init__ if isinstance(cls, type) else cls)
-    return {name for name in signature.parameters if name != "self"}
+    return set(inspect.signature(cls).parameters)
 
 
 def check_keys(given: dict[str, Any], allowed: set[str], where: str) -> None:

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
-from torch import Tensor
-
-from mgen.errors import MgenError
-from mgen.modeling import check_keys, constructor_keys, public
 from mgen.samplers.noise import Noise
 from mgen.samplers.order import make_order
 from mgen.samplers.schedule import Schedule, remaining_counts
 from mgen.samplers.values import Value, per_step, with_strength
+from torch import Tensor
+
+from mgen.errors import MgenError
+from mgen.modeling import check_keys, constructor_keys, public
 
 
 @dataclass(frozen=True, kw_only=True)

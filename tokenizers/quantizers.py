@@ -90,6 +90,9 @@ class FSQ(nn.Module):
         levels: number of levels of each channel, at least 3; the vocabulary is their product.
     """
 
+    sizes: Tensor
+    strides: Tensor
+
     def __init__(self, *, levels: tuple[int, ...]) -> None:
         super().__init__()
         if not levels or min(levels) < 3:

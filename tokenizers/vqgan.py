@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from diffusers import ModelMixin  # noqa: F401  (diffusers looks the base class up in this namespace)
 from diffusers.configuration_utils import register_to_config
+from mgen.tokenizers.quantizers import FSQ, Quantized, VectorQuantizer
 from torch import Tensor, nn
 
 from mgen.errors import MgenError
 from mgen.modeling import Model, public
-from mgen.tokenizers.quantizers import FSQ, Quantized, VectorQuantizer
 from mgen.tokens import TokenSpec
 
 SIZES = {"maskgit-f16": dict(channels=128, multipliers=(1, 1, 2, 2, 4), blocks=2, latent=256, codes=1024)}
@@ -36,7 +36,7 @@ class ResBlock(nn.Module):
         self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1, bias=groups == 0)
         self.shortcut = shortcut
         if c_in != c_out:
-            self.nin_shortcut = nn.Conv2d(c_out if shortcut == "output" else c_in, c_out, 1, bias=False)
+            self.nin_shortcut: nn.Module = nn.Conv2d(c_out if shortcut == "output" else c_in, c_out, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
@@ -52,6 +52,7 @@ class ResBlock(nn.Module):
         """Fold h + W·h, h = conv2(…), into one convolution with kernel (I + W)·conv2: equal up to rounding, 1×1 saved."""
         if not hasattr(self, "nin_shortcut") or self.shortcut != "output":
             return
+        assert isinstance(self.nin_shortcut, nn.Conv2d)
         mix = self.nin_shortcut.weight.data[:, :, 0, 0]
         mix = mix + torch.eye(len(mix), dtype=mix.dtype, device=mix.device)
         self.conv2.weight.data = torch.einsum("oi,ichw->ochw", mix, self.conv2.weight.data)

@@ -32,6 +32,7 @@ def command(argv: Sequence[str] | None = None) -> int:
     from mgen.pipeline import load_tokenizer
 
     tokenizer = load_tokenizer(args.tokenizer, device=args.device)
+    data: FashionMNIST | ImageFolder
     if args.data == "fmnist":
         data = FashionMNIST(root=args.data_path, split=args.split)
         source = f"fmnist {args.split}"

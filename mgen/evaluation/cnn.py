@@ -34,7 +34,7 @@ class FashionCNN(Model):
         num_classes: int = 10,
     ) -> None:
         super().__init__()
-        stages = []
+        stages: list[nn.Module] = []
         c_in = in_channels
         for c_out in widths:
             stages.append(nn.Sequential(*([_conv(c_in, c_out)] + [_conv(c_out, c_out)] * bool(stages))))

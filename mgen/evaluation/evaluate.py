@@ -34,7 +34,11 @@ class Measured:
 def measure(source: Source, extractor: Extractor, *, judge: Extractor | None = None, examples: int = 100) -> Measured:
     """Pass all images through the extractor (and the judge, a classifier that was not used in making them)."""
     sums: FeatureSums | None = None
-    logits, labels, guesses, kept, kept_labels = [], [], [], [], []
+    logits: list[Tensor] = []
+    labels: list[Tensor] = []
+    guesses: list[Tensor] = []
+    kept: list[Tensor] = []
+    kept_labels: list[Tensor] = []
     with tqdm(total=source.count, unit="img", desc="evaluating", file=sys.stderr) as bar:
         for images, label in source.batches:
             features, scores = extractor(images)
@@ -46,7 +50,7 @@ def measure(source: Source, extractor: Extractor, *, judge: Extractor | None = N
             labels.append(label)
             if judge is not None:
                 guesses.append(judge(images)[1].argmax(1))
-            missing = examples - sum(map(len, kept))
+            missing = examples - sum(len(x) for x in kept)
             if missing > 0 or not kept:
                 kept.append(images[:missing].cpu())
                 kept_labels.append(label[:missing])

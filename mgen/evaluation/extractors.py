@@ -73,7 +73,8 @@ class CNNExtractor:
 class InceptionExtractor:
     """torch-fidelity's Inception v3: 2048 pooled features and the logits without bias that its IS uses."""
 
-    name, channels, size = "inception-v3-compat", 3, None
+    name, channels = "inception-v3-compat", 3
+    size: int | None = None
     resize = "TensorFlow 1 bilinear to 299 px inside the network"
 
     def __init__(self, weights: str | Path | None, device: torch.device) -> None:

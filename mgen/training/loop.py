@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers.optimization import get_scheduler
@@ -27,6 +26,7 @@ from mgen.training.config import TrainConfig
 from mgen.training.data import BatchOrder, batches
 from mgen.training.launch import make_accelerator
 from mgen.training.logs import Logger
+from mgen.training.objectives import TokenizerObjective
 from mgen.training.tasks import Task
 
 MOST_SKIPPED_IN_A_ROW = 50
@@ -89,6 +89,7 @@ class Trainer:
         """One optimizer step; returns the means of the logged values over this process's pieces, "loss" among them."""
         config, pieces = self.config, self.config.accumulate
         whole = self.objective.draw(config.batch_size, seeds.generator(config.seed, "draws", self.step))
+        adversarial = self.wrapped_discriminator is not None and getattr(self.objective, "adversarial_on", False)
         logs: dict[str, Tensor] = {}
         for piece in range(pieces):
             rows = {name: value[order.rows(piece)] for name, value in whole.items()}
@@ -100,11 +101,13 @@ class Trainer:
                 loss, parts = self.wrapped(batch, self._to_device(rows))
                 loss = loss * (self.objective.share(rows, whole) / pieces)
                 self.accelerator.backward(loss)
+            if adversarial:
+                parts = {**parts, "discriminator": self._discriminator_backward(last)}
             for name, value in {"loss": loss.detach() * pieces, **parts}.items():
                 logs[name] = logs.get(name, 0.0) + value.detach().float() / pieces
         logs["grad_norm"] = self._apply()
-        if self.wrapped_discriminator is not None and getattr(self.objective, "adversarial_on", False):
-            logs["discriminator"] = self._discriminator_step()
+        if adversarial:
+            self._discriminator_apply()
         return logs
 
     def _apply(self) -> Tensor:
@@ -129,14 +132,22 @@ class Trainer:
         self.schedule.step()
         return norm.detach()
 
-    def _discriminator_step(self) -> Tensor:
-        assert self.wrapped_discriminator is not None and self.discriminator_optimizer is not None
-        real, fake = self.objective.last  # type: ignore[union-attr]
-        loss = self.wrapped_discriminator(real, fake)
-        self.accelerator.backward(loss)
-        self.discriminator_optimizer.step()
+    def _discriminator_backward(self, last: bool) -> Tensor:
+        """Gradient of the discriminator on the images that the tokenizer has just made."""
+        assert isinstance(self.objective, TokenizerObjective) and self.wrapped_discriminator is not None
+        with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped_discriminator):
+            loss = self.wrapped_discriminator(*self.objective.last)
+            self.accelerator.backward(loss / self.config.accumulate)
+        return loss
+
+    def _discriminator_apply(self) -> None:
+        assert self.task.discriminator is not None and self.discriminator_optimizer is not None
+        norm = self.accelerator.clip_grad_norm_(
+            self.task.discriminator.parameters(), self.config.optim.clip or math.inf
+        )
+        if torch.isfinite(torch.as_tensor(norm)):
+            self.discriminator_optimizer.step()
         self.discriminator_optimizer.zero_grad(set_to_none=True)
-        return loss.detach()
 
     # -- the run -------------------------------------------------------------------------------------------------------
 
@@ -281,8 +292,3 @@ class Trainer:
 def train(config: TrainConfig) -> Path:
     """Run the training that `config` describes; returns the folder of the finished model."""
     return Trainer(config).run()
-
-
-def summary(config: TrainConfig) -> dict[str, Any]:
-    """The settings as plain values, for logs and checkpoints."""
-    return dataclasses.asdict(config)

@@ -150,6 +150,8 @@ class TokenizerObjective(Objective):
         out = out.float()
         # Pixel errors are reported on images in [0, 1].
         terms = {"l2": F.mse_loss(out, images) / 4, "l1": F.l1_loss(out, images) / 2, **quantized.losses}
+        perceptual: Any
+        discriminator: Any
         perceptual, discriminator = self._helpers
         if perceptual is not None and c.perceptual:
             terms["perceptual"] = perceptual(out, images)
