@@ -47,6 +47,14 @@ class VectorQuantizer(nn.Module):
         table = self.embedding.weight.float()
         return flat.square().sum(-1, keepdim=True) + table.square().sum(-1) - 2 * flat @ table.T
 
+    @torch.no_grad()
+    def initialise(self, z: Tensor, rng: torch.Generator) -> None:
+        """Put the codes on random vectors of z (B, C, h, w), slightly moved apart: no code is out of reach at the start."""
+        vectors = z.permute(0, 2, 3, 1).flatten(0, 2)  # (N, C)
+        rows = torch.randint(len(vectors), (self.codes,), generator=rng)
+        jitter = torch.randn(self.codes, vectors.shape[1], generator=rng) * (0.01 * vectors.std().cpu())
+        self.embedding.weight.copy_(vectors[rows.to(z.device)] + jitter.to(z.device))
+
     def ids(self, z: Tensor) -> Tensor:
         with torch.autocast(z.device.type, enabled=False):
             return self.distances(z).argmin(-1)  # (B, h, w)

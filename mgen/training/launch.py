@@ -4,6 +4,7 @@ import os
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 from mgen.errors import MgenError
 
@@ -20,6 +21,8 @@ def make_accelerator(*, precision: str = "fp32", expected: int | None = None, **
     on_cpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
     if precision == "fp16" and on_cpu:
         raise MgenError("precision fp16 needs a GPU (on a CPU it would silently compute in fp32): use fp32 or bf16")
+    if "WORLD_SIZE" not in os.environ:
+        AcceleratorState._reset_state()  # a former run in this process may have had another precision
     accelerator = Accelerator(cpu=on_cpu, mixed_precision="no" if precision == "fp32" else precision, **kwargs)
     counts = {
         "the environment's WORLD_SIZE": _integer(os.environ.get("WORLD_SIZE")),

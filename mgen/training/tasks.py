@@ -9,8 +9,10 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from mgen import seeds
 from mgen.errors import MgenError
 from mgen.files import read_json, read_tensors
+from mgen.tokenizers.quantizers import VectorQuantizer
 from mgen.training.adversarial import Discriminator, PerceptualDistance
 from mgen.training.config import TrainConfig, build_model
 from mgen.training.data import make_dataset
@@ -44,6 +46,11 @@ class Task:
             if parameter_name.startswith(tuple(config.optim.freeze)) and config.optim.freeze:
                 parameter.requires_grad_(False)
         self._check_data(model)
+        if isinstance(getattr(model, "quantize", None), VectorQuantizer) and not config.init:
+            rows = range(0, len(self.train_data), max(1, len(self.train_data) // 64))[:64]
+            with torch.no_grad():
+                z = model.latents(self.train_data.__getitems__(list(rows))["image"])
+            model.quantize.initialise(z, seeds.generator(config.seed, "codebook"))
         if config.task == "generator" and model.config.class_names is None and self.train_data.class_names != ("",):
             model.register_to_config(class_names=tuple(self.train_data.class_names))
 
