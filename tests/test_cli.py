@@ -280,7 +280,7 @@ def bad_inputs(tmp_path: Path, model: Path) -> dict[str, tuple[list[str], str]]:
     Image.new("L", (40, 40)).save(tmp_path / "ok.png")
     (tmp_path / "typo.yaml").write_text("task: classifier\noutput: x\nstpes: 3\nmodel: {class: FashionCNN}\n")
     (tmp_path / "file").write_text("")
-    convert = ["convert", "maskgit", "heads=4", *out]
+    convert = ["convert", *out, "maskgit"]
     sample = ["sample", "--model", str(model), "--num-images", "2"]
     evaluate = ["eval", *out]
     return {

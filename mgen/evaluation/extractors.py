@@ -44,9 +44,8 @@ def match_channels(images: Tensor, channels: int) -> Tensor:
         return images
     if images.shape[1] == 1:
         return images.expand(-1, channels, -1, -1)
-    from torchvision.transforms.functional import rgb_to_grayscale
-
-    return rgb_to_grayscale(images[:, :3])
+    weights = torch.tensor([0.299, 0.587, 0.114], device=images.device).view(3, 1, 1)
+    return (images[:, :3] * weights).sum(1, keepdim=True).round().to(torch.uint8)
 
 
 class CNNExtractor:

@@ -1,6 +1,7 @@
 """Where evaluated images come from: a folder, an .npz, a model that draws them, or a tokenizer's reconstructions."""
 
 import re
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +58,7 @@ def from_npz(path: Path, *, batch_size: int, limit: int | None) -> Source:
                 raise MgenError(f"{path} has no arr_0 with images, only {', '.join(file.files)}")
             images = file["arr_0"][:limit]
             labels = file["arr_1"][:limit] if "arr_1" in file.files else np.full(len(images), -1)
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         if isinstance(error, MgenError):
             raise
         raise MgenError(f"cannot read {path} ({error}): expected an .npz with arr_0") from error

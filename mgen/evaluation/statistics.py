@@ -1,6 +1,7 @@
 """Mean and covariance of features, streamed in float64, merged by addition, and kept in files that say what they are of."""
 
 import pickle
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,7 +109,15 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
                 return {k: file[k] for k in file.files if k in ("mu", "sigma")}
         data = torch.load(path, map_location="cpu", weights_only=True)
         return {k: torch.as_tensor(v).numpy() for k, v in data.items()}
-    except (OSError, ValueError, EOFError, RuntimeError, AttributeError, pickle.UnpicklingError) as error:
+    except (
+        OSError,
+        ValueError,
+        EOFError,
+        RuntimeError,
+        AttributeError,
+        pickle.UnpicklingError,
+        zipfile.BadZipFile,
+    ) as error:
         text = str(error).splitlines()[0][:120]
         raise MgenError(
             f"cannot read statistics from {path} ({text}): expected .safetensors, .npz or .pt with mu and sigma"
