@@ -6,7 +6,7 @@ from mgen._folders import part as _part
 __path__ = [str(_part("samplers"))]
 
 from mgen.samplers.noise import Noise, draw_noise, image_seed  # noqa: E402
-from mgen.samplers.order import ORDERS, make_order  # noqa: E402
+from mgen.samplers.order import ORDERS  # noqa: E402
 from mgen.samplers.parallel import ParallelSampler, Step  # noqa: E402
 from mgen.samplers.schedule import mask_fraction, remaining_counts  # noqa: E402
 from mgen.samplers.values import per_step  # noqa: E402
@@ -18,7 +18,6 @@ __all__ = [
     "Step",
     "draw_noise",
     "image_seed",
-    "make_order",
     "mask_fraction",
     "per_step",
     "remaining_counts",

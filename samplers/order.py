@@ -10,8 +10,6 @@ import torch
 from mgen.samplers.noise import Noise
 from torch import Tensor
 
-from mgen.errors import check_choice
-
 
 def random_order(noise: Noise) -> Tensor:
     """A random permutation per image (MAR, arXiv 2406.11838)."""
@@ -30,9 +28,3 @@ ORDERS: dict[str, Callable[[Noise], Tensor] | None] = {
     "random": random_order,
     "raster": raster_order,
 }
-
-
-def make_order(name: str, noise: Noise) -> Tensor | None:
-    """Priority (B, L) of a fixed order, or None for the confidence order; MgenError for an unknown name."""
-    order = ORDERS[check_choice("order", name, ORDERS)]
-    return None if order is None else order(noise)

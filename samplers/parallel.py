@@ -12,12 +12,12 @@ import torch
 from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
 from mgen.samplers.noise import Noise
-from mgen.samplers.order import make_order
+from mgen.samplers.order import ORDERS
 from mgen.samplers.schedule import Schedule, remaining_counts
 from mgen.samplers.values import Value, per_step, with_strength
 from torch import Tensor
 
-from mgen.errors import MgenError
+from mgen.errors import MgenError, check_choice
 from mgen.modeling import check_keys, constructor_keys, public
 
 
@@ -74,6 +74,7 @@ class ParallelSampler(SchedulerMixin, ConfigMixin):
         keep_one: bool = True,
         guidance_tolerance: float = 0.0,
     ) -> None:
+        check_choice("order", order, ORDERS)
         self.counts(
             unknown=max(2, steps), length=max(2, steps)
         )  # raises on an unknown schedule or a list of wrong length
@@ -144,7 +145,8 @@ class ParallelSampler(SchedulerMixin, ConfigMixin):
         tokens = torch.zeros(b, length, dtype=torch.int64, device=device) if tokens is None else tokens.clone()
         known = torch.zeros(b, length, dtype=torch.bool, device=device) if known is None else known.clone()
         both = torch.cat([condition, torch.full_like(condition, generator.null_class or 0)])
-        priority = make_order(c.order, noise)
+        fixed = ORDERS[c.order]
+        priority = None if fixed is None else fixed(noise)  # (B, L), highest first
 
         # The only read-back from the device: from here on every count is known in advance.
         unknown = (~known).sum(1).tolist()

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mgen.cli import make_parser
-from mgen.errors import MgenError
+from mgen.errors import MgenError, check_choice
 
 EXAMPLES = """  mgen sample                                            the embedded model, 8 images per class, into samples/
   mgen sample --classes bag,dress --num-images 20 --guidance 3 --out bags
@@ -87,8 +87,9 @@ def command(argv: Sequence[str] | None = None) -> int:
 def sample(args: Namespace) -> int:
     from mgen.generation import begin_run, parse_classes, read_back, run_images, save_png
     from mgen.grids import labelled_grid
-    from mgen.pipeline import check_device
+    from mgen.pipeline import DTYPES, check_device
 
+    check_choice("--dtype", args.dtype, DTYPES)
     rank, world, device, wait = processes(args.device)
     pipe = load_for(args, check_device(device))
     classes = parse_classes(args.classes, pipe.generator.config.num_classes, pipe.class_names)
