@@ -7,8 +7,9 @@ Fixed orders know the positions of a step before the network runs, so only those
 from collections.abc import Callable
 
 import torch
-from mgen.samplers.noise import Noise
 from torch import Tensor
+
+from mgen.samplers.noise import Noise
 
 
 def random_order(noise: Noise) -> Tensor:

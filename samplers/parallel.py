@@ -9,16 +9,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import ConfigMixin, SchedulerMixin
-from diffusers.configuration_utils import register_to_config
-from mgen.samplers.noise import Noise
-from mgen.samplers.order import ORDERS
-from mgen.samplers.schedule import Schedule, remaining_counts
-from mgen.samplers.values import Value, per_step, with_strength
+from diffusers import SchedulerMixin  # noqa: F401  (diffusers looks the base class up in this namespace)
 from torch import Tensor
 
-from mgen.errors import MgenError, check_choice
-from mgen.modeling import check_keys, constructor_keys, public
+from mgen.errors import MgenError
+from mgen.modeling import public
+from mgen.samplers.noise import Noise
+from mgen.samplers.order import ORDERS
+from mgen.samplers.settings import SamplerSettings
+from mgen.samplers.values import per_step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,73 +41,8 @@ class Step:
 
 
 @public
-class ParallelSampler(SchedulerMixin, ConfigMixin):
-    """How tokens are revealed and drawn. Defaults: MaskGIT's, without guidance.
-
-    Args:
-        steps: T.
-        order: "confidence", "random" or "raster".
-        schedule: mask fraction by name, or a list (see mgen.samplers.schedule).
-        guidance: s in u + s·(c − u), constant, listed or a curve (see mgen.samplers.values); 1 is none.
-        temperature: of the token draw; constant, listed or a curve.
-        confidence_temperature: factor of the Gumbel noise on confidences; constant, listed or a curve.
-        start: first step that is run. precision, keep_one: see mgen.samplers.schedule.remaining_counts.
-        guidance_tolerance: |s − 1| up to which the null pass is left out. 0 is exact; AutoNAT's published lists hold three
-            entries of 1.0001, whose null passes 1e-3 would save.
-    """
-
-    config_name = "sampler_config.json"
-
-    @register_to_config
-    def __init__(
-        self,
-        *,
-        steps: int = 8,
-        order: str = "confidence",
-        schedule: Schedule = "cosine",
-        guidance: Value = 1.0,
-        temperature: Value = 1.0,
-        confidence_temperature: Value = {"kind": "linear", "start": 4.5, "end": 0.0},  # noqa: B006  (JSON in the config)
-        start: int = 0,
-        precision: str = "float64",
-        keep_one: bool = True,
-        guidance_tolerance: float = 0.0,
-    ) -> None:
-        check_choice("order", order, ORDERS)
-        self.counts(
-            unknown=max(2, steps), length=max(2, steps)
-        )  # raises on an unknown schedule or a list of wrong length
-        for name in ("guidance", "temperature", "confidence_temperature"):
-            per_step(self.config[name], steps, name=name)
-
-    def counts(self, *, unknown: int, length: int) -> list[int]:
-        """Tokens unknown after each step that is run, from `unknown` at first."""
-        c = self.config
-        return remaining_counts(
-            c.schedule,
-            steps=c.steps,
-            unknown=unknown,
-            length=length,
-            start=c.start,
-            precision=c.precision,
-            keep_one=c.keep_one,
-        )
-
-    def override(self, *, guidance: float | None = None, **settings: Any) -> "ParallelSampler":
-        """A sampler with some settings replaced; a number for `guidance` replaces the end of its curve."""
-        settings = {key: value for key, value in settings.items() if value is not None}
-        check_keys(settings, constructor_keys(type(self)), "sampler.")
-        if guidance is not None:
-            settings["guidance"] = with_strength(self.config.guidance, guidance)
-        own = {key: value for key, value in self.config.items() if not key.startswith("_")}
-        try:
-            return type(self)(**{**own, **settings})
-        except MgenError as error:
-            if "steps" in settings and settings["steps"] != own["steps"]:
-                raise MgenError(
-                    f"{error}; this sampler lists values for its {own['steps']} steps, so their number is fixed"
-                ) from error
-            raise
+class ParallelSampler(SamplerSettings):
+    """Draws the tokens of a batch of images step by step; its settings are those of SamplerSettings."""
 
     @torch.no_grad()
     def __call__(

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from mgen.tokenizers.quantizers import codebook_usage
 
 from mgen.errors import MgenError
 from mgen.tokenizers import FSQ, VectorQuantizer
+from mgen.tokenizers.quantizers import codebook_usage
 from tests.helpers import tiny_tokenizer
 
 

@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from diffusers import ModelMixin  # noqa: F401  (diffusers looks the base class up in this namespace)
 from diffusers.configuration_utils import register_to_config
-from mgen.tokenizers.quantizers import FSQ, Quantized, VectorQuantizer
 from torch import Tensor, nn
 
 from mgen.errors import MgenError
 from mgen.modeling import Model, public
+from mgen.tokenizers.quantizers import FSQ, Quantized, VectorQuantizer
 from mgen.tokens import TokenSpec
 
 SIZES = {"maskgit-f16": dict(channels=128, multipliers=(1, 1, 2, 2, 4), blocks=2, latent=256, codes=1024)}
