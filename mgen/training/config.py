@@ -45,6 +45,7 @@ class LogConfig:
     evaluate_every: int = 0  # steps between measurements on the validation data; 0: only at the end
     preview_every: int = 0  # steps between sample grids from raw and EMA weights; 0: only at the end
     checkpoint_every: int = 1000
+    export_every: int = 0  # steps between writings of OUTPUT/model, ready for mgen sample; 0: only at the end
     keep: int = 2  # checkpoints kept; older ones are removed after a new one is complete
     tensorboard: bool = True  # used when the package is installed
 

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from mgen import seeds
 from mgen.errors import MgenError
+from mgen.files import atomic_folder, atomic_path
 from mgen.training.checkpoints import load_newest, save_checkpoint
 from mgen.training.config import TrainConfig
 from mgen.training.data import BatchOrder, batches
@@ -199,6 +200,8 @@ class Trainer:
             if self._due(log.checkpoint_every, at_end=True):
                 self.seconds = time.perf_counter() - began
                 save_checkpoint(self)
+            if self._due(log.export_every):
+                self._export()
         bar.close()
         return self._finish(logger)
 
@@ -206,16 +209,21 @@ class Trainer:
         if not self._due(self.config.log.evaluate_every):
             logger.write(self.step, self.evaluate())
         self._preview()
-        if self.accelerator.is_main_process:
-            with self._ema_weights():
-                self.task.export(self.output / "model")
-            if self.ema is not None:
-                self.task.export(self.output / "model-raw")
+        self._export()
         logger.close()
         self.accelerator.wait_for_everyone()
         self._say(f"finished: {self.output / 'model'}")
         self.accelerator.end_training()
         return self.output / "model"
+
+    def _export(self) -> None:
+        """Write `model` (EMA weights if there are) and `model-raw` (without EMA there is no such folder)."""
+        if self.accelerator.is_main_process:
+            with self._ema_weights(), atomic_folder(self.output / "model") as folder:
+                self.task.export(folder)
+            if self.ema is not None:
+                with atomic_folder(self.output / "model-raw") as folder:
+                    self.task.export(folder)
 
     def _due(self, every: int, at_end: bool = False) -> bool:
         return (every > 0 and self.step % every == 0) or (at_end and self.step == self.config.steps)
@@ -274,8 +282,6 @@ class Trainer:
         if not self.accelerator.is_main_process:
             return
         from torchvision.io import encode_png
-
-        from mgen.files import atomic_path
 
         self.objective.eval()
         grids = {"raw": self.task.preview(self.device)}
