@@ -26,10 +26,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         os.replace(temporary, path)
-    except OSError as error:
-        raise MgenError(f"cannot write {path} ({error.strerror or error}): check permissions and free space") from error
-    except SafetensorError as error:
-        raise MgenError(f"cannot write {path} ({error}): check permissions and free space") from error
+    except (OSError, SafetensorError) as error:
+        raise _cannot_write(path, error) from error
     finally:
         temporary.unlink(missing_ok=True) if path.parent.is_dir() else None
 
@@ -51,11 +49,16 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
         if old is not None:
             shutil.rmtree(old)
-    except OSError as error:
-        raise MgenError(f"cannot write {path} ({error.strerror or error}): check permissions and free space") from error
+    except (OSError, SafetensorError) as error:
+        raise _cannot_write(path, error) from error
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _cannot_write(path: Path, error: Exception) -> MgenError:
+    reason = getattr(error, "strerror", None) or error
+    return MgenError(f"cannot write {path} ({reason}): check permissions and free space")
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -5,6 +5,8 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from safetensors import SafetensorError
+
 from mgen.errors import MgenError
 from mgen.files import read_json, write_json
 
@@ -43,11 +45,14 @@ def save_checkpoint(trainer: "Trainer") -> None:
             temporary.rename(final)
             for old in list_checkpoints(output)[: -trainer.config.log.keep or None]:
                 shutil.rmtree(old)
-    except OSError as error:
+    except (
+        OSError,
+        RuntimeError,
+        SafetensorError,
+    ) as error:  # torch and safetensors have errors of their own for a full disk
         shutil.rmtree(temporary, ignore_errors=True)
-        raise MgenError(
-            f"cannot write {final} ({error.strerror or error}): check permissions and free space"
-        ) from error
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0][:160]
+        raise MgenError(f"cannot write {final} ({reason}): check permissions and free space") from error
     accelerator.wait_for_everyone()
 
 
