@@ -24,8 +24,8 @@ from mgen.pipeline import MaskedPipeline, load, load_tokenizer
 EVALUATIONS = {
     "test_images": ["fmnist", "--split", "test"],
     "reconstructions_test": ["fmnist", "--split", "test", "--reconstruction", "fmnist-maskgit"],
-    "samples_1000": ["fmnist-maskgit", "--num-images", "1000"],
-    "samples_10000": ["fmnist-maskgit", "--num-images", "10000"],
+    "samples_500": ["fmnist-maskgit", "--num-images", "500"],
+    "samples_5000": ["fmnist-maskgit", "--num-images", "5000"],
 }
 
 

@@ -1,0 +1,26 @@
+"""The README keeps its word: its Python example runs, its commands and files exist."""
+
+import re
+from pathlib import Path
+
+from mgen.cli import COMMANDS
+
+ROOT = Path(__file__).resolve().parent.parent
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_python_example_runs(capsys) -> None:
+    code = re.search(r"```python\n(.*?)```", TEXT, re.S)
+    assert code is not None
+    names: dict = {}
+    exec(code[1], names)
+    assert len(names["images"]) == 2 and names["image"].shape == (2, 1, 32, 32)
+    assert "64" not in capsys.readouterr().out.splitlines()[0]
+
+
+def test_commands_and_files_exist() -> None:
+    assert set(re.findall(r"^\| `mgen (\w+)`", TEXT, re.M)) == set(COMMANDS)
+    for path in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", TEXT):
+        assert (ROOT / path).is_file(), path
+    for marker in ("test", "sample"):
+        assert re.search(rf"<!-- {marker} -->\n```sh\n.*pip install", TEXT)
