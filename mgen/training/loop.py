@@ -116,8 +116,10 @@ class Trainer:
         clip = self.config.optim.clip
         norm = self.accelerator.clip_grad_norm_(self.parameters, clip if clip is not None else math.inf)
         assert isinstance(norm, Tensor)
-        if torch.isfinite(norm):
-            self.optimizer.step()
+        finite = bool(torch.isfinite(norm))
+        if finite or self.accelerator.scaler is not None:
+            self.optimizer.step()  # fp16's loss scaler skips the step itself, and must see it to lower its scale
+        if finite:
             self.skipped_in_a_row = 0
             if self.ema is not None:
                 self.ema.step(self.parameters)
@@ -259,12 +261,15 @@ class Trainer:
             return {}
         size = max(1, self.config.batch_size // self.config.accumulate)
         starts = range(0, min(most, len(data)), size)
+        world = self.accelerator.num_processes
+        # With fewer batches than processes, all processes measure all: the weighted mean is the same.
+        mine = starts[self.accelerator.process_index :: world] if len(starts) >= world else starts
         sums: dict[str, Tensor] = {}
         count = torch.zeros((), device=self.device)
         config = dataclasses.replace(self.objective.data, flip=False, shift=0)
         self.objective.data, kept = config, self.objective.data
         with self._ema_weights(), self.accelerator.autocast():
-            for start in starts[self.accelerator.process_index :: self.accelerator.num_processes]:
+            for start in mine:
                 batch = self._to_device(data.__getitems__(range(start, min(start + size, len(data), most))))
                 n = len(batch["label"])
                 draws = self.objective.draw(n, seeds.generator(self.config.seed, "evaluate", start))
