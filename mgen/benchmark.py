@@ -30,15 +30,16 @@ class Parts:
     sampler: ParallelSampler
 
 
-def random_pipeline(cls: str, size: str | None, tokenizer: str | None) -> Parts:
-    """A generator of a published size with random weights, and the VQGAN of that name for decoding."""
+def random_pipeline(settings: dict[str, Any], tokenizer: str | None) -> Parts:
+    """A generator with random weights, as a `model:` section describes it, and the VQGAN of that name for decoding."""
     import mgen
     from mgen.tokenizers.vqgan import SIZES as VQGAN_SIZES
     from mgen.training.config import build_model
 
-    check_choice("--class", cls, [name for name in mgen.MODELS if hasattr(getattr(mgen, name), "context")])
+    names = [name for name in mgen.MODELS if hasattr(getattr(mgen, name), "context")]
+    check_choice("model class", str(settings.get("class")), names)
     torch.manual_seed(0)
-    generator = build_model({"class": cls} | ({"size": size} if size else {}), "").eval()
+    generator = build_model(settings, "").eval()
     vqgan = None
     if tokenizer is not None:
         check_choice("--tokenizer", tokenizer, VQGAN_SIZES)

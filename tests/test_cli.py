@@ -245,6 +245,9 @@ def test_bench_and_zoo(model: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
         sum(figures["seconds"][p] for p in ("trunk", "head", "decoder", "sampling"))
     )
     assert 0 < figures["share_of_peak"]["all"] < 1.5
+    assert (
+        main(["bench", "--config", "fmnist-maskgit", "--tokenizer", "none", "--batch-size", "1", "--steps", "2"]) == 0
+    )
     capsys.readouterr()
     assert main(["zoo", "--json"]) == 0
     names = [row["name"] for row in json.loads(capsys.readouterr().out)]

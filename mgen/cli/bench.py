@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from mgen.cli import make_parser
 from mgen.errors import MgenError
@@ -10,7 +11,7 @@ from mgen.errors import MgenError
 EXAMPLES = """  mgen bench                                                   the embedded model
   mgen bench --class MaskGIT --size L --recipe autonat-l-imagenet256 --batch-size 4     paper size, random weights
   mgen bench --class MaskGITBert --size imagenet256 --recipe maskgit-imagenet256 --batch-size 2
-  mgen bench --class MaskGIT --size L --tokenizer maskgit-f16 --dtype bf16 --json bench.json
+  mgen bench --config imagenet256-autonat-l --dtype bf16 --json bench.json       the model of a training configuration
 
 One multiplication and addition are 2 FLOPs. The share of the peak is against a matrix product measured in the same run."""
 
@@ -22,6 +23,7 @@ def command(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", default=DEFAULT, metavar="NAME|PATH", help="a saved pipeline")
     parser.add_argument("--class", dest="cls", help="instead of --model: a generator class with random weights")
     parser.add_argument("--size", help="row of the class's table of sizes")
+    parser.add_argument("--config", help="instead of --class and --size: the model of a training configuration")
     parser.add_argument("--tokenizer", default="maskgit-f16", help="with --class: maskgit-f16 or none (no decoding)")
     parser.add_argument("--recipe", help="sampler settings, by name or file")
     parser.add_argument("--steps", type=int)
@@ -45,8 +47,16 @@ def command(argv: Sequence[str] | None = None) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     device = check_device(args.device)
-    if args.cls:
-        pipe = benchmark.random_pipeline(args.cls, args.size, None if args.tokenizer == "none" else args.tokenizer)
+    pipe: Any
+    if args.cls or args.config:
+        if args.config:
+            from mgen.cli.train import find_config
+            from mgen.config import read_config
+
+            settings = read_config(find_config(args.config)).get("model") or {}
+        else:
+            settings = {"class": args.cls} | ({"size": args.size} if args.size else {})
+        pipe = benchmark.random_pipeline(settings, None if args.tokenizer == "none" else args.tokenizer)
         pipe.generator.to(device)
         if pipe.tokenizer is not None:
             pipe.tokenizer.to(device)
