@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mgen.errors import MgenError, check_choice
 from mgen.samplers import Noise, ParallelSampler, draw_noise
+from mgen.zoo import recipe_settings
 
 PARTS = ("trunk", "head", "decoder")
 
@@ -56,11 +57,7 @@ def sampler_for(pipe: Any, *, recipe: str | None, **settings: Any) -> ParallelSa
     """The pipeline's sampler, or a recipe's, with settings replaced."""
     sampler = pipe.sampler
     if recipe:
-        from mgen._folders import part
-        from mgen.config import read_config
-
-        shipped = part("configs") / "recipes" / f"{recipe}.yaml"
-        sampler = ParallelSampler(**read_config(shipped if shipped.is_file() else recipe)["sampler"])
+        sampler = ParallelSampler.from_settings(*recipe_settings(recipe))
     return sampler.override(**settings)
 
 

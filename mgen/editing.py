@@ -94,6 +94,7 @@ def edit(
     seed: int = 0,
     dilate: int = 1,
     feather: float = 0.0,
+    batch_size: int | None = None,
     dtype: str = "fp32",
     progress: bool = True,
 ) -> Tensor:
@@ -124,6 +125,13 @@ def edit(
     tokens = pipe.tokenizer.encode(image[None].to(device).float() / 127.5 - 1).expand(count, -1)  # (B, L)
     known = ~token_mask(mask, spec.grid, dilate=dilate).to(device).expand(count, -1)
     drawn = pipe(
-        classes, seed=seed, tokens=tokens, known=known, dtype=dtype, output_type="uint8", progress=progress
+        classes,
+        seed=seed,
+        tokens=tokens,
+        known=known,
+        batch_size=batch_size,
+        dtype=dtype,
+        output_type="uint8",
+        progress=progress,
     ).images
     return composite(image[None], drawn.cpu(), mask, feather=feather)

@@ -61,6 +61,17 @@ def _cannot_write(path: Path, error: Exception) -> MgenError:
     return MgenError(f"cannot write {path} ({reason}): check permissions and free space")
 
 
+def check_writable(path: str | Path) -> None:
+    """Raise MgenError if the folder `path` could not be created or written to; nothing is created."""
+    place = Path(path).absolute()
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise MgenError(
+            f"cannot write to {path}: {place} is {'read-only' if place.is_dir() else 'a file'}; choose another folder"
+        )
+
+
 def write_text(path: str | Path, text: str) -> None:
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

@@ -62,7 +62,12 @@ def begin_run(out: Path, settings: dict[str, Any]) -> None:
     settings = json.loads(json.dumps(settings))
     if file.is_file():
         there = read_json(file)
-        differs = [k for k in settings.keys() | there.keys() if settings.get(k) != there.get(k) and k != "num_images"]
+        # The same weights may lie at another path, and a run may be prolonged.
+        differs = [
+            k
+            for k in settings.keys() | there.keys()
+            if settings.get(k) != there.get(k) and k not in ("num_images", "model")
+        ]
         if differs:
             key = sorted(differs)[0]
             raise MgenError(

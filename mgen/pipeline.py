@@ -109,6 +109,8 @@ class MaskedPipeline(DiffusionPipeline):
         check_choice("output_type", output_type, OUTPUTS)
         check_choice("dtype", dtype, DTYPES)
         ids = self.check_classes(classes)
+        if (tokens is None) != (known is None):
+            raise MgenError("tokens and known go together: ids (B, L), and a bool mask of those that are given")
         indices = range(len(ids)) if indices is None else indices
         sampler = (sampler or self.sampler).override(steps=steps, guidance=guidance)
         device = self.generator.device
@@ -187,7 +189,7 @@ def load_tokenizer(name: str | Path, *, device: str | torch.device = "cpu") -> A
         config = folder / "config.json"
         if not config.is_file():
             raise MgenError(f"no tokenizer in {folder} (neither model_index.json nor config.json)")
-        tokenizer = _model_class(read_json(config).get("_class_name"), config).from_pretrained(folder)
+        tokenizer = model_class(read_json(config).get("_class_name"), config).from_pretrained(folder)
     if not hasattr(tokenizer, "encode"):
         raise MgenError(f"{folder} holds a {type(tokenizer).__name__}, not a tokenizer")
     return tokenizer.eval().to(check_device(device))
@@ -214,11 +216,13 @@ def _load_part(folder: Path, part: str, index: dict[str, Any]) -> Any:
         raise MgenError(f"{folder / 'model_index.json'} names no {part}: convert or save the pipeline again")
     if part == "sampler":
         config = read_json(folder / part / ParallelSampler.config_name)
-        return ParallelSampler(**{k: v for k, v in config.items() if not k.startswith("_")})
-    return _model_class(entry[1], folder / "model_index.json").from_pretrained(folder / part)
+        own = {k: v for k, v in config.items() if not k.startswith("_")}
+        return ParallelSampler.from_settings(own, str(folder / part))
+    return model_class(entry[1], folder / "model_index.json").from_pretrained(folder / part)
 
 
-def _model_class(name: str | None, where: Path) -> Any:
+def model_class(name: str | None, where: Path) -> Any:
+    """The class that a saved configuration names."""
     import mgen
 
     return getattr(mgen, check_choice(f"model class in {where}", str(name), mgen.MODELS))
@@ -227,7 +231,5 @@ def _model_class(name: str | None, where: Path) -> Any:
 def _what_it_is(folder: Path) -> str:
     config = folder / "config.json"
     if config.is_file():
-        return (
-            f": it holds a {read_json(config).get('_class_name')} alone; join it with its other parts by mgen convert"
-        )
+        return f": it holds a {read_json(config).get('_class_name')} alone; join it with a tokenizer by mgen convert pipeline"
     return ": expected a folder written by save_pretrained, mgen train or mgen convert"

@@ -1,5 +1,6 @@
 """What models there are: embedded in the package, and published ones that a recipe describes."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,13 +32,31 @@ def embedded_entries() -> list[Entry]:
 
 
 def published_entries() -> list[Entry]:
-    """Published systems: the recipes shipped in configs/recipes."""
+    """Published systems: the recipes shipped in configs/recipes that state a published figure."""
     from mgen.config import read_config
 
-    return [
-        Entry(name=p.stem, folder=None, facts=read_config(p))
-        for p in sorted((part("configs") / "recipes").glob("*.yaml"))
-    ]
+    recipes = {p.stem: read_config(p) for p in sorted((part("configs") / "recipes").glob("*.yaml"))}
+    return [Entry(name=name, folder=None, facts=facts) for name, facts in recipes.items() if "published" in facts]
+
+
+def recipe_settings(name: str) -> tuple[dict[str, Any], str]:
+    """The `sampler:` section of a shipped recipe or of a YAML file, and where it stands, for error messages."""
+    from mgen.config import read_config
+
+    shipped = part("configs") / "recipes" / f"{name}.yaml"
+    path = shipped if shipped.is_file() else Path(name)
+    recipe = read_config(path)
+    if "sampler" not in recipe:
+        raise MgenError(f"{path} has no `sampler:` section")
+    return recipe["sampler"], f"{path}: sampler"
+
+
+def weights_sha256(name: str | Path) -> str:
+    """One hash over all weight files of a saved model."""
+    from mgen.files import file_sha256
+
+    files = sorted(resolve(name).rglob("*.safetensors"))
+    return hashlib.sha256("".join(f"{f.parent.name}/{f.name} {file_sha256(f)}\n" for f in files).encode()).hexdigest()
 
 
 def resolve(name: str | Path) -> Path:
@@ -46,11 +65,12 @@ def resolve(name: str | Path) -> Path:
     Raises:
         MgenError: neither; the message names the nearest, or says how to get a published one.
     """
+    names = [entry.name for entry in embedded_entries()]
+    # A bare name means the embedded model, unless a model of that name lies in the working directory.
+    if str(name) in names and not (Path(name) / "model_index.json").is_file():
+        return embedded(str(name))
     if Path(name).is_dir():
         return Path(name)
-    names = [entry.name for entry in embedded_entries()]
-    if str(name) in names:
-        return embedded(str(name))
     if Path(name).is_file():
         raise MgenError(
             f"{name} is a file, a model is a folder: turn a checkpoint into one with mgen convert FORMAT {name} --out DIR"

@@ -91,8 +91,8 @@ class ParallelSampler(SamplerSettings):
         widest, most = before.amax(1).tolist(), reveal.amax(1).tolist()
         reveal = reveal.to(device)
 
-        positions = drawn = tokens[:, :0]
         for i, t in enumerate(range(c.start, c.steps)):
+            positions = drawn = tokens[:, :0]
             if most[i]:
                 if priority is None:
                     # Unknown positions in ascending order; rows with fewer are filled up with known ones, never revealed.

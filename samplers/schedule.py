@@ -92,6 +92,8 @@ def remaining_counts(
     if not 0 <= start < steps:
         raise MgenError(f"start is {start}: it must lie in 0 … {steps - 1} (steps − 1)")
     fractions = None
+    if not isinstance(schedule, str | Sequence):
+        raise MgenError(f"schedule is {schedule!r}: expected a name or a list of fractions")
     if not isinstance(schedule, str):
         fractions = [float(x) for x in schedule]
         if len(fractions) not in (steps - 1, steps):

@@ -1,5 +1,6 @@
 """The settings of a sampler: every choice of a decoding run as a configuration that is checked when it is made."""
 
+from collections.abc import Mapping
 from typing import Any, Self
 
 from diffusers import ConfigMixin, SchedulerMixin
@@ -44,10 +45,25 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
         keep_one: bool = True,
         guidance_tolerance: float = 0.0,
     ) -> None:
+        for name, value in (("steps", steps), ("start", start)):
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise MgenError(f"{name} is {value!r}: expected a whole number")
         check_choice("order", order, ORDERS)
+        check_choice("precision", precision, ("float32", "float64"))
         self.counts(unknown=max(2, steps), length=max(2, steps))  # raises on a bad schedule
         for name in ("guidance", "temperature", "confidence_temperature"):
             per_step(self.config[name], steps, name=name)
+
+    @classmethod
+    def from_settings(cls, settings: Any, where: str) -> Self:
+        """A sampler from a mapping of a file or a configuration; MgenError that names `where` for anything wrong in it."""
+        if not isinstance(settings, Mapping):
+            raise MgenError(f"{where} is {settings!r}: expected a mapping of sampler settings")
+        check_keys(dict(settings), constructor_keys(cls), f"{where}.")
+        try:
+            return cls(**settings)
+        except (TypeError, ValueError) as error:
+            raise MgenError(f"{where}: {error}") from error
 
     def counts(self, *, unknown: int, length: int) -> list[int]:
         """Tokens unknown after each step that is run, from `unknown` at first."""

@@ -30,6 +30,8 @@ def per_step(value: Value, steps: int, *, name: str = "value") -> list[float]:
     Raises:
         MgenError: a list of the wrong length, an unknown kind or key, or a number that is not finite.
     """
+    if isinstance(value, str | bool) or value is None:
+        raise MgenError(f"{name} is {value!r}: expected a number, a list of numbers or a curve")
     if isinstance(value, Mapping):
         out = _curve(value, steps, name)
     elif isinstance(value, Sequence):

@@ -104,8 +104,7 @@ def test_sampling_options(model: Path, tmp_path: Path, capsys: pytest.CaptureFix
         "1.5",
     ]
     assert main([*args, "--order", "random", "--out", str(tmp_path / "o"), "--animation", str(tmp_path / "a.gif")]) == 0
-    assert [n[13:17] for n in sorted(images(tmp_path / "o"))] == ["0002", "0000", "0001"][:3] or True
-    assert sorted(n[-8:-4] for n in images(tmp_path / "o")) == ["0000", "0001", "0002"]
+    assert [n[13:17] for n in sorted(images(tmp_path / "o"))] == ["0002", "0000", "0001"]
     assert Image.open(tmp_path / "a.gif").n_frames == 3
     run = json.loads((tmp_path / "o" / "run.json").read_text())
     assert run["sampler"]["order"] == "random" and run["sampler"]["guidance"] == 1.5
@@ -226,6 +225,15 @@ def test_convert_makes_a_pipeline_that_samples(tmp_path: Path, capsys: pytest.Ca
     ]
     assert main([*args, "--recipe", "autonat-l-imagenet256"]) == 0
     assert "tensors mapped" in capsys.readouterr().out
+    text = (out / "conversion.txt").read_text()
+    assert "token_emb.LayerNorm.weight -> token_embed.norm.weight" in text and "quantize.embedding.weight ->" in text
+    joined = ["convert", "pipeline", str(out / "generator"), "--tokenizer", str(out), "--out", str(tmp_path / "joined")]
+    assert main(joined) == 0
+    assert main(["sample", "--model", str(tmp_path / "joined"), "--num-images", "1", "--out", str(tmp_path / "j")]) == 0
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{}")
+    assert main(["convert", "maskgit", str(weights), "--out", str(tmp_path / "run"), "heads=4"]) == 2
+    assert [p.name for p in (tmp_path / "run").iterdir()] == ["config.json"], "a folder that is not ours was replaced"
     assert (
         main(["sample", "--model", str(out), "--num-images", "2", "--classes", "7,999", "--out", str(tmp_path / "s")])
         == 0
@@ -241,9 +249,7 @@ def test_convert_makes_a_pipeline_that_samples(tmp_path: Path, capsys: pytest.Ca
 def test_bench_and_zoo(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["bench", "--model", str(model), "--batch-size", "2", "--json", str(tmp_path / "b.json")]) == 0
     figures = json.loads((tmp_path / "b.json").read_text())
-    assert figures["seconds"]["total"] == pytest.approx(
-        sum(figures["seconds"][p] for p in ("trunk", "head", "decoder", "sampling"))
-    )
+    assert all(figures["seconds"][part] > 0 for part in ("trunk", "head", "decoder", "sampling"))
     assert 0 < figures["share_of_peak"]["all"] < 1.5
     assert (
         main(["bench", "--config", "fmnist-maskgit", "--tokenizer", "none", "--batch-size", "1", "--steps", "2"]) == 0
@@ -297,6 +303,8 @@ def bad_inputs(tmp_path: Path, model: Path) -> dict[str, tuple[list[str], str]]:
         "device": ([*sample, "--device", "cuda:7", *out], "cuda:7"),
         "animation name": ([*sample, "--animation", "x.mp4", *out], ".gif"),
         "recipe missing": ([*sample, "--recipe", "nothing", *out], "nothing"),
+        "output in a place that takes none": ([*sample, "--out", "/proc/mgen-samples"], "cannot write"),
+        "report in a place that takes none": (["eval", str(tmp_path / "pictures"), "--out", "/proc/x"], "cannot write"),
         "output is a file": ([*sample, "--out", str(tmp_path / "file")], "cannot write"),
         "checkpoint missing": ([*convert, str(tmp_path / "no.pth")], "no such checkpoint"),
         "checkpoint truncated": ([*convert, str(files["cut.safetensors"])], "truncated"),
@@ -306,8 +314,16 @@ def bad_inputs(tmp_path: Path, model: Path) -> dict[str, tuple[list[str], str]]:
         "pickled code": ([*convert, str(files["code.pth"])], "never runs code"),
         "no checkpoint at all": ([*convert, str(files["text.bin"])], "neither"),
         "format unknown": (["convert", "maskgti", str(files["text.bin"]), *out], "maskgit"),
+        "flax file of another system": (
+            ["convert", "maskgit-vqgan", str(harness.root() / "maskgit_jax" / "checkpoint.msgpack"), *out],
+            "another system",
+        ),
         "format of another system": (["convert", "maskgit-vqgan", str(files["wrong.safetensors"]), *out], "lacks"),
-        "heads that do not divide": (["convert", "maskgit", str(files["wrong.safetensors"]), "heeds=4", *out], "heads"),
+        "heads that do not divide": (
+            ["convert", "maskgit", str(files["wrong.safetensors"]), "heads=5", *out],
+            "heads 5 does not divide",
+        ),
+        "unknown setting": (["convert", "maskgit", str(files["wrong.safetensors"]), "heeds=4", *out], "heads"),
         "folder empty": ([*evaluate, str(tmp_path / "empty")], "no images"),
         "image unreadable": ([*evaluate, str(tmp_path / "pictures")], "broken.png"),
         "nothing to evaluate": ([*evaluate, str(tmp_path / "nowhere")], "neither"),
@@ -382,6 +398,36 @@ def test_nan_weights_are_refused_before_anything_is_written(
     save_file(state, file)
     assert main(["sample", "--model", str(tmp_path / "m"), "--out", str(tmp_path / "out")]) == 2
     assert "mid_block.mlp.fc1.weight" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["sample", "cache", "convert", "train"])
+def test_writing_past_the_limit_is_one_line_and_leaves_no_part(command: str, model: Path, tmp_path: Path) -> None:
+    """A limit on file size stands in for a full disk: the system refuses the write in the middle of a file."""
+    write_idx(tmp_path / "idx")
+    data = ["--data", "fmnist", "--data-path", str(tmp_path / "idx")]
+    weights = str(harness.root() / "maskgit" / "weights.safetensors")
+    (tmp_path / "c.yaml").write_text(
+        f"task: classifier\noutput: {tmp_path}/out\nsteps: 1\nbatch_size: 4\nema: null\n"
+        f"model: {{class: FashionCNN, widths: [8]}}\ndata: {{kind: fmnist, path: {tmp_path}/idx}}\nlog: {{tensorboard: false}}\n"
+    )
+    arguments, limit = {
+        "sample": (["--model", str(model), "--num-images", "2", "--out", str(tmp_path / "out")], 100),
+        "cache": ([*data, "--tokenizer", str(model), "--out", str(tmp_path / "out")], 2000),
+        "convert": (["maskgit", weights, "--out", str(tmp_path / "out"), "heads=4"], 4000),
+        "train": (["--config", str(tmp_path / "c.yaml")], 3000),
+    }[command]
+    code = (
+        "import resource, sys\nfrom mgen.cli import main\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\nsys.exit(main(sys.argv[1:]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-B", "-c", code, command, *arguments], capture_output=True, text=True, timeout=300
+    )
+    lines = [line for line in done.stderr.splitlines() if "mgen: error:" in line]
+    assert done.returncode == 2 and len(lines) == 1 and "cannot write" in lines[0], done.stderr[-2000:]
+    assert "Traceback" not in done.stderr
+    left = [p for p in tmp_path.rglob("*") if p.is_file() and (tmp_path / "out") in p.parents]
+    assert not [p for p in left if p.suffix in (".png", ".safetensors", ".pth", ".bin") or ".tmp" in str(p)], left
 
 
 def test_full_disk_leaves_no_half_written_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

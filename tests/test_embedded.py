@@ -24,6 +24,14 @@ def test_same_seed_same_image(pipe: mgen.MaskedPipeline) -> None:
     assert torch.equal(a[1], b[0]) and not torch.equal(a[0], a[1])
 
 
+def test_stated_figures_meet_the_aims() -> None:
+    stated = json.loads((embedded("fmnist-maskgit") / "measured.json").read_text())
+    distance = "Fréchet distance (fmnist-cnn)"
+    assert stated["samples_5000"][distance] <= 4 * stated["reconstructions_test"][distance]
+    assert stated["samples_5000"]["class accuracy (fmnist-judge)"] >= 0.9
+    assert json.loads((embedded("fmnist-cnn") / "measured.json").read_text())["test_accuracy"] >= 0.925
+
+
 def test_five_hundred_samples_are_as_good_as_measured(pipe: mgen.MaskedPipeline) -> None:
     extractor, judge = make_extractor("fmnist-cnn"), make_extractor("fmnist-judge")
     source = from_model(pipe, name="demo", count=500, batch_size=100, seed=0, steps=None, guidance=None, dtype="fp32")

@@ -6,7 +6,7 @@ import torch
 from mgen.errors import MgenError
 from mgen.tokenizers import FSQ, VectorQuantizer
 from mgen.tokenizers.quantizers import codebook_usage
-from tests.helpers import tiny_tokenizer
+from tests.helpers import tiny_generator, tiny_tokenizer
 
 
 @pytest.mark.parametrize("levels", [(8, 8, 8), (5, 3), (7, 5, 5, 5), (3,)])
@@ -45,12 +45,25 @@ def test_vector_quantizer_takes_the_nearest_row() -> None:
     assert torch.equal(q(q.lookup(q.ids(z))).ids, q.ids(z))
 
 
-def test_ids_do_not_change_under_autocast() -> None:
+def test_quantization_is_in_fp32_under_autocast() -> None:
     tokenizer = tiny_tokenizer()
     h = tokenizer.latents(torch.rand(2, 1, 32, 32) * 2 - 1)
     with torch.autocast("cpu", torch.bfloat16):
         inside = tokenizer.quantize.ids(h)
     assert torch.equal(inside, tokenizer.quantize.ids(h))
+
+
+def test_training_on_images_sees_the_ids_of_fp32() -> None:
+    from mgen.training.config import DataConfig, GeneratorObjectiveConfig
+    from mgen.training.objectives import GeneratorObjective
+
+    tokenizer = tiny_tokenizer()
+    objective = GeneratorObjective(tiny_generator(), DataConfig(), GeneratorObjectiveConfig(), tokenizer)
+    images = torch.rand(16, 1, 32, 32) * 2 - 1
+    expected = tokenizer.encode(images)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not torch.equal(tokenizer.encode(images), expected)  # what rounding would do
+        assert torch.equal(objective.tokens({"image": images}, {}), expected)
 
 
 def test_encode_and_decode_shapes() -> None:

@@ -114,7 +114,8 @@ def launch(arguments: list[str], config: Path, *overrides: str) -> subprocess.Co
 def test_two_processes_train_like_one(idx: Path, tokenizer: Path, tmp_path: Path) -> None:
     import yaml
 
-    config = generator_run(idx, tokenizer, tmp_path / "one", **{"model.dropout": 0.0, "steps": 4})
+    # 96 images a step: the 48 validation images are one batch, fewer than there are processes.
+    config = generator_run(idx, tokenizer, tmp_path / "one", **{"model.dropout": 0.0, "steps": 4, "batch_size": 96})
     train(train_config(config))
     (tmp_path / "c.yaml").write_text(yaml.safe_dump({**config, "output": str(tmp_path / "two")}))
     done = launch(
@@ -167,6 +168,41 @@ def test_checkpoints_rotate_after_the_new_one_is_whole(idx: Path, tokenizer: Pat
         "checkpoint-0000005",
         "checkpoint-0000006",
     ]
+
+
+def test_a_failed_checkpoint_leaves_the_old_ones(idx: Path, tokenizer: Path, tmp_path: Path) -> None:
+    config = generator_run(idx, tokenizer, tmp_path / "run", **{"log.checkpoint_every": 1, "log.keep": 1})
+    trainer = Trainer(train_config(config))
+    real = trainer.accelerator.save_state
+
+    def full(folder: str, **kwargs: Any) -> Any:
+        if trainer.step == 3:
+            Path(folder, "model.safetensors").write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        return real(folder, **kwargs)
+
+    trainer.accelerator.save_state = full  # type: ignore[method-assign]
+    with pytest.raises(MgenError, match="free space"):
+        trainer.run()
+    assert [p.name for p in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-0000002"]
+
+
+def test_damaged_checkpoint_is_explained_and_resume_false_never_mixes_runs(
+    idx: Path, tokenizer: Path, tmp_path: Path
+) -> None:
+    config = generator_run(idx, tokenizer, tmp_path / "run", **{"steps": 2, "log.checkpoint_every": 1})
+    train(train_config(config))
+    with pytest.raises(MgenError, match="holds checkpoints"):
+        train(train_config({**config, "resume": False}))
+    with pytest.raises(MgenError, match="batch_size=12, now 6"):
+        train(train_config({**config, "batch_size": 6}))
+    for name in ("model.safetensors", "optimizer.bin", "custom_checkpoint_0.pkl"):
+        file = tmp_path / "run" / "checkpoint-0000002" / name
+        whole = file.read_bytes()
+        file.write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(MgenError, match="cannot go on"):
+            train(train_config({**config, "steps": 4}))
+        file.write_bytes(whole)
 
 
 def test_training_lowers_the_loss_and_writes_grids(idx: Path, tokenizer: Path, tmp_path: Path) -> None:
@@ -282,7 +318,10 @@ def test_configuration_errors_name_the_nearest_key(tmp_path: Path) -> None:
         ("task=generater", "generator"),
         ("objective.label_smothing=0", "label_smoothing"),
         ("data.kind=fminst", "fmnist"),
-        ("steps=0", "at least 1"),
+        ("steps=0", "allowed are 1"),
+        ("log.every=0", "allowed are 1"),
+        ("optim.lr=-1", "allowed are 0"),
+        ("objective=3", "expected a mapping"),
         ("steps", "key.sub=value"),
         ("optim.betas=[0.9]", "takes 2 values"),
     ]:
@@ -314,6 +353,9 @@ def test_data_and_model_must_fit(idx: Path, tokenizer: Path, tmp_path: Path) -> 
         ({"model.null_class": False}, "null class"),
         ({"objective.tokenizer": None}, "objective.tokenizer"),
         ({"batch_size": 7, "accumulate": 2}, "not a multiple"),
+        ({"objective.sampler": {"stepz": 3}}, "did you mean 'steps'"),
+        ({"objective.sampler": {"guidance": "high"}}, "expected a number"),
+        ({"model.heads": 5}, "heads 5 does not divide"),
         ({"init": str(tmp_path)}, "no saved model"),
     ]:
         with pytest.raises(MgenError, match=words):

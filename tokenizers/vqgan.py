@@ -17,7 +17,7 @@ from diffusers import ModelMixin  # noqa: F401  (diffusers looks the base class 
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from mgen.errors import MgenError
+from mgen.errors import MgenError, check_choice
 from mgen.modeling import Model, public
 from mgen.tokenizers.quantizers import FSQ, Quantized, VectorQuantizer
 from mgen.tokens import TokenSpec
@@ -169,6 +169,7 @@ class VQGAN(Model):
         fsq_levels: tuple[int, ...] | None = None,
     ) -> None:
         super().__init__()
+        check_choice("shortcut", shortcut, ("output", "input"))
         self.factor = 2 ** (len(multipliers) - 1)
         if image_size % self.factor:
             raise MgenError(

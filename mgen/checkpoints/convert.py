@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mgen.checkpoints import maskgit, maskgit_jax, maskgit_vqgan
-from mgen.checkpoints.reading import State, read_state_dict
+from mgen.checkpoints.reading import Renamed, State, read_state_dict
 from mgen.errors import MgenError, check_choice
 from mgen.modeling import Model, check_keys, constructor_keys
 
@@ -21,13 +21,13 @@ class Format:
     Attributes:
         model: name of our class. about: one line for help texts.
         config: shapes → constructor arguments, as far as shapes tell; the rest are the published values.
-        rename: official state → (our state, ignored names with the reason).
+        rename: official state → ours, with what became of every name.
     """
 
     model: str
     about: str
     config: Callable[[State], dict[str, Any]]
-    rename: Callable[[State], tuple[State, dict[str, str]]]
+    rename: Callable[[State], Renamed]
 
 
 FORMATS = {
@@ -58,7 +58,7 @@ class Conversion:
 
     model: Model
     config: dict[str, Any]
-    mapped: list[str] = field(default_factory=list)
+    mapped: dict[str, str] = field(default_factory=dict)
     ignored: dict[str, str] = field(default_factory=dict)
 
     def report(self) -> str:
@@ -67,6 +67,10 @@ class Conversion:
         lines = [f"{type(self.model).__name__}: {len(self.mapped)} tensors mapped, {count:,} parameters, none missing"]
         lines += [f"  ignored {name}: {reason}" for name, reason in self.ignored.items()]
         return "\n".join(lines)
+
+    def names(self) -> str:
+        """Every official name and ours, one pair a line."""
+        return "\n".join(f"{official} -> {ours}" for official, ours in self.mapped.items())
 
 
 def convert(format_name: str, path: str | Path, **settings: Any) -> Conversion:
@@ -87,16 +91,17 @@ def convert(format_name: str, path: str | Path, **settings: Any) -> Conversion:
     check_keys(settings, constructor_keys(cls), "")
     try:
         config = {**layout.config(official), **settings}
-        state, ignored = layout.rename(official)
+        renamed = layout.rename(official)
     except KeyError as error:
         raise MgenError(f"{path} is not of format {format_name!r}: it lacks {error.args[0]}") from error
+    except (ValueError, IndexError) as error:
+        raise MgenError(f"{path} is not of format {format_name!r}: its names are those of another system") from error
     try:
         model = cls(**config)
     except (TypeError, ValueError) as error:
         raise MgenError(f"{path} does not fit {layout.model} with {config}: {error}") from error
-    _load_exactly(model, state, path)
-    used = [name for name in official if name not in ignored]
-    return Conversion(model=model.eval(), config=config, mapped=used, ignored=ignored)
+    _load_exactly(model, renamed.state, path)
+    return Conversion(model=model.eval(), config=config, mapped=renamed.names, ignored=renamed.ignored)
 
 
 def _load_exactly(model: Model, state: dict[str, Tensor], path: str | Path) -> None:

@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from mgen.checkpoints.reading import State
+from mgen.checkpoints.reading import Renamed, State
 
 RULES = (
     (r"^token_emb\.word_embeddings\.", "token_embed.word."),
@@ -36,19 +36,18 @@ def config(state: State) -> dict[str, Any]:
     }
 
 
-def rename(state: State) -> tuple[State, dict[str, str]]:
-    """Our names; the mask's bias keeps its place in the flattened head bias."""
-    out: State = {}
-    ignored: dict[str, str] = {}
+def rename(state: State) -> Renamed:
+    """Our names; the head's bias (1, 1, codes + 1) becomes flat."""
+    out = Renamed()
     for name, value in state.items():
-        bare = name.removeprefix("module.")
-        if "position_ids" in bare:
-            ignored[name] = "a constant, not a weight"
+        new = name.removeprefix("module.")
+        if "position_ids" in new:
+            out.ignored[name] = "a constant, not a weight"
             continue
-        for pattern, new in RULES:
-            bare = re.sub(pattern, new, bare)
-        out[bare] = value.flatten() if bare == "head.bias" else value
-    return out, ignored
+        for pattern, ours in RULES:
+            new = re.sub(pattern, ours, new)
+        out.put(name, new, value.flatten() if new == "head.bias" else value)
+    return out
 
 
 def official(name: str) -> str:

@@ -4,8 +4,9 @@ import re
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from mgen.checkpoints.reading import State
+from mgen.checkpoints.reading import Renamed, State
 
 LAYER = {
     "Attention_0/attention_output_ln/scale": "norm1.weight",
@@ -48,37 +49,31 @@ def transformer_config(state: State) -> dict[str, Any]:
     }
 
 
-def transformer(state: State) -> tuple[State, dict[str, str]]:
+def transformer(state: State) -> Renamed:
     """Our names: q, k and v packed into one projection, kernels transposed."""
-    out: State = {}
+    out = Renamed()
     for name, value in state.items():
+        m = re.match(r"params/TransformerLayer_(\d+)/(.*)", name)
+        block, rest = (f"blocks.{m[1]}", m[2]) if m else ("", "")
         if name in TOP:
-            out[TOP[name]] = value
+            out.put(name, TOP[name], value)
         elif name == "params/MlmLayer_0/mlm_dense/kernel":
-            out["head.fc.weight"] = value.T
-        elif m := re.match(r"params/TransformerLayer_(\d+)/(.*)", name):
-            block, rest = f"blocks.{m[1]}", m[2]
-            if rest in LAYER:
-                out[f"{block}.{LAYER[rest]}"] = value
-            elif rest in DENSE:
-                out[f"{block}.{DENSE[rest]}"] = value.T
-            elif rest == "Attention_0/self_attention/out/kernel":
-                out[f"{block}.attn.proj.weight"] = value.flatten(0, 1).T  # (H, d, D) → (D, D)
-            elif rest.startswith("Attention_0/self_attention/query/"):
-                out |= _packed(
-                    state, f"params/TransformerLayer_{m[1]}/Attention_0/self_attention/", f"{block}.attn.qkv."
-                )
-            elif not re.match(r"Attention_0/self_attention/(key|value)/", rest):
-                out[name] = value  # unknown: reported as not expected
+            out.put(name, "head.fc.weight", value.T)
+        elif rest in LAYER:
+            out.put(name, f"{block}.{LAYER[rest]}", value)
+        elif rest in DENSE:
+            out.put(name, f"{block}.{DENSE[rest]}", value.T)
+        elif rest == "Attention_0/self_attention/out/kernel":
+            out.put(name, f"{block}.attn.proj.weight", value.flatten(0, 1).T)  # (H, d, D) → (D, D)
+        elif q := re.match(r"(Attention_0/self_attention/)(query|key|value)/(kernel|bias)$", rest):
+            packed = _packed(state, name[: -len(rest)] + q[1], q[3])
+            out.put(name, f"{block}.attn.qkv.{'weight' if q[3] == 'kernel' else 'bias'}", packed)
         else:
-            out[name] = value
-    return {name: value.contiguous() for name, value in out.items()}, {}
+            out.put(name, name, value)  # unknown: reported as not expected
+    return out
 
 
-def _packed(state: State, prefix: str, new: str) -> State:
-    parts = ("query", "key", "value")
-    kernels = [state[f"{prefix}{p}/kernel"].flatten(1).T for p in parts]  # (D, H, d) → (H·d, D)
-    return {
-        f"{new}weight": torch.cat(kernels),
-        f"{new}bias": torch.cat([state[f"{prefix}{p}/bias"].flatten() for p in parts]),
-    }
+def _packed(state: State, prefix: str, leaf: str) -> Tensor:
+    """Query, key and value one below the other: kernels (D, H, d) → (3 H·d, D), biases (H, d) → (3 H·d,)."""
+    parts = [state[f"{prefix}{p}/{leaf}"] for p in ("query", "key", "value")]
+    return torch.cat([part.flatten(1).T if leaf == "kernel" else part.flatten() for part in parts])

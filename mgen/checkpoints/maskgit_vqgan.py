@@ -6,12 +6,12 @@ All are brought to taming-style keys, which mgen.tokenizers.vqgan uses itself.
 import re
 from typing import Any
 
-from mgen.checkpoints.reading import State
+from mgen.checkpoints.reading import Renamed, State
 
 
 def config(state: State) -> dict[str, Any]:
     """Constructor arguments that the shapes tell: all but the image size."""
-    state, _ = rename(state)
+    state = rename(state).state
     first = state["encoder.conv_in.weight"]
     levels = 1 + max(int(m[1]) for name in state if (m := re.match(r"encoder\.down\.(\d+)\.", name)))
     blocks = 1 + max(int(m[1]) for name in state if (m := re.match(r"encoder\.down\.0\.block\.(\d+)\.", name)))
@@ -30,18 +30,18 @@ def config(state: State) -> dict[str, Any]:
     }
 
 
-def rename(state: State) -> tuple[State, dict[str, str]]:
+def rename(state: State) -> Renamed:
     """Taming-style names for any of the layouts."""
     if any(name.startswith("params/") for name in state):
-        return _from_flax(state), {}
-    out = {}
+        return _from_flax(state)
+    out = Renamed()
     for name, value in state.items():
-        name = re.sub(r"\.mid\.(\d+)\.", lambda m: f".mid.block_{int(m[1]) + 1}.", name)  # open-muse
-        out[name.replace(".upsample_conv.", ".upsample.conv.")] = value
-    return out, {}
+        new = re.sub(r"\.mid\.(\d+)\.", lambda m: f".mid.block_{int(m[1]) + 1}.", name)  # open-muse
+        out.put(name, new.replace(".upsample_conv.", ".upsample.conv."), value)
+    return out
 
 
-def _from_flax(state: State) -> State:
+def _from_flax(state: State) -> Renamed:
     """Flax tree (NHWC, kernels (kh, kw, in, out)) → taming-style names.
 
     Blocks are numbered in running order. Encoder: `blocks` per level, then the middle; decoder: the middle, then `blocks`
@@ -51,11 +51,11 @@ def _from_flax(state: State) -> State:
     ups = max(int(m[1]) for name in state if (m := re.match(r"params/decoder/Conv_(\d+)/", name))) - 1
     levels = ups + 1
     blocks = count // (levels + 1)
-    out: State = {}
+    out = Renamed()
     for name, value in state.items():
         part, *path = name.removeprefix("params/").split("/")
         if part == "quantizer":
-            out["quantize.embedding.weight"] = value
+            out.put(name, "quantize.embedding.weight", value)
             continue
         leaf = {"kernel": "weight", "scale": "weight", "bias": "bias"}[path[-1]]
         kind, number = path[0].rsplit("_", 1)
@@ -83,5 +83,5 @@ def _from_flax(state: State) -> State:
             new = f"{part}.conv_out.{leaf}"
         else:
             new = f"{part}.up.{levels - n}.upsample.conv.{leaf}"
-        out[new] = value.permute(3, 2, 0, 1).contiguous() if value.ndim == 4 else value
+        out.put(name, new, value.permute(3, 2, 0, 1) if value.ndim == 4 else value)
     return out

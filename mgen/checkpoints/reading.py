@@ -6,6 +6,7 @@ arrays above 2³⁰ bytes are cut into chunks. `msgpack` alone reads it, JAX is 
 
 import pickle
 import zipfile
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,19 @@ from mgen.errors import MgenError
 from mgen.files import read_tensors
 
 State = dict[str, Tensor]
+
+
+@dataclass
+class Renamed:
+    """Our state, the official name → our name of every tensor, and the ignored official names with the reason."""
+
+    state: State = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
+    ignored: dict[str, str] = field(default_factory=dict)
+
+    def put(self, official: str, ours: str, value: Tensor) -> None:
+        self.state[ours] = value.contiguous()
+        self.names[official] = ours
 
 
 def read_state_dict(path: str | Path) -> State:

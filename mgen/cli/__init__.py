@@ -13,7 +13,7 @@ COMMANDS = {
     "eval": "measure images or a model: Fréchet distance, Inception Score, report",
     "convert": "turn an official checkpoint into mgen's format",
     "bench": "seconds, TFLOPs and where they go",
-    "zoo": "list models: embedded, local and published",
+    "zoo": "list models: inside the package, and published ones with their recipes",
 }
 
 

@@ -38,6 +38,7 @@ def command(argv: Sequence[str] | None = None) -> int:
         source = f"fmnist {args.split}"
     else:
         size = args.image_size or tokenizer.config.image_size
+        tokenizer.register_to_config(image_size=size)  # the convolutions serve any size; the spec follows this one
         data = ImageFolder(root=args.data, image_size=size, channels=tokenizer.config.in_channels)
         source = f"{args.data} at {size} px"
     channels, have = data.__getitems__([0])["image"].shape[1], tokenizer.config.in_channels

@@ -10,6 +10,7 @@ from mgen.errors import MgenError
 EXAMPLES = """  mgen convert maskgit-vqgan vqgan_jax_strongaug.ckpt --out models/vqgan
   mgen convert maskgit nnet_ema.pth --tokenizer vqgan_jax_strongaug.ckpt --recipe autonat-l-imagenet256 --out models/autonat
   mgen convert maskgit-jax maskgit_imagenet256_checkpoint --tokenizer tokenizer_imagenet256_checkpoint --out models/maskgit
+  mgen convert pipeline runs/mine/model --tokenizer models/vqgan --out models/mine       join saved parts
   mgen convert maskgit my.pth --out models/mine heads=12        what shapes cannot tell, where it differs from the published model
 
 With --tokenizer the result is a pipeline that `mgen sample --model DIR` takes; without, the model alone.
@@ -20,9 +21,15 @@ def command(argv: Sequence[str] | None = None) -> int:
     from mgen.checkpoints.convert import FORMATS
 
     formats = "\n".join(f"  {name:<14} {layout.about}" for name, layout in FORMATS.items())
-    parser = make_parser("convert", f"Turn an official checkpoint into mgen's format.\n\nformats:\n{formats}", EXAMPLES)
-    parser.add_argument("format", metavar="FORMAT", help=", ".join(FORMATS))
-    parser.add_argument("file", metavar="FILE", help="the official file")
+    parser = make_parser(
+        "convert",
+        f"Turn an official checkpoint into mgen's format.\n\nformats:\n{formats}\n  pipeline       join a saved generator with a tokenizer",
+        EXAMPLES,
+    )
+    parser.add_argument("format", metavar="FORMAT", help=", ".join([*FORMATS, "pipeline"]))
+    parser.add_argument(
+        "file", metavar="FILE", help="the official file; for `pipeline`, the folder of a saved generator"
+    )
     parser.add_argument("settings", nargs="*", metavar="key=value", help="constructor arguments the shapes cannot tell")
     parser.add_argument("--out", required=True, metavar="DIR")
     parser.add_argument(
@@ -33,48 +40,64 @@ def command(argv: Sequence[str] | None = None) -> int:
 
     from mgen.checkpoints import convert
     from mgen.config import apply_overrides
-    from mgen.files import atomic_folder
+    from mgen.files import atomic_folder, check_writable
 
-    conversion = convert(args.format, args.file, **apply_overrides({}, args.settings))
-    report = conversion.report()
     out = Path(args.out)
+    check_writable(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())) and not is_ours(out):
         raise MgenError(f"{out} exists and is no converted model: choose another --out")
-    product: Any = conversion.model
+    if args.format == "pipeline":
+        product: Any = saved_generator(args.file)
+        report, names = f"{type(product).__name__} from {args.file}", ""
+        if not args.tokenizer or args.settings:
+            raise MgenError("pipeline joins a saved generator with --tokenizer, and takes no settings")
+    else:
+        conversion = convert(args.format, args.file, **apply_overrides({}, args.settings))
+        product, report, names = conversion.model, conversion.report(), conversion.names()
     if args.tokenizer or args.recipe:
         if not args.tokenizer:
             raise MgenError("--recipe makes a pipeline and needs --tokenizer too")
-        product, more = pipeline(conversion.model, args.tokenizer, args.recipe)
-        report += more
+        product, more, more_names = pipeline(product, args.tokenizer, args.recipe)
+        report, names = report + more, names + more_names
     with atomic_folder(out) as folder:
         product.save_pretrained(folder)
-        (folder / "conversion.txt").write_text(report + "\n")
+        (folder / "conversion.txt").write_text(f"{report}\n\n{names}\n")
     print(report)
     print(out)
     return 0
 
 
 def is_ours(folder: Path) -> bool:
-    return (folder / "config.json").is_file() or (folder / "model_index.json").is_file()
+    return (folder / "conversion.txt").is_file()
 
 
-def pipeline(generator: Any, tokenizer: str, recipe: str | None) -> tuple[Any, str]:
-    """A pipeline of the converted generator with a tokenizer (official file or folder), and the report's lines on it."""
+def saved_generator(folder: str) -> Any:
+    """The generator of a folder that mgen train or mgen convert wrote."""
+    from mgen.files import read_json
+    from mgen.pipeline import model_class
+
+    config = Path(folder) / "config.json"
+    if not config.is_file():
+        raise MgenError(f"no saved generator in {folder} (config.json is missing)")
+    return model_class(read_json(config).get("_class_name"), config).from_pretrained(folder)
+
+
+def pipeline(generator: Any, tokenizer: str, recipe: str | None) -> tuple[Any, str, str]:
+    """A pipeline of a generator with a tokenizer (official file or folder), and the lines to add to report and names."""
     from mgen.checkpoints import convert
-    from mgen.cli.sample import find_recipe
-    from mgen.config import read_config
     from mgen.pipeline import MaskedPipeline, load_tokenizer
     from mgen.samplers import ParallelSampler
+    from mgen.zoo import recipe_settings
 
     if not hasattr(generator, "context"):
         raise MgenError("--tokenizer is for generators: the converted file is a tokenizer itself")
-    report = ""
+    report = names = ""
     if Path(tokenizer).is_file():
         converted = convert("maskgit-vqgan", tokenizer)
-        made, report = converted.model, "\n" + converted.report()
-        # The convolutions serve any size; this generator's grid says which.
-        made.register_to_config(image_size=made.factor * generator.config.side)
+        made, report, names = converted.model, "\n" + converted.report(), "\n" + converted.names()
     else:
         made = load_tokenizer(tokenizer)
-    settings = read_config(find_recipe(recipe)).get("sampler", {}) if recipe else {}
-    return MaskedPipeline(tokenizer=made, generator=generator, sampler=ParallelSampler(**settings)), report
+    # The convolutions serve any size; this generator's grid says which.
+    made.register_to_config(image_size=made.factor * generator.config.side)
+    sampler = ParallelSampler.from_settings(*recipe_settings(recipe)) if recipe else ParallelSampler()
+    return MaskedPipeline(tokenizer=made, generator=generator, sampler=sampler), report, names

@@ -27,13 +27,14 @@ def command(argv: Sequence[str] | None = None) -> int:
         "--class", "--classes", dest="classes", help="class ids or names of the result; default: none (null class)"
     )
     parser.add_argument("--num-images", type=int, default=4, help="variants per class")
+    parser.add_argument("--batch-size", type=int, default=40)
     parser.add_argument("--dilate", type=int, default=1, help="token cells by which the mask grows")
     parser.add_argument("--feather", type=float, default=0.0, help="softening of the seam, in pixels")
     parser.add_argument("--out", default="edited", metavar="DIR")
     add_sampling(parser)
     args = parser.parse_args(argv)
-    if args.num_images < 1 or args.dilate < 0 or args.feather < 0:
-        raise MgenError("--num-images must be at least 1, --dilate and --feather at least 0")
+    if min(args.num_images, args.batch_size) < 1 or args.dilate < 0 or args.feather < 0:
+        raise MgenError("--num-images and --batch-size must be at least 1, --dilate and --feather at least 0")
     return edit(args)
 
 
@@ -46,6 +47,9 @@ def edit(args: Namespace) -> int:
     from mgen.grids import labelled_grid
     from mgen.pipeline import to_pil
 
+    out = Path(args.out)
+    if (out / "run.json").is_file():
+        raise MgenError(f"{out} holds a run of mgen sample: choose another --out")
     pipe = load_for(args)
     size, channels = pipe.tokenizer.config.image_size, pipe.tokenizer.config.in_channels
     image = load_image(args.image, size=size, channels=channels)
@@ -65,13 +69,20 @@ def edit(args: Namespace) -> int:
         classes = list(parse_classes(args.classes, pipe.generator.config.num_classes, pipe.class_names))
     labels = [c for c in classes for _ in range(args.num_images)]
     images = editing.edit(
-        pipe, image, mask, labels, seed=args.seed, dilate=args.dilate, feather=args.feather, dtype=args.dtype
+        pipe,
+        image,
+        mask,
+        labels,
+        seed=args.seed,
+        dilate=args.dilate,
+        feather=args.feather,
+        batch_size=args.batch_size,
+        dtype=args.dtype,
     )
-    out = Path(args.out)
     names = list(pipe.class_names) + ["no class", "original"]
     shown = [len(names) - 2 if c is None else c for c in labels]
     for i, (result, label) in enumerate(zip(to_pil(images), shown)):
-        save_png(result, out / image_name(i, label))
+        save_png(result, out / f"edit-{image_name(i, label)}")
     grid = labelled_grid(torch.cat([image[None], images]), [len(names) - 1, *shown], names)
     save_png(grid, out / "grid.png")
     print(out / "grid.png")

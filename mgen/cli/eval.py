@@ -59,8 +59,11 @@ def evaluate(args: Namespace, line: str) -> int:
     from mgen.evaluation.extractors import make_extractor
     from mgen.evaluation.report import write_report
     from mgen.evaluation.statistics import save_statistics
+    from mgen.files import check_writable
     from mgen.pipeline import check_device
 
+    out = Path(args.out or f"eval-{Path(args.path).stem or 'images'}")
+    check_writable(out)
     device = check_device(args.device)
     extractor = make_extractor(args.extractor, weights=args.inception_weights, device=device)
     judge_name = args.judge or ("fmnist-judge" if args.extractor == "fmnist-cnn" else "none")
@@ -68,7 +71,6 @@ def evaluate(args: Namespace, line: str) -> int:
     source, names = find_source(args, extractor, device)
     reference = find_reference(args, extractor)
     measured = measure(source, extractor, judge=judge)
-    out = Path(args.out or f"eval-{Path(args.path).stem or 'images'}")
     if args.save_statistics:
         save_statistics(
             args.save_statistics,

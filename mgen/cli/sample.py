@@ -37,31 +37,17 @@ def add_sampling(parser: ArgumentParser) -> None:
 
 def load_for(args: Namespace, device: Any = None) -> Any:
     """The pipeline with the sampler that the options ask for."""
-    from mgen.config import read_config
     from mgen.pipeline import load
     from mgen.samplers import ParallelSampler
+    from mgen.zoo import recipe_settings
 
     pipe = load(args.model, device=device or args.device).optimize()
     if args.recipe:
-        recipe = read_config(find_recipe(args.recipe))
-        if not isinstance(recipe.get("sampler"), dict):
-            raise MgenError(f"{args.recipe} has no `sampler:` section")
-        try:
-            pipe.sampler = ParallelSampler(**recipe["sampler"])
-        except TypeError as error:
-            raise MgenError(f"{args.recipe}: {error}") from error
+        pipe.sampler = ParallelSampler.from_settings(*recipe_settings(args.recipe))
     pipe.sampler = pipe.sampler.override(
         steps=args.steps, guidance=args.guidance, temperature=args.temperature, order=args.order
     )
     return pipe
-
-
-def find_recipe(name: str) -> Path:
-    """A file, or the shipped recipe of this name."""
-    from mgen._folders import part
-
-    shipped = part("configs") / "recipes" / f"{name}.yaml"
-    return shipped if shipped.is_file() else Path(name)
 
 
 def command(argv: Sequence[str] | None = None) -> int:
@@ -88,6 +74,7 @@ def sample(args: Namespace) -> int:
     from mgen.generation import begin_run, parse_classes, read_back, run_images, save_png
     from mgen.grids import labelled_grid
     from mgen.pipeline import DTYPES, check_device
+    from mgen.zoo import weights_sha256
 
     check_choice("--dtype", args.dtype, DTYPES)
     rank, world, device, wait = processes(args.device)
@@ -97,7 +84,14 @@ def sample(args: Namespace) -> int:
     out = Path(args.out)
     sampler = {key: value for key, value in pipe.sampler.config.items() if not key.startswith("_")}
     if rank == 0:
-        settings = {"model": args.model, "seed": args.seed, "classes": classes, "dtype": args.dtype, "sampler": sampler}
+        settings = {
+            "model": args.model,
+            "weights_sha256": weights_sha256(args.model),
+            "seed": args.seed,
+            "classes": classes,
+            "dtype": args.dtype,
+            "sampler": sampler,
+        }
         begin_run(out, {**settings, "num_images": count})
     wait()
     run_images(
@@ -125,12 +119,17 @@ def processes(device: str) -> tuple[int, int, str, Any]:
     """Rank, number of processes, device and a barrier: of the launcher if there is one, else one process."""
     import os
 
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return 0, 1, device, lambda: None
     import torch
+
+    from mgen.training.launch import check_processes
+
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        check_processes(1)
+        return 0, 1, device, lambda: None
     from accelerate import PartialState
 
-    state = PartialState(cpu=not torch.cuda.is_available())
+    state = PartialState(cpu=device == "cpu" or not torch.cuda.is_available())
+    check_processes(state.num_processes)
     return state.process_index, state.num_processes, str(state.device), state.wait_for_everyone
 
 

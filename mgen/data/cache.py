@@ -27,7 +27,8 @@ CACHE_VERSION = 1
 def tokenizer_fingerprint(tokenizer: Any) -> str:
     """SHA-256 over the configuration of a tokenizer and the weights that decide its ids (not those of the decoder)."""
     digest = hashlib.sha256()
-    config = {k: v for k, v in dict(tokenizer.config).items() if not k.startswith("_")}
+    # The image size is no part of what a convolutional tokenizer computes; the token spec is compared apart.
+    config = {k: v for k, v in dict(tokenizer.config).items() if not k.startswith("_") and k != "image_size"}
     digest.update(json.dumps(config, sort_keys=True, default=list).encode())
     for name, value in sorted(tokenizer.fingerprint_parts().items()):
         digest.update(name.encode())

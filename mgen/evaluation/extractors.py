@@ -24,7 +24,7 @@ class Extractor(Protocol):
 
     Attributes:
         name: as shown in results. sha256: of its weights. resize: what it does to other image sizes.
-        channels: image channels it takes. size: pixels, or None for any.
+        channels: image channels it takes. size: pixels, or None for any. length: of its feature vector.
     """
 
     name: str
@@ -32,6 +32,7 @@ class Extractor(Protocol):
     resize: str
     channels: int
     size: int | None
+    length: int
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Features (B, F) float32 and logits (B, K) of images uint8 (B, channels, H, W)."""
@@ -57,6 +58,7 @@ class CNNExtractor:
         self.model = FashionCNN.from_pretrained(folder).eval().to(device)
         self.device, self.name = device, name
         self.sha256 = file_sha256(next(iter(sorted(folder.glob("*.safetensors")))))
+        self.length = self.model.config.features
         self.size, self.channels = self.model.config.image_size, self.model.config.in_channels
         self.resize = f"antialiased bilinear to {self.size} px where sizes differ"
 
@@ -74,6 +76,7 @@ class InceptionExtractor:
 
     name, channels = "inception-v3-compat", 3
     size: int | None = None
+    length = 2048
     resize = "TensorFlow 1 bilinear to 299 px inside the network"
 
     def __init__(self, weights: str | Path | None, device: torch.device) -> None:

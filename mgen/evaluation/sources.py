@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from mgen.data import list_images, load_image
@@ -29,25 +30,38 @@ class Source:
 
 def from_folder(path: Path, *, channels: int, batch_size: int, limit: int | None) -> Source:
     """Images below a folder; class ids from names like 000012_class-0003.png. `grid.png` and animations are left out."""
-    files = [f for f in list_images(path) if f.stem not in ("grid",)][:limit]
+    files = [f for f in list_images(path) if f.stem != "grid" and not _animated(f)][:limit]
     if not files:
         raise MgenError(
             f"{path} holds no images apart from a grid: run mgen sample --out {path}, or name another folder"
         )
 
     def batches() -> Iterator[Batch]:
+        shape = None
         for start in range(0, len(files), batch_size):
             part = files[start : start + batch_size]
             images = [load_image(f, channels=channels) for f in part]
-            if len({i.shape for i in images}) > 1:
-                odd = next(f for f, i in zip(part, images) if i.shape != images[0].shape)
-                raise MgenError(f"{odd} has another size than the other images: all must be alike")
+            shape = shape or images[0].shape
+            for file, image in zip(part, images):
+                if image.shape != shape:
+                    raise MgenError(f"{file} has another size than the other images: all must be alike")
             found = [re.search(r"class-(\d+)", f.stem) for f in part]
             yield torch.stack(images), torch.tensor([int(m[1]) if m else -1 for m in found])
 
     return Source(
         count=len(files), about={"kind": "folder", "path": str(path), "quantisation": "as stored"}, batches=batches()
     )
+
+
+def _animated(file: Path) -> bool:
+    """Whether a PNG beside the numbered images is an animation that mgen sample wrote."""
+    if file.suffix.lower() != ".png" or "class-" in file.stem:
+        return False
+    try:
+        with Image.open(file) as image:
+            return getattr(image, "n_frames", 1) > 1
+    except (OSError, SyntaxError, ValueError):
+        return False  # load_image will say what is wrong with it
 
 
 def from_npz(path: Path, *, batch_size: int, limit: int | None) -> Source:
@@ -62,8 +76,8 @@ def from_npz(path: Path, *, batch_size: int, limit: int | None) -> Source:
         if isinstance(error, MgenError):
             raise
         raise MgenError(f"cannot read {path} ({error}): expected an .npz with arr_0") from error
-    if images.ndim != 4 or images.dtype != np.uint8:
-        raise MgenError(f"{path}: arr_0 is {images.dtype} {images.shape}, expected uint8 (N, H, W, C)")
+    if images.ndim != 4 or images.dtype != np.uint8 or images.shape[3] not in (1, 3):
+        raise MgenError(f"{path}: arr_0 is {images.dtype} {images.shape}, expected uint8 (N, H, W, C) with C = 1 or 3")
     if not len(images):
         raise MgenError(f"{path}: arr_0 holds no images")
 

@@ -88,6 +88,11 @@ def load_statistics(path: str | Path, extractor: Extractor) -> Reference:
         raise MgenError(
             f"{path} was made with extractor {about['extractor']!r} of other weights than {extractor.name!r}: use the same one"
         )
+    length = extractor.length
+    if arrays["mu"].shape != (length,) or arrays["sigma"].shape != (length, length):
+        raise MgenError(
+            f"{path} holds statistics of {arrays['mu'].shape[-1:]} features, {extractor.name} has {length}: another extractor made it"
+        )
     mean, cov = arrays["mu"].astype(np.float64), arrays["sigma"].astype(np.float64)
     count = int(about["count"]) if "count" in about else None
     return Reference(

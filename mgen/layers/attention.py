@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mgen.errors import MgenError
+
 # In reduced precision the CPU backward of SDPA is slower than explicit attention up to about this many keys.
 EXPLICIT_KEYS = 128
 
@@ -28,6 +30,9 @@ class Attention(nn.Module):
         self, dim: int, heads: int, *, bias: bool = True, dropout: float = 0.0, out_dropout: float = 0.0
     ) -> None:
         super().__init__()
+        if not isinstance(heads, int) or heads < 1 or dim % heads:
+            fits = [h for h in (1, 2, 3, 4, 6, 8, 12, 16) if dim % h == 0]
+            raise MgenError(f"heads {heads!r} does not divide the width {dim}: give a divisor, such as {fits}")
         self.heads, self.dropout, self.out_dropout = heads, dropout, out_dropout
         self.qkv = nn.Linear(dim, 3 * dim, bias=bias)
         self.proj = nn.Linear(dim, dim)

@@ -1,6 +1,6 @@
 """Checkpoints of a run: written whole under a temporary name, renamed, and only then are old ones removed."""
 
-import json
+import pickle
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,7 +43,7 @@ def save_checkpoint(trainer: "Trainer") -> None:
             if final.exists():
                 shutil.rmtree(final)
             temporary.rename(final)
-            for old in list_checkpoints(output)[: -trainer.config.log.keep or None]:
+            for old in list_checkpoints(output)[: -trainer.config.log.keep]:
                 shutil.rmtree(old)
     except (
         OSError,
@@ -63,15 +63,17 @@ def load_newest(trainer: "Trainer") -> bool:
         return False
     path = found[-1]
     state = read_json(path / "state.json")
+    if not {"step", "skipped", "seconds", "task", "batch_size", "seed"} <= state.keys():
+        raise MgenError(f"{path / 'state.json'} is incomplete: remove {path} to go on from the checkpoint before it")
     for name in ("task", "batch_size", "seed"):
         if state[name] != getattr(trainer.config, name):
             raise MgenError(
                 f"{path} was trained with {name}={state[name]}, now {getattr(trainer.config, name)}: "
-                "use the same value, another output folder, or resume=false"
+                "use the same value or another output folder"
             )
     try:
         trainer.accelerator.load_state(str(path))
-    except (RuntimeError, OSError, EOFError, ValueError, json.JSONDecodeError) as error:
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError, SafetensorError, pickle.UnpicklingError) as error:
         text = (str(error).splitlines() or [type(error).__name__])[0][:160]
         raise MgenError(f"cannot go on from {path} ({text}): remove it, or train another output folder") from error
     trainer.step, trainer.skipped, trainer.seconds = state["step"], state["skipped"], state["seconds"]

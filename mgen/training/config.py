@@ -1,5 +1,6 @@
 """Settings of a training run. Every key of a file in configs/train/ is a field here; the defaults stand beside it."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -122,15 +123,52 @@ class TrainConfig:
     log: LogConfig = field(default_factory=LogConfig)
 
 
+# Smallest and largest value of settings that would otherwise fail late or quietly do nothing.
+LIMITS: dict[str, tuple[float, float]] = {
+    "steps": (1, math.inf),
+    "batch_size": (1, math.inf),
+    "accumulate": (1, math.inf),
+    "data.image_size": (1, math.inf),
+    "data.channels": (1, 3),
+    "data.shift": (0, math.inf),
+    "data.workers": (0, math.inf),
+    "objective.label_drop": (0, 1),
+    "objective.label_smoothing": (0, 1),
+    "objective.mask.std": (1e-6, math.inf),
+    "objective.mask.alpha": (1e-6, math.inf),
+    "objective.mask.beta": (1e-6, math.inf),
+    "objective.mask.low": (0, 1),
+    "objective.mask.high": (0, 1),
+    "optim.lr": (0, math.inf),
+    "optim.eps": (0, math.inf),
+    "optim.warmup": (0, math.inf),
+    "optim.weight_decay": (0, math.inf),
+    "optim.clip": (1e-12, math.inf),
+    "ema.decay": (0, 1),
+    "log.every": (1, math.inf),
+    "log.evaluate_every": (0, math.inf),
+    "log.preview_every": (0, math.inf),
+    "log.checkpoint_every": (0, math.inf),
+    "log.export_every": (0, math.inf),
+    "log.keep": (1, math.inf),
+}
+
+
 def train_config(data: dict[str, Any]) -> TrainConfig:
     """A checked TrainConfig; the keys allowed under `objective` depend on the task."""
     config = build(TrainConfig, data)
-    config.objective = build(OBJECTIVES[config.task], data.get("objective") or {}, "objective.")
+    objective = data.get("objective") or {}
+    if not isinstance(objective, dict):
+        raise MgenError(f"'objective' is {objective!r}: expected a mapping")
+    config.objective = build(OBJECTIVES[config.task], objective, "objective.")
     if "class" not in config.model:
         raise MgenError("missing key 'model.class': the name of a model class, such as MaskGIT, VQGAN or FashionCNN")
-    for name in ("steps", "batch_size", "accumulate"):
-        if getattr(config, name) < 1:
-            raise MgenError(f"'{name}' is {getattr(config, name)}: at least 1 is needed")
+    for name, (low, high) in LIMITS.items():
+        value: Any = config
+        for part in name.split("."):
+            value = getattr(value, part, None)
+        if value is not None and not low <= value <= high:
+            raise MgenError(f"'{name}' is {value}: allowed are {low} … {high if high < math.inf else 'any more'}")
     return config
 
 
@@ -148,5 +186,5 @@ def build_model(settings: dict[str, Any], where: str = "model.") -> Any:
     check_keys(settings, constructor_keys(cls), where)
     try:
         return cls(**{**base, **settings})
-    except TypeError as error:
-        raise MgenError(f"{where.rstrip('.')}: {error}") from error
+    except (TypeError, ValueError) as error:
+        raise MgenError(f"{where.rstrip('.') or name}: {error}") from error

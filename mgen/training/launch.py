@@ -1,6 +1,7 @@
 """Processes of a run: one Accelerator, made the way that works on CPUs too, and a check that the launch was honoured."""
 
 import os
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -24,19 +25,24 @@ def make_accelerator(*, precision: str = "fp32", expected: int | None = None, **
     if "WORLD_SIZE" not in os.environ:
         AcceleratorState._reset_state()  # a former run in this process may have had another precision
     accelerator = Accelerator(cpu=on_cpu, mixed_precision="no" if precision == "fp32" else precision, **kwargs)
+    check_processes(accelerator.num_processes, expected)
+    return accelerator
+
+
+def check_processes(took_part: int, expected: int | None = None) -> None:
+    """Raise MgenError unless as many processes take part as were asked for."""
     counts = {
         "the environment's WORLD_SIZE": _integer(os.environ.get("WORLD_SIZE")),
-        "the launcher's --num_processes": _launcher_processes(),
+        "accelerate launch": _launcher_processes(),
         "the setting 'processes'": expected,
     }
     for source, count in counts.items():
-        if count is not None and count != accelerator.num_processes:
+        if count is not None and count != took_part:
             raise MgenError(
-                f"{source} asks for {count} processes but {accelerator.num_processes} took part: launch with "
+                f"{source} asks for {count} processes but {took_part} took part: launch with "
                 + LAUNCH_LINE.format(n=count)
                 + " (the flag serves CPUs too)"
             )
-    return accelerator
 
 
 def _integer(text: str | None) -> int | None:
@@ -44,7 +50,7 @@ def _integer(text: str | None) -> int | None:
 
 
 def _launcher_processes() -> int | None:
-    """What `--num_processes` said, if the parent process is `accelerate launch` and started us as its only child."""
+    """The process count of the command line or the configuration of `accelerate launch`, if that started us alone."""
     if "WORLD_SIZE" in os.environ or "ACCELERATE_MIXED_PRECISION" not in os.environ:
         return None
     import psutil
@@ -53,8 +59,31 @@ def _launcher_processes() -> int | None:
         words = psutil.Process().parent().cmdline()  # type: ignore[union-attr]
     except (psutil.Error, AttributeError):
         return None
+    if not any("accelerate" in word for word in words):
+        return None
+    count = _option(words, "--num_processes")
+    return _integer(count) if count is not None else _configured_processes(_option(words, "--config_file"))
+
+
+def _option(words: list[str], option: str) -> str | None:
+    """Value of `option` among command-line words, written with _ or -, after = or as the next word."""
     for i, word in enumerate(words):
         name, _, value = word.partition("=")
-        if name.replace("-", "_") == "__num_processes":
-            return _integer(value or (words[i + 1] if i + 1 < len(words) else None))
+        if name.startswith("--") and name.replace("-", "_") == option.replace("-", "_"):
+            return value or (words[i + 1] if i + 1 < len(words) else None)
+    return None
+
+
+def _configured_processes(file: str | None) -> int | None:
+    """num_processes of accelerate's configuration file: the one given, or the user's default."""
+    import yaml
+    from accelerate.commands.config.config_args import default_json_config_file, default_yaml_config_file
+
+    for path in (file,) if file else (default_yaml_config_file, default_json_config_file):
+        try:
+            data = yaml.safe_load(Path(path).read_text())  # JSON is YAML too
+        except (OSError, yaml.YAMLError):
+            continue
+        if isinstance(data, dict) and isinstance(data.get("num_processes"), int):
+            return data["num_processes"]
     return None

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from mgen import seeds
 from mgen.errors import MgenError
 from mgen.files import atomic_folder, atomic_path
-from mgen.training.checkpoints import load_newest, save_checkpoint
+from mgen.training.checkpoints import list_checkpoints, load_newest, save_checkpoint
 from mgen.training.config import TrainConfig
 from mgen.training.data import BatchOrder, batches
 from mgen.training.launch import make_accelerator
@@ -38,6 +38,10 @@ class Trainer:
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
+        if config.precision == "fp16" and getattr(config.objective, "adversarial", 0):
+            raise MgenError(
+                "precision fp16 cannot train with an adversarial term (one loss scale for two losses): use bf16 or fp32"
+            )
         self.accelerator = make_accelerator(precision=config.precision, expected=config.processes)
         self.output = Path(config.output)
         torch.manual_seed(seeds.fold(config.seed, "init"))
@@ -157,7 +161,11 @@ class Trainer:
     def run(self) -> Path:
         """Train to the last step; returns the folder of the finished model."""
         config, log, main = self.config, self.config.log, self.accelerator.is_main_process
-        if config.resume and load_newest(self):
+        if not config.resume and list_checkpoints(self.output):
+            raise MgenError(
+                f"resume=false, but {self.output} holds checkpoints: choose another output folder or remove them"
+            )
+        if load_newest(self):
             self._say(f"going on from step {self.step} of {config.steps}")
         order = BatchOrder(
             count=len(self.task.train_data),
@@ -259,7 +267,7 @@ class Trainer:
         data = self.task.val_data
         if data is None:
             return {}
-        size = max(1, self.config.batch_size // self.config.accumulate)
+        size = max(1, self.config.batch_size // (self.config.accumulate * self.accelerator.num_processes))
         starts = range(0, min(most, len(data)), size)
         world = self.accelerator.num_processes
         # With fewer batches than processes, all processes measure all: the weighted mean is the same.

@@ -105,7 +105,8 @@ class GeneratorObjective(Objective):
             if "flip" not in draws:
                 return views[:, 0]
             return torch.where(draws["flip"].unsqueeze(1), views[:, -1], views[:, 0])  # (B, L)
-        with torch.no_grad():
+        # In fp32 whatever the precision of the run: rounding changes ids, and a cache holds those of fp32.
+        with torch.no_grad(), torch.autocast(batch["image"].device.type, enabled=False):
             return self._tokenizer[0].encode(self.augment(batch["image"], draws))
 
     def forward(self, batch: dict[str, Tensor], draws: dict[str, Tensor]) -> tuple[Tensor, Logs]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from mgen import seeds
 from mgen.errors import MgenError
 from mgen.files import read_json, read_tensors
+from mgen.samplers import ParallelSampler
 from mgen.tokenizers.quantizers import VectorQuantizer
 from mgen.training.adversarial import Discriminator, PerceptualDistance
 from mgen.training.config import TrainConfig, build_model
@@ -64,6 +65,11 @@ class Task:
             spec.require(vocab=model.spec.vocab, length=model.spec.length, by=type(model).__name__)
         elif self.config.data.kind != "cache":
             raise MgenError("a generator trained on images needs objective.tokenizer: a folder or a name from mgen zoo")
+        guidance = ParallelSampler.from_settings(c.sampler, "objective.sampler").config.guidance
+        if guidance != 1.0 and model.null_class is None:
+            raise MgenError(
+                "objective.sampler.guidance needs a model with a null class: set model.null_class=true or guidance=1"
+            )
         return GeneratorObjective(model, self.config.data, c, self.tokenizer)
 
     def _tokenizer(self, model: Any) -> Objective:
@@ -80,21 +86,22 @@ class Task:
 
     def _check_data(self, model: Any) -> None:
         data, task = self.train_data, self.config.task
+        takes = self.tokenizer if task == "generator" else model
+        if "image" in (batch := data.__getitems__([0])):
+            channels, side = batch["image"].shape[1:3]
+            if (channels, side) != (takes.config.in_channels, takes.config.image_size):
+                raise MgenError(
+                    f"the data has {channels}×{side}×{side} images, the {type(takes).__name__} takes {takes.config.in_channels}×"
+                    f"{takes.config.image_size}×{takes.config.image_size}: set data.image_size and data.channels, or another model"
+                )
+        elif task != "generator":
+            raise MgenError(f"task {task!r} trains on images: data.kind=cache holds tokens only")
         if task == "generator":
             if hasattr(data, "spec"):
                 data.spec.require(vocab=model.spec.vocab, length=model.spec.length, by=type(model).__name__)
             if data.num_classes > model.config.num_classes:
                 raise MgenError(
                     f"the data has {data.num_classes} classes, model.num_classes is {model.config.num_classes}"
-                )
-        elif "image" not in (batch := data.__getitems__([0])):
-            raise MgenError(f"task {task!r} trains on images: data.kind=cache holds tokens only")
-        else:
-            channels, side = batch["image"].shape[1:3]
-            if (channels, side) != (model.config.in_channels, model.config.image_size):
-                raise MgenError(
-                    f"the data has {channels}×{side}×{side} images, the model takes {model.config.in_channels}×"
-                    f"{model.config.image_size}×{model.config.image_size}: set model.in_channels, model.image_size or the data's size"
                 )
 
     @torch.inference_mode()
@@ -117,9 +124,8 @@ class Task:
 
     def pipeline(self) -> Any:
         from mgen.pipeline import MaskedPipeline
-        from mgen.samplers import ParallelSampler
 
-        sampler = ParallelSampler(**self.config.objective.sampler)
+        sampler = ParallelSampler.from_settings(self.config.objective.sampler, "objective.sampler")
         return MaskedPipeline(tokenizer=self.tokenizer, generator=self.objective.model, sampler=sampler)
 
     def export(self, folder: Path) -> None:

@@ -1,5 +1,7 @@
 """The original MaskGIT transformer, read from flax msgpack and from safetensors, with its loss, schedules and decoding."""
 
+import re
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -61,16 +63,35 @@ def schedule(case: Case) -> None:
 def decode(case: Case) -> None:
     net = model(case)
     run = case.config.get("runs", {}).get(case.name, {})
+    known_keys = {
+        "num_iter",
+        "choice_temperature",
+        "start_iter",
+        "editing",
+        "mask_scheduling_method",
+        "method",
+        "schedule",
+        "seed",
+    }
+    assert run.keys() <= known_keys, f"{case.name}: settings nobody reads: {sorted(run.keys() - known_keys)}"
+    named = re.search(r"(uniform|cosine|log|exp|pow[\d.]+)", case.name)
     steps = run.get("num_iter") or case.number(r"T(\d+)") or case.outputs["final_seqs"].shape[1]
     start = run.get("start_iter", case.number(r"start(\d+)") or 0)
-    method = run.get("mask_scheduling_method") or run.get("schedule") or "cosine"
+    method = (
+        run.get("mask_scheduling_method")
+        or run.get("method")
+        or run.get("schedule")
+        or (named[1] if named else "cosine")
+    )
+    hot = re.search(r"(?:temp|choice)([\d.]+)", case.name)
+    choice = float(run.get("choice_temperature", hot[1] if hot else 4.5))
     label, tokens, known = split(case, case.inputs["input_tokens"])
     sampler = ParallelSampler(
         steps=steps,
         start=start,
         schedule="linear" if method == "uniform" else method,
         precision="float32",
-        confidence_temperature={"kind": "linear", "start": float(run.get("choice_temperature", 4.5)), "end": 0.0},
+        confidence_temperature={"kind": "linear", "start": choice, "end": 0.0},
     )
     ahead = torch.zeros(start, *case.inputs["choice_gumbel"].shape[1:])  # the sets hold the steps that are run
     noise = Noise(
