@@ -26,7 +26,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def images(folder: Path) -> dict[str, np.ndarray]:
-    return {p.name: np.asarray(Image.open(p)) for p in sorted(folder.glob("0*.png"))}
+    return {p.name: np.asarray(Image.open(p)) for p in sorted(folder.glob("*class-*.png"))}
 
 
 def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
@@ -304,7 +304,10 @@ def bad_inputs(tmp_path: Path, model: Path) -> dict[str, tuple[list[str], str]]:
         "animation name": ([*sample, "--animation", "x.mp4", *out], ".gif"),
         "recipe missing": ([*sample, "--recipe", "nothing", *out], "nothing"),
         "output in a place that takes none": ([*sample, "--out", "/proc/mgen-samples"], "cannot write"),
-        "report in a place that takes none": (["eval", str(tmp_path / "pictures"), "--out", "/proc/x"], "cannot write"),
+        "report below a file": (
+            ["eval", str(tmp_path / "pictures"), "--out", str(tmp_path / "file" / "x")],
+            "is a file",
+        ),
         "output is a file": ([*sample, "--out", str(tmp_path / "file")], "cannot write"),
         "checkpoint missing": ([*convert, str(tmp_path / "no.pth")], "no such checkpoint"),
         "checkpoint truncated": ([*convert, str(files["cut.safetensors"])], "truncated"),

@@ -5,6 +5,7 @@ arrays above 2³⁰ bytes are cut into chunks. `msgpack` alone reads it, JAX is 
 """
 
 import pickle
+import warnings
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,7 +59,11 @@ def read_state_dict(path: str | Path) -> State:
 
 def _read_torch(path: Path) -> State:
     try:
-        data = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore", UserWarning
+            )  # torch's remark on old pickle protocols is no news to the user
+            data = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise MgenError(
             f"{path} holds Python objects other than tensors, and mgen never runs code from a checkpoint: "
