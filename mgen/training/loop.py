@@ -38,7 +38,7 @@ class Trainer:
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
-        if config.precision == "fp16" and getattr(config.objective, "adversarial", 0):
+        if config.precision == "fp16" and getattr(config.objective, "adversarial", False):
             raise MgenError(
                 "precision fp16 cannot train with an adversarial term (one loss scale for two losses): use bf16 or fp32"
             )
