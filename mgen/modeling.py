@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import FrozenDict
 from safetensors import SafetensorError
 
 from mgen.errors import MgenError, suggestion
@@ -81,6 +82,8 @@ class Model(ModelMixin, ConfigMixin):
                 raise MgenError(
                     f"{folder}: weight {name!r} holds NaN or infinity; the checkpoint is damaged or diverged"
                 )
+        # diffusers notes the path a model came from and would save it with the next copy; nobody's folders belong there.
+        model._internal_dict = FrozenDict({k: v for k, v in model.config.items() if k != "_name_or_path"})
         return model
 
 

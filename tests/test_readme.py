@@ -15,7 +15,8 @@ def test_python_example_runs(capsys) -> None:
     names: dict = {}
     exec(code[1], names)
     assert len(names["images"]) == 2 and names["image"].shape == (2, 1, 32, 32)
-    assert "64" not in capsys.readouterr().out.splitlines()[0]
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 12 and lines[-1] == "11 [64, 64] of 64 tokens known"
 
 
 def test_commands_and_files_exist() -> None:

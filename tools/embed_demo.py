@@ -25,7 +25,7 @@ EVALUATIONS = {
     "test_images": ["fmnist", "--split", "test"],
     "reconstructions_test": ["fmnist", "--split", "test", "--reconstruction", "fmnist-maskgit"],
     "samples_500": ["fmnist-maskgit", "--num-images", "500"],
-    "samples_5000": ["fmnist-maskgit", "--num-images", "5000"],
+    "samples_2000": ["fmnist-maskgit", "--num-images", "2000"],
 }
 
 
@@ -57,6 +57,7 @@ def main() -> None:
         curve = {**sampler.config.confidence_temperature, "start": args.confidence_temperature}
         sampler = sampler.override(confidence_temperature=curve)
     pipe = MaskedPipeline(tokenizer=load_tokenizer(args.tokenizer), generator=pipe.generator, sampler=sampler)
+    pipe.generator.half()  # stored in half the bytes; loading makes fp32 of it, and the figures below are those of what is stored
     with atomic_folder(embedded("fmnist-maskgit")) as folder:
         pipe.save_pretrained(folder)
         for name in ("fmnist-vqgan", "fmnist-vqgan-decoder", "fmnist-maskgit"):
