@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from mgen.checkpoints.recipes import recipe_settings
 from mgen.errors import MgenError, check_choice
 from mgen.samplers import Noise, ParallelSampler, draw_noise
-from mgen.zoo import recipe_settings
 
 PARTS = ("trunk", "head", "decoder")
 

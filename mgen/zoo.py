@@ -39,18 +39,6 @@ def published_entries() -> list[Entry]:
     return [Entry(name=name, folder=None, facts=facts) for name, facts in recipes.items() if "published" in facts]
 
 
-def recipe_settings(name: str) -> tuple[dict[str, Any], str]:
-    """The `sampler:` section of a shipped recipe or of a YAML file, and where it stands, for error messages."""
-    from mgen.config import read_config
-
-    shipped = part("configs") / "recipes" / f"{name}.yaml"
-    path = shipped if shipped.is_file() else Path(name)
-    recipe = read_config(path)
-    if "sampler" not in recipe:
-        raise MgenError(f"{path} has no `sampler:` section")
-    return recipe["sampler"], f"{path}: sampler"
-
-
 def weights_sha256(name: str | Path) -> str:
     """One hash over all weight files of a saved model."""
     from mgen.files import file_sha256

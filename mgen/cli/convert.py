@@ -85,9 +85,9 @@ def saved_generator(folder: str) -> Any:
 def pipeline(generator: Any, tokenizer: str, recipe: str | None) -> tuple[Any, str, str]:
     """A pipeline of a generator with a tokenizer (official file or folder), and the lines to add to report and names."""
     from mgen.checkpoints import convert
+    from mgen.checkpoints.recipes import recipe_settings
     from mgen.pipeline import MaskedPipeline, load_tokenizer
     from mgen.samplers import ParallelSampler
-    from mgen.zoo import recipe_settings
 
     if not hasattr(generator, "context"):
         raise MgenError("--tokenizer is for generators: the converted file is a tokenizer itself")

@@ -28,7 +28,11 @@ def add_sampling(parser: ArgumentParser) -> None:
     parser.add_argument("--guidance", type=float, help="s in u + s·(c − u), 1 is none; default: the model's")
     parser.add_argument("--temperature", type=float, help="of the token draw; default: the model's")
     parser.add_argument("--order", help="confidence, random or raster; default: the model's")
-    parser.add_argument("--recipe", metavar="FILE", help="YAML whose `sampler:` section replaces the model's sampler")
+    parser.add_argument(
+        "--recipe",
+        metavar="FILE",
+        help="sampler settings: a recipe of `mgen zoo`, a YAML with a `sampler:` section, or an AutoNAT strategy file",
+    )
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, auto")
     parser.add_argument(
         "--dtype", default="fp32", help="fp32, bf16 or fp16 (autocast of the generator; decoding is in fp32)"
@@ -37,9 +41,9 @@ def add_sampling(parser: ArgumentParser) -> None:
 
 def load_for(args: Namespace, device: Any = None) -> Any:
     """The pipeline with the sampler that the options ask for."""
+    from mgen.checkpoints.recipes import recipe_settings
     from mgen.pipeline import load
     from mgen.samplers import ParallelSampler
-    from mgen.zoo import recipe_settings
 
     pipe = load(args.model, device=device or args.device).optimize()
     if args.recipe:
