@@ -131,12 +131,12 @@ def find_reference(args: Namespace, extractor: Any) -> Any:
     """The statistics to compare with; None if `--reference none` or nothing is built in for the extractor."""
     from mgen.evaluation.evaluate import measure
     from mgen.evaluation.sources import from_folder
-    from mgen.evaluation.statistics import Reference, builtin_file, builtin_references, load_statistics
+    from mgen.evaluation.statistics import BUILTIN, Reference, builtin_file, load_statistics
 
     name = args.reference or ("fmnist-train" if extractor.name == "fmnist-cnn" else "none")
     if name == "none":
         return None
-    if name in builtin_references():
+    if name in BUILTIN:
         return load_statistics(builtin_file(name), extractor)
     if not Path(name).is_dir():
         return load_statistics(name, extractor)

@@ -10,8 +10,11 @@ import torch
 from torch import Tensor
 
 from mgen.errors import MgenError
-from mgen.evaluation.extractors import EMBEDDED, Extractor
+from mgen.evaluation.extractors import Extractor
 from mgen.files import file_sha256, read_tensors, write_tensors
+
+# References inside the package, by name → the split of Fashion-MNIST whose statistics they are.
+BUILTIN = {"fmnist-train": "train", "fmnist-test": "test"}
 
 
 class FeatureSums:
@@ -54,7 +57,6 @@ class Reference:
     name: str
     count: int | None
     sha256: str | None = None
-    extractor: str | None = None
 
 
 def save_statistics(path: str | Path, sums: FeatureSums, extractor: Extractor, source: str) -> None:
@@ -101,7 +103,6 @@ def load_statistics(path: str | Path, extractor: Extractor) -> Reference:
         name=about.get("source", path.name),
         count=count,
         sha256=file_sha256(path),
-        extractor=about.get("extractor"),
     )
 
 
@@ -129,13 +130,8 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
         ) from error
 
 
-def builtin_references() -> dict[str, str]:
-    """Names of the references inside the package → (extractor, file) as "fmnist-train" → "train"."""
-    return {"fmnist-train": "train", "fmnist-test": "test"}
-
-
 def builtin_file(name: str) -> Path:
     """File of a built-in reference: statistics in the features of fmnist-cnn."""
     from mgen._folders import embedded
 
-    return embedded(EMBEDDED[0]) / f"statistics-{builtin_references()[name]}.safetensors"
+    return embedded("fmnist-cnn") / f"statistics-{BUILTIN[name]}.safetensors"
