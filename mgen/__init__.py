@@ -14,9 +14,11 @@ if TYPE_CHECKING:
     from mgen.errors import MgenError
     from mgen.evaluation.cnn import FashionCNN
     from mgen.generators.bert import MaskGITBert
+    from mgen.generators.mar import MAR
     from mgen.generators.maskgit import MaskGIT
     from mgen.pipeline import MaskedPipeline, load
     from mgen.samplers.parallel import ParallelSampler
+    from mgen.tokenizers.kl import KLTokenizer
     from mgen.tokenizers.vqgan import VQGAN
     from mgen.tokens import TokenSpec
 
@@ -26,6 +28,8 @@ __version__ = "0.1.0"
 # classes ModelMixin and SchedulerMixin here too.
 _WHERE = {
     "FashionCNN": "mgen.evaluation.cnn",
+    "KLTokenizer": "mgen.tokenizers.kl",
+    "MAR": "mgen.generators.mar",
     "MaskGIT": "mgen.generators.maskgit",
     "MaskGITBert": "mgen.generators.bert",
     "MaskedPipeline": "mgen.pipeline",
@@ -38,10 +42,12 @@ _WHERE = {
     "load": "mgen.pipeline",
 }
 # Classes that a training configuration may name.
-MODELS = ("FashionCNN", "MaskGIT", "MaskGITBert", "VQGAN")
+MODELS = ("FashionCNN", "KLTokenizer", "MAR", "MaskGIT", "MaskGITBert", "VQGAN")
 
 __all__ = [
     "FashionCNN",
+    "KLTokenizer",
+    "MAR",
     "MaskGIT",
     "MaskGITBert",
     "MaskedPipeline",

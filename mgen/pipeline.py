@@ -14,7 +14,7 @@ from tqdm import tqdm
 from mgen.errors import MgenError, check_choice
 from mgen.files import read_json
 from mgen.modeling import public
-from mgen.samplers import ParallelSampler, draw_noise, image_seed
+from mgen.samplers import ParallelSampler, image_seed
 from mgen.samplers.parallel import Step
 from mgen.zoo import DEFAULT, resolve
 
@@ -45,7 +45,7 @@ class MaskedPipeline(DiffusionPipeline):
 
     def __init__(self, tokenizer: Any, generator: Any, sampler: ParallelSampler) -> None:
         super().__init__()
-        tokenizer.spec.require(vocab=generator.spec.vocab, length=generator.spec.length, by=type(generator).__name__)
+        tokenizer.spec.require(generator.spec, by=type(generator).__name__)
         self.register_modules(tokenizer=tokenizer, generator=generator, sampler=sampler)
         self.tokenizer: Any
         self.generator: Any
@@ -122,7 +122,7 @@ class MaskedPipeline(DiffusionPipeline):
             for first in range(0, len(ids), size):
                 rows = slice(first, first + size)
                 seeds = [image_seed(seed, i) for i in indices[rows]]
-                noise = draw_noise(seeds, steps=sampler.config.steps, length=self.generator.spec.length).to(device)
+                noise = sampler.draw(self.generator, seeds).to(device)
                 condition = torch.tensor(ids[rows], device=device)
                 given = {} if tokens is None or known is None else {"tokens": tokens[rows], "known": known[rows]}
                 with cast:

@@ -5,7 +5,8 @@ from mgen._folders import part as _part
 # This module stands for a folder that lies elsewhere in a checkout: its path makes `mgen.tokenizers.<module>` importable.
 __path__ = [str(_part("tokenizers"))]
 
+from mgen.tokenizers.kl import KLTokenizer, estimate_scale  # noqa: E402
 from mgen.tokenizers.quantizers import FSQ, VectorQuantizer  # noqa: E402
 from mgen.tokenizers.vqgan import VQGAN  # noqa: E402
 
-__all__ = ["FSQ", "VQGAN", "VectorQuantizer"]
+__all__ = ["FSQ", "VQGAN", "KLTokenizer", "VectorQuantizer", "estimate_scale"]

@@ -16,7 +16,7 @@ class TokenSpec:
         grid: (rows, columns) with rows · columns = length, or None for tokens without a place in the image.
         vocab: number of ids (kinds "index" and "multi-index"), else None.
         channels: numbers per position (1 for "index").
-        scale: factor that brings stored vectors to unit variance (1.0 for ids).
+        scale: factor that brought latents to unit variance ("vector"; None: not known), 1.0 for ids.
     """
 
     kind: Literal["index", "vector", "multi-index"]
@@ -24,7 +24,7 @@ class TokenSpec:
     grid: tuple[int, int] | None = None
     vocab: int | None = None
     channels: int = 1
-    scale: float = 1.0
+    scale: float | None = 1.0
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -34,12 +34,23 @@ class TokenSpec:
         grid = data.get("grid")
         return cls(**{**data, "grid": tuple(grid) if grid is not None else None})
 
-    def require(self, *, vocab: int, length: int, by: str) -> None:
-        """Raise MgenError unless these tokens fit a generator `by` made for `vocab` ids at `length` positions."""
-        if self.kind != "index":
-            raise MgenError(f"{by} takes tokens of kind 'index', the tokenizer makes {self.kind!r}")
-        if self.vocab != vocab or self.length != length:
+    def require(self, other: "TokenSpec", *, by: str) -> None:
+        """Raise MgenError unless these tokens of a tokenizer are the tokens `other` that a generator `by` takes."""
+        if self.kind != other.kind:
+            raise MgenError(f"{by} takes tokens of kind {other.kind!r}, the tokenizer makes {self.kind!r}")
+        if (self.length, self.vocab, self.channels) != (other.length, other.vocab, other.channels):
             raise MgenError(
-                f"{by} takes {length} tokens of {vocab} ids, the tokenizer makes {self.length} of {self.vocab}: "
-                "use the tokenizer this generator was trained on"
+                f"{by} takes {other.sizes()}, the tokenizer makes {self.sizes()}: use the tokenizer this generator was trained on"
             )
+        # Half a per mille of slack: a scale that was written down with three digits is the same scale.
+        if self.scale and other.scale and abs(self.scale / other.scale - 1) > 5e-4:
+            raise MgenError(
+                f"{by} was trained on latents times {other.scale}, the tokenizer's scale is {self.scale}: images would come out "
+                "washed out or burnt; use the tokenizer this generator was trained on, or set the scale of one of them"
+            )
+
+    def sizes(self) -> str:
+        """Words for an error text."""
+        return f"{self.length} tokens of " + (
+            f"{self.channels} numbers" if self.kind == "vector" else f"{self.vocab} ids"
+        )

@@ -4,7 +4,7 @@ Image i of a run always gets the same draws, whatever the batch size, the number
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -14,20 +14,39 @@ from mgen import seeds
 
 @dataclass(frozen=True, kw_only=True)
 class Noise:
-    """Draws for T steps, B images and L positions.
+    """Draws for T steps, B images and L positions; a head uses `tokens` or `chain`.
 
     Args:
+        order: uniform (B, L): the random order of fixed-order sampling.
         tokens: uniform (T, B, L) in [0, 1), or Gumbel (T, B, L, V): which code each position draws at each step.
         confidence: Gumbel (T, B, L), added to log-probabilities when positions are ranked.
-        order: uniform (B, L): the random order of fixed-order sampling.
+        chain: normal (draws, B, L, C): what the reverse chain at each position starts from, then what each of its steps adds.
+            A position is drawn once in a run, so the decoding step makes no difference.
     """
 
-    tokens: Tensor
-    confidence: Tensor
     order: Tensor
+    tokens: Tensor | None = None
+    confidence: Tensor | None = None
+    chain: Tensor | None = None
 
     def to(self, device: torch.device | str) -> "Noise":
-        return Noise(tokens=self.tokens.to(device), confidence=self.confidence.to(device), order=self.order.to(device))
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Noise(**{name: v if v is None else v.to(device) for name, v in values.items()})
+
+    def at(self, step: int, positions: Tensor) -> Tensor:
+        """What the head draws with at decoding step `step` and positions (B, M): (B, M), (B, M, V) or (draws, B, M, C)."""
+        if self.chain is not None:
+            index = positions[None, :, :, None].expand(len(self.chain), -1, -1, self.chain.shape[-1])
+            return self.chain.gather(2, index)
+        assert self.tokens is not None
+        return rows_at(self.tokens[step], positions)
+
+
+def rows_at(values: Tensor, positions: Tensor) -> Tensor:
+    """values (B, L) or (B, L, V) at positions (B, M)."""
+    if values.ndim == 3:
+        positions = positions.unsqueeze(-1).expand(-1, -1, values.shape[-1])
+    return values.gather(1, positions)
 
 
 def image_seed(seed: int, index: int) -> int:
@@ -35,8 +54,19 @@ def image_seed(seed: int, index: int) -> int:
     return seeds.fold(seed, "image", index)
 
 
-def draw_noise(image_seeds: Sequence[int], *, steps: int, length: int) -> Noise:
-    """The draws of images with these seeds: one generator per image, one draw from it."""
+def draw_noise(image_seeds: Sequence[int], *, steps: int, length: int, chain: tuple[int, int] | None = None) -> Noise:
+    """The draws of images with these seeds: one generator per image.
+
+    Args:
+        steps: T. length: L. chain: draws per token and its channels (draws, C), for a diffusion head.
+    """
+    if chain is not None:
+        order, parts = [], []
+        for s in image_seeds:
+            rng = torch.Generator().manual_seed(s)
+            order.append(torch.rand(length, generator=rng))
+            parts.append(torch.randn(chain[0], length, chain[1], generator=rng))
+        return Noise(order=torch.stack(order), chain=torch.stack(parts, dim=1))
     rows = [torch.rand(2 * steps + 1, length, generator=torch.Generator().manual_seed(s)) for s in image_seeds]
     uniform = torch.stack(rows, dim=1)  # (2T + 1, B, L)
     # 1e-20 and 1e-7 keep both logarithms finite for draws of exactly 0 and those next to 1.

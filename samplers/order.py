@@ -4,28 +4,67 @@ Fixed orders know the positions of a step before the network runs, so only those
 (MaskGIT, arXiv 2202.04200, §3.2) draws a token at every unknown position and reveals the likeliest draws.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
+from scipy.stats import qmc
 from torch import Tensor
 
+from mgen.errors import MgenError, check_choice
 from mgen.samplers.noise import Noise
 
-
-def random_order(noise: Noise) -> Tensor:
-    """A random permutation per image (MAR, arXiv 2406.11838)."""
-    return noise.order
+ORDERS = ("confidence", "halton", "random", "raster")
+Order = str | Sequence[int]
 
 
-def raster_order(noise: Noise) -> Tensor:
-    """Row by row."""
+def check_order(order: Order) -> None:
+    """MgenError unless `order` is a name or a list of positions, each once."""
+    if isinstance(order, str):
+        check_choice("order", order, ORDERS)
+    elif not isinstance(order, Sequence) or sorted(order) != list(range(len(order))) or not order:
+        raise MgenError(
+            f"order is {order!r}: expected a name ({', '.join(ORDERS)}) or all positions 0 … L − 1, each once"
+        )
+
+
+def priorities(order: Order, noise: Noise, grid: tuple[int, int] | None) -> Tensor | None:
+    """Priority (B, L) of the positions, highest first; None for "confidence", which ranks after the draw.
+
+    "random": a permutation per image (MAR, arXiv 2406.11838). "raster": row by row. "halton": a low-discrepancy sequence
+    (Halton-MaskGIT, arXiv 2503.17076). A list: the positions in the order in which they are revealed.
+
+    Raises:
+        MgenError: a list of another length, or the Halton order of tokens without a place in the image.
+    """
     b, length = noise.order.shape
-    return torch.arange(length, 0, -1, device=noise.order.device, dtype=torch.float32).expand(b, length)
+    if isinstance(order, str):
+        if order == "confidence":
+            return None
+        if order == "random":
+            return noise.order
+        if order == "halton":
+            if grid is None:
+                raise MgenError("order 'halton' needs tokens with a place in the image: use random, raster or a list")
+            order = halton(*grid)
+        else:
+            order = range(length)
+    if len(order) != length:
+        raise MgenError(f"order lists {len(order)} positions, this model has {length}")
+    priority = torch.empty(length, device=noise.order.device)
+    priority[torch.tensor(order, device=noise.order.device)] = torch.arange(
+        length, 0, -1, device=noise.order.device, dtype=torch.float32
+    )
+    return priority.expand(b, length)
 
 
-# Name → priority (B, L), highest first; None: chosen by confidence after the draw.
-ORDERS: dict[str, Callable[[Noise], Tensor] | None] = {
-    "confidence": None,
-    "random": random_order,
-    "raster": raster_order,
-}
+@lru_cache
+def halton(rows: int, columns: int) -> tuple[int, ...]:
+    """All cells of a grid by the Halton sequence of bases 2 (row) and 3 (column): first visits in order of the points."""
+    engine = qmc.Halton(d=2, scramble=False)
+    engine.fast_forward(1)  # the origin is no part of the published sequence
+    seen: dict[int, None] = {}
+    while len(seen) < rows * columns:
+        for y, x in engine.random(4 * rows * columns):
+            seen.setdefault(int(y * rows) * columns + int(x * columns))
+    return tuple(seen)

@@ -1,9 +1,11 @@
-"""Parallel decoding: the loop that every discrete masked generator here is sampled with.
+"""Parallel decoding: the loop that every masked generator here is sampled with, on ids or on vectors.
 
-Chang et al., "MaskGIT" (arXiv 2202.04200), algorithm of §3.2, with each of its choices an axis: order, schedule,
-guidance, temperatures. Notation: T steps, B images, L positions, M positions evaluated in a step.
+Chang et al., "MaskGIT" (arXiv 2202.04200), algorithm of §3.2, and Li et al., "MAR" (arXiv 2406.11838), §3.3, with each of their
+choices an axis: order, schedule, guidance, temperatures, head. Notation: T steps, B images, L positions, M positions evaluated
+in a step, C numbers of a vector token.
 """
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,17 +16,19 @@ from torch import Tensor
 
 from mgen.errors import MgenError
 from mgen.modeling import public
-from mgen.samplers.noise import Noise
-from mgen.samplers.order import ORDERS
+from mgen.samplers.noise import Noise, rows_at
+from mgen.samplers.order import priorities
 from mgen.samplers.settings import SamplerSettings
-from mgen.samplers.values import per_step
+
+EXPLODED = 50.0  # tokens have unit variance; an undertrained head magnifies its errors in the noisiest steps
 
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
     """State after step `index` of `count`. The tensors are live: clone what you keep.
 
-    tokens (B, L) and known (B, L); positions and drawn (B, M): what was drawn in this step, revealed or not (M may be 0).
+    tokens (B, L) or (B, L, C) and known (B, L); positions (B, M) and drawn (B, M) or (B, M, C): what was drawn in this step,
+    revealed or not (M may be 0).
     """
 
     tokens: Tensor
@@ -36,8 +40,9 @@ class Step:
 
     @property
     def draft(self) -> Tensor:
-        """Ids (B, L): the known tokens, and this step's draws where it evaluated unknown positions."""
-        return torch.where(self.known, self.tokens, self.tokens.scatter(1, self.positions, self.drawn))
+        """The known tokens, and this step's draws where it evaluated unknown positions; shaped like `tokens`."""
+        known = self.known.view(*self.known.shape, *[1] * (self.tokens.ndim - 2))
+        return torch.where(known, self.tokens, _put(self.tokens.clone(), self.positions, self.drawn))
 
 
 @public
@@ -59,28 +64,41 @@ class ParallelSampler(SamplerSettings):
         Args:
             generator: a mgen.generators.Generator.
             condition: class ids (B,).
-            noise: draws for all `steps` steps (mgen.samplers.draw_noise); step t uses row t.
-            tokens, known: ids (B, L) and a bool mask of those that are given; they never change. Default: none.
+            noise: draws for the whole run (`draw`).
+            tokens, known: ids (B, L) or vectors (B, L, C) and a bool mask (B, L) of those that are given; they never change.
+                Default: none.
 
         Raises:
-            MgenError: guidance without a null class.
+            MgenError: guidance without a null class, settings that the generator's kind of tokens does not take.
         """
         c = self.config
-        b, length = len(condition), generator.spec.length
-        device = condition.device
-        guidance = per_step(c.guidance, c.steps, name="guidance")
-        temperature = per_step(c.temperature, c.steps, name="temperature")
-        gumbel_factor = per_step(c.confidence_temperature, c.steps, name="confidence_temperature")
+        b, device, spec = len(condition), condition.device, generator.spec
+        length = spec.length
+        guidance, temperature = self.values("guidance", length), self.values("temperature", length)
+        gumbel_factor = self.values("confidence_temperature", length)
         guided = [abs(s - 1) > c.guidance_tolerance for s in guidance]
         if any(guided[c.start :]) and generator.null_class is None:
             raise MgenError(
                 f"guidance {c.guidance} needs a null class, this {type(generator).__name__} has none: use guidance 1"
             )
-        tokens = torch.zeros(b, length, dtype=torch.int64, device=device) if tokens is None else tokens.clone()
+        vector = spec.kind == "vector"
+        priority = priorities(c.order, noise, spec.grid)  # (B, L), highest first
+        if vector and priority is None:
+            raise MgenError(
+                "order 'confidence' ranks draws by probability, which vectors have none of: use order random"
+            )
+        if vector and c.steps > length:
+            raise MgenError(f"steps is {c.steps}, this model has {length} tokens: at most one step per token")
+        if not vector and c.head:
+            raise MgenError(f"head {dict(c.head)} is for a diffusion head; this generator draws ids")
+        extra = {"plan": generator.head.plan(c.head or {})} if vector else {}
+        if tokens is None:
+            shape = (b, length, spec.channels) if vector else (b, length)
+            tokens = torch.zeros(shape, dtype=torch.float32 if vector else torch.int64, device=device)
+        else:
+            tokens = tokens.clone()
         known = torch.zeros(b, length, dtype=torch.bool, device=device) if known is None else known.clone()
         both = torch.cat([condition, torch.full_like(condition, generator.null_class or 0)])
-        fixed = ORDERS[c.order]
-        priority = None if fixed is None else fixed(noise)  # (B, L), highest first
 
         # The only read-back from the device: from here on every count is known in advance.
         unknown = (~known).sum(1).tolist()
@@ -88,45 +106,63 @@ class ParallelSampler(SamplerSettings):
         after = torch.tensor([plans[u] for u in unknown]).T  # (steps run, B)
         before = torch.cat([torch.tensor(unknown).unsqueeze(0), after[:-1]])
         reveal = before - after
-        widest, most = before.amax(1).tolist(), reveal.amax(1).tolist()
+        fewest, widest, most = before.amin(1).tolist(), before.amax(1).tolist(), reveal.amax(1).tolist()
+        done = (before[0] - before).to(device)  # (steps run, B), revealed so far
         reveal = reveal.to(device)
+        ranking = None
+        if priority is not None:
+            ranking = priority.masked_fill(known, -torch.inf).argsort(dim=1, descending=True, stable=True)  # (B, L)
 
         for i, t in enumerate(range(c.start, c.steps)):
-            positions = drawn = tokens[:, :0]
+            positions, drawn = known[:, :0].long(), tokens[:, :0]
             if most[i]:
-                if priority is None:
+                if ranking is None:
                     # Unknown positions in ascending order; rows with fewer are filled up with known ones, never revealed.
                     positions = known.to(torch.uint8).argsort(dim=1, stable=True)[:, : widest[i]]  # (B, M)
                 else:
-                    ranked = priority.masked_fill(known, -torch.inf)
-                    positions = ranked.topk(most[i], dim=1).indices  # (B, M)
+                    # Rows that reveal fewer go round to known positions: all differ, and those are never revealed.
+                    places = (done[i].unsqueeze(1) + torch.arange(most[i], device=device)) % length
+                    positions = ranking.gather(1, places)  # (B, M)
                 twice = guided[t]
                 z = generator.context(
-                    tokens.repeat(2, 1) if twice else tokens,
+                    torch.cat([tokens, tokens]) if twice else tokens,
                     known.repeat(2, 1) if twice else known,
                     both if twice else condition,
                     positions=positions.repeat(2, 1) if twice else positions,
+                    visible=(length - widest[i], length - fewest[i]),
                 )
                 drawn, score = generator.head.sample(
                     z,
-                    noise=_rows(noise.tokens[t], positions),
+                    noise=noise.at(t, positions),
                     temperature=temperature[t],
                     guidance=guidance[t] if twice else None,
+                    **extra,
                 )
-                if priority is None:
-                    score = score + gumbel_factor[t] * _rows(noise.confidence[t], positions)
+                if ranking is None:
+                    assert noise.confidence is not None
+                    score = score + gumbel_factor[t] * rows_at(noise.confidence[t], positions)
                     score = score.masked_fill(known.gather(1, positions), -torch.inf)
                     rank = score.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
                 else:
                     rank = torch.arange(most[i], device=device)
                 shown = rank < reveal[i].unsqueeze(1)  # (B, M), exactly the scheduled count in each row
-                tokens.scatter_(1, positions, torch.where(shown, drawn, tokens.gather(1, positions)))
+                _put(tokens, positions, drawn, shown)
                 known.scatter_(1, positions, shown | known.gather(1, positions))
             yield Step(tokens=tokens, known=known, positions=positions, drawn=drawn, index=t, count=c.steps)
+        if vector and not (largest := tokens.abs().amax().item()) <= EXPLODED:
+            warnings.warn(
+                f"drawn tokens reach {largest:.3g}, where trained ones stay near 1: the head is undertrained or its chain too "
+                "coarse; try head.clip=5, more head steps, or the weights without EMA",
+                stacklevel=2,
+            )
 
 
-def _rows(values: Tensor, positions: Tensor) -> Tensor:
-    """values (B, L) or (B, L, V) at positions (B, M)."""
-    if values.ndim == 3:
-        positions = positions.unsqueeze(-1).expand(-1, -1, values.shape[-1])
-    return values.gather(1, positions)
+def _put(tokens: Tensor, positions: Tensor, values: Tensor, where: Tensor | None = None) -> Tensor:
+    """Write values (B, M) or (B, M, C) at positions (B, M) of tokens, in place; only where `where` (B, M) is True."""
+    if tokens.ndim == 3:
+        positions = positions.unsqueeze(-1).expand(-1, -1, tokens.shape[-1])
+        where = None if where is None else where.unsqueeze(-1)
+    values = values.to(tokens.dtype)
+    if where is not None:
+        values = torch.where(where, values, tokens.gather(1, positions))
+    return tokens.scatter_(1, positions, values)

@@ -1,14 +1,16 @@
 """The settings of a sampler: every choice of a decoding run as a configuration that is checked when it is made."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
 
 from mgen.errors import MgenError, check_choice
+from mgen.heads.chains import ChainSettings
 from mgen.modeling import check_keys, constructor_keys
-from mgen.samplers.order import ORDERS
+from mgen.samplers.noise import Noise, draw_noise
+from mgen.samplers.order import Order, check_order
 from mgen.samplers.schedule import Schedule, remaining_counts
 from mgen.samplers.values import Value, per_step, with_strength
 
@@ -18,7 +20,7 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
 
     Args:
         steps: T.
-        order: "confidence", "random" or "raster".
+        order: "confidence", "random", "raster", "halton", or a list of all positions.
         schedule: mask fraction by name, or a list (see mgen.samplers.schedule).
         guidance: s in u + s·(c − u), constant, listed or a curve (see mgen.samplers.values); 1 is none.
         temperature: of the token draw; constant, listed or a curve.
@@ -26,6 +28,7 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
         start: first step that is run. precision, keep_one: see mgen.samplers.schedule.remaining_counts.
         guidance_tolerance: |s − 1| up to which the null pass is left out. 0 is exact; AutoNAT's published lists hold three
             entries of 1.0001, whose null passes 1e-3 would save.
+        head: how a diffusion head draws a token (mgen.heads.chains.ChainSettings), e.g. {chain: ancestral, steps: 100}.
     """
 
     config_name = "sampler_config.json"
@@ -35,7 +38,7 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
         self,
         *,
         steps: int = 8,
-        order: str = "confidence",
+        order: Order = "confidence",
         schedule: Schedule = "cosine",
         guidance: Value = 1.0,
         temperature: Value = 1.0,
@@ -44,15 +47,19 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
         precision: str = "float64",
         keep_one: bool = True,
         guidance_tolerance: float = 0.0,
+        head: Mapping[str, Any] | None = None,
     ) -> None:
         for name, value in (("steps", steps), ("start", start)):
             if not isinstance(value, int) or isinstance(value, bool):
                 raise MgenError(f"{name} is {value!r}: expected a whole number")
-        check_choice("order", order, ORDERS)
+        check_order(order)
         check_choice("precision", precision, ("float32", "float64"))
         self.counts(unknown=max(2, steps), length=max(2, steps))  # raises on a bad schedule
         for name in ("guidance", "temperature", "confidence_temperature"):
             per_step(self.config[name], steps, name=name)
+        if head is not None and not isinstance(head, Mapping):
+            raise MgenError(f"head is {head!r}: expected a mapping, such as {{chain: ddim, steps: 25}}")
+        ChainSettings.of(head or {})
 
     @classmethod
     def from_settings(cls, settings: Any, where: str) -> Self:
@@ -78,9 +85,34 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
             keep_one=c.keep_one,
         )
 
-    def override(self, *, guidance: float | None = None, **settings: Any) -> Self:
-        """A sampler with some settings replaced; a number for `guidance` replaces the end of its curve."""
+    def values(self, name: str, length: int) -> list[float]:
+        """`guidance`, `temperature` or `confidence_temperature` at each of the T steps of a run on `length` tokens."""
+        c = self.config
+        after = [length] * c.start + self.counts(unknown=length, length=length)
+        return per_step(c[name], c.steps, name=name, unknown=after, length=length)
+
+    def draw(self, generator: Any, image_seeds: Sequence[int]) -> Noise:
+        """The draws of a run of this sampler with `generator`, one image per seed."""
+        spec = generator.spec
+        chain = (ChainSettings.of(self.config.head or {}).draws, spec.channels) if spec.kind == "vector" else None
+        return draw_noise(image_seeds, steps=self.config.steps, length=spec.length, chain=chain)
+
+    def override(
+        self,
+        *,
+        guidance: float | None = None,
+        chain: str | None = None,
+        head_steps: int | None = None,
+        **settings: Any,
+    ) -> Self:
+        """A sampler with some settings replaced.
+
+        A number for `guidance` replaces the end of its curve; `chain` and `head_steps` replace entries of `head`.
+        """
         settings = {key: value for key, value in settings.items() if value is not None}
+        parts = {key: value for key, value in (("chain", chain), ("steps", head_steps)) if value is not None}
+        if parts:
+            settings["head"] = {**(self.config.head or {}), **settings.get("head", {}), **parts}
         check_keys(settings, constructor_keys(type(self)), "sampler.")
         if guidance is not None:
             settings["guidance"] = with_strength(self.config.guidance, guidance)

@@ -86,10 +86,11 @@ def test_only_unknown_positions_are_evaluated() -> None:
     class Spy:
         spec, null_class, head = GENERATOR.spec, GENERATOR.null_class, GENERATOR.head
 
-        def context(self, tokens, known, condition, *, positions):
+        def context(self, tokens, known, condition, *, positions, visible):
             asked.append(positions.shape[1])
             assert not known.gather(1, positions).any()
-            return context(tokens, known, condition, positions=positions)
+            assert visible == (known.sum(1).min(), known.sum(1).max())
+            return context(tokens, known, condition, positions=positions, visible=visible)
 
     sampler = ParallelSampler(steps=6)
     list(sampler(Spy(), torch.tensor([0, 1]), noise=noise_for(2, 6)))

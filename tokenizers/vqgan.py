@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from mgen.errors import MgenError, check_choice
 from mgen.modeling import Model, public
-from mgen.tokenizers.quantizers import FSQ, Quantized, VectorQuantizer
+from mgen.tokenizers.quantizers import FSQ, Quantized, VectorQuantizer, codebook_usage
 from mgen.tokens import TokenSpec
 
 SIZES = {"maskgit-f16": dict(channels=128, multipliers=(1, 1, 2, 2, 4), blocks=2, latent=256, codes=1024)}
@@ -152,6 +152,9 @@ class VQGAN(Model):
         fsq_levels: replaces the codebook by finite scalar quantization with these levels.
     """
 
+    # The image size is no part of what a convolutional tokenizer computes; the token spec is compared apart.
+    FREE = ("image_size",)
+
     @register_to_config
     def __init__(
         self,
@@ -220,7 +223,12 @@ class VQGAN(Model):
         """The weights that decide which ids an image gets: a new decoder leaves a token cache valid."""
         return {name: value for name, value in self.state_dict().items() if not name.startswith("decoder.")}
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Quantized]:
-        """Reconstruction (B, C, H, W) in about [-1, 1], and the quantizer's result with its losses."""
-        quantized = self.quantize(self.latents(images))
-        return self.decode_latents(quantized.values), quantized
+    def noise_shape(self) -> None:
+        """Reconstructing takes no random numbers."""
+        return None
+
+    def forward(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        """Training: reconstruction (B, C, H, W) in about [-1, 1], the quantizer's losses, usage and perplexity of the codes."""
+        quantized: Quantized = self.quantize(self.latents(images))
+        usage = codebook_usage(quantized.ids, self.quantize.codes)
+        return self.decode_latents(quantized.values), quantized.losses, usage

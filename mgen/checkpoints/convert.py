@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mgen.checkpoints import maskgit, maskgit_jax, maskgit_vqgan
+from mgen.checkpoints import kl, mar, maskgit, maskgit_jax, maskgit_vqgan
 from mgen.checkpoints.reading import Renamed, State, read_state_dict
 from mgen.errors import MgenError, check_choice
 from mgen.modeling import Model, check_keys, constructor_keys
@@ -22,15 +22,32 @@ class Format:
         model: name of our class. about: one line for help texts.
         config: shapes → constructor arguments, as far as shapes tell; the rest are the published values.
         rename: official state → ours, with what became of every name.
+        keys: where a torch file holds the weights, the first that is there; raw_keys: its weights without EMA.
     """
 
     model: str
     about: str
     config: Callable[[State], dict[str, Any]]
     rename: Callable[[State], Renamed]
+    keys: tuple[str, ...] = ("state_dict", "model")
+    raw_keys: tuple[str, ...] = ()
 
 
 FORMATS = {
+    "kl16": Format(
+        model="KLTokenizer",
+        about="kl16.ckpt of MAR, its safetensors mirror, and other KL autoencoders with LDM's keys",
+        config=kl.config,
+        rename=kl.rename,
+    ),
+    "mar": Format(
+        model="MAR",
+        about="MAR-B/L/H, checkpoint-last.pth (EMA weights; --raw for the others) or a flat safetensors mirror",
+        config=mar.config,
+        rename=mar.rename,
+        keys=("model_ema", "model", "state_dict"),
+        raw_keys=("model", "state_dict"),
+    ),
     "maskgit": Format(
         model="MaskGIT",
         about="AutoNAT / MaskGIT-r U-ViT, nnet_ema.pth",
@@ -73,11 +90,12 @@ class Conversion:
         return "\n".join(f"{official} -> {ours}" for official, ours in self.mapped.items())
 
 
-def convert(format_name: str, path: str | Path, **settings: Any) -> Conversion:
+def convert(format_name: str, path: str | Path, *, raw: bool = False, **settings: Any) -> Conversion:
     """Our model with the weights of an official file.
 
     Args:
         format_name: a key of FORMATS. path: the official file.
+        raw: take the weights without EMA from a file that holds both.
         settings: constructor arguments that shapes cannot tell and that differ from the published ones.
 
     Raises:
@@ -86,7 +104,9 @@ def convert(format_name: str, path: str | Path, **settings: Any) -> Conversion:
     import mgen
 
     layout = FORMATS[check_choice("format", format_name, FORMATS)]
-    official = read_state_dict(path)
+    if raw and not layout.raw_keys:
+        raise MgenError(f"format {format_name!r} has one set of weights in a file: leave --raw out")
+    official = read_state_dict(path, layout.raw_keys if raw else layout.keys)
     cls = getattr(mgen, layout.model)
     check_keys(settings, constructor_keys(cls), "")
     try:

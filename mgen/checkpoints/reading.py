@@ -4,6 +4,7 @@ Flax layout: a msgpack map of maps whose leaves are extension type 1, itself msg
 arrays above 2³⁰ bytes are cut into chunks. `msgpack` alone reads it, JAX is not needed.
 """
 
+import argparse
 import pickle
 import warnings
 import zipfile
@@ -35,8 +36,11 @@ class Renamed:
         self.names[official] = ours
 
 
-def read_state_dict(path: str | Path) -> State:
+def read_state_dict(path: str | Path, keys: tuple[str, ...] = ("state_dict", "model")) -> State:
     """Flat name → tensor of an official file. The flax tree's path is joined by "/".
+
+    Args:
+        keys: of a torch file that holds several things: the first of these names that is there is taken.
 
     Raises:
         MgenError: missing, truncated, of an unknown format, or a pickle that holds anything but tensors and plain values.
@@ -49,7 +53,7 @@ def read_state_dict(path: str | Path) -> State:
     if path.suffix == ".safetensors":
         return read_tensors(path)[0]
     if zipfile.is_zipfile(path) or head[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04"):
-        return _read_torch(path)
+        return _read_torch(path, keys)
     if head[:4] == b"PK\x03\x04":
         raise MgenError(f"{path} is cut off (a torch file whose end is missing): download it again")
     if head and (head[0] & 0xF0 == 0x80 or head[0] in (0xDE, 0xDF)):
@@ -57,9 +61,10 @@ def read_state_dict(path: str | Path) -> State:
     raise MgenError(f"{path} is neither safetensors, nor a torch file, nor flax msgpack: is the download complete?")
 
 
-def _read_torch(path: Path) -> State:
+def _read_torch(path: Path, keys: tuple[str, ...]) -> State:
     try:
-        with warnings.catch_warnings():
+        # Training scripts leave their arguments in the file; a Namespace is a bag of attributes and runs nothing.
+        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
             warnings.simplefilter(
                 "ignore", UserWarning
             )  # torch's remark on old pickle protocols is no news to the user
@@ -71,9 +76,10 @@ def _read_torch(path: Path) -> State:
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise MgenError(f"cannot read {path} ({_first(error)}): truncated or damaged, download it again") from error
-    for key in ("state_dict", "model"):
+    for key in keys:
         if isinstance(data, dict) and isinstance(data.get(key), dict):
             data = data[key]
+            break
     if not isinstance(data, dict) or not data or not all(isinstance(v, Tensor) for v in data.values()):
         raise MgenError(f"{path} holds no state dict (a mapping from names to tensors)")
     return data

@@ -23,6 +23,7 @@ def command(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--flips", action="store_true", help="store the horizontally flipped images too")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--shard-size", type=int, default=16384, help="images per shard")
+    parser.add_argument("--dtype", default="fp32", help="fp32 or fp16, of the stored moments of a KL tokenizer")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, auto")
     args = parser.parse_args(argv)
     if min(args.batch_size, args.shard_size) < 1:
@@ -53,6 +54,7 @@ def command(argv: Sequence[str] | None = None) -> int:
         flips=args.flips,
         batch_size=args.batch_size,
         shard_size=args.shard_size,
+        dtype=args.dtype,
         source=source,
     )
     print(out)

@@ -35,6 +35,7 @@ def command(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--tokenizer", metavar="FILE|DIR", help="official tokenizer file or converted folder: makes a pipeline"
     )
+    parser.add_argument("--raw", action="store_true", help="take the weights without EMA, where the file holds both")
     parser.add_argument("--recipe", metavar="NAME|FILE", help="recipe whose sampler the pipeline gets")
     args = parser.parse_intermixed_args(argv)
 
@@ -52,7 +53,7 @@ def command(argv: Sequence[str] | None = None) -> int:
         if not args.tokenizer or args.settings:
             raise MgenError("pipeline joins a saved generator with --tokenizer, and takes no settings")
     else:
-        conversion = convert(args.format, args.file, **apply_overrides({}, args.settings))
+        conversion = convert(args.format, args.file, raw=args.raw, **apply_overrides({}, args.settings))
         product, report, names = conversion.model, conversion.report(), conversion.names()
     if args.tokenizer or args.recipe:
         if not args.tokenizer:

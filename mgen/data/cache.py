@@ -3,8 +3,10 @@
     index.json                   tokenizer fingerprint, token spec, counts, flips, classes
     shard-00000.safetensors      tokens (n, V, L) with V = 2 if horizontal flips are stored (view 1), labels (n,)
 
-Ids are stored in the smallest integer type that holds the vocabulary. The fingerprint is a hash over the tokenizer's
-configuration and encoder: a cache made by another tokenizer is refused, one with a newly trained decoder goes on to serve.
+Ids are stored in the smallest integer type that holds the vocabulary. Of a KL tokenizer the posterior's `moments`
+(n, V, 2c, h, w) are stored instead, in fp32 or fp16, so that training can sample it afresh. The fingerprint is a hash over the
+tokenizer's configuration and encoder: a cache made by another tokenizer is refused, one with a newly trained decoder (or
+another scale) goes on to serve. Shards are memory-mapped: what a batch does not ask for is not read.
 """
 
 import hashlib
@@ -17,18 +19,18 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from mgen.errors import MgenError
+from mgen.errors import MgenError, check_choice
 from mgen.files import read_json, read_tensors, write_json, write_tensors
 from mgen.tokens import TokenSpec
 
 CACHE_VERSION = 1
+STORED = {"fp32": torch.float32, "fp16": torch.float16}
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
     """SHA-256 over the configuration of a tokenizer and the weights that decide its ids (not those of the decoder)."""
     digest = hashlib.sha256()
-    # The image size is no part of what a convolutional tokenizer computes; the token spec is compared apart.
-    config = {k: v for k, v in dict(tokenizer.config).items() if not k.startswith("_") and k != "image_size"}
+    config = {k: v for k, v in dict(tokenizer.config).items() if not k.startswith("_") and k not in tokenizer.FREE}
     digest.update(json.dumps(config, sort_keys=True, default=list).encode())
     for name, value in sorted(tokenizer.fingerprint_parts().items()):
         digest.update(name.encode())
@@ -49,6 +51,7 @@ def write_cache(
     flips: bool = False,
     batch_size: int = 64,
     shard_size: int = 16384,
+    dtype: str = "fp32",
     source: str = "",
     progress: bool = True,
 ) -> Path:
@@ -56,6 +59,7 @@ def write_cache(
 
     Args:
         flips: also store the tokens of the horizontally flipped image.
+        dtype: "fp32" or "fp16", of moments (fp16 halves the cache and rounds to 0.05 %).
         source: a note of what the data is, kept in the index.
 
     Raises:
@@ -63,6 +67,7 @@ def write_cache(
     """
     out = Path(out)
     count = len(dataset)
+    stored = check_choice("dtype", dtype, STORED) if tokenizer.spec.kind == "vector" else ""
     index = {
         "version": CACHE_VERSION,
         "fingerprint": tokenizer_fingerprint(tokenizer),
@@ -73,36 +78,42 @@ def write_cache(
         "num_classes": dataset.num_classes,
         "class_names": list(dataset.class_names),
         "source": source,
-    }
+    } | ({"moments": stored} if stored else {})
     # Compared after a round trip through JSON: tuples come back as lists.
     if (out / "index.json").exists() and read_json(out / "index.json") != json.loads(json.dumps(index)):
         raise MgenError(
             f"{out} already holds a cache made from other data, settings or tokenizer: choose another --out"
         )
     write_json(out / "index.json", index)
-    dtype = _smallest(tokenizer.spec.vocab)
+    name = "moments" if stored else "tokens"
+    encode = tokenizer.moments if stored else tokenizer.encode
+    kind = STORED[stored] if stored else _smallest(tokenizer.spec.vocab)
     device = next(tokenizer.parameters()).device
     with tqdm(total=count, unit="img", desc="tokenizing", disable=not progress) as bar:
         for number, start in enumerate(range(0, count, shard_size)):
             path = out / f"shard-{number:05d}.safetensors"
             stop = min(start + shard_size, count)
             if not path.exists():
-                tokens, labels = [], []
+                parts, labels = [], []
                 for first in range(start, stop, batch_size):
                     batch = dataset.__getitems__(range(first, min(first + batch_size, stop)))
                     image = batch["image"].to(device)
                     views = [image, image.flip(-1)] if flips else [image]
-                    tokens.append(torch.stack([tokenizer.encode(v).to(dtype).cpu() for v in views], dim=1))  # (B, V, L)
+                    parts.append(torch.stack([encode(v).to(kind).cpu() for v in views], dim=1))  # (B, V, …)
                     labels.append(batch["label"].to(torch.int32))
                     bar.update(len(image))
-                write_tensors(path, {"tokens": torch.cat(tokens), "labels": torch.cat(labels)})
+                if stored and not all(torch.isfinite(part).all() for part in parts):
+                    raise MgenError(
+                        f"the tokenizer made moments that are not finite ({stored}): use fp32, or another tokenizer"
+                    )
+                write_tensors(path, {name: torch.cat(parts), "labels": torch.cat(labels)})
             else:
                 bar.update(stop - start)
     return out
 
 
 class TokenCache:
-    """Tokens of a cache in memory: `tokens` (N, V, L) and `labels` (N,).
+    """Tokens, or moments, of N images, and their `labels` (N,).
 
     Args:
         path: folder written by `write_cache`.
@@ -127,7 +138,10 @@ class TokenCache:
             )
         shards = -(-self.index["count"] // self.index["shard_size"])
         parts = [read_tensors(path / f"shard-{number:05d}.safetensors")[0] for number in range(shards)]
-        self.tokens = torch.cat([p["tokens"] for p in parts])
+        self.name = "moments" if "moments" in self.index else "tokens"
+        if any(self.name not in p or "labels" not in p for p in parts):
+            raise MgenError(f"{path} has a shard without {self.name} or labels: remove it and run mgen cache again")
+        self.shards = [p[self.name] for p in parts]  # mapped from the files, not read
         self.labels = torch.cat([p["labels"] for p in parts]).long()
         if len(self.labels) != self.index["count"]:
             raise MgenError(
@@ -142,6 +156,12 @@ class TokenCache:
         return len(self.labels)
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """A batch: tokens (B, V, L) int64 (all stored views) and label (B,)."""
+        """A batch: tokens (B, V, L) int64 or moments (B, V, 2c, h, w) fp32 (all stored views), and label (B,)."""
         index = torch.as_tensor(indices)
-        return {"tokens": self.tokens[index].long(), "label": self.labels[index]}
+        shard, row = index // self.index["shard_size"], index % self.index["shard_size"]
+        first = self.shards[0]
+        out = torch.empty(len(index), *first.shape[1:], dtype=torch.int64 if self.name == "tokens" else torch.float32)
+        for number in shard.unique().tolist():
+            here = shard == number
+            out[here] = self.shards[number][row[here]].to(out.dtype)
+        return {self.name: out, "label": self.labels[index]}

@@ -2,6 +2,7 @@
 
 from mgen.generators.base import Generator
 from mgen.generators.bert import MaskGITBert
+from mgen.generators.mar import MAR
 from mgen.generators.maskgit import MaskGIT
 
-__all__ = ["Generator", "MaskGIT", "MaskGITBert"]
+__all__ = ["MAR", "Generator", "MaskGIT", "MaskGITBert"]

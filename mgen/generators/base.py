@@ -27,14 +27,23 @@ class Generator(Model):
         """Class id that stands for "no class", or None if the generator was made without one."""
         raise NotImplementedError
 
-    def context(self, tokens: Tensor, known: Tensor, condition: Tensor, *, positions: Tensor | None = None) -> Tensor:
+    def context(
+        self,
+        tokens: Tensor,
+        known: Tensor,
+        condition: Tensor,
+        *,
+        positions: Tensor | None = None,
+        visible: tuple[int, int] | None = None,
+    ) -> Tensor:
         """Context vectors for the head.
 
         Args:
-            tokens: ids (B, L) int64; whatever stands where `known` is False is ignored.
+            tokens: ids (B, L) int64, or vectors (B, L, C); whatever stands where `known` is False is ignored.
             known: bool (B, L), True where the token is given.
             condition: class ids (B,) int64.
             positions: int64 (B, M), the positions wanted; None for all.
+            visible: fewest and most known tokens of a row, where the caller knows them; saves reading them back from a GPU.
 
         Returns:
             (B, M, D), or (B, L, D).

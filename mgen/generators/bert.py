@@ -77,7 +77,15 @@ class MaskGITBert(Generator):
     def null_class(self) -> int | None:
         return self.config.num_classes if self.config.null_class else None
 
-    def context(self, tokens: Tensor, known: Tensor, condition: Tensor, *, positions: Tensor | None = None) -> Tensor:
+    def context(
+        self,
+        tokens: Tensor,
+        known: Tensor,
+        condition: Tensor,
+        *,
+        positions: Tensor | None = None,
+        visible: tuple[int, int] | None = None,
+    ) -> Tensor:
         """See Generator.context."""
         ids = torch.cat([condition.unsqueeze(1) + self.config.codes, torch.where(known, tokens, self.mask_id)], dim=1)
         x = self.embed(ids)  # (B, 1 + L, D)

@@ -90,7 +90,15 @@ class MaskGIT(Generator):
     def mask_id(self) -> int:
         return self.config.codes
 
-    def context(self, tokens: Tensor, known: Tensor, condition: Tensor, *, positions: Tensor | None = None) -> Tensor:
+    def context(
+        self,
+        tokens: Tensor,
+        known: Tensor,
+        condition: Tensor,
+        *,
+        positions: Tensor | None = None,
+        visible: tuple[int, int] | None = None,
+    ) -> Tensor:
         """See Generator.context."""
         tokens = torch.where(known, tokens, self.mask_id)
         x = torch.cat([self.class_embed(condition.unsqueeze(1)), self.token_embed(tokens)], dim=1)  # (B, 1 + L, D)

@@ -19,6 +19,8 @@ class CategoricalHead(nn.Module):
         detach: official PyTorch MaskGIT sends no gradient through the tie into the table.
     """
 
+    figure = "accuracy"  # what `loss` gives besides the loss
+
     def __init__(
         self,
         *,

@@ -10,12 +10,18 @@ from mgen.errors import MgenError
 EXPLICIT_KEYS = 128
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
-    """softmax(q kᵀ / √d) v for q (B, H, Q, d), k and v (B, H, L, d); the faster of two equal forms."""
-    if q.device.type == "cpu" and q.requires_grad and q.dtype != torch.float32 and k.shape[2] <= EXPLICIT_KEYS:
+def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0, readable: Tensor | None = None) -> Tensor:
+    """softmax(q kᵀ / √d) v for q (B, H, Q, d), k and v (B, H, L, d); the faster of two equal forms.
+
+    Args:
+        dropout: on the probabilities. readable: bool (B, L), True for the keys that may be read; None: all.
+    """
+    small = q.device.type == "cpu" and q.requires_grad and q.dtype != torch.float32 and k.shape[2] <= EXPLICIT_KEYS
+    if small and readable is None:
         weights = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(-1)  # (B, H, Q, L)
         return F.dropout(weights, dropout, training=dropout > 0) @ v
-    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+    mask = None if readable is None else readable[:, None, None]  # (B, 1, 1, L)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
 
 
 class Attention(nn.Module):
@@ -37,8 +43,11 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim, bias=bias)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, query: Tensor | None = None) -> Tensor:
-        """Output (B, Q, D) at `query` (B, Q, D), or at every position of x (B, L, D) if there is none."""
+    def forward(self, x: Tensor, query: Tensor | None = None, *, readable: Tensor | None = None) -> Tensor:
+        """Output (B, Q, D) at `query` (B, Q, D), or at every position of x (B, L, D) if there is none.
+
+        `readable` bool (B, L): positions of x that may be read; None: all.
+        """
         b, _, dim = x.shape
         heads = (self.heads, dim // self.heads)
         if query is None:
@@ -49,7 +58,7 @@ class Attention(nn.Module):
             q = q.unflatten(-1, heads).transpose(1, 2)  # (B, H, Q, d)
             kv = F.linear(x, weight[dim:], None if bias is None else bias[dim:])
             k, v = kv.unflatten(-1, (2, *heads)).permute(2, 0, 3, 1, 4)  # 2 × (B, H, L, d)
-        out = attend(q, k, v, self.dropout if self.training else 0.0)
+        out = attend(q, k, v, self.dropout if self.training else 0.0, readable)
         out = self.proj(out.transpose(1, 2).reshape(b, -1, dim))  # (B, Q, D)
         return F.dropout(out, self.out_dropout, self.training)
 

@@ -8,16 +8,22 @@ from mgen.layers.attention import Attention, gather_rows
 
 
 class MLP(nn.Module):
-    """Two linear layers with GELU between: exact, or its tanh approximation (`approximate="tanh"`)."""
+    """Two linear layers with GELU between: exact, or its tanh approximation (`approximate="tanh"`).
 
-    def __init__(self, dim: int, hidden: int, *, approximate: str = "none", dropout: float = 0.0) -> None:
+    `dropout` on the output, `hidden_dropout` after the GELU.
+    """
+
+    def __init__(
+        self, dim: int, hidden: int, *, approximate: str = "none", dropout: float = 0.0, hidden_dropout: float = 0.0
+    ) -> None:
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden)
         self.fc2 = nn.Linear(hidden, dim)
-        self.approximate, self.dropout = approximate, dropout
+        self.approximate, self.dropout, self.hidden_dropout = approximate, dropout, hidden_dropout
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.fc2(F.gelu(self.fc1(x), approximate=self.approximate))
+        x = F.dropout(F.gelu(self.fc1(x), approximate=self.approximate), self.hidden_dropout, self.training)
+        x = self.fc2(x)
         return F.dropout(x, self.dropout, self.training)
 
 
@@ -27,28 +33,45 @@ class PreNormBlock(nn.Module):
     Args:
         dim, heads, mlp_ratio: width, heads, hidden width of the MLP over the width.
         bias: of the q, k, v projection. eps: of the layer norms.
+        attn_dropout: on the attention probabilities. dropout: on the attention's output and after both layers of the MLP.
     """
 
     def __init__(
-        self, dim: int, heads: int, *, mlp_ratio: float = 4.0, bias: bool = True, eps: float = 1e-5, skip: bool = False
+        self,
+        dim: int,
+        heads: int,
+        *,
+        mlp_ratio: float = 4.0,
+        bias: bool = True,
+        eps: float = 1e-5,
+        skip: bool = False,
+        attn_dropout: float = 0.0,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         if skip:
             self.skip_linear = nn.Linear(2 * dim, dim)
         self.norm1 = nn.LayerNorm(dim, eps=eps)
-        self.attn = Attention(dim, heads, bias=bias)
+        self.attn = Attention(dim, heads, bias=bias, dropout=attn_dropout, out_dropout=dropout)
         self.norm2 = nn.LayerNorm(dim, eps=eps)
-        self.mlp = MLP(dim, int(dim * mlp_ratio))
+        self.mlp = MLP(dim, int(dim * mlp_ratio), dropout=dropout, hidden_dropout=dropout)
 
-    def forward(self, x: Tensor, *, skip: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
-        """(B, L, D) → (B, L, D), or (B, Q, D) at `positions` (B, Q)."""
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        skip: Tensor | None = None,
+        positions: Tensor | None = None,
+        readable: Tensor | None = None,
+    ) -> Tensor:
+        """(B, L, D) → (B, L, D), or (B, Q, D) at `positions` (B, Q); `readable` as in Attention."""
         if skip is not None:
             x = self.skip_linear(torch.cat([x, skip], dim=-1))
         h = self.norm1(x)
         if positions is None:
-            x = x + self.attn(h)
+            x = x + self.attn(h, readable=readable)
         else:
-            x = gather_rows(x, positions) + self.attn(h, gather_rows(h, positions))
+            x = gather_rows(x, positions) + self.attn(h, gather_rows(h, positions), readable=readable)
         return x + self.mlp(self.norm2(x))
 
 

@@ -31,6 +31,8 @@ class OptimConfig:
     )
     warmup: int = 0  # steps of linear warm-up
     clip: float | None = None  # largest gradient norm; None leaves gradients as they are
+    decay_all: bool = True  # False: no weight decay on vectors (biases, norms)
+    no_decay: tuple[str, ...] = ()  # nor on parameters whose names start with one of these
     freeze: tuple[str, ...] = ()  # parameters whose names start with one of these stay as they are
 
 
@@ -62,6 +64,7 @@ class MaskConfig:
     std: float = 0.25
     low: float = 0.7
     high: float = 1.0
+    per: Literal["sample", "batch"] = "sample"  # one share for each image, or one for the whole batch (MAR)
     rounding: Literal["round", "ceil", "floor"] = "round"  # of length · r to a count, at least 1
 
 
@@ -69,7 +72,13 @@ class MaskConfig:
 class GeneratorObjectiveConfig:
     mask: MaskConfig = field(default_factory=MaskConfig)
     label_drop: float = 0.1  # probability that the class is replaced by the null class
-    label_smoothing: float = 0.1
+    label_smoothing: float = 0.1  # of a categorical head
+    diffusion_batch_mul: int = (
+        4  # copies of each masked token, with noise of their own, in the loss of a diffusion head
+    )
+    head_tokens: Literal["masked", "all"] = (
+        "masked"  # "all": pass visible tokens through a diffusion head too, as published
+    )
     tokenizer: str | None = None  # folder or name; needed for image data, and to draw sample grids from a cache
     sampler: dict[str, Any] = field(default_factory=dict)  # of the sample grids and of the exported pipeline
 
@@ -81,6 +90,7 @@ class TokenizerObjectiveConfig:
     codebook: float = 1.0
     commitment: float = 0.25
     entropy: float = 0.0
+    kl: float = 2e-8  # per latent number; LDM's 1e-6 weighs sums: at f16 with 16 channels this is 1e-6 · 4096 / 196608
     perceptual: float = 0.0
     perceptual_model: str | None = None  # folder of a FashionCNN, or a file of torchvision VGG16 weights
     adversarial: float = 0.0
@@ -134,6 +144,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "data.workers": (0, math.inf),
     "objective.label_drop": (0, 1),
     "objective.label_smoothing": (0, 1),
+    "objective.diffusion_batch_mul": (1, math.inf),
     "objective.mask.std": (1e-6, math.inf),
     "objective.mask.alpha": (1e-6, math.inf),
     "objective.mask.beta": (1e-6, math.inf),

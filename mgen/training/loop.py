@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers.optimization import get_scheduler
@@ -23,7 +24,7 @@ from mgen import seeds
 from mgen.errors import MgenError
 from mgen.files import atomic_folder, atomic_path
 from mgen.training.checkpoints import list_checkpoints, load_newest, save_checkpoint
-from mgen.training.config import TrainConfig
+from mgen.training.config import OptimConfig, TrainConfig
 from mgen.training.data import BatchOrder, batches
 from mgen.training.launch import make_accelerator
 from mgen.training.logs import Logger
@@ -51,9 +52,8 @@ class Trainer:
         if not self.parameters:
             raise MgenError("optim.freeze leaves no parameter to train")
         o = config.optim
-        optimizer = torch.optim.AdamW(
-            self.parameters, lr=o.lr, betas=o.betas, eps=o.eps, weight_decay=o.weight_decay, foreach=True
-        )
+        groups = decay_groups(self.objective.model, o)
+        optimizer = torch.optim.AdamW(groups, lr=o.lr, betas=o.betas, eps=o.eps, foreach=True)
         self.schedule = get_scheduler(o.schedule, optimizer, num_warmup_steps=o.warmup, num_training_steps=config.steps)
         self.wrapped, self.optimizer = self.accelerator.prepare(self.objective, optimizer)
         self.device = self.accelerator.device
@@ -98,6 +98,7 @@ class Trainer:
         logs: dict[str, Tensor] = {}
         for piece in range(pieces):
             rows = {name: value[order.rows(piece)] for name, value in whole.items()}
+            rows |= self.objective.draw_rows(order.rows(piece), config.seed, "rows", self.step)
             batch = self._to_device(next(loader))
             # The global generators serve dropout only; seeding them here makes resumed and whole runs agree.
             torch.manual_seed(seeds.fold(config.seed, "dropout", self.step, piece, self.accelerator.process_index))
@@ -281,6 +282,7 @@ class Trainer:
                 batch = self._to_device(data.__getitems__(range(start, min(start + size, len(data), most))))
                 n = len(batch["label"])
                 draws = self.objective.draw(n, seeds.generator(self.config.seed, "evaluate", start))
+                draws |= self.objective.draw_rows(slice(start, start + n), self.config.seed, "evaluate rows")
                 loss, logs = self.objective(batch, self._to_device(draws))
                 for name, value in {"loss": loss, **logs}.items():
                     sums[name] = sums.get(name, torch.zeros((), device=self.device)) + value.float() * n
@@ -311,3 +313,14 @@ class Trainer:
 def train(config: TrainConfig) -> Path:
     """Run the training that `config` describes; returns the folder of the finished model."""
     return Trainer(config).run()
+
+
+def decay_groups(model: torch.nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
+    """Parameter groups of the optimizer: those with weight decay, and those without if there are."""
+    groups: dict[float, list[torch.nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            exempt = name.startswith(tuple(config.no_decay)) if config.no_decay else False
+            exempt = exempt or (not config.decay_all and parameter.ndim < 2)
+            groups.setdefault(0.0 if exempt else config.weight_decay, []).append(parameter)
+    return [{"params": parameters, "weight_decay": decay} for decay, parameters in groups.items()]

@@ -39,7 +39,7 @@ def known_from_uniform(fraction: Tensor, uniform: Tensor, rounding: str = "round
     """Mask of given tokens (B, L), True where the token stays visible.
 
     Args:
-        fraction: share of masked tokens (B,); the count is length · fraction, rounded, at least 1 and at most L.
+        fraction: share of masked tokens (B,), or (1,) for all alike; the count is length · fraction, rounded, at least 1 and at most L.
         uniform: (B, L) in [0, 1); its argsort is the random permutation that decides which positions are masked.
         rounding: "round" (half to even), "ceil" or "floor".
     """

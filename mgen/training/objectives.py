@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mgen import seeds
 from mgen.errors import MgenError
-from mgen.tokenizers.quantizers import codebook_usage
 from mgen.training.config import (
     ClassifierObjectiveConfig,
     DataConfig,
@@ -41,6 +41,10 @@ class Objective(nn.Module):
             s = self.data.shift
             draws["shift"] = torch.randint(-s, s + 1, (count, 2), generator=rng)
         return draws
+
+    def draw_rows(self, rows: slice, *seed: int | str) -> dict[str, Tensor]:
+        """Larger random tensors, made for some rows of the batch only: each row from its own seed, so any cut gives the same."""
+        return {}
 
     def share(self, piece: dict[str, Tensor], whole: dict[str, Tensor]) -> float:
         """Weight of a piece of the batch in the mean over the whole batch, for a loss that is a mean over the piece."""
@@ -88,11 +92,22 @@ class GeneratorObjective(Objective):
 
     def draw(self, count: int, rng: torch.Generator) -> dict[str, Tensor]:
         draws = super().draw(count, rng)
-        fraction = mask_fraction_from_uniform(torch.rand(count, generator=rng), self.config.mask)
+        one = self.config.mask.per == "batch"
+        fraction = mask_fraction_from_uniform(torch.rand(1 if one else count, generator=rng), self.config.mask)
         uniform = torch.rand(count, self.model.spec.length, generator=rng)
         draws["known"] = known_from_uniform(fraction, uniform, self.config.mask.rounding)
         draws["drop"] = torch.rand(count, generator=rng) < self.config.label_drop
         return draws
+
+    def draw_rows(self, rows: slice, *seed: int | str) -> dict[str, Tensor]:
+        if self.model.spec.kind != "vector":
+            return {}
+        made = []
+        for row in range(rows.start, rows.stop):
+            rng = seeds.generator(*seed, row)
+            own = self.model.head.draw(self.model.spec.length, self.config.diffusion_batch_mul, rng)
+            made.append({**own, "posterior": torch.randn(self._tokenizer[0].noise_shape(), generator=rng)})
+        return {name: torch.stack([one[name] for one in made]) for name in made[0]}
 
     def share(self, piece: dict[str, Tensor], whole: dict[str, Tensor]) -> float:
         """Masked tokens here over those an equal share would have: makes the whole a mean over all masked tokens."""
@@ -105,22 +120,32 @@ class GeneratorObjective(Objective):
             if "flip" not in draws:
                 return views[:, 0]
             return torch.where(draws["flip"].unsqueeze(1), views[:, -1], views[:, 0])  # (B, L)
+        if "moments" in batch:
+            views = batch["moments"]  # (B, V, 2c, h, w)
+            flipped = draws["flip"].view(-1, 1, 1, 1) if "flip" in draws else torch.zeros((), dtype=torch.bool)
+            moments = torch.where(flipped.to(views.device), views[:, -1], views[:, 0])
+            return self._tokenizer[0].tokens(moments, draws["posterior"])  # (B, L, C)
         # In fp32 whatever the precision of the run: rounding changes ids, and a cache holds those of fp32.
         with torch.no_grad(), torch.autocast(batch["image"].device.type, enabled=False):
-            return self._tokenizer[0].encode(self.augment(batch["image"], draws))
+            noise = {"noise": draws["posterior"]} if "posterior" in draws else {}
+            return self._tokenizer[0].encode(self.augment(batch["image"], draws), **noise)
 
     def forward(self, batch: dict[str, Tensor], draws: dict[str, Tensor]) -> tuple[Tensor, Logs]:
         tokens = self.tokens(batch, draws)
         label = batch["label"]
         if self.config.label_drop:
             label = torch.where(draws["drop"], self.model.null_class, label)
-        smoothing = self.config.label_smoothing if self.training else 0.0
-        losses, hits = self.model(tokens, label, draws["known"], label_smoothing=smoothing)  # (masked tokens,) both
-        return losses.mean(), {"accuracy": hits.mean()}
+        options: dict[str, Any]
+        if self.model.spec.kind == "vector":
+            options = {"t": draws["t"], "noise": draws["noise"], "head_tokens": self.config.head_tokens}
+        else:
+            options = {"label_smoothing": self.config.label_smoothing if self.training else 0.0}
+        losses, figure = self.model(tokens, label, draws["known"], **options)  # one value per masked token, both
+        return losses.mean(), {self.model.head.figure: figure.mean()}
 
 
 class TokenizerObjective(Objective):
-    """Reconstruction, the quantizer's losses, and optional perceptual and adversarial terms.
+    """Reconstruction, the tokenizer's own losses (quantizer or KL), and optional perceptual and adversarial terms.
 
     `discriminator` and `perceptual` are helpers outside the module tree: the first has its own optimizer, the second is
     frozen. While `adversarial_on` is False the adversarial term is left out.
@@ -144,13 +169,19 @@ class TokenizerObjective(Objective):
                 "objective.perceptual needs objective.perceptual_model: a FashionCNN folder or VGG16 weights file"
             )
 
+    def draw(self, count: int, rng: torch.Generator) -> dict[str, Tensor]:
+        draws = super().draw(count, rng)
+        if (shape := self.model.noise_shape()) is not None:
+            draws["posterior"] = torch.randn(count, *shape, generator=rng)
+        return draws
+
     def forward(self, batch: dict[str, Tensor], draws: dict[str, Tensor]) -> tuple[Tensor, Logs]:
         c = self.config
         images = self.augment(batch["image"], draws)
-        out, quantized = self.model(images)
+        out, own, figures = self.model(images, draws["posterior"]) if "posterior" in draws else self.model(images)
         out = out.float()
         # Pixel errors are reported on images in [0, 1].
-        terms = {"l2": F.mse_loss(out, images) / 4, "l1": F.l1_loss(out, images) / 2, **quantized.losses}
+        terms = {"l2": F.mse_loss(out, images) / 4, "l1": F.l1_loss(out, images) / 2, **own}
         perceptual: Any
         discriminator: Any
         perceptual, discriminator = self._helpers
@@ -159,7 +190,6 @@ class TokenizerObjective(Objective):
         if discriminator is not None and self.adversarial_on:
             terms["adversarial"] = discriminator.generator_loss(out)
         loss = sum(getattr(c, name) * value for name, value in terms.items())
-        usage = codebook_usage(quantized.ids, self.model.quantize.codes)
         psnr = -10 * torch.log10((out.clamp(-1, 1) - images).square().mean((1, 2, 3)) / 4).mean()
         self.last = (images.detach(), out.detach())  # what the discriminator's step compares
-        return loss, {**{k: v.detach() for k, v in terms.items()}, **usage, "psnr": psnr.detach()}
+        return loss, {**{k: v.detach() for k, v in terms.items()}, **figures, "psnr": psnr.detach()}

@@ -13,6 +13,7 @@ from mgen import seeds
 from mgen.errors import MgenError
 from mgen.files import read_json, read_tensors
 from mgen.samplers import ParallelSampler
+from mgen.tokenizers.kl import KLTokenizer, estimate_scale
 from mgen.tokenizers.quantizers import VectorQuantizer
 from mgen.training.adversarial import Discriminator, PerceptualDistance
 from mgen.training.config import TrainConfig, build_model
@@ -36,6 +37,8 @@ class Task:
             "tokenizer": self._tokenizer,
         }
         self.objective = make[config.task](model)
+        # A KL tokenizer without a scale gets the one of these data, measured anew for the weights of each export.
+        self.measure_scale = isinstance(model, KLTokenizer) and model.config.scale is None
         fingerprint = None
         if self.tokenizer is not None and config.data.kind == "cache":
             from mgen.data import tokenizer_fingerprint
@@ -62,9 +65,13 @@ class Task:
 
             self.tokenizer = load_tokenizer(c.tokenizer).eval().requires_grad_(False)
             spec = self.tokenizer.spec
-            spec.require(vocab=model.spec.vocab, length=model.spec.length, by=type(model).__name__)
-        elif self.config.data.kind != "cache":
-            raise MgenError("a generator trained on images needs objective.tokenizer: a folder or a name from mgen zoo")
+            if spec.kind == "vector" and model.config.get("scale", 1.0) is None:
+                model.register_to_config(scale=spec.scale)
+            spec.require(model.spec, by=type(model).__name__)
+        elif self.config.data.kind != "cache" or model.spec.kind == "vector":
+            raise MgenError(
+                "a generator trained on images or moments needs objective.tokenizer: a folder or a name from mgen zoo"
+            )
         guidance = ParallelSampler.from_settings(c.sampler, "objective.sampler").config.guidance
         if guidance != 1.0 and model.null_class is None:
             raise MgenError(
@@ -97,8 +104,8 @@ class Task:
         elif task != "generator":
             raise MgenError(f"task {task!r} trains on images: data.kind=cache holds tokens only")
         if task == "generator":
-            if hasattr(data, "spec"):
-                data.spec.require(vocab=model.spec.vocab, length=model.spec.length, by=type(model).__name__)
+            if hasattr(data, "spec") and data.name == "tokens":
+                data.spec.require(model.spec, by=type(model).__name__)
             if data.num_classes > model.config.num_classes:
                 raise MgenError(
                     f"the data has {data.num_classes} classes, model.num_classes is {model.config.num_classes}"
@@ -132,8 +139,13 @@ class Task:
         """The model as users load it: a pipeline where there is a tokenizer, else the model's own folder."""
         if self.config.task == "generator" and self.tokenizer is not None:
             self.pipeline().save_pretrained(folder)
-        else:
-            self.objective.model.save_pretrained(folder)
+            return
+        model = self.objective.model
+        if isinstance(model, KLTokenizer) and self.measure_scale:
+            rows = range(0, len(self.train_data), max(1, len(self.train_data) // 2048))[:2048]
+            parts = (self.train_data.__getitems__(rows[i : i + 64])["image"] for i in range(0, len(rows), 64))
+            model.register_to_config(scale=estimate_scale(model, parts))
+        model.save_pretrained(folder)
 
 
 def initialise(model: Any, folder: str) -> Any:

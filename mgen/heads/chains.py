@@ -1,0 +1,166 @@
+"""Reverse chains of the diffusion head: from Gaussian noise to a token in N steps, given the network's answers.
+
+Nichol & Dhariwal, "Improved Denoising Diffusion Probabilistic Models" (2021, arXiv 2102.09672): cosine schedule, learned
+variance, respacing; DDIM (arXiv 2010.02502); DPM-Solver++ (arXiv 2211.01095). Tables are float64.
+
+The ancestral chain is our own: diffusers' DDPMScheduler is the same mathematics (and the oracle of its test), but rounds its
+tables to fp32, takes neither noise nor a temperature, keeps other timesteps for 278 of the 1000 possible step counts and looks
+its place up on the device in every step. Its DDIM and DPM-Solver++ fit once they are given the respaced schedule.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+from torch import Tensor
+
+from mgen.errors import MgenError, check_choice
+from mgen.modeling import check_keys
+
+CHAINS = ("ancestral", "ddim", "dpm-solver++")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChainSettings:
+    """How a token is drawn by a diffusion head.
+
+    Args:
+        chain: "ancestral" (the published one), "ddim" or "dpm-solver++" (second order, multistep).
+        steps: N, 1 … number of training steps.
+        clip: |x0| is held below this in every step; None: not, as published. Tokens have about unit variance: 5 is wide.
+        eta: noise of DDIM, 0 (none) … 1.
+    """
+
+    chain: str = "ancestral"
+    steps: int = 100
+    clip: float | None = None
+    eta: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_choice("head.chain", self.chain, CHAINS)
+        if not isinstance(self.steps, int) or isinstance(self.steps, bool) or self.steps < 1:
+            raise MgenError(f"head.steps is {self.steps!r}: a whole number of at least 1 is needed")
+        if self.clip is not None and not 0 < self.clip < math.inf:
+            raise MgenError(f"head.clip is {self.clip}: a positive bound of |x0| is needed, or null for none")
+        if not 0 <= self.eta <= 1 or (self.eta and self.chain != "ddim"):
+            raise MgenError(f"head.eta is {self.eta}: 0 … 1, and only the chain 'ddim' takes it")
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> "ChainSettings":
+        """From a mapping; MgenError for a key or value that is not allowed."""
+        check_keys(dict(settings), set(cls.__dataclass_fields__), "head.")
+        return cls(**settings)
+
+    @property
+    def draws(self) -> int:
+        """Gaussian draws per token: the start, and one after every step but the last of a chain that adds noise."""
+        return self.steps if self.chain == "ancestral" or self.eta else 1
+
+
+def cosine_betas(steps: int = 1000) -> np.ndarray:
+    """β of ᾱ(t) = cos²((t + 0.008) / 1.008 · π/2), held below 0.999 (arXiv 2102.09672, eq. 17)."""
+
+    def alpha_bar(t: float) -> float:
+        return math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
+
+    return np.array([min(1 - alpha_bar((i + 1) / steps) / alpha_bar(i / steps), 0.999) for i in range(steps)])
+
+
+def kept_timesteps(count: int, of: int = 1000) -> list[int]:
+    """The `count` timesteps of a respaced chain, ascending, first and last included; Python's rounding, as published."""
+    if count > of:
+        raise MgenError(f"head.steps is {count}: the head was trained with {of} steps, so at most {of}")
+    if count == 1:
+        return [0]
+    stride, place, kept = (of - 1) / (count - 1), 0.0, []
+    for _ in range(count):
+        kept.append(round(place))
+        place += stride  # added up in floats, as published: a product would round other ties
+    return kept
+
+
+class Tables:
+    """Coefficients of a diffusion with the given betas, float64 arrays by timestep.
+
+    `signal`, `noise`: x_t = signal · x_0 + noise · ε. `recip`, `recipm1`: x_0 = recip · x_t − recipm1 · ε.
+    `coef1`, `coef2`: mean of q(x_{t−1} | x_t, x_0). `log_low`, `log_high`: smallest and largest log-variance of a step.
+    """
+
+    def __init__(self, betas: np.ndarray) -> None:
+        self.betas = betas
+        alphas = 1 - betas
+        self.alpha_bar = np.cumprod(alphas)
+        before = np.append(1.0, self.alpha_bar[:-1])
+        self.signal, self.noise = np.sqrt(self.alpha_bar), np.sqrt(1 - self.alpha_bar)
+        self.recip, self.recipm1 = np.sqrt(1 / self.alpha_bar), np.sqrt(1 / self.alpha_bar - 1)
+        variance = betas * (1 - before) / (1 - self.alpha_bar)
+        # The first step has variance 0; its logarithm is replaced by that of the second, as published.
+        self.log_low = np.log(np.append(variance[1], variance[1:]) if len(betas) > 1 else betas)
+        self.log_high = np.log(betas)
+        self.coef1 = betas * np.sqrt(before) / (1 - self.alpha_bar)
+        self.coef2 = (1 - before) * np.sqrt(alphas) / (1 - self.alpha_bar)
+
+    def respace(self, timesteps: list[int]) -> "Tables":
+        """The diffusion that visits only `timesteps`, with the same ᾱ there."""
+        kept = self.alpha_bar[timesteps]
+        return Tables(1 - kept / np.append(1.0, kept[:-1]))
+
+
+class Chain:
+    """A reverse chain; step j = 0 … N − 1 from the noisiest. `timesteps[j]` is where the network is asked."""
+
+    def __init__(self, settings: ChainSettings, tables: Tables) -> None:
+        kept = kept_timesteps(settings.steps, len(tables.betas))
+        self.settings, self.tables = settings, tables.respace(kept)
+        self.timesteps = kept[::-1]
+        self.scheduler = _scheduler(settings, self.tables)
+
+    def begin(self) -> None:
+        """Forget the previous chain (a multistep solver remembers its last answers)."""
+        if self.scheduler is not None:
+            self.scheduler.set_timesteps(self.settings.steps)
+            if isinstance(self.scheduler, DPMSolverMultistepScheduler):
+                self.scheduler.set_begin_index(0)  # otherwise its first step looks its place up
+
+    def step(self, j: int, x: Tensor, eps: Tensor, v: Tensor, noise: Tensor | None, temperature: float) -> Tensor:
+        """x after step j.
+
+        Args:
+            x: (n, C). eps, v: the network's answer for it. noise: standard normal (n, C), None in the last step.
+            temperature: factor of the noise.
+        """
+        k, s, tables = self.settings.steps - 1 - j, self.settings, self.tables
+        x0 = tables.recip[k] * x - tables.recipm1[k] * eps
+        if s.clip is not None:
+            x0 = x0.clamp(-s.clip, s.clip)
+        if s.chain == "ancestral":
+            mean, log_variance = self.moments(k, x, x0, v)
+            return mean if noise is None else mean + (0.5 * log_variance).exp() * (noise * temperature)
+        if s.chain == "ddim":
+            extra = {"eta": s.eta, "variance_noise": noise * temperature} if s.eta and noise is not None else {}
+            return self.scheduler.step(x0, k, x, **extra).prev_sample
+        return self.scheduler.step(x0, k, x).prev_sample
+
+    def moments(self, k: int, x: Tensor, x0: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance of an ancestral step from place k (0 is the cleanest); v interpolates the variance, eq. 15."""
+        tables, f = self.tables, (v + 1) / 2
+        return tables.coef1[k] * x0 + tables.coef2[k] * x, f * tables.log_high[k] + (1 - f) * tables.log_low[k]
+
+
+def _scheduler(settings: ChainSettings, tables: Tables) -> Any:
+    """diffusers' scheduler on the respaced betas, so that its steps are consecutive; asked with x0, clipped or not, as sample."""
+    common = {"num_train_timesteps": settings.steps, "trained_betas": tables.betas, "prediction_type": "sample"}
+    if settings.chain == "ddim":
+        made: Any = DDIMScheduler(**common, clip_sample=False, set_alpha_to_one=True, timestep_spacing="leading")
+    elif settings.chain == "dpm-solver++":
+        made = DPMSolverMultistepScheduler(**common, timestep_spacing="trailing", final_sigmas_type="zero")
+    else:
+        return None
+    made.alphas_cumprod = torch.from_numpy(
+        tables.alpha_bar
+    )  # theirs are rounded to fp32, which the noisiest steps magnify
+    return made

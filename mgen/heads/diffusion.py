@@ -1,0 +1,211 @@
+"""Diffusion head: context vector → real token, by a small denoising MLP with adaptive layer norm.
+
+Li et al., "Autoregressive Image Generation without Vector Quantization" (MAR, arXiv 2406.11838, §3.2–3.3); training loss of
+Nichol & Dhariwal (arXiv 2102.09672, §3.1): ε prediction plus the variational term of the learned variance.
+
+Notation: B batch, M positions, D width of the context, C numbers of a token, W width of the MLP, N steps of the chain,
+K copies of a token in training, n = B·M tokens, R rows of the network (n, or 2n under guidance).
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mgen.heads.chains import Chain, ChainSettings, Tables, cosine_betas
+
+# Rows of one matrix product for the modulations: enough to be bound by arithmetic, few enough to stay near the cache.
+MODULATION_ROWS = 512
+
+
+class TimeEmbedding(nn.Module):
+    """Timesteps (…,) → (…, W): sinusoids [cos | sin] of 10000^(−i/128), linear, SiLU, linear."""
+
+    def __init__(self, width: int, frequencies: int = 256) -> None:
+        super().__init__()
+        self.frequencies = frequencies
+        self.fc1 = nn.Linear(frequencies, width)
+        self.fc2 = nn.Linear(width, width)
+
+    def forward(self, t: Tensor) -> Tensor:
+        half = self.frequencies // 2
+        f = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
+        angles = t.unsqueeze(-1).float() * f
+        waves = torch.cat([angles.cos(), angles.sin()], dim=-1)
+        return self.fc2(F.silu(self.fc1(waves)))
+
+
+class ResBlock(nn.Module):
+    """h + gate · MLP(LN(h) · (1 + scale) + shift), with (shift, scale, gate) = adaln(SiLU(y))."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.fc1 = nn.Linear(width, width)
+        self.fc2 = nn.Linear(width, width)
+        self.adaln = nn.Linear(width, 3 * width)
+
+    def forward(self, h: Tensor, modulation: Tensor) -> Tensor:
+        """h (…, W), modulation (…, 3W)."""
+        shift, scale, gate = modulation.chunk(3, dim=-1)
+        x = torch.addcmul(shift, self.norm(h), 1 + scale)
+        return torch.addcmul(h, gate, self.fc2(F.silu(self.fc1(x))))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A chain and the time embeddings (N, W) of its steps, made once per run."""
+
+    chain: Chain
+    embedding: Tensor
+
+
+class DiffusionHead(nn.Module):
+    """p(token | context) as a diffusion.
+
+    Args:
+        channels: C. context_dim: D. width: W. depth: number of residual blocks. train_steps: steps of the full diffusion.
+    """
+
+    figure = "mse"  # what `loss` gives besides the loss
+
+    def __init__(
+        self, *, channels: int, context_dim: int, width: int = 1024, depth: int = 6, train_steps: int = 1000
+    ) -> None:
+        super().__init__()
+        self.channels, self.train_steps = channels, train_steps
+        self.time = TimeEmbedding(width)
+        self.cond = nn.Linear(context_dim, width)
+        self.input = nn.Linear(channels, width)
+        self.blocks = nn.ModuleList(ResBlock(width) for _ in range(depth))
+        self.out_adaln = nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, 2 * channels)
+        self.tables = Tables(cosine_betas(train_steps))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Xavier for linear layers, normal 0.02 for the time embedding; modulations and output start at zero."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        nn.init.normal_(self.time.fc1.weight, std=0.02)
+        nn.init.normal_(self.time.fc2.weight, std=0.02)
+        for layer in (self.out_adaln, self.out, *(block.adaln for block in self.blocks)):
+            assert isinstance(layer, nn.Linear)
+            nn.init.zeros_(layer.weight)
+
+    # -- the network ---------------------------------------------------------------------------------------------------
+
+    def modulations(self, y: Tensor) -> list[Tensor]:
+        """Of every block (…, 3W), then of the output (…, 2W), for time plus condition y (…, W)."""
+        y = F.silu(y)
+        return [*(block.adaln(y) for block in self.blocks), self.out_adaln(y)]  # type: ignore[operator, misc]
+
+    def answer(self, h: Tensor, modulations: list[Tensor]) -> Tensor:
+        """(ε, v) as (…, 2C) of embedded tokens h (…, W)."""
+        for block, modulation in zip(self.blocks, modulations):
+            h = block(h, modulation)
+        shift, scale = modulations[-1].chunk(2, dim=-1)
+        return self.out(torch.addcmul(shift, F.layer_norm(h, h.shape[-1:], eps=1e-6), 1 + scale))
+
+    def forward(self, x: Tensor, t: Tensor, z: Tensor) -> Tensor:
+        """(ε, v) as (…, 2C) of noisy tokens x (…, C) at timesteps t (…) in 0 … 999, given the context z (…, D)."""
+        if t.numel() > self.train_steps:  # fewer timesteps than tokens: embed each once
+            time = F.embedding(t, self.time(torch.arange(self.train_steps, device=t.device)))
+        else:
+            time = self.time(t)
+        return self.answer(self.input(x), self.modulations(time + self.cond(z)))
+
+    # -- training ------------------------------------------------------------------------------------------------------
+
+    def draw(self, length: int, copies: int, rng: torch.Generator) -> dict[str, Tensor]:
+        """Random numbers for the loss of one image's tokens: timesteps (K, L) and noise (K, L, C)."""
+        t = torch.randint(self.train_steps, (copies, length), generator=rng)
+        return {"t": t, "noise": torch.randn(copies, length, self.channels, generator=rng)}
+
+    def loss(self, z: Tensor, target: Tensor, *, t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss and its ε part per token, both of t's shape.
+
+        Args:
+            z: context (…, D). target: clean tokens (…, C). t: timesteps (…). noise: (…, C). Leading shapes broadcast.
+
+        The variational term is in bits per number, with ε detached: it trains the variance alone (arXiv 2102.09672, §3.1).
+        """
+        device, dtype = target.device, torch.float32
+        names = ("signal", "noise", "recip", "recipm1", "coef1", "coef2", "log_low", "log_high")
+        tables = torch.stack([torch.from_numpy(getattr(self.tables, n)) for n in names]).to(device, dtype)
+        at = dict(zip(names, tables[:, t].unsqueeze(-1)))  # (…, 1) each
+        x = at["signal"] * target + at["noise"] * noise
+        eps, v = self(x, t, z).float().chunk(2, dim=-1)
+        mse = (noise - eps).square().mean(-1)
+
+        x0 = at["recip"] * x - at["recipm1"] * eps.detach()
+        mean, true_mean = at["coef1"] * x0 + at["coef2"] * x, at["coef1"] * target + at["coef2"] * x
+        f = (v + 1) / 2
+        log_variance = f * at["log_high"] + (1 - f) * at["log_low"]
+        gap = at["log_low"] - log_variance
+        kl = 0.5 * (-1 - gap + gap.exp() + (true_mean - mean).square() * (-log_variance).exp())
+        bits = torch.where((t == 0).unsqueeze(-1), _decoder_nll(target, mean, 0.5 * log_variance), kl)
+        return mse + bits.mean(-1) / math.log(2), mse
+
+    # -- sampling ------------------------------------------------------------------------------------------------------
+
+    def plan(self, settings: Mapping[str, Any]) -> Plan:
+        """What every draw of a run shares; `settings` as in ChainSettings."""
+        chain = Chain(ChainSettings.of(settings), self.tables)
+        steps = torch.tensor(chain.timesteps, device=self.input.weight.device)
+        return Plan(chain, self.time(steps))
+
+    def sample(
+        self, z: Tensor, *, noise: Tensor, plan: Plan, temperature: float = 1.0, guidance: float | None = None
+    ) -> tuple[Tensor, None]:
+        """Draw a token at each position.
+
+        Args:
+            z: context (B, M, D), or (2B, M, D) with the rows of the null class after those of the class, if guided.
+            noise: standard normal (draws, B, M, C): the start, then what each step but the last adds.
+            plan: of this head, made by `plan`.
+            temperature: factor of the noise that the steps add (not of the start).
+            guidance: s in ε_u + s·(ε_c − ε_u), inside every step; None: z has no null rows.
+
+        Returns:
+            tokens (B, M, C), and None: a continuous draw has no probability to rank positions by.
+        """
+        b, m = noise.shape[1:3]
+        chain, count = plan.chain, len(plan.chain.timesteps)
+        cond = self.cond(z.flatten(0, 1))  # (R, W)
+        draws = noise.flatten(1, 2)  # (draws, n, C)
+        x = draws[0]
+        chain.begin()
+        # Modulations know nothing of x: those of many steps are one matrix product, ahead of the steps.
+        ahead = max(1, MODULATION_ROWS // max(1, len(cond)))
+        for j in range(count):
+            if j % ahead == 0:
+                group = self.modulations(plan.embedding[j : j + ahead].unsqueeze(1) + cond)  # (steps, R, 3W)
+            h = self.input(x)
+            # One state serves both halves: the null half's own state is never read (checked against the official chain).
+            out = self.answer(h if guidance is None else h.repeat(2, 1), [part[j % ahead] for part in group]).float()
+            eps, v = out.chunk(2, dim=-1)
+            if guidance is not None:
+                conditional, null = eps.chunk(2)
+                eps, v = torch.lerp(null, conditional, guidance), v[: len(x)]
+            added = draws[j + 1] if len(draws) > 1 and j + 1 < count else None
+            x = chain.step(j, x, eps, v, added, temperature)
+        return x.unflatten(0, (b, m)), None  # (B, M, C)
+
+
+def _decoder_nll(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
+    """−log of a Gaussian's mass in the bin x ± 1/255, open at ±0.999 (arXiv 2006.11239, eq. 13), with the tanh form of its cdf."""
+
+    def cdf(u: Tensor) -> Tensor:
+        return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (u + 0.044715 * u**3)))
+
+    inverse, centred = (-log_scale).exp(), x - mean
+    above, below = cdf(inverse * (centred + 1 / 255)), cdf(inverse * (centred - 1 / 255))
+    mass = torch.where(x < -0.999, above, torch.where(x > 0.999, 1 - below, above - below))
+    return -mass.clamp(min=1e-12).log()

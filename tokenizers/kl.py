@@ -1,0 +1,235 @@
+"""KL autoencoders: image ⇄ real vectors, hosted by diffusers' AutoencoderKL with the configurations of the published files.
+
+Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models" (CVPR 2022, arXiv 2112.10752), appendix G; KL16 is the
+one of Li et al., "Autoregressive Image Generation without Vector Quantization" (MAR, NeurIPS 2024, arXiv 2406.11838).
+A token is the latent of p×p neighbouring places, channel-major (c, p, p), times `scale`.
+
+Notation: B batch, c latent channels, h = w latent side, p patch, L = (h/p)·(w/p) tokens of C = c·p² numbers.
+
+| size | channels | latent | p | tokens at 256 px | scale | parameters |
+|---|---|---|---|---|---|---|
+| kl16 (MAR, Hi-MAR, TokenBridge) | 128 128 256 256 512 | f16, 16 | 1 | 256 × 16 | 0.2325 | 66.5 M |
+| sd-f8 (Stable Diffusion 1, 2) | 128 256 512 512 | f8, 4 | 2 | 256 × 16 | 0.18215 | 83.7 M |
+| fmnist (embedded demo, 32 px) | 16 32 64 | f4, 4 | 1 | 64 × 4 (at 32 px) | measured | 0.4 M |
+"""
+
+from collections.abc import Iterable
+
+import torch
+from diffusers import AutoencoderKL, ModelMixin  # noqa: F401  (diffusers looks the base class up in this namespace)
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from torch import Tensor
+
+from mgen.errors import MgenError
+from mgen.modeling import Model, public
+from mgen.tokens import TokenSpec
+
+
+def patchify(latents: Tensor, patch: int) -> Tensor:
+    """Latents (B, c, h, w) → tokens (B, L, c·p²), row by row; numbers of a token in the order (c, p, p)."""
+    b, c, h, w = latents.shape
+    x = latents.reshape(b, c, h // patch, patch, w // patch, patch)
+    return x.permute(0, 2, 4, 1, 3, 5).reshape(b, -1, c * patch * patch)  # (B, L, C)
+
+
+def unpatchify(tokens: Tensor, patch: int, grid: tuple[int, int]) -> Tensor:
+    """Tokens (B, L, c·p²) on `grid` → latents (B, c, h, w): the inverse of `patchify`."""
+    b, _, channels = tokens.shape
+    x = tokens.reshape(b, *grid, channels // patch**2, patch, patch)
+    return x.permute(0, 3, 1, 4, 2, 5).reshape(b, -1, grid[0] * patch, grid[1] * patch)  # (B, c, h, w)
+
+
+@public
+class KLTokenizer(Model):
+    """Image ⇄ vectors. Images are (B, C, H, W) in [-1, 1]. `vae` is a diffusers AutoencoderKL: `vae.save_pretrained` exports it.
+
+    Args:
+        image_size: H = W in pixels; a multiple of the downsampling factor times `patch`. Any such size works with the same weights.
+        in_channels: C, 3 for RGB, 1 for grey.
+        latent_channels: c. channels: width of each level, finest first; every level but the last halves the side.
+        layers: residual blocks per level of the encoder (the decoder has one more).
+        norm_groups: groups of the GroupNorms.
+        encoder_attention, decoder_attention: levels with attention after every block, 0 the finest; KL16's decoder has none.
+        middle_attention, quant_conv: attention in the middle; 1×1 convolutions around the latent.
+        patch: p. scale: factor of the latents that brings tokens to unit variance; None: not known yet, see `estimate_scale`.
+        shift: subtracted from latents before scaling.
+    """
+
+    SIZES = {
+        "kl16": dict(),
+        "sd-f8": dict(latent_channels=4, channels=(128, 256, 512, 512), encoder_attention=(), patch=2, scale=0.18215),
+        "fmnist": dict(
+            image_size=32,
+            in_channels=1,
+            latent_channels=4,
+            channels=(16, 32, 64),
+            layers=1,
+            norm_groups=8,
+            encoder_attention=(),
+            middle_attention=False,
+            scale=None,
+        ),
+    }
+    # What does not change the moments of an image, so that a cache of moments survives it.
+    FREE = ("image_size", "patch", "scale", "shift")
+
+    @register_to_config
+    def __init__(
+        self,
+        *,
+        image_size: int = 256,
+        in_channels: int = 3,
+        latent_channels: int = 16,
+        channels: tuple[int, ...] = (128, 128, 256, 256, 512),
+        layers: int = 2,
+        norm_groups: int = 32,
+        encoder_attention: tuple[int, ...] = (4,),
+        decoder_attention: tuple[int, ...] = (),
+        middle_attention: bool = True,
+        quant_conv: bool = True,
+        patch: int = 1,
+        scale: float | None = 0.2325,
+        shift: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.stride = 2 ** (len(channels) - 1)
+        self.factor = self.stride * patch
+        if patch < 1 or image_size % self.factor:
+            raise MgenError(
+                f"image_size {image_size} is not a multiple of {self.factor}: downsampling {self.stride} times patch {patch}"
+            )
+        if scale is not None and not 0 < scale < float("inf"):
+            raise MgenError(f"scale is {scale}: a positive factor is needed, or null for one that is to be measured")
+        depth = range(len(channels))
+        down = ["AttnDownEncoderBlock2D" if i in encoder_attention else "DownEncoderBlock2D" for i in depth]
+        up = ["AttnUpDecoderBlock2D" if i in decoder_attention else "UpDecoderBlock2D" for i in reversed(depth)]
+        self.vae = AutoencoderKL(
+            in_channels=in_channels,
+            out_channels=in_channels,
+            down_block_types=tuple(down),
+            up_block_types=tuple(up),
+            block_out_channels=tuple(channels),
+            layers_per_block=layers,
+            latent_channels=latent_channels,
+            norm_num_groups=norm_groups,
+            sample_size=image_size,
+            scaling_factor=scale or 1.0,
+            shift_factor=shift,
+            use_quant_conv=quant_conv,
+            use_post_quant_conv=quant_conv,
+            mid_block_add_attention=middle_attention,
+        )
+
+    @property
+    def spec(self) -> TokenSpec:
+        c, side = self.config, self.config.image_size // self.factor
+        return TokenSpec(
+            kind="vector",
+            length=side * side,
+            grid=(side, side),
+            channels=c.latent_channels * c.patch**2,
+            scale=c.scale,
+        )
+
+    def moments(self, images: Tensor) -> Tensor:
+        """Mean and log-variance of the posterior, (B, 2c, h, w), of images (B, C, H, W) in [-1, 1]; not clamped."""
+        if images.shape[-2] % self.factor or images.shape[-1] % self.factor:
+            raise MgenError(
+                f"image size {tuple(images.shape[-2:])} is not a multiple of {self.factor}: resize or crop it first"
+            )
+        h = self.vae.encoder(images)
+        return h if self.vae.quant_conv is None else self.vae.quant_conv(h)
+
+    def posterior(self, moments: Tensor) -> DiagonalGaussianDistribution:
+        """The Gaussian q(z | image), with diffusers' mean, std, logvar clamped to [-30, 20], kl() and nll()."""
+        return DiagonalGaussianDistribution(moments.float())
+
+    def tokens(self, moments: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Tokens (B, L, C) of posterior moments (B, 2c, h, w).
+
+        Args:
+            noise: standard normal (B, c, h, w): a sample of the posterior; None: its mean.
+
+        Raises:
+            MgenError: the scale is not known yet.
+        """
+        posterior = self.posterior(moments)
+        z = posterior.mean if noise is None else posterior.mean + posterior.std * noise
+        return patchify((z - self.config.shift) * self._scale(), self.config.patch)
+
+    def encode(self, images: Tensor, *, noise: Tensor | None = None) -> Tensor:
+        """Tokens (B, L, C), row by row, of images (B, C, H, W) in [-1, 1]; `noise` as in `tokens`."""
+        return self.tokens(self.moments(images), noise)
+
+    def decode_latents(self, z: Tensor) -> Tensor:
+        """Images (B, C, H, W), about [-1, 1] and not clamped, of unscaled latents z (B, c, h, w)."""
+        return self.vae.decode(z).sample
+
+    def decode(self, tokens: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        """Images of tokens (B, L, C); `grid` (rows, columns) if not square."""
+        side = round(tokens.shape[1] ** 0.5)
+        z = unpatchify(tokens, self.config.patch, grid or (side, side)) / self._scale() + self.config.shift
+        return self.decode_latents(z.to(self.dtype))
+
+    def _scale(self) -> float:
+        if self.config.scale is None:
+            raise MgenError(
+                "this tokenizer has no scale yet: measure it with mgen.tokenizers.estimate_scale and set it"
+            )
+        return self.config.scale
+
+    def fuse(self) -> "KLTokenizer":
+        """Nothing to fold here; a part of the interface."""
+        return self
+
+    def fingerprint_parts(self) -> dict[str, Tensor]:
+        """The weights that decide the moments of an image: a new decoder leaves a token cache valid."""
+        skip = ("vae.decoder.", "vae.post_quant_conv.")
+        return {name: value for name, value in self.state_dict().items() if not name.startswith(skip)}
+
+    def noise_shape(self) -> tuple[int, ...]:
+        """Shape (c, h, w) of the posterior's noise for one image of `image_size`."""
+        side = self.config.image_size // self.stride
+        return self.config.latent_channels, side, side
+
+    def forward(
+        self, images: Tensor, noise: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        """Training: reconstruction (B, C, H, W), losses and figures to watch.
+
+        Losses: "kl", nats per latent number to the standard normal. Figures: root mean squares of posterior means and deviations.
+        """
+        posterior = self.posterior(self.moments(images))
+        z = posterior.mean if noise is None else posterior.mean + posterior.std * noise
+        kl = posterior.kl().mean() / z[0].numel()
+        watch = {"latent_rms": posterior.mean.square().mean().sqrt(), "posterior_std": posterior.var.mean().sqrt()}
+        return self.decode_latents(z), {"kl": kl}, {k: v.detach() for k, v in watch.items()}
+
+
+@torch.inference_mode()
+def estimate_scale(tokenizer: KLTokenizer, batches: Iterable[Tensor]) -> float:
+    """1 / standard deviation of the (shifted) latents of images, posterior noise counted in: the `scale` of these data.
+
+    Args:
+        batches: image batches (B, C, H, W) in [-1, 1]; a thousand images give three digits.
+
+    Raises:
+        MgenError: no images, or latents that are not finite or all equal.
+    """
+    total = torch.zeros(3, dtype=torch.float64)  # count, sum, sum of squares
+    for images in batches:
+        posterior = tokenizer.posterior(tokenizer.moments(images.to(tokenizer.device)))
+        mean = posterior.mean.double() - tokenizer.config.shift
+        total += torch.stack(
+            [
+                torch.tensor(float(mean.numel()), dtype=torch.float64),
+                mean.sum().cpu(),
+                (mean.square() + posterior.var.double()).sum().cpu(),
+            ]
+        )
+    count, first, second = total.tolist()
+    variance = second / count - (first / count) ** 2 if count else 0.0
+    if not 0 < variance < float("inf"):
+        raise MgenError(f"cannot estimate a scale: {count:.0f} latent numbers with variance {variance}")
+    return variance**-0.5
