@@ -16,8 +16,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from mgen.checkpoints.recipes import recipe_settings
-from mgen.errors import MgenError, check_choice
-from mgen.samplers import Noise, ParallelSampler, draw_noise
+from mgen.errors import check_choice
+from mgen.heads.chains import ChainSettings
+from mgen.samplers import ParallelSampler
 
 PARTS = ("trunk", "head", "decoder")
 
@@ -32,25 +33,33 @@ class Parts:
 
 
 def random_pipeline(settings: dict[str, Any], tokenizer: str | None) -> Parts:
-    """A generator with random weights, as a `model:` section describes it, and the VQGAN of that name for decoding."""
+    """A generator with random weights, as a `model:` section describes it, and a tokenizer for decoding.
+
+    Args:
+        tokenizer: a size of VQGAN or KLTokenizer, "auto" (maskgit-f16 for ids, kl16 for vectors), or None: no decoding.
+    """
     import mgen
     from mgen.tokenizers.vqgan import SIZES as VQGAN_SIZES
     from mgen.training.config import build_model
+
+    sizes: dict[str, tuple[Any, dict[str, Any]]]
+    sizes = {name: (mgen.VQGAN, size) for name, size in VQGAN_SIZES.items()}
+    sizes |= {name: (mgen.KLTokenizer, size) for name, size in mgen.KLTokenizer.SIZES.items() if size.get("scale", 1)}
 
     names = [name for name in mgen.MODELS if hasattr(getattr(mgen, name), "context")]
     check_choice("model class", str(settings.get("class")), names)
     torch.manual_seed(0)
     generator = build_model(settings, "").eval()
-    vqgan = None
+    made = None
+    if tokenizer == "auto":
+        tokenizer = "kl16" if generator.spec.kind == "vector" else "maskgit-f16"
     if tokenizer is not None:
-        check_choice("--tokenizer", tokenizer, VQGAN_SIZES)
-        vqgan = mgen.VQGAN(**VQGAN_SIZES[tokenizer], image_size=16 * generator.config.side).eval().fuse()
-        vqgan.to(memory_format=torch.channels_last)
-        if vqgan.spec.vocab != generator.spec.vocab:
-            raise MgenError(
-                f"{tokenizer} has {vqgan.spec.vocab} codes, the generator {generator.spec.vocab}: use --tokenizer none"
-            )
-    return Parts(generator, vqgan, ParallelSampler())
+        cls, size = sizes[check_choice("--tokenizer", tokenizer, sizes)]
+        made = cls(**size)
+        made.register_to_config(image_size=made.factor * generator.config.side)
+        made.spec.require(generator.spec, by=type(generator).__name__)
+        made.eval().fuse().to(memory_format=torch.channels_last)
+    return Parts(generator, made, ParallelSampler.suited(generator))
 
 
 def sampler_for(pipe: Any, *, recipe: str | None, **settings: Any) -> ParallelSampler:
@@ -84,7 +93,7 @@ class Clock:
 
 
 class Timed:
-    """A generator whose `context` and head's `logits` are timed; everything else is the generator's own."""
+    """A generator whose `context` and head are timed; everything else is the generator's own."""
 
     def __init__(self, generator: Any, clock: Clock) -> None:
         self.spec, self.null_class = generator.spec, generator.null_class
@@ -93,10 +102,15 @@ class Timed:
 
 
 class TimedHead:
-    """`sample` as the head's own, with the time of its network part, `logits`, kept apart from that of the draw."""
+    """`sample` as the head's own; of a categorical head, the draw is kept apart from the network part, `logits`."""
 
     def __init__(self, head: Any, clock: Clock) -> None:
-        self._head, self._logits = head, clock.wrap("head", head.logits)
+        self._head = head
+        if hasattr(head, "logits"):
+            self._logits = clock.wrap("head", head.logits)
+        else:
+            self.plan = clock.wrap("head", head.plan)
+            self.sample = clock.wrap("head", head.sample)  # type: ignore[method-assign]
 
     def sample(self, *args: Any, **kwargs: Any) -> Any:
         plain = self._head.logits
@@ -137,35 +151,62 @@ def count_flops(pipe: Any, sampler: ParallelSampler, batch_size: int) -> dict[st
 
         return call
 
-    context, logits = counted("trunk", generator.context), counted("head", generator.head.logits)
-    guided = _guided(sampler)
-    for evaluated, null in zip(_evaluated(sampler, length), guided):
+    context = counted("trunk", generator.context)
+    vector, known_tokens = generator.spec.kind == "vector", 0
+    shape = (length, generator.spec.channels) if vector else (length,)
+    guided = sampler.guided(length)
+    rows = {False: 0, True: 0}  # positions that pass the head, without and with a null row
+    for evaluated, revealed, null in zip(*_evaluated(sampler, length), guided[sampler.config.start :]):
         if evaluated:
             b = batch_size * (2 if null else 1)
-            ids = torch.zeros(b, length, dtype=torch.int64, device="meta")
+            tokens = torch.zeros(b, *shape, dtype=torch.float32 if vector else torch.int64, device="meta")
+            known = torch.zeros(b, length, dtype=torch.bool, device="meta")
             positions = torch.zeros(b, evaluated, dtype=torch.int64, device="meta")
-            z = context(ids, ids > 0, torch.zeros(b, dtype=torch.int64, device="meta"), positions=positions)
-            logits(z)
+            label = torch.zeros(b, dtype=torch.int64, device="meta")
+            context(tokens, known, label, positions=positions, visible=(known_tokens, known_tokens))
+            rows[null] += batch_size * evaluated
+        known_tokens += revealed
+    _count_head(generator, sampler, rows, counted, counts)
     if pipe.tokenizer is not None:
         tokenizer = copy.deepcopy(pipe.tokenizer).to("meta")
-        counted("decoder", tokenizer.decode)(torch.zeros(batch_size, length, dtype=torch.int64, device="meta"), grid)
+        tokens = torch.zeros(batch_size, *shape, dtype=torch.float32 if vector else torch.int64, device="meta")
+        counted("decoder", tokenizer.decode)(tokens, grid)
     return counts
 
 
-def _guided(sampler: ParallelSampler) -> list[bool]:
-    from mgen.samplers import per_step
+def _count_head(
+    generator: Any,
+    sampler: ParallelSampler,
+    rows: dict[bool, int],
+    counted: Callable[..., Any],
+    counts: dict[str, int],
+) -> None:
+    """FLOPs of the head: those of one position times how many there are, as the head treats positions apart."""
+    head, total = generator.head, 0
+    vector = generator.spec.kind == "vector"
+    draws = ChainSettings.of(sampler.config.head or {}).draws
+    for null, count in rows.items():
+        if count:
+            counts["head"] = 0
+            z = torch.zeros(2 if null else 1, 1, head.width, device="meta")
+            if vector:
+                noise = torch.zeros(draws, 1, 1, generator.spec.channels, device="meta")
+                plan = head.plan(sampler.config.head or {})
+                counted("head", head.sample)(z, noise=noise, plan=plan, guidance=2.0 if null else None)
+            else:
+                counted("head", head.logits)(z)
+            total += counts["head"] * count
+    counts["head"] = total
 
-    c = sampler.config
-    return [abs(s - 1) > c.guidance_tolerance for s in per_step(c.guidance, c.steps)][c.start :]
 
-
-def _evaluated(sampler: ParallelSampler, length: int) -> list[int]:
-    """Positions evaluated in each step: the unknown ones, or those that a fixed order is about to reveal."""
+def _evaluated(sampler: ParallelSampler, length: int) -> tuple[list[int], list[int]]:
+    """Positions evaluated in each step (the unknown ones, or those that a fixed order is about to reveal), and revealed."""
     after = sampler.counts(unknown=length, length=length)
     before = [length, *after[:-1]]
+    revealed = [b - a for b, a in zip(before, after)]
     if sampler.config.order == "confidence":
-        return [b if b > a else 0 for b, a in zip(before, after)]
-    return [b - a for b, a in zip(before, after)]
+        return [b if r else 0 for b, r in zip(before, revealed)], revealed
+    return revealed, revealed
 
 
 @torch.inference_mode()
@@ -182,7 +223,7 @@ def bench(
     )
 
     def run(clock: Clock) -> Tensor:
-        noise: Noise = draw_noise(range(batch_size), steps=steps, length=generator.spec.length).to(device)
+        noise = sampler.draw(generator, range(batch_size)).to(device)
         with cast:
             for step in sampler(Timed(generator, clock), condition, noise=noise):
                 tokens = step.tokens
@@ -191,15 +232,7 @@ def bench(
         return tokens
 
     with cast:
-        next(
-            iter(
-                sampler(
-                    generator,
-                    condition,
-                    noise=draw_noise(range(batch_size), steps=steps, length=generator.spec.length).to(device),
-                )
-            )
-        )
+        next(iter(sampler(generator, condition, noise=sampler.draw(generator, range(batch_size)).to(device))))
     best: dict[str, float] = {}
     for _ in range(repeats):
         clock = Clock(device)

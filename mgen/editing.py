@@ -122,7 +122,8 @@ def edit(
         raise MgenError("the mask selects no pixel: white (255) marks what is drawn anew")
     device = pipe.generator.device
     count = len(classes)
-    tokens = pipe.tokenizer.encode(image[None].to(device).float() / 127.5 - 1).expand(count, -1)  # (B, L)
+    tokens = pipe.tokenizer.encode(image[None].to(device).float() / 127.5 - 1)  # (1, L) or (1, L, C)
+    tokens = tokens.expand(count, *tokens.shape[1:])
     known = ~token_mask(mask, spec.grid, dilate=dilate).to(device).expand(count, -1)
     drawn = pipe(
         classes,

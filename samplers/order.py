@@ -33,9 +33,7 @@ def priorities(order: Order, noise: Noise, grid: tuple[int, int] | None) -> Tens
 
     "random": a permutation per image (MAR, arXiv 2406.11838). "raster": row by row. "halton": a low-discrepancy sequence
     (Halton-MaskGIT, arXiv 2503.17076). A list: the positions in the order in which they are revealed.
-
-    Raises:
-        MgenError: a list of another length, or the Halton order of tokens without a place in the image.
+    SamplerSettings.check has seen to it that a list has L entries, and that there is a grid for "halton".
     """
     b, length = noise.order.shape
     if isinstance(order, str):
@@ -44,13 +42,10 @@ def priorities(order: Order, noise: Noise, grid: tuple[int, int] | None) -> Tens
         if order == "random":
             return noise.order
         if order == "halton":
-            if grid is None:
-                raise MgenError("order 'halton' needs tokens with a place in the image: use random, raster or a list")
+            assert grid is not None
             order = halton(*grid)
         else:
             order = range(length)
-    if len(order) != length:
-        raise MgenError(f"order lists {len(order)} positions, this model has {length}")
     priority = torch.empty(length, device=noise.order.device)
     priority[torch.tensor(order, device=noise.order.device)] = torch.arange(
         length, 0, -1, device=noise.order.device, dtype=torch.float32

@@ -14,7 +14,6 @@ import torch
 from diffusers import SchedulerMixin  # noqa: F401  (diffusers looks the base class up in this namespace)
 from torch import Tensor
 
-from mgen.errors import MgenError
 from mgen.modeling import public
 from mgen.samplers.noise import Noise, rows_at
 from mgen.samplers.order import priorities
@@ -72,25 +71,12 @@ class ParallelSampler(SamplerSettings):
             MgenError: guidance without a null class, settings that the generator's kind of tokens does not take.
         """
         c = self.config
+        self.check(generator)
         b, device, spec = len(condition), condition.device, generator.spec
-        length = spec.length
+        length, vector = spec.length, spec.kind == "vector"
         guidance, temperature = self.values("guidance", length), self.values("temperature", length)
-        gumbel_factor = self.values("confidence_temperature", length)
-        guided = [abs(s - 1) > c.guidance_tolerance for s in guidance]
-        if any(guided[c.start :]) and generator.null_class is None:
-            raise MgenError(
-                f"guidance {c.guidance} needs a null class, this {type(generator).__name__} has none: use guidance 1"
-            )
-        vector = spec.kind == "vector"
+        gumbel_factor, guided = self.values("confidence_temperature", length), self.guided(length)
         priority = priorities(c.order, noise, spec.grid)  # (B, L), highest first
-        if vector and priority is None:
-            raise MgenError(
-                "order 'confidence' ranks draws by probability, which vectors have none of: use order random"
-            )
-        if vector and c.steps > length:
-            raise MgenError(f"steps is {c.steps}, this model has {length} tokens: at most one step per token")
-        if not vector and c.head:
-            raise MgenError(f"head {dict(c.head)} is for a diffusion head; this generator draws ids")
         extra = {"plan": generator.head.plan(c.head or {})} if vector else {}
         if tokens is None:
             shape = (b, length, spec.channels) if vector else (b, length)

@@ -72,6 +72,14 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
         except (TypeError, ValueError) as error:
             raise MgenError(f"{where}: {error}") from error
 
+    @classmethod
+    def suited(cls, generator: Any, settings: Any = None, where: str = "sampler") -> Self:
+        """A sampler from `settings`; where they name no order, vectors are drawn in random order, as ids by confidence."""
+        given = {} if settings is None else settings
+        if generator.spec.kind == "vector" and isinstance(given, Mapping) and "order" not in given:
+            given = {**given, "order": "random"}
+        return cls.from_settings(given, where)
+
     def counts(self, *, unknown: int, length: int) -> list[int]:
         """Tokens unknown after each step that is run, from `unknown` at first."""
         c = self.config
@@ -90,6 +98,33 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
         c = self.config
         after = [length] * c.start + self.counts(unknown=length, length=length)
         return per_step(c[name], c.steps, name=name, unknown=after, length=length)
+
+    def guided(self, length: int) -> list[bool]:
+        """Whether each of the T steps takes a null pass."""
+        return [abs(s - 1) > self.config.guidance_tolerance for s in self.values("guidance", length)]
+
+    def check(self, generator: Any) -> None:
+        """Raise MgenError for settings that this generator or its kind of tokens does not take."""
+        c, spec = self.config, generator.spec
+        if any(self.guided(spec.length)[c.start :]) and generator.null_class is None:
+            raise MgenError(
+                f"guidance {c.guidance} needs a null class, this {type(generator).__name__} has none: use guidance 1"
+            )
+        if not isinstance(c.order, str) and len(c.order) != spec.length:
+            raise MgenError(f"order lists {len(c.order)} positions, this model has {spec.length}")
+        if c.order == "halton" and spec.grid is None:
+            raise MgenError("order 'halton' needs tokens with a place in the image: use random, raster or a list")
+        if spec.kind != "vector":
+            if c.head:
+                raise MgenError(f"head {dict(c.head)} is for a diffusion head; this generator draws ids")
+            return
+        if c.order == "confidence":
+            raise MgenError(
+                "order 'confidence' ranks draws by probability, which vectors have none of: use order random"
+            )
+        if c.steps > spec.length:
+            raise MgenError(f"steps is {c.steps}, this model has {spec.length} tokens: at most one step per token")
+        generator.head.plan(c.head or {})
 
     def draw(self, generator: Any, image_seeds: Sequence[int]) -> Noise:
         """The draws of a run of this sampler with `generator`, one image per seed."""

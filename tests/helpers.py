@@ -8,12 +8,38 @@ from typing import Any
 import numpy as np
 import torch
 
-from mgen.generators import MaskGIT
+from mgen.generators import MAR, MaskGIT
 from mgen.pipeline import MaskedPipeline
 from mgen.samplers import ParallelSampler
-from mgen.tokenizers import VQGAN
+from mgen.tokenizers import VQGAN, KLTokenizer
 
 TOKENIZER = dict(image_size=32, in_channels=1, channels=8, multipliers=(1, 1, 2), blocks=1, mid_blocks=1, norm_groups=0)
+KL = dict(
+    image_size=32,
+    in_channels=1,
+    latent_channels=4,
+    channels=(8, 8, 16),
+    layers=1,
+    norm_groups=4,
+    encoder_attention=(),
+    middle_attention=False,
+)
+CONTINUOUS = dict(
+    side=8,
+    channels=4,
+    encoder_dim=32,
+    encoder_depth=2,
+    encoder_heads=2,
+    decoder_dim=32,
+    decoder_depth=2,
+    decoder_heads=2,
+    buffer=2,
+    head_width=32,
+    head_depth=2,
+    num_classes=3,
+    attn_dropout=0.0,
+    dropout=0.0,
+)
 GENERATOR = dict(side=8, codes=64, dim=32, depth=2, heads=2, num_classes=3, dropout=0.0)
 
 
@@ -29,6 +55,26 @@ def tiny_generator(seed: int = 1, **settings: Any) -> MaskGIT:
         for parameter in model.parameters():
             parameter.mul_(3.0)
     return model
+
+
+def tiny_kl(seed: int = 0, **settings: Any) -> KLTokenizer:
+    torch.manual_seed(seed)
+    return KLTokenizer(**{**KL, "scale": 1.0, **settings}).eval()
+
+
+def tiny_mar(seed: int = 1, **settings: Any) -> MAR:
+    torch.manual_seed(seed)
+    model = MAR(**{**CONTINUOUS, "scale": 1.0, **settings}).eval()
+    with torch.no_grad():  # the head starts at zero, where nothing would depend on the context
+        for name, parameter in model.named_parameters():
+            if parameter.abs().max() == 0 and name.endswith("weight"):
+                parameter.normal_(std=0.02)
+    return model
+
+
+def tiny_continuous(**sampler: Any) -> MaskedPipeline:
+    settings = {"steps": 6, "order": "random", "guidance": 2.0, "head": {"steps": 8, "clip": 4.0}, **sampler}
+    return MaskedPipeline(tokenizer=tiny_kl(), generator=tiny_mar(), sampler=ParallelSampler(**settings))
 
 
 def tiny_pipeline(**sampler: Any) -> MaskedPipeline:

@@ -21,6 +21,7 @@ class Format:
     Attributes:
         model: name of our class. about: one line for help texts.
         config: shapes → constructor arguments, as far as shapes tell; the rest are the published values.
+        locate: path as given → the file of the weights. beside: that file → arguments from a file next to it.
         rename: official state → ours, with what became of every name.
         keys: where a torch file holds the weights, the first that is there; raw_keys: its weights without EMA.
     """
@@ -31,6 +32,8 @@ class Format:
     rename: Callable[[State], Renamed]
     keys: tuple[str, ...] = ("state_dict", "model")
     raw_keys: tuple[str, ...] = ()
+    locate: Callable[[Path], Path] = Path
+    beside: Callable[[Path], dict[str, Any]] | None = None
 
 
 FORMATS = {
@@ -39,6 +42,14 @@ FORMATS = {
         about="kl16.ckpt of MAR, its safetensors mirror, and other KL autoencoders with LDM's keys",
         config=kl.config,
         rename=kl.rename,
+    ),
+    "diffusers-vae": Format(
+        model="KLTokenizer",
+        about="folder of diffusers' AutoencoderKL, e.g. sd-vae-ft-mse (f8, 4 channels: tokens of 2×2 patches)",
+        config=lambda state: {},
+        rename=kl.diffusers_rename,
+        locate=kl.diffusers_file,
+        beside=kl.diffusers_config,
     ),
     "mar": Format(
         model="MAR",
@@ -106,12 +117,15 @@ def convert(format_name: str, path: str | Path, *, raw: bool = False, **settings
     layout = FORMATS[check_choice("format", format_name, FORMATS)]
     if raw and not layout.raw_keys:
         raise MgenError(f"format {format_name!r} has one set of weights in a file: leave --raw out")
+    path = layout.locate(Path(path))
     official = read_state_dict(path, layout.raw_keys if raw else layout.keys)
     cls = getattr(mgen, layout.model)
     check_keys(settings, constructor_keys(cls), "")
     try:
-        config = {**layout.config(official), **settings}
+        config = {**layout.config(official), **(layout.beside(path) if layout.beside else {}), **settings}
         renamed = layout.rename(official)
+    except MgenError:
+        raise
     except KeyError as error:
         raise MgenError(f"{path} is not of format {format_name!r}: it lacks {error.args[0]}") from error
     except (ValueError, IndexError) as error:

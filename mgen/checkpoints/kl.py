@@ -1,9 +1,13 @@
-"""KL autoencoders of the LDM line (`kl16.ckpt` of MAR, its safetensors mirror, other widths and depths): raw keys → diffusers'."""
+"""KL autoencoders: `kl16.ckpt` of MAR, its safetensors mirror and others with LDM's keys; and folders of diffusers' AutoencoderKL,
+such as the f8 autoencoders of Stable Diffusion."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 from mgen.checkpoints.reading import Renamed, State
+from mgen.errors import MgenError
+from mgen.files import read_json
 
 ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
 
@@ -49,3 +53,70 @@ def rename(state: State) -> Renamed:
 
 def _with_attention(state: State, part: str) -> tuple[int, ...]:
     return tuple(sorted({int(m[1]) for name in state if (m := re.match(rf"{part}\.(\d+)\.attn\.", name))}))
+
+
+# -- diffusers' own layout ---------------------------------------------------------------------------------------------
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+# Settings that KLTokenizer does not have, with the only value it can stand for.
+FIXED = {
+    "act_fn": "silu",
+    "latents_mean": None,
+    "latents_std": None,
+}
+
+
+def diffusers_file(path: Path) -> Path:
+    """The weights of a saved AutoencoderKL: its folder, that of a pipeline with a `vae`, or the file itself."""
+    if (path / "vae" / "config.json").is_file():
+        path = path / "vae"
+    return path / WEIGHTS if path.is_dir() else path
+
+
+def diffusers_config(path: Path) -> dict[str, Any]:
+    """Constructor arguments from the config.json beside the weights; `patch` is chosen so that 256 px give 256 tokens.
+
+    Raises:
+        MgenError: no config.json, or one of another class or with settings that have no counterpart here.
+    """
+    file = path.parent / "config.json"
+    c = read_json(file)
+    if c.get("_class_name", "AutoencoderKL") != "AutoencoderKL":
+        raise MgenError(f"{file} is of a {c['_class_name']}, not of an AutoencoderKL")
+    for name, value in FIXED.items():
+        if c.get(name, value) != value:
+            raise MgenError(f"{file}: {name} is {c[name]!r}, which KLTokenizer cannot represent (only {value!r})")
+    quant = {c.get("use_quant_conv", True), c.get("use_post_quant_conv", True)}
+    if len(quant) > 1 or c.get("in_channels", 3) != c.get("out_channels", 3):
+        raise MgenError(
+            f"{file}: encoder and decoder differ in channels or quant_conv, which KLTokenizer cannot represent"
+        )
+    channels = tuple(c["block_out_channels"])
+    down, up = c["down_block_types"], c["up_block_types"][::-1]
+    stride = 2 ** (len(channels) - 1)
+    return {
+        "in_channels": c.get("in_channels", 3),
+        "latent_channels": c.get("latent_channels", 4),
+        "channels": channels,
+        "layers": c.get("layers_per_block", 1),
+        "norm_groups": c.get("norm_num_groups", 32),
+        "encoder_attention": tuple(i for i, name in enumerate(down) if name.startswith("Attn")),
+        "decoder_attention": tuple(i for i, name in enumerate(up) if name.startswith("Attn")),
+        "middle_attention": c.get("mid_block_add_attention", True),
+        "quant_conv": quant.pop(),
+        "patch": max(1, 16 // stride),
+        "scale": c.get("scaling_factor", 0.18215),
+        "shift": c.get("shift_factor") or 0.0,
+    }
+
+
+def diffusers_rename(state: State) -> Renamed:
+    """Ours are diffusers' names below `vae.`; files from before 2023 have other names in the attention."""
+    out = Renamed()
+    for name, value in state.items():
+        new = name
+        if m := re.match(r"(.*\.attentions\.\d+)\.(query|key|value|proj_attn)\.(weight|bias)$", name):
+            new = f"{m[1]}.{OLD_ATTENTION[m[2]]}.{m[3]}"
+        out.put(name, f"vae.{new}", value[:, :, 0, 0] if ".attentions." in name and value.ndim == 4 else value)
+    return out

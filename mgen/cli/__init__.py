@@ -30,10 +30,17 @@ def make_parser(command: str, description: str, examples: str) -> argparse.Argum
 
 def run(function: object, argv: Sequence[str] | None = None) -> int:
     """Call a command; user errors become one line on stderr and exit status 2, Ctrl-C status 130."""
+    import warnings
+
     from mgen.errors import MgenError
 
+    def one_line(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: object) -> None:
+        print(f"mgen: warning: {' '.join(str(message).split())}", file=sys.stderr)
+
     try:
-        return function(argv) or 0  # type: ignore[operator]
+        with warnings.catch_warnings():
+            warnings.showwarning = one_line
+            return function(argv) or 0  # type: ignore[operator]
     except MgenError as error:
         print(f"mgen: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -2,6 +2,8 @@
 
 import json
 import sys
+import warnings
+from argparse import Namespace
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +13,7 @@ from mgen.errors import MgenError
 EXAMPLES = """  mgen bench                                                   the embedded model
   mgen bench --class MaskGIT --size L --recipe autonat-l-imagenet256 --batch-size 4     paper size, random weights
   mgen bench --class MaskGITBert --size imagenet256 --recipe maskgit-imagenet256 --batch-size 2
+  mgen bench --class MAR --size B --recipe mar-b-imagenet256 --steps 64 --batch-size 2 --savings
   mgen bench --config imagenet256-autonat-l --dtype bf16 --json bench.json       the model of a training configuration
 
 One multiplication and addition are 2 FLOPs. The share of the peak is against a matrix product measured in the same run."""
@@ -24,12 +27,21 @@ def command(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--class", dest="cls", help="instead of --model: a generator class with random weights")
     parser.add_argument("--size", help="row of the class's table of sizes")
     parser.add_argument("--config", help="instead of --class and --size: the model of a training configuration")
-    parser.add_argument("--tokenizer", default="maskgit-f16", help="with --class: maskgit-f16 or none (no decoding)")
+    parser.add_argument(
+        "--tokenizer", default="auto", help="with --class: maskgit-f16, kl16, sd-f8 or none (no decoding)"
+    )
     parser.add_argument("--recipe", help="sampler settings, by name or file")
     parser.add_argument("--steps", type=int)
     parser.add_argument("--guidance", type=float)
     parser.add_argument("--order")
+    parser.add_argument("--head-steps", type=int, help="steps of a diffusion head's chain")
+    parser.add_argument("--chain", help="ancestral, ddim or dpm-solver++, of a diffusion head")
     parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument(
+        "--savings",
+        action="store_true",
+        help="for a diffusion head: what each exact saving is worth against the plain form, and all of them in a whole run",
+    )
     parser.add_argument("--repeats", type=int, default=1, help="timed runs after one warm-up step; the fastest counts")
     parser.add_argument("--threads", type=int, help="CPU threads; default: torch's")
     parser.add_argument("--device", default="cpu")
@@ -42,6 +54,7 @@ def command(argv: Sequence[str] | None = None) -> int:
     import torch
 
     from mgen import benchmark
+    from mgen.cli.sample import parse_order
     from mgen.pipeline import check_device, load
 
     if args.threads:
@@ -63,8 +76,16 @@ def command(argv: Sequence[str] | None = None) -> int:
     else:
         pipe = load(args.model, device=device).optimize()
     sampler = benchmark.sampler_for(
-        pipe, recipe=args.recipe, steps=args.steps, guidance=args.guidance, order=args.order
+        pipe,
+        recipe=args.recipe,
+        steps=args.steps,
+        guidance=args.guidance,
+        order=parse_order(args.order),
+        head_steps=args.head_steps,
+        chain=args.chain,
     )
+    if args.savings:
+        return measure_savings(pipe, sampler, args)
     figures = benchmark.bench(
         pipe, sampler, batch_size=args.batch_size, repeats=args.repeats, dtype=args.dtype, device=device
     )
@@ -76,4 +97,25 @@ def command(argv: Sequence[str] | None = None) -> int:
         print(args.json, file=sys.stderr)
     else:
         print(json.dumps({"seconds_per_image": figures["seconds_per_image"]}), file=sys.stderr)
+    return 0
+
+
+def measure_savings(pipe: Any, sampler: Any, args: Namespace) -> int:
+    """The table of --savings."""
+    from mgen import savings
+    from mgen.files import write_json
+
+    if pipe.generator.spec.kind != "vector":
+        raise MgenError("--savings is for generators with a diffusion head: --class MAR, or a saved one")
+    if args.dtype != "fp32":
+        raise MgenError("--savings compares results number by number: use --dtype fp32")
+    if args.cls or args.config:
+        savings.spread(pipe.generator)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a head with random weights explodes; differences are relative for its sake
+        rows = savings.savings(pipe.generator, sampler, batch_size=args.batch_size, repeats=max(3, args.repeats))
+    print(savings.table(rows))
+    if args.json:
+        write_json(args.json, {"savings": rows})
+        print(args.json, file=sys.stderr)
     return 0

@@ -10,6 +10,10 @@ from mgen.errors import MgenError
 EXAMPLES = """  mgen convert maskgit-vqgan vqgan_jax_strongaug.ckpt --out models/vqgan
   mgen convert maskgit nnet_ema.pth --tokenizer vqgan_jax_strongaug.ckpt --recipe autonat-l-imagenet256 --out models/autonat
   mgen convert maskgit-jax maskgit_imagenet256_checkpoint --tokenizer tokenizer_imagenet256_checkpoint --out models/maskgit
+  mgen convert kl16 kl16.ckpt --out models/kl16
+  mgen convert mar checkpoint-last.pth --tokenizer kl16.ckpt --recipe mar-b-imagenet256 --out models/mar-b
+  mgen convert mar checkpoint-last.pth --raw --out models/mar-b-raw          the weights without EMA
+  mgen convert diffusers-vae sd-vae-ft-mse/ --out models/sd-vae image_size=256 patch=2
   mgen convert pipeline runs/mine/model --tokenizer models/vqgan --out models/mine       join saved parts
   mgen convert maskgit my.pth --out models/mine heads=12        what shapes cannot tell, where it differs from the published model
 
@@ -94,11 +98,12 @@ def pipeline(generator: Any, tokenizer: str, recipe: str | None) -> tuple[Any, s
         raise MgenError("--tokenizer is for generators: the converted file is a tokenizer itself")
     report = names = ""
     if Path(tokenizer).is_file():
-        converted = convert("maskgit-vqgan", tokenizer)
+        converted = convert("kl16" if generator.spec.kind == "vector" else "maskgit-vqgan", tokenizer)
         made, report, names = converted.model, "\n" + converted.report(), "\n" + converted.names()
     else:
         made = load_tokenizer(tokenizer)
     # The convolutions serve any size; this generator's grid says which.
     made.register_to_config(image_size=made.factor * generator.config.side)
-    sampler = ParallelSampler.from_settings(*recipe_settings(recipe)) if recipe else ParallelSampler()
+    sampler = ParallelSampler.suited(generator, *(recipe_settings(recipe) if recipe else ()))
+    sampler.check(generator)
     return MaskedPipeline(tokenizer=made, generator=generator, sampler=sampler), report, names

@@ -27,7 +27,11 @@ def add_sampling(parser: ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, help="decoding steps; default: the model's")
     parser.add_argument("--guidance", type=float, help="s in u + s·(c − u), 1 is none; default: the model's")
     parser.add_argument("--temperature", type=float, help="of the token draw; default: the model's")
-    parser.add_argument("--order", help="confidence, random or raster; default: the model's")
+    parser.add_argument(
+        "--order", help="confidence, random, raster, halton, or all positions as 3,0,1,…; default: the model's"
+    )
+    parser.add_argument("--head-steps", type=int, help="steps of a diffusion head's chain; default: the model's")
+    parser.add_argument("--chain", help="ancestral, ddim or dpm-solver++, of a diffusion head; default: the model's")
     parser.add_argument(
         "--recipe",
         metavar="FILE",
@@ -49,9 +53,22 @@ def load_for(args: Namespace, device: Any = None) -> Any:
     if args.recipe:
         pipe.sampler = ParallelSampler.from_settings(*recipe_settings(args.recipe))
     pipe.sampler = pipe.sampler.override(
-        steps=args.steps, guidance=args.guidance, temperature=args.temperature, order=args.order
+        steps=args.steps,
+        guidance=args.guidance,
+        temperature=args.temperature,
+        order=parse_order(args.order),
+        head_steps=args.head_steps,
+        chain=args.chain,
     )
+    pipe.sampler.check(pipe.generator)
     return pipe
+
+
+def parse_order(text: str | None) -> Any:
+    """A name, or the positions of "3,0,1,2"."""
+    if text is None or not all(part.strip().isdigit() for part in text.split(",")):
+        return text
+    return [int(part) for part in text.split(",")]
 
 
 def command(argv: Sequence[str] | None = None) -> int:

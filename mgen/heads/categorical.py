@@ -33,6 +33,7 @@ class CategoricalHead(nn.Module):
     ) -> None:
         super().__init__()
         rows, dim = table.weight.shape
+        self.width = dim  # of the context it takes
         self._table = [table]  # in a list: shared with the embedding, registered there
         self.codes, self.loss_rows = codes, loss_rows or codes
         self.approximate, self.detach = approximate, detach

@@ -83,6 +83,25 @@ def kept_timesteps(count: int, of: int = 1000) -> list[int]:
     return kept
 
 
+def snr_timesteps(count: int, tables: "Tables") -> list[int]:
+    """`count` timesteps about evenly spaced in λ = log(signal / noise), ascending, for DPM-Solver++ (arXiv 2211.01095, §5).
+
+    The cosine schedule's last λ are far apart (−9.9 at the top), where a second-order step means nothing and errors are
+    magnified 20,000 times: they are left out, as diffusers advises for this schedule (its lambda_min_clipped = −5.1).
+    """
+    if count > len(tables.betas):
+        raise MgenError(
+            f"head.steps is {count}: the head was trained with {len(tables.betas)} steps, so at most that many"
+        )
+    snr = np.log(tables.signal / tables.noise)
+    goals = np.linspace(snr[0], max(snr[-1], -5.1), count)
+    kept = {int(np.abs(snr - goal).argmin()) for goal in goals}
+    spare = (t for t in range(len(snr)) if t not in kept)
+    while len(kept) < count:  # more steps than there are distinct places: fill up from the clean end
+        kept.add(next(spare))
+    return sorted(kept)
+
+
 class Tables:
     """Coefficients of a diffusion with the given betas, float64 arrays by timestep.
 
@@ -114,7 +133,10 @@ class Chain:
     """A reverse chain; step j = 0 … N − 1 from the noisiest. `timesteps[j]` is where the network is asked."""
 
     def __init__(self, settings: ChainSettings, tables: Tables) -> None:
-        kept = kept_timesteps(settings.steps, len(tables.betas))
+        if settings.chain == "dpm-solver++":
+            kept = snr_timesteps(settings.steps, tables)
+        else:
+            kept = kept_timesteps(settings.steps, len(tables.betas))
         self.settings, self.tables = settings, tables.respace(kept)
         self.timesteps = kept[::-1]
         self.scheduler = _scheduler(settings, self.tables)

@@ -78,6 +78,7 @@ class DiffusionHead(nn.Module):
     ) -> None:
         super().__init__()
         self.channels, self.train_steps = channels, train_steps
+        self.width = context_dim  # of the context it takes
         self.time = TimeEmbedding(width)
         self.cond = nn.Linear(context_dim, width)
         self.input = nn.Linear(channels, width)

@@ -72,11 +72,7 @@ class Task:
             raise MgenError(
                 "a generator trained on images or moments needs objective.tokenizer: a folder or a name from mgen zoo"
             )
-        guidance = ParallelSampler.from_settings(c.sampler, "objective.sampler").config.guidance
-        if guidance != 1.0 and model.null_class is None:
-            raise MgenError(
-                "objective.sampler.guidance needs a model with a null class: set model.null_class=true or guidance=1"
-            )
+        ParallelSampler.suited(model, c.sampler, "objective.sampler").check(model)
         return GeneratorObjective(model, self.config.data, c, self.tokenizer)
 
     def _tokenizer(self, model: Any) -> Objective:
@@ -132,8 +128,9 @@ class Task:
     def pipeline(self) -> Any:
         from mgen.pipeline import MaskedPipeline
 
-        sampler = ParallelSampler.from_settings(self.config.objective.sampler, "objective.sampler")
-        return MaskedPipeline(tokenizer=self.tokenizer, generator=self.objective.model, sampler=sampler)
+        model = self.objective.model
+        sampler = ParallelSampler.suited(model, self.config.objective.sampler, "objective.sampler")
+        return MaskedPipeline(tokenizer=self.tokenizer, generator=model, sampler=sampler)
 
     def export(self, folder: Path) -> None:
         """The model as users load it: a pipeline where there is a tokenizer, else the model's own folder."""
