@@ -149,6 +149,14 @@ def test_saved_pipeline_draws_the_same_images(saved: Path) -> None:
     assert torch.allclose(a.images, c.images, atol=1e-4)
 
 
+def test_bf16_draws_nearly_the_same_picture(saved: Path) -> None:
+    pipe = mgen.load(saved)
+    exact = pipe([0, 1], seed=3, progress=False, output_type="pt").images
+    rough = pipe([0, 1], seed=3, progress=False, output_type="pt", dtype="bf16")
+    assert rough.tokens.dtype == torch.float32 and not torch.equal(rough.images, exact)
+    assert (rough.images - exact).abs().mean() < 0.05
+
+
 def test_a_tokenizer_of_another_scale_is_refused() -> None:
     sampler = ParallelSampler(order="random")
     with pytest.raises(MgenError, match="scale"):

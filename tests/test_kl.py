@@ -8,6 +8,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from mgen.checkpoints import convert
+from mgen.cli import main
 from mgen.data import FashionMNIST, TokenCache, tokenizer_fingerprint, write_cache
 from mgen.errors import MgenError
 from mgen.tokenizers import KLTokenizer, estimate_scale
@@ -133,3 +134,13 @@ def test_a_kl_tokenizer_trains_and_measures_its_scale(tmp_path: Path) -> None:
     data = FashionMNIST(root=idx)
     expected = estimate_scale(net, [data.__getitems__(range(96))["image"]])
     assert net.config.scale == pytest.approx(expected, rel=1e-5)
+
+
+def test_scale_of_other_data_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    idx = write_idx(tmp_path / "idx")
+    tiny_kl().save_pretrained(tmp_path / "kl")
+    arguments = ["cache", "--data", "fmnist", "--data-path", str(idx), "--tokenizer", str(tmp_path / "kl")]
+    assert main([*arguments, "--measure-scale", "500"]) == 0
+    expected = estimate_scale(tiny_kl(), [FashionMNIST(root=idx).__getitems__(range(96))["image"]])
+    assert float(capsys.readouterr().out) == pytest.approx(expected, rel=1e-4)
+    assert main(arguments) == 2 and "--out is missing" in capsys.readouterr().err

@@ -1,7 +1,9 @@
-"""Put the trained demo under mgen/embedded: weights, recipe, logs and measured figures.
+"""Put a trained demo under mgen/embedded: weights, recipe, logs and measured figures.
 
-    python tools/embed_demo.py --tokenizer runs/fmnist-vqgan-decoder/model --generator runs/fmnist-maskgit/model \\
-        --extractor runs/fmnist-cnn/model --judge runs/fmnist-judge/model --logs runs
+    python tools/embed_demo.py fmnist-maskgit --tokenizer runs/fmnist-vqgan-decoder/model --generator runs/fmnist-maskgit/model \\
+        --extractor runs/fmnist-cnn/model --judge runs/fmnist-judge/model --logs runs \\
+        sampler.guidance.end=3.5 sampler.confidence_temperature.start=6
+    python tools/embed_demo.py fmnist-mar --tokenizer runs/fmnist-kl/model --generator runs/fmnist-mar/model --logs runs
 
 Every figure in measured.json comes from `mgen eval` runs that this script makes, with the command beside it.
 """
@@ -13,74 +15,90 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from mgen._folders import embedded, part
+from mgen.config import apply_overrides
 from mgen.evaluation.cnn import FashionCNN
 from mgen.files import atomic_folder, read_json, write_json
 from mgen.pipeline import MaskedPipeline, load, load_tokenizer
+from mgen.samplers import ParallelSampler
 
-EVALUATIONS = {
-    "test_images": ["fmnist", "--split", "test"],
-    "reconstructions_test": ["fmnist", "--split", "test", "--reconstruction", "fmnist-maskgit"],
-    "samples_500": ["fmnist-maskgit", "--num-images", "500"],
-    "samples_2000": ["fmnist-maskgit", "--num-images", "2000"],
+# What each demo is, and the training runs whose settings and logs go with it; the last is the generator's.
+DEMOS = {
+    "fmnist-maskgit": (
+        "MaskGIT on 8×8 FSQ tokens of Fashion-MNIST, 32×32 grey, 10 classes",
+        ("fmnist-vqgan", "fmnist-vqgan-decoder", "fmnist-maskgit"),
+    ),
+    "fmnist-mar": (
+        "MAR on 8×8 KL tokens of 4 numbers, of Fashion-MNIST, 32×32 grey, 10 classes",
+        ("fmnist-kl", "fmnist-mar"),
+    ),
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=DEMOS)
     parser.add_argument("--tokenizer", required=True)
     parser.add_argument("--generator", required=True, help="pipeline folder of the trained generator")
-    parser.add_argument("--extractor", required=True)
-    parser.add_argument("--judge", required=True)
+    parser.add_argument("--extractor", help="trained fmnist-cnn, if it is to be embedded anew")
+    parser.add_argument("--judge", help="trained fmnist-judge, likewise")
     parser.add_argument("--logs", required=True, help="folder with the runs' metrics.jsonl and config.json")
     parser.add_argument(
-        "--guidance", type=float, help="end of the guidance curve, if the trained pipeline's is not the best"
+        "overrides", nargs="*", metavar="sampler.key=value", help="settings other than the trained ones"
     )
-    parser.add_argument("--confidence-temperature", type=float, help="start of the confidence temperature, likewise")
     args = parser.parse_args()
-    runs = Path(args.logs)
-    for name, source in (("fmnist-cnn", args.extractor), ("fmnist-judge", args.judge)):
-        if Path(source).resolve() != embedded(name).resolve():
-            model = FashionCNN.from_pretrained(source)
-            with atomic_folder(embedded(name)) as folder:
-                model.save_pretrained(folder)
-                copy_logs(runs / name, folder)
-    for split in ("train", "test"):
-        file = str(embedded("fmnist-cnn") / f"statistics-{split}.safetensors")
-        evaluate(["fmnist", "--split", split, "--reference", "none", "--judge", "none", "--save-statistics", file])
+    runs, (about, trained) = Path(args.logs), DEMOS[args.name]
+    embed_classifiers(args, runs)
     pipe = load(args.generator)
-    sampler = pipe.sampler.override(guidance=args.guidance)
-    if args.confidence_temperature is not None:
-        curve = {**sampler.config.confidence_temperature, "start": args.confidence_temperature}
-        sampler = sampler.override(confidence_temperature=curve)
+    own = {key: value for key, value in pipe.sampler.config.items() if not key.startswith("_")}
+    settings = apply_overrides({"sampler": own}, args.overrides)["sampler"]
+    sampler = ParallelSampler.suited(pipe.generator, settings)
     pipe = MaskedPipeline(tokenizer=load_tokenizer(args.tokenizer), generator=pipe.generator, sampler=sampler)
     pipe.generator.half()  # stored in half the bytes; loading makes fp32 of it, and the figures below are those of what is stored
-    with atomic_folder(embedded("fmnist-maskgit")) as folder:
+    with atomic_folder(embedded(args.name)) as folder:
         pipe.save_pretrained(folder)
-        for name in ("fmnist-vqgan", "fmnist-vqgan-decoder", "fmnist-maskgit"):
+        for name in trained:
             copy_logs(runs / name, folder / "training" / name)
-        shutil.copy(part("configs") / "train" / "fmnist-maskgit.yaml", folder / "training")
-    measured: dict[str, object] = {
-        "about": "MaskGIT on 8×8 FSQ tokens of Fashion-MNIST, 32×32 grey, 10 classes",
+        shutil.copy(part("configs") / "train" / f"{trained[-1]}.yaml", folder / "training")
+    measured: dict[str, Any] = {
+        "about": about,
         "parameters": {
             "generator": sum(p.numel() for p in pipe.generator.parameters()),
             "tokenizer": sum(p.numel() for p in pipe.tokenizer.parameters()),
         },
         "torch": torch.__version__,
     }
-    for name, arguments in EVALUATIONS.items():
+    evaluations = {
+        "test_images": ["fmnist", "--split", "test"],
+        "reconstructions_test": ["fmnist", "--split", "test", "--reconstruction", args.name],
+        "samples_500": [args.name, "--num-images", "500"],
+        "samples_2000": [args.name, "--num-images", "2000"],
+    }
+    for name, arguments in evaluations.items():
         outcome = evaluate(arguments)
         measured[name] = {"command": outcome["command"], **outcome["metrics"]}
-    write_json(embedded("fmnist-maskgit") / "measured.json", measured)
-    for name in ("fmnist-cnn", "fmnist-judge"):
-        last = json.loads((embedded(name) / "metrics.jsonl").read_text().splitlines()[-1])
-        role = "extractor" if name == "fmnist-cnn" else "independent judge of classes"
-        about = f"classifier of Fashion-MNIST, {role}; test accuracy {last['val_accuracy']:.2%}"
-        write_json(embedded(name) / "measured.json", {"about": about, "test_accuracy": last["val_accuracy"]})
+    write_json(embedded(args.name) / "measured.json", measured)
     print(json.dumps(measured, indent=2, ensure_ascii=False))
+
+
+def embed_classifiers(args: argparse.Namespace, runs: Path) -> None:
+    """Extractor and judge, with their accuracies, and the extractor's statistics of the data."""
+    for name, source in (("fmnist-cnn", args.extractor), ("fmnist-judge", args.judge)):
+        if source:
+            with atomic_folder(embedded(name)) as folder:
+                FashionCNN.from_pretrained(source).save_pretrained(folder)
+                copy_logs(runs / name, folder)
+                last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+                role = "extractor" if name == "fmnist-cnn" else "independent judge of classes"
+                about = f"classifier of Fashion-MNIST, {role}; test accuracy {last['val_accuracy']:.2%}"
+                write_json(folder / "measured.json", {"about": about, "test_accuracy": last["val_accuracy"]})
+    for split in ("train", "test") if args.extractor else ():
+        file = str(embedded("fmnist-cnn") / f"statistics-{split}.safetensors")
+        evaluate(["fmnist", "--split", split, "--reference", "none", "--judge", "none", "--save-statistics", file])
 
 
 def copy_logs(run: Path, folder: Path) -> None:

@@ -139,7 +139,8 @@ class Task:
             return
         model = self.objective.model
         if isinstance(model, KLTokenizer) and self.measure_scale:
-            rows = range(0, len(self.train_data), max(1, len(self.train_data) // 2048))[:2048]
+            count = len(self.train_data)
+            rows = range(0, count, max(1, count // 2048))[:2048]
             parts = (self.train_data.__getitems__(rows[i : i + 64])["image"] for i in range(0, len(rows), 64))
             model.register_to_config(scale=estimate_scale(model, parts))
         model.save_pretrained(folder)
