@@ -66,7 +66,7 @@ def sampler_for(pipe: Any, *, recipe: str | None, **settings: Any) -> ParallelSa
     """The pipeline's sampler, or a recipe's, with settings replaced."""
     sampler = pipe.sampler
     if recipe:
-        sampler = ParallelSampler.from_settings(*recipe_settings(recipe))
+        sampler = ParallelSampler.suited(pipe.generator, *recipe_settings(recipe))
     return sampler.override(**settings)
 
 

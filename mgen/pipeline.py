@@ -25,7 +25,7 @@ OUTPUTS = ("pil", "pt", "uint8", "tokens")
 
 @dataclass
 class PipelineOutput:
-    """images: as asked for by `output_type`; tokens: ids (B, L); classes: class ids."""
+    """images: as asked for by `output_type`; tokens: ids (B, L) or vectors (B, L, C); classes: class ids."""
 
     images: Any
     tokens: Tensor
@@ -98,7 +98,7 @@ class MaskedPipeline(DiffusionPipeline):
             steps, guidance: replace the sampler's own; guidance is s in u + s·(c − u), 1 is none.
             sampler: replaces the pipeline's sampler.
             batch_size: images at a time (default: all).
-            tokens, known: ids (B, L) and a bool mask of given ones, which stay as they are.
+            tokens, known: ids (B, L) or vectors (B, L, C), and a bool mask (B, L) of given ones, which stay as they are.
             dtype: "fp32", or "bf16" or "fp16" for the generator under autocast; decoding is always in fp32.
             output_type: "pil", "pt" (B, C, H, W) in [0, 1], "uint8" (B, C, H, W), or "tokens" (no decoding).
             callback: called with every Step.
@@ -110,7 +110,9 @@ class MaskedPipeline(DiffusionPipeline):
         check_choice("dtype", dtype, DTYPES)
         ids = self.check_classes(classes)
         if (tokens is None) != (known is None):
-            raise MgenError("tokens and known go together: ids (B, L), and a bool mask of those that are given")
+            raise MgenError(
+                "tokens and known go together: ids (B, L) or vectors (B, L, C), and a bool mask (B, L) of those that are given"
+            )
         indices = range(len(ids)) if indices is None else indices
         sampler = (sampler or self.sampler).override(steps=steps, guidance=guidance)
         device = self.generator.device
@@ -137,7 +139,7 @@ class MaskedPipeline(DiffusionPipeline):
         return PipelineOutput(self._output(torch.cat(images), output_type) if images else None, tokens, ids)
 
     def decode(self, tokens: Tensor) -> Tensor:
-        """Images (B, C, H, W) in [-1, 1] of ids (B, L); MgenError if the decoder's output is not finite."""
+        """Images (B, C, H, W) in [-1, 1] of ids (B, L) or vectors (B, L, C); MgenError if the decoder's output is not finite."""
         images = self.tokenizer.decode(tokens).float()
         if not torch.isfinite(images).all():
             raise MgenError("the decoder made NaN or infinite pixels: the tokenizer's weights are damaged")

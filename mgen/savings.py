@@ -7,26 +7,30 @@ every position; tokens to draw are looked up with `nonzero`; in training every t
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mgen.heads.chains import ChainSettings
 from mgen.heads.diffusion import DiffusionHead, Plan
 from mgen.layers.attention import gather_rows
-from mgen.samplers import Noise, ParallelSampler
+from mgen.samplers import ParallelSampler
 
 
 class PlainHead:
     """Draws of a DiffusionHead the plain way, with single savings switched on.
 
     Args:
-        embed_once: time embeddings once per run and the projected condition once per draw, instead of in every step.
+        time_once: time embeddings once per run. cond_once: the projected condition once per draw. Otherwise both in every step.
         one_state: one state for both halves of the guidance.
     """
 
-    def __init__(self, head: DiffusionHead, *, embed_once: bool = False, one_state: bool = False) -> None:
-        self.head, self.embed_once, self.one_state = head, embed_once, one_state
+    def __init__(
+        self, head: DiffusionHead, *, time_once: bool = False, cond_once: bool = False, one_state: bool = False
+    ) -> None:
+        self.head, self.time_once, self.cond_once, self.one_state = head, time_once, cond_once, one_state
         self.plan = head.plan
 
     def sample(
@@ -38,14 +42,12 @@ class PlainHead:
         n, twice = draws.shape[1], guidance is not None
         halves = 2 if twice and not self.one_state else 1
         x = draws[0].repeat(halves, 1)
-        cond = head.cond(z) if self.embed_once else None
+        cond = head.cond(z) if self.cond_once else None
         chain.begin()
         for j, t in enumerate(chain.timesteps):
             rows = x[:n].repeat(2, 1) if twice else x
-            if cond is not None:
-                y = plan.embedding[j] + cond
-            else:
-                y = head.time(torch.full((len(rows),), t, device=x.device)) + head.cond(z)
+            time = plan.embedding[j] if self.time_once else head.time(torch.full((len(rows),), t, device=x.device))
+            y = time + (head.cond(z) if cond is None else cond)
             eps, v = head.answer(head.input(rows), head.modulations(y)).float().chunk(2, dim=-1)
             if guidance is not None:
                 conditional, null = eps.chunk(2)
@@ -82,104 +84,140 @@ def spread(generator: Any) -> None:
             nn.init.normal_(module.weight, std=(0.3 if "adaln" in name else 1.0) * module.in_features**-0.5)
 
 
-def savings(
-    generator: Any, sampler: ParallelSampler, *, batch_size: int, repeats: int, whole: bool = True
-) -> list[dict[str, Any]]:
-    """One row per saving: its name, seconds of the plain form and with it, their ratio, and the largest difference of the results
-    over the largest result.
+@dataclass
+class Comparison:
+    """Rows of the table: plain form and ours in turn, so that both see the same machine; the fastest of `repeats` counts."""
 
-    Single savings are measured at half of the decoding; `whole` adds the complete sampling run with all of them.
-    """
-    length, c, device = generator.spec.length, sampler.config, generator.device
-    rng = torch.Generator().manual_seed(0)
-    noise = sampler.draw(generator, range(batch_size)).to(device)
-    label = torch.arange(batch_size, device=device) % generator.config.num_classes
-    tokens = torch.randn(batch_size, length, generator.spec.channels, generator=rng).to(device)
-    ranking = torch.rand(batch_size, length, generator=rng).argsort(1).to(device)
-    known = torch.zeros(batch_size, length, dtype=torch.bool, device=device).scatter_(
-        1, ranking[:, : length // 2], True
-    )
-    each = max(1, round(length / c.steps))
-    positions = ranking[:, length // 2 : length // 2 + each]  # (B, M)
-    both = torch.cat([label, torch.full_like(label, generator.null_class)])
-    twice = (torch.cat([tokens, tokens]), known.repeat(2, 1), both)
-    asked = positions.repeat(2, 1)
-    strength = sampler.values("guidance", length)[-1]
-    head, plan = generator.head, generator.head.plan(c.head or {})
-    rows: list[dict[str, Any]] = []
+    device: torch.device
+    repeats: int
+    rows: list[dict[str, Any]] = field(default_factory=list)
 
-    def compare(name: str, plain: Callable[[], Any], ours: Callable[[], Any], times: int = repeats) -> None:
-        best = [float("inf")] * 2
-        results: list[Any] = [None, None]
-        for _ in range(times):  # in turn, so that both see the same machine
+    def add(self, name: str, plain: Callable[[], Any], ours: Callable[[], Any], repeats: int | None = None) -> None:
+        best, results = [float("inf")] * 2, [None, None]
+        for _ in range(repeats or self.repeats):
             for i, function in enumerate((plain, ours)):
                 start = time.perf_counter()
                 results[i] = function()
-                if device.type == "cuda":
+                if self.device.type == "cuda":
                     torch.cuda.synchronize()
                 best[i] = min(best[i], time.perf_counter() - start)
         row = {"saving": name, "plain_seconds": best[0], "seconds": best[1], "ratio": best[0] / best[1]}
-        if isinstance(results[0], Tensor):
-            row["difference"] = ((results[0] - results[1]).abs().max() / results[0].abs().max()).item()
-        rows.append(row)
+        a, b = results
+        if isinstance(a, Tensor) and isinstance(b, Tensor):
+            row["difference"] = ((a - b).abs().max() / a.abs().max()).item()
+        self.rows.append(row)
 
+
+def savings(
+    generator: Any, sampler: ParallelSampler, *, batch_size: int, repeats: int, dtype: str = "fp32"
+) -> list[dict[str, Any]]:
+    """One row per saving: its name, seconds of the plain form and with it, their ratio, and the largest difference of the results
+    over the largest result. Single savings are measured at half of the decoding.
+
+    Args:
+        dtype: "bf16" or "fp16" adds a row for the complete run under autocast, against the plain form in fp32.
+    """
+    table = Comparison(generator.device, repeats)
     with torch.inference_mode():
-        z = generator.context(*twice, positions=asked)
-        draw = dict(noise=noise.at(0, positions), plan=plan, guidance=strength if strength != 1 else 2.0)
+        _single(table, generator, sampler, batch_size)
+    _training(table, generator, batch_size)
+    with torch.inference_mode():
+        _whole(table, generator, sampler, batch_size, dtype)
+    return table.rows
 
-        def by(**switches: bool) -> Callable[[], Tensor]:
-            return lambda: PlainHead(head, **switches).sample(z, **draw)[0]
 
-        compare("head: embeddings of time and condition out of the chain", by(), by(embed_once=True))
-        compare("head: one state instead of two", by(), by(one_state=True))
-        compare(
-            "head: modulations of many steps in one product, ahead of them",
-            by(embed_once=True, one_state=True),
-            lambda: head.sample(z, **draw)[0],
-        )
-        compare("head: all of these", by(), lambda: head.sample(z, **draw)[0])
-        counts = (length // 2, length // 2)
-        compare(
-            "trunk: last block only at the positions that are read",
-            lambda: gather_rows(generator.context(*twice), asked),
-            lambda: generator.context(*twice, positions=asked, visible=counts),
-        )
-        ahead = ranking.contiguous()
-        compare(
-            "sampler: positions as a slice of the order, not by nonzero",
-            lambda: (
-                [look_up_by_nonzero(ahead[:, s : s + each], length) for s in range(0, length - each, each)] and None
-            ),
-            lambda: [ahead[:, s : s + each] for s in range(0, length - each, each)] and None,
-        )
-    made = [head.draw(length, 4, rng) for _ in range(batch_size)]
-    draws = {name: torch.stack([one[name] for one in made]).to(device) for name in made[0]}
-    few = torch.zeros_like(known).scatter_(
-        1, ranking[:, : length - round(0.867 * length)], True
-    )  # MAR's mean mask ratio
+def _state(generator: Any, batch_size: int, share: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Random tokens, known mask of `share`, class ids, and the order (B, L) that made the mask."""
+    length, device, rng = generator.spec.length, generator.device, torch.Generator().manual_seed(0)
+    tokens = torch.randn(batch_size, length, generator.spec.channels, generator=rng).to(device)
+    order = torch.rand(batch_size, length, generator=rng).argsort(1).to(device)
+    known = torch.zeros(batch_size, length, dtype=torch.bool, device=device)
+    known.scatter_(1, order[:, : round(share * length)], True)
+    return tokens, known, torch.arange(batch_size, device=device) % generator.config.num_classes, order
+
+
+def _single(table: Comparison, generator: Any, sampler: ParallelSampler, batch_size: int) -> None:
+    """Each saving of the sampling loop on its own."""
+    length, head = generator.spec.length, generator.head
+    tokens, known, label, order = _state(generator, batch_size, 0.5)
+    each, half = max(1, round(length / sampler.config.steps)), round(0.5 * length)
+    positions = order[:, half : half + each]  # (B, M)
+    both = torch.cat([label, torch.full_like(label, generator.null_class)])
+    twice, asked = (torch.cat([tokens, tokens]), known.repeat(2, 1), both), positions.repeat(2, 1)
+    noise = sampler.draw(generator, range(batch_size)).to(generator.device)
+    plan = head.plan(sampler.config.head or {})
+    z = generator.context(*twice, positions=asked)
+    draw: dict[str, Any] = {"noise": noise.at(0, positions), "plan": plan, "guidance": 2.0}
+
+    def by(**switches: bool) -> Callable[[], Tensor]:
+        return lambda: PlainHead(head, **switches).sample(z, **draw)[0]
+
+    def ours() -> Tensor:
+        return head.sample(z, **draw)[0]
+
+    table.add("head: projection of the condition out of the chain", by(), by(cond_once=True))
+    table.add("head: time embeddings once per run", by(), by(time_once=True))
+    table.add("head: one state instead of two", by(), by(one_state=True))
+    first = by(time_once=True, cond_once=True, one_state=True)
+    table.add("head: modulations of many steps in one product, ahead of them", first, ours)
+    table.add("head: all of these", by(), ours)
+    table.add(
+        "trunk: last block only at the positions that are read",
+        lambda: gather_rows(generator.context(*twice), asked),
+        lambda: generator.context(*twice, positions=asked, visible=(half, half)),
+    )
+    table.add(
+        "sampler: positions as a slice of the order, not by nonzero",
+        lambda: [look_up_by_nonzero(order[:, s : s + each], length) for s in range(0, length - each, each)] and None,
+        lambda: [order[:, s : s + each] for s in range(0, length - each, each)] and None,
+    )
+
+
+def _training(table: Comparison, generator: Any, batch_size: int) -> None:
+    """Loss and gradient of one batch at MAR's mean mask ratio, 0.867."""
+    tokens, known, label, _ = _state(generator, batch_size, 1 - 0.867)
+    rng = torch.Generator().manual_seed(0)
+    made = [generator.head.draw(generator.spec.length, 4, rng) for _ in range(batch_size)]
+    draws = {name: torch.stack([one[name] for one in made]).to(generator.device) for name in made[0]}
 
     def step(which: str) -> Tensor:
         generator.zero_grad(set_to_none=True)
-        loss = generator(tokens, label, few, head_tokens=which, **draws)[0].mean()
+        loss = generator(tokens, label, known, head_tokens=which, **draws)[0].mean()
         loss.backward()
         return loss.detach()
 
-    compare("training: head on masked tokens only", lambda: step("all"), lambda: step("masked"), 2)
+    table.add("training: head on masked tokens only", lambda: step("all"), lambda: step("masked"), 2)
     generator.zero_grad(set_to_none=True)
-    if whole:
 
-        def run(model: Any, draws: Noise) -> Tensor:
-            *_, last = sampler(model, label, noise=draws)
-            return last.tokens
 
-        with torch.inference_mode():
-            compare(
-                f"all together: {c.steps} steps × {len(plan.chain.timesteps)} head steps, batch {batch_size}",
-                lambda: run(PlainGenerator(generator), noise),
-                lambda: run(generator, noise),
-                1,
-            )
-    return rows
+def _whole(table: Comparison, generator: Any, sampler: ParallelSampler, batch_size: int, dtype: str) -> None:
+    """A complete sampling run with all savings."""
+    from mgen.pipeline import DTYPES
+
+    _, _, label, _ = _state(generator, batch_size, 0.5)
+    noise = sampler.draw(generator, range(batch_size)).to(generator.device)
+    name = f"{sampler.config.steps} steps × {ChainSettings.of(sampler.config.head or {}).steps} head steps, batch {batch_size}"
+    results: dict[str, Tensor] = {}
+
+    def run(model: Any) -> Tensor:
+        *_, last = sampler(model, label, noise=noise)
+        return last.tokens
+
+    def plain() -> Tensor:
+        if "plain" not in results:
+            results["plain"] = run(PlainGenerator(generator))
+        return results["plain"]
+
+    def cast() -> Tensor:
+        with torch.autocast(generator.device.type, DTYPES[dtype]):
+            return run(generator)
+
+    table.add(f"all together: {name}", plain, lambda: run(generator), 1)
+    if dtype != "fp32":
+        seconds = table.rows[-1]["plain_seconds"]
+        table.add(f"all together in {dtype} against plain fp32", plain, cast, 1)
+        row = table.rows[-1]  # the plain result is that of the row before, and so is its time
+        row |= {"plain_seconds": seconds, "ratio": seconds / row["seconds"]}
 
 
 def table(rows: list[dict[str, Any]]) -> str:

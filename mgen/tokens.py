@@ -42,6 +42,11 @@ class TokenSpec:
             raise MgenError(
                 f"{by} takes {other.sizes()}, the tokenizer makes {self.sizes()}: use the tokenizer this generator was trained on"
             )
+        if self.kind == "vector" and self.scale is None:
+            raise MgenError(
+                "the tokenizer has no scale: measure it with mgen cache --data DATA --tokenizer DIR --measure-scale 2000, and set "
+                "it as `scale` in its config.json or when converting"
+            )
         # Half a per mille of slack: a scale that was written down with three digits is the same scale.
         if self.scale and other.scale and abs(self.scale / other.scale - 1) > 5e-4:
             raise MgenError(

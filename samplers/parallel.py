@@ -18,6 +18,7 @@ from mgen.modeling import public
 from mgen.samplers.noise import Noise, rows_at
 from mgen.samplers.order import priorities
 from mgen.samplers.settings import SamplerSettings
+from mgen.samplers.timetable import timetable
 
 EXPLODED = 50.0  # tokens have unit variance; an undertrained head magnifies its errors in the noisiest steps
 
@@ -86,28 +87,20 @@ class ParallelSampler(SamplerSettings):
         known = torch.zeros(b, length, dtype=torch.bool, device=device) if known is None else known.clone()
         both = torch.cat([condition, torch.full_like(condition, generator.null_class or 0)])
 
-        # The only read-back from the device: from here on every count is known in advance.
-        unknown = (~known).sum(1).tolist()
-        plans = {u: self.counts(unknown=u, length=length) if u else [0] * (c.steps - c.start) for u in set(unknown)}
-        after = torch.tensor([plans[u] for u in unknown]).T  # (steps run, B)
-        before = torch.cat([torch.tensor(unknown).unsqueeze(0), after[:-1]])
-        reveal = before - after
-        fewest, widest, most = before.amin(1).tolist(), before.amax(1).tolist(), reveal.amax(1).tolist()
-        done = (before[0] - before).to(device)  # (steps run, B), revealed so far
-        reveal = reveal.to(device)
+        plan = timetable(known, self.counts)
         ranking = None
         if priority is not None:
             ranking = priority.masked_fill(known, -torch.inf).argsort(dim=1, descending=True, stable=True)  # (B, L)
 
         for i, t in enumerate(range(c.start, c.steps)):
             positions, drawn = known[:, :0].long(), tokens[:, :0]
-            if most[i]:
+            if plan.most[i]:
                 if ranking is None:
                     # Unknown positions in ascending order; rows with fewer are filled up with known ones, never revealed.
-                    positions = known.to(torch.uint8).argsort(dim=1, stable=True)[:, : widest[i]]  # (B, M)
+                    positions = known.to(torch.uint8).argsort(dim=1, stable=True)[:, : plan.widest[i]]  # (B, M)
                 else:
                     # Rows that reveal fewer go round to known positions: all differ, and those are never revealed.
-                    places = (done[i].unsqueeze(1) + torch.arange(most[i], device=device)) % length
+                    places = (plan.done[i].unsqueeze(1) + torch.arange(plan.most[i], device=device)) % length
                     positions = ranking.gather(1, places)  # (B, M)
                 twice = guided[t]
                 z = generator.context(
@@ -115,7 +108,7 @@ class ParallelSampler(SamplerSettings):
                     known.repeat(2, 1) if twice else known,
                     both if twice else condition,
                     positions=positions.repeat(2, 1) if twice else positions,
-                    visible=(length - widest[i], length - fewest[i]),
+                    visible=(length - plan.widest[i], length - plan.fewest[i]),
                 )
                 drawn, score = generator.head.sample(
                     z,
@@ -130,14 +123,15 @@ class ParallelSampler(SamplerSettings):
                     score = score.masked_fill(known.gather(1, positions), -torch.inf)
                     rank = score.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
                 else:
-                    rank = torch.arange(most[i], device=device)
-                shown = rank < reveal[i].unsqueeze(1)  # (B, M), exactly the scheduled count in each row
+                    rank = torch.arange(plan.most[i], device=device)
+                shown = rank < plan.reveal[i].unsqueeze(1)  # (B, M), exactly the scheduled count in each row
                 _put(tokens, positions, drawn, shown)
                 known.scatter_(1, positions, shown | known.gather(1, positions))
             yield Step(tokens=tokens, known=known, positions=positions, drawn=drawn, index=t, count=c.steps)
-        if vector and not (largest := tokens.abs().amax().item()) <= EXPLODED:
+        if vector and not tokens.abs().amax().item() <= EXPLODED:
+            # One text for all batches, so that a long run says it once.
             warnings.warn(
-                f"drawn tokens reach {largest:.3g}, where trained ones stay near 1: the head is undertrained or its chain too "
+                f"drawn tokens pass {EXPLODED:.0f}, where trained ones stay near 1: the head is undertrained or its chain too "
                 "coarse; try head.clip=5, more head steps, or the weights without EMA",
                 stacklevel=2,
             )

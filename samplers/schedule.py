@@ -82,6 +82,9 @@ def remaining_counts(
         schedule: a name, or a list of `steps` − 1 fractions (the last step always reveals the rest) or of `steps`.
         steps: T. start: first step that is run (MaskGIT's editing starts later than 0).
         unknown: tokens unknown at the start; counts are floor(unknown · γ). length: tokens in all, L.
+        precision: "float64" or "float32" (see mask_fraction), or "mar": float64 with MAR's order of operations in the cosine,
+            (π/2 · step) / steps, which falls just below 1/2 where two thirds of the steps are done (39 steps of 256 tokens:
+            127 left after step 26, not 128).
         keep_one: hold the count between 1 and one less than before, as MaskGIT and AutoNAT do. ENAT does not.
 
     Raises:
@@ -107,6 +110,8 @@ def remaining_counts(
     for step in range(start, steps - 1):
         if fractions is not None:
             fraction = fractions[step]
+        elif precision == "mar" and schedule == "cosine":
+            fraction = math.cos(math.pi / 2 * (step + 1) / steps)
         else:
             fraction = mask_fraction(schedule, float(f(step + 1) / f(steps)), length=length, precision=precision)  # type: ignore[arg-type]
         count = int(np.floor(f(unknown) * f(fraction)))

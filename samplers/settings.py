@@ -53,7 +53,7 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
             if not isinstance(value, int) or isinstance(value, bool):
                 raise MgenError(f"{name} is {value!r}: expected a whole number")
         check_order(order)
-        check_choice("precision", precision, ("float32", "float64"))
+        check_choice("precision", precision, ("float32", "float64", "mar"))
         self.counts(unknown=max(2, steps), length=max(2, steps))  # raises on a bad schedule
         for name in ("guidance", "temperature", "confidence_temperature"):
             per_step(self.config[name], steps, name=name)
@@ -124,7 +124,12 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
             )
         if c.steps > spec.length:
             raise MgenError(f"steps is {c.steps}, this model has {spec.length} tokens: at most one step per token")
-        generator.head.plan(c.head or {})
+        chain = generator.head.plan(c.head or {}).chain.settings
+        if chain.draws == 1 and chain.steps > 1 and any(t != 1 for t in self.values("temperature", spec.length)):
+            raise MgenError(
+                f"temperature {c.temperature} scales noise that the chain {chain.chain!r} does not add: use temperature 1 (or "
+                "eta with ddim, or the ancestral chain)"
+            )
 
     def draw(self, generator: Any, image_seeds: Sequence[int]) -> Noise:
         """The draws of a run of this sampler with `generator`, one image per seed."""

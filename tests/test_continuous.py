@@ -7,19 +7,22 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
 import mgen
+from mgen._folders import part
 from mgen.checkpoints import convert
 from mgen.cli import main
-from mgen.config import apply_overrides
+from mgen.config import apply_overrides, read_config
 from mgen.data import FashionMNIST, write_cache
 from mgen.errors import MgenError
-from mgen.samplers import ORDERS, ParallelSampler
+from mgen.samplers import ORDERS, ParallelSampler, remaining_counts
 from mgen.samplers.order import halton
 from mgen.training.config import train_config
 from mgen.training.loop import train
-from tests.helpers import CONTINUOUS, tiny_continuous, tiny_kl, tiny_mar, tiny_tokenizer, write_idx
+from tests.helpers import CONTINUOUS, GENERATOR, tiny_continuous, tiny_kl, tiny_mar, tiny_tokenizer, write_idx
+from tests.test_training import launch
 
 NET = tiny_mar()
 SETS = Path(__file__).parent / "golden" / "sets"
@@ -122,6 +125,19 @@ def test_settings_that_vectors_do_not_take(settings: dict, words: str) -> None:
     with pytest.raises(MgenError, match=words):
         sampler = ParallelSampler(**{"steps": 4, "order": "random", **settings})
         list(sampler(NET, torch.tensor([0]), noise=sampler.draw(NET, [1])))
+
+
+def test_the_cosine_of_mar_loses_a_token_where_its_code_does() -> None:
+    """Two thirds of the steps done: its order of operations falls just below one half."""
+    official = remaining_counts("cosine", steps=39, unknown=256, length=256, precision="mar")
+    assert official[25] == 127 and remaining_counts("cosine", steps=39, unknown=256, length=256)[25] == 128
+
+
+def test_temperature_needs_a_chain_with_noise() -> None:
+    sampler = ParallelSampler(order="random", temperature=0.9, head={"chain": "ddim", "steps": 5})
+    with pytest.raises(MgenError, match="does not add"):
+        sampler.check(NET)
+    sampler.override(head={"chain": "ddim", "steps": 5, "eta": 1.0}).check(NET)
 
 
 def test_linear_guidance_counts_tokens() -> None:
@@ -275,7 +291,28 @@ def test_resumed_run_repeats_the_uninterrupted_one(moments: tuple[Path, Path, Pa
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
 
 
+def test_two_processes_train_like_one(moments: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    config = training(moments, tmp_path / "one", steps=3)
+    train(train_config(config))
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump({**config, "output": str(tmp_path / "two")}))
+    arguments = ["--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
+    done = launch(arguments, tmp_path / "c.yaml", "processes=2")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert losses(tmp_path / "one") == pytest.approx(losses(tmp_path / "two"), rel=1e-4)
+
+
 def test_moments_need_their_tokenizer(moments: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(MgenError, match="8×8 places"):
+        wide = tiny_kl(scale=1.3, image_size=64)
+        wide.save_pretrained(tmp_path / "wide")
+        settings = {"objective.tokenizer": str(tmp_path / "wide"), "model.side": 16}
+        train(train_config(training(moments, tmp_path / "c", **settings)))
+    with pytest.raises(MgenError, match="kind 'index'"):
+        config = training(moments, tmp_path / "d", **{"objective.tokenizer": None})
+        config["objective"]["sampler"] = {}
+        train(train_config({**config, "model": {"class": "MaskGIT", **GENERATOR, "num_classes": 10}}))
+    with pytest.raises(MgenError, match="low must lie below high"):
+        train_config(training(moments, tmp_path / "e", **{"objective.mask.low": 0.9, "objective.mask.high": 0.5}))
     with pytest.raises(MgenError, match="objective.tokenizer"):
         train(train_config(training(moments, tmp_path / "a", **{"objective.tokenizer": None})))
     with pytest.raises(MgenError, match="scale"):
@@ -298,20 +335,31 @@ def test_the_published_file_gives_ema_weights_and_raw_on_request(tmp_path: Path)
     assert a["encoder_position"].shape == ema["encoder_pos_embed_learned"].shape[1:]
     with pytest.raises(MgenError, match="--raw"):
         convert("kl16", tmp_path / "checkpoint-last.pth", raw=True)
+    with pytest.raises(MgenError, match="one set of weights"):
+        convert("mar", SETS / "mar" / "weights.safetensors", raw=True, **heads)
+    torch.save({"model": raw}, tmp_path / "no-ema.pth")
+    assert "no EMA weights" in convert("mar", tmp_path / "no-ema.pth", **heads).report()
+    assert "encoder_heads=1 for width 64" in convert("mar", SETS / "mar" / "weights.safetensors").report()
 
 
-def test_official_files_become_a_pipeline(tmp_path: Path) -> None:
+def test_official_files_become_a_pipeline(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """mgen convert mar FILE --tokenizer FILE --recipe NAME, then mgen sample."""
     root = SETS
     c = json.loads((root / "mar" / "config.json").read_text())
     kl = json.loads((root / "kl16" / "config.json").read_text())
     assert c["vae_embed_dim"] == kl["z_channels"]
-    out = tmp_path / "model"
-    settings = [f"encoder_heads={c['encoder_num_heads']}", f"decoder_heads={c['decoder_num_heads']}"]
-    files = [str(root / "mar" / "weights.safetensors"), "--tokenizer", str(root / "kl16" / "weights.safetensors")]
-    assert main(["convert", "mar", *files, "--recipe", "mar-b-imagenet256", "--out", str(out), *settings]) == 0
+    out, weights = tmp_path / "model", str(root / "kl16" / "weights.safetensors")
+    settings = [f"encoder_heads={c['encoder_num_heads']}", f"decoder_heads={c['decoder_num_heads']}", "scale=0.2325"]
+    recipe = read_config(part("configs") / "recipes" / "mar-b-imagenet256.yaml")
+    recipe["sampler"]["steps"] = 8  # the published 256 need 256 tokens
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    arguments = ["convert", "mar", str(root / "mar" / "weights.safetensors"), "--recipe", str(tmp_path / "recipe.yaml")]
+    assert main([*arguments, "--tokenizer", weights, "--out", str(out), *settings]) == 2
+    assert "no scale" in capsys.readouterr().err  # it is not KL16
+    assert main(["convert", "kl16", weights, "--out", str(tmp_path / "kl"), "scale=0.2325"]) == 0
+    assert main([*arguments, "--tokenizer", str(tmp_path / "kl"), "--out", str(out), *settings]) == 0
     pipe = mgen.load(out)
-    assert pipe.sampler.config.steps == 256 and pipe.tokenizer.config.scale == 0.2325
+    assert pipe.sampler.config.precision == "mar" and pipe.tokenizer.config.scale == 0.2325
     images = pipe([0], steps=3, progress=False, sampler=pipe.sampler.override(head_steps=5), output_type="pt").images
     side = pipe.generator.config.side * pipe.tokenizer.factor
     assert images.shape == (1, 3, side, side)

@@ -50,7 +50,7 @@ def test_kept_timesteps_are_spread_from_end_to_end(count: int) -> None:
 
 
 def test_dpm_timesteps_leave_out_the_noisiest() -> None:
-    for count in (1, 10, 20, 50, 1000):
+    for count in (2, 10, 20, 50, 1000):
         kept = Chain(ChainSettings(chain="dpm-solver++", steps=count), TABLES).timesteps
         assert len(set(kept)) == count and kept == sorted(kept, reverse=True)
         assert kept[-1] == 0 and (count == 1000 or TABLES.recip[kept[0]] < 200)
@@ -134,18 +134,17 @@ def test_bad_chain_settings_are_named(settings: dict, words: str) -> None:
         head().plan(settings)
 
 
-def test_loss_is_least_at_the_target_and_trains_the_variance_apart() -> None:
+def test_the_variational_term_trains_the_variance_alone() -> None:
     net = head()
     rng = torch.Generator().manual_seed(0)
     target, z = torch.randn(50, 4, generator=rng), torch.randn(50, 16, generator=rng)
     t, noise = torch.randint(1000, (50,), generator=rng), torch.randn(50, 4, generator=rng)
     loss, mse = net.loss(z, target, t=t, noise=noise)
     assert loss.shape == mse.shape == (50,) and (loss >= mse - 1e-5)[t > 0].all()  # the rest is a divergence
-    eps_rows = net.out.weight[:4]
     (grad_mse,) = torch.autograd.grad(mse.sum(), net.out.weight, retain_graph=True)
     (grad_all,) = torch.autograd.grad(loss.sum(), net.out.weight)
     assert torch.allclose(grad_all[:4], grad_mse[:4], atol=1e-5), "the variational term reached ε"
-    assert grad_all[4:].abs().sum() > 0 and eps_rows.shape == (4, 32)
+    assert grad_all[4:].abs().sum() > 0 and not grad_mse[4:].any()
 
 
 def test_repeated_timesteps_share_one_embedding() -> None:
@@ -184,9 +183,10 @@ def test_a_whole_run_is_that_of_the_plain_form() -> None:
     *_, ours = sampler(net, label, noise=noise)
     *_, plain = sampler(PlainGenerator(net), label, noise=noise)
     assert torch.allclose(ours.tokens, plain.tokens, atol=1e-4)
-    rows = savings(net, sampler, batch_size=2, repeats=1)
-    assert len(rows) == 8 and all(row["ratio"] > 0 for row in rows)
-    assert all(row.get("difference", 0.0) < 1e-4 for row in rows)
+    rows = savings(net, sampler, batch_size=2, repeats=1, dtype="bf16")
+    assert len({row["saving"] for row in rows}) == 10
+    assert all(row.get("difference", 0.0) < 1e-4 for row in rows[:-1])
+    assert 0 < rows[-1]["difference"] < 0.5 and "bf16" in rows[-1]["saving"]
 
 
 def test_tokens_out_of_all_proportion_are_announced() -> None:

@@ -12,34 +12,41 @@ from mgen.evaluation.extractors import make_extractor
 from mgen.evaluation.sources import from_model
 from mgen.evaluation.statistics import builtin_file, load_statistics
 
-
-@pytest.fixture(scope="module")
-def pipe() -> mgen.MaskedPipeline:
-    return mgen.load("fmnist-maskgit").optimize()
+DEMOS = ("fmnist-maskgit", "fmnist-mar")
 
 
-def test_same_seed_same_image(pipe: mgen.MaskedPipeline) -> None:
+@pytest.fixture(scope="module", params=DEMOS)
+def demo(request: pytest.FixtureRequest) -> tuple[str, mgen.MaskedPipeline]:
+    return request.param, mgen.load(request.param).optimize()
+
+
+def test_same_seed_same_image(demo: tuple[str, mgen.MaskedPipeline]) -> None:
+    _, pipe = demo
     a = pipe([0, 9], seed=4, progress=False, output_type="uint8").images
     b = pipe([9], seed=4, indices=[1], progress=False, output_type="uint8").images
-    assert torch.equal(a[1], b[0]) and not torch.equal(a[0], a[1])
+    # Sums of vectors are ordered by the batch's shape: a pixel next to a half may round either way.
+    assert (a[1].int() - b[0].int()).abs().max() <= (1 if pipe.generator.spec.kind == "vector" else 0)
+    assert not torch.equal(a[0], a[1])
 
 
-def test_stated_figures_meet_the_aims() -> None:
-    stated = json.loads((embedded("fmnist-maskgit") / "measured.json").read_text())
+@pytest.mark.parametrize("name", DEMOS)
+def test_stated_figures_meet_the_aims(name: str) -> None:
+    stated = json.loads((embedded(name) / "measured.json").read_text())
     distance = "Fréchet distance (fmnist-cnn)"
     assert stated["samples_2000"][distance] <= 4 * stated["reconstructions_test"][distance]
     assert stated["samples_2000"]["class accuracy (fmnist-judge)"] >= 0.9
     assert json.loads((embedded("fmnist-cnn") / "measured.json").read_text())["test_accuracy"] >= 0.925
 
 
-def test_five_hundred_samples_are_as_good_as_measured(pipe: mgen.MaskedPipeline) -> None:
+def test_five_hundred_samples_are_as_good_as_measured(demo: tuple[str, mgen.MaskedPipeline]) -> None:
+    name, pipe = demo
     extractor, judge = make_extractor("fmnist-cnn"), make_extractor("fmnist-judge")
     source = from_model(pipe, name="demo", count=500, batch_size=100, seed=0, steps=None, guidance=None, dtype="fp32")
     reference = load_statistics(builtin_file("fmnist-train"), extractor)
     metrics = result(measure(source, extractor, judge=judge), source, extractor, reference=reference, judge=judge)[
         "metrics"
     ]
-    stated = json.loads((embedded("fmnist-maskgit") / "measured.json").read_text())["samples_500"]
+    stated = json.loads((embedded(name) / "measured.json").read_text())["samples_500"]
     assert metrics["class accuracy (fmnist-judge)"] == pytest.approx(stated["class accuracy (fmnist-judge)"], abs=0.02)
     assert metrics["class accuracy (fmnist-judge)"] >= 0.9
     distance = "Fréchet distance (fmnist-cnn)"

@@ -10,7 +10,7 @@ Notation: B batch, c latent channels, h = w latent side, p patch, L = (h/p)·(w/
 |---|---|---|---|---|---|---|
 | kl16 (MAR, Hi-MAR, TokenBridge) | 128 128 256 256 512 | f16, 16 | 1 | 256 × 16 | 0.2325 | 66.5 M |
 | sd-f8 (Stable Diffusion 1, 2) | 128 256 512 512 | f8, 4 | 2 | 256 × 16 | 0.18215 | 83.7 M |
-| fmnist (embedded demo, 32 px) | 16 32 64 | f4, 4 | 1 | 64 × 4 (at 32 px) | measured | 0.4 M |
+| fmnist (embedded demo, 32 px) | 16 32 64 | f4, 4 | 1 | 64 × 4 (at 32 px) | measured | 0.65 M |
 """
 
 from collections.abc import Iterable
@@ -19,7 +19,8 @@ import torch
 from diffusers import AutoencoderKL, ModelMixin  # noqa: F401  (diffusers looks the base class up in this namespace)
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
-from torch import Tensor
+from diffusers.models.resnet import ResnetBlock2D
+from torch import Tensor, nn
 
 from mgen.errors import MgenError
 from mgen.modeling import Model, public
@@ -54,6 +55,8 @@ class KLTokenizer(Model):
         middle_attention, quant_conv: attention in the middle; 1×1 convolutions around the latent.
         patch: p. scale: factor of the latents that brings tokens to unit variance; None: not known yet, see `estimate_scale`.
         shift: subtracted from latents before scaling.
+        stem: width of the first convolution, where it differs from channels[0]; z_channels: width around the latent, where it differs
+            from latent_channels. diffusers' own AutoencoderKL knows neither, so `vae` is then no plain one.
     """
 
     SIZES = {
@@ -91,6 +94,8 @@ class KLTokenizer(Model):
         patch: int = 1,
         scale: float | None = 0.2325,
         shift: float = 0.0,
+        stem: int | None = None,
+        z_channels: int | None = None,
     ) -> None:
         super().__init__()
         self.stride = 2 ** (len(channels) - 1)
@@ -111,7 +116,7 @@ class KLTokenizer(Model):
             up_block_types=tuple(up),
             block_out_channels=tuple(channels),
             layers_per_block=layers,
-            latent_channels=latent_channels,
+            latent_channels=z_channels or latent_channels,
             norm_num_groups=norm_groups,
             sample_size=image_size,
             scaling_factor=scale or 1.0,
@@ -120,6 +125,18 @@ class KLTokenizer(Model):
             use_post_quant_conv=quant_conv,
             mid_block_add_attention=middle_attention,
         )
+        if stem is not None and stem != channels[0]:
+            self.vae.encoder.conv_in = nn.Conv2d(in_channels, stem, 3, padding=1)
+            self.vae.encoder.down_blocks[0].resnets[0] = ResnetBlock2D(
+                in_channels=stem, out_channels=channels[0], temb_channels=None, groups=norm_groups, eps=1e-6
+            )
+        if z_channels is not None and z_channels != latent_channels:
+            if not quant_conv:
+                raise MgenError(
+                    f"z_channels {z_channels} and latent_channels {latent_channels} differ: quant_conv is needed"
+                )
+            self.vae.quant_conv = nn.Conv2d(2 * z_channels, 2 * latent_channels, 1)
+            self.vae.post_quant_conv = nn.Conv2d(latent_channels, z_channels, 1)
 
     @property
     def spec(self) -> TokenSpec:

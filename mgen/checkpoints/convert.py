@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mgen.checkpoints import kl, mar, maskgit, maskgit_jax, maskgit_vqgan
-from mgen.checkpoints.reading import Renamed, State, read_state_dict
+from mgen.checkpoints.reading import Renamed, State, read_weights
 from mgen.errors import MgenError, check_choice
 from mgen.modeling import Model, check_keys, constructor_keys
 
@@ -21,6 +21,7 @@ class Format:
     Attributes:
         model: name of our class. about: one line for help texts.
         config: shapes → constructor arguments, as far as shapes tell; the rest are the published values.
+        notes: final arguments → lines that the user should read.
         locate: path as given → the file of the weights. beside: that file → arguments from a file next to it.
         rename: official state → ours, with what became of every name.
         keys: where a torch file holds the weights, the first that is there; raw_keys: its weights without EMA.
@@ -32,6 +33,7 @@ class Format:
     rename: Callable[[State], Renamed]
     keys: tuple[str, ...] = ("state_dict", "model")
     raw_keys: tuple[str, ...] = ()
+    notes: Callable[[dict[str, Any]], list[str]] = lambda config: []
     locate: Callable[[Path], Path] = Path
     beside: Callable[[Path], dict[str, Any]] | None = None
 
@@ -41,6 +43,7 @@ FORMATS = {
         model="KLTokenizer",
         about="kl16.ckpt of MAR, its safetensors mirror, and other KL autoencoders with LDM's keys",
         config=kl.config,
+        notes=kl.notes,
         rename=kl.rename,
     ),
     "diffusers-vae": Format(
@@ -55,6 +58,7 @@ FORMATS = {
         model="MAR",
         about="MAR-B/L/H, checkpoint-last.pth (EMA weights; --raw for the others) or a flat safetensors mirror",
         config=mar.config,
+        notes=mar.notes,
         rename=mar.rename,
         keys=("model_ema", "model", "state_dict"),
         raw_keys=("model", "state_dict"),
@@ -88,11 +92,13 @@ class Conversion:
     config: dict[str, Any]
     mapped: dict[str, str] = field(default_factory=dict)
     ignored: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def report(self) -> str:
         """Lines for a person: what was mapped, what was ignored and why."""
         count = sum(p.numel() for p in self.model.parameters())
         lines = [f"{type(self.model).__name__}: {len(self.mapped)} tensors mapped, {count:,} parameters, none missing"]
+        lines += [f"  note: {note}" for note in self.notes]
         lines += [f"  ignored {name}: {reason}" for name, reason in self.ignored.items()]
         return "\n".join(lines)
 
@@ -118,7 +124,12 @@ def convert(format_name: str, path: str | Path, *, raw: bool = False, **settings
     if raw and not layout.raw_keys:
         raise MgenError(f"format {format_name!r} has one set of weights in a file: leave --raw out")
     path = layout.locate(Path(path))
-    official = read_state_dict(path, layout.raw_keys if raw else layout.keys)
+    official, taken = read_weights(path, layout.raw_keys if raw else layout.keys)
+    notes = [f"weights under {taken!r}"] if taken else []
+    if raw and taken is None:
+        raise MgenError(f"{path} holds one set of weights: leave --raw out")
+    if layout.raw_keys and not raw and taken in layout.raw_keys:
+        notes.append(f"no EMA weights ({layout.keys[0]!r}) in the file")
     cls = getattr(mgen, layout.model)
     check_keys(settings, constructor_keys(cls), "")
     try:
@@ -135,7 +146,13 @@ def convert(format_name: str, path: str | Path, *, raw: bool = False, **settings
     except (TypeError, ValueError) as error:
         raise MgenError(f"{path} does not fit {layout.model} with {config}: {error}") from error
     _load_exactly(model, renamed.state, path)
-    return Conversion(model=model.eval(), config=config, mapped=renamed.names, ignored=renamed.ignored)
+    return Conversion(
+        model=model.eval(),
+        config=config,
+        mapped=renamed.names,
+        ignored=renamed.ignored,
+        notes=notes + layout.notes(config),
+    )
 
 
 def _load_exactly(model: Model, state: dict[str, Tensor], path: str | Path) -> None:

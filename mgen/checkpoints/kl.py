@@ -1,6 +1,7 @@
 """KL autoencoders: `kl16.ckpt` of MAR, its safetensors mirror and others with LDM's keys; and folders of diffusers' AutoencoderKL,
 such as the f8 autoencoders of Stable Diffusion."""
 
+import inspect
 import re
 from pathlib import Path
 from typing import Any
@@ -8,24 +9,46 @@ from typing import Any
 from mgen.checkpoints.reading import Renamed, State
 from mgen.errors import MgenError
 from mgen.files import read_json
+from mgen.tokenizers.kl import KLTokenizer
 
 ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
 
 
 def config(state: State) -> dict[str, Any]:
-    """Constructor arguments that the shapes tell; image size, groups of the norms (32), patch and scale they do not."""
+    """Constructor arguments that the shapes tell; image size, groups of the norms (32) and patch they do not.
+
+    The scale belongs to the weights, not to the layout: 0.2325 is that of KL16, any other network gets none.
+    """
     levels = 1 + max(int(m[1]) for name in state if (m := re.match(r"encoder\.down\.(\d+)\.", name)))
     blocks = 1 + max(int(m[1]) for name in state if (m := re.match(r"encoder\.down\.0\.block\.(\d+)\.", name)))
-    return {
+    quant = "quant_conv.weight" in state
+    z_channels = state["decoder.conv_in.weight"].shape[1]
+    out: dict[str, Any] = {
         "in_channels": state["encoder.conv_in.weight"].shape[1],
-        "latent_channels": state["decoder.conv_in.weight"].shape[1],
+        "latent_channels": state["post_quant_conv.weight"].shape[1] if quant else z_channels,
         "channels": tuple(state[f"encoder.down.{i}.block.0.conv1.weight"].shape[0] for i in range(levels)),
         "layers": blocks,
         "encoder_attention": _with_attention(state, "encoder.down"),
         "decoder_attention": _with_attention(state, "decoder.up"),
         "middle_attention": "encoder.mid.attn_1.q.weight" in state,
-        "quant_conv": "quant_conv.weight" in state,
+        "quant_conv": quant,
     }
+    if (stem := state["encoder.conv_in.weight"].shape[0]) != out["channels"][0]:
+        out["stem"] = stem
+    if z_channels != out["latent_channels"]:
+        out["z_channels"] = z_channels
+    defaults = inspect.signature(KLTokenizer).parameters
+    is_kl16 = all(defaults[name].default == value for name, value in out.items())
+    return out | {"scale": 0.2325 if is_kl16 else None}
+
+
+def notes(config: dict[str, Any]) -> list[str]:
+    """What a user should know of a conversion."""
+    if config.get("scale") is not None:
+        return []
+    return [
+        "no scale: these are not the weights of KL16; give scale=S, or measure it (mgen cache … --measure-scale 2000) and convert again"
+    ]
 
 
 def rename(state: State) -> Renamed:
@@ -34,6 +57,9 @@ def rename(state: State) -> Renamed:
     out = Renamed()
     for name, value in state.items():
         new = name
+        if name.startswith("loss."):
+            out.ignored[name] = "of the training loss (discriminator, LPIPS), not of the autoencoder"
+            continue
         if m := re.match(r"(encoder\.down|decoder\.up)\.(\d+)\.(.*)", name):
             # The decoder's levels are stored finest first; diffusers stores them in running order.
             place = int(m[2]) if m[1] == "encoder.down" else levels - 1 - int(m[2])

@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 from mgen.checkpoints.reading import Renamed, State
+from mgen.errors import check_choice
 
 TOP = {
     "fake_latent": "fake_latent",
@@ -12,6 +13,7 @@ TOP = {
     "decoder_pos_embed_learned": "decoder_position",
     "diffusion_pos_embed_learned": "head_position",
 }
+PUBLISHED_WIDTHS = (768, 1024, 1280)
 RULES = (
     (r"^class_emb\.", "class_embed."),
     (r"^z_proj_ln\.", "token_norm."),
@@ -31,11 +33,13 @@ RULES = (
 
 def config(state: State) -> dict[str, Any]:
     """Constructor arguments that the shapes tell; heads (64 numbers each, 80 at width 1280) follow the published sizes."""
+    channels = state["z_proj.weight"].shape[1]
     positions, length = state["encoder_pos_embed_learned"].shape[1], state["diffusion_pos_embed_learned"].shape[1]
     encoder, decoder = state["z_proj.weight"].shape[0], state["mask_token"].shape[2]
     return {
         "side": round(length**0.5),
-        "channels": state["z_proj.weight"].shape[1],
+        "channels": channels,
+        "scale": 0.2325 if channels == 16 else None,  # that of KL16, whose tokens have 16 numbers
         "encoder_dim": encoder,
         "encoder_depth": _count(state, r"encoder_blocks\.(\d+)\."),
         "encoder_heads": _heads(encoder),
@@ -48,6 +52,18 @@ def config(state: State) -> dict[str, Any]:
         "head_depth": _count(state, r"diffloss\.net\.res_blocks\.(\d+)\."),
         "num_classes": state["class_emb.weight"].shape[0],
     }
+
+
+def notes(config: dict[str, Any]) -> list[str]:
+    """What a user should know of a conversion."""
+    out = []
+    for part in ("encoder", "decoder"):
+        dim, heads = config[f"{part}_dim"], config[f"{part}_heads"]
+        if dim not in PUBLISHED_WIDTHS:
+            out.append(
+                f"{part}_heads={heads} for width {dim}: weights do not tell; give {part}_heads=N if the model was trained otherwise"
+            )
+    return out
 
 
 def rename(state: State) -> Renamed:
@@ -73,6 +89,7 @@ def sampler_settings(
     num_sampling_steps: str = "100",
 ) -> dict[str, Any]:
     """Settings of a ParallelSampler from the arguments of the official evaluation, under their official names."""
+    check_choice("cfg_schedule", cfg_schedule, ("linear", "constant"))
     guidance: Any = cfg
     if cfg_schedule == "linear" and cfg != 1.0:
         guidance = {"kind": "linear", "start": 1.0, "end": cfg, "at": "tokens", "left": 1}
@@ -80,6 +97,7 @@ def sampler_settings(
         "steps": num_iter,
         "order": "random",
         "schedule": "cosine",
+        "precision": "mar",
         "guidance": guidance,
         "temperature": temperature,
         "head": {"chain": "ancestral", "steps": int(num_sampling_steps or 1000)},

@@ -36,8 +36,13 @@ class Renamed:
         self.names[official] = ours
 
 
-def read_state_dict(path: str | Path, keys: tuple[str, ...] = ("state_dict", "model")) -> State:
-    """Flat name → tensor of an official file. The flax tree's path is joined by "/".
+def read_state_dict(path: str | Path) -> State:
+    """Flat name → tensor of an official file; see `read_weights`."""
+    return read_weights(path)[0]
+
+
+def read_weights(path: str | Path, keys: tuple[str, ...] = ("state_dict", "model")) -> tuple[State, str | None]:
+    """Flat name → tensor of an official file, and the key they stood under. The flax tree's path is joined by "/".
 
     Args:
         keys: of a torch file that holds several things: the first of these names that is there is taken.
@@ -51,17 +56,17 @@ def read_state_dict(path: str | Path, keys: tuple[str, ...] = ("state_dict", "mo
     with path.open("rb") as file:
         head = file.read(16)
     if path.suffix == ".safetensors":
-        return read_tensors(path)[0]
+        return read_tensors(path)[0], None
     if zipfile.is_zipfile(path) or head[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04"):
         return _read_torch(path, keys)
     if head[:4] == b"PK\x03\x04":
         raise MgenError(f"{path} is cut off (a torch file whose end is missing): download it again")
     if head and (head[0] & 0xF0 == 0x80 or head[0] in (0xDE, 0xDF)):
-        return _read_flax(path)
+        return _read_flax(path), None
     raise MgenError(f"{path} is neither safetensors, nor a torch file, nor flax msgpack: is the download complete?")
 
 
-def _read_torch(path: Path, keys: tuple[str, ...]) -> State:
+def _read_torch(path: Path, keys: tuple[str, ...]) -> tuple[State, str | None]:
     try:
         # Training scripts leave their arguments in the file; a Namespace is a bag of attributes and runs nothing.
         with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
@@ -76,13 +81,14 @@ def _read_torch(path: Path, keys: tuple[str, ...]) -> State:
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise MgenError(f"cannot read {path} ({_first(error)}): truncated or damaged, download it again") from error
+    taken = None
     for key in keys:
         if isinstance(data, dict) and isinstance(data.get(key), dict):
-            data = data[key]
+            data, taken = data[key], key
             break
     if not isinstance(data, dict) or not data or not all(isinstance(v, Tensor) for v in data.values()):
         raise MgenError(f"{path} holds no state dict (a mapping from names to tensors)")
-    return data
+    return data, taken
 
 
 def _read_flax(path: Path) -> State:

@@ -26,7 +26,11 @@ def add_sampling(parser: ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, help="decoding steps; default: the model's")
     parser.add_argument("--guidance", type=float, help="s in u + s·(c − u), 1 is none; default: the model's")
-    parser.add_argument("--temperature", type=float, help="of the token draw; default: the model's")
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        help="of the token draw (of an ancestral chain: of its noise); default: the model's",
+    )
     parser.add_argument(
         "--order", help="confidence, random, raster, halton, or all positions as 3,0,1,…; default: the model's"
     )
@@ -51,7 +55,7 @@ def load_for(args: Namespace, device: Any = None) -> Any:
 
     pipe = load(args.model, device=device or args.device).optimize()
     if args.recipe:
-        pipe.sampler = ParallelSampler.from_settings(*recipe_settings(args.recipe))
+        pipe.sampler = ParallelSampler.suited(pipe.generator, *recipe_settings(args.recipe))
     pipe.sampler = pipe.sampler.override(
         steps=args.steps,
         guidance=args.guidance,

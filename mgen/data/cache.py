@@ -67,7 +67,10 @@ def write_cache(
     """
     out = Path(out)
     count = len(dataset)
-    stored = check_choice("dtype", dtype, STORED) if tokenizer.spec.kind == "vector" else ""
+    check_choice("dtype", dtype, STORED)
+    stored = dtype if tokenizer.spec.kind == "vector" else ""
+    if not stored and dtype != "fp32":
+        raise MgenError(f"dtype {dtype} is for the moments of a KL tokenizer: ids are whole numbers")
     index = {
         "version": CACHE_VERSION,
         "fingerprint": tokenizer_fingerprint(tokenizer),

@@ -44,6 +44,8 @@ class ChainSettings:
         check_choice("head.chain", self.chain, CHAINS)
         if not isinstance(self.steps, int) or isinstance(self.steps, bool) or self.steps < 1:
             raise MgenError(f"head.steps is {self.steps!r}: a whole number of at least 1 is needed")
+        if self.steps == 1 and self.chain != "ancestral":
+            raise MgenError(f"head.steps is 1: the chain {self.chain!r} needs at least 2")
         if self.clip is not None and not 0 < self.clip < math.inf:
             raise MgenError(f"head.clip is {self.clip}: a positive bound of |x0| is needed, or null for none")
         if not 0 <= self.eta <= 1 or (self.eta and self.chain != "ddim"):

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from mgen.heads.chains import Chain, ChainSettings, Tables, cosine_betas
 
 # Rows of one matrix product for the modulations: enough to be bound by arithmetic, few enough to stay near the cache.
-MODULATION_ROWS = 512
+MODULATION_ROWS = 1024
+TABLES = ("signal", "noise", "recip", "recipm1", "coef1", "coef2", "log_low", "log_high")
 
 
 class TimeEmbedding(nn.Module):
@@ -86,6 +87,7 @@ class DiffusionHead(nn.Module):
         self.out_adaln = nn.Linear(width, 2 * width)
         self.out = nn.Linear(width, 2 * channels)
         self.tables = Tables(cosine_betas(train_steps))
+        self._tables: Tensor | None = None  # those of the loss, in fp32 on the device it runs on
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -137,10 +139,10 @@ class DiffusionHead(nn.Module):
 
         The variational term is in bits per number, with ε detached: it trains the variance alone (arXiv 2102.09672, §3.1).
         """
-        device, dtype = target.device, torch.float32
-        names = ("signal", "noise", "recip", "recipm1", "coef1", "coef2", "log_low", "log_high")
-        tables = torch.stack([torch.from_numpy(getattr(self.tables, n)) for n in names]).to(device, dtype)
-        at = dict(zip(names, tables[:, t].unsqueeze(-1)))  # (…, 1) each
+        if self._tables is None or self._tables.device != target.device:
+            stacked = torch.stack([torch.from_numpy(getattr(self.tables, name)) for name in TABLES])
+            self._tables = stacked.to(target.device, torch.float32)  # (8, steps), moved once
+        at = dict(zip(TABLES, self._tables[:, t].unsqueeze(-1)))  # (…, 1) each
         x = at["signal"] * target + at["noise"] * noise
         eps, v = self(x, t, z).float().chunk(2, dim=-1)
         mse = (noise - eps).square().mean(-1)

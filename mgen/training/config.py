@@ -180,6 +180,11 @@ def train_config(data: dict[str, Any]) -> TrainConfig:
             value = getattr(value, part, None)
         if value is not None and not low <= value <= high:
             raise MgenError(f"'{name}' is {value}: allowed are {low} … {high if high < math.inf else 'any more'}")
+    mask = getattr(config.objective, "mask", None)
+    if mask is not None and not mask.low < mask.high:
+        raise MgenError(
+            f"'objective.mask.low' is {mask.low}, 'objective.mask.high' {mask.high}: low must lie below high"
+        )
     return config
 
 

@@ -9,6 +9,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from mgen.errors import MgenError
 from mgen.training.config import MaskConfig
 
 
@@ -32,6 +33,11 @@ def mask_fraction_from_uniform(uniform: Tensor, config: MaskConfig) -> Tensor:
             r = torch.from_numpy(stats.truncnorm.ppf(u.numpy(), a, b, loc=config.mean, scale=config.std))
         case _:
             r = u
+    if not torch.isfinite(r).all():
+        raise MgenError(
+            f"objective.mask: {config.distribution} with mean {config.mean}, std {config.std}, alpha {config.alpha}, beta "
+            f"{config.beta} on {config.low} … {config.high} gives no numbers: low must lie below high"
+        )
     return r
 
 

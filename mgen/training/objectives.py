@@ -92,7 +92,9 @@ class GeneratorObjective(Objective):
 
     def draw(self, count: int, rng: torch.Generator) -> dict[str, Tensor]:
         draws = super().draw(count, rng)
-        one = self.config.mask.per == "batch"
+        one = (
+            self.config.mask.per == "batch" and self.training
+        )  # validation must not depend on how it is cut into batches
         fraction = mask_fraction_from_uniform(torch.rand(1 if one else count, generator=rng), self.config.mask)
         uniform = torch.rand(count, self.model.spec.length, generator=rng)
         draws["known"] = known_from_uniform(fraction, uniform, self.config.mask.rounding)

@@ -100,8 +100,16 @@ class Task:
         elif task != "generator":
             raise MgenError(f"task {task!r} trains on images: data.kind=cache holds tokens only")
         if task == "generator":
-            if hasattr(data, "spec") and data.name == "tokens":
+            if hasattr(data, "spec") and (data.name == "tokens" or model.spec.kind != "vector"):
                 data.spec.require(model.spec, by=type(model).__name__)
+            elif hasattr(data, "spec"):
+                _, h, w = self.tokenizer.noise_shape()
+                stored = tuple(batch["moments"].shape[-2:])
+                if stored != (h, w):
+                    raise MgenError(
+                        f"{self.config.data.path} holds moments of {stored[0]}×{stored[1]} places, the tokenizer of this run makes "
+                        f"{h}×{w}: write the cache with the tokenizer's own image size"
+                    )
             if data.num_classes > model.config.num_classes:
                 raise MgenError(
                     f"the data has {data.num_classes} classes, model.num_classes is {model.config.num_classes}"

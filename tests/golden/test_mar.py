@@ -3,6 +3,7 @@
 import json
 import re
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,6 @@ from mgen.checkpoints import convert
 from mgen.checkpoints.convert import Conversion
 from mgen.checkpoints.mar import sampler_settings
 from mgen.generators import MAR
-from mgen.generators.mar import _count
 from mgen.heads.chains import Chain, ChainSettings, Tables, cosine_betas, kept_timesteps
 from mgen.samplers import Noise, ParallelSampler, per_step, remaining_counts
 from mgen.tokenizers.kl import patchify, unpatchify
@@ -38,6 +38,7 @@ def conversion(case: Case) -> Conversion:
         scale=c["vae_scale_factor"],
         attn_dropout=c["attn_dropout"],
         dropout=c["proj_dropout"],
+        mlp_ratio=c["mlp_ratio"],
     )
 
 
@@ -47,8 +48,9 @@ def model(case: Case) -> MAR:
     return net
 
 
-def relative(case: Case, name: str, scale: float = 1e-5) -> float:
-    return scale * max(1.0, case.outputs[name].abs().max().item())
+def relative(case: Case, name: str, least: float = 0.0) -> float:
+    """The sets' suggestion, 1e-5 of the largest value but not below 1e-5, or `least` where that is more."""
+    return max(least, 1e-5 * max(1.0, case.outputs[name].abs().max().item()))
 
 
 def labels(case: Case, net: MAR, count: int) -> Tensor:
@@ -70,15 +72,15 @@ def forward(case: Case) -> None:
     tokens = case.inputs.get("tokens", torch.zeros(b, net.spec.length, net.spec.channels))
     known = case.inputs["mask"] == 0 if "mask" in case.inputs else torch.zeros(tokens.shape[:2], dtype=torch.bool)
     features, places, readable = net.encode(tokens, known, labels(case, net, b))
-    case.check("encoder_out", features, atol=TRUNK)
-    case.check("z", net.decode(features, places, readable), atol=TRUNK)
+    case.check("encoder_out", features, atol=relative(case, "encoder_out", TRUNK))
+    case.check("z", net.decode(features, places, readable), atol=relative(case, "z", TRUNK))
 
 
 @torch.inference_mode()
 def head(case: Case) -> None:
     net, i = model(case).head, case.inputs
-    case.check("out", net(i["x"], i["t"], i["c"]), atol=HEAD)
-    case.check("time_embed", net.time(i["t"]), atol=9.3e-5)
+    case.check("out", net(i["x"], i["t"], i["c"]), atol=relative(case, "out", HEAD))
+    case.check("time_embed", net.time(i["t"]), atol=relative(case, "time_embed", 9.3e-5))
 
 
 @torch.inference_mode()
@@ -98,9 +100,9 @@ def head_loss(case: Case) -> None:
     tables = net.tables
     signal, noise = (torch.from_numpy(table)[i["t"]].float().unsqueeze(-1) for table in (tables.signal, tables.noise))
     case.check("x_t", signal * i["target"] + noise * i["noise"], atol=2e-6)
-    case.check("loss", loss, atol=ROWS)
-    case.check("mse", mse, atol=1.3e-5)
-    case.check("vb", loss - mse, atol=ROWS)
+    case.check("loss", loss, atol=relative(case, "loss", ROWS))
+    case.check("mse", mse, atol=relative(case, "mse", 1.3e-5))
+    case.check("vb", loss - mse, atol=relative(case, "vb", ROWS))
 
 
 @torch.inference_mode()
@@ -127,7 +129,9 @@ def train(case: Case) -> None:
     assert isinstance(net, MAR)
     tokens = patchify(i["latents"], c["patch_size"])
     b, length, channels = tokens.shape
-    fraction = i["mask_ratio"].double().view(1)
+    fraction = torch.tensor(
+        [round(i["mask_ratio"].item(), 7)], dtype=torch.float64
+    )  # stored in fp32: 0.8 is not 0.80000001
     known = known_from_uniform(fraction, i["orders"].float(), "ceil")
     if "mask" in case.outputs:
         case.check("mask", (~known).float())
@@ -139,8 +143,10 @@ def train(case: Case) -> None:
     noise = i["noise"].view(copies, b, length, channels).transpose(0, 1)
     published = net(tokens, label, known, t=t, noise=noise, head_tokens="all")[0].mean()
     loss = net(tokens, label, known, t=t, noise=noise)[0].mean()
-    assert (loss - published).abs() < 1e-6  # the published detour over visible tokens changes nothing
-    case.check("loss", loss.detach(), atol=2e-6)
+    assert torch.isclose(
+        loss, published, rtol=1e-6, atol=1e-6
+    )  # the published detour over visible tokens changes nothing
+    case.check("loss", loss.detach(), atol=2e-6, rtol=2e-6)
     loss.backward()
     parameters = dict(net.named_parameters())
     norms = []
@@ -149,14 +155,16 @@ def train(case: Case) -> None:
         key = f"grad/{official}"
         if key in case.outputs:
             assert grad is not None
-            case.check(key, grad.view(case.outputs[key].shape), atol=GRADIENT)
+            case.check(
+                key, grad.view(case.outputs[key].shape), atol=max(GRADIENT, 1e-5 * case.outputs[key].abs().max().item())
+            )
         norms.append(torch.tensor(0.0) if grad is None else grad.norm())
     # A parameter outside the graph has no gradient there (-1); ours is always in the graph, with a gradient of zero.
     expected = case.outputs["grad_norm_per_param"]
     got = torch.stack(norms)
     assert (got[expected < 0] == 0).all()
-    case.check("grad_norm_per_param", torch.where(expected < 0, expected, got), atol=2e-6)
-    case.check("grad_norm_total", got.norm(), atol=2e-6)
+    case.check("grad_norm_per_param", torch.where(expected < 0, expected, got), atol=2e-6, rtol=2e-6)
+    case.check("grad_norm_total", got.norm(), atol=2e-6, rtol=2e-6)
 
 
 def run(case: Case, settings: dict[str, Any], noise: Noise) -> None:
@@ -191,9 +199,10 @@ def run(case: Case, settings: dict[str, Any], noise: Noise) -> None:
     if "tokens_after_call" in outputs:
         case.check("tokens_after_call", torch.stack(states), atol=relative(case, "tokens_after_call"), rtol=1e-4)
     if "z_at_position" in outputs:
-        case.check("z_at_position", placed[: len(outputs["z_at_position"])], atol=TRUNK * 2)
+        expected = outputs["z_at_position"]
+        case.check("z_at_position", placed[: len(expected)], atol=relative(case, "z_at_position", TRUNK * 2))
     if "cfg_per_call" in outputs:
-        case.check("cfg_per_call", torch.tensor(sampler.values("guidance", net.spec.length)), atol=2e-6)
+        case.check("cfg_per_call", torch.tensor(sampler.values("guidance", net.spec.length)), atol=2e-6, rtol=1e-6)
     if "diffusion_steps_per_call" in outputs:
         steps = ChainSettings.of(settings["head"]).steps
         case.check("diffusion_steps_per_call", torch.full_like(outputs["diffusion_steps_per_call"], steps))
@@ -220,8 +229,8 @@ def sample_seeded(case: Case) -> None:
     """The official run without injected noise: its order of draws, replayed into tables by position."""
     own = dict(case.config["seeded_case"])
     seed = own.pop("seed")
-    settings = sampler_settings(num_sampling_steps=case.config["num_sampling_steps"], **own)
-    net, b = model(case), len(case.inputs["labels"])
+    settings = sampler_settings(**{"num_sampling_steps": case.config["num_sampling_steps"], **own})
+    net, b = model(case), len(case.outputs["latents"])
     length, channels, steps = net.spec.length, net.spec.channels, settings["head"]["steps"]
     np.random.seed(seed)
     rng = torch.Generator().manual_seed(seed)
@@ -233,7 +242,7 @@ def sample_seeded(case: Case) -> None:
         n = int(here.sum())
         chain[0][here] = torch.randn(n, channels, generator=rng)
         for j in range(steps):
-            rows = 2 * n if own["cfg"] != 1.0 else n
+            rows = 2 * n if own.get("cfg", 1.0) != 1.0 else n
             chain[j + 1][here] = torch.randn(rows, channels, generator=rng)[:n]
     run(case, settings, Noise(order=orders.argsort(1).float(), chain=chain[:-1]))
 
@@ -271,7 +280,7 @@ def schedule(case: Case) -> None:
         m = re.fullmatch(r"L(\d+)_iter(\d+)_cfg([\d.]+)_(cfg|tokens)", name)
         assert m, f"schedule tensor {name} is of no known form"
         length, steps, cfg = int(m[1]), int(m[2]), float(m[3])
-        left = remaining_counts("cosine", steps=steps, unknown=length, length=length)
+        left = remaining_counts("cosine", steps=steps, unknown=length, length=length, precision="mar")
         if m[4] == "tokens":
             case.check(name, torch.tensor([length, *left]).diff().neg())
         else:
@@ -280,17 +289,32 @@ def schedule(case: Case) -> None:
             case.check(name, torch.tensor(values), atol=2e-6 * float(expected.abs().max()))
 
 
+TABLES: dict[str, Callable[[Tables], np.ndarray]] = {
+    "alphas_cumprod": lambda t: t.alpha_bar,
+    "alphas_cumprod_prev": lambda t: np.append(1.0, t.alpha_bar[:-1]),
+    "alphas_cumprod_next": lambda t: np.append(t.alpha_bar[1:], 0.0),
+    "betas": lambda t: t.betas,
+    "log_one_minus_alphas_cumprod": lambda t: np.log(1 - t.alpha_bar),
+    "posterior_log_variance_clipped": lambda t: t.log_low,
+    "posterior_mean_coef1": lambda t: t.coef1,
+    "posterior_mean_coef2": lambda t: t.coef2,
+    "posterior_variance": lambda t: np.append(0.0, np.exp(t.log_low[1:])),
+    "sqrt_alphas_cumprod": lambda t: t.signal,
+    "sqrt_one_minus_alphas_cumprod": lambda t: t.noise,
+    "sqrt_recip_alphas_cumprod": lambda t: t.recip,
+    "sqrt_recipm1_alphas_cumprod": lambda t: t.recipm1,
+}
+
+
 def diffusion_tables(case: Case) -> None:
-    ours = {"alphas_cumprod": "alpha_bar", "betas": "betas", "posterior_log_variance_clipped": "log_low"}
-    ours |= {"posterior_mean_coef1": "coef1", "posterior_mean_coef2": "coef2", "posterior_variance": "log_low"}
-    ours |= {"sqrt_recip_alphas_cumprod": "recip", "sqrt_recipm1_alphas_cumprod": "recipm1"}
     for name, expected in case.outputs.items():
         kind, count = name.rsplit("_", 1)
         kept = kept_timesteps(int(count))
         if kind == "timesteps":
             case.check(name, torch.tensor(kept))
             continue
-        table = getattr(Tables(cosine_betas()).respace(kept), ours[kind])
+        assert kind in TABLES, f"table {name} is of no known kind"
+        table = TABLES[kind](Tables(cosine_betas()).respace(kept))
         case.check(name, torch.from_numpy(table), rtol=1e-6, atol=1e-7 if expected.abs().max() < 100 else 0)
 
 
@@ -332,7 +356,7 @@ def test_published_sizes_have_the_official_keys() -> None:
     for name, shapes in json.loads((harness.root() / "mar" / "official_keys.json").read_text()).items():
         state = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
         with torch.device("meta"):
-            net = MAR(**{"scale": 0.2325, **mar.config(state)})
+            net = MAR(**mar.config(state))
         assert {k: tuple(v.shape) for k, v in mar.rename(state).state.items()} == {
             k: tuple(v.shape) for k, v in net.state_dict().items()
         }
@@ -376,4 +400,3 @@ def test_mar_base_full_size() -> None:
     assert (net.head(i["head_x"], i["head_t"], c) - out["head_out"]).abs().max() < 6e-5
     loss, _ = net.head.loss(c, i["head_target"], t=i["head_t"], noise=i["head_noise"])
     assert torch.allclose(loss, out["head_loss"], atol=2e-4, rtol=1e-5)
-    assert _count(known)[0] == int(known.sum())
