@@ -5,6 +5,7 @@ Image i of a run always gets the same draws, whatever the batch size, the number
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ class Noise:
     chain: Tensor | None = None
 
     def to(self, device: torch.device | str) -> "Noise":
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         return Noise(**{name: v if v is None else v.to(device) for name, v in values.items()})
 
     def at(self, step: int, positions: Tensor) -> Tensor:

@@ -112,7 +112,8 @@ def test_cache_holds_moments_and_the_posterior_is_sampled_from_them(tmp_path: Pa
         TokenCache(tmp_path / "c", fingerprint=tokenizer_fingerprint(tiny_kl(seed=5)))
 
 
-def test_a_kl_tokenizer_trains_and_measures_its_scale(tmp_path: Path) -> None:
+@pytest.mark.parametrize("adversarial", [0.0, 0.1])
+def test_a_kl_tokenizer_trains_and_measures_its_scale(tmp_path: Path, adversarial: float) -> None:
     idx = write_idx(tmp_path / "idx")
     config = {
         "task": "tokenizer",
@@ -121,15 +122,16 @@ def test_a_kl_tokenizer_trains_and_measures_its_scale(tmp_path: Path) -> None:
         "batch_size": 16,
         "model": {"class": "KLTokenizer", **KL, "scale": None},
         "data": {"kind": "fmnist", "path": str(idx)},
-        "objective": {"l2": 4.0, "kl": 1e-3},
+        "objective": {"l2": 4.0, "kl": 1e-3, "adversarial": adversarial, "discriminator_channels": 8},
         "optim": {"lr": 3e-3, "clip": 1.0},
         "ema": None,
         "log": {"every": 1, "checkpoint_every": 10, "tensorboard": False},
     }
     train(train_config(config))
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    losses = [line["loss"] for line in lines if "loss" in line]
-    assert losses[-1] < 0.6 * losses[0] and "kl" in lines[0] and "posterior_std" in lines[0]
+    pixels = [line["l2"] for line in lines if "l2" in line]
+    assert pixels[-1] < 0.6 * pixels[0] and "kl" in lines[0] and "posterior_std" in lines[0]
+    assert ("discriminator" in lines[0]) == (adversarial > 0)
     net = KLTokenizer.from_pretrained(tmp_path / "run" / "model")
     data = FashionMNIST(root=idx)
     expected = estimate_scale(net, [data.__getitems__(range(96))["image"]])

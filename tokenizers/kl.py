@@ -74,8 +74,8 @@ class KLTokenizer(Model):
             scale=None,
         ),
     }
-    # What does not change the moments of an image, so that a cache of moments survives it.
-    FREE = ("image_size", "patch", "scale", "shift")
+    # What does not change the moments of an image, so that a cache of moments survives it; the last two show in the weights.
+    FREE = ("image_size", "patch", "scale", "shift", "stem", "z_channels")
 
     @register_to_config
     def __init__(

@@ -34,7 +34,7 @@ def run(function: object, argv: Sequence[str] | None = None) -> int:
 
     from mgen.errors import MgenError
 
-    def one_line(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: object) -> None:
+    def one_line(message: Warning | str, *_: object, **__: object) -> None:
         print(f"mgen: warning: {' '.join(str(message).split())}", file=sys.stderr)
 
     try:
