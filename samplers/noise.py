@@ -32,7 +32,8 @@ class Noise:
 
     def to(self, device: torch.device | str) -> "Noise":
         values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Noise(**{name: v if v is None else v.to(device) for name, v in values.items()})
+        moved: dict[str, Any] = {name: None if v is None else v.to(device) for name, v in values.items()}
+        return Noise(**moved)
 
     def at(self, step: int, positions: Tensor) -> Tensor:
         """What the head draws with at decoding step `step` and positions (B, M): (B, M), (B, M, V) or (draws, B, M, C)."""
