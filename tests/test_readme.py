@@ -9,14 +9,15 @@ ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_python_example_runs(capsys) -> None:
-    code = re.search(r"```python\n(.*?)```", TEXT, re.S)
-    assert code is not None
+def test_python_examples_run(capsys) -> None:
+    first, second = re.findall(r"```python\n(.*?)```", TEXT, re.S)
     names: dict = {}
-    exec(code[1], names)
+    exec(first, names)
     assert len(names["images"]) == 2 and names["image"].shape == (2, 1, 32, 32)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 12 and lines[-1] == "11 [64, 64] of 64 tokens known"
+    exec(second, names)
+    assert len(names["images"]) == 2 and names["pipe"].generator.spec.kind == "vector"
 
 
 def test_commands_and_files_exist() -> None:

@@ -2,7 +2,8 @@
 
     python tools/chain_table.py --model fmnist-mar --num-images 500 --jobs 2 --out docs/chains
 
-Every cell draws the same seeds and is measured against Fashion-MNIST's training images in features of fmnist-cnn. Cells that
+Every cell draws the same seeds, at the model's guidance and, for the ancestral chain, its temperature,
+and is measured against Fashion-MNIST's training images in features of fmnist-cnn. Cells that
 are there already (OUT.json) are kept, so an interrupted run goes on. Seconds are wall seconds per image of one job on one thread,
 drawing in batches of 100, with `--jobs` of them running side by side.
 """
@@ -33,7 +34,8 @@ def cell(task: tuple[str, int, str, int, int]) -> tuple[str, dict[str, Any]]:
     model, count, chain, head_steps, steps = task
     torch.set_num_threads(1)
     pipe = load(model).optimize()
-    pipe.sampler = pipe.sampler.override(steps=steps, chain=chain, head_steps=head_steps)
+    quiet = {} if chain == "ancestral" else {"temperature": 1.0}  # there is no noise that it could scale
+    pipe.sampler = pipe.sampler.override(steps=steps, chain=chain, head_steps=head_steps, **quiet)
     extractor, judge = make_extractor("fmnist-cnn"), make_extractor("fmnist-judge")
     batch = min(100, count)
     pipe(list(range(10)), seed=1, progress=False)  # warm

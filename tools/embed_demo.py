@@ -26,15 +26,18 @@ from mgen.files import atomic_folder, read_json, write_json
 from mgen.pipeline import MaskedPipeline, load, load_tokenizer
 from mgen.samplers import ParallelSampler
 
-# What each demo is, and the training runs whose settings and logs go with it; the last is the generator's.
+# What each demo is, the training runs whose settings and logs go with it (the last is the generator's), and the larger number of
+# samples to measure.
 DEMOS = {
     "fmnist-maskgit": (
         "MaskGIT on 8×8 FSQ tokens of Fashion-MNIST, 32×32 grey, 10 classes",
         ("fmnist-vqgan", "fmnist-vqgan-decoder", "fmnist-maskgit"),
+        2000,
     ),
     "fmnist-mar": (
         "MAR on 8×8 KL tokens of 4 numbers, of Fashion-MNIST, 32×32 grey, 10 classes",
         ("fmnist-kl", "fmnist-mar"),
+        1000,
     ),
 }
 
@@ -50,8 +53,8 @@ def main() -> None:
     parser.add_argument(
         "overrides", nargs="*", metavar="sampler.key=value", help="settings other than the trained ones"
     )
-    args = parser.parse_args()
-    runs, (about, trained) = Path(args.logs), DEMOS[args.name]
+    args = parser.parse_intermixed_args()
+    runs, (about, trained, most) = Path(args.logs), DEMOS[args.name]
     embed_classifiers(args, runs)
     pipe = load(args.generator)
     own = {key: value for key, value in pipe.sampler.config.items() if not key.startswith("_")}
@@ -76,7 +79,7 @@ def main() -> None:
         "test_images": ["fmnist", "--split", "test"],
         "reconstructions_test": ["fmnist", "--split", "test", "--reconstruction", args.name],
         "samples_500": [args.name, "--num-images", "500"],
-        "samples_2000": [args.name, "--num-images", "2000"],
+        f"samples_{most}": [args.name, "--num-images", str(most)],
     }
     for name, arguments in evaluations.items():
         outcome = evaluate(arguments)
