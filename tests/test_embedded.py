@@ -45,15 +45,16 @@ def test_stated_figures_meet_the_aims(name: str) -> None:
     assert json.loads((embedded("fmnist-cnn") / "measured.json").read_text())["test_accuracy"] >= 0.925
 
 
-def test_five_hundred_samples_are_as_good_as_measured(demo: tuple[str, mgen.MaskedPipeline]) -> None:
+def test_samples_are_as_good_as_measured(demo: tuple[str, mgen.MaskedPipeline]) -> None:
     name, pipe = demo
     extractor, judge = make_extractor("fmnist-cnn"), make_extractor("fmnist-judge")
-    source = from_model(pipe, name="demo", count=500, batch_size=100, seed=0, steps=None, guidance=None, dtype="fp32")
+    count = 200 if name == "fmnist-mar" else 500  # its chains of 100 steps take their time
+    source = from_model(pipe, name="demo", count=count, batch_size=100, seed=0, steps=None, guidance=None, dtype="fp32")
     reference = load_statistics(builtin_file("fmnist-train"), extractor)
     metrics = result(measure(source, extractor, judge=judge), source, extractor, reference=reference, judge=judge)[
         "metrics"
     ]
-    stated = json.loads((embedded(name) / "measured.json").read_text())["samples_500"]
+    stated = json.loads((embedded(name) / "measured.json").read_text())[f"samples_{count}"]
     assert metrics["class accuracy (fmnist-judge)"] == pytest.approx(stated["class accuracy (fmnist-judge)"], abs=0.02)
     assert metrics["class accuracy (fmnist-judge)"] >= 0.9
     distance = "Fréchet distance (fmnist-cnn)"
