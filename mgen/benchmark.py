@@ -109,7 +109,7 @@ class TimedHead:
         if hasattr(head, "logits"):
             self._logits = clock.wrap("head", head.logits)
         else:
-            self.plan = clock.wrap("head", head.plan)
+            self.plan, self.tables = clock.wrap("head", head.plan), head.tables
             self.sample = clock.wrap("head", head.sample)  # type: ignore[method-assign]
 
     def sample(self, *args: Any, **kwargs: Any) -> Any:

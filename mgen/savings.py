@@ -31,7 +31,7 @@ class PlainHead:
         self, head: DiffusionHead, *, time_once: bool = False, cond_once: bool = False, one_state: bool = False
     ) -> None:
         self.head, self.time_once, self.cond_once, self.one_state = head, time_once, cond_once, one_state
-        self.plan = head.plan
+        self.plan, self.tables = head.plan, head.tables
 
     def sample(
         self, z: Tensor, *, noise: Tensor, plan: Plan, temperature: float = 1.0, guidance: float | None = None
@@ -77,11 +77,20 @@ def look_up_by_nonzero(positions: Tensor, length: int) -> tuple[Tensor, ...]:
     return wanted.scatter_(1, positions, True).nonzero(as_tuple=True)
 
 
+@torch.no_grad()
 def spread(generator: Any) -> None:
-    """Give the head's zero weights values, so that its answers are of order 1 and depend on the context."""
-    for name, module in generator.head.named_modules():
+    """Give a new head weights under which draws depend on the context and neither explode nor all end at a bound.
+
+    ε points along x with the length of a Gaussian vector, which is what an almost pure noise calls for; to this the
+    modulations add what depends on time and context.
+    """
+    head: DiffusionHead = generator.head
+    for module in head.modules():
         if isinstance(module, nn.Linear) and not module.weight.any():
-            nn.init.normal_(module.weight, std=(0.3 if "adaln" in name else 1.0) * module.in_features**-0.5)
+            nn.init.normal_(module.weight, std=0.1 * module.in_features**-0.5)
+    along = head.input.weight.T  # (C, W); LN(input(x)) is input(x) over its root mean square
+    root_mean_square = along.square().mean().sqrt()
+    head.out.weight[: head.channels] += along * (head.channels**0.5 / (along.shape[1] * root_mean_square))
 
 
 @dataclass

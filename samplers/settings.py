@@ -7,7 +7,7 @@ from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
 
 from mgen.errors import MgenError, check_choice
-from mgen.heads.chains import ChainSettings
+from mgen.heads.chains import Chain, ChainSettings
 from mgen.modeling import check_keys, constructor_keys
 from mgen.samplers.noise import Noise, draw_noise
 from mgen.samplers.order import Order, check_order
@@ -124,7 +124,7 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
             )
         if c.steps > spec.length:
             raise MgenError(f"steps is {c.steps}, this model has {spec.length} tokens: at most one step per token")
-        chain = generator.head.plan(c.head or {}).chain.settings
+        chain = Chain(ChainSettings.of(c.head or {}), generator.head.tables).settings  # raises for too many steps
         if chain.draws == 1 and chain.steps > 1 and any(t != 1 for t in self.values("temperature", spec.length)):
             raise MgenError(
                 f"temperature {c.temperature} scales noise that the chain {chain.chain!r} does not add: use temperature 1 (or "

@@ -13,6 +13,8 @@ Notation: B batch, L image tokens of C numbers, V visible ones, M asked position
 | fmnist (embedded demo, 32 px) | 192 | 3 + 3 | 6 | 3 × 192 | 3.5 M |
 """
 
+from typing import Any
+
 import torch
 from diffusers import ModelMixin  # noqa: F401  (diffusers looks the base class up in this namespace)
 from diffusers.configuration_utils import register_to_config
@@ -24,6 +26,16 @@ from mgen.layers import PreNormBlock
 from mgen.layers.attention import gather_rows
 from mgen.modeling import public
 from mgen.tokens import TokenSpec
+
+
+def _size(*, dim: int, depth: int, heads: int, head_depth: int, head_width: int) -> dict[str, Any]:
+    """Arguments of a model whose encoder and decoder are alike."""
+    halves = {
+        f"{part}_{name}": v
+        for part in ("encoder", "decoder")
+        for name, v in (("dim", dim), ("depth", depth), ("heads", heads))
+    }
+    return {**halves, "head_depth": head_depth, "head_width": head_width}
 
 
 @public
@@ -41,44 +53,11 @@ class MAR(Generator):
     """
 
     SIZES = {
-        "B": dict(),
-        "L": dict(
-            encoder_dim=1024,
-            encoder_depth=16,
-            encoder_heads=16,
-            decoder_dim=1024,
-            decoder_depth=16,
-            decoder_heads=16,
-            head_width=1280,
-            head_depth=8,
-        ),
-        "H": dict(
-            encoder_dim=1280,
-            encoder_depth=20,
-            encoder_heads=16,
-            decoder_dim=1280,
-            decoder_depth=20,
-            decoder_heads=16,
-            head_width=1536,
-            head_depth=12,
-        ),
-        "fmnist": dict(
-            side=8,
-            channels=4,
-            scale=None,
-            encoder_dim=192,
-            encoder_depth=3,
-            encoder_heads=6,
-            decoder_dim=192,
-            decoder_depth=3,
-            decoder_heads=6,
-            buffer=4,
-            head_width=192,
-            head_depth=3,
-            num_classes=10,
-            attn_dropout=0.0,
-            dropout=0.0,
-        ),
+        "B": _size(dim=768, depth=12, heads=12, head_depth=6, head_width=1024),
+        "L": _size(dim=1024, depth=16, heads=16, head_depth=8, head_width=1280),
+        "H": _size(dim=1280, depth=20, heads=16, head_depth=12, head_width=1536),
+        "fmnist": _size(dim=192, depth=3, heads=6, head_depth=3, head_width=192)
+        | dict(side=8, channels=4, scale=None, buffer=4, num_classes=10, attn_dropout=0.0, dropout=0.0),
     }
 
     @register_to_config

@@ -74,8 +74,6 @@ def cosine_betas(steps: int = 1000) -> np.ndarray:
 
 def kept_timesteps(count: int, of: int = 1000) -> list[int]:
     """The `count` timesteps of a respaced chain, ascending, first and last included; Python's rounding, as published."""
-    if count > of:
-        raise MgenError(f"head.steps is {count}: the head was trained with {of} steps, so at most {of}")
     if count == 1:
         return [0]
     stride, place, kept = (of - 1) / (count - 1), 0.0, []
@@ -91,10 +89,6 @@ def snr_timesteps(count: int, tables: "Tables") -> list[int]:
     The cosine schedule's last λ are far apart (−9.9 at the top), where a second-order step means nothing and errors are
     magnified 20,000 times: they are left out, as diffusers advises for this schedule (its lambda_min_clipped = −5.1).
     """
-    if count > len(tables.betas):
-        raise MgenError(
-            f"head.steps is {count}: the head was trained with {len(tables.betas)} steps, so at most that many"
-        )
     snr = np.log(tables.signal / tables.noise)
     goals = np.linspace(snr[0], max(snr[-1], -5.1), count)
     kept = {int(np.abs(snr - goal).argmin()) for goal in goals}
@@ -135,10 +129,15 @@ class Chain:
     """A reverse chain; step j = 0 … N − 1 from the noisiest. `timesteps[j]` is where the network is asked."""
 
     def __init__(self, settings: ChainSettings, tables: Tables) -> None:
+        most = len(tables.betas)
+        if settings.steps > most:
+            raise MgenError(
+                f"head.steps is {settings.steps}: the head was trained with {most} steps, so at most {most}"
+            )
         if settings.chain == "dpm-solver++":
             kept = snr_timesteps(settings.steps, tables)
         else:
-            kept = kept_timesteps(settings.steps, len(tables.betas))
+            kept = kept_timesteps(settings.steps, most)
         self.settings, self.tables = settings, tables.respace(kept)
         self.timesteps = kept[::-1]
         self.scheduler = _scheduler(settings, self.tables)

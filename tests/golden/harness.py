@@ -6,11 +6,13 @@ The sets lie in tests/golden/sets, or in the folder MGEN_GOLDEN names.
 import json
 import os
 import re
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -45,6 +47,11 @@ class Case:
         """The number that `pattern` finds in the case's name."""
         found = re.search(pattern, self.name)
         return int(found[1]) if found else None
+
+    def near(self, name: str, least: float, share: float = 5e-6) -> float:
+        """Tolerance of out/<name>: `least`, ten times the reference's own error in the public set, or `share` of the largest
+        value where another set has larger ones (complete runs: 1e-5, as the sets suggest)."""
+        return max(least, share * self.outputs[name].abs().max().item())
 
     def check(self, name: str, got: Tensor, *, atol: float = 0.0, rtol: float = 0.0) -> None:
         """Compare with out/<name>: integers exactly, floats within atol + rtol·|expected|."""
@@ -109,3 +116,9 @@ def gradients(module: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
     for name, parameter in module.named_parameters():
         if parameter.grad is not None:
             yield name, parameter.grad
+
+
+def recipe_draw(key: str, shape: list[int], salt: int) -> Tensor:
+    """The standard normal numbers of a full-size check, made from a weight's name as the sets' READMEs say."""
+    x = np.random.RandomState((zlib.crc32(key.encode()) + salt) % 2**32).standard_normal(int(np.prod(shape)))
+    return torch.from_numpy(x.astype(np.float32)).reshape(shape)

@@ -1,7 +1,6 @@
 """The KL autoencoder of MAR in its official keys: moments, posterior, decoding, and the full-size network."""
 
 import json
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +17,6 @@ from tests.golden.harness import Case
 
 # Ten times the stated fp32–fp64 difference of the reference (2.4e-6 encoding, 1.7e-6 decoding).
 MOMENTS, IMAGE = 2.4e-5, 1.7e-5
-
-
-def near(case: Case, name: str, least: float) -> float:
-    """The sets' suggestion, 1e-5 of the largest value, or `least` where that is more."""
-    return max(least, 1e-5 * case.outputs[name].abs().max().item())
 
 
 def model(case: Case) -> KLTokenizer:
@@ -42,31 +36,31 @@ def encode(case: Case) -> None:
     moments = net.moments(x)
     posterior = net.posterior(moments)
     sample = posterior.mean + posterior.std * noise
-    case.check("encoder_h", net.vae.encoder(x), atol=near(case, "encoder_h", MOMENTS))
-    case.check("moments", moments, atol=near(case, "moments", MOMENTS))
-    case.check("moments_flip", net.moments(x.flip(-1)), atol=near(case, "moments_flip", MOMENTS))
+    case.check("encoder_h", net.vae.encoder(x), atol=case.near("encoder_h", MOMENTS))
+    case.check("moments", moments, atol=case.near("moments", MOMENTS))
+    case.check("moments_flip", net.moments(x.flip(-1)), atol=case.near("moments_flip", MOMENTS))
     for name in ("mean", "logvar", "std"):
-        case.check(name, getattr(posterior, name), atol=near(case, name, MOMENTS))
-    case.check("mode", posterior.mode(), atol=near(case, "mode", MOMENTS))
-    case.check("kl", posterior.kl(), atol=near(case, "kl", 1.1e-4))
-    case.check("sample", sample, atol=near(case, "sample", MOMENTS))
+        case.check(name, getattr(posterior, name), atol=case.near(name, MOMENTS))
+    case.check("mode", posterior.mode(), atol=case.near("mode", MOMENTS))
+    case.check("kl", posterior.kl(), atol=case.near("kl", 1.1e-4))
+    case.check("sample", sample, atol=case.near("sample", MOMENTS))
     scaled = net.encode(x, noise=noise)  # tokens, row by row
     shape = case.outputs["latents_scaled"].shape
-    case.check("latents_scaled", scaled.transpose(1, 2).reshape(shape), atol=near(case, "latents_scaled", 4e-6))
+    case.check("latents_scaled", scaled.transpose(1, 2).reshape(shape), atol=case.near("latents_scaled", 4e-6))
 
 
 @torch.inference_mode()
 def decode(case: Case) -> None:
     net, z = model(case), case.inputs["z"]
-    case.check("after_post_quant", net.vae.post_quant_conv(z), atol=near(case, "after_post_quant", 7.2e-6))
-    case.check("image", net.decode_latents(z), atol=near(case, "image", IMAGE))
+    case.check("after_post_quant", net.vae.post_quant_conv(z), atol=case.near("after_post_quant", 7.2e-6))
+    case.check("image", net.decode_latents(z), atol=case.near("image", IMAGE))
 
 
 @torch.inference_mode()
 def decode_scaled(case: Case) -> None:
     net, latents = model(case), case.inputs["latents"]
     image = net.decode(latents.flatten(2).transpose(1, 2), tuple(latents.shape[2:]))
-    case.check("image", image, atol=near(case, "image", IMAGE))
+    case.check("image", image, atol=case.near("image", IMAGE))
     expected = case.outputs["image_uint8"].int()
     grey = (to_uint8(image).int() - expected).abs()
     case.compared["image_uint8"] = (float(grey.max()), 1.0)  # a value next to a half may round either way
@@ -92,8 +86,7 @@ def test_kl16_gives_the_official_numbers(case: Case) -> None:
 
 def recipe_weights(key: str, shape: list[int], salt: int) -> torch.Tensor:
     """Weights of the full-size check, made from the key's name as the set's README says."""
-    x = np.random.RandomState((zlib.crc32(key.encode()) + salt) % 2**32).standard_normal(int(np.prod(shape)))
-    w = torch.from_numpy(x.astype(np.float32)).reshape(shape)
+    w = harness.recipe_draw(key, shape, salt)
     if len(shape) == 1:
         return 1 + 0.1 * w if "norm" in key and key.endswith("weight") else 0.05 * w
     return w / float(np.prod(shape[1:])) ** 0.5
