@@ -5,6 +5,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mgen.errors import MgenError
+from mgen.layers.memory import Local, Memory
 from mgen.modeling import Model
 from mgen.tokens import TokenSpec
 
@@ -35,8 +37,9 @@ class Generator(Model):
         *,
         positions: Tensor | None = None,
         visible: tuple[int, int] | None = None,
+        memory: Memory | None = None,
     ) -> Tensor:
-        """Context vectors for the head.
+        """Context vectors for the head: a full evaluation.
 
         Args:
             tokens: ids (B, L) int64, or vectors (B, L, C); whatever stands where `known` is False is ignored.
@@ -44,11 +47,30 @@ class Generator(Model):
             condition: class ids (B,) int64.
             positions: int64 (B, M), the positions wanted; None for all.
             visible: fewest and most known tokens of a row, where the caller knows them; saves reading them back from a GPU.
+            memory: of the run, made by `memory`; where it says `keep`, keys and values are stored for `local`.
 
         Returns:
             (B, M, D), or (B, L, D).
         """
         raise NotImplementedError
+
+    def local(self, tokens: Tensor, condition: Tensor, memory: Memory, step: Local) -> Tensor:
+        """Context of the asked positions of a group, of which alone the rows are computed anew (ReCAP, arXiv 2505.19089, §3).
+
+        Args:
+            tokens, condition: as in `context`; `condition` may be the first rows of that of the full evaluation.
+            memory: with the keys and values of the full evaluation, which are overwritten. step: see Local.
+
+        Returns:
+            (B, asked, D).
+        """
+        raise MgenError(f"{type(self).__name__} has no local evaluation: use a sampler without reuse")
+
+    def memory(self, condition: Tensor) -> Memory:
+        """An empty memory for a run on images of these classes (B,), with what depends on the class alone."""
+        return Memory()
+
+    carries = False  # whether full evaluations read features of the evaluation before (the null rows must then see all of them)
 
     def forward(
         self, tokens: Tensor, condition: Tensor, known: Tensor, *, label_smoothing: float = 0.0

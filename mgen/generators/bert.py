@@ -12,7 +12,9 @@ Notation: B batch, L image tokens, M asked positions, D width.
 | imagenet512 (published) | 768 | 24 | 16 | 3072 | 1024 × 1024 | 173.0 M |
 """
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from diffusers import ModelMixin  # noqa: F401  (diffusers looks the base class up in this namespace)
@@ -21,7 +23,8 @@ from torch import Tensor, nn
 
 from mgen.generators.base import Generator, initialise
 from mgen.heads import CategoricalHead
-from mgen.layers import PostNormBlock, TokenEmbedding
+from mgen.layers import Local, Memory, PostNormBlock, TokenEmbedding, slot
+from mgen.layers.attention import Rows
 from mgen.modeling import public
 from mgen.tokens import TokenSpec
 
@@ -85,12 +88,26 @@ class MaskGITBert(Generator):
         *,
         positions: Tensor | None = None,
         visible: tuple[int, int] | None = None,
+        memory: Memory | None = None,
     ) -> Tensor:
         """See Generator.context."""
         ids = torch.cat([condition.unsqueeze(1) + self.config.codes, torch.where(known, tokens, self.mask_id)], dim=1)
         x = self.embed(ids)  # (B, 1 + L, D)
-        for block in self.blocks[:-1]:
-            x = block(x)
         # Only the positions that will be read pass the end of the last layer; the class token stands in front of them.
-        x = self.blocks[-1](x, positions=None if positions is None else positions + 1)
+        read = None if positions is None else positions + 1
+        x = self._trunk(x, read, lambda name: {"kept": slot(memory, name)})
         return x[:, 1:] if positions is None else x  # (B, L, D) or (B, M, D)
+
+    def local(self, tokens: Tensor, condition: Tensor, memory: Memory, step: Local) -> Tensor:
+        """See Generator.local."""
+        ids, rows = step.ids(tokens, self.mask_id), step.rows(1)  # (B, n), (B, 1 + n)
+        if step.prefix:
+            ids = torch.cat([condition.unsqueeze(1) + self.config.codes, ids], dim=1)
+        return self._trunk(
+            self.embed(ids, rows), step.wanted(1), lambda name: {"kept": memory.layer(name), "rows": rows}
+        )
+
+    def _trunk(self, x: Tensor, read: Rows | None, keys: Callable[[str], dict[str, Any]]) -> Tensor:
+        for i, block in enumerate(self.blocks):
+            x = block(x, positions=read if i == len(self.blocks) - 1 else None, **keys(f"{i}"))
+        return x

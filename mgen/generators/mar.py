@@ -22,8 +22,7 @@ from torch import Tensor, nn
 
 from mgen.generators.base import Generator
 from mgen.heads import DiffusionHead
-from mgen.layers import PreNormBlock
-from mgen.layers.attention import gather_rows
+from mgen.layers import Local, Memory, PreNormBlock, gather_rows, slot, span
 from mgen.modeling import public
 from mgen.tokens import TokenSpec
 
@@ -127,8 +126,19 @@ class MAR(Generator):
     def null_class(self) -> int:
         return self.config.num_classes
 
+    def _buffer(self, condition: Tensor) -> Tensor:
+        """The slots in front of the image tokens (B, S, D)."""
+        null = (condition == self.null_class).unsqueeze(1)
+        vector = torch.where(null, self.fake_latent, self.class_embed(condition.clamp(max=self.null_class - 1)))
+        return vector.unsqueeze(1) + self.encoder_position[: self.config.buffer]
+
     def encode(
-        self, tokens: Tensor, known: Tensor, condition: Tensor, visible: tuple[int, int] | None = None
+        self,
+        tokens: Tensor,
+        known: Tensor,
+        condition: Tensor,
+        visible: tuple[int, int] | None = None,
+        memory: Memory | None = None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """The encoder on the buffer and the visible tokens.
 
@@ -139,20 +149,25 @@ class MAR(Generator):
         fewest, most = visible if visible is not None else _count(known)
         places = (~known).to(torch.uint8).argsort(dim=1, stable=True)[:, :most]  # (B, V)
         slots = self.config.buffer
-        null = (condition == self.null_class).unsqueeze(1)
-        vector = torch.where(null, self.fake_latent, self.class_embed(condition.clamp(max=self.null_class - 1)))
-        front = vector.unsqueeze(1) + self.encoder_position[:slots]  # (B, S, D)
+        front = self._buffer(condition)  # (B, S, D)
         seen = self.token_proj(gather_rows(tokens.to(front.dtype), places)) + self.encoder_position[slots:][places]
         x = self.token_norm(torch.cat([front, seen], dim=1))  # (B, S + V, D)
         readable = None
         if fewest != most:
             readable = torch.cat([known.new_ones(len(known), slots), known.gather(1, places)], dim=1)
-        for block in self.encoder_blocks:
-            x = block(x, readable=readable)
+        for i, block in enumerate(self.encoder_blocks):
+            x = block(x, readable=readable, kept=slot(memory, f"encoder.{i}", grows=True))
+        if memory is not None:
+            memory.values["visible"] = most
         return self.encoder_norm(x), places, readable
 
     def decode(
-        self, features: Tensor, places: Tensor, readable: Tensor | None = None, positions: Tensor | None = None
+        self,
+        features: Tensor,
+        places: Tensor,
+        readable: Tensor | None = None,
+        positions: Tensor | None = None,
+        memory: Memory | None = None,
     ) -> Tensor:
         """Context (B, M, D) at `positions` (B, M), or (B, L, D), of the encoder's result."""
         slots, b = self.config.buffer, len(features)
@@ -166,7 +181,8 @@ class MAR(Generator):
         # Only the positions that will be read pass the end of the last block.
         read = None if positions is None else positions + slots
         for i, block in enumerate(self.decoder_blocks):
-            x = block(x, positions=read if i == len(self.decoder_blocks) - 1 else None)
+            last = i == len(self.decoder_blocks) - 1
+            x = block(x, positions=read if last else None, kept=slot(memory, f"decoder.{i}"))
         if positions is None:
             return self.decoder_norm(x)[:, slots:] + self.head_position  # (B, L, D)
         return self.decoder_norm(x) + self.head_position[positions]  # (B, M, D)
@@ -179,9 +195,38 @@ class MAR(Generator):
         *,
         positions: Tensor | None = None,
         visible: tuple[int, int] | None = None,
+        memory: Memory | None = None,
     ) -> Tensor:
         """See Generator.context; tokens are (B, L, C)."""
-        return self.decode(*self.encode(tokens, known, condition, visible), positions)
+        return self.decode(*self.encode(tokens, known, condition, visible, memory), positions, memory)
+
+    def encode_local(self, tokens: Tensor, condition: Tensor, memory: Memory, step: Local) -> Tensor:
+        """Encoder features (B, n, D) of the drawn tokens among those computed anew, behind the buffer's if it is too."""
+        slots, drawn = self.config.buffer, step.positions[:, : step.drawn]  # (B, n)
+        x = self.token_proj(gather_rows(tokens.to(self.encoder_position.dtype), drawn))
+        x = x + self.encoder_position[slots:][drawn]
+        # The encoder holds visible tokens only: those of the group stand behind them, each in a place of its own.
+        behind = slots + memory.values["visible"]
+        rows = span(step.drawn, x) + behind + step.fresh[0]
+        if step.prefix:
+            x = torch.cat([self._buffer(condition), x], dim=1)  # (B, S + n, D)
+            rows = torch.cat([span(slots, x), rows], dim=1)
+        x = self.token_norm(x)
+        for i, block in enumerate(self.encoder_blocks if x.shape[1] else ()):
+            x = block(x, kept=memory.layer(f"encoder.{i}"), rows=rows, until=behind + step.done)
+        return self.encoder_norm(x)
+
+    def local(self, tokens: Tensor, condition: Tensor, memory: Memory, step: Local) -> Tensor:
+        """See Generator.local."""
+        slots, places = self.config.buffer, step.positions
+        x = self.decoder_embed(self.encode_local(tokens, condition, memory, step))
+        hidden = self.mask_token.to(x.dtype).expand(len(x), places.shape[1] - step.drawn, -1)
+        rows, wanted = step.rows(slots), step.wanted(slots)
+        x = torch.cat([x, hidden], dim=1) + self.decoder_position[rows]  # (B, S + n, D) or (B, n, D)
+        for i, block in enumerate(self.decoder_blocks):
+            last = i == len(self.decoder_blocks) - 1
+            x = block(x, positions=wanted if last else None, kept=memory.layer(f"decoder.{i}"), rows=rows)
+        return self.decoder_norm(x) + self.head_position[step.group[:, slice(*step.asked)]]  # (B, asked, D)
 
     def forward(  # type: ignore[override]
         self,

@@ -13,6 +13,9 @@ Notation: B batch, L image tokens, M asked positions, D width.
 | fmnist (embedded demo, 32 px) | 192 | 6 | 6 | 64 × 512 | 3.5 M |
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from diffusers import ModelMixin  # noqa: F401  (diffusers looks the base class up in this namespace)
 from diffusers.configuration_utils import register_to_config
@@ -20,8 +23,8 @@ from torch import Tensor, nn
 
 from mgen.generators.base import Generator, initialise
 from mgen.heads import CategoricalHead
-from mgen.layers import PreNormBlock, TokenEmbedding
-from mgen.layers.attention import gather_rows
+from mgen.layers import Local, Memory, PreNormBlock, TokenEmbedding, gather_rows, slot
+from mgen.layers.attention import Rows
 from mgen.modeling import public
 from mgen.tokens import TokenSpec
 
@@ -98,20 +101,32 @@ class MaskGIT(Generator):
         *,
         positions: Tensor | None = None,
         visible: tuple[int, int] | None = None,
+        memory: Memory | None = None,
     ) -> Tensor:
         """See Generator.context."""
         tokens = torch.where(known, tokens, self.mask_id)
         x = torch.cat([self.class_embed(condition.unsqueeze(1)), self.token_embed(tokens)], dim=1)  # (B, 1 + L, D)
-        kept = []
-        for block in self.in_blocks:
-            x = block(x)
-            kept.append(x)
-        x = self.mid_block(x)
         # Only the positions that will be read pass the end of the last block; the class token stands in front of them.
         read = None if positions is None else positions + 1
+        x = self._trunk(x, read, lambda name: {"kept": slot(memory, name)})
+        return x[:, 1:] if positions is None else x  # (B, L, D) or (B, M, D)
+
+    def local(self, tokens: Tensor, condition: Tensor, memory: Memory, step: Local) -> Tensor:
+        """See Generator.local."""
+        x, rows = self.token_embed(step.ids(tokens, self.mask_id), step.positions), step.rows(1)  # (B, n, D)
+        if step.prefix:
+            x = torch.cat([self.class_embed(condition.unsqueeze(1)), x], dim=1)  # (B, 1 + n, D)
+        return self._trunk(x, step.wanted(1), lambda name: {"kept": memory.layer(name), "rows": rows})
+
+    def _trunk(self, x: Tensor, read: Rows | None, keys: Callable[[str], dict[str, Any]]) -> Tensor:
+        """All blocks on x (B, N, D), then the rows `read` of it; `keys` says what the attention of a block stores or reads."""
+        kept = []
+        for i, block in enumerate(self.in_blocks):
+            x = block(x, **keys(f"in.{i}"))
+            kept.append(x)
+        x = self.mid_block(x, **keys("mid"))
         for i, block in enumerate(self.out_blocks):
             last = i == len(self.out_blocks) - 1
-            x = block(x, skip=kept.pop() if self.config.skip else None, positions=read if last else None)
-        if read is not None:
-            return self.norm(x if self.out_blocks else gather_rows(x, read))  # (B, M, D)
-        return self.norm(x[:, 1:])  # (B, L, D)
+            skip = kept.pop() if self.config.skip else None
+            x = block(x, skip=skip, positions=read if last else None, **keys(f"out.{i}"))
+        return self.norm(x if self.out_blocks or read is None else gather_rows(x, read))

@@ -1,7 +1,21 @@
-"""Layers shared by the generators: attention, transformer blocks, embeddings."""
+"""Layers shared by the generators: attention, transformer blocks, embeddings, and what a run keeps between evaluations."""
 
-from mgen.layers.attention import Attention, attend
+from mgen.layers.attention import Attention, attend, gather_rows
 from mgen.layers.blocks import MLP, PostNormBlock, PreNormBlock
 from mgen.layers.embedding import TokenEmbedding
+from mgen.layers.memory import KeyValues, Local, Memory, slot, span
 
-__all__ = ["MLP", "Attention", "PostNormBlock", "PreNormBlock", "TokenEmbedding", "attend"]
+__all__ = [
+    "MLP",
+    "Attention",
+    "KeyValues",
+    "Local",
+    "Memory",
+    "PostNormBlock",
+    "PreNormBlock",
+    "TokenEmbedding",
+    "attend",
+    "gather_rows",
+    "slot",
+    "span",
+]

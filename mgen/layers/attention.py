@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mgen.errors import MgenError
+from mgen.layers.memory import KeyValues
 
 # CPUs with bf16 matrix units train faster with explicit attention up to about this many keys; in fp32 the forms are equal.
 EXPLICIT_KEYS = 128
@@ -28,41 +29,78 @@ class Attention(nn.Module):
     """Self-attention.
 
     Args:
-        dim, heads: D and H. bias: of the q, k, v projection.
+        dim, heads: D and H. bias: of the q, k, v projection. out_bias: of the output projection.
+        head_dim: d, where H·d is not D. qk_norm: q and k are divided by their root mean square over all heads together.
         dropout: on the attention probabilities. out_dropout: on the output.
     """
 
     def __init__(
-        self, dim: int, heads: int, *, bias: bool = True, dropout: float = 0.0, out_dropout: float = 0.0
+        self,
+        dim: int,
+        heads: int,
+        *,
+        bias: bool = True,
+        out_bias: bool = True,
+        head_dim: int | None = None,
+        qk_norm: float | None = None,
+        dropout: float = 0.0,
+        out_dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        if not isinstance(heads, int) or heads < 1 or dim % heads:
+        if not isinstance(heads, int) or heads < 1 or (head_dim is None and dim % heads):
             fits = [h for h in (1, 2, 3, 4, 6, 8, 12, 16) if dim % h == 0]
             raise MgenError(f"heads {heads!r} does not divide the width {dim}: give a divisor, such as {fits}")
-        self.heads, self.dropout, self.out_dropout = heads, dropout, out_dropout
-        self.qkv = nn.Linear(dim, 3 * dim, bias=bias)
-        self.proj = nn.Linear(dim, dim)
+        self.heads, self.dropout, self.out_dropout, self.qk_norm = heads, dropout, out_dropout, qk_norm
+        self.inner = dim if head_dim is None else heads * head_dim
+        self.qkv = nn.Linear(dim, 3 * self.inner, bias=bias)
+        self.proj = nn.Linear(self.inner, dim, bias=out_bias)
 
-    def forward(self, x: Tensor, query: Tensor | None = None, *, readable: Tensor | None = None) -> Tensor:
+    def project(self, x: Tensor, first: int, count: int) -> tuple[Tensor, ...]:
+        """`count` of q, k, v from number `first` on, (B, H, N, d) each, of x (B, N, D)."""
+        weight, bias = self.qkv.weight, self.qkv.bias
+        if count < 3:
+            rows = slice(first * self.inner, (first + count) * self.inner)
+            weight, bias = weight[rows], None if bias is None else bias[rows]
+        parts = F.linear(x, weight, bias).unflatten(-1, (count, self.inner))  # (B, N, count, H·d)
+        if self.qk_norm is not None:
+            last = first + count == 3  # v is not normalised
+            normed = F.rms_norm(parts[..., : count - last, :], (self.inner,), eps=self.qk_norm)
+            parts = torch.cat([normed, parts[..., count - last :, :]], dim=-2)
+        return parts.unflatten(-1, (self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+
+    def forward(
+        self,
+        x: Tensor,
+        query: Tensor | None = None,
+        *,
+        readable: Tensor | None = None,
+        kept: KeyValues | None = None,
+        rows: Tensor | None = None,
+        until: int | None = None,
+    ) -> Tensor:
         """Output (B, Q, D) at `query` (B, Q, D), or at every position of x (B, L, D) if there is none.
 
-        `readable` bool (B, L): positions of x that may be read; None: all.
+        Args:
+            readable: bool (B, N), keys that may be read; None: all.
+            kept: where the keys and values are stored; with `rows` (B, L), the rows of it that x stands for: they are written
+                there, and all rows (the first `until`) are read.
         """
-        b, _, dim = x.shape
-        heads = (self.heads, dim // self.heads)
         if query is None:
-            q, k, v = self.qkv(x).unflatten(-1, (3, *heads)).permute(2, 0, 3, 1, 4)  # 3 × (B, H, L, d)
+            q, k, v = self.project(x, 0, 3)  # (B, H, L, d) each
         else:
-            weight, bias = self.qkv.weight, self.qkv.bias
-            q = F.linear(query, weight[:dim], None if bias is None else bias[:dim])
-            q = q.unflatten(-1, heads).transpose(1, 2)  # (B, H, Q, d)
-            kv = F.linear(x, weight[dim:], None if bias is None else bias[dim:])
-            k, v = kv.unflatten(-1, (2, *heads)).permute(2, 0, 3, 1, 4)  # 2 × (B, H, L, d)
+            (q,), (k, v) = self.project(query, 0, 1), self.project(x, 1, 2)
+        if kept is not None:
+            k, v = kept.store(k, v) if rows is None else kept.put(k, v, rows, until)
         out = attend(q, k, v, self.dropout if self.training else 0.0, readable)
-        out = self.proj(out.transpose(1, 2).reshape(b, -1, dim))  # (B, Q, D)
+        out = self.proj(out.transpose(1, 2).flatten(2))  # (B, Q, D)
         return F.dropout(out, self.out_dropout, self.training)
 
 
-def gather_rows(x: Tensor, positions: Tensor) -> Tensor:
-    """Rows of x (B, L, D) at positions (B, Q): (B, Q, D)."""
+Rows = Tensor | slice
+
+
+def gather_rows(x: Tensor, positions: Rows) -> Tensor:
+    """Rows of x (B, L, D) at positions (B, Q), or of a slice: (B, Q, D)."""
+    if isinstance(positions, slice):
+        return x[:, positions]
     return torch.gather(x, 1, positions.unsqueeze(-1).expand(-1, -1, x.shape[-1]))

@@ -1,10 +1,12 @@
 """Transformer blocks, pre-norm and post-norm. Both can be asked for the output at some positions only."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mgen.layers.attention import Attention, gather_rows
+from mgen.layers.attention import Attention, Rows, gather_rows
 
 
 class MLP(nn.Module):
@@ -61,17 +63,17 @@ class PreNormBlock(nn.Module):
         x: Tensor,
         *,
         skip: Tensor | None = None,
-        positions: Tensor | None = None,
-        readable: Tensor | None = None,
+        positions: Rows | None = None,
+        **keys: Any,
     ) -> Tensor:
-        """(B, L, D) → (B, L, D), or (B, Q, D) at `positions` (B, Q); `readable` as in Attention."""
+        """(B, L, D) → (B, L, D), or (B, Q, D) at `positions` (B, Q); `keys` (readable, kept, rows, until) as in Attention."""
         if skip is not None:
             x = self.skip_linear(torch.cat([x, skip], dim=-1))
         h = self.norm1(x)
         if positions is None:
-            x = x + self.attn(h, readable=readable)
+            x = x + self.attn(h, **keys)
         else:
-            x = gather_rows(x, positions) + self.attn(h, gather_rows(h, positions), readable=readable)
+            x = gather_rows(x, positions) + self.attn(h, gather_rows(h, positions), **keys)
         return x + self.mlp(self.norm2(x))
 
 
@@ -85,8 +87,8 @@ class PostNormBlock(nn.Module):
         self.mlp = MLP(dim, hidden, approximate="tanh", dropout=dropout)
         self.norm2 = nn.LayerNorm(dim, eps=eps)
 
-    def forward(self, x: Tensor, *, positions: Tensor | None = None) -> Tensor:
-        """(B, L, D) → (B, L, D), or (B, Q, D) at `positions` (B, Q)."""
-        rows = x if positions is None else gather_rows(x, positions)
-        rows = self.norm1(self.attn(x, None if positions is None else rows) + rows)
-        return self.norm2(self.mlp(rows) + rows)
+    def forward(self, x: Tensor, *, positions: Rows | None = None, **keys: Any) -> Tensor:
+        """(B, L, D) → (B, L, D), or (B, Q, D) at `positions` (B, Q); `keys` (readable, kept, rows, until) as in Attention."""
+        own = x if positions is None else gather_rows(x, positions)
+        own = self.norm1(self.attn(x, None if positions is None else own, **keys) + own)
+        return self.norm2(self.mlp(own) + own)

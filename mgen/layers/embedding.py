@@ -18,7 +18,8 @@ class TokenEmbedding(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=eps)
         self.dropout = dropout
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """(B, L) → (B, L, dim), L = length."""
-        x = self.norm(self.word(ids) + self.position.weight)
+    def forward(self, ids: Tensor, positions: Tensor | None = None) -> Tensor:
+        """(B, N) → (B, N, dim) at positions (B, N); None: at the first N."""
+        place = self.position.weight[: ids.shape[1]] if positions is None else self.position(positions)
+        x = self.norm(self.word(ids) + place)
         return F.dropout(x, self.dropout, self.training)
