@@ -14,11 +14,15 @@ if TYPE_CHECKING:
     from mgen.errors import MgenError
     from mgen.evaluation.cnn import FashionCNN
     from mgen.generators.bert import MaskGITBert
+    from mgen.generators.enat import ENAT
+    from mgen.generators.halton import HaltonMaskGIT
+    from mgen.generators.mage import MAGE
     from mgen.generators.mar import MAR
     from mgen.generators.maskgit import MaskGIT
     from mgen.pipeline import MaskedPipeline, load
     from mgen.samplers.parallel import ParallelSampler
     from mgen.tokenizers.kl import KLTokenizer
+    from mgen.tokenizers.llamagen import LlamaGenVQ
     from mgen.tokenizers.vqgan import VQGAN
     from mgen.tokens import TokenSpec
 
@@ -27,8 +31,12 @@ __version__ = "0.1.0"
 # Public name → module that defines it. Saved pipelines name their parts "mgen.<Class>"; diffusers then looks for the base
 # classes ModelMixin and SchedulerMixin here too.
 _WHERE = {
+    "ENAT": "mgen.generators.enat",
     "FashionCNN": "mgen.evaluation.cnn",
+    "HaltonMaskGIT": "mgen.generators.halton",
     "KLTokenizer": "mgen.tokenizers.kl",
+    "LlamaGenVQ": "mgen.tokenizers.llamagen",
+    "MAGE": "mgen.generators.mage",
     "MAR": "mgen.generators.mar",
     "MaskGIT": "mgen.generators.maskgit",
     "MaskGITBert": "mgen.generators.bert",
@@ -42,11 +50,26 @@ _WHERE = {
     "load": "mgen.pipeline",
 }
 # Classes that a training configuration may name.
-MODELS = ("FashionCNN", "KLTokenizer", "MAR", "MaskGIT", "MaskGITBert", "VQGAN")
+MODELS = (
+    "ENAT",
+    "FashionCNN",
+    "HaltonMaskGIT",
+    "KLTokenizer",
+    "LlamaGenVQ",
+    "MAGE",
+    "MAR",
+    "MaskGIT",
+    "MaskGITBert",
+    "VQGAN",
+)
 
 __all__ = [
+    "ENAT",
     "FashionCNN",
+    "HaltonMaskGIT",
     "KLTokenizer",
+    "LlamaGenVQ",
+    "MAGE",
     "MAR",
     "MaskGIT",
     "MaskGITBert",

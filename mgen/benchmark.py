@@ -217,7 +217,7 @@ def bench(
     from mgen.pipeline import DTYPES
 
     generator, steps = pipe.generator, sampler.config.steps
-    condition = torch.arange(batch_size, device=device) % generator.config.num_classes
+    condition = torch.arange(batch_size, device=device) % generator.num_classes
     cast = (
         nullcontext() if dtype == "fp32" else torch.autocast(device.type, DTYPES[check_choice("dtype", dtype, DTYPES)])
     )

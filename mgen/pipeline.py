@@ -54,7 +54,7 @@ class MaskedPipeline(DiffusionPipeline):
     @property
     def class_names(self) -> Sequence[str]:
         """Names of the classes, or their numbers."""
-        return self.generator.config.class_names or [f"{i:04d}" for i in range(self.generator.config.num_classes)]
+        return self.generator.config.class_names or [f"{i:04d}" for i in range(self.generator.num_classes)]
 
     def optimize(self) -> "MaskedPipeline":
         """Make decoding faster, with equal images up to rounding; the tokenizer can then no longer be saved."""
@@ -63,7 +63,7 @@ class MaskedPipeline(DiffusionPipeline):
 
     def check_classes(self, classes: Sequence[int | None]) -> list[int]:
         """Class ids with None turned into the null class; MgenError for one out of range."""
-        count, null = self.generator.config.num_classes, self.generator.null_class
+        count, null = self.generator.num_classes, self.generator.null_class
         for c in classes:
             if c is None and null is None:
                 raise MgenError("this generator has no null class: give a class for every image")

@@ -142,7 +142,7 @@ def _state(generator: Any, batch_size: int, share: float) -> tuple[Tensor, Tenso
     order = torch.rand(batch_size, length, generator=rng).argsort(1).to(device)
     known = torch.zeros(batch_size, length, dtype=torch.bool, device=device)
     known.scatter_(1, order[:, : round(share * length)], True)
-    return tokens, known, torch.arange(batch_size, device=device) % generator.config.num_classes, order
+    return tokens, known, torch.arange(batch_size, device=device) % generator.num_classes, order
 
 
 def _single(table: Comparison, generator: Any, sampler: ParallelSampler, batch_size: int) -> None:

@@ -1,5 +1,6 @@
 """The registry of official formats, and the conversion that is strict on every key."""
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mgen.checkpoints import kl, mar, maskgit, maskgit_jax, maskgit_vqgan
+from mgen.checkpoints import enat, halton, kl, llamagen, mage, mar, maskgit, maskgit_jax, maskgit_vqgan
 from mgen.checkpoints.reading import Renamed, State, read_weights
 from mgen.errors import MgenError, check_choice
 from mgen.modeling import Model, check_keys, constructor_keys
@@ -23,19 +24,21 @@ class Format:
         config: shapes → constructor arguments, as far as shapes tell; the rest are the published values.
         notes: final arguments → lines that the user should read.
         locate: path as given → the file of the weights. beside: that file → arguments from a file next to it.
-        rename: official state → ours, with what became of every name.
+        rename: official state → ours, with what became of every name; it may take constructor arguments by keyword.
+        tokenizer: format in which the file also holds its tokenizer.
         keys: where a torch file holds the weights, the first that is there; raw_keys: its weights without EMA.
     """
 
     model: str
     about: str
     config: Callable[[State], dict[str, Any]]
-    rename: Callable[[State], Renamed]
+    rename: Callable[..., Renamed]
     keys: tuple[str, ...] = ("state_dict", "model")
     raw_keys: tuple[str, ...] = ()
     notes: Callable[[dict[str, Any]], list[str]] = lambda config: []
     locate: Callable[[Path], Path] = Path
     beside: Callable[[Path], dict[str, Any]] | None = None
+    tokenizer: str | None = None
 
 
 FORMATS = {
@@ -53,6 +56,37 @@ FORMATS = {
         rename=kl.diffusers_rename,
         locate=kl.diffusers_file,
         beside=kl.diffusers_config,
+    ),
+    "enat": Format(
+        model="ENAT",
+        about="ENAT-L, nnet_ema.pth and nnet_ema_512.pth",
+        config=enat.config,
+        notes=enat.notes,
+        rename=enat.rename,
+    ),
+    "halton": Format(
+        model="HaltonMaskGIT",
+        about="Halton-MaskGIT, ImageNet_{256,384}_{tiny,small,base,large}.pth",
+        config=halton.config,
+        notes=halton.notes,
+        rename=halton.rename,
+        keys=("model_state_dict", "state_dict", "model"),
+    ),
+    "llamagen-vq": Format(
+        model="LlamaGenVQ",
+        about="tokenizers of LlamaGen and Halton-MaskGIT, vq_ds16_c2i.pt and vq_ds8_c2i.pt",
+        config=llamagen.config,
+        rename=llamagen.rename,
+        keys=("model", "state_dict"),
+    ),
+    "mage": Format(
+        model="MAGE",
+        about="MAGE-B/L pre-trained, mage-vitb-1600.pth; its VQGAN is in the same file",
+        config=mage.config,
+        notes=mage.notes,
+        rename=mage.rename,
+        keys=("model", "state_dict"),
+        tokenizer="maskgit-vqgan",
     ),
     "mar": Format(
         model="MAR",
@@ -134,7 +168,8 @@ def convert(format_name: str, path: str | Path, *, raw: bool = False, **settings
     check_keys(settings, constructor_keys(cls), "")
     try:
         config = {**layout.config(official), **(layout.beside(path) if layout.beside else {}), **settings}
-        renamed = layout.rename(official)
+        options = {k: v for k, v in settings.items() if k in inspect.signature(layout.rename).parameters}
+        renamed = layout.rename(official, **options)
     except MgenError:
         raise
     except KeyError as error:

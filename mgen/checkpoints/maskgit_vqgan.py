@@ -35,8 +35,13 @@ def rename(state: State) -> Renamed:
     if any(name.startswith("params/") for name in state):
         return _from_flax(state)
     out = Renamed()
+    inside = any(name.startswith("vqgan.") for name in state)  # MAGE's files hold it beside the generator
     for name, value in state.items():
-        new = re.sub(r"\.mid\.(\d+)\.", lambda m: f".mid.block_{int(m[1]) + 1}.", name)  # open-muse
+        if inside and not name.startswith("vqgan."):
+            out.ignored[name] = "of the generator in the same file"
+            continue
+        new = name.removeprefix("vqgan.")
+        new = re.sub(r"\.mid\.(\d+)\.", lambda m: f".mid.block_{int(m[1]) + 1}.", new)  # open-muse
         out.put(name, new.replace(".upsample_conv.", ".upsample.conv."), value)
     return out
 

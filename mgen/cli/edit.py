@@ -66,7 +66,7 @@ def edit(args: Namespace) -> int:
         classes = [None]
         pipe.sampler = pipe.sampler.override(guidance=1.0)  # nothing to guide towards
     else:
-        classes = list(parse_classes(args.classes, pipe.generator.config.num_classes, pipe.class_names))
+        classes = list(parse_classes(args.classes, pipe.generator.num_classes, pipe.class_names))
     labels = [c for c in classes for _ in range(args.num_images)]
     images = editing.edit(
         pipe,

@@ -104,7 +104,7 @@ def sample(args: Namespace) -> int:
     check_choice("--dtype", args.dtype, DTYPES)
     rank, world, device, wait = processes(args.device)
     pipe = load_for(args, check_device(device))
-    classes = parse_classes(args.classes, pipe.generator.config.num_classes, pipe.class_names)
+    classes = parse_classes(args.classes, pipe.generator.num_classes, pipe.class_names)
     count = args.num_images or min(80, 8 * len(classes))
     out = Path(args.out)
     sampler = {key: value for key, value in pipe.sampler.config.items() if not key.startswith("_")}

@@ -103,7 +103,7 @@ def from_model(
     dtype: str,
 ) -> Source:
     """Images drawn from a pipeline, classes in turn; nothing is written to disk."""
-    classes = [i % pipe.generator.config.num_classes for i in range(count)]
+    classes = [i % pipe.generator.num_classes for i in range(count)]
     sampler = pipe.sampler.override(steps=steps, guidance=guidance)
 
     def batches() -> Iterator[Batch]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from mgen.errors import MgenError
@@ -28,6 +29,11 @@ class Generator(Model):
     def null_class(self) -> int | None:
         """Class id that stands for "no class", or None if the generator was made without one."""
         raise NotImplementedError
+
+    @property
+    def num_classes(self) -> int:
+        """Classes to choose from; an unconditional model has one, 0, that stands for everything."""
+        return max(1, self.config.num_classes)
 
     def context(
         self,
@@ -70,6 +76,10 @@ class Generator(Model):
         """An empty memory for a run on images of these classes (B,), with what depends on the class alone."""
         return Memory()
 
+    def mask_draws(self, rank: Tensor, known: Tensor) -> dict[str, Tensor]:
+        """More arguments of the training forward, from the rank (B, L) of every token in the permutation that made the mask."""
+        return {}
+
     carries = False  # whether full evaluations read features of the evaluation before (the null rows must then see all of them)
 
     def forward(
@@ -78,6 +88,13 @@ class Generator(Model):
         """Training: loss and hit (0 or 1) of every masked token, both (number of masked tokens,)."""
         z = self.context(tokens, known, condition)
         return self.head.loss(z[~known], tokens[~known], label_smoothing=label_smoothing)
+
+
+def count_known(known: Tensor) -> tuple[int, int]:
+    """Fewest and most known tokens of a row of known (B, L); reads them back from the device."""
+    counts = known.sum(1)
+    fewest, most = torch.stack([counts.amin(), counts.amax()]).tolist()
+    return fewest, most
 
 
 def initialise(module: nn.Module, embedding: Callable[..., Any] = nn.init.normal_) -> None:

@@ -20,7 +20,7 @@ from diffusers import ModelMixin  # noqa: F401  (diffusers looks the base class 
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from mgen.generators.base import Generator
+from mgen.generators.base import Generator, count_known
 from mgen.heads import DiffusionHead
 from mgen.layers import Local, Memory, PreNormBlock, gather_rows, slot, span
 from mgen.modeling import public
@@ -146,7 +146,7 @@ class MAR(Generator):
             features (B, S + V, D), with V the most tokens any row knows; the places (B, V) of the tokens in the image,
             ascending; and bool (B, S + V), False where a row with fewer known tokens is filled up (None: none is).
         """
-        fewest, most = visible if visible is not None else _count(known)
+        fewest, most = visible if visible is not None else count_known(known)
         places = (~known).to(torch.uint8).argsort(dim=1, stable=True)[:, :most]  # (B, V)
         slots = self.config.buffer
         front = self._buffer(condition)  # (B, S, D)
@@ -246,7 +246,7 @@ class MAR(Generator):
             head_tokens: "masked", or "all": as the published code, which passes visible tokens through the head too and
                 multiplies their loss by zero; the same loss for more work.
         """
-        fewest, most = visible = _count(known)
+        fewest, most = visible = count_known(known)
         if head_tokens == "masked" and fewest == most:
             where = known.to(torch.uint8).argsort(dim=1, stable=True)[:, : known.shape[1] - most]  # (B, M)
             z = self.context(tokens, known, condition, positions=where, visible=visible).unsqueeze(1)  # (B, 1, M, D)
@@ -263,10 +263,3 @@ class MAR(Generator):
             return losses[masked], mse[masked]
         row, copy, place = masked.nonzero(as_tuple=True)
         return self.head.loss(z[row, place], tokens[row, place], t=t[masked], noise=noise[masked])
-
-
-def _count(known: Tensor) -> tuple[int, int]:
-    """Fewest and most known tokens of a row; reads them back from the device."""
-    counts = known.sum(1)
-    fewest, most = torch.stack([counts.amin(), counts.amax()]).tolist()
-    return fewest, most

@@ -3,9 +3,42 @@
 Notation: B batch, M positions, D width, V codes.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from mgen.errors import MgenError
+from mgen.modeling import check_keys
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawSettings:
+    """How a categorical head draws an id.
+
+    Args:
+        top_k: only the k likeliest ids can be drawn; None: all.
+        tempered: positions are ranked by the log-probability at the temperature of the draw (Halton-MaskGIT's confidence
+            sampler) instead of at temperature 1.
+        mask: where the head has a logit for the mask (Halton-MaskGIT), let it be drawn, as published.
+    """
+
+    top_k: int | None = None
+    tempered: bool = False
+    mask: bool = True
+
+    def __post_init__(self) -> None:
+        if self.top_k is not None and (not isinstance(self.top_k, int) or isinstance(self.top_k, bool) or self.top_k < 1):
+            raise MgenError(f"head.top_k is {self.top_k!r}: a whole number of at least 1 is needed, or null for all ids")
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> "DrawSettings":
+        """From a mapping; MgenError for a key or value that is not allowed."""
+        check_keys(dict(settings), set(cls.__dataclass_fields__), "head.")
+        return cls(**settings)
 
 
 class CategoricalHead(nn.Module):
@@ -14,6 +47,8 @@ class CategoricalHead(nn.Module):
     Args:
         table: embedding whose weight is E (rows, D); it belongs to the generator and is not stored twice.
         codes: V, the ids that can be drawn: the first rows of the table.
+        context_dim: width of z, where it is not D. transform: False leaves fc, gelu and LN out: logits = z Eᵀ + bias.
+        mask_drawn: row V, the mask, has a logit too and can be drawn (Halton-MaskGIT).
         loss_rows: rows that take part in the training softmax: V, or more (JAX MaskGIT: the whole vocabulary).
         approximate: "none" or "tanh", the form of GELU. eps: of the layer norm.
         detach: official PyTorch MaskGIT sends no gradient through the tie into the table.
@@ -26,6 +61,9 @@ class CategoricalHead(nn.Module):
         *,
         table: nn.Embedding,
         codes: int,
+        context_dim: int | None = None,
+        transform: bool = True,
+        mask_drawn: bool = False,
         loss_rows: int | None = None,
         approximate: str = "none",
         eps: float = 1e-5,
@@ -33,19 +71,20 @@ class CategoricalHead(nn.Module):
     ) -> None:
         super().__init__()
         rows, dim = table.weight.shape
-        self.width = dim  # of the context it takes
+        self.width = dim if context_dim is None else context_dim  # of the context it takes
         self._table = [table]  # in a list: shared with the embedding, registered there
-        self.codes, self.loss_rows = codes, loss_rows or codes
-        self.approximate, self.detach = approximate, detach
-        self.fc = nn.Linear(dim, dim)
-        self.norm = nn.LayerNorm(dim, eps=eps)
+        self.codes, self.loss_rows = codes, loss_rows or codes + int(mask_drawn)
+        self.approximate, self.detach, self.mask_drawn, self.transform = approximate, detach, mask_drawn, transform
+        if transform:
+            self.fc = nn.Linear(self.width, dim)
+            self.norm = nn.LayerNorm(dim, eps=eps)
         self.bias = nn.Parameter(torch.zeros(rows))
 
     def logits(self, z: Tensor, rows: int | None = None) -> Tensor:
         """(…, D) → (…, V), or (…, rows)."""
         rows = self.codes if rows is None else rows
         table = self._table[0].weight[:rows]
-        h = self.norm(F.gelu(self.fc(z), approximate=self.approximate))
+        h = self.norm(F.gelu(self.fc(z), approximate=self.approximate)) if self.transform else z
         return F.linear(h, table.detach() if self.detach else table, self.bias[:rows])
 
     def loss(self, z: Tensor, target: Tensor, *, label_smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
@@ -55,8 +94,18 @@ class CategoricalHead(nn.Module):
         losses = F.cross_entropy(flat, goal, reduction="none", label_smoothing=label_smoothing)
         return losses.view(target.shape), (flat.argmax(-1) == goal).float().view(target.shape)
 
+    def plan(self, settings: Mapping[str, Any]) -> DrawSettings:
+        """What every draw of a run shares; `settings` as in DrawSettings."""
+        return DrawSettings.of(settings)
+
     def sample(
-        self, z: Tensor, *, noise: Tensor, temperature: float = 1.0, guidance: float | None = None
+        self,
+        z: Tensor,
+        *,
+        noise: Tensor,
+        plan: DrawSettings = DrawSettings(),  # noqa: B008  (frozen)
+        temperature: float = 1.0,
+        guidance: float | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Draw a code at each position.
 
@@ -64,22 +113,28 @@ class CategoricalHead(nn.Module):
             z: context (B, M, D), or (2B, M, D) with the rows of the null class after those of the class, if guided.
             noise: uniform (B, M) in [0, 1), used by inverting the distribution function, or Gumbel (B, M, V), used as
                 argmax(logits / temperature + noise).
+            plan: made by `plan`.
             temperature: divides the logits of the draw; held above 1e-4, where the draw is the likeliest code.
             guidance: s in u + s·(c − u); None: z has no null rows.
 
         Returns:
-            ids (B, M) int64 and their log-probabilities (B, M) at temperature 1.
+            ids (B, M) int64 and their log-probabilities (B, M) at temperature 1, or `plan.tempered`.
         """
-        logits = self.logits(z).float()
+        rows = self.codes + int(self.mask_drawn and plan.mask)
+        logits = self.logits(z, rows).float()
         if guidance is not None:
             conditional, null = logits.chunk(2)
             logits = torch.lerp(null, conditional, guidance)
         scaled = logits if temperature == 1.0 else logits / max(temperature, 1e-4)
+        ranked = scaled if plan.tempered else logits
+        if plan.top_k is not None and plan.top_k < rows:
+            least = scaled.topk(plan.top_k, dim=-1).values[..., -1:]
+            scaled = scaled.masked_fill(scaled < least, -torch.inf)
         if noise.ndim == 3:
-            ids = (scaled + noise.to(scaled.dtype)).argmax(-1)
+            ids = (scaled + noise[..., :rows].to(scaled.dtype)).argmax(-1)
         else:
             cdf = scaled.softmax(-1).cumsum(-1)
             point = noise.unsqueeze(-1) * cdf[..., -1:]  # the last entry is 1 up to rounding
-            ids = torch.searchsorted(cdf, point, right=True).squeeze(-1).clamp_(max=self.codes - 1)
-        chosen = logits.gather(-1, ids.unsqueeze(-1)).squeeze(-1)  # (B, M)
-        return ids, chosen - logits.logsumexp(-1)
+            ids = torch.searchsorted(cdf, point, right=True).squeeze(-1).clamp_(max=rows - 1)
+        chosen = ranked.gather(-1, ids.unsqueeze(-1)).squeeze(-1)  # (B, M)
+        return ids, chosen - ranked.logsumexp(-1)

@@ -92,11 +92,11 @@ class Memory:
     """Everything one run keeps. `values` is the trunk's own.
 
     `keep` asks the coming full evaluation for keys and values; `room` says how many tokens local ones will reveal after it.
+    `carry` asks trunks that reuse features (ENAT) to leave those of a full evaluation for the next.
     """
 
     def __init__(self) -> None:
-        self.keep = False
-        self.room = 0
+        self.keep, self.carry, self.room = False, False, 0
         self.values: dict[str, Any] = {}
         self._layers: dict[str, KeyValues] = {}
 

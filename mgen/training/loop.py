@@ -11,10 +11,12 @@ import math
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import DistributedDataParallelKwargs
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor
@@ -28,7 +30,7 @@ from mgen.training.config import OptimConfig, TrainConfig
 from mgen.training.data import BatchOrder, batches
 from mgen.training.launch import make_accelerator
 from mgen.training.logs import Logger
-from mgen.training.objectives import TokenizerObjective
+from mgen.training.objectives import GeneratorObjective, TokenizerObjective
 from mgen.training.tasks import Task
 
 MOST_SKIPPED_IN_A_ROW = 50
@@ -43,7 +45,11 @@ class Trainer:
             raise MgenError(
                 "precision fp16 cannot train with an adversarial term (one loss scale for two losses): use bf16 or fp32"
             )
-        self.accelerator = make_accelerator(precision=config.precision, expected=config.processes)
+        # Steps that do not continue from an earlier one leave the projection of its features without a gradient.
+        unused = DistributedDataParallelKwargs(find_unused_parameters=bool(getattr(config.objective, "reuse", 0.0)))
+        self.accelerator = make_accelerator(
+            precision=config.precision, expected=config.processes, kwargs_handlers=[unused]
+        )
         self.output = Path(config.output)
         torch.manual_seed(seeds.fold(config.seed, "init"))
         self.task = Task(config)
@@ -66,8 +72,15 @@ class Trainer:
             floor = 0.0 if config.ema.warmup else config.ema.decay
             self.ema = EMAModel(self.parameters, decay=config.ema.decay, min_decay=floor, foreach=True)
             self.accelerator.register_for_checkpointing(self.ema)
+            if isinstance(self.objective, GeneratorObjective):
+                names = [name for name, p in self.objective.named_parameters() if p.requires_grad]
+                self.objective.ema_weights = partial(self._named_ema_weights, names)
         self.accelerator.register_for_checkpointing(self.schedule)
         self.step, self.skipped, self.skipped_in_a_row, self.seconds = 0, 0, 0, 0.0
+
+    def _named_ema_weights(self, names: list[str]) -> dict[str, Tensor]:
+        assert self.ema is not None
+        return dict(zip(names, self.ema.shadow_params))
 
     def _prepare_adversarial(self) -> None:
         self.wrapped_discriminator = self.discriminator_optimizer = None

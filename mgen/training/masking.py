@@ -41,14 +41,30 @@ def mask_fraction_from_uniform(uniform: Tensor, config: MaskConfig) -> Tensor:
     return r
 
 
-def known_from_uniform(fraction: Tensor, uniform: Tensor, rounding: str = "round") -> Tensor:
+def known_from_uniform(fraction: Tensor, uniform: Tensor, rounding: str = "round", visible: int = 0) -> Tensor:
     """Mask of given tokens (B, L), True where the token stays visible.
 
     Args:
-        fraction: share of masked tokens (B,), or (1,) for all alike; the count is length · fraction, rounded, at least 1 and at most L.
+        fraction: share of masked tokens (B,), or (1,) for all alike; the count is length · fraction, rounded, at least 1 and at most
+            L − `visible`.
         uniform: (B, L) in [0, 1); its argsort is the random permutation that decides which positions are masked.
-        rounding: "round" (half to even), "ceil" or "floor".
+        rounding: "round" (half to even), "ceil" or "floor"; or "bernoulli": each token is masked with probability `fraction`, so
+            that the count is random and may be 0 (Halton-MaskGIT).
     """
     length = uniform.shape[1]
-    count = getattr(torch, rounding)(length * fraction).clamp(1, length).to(uniform.device)
+    if rounding == "bernoulli":
+        return uniform >= fraction.unsqueeze(1).to(uniform)
+    count = getattr(torch, rounding)(length * fraction).clamp(1, length - visible).to(uniform.device)
     return uniform.argsort(dim=1) >= count.unsqueeze(1)
+
+
+def known_before(known: Tensor, fraction: Tensor, uniform: Tensor) -> Tensor:
+    """What was known one step earlier (B, L): a random part of what is known now (ENAT, arXiv 2411.06959, §3.3).
+
+    Args:
+        known: (B, L). fraction: (1,) or (B,), share of the known tokens that were still masked; their count is rounded, half to even.
+        uniform: (B, L); the known tokens with the smallest draws are the ones that were masked.
+    """
+    count = (known.sum(1) * fraction.to(uniform.device)).round().long()
+    rank = uniform.masked_fill(~known, torch.inf).argsort(dim=1).argsort(dim=1)
+    return known & (rank >= count.unsqueeze(1))

@@ -5,11 +5,14 @@ process, several processes and gradient accumulation train on the same masks, dr
 by its share of the masked tokens, so all of them compute the same gradient up to the order of summation.
 """
 
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from mgen import seeds
 from mgen.errors import MgenError
@@ -19,9 +22,20 @@ from mgen.training.config import (
     GeneratorObjectiveConfig,
     TokenizerObjectiveConfig,
 )
-from mgen.training.masking import known_from_uniform, mask_fraction_from_uniform
+from mgen.training.masking import known_before, known_from_uniform, mask_fraction_from_uniform
 
 Logs = dict[str, Tensor]
+
+
+class Look(nn.Module):
+    """A generator's `look` as a module's forward, so that it can be run with other weights."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *args: Tensor) -> Any:
+        return self.model.look(*args)
 
 
 class Objective(nn.Module):
@@ -85,6 +99,15 @@ class GeneratorObjective(Objective):
         super().__init__(model, data)
         self.config = config
         self._tokenizer = [tokenizer]  # in a list: a frozen helper, neither trained nor saved with the model
+        self._look = [Look(model)]  # likewise
+        self.ema_weights: Callable[[], dict[str, Tensor]] | None = None  # "model.name" → EMA weight, set by the loop
+        self._mask_options: tuple[str, ...] = ()
+        if config.reuse and not model.carries:
+            raise MgenError(f"objective.reuse is for models that carry features (ENAT), not for {type(model).__name__}")
+        if config.loss_tokens == "all" and "loss_tokens" not in inspect.signature(model.forward).parameters:
+            raise MgenError(f"objective.loss_tokens: {type(model).__name__} is trained on masked tokens only")
+        if config.mask.rounding == "bernoulli" and config.loss_tokens != "all":
+            raise MgenError("objective.mask.rounding=bernoulli may mask nothing: it needs objective.loss_tokens=all")
         if config.label_drop and model.null_class is None:
             raise MgenError(
                 "objective.label_drop needs a model with a null class: set model.null_class=true or label_drop=0"
@@ -97,8 +120,17 @@ class GeneratorObjective(Objective):
         )  # validation must not depend on how it is cut into batches
         fraction = mask_fraction_from_uniform(torch.rand(1 if one else count, generator=rng), self.config.mask)
         uniform = torch.rand(count, self.model.spec.length, generator=rng)
-        draws["known"] = known_from_uniform(fraction, uniform, self.config.mask.rounding)
+        mask = self.config.mask
+        draws["known"] = known = known_from_uniform(fraction, uniform, mask.rounding, mask.visible)
         draws["drop"] = torch.rand(count, generator=rng) < self.config.label_drop
+        options = self.model.mask_draws(uniform.argsort(dim=1), known)
+        self._mask_options = tuple(options)
+        draws |= options
+        if self.config.reuse and self.training:
+            coin, share = torch.rand(2, generator=rng)
+            draws["reuse"] = (coin < self.config.reuse).expand(count)
+            draws["before"] = known_before(known, share[None], torch.rand(uniform.shape, generator=rng))
+            draws["drop_again"] = torch.rand(count, generator=rng) < self.config.reuse_label_drop
         return draws
 
     def draw_rows(self, rows: slice, *seed: int | str) -> dict[str, Tensor]:
@@ -113,6 +145,8 @@ class GeneratorObjective(Objective):
 
     def share(self, piece: dict[str, Tensor], whole: dict[str, Tensor]) -> float:
         """Masked tokens here over those an equal share would have: makes the whole a mean over all masked tokens."""
+        if self.config.loss_tokens == "all":
+            return 1.0
         here, all_ = (~piece["known"]).sum().item(), (~whole["known"]).sum().item()
         return here / all_ * len(whole["known"]) / len(piece["known"])
 
@@ -142,8 +176,27 @@ class GeneratorObjective(Objective):
             options = {"t": draws["t"], "noise": draws["noise"], "head_tokens": self.config.head_tokens}
         else:
             options = {"label_smoothing": self.config.label_smoothing if self.training else 0.0}
+        options |= {name: draws[name] for name in self._mask_options}
+        if self.config.loss_tokens == "all":
+            options["loss_tokens"] = "all"
+        if "reuse" in draws:
+            if draws["reuse"][0]:
+                options["memory"] = self.earlier(tokens, label, draws["before"])
+            label = torch.where(draws["drop_again"], self.model.null_class, label)
         losses, figure = self.model(tokens, label, draws["known"], **options)  # one value per masked token, both
         return losses.mean(), {self.model.head.figure: figure.mean()}
+
+
+    @torch.no_grad()
+    def earlier(self, tokens: Tensor, label: Tensor, known: Tensor) -> Any:
+        """The features of an earlier step, in which `known` (B, L) was known: of the EMA weights if there are, without dropout."""
+        weights = {} if self.ema_weights is None else self.ema_weights()
+        training = self.model.training
+        self.model.eval()
+        try:
+            return functional_call(self._look[0], weights, (tokens, label, known))
+        finally:
+            self.model.train(training)
 
 
 class TokenizerObjective(Objective):

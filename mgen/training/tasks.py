@@ -110,7 +110,7 @@ class Task:
                         f"{self.config.data.path} holds moments of {stored[0]}×{stored[1]} places, the tokenizer of this run makes "
                         f"{h}×{w}: write the cache with the tokenizer's own image size"
                     )
-            if data.num_classes > model.config.num_classes:
+            if model.config.num_classes and data.num_classes > model.config.num_classes:
                 raise MgenError(
                     f"the data has {data.num_classes} classes, model.num_classes is {model.config.num_classes}"
                 )
@@ -128,9 +128,9 @@ class Task:
             return make_grid(((images + 1) * 127.5).round().to(torch.uint8), nrow=len(images) // 2)
         if self.config.task == "generator" and self.tokenizer is not None:
             pipe = self.pipeline()
-            classes = list(itertools.islice(itertools.cycle(range(model.config.num_classes)), 40))[:40]
+            classes = list(itertools.islice(itertools.cycle(range(model.num_classes)), 40))[:40]
             images = pipe(classes, seed=self.config.seed, output_type="uint8", progress=False).images
-            return make_grid(images, nrow=min(10, model.config.num_classes))
+            return make_grid(images, nrow=min(10, model.num_classes))
         return None
 
     def pipeline(self) -> Any:

@@ -1,0 +1,177 @@
+"""LlamaGen's VQ tokenizer: image ⇄ ids of codes of length 1, hosted by diffusers' VQModel.
+
+Sun et al., "Autoregressive Model Beats Diffusion: Llama for Scalable Image Generation" (arXiv 2406.06525), §3.1: the VQGAN of Esser
+et al. (arXiv 2012.09841) with few numbers per code and codes compared by their angle (ViT-VQGAN, Yu et al., arXiv 2110.04627, §3.2).
+Halton-MaskGIT uses VQ-16 at 256 and 384 px.
+
+Notation: B batch, C image channels, d numbers of a code, h = w = image side / 2^(levels-1), L = h·w tokens.
+
+| size | channels | stride | codes × d | tokens at 256 px | parameters |
+|---|---|---|---|---|---|
+| vq16 (LlamaGen, Halton-MaskGIT) | 128 128 256 256 512 | 16 | 16384 × 8 | 256 | 71.9 M |
+| vq8 | 128 256 256 512 | 8 | 16384 × 8 | 1024 | 70.1 M |
+"""
+
+import torch
+import torch.nn.functional as F
+from diffusers import ModelMixin, VQModel  # noqa: F401  (diffusers looks the base class up in this namespace)
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.resnet import ResnetBlock2D
+from torch import Tensor, nn
+
+from mgen.errors import MgenError
+from mgen.modeling import Model, public
+from mgen.tokenizers.quantizers import Quantized, VectorQuantizer, codebook_usage
+from mgen.tokens import TokenSpec
+
+
+class SphereQuantizer(VectorQuantizer):
+    """Nearest code by angle: latents and codes are brought to length 1 before they are compared, looked up and trained."""
+
+    def __init__(self, *, codes: int, dim: int) -> None:
+        super().__init__(codes=codes, dim=dim)
+        self.normalise()
+
+    @torch.no_grad()
+    def normalise(self) -> None:
+        """Bring the stored rows to length 1: training moves them off it, which changes nothing here but for other readers."""
+        self.embedding.weight.copy_(F.normalize(self.embedding.weight, dim=-1))
+
+    def distances(self, z: Tensor) -> Tensor:
+        """Squared distances (B, h, w, codes) on the sphere, of z (B, d, h, w) of any length to every code, in fp32."""
+        flat = F.normalize(z.float(), dim=1).permute(0, 2, 3, 1)  # (B, h, w, d)
+        table = F.normalize(self.embedding.weight.float(), dim=-1)
+        return flat.square().sum(-1, keepdim=True) + table.square().sum(-1) - 2 * flat @ table.T
+
+    def initialise(self, z: Tensor, rng: torch.Generator) -> None:
+        """See VectorQuantizer.initialise."""
+        super().initialise(F.normalize(z, dim=1), rng)
+        self.normalise()
+
+    def lookup(self, ids: Tensor) -> Tensor:
+        """Codes as a map (B, d, h, w) for ids (B, h, w)."""
+        return F.normalize(super().lookup(ids), dim=1)
+
+    def forward(self, z: Tensor) -> Quantized:
+        """Quantize z (B, d, h, w); losses "codebook" and "commitment" between unit vectors, no entropy term."""
+        with torch.autocast(z.device.type, enabled=False):
+            z = F.normalize(z.float(), dim=1)
+            ids = self.distances(z.detach()).argmin(-1)  # (B, h, w)
+            rows = self.lookup(ids).float()
+            losses = {"codebook": F.mse_loss(rows, z.detach()), "commitment": F.mse_loss(z, rows.detach())}
+            return Quantized(z + (rows - z).detach(), ids, losses)
+
+
+@public
+class LlamaGenVQ(Model):
+    """Image ⇄ ids. Images are (B, C, H, W) in [-1, 1].
+
+    `vq` is a diffusers VQModel but for its quantizer: a folder of `vq.save_pretrained` is one that diffusers reads, after
+    `vq.quantize.normalise()` where the codebook was trained here.
+
+    Args:
+        image_size: H = W in pixels; a multiple of 2^(levels - 1). Any such size works with the same weights.
+        in_channels: C, 3 for RGB, 1 for grey.
+        channels: width of each level, finest first; every level but the last halves the side and the last has attention.
+        layers: residual blocks per level of the encoder (the decoder has one more).
+        norm_groups: groups of the GroupNorms.
+        z_channels: width between the network and the 1×1 convolutions around the codes.
+        latent: d. codes: codebook rows.
+        stem: width of the first convolution, where it differs from channels[0]. diffusers' own VQModel does not know it.
+    """
+
+    SIZES = {"vq16": dict(), "vq8": dict(channels=(128, 256, 256, 512))}
+    # The image size is no part of what a convolutional tokenizer computes; the token spec is compared apart.
+    FREE = ("image_size",)
+
+    @register_to_config
+    def __init__(
+        self,
+        *,
+        image_size: int = 256,
+        in_channels: int = 3,
+        channels: tuple[int, ...] = (128, 128, 256, 256, 512),
+        layers: int = 2,
+        norm_groups: int = 32,
+        z_channels: int = 256,
+        latent: int = 8,
+        codes: int = 16384,
+        stem: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.factor = 2 ** (len(channels) - 1)
+        if image_size % self.factor:
+            raise MgenError(
+                f"image_size {image_size} is not a multiple of {self.factor}, the downsampling of {len(channels)} levels"
+            )
+        plain = len(channels) - 1
+        self.vq = VQModel(
+            in_channels=in_channels,
+            out_channels=in_channels,
+            down_block_types=("DownEncoderBlock2D",) * plain + ("AttnDownEncoderBlock2D",),
+            up_block_types=("AttnUpDecoderBlock2D",) + ("UpDecoderBlock2D",) * plain,
+            block_out_channels=tuple(channels),
+            layers_per_block=layers,
+            latent_channels=z_channels,
+            sample_size=image_size,
+            num_vq_embeddings=codes,
+            norm_num_groups=norm_groups,
+            vq_embed_dim=latent,
+            lookup_from_codebook=True,
+        )
+        # diffusers compares vectors of any length; names in files stay the same.
+        self.vq.quantize = SphereQuantizer(codes=codes, dim=latent)
+        if stem is not None and stem != channels[0]:
+            self.vq.encoder.conv_in = nn.Conv2d(in_channels, stem, 3, padding=1)
+            self.vq.encoder.down_blocks[0].resnets[0] = ResnetBlock2D(
+                in_channels=stem, out_channels=channels[0], temb_channels=None, groups=norm_groups, eps=1e-6
+            )
+
+    @property
+    def quantize(self) -> SphereQuantizer:
+        return self.vq.quantize
+
+    @property
+    def spec(self) -> TokenSpec:
+        side = self.config.image_size // self.factor
+        return TokenSpec(kind="index", length=side * side, grid=(side, side), vocab=self.config.codes)
+
+    def latents(self, images: Tensor) -> Tensor:
+        """Features before quantization (B, d, h, w), of any length, of images (B, C, H, W) in [-1, 1]."""
+        if images.shape[-2] % self.factor or images.shape[-1] % self.factor:
+            raise MgenError(
+                f"image size {tuple(images.shape[-2:])} is not a multiple of {self.factor}: resize or crop it first"
+            )
+        return self.vq.quant_conv(self.vq.encoder(images))
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Ids (B, L) int64, row by row, of images (B, C, H, W) in [-1, 1]."""
+        return self.quantize.ids(self.latents(images)).flatten(1)  # (B, L)
+
+    def decode_latents(self, z: Tensor) -> Tensor:
+        """Images (B, C, H, W), about [-1, 1] and not clamped, of code vectors z (B, d, h, w)."""
+        return self.vq.decoder(self.vq.post_quant_conv(z))
+
+    def decode(self, ids: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        """Images of ids (B, L) int64 in 0..codes-1; `grid` (h, w) if not square."""
+        side = round(ids.shape[1] ** 0.5)
+        values = self.quantize.lookup(ids.unflatten(1, grid or (side, side)))
+        return self.decode_latents(values.to(self.dtype))
+
+    def fuse(self) -> "LlamaGenVQ":
+        """Nothing to fold here; a part of the interface."""
+        return self
+
+    def fingerprint_parts(self) -> dict[str, Tensor]:
+        """The weights that decide which ids an image gets: a new decoder leaves a token cache valid."""
+        skip = ("vq.decoder.", "vq.post_quant_conv.")
+        return {name: value for name, value in self.state_dict().items() if not name.startswith(skip)}
+
+    def noise_shape(self) -> None:
+        """Reconstructing takes no random numbers."""
+        return None
+
+    def forward(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        """Training: reconstruction (B, C, H, W) in about [-1, 1], the quantizer's losses, usage and perplexity of the codes."""
+        quantized = self.quantize(self.latents(images))
+        return self.decode_latents(quantized.values), quantized.losses, codebook_usage(quantized.ids, self.config.codes)
