@@ -21,6 +21,7 @@ class Noise:
         order: uniform (B, L): the random order of fixed-order sampling.
         tokens: uniform (T, B, L) in [0, 1), or Gumbel (T, B, L, V): which code each position draws at each step.
         confidence: Gumbel (T, B, L), added to log-probabilities when positions are ranked.
+        candidates: like `tokens`, for samplers that rank one draw and keep another (`redraw`).
         chain: normal (draws, B, L, C): what the reverse chain at each position starts from, then what each of its steps adds.
             A position is drawn once in a run, so the decoding step makes no difference.
     """
@@ -28,6 +29,7 @@ class Noise:
     order: Tensor
     tokens: Tensor | None = None
     confidence: Tensor | None = None
+    candidates: Tensor | None = None
     chain: Tensor | None = None
 
     def to(self, device: torch.device | str) -> "Noise":
@@ -56,11 +58,14 @@ def image_seed(seed: int, index: int) -> int:
     return seeds.fold(seed, "image", index)
 
 
-def draw_noise(image_seeds: Sequence[int], *, steps: int, length: int, chain: tuple[int, int] | None = None) -> Noise:
+def draw_noise(
+    image_seeds: Sequence[int], *, steps: int, length: int, chain: tuple[int, int] | None = None, redraw: bool = False
+) -> Noise:
     """The draws of images with these seeds: one generator per image.
 
     Args:
         steps: T. length: L. chain: draws per token and its channels (draws, C), for a diffusion head.
+        redraw: draw `candidates` too.
     """
     if chain is not None:
         order, parts = [], []
@@ -69,8 +74,9 @@ def draw_noise(image_seeds: Sequence[int], *, steps: int, length: int, chain: tu
             order.append(torch.rand(length, generator=rng))
             parts.append(torch.randn(chain[0], length, chain[1], generator=rng))
         return Noise(order=torch.stack(order), chain=torch.stack(parts, dim=1))
-    rows = [torch.rand(2 * steps + 1, length, generator=torch.Generator().manual_seed(s)) for s in image_seeds]
-    uniform = torch.stack(rows, dim=1)  # (2T + 1, B, L)
+    rngs = [torch.Generator().manual_seed(s) for s in image_seeds]
+    uniform = torch.stack([torch.rand(2 * steps + 1, length, generator=rng) for rng in rngs], dim=1)  # (2T + 1, B, L)
+    more = torch.stack([torch.rand(steps, length, generator=rng) for rng in rngs], dim=1) if redraw else None
     # 1e-20 and 1e-7 keep both logarithms finite for draws of exactly 0 and those next to 1.
     gumbel = -torch.log(-torch.log(uniform[steps:-1].clamp(1e-20, 1 - 1e-7)))
-    return Noise(tokens=uniform[:steps], confidence=gumbel, order=uniform[-1])
+    return Noise(tokens=uniform[:steps], confidence=gumbel, order=uniform[-1], candidates=more)

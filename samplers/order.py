@@ -14,7 +14,7 @@ from torch import Tensor
 from mgen.errors import MgenError, check_choice
 from mgen.samplers.noise import Noise
 
-ORDERS = ("confidence", "halton", "random", "raster")
+ORDERS = ("confidence", "halton", "halton-rolled", "random", "raster")
 Order = str | Sequence[int]
 
 
@@ -32,16 +32,17 @@ def priorities(order: Order, noise: Noise, grid: tuple[int, int] | None) -> Tens
     """Priority (B, L) of the positions, highest first; None for "confidence", which ranks after the draw.
 
     "random": a permutation per image (MAR, arXiv 2406.11838). "raster": row by row. "halton": a low-discrepancy sequence
-    (Halton-MaskGIT, arXiv 2503.17076). A list: the positions in the order in which they are revealed.
+    (Halton-MaskGIT, arXiv 2503.17076); "halton-rolled": begun at a random place of it for each image. A list: the positions in the order in which they are revealed.
     SamplerSettings.check has seen to it that a list has L entries, and that there is a grid for "halton".
     """
     b, length = noise.order.shape
+    roll = isinstance(order, str) and order == "halton-rolled"
     if isinstance(order, str):
         if order == "confidence":
             return None
         if order == "random":
             return noise.order
-        if order == "halton":
+        if order.startswith("halton"):
             assert grid is not None
             order = halton(*grid)
         else:
@@ -50,6 +51,9 @@ def priorities(order: Order, noise: Noise, grid: tuple[int, int] | None) -> Tens
     priority[torch.tensor(order, device=noise.order.device)] = torch.arange(
         length, 0, -1, device=noise.order.device, dtype=torch.float32
     )
+    if roll:  # the sequence, rolled forward by an offset in 0 … L − 1
+        offset = (noise.order[:, :1] * length).floor()
+        return length - (length - priority + offset) % length  # (B, L)
     return priority.expand(b, length)
 
 

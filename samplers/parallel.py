@@ -2,7 +2,7 @@
 
 Chang et al., "MaskGIT" (arXiv 2202.04200), algorithm of §3.2, and Li et al., "MAR" (arXiv 2406.11838), §3.3, with each of their
 choices an axis: order, schedule, guidance, temperatures, head. Notation: T steps, B images, L positions, M positions evaluated
-in a step, C numbers of a vector token.
+in a step, G positions of a group, C numbers of a vector token. What a step evaluates is in run.py, reuse in reuse.py.
 """
 
 import warnings
@@ -14,11 +14,11 @@ import torch
 from diffusers import SchedulerMixin  # noqa: F401  (diffusers looks the base class up in this namespace)
 from torch import Tensor
 
+from mgen.layers.attention import gather_rows
 from mgen.modeling import public
-from mgen.samplers.noise import Noise, rows_at
-from mgen.samplers.order import priorities
+from mgen.samplers.noise import Noise
+from mgen.samplers.run import Run, put
 from mgen.samplers.settings import SamplerSettings
-from mgen.samplers.timetable import timetable
 
 EXPLODED = 50.0  # tokens have unit variance; an undertrained head magnifies its errors in the noisiest steps
 
@@ -42,7 +42,7 @@ class Step:
     def draft(self) -> Tensor:
         """The known tokens, and this step's draws where it evaluated unknown positions; shaped like `tokens`."""
         known = self.known.view(*self.known.shape, *[1] * (self.tokens.ndim - 2))
-        return torch.where(known, self.tokens, _put(self.tokens.clone(), self.positions, self.drawn))
+        return torch.where(known, self.tokens, put(self.tokens.clone(), self.positions, self.drawn))
 
 
 @public
@@ -69,66 +69,19 @@ class ParallelSampler(SamplerSettings):
                 Default: none.
 
         Raises:
-            MgenError: guidance without a null class, settings that the generator's kind of tokens does not take.
+            MgenError: guidance without a null class, settings that the generator or its kind of tokens does not take.
         """
         c = self.config
         self.check(generator)
-        b, device, spec = len(condition), condition.device, generator.spec
-        length, vector = spec.length, spec.kind == "vector"
-        guidance, temperature = self.values("guidance", length), self.values("temperature", length)
-        gumbel_factor, guided = self.values("confidence_temperature", length), self.guided(length)
-        priority = priorities(c.order, noise, spec.grid)  # (B, L), highest first
-        extra = {"plan": generator.head.plan(c.head or {})} if vector else {}
-        if tokens is None:
-            shape = (b, length, spec.channels) if vector else (b, length)
-            tokens = torch.zeros(shape, dtype=torch.float32 if vector else torch.int64, device=device)
-        else:
-            tokens = tokens.clone()
-        known = torch.zeros(b, length, dtype=torch.bool, device=device) if known is None else known.clone()
-        both = torch.cat([condition, torch.full_like(condition, generator.null_class or 0)])
-
-        plan = timetable(known, self.counts)
-        ranking = None
-        if priority is not None:
-            ranking = priority.masked_fill(known, -torch.inf).argsort(dim=1, descending=True, stable=True)  # (B, L)
-
-        for i, t in enumerate(range(c.start, c.steps)):
-            positions, drawn = known[:, :0].long(), tokens[:, :0]
-            if plan.most[i]:
-                if ranking is None:
-                    # Unknown positions in ascending order; rows with fewer are filled up with known ones, never revealed.
-                    positions = known.to(torch.uint8).argsort(dim=1, stable=True)[:, : plan.widest[i]]  # (B, M)
-                else:
-                    # Rows that reveal fewer go round to known positions: all differ, and those are never revealed.
-                    places = (plan.done[i].unsqueeze(1) + torch.arange(plan.most[i], device=device)) % length
-                    positions = ranking.gather(1, places)  # (B, M)
-                twice = guided[t]
-                z = generator.context(
-                    torch.cat([tokens, tokens]) if twice else tokens,
-                    known.repeat(2, 1) if twice else known,
-                    both if twice else condition,
-                    positions=positions.repeat(2, 1) if twice else positions,
-                    visible=(length - plan.widest[i], length - plan.fewest[i]),
+        run = Run(self, generator, condition, noise, tokens, known)
+        for group in self.groups():
+            for t, (positions, drawn) in zip(group, self._decode(run, group)):
+                if t == c.steps - 1 and run.tokens.ndim == 2:
+                    run.tokens.clamp_(max=generator.spec.vocab - 1)  # a drawn mask, where the head can draw one
+                yield Step(
+                    tokens=run.tokens, known=run.known, positions=positions, drawn=drawn, index=t, count=c.steps
                 )
-                drawn, score = generator.head.sample(
-                    z,
-                    noise=noise.at(t, positions),
-                    temperature=temperature[t],
-                    guidance=guidance[t] if twice else None,
-                    **extra,
-                )
-                if ranking is None:
-                    assert noise.confidence is not None
-                    score = score + gumbel_factor[t] * rows_at(noise.confidence[t], positions)
-                    score = score.masked_fill(known.gather(1, positions), -torch.inf)
-                    rank = score.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-                else:
-                    rank = torch.arange(plan.most[i], device=device)
-                shown = rank < plan.reveal[i].unsqueeze(1)  # (B, M), exactly the scheduled count in each row
-                _put(tokens, positions, drawn, shown)
-                known.scatter_(1, positions, shown | known.gather(1, positions))
-            yield Step(tokens=tokens, known=known, positions=positions, drawn=drawn, index=t, count=c.steps)
-        if vector and not tokens.abs().amax().item() <= EXPLODED:
+        if run.tokens.ndim == 3 and not run.tokens.abs().amax().item() <= EXPLODED:
             # One text for all batches, so that a long run says it once.
             warnings.warn(
                 f"drawn tokens pass {EXPLODED:.0f}, where trained ones stay near 1: the head is undertrained or its chain too "
@@ -136,13 +89,59 @@ class ParallelSampler(SamplerSettings):
                 stacklevel=2,
             )
 
+    def _decode(self, run: Run, group: list[int]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Take the steps of a group; yields the positions (B, M) that each evaluated and what it drew there."""
+        nothing = run.known[:, :0].long(), run.tokens[:, :0]
+        counts = [run.times.most[t - run.start] for t in group]
+        while group and not counts[0]:  # the first step that reveals something is the full one
+            run.advance(group[0], twice=run.twice(group[:1]))
+            yield nothing
+            group, counts = group[1:], counts[1:]
+        if not group:
+            return
+        t, positions, drawn, members = group[0], *self._full(run, group, counts)
+        yield positions, drawn
+        done = before = counts[0]
+        for last, t, count in zip(group, group[1:], counts[1:]):
+            if not count:
+                yield nothing
+                continue
+            guide = last if run.reuse.late_guidance else t
+            z = run.local(members, done=done, count=count, before=before, twice=run.guided[guide])
+            positions = members[:, done : done + count]
+            drawn, _ = run.draw(z, t, positions, guide=guide, local=True)
+            run.reveal(positions, drawn, torch.ones_like(positions, dtype=torch.bool))
+            done, before = done + count, count
+            yield positions, drawn
 
-def _put(tokens: Tensor, positions: Tensor, values: Tensor, where: Tensor | None = None) -> Tensor:
-    """Write values (B, M) or (B, M, C) at positions (B, M) of tokens, in place; only where `where` (B, M) is True."""
-    if tokens.ndim == 3:
-        positions = positions.unsqueeze(-1).expand(-1, -1, tokens.shape[-1])
-        where = None if where is None else where.unsqueeze(-1)
-    values = values.to(tokens.dtype)
-    if where is not None:
-        values = torch.where(where, values, tokens.gather(1, positions))
-    return tokens.scatter_(1, positions, values)
+    def _full(self, run: Run, group: list[int], counts: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """The full step of a group: positions and draws of the step, and the positions (B, G) of the whole group."""
+        t, total, count = group[0], sum(counts), counts[0]
+        twice = run.twice(group)
+        reveal = run.times.reveal[t - run.start].unsqueeze(1)  # (B, 1): exactly so many in each row
+        if run.ranking is not None:
+            members = run.next(t, total)
+            positions = members[:, :count]
+            drawn, _ = run.draw(run.full(group, positions, twice=twice), t, positions)
+            run.reveal(positions, drawn, torch.arange(count, device=reveal.device) < reveal)
+            return positions, drawn, members
+        if run.revise:
+            positions = torch.arange(run.length, device=reveal.device).expand(len(run.known), -1)
+            drawn, score = run.candidates(run.full(group, positions, twice=twice), t, positions)
+            run.revised(t, drawn, score)
+            return positions, drawn, positions
+        positions = run.unknown(t)
+        z = run.full(group, positions, twice=twice)
+        drawn, score = run.candidates(z, t, positions)
+        rank = score.argsort(dim=1, descending=True, stable=True)  # (B, M), the surest first
+        best = rank[:, :total]
+        members = positions.gather(1, best)
+        if run.redraw:  # the candidates settled the places; the tokens are drawn anew
+            positions, best = members[:, :count], best[:, :count]
+            rows = best.repeat(len(z) // len(best), 1)
+            drawn, _ = run.draw(gather_rows(z, rows), t, positions)
+            shown = torch.arange(count, device=reveal.device) < reveal
+        else:
+            shown = rank.argsort(dim=1) < reveal
+        run.reveal(positions, drawn, shown)
+        return positions, drawn, members

@@ -18,6 +18,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 
 from mgen.errors import MgenError, suggestion
 
@@ -74,7 +75,7 @@ def remaining_counts(
     length: int,
     start: int = 0,
     precision: str = "float64",
-    keep_one: bool = True,
+    keep_one: bool | str = True,
 ) -> list[int]:
     """Tokens still unknown after each of the steps start … steps − 1; the last entry is 0.
 
@@ -84,8 +85,10 @@ def remaining_counts(
         unknown: tokens unknown at the start; counts are floor(unknown · γ). length: tokens in all, L.
         precision: "float64" or "float32" (see mask_fraction), or "mar": float64 with MAR's order of operations in the cosine,
             (π/2 · step) / steps, which falls just below 1/2 where two thirds of the steps are done (39 steps of 256 tokens:
-            127 left after step 26, not 128).
-        keep_one: hold the count between 1 and one less than before, as MaskGIT and AutoNAT do. ENAT does not.
+            127 left after step 26, not 128). "halton": the revealed count is rounded down, in float32, and is at least one per
+            step on the whole (Halton-MaskGIT); "halton-inclusive": the same with progress t / (T − 1), for its confidence sampler.
+        keep_one: hold the count between 1 and one less than before, as MaskGIT and AutoNAT do. ENAT does not (False). "borrow": a
+            step that would reveal nothing reveals one token, which the last step then lacks (ReCAP's MaskGIT code).
 
     Raises:
         MgenError: unknown name, a list of the wrong length, or fractions outside [0, 1].
@@ -105,6 +108,10 @@ def remaining_counts(
             )
         if any(not 0 <= x <= 1 for x in fractions):
             raise MgenError("the schedule lists fractions outside 0 … 1")
+    if keep_one not in (True, False, "borrow"):
+        raise MgenError(f"keep_one is {keep_one!r}: expected true, false or borrow")
+    if precision.startswith("halton"):
+        return _revealed_down(schedule, steps, unknown, start, inclusive=precision == "halton-inclusive")
     f = np.float32 if precision == "float32" else np.float64
     counts, now = [], unknown
     for step in range(start, steps - 1):
@@ -115,7 +122,45 @@ def remaining_counts(
         else:
             fraction = mask_fraction(schedule, float(f(step + 1) / f(steps)), length=length, precision=precision)  # type: ignore[arg-type]
         count = int(np.floor(f(unknown) * f(fraction)))
-        count = max(1, min(now - 1, count)) if keep_one else min(now, count)
+        count = max(1, min(now - 1, count)) if keep_one is True else min(now, count)
         now = min(count, now)
         counts.append(now)
-    return [*counts, 0]
+    counts.append(0)
+    return _borrowed(counts, unknown, steps) if keep_one == "borrow" else counts
+
+
+def _borrowed(counts: list[int], unknown: int, steps: int) -> list[int]:
+    """The counts in which every step but the last reveals at least one token, which the last then lacks."""
+    reveals = [max(1, before - after) for before, after in zip([unknown, *counts[:-1]], counts)]
+    reveals[-1] = unknown - sum(reveals[:-1])
+    if reveals[-1] < 1:
+        raise MgenError(
+            f"with {steps} steps the last one would have to lend more of the {unknown} tokens than it has: use fewer steps or "
+            "keep_one=true"
+        )
+    return [unknown - sum(reveals[: i + 1]) for i in range(len(reveals))]
+
+
+def _revealed_down(schedule: Schedule, steps: int, unknown: int, start: int, *, inclusive: bool) -> list[int]:
+    """Halton-MaskGIT's counts: max(t + 1, int(N · (1 − γ))) tokens are revealed after step t, computed in float32."""
+    if not isinstance(schedule, str):
+        raise MgenError("precision halton computes counts from a named schedule, not from a list")
+    counts = []
+    for t in range(start, steps):
+        if inclusive:
+            r = np.float32(torch.linspace(0, 1, steps)[t]) if steps > 1 else np.float32(1)
+        else:
+            r = np.float32((t + 1) / steps)
+        match schedule:
+            case "arccos":
+                shown = np.float32(1) - np.arccos(r) / np.float32(math.pi / 2)
+            case "cosine":
+                shown = np.float32(1) - np.cos(r * np.float32(math.pi / 2))
+            case "linear":
+                shown = r
+            case "square":
+                shown = r * r
+            case _:
+                shown = r ** np.float32(_exponent(schedule))
+        counts.append(unknown - min(unknown, max(t - start + 1, int(np.float32(unknown) * shown))))
+    return [*counts[:-1], 0]

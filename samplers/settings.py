@@ -7,10 +7,12 @@ from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
 
 from mgen.errors import MgenError, check_choice
-from mgen.heads.chains import Chain, ChainSettings
+from mgen.generators.base import Generator
+from mgen.heads import check_draw
 from mgen.modeling import check_keys, constructor_keys
 from mgen.samplers.noise import Noise, draw_noise
 from mgen.samplers.order import Order, check_order
+from mgen.samplers.reuse import Reuse
 from mgen.samplers.schedule import Schedule, remaining_counts
 from mgen.samplers.values import Value, per_step, with_strength
 
@@ -20,7 +22,7 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
 
     Args:
         steps: T.
-        order: "confidence", "random", "raster", "halton", or a list of all positions.
+        order: "confidence", "random", "raster", "halton", "halton-rolled", or a list of all positions.
         schedule: mask fraction by name, or a list (see mgen.samplers.schedule).
         guidance: s in u + s·(c − u), constant, listed or a curve (see mgen.samplers.values); 1 is none.
         temperature: of the token draw; constant, listed or a curve.
@@ -28,7 +30,11 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
         start: first step that is run. precision, keep_one: see mgen.samplers.schedule.remaining_counts.
         guidance_tolerance: |s − 1| up to which the null pass is left out. 0 is exact; AutoNAT's published lists hold three
             entries of 1.0001, whose null passes 1e-3 would save.
-        head: how a diffusion head draws a token (mgen.heads.chains.ChainSettings), e.g. {chain: ancestral, steps: 100}.
+        head: how the head draws a token: a diffusion head by mgen.heads.chains.ChainSettings, e.g. {chain: ancestral, steps: 100}, a
+            categorical one by mgen.heads.categorical.DrawSettings, e.g. {top_k: 100}.
+        reuse: what is kept between steps (mgen.samplers.reuse.Reuse), e.g. {local: 1, full_first: 12}.
+        redraw: the confidence order ranks one draw at temperature 1 and keeps a second one (ReCAP's MaskGIT-r).
+        revise: every step of the confidence order draws known tokens anew too (Halton-MaskGIT's confidence sampler).
     """
 
     config_name = "sampler_config.json"
@@ -45,21 +51,34 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
         confidence_temperature: Value = {"kind": "linear", "start": 4.5, "end": 0.0},  # noqa: B006  (JSON in the config)
         start: int = 0,
         precision: str = "float64",
-        keep_one: bool = True,
+        keep_one: bool | str = True,
         guidance_tolerance: float = 0.0,
         head: Mapping[str, Any] | None = None,
+        reuse: Mapping[str, Any] | None = None,
+        redraw: bool = False,
+        revise: bool = False,
     ) -> None:
         for name, value in (("steps", steps), ("start", start)):
             if not isinstance(value, int) or isinstance(value, bool):
                 raise MgenError(f"{name} is {value!r}: expected a whole number")
         check_order(order)
-        check_choice("precision", precision, ("float32", "float64", "mar"))
-        self.counts(unknown=max(2, steps), length=max(2, steps))  # raises on a bad schedule
+        check_choice("precision", precision, ("float32", "float64", "mar", "halton", "halton-inclusive"))
+        for name, on in (("redraw", redraw), ("revise", revise)):
+            if on and order != "confidence":
+                raise MgenError(f"{name} is for order confidence, not {order!r}")
+        self.groups()  # raises on a bad policy
+        if revise and (redraw or self.reuse.any_local):
+            raise MgenError("revise draws known tokens anew in every step: it goes neither with redraw nor with local steps")
+        # Raises on a bad schedule; whether there are tokens enough to borrow from is seen when their number is known.
+        tokens = max(2, steps)
+        remaining_counts(schedule, steps=steps, unknown=tokens, length=tokens, start=start, precision=precision)
+        if keep_one not in (True, False, "borrow"):
+            raise MgenError(f"keep_one is {keep_one!r}: expected true, false or borrow")
         for name in ("guidance", "temperature", "confidence_temperature"):
             per_step(self.config[name], steps, name=name)
         if head is not None and not isinstance(head, Mapping):
             raise MgenError(f"head is {head!r}: expected a mapping, such as {{chain: ddim, steps: 25}}")
-        ChainSettings.of(head or {})
+        check_draw(head or {})
 
     @classmethod
     def from_settings(cls, settings: Any, where: str) -> Self:
@@ -76,9 +95,18 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
     def suited(cls, generator: Any, settings: Any = None, where: str = "sampler") -> Self:
         """A sampler from `settings`; where they name no order, vectors are drawn in random order, as ids by confidence."""
         given = {} if settings is None else settings
-        if generator.spec.kind == "vector" and isinstance(given, Mapping) and "order" not in given:
+        if not generator.head.ranks and isinstance(given, Mapping) and "order" not in given:
             given = {**given, "order": "random"}
         return cls.from_settings(given, where)
+
+    @property
+    def reuse(self) -> Reuse:
+        """The policy of reuse."""
+        return Reuse.of(self.config.reuse)
+
+    def groups(self) -> list[list[int]]:
+        """The steps that are run, cut into groups of one full step and the local ones after it."""
+        return self.reuse.grouped(self.config.start, self.config.steps)
 
     def counts(self, *, unknown: int, length: int) -> list[int]:
         """Tokens unknown after each step that is run, from `unknown` at first."""
@@ -97,7 +125,7 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
         """`guidance`, `temperature` or `confidence_temperature` at each of the T steps of a run on `length` tokens."""
         c = self.config
         after = [length] * c.start + self.counts(unknown=length, length=length)
-        return per_step(c[name], c.steps, name=name, unknown=after, length=length)
+        return per_step(c[name], c.steps, name=name, unknown=after, length=length, groups=self.groups())
 
     def guided(self, length: int) -> list[bool]:
         """Whether each of the T steps takes a null pass."""
@@ -114,28 +142,42 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
             raise MgenError(f"order lists {len(c.order)} positions, this model has {spec.length}")
         if c.order == "halton" and spec.grid is None:
             raise MgenError("order 'halton' needs tokens with a place in the image: use random, raster or a list")
-        if spec.kind != "vector":
-            if c.head:
-                raise MgenError(f"head {dict(c.head)} is for a diffusion head; this generator draws ids")
-            return
-        if c.order == "confidence":
-            raise MgenError(
-                "order 'confidence' ranks draws by probability, which vectors have none of: use order random"
-            )
-        if c.steps > spec.length:
-            raise MgenError(f"steps is {c.steps}, this model has {spec.length} tokens: at most one step per token")
-        chain = Chain(ChainSettings.of(c.head or {}), generator.head.tables).settings  # raises for too many steps
-        if chain.draws == 1 and chain.steps > 1 and any(t != 1 for t in self.values("temperature", spec.length)):
-            raise MgenError(
-                f"temperature {c.temperature} scales noise that the chain {chain.chain!r} does not add: use temperature 1 (or "
-                "eta with ddim, or the ancestral chain)"
-            )
+        reuse = self.reuse
+        if reuse.any_local and type(generator).local is Generator.local:
+            raise MgenError(f"{type(generator).__name__} has no local evaluation: set reuse.local=0")
+        if generator.carries and reuse.features and c.revise:
+            raise MgenError("revise changes known tokens, whose features are carried: set reuse.features=false")
+        if not generator.head.ranks:
+            if c.order == "confidence":
+                raise MgenError(
+                    "order 'confidence' ranks draws by probability, which vectors have none of: use order random"
+                )
+            if c.steps > spec.length:
+                raise MgenError(
+                    f"steps is {c.steps}, this model has {spec.length} tokens: at most one step per token"
+                )
+        elif reuse.head_share != 1:
+            raise MgenError(f"reuse.head_share is {reuse.head_share}: only a diffusion head has steps to share")
+        for settings in (c.head or {}, self._local_head()):
+            generator.head.check(settings, temperatures=self.values("temperature", spec.length))
+
+    def _local_head(self) -> dict[str, Any]:
+        """Settings of the head in local steps."""
+        head = dict(self.config.head or {})
+        if self.reuse.head_share != 1:
+            head["steps"] = max(1, int(head.get("steps", 100) * self.reuse.head_share))
+        return head
+
+    def plans(self, generator: Any) -> tuple[Any, Any]:
+        """What the draws of full steps share, and those of local steps."""
+        plan = generator.head.plan(self.config.head or {})
+        shared = self.reuse.head_share == 1 or not self.reuse.any_local
+        return plan, plan if shared else generator.head.plan(self._local_head())
 
     def draw(self, generator: Any, image_seeds: Sequence[int]) -> Noise:
         """The draws of a run of this sampler with `generator`, one image per seed."""
-        spec = generator.spec
-        chain = (ChainSettings.of(self.config.head or {}).draws, spec.channels) if spec.kind == "vector" else None
-        return draw_noise(image_seeds, steps=self.config.steps, length=spec.length, chain=chain)
+        c, chain = self.config, generator.head.draws(self.config.head or {})
+        return draw_noise(image_seeds, steps=c.steps, length=generator.spec.length, chain=chain, redraw=c.redraw)
 
     def override(
         self,
@@ -147,12 +189,15 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
     ) -> Self:
         """A sampler with some settings replaced.
 
-        A number for `guidance` replaces the end of its curve; `chain` and `head_steps` replace entries of `head`.
+        A number for `guidance` replaces the end of its curve; `chain` and `head_steps` replace entries of `head`,
+        and entries of `reuse` those of the same name.
         """
         settings = {key: value for key, value in settings.items() if value is not None}
         parts = {key: value for key, value in (("chain", chain), ("steps", head_steps)) if value is not None}
         if parts:
             settings["head"] = {**(self.config.head or {}), **settings.get("head", {}), **parts}
+        if "reuse" in settings and self.config.reuse:
+            settings["reuse"] = {**self.config.reuse, **settings["reuse"]}
         check_keys(settings, constructor_keys(type(self)), "sampler.")
         if guidance is not None:
             settings["guidance"] = with_strength(self.config.guidance, guidance)

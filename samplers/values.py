@@ -4,13 +4,15 @@ A value is a number (constant), a list with one entry per step (one less: the la
 
     {kind: linear, start: 1, end: 3, at: end}               start + (end − start) · p
     {kind: cosine, start: 1, end: 3}                         start + (end − start) · (1 − cos(π p)) / 2
+    {kind: power, start: 1, end: 0.65, power: 0.5}           start + (end − start) · p^power
     {kind: power-cosine, start: 1, end: 3, power: 2}         the same with p raised to `power` (arXiv 2306.09305, §4)
 
 with progress p of step t of T: `at: end` p = (t + 1) / T, `at: start` p = t / T, `at: inclusive` p = t / (T − 1).
 `at: tokens` (linear only) counts revealed tokens: p = (L − n) / L with n unknown after the step, at least `left` (default 0).
 MAR's linear guidance is `at: tokens, left: 1`: its code counts one token as unknown after the last step too, so the curve ends
-at start + (end − start) · (L − 1) / L.
-Guidance is the factor s in u + s·(c − u): 1 means none. `power-cosine` and `cosine` default to `inclusive`, linear to `end`.
+at start + (end − start) · (L − 1) / L. `at: group` counts groups of steps (see mgen.samplers.reuse): p = (g + 1) / G in group g of G.
+A curve takes `least: x` too: no value below x.
+Guidance is the factor s in u + s·(c − u): 1 means none. `power`, `power-cosine` and `cosine` default to `inclusive`, linear to `end`.
 """
 
 import math
@@ -21,19 +23,26 @@ from mgen.errors import MgenError, check_choice, suggestion
 
 Value = float | Sequence[float] | Mapping[str, Any]
 KEYS = {
-    "linear": {"start", "end", "at", "left"},
-    "cosine": {"start", "end", "at"},
-    "power-cosine": {"start", "end", "at", "power"},
+    "linear": {"start", "end", "at", "left", "least"},
+    "cosine": {"start", "end", "at", "least"},
+    "power": {"start", "end", "at", "power", "least"},
+    "power-cosine": {"start", "end", "at", "power", "least"},
 }
 
 
 def per_step(
-    value: Value, steps: int, *, name: str = "value", unknown: Sequence[int] = (), length: int = 1
+    value: Value,
+    steps: int,
+    *,
+    name: str = "value",
+    unknown: Sequence[int] = (),
+    length: int = 1,
+    groups: Sequence[Sequence[int]] = (),
 ) -> list[float]:
     """The value at each of `steps` steps.
 
     Args:
-        unknown, length: tokens unknown after each step, and in all; for `at: tokens`.
+        unknown, length: tokens unknown after each step, and in all; for `at: tokens`. groups: of steps; for `at: group`.
 
     Raises:
         MgenError: a list of the wrong length, an unknown kind or key, or a number that is not finite.
@@ -41,7 +50,8 @@ def per_step(
     if isinstance(value, str | bool) or value is None:
         raise MgenError(f"{name} is {value!r}: expected a number, a list of numbers or a curve")
     if isinstance(value, Mapping):
-        out = _curve(value, steps, name, unknown, length)
+        group = {t: (g + 1) / len(groups) for g, members in enumerate(groups) for t in members}
+        out = _curve(value, steps, name, unknown, length, group)
     elif isinstance(value, Sequence):
         out = [float(x) for x in value]
         if len(out) == steps - 1:
@@ -57,24 +67,30 @@ def per_step(
     return out
 
 
-def _curve(value: Mapping[str, Any], steps: int, name: str, unknown: Sequence[int], length: int) -> list[float]:
+def _curve(
+    value: Mapping[str, Any], steps: int, name: str, unknown: Sequence[int], length: int, group: Mapping[int, float]
+) -> list[float]:
     kind = check_choice(f"{name}.kind", str(value.get("kind")), KEYS)
     for key in value:
         if key not in KEYS[kind] | {"kind"}:
             raise MgenError(f"unknown key '{name}.{key}': {suggestion(key, KEYS[kind])}")
     start, end = float(value.get("start", 1.0)), float(value.get("end", 1.0))
-    places = ("start", "end", "inclusive") + (("tokens",) if kind == "linear" else ())
+    places = ("start", "end", "inclusive", "group") + (("tokens",) if kind == "linear" else ())
+    least = float(value.get("least", -math.inf))
     at = check_choice(f"{name}.at", value.get("at", "end" if kind == "linear" else "inclusive"), places)
     out = []
     for t in range(steps):
         if at == "tokens":
             left = max(int(value.get("left", 0)), unknown[t] if t < len(unknown) else 0)
-            out.append(start + (end - start) * (length - left) / length)
+            out.append(max(least, start + (end - start) * (length - left) / length))
             continue
-        p = {"start": t / steps, "end": (t + 1) / steps, "inclusive": t / max(1, steps - 1)}[at]
+        alone = (t + 1) / steps
+        p = {"start": t / steps, "end": alone, "inclusive": t / max(1, steps - 1), "group": group.get(t, alone)}[at]
         if kind != "linear":
-            p = (1 - math.cos(math.pi * p ** float(value.get("power", 1.0)))) / 2
-        out.append(start + (end - start) * p)
+            p = p ** float(value.get("power", 1.0))
+        if kind in ("cosine", "power-cosine"):
+            p = (1 - math.cos(math.pi * p)) / 2
+        out.append(max(least, start + (end - start) * p))
     return out
 
 

@@ -84,9 +84,10 @@ def test_only_unknown_positions_are_evaluated() -> None:
     context = GENERATOR.context
 
     class Spy:
-        spec, null_class, head = GENERATOR.spec, GENERATOR.null_class, GENERATOR.head
+        spec, null_class, head, carries = GENERATOR.spec, GENERATOR.null_class, GENERATOR.head, False
+        memory = GENERATOR.memory
 
-        def context(self, tokens, known, condition, *, positions, visible):
+        def context(self, tokens, known, condition, *, positions, visible, memory):
             asked.append(positions.shape[1])
             assert not known.gather(1, positions).any()
             assert visible == (known.sum(1).min(), known.sum(1).max())

@@ -312,4 +312,5 @@ class ENAT(Generator):
         memory = Memory()
         memory.carry = True
         self.encode(tokens, known, condition, memory=memory)
+        memory.carry = False
         return memory

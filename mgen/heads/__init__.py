@@ -1,6 +1,23 @@
 """Heads: context vector → token; a loss for training and a draw for sampling."""
 
-from mgen.heads.categorical import CategoricalHead
-from mgen.heads.diffusion import DiffusionHead
+from collections.abc import Mapping
+from typing import Any
 
-__all__ = ["CategoricalHead", "DiffusionHead"]
+from mgen.errors import MgenError
+from mgen.heads.categorical import CategoricalHead, DrawSettings
+from mgen.heads.chains import ChainSettings
+from mgen.heads.diffusion import DiffusionHead
+from mgen.modeling import check_keys
+
+__all__ = ["CategoricalHead", "ChainSettings", "DiffusionHead", "DrawSettings", "check_draw"]
+
+
+def check_draw(settings: Mapping[str, Any]) -> None:
+    """MgenError unless these are settings of some head's draw; whether of the head at hand, its own `check` tells."""
+    kinds = (ChainSettings, DrawSettings)
+    check_keys(dict(settings), {key for kind in kinds for key in kind.__dataclass_fields__}, "head.")
+    for kind in kinds:
+        if settings.keys() <= kind.__dataclass_fields__.keys():
+            kind.of(settings)
+            return
+    raise MgenError(f"head {dict(settings)} mixes settings of a diffusion head with those of a categorical one")

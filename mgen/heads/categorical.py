@@ -3,7 +3,7 @@
 Notation: B batch, M positions, D width, V codes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mgen.errors import MgenError
+from mgen.heads.chains import ChainSettings
 from mgen.modeling import check_keys
 
 
@@ -55,6 +56,7 @@ class CategoricalHead(nn.Module):
     """
 
     figure = "accuracy"  # what `loss` gives besides the loss
+    ranks = True  # its draws have probabilities, by which positions can be ranked
 
     def __init__(
         self,
@@ -93,6 +95,16 @@ class CategoricalHead(nn.Module):
         flat, goal = logits.flatten(0, -2), target.flatten()
         losses = F.cross_entropy(flat, goal, reduction="none", label_smoothing=label_smoothing)
         return losses.view(target.shape), (flat.argmax(-1) == goal).float().view(target.shape)
+
+    def check(self, settings: Mapping[str, Any], *, temperatures: Sequence[float]) -> None:
+        """MgenError for settings of a draw that this head does not take."""
+        if settings.keys() & ChainSettings.__dataclass_fields__.keys():
+            raise MgenError(f"head {dict(settings)} is for a diffusion head; this generator draws ids")
+        DrawSettings.of(settings)
+
+    def draws(self, settings: Mapping[str, Any]) -> None:
+        """A draw takes one uniform number, not a chain of normal ones."""
+        return None
 
     def plan(self, settings: Mapping[str, Any]) -> DrawSettings:
         """What every draw of a run shares; `settings` as in DrawSettings."""

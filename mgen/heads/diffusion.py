@@ -8,7 +8,7 @@ K copies of a token in training, n = B·M tokens, R rows of the network (n, or 2
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mgen.errors import MgenError
 from mgen.heads.chains import Chain, ChainSettings, Tables, cosine_betas
 
 # Rows of one matrix product for the modulations: enough to be bound by arithmetic, few enough to stay near the cache.
@@ -73,6 +74,7 @@ class DiffusionHead(nn.Module):
     """
 
     figure = "mse"  # what `loss` gives besides the loss
+    ranks = False  # a continuous draw has no probability to rank positions by
 
     def __init__(
         self, *, channels: int, context_dim: int, width: int = 1024, depth: int = 6, train_steps: int = 1000
@@ -157,6 +159,19 @@ class DiffusionHead(nn.Module):
         return mse + bits.mean(-1) / math.log(2), mse
 
     # -- sampling ------------------------------------------------------------------------------------------------------
+
+    def check(self, settings: Mapping[str, Any], *, temperatures: Sequence[float]) -> None:
+        """MgenError for settings of a draw that this head does not take, or temperatures (of all steps) that do nothing."""
+        chain = Chain(ChainSettings.of(settings), self.tables).settings  # raises for too many steps
+        if chain.draws == 1 and chain.steps > 1 and any(t != 1 for t in temperatures):
+            raise MgenError(
+                f"temperature {temperatures[0]} scales noise that the chain {chain.chain!r} does not add: use temperature 1 (or "
+                "eta with ddim, or the ancestral chain)"
+            )
+
+    def draws(self, settings: Mapping[str, Any]) -> tuple[int, int]:
+        """Normal draws per token, and the numbers of each."""
+        return ChainSettings.of(settings).draws, self.channels
 
     def plan(self, settings: Mapping[str, Any]) -> Plan:
         """What every draw of a run shares; `settings` as in ChainSettings."""

@@ -177,8 +177,8 @@ class GeneratorObjective(Objective):
         else:
             options = {"label_smoothing": self.config.label_smoothing if self.training else 0.0}
         options |= {name: draws[name] for name in self._mask_options}
-        if self.config.loss_tokens == "all":
-            options["loss_tokens"] = "all"
+        if "loss_tokens" in inspect.signature(self.model.forward).parameters:
+            options["loss_tokens"] = self.config.loss_tokens
         if "reuse" in draws:
             if draws["reuse"][0]:
                 options["memory"] = self.earlier(tokens, label, draws["before"])

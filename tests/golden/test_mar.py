@@ -168,13 +168,17 @@ def run(case: Case, settings: dict[str, Any], noise: Noise) -> None:
     label = labels(case, net, b)
     sampler = ParallelSampler(**settings)
     contexts: list[Tensor] = []
-    context = net.context
+    is_local: list[bool] = []
 
-    def spy(*args: Any, **kwargs: Any) -> Tensor:
-        contexts.append(context(*args, **kwargs))
-        return contexts[-1]
+    def spied(function: Callable[..., Tensor], local: bool) -> Callable[..., Tensor]:
+        def spy(*args: Any, **kwargs: Any) -> Tensor:
+            is_local.append(local)
+            contexts.append(function(*args, **kwargs))
+            return contexts[-1]
 
-    net.context = spy  # type: ignore[method-assign]
+        return spy
+
+    net.context, net.local = spied(net.context, False), spied(net.local, True)  # type: ignore[method-assign]
     placed = torch.zeros(2, b, net.spec.length, net.config.decoder_dim)
     states, positions, before = [], [], torch.zeros(b, net.spec.length, dtype=torch.bool)
     for step in sampler(net, label, noise=noise):
@@ -198,8 +202,10 @@ def run(case: Case, settings: dict[str, Any], noise: Noise) -> None:
     if "cfg_per_call" in outputs:
         case.check("cfg_per_call", torch.tensor(sampler.values("guidance", net.spec.length)), atol=2e-6, rtol=1e-6)
     if "diffusion_steps_per_call" in outputs:
-        steps = ChainSettings.of(settings["head"]).steps
-        case.check("diffusion_steps_per_call", torch.full_like(outputs["diffusion_steps_per_call"], steps))
+        full, local = (len(plan.chain.timesteps) for plan in sampler.plans(net))
+        case.check("diffusion_steps_per_call", torch.tensor([local if flag else full for flag in is_local]))
+    if "is_local" in outputs:
+        case.check("is_local", torch.tensor(is_local))
 
 
 def arguments(case: Case) -> dict[str, Any]:

@@ -1,0 +1,185 @@
+"""One run of a sampler on one batch: its state, and the two kinds of evaluation. The loop over steps is in parallel.py.
+
+Notation: B images, L positions, M positions drawn in a step, G positions of a group, C numbers of a vector token.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mgen.errors import MgenError
+from mgen.layers.memory import Local
+from mgen.samplers.noise import Noise, rows_at
+from mgen.samplers.order import priorities
+from mgen.samplers.timetable import timetable
+
+
+class Run:
+    """Tokens (B, L) or (B, L, C), known (B, L), and what the trunk keeps. `settings` is the sampler."""
+
+    def __init__(
+        self,
+        settings: Any,
+        generator: Any,
+        condition: Tensor,
+        noise: Noise,
+        tokens: Tensor | None,
+        known: Tensor | None,
+    ) -> None:
+        c, spec, device = settings.config, generator.spec, condition.device
+        self.generator, self.noise, self.length = generator, noise, spec.length
+        self.revise, self.redraw = c.revise, c.redraw
+        b, self.length = len(condition), spec.length
+        if tokens is None:
+            vector = spec.kind == "vector"
+            shape = (b, self.length, spec.channels) if vector else (b, self.length)
+            tokens = torch.zeros(shape, dtype=torch.float32 if vector else torch.int64, device=device)
+        self.tokens = tokens.clone()
+        self.known = torch.zeros(b, self.length, dtype=torch.bool, device=device) if known is None else known.clone()
+        self.given = self.known.clone()
+        self.guidance, self.temperature, self.gumbel_factor = (
+            settings.values(name, self.length) for name in ("guidance", "temperature", "confidence_temperature")
+        )
+        self.guided, self.reuse, self.start = settings.guided(self.length), settings.reuse, c.start
+        self.condition = torch.cat([condition, torch.full_like(condition, generator.null_class or 0)])
+        self.memory = generator.memory(self.condition if any(self.guided) else condition)
+        self.memory.carry = generator.carries and self.reuse.features
+        self.plan, self.local_plan = settings.plans(generator)
+        self.times = timetable(self.known, settings.counts)
+        if self.reuse.any_local and self.times.fewest != self.times.widest:
+            raise MgenError(
+                "local steps need as many given tokens in every image of a batch: use batch_size 1, or reuse.local=0"
+            )
+        priority = priorities(c.order, noise, spec.grid)  # (B, L), highest first
+        self.ranking = None
+        if priority is not None:
+            self.ranking = priority.masked_fill(self.known, -torch.inf).argsort(dim=1, descending=True, stable=True)
+
+    # -- evaluations ---------------------------------------------------------------------------------------------------
+
+    def full(self, group: list[int], positions: Tensor, *, twice: bool) -> Tensor:
+        """Context (B, M, D) or, with null rows, (2B, M, D), of a full evaluation before the steps of `group`."""
+        i = group[0] - self.start
+        self.memory.keep = len(group) > 1
+        self.memory.room = sum(self.times.most[t - self.start] for t in group[:-1])
+        tokens, known, condition = self._state(twice)
+        visible = (self.length - self.times.widest[i], self.length - self.times.fewest[i])
+        return self.generator.context(
+            tokens,
+            known,
+            condition,
+            positions=positions.repeat(2, 1) if twice else positions,
+            visible=visible,
+            memory=self.memory,
+        )
+
+    def local(self, group: Tensor, *, done: int, count: int, before: int, twice: bool) -> Tensor:
+        """Context of the `count` positions of the group after its first `done`; `before` were revealed in the last step."""
+        until = done + count
+        fresh = (0, group.shape[1]) if self.reuse.refresh == "group" else (done - before, until)
+        step = Local(
+            group=group.repeat(2, 1) if twice else group,
+            done=done,
+            fresh=fresh,
+            asked=(done, until),
+            prefix=self.reuse.prefix,
+        )
+        tokens, _, condition = self._state(twice)
+        return self.generator.local(tokens, condition, self.memory, step)
+
+    def advance(self, t: int, *, twice: bool) -> None:
+        """A full step that reveals nothing: features that are carried go on being projected, as published."""
+        if self.memory.carry:
+            i = t - self.start
+            visible = (self.length - self.times.widest[i], self.length - self.times.fewest[i])
+            tokens, known, condition = self._state(twice)
+            self.memory.keep = False
+            self.generator.encode(tokens, known, condition, visible=visible, memory=self.memory)
+
+    def _state(self, twice: bool) -> tuple[Tensor, Tensor, Tensor]:
+        if not twice:
+            return self.tokens, self.known, self.condition[: len(self.tokens)]
+        return torch.cat([self.tokens, self.tokens]), self.known.repeat(2, 1), self.condition
+
+    def twice(self, steps: list[int]) -> bool:
+        """Whether an evaluation for the draws of `steps` takes null rows, or must for features that later steps carry on."""
+        if any(self.guided[t] for t in steps):
+            return True
+        seen = self.times.fewest[steps[0] - self.start] < self.length
+        return self.memory.carry and seen and any(self.guided[steps[0] :])
+
+    def draw(
+        self, z: Tensor, t: int, positions: Tensor, *, guide: int | None = None, local: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """The head's draw at step t with the guidance of step `guide` (t); null rows of z that it does not need are dropped."""
+        guide = t if guide is None else guide
+        b = len(positions)
+        return self.generator.head.sample(
+            z if self.guided[guide] else z[:b],
+            noise=self.noise.at(t, positions),
+            temperature=self.temperature[t],
+            guidance=self.guidance[guide] if self.guided[guide] else None,
+            plan=self.local_plan if local else self.plan,
+        )
+
+    # -- which positions -----------------------------------------------------------------------------------------------
+
+    def unknown(self, t: int) -> Tensor:
+        """Unknown positions (B, M) in ascending order; rows with fewer are filled up with known ones, never revealed."""
+        return self.known.to(torch.uint8).argsort(dim=1, stable=True)[:, : self.times.widest[t - self.start]]
+
+    def next(self, t: int, count: int) -> Tensor:
+        """The next `count` positions (B, count) of a fixed order; rows that reveal fewer go round to known positions."""
+        assert self.ranking is not None
+        places = self.times.done[t - self.start].unsqueeze(1) + torch.arange(count, device=self.ranking.device)
+        chosen = self.ranking.gather(1, places % self.length)
+        return chosen.sort(dim=1).values if self.reuse.inside == "raster" and count else chosen
+
+    def candidates(self, z: Tensor, t: int, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Draws at unknown positions (B, M), and their confidences with Gumbel noise, −∞ where a position is known."""
+        if self.redraw:  # MaskGIT-r: candidates at temperature 1, kept for their places alone
+            assert self.noise.candidates is not None
+            drawn, score = self.generator.head.sample(
+                z if self.guided[t] else z[: len(positions)],
+                noise=rows_at(self.noise.candidates[t], positions),
+                guidance=self.guidance[t] if self.guided[t] else None,
+                plan=self.plan,
+            )
+        else:
+            drawn, score = self.draw(z, t, positions)
+        assert self.noise.confidence is not None and score is not None
+        score = score + self.gumbel_factor[t] * rows_at(self.noise.confidence[t], positions)
+        return drawn, score.masked_fill(self.known.gather(1, positions), -torch.inf)
+
+    # -- writing -------------------------------------------------------------------------------------------------------
+
+    def reveal(self, positions: Tensor, drawn: Tensor, shown: Tensor) -> None:
+        """Write drawn (B, M) or (B, M, C) at positions (B, M) where shown (B, M), and call them known."""
+        put(self.tokens, positions, drawn, shown)
+        self.known.scatter_(1, positions, shown | self.known.gather(1, positions))
+
+    def revised(self, t: int, drawn: Tensor, score: Tensor) -> None:
+        """Halton-MaskGIT's confidence step: the scheduled number of positions, known ones first, take this step's draws.
+
+        Args:
+            drawn, score: at all positions (B, L). A drawn mask stays unknown. Given tokens never change.
+        """
+        i = t - self.start
+        target = self.times.done[i] + self.times.reveal[i] + self.given.sum(1)
+        rank = score.masked_fill(self.known, torch.inf).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+        shown = (rank < target.unsqueeze(1)) | self.known
+        fresh = shown & ~self.given
+        self.tokens = torch.where(fresh, drawn, self.tokens)
+        self.known = shown & ((self.tokens < self.generator.spec.vocab) | self.given)
+
+
+def put(tokens: Tensor, positions: Tensor, values: Tensor, where: Tensor | None = None) -> Tensor:
+    """Write values (B, M) or (B, M, C) at positions (B, M) of tokens, in place; only where `where` (B, M) is True."""
+    if tokens.ndim == 3:
+        positions = positions.unsqueeze(-1).expand(-1, -1, tokens.shape[-1])
+        where = None if where is None else where.unsqueeze(-1)
+    values = values.to(tokens.dtype)
+    if where is not None:
+        values = torch.where(where, values, tokens.gather(1, positions))
+    return tokens.scatter_(1, positions, values)
