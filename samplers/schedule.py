@@ -141,26 +141,31 @@ def _borrowed(counts: list[int], unknown: int, steps: int) -> list[int]:
     return [unknown - sum(reveals[: i + 1]) for i in range(len(reveals))]
 
 
+def revealed_down(schedule: str, t: int, steps: int, unknown: int, *, inclusive: bool) -> int:
+    """Tokens revealed after step t by Halton-MaskGIT's rule: int(N · (1 − γ)) in float32, before it is made at least t + 1.
+
+    Args:
+        inclusive: progress t / (T − 1), of its confidence sampler, instead of (t + 1) / T.
+    """
+    r = np.float32((t + 1) / steps)
+    if inclusive:
+        r = np.float32(torch.linspace(0, 1, steps)[t]) if steps > 1 else np.float32(1)
+    match schedule:
+        case "arccos":
+            shown = np.float32(1) - np.arccos(r) / np.float32(math.pi / 2)
+        case "cosine":
+            shown = np.float32(1) - np.cos(r * np.float32(math.pi / 2))
+        case "linear":
+            shown = r
+        case "square":
+            shown = r * r
+        case _:
+            shown = r ** np.float32(_exponent(schedule))
+    return min(unknown, int(np.float32(unknown) * shown))
+
+
 def _revealed_down(schedule: Schedule, steps: int, unknown: int, start: int, *, inclusive: bool) -> list[int]:
-    """Halton-MaskGIT's counts: max(t + 1, int(N · (1 − γ))) tokens are revealed after step t, computed in float32."""
     if not isinstance(schedule, str):
         raise MgenError("precision halton computes counts from a named schedule, not from a list")
-    counts = []
-    for t in range(start, steps):
-        if inclusive:
-            r = np.float32(torch.linspace(0, 1, steps)[t]) if steps > 1 else np.float32(1)
-        else:
-            r = np.float32((t + 1) / steps)
-        match schedule:
-            case "arccos":
-                shown = np.float32(1) - np.arccos(r) / np.float32(math.pi / 2)
-            case "cosine":
-                shown = np.float32(1) - np.cos(r * np.float32(math.pi / 2))
-            case "linear":
-                shown = r
-            case "square":
-                shown = r * r
-            case _:
-                shown = r ** np.float32(_exponent(schedule))
-        counts.append(unknown - min(unknown, max(t - start + 1, int(np.float32(unknown) * shown))))
-    return [*counts[:-1], 0]
+    shown = [revealed_down(schedule, t, steps, unknown, inclusive=inclusive) for t in range(start, steps)]
+    return [*(unknown - min(unknown, max(i + 1, n)) for i, n in enumerate(shown[:-1])), 0]

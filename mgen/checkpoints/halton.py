@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from mgen.checkpoints.reading import Renamed, State
-from mgen.errors import MgenError
+from mgen.errors import MgenError, check_choice
 
 PUBLISHED_HEADS = {384: 6, 512: 6, 768: 12, 1024: 16, 1152: 16}
 WRAPPERS = ("module.", "_orig_mod.")  # of parallel training and of torch.compile, in either order
@@ -87,3 +87,66 @@ def _bare(name: str) -> str:
         for wrapper in WRAPPERS:
             name = name.removeprefix(wrapper)
     return name
+
+
+def halton_settings(
+    *,
+    step: int = 64,
+    w: float = 4.0,
+    sm_temp_min: float = 1.0,
+    sm_temp_max: float = 1.0,
+    temp_pow: float = 1.0,
+    temp_warmup: int = 0,
+    top_k: int = -1,
+    randomize: bool = False,
+    sched_pow: float = 2.5,
+) -> dict[str, Any]:
+    """Settings of a ParallelSampler from the arguments of the official HaltonSampler, under their official names.
+
+    Its temperature multiplies the logits; ours divides them. `sched_pow` is accepted and, as there, never used.
+    """
+    factors = [sm_temp_min + (sm_temp_max - sm_temp_min) * t / max(1, step - 1) for t in range(step)]
+    temperatures = [1 / (f**temp_pow * (0.5 if t < temp_warmup else 1.0)) for t, f in enumerate(factors)]
+    constant = len(set(temperatures)) == 1
+    return {
+        "steps": step,
+        "order": "halton-rolled" if randomize else "halton",
+        "schedule": "arccos",
+        "precision": "halton",
+        "guidance": 1.0 + w,
+        "temperature": temperatures[0] if constant else temperatures,
+        **({"head": {"top_k": top_k}} if top_k > 0 else {}),
+    }
+
+
+def confidence_settings(
+    *,
+    step: int = 12,
+    w: float = 3.0,
+    sm_temp: float = 1.0,
+    r_temp: float = 4.5,
+    randomize: str = "linear",
+    sched_mode: str = "arccos",
+) -> dict[str, Any]:
+    """Settings of a ParallelSampler from the arguments of the official ConfidenceSampler, under their official names.
+
+    Every step draws all positions, known ones too, and ranks by the probability at the temperature of the draw.
+
+    Raises:
+        MgenError: `randomize` "random" or "warm_up" (uniform confidences), which have no counterpart here.
+    """
+    check_choice("sched_mode", sched_mode, ("arccos", "cosine", "linear", "square", "root"))
+    if randomize in ("random", "warm_up"):
+        raise MgenError(f"randomize {randomize!r} ranks by uniform numbers: use order random, or randomize linear")
+    linear = {"kind": "linear", "start": r_temp, "end": 0.0, "at": "inclusive"}
+    return {
+        "steps": step,
+        "order": "confidence",
+        "revise": True,
+        "schedule": "pow0.5" if sched_mode == "root" else sched_mode,
+        "precision": "halton-inclusive",
+        "guidance": {"kind": "linear", "start": 1.0, "end": 1.0 + w, "at": "inclusive"},
+        "temperature": 1 / sm_temp,
+        "confidence_temperature": linear if randomize == "linear" else 0.0,
+        "head": {"tempered": True},
+    }

@@ -51,10 +51,12 @@ class Case:
     def near(self, name: str, least: float, share: float = 5e-6) -> float:
         """Tolerance of out/<name>: `least`, ten times the reference's own error in the public set, or `share` of the largest
         value where another set has larger ones (complete runs: 1e-5, as the sets suggest)."""
-        return max(least, share * self.outputs[name].abs().max().item())
+        return max(least, share * self.outputs[name].abs().max().item()) if name in self.outputs else least
 
     def check(self, name: str, got: Tensor, *, atol: float = 0.0, rtol: float = 0.0) -> None:
-        """Compare with out/<name>: integers exactly, floats within atol + rtol·|expected|."""
+        """Compare with out/<name>, if the set has it: integers exactly, floats within atol + rtol·|expected|."""
+        if name not in self.outputs:  # sets differ in what they record; `run` fails for anything recorded and not compared
+            return
         expected = self.outputs[name]
         assert got.shape == expected.shape, (
             f"{self.system}/{self.name}/{name}: shape {got.shape}, expected {expected.shape}"

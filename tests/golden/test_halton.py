@@ -1,9 +1,15 @@
 """Halton-MaskGIT and LlamaGen's tokenizer: image to ids and back, forward, training objective."""
 
+import re
+
 import torch
 
 from mgen.checkpoints import convert
+from mgen.checkpoints.halton import confidence_settings, halton_settings
 from mgen.generators import HaltonMaskGIT
+from mgen.samplers import Noise, ParallelSampler
+from mgen.samplers.order import halton
+from mgen.samplers.schedule import revealed_down
 from mgen.tokenizers import LlamaGenVQ
 from mgen.training.config import MaskConfig
 from mgen.training.masking import known_from_uniform, mask_fraction_from_uniform
@@ -58,9 +64,95 @@ def loss(case: Case) -> None:
     case.check("loss", losses.mean(), atol=case.near("loss", LOSS, share=2.4e-7))
 
 
-FAMILIES = {"tokenizer.*": tokenizer, "forward.*": forward, "loss.*": loss}
+def noise(case: Case, length: int) -> Noise:
+    tokens = case.inputs["gumbel_tokens"]
+    b = tokens.shape[1]
+    roll = case.inputs.get("roll", torch.zeros(b, dtype=torch.int64))
+    order = ((roll + 0.5) / length).unsqueeze(1).expand(b, length)  # the sampler's offset is the floor of L times this
+    return Noise(order=order, tokens=tokens, confidence=case.inputs.get("gumbel_conf"))
+
+
+def image(case: Case, ids: torch.Tensor) -> None:
+    if "image" in case.outputs:
+        decoded = vq(case).decode(ids).clamp(-1, 1)
+        case.check("image", decoded, atol=case.near("image", IMAGE))
+
+
+@torch.inference_mode()
+def by_halton(case: Case) -> None:
+    settings = dict(case.config["samplers"][case.name])
+    settings.pop("type")
+    net = model(case)
+    sampler = ParallelSampler(**halton_settings(**settings))
+    grid, label = net.spec.grid, case.inputs["labels"]
+    picks, masks = case.outputs["step_picks"].flatten(2).clone(), []
+    raw = torch.zeros_like(picks[0])
+    for step in sampler(net, label, noise=noise(case, net.spec.length)):
+        # The reference draws everywhere and writes at the positions of the step, which alone are computed here.
+        picks[step.index].scatter_(1, step.positions, step.drawn)
+        raw.scatter_(1, step.positions, step.drawn)
+        masks.append(torch.zeros_like(step.known).scatter_(1, step.positions, True))
+    case.check("step_mask", torch.stack(masks).unflatten(2, grid))
+    case.check("step_picks", picks.unflatten(2, grid))
+    case.check("tokens_before_clamp", raw.unflatten(1, grid))
+    assert torch.equal(step.tokens, raw.clamp(max=net.spec.vocab - 1))
+    image(case, step.tokens)
+
+
+@torch.inference_mode()
+def by_confidence(case: Case) -> None:
+    settings = dict(case.config["samplers"][case.name])
+    settings.pop("type")
+    net = model(case)
+    sampler = ParallelSampler(**confidence_settings(**settings))
+    grid, steps = net.spec.grid, sampler.config.steps
+    picks, masked = [], []
+    for step in sampler(net, case.inputs["labels"], noise=noise(case, net.spec.length)):
+        picks.append(step.drawn)
+        masked.append(~step.known.clone())
+    masked[-1] = picks[-1] == net.mask_id  # at the end a drawn mask becomes the last code
+    case.check("step_picks", torch.stack(picks).unflatten(2, grid))
+    case.check("step_still_masked", torch.stack(masked).unflatten(2, grid))
+    if "schedule" in case.outputs:
+        name, n = sampler.config.schedule, net.spec.length
+        shown = [revealed_down(name, t, steps, n, inclusive=True) for t in range(steps)]
+        case.check("schedule", torch.tensor(shown))
+    image(case, step.tokens)
+
+
+def orders(case: Case) -> None:
+    for name in case.outputs:
+        m = re.fullmatch(r"(halton|halton_cumulative|confidence_cumulative_(\w+?))_(\d+)(?:_(\d+))?", name)
+        assert m, f"tensor {name} is of no known form"
+        side = int(m[3])
+        if m[4] is None:
+            cells = torch.tensor(halton(side, side))
+            case.check(name, torch.stack([cells // side, cells % side], dim=1))
+            continue
+        schedule = {"root": "pow0.5", None: "arccos"}.get(m[2], m[2])
+        steps, n, inclusive = int(m[4]), side * side, m[2] is not None
+        shown = [revealed_down(schedule, t, steps, n, inclusive=inclusive) for t in range(steps)]
+        case.check(name, torch.tensor(shown))
+
+
+FAMILIES = {
+    "tokenizer.*": tokenizer,
+    "forward.*": forward,
+    "loss.*": loss,
+    "halton.*": by_halton,
+    "confidence.*": by_confidence,
+    "orders.*": orders,
+}
 
 
 @harness.parametrize("halton")
 def test_halton_gives_the_official_numbers(case: Case) -> None:
     harness.run(case, FAMILIES)
+
+
+def test_published_counts() -> None:
+    """32 steps of 256 tokens."""
+    sampler = ParallelSampler(**halton_settings(step=32, w=0.7))
+    shown = [256 - left for left in sampler.counts(unknown=256, length=256)]
+    published = "5 10 15 20 25 30 35 41 46 51 57 62 68 73 79 85 91 97 103 110 116 123 130 138 146 154 163 173 184 198 215 256"
+    assert " ".join(map(str, shown)) == published
