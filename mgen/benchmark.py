@@ -1,7 +1,6 @@
 """Timing of sampling: trunk, head, decoder and the sampler around them, against counted FLOPs and the machine's peak.
 
-FLOPs are counted by torch's FlopCounterMode over one run on the meta device, where nothing is computed: matrix products,
-convolutions and attention, one multiplication and addition as 2.
+FLOPs are counted in mgen.flops: matrix products, convolutions and attention, one multiplication and addition as 2.
 """
 
 import time
@@ -12,15 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from mgen.checkpoints.recipes import recipe_settings
 from mgen.errors import check_choice
-from mgen.heads.chains import ChainSettings
+from mgen.flops import PARTS, count_run
 from mgen.samplers import ParallelSampler
-
-PARTS = ("trunk", "head", "decoder")
+from mgen.standin import StandIn
 
 
 @dataclass
@@ -92,33 +88,24 @@ class Clock:
         return timed
 
 
-class Timed:
-    """A generator whose `context` and head are timed; everything else is the generator's own."""
+def timed(generator: Any, clock: Clock) -> StandIn:
+    """The generator with its evaluations and its head timed; of a categorical head, the draw apart from the network part."""
+    names = ("context", "local", "memory") + (("encode",) if generator.carries else ())
+    trunk = {name: clock.wrap("trunk", getattr(generator, name)) for name in names}
+    head = generator.head
+    if not head.ranks:
+        parts = {name: clock.wrap("head", getattr(head, name)) for name in ("plan", "sample")}
+        return StandIn(generator, head=StandIn(head, **parts), **trunk)
+    logits = clock.wrap("head", head.logits)
 
-    def __init__(self, generator: Any, clock: Clock) -> None:
-        self.spec, self.null_class = generator.spec, generator.null_class
-        self.context = clock.wrap("trunk", generator.context)
-        self.head = TimedHead(generator.head, clock)
-
-
-class TimedHead:
-    """`sample` as the head's own; of a categorical head, the draw is kept apart from the network part, `logits`."""
-
-    def __init__(self, head: Any, clock: Clock) -> None:
-        self._head = head
-        if hasattr(head, "logits"):
-            self._logits = clock.wrap("head", head.logits)
-        else:
-            self.plan, self.tables = clock.wrap("head", head.plan), head.tables
-            self.sample = clock.wrap("head", head.sample)  # type: ignore[method-assign]
-
-    def sample(self, *args: Any, **kwargs: Any) -> Any:
-        plain = self._head.logits
-        self._head.logits = self._logits
+    def sample(*args: Any, **kwargs: Any) -> Any:
+        plain, head.logits = head.logits, logits
         try:
-            return self._head.sample(*args, **kwargs)
+            return head.sample(*args, **kwargs)
         finally:
-            self._head.logits = plain
+            head.logits = plain
+
+    return StandIn(generator, head=StandIn(head, sample=sample), **trunk)
 
 
 def matmul_peak(dtype: torch.dtype, device: torch.device, *, size: int = 2048, seconds: float = 1.0) -> float:
@@ -131,82 +118,6 @@ def matmul_peak(dtype: torch.dtype, device: torch.device, *, size: int = 2048, s
         a @ b
         best = min(best, clock.read() - start)
     return 2 * size**3 / best
-
-
-def count_flops(pipe: Any, sampler: ParallelSampler, batch_size: int) -> dict[str, int]:
-    """FLOPs of one run, by part, counted without computing anything."""
-    import copy
-
-    generator = copy.deepcopy(pipe.generator).to("meta")
-    length, grid = generator.spec.length, generator.spec.grid
-    counts = dict.fromkeys(PARTS, 0)
-
-    def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            # The math form shows its two products to the counter; fused kernels have the same number of operations.
-            with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-                out = function(*args, **kwargs)
-            counts[name] += counter.get_total_flops()
-            return out
-
-        return call
-
-    context = counted("trunk", generator.context)
-    vector, known_tokens = generator.spec.kind == "vector", 0
-    shape = (length, generator.spec.channels) if vector else (length,)
-    guided = sampler.guided(length)
-    rows = {False: 0, True: 0}  # positions that pass the head, without and with a null row
-    for evaluated, revealed, null in zip(*_evaluated(sampler, length), guided[sampler.config.start :]):
-        if evaluated:
-            b = batch_size * (2 if null else 1)
-            tokens = torch.zeros(b, *shape, dtype=torch.float32 if vector else torch.int64, device="meta")
-            known = torch.zeros(b, length, dtype=torch.bool, device="meta")
-            positions = torch.zeros(b, evaluated, dtype=torch.int64, device="meta")
-            label = torch.zeros(b, dtype=torch.int64, device="meta")
-            context(tokens, known, label, positions=positions, visible=(known_tokens, known_tokens))
-            rows[null] += batch_size * evaluated
-        known_tokens += revealed
-    _count_head(generator, sampler, rows, counted, counts)
-    if pipe.tokenizer is not None:
-        tokenizer = copy.deepcopy(pipe.tokenizer).to("meta")
-        tokens = torch.zeros(batch_size, *shape, dtype=torch.float32 if vector else torch.int64, device="meta")
-        counted("decoder", tokenizer.decode)(tokens, grid)
-    return counts
-
-
-def _count_head(
-    generator: Any,
-    sampler: ParallelSampler,
-    rows: dict[bool, int],
-    counted: Callable[..., Any],
-    counts: dict[str, int],
-) -> None:
-    """FLOPs of the head: those of one position times how many there are, as the head treats positions apart."""
-    head, total = generator.head, 0
-    vector = generator.spec.kind == "vector"
-    draws = ChainSettings.of(sampler.config.head or {}).draws
-    for null, count in rows.items():
-        if count:
-            counts["head"] = 0
-            z = torch.zeros(2 if null else 1, 1, head.width, device="meta")
-            if vector:
-                noise = torch.zeros(draws, 1, 1, generator.spec.channels, device="meta")
-                plan = head.plan(sampler.config.head or {})
-                counted("head", head.sample)(z, noise=noise, plan=plan, guidance=2.0 if null else None)
-            else:
-                counted("head", head.logits)(z)
-            total += counts["head"] * count
-    counts["head"] = total
-
-
-def _evaluated(sampler: ParallelSampler, length: int) -> tuple[list[int], list[int]]:
-    """Positions evaluated in each step (the unknown ones, or those that a fixed order is about to reveal), and revealed."""
-    after = sampler.counts(unknown=length, length=length)
-    before = [length, *after[:-1]]
-    revealed = [b - a for b, a in zip(before, after)]
-    if sampler.config.order == "confidence":
-        return [b if r else 0 for b, r in zip(before, revealed)], revealed
-    return revealed, revealed
 
 
 @torch.inference_mode()
@@ -225,7 +136,7 @@ def bench(
     def run(clock: Clock) -> Tensor:
         noise = sampler.draw(generator, range(batch_size)).to(device)
         with cast:
-            for step in sampler(Timed(generator, clock), condition, noise=noise):
+            for step in sampler(timed(generator, clock), condition, noise=noise):
                 tokens = step.tokens
         if pipe.tokenizer is not None:
             clock.wrap("decoder", pipe.tokenizer.decode)(tokens, generator.spec.grid)
@@ -242,7 +153,8 @@ def bench(
         if not best or total < best["total"]:
             best = {**dict.fromkeys(PARTS, 0.0), **clock.seconds, "total": total}
     best["sampling"] = best["total"] - sum(best[part] for part in PARTS)
-    flops = count_flops(pipe, sampler, batch_size)
+    counts = count_run(pipe, sampler)
+    flops = {part: value * batch_size for part, value in counts.flops.items()}
     peak = matmul_peak(DTYPES[dtype], device)
     network = best["trunk"] + best["head"]
     return {
@@ -250,6 +162,7 @@ def bench(
         "parameters": sum(p.numel() for p in generator.parameters()),
         "batch_size": batch_size,
         "steps": steps,
+        "evaluations_per_image": {"full": counts.full, "local": counts.local},
         "dtype": dtype,
         "device": str(device),
         "threads": torch.get_num_threads(),
@@ -271,7 +184,8 @@ def table(f: dict[str, Any]) -> str:
     s, total = f["seconds"], f["seconds"]["total"]
     lines = [
         f"{f['generator']}, {f['parameters'] / 1e6:.1f} M parameters, {f['steps']} steps, batch {f['batch_size']}, "
-        f"{f['dtype']}, {f['device']}, {f['threads']} threads",
+        f"{f['dtype']}, {f['device']}, {f['threads']} threads, evaluations per image: {f['evaluations_per_image']['full']} full, "
+        f"{f['evaluations_per_image']['local']} local",
         f"{'part':<10} {'seconds':>9} {'share':>7} {'TFLOPs/image':>13}",
     ]
     for part in ("trunk", "head", "sampling", "decoder"):

@@ -18,9 +18,22 @@ from mgen.files import atomic_path, read_json, write_json
 from mgen.pipeline import MaskedPipeline, to_pil
 
 
-def image_name(index: int, label: int) -> str:
-    """File name of an image: `000012_class-0003.png`."""
-    return f"{index:06d}_class-{label:04d}.png"
+def image_name(index: int, label: int | None) -> str:
+    """File name of an image: `000012_class-0003.png`, or `000012.png` without a class."""
+    return f"{index:06d}.png" if label is None else f"{index:06d}_class-{label:04d}.png"
+
+
+def chosen_classes(text: str | None, pipe: MaskedPipeline) -> Sequence[int | None]:
+    """Class ids from "0,3,7-9" or names ("bag,dress"), all classes for None; one None for an unconditional model.
+
+    Raises:
+        MgenError: see parse_classes; or classes of an unconditional model.
+    """
+    if pipe.conditional:
+        return parse_classes(text, pipe.generator.num_classes, pipe.class_names)
+    if text is not None:
+        raise MgenError(f"--classes {text}: this model is unconditional and has no classes: leave the option out")
+    return [None]
 
 
 def parse_classes(text: str | None, count: int, names: Sequence[str] = ()) -> list[int]:
@@ -81,7 +94,7 @@ def run_images(
     out: Path,
     *,
     count: int,
-    classes: Sequence[int],
+    classes: Sequence[int | None],
     seed: int,
     batch_size: int,
     dtype: str = "fp32",
@@ -118,18 +131,21 @@ def save_png(image: Image.Image, path: Path) -> None:
 
 
 def read_back(
-    out: Path, *, count: int, classes: Sequence[int], most_per_class: int = 10, most_classes: int = 20
+    out: Path, *, count: int, classes: Sequence[int | None], most_per_class: int = 10, most_classes: int = 20
 ) -> tuple[torch.Tensor, list[int]]:
-    """The images of a run that a grid shows: uint8 (n, C, H, W) and their classes."""
+    """The images of a run that a grid shows: uint8 (n, C, H, W) and their classes, -1 for none."""
     from mgen.data import load_image
 
-    chosen: dict[int, list[int]] = {}
+    chosen: dict[int | None, list[int]] = {}
     for i in range(count):
         label = classes[i % len(classes)]
         if label in chosen or len(chosen) < most_classes:
-            if len(chosen.setdefault(label, [])) < most_per_class:
+            most = most_classes * most_per_class if label is None else most_per_class
+            if len(chosen.setdefault(label, [])) < most:
                 chosen[label].append(i)
     pairs = [(i, label) for label, indices in chosen.items() for i in indices]
     with Image.open(out / image_name(*pairs[0])) as first:
         channels = 1 if first.mode == "L" else 3
-    return torch.stack([load_image(out / image_name(i, c), channels=channels) for i, c in pairs]), [c for _, c in pairs]
+    return torch.stack([load_image(out / image_name(i, c), channels=channels) for i, c in pairs]), [
+        -1 if c is None else c for _, c in pairs
+    ]

@@ -34,7 +34,7 @@ class PipelineOutput:
 
 @public
 class MaskedPipeline(DiffusionPipeline):
-    """Class-conditional image synthesis.
+    """Image synthesis, class-conditional or, with a generator that knows no classes, unconditional.
 
         pipe = mgen.load("fmnist-maskgit")
         pipe([0, 1, 2], seed=0, steps=8, guidance=3.0).images[0].save("shirt.png")
@@ -52,8 +52,15 @@ class MaskedPipeline(DiffusionPipeline):
         self.sampler: ParallelSampler
 
     @property
+    def conditional(self) -> bool:
+        """Whether the generator knows classes; without, every entry of `classes` is None."""
+        return bool(self.generator.config.num_classes)
+
+    @property
     def class_names(self) -> Sequence[str]:
-        """Names of the classes, or their numbers."""
+        """Names of the classes, or their numbers; empty for an unconditional model."""
+        if not self.conditional:
+            return ()
         return self.generator.config.class_names or [f"{i:04d}" for i in range(self.generator.num_classes)]
 
     def optimize(self) -> "MaskedPipeline":
@@ -62,8 +69,8 @@ class MaskedPipeline(DiffusionPipeline):
         return self
 
     def check_classes(self, classes: Sequence[int | None]) -> list[int]:
-        """Class ids with None turned into the null class; MgenError for one out of range."""
-        count, null = self.generator.num_classes, self.generator.null_class
+        """Class ids with None turned into the null class (0 if there are no classes); MgenError for one out of range."""
+        count, null = self.generator.num_classes, self.generator.null_class if self.conditional else 0
         for c in classes:
             if c is None and null is None:
                 raise MgenError("this generator has no null class: give a class for every image")
@@ -92,7 +99,7 @@ class MaskedPipeline(DiffusionPipeline):
         """Draw one image per entry of `classes`.
 
         Args:
-            classes: class ids; None is the null class.
+            classes: class ids; None is the null class, and the only entry for an unconditional model.
             seed: of the run. indices: place of each image in the run (default 0, 1, 2 …); image i is drawn from
                 (seed, i) alone, whatever else is in the batch.
             steps, guidance: replace the sampler's own; guidance is s in u + s·(c − u), 1 is none.

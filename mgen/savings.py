@@ -17,9 +17,10 @@ from mgen.heads.chains import ChainSettings
 from mgen.heads.diffusion import DiffusionHead, Plan
 from mgen.layers.attention import gather_rows
 from mgen.samplers import ParallelSampler
+from mgen.standin import StandIn
 
 
-class PlainHead:
+class PlainHead(StandIn):
     """Draws of a DiffusionHead the plain way, with single savings switched on.
 
     Args:
@@ -30,14 +31,13 @@ class PlainHead:
     def __init__(
         self, head: DiffusionHead, *, time_once: bool = False, cond_once: bool = False, one_state: bool = False
     ) -> None:
-        self.head, self.time_once, self.cond_once, self.one_state = head, time_once, cond_once, one_state
-        self.plan, self.tables = head.plan, head.tables
+        super().__init__(head, time_once=time_once, cond_once=cond_once, one_state=one_state)
 
     def sample(
         self, z: Tensor, *, noise: Tensor, plan: Plan, temperature: float = 1.0, guidance: float | None = None
     ) -> tuple[Tensor, None]:
         """As DiffusionHead.sample."""
-        head, chain, shape = self.head, plan.chain, noise.shape[1:3]
+        head, chain, shape = self._inner, plan.chain, noise.shape[1:3]
         z, draws = z.flatten(0, 1), noise.flatten(1, 2)
         n, twice = draws.shape[1], guidance is not None
         halves = 2 if twice and not self.one_state else 1
@@ -58,15 +58,14 @@ class PlainHead:
         return x[:n].unflatten(0, shape), None
 
 
-class PlainGenerator:
+class PlainGenerator(StandIn):
     """A generator whose trunk computes the context at every position and looks the asked ones up afterwards."""
 
     def __init__(self, generator: Any) -> None:
-        self.generator, self.spec, self.null_class = generator, generator.spec, generator.null_class
-        self.head = PlainHead(generator.head)
+        super().__init__(generator, head=PlainHead(generator.head))
 
     def context(self, tokens: Tensor, known: Tensor, condition: Tensor, *, positions: Tensor, **_: Any) -> Tensor:
-        z = self.generator.context(tokens, known, condition)
+        z = self._inner.context(tokens, known, condition)
         look_up_by_nonzero(positions, z.shape[1])  # the plain form's way to the rows; ours come in the order asked for
         return gather_rows(z, positions)
 

@@ -31,12 +31,12 @@ def embedded_entries() -> list[Entry]:
     return found
 
 
-def published_entries() -> list[Entry]:
-    """Published systems: the recipes shipped in configs/recipes that state a published figure."""
+def recipe_entries() -> list[Entry]:
+    """Published systems: the recipes shipped in configs/recipes; some state a published figure."""
     from mgen.config import read_config
 
-    recipes = {p.stem: read_config(p) for p in sorted((part("configs") / "recipes").glob("*.yaml"))}
-    return [Entry(name=name, folder=None, facts=facts) for name, facts in recipes.items() if "published" in facts]
+    files = sorted((part("configs") / "recipes").glob("*.yaml"))
+    return [Entry(name=file.stem, folder=None, facts=read_config(file)) for file in files]
 
 
 def weights_sha256(name: str | Path) -> str:
@@ -63,7 +63,7 @@ def resolve(name: str | Path) -> Path:
         raise MgenError(
             f"{name} is a file, a model is a folder: turn a checkpoint into one with mgen convert FORMAT {name} --out DIR"
         )
-    for entry in published_entries():
+    for entry in recipe_entries():
         if entry.name == str(name):
             raise MgenError(f"{name} is published but not on this machine: {' '.join(entry.facts['get'].split())}")
     raise MgenError(f"no model {str(name)!r}: not a folder, and not embedded. {suggestion(str(name), names)}")

@@ -7,7 +7,6 @@ from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
 
 from mgen.errors import MgenError, check_choice
-from mgen.generators.base import Generator
 from mgen.heads import check_draw
 from mgen.modeling import check_keys, constructor_keys
 from mgen.samplers.noise import Noise, draw_noise
@@ -143,7 +142,7 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
         if c.order == "halton" and spec.grid is None:
             raise MgenError("order 'halton' needs tokens with a place in the image: use random, raster or a list")
         reuse = self.reuse
-        if reuse.any_local and type(generator).local is Generator.local:
+        if reuse.any_local and not generator.evaluates_locally:
             raise MgenError(f"{type(generator).__name__} has no local evaluation: set reuse.local=0")
         if generator.carries and reuse.features and c.revise:
             raise MgenError("revise changes known tokens, whose features are carried: set reuse.features=false")

@@ -114,6 +114,24 @@ def test_sampling_options(model: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert json.loads((tmp_path / "p" / "run.json").read_text())["sampler"]["guidance"] == [1.0, 1.5, 2.0]
     run = json.loads((tmp_path / "o" / "run.json").read_text())
     assert run["sampler"]["order"] == "random" and run["sampler"]["guidance"] == 1.5
+    texts = [
+        "reuse.local=1",
+        "reuse.full_first=2",
+        "confidence_temperature={kind: linear, start: 2, end: 0}",
+        "schedule=arccos",
+    ]
+    sets = [part for text in texts for part in ("--set", text)]
+    base = ["--num-images", "2", "--steps", "5", *sets]
+    assert main(["sample", "--model", str(model), *base, "--out", str(tmp_path / "s")]) == 0
+    sampler = json.loads((tmp_path / "s" / "run.json").read_text())["sampler"]
+    assert (sampler["steps"], sampler["schedule"]) == (5, "arccos")
+    assert sampler["reuse"] == {"local": 1, "full_first": 2} and sampler["confidence_temperature"]["start"] == 2
+    assert (
+        main(["eval", str(model), *base, "--order", "raster", "--temperature", "0.9", "--out", str(tmp_path / "e")])
+        == 0
+    )
+    sampler |= {"order": "raster", "temperature": 0.9}
+    assert json.loads((tmp_path / "e" / "result.json").read_text())["images"]["sampler"] == sampler
 
 
 def test_edit_keeps_every_pixel_outside_the_mask(model: Path, tmp_path: Path) -> None:
@@ -308,6 +326,12 @@ def bad_inputs(tmp_path: Path, model: Path) -> dict[str, tuple[list[str], str]]:
         "dtype": ([*sample, "--dtype", "fp8", *out], "bf16"),
         "device": ([*sample, "--device", "cuda:7", *out], "cuda:7"),
         "animation name": ([*sample, "--animation", "x.mp4", *out], ".gif"),
+        "setting unknown": ([*sample, "--set", "stepz=3", *out], "did you mean 'steps'"),
+        "setting of reuse unknown": ([*sample, "--set", "reuse.locl=1", *out], "did you mean 'local'"),
+        "setting without value": ([*sample, "--set", "steps", *out], "key.sub=value"),
+        "setting of another kind": ([*sample, "--set", "temperature=warm", *out], "temperature is 'warm'"),
+        "setting for another head": (["eval", str(model), "--set", "reuse.head_share=0.5", *out], "diffusion head"),
+        "chain of ids": (["eval", str(model), "--chain", "ddim", *out], "chain"),
         "recipe missing": ([*sample, "--recipe", "nothing", *out], "nothing"),
         "output in a place that takes none": ([*sample, "--out", "/proc/mgen-samples"], "cannot write"),
         "report below a file": (

@@ -13,9 +13,11 @@ from safetensors.torch import load_file
 
 from mgen.config import apply_overrides, build, read_config
 from mgen.errors import MgenError
+from mgen.samplers import ParallelSampler
 from mgen.training.config import MaskConfig, train_config
 from mgen.training.loop import Trainer, train
 from mgen.training.masking import known_from_uniform, mask_fraction_from_uniform
+from mgen.training.objectives import GeneratorObjective
 from tests.helpers import GENERATOR, TOKENIZER, tiny_tokenizer, write_idx
 
 
@@ -343,7 +345,11 @@ def test_every_shipped_config_is_valid() -> None:
     for file in files:
         config = train_config(read_config(file))
         with torch.device("meta"):
-            build_model(config.model)
+            model = build_model(config.model)
+        if config.task == "generator":
+            ParallelSampler.suited(model, config.objective.sampler, f"{file}: objective.sampler").check(model)
+            objective = GeneratorObjective(model, config.data, config.objective)
+            objective.draw(2, torch.Generator())  # masks that suit the model, in the published rounding
 
 
 def test_data_and_model_must_fit(idx: Path, tokenizer: Path, tmp_path: Path) -> None:

@@ -25,7 +25,8 @@ class Format:
         notes: final arguments → lines that the user should read.
         locate: path as given → the file of the weights. beside: that file → arguments from a file next to it.
         rename: official state → ours, with what became of every name; it may take constructor arguments by keyword.
-        tokenizer: format in which the file also holds its tokenizer.
+        tokenizer: of a generator, the format of the tokenizer it was published with.
+        tokenizer_inside: how the names of that tokenizer begin, where the generator's file holds it too.
         keys: where a torch file holds the weights, the first that is there; raw_keys: its weights without EMA.
     """
 
@@ -39,6 +40,7 @@ class Format:
     locate: Callable[[Path], Path] = Path
     beside: Callable[[Path], dict[str, Any]] | None = None
     tokenizer: str | None = None
+    tokenizer_inside: str | None = None
 
 
 FORMATS = {
@@ -63,6 +65,7 @@ FORMATS = {
         config=enat.config,
         notes=enat.notes,
         rename=enat.rename,
+        tokenizer="maskgit-vqgan",
     ),
     "halton": Format(
         model="HaltonMaskGIT",
@@ -71,6 +74,7 @@ FORMATS = {
         notes=halton.notes,
         rename=halton.rename,
         keys=("model_state_dict", "state_dict", "model"),
+        tokenizer="llamagen-vq",
     ),
     "llamagen-vq": Format(
         model="LlamaGenVQ",
@@ -87,6 +91,7 @@ FORMATS = {
         rename=mage.rename,
         keys=("model", "state_dict"),
         tokenizer="maskgit-vqgan",
+        tokenizer_inside="vqgan.",
     ),
     "mar": Format(
         model="MAR",
@@ -96,18 +101,21 @@ FORMATS = {
         rename=mar.rename,
         keys=("model_ema", "model", "state_dict"),
         raw_keys=("model", "state_dict"),
+        tokenizer="kl16",
     ),
     "maskgit": Format(
         model="MaskGIT",
         about="AutoNAT / MaskGIT-r U-ViT, nnet_ema.pth",
         config=maskgit.config,
         rename=maskgit.rename,
+        tokenizer="maskgit-vqgan",
     ),
     "maskgit-jax": Format(
         model="MaskGITBert",
         about="google-research/maskgit transformer, maskgit_imagenet256_checkpoint (flax msgpack)",
         config=maskgit_jax.transformer_config,
         rename=maskgit_jax.transformer,
+        tokenizer="maskgit-vqgan",
     ),
     "maskgit-vqgan": Format(
         model="VQGAN",
@@ -139,6 +147,15 @@ class Conversion:
     def names(self) -> str:
         """Every official name and ours, one pair a line."""
         return "\n".join(f"{official} -> {ours}" for official, ours in self.mapped.items())
+
+
+def tokenizer_format(generator: Model) -> str:
+    """The format of the tokenizer that generators of this class were published with."""
+    name = type(generator).__name__
+    found = {layout.model: layout.tokenizer for layout in FORMATS.values() if layout.tokenizer}
+    if name not in found:
+        raise MgenError(f"no official tokenizer is known for {name}: convert one and give its folder")
+    return found[name]
 
 
 def convert(format_name: str, path: str | Path, *, raw: bool = False, **settings: Any) -> Conversion:

@@ -10,6 +10,8 @@ from mgen.errors import MgenError
 EXAMPLES = """  mgen convert maskgit-vqgan vqgan_jax_strongaug.ckpt --out models/vqgan
   mgen convert maskgit nnet_ema.pth --tokenizer vqgan_jax_strongaug.ckpt --recipe autonat-l-imagenet256 --out models/autonat
   mgen convert maskgit-jax maskgit_imagenet256_checkpoint --tokenizer tokenizer_imagenet256_checkpoint --out models/maskgit
+  mgen convert mage mage-vitb-1600.pth --recipe mage-b-imagenet256 --out models/mage-b       its tokenizer is in the file
+  mgen convert halton ImageNet_384_large.pth --tokenizer vq_ds16_c2i.pt --recipe halton-large-imagenet384 --out models/halton
   mgen convert kl16 kl16.ckpt --out models/kl16
   mgen convert mar checkpoint-last.pth --tokenizer kl16.ckpt --recipe mar-b-imagenet256 --out models/mar-b
   mgen convert mar checkpoint-last.pth --raw --out models/mar-b-raw          the weights without EMA
@@ -17,7 +19,7 @@ EXAMPLES = """  mgen convert maskgit-vqgan vqgan_jax_strongaug.ckpt --out models
   mgen convert pipeline runs/mine/model --tokenizer models/vqgan --out models/mine       join saved parts
   mgen convert maskgit my.pth --out models/mine heads=12        what shapes cannot tell, where it differs from the published model
 
-With --tokenizer the result is a pipeline that `mgen sample --model DIR` takes; without, the model alone.
+With --tokenizer (or one in the same file) the result is a pipeline that `mgen sample --model DIR` takes; without, the model alone.
 Torch files are read as plain tensors only: a file that holds other Python objects is refused."""
 
 
@@ -59,6 +61,9 @@ def command(argv: Sequence[str] | None = None) -> int:
     else:
         conversion = convert(args.format, args.file, raw=args.raw, **apply_overrides({}, args.settings))
         product, report, names = conversion.model, conversion.report(), conversion.names()
+        inside = FORMATS[args.format].tokenizer_inside
+        if not args.tokenizer and inside and any(name.startswith(inside) for name in conversion.ignored):
+            args.tokenizer = args.file
     if args.tokenizer or args.recipe:
         if not args.tokenizer:
             raise MgenError("--recipe makes a pipeline and needs --tokenizer too")
@@ -90,6 +95,7 @@ def saved_generator(folder: str) -> Any:
 def pipeline(generator: Any, tokenizer: str, recipe: str | None) -> tuple[Any, str, str]:
     """A pipeline of a generator with a tokenizer (official file or folder), and the lines to add to report and names."""
     from mgen.checkpoints import convert
+    from mgen.checkpoints.convert import tokenizer_format
     from mgen.checkpoints.recipes import recipe_settings
     from mgen.pipeline import MaskedPipeline, load_tokenizer
     from mgen.samplers import ParallelSampler
@@ -98,7 +104,7 @@ def pipeline(generator: Any, tokenizer: str, recipe: str | None) -> tuple[Any, s
         raise MgenError("--tokenizer is for generators: the converted file is a tokenizer itself")
     report = names = ""
     if Path(tokenizer).is_file():
-        converted = convert("kl16" if generator.spec.kind == "vector" else "maskgit-vqgan", tokenizer)
+        converted = convert(tokenizer_format(generator), tokenizer)
         made, report, names = converted.model, "\n" + converted.report(), "\n" + converted.names()
     else:
         made = load_tokenizer(tokenizer)

@@ -43,7 +43,7 @@ def edit(args: Namespace) -> int:
 
     from mgen import editing
     from mgen.data import load_image
-    from mgen.generation import image_name, parse_classes, save_png
+    from mgen.generation import chosen_classes, image_name, save_png
     from mgen.grids import labelled_grid
     from mgen.pipeline import to_pil
 
@@ -59,14 +59,14 @@ def edit(args: Namespace) -> int:
         mask = editing.box_mask(four(args.box, "--box"), (size, size))
     else:
         image, mask = editing.outpaint_canvas(image, four(args.outpaint, "--outpaint"))
-    classes: list[int | None]
-    if args.classes is None:
+    classes: Sequence[int | None]
+    if args.classes is None and pipe.conditional:
         if pipe.generator.null_class is None:
             raise MgenError("this model has no null class: give --class")
         classes = [None]
         pipe.sampler = pipe.sampler.override(guidance=1.0)  # nothing to guide towards
     else:
-        classes = list(parse_classes(args.classes, pipe.generator.num_classes, pipe.class_names))
+        classes = chosen_classes(args.classes, pipe)
     labels = [c for c in classes for _ in range(args.num_images)]
     images = editing.edit(
         pipe,
@@ -79,10 +79,10 @@ def edit(args: Namespace) -> int:
         batch_size=args.batch_size,
         dtype=args.dtype,
     )
-    names = list(pipe.class_names) + ["no class", "original"]
+    names = [*pipe.class_names, "no class" if pipe.conditional else "edited", "original"]
     shown = [len(names) - 2 if c is None else c for c in labels]
     for i, (result, label) in enumerate(zip(to_pil(images), shown)):
-        save_png(result, out / f"edit-{image_name(i, label)}")
+        save_png(result, out / f"edit-{image_name(i, label if pipe.conditional else None)}")
     grid = labelled_grid(torch.cat([image[None], images]), [len(names) - 1, *shown], names)
     save_png(grid, out / "grid.png")
     print(out / "grid.png")

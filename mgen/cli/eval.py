@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from mgen.cli import make_parser
+from mgen.cli.sample import add_sampler, chosen_sampler
 from mgen.errors import MgenError
 
 EXAMPLES = """  mgen eval samples                                   a folder of images (class ids from their names)
   mgen eval fmnist-maskgit --num-images 5000          a model, drawn and measured without writing images
+  mgen eval fmnist-mar --chain ddim --head-steps 25 --set reuse.local=1    the same, sampled otherwise
   mgen eval samples.npz --extractor inception --inception-weights FILE --reference VIRTUAL_imagenet256_labeled.npz
   mgen eval fmnist --split test                       a data set itself: the floor of the distance
   mgen eval fmnist --split test --reconstruction fmnist-maskgit
@@ -43,8 +45,7 @@ def command(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--split", default="test", help="train or test, for fmnist")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int)
-    parser.add_argument("--guidance", type=float)
+    add_sampler(parser)
     parser.add_argument("--batch-size", type=int, default=100)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="fp32", help="fp32, bf16 or fp16, for a model")
@@ -113,14 +114,13 @@ def find_source(args: Namespace, extractor: Any, device: Any) -> tuple[Any, Sequ
         return sources.from_folder(path, channels=extractor.channels, batch_size=size, limit=args.num_images), names
     if path.is_dir() or args.path in [entry.name for entry in embedded_entries()]:
         pipe = load(args.path, device=device).optimize()
+        pipe.sampler = chosen_sampler(pipe, args)
         source = sources.from_model(
             pipe,
             name=args.path,
             count=args.num_images or 1000,
             batch_size=size,
             seed=args.seed,
-            steps=args.steps,
-            guidance=args.guidance,
             dtype=args.dtype,
         )
         return source, pipe.class_names

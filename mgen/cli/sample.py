@@ -12,6 +12,7 @@ EXAMPLES = """  mgen sample                                            the embed
   mgen sample --classes bag,dress --num-images 20 --guidance 3 --out bags
   mgen sample --classes 0-9 --num-images 50000 --batch-size 100 --out run     interrupted? the same command goes on
   mgen sample --num-images 10 --animation reveal.gif     also show how the tokens are revealed
+  mgen sample --steps 16 --set reuse.local=1 --set reuse.full_first=4      any setting of the sampler by its name
   accelerate launch --multi_gpu --num_processes 2 -m mgen sample --num-images 1000 --out run
 
 Image i of a run depends on (model, settings, seed, i) only: batch size and process count change nothing in fp32
@@ -24,6 +25,15 @@ def add_sampling(parser: ArgumentParser) -> None:
 
     parser.add_argument("--model", default=DEFAULT, metavar="NAME|PATH", help="a model of `mgen zoo` or a folder")
     parser.add_argument("--seed", type=int, default=0)
+    add_sampler(parser)
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, auto")
+    parser.add_argument(
+        "--dtype", default="fp32", help="fp32, bf16 or fp16 (autocast of the generator; decoding is in fp32)"
+    )
+
+
+def add_sampler(parser: ArgumentParser) -> None:
+    """Options that change the sampler of a model; see `chosen_sampler`."""
     parser.add_argument("--steps", type=int, help="decoding steps; default: the model's")
     parser.add_argument("--guidance", type=float, help="s in u + s·(c − u), 1 is none; default: the model's")
     parser.add_argument(
@@ -41,22 +51,37 @@ def add_sampling(parser: ArgumentParser) -> None:
         metavar="FILE",
         help="sampler settings: a recipe of `mgen zoo`, a YAML with a `sampler:` section, or an AutoNAT strategy file",
     )
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, auto")
     parser.add_argument(
-        "--dtype", default="fp32", help="fp32, bf16 or fp16 (autocast of the generator; decoding is in fp32)"
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="any setting of the sampler, the value read as YAML; may be repeated; laid on the recipe, below the other options",
     )
 
 
 def load_for(args: Namespace, device: Any = None) -> Any:
     """The pipeline with the sampler that the options ask for."""
-    from mgen.checkpoints.recipes import recipe_settings
     from mgen.pipeline import load
-    from mgen.samplers import ParallelSampler
 
     pipe = load(args.model, device=device or args.device).optimize()
+    pipe.sampler = chosen_sampler(pipe, args)
+    return pipe
+
+
+def chosen_sampler(pipe: Any, args: Namespace) -> Any:
+    """The pipeline's sampler, or the recipe's, with what --set and the other options of `add_sampler` replace in it."""
+    from mgen.checkpoints.recipes import recipe_settings
+    from mgen.config import apply_overrides
+    from mgen.samplers import ParallelSampler
+
+    sampler = pipe.sampler
     if args.recipe:
-        pipe.sampler = ParallelSampler.suited(pipe.generator, *recipe_settings(args.recipe))
-    pipe.sampler = pipe.sampler.override(
+        sampler = ParallelSampler.suited(pipe.generator, *recipe_settings(args.recipe))
+    if args.set:
+        own = {key: value for key, value in sampler.config.items() if not key.startswith("_")}
+        sampler = ParallelSampler.from_settings(apply_overrides(own, args.set), "sampler")
+    sampler = sampler.override(
         steps=args.steps,
         guidance=args.guidance,
         temperature=args.temperature,
@@ -64,8 +89,8 @@ def load_for(args: Namespace, device: Any = None) -> Any:
         head_steps=args.head_steps,
         chain=args.chain,
     )
-    pipe.sampler.check(pipe.generator)
-    return pipe
+    sampler.check(pipe.generator)
+    return sampler
 
 
 def parse_order(text: str | None) -> Any:
@@ -96,7 +121,7 @@ def command(argv: Sequence[str] | None = None) -> int:
 
 
 def sample(args: Namespace) -> int:
-    from mgen.generation import begin_run, parse_classes, read_back, run_images, save_png
+    from mgen.generation import begin_run, chosen_classes, read_back, run_images, save_png
     from mgen.grids import labelled_grid
     from mgen.pipeline import DTYPES, check_device
     from mgen.zoo import weights_sha256
@@ -104,7 +129,7 @@ def sample(args: Namespace) -> int:
     check_choice("--dtype", args.dtype, DTYPES)
     rank, world, device, wait = processes(args.device)
     pipe = load_for(args, check_device(device))
-    classes = parse_classes(args.classes, pipe.generator.num_classes, pipe.class_names)
+    classes = chosen_classes(args.classes, pipe)
     count = args.num_images or min(80, 8 * len(classes))
     out = Path(args.out)
     sampler = {key: value for key, value in pipe.sampler.config.items() if not key.startswith("_")}
@@ -158,7 +183,7 @@ def processes(device: str) -> tuple[int, int, str, Any]:
     return state.process_index, state.num_processes, str(state.device), state.wait_for_everyone
 
 
-def animate(pipe: Any, labels: Sequence[int], args: Namespace) -> None:
+def animate(pipe: Any, classes: Sequence[int | None], args: Namespace) -> None:
     """Write the decoding of the first images: unknown positions grey, then the image as far as it is known."""
     import torch
     from torch.nn.functional import interpolate
@@ -169,6 +194,7 @@ def animate(pipe: Any, labels: Sequence[int], args: Namespace) -> None:
     from mgen.samplers.parallel import Step
 
     grid = pipe.generator.spec.grid
+    labels = [-1 if c is None else c for c in classes]
     frames = []
 
     def show(step: Step) -> None:
@@ -178,7 +204,7 @@ def animate(pipe: Any, labels: Sequence[int], args: Namespace) -> None:
         images = torch.where(interpolate(known, images.shape[-2:]) > 0.5, images, torch.zeros_like(images))
         frames.append(labelled_grid(to_uint8(images).cpu(), labels, pipe.class_names))
 
-    pipe(labels, seed=args.seed, dtype=args.dtype, output_type="tokens", progress=False, callback=show)
+    pipe(classes, seed=args.seed, dtype=args.dtype, output_type="tokens", progress=False, callback=show)
     with atomic_path(args.animation) as path:
         save_animation(frames, path, Path(args.animation).suffix)
     print(args.animation)

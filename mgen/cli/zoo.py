@@ -20,11 +20,12 @@ def command(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="everything, machine-readable")
     args = parser.parse_args(argv)
 
-    from mgen.zoo import DEFAULT, embedded_entries, published_entries
+    from mgen.zoo import DEFAULT, embedded_entries, recipe_entries
 
-    inside, published = embedded_entries(), published_entries()
+    inside, recipes = embedded_entries(), recipe_entries()
+    published = [e for e in recipes if "published" in e.facts]
     if args.json:
-        rows = [{"name": e.name, "folder": str(e.folder) if e.folder else None, **e.facts} for e in inside + published]
+        rows = [{"name": e.name, "folder": str(e.folder) if e.folder else None, **e.facts} for e in inside + recipes]
         print(json.dumps(rows, indent=2, ensure_ascii=False))
         return 0
     print("inside the package:")
@@ -32,10 +33,12 @@ def command(argv: Sequence[str] | None = None) -> int:
         default = "  (default)" if e.name == DEFAULT else ""
         print(f"  {e.name:<24} {e.facts.get('about', '')}{default}")
     print("published, to be downloaded and converted (recipes):")
-    print(f"  {'name':<24} {'parameters':>10} {'steps':>5}  published figure")
-    for e in published:
+    wide = max(len(e.name) for e in recipes)
+    print(f"  {'name':<{wide}} {'parameters':>10} {'steps':>5}  published figure")
+    for e in [*published, *(e for e in recipes if e not in published)]:
         facts = e.facts
-        print(f"  {e.name:<24} {facts['parameters']:>10} {facts['sampler']['steps']:>5}  {facts['published']}")
+        figure = facts.get("published", "none")
+        print(f"  {e.name:<{wide}} {facts['parameters']:>10} {facts['sampler']['steps']:>5}  {figure}")
         if args.verbose:
             print(f"      get: {' '.join(facts['get'].split())}")
             print(f"      run: {' '.join(facts['run'].split())}")

@@ -31,7 +31,14 @@ class Measured:
     example_labels: Tensor
 
 
-def measure(source: Source, extractor: Extractor, *, judge: Extractor | None = None, examples: int = 100) -> Measured:
+def measure(
+    source: Source,
+    extractor: Extractor,
+    *,
+    judge: Extractor | None = None,
+    examples: int = 100,
+    progress: bool = True,
+) -> Measured:
     """Pass all images through the extractor (and the judge, a classifier that was not used in making them)."""
     sums: FeatureSums | None = None
     logits: list[Tensor] = []
@@ -39,7 +46,7 @@ def measure(source: Source, extractor: Extractor, *, judge: Extractor | None = N
     guesses: list[Tensor] = []
     kept: list[Tensor] = []
     kept_labels: list[Tensor] = []
-    with tqdm(total=source.count, unit="img", desc="evaluating", file=sys.stderr) as bar:
+    with tqdm(total=source.count, unit="img", desc="evaluating", file=sys.stderr, disable=not progress) as bar:
         for images, label in source.batches:
             features, scores = extractor(images)
             if not torch.isfinite(features).all():

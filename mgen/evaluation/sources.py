@@ -98,12 +98,12 @@ def from_model(
     count: int,
     batch_size: int,
     seed: int,
-    steps: int | None,
-    guidance: float | None,
     dtype: str,
+    steps: int | None = None,
+    guidance: float | None = None,
 ) -> Source:
-    """Images drawn from a pipeline, classes in turn; nothing is written to disk."""
-    classes = [i % pipe.generator.num_classes for i in range(count)]
+    """Images drawn from a pipeline, classes in turn (none, if it knows none); nothing is written to disk."""
+    classes = [i % pipe.generator.num_classes if pipe.conditional else None for i in range(count)]
     sampler = pipe.sampler.override(steps=steps, guidance=guidance)
 
     def batches() -> Iterator[Batch]:
@@ -113,7 +113,7 @@ def from_model(
             images = pipe(
                 part, seed=seed, indices=indices, sampler=sampler, dtype=dtype, output_type="uint8", progress=False
             ).images
-            yield images, torch.tensor(part)
+            yield images, torch.tensor([-1 if c is None else c for c in part])
 
     settings = {k: v for k, v in sampler.config.items() if not k.startswith("_")}
     about = {"kind": "model", "model": name, "seed": seed, "dtype": dtype, "sampler": settings, "quantisation": "round"}

@@ -72,6 +72,11 @@ class Generator(Model):
         """
         raise MgenError(f"{type(self).__name__} has no local evaluation: use a sampler without reuse")
 
+    @property
+    def evaluates_locally(self) -> bool:
+        """Whether there is a `local`."""
+        return type(self).local is not Generator.local
+
     def memory(self, condition: Tensor) -> Memory:
         """An empty memory for a run on images of these classes (B,), with what depends on the class alone."""
         return Memory()

@@ -55,7 +55,8 @@ class Task:
             with torch.no_grad():
                 z = model.latents(self.train_data.__getitems__(list(rows))["image"])
             model.quantize.initialise(z, seeds.generator(config.seed, "codebook"))
-        if config.task == "generator" and model.config.class_names is None and self.train_data.class_names != ("",):
+        conditional = config.task == "generator" and model.config.num_classes
+        if conditional and model.config.class_names is None and self.train_data.class_names != ("",):
             model.register_to_config(class_names=tuple(self.train_data.class_names))
 
     def _generator(self, model: Any) -> Objective:
@@ -130,7 +131,7 @@ class Task:
             pipe = self.pipeline()
             classes = list(itertools.islice(itertools.cycle(range(model.num_classes)), 40))[:40]
             images = pipe(classes, seed=self.config.seed, output_type="uint8", progress=False).images
-            return make_grid(images, nrow=min(10, model.num_classes))
+            return make_grid(images, nrow=min(10, model.num_classes) if model.config.num_classes else 10)
         return None
 
     def pipeline(self) -> Any:

@@ -1,0 +1,277 @@
+"""`mgen tune`: search a sampling strategy, step by step, for a trained model."""
+
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mgen.cli import make_parser
+from mgen.errors import MgenError, check_choice
+
+EXAMPLES = """  mgen tune --steps 6 --out tune-6                            the embedded model; interrupted? the same command goes on
+  mgen sample --recipe tune-6/strategy.yaml                   draw with what was found
+  mgen tune --steps 8 --max-evaluations-per-image 12          guidance in four of eight steps at most
+  mgen tune --steps 8 --start autonat-heuristic-8 --search guidance,temperature --evaluations 30 --out tune-8
+  mgen tune --model models/autonat-l --steps 8 --num-images 5000 --test-images 10000 --extractor inception \\
+      --inception-weights FILE --reference-search train-a.npz --reference-test train-b.npz
+
+The search compares images of one seed with one reference. What it found is then measured with another seed against another
+reference, and kept only if it is better there too."""
+
+
+def command(argv: Sequence[str] | None = None) -> int:
+    from mgen.zoo import DEFAULT
+
+    parser = make_parser(
+        "tune",
+        "Search mask fractions, temperatures and guidance, step by step, for the least Fréchet distance.",
+        EXAMPLES,
+    )
+    parser.add_argument("--model", default=DEFAULT, metavar="NAME|PATH", help="a model of `mgen zoo` or a folder")
+    parser.add_argument("--out", default="tune", metavar="DIR", help="for strategy.yaml, trace.jsonl and report.md")
+    parser.add_argument("--steps", type=int, help="decoding steps; default: the start's")
+    parser.add_argument(
+        "--start", metavar="NAME|FILE", help="sampler to start from: a recipe or strategy file; default: the model's"
+    )
+    parser.add_argument(
+        "--search",
+        metavar="LISTS",
+        help="some of schedule,confidence_temperature,temperature,guidance; default: all that apply",
+    )
+    parser.add_argument("--knots", type=int, default=2, help="numbers that bend each list; 1 moves it as a whole")
+    parser.add_argument("--evaluations", type=int, default=60, help="strategies to measure, the start included")
+    parser.add_argument(
+        "--max-evaluations-per-image",
+        type=int,
+        metavar="N",
+        help="most passes of the network, with and without class; guidance leaves the first steps until they fit",
+    )
+    parser.add_argument("--num-images", type=int, default=500, help="images of each evaluation")
+    parser.add_argument("--test-images", type=int, default=1000, help="images of the final comparison")
+    parser.add_argument("--seed", type=int, default=0, help="of the search's images")
+    parser.add_argument("--test-seed", type=int, default=1, help="of the images of the final comparison")
+    parser.add_argument("--extractor", default="fmnist-cnn", help="fmnist-cnn, inception, or a folder of a FashionCNN")
+    parser.add_argument(
+        "--inception-weights", metavar="FILE", help="torch-fidelity's Inception weights; downloaded if not given"
+    )
+    parser.add_argument(
+        "--reference-search", help="folder or statistics file; default for fmnist-cnn: training images 0, 2, 4 …"
+    )
+    parser.add_argument(
+        "--reference-test", help="the same of other images; default for fmnist-cnn: training images 1, 3, 5 …"
+    )
+    parser.add_argument("--data-path", metavar="DIR", help="Fashion-MNIST's IDX files, if not in a known place")
+    parser.add_argument("--batch-size", type=int, default=100)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", default="fp32", help="fp32, bf16 or fp16, of the generator")
+    args = parser.parse_args(argv)
+    if args.batch_size < 1 or min(args.num_images, args.test_images) < 2:
+        raise MgenError("--batch-size must be at least 1, --num-images and --test-images at least 2")
+    if args.evaluations < 2:
+        raise MgenError(f"--evaluations is {args.evaluations}: at least 2 are needed, the start and one more")
+    if args.seed == args.test_seed:
+        raise MgenError(f"--seed and --test-seed are both {args.seed}: the final comparison needs images of its own")
+    return tune(args, "mgen tune " + " ".join(argv if argv is not None else sys.argv[2:]))
+
+
+def tune(args: Namespace, line: str) -> int:
+    from mgen import tuning
+    from mgen.checkpoints.recipes import recipe_settings
+    from mgen.evaluation.extractors import make_extractor
+    from mgen.files import check_writable, write_text
+    from mgen.generation import begin_run
+    from mgen.pipeline import DTYPES, check_device, load
+    from mgen.samplers import ParallelSampler
+    from mgen.strategies import Space, own_settings
+    from mgen.zoo import weights_sha256
+
+    check_choice("--dtype", args.dtype, DTYPES)
+    out = Path(args.out)
+    check_writable(out)
+    pipe = load(args.model, device=check_device(args.device)).optimize()
+    sampler = pipe.sampler
+    if args.start:
+        sampler = ParallelSampler.suited(pipe.generator, *recipe_settings(args.start))
+    space = Space(
+        sampler.override(steps=args.steps),
+        pipe.generator,
+        search=None if args.search is None else [name.strip() for name in args.search.split(",") if name.strip()],
+        knots=args.knots,
+        limit=args.max_evaluations_per_image,
+    )
+    extractor = make_extractor(args.extractor, weights=args.inception_weights, device=pipe.device)
+    sides = describe(args, extractor)
+    settings = {
+        "model": args.model,
+        "weights_sha256": weights_sha256(args.model),
+        "start": own_settings(space.sampler(space.start)),
+        "search": space.search,
+        "knots": args.knots,
+        "limit": args.max_evaluations_per_image,
+        "extractor": {"name": extractor.name, "sha256": extractor.sha256},
+        "dtype": args.dtype,
+        **{f"{side}_{key}": facts[key] for side, facts in sides.items() for key in ("images", "seed", "reference")},
+    }
+    trace = tuning.Trace(path=out / "trace.jsonl")
+    references = given_references(args, extractor)
+    begin_run(out, settings)
+    references = references or {side: half(side, facts["reference"], extractor, args) for side, facts in sides.items()}
+    objectives = {
+        side: tuning.Distance(
+            pipe=pipe,
+            extractor=extractor,
+            reference=references[side],
+            count=facts["images"],
+            seed=facts["seed"],
+            batch_size=args.batch_size,
+            dtype=args.dtype,
+            progress=side == "test",
+        )
+        for side, facts in sides.items()
+    }
+    tried = tuning.search(space, objectives["search"], trace, evaluations=args.evaluations)
+    outcome = tuning.compare(space, tried, objectives["test"], trace)
+    write_text(out / "strategy.yaml", recipe(outcome, space, sides, args.model, line))
+    write_text(out / "report.md", report(outcome, space, sides, settings, line))
+    print(verdict(outcome, sides))
+    print(out / "strategy.yaml")
+    return 0
+
+
+def describe(args: Namespace, extractor: Any) -> dict[str, dict[str, Any]]:
+    """What is measured on the side of the search and on that of the test, and what the distance is called."""
+    from mgen.evaluation.evaluate import metric_names
+
+    counts = {"search": (args.num_images, args.seed), "test": (args.test_images, args.test_seed)}
+    names = {"search": args.reference_search, "test": args.reference_test}
+    if "none" in names.values():
+        raise MgenError(
+            "--reference-search and --reference-test cannot be none: a search needs something to compare with"
+        )
+    if None not in names.values():
+        if Path(names["search"]).resolve() == Path(names["test"]).resolve():
+            raise MgenError(
+                f"--reference-search and --reference-test are both {names['test']}: give two disjoint parts of the images"
+            )
+    elif any(names.values()):
+        raise MgenError("--reference-search and --reference-test go together: two disjoint parts of the images")
+    elif not extractor.name.startswith("fmnist"):
+        raise MgenError(
+            f"extractor {extractor.name} has no reference of its own: give --reference-search and --reference-test"
+        )
+    else:
+        names = {"search": "fmnist train, images 0, 2, 4 …", "test": "fmnist train, images 1, 3, 5 …"}
+    return {
+        side: {
+            "distance": metric_names(extractor, count)[0],
+            "images": count,
+            "seed": seed,
+            "reference": names[side],
+        }
+        for side, (count, seed) in counts.items()
+    }
+
+
+def given_references(args: Namespace, extractor: Any) -> dict[str, Any]:
+    """The statistics that the options name; none where halves of Fashion-MNIST serve, which are then there."""
+    from mgen.cli.eval import find_reference
+    from mgen.data.fashion_mnist import find_fashion_mnist
+
+    if not args.reference_search:
+        find_fashion_mnist(args.data_path)
+        return {}
+    found = {
+        side: find_reference(Namespace(reference=name, batch_size=args.batch_size), extractor)
+        for side, name in (("search", args.reference_search), ("test", args.reference_test))
+    }
+    if (found["search"].cov == found["test"].cov).all():
+        raise MgenError(
+            "--reference-search and --reference-test hold equal statistics: give two disjoint parts of the images"
+        )
+    return found
+
+
+def half(side: str, name: str, extractor: Any, args: Namespace) -> Any:
+    """The statistics of one half of Fashion-MNIST's training images; kept in the output folder."""
+    from mgen.data import FashionMNIST
+    from mgen.evaluation.evaluate import measure
+    from mgen.evaluation.sources import from_dataset
+    from mgen.evaluation.statistics import load_statistics, save_statistics
+
+    file = Path(args.out) / f"reference-{side}.safetensors"
+    if not file.is_file():
+        data, first = FashionMNIST(root=args.data_path, split="train"), ("search", "test").index(side)
+        data.images, data.labels = data.images[first::2], data.labels[first::2]
+        source = from_dataset(data, name=name, batch_size=500, limit=None)
+        save_statistics(file, measure(source, extractor, examples=0).sums, extractor, name)
+    return load_statistics(file, extractor)
+
+
+def verdict(outcome: Any, sides: dict[str, Any]) -> str:
+    """One sentence: which strategy is kept, and why."""
+    (first, best), distance = (record["distance"] for record in outcome.test), sides["test"]["distance"]
+    if outcome.better:
+        return f"The strategy found is better on the test images too: {distance} {best:.4f}, the start's {first:.4f}"
+    if outcome.search[0] is outcome.search[1]:
+        return f"No strategy was better than the start on the images of the search: the start is kept ({distance} {first:.4f})"
+    return f"The strategy found is not better on the test images ({distance} {best:.4f}, the start's {first:.4f}): the start is kept"
+
+
+def recipe(outcome: Any, space: Any, sides: dict[str, Any], model: str, line: str) -> str:
+    """The file for `mgen sample --recipe`."""
+    import yaml
+
+    from mgen.strategies import own_settings
+
+    settings = own_settings(space.sampler(outcome.kept))
+    lines = [f"Made for {model} by: {line}", f"{verdict(outcome, sides)}."]
+    for side, pair in (("search", outcome.search), ("test", outcome.test)):
+        facts, (first, best) = sides[side], (record["distance"] for record in pair)
+        lines.append(
+            f"{side}: {facts['distance']} of the start {first:.4f}, found {best:.4f}; {facts['images']} images of seed "
+            f"{facts['seed']} against {facts['reference']}"
+        )
+    lines.append(f"{space.cost(outcome.kept)} network evaluations per image.")
+    text = yaml.safe_dump(
+        {"sampler": settings}, sort_keys=False, default_flow_style=None, width=120, allow_unicode=True
+    )
+    return "".join(f"# {' '.join(x.split())}\n" for x in lines) + text
+
+
+def report(outcome: Any, space: Any, sides: dict[str, Any], settings: dict[str, Any], line: str) -> str:
+    """What was searched, what was found, and how it was measured."""
+    rows = [f"# Search of a strategy for {settings['model']}", "", f"    {line}", "", f"{verdict(outcome, sides)}.", ""]
+    rows += ["| | | start | found | images | seed | compared with |", "|---|---|---|---|---|---|---|"]
+    for side, pair in (("search", outcome.search), ("test", outcome.test)):
+        facts, (first, best) = sides[side], (record["distance"] for record in pair)
+        rows.append(
+            f"| {side} | {facts['distance']} | {first:.4f} | {best:.4f} | {facts['images']} | {facts['seed']} | "
+            f"{facts['reference']} |"
+        )
+    start = "guidance left its first steps to stay within the limit" if space.held else "as given"
+    (first, best), seconds = outcome.search, sum(record["seconds"] for record in outcome.tried)
+    costs = f"{first['evaluations_per_image']} | {best['evaluations_per_image']}"
+    rows += [
+        f"| | network evaluations per image | {costs} | | | |",
+        "",
+        "Start and found strategy draw the same classes from the same seeds. The search took the least of "
+        f"{len(outcome.tried)} distances, so its own figure flatters; the test's does not. The distance falls with the number of "
+        "images: compare only equal numbers.",
+        "",
+        "| list | start | found |",
+        "|---|---|---|",
+    ]
+    for name, values in first["strategy"].items():
+        lists = (" ".join(f"{v:.3f}" for v in x) for x in (values, best["strategy"][name]))
+        rows.append(f"| {name}{'' if name in space.search else ' (not searched)'} | " + " | ".join(lists) + " |")
+    facts = {
+        "strategies measured": f"{len(outcome.tried)}, in {seconds:.0f} s",
+        "numbers searched": f"{space.size}: " + ", ".join(f"{name} {size}" for name, size in space.sizes.items()),
+        "most network evaluations per image": space.limit or "any",
+        "start": start,
+        "weights_sha256": settings["weights_sha256"],
+        "dtype": settings["dtype"],
+        **{f"extractor: {key}": value for key, value in settings["extractor"].items()},
+    }
+    return "\n".join([*rows, "", "| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in facts.items()), ""])
