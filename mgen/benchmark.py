@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mgen.checkpoints.recipes import recipe_settings
 from mgen.errors import check_choice
 from mgen.flops import PARTS, count_run
 from mgen.samplers import ParallelSampler
@@ -56,14 +55,6 @@ def random_pipeline(settings: dict[str, Any], tokenizer: str | None) -> Parts:
         made.spec.require(generator.spec, by=type(generator).__name__)
         made.eval().fuse().to(memory_format=torch.channels_last)
     return Parts(generator, made, ParallelSampler.suited(generator))
-
-
-def sampler_for(pipe: Any, *, recipe: str | None, **settings: Any) -> ParallelSampler:
-    """The pipeline's sampler, or a recipe's, with settings replaced."""
-    sampler = pipe.sampler
-    if recipe:
-        sampler = ParallelSampler.suited(pipe.generator, *recipe_settings(recipe))
-    return sampler.override(**settings)
 
 
 class Clock:

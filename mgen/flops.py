@@ -76,8 +76,7 @@ def count_run(pipe: Any, sampler: ParallelSampler) -> Counts:
     head = CountedHead(generator.head, counts, (generator.spec.channels,) if vector else ())
     stand_in = StandIn(generator, head=head, **replaced)
     condition = torch.zeros(1, dtype=torch.int64)
-    for step in sampler(stand_in, condition, noise=sampler.draw(stand_in, [0])):
-        pass
+    *_, step = sampler(stand_in, condition, noise=sampler.draw(stand_in, [0]))
     if pipe.tokenizer is not None:
         tokenizer = copy.deepcopy(pipe.tokenizer).to("meta")
         counts.wrap("decoder", tokenizer.decode)(step.tokens, generator.spec.grid)

@@ -32,7 +32,8 @@ def priorities(order: Order, noise: Noise, grid: tuple[int, int] | None) -> Tens
     """Priority (B, L) of the positions, highest first; None for "confidence", which ranks after the draw.
 
     "random": a permutation per image (MAR, arXiv 2406.11838). "raster": row by row. "halton": a low-discrepancy sequence
-    (Halton-MaskGIT, arXiv 2503.17076); "halton-rolled": begun at a random place of it for each image. A list: the positions in the order in which they are revealed.
+    (Halton-MaskGIT, arXiv 2503.17076); "halton-rolled": begun at a random place of it for each image. A list: the positions
+    in the order in which they are revealed.
     SamplerSettings.check has seen to it that a list has L entries, and that there is a grid for "halton".
     """
     b, length = noise.order.shape

@@ -78,9 +78,7 @@ class ParallelSampler(SamplerSettings):
             for t, (positions, drawn) in zip(group, self._decode(run, group)):
                 if t == c.steps - 1 and run.tokens.ndim == 2:
                     run.tokens.clamp_(max=generator.spec.vocab - 1)  # a drawn mask, where the head can draw one
-                yield Step(
-                    tokens=run.tokens, known=run.known, positions=positions, drawn=drawn, index=t, count=c.steps
-                )
+                yield Step(tokens=run.tokens, known=run.known, positions=positions, drawn=drawn, index=t, count=c.steps)
         if run.tokens.ndim == 3 and not run.tokens.abs().amax().item() <= EXPLODED:
             # One text for all batches, so that a long run says it once.
             warnings.warn(

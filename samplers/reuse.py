@@ -51,7 +51,9 @@ class Reuse:
         if self.groups is not None:
             whole = isinstance(self.groups, Sequence) and not isinstance(self.groups, str)
             if not whole or not all(isinstance(g, int) and g > 0 for g in self.groups):
-                raise MgenError(f"reuse.groups is {self.groups!r}: a list of whole numbers of at least 1, one per group")
+                raise MgenError(
+                    f"reuse.groups is {self.groups!r}: a list of whole numbers of at least 1, one per group"
+                )
             if self.local or self.full_first:
                 raise MgenError("reuse.groups says all: leave reuse.local and reuse.full_first out")
         check_choice("reuse.inside", self.inside, ("order", "raster"))

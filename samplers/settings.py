@@ -67,7 +67,9 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
                 raise MgenError(f"{name} is for order confidence, not {order!r}")
         self.groups()  # raises on a bad policy
         if revise and (redraw or self.reuse.any_local):
-            raise MgenError("revise draws known tokens anew in every step: it goes neither with redraw nor with local steps")
+            raise MgenError(
+                "revise draws known tokens anew in every step: it goes neither with redraw nor with local steps"
+            )
         # Raises on a bad schedule; whether there are tokens enough to borrow from is seen when their number is known.
         tokens = max(2, steps)
         remaining_counts(schedule, steps=steps, unknown=tokens, length=tokens, start=start, precision=precision)
@@ -152,9 +154,7 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
                     "order 'confidence' ranks draws by probability, which vectors have none of: use order random"
                 )
             if c.steps > spec.length:
-                raise MgenError(
-                    f"steps is {c.steps}, this model has {spec.length} tokens: at most one step per token"
-                )
+                raise MgenError(f"steps is {c.steps}, this model has {spec.length} tokens: at most one step per token")
         elif reuse.head_share != 1:
             raise MgenError(f"reuse.head_share is {reuse.head_share}: only a diffusion head has steps to share")
         for settings in (c.head or {}, self._local_head()):

@@ -141,15 +141,15 @@ def test_the_limit_takes_guidance_from_the_first_steps() -> None:
 def test_search_gains_and_measures_nothing_twice(tmp_path: Path) -> None:
     space = space_of()
     bowl, trace = Bowl(space), Trace(path=tmp_path / "trace.jsonl")
-    tried = search(space, bowl, trace, evaluations=60, progress=False)
+    tried = search(space, bowl, trace, evaluations=40, progress=False)
     distances = [record["distance"] for record in tried]
-    assert tried[0]["strategy"] == space.start and bowl.calls == len(tried) == 60
-    assert min(distances) < 0.05 * distances[0]
-    assert len({json.dumps(record["strategy"]) for record in tried}) == 60
+    assert tried[0]["strategy"] == space.start and bowl.calls == len(tried) == 40
+    assert min(distances) < 0.1 * distances[0]
+    assert len({json.dumps(record["strategy"]) for record in tried}) == 40
     lines = [json.loads(line) for line in (tmp_path / "trace.jsonl").read_text().splitlines()]
     assert lines == tried and {"distance", "seconds", "strategy", "evaluations_per_image"} < lines[0].keys()
-    search(space, bowl, Trace(path=tmp_path / "trace.jsonl"), evaluations=60, progress=False)
-    assert bowl.calls == 60
+    search(space, bowl, Trace(path=tmp_path / "trace.jsonl"), evaluations=40, progress=False)
+    assert bowl.calls == 40
 
 
 def test_a_stopped_search_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:

@@ -7,12 +7,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from mgen.cli import make_parser
+from mgen.cli.sample import add_sampler
 from mgen.errors import MgenError
 
 EXAMPLES = """  mgen bench                                                   the embedded model
   mgen bench --class MaskGIT --size L --recipe autonat-l-imagenet256 --batch-size 4     paper size, random weights
   mgen bench --class MaskGITBert --size imagenet256 --recipe maskgit-imagenet256 --batch-size 2
   mgen bench --class MAR --size B --recipe mar-b-imagenet256 --steps 64 --batch-size 2 --savings
+  mgen bench --sweep maskgit-r --class MaskGIT --size L --batch-size 4 --repeats 2       methods at equal steps
+  mgen bench --sweep fmnist-maskgit --num-images 500         of a trained model also at equal distance and equal time
   mgen bench --config imagenet256-autonat-l --dtype bf16 --json bench.json       the model of a training configuration
 
 One multiplication and addition are 2 FLOPs. The share of the peak is against a matrix product measured in the same run."""
@@ -29,12 +32,7 @@ def command(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--tokenizer", default="auto", help="with --class: maskgit-f16, kl16, sd-f8 or none (no decoding)"
     )
-    parser.add_argument("--recipe", help="sampler settings, by name or file")
-    parser.add_argument("--steps", type=int)
-    parser.add_argument("--guidance", type=float)
-    parser.add_argument("--order")
-    parser.add_argument("--head-steps", type=int, help="steps of a diffusion head's chain")
-    parser.add_argument("--chain", help="ancestral, ddim or dpm-solver++, of a diffusion head")
+    add_sampler(parser)
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument(
         "--savings",
@@ -42,6 +40,20 @@ def command(argv: Sequence[str] | None = None) -> int:
         help="for a diffusion head: what each exact saving is worth against the plain form, and all of them in a whole run; "
         "with --dtype bf16 also that run under autocast, with its error",
     )
+    parser.add_argument(
+        "--sweep",
+        metavar="NAME|FILE",
+        help="compare methods over numbers of steps: a file of configs/sweeps (fmnist-maskgit, fmnist-mage, fmnist-enat, fmnist-mar, "
+        "maskgit-r, enat-l, mar-b) or your own; writes OUT/sweep.json, sweep.md, sweep.svg",
+    )
+    parser.add_argument("--num-images", type=int, help="with --sweep on a trained model: images per distance")
+    parser.add_argument("--seed", type=int, default=0, help="with --sweep: of those images")
+    parser.add_argument(
+        "--extractor", default="fmnist-cnn", help="with --sweep: whose features the distance is measured in"
+    )
+    parser.add_argument("--reference", help="with --sweep: statistics, as mgen eval takes them")
+    parser.add_argument("--inception-weights", metavar="FILE", help="with --extractor inception")
+    parser.add_argument("--out", default="sweep", metavar="DIR", help="with --sweep: the folder of its files")
     parser.add_argument("--repeats", type=int, default=1, help="timed runs after one warm-up step; the fastest counts")
     parser.add_argument("--threads", type=int, help="CPU threads; default: torch's")
     parser.add_argument("--device", default="cpu")
@@ -54,7 +66,7 @@ def command(argv: Sequence[str] | None = None) -> int:
     import torch
 
     from mgen import benchmark
-    from mgen.cli.sample import parse_order
+    from mgen.cli.sample import chosen_sampler
     from mgen.pipeline import check_device, load
 
     if args.threads:
@@ -75,15 +87,9 @@ def command(argv: Sequence[str] | None = None) -> int:
             pipe.tokenizer.to(device)
     else:
         pipe = load(args.model, device=device).optimize()
-    sampler = benchmark.sampler_for(
-        pipe,
-        recipe=args.recipe,
-        steps=args.steps,
-        guidance=args.guidance,
-        order=parse_order(args.order),
-        head_steps=args.head_steps,
-        chain=args.chain,
-    )
+    sampler = chosen_sampler(pipe, args)
+    if args.sweep:
+        return compare(pipe, sampler, args, "mgen bench " + " ".join(argv if argv is not None else sys.argv[2:]))
     if args.savings:
         return measure_savings(pipe, sampler, args)
     figures = benchmark.bench(
@@ -117,4 +123,73 @@ def measure_savings(pipe: Any, sampler: Any, args: Namespace) -> int:
     if args.json:
         write_json(args.json, {"savings": rows})
         print(args.json, file=sys.stderr)
+    return 0
+
+
+def compare(pipe: Any, sampler: Any, args: Namespace, line: str) -> int:
+    """The tables and the plot of --sweep."""
+    from pathlib import Path
+
+    import torch
+
+    from mgen import sweep, sweep_report
+    from mgen.cli.eval import find_reference
+    from mgen.evaluation.evaluate import metric_names
+    from mgen.evaluation.extractors import make_extractor
+    from mgen.files import check_writable, write_text
+    from mgen.tuning import Distance
+    from mgen.zoo import weights_sha256
+
+    out = Path(args.out)
+    check_writable(out)
+    random = bool(args.cls or args.config)
+    about: dict[str, Any] = {
+        "command": line,
+        "model": f"{type(pipe.generator).__name__} {args.size or args.config or ''}, random weights"
+        if random
+        else args.model,
+        "batch_size": args.batch_size,
+        "threads": args.threads or torch.get_num_threads(),
+        "dtype": args.dtype,
+        "sweep": args.sweep,
+    }
+    distance = None
+    if not random:
+        if args.num_images is None or args.num_images < 2:
+            raise MgenError(
+                "--sweep on a trained model needs --num-images, at least 2 (500 and more tell methods apart)"
+            )
+        extractor = make_extractor(args.extractor, weights=args.inception_weights, device=pipe.device)
+        reference = find_reference(args, extractor)
+        if reference is None:
+            raise MgenError(
+                "--sweep measures distances: give --reference FILE, statistics that mgen eval --save-statistics wrote"
+            )
+        name = metric_names(extractor, args.num_images)[0]
+        about["weights_sha256"] = weights_sha256(args.model)
+        about["distance"] = f"{name} of {args.num_images} images, seed {args.seed}, to {reference.name}"
+        distance = Distance(
+            pipe=pipe,
+            extractor=extractor,
+            reference=reference,
+            count=args.num_images,
+            seed=args.seed,
+            batch_size=min(100, args.num_images),
+            dtype=args.dtype,
+        )
+    settings = sweep.read_sweep(args.sweep, sampler, pipe.generator)
+    rows = sweep.run_sweep(
+        pipe,
+        settings,
+        file=out / "sweep.json",
+        about=about,
+        batch_size=args.batch_size,
+        repeats=args.repeats,
+        distance=distance,
+    )
+    text = sweep_report.markdown(rows, settings.base, about)
+    write_text(out / "sweep.md", text)
+    print(text)
+    sweep_report.plot(rows, out / "sweep.svg")
+    print(out / "sweep.md", file=sys.stderr)
     return 0

@@ -80,6 +80,8 @@ class ContextBlock(nn.Module):
         k, v = kv.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)  # (B, heads, O + N, d)
         if kept is not None:
             k, v = kept.store(k, v) if rows is None else kept.put(k, v, rows, until)
+        if not x.shape[1]:  # nothing is new: only the keys were wanted
+            return x
         if positions is not None:
             x, h = gather_rows(x, positions), gather_rows(h, positions)
         q = self.q(h).unflatten(-1, (self.heads, -1)).transpose(1, 2)
@@ -207,7 +209,7 @@ class ENAT(Generator):
         x = self.token_embed(tokens.gather(1, new), new)  # (B, N, D)
         keep = memory is not None and memory.keep
         for i, (block, modulation) in enumerate(zip(self.encoder_blocks, self._modulations(condition, memory)[0])):
-            if count or (keep and context is not None):
+            if count or keep:
                 kept = slot(memory, f"encoder.{i}", grows=True)
                 x = block(x, modulation, context, readable=readable, kept=kept)
         features, places = (x if context is None else torch.cat([context, x], dim=1)), torch.cat([old, new], dim=1)

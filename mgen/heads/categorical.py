@@ -32,8 +32,12 @@ class DrawSettings:
     mask: bool = True
 
     def __post_init__(self) -> None:
-        if self.top_k is not None and (not isinstance(self.top_k, int) or isinstance(self.top_k, bool) or self.top_k < 1):
-            raise MgenError(f"head.top_k is {self.top_k!r}: a whole number of at least 1 is needed, or null for all ids")
+        if self.top_k is not None and (
+            not isinstance(self.top_k, int) or isinstance(self.top_k, bool) or self.top_k < 1
+        ):
+            raise MgenError(
+                f"head.top_k is {self.top_k!r}: a whole number of at least 1 is needed, or null for all ids"
+            )
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> "DrawSettings":

@@ -65,7 +65,9 @@ class MaskConfig:
     low: float = 0.7
     high: float = 1.0
     per: Literal["sample", "batch"] = "sample"  # one share for each image, or one for the whole batch (MAR)
-    rounding: Literal["round", "ceil", "floor", "bernoulli"] = "round"  # of length · r to a count; "bernoulli": of each token alone
+    rounding: Literal["round", "ceil", "floor", "bernoulli"] = (
+        "round"  # of length · r to a count; "bernoulli": of each token alone
+    )
     visible: int = 0  # at least so many tokens stay visible
 
 
@@ -81,7 +83,9 @@ class GeneratorObjectiveConfig:
         "masked"  # "all": pass visible tokens through a diffusion head too, as published
     )
     loss_tokens: Literal["masked", "all"] = "masked"  # tokens in the loss; Halton-MaskGIT is trained on all
-    reuse: float = 0.0  # share of the steps in which a model that carries features (ENAT) continues from a simulated earlier step
+    reuse: float = (
+        0.0  # share of the steps in which a model that carries features (ENAT) continues from a simulated earlier step
+    )
     reuse_label_drop: float = 0.0  # of the label, once more, for the trained model alone and not for that earlier step
     tokenizer: str | None = None  # folder or name; needed for image data, and to draw sample grids from a cache
     sampler: dict[str, Any] = field(default_factory=dict)  # of the sample grids and of the exported pipeline

@@ -186,7 +186,6 @@ class GeneratorObjective(Objective):
         losses, figure = self.model(tokens, label, draws["known"], **options)  # one value per masked token, both
         return losses.mean(), {self.model.head.figure: figure.mean()}
 
-
     @torch.no_grad()
     def earlier(self, tokens: Tensor, label: Tensor, known: Tensor) -> Any:
         """The features of an earlier step, in which `known` (B, L) was known: of the EMA weights if there are, without dropout."""

@@ -55,7 +55,9 @@ class Case:
 
     def check(self, name: str, got: Tensor, *, atol: float = 0.0, rtol: float = 0.0) -> None:
         """Compare with out/<name>, if the set has it: integers exactly, floats within atol + rtol·|expected|."""
-        if name not in self.outputs:  # sets differ in what they record; `run` fails for anything recorded and not compared
+        if (
+            name not in self.outputs
+        ):  # sets differ in what they record; `run` fails for anything recorded and not compared
             return
         expected = self.outputs[name]
         assert got.shape == expected.shape, (

@@ -154,5 +154,7 @@ def test_published_counts() -> None:
     """32 steps of 256 tokens."""
     sampler = ParallelSampler(**halton_settings(step=32, w=0.7))
     shown = [256 - left for left in sampler.counts(unknown=256, length=256)]
-    published = "5 10 15 20 25 30 35 41 46 51 57 62 68 73 79 85 91 97 103 110 116 123 130 138 146 154 163 173 184 198 215 256"
+    published = (
+        "5 10 15 20 25 30 35 41 46 51 57 62 68 73 79 85 91 97 103 110 116 123 130 138 146 154 163 173 184 198 215 256"
+    )
     assert " ".join(map(str, shown)) == published

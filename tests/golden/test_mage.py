@@ -100,7 +100,7 @@ def sampling(case: Case) -> None:
         picks.append(step.draft)
         unknown = ~step.known.clone()
         left.append(int(unknown[0].sum()))
-    # The reference draws at known positions too, where nothing reads the picks, and re-masks one token at the end, which nothing reads either.
+    # The reference draws at known positions too and re-masks one token at the end; nothing reads either.
     expected = case.outputs["step_picks"]
     case.check("step_is_masked_before", torch.stack(masked))
     case.check("step_picks", torch.where(torch.stack(masked), torch.stack(picks), expected))

@@ -26,7 +26,12 @@ def local_step(case: Case) -> None:
     before = tokens
     tokens = tokens.scatter(1, group[:, :done, None].expand(-1, -1, tokens.shape[2]), i["decoded"])
     if not case.name.endswith("nocfg"):
-        before, tokens, known, group = before.repeat(2, 1, 1), tokens.repeat(2, 1, 1), known.repeat(2, 1), group.repeat(2, 1)
+        before, tokens, known, group = (
+            before.repeat(2, 1, 1),
+            tokens.repeat(2, 1, 1),
+            known.repeat(2, 1),
+            group.repeat(2, 1),
+        )
         label = torch.cat([label, torch.full_like(label, net.null_class)])
     memory = net.memory(label)
     memory.keep, memory.room = True, done

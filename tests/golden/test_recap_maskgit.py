@@ -46,7 +46,9 @@ def full_then_local(case: Case) -> None:
     case.check("local_logits", logits, atol=case.near("local_logits", LOGITS))
     for name in ("in.0", "out.0"):  # rows outside the group (and the class token in front) are as they were
         assert net.spec.length + 1 == memory.layer(name).k.shape[2]
-    kept = memory.layer("in.0").k.gather(2, (i["cached_idx"] + 1)[:, None, :, None].expand(-1, k.shape[1], -1, k.shape[3]))
+    kept = memory.layer("in.0").k.gather(
+        2, (i["cached_idx"] + 1)[:, None, :, None].expand(-1, k.shape[1], -1, k.shape[3])
+    )
     assert torch.equal(kept, k.gather(2, (i["cached_idx"] + 1)[:, None, :, None].expand_as(kept)))
 
 
@@ -60,7 +62,9 @@ def sample(case: Case) -> None:
     b, steps, groups = len(label), sampler.config.steps, sampler.groups()
     counts = sampler.counts(unknown=length, length=length)
     revealed = [before - after for before, after in zip([length, *counts], counts)]
-    guided = ParallelSampler(**maskgit_settings(**{**settings, "cfg": True}))  # the set lists the weights of runs without guidance too
+    guided = ParallelSampler(
+        **maskgit_settings(**{**settings, "cfg": True})
+    )  # the set lists the weights of runs without guidance too
     weights = torch.tensor(guided.values("guidance", length)) - 1
     case.check("group_lengths", torch.tensor([len(group) for group in groups]))
     case.check("tokens_per_substep", torch.tensor(revealed))
