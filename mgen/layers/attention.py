@@ -57,10 +57,8 @@ class Attention(nn.Module):
 
     def project(self, x: Tensor, first: int, count: int) -> tuple[Tensor, ...]:
         """`count` of q, k, v from number `first` on, (B, H, N, d) each, of x (B, N, D)."""
-        weight, bias = self.qkv.weight, self.qkv.bias
-        if count < 3:
-            rows = slice(first * self.inner, (first + count) * self.inner)
-            weight, bias = weight[rows], None if bias is None else bias[rows]
+        rows = slice(first * self.inner, (first + count) * self.inner)
+        weight, bias = self.qkv.weight[rows], None if self.qkv.bias is None else self.qkv.bias[rows]
         parts = F.linear(x, weight, bias).unflatten(-1, (count, self.inner))  # (B, N, count, H·d)
         if self.qk_norm is not None:
             last = first + count == 3  # v is not normalised
