@@ -17,8 +17,9 @@ from torch import Tensor
 from mgen.layers.attention import gather_rows
 from mgen.modeling import public
 from mgen.samplers.noise import Noise
-from mgen.samplers.run import Run, put
+from mgen.samplers.run import Run
 from mgen.samplers.settings import SamplerSettings
+from mgen.samplers.state import put
 
 EXPLODED = 50.0  # tokens have unit variance; an undertrained head magnifies its errors in the noisiest steps
 
@@ -126,7 +127,8 @@ class ParallelSampler(SamplerSettings):
         if run.revise:
             positions = torch.arange(run.length, device=reveal.device).expand(len(run.known), -1)
             drawn, score = run.candidates(run.full(group, positions, twice=twice), t, positions)
-            run.revised(t, drawn, score)
+            i = t - run.start
+            run.revise_all(drawn, score, run.times.done[i] + run.times.reveal[i])
             return positions, drawn, positions
         positions = run.unknown(t)
         z = run.full(group, positions, twice=twice)

@@ -1,4 +1,4 @@
-"""One run of a sampler on one batch: its state, and the two kinds of evaluation. The loop over steps is in parallel.py.
+"""One run of a sampler on one batch: the two kinds of evaluation, and which positions they are for. The loop over steps is in parallel.py.
 
 Notation: B images, L positions, M positions drawn in a step, G positions of a group, C numbers of a vector token.
 """
@@ -12,11 +12,12 @@ from mgen.errors import MgenError
 from mgen.layers.memory import Local
 from mgen.samplers.noise import Noise, rows_at
 from mgen.samplers.order import priorities
+from mgen.samplers.state import State
 from mgen.samplers.timetable import timetable
 
 
-class Run:
-    """Tokens (B, L) or (B, L, C), known (B, L), and what the trunk keeps. `settings` is the sampler."""
+class Run(State):
+    """The state, the settings of every step, and what the trunk keeps. `settings` is the sampler."""
 
     def __init__(
         self,
@@ -27,17 +28,10 @@ class Run:
         tokens: Tensor | None,
         known: Tensor | None,
     ) -> None:
-        c, spec, device = settings.config, generator.spec, condition.device
-        self.generator, self.noise, self.length = generator, noise, spec.length
+        c, spec = settings.config, generator.spec
+        super().__init__(spec, len(condition), condition.device, tokens, known)
+        self.generator, self.noise = generator, noise
         self.revise, self.redraw = c.revise, c.redraw
-        b, self.length = len(condition), spec.length
-        if tokens is None:
-            vector = spec.kind == "vector"
-            shape = (b, self.length, spec.channels) if vector else (b, self.length)
-            tokens = torch.zeros(shape, dtype=torch.float32 if vector else torch.int64, device=device)
-        self.tokens = tokens.clone()
-        self.known = torch.zeros(b, self.length, dtype=torch.bool, device=device) if known is None else known.clone()
-        self.given = self.known.clone()
         self.guidance, self.temperature, self.gumbel_factor = (
             settings.values(name, self.length) for name in ("guidance", "temperature", "confidence_temperature")
         )
@@ -151,35 +145,3 @@ class Run:
         assert self.noise.confidence is not None and score is not None
         score = score + self.gumbel_factor[t] * rows_at(self.noise.confidence[t], positions)
         return drawn, score.masked_fill(self.known.gather(1, positions), -torch.inf)
-
-    # -- writing -------------------------------------------------------------------------------------------------------
-
-    def reveal(self, positions: Tensor, drawn: Tensor, shown: Tensor) -> None:
-        """Write drawn (B, M) or (B, M, C) at positions (B, M) where shown (B, M), and call them known."""
-        put(self.tokens, positions, drawn, shown)
-        self.known.scatter_(1, positions, shown | self.known.gather(1, positions))
-
-    def revised(self, t: int, drawn: Tensor, score: Tensor) -> None:
-        """Halton-MaskGIT's confidence step: the scheduled number of positions, known ones first, take this step's draws.
-
-        Args:
-            drawn, score: at all positions (B, L). A drawn mask stays unknown. Given tokens never change.
-        """
-        i = t - self.start
-        target = self.times.done[i] + self.times.reveal[i] + self.given.sum(1)
-        rank = score.masked_fill(self.known, torch.inf).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-        shown = (rank < target.unsqueeze(1)) | self.known
-        fresh = shown & ~self.given
-        self.tokens = torch.where(fresh, drawn, self.tokens)
-        self.known = shown & ((self.tokens < self.generator.spec.vocab) | self.given)
-
-
-def put(tokens: Tensor, positions: Tensor, values: Tensor, where: Tensor | None = None) -> Tensor:
-    """Write values (B, M) or (B, M, C) at positions (B, M) of tokens, in place; only where `where` (B, M) is True."""
-    if tokens.ndim == 3:
-        positions = positions.unsqueeze(-1).expand(-1, -1, tokens.shape[-1])
-        where = None if where is None else where.unsqueeze(-1)
-    values = values.to(tokens.dtype)
-    if where is not None:
-        values = torch.where(where, values, tokens.gather(1, positions))
-    return tokens.scatter_(1, positions, values)

@@ -1,0 +1,53 @@
+"""What a run knows: tokens, which of them are known, and how draws are written. Notation: B images, L positions, M drawn in a step."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class State:
+    """Tokens (B, L) or (B, L, C) and known (B, L); `given` are those that were known at the start and never change."""
+
+    def __init__(
+        self, spec: Any, count: int, device: torch.device, tokens: Tensor | None, known: Tensor | None
+    ) -> None:
+        self.length, self.vocab = spec.length, spec.vocab
+        if tokens is None:
+            vector = spec.kind == "vector"
+            shape = (count, spec.length, spec.channels) if vector else (count, spec.length)
+            tokens = torch.zeros(shape, dtype=torch.float32 if vector else torch.int64, device=device)
+        self.tokens = tokens.clone()
+        empty = torch.zeros(count, spec.length, dtype=torch.bool, device=device)
+        self.known = empty if known is None else known.clone()
+        self.given = self.known.clone()
+
+    def reveal(self, positions: Tensor, drawn: Tensor, shown: Tensor) -> None:
+        """Write drawn (B, M) or (B, M, C) at positions (B, M) where shown (B, M), and call them known."""
+        put(self.tokens, positions, drawn, shown)
+        self.known.scatter_(1, positions, shown | self.known.gather(1, positions))
+
+    def revise_all(self, drawn: Tensor, score: Tensor, count: Tensor) -> None:
+        """Halton-MaskGIT's confidence step: the scheduled number of positions, known ones first, take this step's draws.
+
+        Args:
+            drawn, score: at all positions (B, L). A drawn mask stays unknown. Given tokens never change.
+            count: (B,), of the positions that are known after the step, given ones aside.
+        """
+        target = count + self.given.sum(1)
+        rank = score.masked_fill(self.known, torch.inf).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+        shown = (rank < target.unsqueeze(1)) | self.known
+        fresh = shown & ~self.given
+        self.tokens = torch.where(fresh, drawn, self.tokens)
+        self.known = shown & ((self.tokens < self.vocab) | self.given)
+
+
+def put(tokens: Tensor, positions: Tensor, values: Tensor, where: Tensor | None = None) -> Tensor:
+    """Write values (B, M) or (B, M, C) at positions (B, M) of tokens, in place; only where `where` (B, M) is True."""
+    if tokens.ndim == 3:
+        positions = positions.unsqueeze(-1).expand(-1, -1, tokens.shape[-1])
+        where = None if where is None else where.unsqueeze(-1)
+    values = values.to(tokens.dtype)
+    if where is not None:
+        values = torch.where(where, values, tokens.gather(1, positions))
+    return tokens.scatter_(1, positions, values)
