@@ -7,7 +7,17 @@ import pytest
 import torch
 
 from mgen.errors import MgenError
-from mgen.samplers import ORDERS, ParallelSampler, draw_noise, image_seed, mask_fraction, per_step, remaining_counts
+from mgen.samplers import (
+    ORDERS,
+    Noise,
+    ParallelSampler,
+    draw_noise,
+    image_seed,
+    mask_fraction,
+    per_step,
+    remaining_counts,
+)
+from mgen.samplers.order import priorities
 from tests.helpers import tiny_generator
 
 GENERATOR = tiny_generator()
@@ -183,3 +193,35 @@ def test_override_keeps_the_curve() -> None:
     assert ParallelSampler(guidance=2.0).override(guidance=5.0, steps=3).config.guidance == 5.0
     with pytest.raises(MgenError, match="fixed"):
         ParallelSampler(schedule=[0.5] * 7).override(steps=4)
+
+
+def test_power_curves_groups_and_floors() -> None:
+    assert per_step({"kind": "power", "start": 1.0, "end": 0.75, "power": 0.5}, 5)[0] == 1.0
+    assert per_step({"kind": "power", "start": 1.0, "end": 0.75, "power": 0.5}, 5)[1] == pytest.approx(1 - 0.25 * 0.5)
+    curve = {"kind": "linear", "start": 6.0, "end": 0.0, "at": "group"}
+    assert per_step(curve, 5, groups=[[0], [1, 2], [3, 4]]) == pytest.approx([4.0, 2.0, 2.0, 0.0, 0.0])
+    assert per_step(curve, 3) == pytest.approx([4.0, 2.0, 0.0])  # without groups every step is one
+    assert per_step({"kind": "linear", "start": 2.0, "end": 0.0, "least": 0.5}, 4) == pytest.approx(
+        [1.5, 1.0, 0.5, 0.5]
+    )
+    with pytest.raises(MgenError, match="power"):
+        per_step({"kind": "linear", "start": 1.0, "power": 2.0}, 4)
+
+
+def test_borrowing_gives_every_step_a_token_and_takes_it_from_the_last() -> None:
+    plain = remaining_counts("pow2.5", steps=16, unknown=64, length=64, keep_one=False)
+    lent = remaining_counts("pow2.5", steps=16, unknown=64, length=64, keep_one="borrow")
+    a, b = (np.diff([64, *counts]) * -1 for counts in (plain, lent))
+    assert (b >= 1).all() and b.sum() == 64
+    assert (b[:-1] == np.maximum(a[:-1], 1)).all() and b[-1] == a[-1] - (a[:-1] == 0).sum()
+    with pytest.raises(MgenError, match="lend more of the 64"):
+        remaining_counts("pow2.5", steps=60, unknown=64, length=64, keep_one="borrow")
+
+
+def test_a_rolled_halton_order_is_the_same_cycle_begun_elsewhere() -> None:
+    noise = Noise(order=torch.tensor([[0.0], [0.5], [0.99]]).expand(3, 16))
+    plain, rolled = (priorities(name, noise, (4, 4)) for name in ("halton", "halton-rolled"))
+    assert plain is not None and rolled is not None
+    a, b = (p.argsort(dim=1, descending=True) for p in (plain, rolled))
+    for row, offset in enumerate((0, 8, 15)):
+        assert torch.equal(b[row], a[row].roll(offset))
