@@ -48,6 +48,9 @@ class Reuse:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 0:
                 raise MgenError(f"reuse.{name} is {value!r}: a whole number of at least 0 is needed")
+        for name in ("prefix", "late_guidance", "features"):
+            if not isinstance(getattr(self, name), bool):
+                raise MgenError(f"reuse.{name} is {getattr(self, name)!r}: expected true or false")
         if self.groups is not None:
             whole = isinstance(self.groups, Sequence) and not isinstance(self.groups, str)
             if not whole or not all(isinstance(g, int) and g > 0 for g in self.groups):
@@ -58,7 +61,7 @@ class Reuse:
                 raise MgenError("reuse.groups says all: leave reuse.local and reuse.full_first out")
         check_choice("reuse.inside", self.inside, ("order", "raster"))
         check_choice("reuse.refresh", self.refresh, ("group", "latest"))
-        if not isinstance(self.head_share, int | float) or not 0 < self.head_share <= 1:
+        if isinstance(self.head_share, bool | str) or not 0 < self.head_share <= 1:
             raise MgenError(f"reuse.head_share is {self.head_share!r}: a share in 0 … 1 is needed")
 
     @classmethod
@@ -75,6 +78,9 @@ class Reuse:
         Raises:
             MgenError: `groups` that do not sum to the number of steps.
         """
+        for name in ("prefix", "late_guidance", "features"):
+            if not isinstance(getattr(self, name), bool):
+                raise MgenError(f"reuse.{name} is {getattr(self, name)!r}: expected true or false")
         if self.groups is not None:
             if sum(self.groups) != steps - start:
                 raise MgenError(f"reuse.groups sum to {sum(self.groups)}, the run has {steps - start} steps")

@@ -32,6 +32,9 @@ class DrawSettings:
     mask: bool = True
 
     def __post_init__(self) -> None:
+        for name in ("tempered", "mask"):
+            if not isinstance(getattr(self, name), bool):
+                raise MgenError(f"head.{name} is {getattr(self, name)!r}: expected true or false")
         if self.top_k is not None and (
             not isinstance(self.top_k, int) or isinstance(self.top_k, bool) or self.top_k < 1
         ):
