@@ -31,7 +31,8 @@ def random_pipeline(settings: dict[str, Any], tokenizer: str | None) -> Parts:
     """A generator with random weights, as a `model:` section describes it, and a tokenizer for decoding.
 
     Args:
-        tokenizer: a size of VQGAN or KLTokenizer, "auto" (maskgit-f16 for ids, kl16 for vectors), or None: no decoding.
+        tokenizer: a size of VQGAN, LlamaGenVQ or KLTokenizer, None (no decoding), or "auto": kl16 for vectors, vq16 for 16384 ids,
+            maskgit-f16 for others.
     """
     import mgen
     from mgen.tokenizers.vqgan import SIZES as VQGAN_SIZES
@@ -39,6 +40,7 @@ def random_pipeline(settings: dict[str, Any], tokenizer: str | None) -> Parts:
 
     sizes: dict[str, tuple[Any, dict[str, Any]]]
     sizes = {name: (mgen.VQGAN, size) for name, size in VQGAN_SIZES.items()}
+    sizes |= {name: (mgen.LlamaGenVQ, size) for name, size in mgen.LlamaGenVQ.SIZES.items()}
     sizes |= {name: (mgen.KLTokenizer, size) for name, size in mgen.KLTokenizer.SIZES.items() if size.get("scale", 1)}
 
     names = [name for name in mgen.MODELS if hasattr(getattr(mgen, name), "context")]
@@ -47,7 +49,8 @@ def random_pipeline(settings: dict[str, Any], tokenizer: str | None) -> Parts:
     generator = build_model(settings, "").eval()
     made = None
     if tokenizer == "auto":
-        tokenizer = "kl16" if generator.spec.kind == "vector" else "maskgit-f16"
+        ids = "vq16" if generator.spec.vocab == 16384 else "maskgit-f16"
+        tokenizer = "kl16" if generator.spec.kind == "vector" else ids
     if tokenizer is not None:
         cls, size = sizes[check_choice("--tokenizer", tokenizer, sizes)]
         made = cls(**size)

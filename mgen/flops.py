@@ -72,7 +72,13 @@ def count_run(pipe: Any, sampler: ParallelSampler) -> Counts:
     trunk, near = counts.wrap("trunk", generator.context), counts.wrap("trunk", generator.local)
     replaced: dict[str, Any] = {"context": context, "local": local, "memory": counts.wrap("trunk", generator.memory)}
     if generator.carries:
-        replaced["encode"] = counts.wrap("trunk", generator.encode)
+        look = counts.wrap("trunk", generator.encode)
+
+        def encode(tokens: Tensor, *args: Any, **kwargs: Any) -> Any:
+            counts.full += len(tokens)
+            return look(tokens, *args, **kwargs)
+
+        replaced["encode"] = encode
     head = CountedHead(generator.head, counts, (generator.spec.channels,) if vector else ())
     stand_in = StandIn(generator, head=head, **replaced)
     condition = torch.zeros(1, dtype=torch.int64)

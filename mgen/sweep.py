@@ -10,9 +10,10 @@ where `reuse.full_first` may be a share of the steps (0.375 of 32 steps: the fir
 """
 
 import json
-import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,14 @@ import torch
 from tqdm import tqdm
 
 from mgen._folders import part
+from mgen.benchmark import Clock
 from mgen.config import merge, read_config
 from mgen.errors import MgenError
 from mgen.files import read_json, write_json
 from mgen.flops import count_run
 from mgen.modeling import check_keys
 from mgen.samplers import ParallelSampler
+from mgen.strategies import own_settings
 
 Row = dict[str, Any]
 # Two distances that differ by less than this share count as equal: what one more draw of the images changes is about so much.
@@ -53,8 +56,15 @@ def read_sweep(name: str, sampler: ParallelSampler, generator: Any) -> Sweep:
     methods, steps = data.get("methods"), data.get("steps")
     if not isinstance(methods, dict) or not methods or not isinstance(steps, list) or data.get("base") not in methods:
         raise MgenError(f"{path} needs `steps` (a list), `methods` (a mapping) and `base`, one of the methods")
-    own = {key: value for key, value in sampler.config.items() if not key.startswith("_")}
-    own = merge(own, data.get("sampler") or {})
+    for method, settings in methods.items():
+        if settings is not None and not isinstance(settings, dict):
+            raise MgenError(
+                f"{path}: methods.{method} is {settings!r}: expected a mapping of sampler settings, or {{}}"
+            )
+        own_steps = (settings or {}).get("steps", steps)
+        if not isinstance(own_steps, list) or not all(type(n) is int for n in own_steps):
+            raise MgenError(f"{path}: the steps of {method} are {own_steps!r}: expected a list of whole numbers")
+    own = merge(own_settings(sampler), data.get("sampler") or {})
     runs = []
     for method, settings in methods.items():
         settings = dict(settings or {})
@@ -81,12 +91,13 @@ def run_sweep(
     about: dict[str, Any],
     batch_size: int,
     repeats: int,
+    dtype: str = "fp32",
     distance: Callable[[ParallelSampler], float] | None = None,
 ) -> list[Row]:
     """Measure every run of the sweep; rows that `file` holds already are kept, so an interrupted sweep goes on.
 
     Args:
-        about: what else decides the numbers; a file with another `about` is refused.
+        about: what else decides the numbers; a file with another `about`, or with rows of other settings, is refused.
         batch_size: of the timing. repeats: timed runs of each setting, in turn with the others; the fastest counts.
         distance: draws images with a sampler and measures them; None: random weights, time and operations only.
 
@@ -94,6 +105,7 @@ def run_sweep(
         method, steps, full, local (evaluations per image), tflops, seconds (per image, without decoding) and distance.
     """
     about = json.loads(json.dumps(about))
+    about["settings"] = {f"{m}, {n} steps": json.loads(json.dumps(own_settings(s))) for m, n, s in sweep.runs}
     rows: list[Row] = []
     if file.is_file():
         if read_json(file).get("about") != about:
@@ -103,10 +115,12 @@ def run_sweep(
     todo = [run for run in sweep.runs if run[:2] not in done]
     bare = _Bare(pipe.generator, None)
     times = {run[:2]: float("inf") for run in todo}
+    if todo:  # the first steps of a process are slow
+        time_run(pipe.generator, todo[0][2], batch_size, dtype, steps=1)
     with tqdm(total=len(todo) * (repeats + (distance is not None)), unit="run", desc="sweep") as bar:
         for _ in range(repeats):  # in turn, so that all settings see the same machine
             for method, steps, sampler in todo:
-                seconds = time_run(pipe.generator, sampler, batch_size) / batch_size
+                seconds = time_run(pipe.generator, sampler, batch_size, dtype) / batch_size
                 times[method, steps] = min(times[method, steps], seconds)
                 bar.update()
         for method, steps, sampler in todo:
@@ -128,17 +142,22 @@ class _Bare:
 
 
 @torch.inference_mode()
-def time_run(generator: Any, sampler: ParallelSampler, batch_size: int) -> float:
-    """Wall seconds of one batch, without decoding."""
+def time_run(
+    generator: Any, sampler: ParallelSampler, batch_size: int, dtype: str = "fp32", steps: int | None = None
+) -> float:
+    """Wall seconds of one batch, without decoding; of the first `steps` steps only, if given."""
+    from mgen.pipeline import DTYPES
+
     device = generator.device
+    cast = nullcontext() if dtype == "fp32" else torch.autocast(device.type, DTYPES[dtype])
     condition = torch.arange(batch_size, device=device) % generator.num_classes
     noise = sampler.draw(generator, range(batch_size)).to(device)
-    start = time.perf_counter()
-    for _ in sampler(generator, condition, noise=noise):
-        pass
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+    clock = Clock(device)
+    start = clock.read()
+    with cast:
+        for _ in islice(sampler(generator, condition, noise=noise), steps):
+            pass
+    return clock.read() - start
 
 
 # -- comparisons -----------------------------------------------------------------------------------------------------------

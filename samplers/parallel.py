@@ -80,6 +80,7 @@ class ParallelSampler(SamplerSettings):
                 if t == c.steps - 1 and run.tokens.ndim == 2:
                     run.tokens.clamp_(max=generator.spec.vocab - 1)  # a drawn mask, where the head can draw one
                 yield Step(tokens=run.tokens, known=run.known, positions=positions, drawn=drawn, index=t, count=c.steps)
+            run.memory.forget()
         if run.tokens.ndim == 3 and not run.tokens.abs().amax().item() <= EXPLODED:
             # One text for all batches, so that a long run says it once.
             warnings.warn(
@@ -101,12 +102,15 @@ class ParallelSampler(SamplerSettings):
         t, positions, drawn, members = group[0], *self._full(run, group, counts)
         yield positions, drawn
         done = before = counts[0]
-        for last, t, count in zip(group, group[1:], counts[1:]):
+        guides = group[:-1] if run.reuse.late_guidance else group[1:]
+        for i, (t, count, guide) in enumerate(zip(group[1:], counts[1:], guides)):
             if not count:
                 yield nothing
                 continue
-            guide = last if run.reuse.late_guidance else t
-            z = run.local(members, done=done, count=count, before=before, twice=run.guided[guide])
+            # With the latest rows alone refreshed, null rows that a later step reads must not be left out now.
+            later = guides[i:] if run.reuse.refresh == "latest" else [guide]
+            twice = any(run.guided[g] for g in later)
+            z = run.local(members, done=done, count=count, before=before, twice=twice)
             positions = members[:, done : done + count]
             drawn, _ = run.draw(z, t, positions, guide=guide, local=True)
             run.reveal(positions, drawn, torch.ones_like(positions, dtype=torch.bool))
@@ -115,11 +119,10 @@ class ParallelSampler(SamplerSettings):
 
     def _full(self, run: Run, group: list[int], counts: list[int]) -> tuple[Tensor, Tensor, Tensor]:
         """The full step of a group: positions and draws of the step, and the positions (B, G) of the whole group."""
-        t, total, count = group[0], sum(counts), counts[0]
-        twice = run.twice(group)
+        t, total, count, twice = group[0], sum(counts), counts[0], run.twice(group)
         reveal = run.times.reveal[t - run.start].unsqueeze(1)  # (B, 1): exactly so many in each row
         if run.ranking is not None:
-            members = run.next(t, total)
+            members = run.next(group, total)
             positions = members[:, :count]
             drawn, _ = run.draw(run.full(group, positions, twice=twice), t, positions)
             run.reveal(positions, drawn, torch.arange(count, device=reveal.device) < reveal)

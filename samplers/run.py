@@ -58,13 +58,12 @@ class Run(State):
         self.memory.keep = len(group) > 1
         self.memory.room = sum(self.times.most[t - self.start] for t in group[:-1])
         tokens, known, condition = self._state(twice)
-        visible = (self.length - self.times.widest[i], self.length - self.times.fewest[i])
         return self.generator.context(
             tokens,
             known,
             condition,
             positions=positions.repeat(2, 1) if twice else positions,
-            visible=visible,
+            visible=self._visible(i),
             memory=self.memory,
         )
 
@@ -85,11 +84,12 @@ class Run(State):
     def advance(self, t: int, *, twice: bool) -> None:
         """A full step that reveals nothing: features that are carried go on being projected, as published."""
         if self.memory.carry:
-            i = t - self.start
-            visible = (self.length - self.times.widest[i], self.length - self.times.fewest[i])
             tokens, known, condition = self._state(twice)
             self.memory.keep = False
-            self.generator.encode(tokens, known, condition, visible=visible, memory=self.memory)
+            self.generator.encode(tokens, known, condition, visible=self._visible(t - self.start), memory=self.memory)
+
+    def _visible(self, i: int) -> tuple[int, int]:
+        return self.length - self.times.widest[i], self.length - self.times.fewest[i]
 
     def _state(self, twice: bool) -> tuple[Tensor, Tensor, Tensor]:
         if not twice:
@@ -123,12 +123,16 @@ class Run(State):
         """Unknown positions (B, M) in ascending order; rows with fewer are filled up with known ones, never revealed."""
         return self.known.to(torch.uint8).argsort(dim=1, stable=True)[:, : self.times.widest[t - self.start]]
 
-    def next(self, t: int, count: int) -> Tensor:
-        """The next `count` positions (B, count) of a fixed order; rows that reveal fewer go round to known positions."""
+    def next(self, group: list[int], count: int) -> Tensor:
+        """The next `count` positions (B, count) of a fixed order; rows that reveal fewer are filled up with others, not revealed now."""
         assert self.ranking is not None
-        places = self.times.done[t - self.start].unsqueeze(1) + torch.arange(count, device=self.ranking.device)
-        chosen = self.ranking.gather(1, places % self.length)
-        return chosen.sort(dim=1).values if self.reuse.inside == "raster" and count else chosen
+        place = torch.arange(count, device=self.ranking.device)
+        i = group[0] - self.start
+        chosen = self.ranking.gather(1, (self.times.done[i].unsqueeze(1) + place) % self.length)
+        if self.reuse.inside == "order" or not count:
+            return chosen
+        own = self.times.reveal[i : i + len(group)].sum(0).unsqueeze(1)  # fillers stay behind
+        return (chosen + self.length * (place >= own)).sort(dim=1).values % self.length
 
     def candidates(self, z: Tensor, t: int, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Draws at unknown positions (B, M), and their confidences with Gumbel noise, −∞ where a position is known."""

@@ -110,6 +110,8 @@ def remaining_counts(
             raise MgenError("the schedule lists fractions outside 0 … 1")
     if keep_one not in (True, False, "borrow"):
         raise MgenError(f"keep_one is {keep_one!r}: expected true, false or borrow")
+    if keep_one == "borrow" and precision.startswith("halton"):
+        raise MgenError("keep_one borrow does nothing with precision halton, which has a rule of its own: use true")
     if precision.startswith("halton"):
         return _revealed_down(schedule, steps, unknown, start, inclusive=precision == "halton-inclusive")
     f = np.float32 if precision == "float32" else np.float64
@@ -159,8 +161,13 @@ def revealed_down(schedule: str, t: int, steps: int, unknown: int, *, inclusive:
             shown = r
         case "square":
             shown = r * r
+        case "log" | "exp":
+            raise MgenError(
+                f"precision halton has no schedule {schedule!r}: use arccos, cosine, linear, square or powX"
+            )
         case _:
-            shown = r ** np.float32(_exponent(schedule))
+            power = _exponent(schedule)
+            shown = np.sqrt(r) if power == 0.5 else r ** np.float32(power)  # a power is an ulp off the root
     return min(unknown, int(np.float32(unknown) * shown))
 
 

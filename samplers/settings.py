@@ -79,6 +79,8 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
             per_step(self.config[name], steps, name=name)
         if head is not None and not isinstance(head, Mapping):
             raise MgenError(f"head is {head!r}: expected a mapping, such as {{chain: ddim, steps: 25}}")
+        if not isinstance(guidance_tolerance, int | float):
+            raise MgenError(f"guidance_tolerance is {guidance_tolerance!r}: expected a number")
         check_draw(head or {})
 
     @classmethod
@@ -141,7 +143,7 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
             )
         if not isinstance(c.order, str) and len(c.order) != spec.length:
             raise MgenError(f"order lists {len(c.order)} positions, this model has {spec.length}")
-        if c.order == "halton" and spec.grid is None:
+        if isinstance(c.order, str) and c.order.startswith("halton") and spec.grid is None:
             raise MgenError("order 'halton' needs tokens with a place in the image: use random, raster or a list")
         reuse = self.reuse
         if reuse.any_local and not generator.evaluates_locally:

@@ -279,3 +279,47 @@ def test_revising_keeps_given_tokens_and_ends_with_codes() -> None:
 def test_every_trunk_is_here() -> None:
     names = {type(make(name)).__name__ for name in MADE}
     assert names == {cls.__name__ for cls in (ENAT, MAGE, MAR, HaltonMaskGIT, MaskGIT, MaskGITBert)}
+
+
+def test_row_by_row_groups_leave_given_tokens_alone() -> None:
+    """Rows that know different numbers of tokens: a row with less to reveal is filled up, and the fillers are never written."""
+    net = make("MaskGIT")
+    tokens, known = random_tokens(net, 2), torch.zeros(2, LENGTH, dtype=torch.bool)
+    known[1, :9] = True
+    sampler = sampler_for(net, order="random", steps=4, reuse={"inside": "raster"})
+    *masks, end = draw(net, sampler, [1, 2], tokens=tokens, known=known)
+    assert masks[-1].all() and torch.equal(end[known], tokens[known])
+
+
+def test_null_rows_stay_fresh_when_guidance_goes_off_and_on_within_a_group(net: Any) -> None:
+    """With the latest rows alone refreshed, an unguided step must not leave the null rows behind that a guided one reads."""
+    if net.null_class is None:
+        pytest.skip("no guidance")
+    seen: list[int] = []
+
+    def near(tokens: Tensor, *args: Any) -> Tensor:
+        seen.append(len(tokens))
+        return net.local(tokens, *args)
+
+    reuse = {"groups": [4], "refresh": "latest"}
+    sampler = sampler_for(net, steps=4, guidance=[3.0, 1.0, 1.0, 3.0], reuse=reuse)
+    list(sampler(StandIn(net, local=near), torch.tensor([0]), noise=sampler.draw(net, [1])))
+    assert seen == [2, 2, 2]
+
+
+def test_kept_keys_hold_no_queries_and_are_freed_after_their_group() -> None:
+    net = make("MaskGIT")
+    runs: list[Any] = []
+
+    def memory(condition: Tensor) -> Any:
+        runs.append(net.memory(condition))
+        return runs[-1]
+
+    sampler = sampler_for(net, reuse={"groups": [3, 1, 1, 1, 1, 1]})
+    sizes = []
+    for step in sampler(StandIn(net, memory=memory), torch.tensor([0]), noise=sampler.draw(net, [1])):
+        if step.index == 0:
+            kv = runs[0].layer("in.0")
+            assert kv.k.untyped_storage().nbytes() == 2 * kv.k.numel() * kv.k.element_size()  # keys and values, packed
+        sizes.append(runs[0].bytes())
+    assert sizes[0] > 0 and sizes[2:] == [sizes[0]] + [0] * 5

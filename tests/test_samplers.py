@@ -1,6 +1,8 @@
 """What a sampling run promises, whatever its order, schedule and guidance."""
 
+import itertools
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from mgen.samplers import (
     per_step,
     remaining_counts,
 )
-from mgen.samplers.order import priorities
+from mgen.samplers.order import halton, priorities
 from tests.helpers import tiny_generator
 
 GENERATOR = tiny_generator()
@@ -225,3 +227,23 @@ def test_a_rolled_halton_order_is_the_same_cycle_begun_elsewhere() -> None:
     a, b = (p.argsort(dim=1, descending=True) for p in (plain, rolled))
     for row, offset in enumerate((0, 8, 15)):
         assert torch.equal(b[row], a[row].roll(offset))
+
+
+@pytest.mark.parametrize("side", [8, 9, 18, 24])
+def test_halton_order_is_that_of_exact_arithmetic(side: int) -> None:
+    """Floats miss cells whose border a point lies on: 7/9 of 9 columns."""
+
+    def inverse(index: int, base: int) -> Fraction:
+        value, scale = Fraction(0), Fraction(1)
+        while index:
+            index, digit = divmod(index, base)
+            scale /= base
+            value += digit * scale
+        return value
+
+    points = ((int(inverse(i, 2) * side), int(inverse(i, 3) * side)) for i in itertools.count(1))
+    seen: dict[int, None] = {}
+    while len(seen) < side * side:
+        row, column = next(points)
+        seen.setdefault(row * side + column)
+    assert halton(side, side) == tuple(seen)

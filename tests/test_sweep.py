@@ -65,6 +65,11 @@ def test_a_sweep_runs_and_goes_on(tmp_path: Path) -> None:
     assert len(rows) == 4 and len(asked) == 5  # two rows were there, the third was measured again
     assert all(row["seconds"] > 0 and row["tflops"] > 0 for row in rows)
     assert [row["local"] for row in rows] == [0, 0, 0, 2]  # class and null row of one local step
+    other = sweep.read_sweep(
+        str(write(tmp_path / "t.yaml", methods={"all": {"guidance": 1.0}})), pipe.sampler, pipe.generator
+    )
+    with pytest.raises(MgenError, match="another --out"):  # the same names with other settings
+        sweep.run_sweep(pipe, other, file=tmp_path / "sweep.json", about={"a": 1}, batch_size=2, repeats=1)
     with pytest.raises(MgenError, match="another --out"):
         sweep.run_sweep(pipe, made, file=tmp_path / "sweep.json", about={}, batch_size=2, repeats=1)
 
@@ -92,6 +97,8 @@ def test_bad_sweeps(tmp_path: Path) -> None:
     for changes, words in (
         ({"base": "other"}, "one of the methods"),
         ({"step": [3]}, "unknown key"),
+        ({"methods": {"all": {"steps": 3}}}, "list of whole numbers"),
+        ({"methods": {"all": [1]}}, "expected a mapping"),
         ({"methods": {"all": {"orders": "halton"}}}, "unknown key"),
         ({"methods": {"all": {"guidance": [1.0, 2.0]}}}, "guidance lists 2"),
     ):

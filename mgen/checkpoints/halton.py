@@ -105,6 +105,8 @@ def halton_settings(
 
     Its temperature multiplies the logits; ours divides them. `sched_pow` is accepted and, as there, never used.
     """
+    if min(sm_temp_min, sm_temp_max) <= 0:
+        raise MgenError(f"sm_temp_min {sm_temp_min}, sm_temp_max {sm_temp_max}: factors of the logits must be positive")
     factors = [sm_temp_min + (sm_temp_max - sm_temp_min) * t / max(1, step - 1) for t in range(step)]
     temperatures = [1 / (f**temp_pow * (0.5 if t < temp_warmup else 1.0)) for t, f in enumerate(factors)]
     constant = len(set(temperatures)) == 1
@@ -138,6 +140,8 @@ def confidence_settings(
     check_choice("sched_mode", sched_mode, ("arccos", "cosine", "linear", "square", "root"))
     if randomize in ("random", "warm_up"):
         raise MgenError(f"randomize {randomize!r} ranks by uniform numbers: use order random, or randomize linear")
+    if sm_temp <= 0:
+        raise MgenError(f"sm_temp is {sm_temp}: a factor of the logits must be positive")
     linear = {"kind": "linear", "start": r_temp, "end": 0.0, "at": "inclusive"}
     return {
         "steps": step,

@@ -8,7 +8,7 @@ from typing import Any
 
 from mgen.cli import make_parser
 from mgen.cli.sample import add_sampler
-from mgen.errors import MgenError
+from mgen.errors import MgenError, check_choice
 
 EXAMPLES = """  mgen bench                                                   the embedded model
   mgen bench --class MaskGIT --size L --recipe autonat-l-imagenet256 --batch-size 4     paper size, random weights
@@ -30,7 +30,7 @@ def command(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--size", help="row of the class's table of sizes")
     parser.add_argument("--config", help="instead of --class and --size: the model of a training configuration")
     parser.add_argument(
-        "--tokenizer", default="auto", help="with --class: maskgit-f16, kl16, sd-f8 or none (no decoding)"
+        "--tokenizer", default="auto", help="with --class: maskgit-f16, vq16, vq8, kl16, sd-f8 or none (no decoding)"
     )
     add_sampler(parser)
     parser.add_argument("--batch-size", type=int, default=4)
@@ -137,9 +137,11 @@ def compare(pipe: Any, sampler: Any, args: Namespace, line: str) -> int:
     from mgen.evaluation.evaluate import metric_names
     from mgen.evaluation.extractors import make_extractor
     from mgen.files import check_writable, write_text
+    from mgen.pipeline import DTYPES
     from mgen.tuning import Distance
     from mgen.zoo import weights_sha256
 
+    check_choice("--dtype", args.dtype, DTYPES)
     out = Path(args.out)
     check_writable(out)
     random = bool(args.cls or args.config)
@@ -151,7 +153,7 @@ def compare(pipe: Any, sampler: Any, args: Namespace, line: str) -> int:
         "batch_size": args.batch_size,
         "threads": args.threads or torch.get_num_threads(),
         "dtype": args.dtype,
-        "sweep": args.sweep,
+        "device": args.device,
     }
     distance = None
     if not random:
@@ -185,6 +187,7 @@ def compare(pipe: Any, sampler: Any, args: Namespace, line: str) -> int:
         about=about,
         batch_size=args.batch_size,
         repeats=args.repeats,
+        dtype=args.dtype,
         distance=distance,
     )
     text = sweep_report.markdown(rows, settings.base, about)

@@ -83,10 +83,10 @@ class Attention(nn.Module):
             kept: where the keys and values are stored; with `rows` (B, L), the rows of it that x stands for: they are written
                 there, and all rows (the first `until`) are read.
         """
-        if query is None:
+        if query is None and (kept is None or rows is not None):
             q, k, v = self.project(x, 0, 3)  # (B, H, L, d) each
-        else:
-            (q,), (k, v) = self.project(query, 0, 1), self.project(x, 1, 2)
+        else:  # apart: keys and values that are kept would keep the queries of one product alive
+            (q,), (k, v) = self.project(x if query is None else query, 0, 1), self.project(x, 1, 2)
         if kept is not None:
             k, v = kept.store(k, v) if rows is None else kept.put(k, v, rows, until)
         out = attend(q, k, v, self.dropout if self.training else 0.0, readable)

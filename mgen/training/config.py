@@ -199,14 +199,20 @@ def train_config(data: dict[str, Any]) -> TrainConfig:
     return config
 
 
+def model_named(name: str, where: str = "model.") -> Any:
+    """The class of a `model:` section."""
+    import mgen
+
+    return getattr(mgen, check_choice(f"{where}class", name, mgen.MODELS))
+
+
 def build_model(settings: dict[str, Any], where: str = "model.") -> Any:
     """The model that a `model:` section describes: `class`, optionally `size`, then constructor arguments."""
-    import mgen
     from mgen.modeling import check_keys, constructor_keys
 
     settings = dict(settings)
-    name = check_choice(f"{where}class", settings.pop("class"), mgen.MODELS)
-    cls = getattr(mgen, name)
+    name = settings.pop("class")
+    cls = model_named(name, where)
     sizes: dict[str, dict[str, Any]] = getattr(cls, "SIZES", {})
     size = settings.pop("size", None)
     base = sizes[check_choice(f"{where}size", size, sizes)] if size is not None else {}

@@ -26,7 +26,7 @@ from mgen import seeds
 from mgen.errors import MgenError
 from mgen.files import atomic_folder, atomic_path
 from mgen.training.checkpoints import list_checkpoints, load_newest, save_checkpoint
-from mgen.training.config import OptimConfig, TrainConfig
+from mgen.training.config import OptimConfig, TrainConfig, model_named
 from mgen.training.data import BatchOrder, batches
 from mgen.training.launch import make_accelerator
 from mgen.training.logs import Logger
@@ -45,8 +45,9 @@ class Trainer:
             raise MgenError(
                 "precision fp16 cannot train with an adversarial term (one loss scale for two losses): use bf16 or fp32"
             )
-        # Steps that do not continue from an earlier one leave the projection of its features without a gradient.
-        unused = DistributedDataParallelKwargs(find_unused_parameters=bool(getattr(config.objective, "reuse", 0.0)))
+        # Models that carry features leave their projection without a gradient in steps that do not continue from an earlier one.
+        carries = getattr(model_named(config.model["class"]), "carries", False)
+        unused = DistributedDataParallelKwargs(find_unused_parameters=carries)
         self.accelerator = make_accelerator(
             precision=config.precision, expected=config.processes, kwargs_handlers=[unused]
         )

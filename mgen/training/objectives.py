@@ -106,6 +106,10 @@ class GeneratorObjective(Objective):
             raise MgenError(f"objective.reuse is for models that carry features (ENAT), not for {type(model).__name__}")
         if config.loss_tokens == "all" and "loss_tokens" not in inspect.signature(model.forward).parameters:
             raise MgenError(f"objective.loss_tokens: {type(model).__name__} is trained on masked tokens only")
+        if config.mask.visible >= model.spec.length:
+            raise MgenError(
+                f"objective.mask.visible is {config.mask.visible}: of {model.spec.length} tokens some must be masked"
+            )
         if config.mask.rounding == "bernoulli" and config.loss_tokens != "all":
             raise MgenError("objective.mask.rounding=bernoulli may mask nothing: it needs objective.loss_tokens=all")
         if config.label_drop and model.null_class is None:

@@ -69,7 +69,8 @@ def noise(case: Case, length: int) -> Noise:
     b = tokens.shape[1]
     roll = case.inputs.get("roll", torch.zeros(b, dtype=torch.int64))
     order = ((roll + 0.5) / length).unsqueeze(1).expand(b, length)  # the sampler's offset is the floor of L times this
-    return Noise(order=order, tokens=tokens, confidence=case.inputs.get("gumbel_conf"))
+    confidence = case.inputs.get("gumbel_conf", torch.zeros(len(tokens), b, length))  # drawn if it has a factor
+    return Noise(order=order, tokens=tokens, confidence=confidence)
 
 
 def image(case: Case, ids: torch.Tensor) -> None:
