@@ -82,6 +82,6 @@ def plot(rows: list[Row], file: Path) -> None:
             )
         panel.set(xlabel=name, ylabel=label, xscale="log")
         panel.grid(alpha=0.3)
-    axes[0].legend(fontsize=7)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2 + trained, fontsize=7)
     with atomic_path(file) as temporary:
         figure.savefig(temporary, format=file.suffix.lstrip("."))
