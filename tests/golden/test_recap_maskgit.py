@@ -1,7 +1,5 @@
 """ReCAP on the PyTorch MaskGIT: keys and values of a full evaluation, a local evaluation, complete grouped sampling."""
 
-import re
-
 import torch
 
 from mgen.checkpoints import convert
@@ -115,4 +113,4 @@ def test_published_settings_give_the_published_evaluations() -> None:
     revealed = [before - after for before, after in zip([256, *counts], counts)]
     published = "1 1 1 1 1 1 2 2 3 3 4 5 4 6 6 7 7 8 9 10 10 11 12 12 14 14 15 16 17 17 19 17"
     assert " ".join(map(str, revealed)) == published
-    assert re.fullmatch(r"\d+", str(sum(revealed))) and sum(revealed) == 256
+    assert sum(revealed) == 256
