@@ -16,11 +16,13 @@ if TYPE_CHECKING:
     from mgen.generators.bert import MaskGITBert
     from mgen.generators.enat import ENAT
     from mgen.generators.halton import HaltonMaskGIT
+    from mgen.generators.himar import HiMAR
     from mgen.generators.mage import MAGE
     from mgen.generators.mar import MAR
     from mgen.generators.maskgit import MaskGIT
     from mgen.pipeline import MaskedPipeline, load
     from mgen.samplers.parallel import ParallelSampler
+    from mgen.tokenizers.bridge import QuantizedKL
     from mgen.tokenizers.kl import KLTokenizer
     from mgen.tokenizers.llamagen import LlamaGenVQ
     from mgen.tokenizers.vqgan import VQGAN
@@ -34,6 +36,7 @@ _WHERE = {
     "ENAT": "mgen.generators.enat",
     "FashionCNN": "mgen.evaluation.cnn",
     "HaltonMaskGIT": "mgen.generators.halton",
+    "HiMAR": "mgen.generators.himar",
     "KLTokenizer": "mgen.tokenizers.kl",
     "LlamaGenVQ": "mgen.tokenizers.llamagen",
     "MAGE": "mgen.generators.mage",
@@ -44,6 +47,7 @@ _WHERE = {
     "MgenError": "mgen.errors",
     "ModelMixin": "diffusers",
     "ParallelSampler": "mgen.samplers.parallel",
+    "QuantizedKL": "mgen.tokenizers.bridge",
     "SchedulerMixin": "diffusers",
     "TokenSpec": "mgen.tokens",
     "VQGAN": "mgen.tokenizers.vqgan",
@@ -54,12 +58,14 @@ MODELS = (
     "ENAT",
     "FashionCNN",
     "HaltonMaskGIT",
+    "HiMAR",
     "KLTokenizer",
     "LlamaGenVQ",
     "MAGE",
     "MAR",
     "MaskGIT",
     "MaskGITBert",
+    "QuantizedKL",
     "VQGAN",
 )
 
@@ -67,6 +73,7 @@ __all__ = [
     "ENAT",
     "FashionCNN",
     "HaltonMaskGIT",
+    "HiMAR",
     "KLTokenizer",
     "LlamaGenVQ",
     "MAGE",
@@ -77,6 +84,7 @@ __all__ = [
     "MgenError",
     "ModelMixin",
     "ParallelSampler",
+    "QuantizedKL",
     "SchedulerMixin",
     "TokenSpec",
     "VQGAN",

@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+import torch
+
 from mgen.errors import MgenError
 
 
@@ -16,7 +18,8 @@ class TokenSpec:
         grid: (rows, columns) with rows · columns = length, or None for tokens without a place in the image.
         vocab: number of ids (kinds "index" and "multi-index"), else None.
         channels: numbers per position (1 for "index").
-        scale: factor that brought latents to unit variance ("vector"; None: not known), 1.0 for ids.
+        scale: factor that brought latents to unit variance ("vector" and "multi-index"; None: not known), 1.0 for "index".
+        levels: of "multi-index", which numbers the ids stand for, in the words of `mgen.levels.describe`; None: not said.
     """
 
     kind: Literal["index", "vector", "multi-index"]
@@ -25,9 +28,21 @@ class TokenSpec:
     vocab: int | None = None
     channels: int = 1
     scale: float | None = 1.0
+    levels: str | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the tokens of one image: (L,), or (L, C)."""
+        return (self.length,) if self.kind == "index" else (self.length, self.channels)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its tokens: int64 for ids, float32 for vectors."""
+        return torch.float32 if self.kind == "vector" else torch.int64
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        # `levels` came later: files of other kinds stay as they are.
+        return {k: v for k, v in asdict(self).items() if k != "levels" or v is not None}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "TokenSpec":
@@ -47,6 +62,11 @@ class TokenSpec:
                 "the tokenizer has no scale: measure it with mgen cache --data DATA --tokenizer DIR --measure-scale 2000, and set "
                 "it as `scale` in its config.json or when converting"
             )
+        if self.levels and other.levels and self.levels != other.levels:
+            raise MgenError(
+                f"{by} was trained on levels {other.levels}, the tokenizer has {self.levels}: the same ids stand for other numbers; "
+                "make the tokenizer again with those levels (mgen convert quantize)"
+            )
         # Half a per mille of slack: a scale that was written down with three digits is the same scale.
         if self.scale and other.scale and abs(self.scale / other.scale - 1) > 5e-4:
             raise MgenError(
@@ -56,6 +76,5 @@ class TokenSpec:
 
     def sizes(self) -> str:
         """Words for an error text."""
-        return f"{self.length} tokens of " + (
-            f"{self.channels} numbers" if self.kind == "vector" else f"{self.vocab} ids"
-        )
+        each = {"vector": f"{self.channels} numbers", "multi-index": f"{self.channels} channels of {self.vocab} ids"}
+        return f"{self.length} tokens of " + each.get(self.kind, f"{self.vocab} ids")

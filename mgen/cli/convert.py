@@ -16,11 +16,16 @@ EXAMPLES = """  mgen convert maskgit-vqgan vqgan_jax_strongaug.ckpt --out models
   mgen convert mar checkpoint-last.pth --tokenizer kl16.ckpt --recipe mar-b-imagenet256 --out models/mar-b
   mgen convert mar checkpoint-last.pth --raw --out models/mar-b-raw          the weights without EMA
   mgen convert diffusers-vae sd-vae-ft-mse/ --out models/sd-vae image_size=256 patch=2
+  mgen convert quantize models/kl16 --out models/kl16-64 levels=64 low=-5 high=5 channel_order=published       for TokenBridge
+  mgen convert quantize runs/kl/model --out models/kl-100 levels=100 form=clean low=-4.6 high=4.6 channel_order=[2,0,1,3]
   mgen convert pipeline runs/mine/model --tokenizer models/vqgan --out models/mine       join saved parts
   mgen convert maskgit my.pth --out models/mine heads=12        what shapes cannot tell, where it differs from the published model
 
 With --tokenizer (or one in the same file) the result is a pipeline that `mgen sample --model DIR` takes; without, the model alone.
+The levels of `quantize` are compared by mgen eval … --levels, its channel_order is printed by mgen cache … --measure-order.
 Torch files are read as plain tensors only: a file that holds other Python objects is refused."""
+OWN = """  pipeline       join a saved generator with a tokenizer
+  quantize       put levels to the latents of a KL tokenizer (folder, name, or official file): ids for every channel"""
 
 
 def command(argv: Sequence[str] | None = None) -> int:
@@ -29,12 +34,12 @@ def command(argv: Sequence[str] | None = None) -> int:
     formats = "\n".join(f"  {name:<14} {layout.about}" for name, layout in FORMATS.items())
     parser = make_parser(
         "convert",
-        f"Turn an official checkpoint into mgen's format.\n\nformats:\n{formats}\n  pipeline       join a saved generator with a tokenizer",
+        f"Turn an official checkpoint into mgen's format.\n\nformats:\n{formats}\n{OWN}",
         EXAMPLES,
     )
-    parser.add_argument("format", metavar="FORMAT", help=", ".join([*FORMATS, "pipeline"]))
+    parser.add_argument("format", metavar="FORMAT", help=", ".join([*FORMATS, "pipeline", "quantize"]))
     parser.add_argument(
-        "file", metavar="FILE", help="the official file; for `pipeline`, the folder of a saved generator"
+        "file", metavar="FILE", help="the official file; for `pipeline` and `quantize`, a saved generator or tokenizer"
     )
     parser.add_argument("settings", nargs="*", metavar="key=value", help="constructor arguments the shapes cannot tell")
     parser.add_argument("--out", required=True, metavar="DIR")
@@ -58,6 +63,9 @@ def command(argv: Sequence[str] | None = None) -> int:
         report, names = f"{type(product).__name__} from {args.file}", ""
         if not args.tokenizer or args.settings:
             raise MgenError("pipeline joins a saved generator with --tokenizer, and takes no settings")
+    elif args.format == "quantize":
+        product, report = quantized(args.file, apply_overrides({}, args.settings))
+        names = ""
     else:
         conversion = convert(args.format, args.file, raw=args.raw, **apply_overrides({}, args.settings))
         product, report, names = conversion.model, conversion.report(), conversion.names()
@@ -92,11 +100,39 @@ def saved_generator(folder: str) -> Any:
     return model_class(read_json(config).get("_class_name"), config).from_pretrained(folder)
 
 
+def quantized(source: str, settings: dict[str, Any]) -> tuple[Any, str]:
+    """The KL tokenizer of `source` with levels (folder, name of a model, or official file), and the report."""
+    from mgen.checkpoints import convert
+    from mgen.levels import PUBLISHED_ORDER, best_range
+    from mgen.modeling import check_keys, constructor_keys
+    from mgen.pipeline import load_tokenizer
+    from mgen.tokenizers import KLTokenizer, QuantizedKL
+
+    check_keys(settings, constructor_keys(QuantizedKL) - {"kl", "in_channels"}, "")
+    found = convert("kl16", source).model if Path(source).is_file() else load_tokenizer(source)
+    found = getattr(found, "continuous", found)
+    if not isinstance(found, KLTokenizer):
+        raise MgenError(f"{source} holds a {type(found).__name__}: quantize takes a KL tokenizer")
+    try:
+        if (order := settings.get("channel_order")) is not None:
+            settings["channel_order"] = PUBLISHED_ORDER if order == "published" else tuple(order)
+        made = QuantizedKL.wrap(found, **settings)
+    except TypeError as error:
+        raise MgenError(f"settings {settings} do not fit QuantizedKL: {error}") from error
+    spec, c = made.spec, made.config
+    best = best_range(c.levels, span=c.span, form=c.form)
+    return made, (
+        f"QuantizedKL of {source}: {spec.sizes()}, {spec.levels}\n"
+        f"  note: for latents of unit variance these levels err least in [{-best:.2f}, {best:.2f}]; measure others with mgen eval --levels"
+    )
+
+
 def pipeline(generator: Any, tokenizer: str, recipe: str | None) -> tuple[Any, str, str]:
     """A pipeline of a generator with a tokenizer (official file or folder), and the lines to add to report and names."""
     from mgen.checkpoints import convert
     from mgen.checkpoints.convert import tokenizer_format
     from mgen.checkpoints.recipes import recipe_settings
+    from mgen.checkpoints.tokenbridge import quantized_for
     from mgen.pipeline import MaskedPipeline, load_tokenizer
     from mgen.samplers import ParallelSampler
 
@@ -108,6 +144,7 @@ def pipeline(generator: Any, tokenizer: str, recipe: str | None) -> tuple[Any, s
         made, report, names = converted.model, "\n" + converted.report(), "\n" + converted.names()
     else:
         made = load_tokenizer(tokenizer)
+    made = quantized_for(generator, made)
     # The convolutions serve any size; this generator's grid says which.
     made.register_to_config(image_size=made.factor * generator.config.side)
     sampler = ParallelSampler.suited(generator, *(recipe_settings(recipe) if recipe else ()))

@@ -15,7 +15,9 @@ EXAMPLES = """  mgen eval samples                                   a folder of 
   mgen eval fmnist-mar --chain ddim --head-steps 25 --set reuse.local=1    the same, sampled otherwise
   mgen eval samples.npz --extractor inception --inception-weights FILE --reference VIRTUAL_imagenet256_labeled.npz
   mgen eval fmnist --split test                       a data set itself: the floor of the distance
-  mgen eval fmnist --split test --reconstruction fmnist-maskgit
+  mgen eval fmnist --split test --reconstruction fmnist-maskgit            what a tokenizer keeps of the images
+  mgen eval /data/photos --reconstruction models/kl16 --posterior sample --extractor inception --inception-weights FILE
+  mgen eval fmnist --reconstruction runs/kl/model --levels 16,64 --ranges 3,5,best        levels for mgen convert quantize
   mgen eval /data/train --extractor inception --inception-weights FILE --save-statistics train.safetensors"""
 
 
@@ -41,8 +43,17 @@ def command(argv: Sequence[str] | None = None) -> int:
         "--save-statistics", metavar="FILE", help="also write mean and covariance, for use as --reference"
     )
     parser.add_argument(
-        "--reconstruction", metavar="TOKENIZER", help="measure what this tokenizer makes of the images of `fmnist`"
+        "--reconstruction",
+        metavar="TOKENIZER",
+        help="measure what this tokenizer makes of the images of PATH (`fmnist` or a folder), against the originals",
     )
+    parser.add_argument(
+        "--posterior", help="mean or sample, what of a KL tokenizer's posterior is decoded; default: mean"
+    )
+    parser.add_argument(
+        "--levels", metavar="Q,…", help="of a KL tokenizer: compare so many levels a number, in levels.md"
+    )
+    parser.add_argument("--ranges", metavar="R,…", help="with --levels: ranges [-R, R], or `best`; default: 3,5,best")
     parser.add_argument("--split", default="test", help="train or test, for fmnist")
     parser.add_argument("--seed", type=int, default=0)
     add_sampler(parser)
@@ -52,6 +63,10 @@ def command(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.batch_size < 1 or (args.num_images is not None and args.num_images < 2):
         raise MgenError("--batch-size must be at least 1 and --num-images at least 2")
+    if args.reconstruction is None and (args.posterior or args.levels or args.ranges):
+        raise MgenError("--posterior, --levels and --ranges are for --reconstruction TOKENIZER")
+    if args.ranges and not args.levels:
+        raise MgenError("--ranges goes with --levels: the numbers of levels to compare")
     return evaluate(args, "mgen eval " + " ".join(argv if argv is not None else sys.argv[2:]))
 
 
@@ -67,7 +82,9 @@ def evaluate(args: Namespace, line: str) -> int:
     check_writable(out)
     device = check_device(args.device)
     extractor = make_extractor(args.extractor, weights=args.inception_weights, device=device)
-    judge_name = args.judge or ("fmnist-judge" if args.extractor == "fmnist-cnn" else "none")
+    if args.levels:
+        return compare(args, line, out, extractor, device)
+    judge_name = args.judge or ("fmnist-judge" if builtin_data(args) else "none")
     judge = None if judge_name == "none" else make_extractor(judge_name, device=device)
     source, names = find_source(args, extractor, device)
     reference = find_reference(args, extractor)
@@ -90,23 +107,25 @@ def evaluate(args: Namespace, line: str) -> int:
     return 0
 
 
+def builtin_data(args: Namespace) -> bool:
+    """Whether the images are taken for Fashion-MNIST's: then there are a judge and a reference without asking."""
+    return args.extractor == "fmnist-cnn" and not (args.reconstruction and args.path != "fmnist")
+
+
 def find_source(args: Namespace, extractor: Any, device: Any) -> tuple[Any, Sequence[str]]:
     """The images that `path` names, and the names of their classes."""
     from mgen.data import FASHION_CLASSES, FashionMNIST
     from mgen.evaluation import sources
-    from mgen.pipeline import load, load_tokenizer
+    from mgen.pipeline import load
     from mgen.zoo import embedded_entries
 
     path, size = Path(args.path), args.batch_size
-    if args.reconstruction and args.path != "fmnist":
-        raise MgenError("--reconstruction takes the data set `fmnist` as path")
+    if args.reconstruction:
+        return find_reconstructions(args, extractor, device)
     if args.path == "fmnist":
-        tokenizer = load_tokenizer(args.reconstruction, device=device) if args.reconstruction else None
-        name = f"fmnist {args.split}" + (f" through {args.reconstruction}" if tokenizer else "")
         data = FashionMNIST(split=args.split)
-        return sources.from_dataset(
-            data, name=name, batch_size=size, limit=args.num_images, tokenizer=tokenizer
-        ), FASHION_CLASSES
+        name = f"fmnist {args.split}"
+        return sources.from_dataset(data, name=name, batch_size=size, limit=args.num_images), FASHION_CLASSES
     if path.suffix == ".npz":
         return sources.from_npz(path, batch_size=size, limit=args.num_images), ()
     if path.is_dir() and not (path / "model_index.json").is_file():
@@ -127,13 +146,91 @@ def find_source(args: Namespace, extractor: Any, device: Any) -> tuple[Any, Sequ
     raise MgenError(f"{args.path} is neither a folder of images, nor an .npz, nor a model of mgen zoo")
 
 
+def chosen_rows(data: Any, args: Namespace) -> range:
+    """The first --num-images of fmnist; of a folder, where classes follow each other, evenly spread ones."""
+    most = min(args.num_images or len(data), len(data))
+    return range(0, len(data), 1 if args.path == "fmnist" else len(data) // most)[:most]
+
+
+def find_reconstructions(args: Namespace, extractor: Any, device: Any) -> tuple[Any, Sequence[str]]:
+    """The images of `path` through the tokenizer, and the names of their classes."""
+    from mgen.cli.cache import open_images
+    from mgen.evaluation.reconstruction import reconstructions
+    from mgen.pipeline import load_tokenizer
+
+    tokenizer = load_tokenizer(args.reconstruction, device=device)
+    data, name = open_images(args.path, tokenizer, split=args.split)
+    source = reconstructions(
+        data,
+        tokenizer,
+        extractor,
+        name=f"{name} through {args.reconstruction}",
+        rows=chosen_rows(data, args),
+        batch_size=args.batch_size,
+        posterior=args.posterior or "mean",
+        seed=args.seed,
+    )
+    return source, data.class_names
+
+
+def compare(args: Namespace, line: str, out: Path, extractor: Any, device: Any) -> int:
+    """The table of levels: printed, levels.md and levels.json."""
+    from dataclasses import asdict
+
+    from mgen.cli.cache import continuous, open_images
+    from mgen.evaluation.levels import compare_levels, levels_markdown
+    from mgen.evaluation.reconstruction import distance_name
+    from mgen.files import write_json, write_text
+    from mgen.pipeline import load_tokenizer
+
+    found = load_tokenizer(args.reconstruction, device=device)
+    tokenizer = continuous(found, "--levels")
+    data, name = open_images(args.path, tokenizer, split=args.split)
+    indices, posterior = chosen_rows(data, args), args.posterior or "mean"
+    rows = compare_levels(
+        data,
+        tokenizer,
+        extractor,
+        rows=indices,
+        batch_size=args.batch_size,
+        levels=numbers(args.levels, "--levels", int),
+        ranges=[r if r == "best" else numbers(r, "--ranges", float)[0] for r in (args.ranges or "3,5,best").split(",")],
+        posterior=posterior,
+        seed=args.seed,
+    )
+    distance = distance_name(extractor, len(indices))
+    notes = [
+        f"{len(indices)} images: {name}, through {args.reconstruction}; the posterior's {posterior}.",
+        "Squared error and entropy are those of the latents times scale, per number; outside: the share beyond the range.",
+    ]
+    table = levels_markdown(rows, title=line, notes=notes, distance=distance)
+    write_text(out / "levels.md", table)
+    about = {"command": line, "data": name, "count": len(indices), "posterior": posterior, "distance": distance}
+    about["extractor"] = {"name": extractor.name, "sha256": extractor.sha256}
+    write_json(out / "levels.json", {**about, "rows": [asdict(row) for row in rows]})
+    print(table)
+    print(out / "levels.md")
+    return 0
+
+
+def numbers(text: str, option: str, kind: type) -> list[Any]:
+    """Numbers above zero, parted by commas."""
+    try:
+        found = [kind(part) for part in text.split(",")]
+    except ValueError as error:
+        raise MgenError(f"{option} {text!r}: expected numbers parted by commas, such as 16,64") from error
+    if not all(0 < number < float("inf") for number in found):
+        raise MgenError(f"{option} {text!r}: the numbers must be above zero")
+    return found
+
+
 def find_reference(args: Namespace, extractor: Any) -> Any:
     """The statistics to compare with; None if `--reference none` or nothing is built in for the extractor."""
     from mgen.evaluation.evaluate import measure
     from mgen.evaluation.sources import from_folder
     from mgen.evaluation.statistics import BUILTIN, Reference, builtin_file, load_statistics
 
-    name = args.reference or ("fmnist-train" if extractor.name == "fmnist-cnn" else "none")
+    name = args.reference or ("fmnist-train" if builtin_data(args) else "none")
     if name == "none":
         return None
     if name in BUILTIN:

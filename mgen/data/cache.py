@@ -3,10 +3,12 @@
     index.json                   tokenizer fingerprint, token spec, counts, flips, classes
     shard-00000.safetensors      tokens (n, V, L) with V = 2 if horizontal flips are stored (view 1), labels (n,)
 
-Ids are stored in the smallest integer type that holds the vocabulary. Of a KL tokenizer the posterior's `moments`
-(n, V, 2c, h, w) are stored instead, in fp32 or fp16, so that training can sample it afresh. The fingerprint is a hash over the
-tokenizer's configuration and encoder: a cache made by another tokenizer is refused, one with a newly trained decoder (or
-another scale) goes on to serve. Shards are memory-mapped: what a batch does not ask for is not read.
+Ids are stored in the smallest integer type that holds the vocabulary. Of a KL tokenizer, quantised or not, the posterior's
+`moments` (n, V, 2c, h, w) are stored instead, in fp32 or fp16, so that training can sample it afresh. Of every image a
+smaller copy can be encoded too, for generators that draw low-resolution pivots first (pivot_tokens or pivot_moments). The
+fingerprint is a hash over the tokenizer's configuration and encoder: a cache made by another tokenizer is refused, one with a
+newly trained decoder (or another scale) goes on to serve. Shards are memory-mapped: what a batch does not ask for is not
+read.
 """
 
 import hashlib
@@ -19,6 +21,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from mgen.data.pivots import shrink
 from mgen.errors import MgenError, check_choice
 from mgen.files import read_json, read_tensors, write_json, write_tensors
 from mgen.tokens import TokenSpec
@@ -28,7 +31,9 @@ STORED = {"fp32": torch.float32, "fp16": torch.float16}
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
-    """SHA-256 over the configuration of a tokenizer and the weights that decide its ids (not those of the decoder)."""
+    """SHA-256 over the configuration of a tokenizer and the weights that decide its ids or moments (not those of the decoder)."""
+    # The moments of a quantised KL tokenizer are those of the one inside: one cache serves both, and any levels.
+    tokenizer = getattr(tokenizer, "continuous", tokenizer)
     digest = hashlib.sha256()
     config = {k: v for k, v in dict(tokenizer.config).items() if not k.startswith("_") and k not in tokenizer.FREE}
     digest.update(json.dumps(config, sort_keys=True, default=list).encode())
@@ -52,6 +57,7 @@ def write_cache(
     batch_size: int = 64,
     shard_size: int = 16384,
     dtype: str = "fp32",
+    pivot_size: int | None = None,
     source: str = "",
     progress: bool = True,
 ) -> Path:
@@ -60,6 +66,7 @@ def write_cache(
     Args:
         flips: also store the tokens of the horizontally flipped image.
         dtype: "fp32" or "fp16", of moments (fp16 halves the cache and rounds to 0.05 %).
+        pivot_size: side in pixels of a smaller copy of every image (see mgen.data.pivots), whose tokens are stored too.
         source: a note of what the data is, kept in the index.
 
     Raises:
@@ -68,7 +75,7 @@ def write_cache(
     out = Path(out)
     count = len(dataset)
     check_choice("dtype", dtype, STORED)
-    stored = dtype if tokenizer.spec.kind == "vector" else ""
+    stored = dtype if hasattr(tokenizer, "moments") else ""
     if not stored and dtype != "fp32":
         raise MgenError(f"dtype {dtype} is for the moments of a KL tokenizer: ids are whole numbers")
     index = {
@@ -82,6 +89,8 @@ def write_cache(
         "class_names": list(dataset.class_names),
         "source": source,
     } | ({"moments": stored} if stored else {})
+    if pivot_size is not None:
+        index["pivot_size"] = pivot_size
     # Compared after a round trip through JSON: tuples come back as lists.
     if (out / "index.json").exists() and read_json(out / "index.json") != json.loads(json.dumps(index)):
         raise MgenError(
@@ -97,19 +106,26 @@ def write_cache(
             path = out / f"shard-{number:05d}.safetensors"
             stop = min(start + shard_size, count)
             if not path.exists():
-                parts, labels = [], []
+                parts: dict[str, list[Tensor]] = {}
+                labels = []
                 for first in range(start, stop, batch_size):
                     batch = dataset.__getitems__(range(first, min(first + batch_size, stop)))
                     image = batch["image"].to(device)
                     views = [image, image.flip(-1)] if flips else [image]
-                    parts.append(torch.stack([encode(v).to(kind).cpu() for v in views], dim=1))  # (B, V, …)
+                    sizes = {name: views}
+                    if pivot_size is not None:
+                        sizes[f"pivot_{name}"] = [shrink(view, pivot_size) for view in views]
+                    for key, images in sizes.items():
+                        encoded = torch.stack([encode(v).to(kind).cpu() for v in images], dim=1)  # (B, V, …)
+                        parts.setdefault(key, []).append(encoded)
                     labels.append(batch["label"].to(torch.int32))
                     bar.update(len(image))
-                if stored and not all(torch.isfinite(part).all() for part in parts):
+                if stored and not all(torch.isfinite(part).all() for made in parts.values() for part in made):
                     raise MgenError(
                         f"the tokenizer made moments that are not finite ({stored}): use fp32, or another tokenizer"
                     )
-                write_tensors(path, {name: torch.cat(parts), "labels": torch.cat(labels)})
+                made = {key: torch.cat(values) for key, values in parts.items()}
+                write_tensors(path, {**made, "labels": torch.cat(labels)})
             else:
                 bar.update(stop - start)
     return out
@@ -142,9 +158,12 @@ class TokenCache:
         shards = -(-self.index["count"] // self.index["shard_size"])
         parts = [read_tensors(path / f"shard-{number:05d}.safetensors")[0] for number in range(shards)]
         self.name = "moments" if "moments" in self.index else "tokens"
-        if any(self.name not in p or "labels" not in p for p in parts):
-            raise MgenError(f"{path} has a shard without {self.name} or labels: remove it and run mgen cache again")
-        self.shards = [p[self.name] for p in parts]  # mapped from the files, not read
+        names = [self.name] + ([f"pivot_{self.name}"] if "pivot_size" in self.index else [])
+        if any(name not in p for p in parts for name in (*names, "labels")):
+            raise MgenError(
+                f"{path} has a shard without {' or '.join(names)} or labels: remove it and run mgen cache again"
+            )
+        self.shards = {name: [p[name] for p in parts] for name in names}  # mapped from the files, not read
         self.labels = torch.cat([p["labels"] for p in parts]).long()
         if len(self.labels) != self.index["count"]:
             raise MgenError(
@@ -159,12 +178,14 @@ class TokenCache:
         return len(self.labels)
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """A batch: tokens (B, V, L) int64 or moments (B, V, 2c, h, w) fp32 (all stored views), and label (B,)."""
+        """A batch: tokens (B, V, L) int64 or moments (B, V, 2c, h, w) fp32 (all stored views), pivots likewise, and label (B,)."""
         index = torch.as_tensor(indices)
         shard, row = index // self.index["shard_size"], index % self.index["shard_size"]
-        first = self.shards[0]
-        out = torch.empty(len(index), *first.shape[1:], dtype=torch.int64 if self.name == "tokens" else torch.float32)
-        for number in shard.unique().tolist():
-            here = shard == number
-            out[here] = self.shards[number][row[here]].to(out.dtype)
-        return {self.name: out, "label": self.labels[index]}
+        batch = {"label": self.labels[index]}
+        for name, shards in self.shards.items():
+            kind = torch.int64 if self.name == "tokens" else torch.float32
+            batch[name] = out = torch.empty(len(index), *shards[0].shape[1:], dtype=kind)
+            for number in shard.unique().tolist():
+                here = shard == number
+                out[here] = shards[number][row[here]].to(kind)
+        return batch

@@ -100,6 +100,8 @@ def result(
     if reference is not None:
         mean, cov = measured.sums.finish()
         metrics[distance_name] = frechet_distance(mean, cov, reference.mean, reference.cov)
+    if source.more is not None:
+        metrics |= source.more(measured.sums)
     splits = min(IS_SPLITS, count)
     score = isc_features_to_metric(measured.logits, splits=splits, shuffle=True, rng_seed=IS_SEED)
     metrics[score_name] = score["inception_score_mean"]
@@ -120,16 +122,16 @@ def result(
         "judge": None if judge is None else {"name": judge.name, "sha256": judge.sha256},
         "score_splits": {"splits": splits, "shuffle_seed": IS_SEED},
         "feature_length": len(measured.sums.sum),
-        "note": _note(extractor, count, reference),
+        "note": _note(extractor, count, distances=reference is not None or source.more is not None),
         "versions": {name: version(name) for name in ("torch", "torch-fidelity", "diffusers", "numpy", "scipy")}
         | {"python": platform.python_version()},
     }
 
 
-def _note(extractor: Extractor, count: int, reference: Reference | None) -> str:
+def _note(extractor: Extractor, count: int, *, distances: bool) -> str:
     notes = []
     if extractor.name != InceptionExtractor.name:
         notes.append(f"measured in the features of {extractor.name}: not an FID and not comparable with one")
-    if reference is not None and count < 50000:
+    if distances and count < 50000:
         notes.append(f"{count} images: the Fréchet distance falls with the count, compare only equal counts")
     return "; ".join(notes)

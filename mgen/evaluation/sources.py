@@ -1,8 +1,8 @@
-"""Where evaluated images come from: a folder, an .npz, a model that draws them, or a tokenizer's reconstructions."""
+"""Where evaluated images come from: a folder, an .npz, a model that draws them, or a data set (reconstructions: reconstruction.py)."""
 
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mgen.data import list_images, load_image
 from mgen.errors import MgenError
+from mgen.evaluation.statistics import FeatureSums
 
 # uint8 images (B, C, H, W) and class ids (B,), -1 where unknown.
 Batch = tuple[Tensor, Tensor]
@@ -21,11 +22,16 @@ Batch = tuple[Tensor, Tensor]
 
 @dataclass(kw_only=True)
 class Source:
-    """Images with what a result must say of them."""
+    """Images with what a result must say of them.
+
+    Attributes:
+        more: features of all images, once they are measured → further metrics.
+    """
 
     count: int
     about: dict[str, Any]
     batches: Iterator[Batch]
+    more: Callable[[FeatureSums], dict[str, float]] | None = None
 
 
 def from_folder(path: Path, *, channels: int, batch_size: int, limit: int | None) -> Source:
@@ -115,25 +121,26 @@ def from_model(
             ).images
             yield images, torch.tensor([-1 if c is None else c for c in part])
 
-    settings = {k: v for k, v in sampler.config.items() if not k.startswith("_")}
-    about = {"kind": "model", "model": name, "seed": seed, "dtype": dtype, "sampler": settings, "quantisation": "round"}
+    about = {
+        "kind": "model",
+        "model": name,
+        "seed": seed,
+        "dtype": dtype,
+        "sampler": sampler.settings,
+        "quantisation": "round",
+    }
     return Source(count=count, about=about, batches=batches())
 
 
-def from_dataset(dataset: Any, *, name: str, batch_size: int, limit: int | None, tokenizer: Any = None) -> Source:
-    """A data set's images, as they are or as a tokenizer reconstructs them."""
+def from_dataset(dataset: Any, *, name: str, batch_size: int, limit: int | None) -> Source:
+    """The images of a data set as they are."""
     count = min(len(dataset), limit or len(dataset))
 
-    @torch.inference_mode()
     def batches() -> Iterator[Batch]:
         from mgen.pipeline import to_uint8
 
         for start in range(0, count, batch_size):
             batch = dataset.__getitems__(range(start, min(start + batch_size, count)))
-            images = batch["image"]
-            if tokenizer is not None:
-                images = tokenizer.decode(tokenizer.encode(images.to(tokenizer.device)))
-            yield to_uint8(images).cpu(), batch["label"]
+            yield to_uint8(batch["image"]), batch["label"]
 
-    kind = "data" if tokenizer is None else "reconstruction"
-    return Source(count=count, about={"kind": kind, "data": name, "quantisation": "round"}, batches=batches())
+    return Source(count=count, about={"kind": "data", "data": name, "quantisation": "round"}, batches=batches())

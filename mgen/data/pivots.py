@@ -1,0 +1,19 @@
+"""The image at the lower resolution of the pivots (Hi-MAR, arXiv 2505.20288)."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from mgen.errors import MgenError
+
+
+def shrink(images: Tensor, side: int) -> Tensor:
+    """Images (B, C, H, W) in [-1, 1] at side × side pixels: bicubic, neither antialiased nor clamped, as published.
+
+    Raises:
+        MgenError: `side` is not smaller than the images.
+    """
+    if not 0 < side < min(images.shape[-2:]):
+        raise MgenError(
+            f"pivots of images of {side} pixels: they must be smaller than the images, {tuple(images.shape[-2:])}"
+        )
+    return F.interpolate(images, size=(side, side), mode="bicubic", align_corners=False, antialias=False)

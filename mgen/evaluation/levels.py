@@ -1,0 +1,132 @@
+"""Levels of a KL tokenizer's latents, compared: how many, of which form, over which range (see mgen/levels.py).
+
+Notation: N images, B of a batch, L tokens of C numbers each.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from mgen.evaluation.extractors import Extractor
+from mgen.evaluation.frechet import frechet_distance
+from mgen.evaluation.reconstruction import Nearness, posterior_noise
+from mgen.evaluation.statistics import FeatureSums
+from mgen.levels import FORMS, best_range, dequantize, gaussian_levels, quantize
+from mgen.pipeline import to_uint8
+
+BEST = "best"
+
+
+@dataclass(kw_only=True)
+class Row:
+    """One choice of levels and what it costs. levels is None for the latents as they are.
+
+    Attributes:
+        range: r of [-r, r]. squared_error: mean over latent numbers times scale. entropy: bits per number, mean over channels.
+        outside: share of the numbers beyond the range. distance: to the originals.
+    """
+
+    levels: int | None = None
+    form: str = ""
+    range: float | None = None
+    squared_error: float = 0.0
+    entropy: float | None = None
+    outside: float | None = None
+    psnr: float = 0.0
+    ssim: float = 0.0
+    distance: float = 0.0
+
+
+class Trial:
+    """One row in the making."""
+
+    def __init__(self, row: Row, span: float, length: int) -> None:
+        self.row, self.near, self.sums = row, Nearness(), FeatureSums(length)
+        self.error = self.beyond = self.numbers = 0.0
+        if row.levels is not None and row.range is not None:
+            self.values = gaussian_levels(row.levels, span=span, form=row.form)[0]
+            self.range = {"low": -row.range, "high": row.range, "span": span}
+
+    def apply(self, tokens: Tensor) -> Tensor:
+        """Tokens (B, L, C) as their levels give them back, counted."""
+        if self.row.levels is None or self.row.range is None:
+            return tokens
+        values = self.values.to(tokens.device)
+        ids = quantize(tokens, values, **self.range)
+        self.near.count_ids(ids, self.row.levels)
+        out = dequantize(ids, values, **self.range)
+        self.error += (out - tokens).double().square().sum().item()
+        self.beyond += (tokens.abs() > self.row.range).sum().item()
+        self.numbers += tokens.numel()
+        return out
+
+    def finish(self, originals: FeatureSums) -> Row:
+        row, near = self.row, self.near
+        row.psnr, row.ssim = near.psnr / near.count, near.ssim / near.count
+        row.distance = frechet_distance(*self.sums.finish(), *originals.finish())
+        if self.numbers:
+            row.entropy = near.entropy()
+            row.squared_error, row.outside = self.error / self.numbers, self.beyond / self.numbers
+        return row
+
+
+@torch.inference_mode()
+def compare_levels(
+    dataset: Any,
+    tokenizer: Any,
+    extractor: Extractor,
+    *,
+    rows: Sequence[int],
+    batch_size: int,
+    levels: Sequence[int],
+    ranges: Sequence[float | str],
+    span: float = 3.0,
+    posterior: str = "mean",
+    seed: int = 0,
+    progress: bool = True,
+) -> list[Row]:
+    """Every number of levels × form × range on the images `rows`, which are encoded once; the first result has no levels.
+
+    Args:
+        tokenizer: a KLTokenizer. ranges: r of [-r, r], or "best", see mgen.levels.best_range.
+    """
+    trials = [Trial(Row(), span, extractor.length)]
+    for number in levels:
+        for form in FORMS:
+            for wanted in ranges:
+                r = best_range(number, span=span, form=form) if wanted == BEST else float(wanted)
+                trials.append(Trial(Row(levels=number, form=form, range=r), span, extractor.length))
+    originals = FeatureSums(extractor.length)
+    with tqdm(total=len(rows), unit="img", desc="comparing levels", disable=not progress) as bar:
+        for start in range(0, len(rows), batch_size):
+            indices = rows[start : start + batch_size]
+            images = dataset.__getitems__(indices)["image"]
+            noise = posterior_noise(tokenizer, posterior, seed, indices)
+            tokens, truth = tokenizer.encode(images.to(tokenizer.device), **noise), to_uint8(images)
+            originals.update(extractor(truth)[0])
+            for trial in trials:
+                made = to_uint8(tokenizer.decode(trial.apply(tokens))).cpu()
+                trial.near.update(truth, made)
+                trial.sums.update(extractor(made)[0])
+            bar.update(len(images))
+    return [trial.finish(originals) for trial in trials]
+
+
+def levels_markdown(rows: Sequence[Row], *, title: str, notes: Sequence[str], distance: str) -> str:
+    """The table with how it was made."""
+    head = ["levels", "form", "range", "squared error", "entropy, bits", "outside, %", "PSNR, dB", "SSIM", distance]
+    lines = ["# Levels", "", f"    {title}", "", *(f"{note}  " for note in notes), ""]
+    lines += ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for row in rows:
+        if row.levels is None:
+            cells = ["none", "", "", "0", "", ""]
+        else:
+            cells = [str(row.levels), row.form, f"±{row.range:.2f}", f"{row.squared_error:.2e}"]
+            cells += [f"{row.entropy:.2f}", f"{100 * (row.outside or 0):.2f}"]
+        cells += [f"{row.psnr:.2f}", f"{row.ssim:.4f}", f"{row.distance:.4f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join([*lines, ""])

@@ -1,0 +1,51 @@
+"""Two distances between an image and its copy, both on the 0 … 255 scale: PSNR and SSIM.
+
+SSIM: Wang, Bovik, Sheikh and Simoncelli, "Image Quality Assessment: From Error Visibility to Structural Similarity" (IEEE
+Transactions on Image Processing 13, 2004). Equal to scikit-image's with gaussian_weights=True, sigma=1.5,
+use_sample_covariance=False and data_range=255 (tests/test_bridge.py).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mgen.errors import MgenError
+
+WINDOW, SIGMA = 11, 1.5
+C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+
+
+def psnr(a: Tensor, b: Tensor) -> Tensor:
+    """10 · log₁₀(255² / mean squared error) in dB for every image, (B,), of uint8 images (B, C, H, W).
+
+    The error is a mean over pixels and channels; equal images count as if one number of them were off by 1, so that means are finite.
+    """
+    error = (a.double() - b.double()).square().flatten(1)
+    return 10 * torch.log10(255**2 / error.mean(1).clamp(min=1 / error.shape[1]))
+
+
+def ssim(a: Tensor, b: Tensor) -> Tensor:
+    """Structural similarity for every image, (B,), at most 1, of uint8 images (B, C, H, W).
+
+    A Gaussian window of 11 × 11 pixels with σ = 1.5 at all places where it fits, K₁ = 0.01, K₂ = 0.03; mean over places and channels.
+
+    Raises:
+        MgenError: images smaller than the window.
+    """
+    if min(a.shape[-2:]) < WINDOW:
+        raise MgenError(f"images of {a.shape[-2]}×{a.shape[-1]} pixels have no SSIM: its window has {WINDOW}×{WINDOW}")
+    window = torch.exp(
+        -((torch.arange(WINDOW, dtype=torch.float64, device=a.device) - WINDOW // 2) ** 2) / (2 * SIGMA**2)
+    )
+    window = window / window.sum()
+
+    def blur(x: Tensor) -> Tensor:
+        flat = x.flatten(0, 1).unsqueeze(1)  # (B·C, 1, H, W)
+        flat = F.conv2d(F.conv2d(flat, window.view(1, 1, -1, 1)), window.view(1, 1, 1, -1))
+        return flat.squeeze(1).unflatten(0, x.shape[:2])  # (B, C, H - 10, W - 10)
+
+    x, y = a.double(), b.double()
+    mx, my = blur(x), blur(y)
+    vx, vy, cov = blur(x * x) - mx * mx, blur(y * y) - my * my, blur(x * y) - mx * my
+    map_ = (2 * mx * my + C1) * (2 * cov + C2) / ((mx * mx + my * my + C1) * (vx + vy + C2))
+    return map_.mean((1, 2, 3))

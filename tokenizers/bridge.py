@@ -1,0 +1,133 @@
+"""TokenBridge's tokenizer: a KL autoencoder whose latents are quantised after training, every number by itself.
+
+Wang et al., "Bridging Continuous and Discrete Tokens for Autoregressive Visual Generation" (2025, arXiv 2503.16430), §3.2. Nothing
+is trained: any KLTokenizer serves. The levels are those of mgen/levels.py.
+
+Notation: B batch, L tokens of C numbers each, Q levels; c, h, w channels and sides of the latent (C = c·p² for a patch p).
+
+| made of | C | Q | range | form |
+|---|---|---|---|---|
+| kl16 (published) | 16 | 64 | -5 … 5 | published |
+"""
+
+from typing import Any
+
+from diffusers import ModelMixin  # noqa: F401  (diffusers looks the base class up in this namespace)
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor
+
+from mgen.errors import MgenError
+from mgen.levels import check_range, dequantize, describe, gaussian_levels, quantize
+from mgen.modeling import Model, check_keys, constructor_keys, public
+from mgen.tokenizers.kl import KLTokenizer
+from mgen.tokens import TokenSpec
+
+
+@public
+class QuantizedKL(Model):
+    """Image ⇄ ids (B, L, C), one of Q per number of a token. Images are (B, C, H, W) in [-1, 1].
+
+    Args:
+        kl: constructor arguments of the KLTokenizer inside, `continuous`; its scale must be known.
+        image_size: in pixels, where it is not that of `kl`. in_channels: of `kl`, repeated for whoever reads the configuration.
+        levels: Q. low, high: the range of latents times `scale` that the levels share out; beyond it the outermost level serves.
+        span, form: of the levels, see `gaussian_levels`.
+        channel_order: the C channels in the order in which a generator had best predict them; it changes nothing here.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        *,
+        kl: dict[str, Any],
+        image_size: int | None = None,
+        in_channels: int | None = None,
+        levels: int = 64,
+        low: float = -5.0,
+        high: float = 5.0,
+        span: float = 3.0,
+        form: str = "published",
+        channel_order: tuple[int, ...] | None = None,
+    ) -> None:
+        super().__init__()
+        check_keys(kl, constructor_keys(KLTokenizer), "kl.")
+        check_range(low, high)
+        self.continuous = KLTokenizer(**{**kl, **({} if image_size is None else {"image_size": image_size})})
+        own = self.continuous.config
+        if own.scale is None:
+            raise MgenError(
+                "the KL tokenizer has no scale: measure it with mgen cache --data DATA --tokenizer DIR --measure-scale 2000"
+            )
+        if in_channels not in (None, own.in_channels):
+            raise MgenError(f"in_channels is {in_channels}, that of kl {own.in_channels}: leave it out")
+        self.register_to_config(image_size=own.image_size, in_channels=own.in_channels)
+        self.stride, self.factor = self.continuous.stride, self.continuous.factor
+        if channel_order is not None and sorted(channel_order) != list(range(self.spec.channels)):
+            raise MgenError(
+                f"channel_order {list(channel_order)} is no permutation of the channels 0 … {self.spec.channels - 1}"
+            )
+        # Saved with the weights: the levels of a checkpoint are those it was trained on, to the last bit.
+        self.register_buffer("level_values", gaussian_levels(levels, span=span, form=form)[0])
+        self.level_values: Tensor
+
+    @classmethod
+    def wrap(cls, tokenizer: KLTokenizer, **settings: Any) -> "QuantizedKL":
+        """A quantised tokenizer with a copy of the weights of `tokenizer`; `settings` are the constructor's others."""
+        kl = {k: v for k, v in tokenizer.config.items() if k in constructor_keys(KLTokenizer)}
+        made = cls(kl=kl, **settings)
+        made.continuous.load_state_dict(tokenizer.state_dict())
+        return made.to(tokenizer.device).train(tokenizer.training)
+
+    @property
+    def spec(self) -> TokenSpec:
+        c, own = self.config, self.continuous.config
+        side = c.image_size // self.factor
+        return TokenSpec(
+            kind="multi-index",
+            length=side * side,
+            grid=(side, side),
+            vocab=c.levels,
+            channels=own.latent_channels * own.patch**2,
+            scale=own.scale,
+            levels=describe(form=c.form, **self._range()),
+        )
+
+    def _range(self) -> dict[str, float]:
+        return {name: self.config[name] for name in ("low", "high", "span")}
+
+    def moments(self, images: Tensor) -> Tensor:
+        """Mean and log-variance of the KL tokenizer's posterior, (B, 2c, h, w), of images (B, C, H, W) in [-1, 1]."""
+        return self.continuous.moments(images)
+
+    def tokens(self, moments: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Ids (B, L, C) int64 in 0 … Q-1 of posterior moments (B, 2c, h, w): of its mean, or of a sample with `noise` (B, c, h, w)."""
+        return quantize(self.continuous.tokens(moments, noise), self.level_values, **self._range())
+
+    def encode(self, images: Tensor, *, noise: Tensor | None = None) -> Tensor:
+        """Ids (B, L, C), row by row, of images (B, C, H, W) in [-1, 1]; `noise` as in `tokens`."""
+        return self.tokens(self.moments(images), noise)
+
+    def values(self, ids: Tensor) -> Tensor:
+        """The numbers (B, L, C) fp32 that ids (B, L, C) stand for: latents times `scale`."""
+        return dequantize(ids, self.level_values, **self._range())
+
+    def decode(self, ids: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        """Images of ids (B, L, C) in 0 … Q-1; `grid` (rows, columns) if not square."""
+        return self.continuous.decode(self.values(ids), grid)
+
+    def fuse(self) -> "QuantizedKL":
+        """Nothing to fold here; a part of the interface."""
+        return self
+
+    def noise_shape(self) -> tuple[int, ...]:
+        """Shape (c, h, w) of the posterior's noise for one image of `image_size`."""
+        side = self.config.image_size // self.stride
+        return self.continuous.config.latent_channels, side, side
+
+    def forward(self, *_: Any, **__: Any) -> Tensor:
+        """Not to be trained.
+
+        Raises:
+            MgenError: always.
+        """
+        raise MgenError("a QuantizedKL is not trained: train its KLTokenizer, then mgen convert quantize")
