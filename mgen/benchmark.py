@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from mgen.errors import check_choice
 from mgen.flops import PARTS, count_run
+from mgen.heads import CategoricalHead
 from mgen.samplers import ParallelSampler
 from mgen.standin import StandIn
 
@@ -50,7 +52,7 @@ def random_pipeline(settings: dict[str, Any], tokenizer: str | None) -> Parts:
     made = None
     if tokenizer == "auto":
         ids = "vq16" if generator.spec.vocab == 16384 else "maskgit-f16"
-        tokenizer = "kl16" if generator.spec.kind == "vector" else ids
+        tokenizer = ids if generator.spec.kind == "index" else "kl16"
     if tokenizer is not None:
         cls, size = sizes[check_choice("--tokenizer", tokenizer, sizes)]
         made = cls(**size)
@@ -86,8 +88,11 @@ def timed(generator: Any, clock: Clock) -> StandIn:
     """The generator with its evaluations and its head timed; of a categorical head, the draw apart from the network part."""
     names = ("context", "local", "memory") + (("encode",) if generator.carries else ())
     trunk = {name: clock.wrap("trunk", getattr(generator, name)) for name in names}
+    if generator.staged:
+        for name in ("first", "second"):
+            trunk[name] = partial(_timed_stage, clock.wrap("trunk", getattr(generator, name)), clock)
     head = generator.head
-    if not head.ranks:
+    if not isinstance(head, CategoricalHead):
         parts = {name: clock.wrap("head", getattr(head, name)) for name in ("plan", "sample")}
         return StandIn(generator, head=StandIn(head, **parts), **trunk)
     logits = clock.wrap("head", head.logits)
@@ -100,6 +105,10 @@ def timed(generator: Any, clock: Clock) -> StandIn:
             head.logits = plain
 
     return StandIn(generator, head=StandIn(head, sample=sample), **trunk)
+
+
+def _timed_stage(stage: Callable[..., Any], clock: Clock, *args: Any) -> StandIn:
+    return timed(stage(*args), clock)
 
 
 def matmul_peak(dtype: torch.dtype, device: torch.device, *, size: int = 2048, seconds: float = 1.0) -> float:

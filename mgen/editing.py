@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mgen.data.pivots import shrink
 from mgen.errors import MgenError
 
 
@@ -84,6 +85,15 @@ def composite(original: Tensor, drawn: Tensor, mask: Tensor, *, feather: float =
     return mixed.round().to(torch.uint8)
 
 
+def _pivots(pipe: Any, image: Tensor, mask: Tensor, count: int, dilate: int) -> tuple[Tensor, Tensor]:
+    """The pivots of the image and which of them are given (B, S): those that see nothing of the mask."""
+    generator, device = pipe.generator, pipe.generator.device
+    side = image.shape[-1] * generator.pivot_spec.grid[1] // generator.spec.grid[1]
+    pivots = pipe.tokenizer.encode(shrink(image[None].to(device).float() / 127.5 - 1, side))
+    known = ~token_mask(mask, generator.pivot_spec.grid, dilate=dilate).to(device)
+    return pivots.expand(count, *pivots.shape[1:]), known.expand(count, -1)
+
+
 @torch.inference_mode()
 def edit(
     pipe: Any,
@@ -130,6 +140,7 @@ def edit(
         seed=seed,
         tokens=tokens,
         known=known,
+        pivots=_pivots(pipe, image, mask, count, dilate) if pipe.generator.staged else None,
         batch_size=batch_size,
         dtype=dtype,
         output_type="uint8",

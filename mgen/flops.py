@@ -7,6 +7,7 @@ what is counted is what is executed, local evaluations and carried features incl
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -59,7 +60,17 @@ def _meta(value: Any) -> Any:
 def count_run(pipe: Any, sampler: ParallelSampler) -> Counts:
     """The operations of one image of a run of `sampler` with the pipeline's generator and, if it has one, tokenizer."""
     generator, counts = copy.deepcopy(pipe.generator).to("meta"), Counts()
-    vector = generator.spec.kind == "vector"
+    stand_in = counted(generator, counts)
+    condition = torch.zeros(1, dtype=torch.int64)
+    *_, step = sampler(stand_in, condition, noise=sampler.draw(stand_in, [0]))
+    if pipe.tokenizer is not None:
+        tokenizer = copy.deepcopy(pipe.tokenizer).to("meta")
+        counts.wrap("decoder", tokenizer.decode)(step.tokens, generator.spec.grid)
+    return counts
+
+
+def counted(generator: Any, counts: Counts) -> StandIn:
+    """A generator on the meta device, or a stage of one, whose evaluations are counted and give zeros."""
 
     def context(tokens: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         counts.full += len(tokens)
@@ -79,40 +90,44 @@ def count_run(pipe: Any, sampler: ParallelSampler) -> Counts:
             return look(tokens, *args, **kwargs)
 
         replaced["encode"] = encode
-    head = CountedHead(generator.head, counts, (generator.spec.channels,) if vector else ())
-    stand_in = StandIn(generator, head=head, **replaced)
-    condition = torch.zeros(1, dtype=torch.int64)
-    *_, step = sampler(stand_in, condition, noise=sampler.draw(stand_in, [0]))
-    if pipe.tokenizer is not None:
-        tokenizer = copy.deepcopy(pipe.tokenizer).to("meta")
-        counts.wrap("decoder", tokenizer.decode)(step.tokens, generator.spec.grid)
-    return counts
+    if generator.staged:
+        for name in ("first", "second"):
+            stage = counts.wrap("trunk", getattr(generator, name))
+            replaced[name] = partial(_counted_stage, stage, counts)
+    return StandIn(generator, head=CountedHead(generator.head, counts, generator.spec), **replaced)
+
+
+def _counted_stage(stage: Callable[..., Any], counts: Counts, *args: Any) -> StandIn:
+    return counted(stage(*args), counts)
 
 
 class CountedHead:
-    """A head that draws zeros. The operations of a position do not depend on it, so one is counted and multiplied."""
+    """A head that draws zeros. The operations of a position do not depend on it, so one is counted and multiplied.
 
-    def __init__(self, head: Any, counts: Counts, shape: tuple[int, ...]) -> None:
-        self._head, self._counts, self._shape = head, counts, shape
+    Of a head that draws the whole map, each draw is counted.
+    """
+
+    def __init__(self, head: Any, counts: Counts, spec: Any) -> None:
+        self._head, self._counts, self._spec = head, counts, spec
         self._one: dict[tuple[int, bool], int] = {}
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._head, name)
 
     def sample(
-        self, z: Tensor, *, noise: Tensor, plan: Any = None, temperature: float = 1.0, guidance: float | None = None
+        self, z: Tensor, *, noise: Tensor, plan: Any = None, guidance: float | None = None, **options: Any
     ) -> tuple[Tensor, Tensor | None]:
-        positions, key = z.shape[1], (id(plan), guidance is not None)
+        b, positions, own = len(z) // (2 if guidance is not None else 1), z.shape[1], self._spec
+        drawn = torch.zeros(b, positions, *own.shape[1:], dtype=own.dtype)
+        if getattr(self._head, "whole", False):
+            self._counts.wrap("head", self._head.sample)(z, noise=noise, plan=plan, guidance=guidance, **options)
+            return drawn, None
+        key = (id(plan), guidance is not None)
         if key not in self._one:
             alone, counts = z[: 2 if guidance is not None else 1, :1], Counts()
-            if self._head.ranks:
-                counts.wrap("head", self._head.logits)(alone)
-            else:
-                drawn = noise[:, :1, :1]
-                counts.wrap("head", self._head.sample)(alone, noise=drawn, plan=plan, guidance=guidance)
+            # Of a categorical head the noise is (B, M, …), of a chain (draws, B, M, C).
+            first = noise[:, :1, :1] if self._head.draws({}).normal else noise[:1, :1]
+            counts.wrap("head", self._head.sample)(alone, noise=first, plan=plan, guidance=guidance)
             self._one[key] = counts.total
         self._counts.flops["head"] += self._one[key] * positions
-        b = len(z) // (2 if guidance is not None else 1)
-        if not self._head.ranks:
-            return torch.zeros(b, positions, *self._shape), None
-        return torch.zeros(b, positions, dtype=torch.int64), torch.zeros(b, positions)
+        return drawn, torch.zeros(b, positions) if self._head.ranks else None

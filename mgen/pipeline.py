@@ -91,6 +91,7 @@ class MaskedPipeline(DiffusionPipeline):
         batch_size: int | None = None,
         tokens: Tensor | None = None,
         known: Tensor | None = None,
+        pivots: tuple[Tensor, Tensor] | None = None,
         dtype: str = "fp32",
         output_type: str = "pil",
         progress: bool = True,
@@ -106,6 +107,7 @@ class MaskedPipeline(DiffusionPipeline):
             sampler: replaces the pipeline's sampler.
             batch_size: images at a time (default: all).
             tokens, known: ids (B, L) or vectors (B, L, C), and a bool mask (B, L) of given ones, which stay as they are.
+            pivots: given pivots of a generator that draws them first, and a bool mask, likewise.
             dtype: "fp32", or "bf16" or "fp16" for the generator under autocast; decoding is always in fp32.
             output_type: "pil", "pt" (B, C, H, W) in [0, 1], "uint8" (B, C, H, W), or "tokens" (no decoding).
             callback: called with every Step.
@@ -125,7 +127,8 @@ class MaskedPipeline(DiffusionPipeline):
         device = self.generator.device
         size = batch_size or max(1, len(ids))
         parts, images = [], []
-        total = -(-len(ids) // size) * (sampler.config.steps - sampler.config.start)
+        parts_of_run = [s for s in (sampler, sampler.pivot_sampler) if s is not None]
+        total = -(-len(ids) // size) * sum(s.config.steps - s.config.start for s in parts_of_run)
         cast = nullcontext() if dtype == "fp32" else torch.autocast(device.type, DTYPES[dtype])
         with tqdm(total=total, unit="step", disable=not progress, desc="sampling", leave=False) as bar:
             for first in range(0, len(ids), size):
@@ -133,7 +136,11 @@ class MaskedPipeline(DiffusionPipeline):
                 seeds = [image_seed(seed, i) for i in indices[rows]]
                 noise = sampler.draw(self.generator, seeds).to(device)
                 condition = torch.tensor(ids[rows], device=device)
-                given = {} if tokens is None or known is None else {"tokens": tokens[rows], "known": known[rows]}
+                given: dict[str, Any] = {"whole_pivots": callback is not None}
+                if tokens is not None and known is not None:
+                    given |= {"tokens": tokens[rows], "known": known[rows]}
+                if pivots is not None:
+                    given["pivots"] = (pivots[0][rows], pivots[1][rows])
                 with cast:
                     for step in sampler(self.generator, condition, noise=noise, **given):
                         bar.update()

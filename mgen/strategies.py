@@ -24,7 +24,7 @@ Lists = dict[str, list[float]]
 
 def own_settings(sampler: ParallelSampler) -> dict[str, Any]:
     """The settings of a sampler as they are written to files."""
-    return json.loads(json.dumps({key: value for key, value in sampler.config.items() if not key.startswith("_")}))
+    return json.loads(json.dumps(sampler.settings))
 
 
 def applicable(sampler: ParallelSampler, generator: Any) -> list[str]:
@@ -43,6 +43,8 @@ def applicable(sampler: ParallelSampler, generator: Any) -> list[str]:
 def network_evaluations(sampler: ParallelSampler, generator: Any) -> int:
     """Passes of the network per image, with class and without; local ones count as whole ones."""
     length, reuse = generator.spec.length, sampler.reuse
+    pivots = sampler.pivot_sampler
+    first = network_evaluations(pivots, generator.first()) if pivots is not None else 0
     guided, counts = sampler.guided(length), sampler.counts(unknown=length, length=length)
     before = [length, *counts]  # unknown tokens before each step
     carries, total = generator.carries and reuse.features, 0
@@ -59,7 +61,7 @@ def network_evaluations(sampler: ParallelSampler, generator: Any) -> int:
         for last, t in zip(group, group[1:]):
             if before[t] > counts[t]:
                 total += 1 + guided[last if reuse.late_guidance else t]
-    return total
+    return first + total
 
 
 class Space:

@@ -5,25 +5,45 @@ Image i of a run always gets the same draws, whatever the batch size, the number
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Union
 
 import torch
 from torch import Tensor
 
 from mgen import seeds
+from mgen.heads.draws import Draws
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapNoise:
+    """Normal draws (count, B, L, C) for each decoding step, made when the step comes: all of a run would fill the memory."""
+
+    image_seeds: Sequence[int]
+    shape: tuple[int, int, int]
+    device: torch.device | str = "cpu"
+
+    def __getitem__(self, step: int) -> Tensor:
+        rngs = (torch.Generator().manual_seed(seeds.fold(s, "map", step)) for s in self.image_seeds)
+        return torch.stack([torch.randn(self.shape, generator=rng) for rng in rngs], dim=1).to(self.device)
+
+    def to(self, device: torch.device | str) -> "MapNoise":
+        return MapNoise(image_seeds=self.image_seeds, shape=self.shape, device=device)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Noise:
-    """Draws for T steps, B images and L positions; a head uses `tokens` or `chain`.
+    """Draws for T steps, B images and L positions; a head uses `tokens`, `chain` or `maps`.
 
     Args:
         order: uniform (B, L): the random order of fixed-order sampling.
-        tokens: uniform (T, B, L) in [0, 1), or Gumbel (T, B, L, V): which code each position draws at each step.
+        tokens: uniform (T, B, L) in [0, 1), or Gumbel (T, B, L, V): which code each position draws at each step. Of tokens with
+            C codes (T, B, L, C) or (T, B, L, C, V). Where a position is drawn once in a run, one entry may stand for all T.
         confidence: Gumbel (T, B, L), added to log-probabilities when positions are ranked.
         candidates: like `tokens`, for samplers that rank one draw and keep another (`redraw`).
         chain: normal (draws, B, L, C): what the reverse chain at each position starts from, then what each of its steps adds.
             A position is drawn once in a run, so the decoding step makes no difference.
+        maps: the same for each of T steps (T, draws, B, L, C), for a head that draws the whole map in every step.
+        pivots: the draws of the pivots' own run, for generators that draw pivots first.
     """
 
     order: Tensor
@@ -31,6 +51,8 @@ class Noise:
     confidence: Tensor | None = None
     candidates: Tensor | None = None
     chain: Tensor | None = None
+    maps: Tensor | MapNoise | None = None
+    pivots: Union["Noise", None] = None
 
     def to(self, device: torch.device | str) -> "Noise":
         values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -38,19 +60,18 @@ class Noise:
         return Noise(**moved)
 
     def at(self, step: int, positions: Tensor) -> Tensor:
-        """What the head draws with at decoding step `step` and positions (B, M): (B, M), (B, M, V) or (draws, B, M, C)."""
+        """What the head draws with at decoding step `step` and positions (B, M): (B, M, …), or (draws, B, M, C) of a chain."""
         if self.chain is not None:
             index = positions[None, :, :, None].expand(len(self.chain), -1, -1, self.chain.shape[-1])
             return self.chain.gather(2, index)
         assert self.tokens is not None
-        return rows_at(self.tokens[step], positions)
+        return rows_at(self.tokens[min(step, len(self.tokens) - 1)], positions)
 
 
 def rows_at(values: Tensor, positions: Tensor) -> Tensor:
-    """values (B, L) or (B, L, V) at positions (B, M)."""
-    if values.ndim == 3:
-        positions = positions.unsqueeze(-1).expand(-1, -1, values.shape[-1])
-    return values.gather(1, positions)
+    """values (B, L, …) at positions (B, M): (B, M, …)."""
+    more = values.shape[2:]
+    return values.gather(1, positions.view(*positions.shape, *[1] * len(more)).expand(-1, -1, *more))
 
 
 def image_seed(seed: int, index: int) -> int:
@@ -59,24 +80,50 @@ def image_seed(seed: int, index: int) -> int:
 
 
 def draw_noise(
-    image_seeds: Sequence[int], *, steps: int, length: int, chain: tuple[int, int] | None = None, redraw: bool = False
+    image_seeds: Sequence[int],
+    *,
+    steps: int,
+    length: int,
+    draws: Draws = Draws(),  # noqa: B008  (frozen)
+    fixed: bool = False,
+    redraw: bool = False,
 ) -> Noise:
     """The draws of images with these seeds: one generator per image.
 
     Args:
-        steps: T. length: L. chain: draws per token and its channels (draws, C), for a diffusion head.
-        redraw: draw `candidates` too.
+        steps: T. length: L. draws: what the head takes for a token.
+        fixed: a position is drawn once in the run. redraw: draw `candidates` too.
     """
-    if chain is not None:
-        order, parts = [], []
-        for s in image_seeds:
-            rng = torch.Generator().manual_seed(s)
-            order.append(torch.rand(length, generator=rng))
-            parts.append(torch.randn(chain[0], length, chain[1], generator=rng))
-        return Noise(order=torch.stack(order), chain=torch.stack(parts, dim=1))
     rngs = [torch.Generator().manual_seed(s) for s in image_seeds]
-    uniform = torch.stack([torch.rand(2 * steps + 1, length, generator=rng) for rng in rngs], dim=1)  # (2T + 1, B, L)
-    more = torch.stack([torch.rand(steps, length, generator=rng) for rng in rngs], dim=1) if redraw else None
+
+    def normal(*shape: int) -> Tensor:
+        return torch.stack([torch.randn(shape, generator=rng) for rng in rngs], dim=1)
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.stack([torch.rand(shape, generator=rng) for rng in rngs], dim=1)
+
+    if draws.normal:
+        order = uniform(1, length)[0]  # (B, L)
+        count, channels = draws.shape
+        if draws.every_step:
+            return Noise(order=order, maps=MapNoise(image_seeds=image_seeds, shape=(count, length, channels)))
+        return Noise(order=order, chain=normal(count, length, channels))
+    if draws.shape:
+        order, own = uniform(1, length)[0], (length, *draws.shape)
+        if fixed:
+            return Noise(order=order, tokens=uniform(1, *own))
+        tokens, confidence = uniform(steps, *own), _gumbel(uniform(steps, length))
+        candidates = uniform(steps, *own) if redraw else None
+        return Noise(order=order, tokens=tokens, confidence=confidence, candidates=candidates)
+    numbers = uniform(2 * steps + 1, length)  # (2T + 1, B, L)
+    return Noise(
+        tokens=numbers[:steps],
+        confidence=_gumbel(numbers[steps:-1]),
+        order=numbers[-1],
+        candidates=uniform(steps, length) if redraw else None,
+    )
+
+
+def _gumbel(uniform: Tensor) -> Tensor:
     # 1e-20 and 1e-7 keep both logarithms finite for draws of exactly 0 and those next to 1.
-    gumbel = -torch.log(-torch.log(uniform[steps:-1].clamp(1e-20, 1 - 1e-7)))
-    return Noise(tokens=uniform[:steps], confidence=gumbel, order=uniform[-1], candidates=more)
+    return -torch.log(-torch.log(uniform.clamp(1e-20, 1 - 1e-7)))

@@ -5,9 +5,7 @@ choices an axis: order, schedule, guidance, temperatures, head. Notation: T step
 in a step, G positions of a group, C numbers of a vector token. What a step evaluates is in run.py, reuse in reuse.py.
 """
 
-import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import torch
@@ -19,31 +17,7 @@ from mgen.modeling import public
 from mgen.samplers.noise import Noise
 from mgen.samplers.run import Run
 from mgen.samplers.settings import SamplerSettings
-from mgen.samplers.state import put
-
-EXPLODED = 50.0  # tokens have unit variance; an undertrained head magnifies its errors in the noisiest steps
-
-
-@dataclass(frozen=True, kw_only=True)
-class Step:
-    """State after step `index` of `count`. The tensors are live: clone what you keep.
-
-    tokens (B, L) or (B, L, C) and known (B, L); positions (B, M) and drawn (B, M) or (B, M, C): what was drawn in this step,
-    revealed or not (M may be 0).
-    """
-
-    tokens: Tensor
-    known: Tensor
-    positions: Tensor
-    drawn: Tensor
-    index: int
-    count: int
-
-    @property
-    def draft(self) -> Tensor:
-        """The known tokens, and this step's draws where it evaluated unknown positions; shaped like `tokens`."""
-        known = self.known.view(*self.known.shape, *[1] * (self.tokens.ndim - 2))
-        return torch.where(known, self.tokens, put(self.tokens.clone(), self.positions, self.drawn))
+from mgen.samplers.step import Step
 
 
 @public
@@ -59,6 +33,8 @@ class ParallelSampler(SamplerSettings):
         noise: Noise,
         tokens: Tensor | None = None,
         known: Tensor | None = None,
+        pivots: tuple[Tensor, Tensor] | None = None,
+        whole_pivots: bool = False,
     ) -> Iterator[Step]:
         """Run the steps, one per iteration.
 
@@ -68,26 +44,55 @@ class ParallelSampler(SamplerSettings):
             noise: draws for the whole run (`draw`).
             tokens, known: ids (B, L) or vectors (B, L, C) and a bool mask (B, L) of those that are given; they never change.
                 Default: none.
+            pivots: the same for the pivots (B, S) or (B, S, C) of a generator that draws them first; without them a run with given
+                tokens draws no pivots.
+            whole_pivots: draw the pivots of their last step too, though nothing reads them.
 
         Raises:
             MgenError: guidance without a null class, settings that the generator or its kind of tokens does not take.
         """
-        c = self.config
         self.check(generator)
-        run = Run(self, generator, condition, noise, tokens, known)
+        if generator.staged:
+            generator = yield from self._pivots(generator, condition, noise, pivots, known is not None, whole_pivots)
+        yield from self._steps(Run(self, generator, condition, noise, tokens, known))
+
+    def _pivots(
+        self,
+        generator: Any,
+        condition: Tensor,
+        noise: Noise,
+        given: tuple[Tensor, Tensor] | None,
+        edits: bool,
+        whole: bool,
+    ) -> Generator[Step, None, Any]:
+        """Draw the pivots, if there are to be any; returns the generator's second stage."""
+        sampler = self.pivot_sampler
+        if sampler is None or (edits and given is None):
+            return generator.second()
+        assert noise.pivots is not None
+        run = Run(sampler, generator.first(), condition, noise.pivots, *(given or (None, None)), collect=True)
+        run.last = -1 if whole else run.last
+        yield from sampler._steps(run, pivots=True)
+        return generator.second(run.features, run.given if given is not None else None)
+
+    def _steps(self, run: Run, pivots: bool = False) -> Iterator[Step]:
+        c, generator = self.config, run.generator
         for group in self.groups():
             for t, (positions, drawn) in zip(group, self._decode(run, group)):
-                if t == c.steps - 1 and run.tokens.ndim == 2:
+                if t == c.steps - 1 and not run.tokens.is_floating_point():
                     run.tokens.clamp_(max=generator.spec.vocab - 1)  # a drawn mask, where the head can draw one
-                yield Step(tokens=run.tokens, known=run.known, positions=positions, drawn=drawn, index=t, count=c.steps)
+                yield Step(
+                    tokens=run.tokens,
+                    known=run.known,
+                    positions=positions,
+                    drawn=drawn,
+                    index=t,
+                    count=c.steps,
+                    pivots=pivots,
+                    map=run.drawn_map,
+                )
             run.memory.forget()
-        if run.tokens.ndim == 3 and not run.tokens.abs().amax().item() <= EXPLODED:
-            # One text for all batches, so that a long run says it once.
-            warnings.warn(
-                f"drawn tokens pass {EXPLODED:.0f}, where trained ones stay near 1: the head is undertrained or its chain too "
-                "coarse; try head.clip=5, more head steps, or the weights without EMA",
-                stacklevel=2,
-            )
+        run.warn_if_exploded()
 
     def _decode(self, run: Run, group: list[int]) -> Iterator[tuple[Tensor, Tensor]]:
         """Take the steps of a group; yields the positions (B, M) that each evaluated and what it drew there."""

@@ -1,4 +1,4 @@
-"""One run of a sampler on one batch: the two kinds of evaluation, and which positions they are for. The loop over steps is in parallel.py.
+"""One run of a sampler on one batch: the two kinds of evaluation, and what they draw. The loop over steps is in parallel.py.
 
 Notation: B images, L positions, M positions drawn in a step, G positions of a group, C numbers of a vector token.
 """
@@ -9,15 +9,21 @@ import torch
 from torch import Tensor
 
 from mgen.errors import MgenError
+from mgen.layers.attention import gather_rows
 from mgen.layers.memory import Local
 from mgen.samplers.noise import Noise, rows_at
 from mgen.samplers.order import priorities
-from mgen.samplers.state import State
+from mgen.samplers.places import Places
+from mgen.samplers.state import put
 from mgen.samplers.timetable import timetable
 
 
-class Run(State):
-    """The state, the settings of every step, and what the trunk keeps. `settings` is the sampler."""
+class Run(Places):
+    """The state, the settings of every step, and what the trunk keeps. `settings` is the sampler.
+
+    `collect`: keep the context vectors of the class's rows, as they were when their positions were revealed, as `features` (B, L, D);
+    vectors of the last step are then not drawn, since only features are read.
+    """
 
     def __init__(
         self,
@@ -27,6 +33,8 @@ class Run(State):
         noise: Noise,
         tokens: Tensor | None,
         known: Tensor | None,
+        *,
+        collect: bool = False,
     ) -> None:
         c, spec = settings.config, generator.spec
         super().__init__(spec, len(condition), condition.device, tokens, known)
@@ -40,6 +48,12 @@ class Run(State):
         self.memory = generator.memory(self.condition if any(self.guided) else condition)
         self.memory.carry = generator.carries and self.reuse.features
         self.plan, self.local_plan = settings.plans(generator)
+        self.whole = getattr(generator.head, "whole", False)  # the head draws all positions, from the context of all
+        self.map: Tensor | None = None  # that context
+        self.drawn_map: Tensor | None = None  # and what the head made of it in the last step
+        self.collect, self.last = collect, c.steps - 1
+        self.features: Tensor | None = None
+        self._latest: Tensor | None = None
         self.times = timetable(self.known, settings.counts)
         if self.reuse.any_local and self.times.fewest != self.times.widest:
             raise MgenError(
@@ -58,14 +72,17 @@ class Run(State):
         self.memory.keep = len(group) > 1
         self.memory.room = sum(self.times.most[t - self.start] for t in group[:-1])
         tokens, known, condition = self._state(twice)
-        return self.generator.context(
+        asked = positions.repeat(2, 1) if twice else positions
+        z = self.generator.context(
             tokens,
             known,
             condition,
-            positions=positions.repeat(2, 1) if twice else positions,
+            positions=None if self.whole else asked,
             visible=self._visible(i),
             memory=self.memory,
         )
+        self.map = z if self.whole else None
+        return z
 
     def local(self, group: Tensor, *, done: int, count: int, before: int, twice: bool) -> Tensor:
         """Context of the `count` positions of the group after its first `done`; `before` were revealed in the last step."""
@@ -79,7 +96,10 @@ class Run(State):
             prefix=self.reuse.prefix,
         )
         tokens, _, condition = self._state(twice)
-        return self.generator.local(tokens, condition, self.memory, step)
+        z = self.generator.local(tokens, condition, self.memory, step)
+        if self.map is None:
+            return z
+        return put(self.map[: len(z)], step.group[:, done:until], z)
 
     def advance(self, t: int, *, twice: bool) -> None:
         """A full step that reveals nothing: features that are carried go on being projected, as published."""
@@ -108,31 +128,36 @@ class Run(State):
     ) -> tuple[Tensor, Tensor | None]:
         """The head's draw at step t with the guidance of step `guide` (t); null rows of z that it does not need are dropped."""
         guide = t if guide is None else guide
-        b = len(positions)
-        return self.generator.head.sample(
-            z if self.guided[guide] else z[:b],
-            noise=self.noise.at(t, positions),
-            temperature=self.temperature[t],
-            guidance=self.guidance[guide] if self.guided[guide] else None,
-            plan=self.local_plan if local else self.plan,
+        b, head = len(positions), self.generator.head
+        options: dict[str, Any] = {
+            "temperature": self.temperature[t],
+            "guidance": self.guidance[guide] if self.guided[guide] else None,
+            "plan": self.local_plan if local else self.plan,
+        }
+        rows = z if self.guided[guide] else z[:b]
+        if self.collect:
+            self._latest = gather_rows(z[:b], positions) if self.whole else z[:b]
+            if t == self.last and not head.ranks:
+                return self.tokens.new_zeros(*positions.shape, *self.tokens.shape[2:]), None
+        if not self.whole:
+            return head.sample(rows, noise=self.noise.at(t, positions), **options)
+        assert self.noise.maps is not None
+        i = t - self.start
+        even = self.times.fewest[i] == self.times.widest[i]
+        unknown = self.unknown(t) if even else None
+        self.drawn_map, _ = drawn, _ = head.sample(
+            rows, noise=self.noise.maps[t], tokens=self.tokens, known=self.known, unknown=unknown, **options
         )
+        return gather_rows(drawn, positions), None
 
-    # -- which positions -----------------------------------------------------------------------------------------------
-
-    def unknown(self, t: int) -> Tensor:
-        """Unknown positions (B, M) in ascending order; rows with fewer are filled up with known ones, never revealed."""
-        return self.known.to(torch.uint8).argsort(dim=1, stable=True)[:, : self.times.widest[t - self.start]]
-
-    def next(self, group: list[int], count: int) -> Tensor:
-        """The next `count` positions (B, count) of a fixed order; rows that reveal fewer are filled up with others, not revealed now."""
-        assert self.ranking is not None
-        place = torch.arange(count, device=self.ranking.device)
-        i = group[0] - self.start
-        chosen = self.ranking.gather(1, (self.times.done[i].unsqueeze(1) + place) % self.length)
-        if self.reuse.inside == "order" or not count:
-            return chosen
-        own = self.times.reveal[i : i + len(group)].sum(0).unsqueeze(1)  # fillers stay behind
-        return (chosen + self.length * (place >= own)).sort(dim=1).values % self.length
+    def reveal(self, positions: Tensor, drawn: Tensor, shown: Tensor) -> None:
+        """See State.reveal; notes the features of what is revealed."""
+        if self.collect:
+            assert self._latest is not None
+            if self.features is None:
+                self.features = self._latest.new_zeros(*self.known.shape, self._latest.shape[-1])
+            put(self.features, positions, self._latest, shown)
+        super().reveal(positions, drawn, shown)
 
     def candidates(self, z: Tensor, t: int, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Draws at unknown positions (B, M), and their confidences with Gumbel noise, −∞ where a position is known."""

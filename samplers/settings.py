@@ -1,11 +1,13 @@
 """The settings of a sampler: every choice of a decoding run as a configuration that is checked when it is made."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
 
+from mgen import seeds
 from mgen.errors import MgenError, check_choice
 from mgen.heads import check_draw
 from mgen.modeling import check_keys, constructor_keys
@@ -33,6 +35,7 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
             categorical one by mgen.heads.categorical.DrawSettings, e.g. {top_k: 100}.
         reuse: what is kept between steps (mgen.samplers.reuse.Reuse), e.g. {local: 1, full_first: 12}.
         redraw: the confidence order ranks one draw at temperature 1 and keeps a second one (ReCAP's MaskGIT-r).
+        pivots: of generators that draw pivots first (Hi-MAR): settings of a sampler for them; None: no pivots.
         revise: every step of the confidence order draws known tokens anew too (Halton-MaskGIT's confidence sampler).
     """
 
@@ -56,6 +59,7 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
         reuse: Mapping[str, Any] | None = None,
         redraw: bool = False,
         revise: bool = False,
+        pivots: Mapping[str, Any] | None = None,
     ) -> None:
         for name, value in (("steps", steps), ("start", start)):
             if not isinstance(value, int) or isinstance(value, bool):
@@ -82,6 +86,10 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
         if not isinstance(guidance_tolerance, int | float):
             raise MgenError(f"guidance_tolerance is {guidance_tolerance!r}: expected a number")
         check_draw(head or {})
+        if isinstance(pivots, Mapping) and pivots.get("pivots") is not None:
+            raise MgenError("pivots have no pivots of their own: leave pivots.pivots out")
+        if (sampler := self.pivot_sampler) is not None and sampler.config.revise:
+            raise MgenError("pivots.revise draws known pivots anew, whose features have been read: leave it out")
 
     @classmethod
     def from_settings(cls, settings: Any, where: str) -> Self:
@@ -96,16 +104,38 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
 
     @classmethod
     def suited(cls, generator: Any, settings: Any = None, where: str = "sampler") -> Self:
-        """A sampler from `settings`; where they name no order, vectors are drawn in random order, as ids by confidence."""
+        """A sampler from `settings`; where they name no order, vectors are drawn in random order, as ids by confidence.
+
+        Generators that draw pivots first do so unless `pivots` is None: in up to 32 steps, as published for 64 pivots.
+        """
         given = {} if settings is None else settings
-        if not generator.head.ranks and isinstance(given, Mapping) and "order" not in given:
+        if not isinstance(given, Mapping):
+            return cls.from_settings(given, where)
+        if not generator.head.ranks and "order" not in given:
             given = {**given, "order": "random"}
+        if generator.staged and given.get("pivots", {}) is not None:
+            stage, own = generator.first(), given.get("pivots", {})
+            if isinstance(own, Mapping):
+                order = {} if stage.head.ranks else {"order": "random"}
+                own = {"steps": min(32, stage.spec.length), **order, **own}
+            given = {**given, "pivots": own}
         return cls.from_settings(given, where)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The arguments of the constructor, as they are written to files."""
+        return {key: value for key, value in self.config.items() if not key.startswith("_")}
 
     @property
     def reuse(self) -> Reuse:
         """The policy of reuse."""
         return Reuse.of(self.config.reuse)
+
+    @property
+    def pivot_sampler(self) -> Self | None:
+        """The sampler of the pivots."""
+        pivots = self.config.pivots
+        return None if pivots is None else type(self).from_settings(pivots, "sampler.pivots")
 
     def groups(self) -> list[list[int]]:
         """The steps that are run, cut into groups of one full step and the local ones after it."""
@@ -137,6 +167,10 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
     def check(self, generator: Any) -> None:
         """Raise MgenError for settings that this generator or its kind of tokens does not take."""
         c, spec = self.config, generator.spec
+        if c.pivots is not None and not generator.staged:
+            raise MgenError(f"{type(generator).__name__} draws no pivots: leave the sampler's pivots out")
+        if (sampler := self.pivot_sampler) is not None:
+            sampler.check(generator.first())
         if any(self.guided(spec.length)[c.start :]) and generator.null_class is None:
             raise MgenError(
                 f"guidance {c.guidance} needs a null class, this {type(generator).__name__} has none: use guidance 1"
@@ -177,8 +211,15 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
 
     def draw(self, generator: Any, image_seeds: Sequence[int]) -> Noise:
         """The draws of a run of this sampler with `generator`, one image per seed."""
-        c, chain = self.config, generator.head.draws(self.config.head or {})
-        return draw_noise(image_seeds, steps=c.steps, length=generator.spec.length, chain=chain, redraw=c.redraw)
+        c, draws = self.config, generator.head.draws(self.config.head or {})
+        fixed = c.order != "confidence"
+        noise = draw_noise(
+            image_seeds, steps=c.steps, length=generator.spec.length, draws=draws, fixed=fixed, redraw=c.redraw
+        )
+        if (sampler := self.pivot_sampler) is None:
+            return noise
+        own = sampler.draw(generator.first(), [seeds.fold(s, "pivots") for s in image_seeds])
+        return dataclasses.replace(noise, pivots=own)
 
     def override(
         self,
@@ -191,18 +232,19 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
         """A sampler with some settings replaced.
 
         A number for `guidance` replaces the end of its curve; `chain` and `head_steps` replace entries of `head`,
-        and entries of `reuse` those of the same name.
+        and entries of `reuse` and `pivots` those of the same name.
         """
         settings = {key: value for key, value in settings.items() if value is not None}
         parts = {key: value for key, value in (("chain", chain), ("steps", head_steps)) if value is not None}
         if parts:
             settings["head"] = {**(self.config.head or {}), **settings.get("head", {}), **parts}
-        if "reuse" in settings and self.config.reuse:
-            settings["reuse"] = {**self.config.reuse, **settings["reuse"]}
+        for name in ("reuse", "pivots"):
+            if settings.get(name) and self.config[name]:
+                settings[name] = {**self.config[name], **settings[name]}
         check_keys(settings, constructor_keys(type(self)), "sampler.")
         if guidance is not None:
             settings["guidance"] = with_strength(self.config.guidance, guidance)
-        own = {key: value for key, value in self.config.items() if not key.startswith("_")}
+        own = self.settings
         try:
             return type(self)(**{**own, **settings})
         except MgenError as error:

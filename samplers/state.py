@@ -1,22 +1,23 @@
 """What a run knows: tokens, which of them are known, and how draws are written. Notation: B images, L positions, M drawn in a step."""
 
+import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
 
+EXPLODED = 50.0  # tokens have unit variance; an undertrained head magnifies its errors in the noisiest steps
+
 
 class State:
-    """Tokens (B, L) or (B, L, C) and known (B, L); `given` are those that were known at the start and never change."""
+    """Tokens (B, L) or (B, L, C), real or ids, and known (B, L); `given` are those that were known at the start and never change."""
 
     def __init__(
         self, spec: Any, count: int, device: torch.device, tokens: Tensor | None, known: Tensor | None
     ) -> None:
         self.length, self.vocab = spec.length, spec.vocab
         if tokens is None:
-            vector = spec.kind == "vector"
-            shape = (count, spec.length, spec.channels) if vector else (count, spec.length)
-            tokens = torch.zeros(shape, dtype=torch.float32 if vector else torch.int64, device=device)
+            tokens = torch.zeros((count, *spec.shape), dtype=spec.dtype, device=device)
         self.tokens = tokens.clone()
         empty = torch.zeros(count, spec.length, dtype=torch.bool, device=device)
         self.known = empty if known is None else known.clone()
@@ -26,6 +27,15 @@ class State:
         """Write drawn (B, M) or (B, M, C) at positions (B, M) where shown (B, M), and call them known."""
         put(self.tokens, positions, drawn, shown)
         self.known.scatter_(1, positions, shown | self.known.gather(1, positions))
+
+    def warn_if_exploded(self) -> None:
+        """Warn of vectors far beyond unit variance. One text for all batches, so that a long run says it once."""
+        if self.tokens.is_floating_point() and not self.tokens.abs().amax().item() <= EXPLODED:
+            warnings.warn(
+                f"drawn tokens pass {EXPLODED:.0f}, where trained ones stay near 1: the head is undertrained or its chain too "
+                "coarse; try head.clip=5, more head steps, or the weights without EMA",
+                stacklevel=2,
+            )
 
     def revise_all(self, drawn: Tensor, score: Tensor, count: Tensor) -> None:
         """Halton-MaskGIT's confidence step: the scheduled number of positions, known ones first, take this step's draws.

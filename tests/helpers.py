@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mgen.generators import MAR, MaskGIT
+from mgen.generators import MAR, HiMAR, MaskGIT
 from mgen.pipeline import MaskedPipeline
 from mgen.samplers import ParallelSampler
 from mgen.tokenizers import VQGAN, KLTokenizer
@@ -69,6 +69,22 @@ def tiny_mar(seed: int = 1, **settings: Any) -> MAR:
         for name, parameter in model.named_parameters():
             if parameter.abs().max() == 0 and name.endswith("weight"):
                 parameter.normal_(std=0.02)
+    return model
+
+
+def tiny_himar(seed: int = 1, **settings: Any) -> HiMAR:
+    torch.manual_seed(seed)
+    own = dict(side=8, pivot_side=4, channels=4, scale=1.0, dim=32, encoder_depth=2, decoder_depth=2, heads=2, buffer=3)
+    heads = dict(pivot_head_width=24, pivot_head_depth=2, head_width=32, head_depth=2, head_heads=2)
+    model = HiMAR(**{**own, **heads, "num_classes": 3, "attn_dropout": 0.0, "dropout": 0.0, **settings}).eval()
+    with (
+        torch.no_grad()
+    ):  # heads and modulations start at zero, where nothing would depend on the context or on the stage
+        for name, parameter in model.named_parameters():
+            if parameter.abs().max() == 0 and name.endswith(("weight", "task_scale")):
+                parameter.normal_(std=0.05)
+            elif "categorical" == model.config.head_kind and name.endswith("_proj.weight"):
+                parameter.mul_(30.0)
     return model
 
 

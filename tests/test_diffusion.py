@@ -179,7 +179,7 @@ def test_savings_leave_the_draw_unchanged(guidance: float | None, chain: str) ->
 
 def test_a_whole_run_is_that_of_the_plain_form() -> None:
     net = tiny_mar()
-    spread(net)
+    spread(net.head)
     sampler = ParallelSampler(steps=5, order="random", guidance=2.0, head={"steps": 10, "clip": 3.0})
     label, noise = torch.tensor([0, 2]), sampler.draw(net, [7, 8])
     *_, ours = sampler(net, label, noise=noise)

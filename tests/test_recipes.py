@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mgen._folders import part
-from mgen.checkpoints import enat, halton, mage, mar, recap
+from mgen.checkpoints import enat, halton, himar, mage, mar, recap, tokenbridge
 from mgen.checkpoints.convert import FORMATS
 from mgen.checkpoints.recipes import recipe_settings
 from mgen.config import read_config
@@ -53,6 +53,17 @@ RECIPES: dict[str, Row] = {
         enat.sampler_settings(sample_steps=8, cfg_scale=3.5, mask_temp=1.5, samp_temp=4.0),
     ),
     "halton-base-confidence-imagenet256": (size("HaltonMaskGIT", "base"), halton.confidence_settings()),
+    "himar-b-imagenet256": (size("HiMAR", "B"), himar.himar_settings(num_iter=4, cfg=2.5, re_cfg=2.7)),
+    "himar-l-imagenet256": (size("HiMAR", "L"), himar.himar_settings(num_iter=4, cfg=3.5, re_cfg=3.5)),
+    "himar-h-imagenet256": (size("HiMAR", "H"), himar.himar_settings(num_iter=12, cfg=3.2, re_cfg=5.5)),
+    "tokenbridge-l-imagenet256": (
+        size("MAR", "bridge-L"),
+        tokenbridge.tokenbridge_settings(num_iter=256, cfg=3.1, temperature=0.96),
+    ),
+    "tokenbridge-h-imagenet256": (
+        size("MAR", "bridge-H"),
+        tokenbridge.tokenbridge_settings(num_iter=256, cfg=3.45, temperature=0.91),
+    ),
     "halton-tiny-imagenet256": of_halton("tiny", 1.5),
     "halton-small-imagenet256": of_halton("small", 1.0),
     "halton-base-imagenet256": of_halton("base", 0.7),

@@ -97,7 +97,7 @@ def test_only_unknown_positions_are_evaluated() -> None:
 
     class Spy:
         spec, null_class, head, carries = GENERATOR.spec, GENERATOR.null_class, GENERATOR.head, False
-        memory, evaluates_locally = GENERATOR.memory, True
+        memory, evaluates_locally, staged = GENERATOR.memory, True, False
 
         def context(self, tokens, known, condition, *, positions, visible, memory):
             asked.append(positions.shape[1])

@@ -9,7 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mgen.checkpoints import enat, halton, kl, llamagen, mage, mar, maskgit, maskgit_jax, maskgit_vqgan
+from mgen.checkpoints import (
+    enat,
+    halton,
+    himar,
+    kl,
+    llamagen,
+    mage,
+    mar,
+    maskgit,
+    maskgit_jax,
+    maskgit_vqgan,
+    tokenbridge,
+)
 from mgen.checkpoints.reading import Renamed, State, read_weights
 from mgen.errors import MgenError, check_choice
 from mgen.modeling import Model, check_keys, constructor_keys
@@ -28,6 +40,7 @@ class Format:
         tokenizer: of a generator, the format of the tokenizer it was published with.
         tokenizer_inside: how the names of that tokenizer begin, where the generator's file holds it too.
         keys: where a torch file holds the weights, the first that is there; raw_keys: its weights without EMA.
+        buffers: tensors that only the weights without EMA hold, because nothing averages them.
     """
 
     model: str
@@ -36,6 +49,7 @@ class Format:
     rename: Callable[..., Renamed]
     keys: tuple[str, ...] = ("state_dict", "model")
     raw_keys: tuple[str, ...] = ()
+    buffers: tuple[str, ...] = ()
     notes: Callable[[dict[str, Any]], list[str]] = lambda config: []
     locate: Callable[[Path], Path] = Path
     beside: Callable[[Path], dict[str, Any]] | None = None
@@ -75,6 +89,16 @@ FORMATS = {
         rename=halton.rename,
         keys=("model_state_dict", "state_dict", "model"),
         tokenizer="llamagen-vq",
+    ),
+    "himar": Format(
+        model="HiMAR",
+        about="Hi-MAR-B/L/H, checkpoint-last.pth (EMA weights; --raw for the others)",
+        config=himar.config,
+        notes=himar.notes,
+        rename=himar.rename,
+        keys=("model_ema", "model", "state_dict"),
+        raw_keys=("model", "state_dict"),
+        tokenizer="kl16",
     ),
     "llamagen-vq": Format(
         model="LlamaGenVQ",
@@ -122,6 +146,17 @@ FORMATS = {
         about="VQGAN in taming-style keys (vqgan_jax_strongaug.ckpt), open-muse keys or flax msgpack",
         config=maskgit_vqgan.config,
         rename=maskgit_vqgan.rename,
+    ),
+    "tokenbridge": Format(
+        model="MAR",
+        about="TokenBridge-L/H, checkpoint-last.pth (EMA weights; --raw for the others)",
+        config=tokenbridge.config,
+        notes=tokenbridge.notes,
+        rename=tokenbridge.rename,
+        keys=("model_ema", "model", "state_dict"),
+        raw_keys=("model", "state_dict"),
+        buffers=tokenbridge.BUFFERS,
+        tokenizer="kl16",
     ),
 }
 
@@ -177,6 +212,8 @@ def convert(format_name: str, path: str | Path, *, raw: bool = False, **settings
     path = layout.locate(Path(path))
     official, taken = read_weights(path, layout.raw_keys if raw else layout.keys)
     notes = [f"weights under {taken!r}"] if taken else []
+    if layout.buffers and taken is not None and taken not in layout.raw_keys:
+        official = {**_buffers(layout, path), **official}
     if raw and taken is None:
         raise MgenError(f"{path} holds one set of weights: leave --raw out")
     if layout.raw_keys and not raw and taken in layout.raw_keys:
@@ -203,8 +240,17 @@ def convert(format_name: str, path: str | Path, *, raw: bool = False, **settings
         config=config,
         mapped=renamed.names,
         ignored=renamed.ignored,
-        notes=notes + layout.notes(config),
+        notes=notes + renamed.notes + layout.notes(config),
     )
+
+
+def _buffers(layout: Format, path: Path) -> State:
+    """The tensors that EMA weights lack, from the other weights of the file if it holds them."""
+    try:
+        other, _ = read_weights(path, layout.raw_keys)
+    except MgenError:  # it holds the EMA weights alone
+        return {}
+    return {name: other[name] for name in layout.buffers if name in other}
 
 
 def _load_exactly(model: Model, state: dict[str, Tensor], path: str | Path) -> None:

@@ -33,23 +33,29 @@ RULES = (
 
 def config(state: State) -> dict[str, Any]:
     """Constructor arguments that the shapes tell; heads (64 numbers each, 80 at width 1280) follow the published sizes."""
-    channels = state["z_proj.weight"].shape[1]
-    positions, length = state["encoder_pos_embed_learned"].shape[1], state["diffusion_pos_embed_learned"].shape[1]
+    return {
+        **trunk_config(state, state["diffusion_pos_embed_learned"].shape[1]),
+        "head_width": state["diffloss.net.input_proj.weight"].shape[0],
+        "head_depth": count(state, r"diffloss\.net\.res_blocks\.(\d+)\."),
+    }
+
+
+def trunk_config(state: State, length: int) -> dict[str, Any]:
+    """The arguments of all but the head; `length` image tokens."""
+    channels, positions = state["z_proj.weight"].shape[1], state["encoder_pos_embed_learned"].shape[1]
     encoder, decoder = state["z_proj.weight"].shape[0], state["mask_token"].shape[2]
     return {
         "side": round(length**0.5),
         "channels": channels,
         "scale": 0.2325 if channels == 16 else None,  # that of KL16, whose tokens have 16 numbers
         "encoder_dim": encoder,
-        "encoder_depth": _count(state, r"encoder_blocks\.(\d+)\."),
+        "encoder_depth": count(state, r"encoder_blocks\.(\d+)\."),
         "encoder_heads": _heads(encoder),
         "decoder_dim": decoder,
-        "decoder_depth": _count(state, r"decoder_blocks\.(\d+)\."),
+        "decoder_depth": count(state, r"decoder_blocks\.(\d+)\."),
         "decoder_heads": _heads(decoder),
         "mlp_ratio": state["encoder_blocks.0.mlp.fc1.weight"].shape[0] / encoder,
         "buffer": positions - length,
-        "head_width": state["diffloss.net.input_proj.weight"].shape[0],
-        "head_depth": _count(state, r"diffloss\.net\.res_blocks\.(\d+)\."),
         "num_classes": state["class_emb.weight"].shape[0],
     }
 
@@ -100,11 +106,18 @@ def sampler_settings(
         "precision": "mar",
         "guidance": guidance,
         "temperature": temperature,
-        "head": {"chain": "ancestral", "steps": int(num_sampling_steps or 1000)},
+        "head": _chain(num_sampling_steps),
     }
 
 
-def _count(state: State, pattern: str) -> int:
+def _chain(steps: str) -> dict[str, Any]:
+    """The official respacing text: "" for all steps, "100", or "ddim50" for every 20th timestep."""
+    spacing = {"spacing": "stride"} if steps.startswith("ddim") else {}
+    return {"chain": "ancestral", "steps": int(steps.removeprefix("ddim") or 1000), **spacing}
+
+
+def count(state: State, pattern: str) -> int:
+    """Layers whose number is the group of `pattern`."""
     return 1 + max(int(m[1]) for name in state if (m := re.match(pattern, name)))
 
 

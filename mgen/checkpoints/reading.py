@@ -25,11 +25,12 @@ State = dict[str, Tensor]
 
 @dataclass
 class Renamed:
-    """Our state, the official name → our name of every tensor, and the ignored official names with the reason."""
+    """Our state, the official name → our name of every tensor, the ignored ones with the reason, and notes for the user."""
 
     state: State = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
     ignored: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def put(self, official: str, ours: str, value: Tensor) -> None:
         self.state[ours] = value.contiguous()

@@ -79,8 +79,7 @@ def chosen_sampler(pipe: Any, args: Namespace) -> Any:
     if args.recipe:
         sampler = ParallelSampler.suited(pipe.generator, *recipe_settings(args.recipe))
     if args.set:
-        own = {key: value for key, value in sampler.config.items() if not key.startswith("_")}
-        sampler = ParallelSampler.from_settings(apply_overrides(own, args.set), "sampler")
+        sampler = ParallelSampler.from_settings(apply_overrides(sampler.settings, args.set), "sampler")
     sampler = sampler.override(
         steps=args.steps,
         guidance=args.guidance,
@@ -132,7 +131,6 @@ def sample(args: Namespace) -> int:
     classes = chosen_classes(args.classes, pipe)
     count = args.num_images or min(80, 8 * len(classes))
     out = Path(args.out)
-    sampler = {key: value for key, value in pipe.sampler.config.items() if not key.startswith("_")}
     if rank == 0:
         settings = {
             "model": args.model,
@@ -140,7 +138,7 @@ def sample(args: Namespace) -> int:
             "seed": args.seed,
             "classes": classes,
             "dtype": args.dtype,
-            "sampler": sampler,
+            "sampler": pipe.sampler.settings,
         }
         begin_run(out, {**settings, "num_images": count})
     wait()
@@ -193,13 +191,16 @@ def animate(pipe: Any, classes: Sequence[int | None], args: Namespace) -> None:
     from mgen.pipeline import to_uint8
     from mgen.samplers.parallel import Step
 
-    grid = pipe.generator.spec.grid
+    spec = pipe.generator.spec
     labels = [-1 if c is None else c for c in classes]
     frames = []
 
     def show(step: Step) -> None:
+        grid = pipe.generator.pivot_spec.grid if step.pivots else spec.grid
         with torch.autocast(pipe.generator.device.type, enabled=False):
             images = pipe.decode(step.draft)
+        if step.pivots:  # the smaller image that they make
+            images = interpolate(images, [n * images.shape[-1] // grid[1] for n in spec.grid])
         known = step.known.view(-1, 1, *grid).float()
         images = torch.where(interpolate(known, images.shape[-2:]) > 0.5, images, torch.zeros_like(images))
         frames.append(labelled_grid(to_uint8(images).cpu(), labels, pipe.class_names))

@@ -4,8 +4,9 @@ from mgen.generators.base import Generator
 from mgen.generators.bert import MaskGITBert
 from mgen.generators.enat import ENAT
 from mgen.generators.halton import HaltonMaskGIT
+from mgen.generators.himar import HiMAR
 from mgen.generators.mage import MAGE
 from mgen.generators.mar import MAR
 from mgen.generators.maskgit import MaskGIT
 
-__all__ = ["ENAT", "MAGE", "MAR", "Generator", "HaltonMaskGIT", "MaskGIT", "MaskGITBert"]
+__all__ = ["ENAT", "MAGE", "MAR", "Generator", "HaltonMaskGIT", "HiMAR", "MaskGIT", "MaskGITBert"]

@@ -85,6 +85,7 @@ class Generator(Model):
         """More arguments of the training forward, from the rank (B, L) of every token in the permutation that made the mask."""
         return {}
 
+    staged = False  # whether a sampler draws pivots first (`first`, `second`, `pivot_spec`; see HiMAR)
     carries = False  # whether full evaluations read features of the evaluation before (the null rows must then see all of them)
 
     def forward(

@@ -4,7 +4,9 @@ Ni et al., "Revisiting Non-Autoregressive Transformers for Efficient Image Synth
 method of Chang et al., "MaskGIT" (CVPR 2022, arXiv 2202.04200); trunk of Bao et al., "All are Worth Words" (U-ViT, arXiv
 2209.12152): a class token and the image tokens pass depth/2 blocks, a middle block and depth/2 blocks with long skips.
 
-Notation: B batch, L image tokens, M asked positions, D width.
+With a head over channels it takes tokens of C quantised numbers (TokenBridge, arXiv 2503.16430; see mgen.heads.channels).
+
+Notation: B batch, L image tokens (of C channels), M asked positions, D width.
 
 | size | D | depth | heads | L × codes | parameters |
 |---|---|---|---|---|---|
@@ -13,18 +15,21 @@ Notation: B batch, L image tokens, M asked positions, D width.
 | fmnist (embedded demo, 32 px) | 192 | 6 | 6 | 64 × 512 | 3.5 M |
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import torch
 from diffusers import ModelMixin  # noqa: F401  (diffusers looks the base class up in this namespace)
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
+from mgen.errors import check_choice
 from mgen.generators.base import Generator, initialise
-from mgen.heads import CategoricalHead
-from mgen.layers import Local, Memory, PreNormBlock, TokenEmbedding, gather_rows, slot
+from mgen.heads import CategoricalHead, ChannelHead
+from mgen.layers import Local, Memory, PreNormBlock, TokenEmbedding, gather_rows, slot, span
 from mgen.layers.attention import Rows
+from mgen.layers.embedding import VectorEmbedding
+from mgen.levels import dequantize, describe, gaussian_levels
 from mgen.modeling import public
 from mgen.tokens import TokenSpec
 
@@ -35,11 +40,15 @@ class MaskGIT(Generator):
 
     Args:
         side: h = w of the token grid; L = side².
-        codes: vocabulary of the tokenizer. The mask has the id `codes`.
+        codes: vocabulary of the tokenizer. The mask has the id `codes`. With head_kind "channels" unused.
         dim, depth, heads, mlp_ratio, qkv_bias: of the trunk; depth counts blocks outside the middle one, half before it.
         num_classes: classes, not counting the null class. null_class: whether there is one (id `num_classes`).
         skip: long skips from the first half to the second.
         dropout: on the token embeddings, in training.
+        head_kind: "categorical", or "channels": tokens are ids of C quantised numbers (kind "multi-index"), which enter as the
+            numbers they stand for and are drawn one after the other.
+        channels, scale, levels, low, high, span, form: C and the quantiser, see TokenSpec and mgen.levels; head_width,
+            head_depth, head_heads, head_first, channel_order: of the head, see ChannelHead. All for the head over channels.
         class_names: for captions and file names; no part of the network.
     """
 
@@ -64,10 +73,30 @@ class MaskGIT(Generator):
         null_class: bool = True,
         skip: bool = True,
         dropout: float = 0.1,
+        head_kind: Literal["categorical", "channels"] = "categorical",
+        head_width: int = 1024,
+        head_depth: int = 4,
+        head_heads: int = 8,
+        head_first: Literal["published", "consistent"] = "published",
+        channels: int = 16,
+        channel_order: Sequence[int] | None = None,
+        scale: float | None = None,
+        levels: int = 64,
+        low: float = -5.0,
+        high: float = 5.0,
+        span: float = 3.0,
+        form: str = "published",
         class_names: tuple[str, ...] | None = None,
     ) -> None:
         super().__init__()
-        self.token_embed = TokenEmbedding(rows=codes + 1, length=side * side, dim=dim, eps=1e-6, dropout=dropout)
+        shared: dict[str, Any] = dict(length=side * side, dim=dim, eps=1e-6, dropout=dropout)
+        quantised = check_choice("head_kind", head_kind, ("categorical", "channels")) == "channels"
+        if quantised:
+            self.register_buffer("levels_table", gaussian_levels(levels, span=span, form=form)[0])
+            self.levels_table: Tensor
+            self.token_embed: Any = VectorEmbedding(channels=channels, **shared)
+        else:
+            self.token_embed = TokenEmbedding(rows=codes + 1, **shared)
         self.class_embed = TokenEmbedding(rows=num_classes + int(null_class), length=1, dim=dim, eps=1e-6)
 
         def block(with_skip: bool = False) -> PreNormBlock:
@@ -77,13 +106,23 @@ class MaskGIT(Generator):
         self.mid_block = block()
         self.out_blocks = nn.ModuleList(block(skip) for _ in range(depth // 2))
         self.norm = nn.LayerNorm(dim)
-        self.head = CategoricalHead(table=self.token_embed.word, codes=codes)
+        if not quantised:
+            self.head: Any = CategoricalHead(table=self.token_embed.word, codes=codes)
         self.apply(initialise)
+        if quantised:  # it has initial values of its own
+            size = dict(channels=channels, levels=levels, context_dim=dim, width=head_width, depth=head_depth)
+            self.head = ChannelHead(
+                **size, heads=head_heads, mlp_ratio=mlp_ratio, order=channel_order, first=head_first
+            )
 
     @property
     def spec(self) -> TokenSpec:
-        side = self.config.side
-        return TokenSpec(kind="index", length=side * side, grid=(side, side), vocab=self.config.codes)
+        c = self.config
+        place: dict[str, Any] = dict(length=c.side * c.side, grid=(c.side, c.side))
+        if c.head_kind == "categorical":
+            return TokenSpec(kind="index", vocab=c.codes, **place)
+        words = describe(form=c.form, low=c.low, high=c.high, span=c.span)
+        return TokenSpec(kind="multi-index", vocab=c.levels, channels=c.channels, scale=c.scale, levels=words, **place)
 
     @property
     def null_class(self) -> int | None:
@@ -92,6 +131,14 @@ class MaskGIT(Generator):
     @property
     def mask_id(self) -> int:
         return self.config.codes
+
+    def embed(self, tokens: Tensor, known: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Ids (B, N) or (B, N, C), known where bool (B, N), at positions (B, N), None for all: (B, N, D)."""
+        c = self.config
+        if c.head_kind == "categorical":
+            return self.token_embed(torch.where(known, tokens, self.mask_id), positions)
+        values = dequantize(tokens, self.levels_table, low=c.low, high=c.high, span=c.span)
+        return self.token_embed(values.to(self.norm.weight.dtype), known, positions)
 
     def context(
         self,
@@ -104,8 +151,7 @@ class MaskGIT(Generator):
         memory: Memory | None = None,
     ) -> Tensor:
         """See Generator.context."""
-        tokens = torch.where(known, tokens, self.mask_id)
-        x = torch.cat([self.class_embed(condition.unsqueeze(1)), self.token_embed(tokens)], dim=1)  # (B, 1 + L, D)
+        x = torch.cat([self.class_embed(condition.unsqueeze(1)), self.embed(tokens, known)], dim=1)  # (B, 1 + L, D)
         # Only the positions that will be read pass the end of the last block; the class token stands in front of them.
         read = None if positions is None else positions + 1
         x = self._trunk(x, read, lambda name: {"kept": slot(memory, name)})
@@ -113,7 +159,10 @@ class MaskGIT(Generator):
 
     def local(self, tokens: Tensor, condition: Tensor, memory: Memory, step: Local) -> Tensor:
         """See Generator.local."""
-        x, rows = self.token_embed(step.ids(tokens, self.mask_id), step.positions), step.rows(1)  # (B, n, D)
+        places, rows = step.positions, step.rows(1)
+        own = tokens.gather(1, places) if tokens.ndim == 2 else gather_rows(tokens, places)
+        known = span(places.shape[1], places) < step.drawn  # (B, n)
+        x = self.embed(own, known, places)  # (B, n, D)
         if step.prefix:
             x = torch.cat([self.class_embed(condition.unsqueeze(1)), x], dim=1)  # (B, 1 + n, D)
         return self._trunk(x, step.wanted(1), lambda name: {"kept": memory.layer(name), "rows": rows})

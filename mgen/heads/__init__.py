@@ -6,18 +6,32 @@ from typing import Any
 from mgen.errors import MgenError
 from mgen.heads.categorical import CategoricalHead, DrawSettings
 from mgen.heads.chains import ChainSettings
+from mgen.heads.channels import ChannelHead, ChannelSettings
 from mgen.heads.diffusion import DiffusionHead
+from mgen.heads.transformer import DiffusionTransformerHead
 from mgen.modeling import check_keys
 
-__all__ = ["CategoricalHead", "ChainSettings", "DiffusionHead", "DrawSettings", "check_draw"]
+__all__ = [
+    "CategoricalHead",
+    "ChainSettings",
+    "ChannelHead",
+    "ChannelSettings",
+    "DiffusionHead",
+    "DiffusionTransformerHead",
+    "DrawSettings",
+    "check_draw",
+]
 
 
 def check_draw(settings: Mapping[str, Any]) -> None:
     """MgenError unless these are settings of some head's draw; whether of the head at hand, its own `check` tells."""
-    kinds = (ChainSettings, DrawSettings)
+    kinds = (ChainSettings, DrawSettings, ChannelSettings)
     check_keys(dict(settings), {key for kind in kinds for key in kind.__dataclass_fields__}, "head.")
     for kind in kinds:
         if settings.keys() <= kind.__dataclass_fields__.keys():
             kind.of(settings)
             return
-    raise MgenError(f"head {dict(settings)} mixes settings of a diffusion head with those of a categorical one")
+    raise MgenError(
+        f"head {dict(settings)} mixes settings of different heads: chain, steps, clip and eta are of a diffusion head, "
+        "tempered and mask of a categorical one, guide of a channel head"
+    )

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from mgen.errors import MgenError
 from mgen.heads.chains import ChainSettings
+from mgen.heads.choice import check_cuts, choose, keep_likeliest
+from mgen.heads.draws import Draws
 from mgen.modeling import check_keys
 
 
@@ -22,12 +24,14 @@ class DrawSettings:
 
     Args:
         top_k: only the k likeliest ids can be drawn; None: all.
+        top_p: only the likeliest ids that together reach this probability can be drawn, 0 < top_p ≤ 1; None: all.
         tempered: positions are ranked by the log-probability at the temperature of the draw (Halton-MaskGIT's confidence
             sampler) instead of at temperature 1.
         mask: where the head has a logit for the mask (Halton-MaskGIT), let it be drawn, as published.
     """
 
     top_k: int | None = None
+    top_p: float | None = None
     tempered: bool = False
     mask: bool = True
 
@@ -35,12 +39,7 @@ class DrawSettings:
         for name in ("tempered", "mask"):
             if not isinstance(getattr(self, name), bool):
                 raise MgenError(f"head.{name} is {getattr(self, name)!r}: expected true or false")
-        if self.top_k is not None and (
-            not isinstance(self.top_k, int) or isinstance(self.top_k, bool) or self.top_k < 1
-        ):
-            raise MgenError(
-                f"head.top_k is {self.top_k!r}: a whole number of at least 1 is needed, or null for all ids"
-            )
+        check_cuts(self.top_k, self.top_p)
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> "DrawSettings":
@@ -109,9 +108,9 @@ class CategoricalHead(nn.Module):
             raise MgenError(f"head {dict(settings)} is for a diffusion head; this generator draws ids")
         DrawSettings.of(settings)
 
-    def draws(self, settings: Mapping[str, Any]) -> None:
-        """A draw takes one uniform number, not a chain of normal ones."""
-        return None
+    def draws(self, settings: Mapping[str, Any]) -> Draws:
+        """One uniform number for an id."""
+        return Draws()
 
     def plan(self, settings: Mapping[str, Any]) -> DrawSettings:
         """What every draw of a run shares; `settings` as in DrawSettings."""
@@ -146,14 +145,7 @@ class CategoricalHead(nn.Module):
             logits = torch.lerp(null, conditional, guidance)
         scaled = logits if temperature == 1.0 else logits / max(temperature, 1e-4)
         ranked = scaled if plan.tempered else logits
-        if plan.top_k is not None and plan.top_k < rows:
-            least = scaled.topk(plan.top_k, dim=-1).values[..., -1:]
-            scaled = scaled.masked_fill(scaled < least, -torch.inf)
-        if noise.ndim == 3:
-            ids = (scaled + noise[..., :rows].to(scaled.dtype)).argmax(-1)
-        else:
-            cdf = scaled.softmax(-1).cumsum(-1)
-            point = noise.unsqueeze(-1) * cdf[..., -1:]  # the last entry is 1 up to rounding
-            ids = torch.searchsorted(cdf, point, right=True).squeeze(-1).clamp_(max=rows - 1)
+        scaled = keep_likeliest(scaled, top_k=plan.top_k, top_p=plan.top_p)
+        ids = choose(scaled, noise if noise.ndim == 2 else noise[..., :rows])
         chosen = ranked.gather(-1, ids.unsqueeze(-1)).squeeze(-1)  # (B, M)
         return ids, chosen - ranked.logsumexp(-1)

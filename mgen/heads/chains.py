@@ -9,7 +9,7 @@ its place up on the device in every step. Its DDIM and DPM-Solver++ fit once the
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,15 +33,19 @@ class ChainSettings:
         steps: N, 1 … number of training steps.
         clip: |x0| is held below this in every step; None: not, as published. Tokens have about unit variance: 5 is wide.
         eta: noise of DDIM, 0 (none) … 1.
+        spacing: timesteps from the first to the last ("ends"), or every so-manieth from the first on ("stride": the official codes'
+            "ddimN", which names a spacing and no chain). DPM-Solver++ has a spacing of its own.
     """
 
     chain: str = "ancestral"
     steps: int = 100
     clip: float | None = None
     eta: float = 0.0
+    spacing: str = "ends"
 
     def __post_init__(self) -> None:
         check_choice("head.chain", self.chain, CHAINS)
+        check_choice("head.spacing", self.spacing, ("ends", "stride"))
         if not isinstance(self.steps, int) or isinstance(self.steps, bool) or self.steps < 1:
             raise MgenError(f"head.steps is {self.steps!r}: a whole number of at least 1 is needed")
         if self.steps == 1 and self.chain != "ancestral":
@@ -83,6 +87,14 @@ def kept_timesteps(count: int, of: int = 1000) -> list[int]:
     return kept
 
 
+def strided_timesteps(count: int, of: int = 1000) -> list[int]:
+    """`count` timesteps 0, s, 2s, … by the smallest whole stride s that gives so many; MgenError if none does."""
+    for stride in range(1, of + 1):
+        if len(kept := list(range(0, of, stride))) == count:
+            return kept
+    raise MgenError(f"head.spacing stride: no whole stride leaves {count} of {of} timesteps: use another head.steps")
+
+
 def snr_timesteps(count: int, tables: "Tables") -> list[int]:
     """`count` timesteps about evenly spaced in λ = log(signal / noise), ascending, for DPM-Solver++ (arXiv 2211.01095, §5).
 
@@ -103,6 +115,7 @@ class Tables:
 
     `signal`, `noise`: x_t = signal · x_0 + noise · ε. `recip`, `recipm1`: x_0 = recip · x_t − recipm1 · ε.
     `coef1`, `coef2`: mean of q(x_{t−1} | x_t, x_0). `log_low`, `log_high`: smallest and largest log-variance of a step.
+    `log_fixed`: that of a network that has no say in it, the largest but for the cleanest step (FIXED_LARGE as published).
     """
 
     def __init__(self, betas: np.ndarray) -> None:
@@ -116,6 +129,7 @@ class Tables:
         # The first step has variance 0; its logarithm is replaced by that of the second, as published.
         self.log_low = np.log(np.append(variance[1], variance[1:]) if len(betas) > 1 else betas)
         self.log_high = np.log(betas)
+        self.log_fixed = np.append(self.log_low[0], self.log_high[1:])
         self.coef1 = betas * np.sqrt(before) / (1 - self.alpha_bar)
         self.coef2 = (1 - before) * np.sqrt(alphas) / (1 - self.alpha_bar)
 
@@ -137,7 +151,8 @@ class Chain:
         if settings.chain == "dpm-solver++":
             kept = snr_timesteps(settings.steps, tables)
         else:
-            kept = kept_timesteps(settings.steps, most)
+            pick = strided_timesteps if settings.spacing == "stride" else kept_timesteps
+            kept = pick(settings.steps, most)
         self.settings, self.tables = settings, tables.respace(kept)
         self.timesteps = kept[::-1]
         self.scheduler = _scheduler(settings, self.tables)
@@ -149,12 +164,14 @@ class Chain:
             if isinstance(self.scheduler, DPMSolverMultistepScheduler):
                 self.scheduler.set_begin_index(0)  # otherwise its first step looks its place up
 
-    def step(self, j: int, x: Tensor, eps: Tensor, v: Tensor, noise: Tensor | None, temperature: float) -> Tensor:
+    def step(
+        self, j: int, x: Tensor, eps: Tensor, v: Tensor | None, noise: Tensor | None, temperature: float
+    ) -> Tensor:
         """x after step j.
 
         Args:
-            x: (n, C). eps, v: the network's answer for it. noise: standard normal (n, C), None in the last step.
-            temperature: factor of the noise.
+            x: (…, C). eps, v: the network's answer for it; v None: the network gives none, the variance is fixed and large.
+            noise: standard normal (…, C), None in the last step. temperature: factor of the noise.
         """
         k, s, tables = self.settings.steps - 1 - j, self.settings, self.tables
         x0 = tables.recip[k] * x - tables.recipm1[k] * eps
@@ -168,10 +185,24 @@ class Chain:
             return self.scheduler.step(x0, k, x, **extra).prev_sample
         return self.scheduler.step(x0, k, x).prev_sample
 
-    def moments(self, k: int, x: Tensor, x0: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    def moments(self, k: int, x: Tensor, x0: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of an ancestral step from place k (0 is the cleanest); v interpolates the variance, eq. 15."""
-        tables, f = self.tables, (v + 1) / 2
-        return tables.coef1[k] * x0 + tables.coef2[k] * x, f * tables.log_high[k] + (1 - f) * tables.log_low[k]
+        tables = self.tables
+        mean = tables.coef1[k] * x0 + tables.coef2[k] * x
+        if v is None:
+            return mean, x.new_full((), tables.log_fixed[k])  # written on the device, not brought there
+        f = (v + 1) / 2
+        return mean, f * tables.log_high[k] + (1 - f) * tables.log_low[k]
+
+
+def check_draw_settings(settings: Mapping[str, Any], tables: Tables, temperatures: Sequence[float]) -> None:
+    """MgenError for settings of a draw that the diffusion does not take, or temperatures (of all steps) that do nothing."""
+    chain = Chain(ChainSettings.of(settings), tables).settings  # raises for too many steps
+    if chain.draws == 1 and chain.steps > 1 and any(t != 1 for t in temperatures):
+        raise MgenError(
+            f"temperature {temperatures[0]} scales noise that the chain {chain.chain!r} does not add: use temperature 1 (or "
+            "eta with ddim, or the ancestral chain)"
+        )
 
 
 def _scheduler(settings: ChainSettings, tables: Tables) -> Any:

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mgen.errors import MgenError
-from mgen.heads.chains import Chain, ChainSettings, Tables, cosine_betas
+from mgen.heads.chains import Chain, ChainSettings, Tables, check_draw_settings, cosine_betas
+from mgen.heads.draws import Draws
 
 # Rows of one matrix product for the modulations: enough to be bound by arithmetic, few enough to stay near the cache.
 MODULATION_ROWS = 1024
@@ -162,16 +162,11 @@ class DiffusionHead(nn.Module):
 
     def check(self, settings: Mapping[str, Any], *, temperatures: Sequence[float]) -> None:
         """MgenError for settings of a draw that this head does not take, or temperatures (of all steps) that do nothing."""
-        chain = Chain(ChainSettings.of(settings), self.tables).settings  # raises for too many steps
-        if chain.draws == 1 and chain.steps > 1 and any(t != 1 for t in temperatures):
-            raise MgenError(
-                f"temperature {temperatures[0]} scales noise that the chain {chain.chain!r} does not add: use temperature 1 (or "
-                "eta with ddim, or the ancestral chain)"
-            )
+        check_draw_settings(settings, self.tables, temperatures)
 
-    def draws(self, settings: Mapping[str, Any]) -> tuple[int, int]:
-        """Normal draws per token, and the numbers of each."""
-        return ChainSettings.of(settings).draws, self.channels
+    def draws(self, settings: Mapping[str, Any]) -> Draws:
+        """The start of the chain and what its steps add."""
+        return Draws(normal=True, shape=(ChainSettings.of(settings).draws, self.channels))
 
     def plan(self, settings: Mapping[str, Any]) -> Plan:
         """What every draw of a run shares; `settings` as in ChainSettings."""

@@ -1,7 +1,7 @@
 """Layers shared by the generators: attention, transformer blocks, embeddings, and what a run keeps between evaluations."""
 
 from mgen.layers.attention import Attention, attend, gather_rows
-from mgen.layers.blocks import MLP, PostNormBlock, PreNormBlock
+from mgen.layers.blocks import MLP, PostNormBlock, PreNormBlock, ScaledBlock
 from mgen.layers.embedding import TokenEmbedding
 from mgen.layers.memory import KeyValues, Local, Memory, slot, span
 
@@ -13,6 +13,7 @@ __all__ = [
     "Memory",
     "PostNormBlock",
     "PreNormBlock",
+    "ScaledBlock",
     "TokenEmbedding",
     "attend",
     "gather_rows",

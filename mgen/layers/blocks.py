@@ -77,6 +77,40 @@ class PreNormBlock(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
+class ScaledBlock(PreNormBlock):
+    """x += gate1 · attn(LN(x) · (1 + scale1)); x += gate2 · mlp(LN(x) · (1 + scale2)), alike for all tokens and images.
+
+    The four vectors are those of a task: `modulation(task vector, task)`. So one block serves several tasks (Hi-MAR,
+    arXiv 2505.20288, §3.3). Args: `tasks`, their number; the others as in PreNormBlock.
+    """
+
+    def __init__(self, dim: int, heads: int, *, tasks: int, **settings: Any) -> None:
+        super().__init__(dim, heads, **settings)
+        self.task_scale = nn.Parameter(torch.zeros(tasks, 4 * dim))
+        self.task_shift = nn.Parameter(torch.tensor([0.0, 1.0, 0.0, 1.0]).repeat_interleave(dim).repeat(tasks, 1))
+
+    def modulation(self, vector: Tensor, task: int) -> tuple[Tensor, ...]:
+        """scale1, gate1, scale2, gate2 (D,) each, from the vector (4D,) that all blocks share."""
+        return (vector * self.task_scale[task] + self.task_shift[task]).chunk(4)
+
+    def forward(  # type: ignore[override]
+        self, x: Tensor, *, modulation: tuple[Tensor, ...], positions: Rows | None = None, **keys: Any
+    ) -> Tensor:
+        """(B, L, D) → (B, L, D), or (B, Q, D) at `positions`; `keys` as in Attention."""
+        scale1, gate1, scale2, gate2 = modulation
+        h = _scaled_norm(self.norm1, x, scale1)
+        if positions is None:
+            x = torch.addcmul(x, gate1, self.attn(h, **keys))
+        else:
+            x = torch.addcmul(gather_rows(x, positions), gate1, self.attn(h, gather_rows(h, positions), **keys))
+        return torch.addcmul(x, gate2, self.mlp(_scaled_norm(self.norm2, x, scale2)))
+
+
+def _scaled_norm(norm: nn.LayerNorm, x: Tensor, scale: Tensor) -> Tensor:
+    """LN(x) · (1 + scale) with the scale (D,) folded into the norm's own weights."""
+    return F.layer_norm(x, norm.normalized_shape, norm.weight * (1 + scale), norm.bias * (1 + scale), norm.eps)
+
+
 class PostNormBlock(nn.Module):
     """x = LN(attn(x) + x); x = LN(mlp(x) + x), as in BERT (Devlin et al., arXiv 1810.04805)."""
 

@@ -1,0 +1,308 @@
+"""Channel head: context vector → one small id per channel of a token, drawn one after the other by a causal transformer.
+
+Wang et al., "Bridging Continuous and Discrete Tokens for Autoregressive Visual Generation" (TokenBridge, arXiv 2503.16430,
+§3.3). Slot i is the i-th id drawn, that of the tokenizer's channel order[i]. Every slot has a condition
+c_i = cond(z) + slot_condition_i, from which come shifts, scales and gates (adaLN of DiT, arXiv 2212.09748), and an input: the id
+of the slot before.
+
+Notation: B batch, M positions, D width of the context, C channels (and slots), Q levels, E width of the transformer, H heads,
+d = E / H, n = B·M tokens, R rows of the network (n, or 2n where both halves of the guidance pass), S slots computed at once.
+
+Sampling keeps keys and values, so a slot costs one pass of its own; modulations know nothing of drawn ids: those of all slots
+are one product per block, ahead of the slots.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mgen.errors import MgenError, check_choice
+from mgen.heads.choice import check_cuts, choose, keep_likeliest
+from mgen.heads.draws import Draws
+from mgen.layers.blocks import MLP
+from mgen.layers.modulated import modulate
+from mgen.modeling import check_keys
+
+FIRST = ("published", "consistent")
+GUIDES = ("context", "logits")
+# Numbers that the modulations of one piece of the rows may take: 512 MB in fp32, 315 tokens of the published L.
+PIECE = 2**27
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChannelSettings:
+    """How a channel head draws the ids of a token.
+
+    Args:
+        top_k: only the k likeliest levels of a channel can be drawn; None: all.
+        top_p: only the likeliest levels that together reach this probability can be drawn, 0 < top_p ≤ 1; None: all.
+        guide: what guidance mixes: "context", the vectors that the head takes, one pass for both (published), or "logits",
+            which takes a pass of the head for each.
+    """
+
+    top_k: int | None = None
+    top_p: float | None = None
+    guide: str = "context"
+
+    def __post_init__(self) -> None:
+        check_cuts(self.top_k, self.top_p)
+        check_choice("head.guide", self.guide, GUIDES)
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> "ChannelSettings":
+        """From a mapping; MgenError for a key or value that is not allowed."""
+        check_keys(dict(settings), set(cls.__dataclass_fields__), "head.")
+        return cls(**settings)
+
+
+class SlotAttention(nn.Module):
+    """Causal self-attention over slots, with an affine layer norm on the q and k of every head."""
+
+    def __init__(self, width: int, heads: int, *, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.q_norm = nn.LayerNorm(width // heads, eps=eps)
+        self.k_norm = nn.LayerNorm(width // heads, eps=eps)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, kept: Tensor | None = None, slot: int = 0) -> Tensor:
+        """(R, S, E) → (R, S, E): all slots at once, or with `kept` (2, R, H, C, d) the one slot of this number.
+
+        Keys and values of the slots before are read from `kept`, its own are written there.
+        """
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (R, H, S, d) each
+        q, k = self.q_norm(q).type_as(v), self.k_norm(k).type_as(v)
+        if kept is None:
+            out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        else:
+            kept[0, :, :, slot : slot + 1], kept[1, :, :, slot : slot + 1] = k, v
+            keys, values = kept[:, :, :, : slot + 1]
+            out = F.scaled_dot_product_attention(q, keys, values)  # nothing later is there: no mask is needed
+        return self.proj(out.transpose(1, 2).flatten(2))  # (R, S, E)
+
+
+class SlotBlock(nn.Module):
+    """x += gate1 · attn(LN(x) · (1 + scale1) + shift1); x += gate2 · mlp(LN(x) · (1 + scale2) + shift2); LN is affine."""
+
+    def __init__(self, width: int, heads: int, *, hidden: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=eps)
+        self.attn = SlotAttention(width, heads, eps=eps)
+        self.norm2 = nn.LayerNorm(width, eps=eps)
+        self.mlp = MLP(width, hidden)
+        self.adaln = nn.Linear(width, 6 * width)
+
+    def forward(self, x: Tensor, modulation: Tensor, kept: Tensor | None = None, slot: int = 0) -> Tensor:
+        """x (R, S, E), modulation (R, S, 6E): shift, scale, gate of the attention, then of the MLP; rest as SlotAttention."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, dim=-1)  # (R, S, E) each
+        x = torch.addcmul(x, gate1, self.attn(modulate(self.norm1(x), shift1, scale1), kept, slot))
+        return torch.addcmul(x, gate2, self.mlp(modulate(self.norm2(x), shift2, scale2)))
+
+
+class ChannelHead(nn.Module):
+    """p(ids of a token | context) = Π_i p(id of slot i | ids of the slots before, context).
+
+    Args:
+        channels: C. levels: Q. context_dim: D. width: E. depth, heads: of the transformer. mlp_ratio: hidden width over E.
+        order: the tokenizer's channel of every slot, a permutation of 0 … C − 1; None: ascending.
+        first: input of the first slot in sampling. "published": its condition c_0, as the official sampler has it;
+            "consistent": cond(z) alone, as in training.
+
+    Raises:
+        MgenError: sizes that do not divide, an order that is no permutation, an unknown `first`.
+    """
+
+    figure = "accuracy"  # what `loss` gives besides the loss
+    ranks = True  # its draws have probabilities, by which positions can be ranked
+
+    def __init__(
+        self,
+        *,
+        channels: int,
+        levels: int,
+        context_dim: int,
+        width: int = 1024,
+        depth: int = 4,
+        heads: int = 8,
+        mlp_ratio: float = 4.0,
+        order: Sequence[int] | None = None,
+        first: str = "published",
+    ) -> None:
+        super().__init__()
+        if min(channels, levels, depth, heads) < 1 or width % heads:
+            raise MgenError(
+                f"channel head of {channels} channels, {levels} levels, depth {depth}, width {width} and {heads} heads: "
+                "all must be at least 1, and the heads divide the width"
+            )
+        self.order = tuple(range(channels) if order is None else order)
+        if sorted(self.order) != list(range(channels)):
+            raise MgenError(
+                f"channel order {list(self.order)}: expected each of 0 … {channels - 1} once, in the order of drawing"
+            )
+        self.first = check_choice("first input of the channel head", first, FIRST)
+        self.channels, self.levels, self.heads, self.inner = channels, levels, heads, width
+        self.width = context_dim  # of the context it takes
+        self.cond = nn.Linear(context_dim, width)
+        self.slot_condition = nn.Parameter(torch.zeros(channels, width))
+        self.slot_position = nn.Parameter(torch.zeros(channels, width))
+        self.tokens = nn.Embedding((channels - 1) * levels, width)  # rows of a slot behind those of the slot before
+        self.blocks = nn.ModuleList(SlotBlock(width, heads, hidden=int(width * mlp_ratio)) for _ in range(depth))
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.out_adaln = nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, channels * levels)  # likewise
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Xavier for linear layers (`out` by slot), normal 0.02 for what tells slots apart, 1 for ids; modulations zero."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        for rows in self.out.weight.data.split(self.levels):
+            nn.init.xavier_uniform_(rows)
+        for table in (self.slot_condition, self.slot_position):
+            nn.init.normal_(table, std=0.02)
+        nn.init.normal_(self.tokens.weight)
+        for layer in (self.out_adaln, *(block.adaln for block in self.blocks)):
+            assert isinstance(layer, nn.Linear)
+            nn.init.zeros_(layer.weight)
+
+    # -- the network ---------------------------------------------------------------------------------------------------
+
+    def modulations(self, conditions: Tensor) -> list[Tensor]:
+        """Of every block (…, 6E), then of the output (…, 2E), for the conditions (…, E) of slots."""
+        y = F.silu(conditions)
+        return [*(block.adaln(y) for block in self.blocks), self.out_adaln(y)]  # type: ignore[operator, misc]
+
+    def first_input(self, cond: Tensor, *, sampling: bool) -> Tensor:
+        """Of the first slot, before its position is added, (R, E) for cond(z) (R, E)."""
+        return cond + self.slot_condition[0] if sampling and self.first == "published" else cond
+
+    def finish(self, x: Tensor, modulation: Tensor) -> Tensor:
+        """What `out` takes, (…, E), of the last block's result x (…, E) and modulation (…, 2E): scale, then shift."""
+        scale, shift = modulation.chunk(2, dim=-1)
+        return modulate(F.layer_norm(self.norm(x), x.shape[-1:], eps=1e-6), shift, scale)
+
+    def forced(self, z: Tensor, ids: Tensor, *, sampling: bool = False) -> Tensor:
+        """Logits (…, C, Q) fp32 of every slot, in slot order, given the true ids of the slots before: one causal pass.
+
+        Args:
+            z: context (…, D). ids: (…, C) int64 in the tokenizer's order of channels.
+            sampling: with the first input of sampling (see `first`) instead of that of training.
+        """
+        shape, ids, cond = ids.shape, self.by_slot(ids).flatten(0, -2), self.cond(z).flatten(0, -2)  # (n, C), (n, E)
+        rows = ids[:, :-1] + self.levels * torch.arange(self.channels - 1, device=ids.device)
+        first = self.first_input(cond, sampling=sampling).unsqueeze(1)  # (n, 1, E)
+        x = torch.cat([first, self.tokens(rows).to(first.dtype)], dim=1) + self.slot_position  # (n, C, E)
+        modulations = self.modulations(cond.unsqueeze(1) + self.slot_condition)
+        for block, modulation in zip(self.blocks, modulations):
+            x = block(x, modulation)
+        table = self.out.weight.unflatten(0, (self.channels, -1))  # (C, Q, E)
+        logits = torch.einsum("nce,cqe->ncq", self.finish(x, modulations[-1]), table).float()
+        return (logits + self.out.bias.view(self.channels, -1)).view(*shape, -1)
+
+    def by_slot(self, ids: Tensor) -> Tensor:
+        """Ids (…, C) of channels, put in slot order."""
+        columns = ids.unbind(-1)
+        return torch.stack([columns[channel] for channel in self.order], dim=-1)
+
+    def loss(self, z: Tensor, target: Tensor, *, label_smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
+        """Cross entropy and share of right guesses, means over the C channels of a token, both (…,).
+
+        Args:
+            z: context (…, D). target: ids (…, C) int64 in the tokenizer's order of channels.
+        """
+        logits, goal = self.forced(z, target).flatten(0, -2), self.by_slot(target).flatten()  # (n·C, Q), (n·C,)
+        losses = F.cross_entropy(logits, goal, reduction="none", label_smoothing=label_smoothing)
+        hits = (logits.argmax(-1) == goal).float()
+        return losses.view(target.shape).mean(-1), hits.view(target.shape).mean(-1)
+
+    # -- sampling ------------------------------------------------------------------------------------------------------
+
+    def check(self, settings: Mapping[str, Any], *, temperatures: Sequence[float]) -> None:
+        """MgenError for settings of a draw that this head does not take."""
+        ChannelSettings.of(settings)
+
+    def draws(self, settings: Mapping[str, Any]) -> Draws:
+        """A draw takes one uniform number per channel."""
+        return Draws(shape=(self.channels,))
+
+    def plan(self, settings: Mapping[str, Any]) -> ChannelSettings:
+        """What every draw of a run shares; `settings` as in ChannelSettings."""
+        return ChannelSettings.of(settings)
+
+    def sample(
+        self,
+        z: Tensor,
+        *,
+        noise: Tensor,
+        plan: ChannelSettings = ChannelSettings(),  # noqa: B008  (frozen)
+        temperature: float = 1.0,
+        guidance: float | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Draw the ids of a token at each position.
+
+        Args:
+            z: context (B, M, D), or (2B, M, D) with the rows of the null class after those of the class, if guided.
+            noise: uniform (B, M, C) in [0, 1), used by inverting the distribution function, or Gumbel (B, M, C, Q), used as
+                argmax(logits / temperature + noise); in the tokenizer's order of channels.
+            plan: made by `plan`.
+            temperature: divides the logits of the draw; held above 1e-4, where the draw is the likeliest id.
+            guidance: s in u + s·(c − u), on what `plan.guide` names; None: z has no null rows.
+
+        Returns:
+            ids (B, M, C) int64 in the tokenizer's order, and the sum (B, M) of their log-probabilities at temperature 1, before
+            top-k and top-p.
+        """
+        b, m = noise.shape[:2]
+        if guidance is not None and plan.guide == "context":
+            conditional, null = z.chunk(2)
+            z, guidance = torch.lerp(null, conditional, guidance), None
+        halves = z.unflatten(0, (-1, b)).flatten(1, 2)  # (1 or 2, n, D)
+        noise = noise.flatten(0, 1)  # (n, C) or (n, C, Q)
+        row = self.channels * self.inner * (6 * len(self.blocks) + 2) * len(halves)  # numbers of its modulations
+        pieces = (
+            -(-b * m // max(1, PIECE // row)) or 1
+        )  # of about equal size: a small rest would cost a whole pass of its own
+        drawn = [
+            self._draw(part.flatten(0, 1), numbers, plan, max(temperature, 1e-4), guidance)
+            for part, numbers in zip(halves.tensor_split(pieces, dim=1), noise.tensor_split(pieces))
+        ]
+        ids, scores = (torch.cat(parts) for parts in zip(*drawn))
+        return ids.view(b, m, -1), scores.view(b, m)
+
+    def _draw(
+        self, z: Tensor, noise: Tensor, plan: ChannelSettings, temperature: float, guidance: float | None
+    ) -> tuple[Tensor, Tensor]:
+        """Ids (n, C) and log-probabilities (n,) of context z (R, D), slot by slot."""
+        n, halves = len(noise), 1 if guidance is None else 2
+        cond = self.cond(z)  # (R, E)
+        modulations = self.modulations(cond + self.slot_condition.unsqueeze(1))  # (C, R, 6E or 2E) each
+        shape = 2, len(z), self.heads, self.channels, self.inner // self.heads
+        kept = [cond.new_empty(shape) for _ in self.blocks]
+        ids = torch.empty(n, self.channels, dtype=torch.int64, device=z.device)
+        score = torch.zeros(n, device=z.device)
+        weights, biases = self.out.weight.split(self.levels), self.out.bias.split(self.levels)
+        tables = self.tokens.weight.split(self.levels) if self.channels > 1 else ()
+        x = self.first_input(cond, sampling=True)
+        for slot, channel in enumerate(self.order):
+            x = (x + self.slot_position[slot]).unsqueeze(1)  # (R, 1, E)
+            for block, modulation, layer in zip(self.blocks, modulations, kept):
+                x = block(x, modulation[slot].unsqueeze(1), layer, slot)
+            x = self.finish(x.squeeze(1), modulations[-1][slot])
+            logits = F.linear(x, weights[slot], biases[slot]).float()  # (R, Q)
+            if guidance is not None:
+                conditional, null = logits.chunk(2)
+                logits = torch.lerp(null, conditional, guidance)
+            scaled = keep_likeliest(logits / temperature, top_k=plan.top_k, top_p=plan.top_p)
+            chosen = choose(scaled, noise[:, channel])  # (n,)
+            ids[:, channel] = chosen
+            score += logits.log_softmax(-1).gather(1, chosen.unsqueeze(1)).squeeze(1)
+            if slot + 1 < self.channels:
+                x = F.embedding(chosen, tables[slot]).repeat(halves, 1)
+        return ids, score
