@@ -18,6 +18,7 @@ from mgen.training.config import MaskConfig, train_config
 from mgen.training.loop import Trainer, train
 from mgen.training.masking import known_from_uniform, mask_fraction_from_uniform
 from mgen.training.objectives import GeneratorObjective
+from mgen.training.pivots import PivotObjective
 from tests.helpers import GENERATOR, TOKENIZER, tiny_tokenizer, write_idx
 
 
@@ -348,7 +349,8 @@ def test_every_shipped_config_is_valid() -> None:
             model = build_model(config.model)
         if config.task == "generator":
             ParallelSampler.suited(model, config.objective.sampler, f"{file}: objective.sampler").check(model)
-            objective = GeneratorObjective(model, config.data, config.objective)
+            kind = PivotObjective if model.staged else GeneratorObjective
+            objective = kind(model, config.data, config.objective)
             objective.draw(2, torch.Generator())  # masks that suit the model, in the published rounding
 
 

@@ -72,8 +72,22 @@ class MaskConfig:
 
 
 @dataclass(kw_only=True)
+class PivotConfig:
+    """Training of a generator that draws low-resolution pivots first (HiMAR)."""
+
+    mask: MaskConfig = field(
+        default_factory=lambda: MaskConfig(distribution="truncated-gaussian", per="batch", rounding="ceil")
+    )
+    keep: float = 0.25  # share of the images whose tokens are trained with pivots, the others without
+    warmup: int = 0  # optimizer steps over which that share rises from 0 (published: those of 100 epochs)
+    weight: float = 0.4  # of the pivots' loss: 64 of 320 places, times 2
+    token_weight: float = 0.6  # of the tokens' loss: 256 of 320 places, times 0.75
+
+
+@dataclass(kw_only=True)
 class GeneratorObjectiveConfig:
     mask: MaskConfig = field(default_factory=MaskConfig)
+    pivots: PivotConfig = field(default_factory=PivotConfig)
     label_drop: float = 0.1  # probability that the class is replaced by the null class
     label_smoothing: float = 0.1  # of a categorical head
     diffusion_batch_mul: int = (
@@ -155,6 +169,10 @@ LIMITS: dict[str, tuple[float, float]] = {
     "objective.reuse": (0, 1),
     "objective.reuse_label_drop": (0, 1),
     "objective.mask.visible": (0, math.inf),
+    "objective.pivots.keep": (0, 1),
+    "objective.pivots.warmup": (0, math.inf),
+    "objective.pivots.weight": (0, math.inf),
+    "objective.pivots.token_weight": (0, math.inf),
     "objective.diffusion_batch_mul": (1, math.inf),
     "objective.mask.std": (1e-6, math.inf),
     "objective.mask.alpha": (1e-6, math.inf),

@@ -201,6 +201,7 @@ class Trainer:
         while self.step < config.steps:
             if hasattr(self.objective, "adversarial_on"):
                 self.objective.adversarial_on = self.step >= config.objective.adversarial_start
+            self.objective.step = self.step
             logs = self.train_step(loader, order)
             self.step += 1
             bar.update()

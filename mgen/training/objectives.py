@@ -20,6 +20,7 @@ from mgen.training.config import (
     ClassifierObjectiveConfig,
     DataConfig,
     GeneratorObjectiveConfig,
+    MaskConfig,
     TokenizerObjectiveConfig,
 )
 from mgen.training.masking import known_before, known_from_uniform, mask_fraction_from_uniform
@@ -45,6 +46,7 @@ class Objective(nn.Module):
         super().__init__()
         self.model = model
         self.data = data
+        self.step = 0  # of the optimizer, set by the loop before each one
 
     def draw(self, count: int, rng: torch.Generator) -> dict[str, Tensor]:
         """Random numbers of one step for `count` images; every tensor has that many rows."""
@@ -119,13 +121,7 @@ class GeneratorObjective(Objective):
 
     def draw(self, count: int, rng: torch.Generator) -> dict[str, Tensor]:
         draws = super().draw(count, rng)
-        one = (
-            self.config.mask.per == "batch" and self.training
-        )  # validation must not depend on how it is cut into batches
-        fraction = mask_fraction_from_uniform(torch.rand(1 if one else count, generator=rng), self.config.mask)
-        uniform = torch.rand(count, self.model.spec.length, generator=rng)
-        mask = self.config.mask
-        draws["known"] = known = known_from_uniform(fraction, uniform, mask.rounding, mask.visible)
+        draws["known"], uniform = known, _ = self.draw_known(self.config.mask, count, self.model.spec.length, rng)
         draws["drop"] = torch.rand(count, generator=rng) < self.config.label_drop
         options = self.model.mask_draws(uniform.argsort(dim=1), known)
         self._mask_options = tuple(options)
@@ -137,15 +133,30 @@ class GeneratorObjective(Objective):
             draws["drop_again"] = torch.rand(count, generator=rng) < self.config.reuse_label_drop
         return draws
 
+    def draw_known(self, mask: MaskConfig, count: int, length: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Which of `length` tokens of `count` images are visible, bool (B, L), and the uniform draws (B, L) that decided it."""
+        one = mask.per == "batch" and self.training  # validation must not depend on how it is cut into batches
+        fraction = mask_fraction_from_uniform(torch.rand(1 if one else count, generator=rng), mask)
+        uniform = torch.rand(count, length, generator=rng)
+        return known_from_uniform(fraction, uniform, mask.rounding, mask.visible), uniform
+
     def draw_rows(self, rows: slice, *seed: int | str) -> dict[str, Tensor]:
-        if self.model.spec.kind != "vector":
-            return {}
-        made = []
-        for row in range(rows.start, rows.stop):
-            rng = seeds.generator(*seed, row)
-            own = self.model.head.draw(self.model.spec.length, self.config.diffusion_batch_mul, rng)
-            made.append({**own, "posterior": torch.randn(self._tokenizer[0].noise_shape(), generator=rng)})
-        return {name: torch.stack([one[name] for one in made]) for name in made[0]}
+        made = [self.draw_row(seeds.generator(*seed, row)) for row in range(rows.start, rows.stop)]
+        return {name: torch.stack([one[name] for one in made]) for name in (made[0] if made else {})}
+
+    def draw_row(self, rng: torch.Generator) -> dict[str, Tensor]:
+        """The draws of one image for a diffusion head's loss, and of its posterior for a tokenizer that has one."""
+        head, draws = self.model.head, {}
+        if hasattr(head, "draw"):
+            draws = head.draw(self.model.spec.length, self.config.diffusion_batch_mul, rng)
+        if (shape := self.posterior_shape) is not None:
+            draws["posterior"] = torch.randn(shape, generator=rng)
+        return draws
+
+    @property
+    def posterior_shape(self) -> tuple[int, ...] | None:
+        """Shape (c, h, w) of the noise for an image's posterior, None if the tokenizer has none."""
+        return None if self._tokenizer[0] is None else self._tokenizer[0].noise_shape()
 
     def share(self, piece: dict[str, Tensor], whole: dict[str, Tensor]) -> float:
         """Masked tokens here over those an equal share would have: makes the whole a mean over all masked tokens."""
@@ -154,21 +165,23 @@ class GeneratorObjective(Objective):
         here, all_ = (~piece["known"]).sum().item(), (~whole["known"]).sum().item()
         return here / all_ * len(whole["known"]) / len(piece["known"])
 
-    def tokens(self, batch: dict[str, Tensor], draws: dict[str, Tensor]) -> Tensor:
-        if "tokens" in batch:
-            views = batch["tokens"]  # (B, V, L)
-            if "flip" not in draws:
-                return views[:, 0]
-            return torch.where(draws["flip"].unsqueeze(1), views[:, -1], views[:, 0])  # (B, L)
-        if "moments" in batch:
-            views = batch["moments"]  # (B, V, 2c, h, w)
-            flipped = draws["flip"].view(-1, 1, 1, 1) if "flip" in draws else torch.zeros((), dtype=torch.bool)
-            moments = torch.where(flipped.to(views.device), views[:, -1], views[:, 0])
-            return self._tokenizer[0].tokens(moments, draws["posterior"])  # (B, L, C)
+    def tokens(self, batch: dict[str, Tensor], draws: dict[str, Tensor], prefix: str = "") -> Tensor:
+        """Tokens (B, L) or (B, L, C) of a batch; of its pivots with the prefix "pivot_"."""
+        for name in (f"{prefix}tokens", f"{prefix}moments"):
+            if name not in batch:
+                continue
+            views = batch[name]  # (B, V, …)
+            flipped = draws["flip"] if "flip" in draws else torch.zeros(1, dtype=torch.bool, device=views.device)
+            own = torch.where(flipped.view(-1, *[1] * (views.ndim - 2)), views[:, -1], views[:, 0])
+            return own if name.endswith("tokens") else self._tokenizer[0].tokens(own, draws[f"{prefix}posterior"])
         # In fp32 whatever the precision of the run: rounding changes ids, and a cache holds those of fp32.
         with torch.no_grad(), torch.autocast(batch["image"].device.type, enabled=False):
-            noise = {"noise": draws["posterior"]} if "posterior" in draws else {}
-            return self._tokenizer[0].encode(self.augment(batch["image"], draws), **noise)
+            noise = {"noise": draws[f"{prefix}posterior"]} if f"{prefix}posterior" in draws else {}
+            return self._tokenizer[0].encode(self.resized(self.augment(batch["image"], draws), prefix), **noise)
+
+    def resized(self, images: Tensor, prefix: str) -> Tensor:
+        """Images at the size of the tokens that `prefix` names: as they are."""
+        return images
 
     def forward(self, batch: dict[str, Tensor], draws: dict[str, Tensor]) -> tuple[Tensor, Logs]:
         tokens = self.tokens(batch, draws)
@@ -176,7 +189,7 @@ class GeneratorObjective(Objective):
         if self.config.label_drop:
             label = torch.where(draws["drop"], self.model.null_class, label)
         options: dict[str, Any]
-        if self.model.spec.kind == "vector":
+        if "t" in draws:
             options = {"t": draws["t"], "noise": draws["noise"], "head_tokens": self.config.head_tokens}
         else:
             options = {"label_smoothing": self.config.label_smoothing if self.training else 0.0}

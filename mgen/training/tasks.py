@@ -19,6 +19,7 @@ from mgen.training.adversarial import Discriminator, PerceptualDistance
 from mgen.training.config import TrainConfig, build_model
 from mgen.training.data import make_dataset
 from mgen.training.objectives import ClassifierObjective, GeneratorObjective, Objective, TokenizerObjective
+from mgen.training.pivots import PivotObjective
 
 
 class Task:
@@ -66,15 +67,16 @@ class Task:
 
             self.tokenizer = load_tokenizer(c.tokenizer).eval().requires_grad_(False)
             spec = self.tokenizer.spec
-            if spec.kind == "vector" and model.config.get("scale", 1.0) is None:
+            if spec.kind != "index" and model.config.get("scale", 1.0) is None:
                 model.register_to_config(scale=spec.scale)
             spec.require(model.spec, by=type(model).__name__)
-        elif self.config.data.kind != "cache" or model.spec.kind == "vector":
+        elif self.config.data.kind != "cache" or model.spec.kind != "index":
             raise MgenError(
                 "a generator trained on images or moments needs objective.tokenizer: a folder or a name from mgen zoo"
             )
         ParallelSampler.suited(model, c.sampler, "objective.sampler").check(model)
-        return GeneratorObjective(model, self.config.data, c, self.tokenizer)
+        kind = PivotObjective if model.staged else GeneratorObjective
+        return kind(model, self.config.data, c, self.tokenizer)
 
     def _tokenizer(self, model: Any) -> Objective:
         c = self.config.objective
@@ -101,7 +103,8 @@ class Task:
         elif task != "generator":
             raise MgenError(f"task {task!r} trains on images: data.kind=cache holds tokens only")
         if task == "generator":
-            if hasattr(data, "spec") and (data.name == "tokens" or model.spec.kind != "vector"):
+            self._check_pivots(model, batch)
+            if hasattr(data, "spec") and (data.name == "tokens" or not hasattr(self.tokenizer, "moments")):
                 data.spec.require(model.spec, by=type(model).__name__)
             elif hasattr(data, "spec"):
                 _, h, w = self.tokenizer.noise_shape()
@@ -115,6 +118,24 @@ class Task:
                 raise MgenError(
                     f"the data has {data.num_classes} classes, model.num_classes is {model.config.num_classes}"
                 )
+
+    def _check_pivots(self, model: Any, batch: dict[str, Tensor]) -> None:
+        if not model.staged or "image" in batch:
+            return
+        name, side = f"pivot_{self.train_data.name}", model.pivot_spec.grid[0]
+        pixels = self.tokenizer.config.image_size * side // model.spec.grid[0] if self.tokenizer is not None else "N"
+        if name not in batch:
+            raise MgenError(
+                f"{self.config.data.path} holds no pivots, which {type(model).__name__} is trained on: write a cache with mgen cache "
+                f"--pivot-size {pixels}"
+            )
+        places = batch[name].shape[2] if name == "pivot_tokens" else batch[name][0, 0, 0].numel()
+        patch = 1 if self.tokenizer is None else self.tokenizer.config.get("patch", 1)
+        if places != (side * (patch if name == "pivot_moments" else 1)) ** 2:
+            raise MgenError(
+                f"{self.config.data.path} holds {places} places per smaller image, model.pivot_side is {side}: write a cache with "
+                f"mgen cache --pivot-size {pixels}, or train another model.pivot_side"
+            )
 
     @torch.inference_mode()
     def preview(self, device: torch.device) -> Tensor | None:
