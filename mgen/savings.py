@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from mgen.heads.chains import ChainSettings
+from mgen.heads.channels import ChannelHead
 from mgen.heads.diffusion import DiffusionHead, Plan
+from mgen.heads.transformer import DiffusionTransformerHead
 from mgen.layers.attention import gather_rows
 from mgen.samplers import ParallelSampler
 from mgen.standin import StandIn
@@ -76,14 +78,35 @@ def look_up_by_nonzero(positions: Tensor, length: int) -> tuple[Tensor, ...]:
     return wanted.scatter_(1, positions, True).nonzero(as_tuple=True)
 
 
+def prepare(generator: Any, sampler: ParallelSampler) -> ParallelSampler:
+    """Give the heads of a new generator weights under which a comparison of draws means something; the sampler to draw with."""
+    from mgen import savings_channels, savings_map
+
+    for head in (generator.head, *([generator.pivot_head] if generator.staged else [])):
+        if isinstance(head, DiffusionHead):
+            spread(head)
+        elif isinstance(head, DiffusionTransformerHead):
+            savings_map.spread(head)
+        elif isinstance(head, ChannelHead):
+            savings_channels.spread(head)
+
+    def clipped(settings: dict[str, Any], head: Any) -> dict[str, Any]:
+        # Without a bound a head with random weights explodes, and its answers no longer matter to the result.
+        return settings if head.ranks else {**settings, "head": {"clip": 5.0, **(settings.get("head") or {})}}
+
+    settings = clipped(sampler.settings, generator.head)
+    if settings.get("pivots"):
+        settings["pivots"] = clipped(dict(settings["pivots"]), generator.pivot_head)
+    return ParallelSampler(**settings)
+
+
 @torch.no_grad()
-def spread(generator: Any) -> None:
+def spread(head: DiffusionHead) -> None:
     """Give a new head weights under which draws depend on the context and neither explode nor all end at a bound.
 
     ε points along x with the length of a Gaussian vector, which is what an almost pure noise calls for; to this the
     modulations add what depends on time and context.
     """
-    head: DiffusionHead = generator.head
     for module in head.modules():
         if isinstance(module, nn.Linear) and not module.weight.any():
             nn.init.normal_(module.weight, std=0.1 * module.in_features**-0.5)
@@ -98,6 +121,7 @@ class Comparison:
 
     device: torch.device
     repeats: int
+    prefix: str = ""
     rows: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, name: str, plain: Callable[[], Any], ours: Callable[[], Any], repeats: int | None = None) -> None:
@@ -109,10 +133,11 @@ class Comparison:
                 if self.device.type == "cuda":
                     torch.cuda.synchronize()
                 best[i] = min(best[i], time.perf_counter() - start)
-        row = {"saving": name, "plain_seconds": best[0], "seconds": best[1], "ratio": best[0] / best[1]}
+        row = {"saving": self.prefix + name, "plain_seconds": best[0], "seconds": best[1], "ratio": best[0] / best[1]}
         a, b = results
         if isinstance(a, Tensor) and isinstance(b, Tensor):
-            row["difference"] = ((a - b).abs().max() / a.abs().max()).item()
+            ids = not a.is_floating_point()
+            row["difference"] = ((a != b).float().mean() if ids else (a - b).abs().max() / a.abs().max()).item()
         self.rows.append(row)
 
 
@@ -120,17 +145,36 @@ def savings(
     generator: Any, sampler: ParallelSampler, *, batch_size: int, repeats: int, dtype: str = "fp32"
 ) -> list[dict[str, Any]]:
     """One row per saving: its name, seconds of the plain form and with it, their ratio, and the largest difference of the results
-    over the largest result. Single savings are measured at half of the decoding.
+    over the largest result (of ids, the share that differs). Single savings are measured at half of the decoding.
 
     Args:
         dtype: "bf16" or "fp16" adds a row for the complete run under autocast, against the plain form in fp32.
     """
     table = Comparison(generator.device, repeats)
+    if isinstance(generator.head, ChannelHead):
+        from mgen import savings_channels
+
+        with torch.inference_mode():
+            savings_channels.rows(table, generator, sampler, batch_size, dtype)
+        return table.rows
+    if generator.staged:
+        from mgen import savings_map
+
+        with torch.inference_mode():
+            table.prefix = "pivots: "
+            _single(table, generator.first(), sampler.pivot_sampler or sampler, batch_size)
+            table.prefix = ""
+            savings_map.rows(table, generator, sampler, batch_size)
+            plain, name = savings_map.plain_stages(generator), savings_map.words(sampler)
+            whole(table, generator, sampler, batch_size, dtype, plain=plain, name=name)
+        return table.rows
     with torch.inference_mode():
         _single(table, generator, sampler, batch_size)
     _training(table, generator, batch_size)
+    steps = ChainSettings.of(sampler.config.head or {}).steps
     with torch.inference_mode():
-        _whole(table, generator, sampler, batch_size, dtype)
+        name = f"{sampler.config.steps} steps × {steps} head steps"
+        whole(table, generator, sampler, batch_size, dtype, plain=PlainGenerator(generator), name=name)
     return table.rows
 
 
@@ -198,32 +242,34 @@ def _training(table: Comparison, generator: Any, batch_size: int) -> None:
     generator.zero_grad(set_to_none=True)
 
 
-def _whole(table: Comparison, generator: Any, sampler: ParallelSampler, batch_size: int, dtype: str) -> None:
-    """A complete sampling run with all savings."""
+def whole(
+    table: Comparison, generator: Any, sampler: ParallelSampler, batch_size: int, dtype: str, *, plain: Any, name: str
+) -> None:
+    """A complete sampling run with all savings, against the run of the generator `plain`."""
     from mgen.pipeline import DTYPES
 
-    _, _, label, _ = _state(generator, batch_size, 0.5)
+    label = torch.arange(batch_size, device=generator.device) % generator.num_classes
     noise = sampler.draw(generator, range(batch_size)).to(generator.device)
-    name = f"{sampler.config.steps} steps × {ChainSettings.of(sampler.config.head or {}).steps} head steps, batch {batch_size}"
+    name = f"{name}, batch {batch_size}"
     results: dict[str, Tensor] = {}
 
     def run(model: Any) -> Tensor:
         *_, last = sampler(model, label, noise=noise)
         return last.tokens
 
-    def plain() -> Tensor:
+    def first() -> Tensor:
         if "plain" not in results:
-            results["plain"] = run(PlainGenerator(generator))
+            results["plain"] = run(plain)
         return results["plain"]
 
     def cast() -> Tensor:
         with torch.autocast(generator.device.type, DTYPES[dtype]):
             return run(generator)
 
-    table.add(f"all together: {name}", plain, lambda: run(generator), 1)
+    table.add(f"all together: {name}", first, lambda: run(generator), 1)
     if dtype != "fp32":
         seconds = table.rows[-1]["plain_seconds"]
-        table.add(f"all together in {dtype} against plain fp32", plain, cast, 1)
+        table.add(f"all together in {dtype} against plain fp32", first, cast, 1)
         row = table.rows[-1]  # the plain result is that of the row before, and so is its time
         row |= {"plain_seconds": seconds, "ratio": seconds / row["seconds"]}
 

@@ -14,6 +14,8 @@ EXAMPLES = """  mgen bench                                                   the
   mgen bench --class MaskGIT --size L --recipe autonat-l-imagenet256 --batch-size 4     paper size, random weights
   mgen bench --class MaskGITBert --size imagenet256 --recipe maskgit-imagenet256 --batch-size 2
   mgen bench --class MAR --size B --recipe mar-b-imagenet256 --steps 64 --batch-size 2 --savings
+  mgen bench --class MAR --size bridge-L --recipe tokenbridge-l-imagenet256 --steps 4 --batch-size 2 --savings
+  mgen bench --class HiMAR --size B --recipe himar-b-imagenet256 --set pivots.steps=8 --steps 2 --head-steps 10 --batch-size 1 --savings
   mgen bench --sweep maskgit-r --class MaskGIT --size L --batch-size 4 --repeats 2       methods at equal steps
   mgen bench --sweep fmnist-maskgit --num-images 500         of a trained model also at equal distance and equal time
   mgen bench --config imagenet256-autonat-l --dtype bf16 --json bench.json       the model of a training configuration
@@ -37,14 +39,15 @@ def command(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--savings",
         action="store_true",
-        help="for a diffusion head: what each exact saving is worth against the plain form, and all of them in a whole run; "
+        help="for a diffusion head or one over channels: what each exact saving is worth against the plain form, and all in a whole run; "
         "with --dtype bf16 also that run under autocast, with its error",
     )
     parser.add_argument(
         "--sweep",
         metavar="NAME|FILE",
         help="compare methods over numbers of steps: a file of configs/sweeps (fmnist-maskgit, fmnist-mage, fmnist-enat, fmnist-mar, "
-        "maskgit-r, enat-l, mar-b) or your own; writes OUT/sweep.json, sweep.md, sweep.svg",
+        "fmnist-himar, fmnist-himar-chains, "
+        "fmnist-himar-ids, fmnist-bridge, maskgit-r, enat-l, mar-b) or your own; writes OUT/sweep.json, sweep.md, sweep.svg",
     )
     parser.add_argument("--num-images", type=int, help="with --sweep on a trained model: images per distance")
     parser.add_argument("--seed", type=int, default=0, help="with --sweep: of those images")
@@ -110,13 +113,14 @@ def measure_savings(pipe: Any, sampler: Any, args: Namespace) -> int:
     """The table of --savings."""
     from mgen import savings
     from mgen.files import write_json
+    from mgen.heads import CategoricalHead
 
-    if pipe.generator.spec.kind != "vector":
-        raise MgenError("--savings is for generators with a diffusion head: --class MAR, or a saved one")
+    if isinstance(pipe.generator.head, CategoricalHead):
+        raise MgenError(
+            "--savings is for generators with a diffusion head or a head over channels: --class MAR or HiMAR"
+        )
     if args.cls or args.config:
-        # Without a bound a head with random weights explodes, and its answers no longer matter to the result.
-        savings.spread(pipe.generator)
-        sampler = sampler.override(head={"clip": 5.0, **(sampler.config.head or {})})
+        sampler = savings.prepare(pipe.generator, sampler)
     repeats = max(3, args.repeats)
     rows = savings.savings(pipe.generator, sampler, batch_size=args.batch_size, repeats=repeats, dtype=args.dtype)
     print(savings.table(rows))
