@@ -91,14 +91,15 @@ def timed(generator: Any, clock: Clock) -> StandIn:
     if generator.staged:
         for name in ("first", "second"):
             trunk[name] = partial(_timed_stage, clock.wrap("trunk", getattr(generator, name)), clock)
-    head = generator.head
-    if not isinstance(head, CategoricalHead):
+    head: Any = generator.head
+    if not isinstance(generator.head, CategoricalHead):
         parts = {name: clock.wrap("head", getattr(head, name)) for name in ("plan", "sample")}
         return StandIn(generator, head=StandIn(head, **parts), **trunk)
     logits = clock.wrap("head", head.logits)
 
     def sample(*args: Any, **kwargs: Any) -> Any:
-        plain, head.logits = head.logits, logits
+        plain = head.logits
+        head.logits = logits
         try:
             return head.sample(*args, **kwargs)
         finally:

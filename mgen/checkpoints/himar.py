@@ -119,7 +119,7 @@ def himar_settings(
         num_iter, cfg: of the tokens. re_cfg, num_sampling_steps: of the pivots, which take 4 · cond_scale steps.
         dense_sampling_steps: of the transformer head, a constant in the official code.
     """
-    common = dict(cfg_schedule=cfg_schedule, temperature=temperature)
+    common: dict[str, Any] = dict(cfg_schedule=cfg_schedule, temperature=temperature)
     pivots = sampler_settings(num_iter=4 * cond_scale, cfg=re_cfg, num_sampling_steps=num_sampling_steps, **common)
     dense = sampler_settings(num_iter=num_iter, cfg=cfg, num_sampling_steps=dense_sampling_steps, **common)
     return {**dense, "pivots": pivots}

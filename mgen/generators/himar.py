@@ -114,6 +114,8 @@ class HiMAR(Generator):
         self.mask_token = table(2, pivots + length, dim)
         self.encoder_position, self.decoder_position = table(2, places, dim), table(2, places, dim)
         self.head_position = table(pivots + length, dim)
+        self.token_proj: Any
+        self.pivot_proj: Any
         if head_kind == "categorical":
             self.token_proj, self.pivot_proj = nn.Embedding(codes or 1024, dim), nn.Embedding(codes or 1024, dim)
             self.pivot_default = table(pivots, dim)

@@ -164,27 +164,27 @@ class MAR(MaskedAutoencoder, Generator):
         return self
 
     @property
-    def slots(self) -> int:
+    def slots(self) -> int:  # type: ignore[override]
         return self.config.buffer
 
     @property
-    def length(self) -> int:
+    def length(self) -> int:  # type: ignore[override]
         return self.config.side**2
 
     @property
-    def encoder_table(self) -> Tensor:
+    def encoder_table(self) -> Tensor:  # type: ignore[override]
         return self.encoder_position[self.slots :]
 
     @property
-    def decoder_table(self) -> Tensor:
+    def decoder_table(self) -> Tensor:  # type: ignore[override]
         return self.decoder_position
 
     @property
-    def head_table(self) -> Tensor:
+    def head_table(self) -> Tensor:  # type: ignore[override]
         return self.head_position
 
     @property
-    def mask_table(self) -> Tensor:
+    def mask_table(self) -> Tensor:  # type: ignore[override]
         return self.mask_token
 
     def front(self, condition: Tensor) -> Tensor:
