@@ -37,6 +37,7 @@ def random_pipeline(settings: dict[str, Any], tokenizer: str | None) -> Parts:
             maskgit-f16 for others.
     """
     import mgen
+    from mgen.checkpoints.tokenbridge import quantized_for
     from mgen.tokenizers.vqgan import SIZES as VQGAN_SIZES
     from mgen.training.config import build_model
 
@@ -57,6 +58,7 @@ def random_pipeline(settings: dict[str, Any], tokenizer: str | None) -> Parts:
         cls, size = sizes[check_choice("--tokenizer", tokenizer, sizes)]
         made = cls(**size)
         made.register_to_config(image_size=made.factor * generator.config.side)
+        made = quantized_for(generator, made)
         made.spec.require(generator.spec, by=type(generator).__name__)
         made.eval().fuse().to(memory_format=torch.channels_last)
     return Parts(generator, made, ParallelSampler.suited(generator))

@@ -124,6 +124,7 @@ class MaskedPipeline(DiffusionPipeline):
             )
         indices = range(len(ids)) if indices is None else indices
         sampler = (sampler or self.sampler).override(steps=steps, guidance=guidance)
+        sampler.check(self.generator)
         device = self.generator.device
         size = batch_size or max(1, len(ids))
         parts, images = [], []

@@ -232,15 +232,17 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
         """A sampler with some settings replaced.
 
         A number for `guidance` replaces the end of its curve; `chain` and `head_steps` replace entries of `head`,
-        and entries of `reuse` and `pivots` those of the same name.
+        and entries of `reuse` and `pivots` those of the same name; pivots=False leaves the pivots out.
         """
         settings = {key: value for key, value in settings.items() if value is not None}
         parts = {key: value for key, value in (("chain", chain), ("steps", head_steps)) if value is not None}
         if parts:
             settings["head"] = {**(self.config.head or {}), **settings.get("head", {}), **parts}
         for name in ("reuse", "pivots"):
-            if settings.get(name) and self.config[name]:
+            if isinstance(settings.get(name), Mapping) and self.config[name]:
                 settings[name] = {**self.config[name], **settings[name]}
+        if settings.get("pivots") is False:
+            settings["pivots"] = None
         check_keys(settings, constructor_keys(type(self)), "sampler.")
         if guidance is not None:
             settings["guidance"] = with_strength(self.config.guidance, guidance)

@@ -48,8 +48,10 @@ class State:
         rank = score.masked_fill(self.known, torch.inf).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
         shown = (rank < target.unsqueeze(1)) | self.known
         fresh = shown & ~self.given
-        self.tokens = torch.where(fresh, drawn, self.tokens)
-        self.known = shown & ((self.tokens < self.vocab) | self.given)
+        wide = fresh.view(*fresh.shape, *[1] * (self.tokens.ndim - 2))
+        self.tokens = torch.where(wide, drawn, self.tokens)
+        codes = (self.tokens < self.vocab).view(*fresh.shape, -1).all(-1)
+        self.known = shown & (codes | self.given)
 
 
 def put(tokens: Tensor, positions: Tensor, values: Tensor, where: Tensor | None = None) -> Tensor:

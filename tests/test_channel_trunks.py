@@ -12,7 +12,7 @@ from mgen.generators import MAR, MaskGIT
 from mgen.layers import Local
 from mgen.samplers import ParallelSampler
 from mgen.savings import savings
-from tests.helpers import tiny_kl
+from tests.helpers import tiny_generator, tiny_kl
 from tests.test_channels import lively
 
 HEAD: dict[str, Any] = dict(head_kind="channels", channels=4, levels=16, channel_order=(2, 0, 3, 1), scale=1.0)
@@ -189,3 +189,29 @@ def test_a_head_refuses_the_settings_of_others(net: Any) -> None:
         ParallelSampler(head={"guide": "logits"}).check(MaskGIT(side=4, codes=16, dim=32, depth=2, heads=2))
     with pytest.raises(MgenError, match="head_kind"):
         MaskGIT(head_kind="channel")
+
+
+def test_revising_draws_known_tokens_anew_channel_by_channel() -> None:
+    net = tiny_generator(side=4, head_kind="channels", channels=3, levels=8, head_width=16, head_depth=1, head_heads=2)
+    sampler = ParallelSampler(steps=4, revise=True, precision="halton-inclusive", schedule="arccos")
+    tokens, known = torch.zeros(2, 16, 3, dtype=torch.int64), torch.zeros(2, 16, dtype=torch.bool)
+    known[:, 3:6] = True
+    *_, step = sampler(net, torch.tensor([0, 1]), noise=sampler.draw(net, [1, 2]), tokens=tokens, known=known)
+    assert step.known.all() and not step.tokens[known].any() and step.tokens[~known].any()
+
+
+def test_a_benchmark_finds_a_tokenizer_for_quantised_tokens() -> None:
+    from mgen.benchmark import random_pipeline
+
+    sizes = dict(encoder_dim=32, encoder_depth=1, encoder_heads=2, decoder_dim=32, decoder_depth=1, decoder_heads=2)
+    settings = {
+        "class": "MAR",
+        "head_kind": "channels",
+        "side": 2,
+        "head_width": 16,
+        "head_heads": 2,
+        "buffer": 2,
+        **sizes,
+    }
+    parts = random_pipeline(settings, "auto")
+    assert parts.tokenizer.decode(torch.zeros(1, 4, 16, dtype=torch.int64)).shape == (1, 3, 32, 32)

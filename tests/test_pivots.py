@@ -162,6 +162,12 @@ def test_what_does_not_fit_is_refused() -> None:
         ParallelSampler(**VECTORS).check(tiny_mar())
     with pytest.raises(MgenError, match="steps is 17, this model has 16 tokens"):
         ParallelSampler(**{**VECTORS, "pivots": {**VECTORS["pivots"], "steps": 17}}).check(net)
+    sampler = ParallelSampler(**VECTORS)
+    with pytest.raises(MgenError, match="draws no pivots"):
+        MaskedPipeline(tokenizer=tiny_kl(), generator=tiny_mar(), sampler=sampler)([0])
+    assert sampler.override(pivots=False).config.pivots is None
+    with pytest.raises(MgenError, match="sampler.pivots is 5"):
+        sampler.override(pivots=5)
     with pytest.raises(MgenError, match="must be smaller"):
         shrink(torch.zeros(1, 1, 8, 8), 8)
 
@@ -297,6 +303,12 @@ def test_a_cache_of_two_resolutions_holds_what_the_tokenizer_makes(data: dict[st
     write_cache(FashionMNIST(root=data["idx"]), tiny_kl(), tmp_path / "one", progress=False)
     with pytest.raises(MgenError, match="mgen cache --pivot-size 16"):
         Trainer(train_config(settings(data, tmp_path / "x", data={"kind": "cache", "path": str(tmp_path / "one")})))
+    with pytest.raises(MgenError, match="holds no pivots"):  # nor may the validation data lack them
+        paths = {"path": str(tmp_path / "kl"), "val_path": str(tmp_path / "one")}
+        Trainer(train_config(settings(data, tmp_path / "z", data={"kind": "cache", **paths})))
+    with pytest.raises(MgenError, match="must be smaller"):
+        write_cache(FashionMNIST(root=data["idx"]), tiny_kl(), tmp_path / "bad", pivot_size=64, progress=False)
+    assert not (tmp_path / "bad" / "index.json").exists(), "a size that cannot be has bound the folder"
     wrong = settings(data, tmp_path / "y", data={"kind": "cache", "path": str(tmp_path / "kl")})
     wrong["model"]["pivot_side"], wrong["objective"]["sampler"] = 2, {"steps": 4, "order": "random"}
     with pytest.raises(MgenError, match="--pivot-size 8"):
@@ -325,3 +337,15 @@ def test_pipelines_with_pivots_sample_edit_and_show_how(tmp_path: Path, capsys: 
 
     with Image.open(tmp_path / "a.gif") as gif:
         assert gif.n_frames >= 3 + 4 - 1  # equal neighbours are merged
+
+
+def test_a_sweep_of_a_saved_model_finds_its_reference_by_itself(tmp_path: Path) -> None:
+    pipe = MaskedPipeline(tokenizer=tiny_kl(), generator=tiny_himar(), sampler=ParallelSampler(**VECTORS))
+    pipe.save_pretrained(tmp_path / "model")
+    methods = {"with": {}, "without": {"pivots": None}}
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump({"base": "with", "steps": [2], "methods": methods}))
+    line = ["bench", "--sweep", str(tmp_path / "s.yaml"), "--model", str(tmp_path / "model"), "--num-images", "4"]
+    assert main([*line, "--batch-size", "2", "--out", str(tmp_path / "sweep")]) == 0
+    rows = json.loads((tmp_path / "sweep" / "sweep.json").read_text())["rows"]
+    assert [row["method"] for row in rows] == ["with", "without"] and all(row["distance"] > 0 for row in rows)
+    assert rows[0]["full"] > rows[1]["full"] and rows[0]["tflops"] > rows[1]["tflops"]

@@ -228,7 +228,7 @@ def convert(format_name: str, path: str | Path, *, raw: bool = False, **settings
         raise
     except KeyError as error:
         raise MgenError(f"{path} is not of format {format_name!r}: it lacks {error.args[0]}") from error
-    except (ValueError, IndexError) as error:
+    except (ValueError, IndexError, RuntimeError) as error:
         raise MgenError(f"{path} is not of format {format_name!r}: its names are those of another system") from error
     try:
         model = cls(**config)

@@ -64,7 +64,8 @@ def edit(args: Namespace) -> int:
         if pipe.generator.null_class is None:
             raise MgenError("this model has no null class: give --class")
         classes = [None]
-        pipe.sampler = pipe.sampler.override(guidance=1.0)  # nothing to guide towards
+        pivots = {"guidance": 1.0} if pipe.sampler.config.pivots else None
+        pipe.sampler = pipe.sampler.override(guidance=1.0, pivots=pivots)  # nothing to guide towards
     else:
         classes = chosen_classes(args.classes, pipe)
     labels = [c for c in classes for _ in range(args.num_images)]

@@ -109,7 +109,10 @@ def evaluate(args: Namespace, line: str) -> int:
 
 def builtin_data(args: Namespace) -> bool:
     """Whether the images are taken for Fashion-MNIST's: then there are a judge and a reference without asking."""
-    return args.extractor == "fmnist-cnn" and not (args.reconstruction and args.path != "fmnist")
+    reconstruction = getattr(
+        args, "reconstruction", None
+    )  # other commands have references too, and draw what they measure
+    return args.extractor == "fmnist-cnn" and not (reconstruction and args.path != "fmnist")
 
 
 def find_source(args: Namespace, extractor: Any, device: Any) -> tuple[Any, Sequence[str]]:

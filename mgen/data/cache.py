@@ -96,6 +96,8 @@ def write_cache(
         raise MgenError(
             f"{out} already holds a cache made from other data, settings or tokenizer: choose another --out"
         )
+    if pivot_size is not None:  # raises for a size that cannot be, before the folder is bound to it
+        tokenizer.encode(shrink(dataset.__getitems__([0])["image"].to(next(tokenizer.parameters()).device), pivot_size))
     write_json(out / "index.json", index)
     name = "moments" if stored else "tokens"
     encode = tokenizer.moments if stored else tokenizer.encode

@@ -52,7 +52,8 @@ class HiMAR(Generator):
         head_kind: of the second stage, "transformer" (diffusion over the whole map), "mlp" (diffusion token by token) or "categorical":
             tokens and pivots are then ids and both stages have categorical heads.
         codes: vocabulary, for ids.
-        dim, encoder_depth, decoder_depth, heads, mlp_ratio: of the trunk. buffer: N, slots that hold the class vector.
+        dim, encoder_depth, decoder_depth, heads, mlp_ratio: of the trunk. decoder_heads: None, as many as the encoder's.
+        buffer: N, slots that hold the class vector.
         pivot_head_width, pivot_head_depth: of the MLP head of the pivots.
         head_width, head_depth, head_heads, head_mlp_ratio: of the second stage's.
         num_classes: classes; the null class has the id `num_classes` and the vector `fake_latent`.
@@ -83,6 +84,7 @@ class HiMAR(Generator):
         encoder_depth: int = 12,
         decoder_depth: int = 12,
         heads: int = 12,
+        decoder_heads: int | None = None,
         mlp_ratio: float = 4.0,
         buffer: int = 64,
         pivot_head_width: int = 1024,
@@ -104,7 +106,7 @@ class HiMAR(Generator):
         def table(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.randn(*shape) * 0.02)
 
-        def block() -> ScaledBlock:
+        def block(heads: int) -> ScaledBlock:
             return ScaledBlock(
                 dim, heads, tasks=2, mlp_ratio=mlp_ratio, eps=1e-6, attn_dropout=attn_dropout, dropout=dropout
             )
@@ -124,10 +126,13 @@ class HiMAR(Generator):
             self.pivot_default = table(pivots, channels)
         self.token_norm = nn.LayerNorm(dim, eps=1e-6)
         self.feature_proj = nn.Linear(dim, dim)
-        for part, depth in (("encoder", encoder_depth), ("decoder", decoder_depth)):
+        for part, depth, count in (
+            ("encoder", encoder_depth, heads),
+            ("decoder", decoder_depth, decoder_heads or heads),
+        ):
             setattr(self, f"{part}_task", nn.Embedding(2, dim))
             setattr(self, f"{part}_modulation", nn.Linear(dim, 4 * dim))
-            setattr(self, f"{part}_blocks", nn.ModuleList(block() for _ in range(depth)))
+            setattr(self, f"{part}_blocks", nn.ModuleList(block(count) for _ in range(depth)))
             setattr(self, f"{part}_norm", nn.LayerNorm(dim, eps=1e-6))
         self.decoder_embed = nn.Linear(dim, dim)
         for module in self.modules():
@@ -218,24 +223,33 @@ class HiMAR(Generator):
             per image (B,): "loss" and "figure" of the tokens, "pivot_loss" and "pivot_figure". Of a head that draws the whole map
             the mean over all elements, otherwise the sum over masked tokens.
         """
-        stage = self.first()
-        z = stage.context(pivots, pivot_known, pivot_condition)  # (B, S, D)
-        pivot_loss, pivot_figure = _sums(self.pivot_head, z, pivots, pivot_known, pivot_chain, label_smoothing)
+        visible, where = masked_places(pivot_known)
+        z = self.first().context(pivots, pivot_known, pivot_condition, visible=visible)  # (B, S, D)
+        pivot_loss, pivot_figure = _sums(self.pivot_head, z, pivots, pivot_known, where, pivot_chain, label_smoothing)
+        visible, where = masked_places(known)
         stage = self.second(z.detach(), pivot_known | dropped.unsqueeze(1))
-        z = stage.context(tokens, known, condition)  # (B, L, D)
+        z = stage.context(tokens, known, condition, visible=visible)  # (B, L, D)
         if getattr(self.head, "whole", False):
             assert chain is not None
             losses, figure = (x.mean(1) for x in self.head.loss(z, tokens, masked=~known, **chain))
         else:
-            losses, figure = _sums(self.head, z, tokens, known, chain, label_smoothing)
+            losses, figure = _sums(self.head, z, tokens, known, where, chain, label_smoothing)
         return {"loss": losses, "figure": figure, "pivot_loss": pivot_loss, "pivot_figure": pivot_figure}
 
 
 def _sums(
-    head: Any, z: Tensor, tokens: Tensor, known: Tensor, chain: dict[str, Tensor] | None, label_smoothing: float
+    head: Any,
+    z: Tensor,
+    tokens: Tensor,
+    known: Tensor,
+    where: Tensor | None,
+    chain: dict[str, Tensor] | None,
+    label_smoothing: float,
 ) -> tuple[Tensor, Tensor]:
-    """Loss and figure of each image's masked tokens, summed over them and averaged over copies: (B,) both."""
-    _, where = masked_places(known)
+    """Loss and figure of each image's masked tokens, summed over them and averaged over copies: (B,) both.
+
+    `where`: the masked places (B, M), where all images have as many.
+    """
     if chain is None:
         losses, figure = head.loss(z[~known], tokens[~known], label_smoothing=label_smoothing)
         row = (~known).nonzero()[:, 0]

@@ -70,6 +70,12 @@ class Task:
             if spec.kind != "index" and model.config.get("scale", 1.0) is None:
                 model.register_to_config(scale=spec.scale)
             spec.require(model.spec, by=type(model).__name__)
+            order = self.tokenizer.config.get("channel_order")
+            if order is not None and spec.kind == "multi-index" and model.config.channel_order is None:
+                raise MgenError(
+                    f"the tokenizer names a channel_order, the model draws its channels in ascending order: set model.channel_order="
+                    f"{list(order)}, or write the ascending one out"
+                )
         elif self.config.data.kind != "cache" or model.spec.kind != "index":
             raise MgenError(
                 "a generator trained on images or moments needs objective.tokenizer: a folder or a name from mgen zoo"
@@ -103,7 +109,8 @@ class Task:
         elif task != "generator":
             raise MgenError(f"task {task!r} trains on images: data.kind=cache holds tokens only")
         if task == "generator":
-            self._check_pivots(model, batch)
+            for named in (data, self.val_data):
+                self._check_pivots(model, named)
             if hasattr(data, "spec") and (data.name == "tokens" or not hasattr(self.tokenizer, "moments")):
                 data.spec.require(model.spec, by=type(model).__name__)
             elif hasattr(data, "spec"):
@@ -119,21 +126,22 @@ class Task:
                     f"the data has {data.num_classes} classes, model.num_classes is {model.config.num_classes}"
                 )
 
-    def _check_pivots(self, model: Any, batch: dict[str, Tensor]) -> None:
-        if not model.staged or "image" in batch:
+    def _check_pivots(self, model: Any, data: Any) -> None:
+        if not model.staged or data is None or "image" in (batch := data.__getitems__([0])):
             return
-        name, side = f"pivot_{self.train_data.name}", model.pivot_spec.grid[0]
+        path = self.config.data.path if data is self.train_data else self.config.data.val_path
+        name, side = f"pivot_{data.name}", model.pivot_spec.grid[0]
         pixels = self.tokenizer.config.image_size * side // model.spec.grid[0] if self.tokenizer is not None else "N"
         if name not in batch:
             raise MgenError(
-                f"{self.config.data.path} holds no pivots, which {type(model).__name__} is trained on: write a cache with mgen cache "
+                f"{path} holds no pivots, which {type(model).__name__} is trained on: write a cache with mgen cache "
                 f"--pivot-size {pixels}"
             )
         places = batch[name].shape[2] if name == "pivot_tokens" else batch[name][0, 0, 0].numel()
         patch = 1 if self.tokenizer is None else self.tokenizer.config.get("patch", 1)
         if places != (side * (patch if name == "pivot_moments" else 1)) ** 2:
             raise MgenError(
-                f"{self.config.data.path} holds {places} places per smaller image, model.pivot_side is {side}: write a cache with "
+                f"{path} holds {places} places per smaller image, model.pivot_side is {side}: write a cache with "
                 f"mgen cache --pivot-size {pixels}, or train another model.pivot_side"
             )
 

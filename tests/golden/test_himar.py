@@ -31,6 +31,7 @@ def conversion(case: Case) -> Conversion:
         "himar",
         case.folder / "weights.safetensors",
         heads=c["encoder_num_heads"],
+        decoder_heads=c["decoder_num_heads"],
         head_heads=c["head"],
         scale=c["vae_scale_factor"],
         attn_dropout=c["attn_dropout"],
@@ -216,13 +217,18 @@ def sample(case: Case) -> None:
 @torch.inference_mode()
 def sample_seeded(case: Case) -> None:
     """The official run without injected noise: its order of draws, replayed into tables by position."""
+    # The public set says these in words only; params as in the other runs.
+    steps, cfg, re_cfg, temperature, small, dense = case.inputs.get(
+        "params", torch.tensor([2, 2, 2.5, 1, 5, 5])
+    ).tolist()
     settings = himar_settings(
-        num_iter=2,
-        cfg=2.0,
-        re_cfg=2.5,
+        num_iter=int(steps),
+        cfg=round(cfg, 6),
+        re_cfg=round(re_cfg, 6),
         cond_scale=case.config["cond_scale"],
-        num_sampling_steps="ddim5",
-        dense_sampling_steps="ddim5",
+        temperature=round(temperature, 6),
+        num_sampling_steps=f"ddim{int(small)}",
+        dense_sampling_steps=f"ddim{int(dense)}",
     )
     net, b = model(case), len(case.inputs["labels"])
     seed = int(case.inputs["seed"])
@@ -240,14 +246,15 @@ def sample_seeded(case: Case) -> None:
         n = int(here.sum())
         chain[0][here] = torch.randn(n, channels)
         for j in range(count):
-            chain[j + 1][here] = torch.randn(2 * n, channels)[:n]
+            chain[j + 1][here] = torch.randn((2 if re_cfg != 1 else 1) * n, channels)[:n]
     side, count = net.config.side, settings["head"]["steps"]
     maps = torch.zeros(settings["steps"], count + 1, b, length, channels)
     for t in range(settings["steps"]):
         maps[t, 0] = patchify(torch.randn(b, channels, side, side), 1)
         for j in range(count):
-            torch.randn(2 * b, channels, side, side)  # drawn there and never read
-            maps[t, j + 1] = patchify(torch.randn(2 * b, channels, side, side)[:b], 1)
+            rows = 2 * b if cfg != 1 else b
+            torch.randn(rows, channels, side, side)  # drawn there and never read
+            maps[t, j + 1] = patchify(torch.randn(rows, channels, side, side)[:b], 1)
     first = Noise(order=orders[:, :pivots].argsort(1).float(), chain=chain[:-1])
     run(case, settings, Noise(order=orders[:, pivots:].argsort(1).float(), maps=maps[:, :-1], pivots=first))
 

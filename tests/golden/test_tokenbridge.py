@@ -256,7 +256,9 @@ def test_ema_weights_take_their_levels_from_the_others(tmp_path: Path) -> None:
     state["reconstruction_values"] = state["reconstruction_values"] + 1e-5
     ema = {name: value + 1 for name, value in state.items() if name not in tokenbridge.BUFFERS}
     path = official_file(tmp_path, model=state, model_ema=ema)
-    settings: dict[str, Any] = dict(encoder_heads=4, decoder_heads=4)
+    c = case.config
+    settings: dict[str, Any] = dict(encoder_heads=c["encoder_num_heads"], decoder_heads=c["decoder_num_heads"])
+    settings |= dict(span=c["std_range"])
     averaged, raw = convert("tokenbridge", path, **settings), convert("tokenbridge", path, raw=True, **settings)
     assert torch.equal(averaged.model.levels_table, state["reconstruction_values"])
     assert torch.equal(averaged.model.head.cond.bias, raw.model.head.cond.bias + 1)
