@@ -5,8 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mgen.checkpoints.mar import RULES as MAR_RULES
-from mgen.checkpoints.mar import sampler_settings
+from mgen.checkpoints import mar
 from mgen.checkpoints.reading import Renamed, State
 
 RULES = (
@@ -35,7 +34,7 @@ RULES = (
     (r"^cond_diffloss\.net\.final_layer\.adaLN_modulation\.1\.", "head.out_adaln."),
     (r"^cond_diffloss\.net\.final_layer\.linear\.", "head.out."),
 )
-PIVOT_RULES = tuple((a, b.replace("head.", "pivot_head.", 1)) for a, b in MAR_RULES if "diffloss" in a)
+PIVOT_RULES = tuple((a, b.replace("head.", "pivot_head.", 1)) for a, b in mar.RULES if "diffloss" in a)
 # One row or matrix for each of the two stages, stored one behind the other under a leading 1.
 HALVES = ("mask_token", "encoder_position", "decoder_position")
 
@@ -51,15 +50,15 @@ def config(state: State) -> dict[str, Any]:
         "channels": channels,
         "scale": 0.2325 if channels == 16 else None,  # that of KL16, whose tokens have 16 numbers
         "dim": dim,
-        "encoder_depth": _count(state, r"encoder_blocks\.(\d+)\."),
-        "decoder_depth": _count(state, r"decoder_blocks\.(\d+)\."),
-        "heads": 16 if dim == 1280 else max(1, dim // 64),
+        "encoder_depth": mar.count(state, r"encoder_blocks\.(\d+)\."),
+        "decoder_depth": mar.count(state, r"decoder_blocks\.(\d+)\."),
+        "heads": mar.heads(dim),
         "mlp_ratio": state["encoder_blocks.0.mlp.fc1.weight"].shape[0] / dim,
         "buffer": state["encoder_pos_embed_learned"].shape[1] // 2 - pivots - length,
         "pivot_head_width": state["diffloss.net.input_proj.weight"].shape[0],
-        "pivot_head_depth": _count(state, r"diffloss\.net\.res_blocks\.(\d+)\."),
+        "pivot_head_depth": mar.count(state, r"diffloss\.net\.res_blocks\.(\d+)\."),
         "head_width": width,
-        "head_depth": _count(state, r"cond_diffloss\.net\.blocks\.(\d+)\."),
+        "head_depth": mar.count(state, r"cond_diffloss\.net\.blocks\.(\d+)\."),
         "head_heads": max(1, width // 64),
         "head_mlp_ratio": state["cond_diffloss.net.blocks.0.mlp.fc1.weight"].shape[0] / width,
         "num_classes": state["class_emb.weight"].shape[0],
@@ -120,10 +119,6 @@ def himar_settings(
         dense_sampling_steps: of the transformer head, a constant in the official code.
     """
     common: dict[str, Any] = dict(cfg_schedule=cfg_schedule, temperature=temperature)
-    pivots = sampler_settings(num_iter=4 * cond_scale, cfg=re_cfg, num_sampling_steps=num_sampling_steps, **common)
-    dense = sampler_settings(num_iter=num_iter, cfg=cfg, num_sampling_steps=dense_sampling_steps, **common)
+    pivots = mar.sampler_settings(num_iter=4 * cond_scale, cfg=re_cfg, num_sampling_steps=num_sampling_steps, **common)
+    dense = mar.sampler_settings(num_iter=num_iter, cfg=cfg, num_sampling_steps=dense_sampling_steps, **common)
     return {**dense, "pivots": pivots}
-
-
-def _count(state: State, pattern: str) -> int:
-    return 1 + max(int(m[1]) for name in state if (m := re.match(pattern, name)))

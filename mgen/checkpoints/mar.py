@@ -50,10 +50,10 @@ def trunk_config(state: State, length: int) -> dict[str, Any]:
         "scale": 0.2325 if channels == 16 else None,  # that of KL16, whose tokens have 16 numbers
         "encoder_dim": encoder,
         "encoder_depth": count(state, r"encoder_blocks\.(\d+)\."),
-        "encoder_heads": _heads(encoder),
+        "encoder_heads": heads(encoder),
         "decoder_dim": decoder,
         "decoder_depth": count(state, r"decoder_blocks\.(\d+)\."),
-        "decoder_heads": _heads(decoder),
+        "decoder_heads": heads(decoder),
         "mlp_ratio": state["encoder_blocks.0.mlp.fc1.weight"].shape[0] / encoder,
         "buffer": positions - length,
         "num_classes": state["class_emb.weight"].shape[0],
@@ -121,5 +121,5 @@ def count(state: State, pattern: str) -> int:
     return 1 + max(int(m[1]) for name in state if (m := re.match(pattern, name)))
 
 
-def _heads(dim: int) -> int:
+def heads(dim: int) -> int:
     return 16 if dim == 1280 else max(1, dim // 64)

@@ -157,6 +157,12 @@ def _rows(tokens: Tensor, places: Tensor) -> Tensor:
     return tokens.gather(1, places) if tokens.ndim == 2 else gather_rows(tokens, places)
 
 
+def class_vector(model: Any, condition: Tensor) -> Tensor:
+    """What every slot of the buffer holds (B, D): the class's vector, or `fake_latent` for the null class."""
+    null = (condition == model.null_class).unsqueeze(1)
+    return torch.where(null, model.fake_latent, model.class_embed(condition.clamp(max=model.null_class - 1)))
+
+
 def masked_places(known: Tensor) -> tuple[tuple[int, int], Tensor | None]:
     """Fewest and most known tokens of a row of known (B, L), and where all rows know as many the masked places (B, M)."""
     fewest, most = count_known(known)

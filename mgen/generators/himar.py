@@ -24,7 +24,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from mgen.errors import check_choice
-from mgen.generators.autoencoder import MaskedAutoencoder, copies_loss, masked_places
+from mgen.generators.autoencoder import MaskedAutoencoder, class_vector, copies_loss, masked_places
 from mgen.generators.base import Generator
 from mgen.heads import CategoricalHead, DiffusionHead, DiffusionTransformerHead
 from mgen.layers import Local, Memory, ScaledBlock, gather_rows
@@ -334,9 +334,7 @@ class Stage(MaskedAutoencoder):
     def front(self, condition: Tensor) -> Tensor:
         """The buffer, and in the second stage the pivots: (B, N, D) or (B, N + S, D)."""
         model, slots = self.trunk, self.config.buffer
-        null = (condition == self.null_class).unsqueeze(1)
-        vector = torch.where(null, model.fake_latent, model.class_embed(condition.clamp(max=self.null_class - 1)))
-        rows = vector.unsqueeze(1) + model.encoder_position[self.index, :slots]  # (B, N, D)
+        rows = class_vector(model, condition).unsqueeze(1) + model.encoder_position[self.index, :slots]  # (B, N, D)
         if self.pivots is None:
             return rows
         # The null rows of guidance, behind those of the class, see the same pivots.

@@ -25,7 +25,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from mgen.errors import check_choice
-from mgen.generators.autoencoder import MaskedAutoencoder, copies_loss, masked_places
+from mgen.generators.autoencoder import MaskedAutoencoder, class_vector, copies_loss, masked_places
 from mgen.generators.base import Generator
 from mgen.heads import ChannelHead, DiffusionHead
 from mgen.layers import PreNormBlock, gather_rows
@@ -189,9 +189,7 @@ class MAR(MaskedAutoencoder, Generator):
 
     def front(self, condition: Tensor) -> Tensor:
         """The buffer (B, S, D): every slot holds the class vector."""
-        null = (condition == self.null_class).unsqueeze(1)
-        vector = torch.where(null, self.fake_latent, self.class_embed(condition.clamp(max=self.null_class - 1)))
-        return vector.unsqueeze(1) + self.encoder_position[: self.slots]
+        return class_vector(self, condition).unsqueeze(1) + self.encoder_position[: self.slots]
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Vectors (B, n, C), or ids (B, n, C) of quantised ones: (B, n, D)."""

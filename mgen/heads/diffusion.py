@@ -58,6 +58,18 @@ class ResBlock(nn.Module):
         return torch.addcmul(h, gate, self.fc2(F.silu(self.fc1(x))))
 
 
+def initialise(head: Any) -> None:
+    """DiT's initial values: linear layers Xavier, time embedding normal 0.02, modulations and output zero (arXiv 2212.09748)."""
+    for module in head.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)
+    for layer in (head.time.fc1, head.time.fc2):
+        nn.init.normal_(layer.weight, std=0.02)
+    for layer in (head.out_adaln, head.out, *(block.adaln for block in head.blocks)):
+        nn.init.zeros_(layer.weight)
+
+
 @dataclass(frozen=True)
 class Plan:
     """A chain and the time embeddings (N, W) of its steps, made once per run."""
@@ -94,15 +106,7 @@ class DiffusionHead(nn.Module):
 
     def reset_parameters(self) -> None:
         """Xavier for linear layers, normal 0.02 for the time embedding; modulations and output start at zero."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
-        nn.init.normal_(self.time.fc1.weight, std=0.02)
-        nn.init.normal_(self.time.fc2.weight, std=0.02)
-        for layer in (self.out_adaln, self.out, *(block.adaln for block in self.blocks)):
-            assert isinstance(layer, nn.Linear)
-            nn.init.zeros_(layer.weight)
+        initialise(self)
 
     # -- the network ---------------------------------------------------------------------------------------------------
 

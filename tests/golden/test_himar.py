@@ -121,16 +121,16 @@ def train_loss(case: Case) -> None:
     second = 0.75 * out["loss"].mean()
     total = 64 / 320 * first + 256 / 320 * second
     case.check("loss1_x2", first, atol=3e-6, rtol=3e-6)
-    case.check("loss2_x0p75", second, atol=3e-6, rtol=3e-6)
-    case.check("total", total, atol=3e-6, rtol=3e-6)
+    case.check("loss2_x0p75", second, atol=3e-7, rtol=1e-6)
+    case.check("total", total, atol=1.8e-6)
     total.backward()
     parameters = dict(net.named_parameters())
     norms = [parameters[made.mapped[name]].grad.norm() for name in c["grad_norm_names"]]  # type: ignore[union-attr]
-    case.check("grad_norm", torch.stack(norms), atol=3e-6, rtol=1e-5)
+    case.check("grad_norm", torch.stack(norms), atol=case.near("grad_norm", 3.6e-6))
     grad = parameters["pivot_default"].grad
     assert grad is not None and net.fake_latent.grad is not None
-    case.check("grad_cond_tokens", grad.unsqueeze(0), atol=3e-6)
-    case.check("grad_fake_latent", net.fake_latent.grad, atol=3e-6)
+    case.check("grad_cond_tokens", grad.unsqueeze(0), atol=case.near("grad_cond_tokens", 1e-8, 2e-5))
+    case.check("grad_fake_latent", net.fake_latent.grad, atol=case.near("grad_fake_latent", 3.2e-8, 3e-5))
     with torch.no_grad():
         stage = net.first()
         z = stage.context(patchify(i["small_latents"], 1), masks[0][:, :pivots], labels[0])
@@ -167,7 +167,7 @@ def run(case: Case, settings: dict[str, Any], noise: Noise) -> None:
         case.check(name, unpatchify(tokens, 1, (side, side)), atol=case.near(name, 1e-5, share), rtol=1e-4)
     case.check("small_predicted_at_step", at[True])
     case.check("dense_predicted_at_iter", at[False])
-    case.check("small_z", features[0], atol=case.near("small_z", 2 * TRUNK))
+    case.check("small_z", features[0], atol=case.near("small_z", 3.5e-5 if settings["temperature"] else 1.1e-4))
     if "tokens_after_iter" in case.outputs:
         got = torch.stack(drafts[:-1])
         case.check("tokens_after_iter", got, atol=case.near("tokens_after_iter", 1e-5, share), rtol=1e-4)
@@ -177,7 +177,7 @@ def run(case: Case, settings: dict[str, Any], noise: Noise) -> None:
         empty = torch.zeros(len(both), net.spec.length, dtype=torch.bool)
         stage = second(features[0])
         encoded = stage.encode(torch.zeros(len(both), *net.spec.shape), empty, both)
-        case.check("dense_z_iter0", complete(stage, *encoded), atol=case.near("dense_z_iter0", 2 * TRUNK))
+        case.check("dense_z_iter0", complete(stage, *encoded), atol=case.near("dense_z_iter0", 3.2e-5))
 
 
 def arguments(case: Case) -> dict[str, Any]:
@@ -355,10 +355,10 @@ def test_himar_base_full_size() -> None:
     pivots, side = net.pivot_spec.length, net.config.side
     first = net.first()
     z1 = complete(first, *first.encode(i["small_tokens"], i["mask_phase1"][:, :pivots] == 0, i["labels"]))
-    assert (z1[:, ::8, ::8] - out["z1_slice"]).abs().max() < 4e-5
+    assert (z1[:, ::8, ::8] - out["z1_slice"]).abs().max() < 2.9e-5
     second = net.second(z1[:, :pivots])
     z2 = complete(second, *second.encode(i["dense_tokens"], i["mask_phase2"][:, pivots:] == 0, i["labels"]))
-    assert (z2[:, ::8, ::8] - out["z2_slice"]).abs().max() < 4e-5
-    assert (net.pivot_head(i["mlp_x"], i["mlp_t"], z1[0, :8]) - out["mlp_head"]).abs().max() < 2e-5
+    assert (z2[:, ::8, ::8] - out["z2_slice"]).abs().max() < 3e-5
+    assert (net.pivot_head(i["mlp_x"], i["mlp_t"], z1[0, :8]) - out["mlp_head"]).abs().max() < 1.1e-5
     eps = net.head(patchify(i["dit_x"], 1), i["dit_t"], z2[:, pivots:])
-    assert (unpatchify(eps, 1, (side, side)) - out["dit_head"]).abs().max() < 3e-5
+    assert (unpatchify(eps, 1, (side, side)) - out["dit_head"]).abs().max() < 2.1e-5
