@@ -78,9 +78,6 @@ class Reuse:
         Raises:
             MgenError: `groups` that do not sum to the number of steps.
         """
-        for name in ("prefix", "late_guidance", "features"):
-            if not isinstance(getattr(self, name), bool):
-                raise MgenError(f"reuse.{name} is {getattr(self, name)!r}: expected true or false")
         if self.groups is not None:
             if sum(self.groups) != steps - start:
                 raise MgenError(f"reuse.groups sum to {sum(self.groups)}, the run has {steps - start} steps")
