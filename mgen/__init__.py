@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from mgen.errors import MgenError
     from mgen.evaluation.cnn import FashionCNN
     from mgen.generators.bert import MaskGITBert
+    from mgen.generators.causal import CausalGenerator
     from mgen.generators.enat import ENAT
     from mgen.generators.halton import HaltonMaskGIT
     from mgen.generators.himar import HiMAR
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from mgen.pipeline import MaskedPipeline, load
     from mgen.samplers.parallel import ParallelSampler
     from mgen.tokenizers.bridge import QuantizedKL
+    from mgen.tokenizers.hita import HitaTokenizer
     from mgen.tokenizers.kl import KLTokenizer
     from mgen.tokenizers.llamagen import LlamaGenVQ
     from mgen.tokenizers.vqgan import VQGAN
@@ -33,10 +35,12 @@ __version__ = "0.1.0"
 # Public name → module that defines it. Saved pipelines name their parts "mgen.<Class>"; diffusers then looks for the base
 # classes ModelMixin and SchedulerMixin here too.
 _WHERE = {
+    "CausalGenerator": "mgen.generators.causal",
     "ENAT": "mgen.generators.enat",
     "FashionCNN": "mgen.evaluation.cnn",
     "HaltonMaskGIT": "mgen.generators.halton",
     "HiMAR": "mgen.generators.himar",
+    "HitaTokenizer": "mgen.tokenizers.hita",
     "KLTokenizer": "mgen.tokenizers.kl",
     "LlamaGenVQ": "mgen.tokenizers.llamagen",
     "MAGE": "mgen.generators.mage",
@@ -55,10 +59,12 @@ _WHERE = {
 }
 # Classes that a training configuration may name.
 MODELS = (
+    "CausalGenerator",
     "ENAT",
     "FashionCNN",
     "HaltonMaskGIT",
     "HiMAR",
+    "HitaTokenizer",
     "KLTokenizer",
     "LlamaGenVQ",
     "MAGE",
@@ -70,10 +76,12 @@ MODELS = (
 )
 
 __all__ = [
+    "CausalGenerator",
     "ENAT",
     "FashionCNN",
     "HaltonMaskGIT",
     "HiMAR",
+    "HitaTokenizer",
     "KLTokenizer",
     "LlamaGenVQ",
     "MAGE",

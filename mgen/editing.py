@@ -85,6 +85,39 @@ def composite(original: Tensor, drawn: Tensor, mask: Tensor, *, feather: float =
     return mixed.round().to(torch.uint8)
 
 
+@torch.inference_mode()
+def restyle(tokenizer: Any, content: Tensor, style: Tensor) -> Tensor:
+    """The picture `content` with the look of `style`: the holistic tokens of one, the patches of the other, decoded.
+
+    Zero-shot style transfer of Hita (arXiv 2507.02358); no generator takes part.
+
+    Args:
+        tokenizer: one that makes holistic tokens (HitaTokenizer). content, style: uint8 (C, H, W) of its image size.
+
+    Returns:
+        uint8 (C, H, W).
+
+    Raises:
+        MgenError: a tokenizer without holistic tokens, images of another size, or a vision encoder that is missing.
+    """
+    spec, size = tokenizer.spec, (tokenizer.config.image_size,) * 2
+    if not spec.holistic:
+        raise MgenError(
+            f"a {type(tokenizer).__name__} makes no holistic tokens, which a style is taken from: use a HitaTokenizer (mgen convert "
+            "hita …, or mgen train --config fmnist-hita)"
+        )
+    if any(tuple(image.shape[1:]) != size for image in (content, style)):
+        raise MgenError(
+            f"content {tuple(content.shape[1:])} and style {tuple(style.shape[1:])} must both be {size[0]}×{size[1]} pixels for this model"
+        )
+    ids = tokenizer.encode(torch.stack([content, style]).to(tokenizer.device).float() / 127.5 - 1)  # (2, L)
+    mixed = torch.cat([ids[1:, : spec.holistic], ids[:1, spec.holistic :]], dim=1)
+    images = tokenizer.decode(mixed, spec.grid).float()
+    if not torch.isfinite(images).all():
+        raise MgenError("the decoder made NaN or infinite pixels: the tokenizer's weights are damaged")
+    return ((images[0].clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
 def _pivots(pipe: Any, image: Tensor, mask: Tensor, count: int, dilate: int) -> tuple[Tensor, Tensor]:
     """The pivots of the image and which of them are given (B, S): those that see nothing of the mask."""
     generator, device = pipe.generator, pipe.generator.device
@@ -128,13 +161,19 @@ def edit(
         raise MgenError(
             f"image {tuple(image.shape[1:])} and mask {tuple(mask.shape)} must both be {size[0]}×{size[1]} pixels for this model"
         )
+    if pipe.generator.causal:
+        raise MgenError(
+            f"{type(pipe.generator).__name__} draws one token after the other, each from those before it: a part of an image takes a "
+            "masked generator, such as MaskGIT"
+        )
     if not mask.any():
         raise MgenError("the mask selects no pixel: white (255) marks what is drawn anew")
     device = pipe.generator.device
     count = len(classes)
     tokens = pipe.tokenizer.encode(image[None].to(device).float() / 127.5 - 1)  # (1, L) or (1, L, C)
     tokens = tokens.expand(count, *tokens.shape[1:])
-    known = ~token_mask(mask, spec.grid, dilate=dilate).to(device).expand(count, -1)
+    # Holistic tokens, which come first, describe the changed part too: they are drawn anew.
+    known = F.pad(~token_mask(mask, spec.grid, dilate=dilate), (spec.holistic, 0)).to(device).expand(count, -1)
     drawn = pipe(
         classes,
         seed=seed,

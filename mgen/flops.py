@@ -94,7 +94,7 @@ def counted(generator: Any, counts: Counts) -> StandIn:
         for name in ("first", "second"):
             stage = counts.wrap("trunk", getattr(generator, name))
             replaced[name] = partial(_counted_stage, stage, counts)
-    return StandIn(generator, head=CountedHead(generator.head, counts, generator.spec), **replaced)
+    return StandIn(generator, head=CountedHead(generator.head, counts, generator.unit_spec), **replaced)
 
 
 def _counted_stage(stage: Callable[..., Any], counts: Counts, *args: Any) -> StandIn:
@@ -109,7 +109,7 @@ class CountedHead:
 
     def __init__(self, head: Any, counts: Counts, spec: Any) -> None:
         self._head, self._counts, self._spec = head, counts, spec
-        self._one: dict[tuple[int, bool], int] = {}
+        self._one: dict[tuple[Any, ...], int] = {}
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._head, name)
@@ -122,12 +122,13 @@ class CountedHead:
         if getattr(self._head, "whole", False):
             self._counts.wrap("head", self._head.sample)(z, noise=noise, plan=plan, guidance=guidance, **options)
             return drawn, None
-        key = (id(plan), guidance is not None)
+        part = {"part": options["part"]} if "part" in options else {}
+        key = (id(plan), guidance is not None, *part.values())
         if key not in self._one:
             alone, counts = z[: 2 if guidance is not None else 1, :1], Counts()
             # Of a categorical head the noise is (B, M, …), of a chain (draws, B, M, C).
             first = noise[:, :1, :1] if self._head.draws({}).normal else noise[:1, :1]
-            counts.wrap("head", self._head.sample)(alone, noise=first, plan=plan, guidance=guidance)
+            counts.wrap("head", self._head.sample)(alone, noise=first, plan=plan, guidance=guidance, **part)
             self._one[key] = counts.total
         self._counts.flops["head"] += self._one[key] * positions
         return drawn, torch.zeros(b, positions) if self._head.ranks else None

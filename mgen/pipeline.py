@@ -92,6 +92,7 @@ class MaskedPipeline(DiffusionPipeline):
         tokens: Tensor | None = None,
         known: Tensor | None = None,
         pivots: tuple[Tensor, Tensor] | None = None,
+        whole: bool = False,
         dtype: str = "fp32",
         output_type: str = "pil",
         progress: bool = True,
@@ -108,6 +109,8 @@ class MaskedPipeline(DiffusionPipeline):
             batch_size: images at a time (default: all).
             tokens, known: ids (B, L) or vectors (B, L, C), and a bool mask (B, L) of given ones, which stay as they are.
             pivots: given pivots of a generator that draws them first, and a bool mask, likewise.
+            whole: draw tokens that reach no pixel too (of Hita's tokenizer the last ones), and pivots that nothing reads; so it is
+                with a callback, and where tokens are asked for.
             dtype: "fp32", or "bf16" or "fp16" for the generator under autocast; decoding is always in fp32.
             output_type: "pil", "pt" (B, C, H, W) in [0, 1], "uint8" (B, C, H, W), or "tokens" (no decoding).
             callback: called with every Step.
@@ -129,7 +132,10 @@ class MaskedPipeline(DiffusionPipeline):
         size = batch_size or max(1, len(ids))
         parts, images = [], []
         parts_of_run = [s for s in (sampler, sampler.pivot_sampler) if s is not None]
-        total = -(-len(ids) // size) * sum(s.config.steps - s.config.start for s in parts_of_run)
+        whole = whole or callback is not None or output_type == "tokens"
+        unread = 0 if whole else getattr(self.tokenizer, "unread", 0)
+        saved = unread if self.generator.causal and self.generator.unit is None else 0
+        total = -(-len(ids) // size) * (sum(s.config.steps - s.config.start for s in parts_of_run) - saved)
         cast = nullcontext() if dtype == "fp32" else torch.autocast(device.type, DTYPES[dtype])
         with tqdm(total=total, unit="step", disable=not progress, desc="sampling", leave=False) as bar:
             for first in range(0, len(ids), size):
@@ -137,7 +143,7 @@ class MaskedPipeline(DiffusionPipeline):
                 seeds = [image_seed(seed, i) for i in indices[rows]]
                 noise = sampler.draw(self.generator, seeds).to(device)
                 condition = torch.tensor(ids[rows], device=device)
-                given: dict[str, Any] = {"whole_pivots": callback is not None}
+                given: dict[str, Any] = {"whole_pivots": whole, "unread": unread}
                 if tokens is not None and known is not None:
                     given |= {"tokens": tokens[rows], "known": known[rows]}
                 if pivots is not None:
@@ -168,9 +174,20 @@ class MaskedPipeline(DiffusionPipeline):
         return images if output_type == "uint8" else to_pil(images)
 
 
-def to_uint8(images: Tensor) -> Tensor:
-    """[-1, 1] → 0 … 255 by rounding."""
-    return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+def to_uint8(images: Tensor, *, size: int | None = None, truncate: bool = False) -> Tensor:
+    """[-1, 1] → 0 … 255 by rounding.
+
+    Args:
+        size: side that images (B, C, H, W) are brought to first, bicubic without antialiasing: LlamaGen and Hita draw at 384 and 336
+            pixels and are measured at 256.
+        truncate: their arithmetic, 127.5 x + 128 cut off, which differs where the value lies next to a half.
+    """
+    images = images.float()
+    if size is not None:
+        images = torch.nn.functional.interpolate(images, (size, size), mode="bicubic", align_corners=False)
+    if truncate:
+        return (127.5 * images + 128).clamp(0, 255).to(torch.uint8)
+    return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
 def to_pil(images: Tensor) -> list[Any]:

@@ -1,4 +1,4 @@
-"""What the exact savings of a generator with a diffusion head are worth: each against the plain form, in one run.
+"""What the exact savings of a generator are worth: each against the plain form, in one run. Here those of a diffusion head.
 
 The plain form is the computation as one writes it down first: every step of the chain asks the whole network, embeddings of
 time and condition included, for both halves of the guidance, each half with a state of its own; the trunk's last block runs at
@@ -80,8 +80,10 @@ def look_up_by_nonzero(positions: Tensor, length: int) -> tuple[Tensor, ...]:
 
 def prepare(generator: Any, sampler: ParallelSampler) -> ParallelSampler:
     """Give the heads of a new generator weights under which a comparison of draws means something; the sampler to draw with."""
-    from mgen import savings_channels, savings_map
+    from mgen import savings_causal, savings_channels, savings_map
 
+    if generator.causal:
+        savings_causal.spread(generator)
     for head in (generator.head, *([generator.pivot_head] if generator.staged else [])):
         if isinstance(head, DiffusionHead):
             spread(head)
@@ -151,6 +153,12 @@ def savings(
         dtype: "bf16" or "fp16" adds a row for the complete run under autocast, against the plain form in fp32.
     """
     table = Comparison(generator.device, repeats)
+    if generator.causal:
+        from mgen import savings_causal
+
+        with torch.inference_mode():
+            savings_causal.rows(table, generator, sampler, batch_size, dtype)
+        return table.rows
     if isinstance(generator.head, ChannelHead):
         from mgen import savings_channels
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from mgen.errors import MgenError, check_choice
 from mgen.samplers import ParallelSampler
+from mgen.samplers.timetable import remaining
 
 NAMES = ("schedule", "confidence_temperature", "temperature", "guidance")
 # What 1 at a knot means: a factor e^0.4 of the tokens revealed; of the others this share of the start's mean, or of 1.
@@ -42,15 +43,16 @@ def applicable(sampler: ParallelSampler, generator: Any) -> list[str]:
 
 def network_evaluations(sampler: ParallelSampler, generator: Any) -> int:
     """Passes of the network per image, with class and without; local ones count as whole ones."""
-    length, reuse = generator.spec.length, sampler.reuse
+    spec, reuse = generator.unit_spec, sampler.reuse
+    length = spec.length
     pivots = sampler.pivot_sampler
     first = network_evaluations(pivots, generator.first()) if pivots is not None else 0
-    guided, counts = sampler.guided(length), sampler.counts(unknown=length, length=length)
+    guided, counts = sampler.guided(length, spec.holistic), remaining(sampler.phases(length, spec.holistic))
     before = [length, *counts]  # unknown tokens before each step
     carries, total = generator.carries and reuse.features, 0
 
     def full(steps: list[int]) -> int:
-        carried = carries and before[steps[0]] < length and any(guided[steps[0] :])
+        carried = (generator.causal or carries and before[steps[0]] < length) and any(guided[steps[0] :])
         return 2 if carried or any(guided[t] for t in steps) else 1
 
     for group in sampler.groups():
@@ -83,8 +85,10 @@ class Space:
         knots: int = 2,
         limit: int | None = None,
     ) -> None:
-        c, length = sampler.config, generator.spec.length
+        c, length = sampler.config, generator.unit_spec.length
         sampler.check(generator)
+        if generator.causal or generator.unit_spec.holistic:
+            raise MgenError("a strategy is searched for masked generators with tokens of one kind")
         if c.steps < 2:
             raise MgenError(f"steps is {c.steps}: a strategy that changes over the steps needs at least 2")
         if c.start:

@@ -93,12 +93,14 @@ def run_sweep(
     repeats: int,
     dtype: str = "fp32",
     distance: Callable[[ParallelSampler], float] | None = None,
+    retime: bool = False,
 ) -> list[Row]:
     """Measure every run of the sweep; rows that `file` holds already are kept, so an interrupted sweep goes on.
 
     Args:
         about: what else decides the numbers; a file with another `about`, or with rows of other settings, is refused.
         batch_size: of the timing. repeats: timed runs of each setting, in turn with the others; the fastest counts.
+        retime: measure the seconds of rows that are there again, as after distances that took hours on a busy machine.
         distance: draws images with a sampler and measures them; None: random weights, time and operations only.
 
     Returns:
@@ -113,16 +115,19 @@ def run_sweep(
         rows = read_json(file)["rows"]
     done = {(row["method"], row["steps"]) for row in rows}
     todo = [run for run in sweep.runs if run[:2] not in done]
-    bare = _Bare(pipe.generator, None)
-    times = {run[:2]: float("inf") for run in todo}
-    if todo:  # the first steps of a process are slow
-        time_run(pipe.generator, todo[0][2], batch_size, dtype, steps=1)
-    with tqdm(total=len(todo) * (repeats + (distance is not None)), unit="run", desc="sweep") as bar:
+    bare, timed = _Bare(pipe.generator, None), sweep.runs if retime else todo
+    times = {run[:2]: float("inf") for run in timed}
+    if timed:  # the first steps of a process are slow
+        time_run(pipe.generator, timed[0][2], batch_size, dtype, steps=1)
+    with tqdm(total=len(timed) * repeats + len(todo) * (distance is not None), unit="run", desc="sweep") as bar:
         for _ in range(repeats):  # in turn, so that all settings see the same machine
-            for method, steps, sampler in todo:
+            for method, steps, sampler in timed:
                 seconds = time_run(pipe.generator, sampler, batch_size, dtype) / batch_size
                 times[method, steps] = min(times[method, steps], seconds)
                 bar.update()
+        for row in rows if retime else ():
+            row["seconds"] = times[row["method"], row["steps"]]
+        write_json(file, {"about": about, "base": sweep.base, "rows": rows})
         for method, steps, sampler in todo:
             counts = count_run(bare, sampler)
             row: Row = {"method": method, "steps": steps, "full": counts.full, "local": counts.local}

@@ -15,11 +15,13 @@ class TokenSpec:
     Args:
         kind: "index" (one id per position), "vector" (a real vector per position) or "multi-index" (one id per channel).
         length: positions per image, L.
-        grid: (rows, columns) with rows · columns = length, or None for tokens without a place in the image.
+        grid: (rows, columns) with rows · columns = length − holistic, or None for tokens without a place in the image.
         vocab: number of ids (kinds "index" and "multi-index"), else None.
         channels: numbers per position (1 for "index").
         scale: factor that brought latents to unit variance ("vector" and "multi-index"; None: not known), 1.0 for "index".
         levels: of "multi-index", which numbers the ids stand for, in the words of `mgen.levels.describe`; None: not said.
+        holistic: so many positions, the first ones, describe the image as a whole and have no place in it (Hita,
+            arXiv 2507.02358); the others make the grid, and their ids are those of a codebook of their own.
     """
 
     kind: Literal["index", "vector", "multi-index"]
@@ -29,6 +31,7 @@ class TokenSpec:
     channels: int = 1
     scale: float | None = 1.0
     levels: str | None = None
+    holistic: int = 0
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -41,8 +44,8 @@ class TokenSpec:
         return torch.float32 if self.kind == "vector" else torch.int64
 
     def to_dict(self) -> dict[str, Any]:
-        # `levels` came later: files of other kinds stay as they are.
-        return {k: v for k, v in asdict(self).items() if k != "levels" or v is not None}
+        # `levels` and `holistic` came later: files of other kinds stay as they are.
+        return {k: v for k, v in asdict(self).items() if k not in ("levels", "holistic") or v}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "TokenSpec":
@@ -53,7 +56,7 @@ class TokenSpec:
         """Raise MgenError unless these tokens of a tokenizer are the tokens `other` that a generator `by` takes."""
         if self.kind != other.kind:
             raise MgenError(f"{by} takes tokens of kind {other.kind!r}, the tokenizer makes {self.kind!r}")
-        if (self.length, self.vocab, self.channels) != (other.length, other.vocab, other.channels):
+        if any(getattr(self, name) != getattr(other, name) for name in ("length", "holistic", "vocab", "channels")):
             raise MgenError(
                 f"{by} takes {other.sizes()}, the tokenizer makes {self.sizes()}: use the tokenizer this generator was trained on"
             )
@@ -77,4 +80,5 @@ class TokenSpec:
     def sizes(self) -> str:
         """Words for an error text."""
         each = {"vector": f"{self.channels} numbers", "multi-index": f"{self.channels} channels of {self.vocab} ids"}
-        return f"{self.length} tokens of " + each.get(self.kind, f"{self.vocab} ids")
+        words = f"{self.length} tokens of " + each.get(self.kind, f"{self.vocab} ids")
+        return words + (f", the first {self.holistic} holistic" if self.holistic else "")

@@ -87,12 +87,14 @@ def draw_noise(
     draws: Draws = Draws(),  # noqa: B008  (frozen)
     fixed: bool = False,
     redraw: bool = False,
+    once: bool = False,
 ) -> Noise:
     """The draws of images with these seeds: one generator per image.
 
     Args:
         steps: T. length: L. draws: what the head takes for a token.
         fixed: a position is drawn once in the run. redraw: draw `candidates` too.
+        once: the same, and positions are never ranked: a run of as many steps as tokens keeps nothing that it does not use.
     """
     rngs = [torch.Generator().manual_seed(s) for s in image_seeds]
 
@@ -108,6 +110,8 @@ def draw_noise(
         if draws.every_step:
             return Noise(order=order, maps=MapNoise(image_seeds=image_seeds, shape=(count, length, channels)))
         return Noise(order=order, chain=normal(count, length, channels))
+    if once:
+        return Noise(order=torch.zeros(len(rngs), length), tokens=uniform(1, length, *draws.shape))
     if draws.shape:
         order, own = uniform(1, length)[0], (length, *draws.shape)
         if fixed:

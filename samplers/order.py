@@ -5,6 +5,7 @@ Fixed orders know the positions of a step before the network runs, so only those
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 
 import torch
@@ -27,8 +28,11 @@ def check_order(order: Order) -> None:
         )
 
 
-def priorities(order: Order, noise: Noise, grid: tuple[int, int] | None) -> Tensor | None:
+def priorities(order: Order, noise: Noise, grid: tuple[int, int] | None, holistic: int = 0) -> Tensor | None:
     """Priority (B, L) of the positions, highest first; None for "confidence", which ranks after the draw.
+
+    The first `holistic` tokens have no place in the grid: they come before the others, in an order of
+    their own: random, listed, or as they stand.
 
     "random": a permutation per image (MAR, arXiv 2406.11838). "raster": row by row. "halton": a low-discrepancy sequence
     (Halton-MaskGIT, arXiv 2503.17076); "halton-rolled": begun at a random place of it for each image. A list: the positions
@@ -36,6 +40,13 @@ def priorities(order: Order, noise: Noise, grid: tuple[int, int] | None) -> Tens
     SamplerSettings.check has seen to it that a list has L entries, and that there is a grid for "halton".
     """
     b, length = noise.order.shape
+    if holistic:
+        listed = not isinstance(order, str)
+        whole = [p for p in order if p < holistic] if listed else "random" if order == "random" else "raster"  # type: ignore[operator]
+        rest = [p - holistic for p in order if p >= holistic] if listed else order  # type: ignore[operator]
+        first = priorities(whole, replace(noise, order=noise.order[:, :holistic]), None)
+        own = priorities(rest, replace(noise, order=noise.order[:, holistic:]), grid)
+        return None if own is None else torch.cat([first + length, own], dim=1)  # type: ignore[operator]
     roll = isinstance(order, str) and order == "halton-rolled"
     if isinstance(order, str):
         if order == "confidence":

@@ -35,6 +35,7 @@ class ParallelSampler(SamplerSettings):
         known: Tensor | None = None,
         pivots: tuple[Tensor, Tensor] | None = None,
         whole_pivots: bool = False,
+        unread: int = 0,
     ) -> Iterator[Step]:
         """Run the steps, one per iteration.
 
@@ -47,6 +48,8 @@ class ParallelSampler(SamplerSettings):
             pivots: the same for the pivots (B, S) or (B, S, C) of a generator that draws them first; without them a run with given
                 tokens draws no pivots.
             whole_pivots: draw the pivots of their last step too, though nothing reads them.
+            unread: so many tokens, the last ones, reach no pixel (of some tokenizers): where one token is drawn after the other
+                they are not drawn, and stay unknown.
 
         Raises:
             MgenError: guidance without a null class, settings that the generator or its kind of tokens does not take.
@@ -54,7 +57,11 @@ class ParallelSampler(SamplerSettings):
         self.check(generator)
         if generator.staged:
             generator = yield from self._pivots(generator, condition, noise, pivots, known is not None, whole_pivots)
-        yield from self._steps(Run(self, generator, condition, noise, tokens, known))
+        if (unit := generator.unit) is not None and tokens is not None and known is not None:
+            tokens, known = unit.fold(tokens), unit.whole(known)
+        run = Run(self, generator, condition, noise, tokens, known)
+        last = run.length - unread if generator.causal and unit is None else None
+        yield from self._steps(run, last=last)
 
     def _pivots(
         self,
@@ -75,22 +82,16 @@ class ParallelSampler(SamplerSettings):
         yield from sampler._steps(run, pivots=True)
         return generator.second(run.features, run.given if given is not None else None)
 
-    def _steps(self, run: Run, pivots: bool = False) -> Iterator[Step]:
+    def _steps(self, run: Run, pivots: bool = False, last: int | None = None) -> Iterator[Step]:
         c, generator = self.config, run.generator
-        for group in self.groups():
+        for group in run.groups(self.groups())[:last]:
             for t, (positions, drawn) in zip(group, self._decode(run, group)):
                 if t == c.steps - 1 and not run.tokens.is_floating_point():
                     run.tokens.clamp_(max=generator.spec.vocab - 1)  # a drawn mask, where the head can draw one
-                yield Step(
-                    tokens=run.tokens,
-                    known=run.known,
-                    positions=positions,
-                    drawn=drawn,
-                    index=t,
-                    count=c.steps,
-                    pivots=pivots,
-                    map=run.drawn_map,
-                )
+                state = dict(tokens=run.tokens, known=run.known, positions=positions, drawn=drawn)
+                if generator.unit is not None:
+                    state = generator.unit.apart(**state)
+                yield Step(**state, index=t, count=c.steps, pivots=pivots, map=run.drawn_map)
             run.memory.forget()
         run.warn_if_exploded()
 

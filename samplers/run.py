@@ -36,14 +36,19 @@ class Run(Places):
         *,
         collect: bool = False,
     ) -> None:
-        c, spec = settings.config, generator.spec
+        c, spec = settings.config, generator.unit_spec
         super().__init__(spec, len(condition), condition.device, tokens, known)
+        if generator.causal and known is not None and bool((known[:, 1:] & ~known[:, :-1]).any()):
+            raise MgenError(
+                f"{type(generator).__name__} draws one token after the other: given tokens must be the first ones of an image"
+            )
         self.generator, self.noise = generator, noise
         self.revise, self.redraw = c.revise, c.redraw
         self.guidance, self.temperature, self.gumbel_factor = (
-            settings.values(name, self.length) for name in ("guidance", "temperature", "confidence_temperature")
+            settings.values(name, self.length, spec.holistic)
+            for name in ("guidance", "temperature", "confidence_temperature")
         )
-        self.guided, self.reuse, self.start = settings.guided(self.length), settings.reuse, c.start
+        self.guided, self.reuse, self.start = settings.guided(self.length, spec.holistic), settings.reuse, c.start
         self.condition = torch.cat([condition, torch.full_like(condition, generator.null_class or 0)])
         self.memory = generator.memory(self.condition if any(self.guided) else condition)
         self.memory.carry = generator.carries and self.reuse.features
@@ -54,12 +59,13 @@ class Run(Places):
         self.collect, self.last = collect, c.steps - 1
         self.features: Tensor | None = None
         self._latest: Tensor | None = None
-        self.times = timetable(self.known, settings.counts)
+        self.phases = settings.phases(self.length, spec.holistic)
+        self.times = timetable(self.known, self.phases)
         if self.reuse.any_local and self.times.fewest != self.times.widest:
             raise MgenError(
                 "local steps need as many given tokens in every image of a batch: use batch_size 1, or reuse.local=0"
             )
-        priority = priorities(c.order, noise, spec.grid)  # (B, L), highest first
+        priority = priorities(c.order, noise, spec.grid, spec.holistic)  # (B, L), highest first
         self.ranking = None
         if priority is not None:
             self.ranking = priority.masked_fill(self.known, -torch.inf).argsort(dim=1, descending=True, stable=True)
@@ -121,7 +127,7 @@ class Run(Places):
         if any(self.guided[t] for t in steps):
             return True
         seen = self.times.fewest[steps[0] - self.start] < self.length
-        return self.memory.carry and seen and any(self.guided[steps[0] :])
+        return (self.generator.causal or self.memory.carry and seen) and any(self.guided[steps[0] :])
 
     def draw(
         self, z: Tensor, t: int, positions: Tensor, *, guide: int | None = None, local: bool = False
@@ -134,6 +140,8 @@ class Run(Places):
             "guidance": self.guidance[guide] if self.guided[guide] else None,
             "plan": self.local_plan if local else self.plan,
         }
+        if len(self.phases) > 1:
+            options["part"] = self.times.phase[t - self.start]
         rows = z if self.guided[guide] else z[:b]
         if self.collect:
             self._latest = gather_rows(z[:b], positions) if self.whole else z[:b]
@@ -168,6 +176,7 @@ class Run(Places):
                 noise=rows_at(self.noise.candidates[t], positions),
                 guidance=self.guidance[t] if self.guided[t] else None,
                 plan=self.plan,
+                **({"part": self.times.phase[t - self.start]} if len(self.phases) > 1 else {}),
             )
         else:
             drawn, score = self.draw(z, t, positions)

@@ -12,6 +12,7 @@ fractions, one per step (AutoNAT, arXiv 2406.05478).
 | powX, e.g. pow2.5 | 1 − r^X |
 | log | −log₂ r / log₂ N |
 | exp | 1 − 2^(−log₂ N · (1 − r)) |
+| single | one token a step, in the last steps where fewer tokens than steps are unknown |
 """
 
 import math
@@ -22,7 +23,7 @@ import torch
 
 from mgen.errors import MgenError, suggestion
 
-NAMES = ("arccos", "cosine", "exp", "linear", "log", "square")
+NAMES = ("arccos", "cosine", "exp", "linear", "log", "single", "square")
 Schedule = str | Sequence[float]
 
 
@@ -97,6 +98,10 @@ def remaining_counts(
         raise MgenError(f"steps is {steps}: at least 1 is needed")
     if not 0 <= start < steps:
         raise MgenError(f"start is {start}: it must lie in 0 … {steps - 1} (steps − 1)")
+    if schedule == "single":
+        if unknown > steps:
+            raise MgenError(f"schedule single takes a step for each of {unknown} tokens, steps is {steps}")
+        return [min(unknown, steps - 1 - step) for step in range(start, steps)]
     fractions = None
     if not isinstance(schedule, str | Sequence):
         raise MgenError(f"schedule is {schedule!r}: expected a name or a list of fractions")

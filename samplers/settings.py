@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Self
 
 from diffusers import ConfigMixin, SchedulerMixin
@@ -15,6 +16,7 @@ from mgen.samplers.noise import Noise, draw_noise
 from mgen.samplers.order import Order, check_order
 from mgen.samplers.reuse import Reuse
 from mgen.samplers.schedule import Schedule, remaining_counts
+from mgen.samplers.timetable import Phase, remaining
 from mgen.samplers.values import Value, per_step, with_strength
 
 
@@ -37,6 +39,8 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
         redraw: the confidence order ranks one draw at temperature 1 and keeps a second one (ReCAP's MaskGIT-r).
         pivots: of generators that draw pivots first (Hi-MAR): settings of a sampler for them; None: no pivots.
         revise: every step of the confidence order draws known tokens anew too (Halton-MaskGIT's confidence sampler).
+        holistic_steps: of tokens of which some describe the image as a whole: so many steps, the first ones, draw those and the
+            others the rest, each by the schedule; None: in proportion to their number.
     """
 
     config_name = "sampler_config.json"
@@ -60,10 +64,15 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
         redraw: bool = False,
         revise: bool = False,
         pivots: Mapping[str, Any] | None = None,
+        holistic_steps: int | None = None,
     ) -> None:
         for name, value in (("steps", steps), ("start", start)):
             if not isinstance(value, int) or isinstance(value, bool):
                 raise MgenError(f"{name} is {value!r}: expected a whole number")
+        if holistic_steps is not None and (not isinstance(holistic_steps, int) or not 0 < holistic_steps < steps):
+            raise MgenError(
+                f"holistic_steps is {holistic_steps!r}: a whole number from 1 to steps − 1, {steps - 1}, is needed"
+            )
         check_order(order)
         check_choice("precision", precision, ("float32", "float64", "mar", "halton", "halton-inclusive"))
         for name, on in (("redraw", redraw), ("revise", revise)):
@@ -111,13 +120,15 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
         given = {} if settings is None else settings
         if not isinstance(given, Mapping):
             return cls.from_settings(given, where)
+        if generator.causal:
+            given = {"steps": generator.unit_spec.length, "order": "raster", "schedule": "single", **given}
         if not generator.head.ranks and "order" not in given:
             given = {**given, "order": "random"}
         if generator.staged and given.get("pivots", {}) is not None:
             stage, own = generator.first(), given.get("pivots", {})
             if isinstance(own, Mapping):
                 order = {} if stage.head.ranks else {"order": "random"}
-                own = {"steps": min(32, stage.spec.length), **order, **own}
+                own = {"steps": min(32, stage.unit_spec.length), **order, **own}
             given = {**given, "pivots": own}
         return cls.from_settings(given, where)
 
@@ -141,12 +152,12 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
         """The steps that are run, cut into groups of one full step and the local ones after it."""
         return self.reuse.grouped(self.config.start, self.config.steps)
 
-    def counts(self, *, unknown: int, length: int) -> list[int]:
-        """Tokens unknown after each step that is run, from `unknown` at first."""
+    def counts(self, *, unknown: int, length: int, steps: int | None = None) -> list[int]:
+        """Tokens unknown after each step that is run, from `unknown` of `length` at first; `steps` replaces T."""
         c = self.config
         return remaining_counts(
             c.schedule,
-            steps=c.steps,
+            steps=c.steps if steps is None else steps,
             unknown=unknown,
             length=length,
             start=c.start,
@@ -154,24 +165,36 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
             keep_one=c.keep_one,
         )
 
-    def values(self, name: str, length: int) -> list[float]:
+    def phases(self, length: int, holistic: int = 0) -> list[Phase]:
+        """The phases of a run on `length` tokens: one, or with `holistic` ones among them two, those first."""
+        steps = self.config.steps
+        if not holistic:
+            return [Phase(steps=steps - self.config.start, first=0, stop=length, counts=self.counts)]
+        first = self.config.holistic_steps or min(max(1, round(steps * holistic / length)), steps - 1)
+        return [
+            Phase(steps=first, first=0, stop=holistic, counts=partial(self.counts, steps=first)),
+            Phase(steps=steps - first, first=holistic, stop=length, counts=partial(self.counts, steps=steps - first)),
+        ]
+
+    def values(self, name: str, length: int, holistic: int = 0) -> list[float]:
         """`guidance`, `temperature` or `confidence_temperature` at each of the T steps of a run on `length` tokens."""
         c = self.config
-        after = [length] * c.start + self.counts(unknown=length, length=length)
+        after = [length] * c.start + remaining(self.phases(length, holistic))
         return per_step(c[name], c.steps, name=name, unknown=after, length=length, groups=self.groups())
 
-    def guided(self, length: int) -> list[bool]:
+    def guided(self, length: int, holistic: int = 0) -> list[bool]:
         """Whether each of the T steps takes a null pass."""
-        return [abs(s - 1) > self.config.guidance_tolerance for s in self.values("guidance", length)]
+        return [abs(s - 1) > self.config.guidance_tolerance for s in self.values("guidance", length, holistic)]
 
     def check(self, generator: Any) -> None:
         """Raise MgenError for settings that this generator or its kind of tokens does not take."""
-        c, spec = self.config, generator.spec
+        c, spec = self.config, generator.unit_spec
         if c.pivots is not None and not generator.staged:
             raise MgenError(f"{type(generator).__name__} draws no pivots: leave the sampler's pivots out")
         if (sampler := self.pivot_sampler) is not None:
             sampler.check(generator.first())
-        if any(self.guided(spec.length)[c.start :]) and generator.null_class is None:
+        self._check_phases(generator, spec)
+        if any(self.guided(spec.length, spec.holistic)[c.start :]) and generator.null_class is None:
             raise MgenError(
                 f"guidance {c.guidance} needs a null class, this {type(generator).__name__} has none: use guidance 1"
             )
@@ -194,7 +217,26 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
         elif reuse.head_share != 1:
             raise MgenError(f"reuse.head_share is {reuse.head_share}: only a diffusion head has steps to share")
         for settings in (c.head or {}, self._local_head()):
-            generator.head.check(settings, temperatures=self.values("temperature", spec.length))
+            generator.head.check(settings, temperatures=self.values("temperature", spec.length, spec.holistic))
+
+    def _check_phases(self, generator: Any, spec: Any) -> None:
+        """MgenError unless the steps suit the order of the tokens: one after the other, or holistic ones first."""
+        c, name = self.config, type(generator).__name__
+        if generator.causal and (c.order != "raster" or c.schedule != "single" or c.steps != spec.length or c.start):
+            raise MgenError(
+                f"{name} draws one token after the other: it takes steps {spec.length}, order raster and schedule single, not "
+                f"steps {c.steps}, order {c.order} and schedule {c.schedule}"
+            )
+        if not spec.holistic:
+            if c.holistic_steps is not None:
+                raise MgenError(f"{name} draws no holistic tokens: leave holistic_steps out")
+            return
+        if c.steps < 2:
+            raise MgenError("holistic tokens are drawn before the others: at least 2 steps are needed")
+        if c.start or c.revise or not isinstance(c.schedule, str):
+            raise MgenError(
+                "start, revise and listed schedules are for tokens of one kind: leave them out with holistic tokens"
+            )
 
     def _local_head(self) -> dict[str, Any]:
         """Settings of the head in local steps."""
@@ -214,7 +256,13 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
         c, draws = self.config, generator.head.draws(self.config.head or {})
         fixed = c.order != "confidence"
         noise = draw_noise(
-            image_seeds, steps=c.steps, length=generator.spec.length, draws=draws, fixed=fixed, redraw=c.redraw
+            image_seeds,
+            steps=c.steps,
+            length=generator.unit_spec.length,
+            draws=draws,
+            fixed=fixed,
+            redraw=c.redraw,
+            once=generator.causal,
         )
         if (sampler := self.pivot_sampler) is None:
             return noise

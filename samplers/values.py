@@ -4,15 +4,17 @@ A value is a number (constant), a list with one entry per step (one less: the la
 
     {kind: linear, start: 1, end: 3, at: end}               start + (end − start) · p
     {kind: cosine, start: 1, end: 3}                         start + (end − start) · (1 − cos(π p)) / 2
+    {kind: half-linear, start: 1, end: 7.5}                  start + (end − start) · min(1, 2p)  (Token-Shuffle, 2504.17789)
     {kind: power, start: 1, end: 0.65, power: 0.5}           start + (end − start) · p^power
     {kind: power-cosine, start: 1, end: 3, power: 2}         the same with p raised to `power` (arXiv 2306.09305, §4)
 
 with progress p of step t of T: `at: end` p = (t + 1) / T, `at: start` p = t / T, `at: inclusive` p = t / (T − 1).
-`at: tokens` (linear only) counts revealed tokens: p = (L − n) / L with n unknown after the step, at least `left` (default 0).
+`at: tokens` (linear and half-linear only) counts revealed tokens: p = (L − n) / L with n unknown after the step, at least `left` (default 0).
 MAR's linear guidance is `at: tokens, left: 1`: its code counts one token as unknown after the last step too, so the curve ends
 at start + (end − start) · (L − 1) / L. `at: group` counts groups of steps (see mgen.samplers.reuse): p = (g + 1) / G in group g of G.
 A curve takes `least: x` too: no value below x.
-Guidance is the factor s in u + s·(c − u): 1 means none. `power`, `power-cosine` and `cosine` default to `inclusive`, linear to `end`.
+Guidance is the factor s in u + s·(c − u): 1 means none. `power`, `power-cosine` and `cosine` default to `inclusive`, linear to `end`,
+half-linear to `start`.
 """
 
 import math
@@ -24,6 +26,7 @@ from mgen.errors import MgenError, check_choice, suggestion
 Value = float | Sequence[float] | Mapping[str, Any]
 KEYS = {
     "linear": {"start", "end", "at", "left", "least"},
+    "half-linear": {"start", "end", "at", "left", "least"},
     "cosine": {"start", "end", "at", "least"},
     "power": {"start", "end", "at", "power", "least"},
     "power-cosine": {"start", "end", "at", "power", "least"},
@@ -75,18 +78,23 @@ def _curve(
         if key not in KEYS[kind] | {"kind"}:
             raise MgenError(f"unknown key '{name}.{key}': {suggestion(key, KEYS[kind])}")
     start, end = float(value.get("start", 1.0)), float(value.get("end", 1.0))
-    places = ("start", "end", "inclusive", "group") + (("tokens",) if kind == "linear" else ())
+    straight = kind in ("linear", "half-linear")
+    places = ("start", "end", "inclusive", "group") + (("tokens",) if straight else ())
+    usual = {"linear": "end", "half-linear": "start"}.get(kind, "inclusive")
     least = float(value.get("least", -math.inf))
-    at = check_choice(f"{name}.at", value.get("at", "end" if kind == "linear" else "inclusive"), places)
+    at = check_choice(f"{name}.at", value.get("at", usual), places)
     out = []
     for t in range(steps):
         if at == "tokens":
             left = max(int(value.get("left", 0)), unknown[t] if t < len(unknown) else 0)
-            out.append(max(least, start + (end - start) * (length - left) / length))
+            done = length - left if kind == "linear" else min(length, 2 * (length - left))
+            out.append(max(least, start + (end - start) * done / length))
             continue
         alone = (t + 1) / steps
         p = {"start": t / steps, "end": alone, "inclusive": t / max(1, steps - 1), "group": group.get(t, alone)}[at]
-        if kind != "linear":
+        if kind == "half-linear":
+            p = min(1.0, 2 * p)
+        elif kind != "linear":
             p = p ** float(value.get("power", 1.0))
         if kind in ("cosine", "power-cosine"):
             p = (1 - math.cos(math.pi * p)) / 2

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mgen._folders import part
-from mgen.checkpoints import enat, halton, himar, mage, mar, recap, tokenbridge
+from mgen.checkpoints import causal, enat, halton, himar, mage, mar, recap, tokenbridge
 from mgen.checkpoints.convert import FORMATS
 from mgen.checkpoints.recipes import recipe_settings
 from mgen.config import read_config
@@ -40,6 +40,12 @@ def of_recap_mar(name: str, steps: int, cfg: float) -> Row:
     )
 
 
+def of_causal(name: str, cfg: float, side: int = 21) -> Row:
+    settings = {} if name.startswith("hita") else {"side": side}
+    tokens = 128 + side**2 if name.startswith("hita") else side**2
+    return size("CausalGenerator", name, **settings), causal.generate_settings(cfg_scale=cfg, tokens=tokens)
+
+
 # Recipe → model, and settings from the official arguments (None: the recipe is the source itself).
 RECIPES: dict[str, Row] = {
     "autonat-heuristic-8": (MASKGIT, None),
@@ -70,6 +76,18 @@ RECIPES: dict[str, Row] = {
     "halton-small-imagenet384": of_halton("small", 1.0, side=24),
     "halton-base-imagenet384": of_halton("base", 0.7, side=24),
     "halton-large-imagenet384": of_halton("large", 0.5, side=24),
+    "llamagen-b-imagenet256": of_causal("B", 2.0, side=16),
+    "llamagen-l-imagenet256": of_causal("L", 2.0, side=16),
+    "llamagen-b-imagenet384": of_causal("B", 2.0, side=24),
+    "llamagen-l-imagenet384": of_causal("L", 2.0, side=24),
+    "llamagen-xl-imagenet384": of_causal("XL", 1.75, side=24),
+    "llamagen-xxl-imagenet384": of_causal("XXL", 1.75, side=24),
+    "llamagen-3b-imagenet384": of_causal("3B", 1.65, side=24),
+    "hita-b-imagenet256": of_causal("hita-B", 2.0),
+    "hita-l-imagenet256": of_causal("hita-L", 2.0),
+    "hita-xl-imagenet256": of_causal("hita-XL", 1.75),
+    "hita-xxl-imagenet256": of_causal("hita-XXL", 1.75),
+    "hita-2b-imagenet256": of_causal("hita-2B", 1.65),
     "mage-b-imagenet256": (size("MAGE", "B"), mage.sampler_settings(num_iter=20, temp=6.0)),
     "mage-l-imagenet256": (size("MAGE", "L"), mage.sampler_settings(num_iter=20, temp=6.0)),
     "mar-b-imagenet256": (size("MAR", "B"), mar.sampler_settings(num_iter=256, cfg=2.9)),

@@ -3,10 +3,12 @@
 import itertools
 import math
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from mgen.errors import MgenError
 from mgen.samplers import (
@@ -20,6 +22,7 @@ from mgen.samplers import (
     remaining_counts,
 )
 from mgen.samplers.order import halton, priorities
+from mgen.standin import StandIn
 from tests.helpers import tiny_generator
 
 GENERATOR = tiny_generator()
@@ -95,21 +98,23 @@ def test_only_unknown_positions_are_evaluated() -> None:
     asked = []
     context = GENERATOR.context
 
-    class Spy:
-        spec, null_class, head, carries = GENERATOR.spec, GENERATOR.null_class, GENERATOR.head, False
-        memory, evaluates_locally, staged = GENERATOR.memory, True, False
-
-        def context(self, tokens, known, condition, *, positions, visible, memory):
-            asked.append(positions.shape[1])
-            assert not known.gather(1, positions).any()
-            assert visible == (known.sum(1).min(), known.sum(1).max())
-            return context(tokens, known, condition, positions=positions, visible=visible)
+    def spy(
+        tokens: Tensor, known: Tensor, condition: Tensor, *, positions: Tensor, visible: Any, memory: Any
+    ) -> Tensor:
+        asked.append(positions.shape[1])
+        assert not known.gather(1, positions).any()
+        assert visible == (known.sum(1).min(), known.sum(1).max())
+        return context(tokens, known, condition, positions=positions, visible=visible)
 
     sampler = ParallelSampler(steps=6)
-    list(sampler(Spy(), torch.tensor([0, 1]), noise=noise_for(2, 6)))
+    list(sampler(StandIn(GENERATOR, context=spy), torch.tensor([0, 1]), noise=noise_for(2, 6)))
     assert asked == [LENGTH, *sampler.counts(unknown=LENGTH, length=LENGTH)[:-1]]
     asked.clear()
-    list(ParallelSampler(steps=6, order="random")(Spy(), torch.tensor([0, 1]), noise=noise_for(2, 6)))
+    list(
+        ParallelSampler(steps=6, order="random")(
+            StandIn(GENERATOR, context=spy), torch.tensor([0, 1]), noise=noise_for(2, 6)
+        )
+    )
     assert sum(asked) == LENGTH  # a fixed order evaluates each position once
 
 

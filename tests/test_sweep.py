@@ -55,15 +55,18 @@ def test_a_sweep_runs_and_goes_on(tmp_path: Path) -> None:
             raise KeyboardInterrupt
         return float(len(asked))
 
-    def run() -> list[dict[str, Any]]:
+    def run(retime: bool = False) -> list[dict[str, Any]]:
         settings: dict[str, Any] = dict(file=tmp_path / "sweep.json", about={"a": 1}, batch_size=2, repeats=1)
-        return sweep.run_sweep(pipe, made, distance=distance, **settings)
+        return sweep.run_sweep(pipe, made, distance=distance, retime=retime, **settings)
 
     with pytest.raises(KeyboardInterrupt):
         run()
     rows = run()
     assert len(rows) == 4 and len(asked) == 5  # two rows were there, the third was measured again
     assert all(row["seconds"] > 0 and row["tflops"] > 0 for row in rows)
+    again = run(retime=True)  # seconds alone
+    assert len(asked) == 5 and [{**a, "seconds": 0} for a in again] == [{**r, "seconds": 0} for r in rows]
+    assert all(a["seconds"] != r["seconds"] for a, r in zip(again, rows))
     assert [row["local"] for row in rows] == [0, 0, 0, 2]  # class and null row of one local step
     other = sweep.read_sweep(
         str(write(tmp_path / "t.yaml", methods={"all": {"guidance": 1.0}})), pipe.sampler, pipe.generator

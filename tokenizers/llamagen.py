@@ -10,56 +10,17 @@ Notation: B batch, C image channels, d numbers of a code, h = w = image side / 2
 |---|---|---|---|---|---|
 | vq16 (LlamaGen, Halton-MaskGIT) | 128 128 256 256 512 | 16 | 16384 × 8 | 256 | 71.9 M |
 | vq8 | 128 256 256 512 | 8 | 16384 × 8 | 1024 | 70.1 M |
+| fmnist (32 px, grey) | 16 32 64 | 4 | 512 × 8 | (64 at 32 px) | 0.8 M |
 """
 
-import torch
-import torch.nn.functional as F
-from diffusers import ModelMixin, VQModel  # noqa: F401  (diffusers looks the base class up in this namespace)
+from diffusers import ModelMixin  # noqa: F401  (diffusers looks the base class up in this namespace)
 from diffusers.configuration_utils import register_to_config
-from diffusers.models.resnet import ResnetBlock2D
-from torch import Tensor, nn
+from torch import Tensor
 
-from mgen.errors import MgenError
 from mgen.modeling import Model, public
-from mgen.tokenizers.quantizers import Quantized, VectorQuantizer, codebook_usage
+from mgen.tokenizers.quantizers import codebook_usage
+from mgen.tokenizers.sphere import SphereQuantizer, check_side, sphere_vq
 from mgen.tokens import TokenSpec
-
-
-class SphereQuantizer(VectorQuantizer):
-    """Nearest code by angle: latents and codes are brought to length 1 before they are compared, looked up and trained."""
-
-    def __init__(self, *, codes: int, dim: int) -> None:
-        super().__init__(codes=codes, dim=dim)
-        self.normalise()
-
-    @torch.no_grad()
-    def normalise(self) -> None:
-        """Bring the stored rows to length 1: training moves them off it, which changes nothing here but for other readers."""
-        self.embedding.weight.copy_(F.normalize(self.embedding.weight, dim=-1))
-
-    def distances(self, z: Tensor) -> Tensor:
-        """Squared distances (B, h, w, codes) on the sphere, of z (B, d, h, w) of any length to every code, in fp32."""
-        flat = F.normalize(z.float(), dim=1).permute(0, 2, 3, 1)  # (B, h, w, d)
-        table = F.normalize(self.embedding.weight.float(), dim=-1)
-        return flat.square().sum(-1, keepdim=True) + table.square().sum(-1) - 2 * flat @ table.T
-
-    def initialise(self, z: Tensor, rng: torch.Generator) -> None:
-        """See VectorQuantizer.initialise."""
-        super().initialise(F.normalize(z, dim=1), rng)
-        self.normalise()
-
-    def lookup(self, ids: Tensor) -> Tensor:
-        """Codes as a map (B, d, h, w) for ids (B, h, w)."""
-        return F.normalize(super().lookup(ids), dim=1)
-
-    def forward(self, z: Tensor) -> Quantized:
-        """Quantize z (B, d, h, w); losses "codebook" and "commitment" between unit vectors, no entropy term."""
-        with torch.autocast(z.device.type, enabled=False):
-            z = F.normalize(z.float(), dim=1)
-            ids = self.distances(z.detach()).argmin(-1)  # (B, h, w)
-            rows = self.lookup(ids).float()
-            losses = {"codebook": F.mse_loss(rows, z.detach()), "commitment": F.mse_loss(z, rows.detach())}
-            return Quantized(z + (rows - z).detach(), ids, losses)
 
 
 @public
@@ -80,7 +41,13 @@ class LlamaGenVQ(Model):
         stem: width of the first convolution, where it differs from channels[0]. diffusers' own VQModel does not know it.
     """
 
-    SIZES = {"vq16": dict(), "vq8": dict(channels=(128, 256, 256, 512))}
+    SIZES = {
+        "vq16": dict(),
+        "vq8": dict(channels=(128, 256, 256, 512)),
+        "fmnist": dict(
+            image_size=32, in_channels=1, channels=(16, 32, 64), layers=1, norm_groups=8, z_channels=64, codes=512
+        ),
+    }
     # The image size is no part of what a convolutional tokenizer computes; the token spec is compared apart.
     FREE = ("image_size",)
 
@@ -100,32 +67,17 @@ class LlamaGenVQ(Model):
     ) -> None:
         super().__init__()
         self.factor = 2 ** (len(channels) - 1)
-        if image_size % self.factor:
-            raise MgenError(
-                f"image_size {image_size} is not a multiple of {self.factor}, the downsampling of {len(channels)} levels"
-            )
-        plain = len(channels) - 1
-        self.vq = VQModel(
+        self.vq = sphere_vq(
+            image_size=image_size,
             in_channels=in_channels,
-            out_channels=in_channels,
-            down_block_types=("DownEncoderBlock2D",) * plain + ("AttnDownEncoderBlock2D",),
-            up_block_types=("AttnUpDecoderBlock2D",) + ("UpDecoderBlock2D",) * plain,
-            block_out_channels=tuple(channels),
-            layers_per_block=layers,
-            latent_channels=z_channels,
-            sample_size=image_size,
-            num_vq_embeddings=codes,
-            norm_num_groups=norm_groups,
-            vq_embed_dim=latent,
-            lookup_from_codebook=True,
+            channels=channels,
+            layers=layers,
+            norm_groups=norm_groups,
+            z_channels=z_channels,
+            latent=latent,
+            codes=codes,
+            stem=stem,
         )
-        # diffusers compares vectors of any length; names in files stay the same.
-        self.vq.quantize = SphereQuantizer(codes=codes, dim=latent)
-        if stem is not None and stem != channels[0]:
-            self.vq.encoder.conv_in = nn.Conv2d(in_channels, stem, 3, padding=1)
-            self.vq.encoder.down_blocks[0].resnets[0] = ResnetBlock2D(
-                in_channels=stem, out_channels=channels[0], temb_channels=None, groups=norm_groups, eps=1e-6
-            )
 
     @property
     def quantize(self) -> SphereQuantizer:
@@ -138,10 +90,7 @@ class LlamaGenVQ(Model):
 
     def latents(self, images: Tensor) -> Tensor:
         """Features before quantization (B, d, h, w), of any length, of images (B, C, H, W) in [-1, 1]."""
-        if images.shape[-2] % self.factor or images.shape[-1] % self.factor:
-            raise MgenError(
-                f"image size {tuple(images.shape[-2:])} is not a multiple of {self.factor}: resize or crop it first"
-            )
+        check_side("image size", tuple(images.shape[-2:]), self.factor)
         return self.vq.quant_conv(self.vq.encoder(images))
 
     def encode(self, images: Tensor) -> Tensor:

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from mgen.checkpoints import (
+    causal,
     enat,
     halton,
     himar,
+    hita,
     kl,
     llamagen,
     mage,
@@ -99,6 +101,34 @@ FORMATS = {
         keys=("model_ema", "model", "state_dict"),
         raw_keys=("model", "state_dict"),
         tokenizer="kl16",
+    ),
+    "hita": Format(
+        model="HitaTokenizer",
+        about="tokenizers of Hita, hita-tok.pt and hita-ultra.pt (EMA weights; --raw for the others)",
+        config=hita.config,
+        notes=hita.notes,
+        rename=hita.rename,
+        keys=("ema", "model", "state_dict"),
+        raw_keys=("model", "state_dict"),
+    ),
+    "hita-gpt": Format(
+        model="CausalGenerator",
+        about="generators of Hita, GPT-{B,L,XL,XXL,2B}-{50,100,250,300}e.pt (EMA weights; --raw for the others)",
+        config=causal.config,
+        notes=causal.notes,
+        rename=causal.rename,
+        keys=("ema", "model", "state_dict"),
+        raw_keys=("model", "state_dict"),
+        tokenizer="hita",
+    ),
+    "llamagen": Format(
+        model="CausalGenerator",
+        about="generators of LlamaGen, c2i_{B,L,XL,XXL,3B}_{256,384}.pt",
+        config=causal.config,
+        notes=causal.notes,
+        rename=causal.rename,
+        keys=("model", "module", "state_dict"),
+        tokenizer="llamagen-vq",
     ),
     "llamagen-vq": Format(
         model="LlamaGenVQ",
@@ -188,6 +218,8 @@ def tokenizer_format(generator: Model) -> str:
     """The format of the tokenizer that generators of this class were published with."""
     name = type(generator).__name__
     found = {layout.model: layout.tokenizer for layout in FORMATS.values() if layout.tokenizer}
+    if name in found and generator.spec.holistic:  # type: ignore[union-attr]
+        return "hita"
     if name not in found:
         raise MgenError(f"no official tokenizer is known for {name}: convert one and give its folder")
     return found[name]

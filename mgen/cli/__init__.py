@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 COMMANDS = {
     "sample": "draw images from a model (the embedded one by default)",
-    "edit": "in-painting, out-painting and class editing of an image",
+    "edit": "in-painting, out-painting, class editing and style of an image",
     "train": "train a generator, a tokenizer or a classifier",
     "cache": "pass a data set through a tokenizer, once, into a token cache",
     "eval": "measure images or a model: Fréchet distance, Inception Score, report",
@@ -26,6 +26,15 @@ def make_parser(command: str, description: str, examples: str) -> argparse.Argum
     """The parser of one command: description above, examples below the options."""
     return argparse.ArgumentParser(
         prog=f"mgen {command}", description=description, epilog=f"examples:\n{examples}", formatter_class=Formatter
+    )
+
+
+def add_vision(parser: argparse.ArgumentParser) -> None:
+    """The option of commands that tokenize images."""
+    parser.add_argument(
+        "--vision-weights",
+        metavar="FILE",
+        help="dinov2_vitl14_reg4_pretrain.pth, the frozen encoder that Hita tokenizers look at images with",
     )
 
 

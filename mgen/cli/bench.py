@@ -14,6 +14,7 @@ EXAMPLES = """  mgen bench                                                   the
   mgen bench --class MaskGIT --size L --recipe autonat-l-imagenet256 --batch-size 4     paper size, random weights
   mgen bench --class MaskGITBert --size imagenet256 --recipe maskgit-imagenet256 --batch-size 2
   mgen bench --class MAR --size B --recipe mar-b-imagenet256 --steps 64 --batch-size 2 --savings
+  mgen bench --class CausalGenerator --size hita-B --guidance 2 --batch-size 1 --tokenizer none --savings
   mgen bench --class MAR --size bridge-L --recipe tokenbridge-l-imagenet256 --steps 4 --batch-size 2 --savings
   mgen bench --class HiMAR --size B --recipe himar-b-imagenet256 --set pivots.steps=8 --steps 2 --head-steps 10 --batch-size 1 --savings
   mgen bench --sweep maskgit-r --class MaskGIT --size L --batch-size 4 --repeats 2       methods at equal steps
@@ -39,8 +40,8 @@ def command(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--savings",
         action="store_true",
-        help="for a diffusion head or one over channels: what each exact saving is worth against the plain form, and all in a whole run; "
-        "with --dtype bf16 also that run under autocast, with its error",
+        help="for a causal generator, a diffusion head or one over channels: what each exact saving is worth against the plain form, "
+        "and all in a whole run; with --dtype bf16 also that run under autocast, with its error",
     )
     parser.add_argument(
         "--sweep",
@@ -56,6 +57,9 @@ def command(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--reference", help="with --sweep: statistics, as mgen eval takes them")
     parser.add_argument("--inception-weights", metavar="FILE", help="with --extractor inception")
+    parser.add_argument(
+        "--retime", action="store_true", help="with --sweep: measure the seconds of rows that are there again"
+    )
     parser.add_argument("--out", default="sweep", metavar="DIR", help="with --sweep: the folder of its files")
     parser.add_argument("--repeats", type=int, default=1, help="timed runs after one warm-up step; the fastest counts")
     parser.add_argument("--threads", type=int, help="CPU threads; default: torch's")
@@ -92,7 +96,8 @@ def command(argv: Sequence[str] | None = None) -> int:
         pipe = load(args.model, device=device).optimize()
     sampler = chosen_sampler(pipe, args)
     if args.sweep:
-        return compare(pipe, sampler, args, "mgen bench " + " ".join(argv if argv is not None else sys.argv[2:]))
+        words = [word for word in (argv if argv is not None else sys.argv[2:]) if word != "--retime"]
+        return compare(pipe, sampler, args, "mgen bench " + " ".join(words))
     if args.savings:
         return measure_savings(pipe, sampler, args)
     figures = benchmark.bench(
@@ -113,11 +118,12 @@ def measure_savings(pipe: Any, sampler: Any, args: Namespace) -> int:
     """The table of --savings."""
     from mgen import savings
     from mgen.files import write_json
-    from mgen.heads import CategoricalHead
+    from mgen.heads import CategoricalHead, PartedHead, WindowHead
 
-    if isinstance(pipe.generator.head, CategoricalHead):
+    if isinstance(pipe.generator.head, CategoricalHead | PartedHead | WindowHead) and not pipe.generator.causal:
         raise MgenError(
-            "--savings is for generators with a diffusion head or a head over channels: --class MAR or HiMAR"
+            "--savings is for causal generators and those with a diffusion head or a head over channels: --class CausalGenerator, MAR "
+            "or HiMAR"
         )
     if args.cls or args.config:
         sampler = savings.prepare(pipe.generator, sampler)
@@ -193,6 +199,7 @@ def compare(pipe: Any, sampler: Any, args: Namespace, line: str) -> int:
         repeats=args.repeats,
         dtype=args.dtype,
         distance=distance,
+        retime=args.retime,
     )
     text = sweep_report.markdown(rows, settings.base, about)
     write_text(out / "sweep.md", text)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from mgen.cli import make_parser
+from mgen.cli import add_vision, make_parser
 from mgen.errors import MgenError
 
 if TYPE_CHECKING:
@@ -15,6 +15,7 @@ EXAMPLES = """  mgen cache --data fmnist --out caches/fmnist
   mgen cache --data /data/photos --tokenizer models/kl16 --measure-scale 2000      the scale of other data, for mgen convert … scale=S
   mgen cache --data fmnist --tokenizer models/kl --measure-order 2000      channels by frequency, for mgen convert quantize …
   mgen cache --data fmnist --tokenizer models/kl --pivot-size 16 --out caches/two        two resolutions, for HiMAR
+  mgen cache --data /data/imagenet/train --tokenizer models/hita --vision-weights dinov2_vitl14_reg4_pretrain.pth --out caches/hita
 
 Of a KL tokenizer the moments of the posterior are stored, which training samples afresh.
 Interrupted? The same command goes on with the next shard. Train on it with data.kind=cache data.path=caches/fmnist."""
@@ -50,6 +51,7 @@ def command(argv: Sequence[str] | None = None) -> int:
         metavar="PIXELS",
         help="store the tokens of a smaller copy of every image too, for HiMAR's pivots (published: 128 of 256)",
     )
+    add_vision(parser)
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, auto")
     args = parser.parse_args(argv)
     counts = [args.batch_size, args.shard_size, args.measure_scale, args.measure_order]
@@ -60,8 +62,10 @@ def command(argv: Sequence[str] | None = None) -> int:
 
     from mgen.data import write_cache
     from mgen.pipeline import load_tokenizer
+    from mgen.tokenizers.vision import give_vision
 
     tokenizer = load_tokenizer(args.tokenizer, device=args.device)
+    give_vision(tokenizer, args.vision_weights)
     data, source = open_images(args.data, tokenizer, path=args.data_path, split=args.split, image_size=args.image_size)
     if args.measure_scale:
         print(f"{measure_scale(tokenizer, data, args.measure_scale, args.batch_size):.6g}")

@@ -18,6 +18,7 @@ EXAMPLES = """  mgen convert maskgit-vqgan vqgan_jax_strongaug.ckpt --out models
   mgen convert diffusers-vae sd-vae-ft-mse/ --out models/sd-vae image_size=256 patch=2
   mgen convert quantize models/kl16 --out models/kl16-64 levels=64 low=-5 high=5 channel_order=published       for TokenBridge
   mgen convert quantize runs/kl/model --out models/kl-100 levels=100 form=clean low=-4.6 high=4.6 channel_order=[2,0,1,3]
+  mgen convert shuffle runs/fmnist-maskgit/model --out models/windows shuffle=2      for Token-Shuffle, to be trained on with init:
   mgen convert pipeline runs/mine/model --tokenizer models/vqgan --out models/mine       join saved parts
   mgen convert maskgit my.pth --out models/mine heads=12        what shapes cannot tell, where it differs from the published model
 
@@ -25,6 +26,7 @@ With --tokenizer (or one in the same file) the result is a pipeline that `mgen s
 The levels of `quantize` are compared by mgen eval … --levels, its channel_order is printed by mgen cache … --measure-order.
 Torch files are read as plain tensors only: a file that holds other Python objects is refused."""
 OWN = """  pipeline       join a saved generator with a tokenizer
+  shuffle        a saved generator (or pipeline) with windows of tokens, as the start of a fine-tuning
   quantize       put levels to the latents of a KL tokenizer (folder, name, or official file): ids for every channel"""
 
 
@@ -37,9 +39,11 @@ def command(argv: Sequence[str] | None = None) -> int:
         f"Turn an official checkpoint into mgen's format.\n\nformats:\n{formats}\n{OWN}",
         EXAMPLES,
     )
-    parser.add_argument("format", metavar="FORMAT", help=", ".join([*FORMATS, "pipeline", "quantize"]))
+    parser.add_argument("format", metavar="FORMAT", help=", ".join([*FORMATS, "pipeline", "quantize", "shuffle"]))
     parser.add_argument(
-        "file", metavar="FILE", help="the official file; for `pipeline` and `quantize`, a saved generator or tokenizer"
+        "file",
+        metavar="FILE",
+        help="the official file; for `pipeline`, `quantize` and `shuffle`, a saved generator or tokenizer",
     )
     parser.add_argument("settings", nargs="*", metavar="key=value", help="constructor arguments the shapes cannot tell")
     parser.add_argument("--out", required=True, metavar="DIR")
@@ -65,6 +69,9 @@ def command(argv: Sequence[str] | None = None) -> int:
             raise MgenError("pipeline joins a saved generator with --tokenizer, and takes no settings")
     elif args.format == "quantize":
         product, report = quantized(args.file, apply_overrides({}, args.settings))
+        names = ""
+    elif args.format == "shuffle":
+        product, report = windowed(args.file, apply_overrides({}, args.settings))
         names = ""
     else:
         conversion = convert(args.format, args.file, raw=args.raw, **apply_overrides({}, args.settings))
@@ -124,6 +131,22 @@ def quantized(source: str, settings: dict[str, Any]) -> tuple[Any, str]:
     return made, (
         f"QuantizedKL of {source}: {spec.sizes()}, {spec.levels}\n"
         f"  note: for latents of unit variance these levels err least in [{-best:.2f}, {best:.2f}]; measure others with mgen eval --levels"
+    )
+
+
+def windowed(source: str, settings: dict[str, Any]) -> tuple[Any, str]:
+    """The generator of `source` (its folder, or that of a pipeline) with windows of tokens, and the report."""
+    from mgen.checkpoints.shuffle import shuffled
+
+    inside = Path(source) / "generator"
+    found = saved_generator(str(inside) if inside.is_dir() else source)
+    try:
+        made, share = shuffled(found, **settings)
+    except TypeError as error:
+        raise MgenError(f"settings {settings} do not fit: give shuffle=2, and shuffle_blocks or mask_unit") from error
+    return made, (
+        f"{type(made).__name__} of {source} with windows of {made.config.shuffle}×{made.config.shuffle}: {made.unit_spec.sizes()}\n"
+        f"  note: its pair keeps {share:.1%} of the variance of the embeddings; train it on: mgen train --config … init=THIS"
     )
 
 

@@ -1,10 +1,10 @@
-"""`mgen edit`: in-painting, out-painting, class editing."""
+"""`mgen edit`: in-painting, out-painting, class editing, style of another image."""
 
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from mgen.cli import make_parser
+from mgen.cli import add_vision, make_parser
 from mgen.cli.sample import add_sampling, load_for
 from mgen.errors import MgenError
 
@@ -12,17 +12,24 @@ EXAMPLES = """  mgen edit photo.png --mask mask.png --class bag --out edited    
   mgen edit shoe.png --box 0,0,16,32 --class sneaker --out edited      left half of a 32-pixel image
   mgen edit bag.png --outpaint 8,8,8,8 --class bag --out edited        shrink the picture, draw a frame around it
   mgen edit shirt.png --box 6,6,26,26 --class dress,coat --num-images 4 --out edited    other classes in a region
+  mgen edit bag.png --style coat.png --model runs/fmnist-hita/model --out edited      bag's patches, coat's holistic tokens
+  mgen edit photo.jpg --style painting.jpg --model models/hita --vision-weights dinov2_vitl14_reg4_pretrain.pth --out edited
 
-The picture is centre-cropped to the model's size. Pixels outside the mask stay exactly as they are."""
+The picture is centre-cropped to the model's size. Pixels outside the mask stay exactly as they are. --style takes a Hita tokenizer
+(mgen train --config fmnist-hita makes a small one) or a pipeline with one; nothing is drawn at random."""
 
 
 def command(argv: Sequence[str] | None = None) -> int:
-    parser = make_parser("edit", "Draw a part of an image anew.", EXAMPLES)
+    parser = make_parser("edit", "Draw a part of an image anew, or give it the style of another image.", EXAMPLES)
     parser.add_argument("image", help="image file")
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--mask", metavar="FILE", help="image whose bright pixels (≥ 128) are drawn anew")
     where.add_argument("--box", metavar="L,T,R,B", help="box in pixels of the model's image size that is drawn anew")
     where.add_argument("--outpaint", metavar="L,T,R,B", help="margins in pixels to draw around the shrunken picture")
+    where.add_argument(
+        "--style", metavar="FILE", help="image whose holistic tokens the result gets, with a Hita tokenizer as --model"
+    )
+    add_vision(parser)
     parser.add_argument(
         "--class", "--classes", dest="classes", help="class ids or names of the result; default: none (null class)"
     )
@@ -35,7 +42,35 @@ def command(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if min(args.num_images, args.batch_size) < 1 or args.dilate < 0 or args.feather < 0:
         raise MgenError("--num-images and --batch-size must be at least 1, --dilate and --feather at least 0")
-    return edit(args)
+    if (Path(args.out) / "run.json").is_file():
+        raise MgenError(f"{args.out} holds a run of mgen sample: choose another --out")
+    return restyle(args) if args.style else edit(args)
+
+
+def restyle(args: Namespace) -> int:
+    """The content image with the style of another: restyled.png, and grid.png of all three."""
+    import torch
+
+    from mgen import editing
+    from mgen.data import load_image
+    from mgen.generation import save_png
+    from mgen.grids import labelled_grid
+    from mgen.pipeline import load_tokenizer, to_pil
+    from mgen.tokenizers.vision import give_vision
+
+    if args.classes:
+        raise MgenError("--class is for what is drawn anew: --style draws nothing, leave it out")
+    tokenizer = load_tokenizer(args.model, device=args.device)
+    give_vision(tokenizer, args.vision_weights)
+    size, channels = tokenizer.config.image_size, tokenizer.config.in_channels
+    content, style = (load_image(path, size=size, channels=channels) for path in (args.image, args.style))
+    result = editing.restyle(tokenizer, content, style).cpu()
+    out = Path(args.out)
+    save_png(to_pil(result[None])[0], out / "restyled.png")
+    grid = labelled_grid(torch.stack([content, style, result]), [0, 1, 2], ["content", "style", "result"])
+    save_png(grid, out / "grid.png")
+    print(out / "grid.png")
+    return 0
 
 
 def edit(args: Namespace) -> int:
@@ -46,11 +81,11 @@ def edit(args: Namespace) -> int:
     from mgen.generation import chosen_classes, image_name, save_png
     from mgen.grids import labelled_grid
     from mgen.pipeline import to_pil
+    from mgen.tokenizers.vision import give_vision
 
     out = Path(args.out)
-    if (out / "run.json").is_file():
-        raise MgenError(f"{out} holds a run of mgen sample: choose another --out")
     pipe = load_for(args)
+    give_vision(pipe.tokenizer, args.vision_weights)
     size, channels = pipe.tokenizer.config.image_size, pipe.tokenizer.config.in_channels
     image = load_image(args.image, size=size, channels=channels)
     if args.mask:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mgen.cli import make_parser
+from mgen.cli import add_vision, make_parser
 from mgen.cli.sample import add_sampler, chosen_sampler
 from mgen.errors import MgenError
 
@@ -17,6 +17,7 @@ EXAMPLES = """  mgen eval samples                                   a folder of 
   mgen eval fmnist --split test                       a data set itself: the floor of the distance
   mgen eval fmnist --split test --reconstruction fmnist-maskgit            what a tokenizer keeps of the images
   mgen eval /data/photos --reconstruction models/kl16 --posterior sample --extractor inception --inception-weights FILE
+  mgen eval /data/val --reconstruction models/hita --vision-weights dinov2_vitl14_reg4_pretrain.pth --extractor inception
   mgen eval fmnist --reconstruction runs/kl/model --levels 16,64 --ranges 3,5,best        levels for mgen convert quantize
   mgen eval /data/train --extractor inception --inception-weights FILE --save-statistics train.safetensors"""
 
@@ -50,6 +51,7 @@ def command(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--posterior", help="mean or sample, what of a KL tokenizer's posterior is decoded; default: mean"
     )
+    add_vision(parser)
     parser.add_argument(
         "--levels", metavar="Q,…", help="of a KL tokenizer: compare so many levels a number, in levels.md"
     )
@@ -63,8 +65,8 @@ def command(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.batch_size < 1 or (args.num_images is not None and args.num_images < 2):
         raise MgenError("--batch-size must be at least 1 and --num-images at least 2")
-    if args.reconstruction is None and (args.posterior or args.levels or args.ranges):
-        raise MgenError("--posterior, --levels and --ranges are for --reconstruction TOKENIZER")
+    if args.reconstruction is None and (args.posterior or args.levels or args.ranges or args.vision_weights):
+        raise MgenError("--posterior, --levels, --ranges and --vision-weights are for --reconstruction TOKENIZER")
     if args.ranges and not args.levels:
         raise MgenError("--ranges goes with --levels: the numbers of levels to compare")
     return evaluate(args, "mgen eval " + " ".join(argv if argv is not None else sys.argv[2:]))
@@ -160,8 +162,10 @@ def find_reconstructions(args: Namespace, extractor: Any, device: Any) -> tuple[
     from mgen.cli.cache import open_images
     from mgen.evaluation.reconstruction import reconstructions
     from mgen.pipeline import load_tokenizer
+    from mgen.tokenizers.vision import give_vision
 
     tokenizer = load_tokenizer(args.reconstruction, device=device)
+    give_vision(tokenizer, args.vision_weights)
     data, name = open_images(args.path, tokenizer, split=args.split)
     source = reconstructions(
         data,

@@ -201,7 +201,8 @@ def animate(pipe: Any, classes: Sequence[int | None], args: Namespace) -> None:
             images = pipe.decode(step.draft)
         if step.pivots:  # the smaller image that they make
             images = interpolate(images, [n * images.shape[-1] // grid[1] for n in spec.grid])
-        known = step.known.view(-1, 1, *grid).float()
+        # Holistic tokens have no place in the image.
+        known = step.known[:, step.known.shape[1] - grid[0] * grid[1] :].reshape(-1, 1, *grid).float()
         images = torch.where(interpolate(known, images.shape[-2:]) > 0.5, images, torch.zeros_like(images))
         frames.append(labelled_grid(to_uint8(images).cpu(), labels, pipe.class_names))
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from mgen.cli import make_parser, run
+from mgen.cli import add_vision, make_parser, run
 from mgen.errors import MgenError
 
 EXAMPLES = """  mgen train --config configs/train/fmnist-maskgit.yaml
@@ -19,12 +19,16 @@ def command(argv: Sequence[str] | None = None) -> int:
         "--config", required=True, metavar="FILE", help="a YAML file, or the name of one in configs/train"
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted settings laid over the file")
+    add_vision(parser)
     args = parser.parse_args(argv)
 
-    from mgen.config import apply_overrides, read_config
+    from mgen.config import apply_overrides, merge, read_config
     from mgen.training.config import train_config
 
-    config = train_config(apply_overrides(read_config(find_config(args.config)), args.overrides))
+    settings = apply_overrides(read_config(find_config(args.config)), args.overrides)
+    if args.vision_weights:
+        settings = merge(settings, {"objective": {"vision_weights": args.vision_weights}})
+    config = train_config(settings)
     from mgen.training.loop import train
 
     print(train(config))

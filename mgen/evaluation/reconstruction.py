@@ -48,6 +48,7 @@ class Nearness:
     def __init__(self) -> None:
         self.count, self.psnr, self.ssim = 0, 0.0, 0.0
         self.used: Tensor | None = None
+        self.kind = "channels"  # what the rows of `used` are
 
     def update(self, originals: Tensor, images: Tensor) -> None:
         """uint8 (B, C, H, W) both."""
@@ -55,10 +56,14 @@ class Nearness:
         self.psnr += psnr(originals, images).sum().item()
         self.ssim += ssim(originals, images).sum().item()
 
-    def count_ids(self, ids: Tensor, vocab: int) -> None:
-        """Ids (B, L) or (B, L, C) in 0 … vocab-1."""
-        rows = ids.flatten(0, 1) if ids.ndim == 3 else ids.flatten().unsqueeze(1)  # (B·L, C)
-        one = torch.stack([torch.bincount(column, minlength=vocab) for column in rows.cpu().T])  # (C, Q)
+    def count_ids(self, ids: Tensor, vocab: int, holistic: int = 0) -> None:
+        """Ids (B, L) or (B, L, C) in 0 … vocab-1; the first `holistic` tokens are of a codebook of their own."""
+        if holistic:
+            self.kind = "codebooks"
+            groups = [part.flatten() for part in ids.tensor_split([holistic], dim=1)]
+        else:
+            groups = list(ids.flatten(0, 1).T) if ids.ndim == 3 else [ids.flatten()]
+        one = torch.stack([torch.bincount(group, minlength=vocab) for group in (g.cpu() for g in groups)])  # (C, Q)
         self.used = one if self.used is None else self.used + one
 
     def entropy(self) -> float:
@@ -71,7 +76,7 @@ class Nearness:
         out = {"PSNR in dB, mean over images": self.psnr / self.count, "SSIM, mean over images": self.ssim / self.count}
         if self.used is not None:
             channels, vocab = self.used.shape
-            mean = f", mean over {channels} channels" if channels > 1 else ""
+            mean = f", mean over {channels} {self.kind}" if channels > 1 else ""
             out[f"ids used of {vocab}{mean}"] = (self.used > 0).sum(1).double().mean().item()
             out[f"entropy of the ids in bits{mean}"] = self.entropy()
         return out
@@ -101,7 +106,7 @@ def reconstructions(
             images, truth = to_uint8(tokenizer.decode(tokens)).cpu(), to_uint8(batch["image"])
             near.update(truth, images)
             if (vocab := tokenizer.spec.vocab) is not None:
-                near.count_ids(tokens, vocab)
+                near.count_ids(tokens, vocab, tokenizer.spec.holistic)
             originals.update(extractor(truth)[0])
             yield images, batch["label"]
 

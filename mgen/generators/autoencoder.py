@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mgen.generators.base import count_known
-from mgen.layers import Local, Memory, gather_rows, slot, span
+from mgen.layers import Local, Memory, gather_rows, slot, span, take
 
 
 class MaskedAutoencoder:
@@ -46,6 +46,10 @@ class MaskedAutoencoder:
         """Block i of the "encoder" or "decoder"; `keys` as in PreNormBlock."""
         return getattr(self.trunk, f"{part}_blocks")[i](x, **keys)
 
+    def finish(self, x: Tensor) -> Tensor:
+        """What becomes of the context (B, M, D) last."""
+        return x
+
     def hidden(self, positions: Tensor) -> Tensor:
         """Mask tokens at positions (B, n): (B, n, D)."""
         if len(self.mask_table) == 1:
@@ -69,7 +73,7 @@ class MaskedAutoencoder:
         fewest, most = visible if visible is not None else count_known(known)
         places = (~known).to(torch.uint8).argsort(dim=1, stable=True)[:, :most]  # (B, V)
         front = self.front(condition)  # (B, S, D)
-        seen = self.embed(_rows(tokens, places)) + self.encoder_table[places]
+        seen = self.embed(take(tokens, places)) + self.encoder_table[places]
         x = self.trunk.token_norm(torch.cat([front, seen], dim=1))  # (B, S + V, D)
         readable = None
         if fewest != most:
@@ -107,8 +111,8 @@ class MaskedAutoencoder:
             x = self.block("decoder", i, x, positions=read if last else None, kept=slot(memory, f"decoder.{i}"))
         x = self.trunk.decoder_norm(x)
         if positions is not None:
-            return x + self.head_table[positions]  # (B, M, D)
-        return (x if read is not None else x[:, slots:]) + self.head_table  # (B, L, D)
+            return self.finish(x + self.head_table[positions])  # (B, M, D)
+        return self.finish((x if read is not None else x[:, slots:]) + self.head_table)  # (B, L, D)
 
     def context(
         self,
@@ -126,7 +130,7 @@ class MaskedAutoencoder:
     def encode_local(self, tokens: Tensor, condition: Tensor, memory: Memory, step: Local) -> Tensor:
         """Encoder features (B, n, D) of the drawn tokens among those computed anew, behind the front's if it is too."""
         slots, drawn = self.slots, step.positions[:, : step.drawn]  # (B, n)
-        x = self.embed(_rows(tokens, drawn)) + self.encoder_table[drawn]
+        x = self.embed(take(tokens, drawn)) + self.encoder_table[drawn]
         # The encoder holds visible tokens only: those of the group stand behind them, each in a place of its own.
         behind = slots + memory.values["visible"]
         rows = span(step.drawn, x) + behind + step.fresh[0]
@@ -149,12 +153,9 @@ class MaskedAutoencoder:
             last = i == len(self.trunk.decoder_blocks) - 1
             kept = memory.layer(f"decoder.{i}")
             x = self.block("decoder", i, x, positions=wanted if last else None, kept=kept, rows=rows)
-        return self.trunk.decoder_norm(x) + self.head_table[step.group[:, slice(*step.asked)]]  # (B, asked, D)
-
-
-def _rows(tokens: Tensor, places: Tensor) -> Tensor:
-    """Tokens (B, n, C) or ids (B, n) at places (B, n)."""
-    return tokens.gather(1, places) if tokens.ndim == 2 else gather_rows(tokens, places)
+        return self.finish(
+            self.trunk.decoder_norm(x) + self.head_table[step.group[:, slice(*step.asked)]]
+        )  # (B, asked, D)
 
 
 def class_vector(model: Any, condition: Tensor) -> Tensor:

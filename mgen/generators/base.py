@@ -6,16 +6,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mgen.errors import MgenError
-from mgen.layers.memory import Local, Memory
+from mgen.errors import MgenError, check_choice
+from mgen.heads import CategoricalHead, PartedHead, WindowHead
+from mgen.layers.memory import Local, Memory, span
+from mgen.layers.windows import TokenShuffle, TokenUnshuffle, Windows
 from mgen.modeling import Model
 from mgen.tokens import TokenSpec
 
 
 class Generator(Model):
-    """Base of the masked generators. Notation: B batch, L tokens, M asked positions, D width.
+    """Base of the generators. Notation: B batch, L tokens, M asked positions, D width.
 
-    Subclasses set `head` and define `spec`, `null_class` and `context`.
+    Subclasses set `head` and define `spec`, `null_class` and `context`. Where windows of tokens are masked and drawn as one
+    (`unit`), "token" below is a window: L of them, each of s² ids or s²·C numbers.
     """
 
     head: Any
@@ -24,6 +27,16 @@ class Generator(Model):
     def spec(self) -> TokenSpec:
         """The tokens this generator takes and makes."""
         raise NotImplementedError
+
+    @property
+    def unit_spec(self) -> TokenSpec:
+        """The tokens as they are masked and drawn: those of `spec`, or windows of them."""
+        return self.spec if self.unit is None else self.unit.spec(self.spec)
+
+    @property
+    def unit(self) -> Windows | None:
+        """The windows that are masked and drawn as one (Token-Shuffle); None: tokens are masked and drawn one by one."""
+        return None
 
     @property
     def null_class(self) -> int | None:
@@ -86,6 +99,7 @@ class Generator(Model):
         return {}
 
     staged = False  # whether a sampler draws pivots first (`first`, `second`, `pivot_spec`; see HiMAR)
+    causal = False  # whether tokens are drawn one after the other, each from those before it alone
     carries = False  # whether full evaluations read features of the evaluation before (the null rows must then see all of them)
 
     def forward(
@@ -93,7 +107,51 @@ class Generator(Model):
     ) -> tuple[Tensor, Tensor]:
         """Training: loss and hit (0 or 1) of every masked token, both (number of masked tokens,)."""
         z = self.context(tokens, known, condition)
-        return self.head.loss(z[~known], tokens[~known], label_smoothing=label_smoothing)
+        return self.masked_loss(z, tokens, known, label_smoothing=label_smoothing)
+
+    def masked_loss(self, z: Tensor, tokens: Tensor, known: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+        """The head's loss and figure at the masked places of z (B, L, D), flat."""
+        masked = ~known
+        if holistic := self.spec.holistic:
+            options["part"] = (span(self.spec.length, known) >= holistic)[masked]
+        return self.head.loss(z[masked], tokens[masked], **options)
+
+    def joint_ids(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Ids (B, N) at positions (B, N), None for all, as rows of a table that holds the codes of both parts, holistic ones first."""
+        if not (holistic := self.spec.holistic):
+            return tokens
+        positions = span(tokens.shape[1], tokens) if positions is None else positions
+        assert self.spec.vocab is not None
+        return tokens + self.spec.vocab * (positions >= holistic)
+
+
+def check_unit(shuffle: int, mask_unit: str, *, units: tuple[str, ...] = ("window",), name: str) -> None:
+    """MgenError unless a trunk that masks by `units` takes this one: caches and dropped tokens need windows that are all known or not."""
+    if shuffle != 1 and check_choice("mask_unit", mask_unit, ("token", "window")) not in units:
+        raise MgenError(
+            f"mask_unit {mask_unit!r}: {name} leaves unknown tokens out or keeps keys and values of known ones, so a window of "
+            "Token-Shuffle must be known or unknown as a whole: use mask_unit window"
+        )
+
+
+def id_head(*, codes: int, holistic: int = 0, shuffle: int = 1, blocks: int = 0, **settings: Any) -> Any:
+    """A categorical head; one for each part of the tokens where some are holistic; or one for all ids of a window.
+
+    Args:
+        codes: of each part; the table of `settings` holds those of holistic tokens first.
+        shuffle: side of the windows. blocks: of TokenUnshuffle. settings: of CategoricalHead.
+    """
+    if holistic:
+        return PartedHead([CategoricalHead(codes=codes, first=first, **settings) for first in (0, codes)])
+    head = CategoricalHead(codes=codes, **settings)
+    return head if shuffle == 1 else WindowHead(TokenUnshuffle(head.width, shuffle, blocks=blocks), head)
+
+
+def reset_windows(join: TokenShuffle, head: Any) -> None:
+    """Initial values of a trunk's shuffle and, where both have the same width, its transpose in the head."""
+    join.reset_parameters()
+    if isinstance(head, WindowHead):
+        head.unshuffle.reset_parameters(join)
 
 
 def count_known(known: Tensor) -> tuple[int, int]:

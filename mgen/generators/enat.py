@@ -23,9 +23,20 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from mgen.errors import MgenError
-from mgen.generators.base import Generator, count_known
-from mgen.heads import CategoricalHead
-from mgen.layers import MLP, Local, Memory, TokenEmbedding, attend, gather_rows, slot, span
+from mgen.generators.base import Generator, check_unit, count_known, id_head, reset_windows
+from mgen.layers import (
+    MLP,
+    Local,
+    Memory,
+    WindowEmbedding,
+    Windows,
+    attend,
+    gather_rows,
+    slot,
+    span,
+    take,
+    token_embedding,
+)
 from mgen.layers.attention import Rows
 from mgen.layers.memory import KeyValues
 from mgen.modeling import public
@@ -98,6 +109,9 @@ class ENAT(Generator):
         side: h = w of the token grid; L = side². codes: the vocabulary is codes and the mask.
         dim, heads: of the trunk. encoder_depth, decoder_depth: blocks for visible and for masked tokens.
         num_classes: classes; the null class is one more. dropout: on embeddings, in training.
+        shuffle: side of the windows that the trunk computes as one row each (Token-Shuffle, arXiv 2504.17789); 1: none.
+        shuffle_blocks: residual MLPs on either side of the trunk, with windows.
+        mask_unit: what is masked and drawn as one: "window".
         class_names: for captions and file names; no part of the network.
     """
 
@@ -123,17 +137,30 @@ class ENAT(Generator):
         heads: int = 16,
         num_classes: int = 1000,
         dropout: float = 0.1,
+        shuffle: int = 1,
+        shuffle_blocks: int = 2,
+        mask_unit: str = "window",
         class_names: tuple[str, ...] | None = None,
     ) -> None:
         super().__init__()
-        self.token_embed = TokenEmbedding(rows=codes + 1, length=side * side, dim=dim, eps=1e-6, dropout=dropout)
+        check_unit(shuffle, mask_unit, name="ENAT")
+        self.windows = Windows((side, side), shuffle)
+        self.token_embed = token_embedding(
+            windows=self.windows,
+            blocks=shuffle_blocks,
+            rows=codes + 1,
+            length=side * side,
+            dim=dim,
+            eps=1e-6,
+            dropout=dropout,
+        )
         self.class_embed = nn.Embedding(num_classes + 1, dim)
         self.carry_norm = nn.LayerNorm(dim, eps=1e-6)
         self.carry_mlp = MLP(dim, 4 * dim, approximate="tanh")
         self.encoder_blocks = nn.ModuleList(ContextBlock(dim, heads) for _ in range(encoder_depth))
         self.decoder_blocks = nn.ModuleList(ContextBlock(dim, heads) for _ in range(decoder_depth))
         self.norm = nn.LayerNorm(dim)
-        self.head = CategoricalHead(table=self.token_embed.word, codes=codes)
+        self.head = id_head(table=self.token_embed.word, codes=codes, shuffle=shuffle, blocks=shuffle_blocks)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -142,6 +169,8 @@ class ENAT(Generator):
                 nn.init.normal_(module.weight, std=0.02)
         for block in self._blocks():
             nn.init.zeros_(block.adaln.weight)
+        if isinstance(self.token_embed, WindowEmbedding):
+            reset_windows(self.token_embed.join, self.head)
 
     def _blocks(self) -> list[Any]:
         return [*self.encoder_blocks, *self.decoder_blocks]
@@ -150,6 +179,10 @@ class ENAT(Generator):
     def spec(self) -> TokenSpec:
         side = self.config.side
         return TokenSpec(kind="index", length=side * side, grid=(side, side), vocab=self.config.codes)
+
+    @property
+    def unit(self) -> Windows | None:
+        return self.windows if self.windows.side > 1 else None
 
     @property
     def null_class(self) -> int:
@@ -175,6 +208,11 @@ class ENAT(Generator):
         all_ = memory.values.get("modulations") if memory is not None else None
         all_ = self.modulations(condition) if all_ is None else [m[: len(condition)] for m in all_]
         return all_[: len(self.encoder_blocks)], all_[len(self.encoder_blocks) :]
+
+    def hidden(self, positions: Tensor) -> Tensor:
+        """Mask tokens at positions (B, n): (B, n, D)."""
+        ids = positions if self.unit is None else positions.unsqueeze(-1).expand(-1, -1, self.unit.side**2)
+        return self.token_embed(torch.full_like(ids, self.mask_id), positions)
 
     def encode(
         self,
@@ -206,7 +244,7 @@ class ENAT(Generator):
         if readable is not None or least != count:
             first = old.new_ones(old.shape, dtype=torch.bool) if readable is None else readable
             readable = torch.cat([first, ~hidden.gather(1, new)], dim=1)  # (B, O + N)
-        x = self.token_embed(tokens.gather(1, new), new)  # (B, N, D)
+        x = self.token_embed(take(tokens, new), new)  # (B, N, D)
         keep = memory is not None and memory.keep
         for i, (block, modulation) in enumerate(zip(self.encoder_blocks, self._modulations(condition, memory)[0])):
             if count or keep:
@@ -236,7 +274,7 @@ class ENAT(Generator):
         if readable is not None or fewest != most:
             first = known.new_ones(len(known), front) if readable is None else readable
             readable = torch.cat([first, ~known.gather(1, hidden)], dim=1)  # (B, V + H)
-        x = self.token_embed(torch.full_like(hidden, self.mask_id), hidden)
+        x = self.hidden(hidden)
         ranks = (~known).cumsum(1) - 1  # which of the masked tokens a position is
         if memory is not None and memory.keep:
             memory.values["rows"] = ranks + front
@@ -280,14 +318,13 @@ class ENAT(Generator):
         """See Generator.local. There is no prefix here; carried features change at full evaluations only."""
         encoder, decoder = self._modulations(condition, memory)
         places, front, n = step.positions, memory.values["front"], step.drawn
-        x = self.token_embed(tokens.gather(1, places[:, :n]), places[:, :n])  # (B, n, D)
+        x = self.token_embed(take(tokens, places[:, :n]), places[:, :n])  # (B, n, D)
         rows = span(n, x) + front + step.fresh[0]
         for i, (block, modulation) in enumerate(zip(self.encoder_blocks, encoder)):
             if n:
                 x = block(x, modulation, kept=memory.layer(f"encoder.{i}"), rows=rows, until=front + step.done)
         seen = x if n else None
-        hidden = places[:, n:]
-        x = self.token_embed(torch.full_like(hidden, self.mask_id), hidden)
+        x = self.hidden(places[:, n:])
         rows = memory.values["rows"][: len(x)].gather(1, places)
         wanted = slice(step.asked[0] - step.fresh[0] - n, step.asked[1] - step.fresh[0] - n)
         for i, (block, modulation) in enumerate(zip(self.decoder_blocks, decoder)):

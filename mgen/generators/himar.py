@@ -275,7 +275,7 @@ class Stage(MaskedAutoencoder):
         model: the network. index: 0 draws pivots, 1 tokens. features, shown: see HiMAR.second.
     """
 
-    staged, carries = False, False
+    staged, carries, causal, unit = False, False, False, None
 
     def __init__(self, model: HiMAR, index: int, features: Tensor | None = None, shown: Tensor | None = None) -> None:
         c = model.config
@@ -288,7 +288,7 @@ class Stage(MaskedAutoencoder):
         else:
             self.spec, self.head, self.slots = model.spec, model.head, behind
             own = slice(pivots, None)
-        self.length = self.spec.length
+        self.length, self.unit_spec = self.spec.length, self.spec
         self.mask_table = model.mask_token[index, own]
         if index == 0:  # the tokens of the second stage stand behind, always masked
             self.mask_table = model.mask_token[0]

@@ -22,9 +22,19 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from mgen.errors import MgenError
-from mgen.generators.base import Generator, count_known
-from mgen.heads import CategoricalHead
-from mgen.layers import Local, Memory, PreNormBlock, TokenEmbedding, gather_rows, slot
+from mgen.generators.base import Generator, check_unit, count_known, id_head, reset_windows
+from mgen.layers import (
+    Local,
+    Memory,
+    PreNormBlock,
+    WindowEmbedding,
+    Windows,
+    gather_rows,
+    masked,
+    slot,
+    take,
+    token_embedding,
+)
 from mgen.modeling import public
 from mgen.tokens import TokenSpec
 
@@ -43,6 +53,9 @@ class MAGE(Generator):
             the vocabulary has a row for each class and one for the null class.
         drop: share of the tokens that never enter the encoder in training; the mask ratio must not be smaller.
         dropout: on embeddings, attention probabilities, and the outputs of attention and of both layers of the MLPs.
+        shuffle: side of the windows that the trunk computes as one row each (Token-Shuffle, arXiv 2504.17789); 1: none.
+        shuffle_blocks: residual MLPs on either side of the trunk, with windows.
+        mask_unit: what is masked and drawn as one: "window".
         class_names: for captions and file names; no part of the network.
     """
 
@@ -69,15 +82,22 @@ class MAGE(Generator):
         num_classes: int = 0,
         drop: float = 0.5,
         dropout: float = 0.1,
+        shuffle: int = 1,
+        shuffle_blocks: int = 2,
+        mask_unit: str = "window",
         class_names: tuple[str, ...] | None = None,
     ) -> None:
         super().__init__()
+        check_unit(shuffle, mask_unit, name="MAGE")
+        self.windows = Windows((side, side), shuffle)
         if not 0 <= drop < 1:
             raise MgenError(f"drop is {drop}: a share of the tokens, 0 … 1, some of which must remain")
         length = side * side
         self.mask_id = codes + (num_classes + 1 if num_classes else CLASS_ROWS)
-        rows = self.mask_id + 1
-        self.token_embed = TokenEmbedding(rows=rows, length=1 + length, dim=encoder_dim, eps=1e-6, dropout=dropout)
+        table: dict[str, Any] = dict(
+            rows=self.mask_id + 1, length=1 + length, dim=encoder_dim, eps=1e-6, dropout=dropout
+        )
+        self.token_embed = token_embedding(windows=self.windows, blocks=shuffle_blocks, front=1, **table)
 
         def blocks(dim: int, depth: int, heads: int) -> nn.ModuleList:
             settings: dict[str, Any] = dict(mlp_ratio=mlp_ratio, eps=1e-6, attn_dropout=dropout, dropout=dropout)
@@ -86,21 +106,28 @@ class MAGE(Generator):
         self.encoder_blocks = blocks(encoder_dim, encoder_depth, encoder_heads)
         self.encoder_norm = nn.LayerNorm(encoder_dim, eps=1e-6)
         self.decoder_embed = nn.Linear(encoder_dim, decoder_dim)
-        self.decoder_position = nn.Parameter(torch.zeros(1 + length, decoder_dim))
+        self.decoder_position = nn.Parameter(torch.zeros(1 + self.windows.count, decoder_dim))
         self.decoder_blocks = blocks(decoder_dim, decoder_depth, decoder_heads)
         self.decoder_norm = nn.LayerNorm(decoder_dim, eps=1e-6)
-        self.head = CategoricalHead(table=self.token_embed.word, codes=codes, context_dim=decoder_dim)
+        own: dict[str, Any] = dict(table=self.token_embed.word, codes=codes, context_dim=decoder_dim)
+        self.head = id_head(**own, shuffle=shuffle, blocks=shuffle_blocks)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
-        for table in (self.token_embed.word.weight, self.token_embed.position.weight, self.decoder_position):
-            nn.init.normal_(table, std=0.02)
+        for weight in (self.token_embed.word.weight, self.token_embed.position.weight, self.decoder_position):
+            nn.init.normal_(weight, std=0.02)
+        if isinstance(self.token_embed, WindowEmbedding):
+            reset_windows(self.token_embed.join, self.head)
 
     @property
     def spec(self) -> TokenSpec:
         side = self.config.side
         return TokenSpec(kind="index", length=side * side, grid=(side, side), vocab=self.config.codes)
+
+    @property
+    def unit(self) -> Windows | None:
+        return self.windows if self.windows.side > 1 else None
 
     @property
     def null_class(self) -> int | None:
@@ -111,16 +138,19 @@ class MAGE(Generator):
         row = condition if self.config.num_classes else torch.full_like(condition, FAKE_CLASS)
         return (self.config.codes + row).unsqueeze(1)
 
-    def encode(
-        self, ids: Tensor, places: Tensor | None = None, read: Tensor | None = None, memory: Memory | None = None
-    ) -> Tensor:
-        """Encoder output of a sequence of ids that starts with the class.
-
-        Args:
-            ids: (B, N). places: their rows (B, N) in the full sequence of 1 + L; None: the first N.
-            read: rows (B, R) of the sequence whose output is wanted; None: all.
-        """
+    def embed(self, condition: Tensor | None, ids: Tensor, places: Tensor | None = None) -> Tensor:
+        """The class (B,), if any, and ids (B, N) of tokens, or (B, N, s²) of windows, at `places` (B, N), None: all, as rows."""
+        if self.unit is None:
+            rows = None if places is None else places + 1
+            if condition is not None:
+                ids = torch.cat([self.class_ids(condition), ids], dim=1)
+                rows = None if rows is None else torch.cat([torch.zeros_like(rows[:, :1]), rows], dim=1)
+            return self.token_embed(ids, rows)
         x = self.token_embed(ids, places)
+        return x if condition is None else torch.cat([self.token_embed(self.class_ids(condition)), x], dim=1)
+
+    def encode(self, x: Tensor, read: Tensor | None = None, memory: Memory | None = None) -> Tensor:
+        """Encoder output of rows (B, 1 + N, D) that start with the class; `read` (B, R): the rows of it that are wanted, None: all."""
         for i, block in enumerate(self.encoder_blocks):
             last = i == len(self.encoder_blocks) - 1
             x = block(x, positions=read if last else None, kept=slot(memory, f"encoder.{i}"))
@@ -146,7 +176,7 @@ class MAGE(Generator):
             memory.values["filler"] = filler
         if given is not None:
             seen = torch.where(given.unsqueeze(-1), seen, filler)
-        image = filler.expand(-1, self.spec.length, -1)
+        image = filler.expand(-1, self.unit_spec.length, -1)
         image = image.scatter(1, places.unsqueeze(-1).expand_as(seen), seen)  # (B, L, E)
         x = torch.cat([filler, image], dim=1) + self.decoder_position  # (B, 1 + L, E)
         read = None if positions is None else positions + 1
@@ -167,21 +197,20 @@ class MAGE(Generator):
     ) -> Tensor:
         """See Generator.context. Masked tokens enter the encoder, and known ones attend to them, as published."""
         fewest, most = visible if visible is not None else count_known(known)
-        ids = torch.cat([self.class_ids(condition), torch.where(known, tokens, self.mask_id)], dim=1)
+        x = self.embed(condition, masked(tokens, known, self.mask_id))  # (B, 1 + L, D)
         # The encoder's output is read at the class slot and at known tokens only.
         places = (~known).to(torch.uint8).argsort(dim=1, stable=True)[:, :most]  # (B, V)
-        read = torch.cat([torch.zeros_like(ids[:, :1]), places + 1], dim=1)  # (B, 1 + V)
-        features = self.encode(ids, read=read, memory=memory)
+        read = torch.cat([places.new_zeros(len(places), 1), places + 1], dim=1)  # (B, 1 + V)
+        features = self.encode(x, read, memory)
         given = None if fewest == most else known.gather(1, places)
         x = self.decode(features, places, given, positions, memory)
         return x[:, 1:] if positions is None else x
 
     def local(self, tokens: Tensor, condition: Tensor, memory: Memory, step: Local) -> Tensor:
         """See Generator.local. The class slot fills every masked position, so keeping it (prefix=False) keeps that filler."""
-        ids, rows, front = step.ids(tokens, self.mask_id), step.rows(1), int(step.prefix)
-        if step.prefix:
-            ids = torch.cat([self.class_ids(condition), ids], dim=1)  # (B, 1 + n)
-        x, seen = self.token_embed(ids, rows), slice(0, front + step.drawn)
+        rows, front = step.rows(1), int(step.prefix)
+        x = self.embed(condition if step.prefix else None, step.ids(tokens, self.mask_id), step.positions)
+        seen = slice(0, front + step.drawn)
         for i, block in enumerate(self.encoder_blocks):
             last = i == len(self.encoder_blocks) - 1
             x = block(x, positions=seen if last else None, kept=memory.layer(f"encoder.{i}"), rows=rows)
@@ -210,17 +239,18 @@ class MAGE(Generator):
     @property
     def drop_count(self) -> int:
         """Tokens that are dropped in training."""
-        return math.ceil(self.spec.length * self.config.drop)
+        return math.ceil(self.unit_spec.length * self.config.drop)
 
     def encode_kept(
         self, tokens: Tensor, known: Tensor, condition: Tensor, dropped: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Training: encoder output (B, 1 + K, D) of the tokens that are not dropped, their places and which are given (B, K)."""
-        places = dropped.to(torch.uint8).argsort(dim=1, stable=True)[:, : self.spec.length - self.drop_count]  # (B, K)
+        places = dropped.to(torch.uint8).argsort(dim=1, stable=True)[
+            :, : self.unit_spec.length - self.drop_count
+        ]  # (B, K)
         given = known.gather(1, places)
-        ids = torch.where(given, tokens.gather(1, places), self.mask_id)
-        rows = torch.cat([torch.zeros_like(places[:, :1]), places + 1], dim=1)
-        return self.encode(torch.cat([self.class_ids(condition), ids], dim=1), rows), places, given
+        ids = masked(take(tokens, places), given, self.mask_id)
+        return self.encode(self.embed(condition, ids, places)), places, given
 
     def forward(  # type: ignore[override]
         self, tokens: Tensor, condition: Tensor, known: Tensor, *, dropped: Tensor, label_smoothing: float = 0.0

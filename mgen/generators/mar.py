@@ -24,11 +24,12 @@ from diffusers import ModelMixin  # noqa: F401  (diffusers looks the base class 
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from mgen.errors import check_choice
+from mgen.errors import MgenError, check_choice
 from mgen.generators.autoencoder import MaskedAutoencoder, class_vector, copies_loss, masked_places
-from mgen.generators.base import Generator
+from mgen.generators.base import Generator, check_unit, id_head, reset_windows
 from mgen.heads import ChannelHead, DiffusionHead
-from mgen.layers import PreNormBlock, gather_rows
+from mgen.layers import Local, Memory, PreNormBlock, TokenShuffle, Windows, take
+from mgen.layers.windows import ResidualMLP
 from mgen.levels import dequantize, describe, gaussian_levels
 from mgen.modeling import public
 from mgen.tokens import TokenSpec
@@ -52,10 +53,15 @@ class MAR(MaskedAutoencoder, Generator):
         side: h = w of the token grid; L = side². channels: C. scale: of the tokenizer (see TokenSpec); None: training notes it.
         encoder_dim, encoder_depth, encoder_heads and decoder_…: of the two halves of the trunk; mlp_ratio: of both.
         buffer: S, slots in front of the image tokens, all holding the class vector.
-        head_kind: "diffusion", or "channels": tokens are ids of C quantised numbers (kind "multi-index"), which enter the trunk as the
+        head_kind: "diffusion"; "categorical": tokens are ids of `codes`, holistic ones first where there are (see MaskGIT); or
+            "channels": tokens are ids of C quantised numbers (kind "multi-index"), which enter the trunk as the
             numbers they stand for and are drawn one after the other (Wang et al., TokenBridge, arXiv 2503.16430).
         head_width, head_depth: of the head. head_heads, head_first, channel_order: of the head over channels, see ChannelHead.
         levels, low, high, span, form: of the quantiser, see mgen.levels; for the head over channels.
+        codes, holistic: vocabulary, and tokens of the image as a whole; for the categorical head.
+        shuffle: side of the windows that the trunk computes as one row each (Token-Shuffle, arXiv 2504.17789); 1: none. A diffusion
+            head draws the s²·C numbers of a window together. shuffle_blocks: residual MLPs on either side of the trunk.
+        mask_unit: what is masked and drawn as one: "window".
         num_classes: classes; the null class has the id `num_classes` and the vector `fake_latent`.
         attn_dropout, dropout: on attention probabilities; on the attention's output and the layers of the MLPs; in training.
         class_names: for captions and file names; no part of the network.
@@ -87,7 +93,7 @@ class MAR(MaskedAutoencoder, Generator):
         decoder_heads: int = 12,
         mlp_ratio: float = 4.0,
         buffer: int = 64,
-        head_kind: Literal["diffusion", "channels"] = "diffusion",
+        head_kind: Literal["diffusion", "categorical", "channels"] = "diffusion",
         head_width: int = 1024,
         head_depth: int = 6,
         head_heads: int = 8,
@@ -98,20 +104,35 @@ class MAR(MaskedAutoencoder, Generator):
         high: float = 5.0,
         span: float = 3.0,
         form: str = "published",
+        codes: int = 1024,
+        holistic: int = 0,
+        shuffle: int = 1,
+        shuffle_blocks: int = 2,
+        mask_unit: str = "window",
         num_classes: int = 1000,
         attn_dropout: float = 0.1,
         dropout: float = 0.1,
         class_names: tuple[str, ...] | None = None,
     ) -> None:
         super().__init__()
-        length = side * side
+        check_choice("head_kind", head_kind, ("diffusion", "categorical", "channels"))
+        check_unit(shuffle, mask_unit, name="MAR")
+        if shuffle != 1 and (holistic or head_kind == "channels") or holistic and head_kind != "categorical":
+            raise MgenError(
+                f"shuffle {shuffle}, holistic {holistic}, head_kind {head_kind!r}: holistic tokens are ids, windows are of ids or "
+                "vectors of a grid"
+            )
+        self.windows = Windows((side, side), shuffle)
+        length = holistic + self.windows.count
         self.class_embed = nn.Embedding(num_classes, encoder_dim)
         self.fake_latent = nn.Parameter(torch.zeros(1, encoder_dim))
         self.mask_token = nn.Parameter(torch.zeros(1, decoder_dim))
         self.encoder_position = nn.Parameter(torch.zeros(buffer + length, encoder_dim))
         self.decoder_position = nn.Parameter(torch.zeros(buffer + length, decoder_dim))
         self.head_position = nn.Parameter(torch.zeros(length, decoder_dim))
-        self.token_proj = nn.Linear(channels, encoder_dim)
+        rows = codes * (2 if holistic else 1)
+        ids = head_kind == "categorical"
+        self.token_proj: Any = nn.Embedding(rows, encoder_dim) if ids else nn.Linear(channels, encoder_dim)
         self.token_norm = nn.LayerNorm(encoder_dim, eps=1e-6)
 
         def block(dim: int, heads: int) -> PreNormBlock:
@@ -135,10 +156,21 @@ class MAR(MaskedAutoencoder, Generator):
             self.head_position,
         ):
             nn.init.normal_(table, std=0.02)
+        if ids:
+            nn.init.normal_(self.token_proj.weight, std=0.02)
+            own: dict[str, Any] = dict(table=self.token_proj, codes=codes, holistic=holistic, context_dim=decoder_dim)
+            self.head: Any = id_head(**own, shuffle=shuffle, blocks=shuffle_blocks)
+        if shuffle > 1:
+            self.join = TokenShuffle(encoder_dim, shuffle, blocks=shuffle_blocks)
+            reset_windows(self.join, getattr(self, "head", None))
+            if not ids:  # windows stay whole in the head
+                self.out_blocks = nn.Sequential(*(ResidualMLP(decoder_dim) for _ in range(shuffle_blocks)))
+                for out in self.out_blocks:
+                    out.reset_parameters()  # type: ignore[operator]
         size = dict(channels=channels, context_dim=decoder_dim, width=head_width, depth=head_depth)
-        if check_choice("head_kind", head_kind, ("diffusion", "channels")) == "diffusion":
-            self.head: Any = DiffusionHead(**size)
-        else:
+        if head_kind == "diffusion":
+            self.head = DiffusionHead(**{**size, "channels": channels * shuffle**2})
+        elif head_kind == "channels":
             self.register_buffer("levels_table", gaussian_levels(levels, span=span, form=form)[0])
             self.head = ChannelHead(
                 **size, levels=levels, heads=head_heads, order=channel_order, first=head_first, mlp_ratio=mlp_ratio
@@ -147,6 +179,9 @@ class MAR(MaskedAutoencoder, Generator):
     @property
     def spec(self) -> TokenSpec:
         c = self.config
+        if c.head_kind == "categorical":
+            place = dict(length=c.holistic + c.side**2, grid=(c.side, c.side))
+            return TokenSpec(kind="index", vocab=c.codes, holistic=c.holistic, **place)
         shape = dict(length=c.side * c.side, grid=(c.side, c.side), channels=c.channels, scale=c.scale)
         if c.head_kind == "channels":
             levels = describe(form=c.form, low=c.low, high=c.high, span=c.span)
@@ -169,7 +204,11 @@ class MAR(MaskedAutoencoder, Generator):
 
     @property
     def length(self) -> int:  # type: ignore[override]
-        return self.config.side**2
+        return self.config.holistic + self.windows.count
+
+    @property
+    def unit(self) -> Windows | None:
+        return self.windows if self.windows.side > 1 else None
 
     @property
     def encoder_table(self) -> Tensor:  # type: ignore[override]
@@ -192,11 +231,29 @@ class MAR(MaskedAutoencoder, Generator):
         return class_vector(self, condition).unsqueeze(1) + self.encoder_position[: self.slots]
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """Vectors (B, n, C), or ids (B, n, C) of quantised ones: (B, n, D)."""
-        if self.config.head_kind == "channels":
-            c = self.config
+        """Vectors (B, n, C), ids (B, n, C) of quantised ones, ids (B, n), or windows of these: (B, n, D)."""
+        c = self.config
+        if c.head_kind == "categorical":
+            x = self.token_proj(tokens)  # (B, n, D) or (B, n, s², D)
+            return x if self.unit is None else self.join(x)
+        if c.head_kind == "channels":
             tokens = dequantize(tokens, self.levels_table, low=c.low, high=c.high, span=c.span)
-        return self.token_proj(tokens.to(self.encoder_position.dtype))
+        tokens = tokens.to(self.encoder_position.dtype)
+        if self.unit is None:
+            return self.token_proj(tokens)
+        return self.join(self.token_proj(tokens.unflatten(-1, (c.shuffle**2, -1))))
+
+    def context(self, tokens: Tensor, known: Tensor, condition: Tensor, **options: Any) -> Tensor:
+        """See Generator.context."""
+        return super().context(self.joint_ids(tokens), known, condition, **options)
+
+    def local(self, tokens: Tensor, condition: Tensor, memory: Memory, step: Local) -> Tensor:
+        """See Generator.local."""
+        return super().local(self.joint_ids(tokens), condition, memory, step)
+
+    def finish(self, x: Tensor) -> Tensor:
+        """See MaskedAutoencoder.finish."""
+        return x if self.unit is None or self.config.head_kind == "categorical" else self.out_blocks(x)
 
     # -- training ------------------------------------------------------------------------------------------------------
 
@@ -222,12 +279,12 @@ class MAR(MaskedAutoencoder, Generator):
         """
         visible, where = masked_places(known)
         if t is None or noise is None:
-            if where is not None:
+            if where is not None and not self.spec.holistic:
                 z = self.context(tokens, known, condition, positions=where, visible=visible)  # (B, M, D)
-                losses, hits = self.head.loss(z, gather_rows(tokens, where), label_smoothing=label_smoothing)
+                losses, hits = self.head.loss(z, take(tokens, where), label_smoothing=label_smoothing)
                 return losses.flatten(), hits.flatten()
             z = self.context(tokens, known, condition, visible=visible)
-            return self.head.loss(z[~known], tokens[~known], label_smoothing=label_smoothing)
+            return self.masked_loss(z, tokens, known, label_smoothing=label_smoothing)
         if head_tokens == "masked" and where is not None:
             z = self.context(tokens, known, condition, positions=where, visible=visible)  # (B, M, D)
             losses, mse = copies_loss(self.head, z, tokens, where, t, noise)

@@ -4,6 +4,7 @@ Ni et al., "Revisiting Non-Autoregressive Transformers for Efficient Image Synth
 method of Chang et al., "MaskGIT" (CVPR 2022, arXiv 2202.04200); trunk of Bao et al., "All are Worth Words" (U-ViT, arXiv
 2209.12152): a class token and the image tokens pass depth/2 blocks, a middle block and depth/2 blocks with long skips.
 
+Windows of tokens: Token-Shuffle (arXiv 2504.17789); holistic tokens in front of those of the grid: Hita (arXiv 2507.02358).
 With a head over channels it takes tokens of C quantised numbers (TokenBridge, arXiv 2503.16430; see mgen.heads.channels).
 
 Notation: B batch, L image tokens (of C channels), M asked positions, D width.
@@ -23,10 +24,24 @@ from diffusers import ModelMixin  # noqa: F401  (diffusers looks the base class 
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from mgen.errors import check_choice
-from mgen.generators.base import Generator, initialise
-from mgen.heads import CategoricalHead, ChannelHead
-from mgen.layers import Local, Memory, PreNormBlock, TokenEmbedding, gather_rows, slot, span
+from mgen.errors import MgenError, check_choice
+from mgen.generators.base import Generator, check_unit, id_head, initialise, reset_windows
+from mgen.heads import ChannelHead
+from mgen.layers import (
+    Local,
+    Memory,
+    PreNormBlock,
+    TokenEmbedding,
+    TokenUnshuffle,
+    WindowEmbedding,
+    Windows,
+    gather_rows,
+    masked,
+    slot,
+    span,
+    take,
+    token_embedding,
+)
 from mgen.layers.attention import Rows
 from mgen.layers.embedding import VectorEmbedding
 from mgen.levels import dequantize, describe, gaussian_levels
@@ -39,8 +54,9 @@ class MaskGIT(Generator):
     """Class-conditional masked generator on ids.
 
     Args:
-        side: h = w of the token grid; L = side².
-        codes: vocabulary of the tokenizer. The mask has the id `codes`. With head_kind "channels" unused.
+        side: h = w of the token grid; L = side², or holistic + side².
+        codes: vocabulary of the tokenizer. With head_kind "channels" unused.
+        holistic: tokens of the image as a whole, which stand first and have a codebook of their own; they are drawn first.
         dim, depth, heads, mlp_ratio, qkv_bias: of the trunk; depth counts blocks outside the middle one, half before it.
         num_classes: classes, not counting the null class. null_class: whether there is one (id `num_classes`).
         skip: long skips from the first half to the second.
@@ -49,6 +65,9 @@ class MaskGIT(Generator):
             numbers they stand for and are drawn one after the other.
         channels, scale, levels, low, high, span, form: C and the quantiser, see TokenSpec and mgen.levels; head_width,
             head_depth, head_heads, head_first, channel_order: of the head, see ChannelHead. All for the head over channels.
+        shuffle: side of the windows that the trunk computes as one row each (Token-Shuffle, arXiv 2504.17789); 1: none.
+        shuffle_blocks: residual MLPs on either side of the trunk, with windows.
+        mask_unit: with windows, what is masked and drawn as one: "window", or "token": any mask will do, but no reuse.
         class_names: for captions and file names; no part of the network.
     """
 
@@ -64,6 +83,7 @@ class MaskGIT(Generator):
         *,
         side: int = 16,
         codes: int = 1024,
+        holistic: int = 0,
         dim: int = 768,
         depth: int = 24,
         heads: int = 8,
@@ -86,17 +106,29 @@ class MaskGIT(Generator):
         high: float = 5.0,
         span: float = 3.0,
         form: str = "published",
+        shuffle: int = 1,
+        shuffle_blocks: int = 2,
+        mask_unit: Literal["window", "token"] = "window",
         class_names: tuple[str, ...] | None = None,
     ) -> None:
         super().__init__()
-        shared: dict[str, Any] = dict(length=side * side, dim=dim, eps=1e-6, dropout=dropout)
+        check_unit(shuffle, mask_unit, units=("window", "token"), name="MaskGIT")
+        if shuffle != 1 and (holistic or head_kind != "categorical"):
+            raise MgenError(
+                f"shuffle {shuffle} joins ids of a grid: it goes neither with holistic tokens nor with channels"
+            )
+        self.windows = Windows((side, side), shuffle)
+        shared: dict[str, Any] = dict(length=holistic + side * side, dim=dim, eps=1e-6, dropout=dropout)
         quantised = check_choice("head_kind", head_kind, ("categorical", "channels")) == "channels"
         if quantised:
             self.register_buffer("levels_table", gaussian_levels(levels, span=span, form=form)[0])
             self.levels_table: Tensor
             self.token_embed: Any = VectorEmbedding(channels=channels, **shared)
         else:
-            self.token_embed = TokenEmbedding(rows=codes + 1, **shared)
+            self.mask_id = codes * (2 if holistic else 1)
+            self.token_embed = token_embedding(
+                windows=self.windows, blocks=shuffle_blocks, rows=self.mask_id + 1, **shared
+            )
         self.class_embed = TokenEmbedding(rows=num_classes + int(null_class), length=1, dim=dim, eps=1e-6)
 
         def block(with_skip: bool = False) -> PreNormBlock:
@@ -107,8 +139,16 @@ class MaskGIT(Generator):
         self.out_blocks = nn.ModuleList(block(skip) for _ in range(depth // 2))
         self.norm = nn.LayerNorm(dim)
         if not quantised:
-            self.head: Any = CategoricalHead(table=self.token_embed.word, codes=codes)
+            table: dict[str, Any] = dict(table=self.token_embed.word, codes=codes, holistic=holistic)
+            whole = 1 if self.unit is None else shuffle
+            self.head: Any = id_head(**table, shuffle=whole, blocks=shuffle_blocks)
+            if shuffle != whole:  # the trunk's result is taken apart before the head
+                self.unshuffle = TokenUnshuffle(dim, shuffle, blocks=shuffle_blocks)
         self.apply(initialise)
+        if isinstance(self.token_embed, WindowEmbedding):
+            reset_windows(self.token_embed.join, self.head)
+            if self.unit is None:
+                self.unshuffle.reset_parameters(self.token_embed.join)
         if quantised:  # it has initial values of its own
             size = dict(channels=channels, levels=levels, context_dim=dim, width=head_width, depth=head_depth)
             self.head = ChannelHead(
@@ -118,9 +158,9 @@ class MaskGIT(Generator):
     @property
     def spec(self) -> TokenSpec:
         c = self.config
-        place: dict[str, Any] = dict(length=c.side * c.side, grid=(c.side, c.side))
+        place: dict[str, Any] = dict(length=c.holistic + c.side * c.side, grid=(c.side, c.side))
         if c.head_kind == "categorical":
-            return TokenSpec(kind="index", vocab=c.codes, **place)
+            return TokenSpec(kind="index", vocab=c.codes, holistic=c.holistic, **place)
         words = describe(form=c.form, low=c.low, high=c.high, span=c.span)
         return TokenSpec(kind="multi-index", vocab=c.levels, channels=c.channels, scale=c.scale, levels=words, **place)
 
@@ -129,14 +169,22 @@ class MaskGIT(Generator):
         return self.config.num_classes if self.config.null_class else None
 
     @property
-    def mask_id(self) -> int:
-        return self.config.codes
+    def unit(self) -> Windows | None:
+        return self.windows if self.windows.side > 1 and self.config.mask_unit == "window" else None
+
+    @property
+    def evaluates_locally(self) -> bool:
+        """Not with windows of which some tokens are known and others not: what is kept of them would be wrong."""
+        return self.windows.side == 1 or self.unit is not None
 
     def embed(self, tokens: Tensor, known: Tensor, positions: Tensor | None = None) -> Tensor:
         """Ids (B, N) or (B, N, C), known where bool (B, N), at positions (B, N), None for all: (B, N, D)."""
         c = self.config
         if c.head_kind == "categorical":
-            return self.token_embed(torch.where(known, tokens, self.mask_id), positions)
+            x = self.token_embed(masked(self.joint_ids(tokens, positions), known, self.mask_id), positions)
+            if self.windows.side == 1 or self.unit is not None:
+                return x
+            return self.token_embed.join(self.windows.gather(x))  # (B, W, D)
         values = dequantize(tokens, self.levels_table, low=c.low, high=c.high, span=c.span)
         return self.token_embed(values.to(self.norm.weight.dtype), known, positions)
 
@@ -153,14 +201,22 @@ class MaskGIT(Generator):
         """See Generator.context."""
         x = torch.cat([self.class_embed(condition.unsqueeze(1)), self.embed(tokens, known)], dim=1)  # (B, 1 + L, D)
         # Only the positions that will be read pass the end of the last block; the class token stands in front of them.
-        read = None if positions is None else positions + 1
+        by_token = self.windows.side > 1 and self.unit is None
+        read = None if positions is None or by_token else positions + 1
         x = self._trunk(x, read, lambda name: {"kept": slot(memory, name)})
+        if by_token:
+            return self._by_token(x[:, 1:], positions)
         return x[:, 1:] if positions is None else x  # (B, L, D) or (B, M, D)
+
+    def _by_token(self, x: Tensor, positions: Tensor | None) -> Tensor:
+        """Context (B, M, D) of tokens, from that of windows (B, W, D); what is not asked for is not expanded."""
+        parts = self.windows.scatter(self.unshuffle.split(x))  # (B, L, D / s²)
+        return self.unshuffle.expand(parts if positions is None else gather_rows(parts, positions))
 
     def local(self, tokens: Tensor, condition: Tensor, memory: Memory, step: Local) -> Tensor:
         """See Generator.local."""
         places, rows = step.positions, step.rows(1)
-        own = tokens.gather(1, places) if tokens.ndim == 2 else gather_rows(tokens, places)
+        own = take(tokens, places)
         known = span(places.shape[1], places) < step.drawn  # (B, n)
         x = self.embed(own, known, places)  # (B, n, D)
         if step.prefix:

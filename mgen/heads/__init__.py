@@ -8,6 +8,7 @@ from mgen.heads.categorical import CategoricalHead, DrawSettings
 from mgen.heads.chains import ChainSettings
 from mgen.heads.channels import ChannelHead, ChannelSettings
 from mgen.heads.diffusion import DiffusionHead
+from mgen.heads.parted import PartedHead, WindowHead
 from mgen.heads.transformer import DiffusionTransformerHead
 from mgen.modeling import check_keys
 
@@ -19,6 +20,8 @@ __all__ = [
     "DiffusionHead",
     "DiffusionTransformerHead",
     "DrawSettings",
+    "PartedHead",
+    "WindowHead",
     "check_draw",
 ]
 

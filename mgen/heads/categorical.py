@@ -52,8 +52,9 @@ class CategoricalHead(nn.Module):
     """logits = LN(gelu(fc z)) Eᵀ + bias, with E the rows of the generator's own token table.
 
     Args:
-        table: embedding whose weight is E (rows, D); it belongs to the generator and is not stored twice.
-        codes: V, the ids that can be drawn: the first rows of the table.
+        table: module whose weight is E (rows, D); it belongs to the generator and is not stored twice.
+        codes: V, the ids that can be drawn: rows first … first + V − 1 of the table.
+        bias: whether there is one.
         context_dim: width of z, where it is not D. transform: False leaves fc, gelu and LN out: logits = z Eᵀ + bias.
         mask_drawn: row V, the mask, has a logit too and can be drawn (Halton-MaskGIT).
         loss_rows: rows that take part in the training softmax: V, or more (JAX MaskGIT: the whole vocabulary).
@@ -67,8 +68,10 @@ class CategoricalHead(nn.Module):
     def __init__(
         self,
         *,
-        table: nn.Embedding,
+        table: nn.Module,
         codes: int,
+        first: int = 0,
+        bias: bool = True,
         context_dim: int | None = None,
         transform: bool = True,
         mask_drawn: bool = False,
@@ -78,22 +81,22 @@ class CategoricalHead(nn.Module):
         detach: bool = True,
     ) -> None:
         super().__init__()
-        rows, dim = table.weight.shape
+        rows, dim = table.weight.shape  # type: ignore[union-attr, misc]
         self.width = dim if context_dim is None else context_dim  # of the context it takes
         self._table = [table]  # in a list: shared with the embedding, registered there
-        self.codes, self.loss_rows = codes, loss_rows or codes + int(mask_drawn)
+        self.first, self.codes, self.loss_rows = first, codes, loss_rows or codes + int(mask_drawn)
         self.approximate, self.detach, self.mask_drawn, self.transform = approximate, detach, mask_drawn, transform
         if transform:
             self.fc = nn.Linear(self.width, dim)
             self.norm = nn.LayerNorm(dim, eps=eps)
-        self.bias = nn.Parameter(torch.zeros(rows))
+        self.bias = nn.Parameter(torch.zeros(rows if not first else codes)) if bias else None
 
     def logits(self, z: Tensor, rows: int | None = None) -> Tensor:
         """(…, D) → (…, V), or (…, rows)."""
         rows = self.codes if rows is None else rows
-        table = self._table[0].weight[:rows]
+        table: Tensor = self._table[0].weight[self.first : self.first + rows]  # type: ignore[index]
         h = self.norm(F.gelu(self.fc(z), approximate=self.approximate)) if self.transform else z
-        return F.linear(h, table.detach() if self.detach else table, self.bias[:rows])
+        return F.linear(h, table.detach() if self.detach else table, None if self.bias is None else self.bias[:rows])
 
     def loss(self, z: Tensor, target: Tensor, *, label_smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
         """Cross entropy per token and whether the likeliest code is right, both of target's shape; z (…, D)."""

@@ -102,3 +102,13 @@ def gather_rows(x: Tensor, positions: Rows) -> Tensor:
     if isinstance(positions, slice):
         return x[:, positions]
     return torch.gather(x, 1, positions.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+
+
+def take(tokens: Tensor, positions: Tensor) -> Tensor:
+    """Tokens (B, L) or (B, L, C) at positions (B, n)."""
+    return tokens.gather(1, positions) if tokens.ndim == 2 else gather_rows(tokens, positions)
+
+
+def masked(tokens: Tensor, known: Tensor, mask_id: int) -> Tensor:
+    """Ids (B, L) or (B, L, C) where bool (B, L) says so, the mask elsewhere."""
+    return torch.where(known if tokens.ndim == 2 else known.unsqueeze(-1), tokens, mask_id)

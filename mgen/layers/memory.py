@@ -40,8 +40,9 @@ class Local:
         return max(0, min(self.done, self.fresh[1]) - self.fresh[0])
 
     def ids(self, tokens: Tensor, mask_id: int) -> Tensor:
-        """Ids (B, n) at `positions` of tokens (B, L), the mask where there is none yet."""
-        ids = tokens.gather(1, self.positions)
+        """Ids (B, n) or (B, n, C) at `positions` of tokens (B, L) or (B, L, C), the mask where there is none yet."""
+        index = self.positions.view(*self.positions.shape, *[1] * (tokens.ndim - 2))
+        ids = tokens.gather(1, index.expand(-1, -1, *tokens.shape[2:]))
         ids[:, self.drawn :] = mask_id
         return ids
 

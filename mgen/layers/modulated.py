@@ -19,12 +19,12 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 class GatedMLP(nn.Module):
-    """w2(silu(w1 x) · w3 x) without biases (SwiGLU, arXiv 2002.05202); w1 and w3 are packed. `dropout` before w2."""
+    """w2(silu(w1 x) · w3 x) (SwiGLU, arXiv 2002.05202, without biases there); w1 and w3 are packed. `dropout` before w2."""
 
-    def __init__(self, dim: int, hidden: int, *, dropout: float = 0.0) -> None:
+    def __init__(self, dim: int, hidden: int, *, dropout: float = 0.0, bias: bool = False) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, 2 * hidden, bias=False)
-        self.fc2 = nn.Linear(hidden, dim, bias=False)
+        self.fc1 = nn.Linear(dim, 2 * hidden, bias=bias)
+        self.fc2 = nn.Linear(hidden, dim, bias=bias)
         self.dropout = dropout
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """Optional helpers of tokenizer training: a patch discriminator with its losses, and perceptual distances.
 
-Discriminator: PatchGAN of Isola et al. (arXiv 1611.07004), as used by taming VQGAN; losses: hinge or non-saturating
-(Goodfellow et al., arXiv 1406.2661) with R1 (Mescheder et al., arXiv 1801.04406, eq. 9).
+Discriminator: PatchGAN of Isola et al. (arXiv 1611.07004), as used by taming VQGAN; losses: hinge (Lim and Ye, arXiv 1705.02894)
+or non-saturating (Goodfellow et al., arXiv 1406.2661) with R1 (Mescheder et al., arXiv 1801.04406, eq. 9). The discriminator on
+DINO features that Hita-U was trained with is not here.
 Perceptual distance: mean squared difference of unit-normalised feature maps (Zhang et al., arXiv 1801.03924, without the
 learned weights), on a FashionCNN or on torchvision's VGG16.
 """
@@ -12,19 +13,50 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mgen.errors import MgenError
+from mgen.errors import MgenError, check_choice
+
+# Of the discriminator, of the generator. The halves are taming's and LlamaGen's; Hita's generator takes the softplus.
+LOSSES = {
+    "hinge": ("hinge", "mean"),
+    "half-hinge": ("half-hinge", "mean"),
+    "half-hinge-softplus": ("half-hinge", "softplus"),
+    "non-saturating": ("softplus", "softplus"),
+}
 
 
 class Discriminator(nn.Module):
-    """Patch logits of images (B, C, H, W); `forward` is its training loss on (real, fake)."""
+    """Patch logits of images (B, C, H, W); `forward` is its training loss on (real, fake).
+
+    Args:
+        in_channels: C. channels: of the first layer. layers: how often the side is halved.
+        loss: a key of LOSSES. r1: weight of the penalty on real images. weight: factor of its own loss.
+        norm: "group", or "batch" for the network as published: batch statistics, one layer more that halves nothing, kernels of 4
+            throughout, at most 8 times `channels`, and its initial values.
+    """
 
     def __init__(
-        self, *, in_channels: int, channels: int = 64, layers: int = 3, loss: str = "non-saturating", r1: float = 0.0
+        self,
+        *,
+        in_channels: int,
+        channels: int = 64,
+        layers: int = 3,
+        loss: str = "non-saturating",
+        r1: float = 0.0,
+        weight: float = 1.0,
+        norm: str = "group",
     ):
         super().__init__()
-        self.loss, self.r1 = loss, r1
+        self.own_loss, self.deceit = LOSSES[check_choice("adversarial_loss", loss, LOSSES)]
+        self.r1, self.weight = r1, weight
         parts: list[nn.Module] = [nn.Conv2d(in_channels, channels, 4, 2, 1), nn.LeakyReLU(0.2)]
         width = channels
+        if check_choice("discriminator_norm", norm, ("group", "batch")) == "batch":
+            for layer in range(1, layers + 1):
+                wide, stride = channels * min(2**layer, 8), 2 if layer < layers else 1
+                parts += [nn.Conv2d(width, wide, 4, stride, 1, bias=False), nn.BatchNorm2d(wide), nn.LeakyReLU(0.2)]
+                width = wide
+            self.net = nn.Sequential(*parts, nn.Conv2d(width, 1, 4, 1, 1)).apply(_published_values)
+            return
         for _ in range(layers - 1):
             parts += [nn.Conv2d(width, 2 * width, 4, 2, 1, bias=False), nn.GroupNorm(8, 2 * width), nn.LeakyReLU(0.2)]
             width *= 2
@@ -37,19 +69,28 @@ class Discriminator(nn.Module):
         score = self.net(fake)
         for parameter in self.parameters():
             parameter.requires_grad_(True)
-        return -score.mean() if self.loss == "hinge" else F.softplus(-score).mean()
+        return -score.mean() if self.deceit == "mean" else F.softplus(-score).mean()
 
     def forward(self, real: Tensor, fake: Tensor) -> Tensor:
         real = real.detach().requires_grad_(self.r1 > 0)
         on_real, on_fake = self.net(real), self.net(fake.detach())
-        if self.loss == "hinge":
-            loss = F.relu(1 - on_real).mean() + F.relu(1 + on_fake).mean()
-        else:
+        if self.own_loss == "softplus":
             loss = F.softplus(-on_real).mean() + F.softplus(on_fake).mean()
+        else:
+            loss = F.relu(1 - on_real).mean() + F.relu(1 + on_fake).mean()
+            loss = loss / 2 if self.own_loss == "half-hinge" else loss
         if self.r1 > 0:
             (slope,) = torch.autograd.grad(on_real.sum(), real, create_graph=True)
             loss = loss + self.r1 / 2 * slope.square().sum((1, 2, 3)).mean()
-        return loss
+        return self.weight * loss
+
+
+def _published_values(module: nn.Module) -> None:
+    """Initial values of the published PatchGAN."""
+    if isinstance(module, nn.Conv2d):
+        nn.init.normal_(module.weight, 0.0, 0.02)
+    elif isinstance(module, nn.BatchNorm2d):
+        nn.init.normal_(module.weight, 1.0, 0.02)
 
 
 class PerceptualDistance(nn.Module):

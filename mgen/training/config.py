@@ -102,6 +102,7 @@ class GeneratorObjectiveConfig:
     )
     reuse_label_drop: float = 0.0  # of the label, once more, for the trained model alone and not for that earlier step
     tokenizer: str | None = None  # folder or name; needed for image data, and to draw sample grids from a cache
+    vision_weights: str | None = None  # file of the tokenizer's frozen vision encoder (Hita), for image data
     sampler: dict[str, Any] = field(default_factory=dict)  # of the sample grids and of the exported pipeline
 
 
@@ -117,10 +118,17 @@ class TokenizerObjectiveConfig:
     perceptual_model: str | None = None  # folder of a FashionCNN, or a file of torchvision VGG16 weights
     adversarial: float = 0.0
     adversarial_start: int = 0  # step from which the discriminator takes part
-    adversarial_loss: Literal["hinge", "non-saturating"] = "non-saturating"
+    # "half-hinge": the discriminator's hinge loss times 1/2 (LlamaGen); "…-softplus": with the non-saturating loss of the tokenizer (Hita)
+    adversarial_loss: Literal["hinge", "half-hinge", "half-hinge-softplus", "non-saturating"] = "non-saturating"
     r1: float = 0.0  # weight of the R1 penalty on real images
     discriminator_channels: int = 64
+    discriminator_layers: int = 3  # times that the discriminator halves the side
+    discriminator_norm: Literal["group", "batch"] = "group"  # "batch": the network as published
+    discriminator_weight: float = 1.0  # factor of the discriminator's loss
     discriminator_lr: float = 1e-4
+    discriminator_betas: tuple[float, float] = (0.0, 0.99)
+    vision: float = 1.0  # of the vision tokens that Hita-U predicts from the holistic ones
+    vision_weights: str | None = None  # file of the frozen vision encoder, for a Hita tokenizer that takes one
 
 
 @dataclass(kw_only=True)
@@ -174,6 +182,8 @@ LIMITS: dict[str, tuple[float, float]] = {
     "objective.pivots.weight": (0, math.inf),
     "objective.pivots.token_weight": (0, math.inf),
     "objective.diffusion_batch_mul": (1, math.inf),
+    "objective.discriminator_layers": (1, math.inf),
+    "objective.discriminator_channels": (1, math.inf),
     "objective.mask.std": (1e-6, math.inf),
     "objective.mask.alpha": (1e-6, math.inf),
     "objective.mask.beta": (1e-6, math.inf),

@@ -89,7 +89,7 @@ class Trainer:
             optimizer = torch.optim.AdamW(
                 self.task.discriminator.parameters(),
                 lr=self.config.objective.discriminator_lr,
-                betas=(0.0, 0.99),
+                betas=self.config.objective.discriminator_betas,
                 weight_decay=0.0,
             )
             self.wrapped_discriminator, self.discriminator_optimizer = self.accelerator.prepare(

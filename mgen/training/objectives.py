@@ -16,6 +16,7 @@ from torch.func import functional_call
 
 from mgen import seeds
 from mgen.errors import MgenError
+from mgen.tokenizers.sphere import SphereQuantizer
 from mgen.training.config import (
     ClassifierObjectiveConfig,
     DataConfig,
@@ -108,9 +109,9 @@ class GeneratorObjective(Objective):
             raise MgenError(f"objective.reuse is for models that carry features (ENAT), not for {type(model).__name__}")
         if config.loss_tokens == "all" and "loss_tokens" not in inspect.signature(model.forward).parameters:
             raise MgenError(f"objective.loss_tokens: {type(model).__name__} is trained on masked tokens only")
-        if config.mask.visible >= model.spec.length:
+        if config.mask.visible >= model.unit_spec.length:
             raise MgenError(
-                f"objective.mask.visible is {config.mask.visible}: of {model.spec.length} tokens some must be masked"
+                f"objective.mask.visible is {config.mask.visible}: of {model.unit_spec.length} tokens some must be masked"
             )
         if config.mask.rounding == "bernoulli" and config.loss_tokens != "all":
             raise MgenError("objective.mask.rounding=bernoulli may mask nothing: it needs objective.loss_tokens=all")
@@ -121,7 +122,9 @@ class GeneratorObjective(Objective):
 
     def draw(self, count: int, rng: torch.Generator) -> dict[str, Tensor]:
         draws = super().draw(count, rng)
-        draws["known"], uniform = known, _ = self.draw_known(self.config.mask, count, self.model.spec.length, rng)
+        draws["known"], uniform = known, _ = self.draw_known(self.config.mask, count, self.model.unit_spec.length, rng)
+        if self.model.causal:
+            draws["known"] = known = torch.zeros_like(known)  # every token is predicted, from those before it
         draws["drop"] = torch.rand(count, generator=rng) < self.config.label_drop
         options = self.model.mask_draws(uniform.argsort(dim=1), known)
         self._mask_options = tuple(options)
@@ -148,7 +151,7 @@ class GeneratorObjective(Objective):
         """The draws of one image for a diffusion head's loss, and of its posterior for a tokenizer that has one."""
         head, draws = self.model.head, {}
         if hasattr(head, "draw"):
-            draws = head.draw(self.model.spec.length, self.config.diffusion_batch_mul, rng)
+            draws = head.draw(self.model.unit_spec.length, self.config.diffusion_batch_mul, rng)
         if (shape := self.posterior_shape) is not None:
             draws["posterior"] = torch.randn(shape, generator=rng)
         return draws
@@ -185,6 +188,8 @@ class GeneratorObjective(Objective):
 
     def forward(self, batch: dict[str, Tensor], draws: dict[str, Tensor]) -> tuple[Tensor, Logs]:
         tokens = self.tokens(batch, draws)
+        if self.model.unit is not None:
+            tokens = self.model.unit.fold(tokens)
         label = batch["label"]
         if self.config.label_drop:
             label = torch.where(draws["drop"], self.model.null_class, label)
@@ -216,7 +221,7 @@ class GeneratorObjective(Objective):
 
 
 class TokenizerObjective(Objective):
-    """Reconstruction, the tokenizer's own losses (quantizer or KL), and optional perceptual and adversarial terms.
+    """Reconstruction, the tokenizer's own losses (quantizer, KL, vision), and optional perceptual and adversarial terms.
 
     `discriminator` and `perceptual` are helpers outside the module tree: the first has its own optimizer, the second is
     frozen. While `adversarial_on` is False the adversarial term is left out.
@@ -239,6 +244,9 @@ class TokenizerObjective(Objective):
             raise MgenError(
                 "objective.perceptual needs objective.perceptual_model: a FashionCNN folder or VGG16 weights file"
             )
+        for module in model.modules():
+            if isinstance(module, SphereQuantizer):
+                module.entropy = config.entropy > 0
 
     def draw(self, count: int, rng: torch.Generator) -> dict[str, Tensor]:
         draws = super().draw(count, rng)

@@ -15,6 +15,7 @@ from mgen.files import read_json, read_tensors
 from mgen.samplers import ParallelSampler
 from mgen.tokenizers.kl import KLTokenizer, estimate_scale
 from mgen.tokenizers.quantizers import VectorQuantizer
+from mgen.tokenizers.vision import give_vision
 from mgen.training.adversarial import Discriminator, PerceptualDistance
 from mgen.training.config import TrainConfig, build_model
 from mgen.training.data import make_dataset
@@ -53,9 +54,12 @@ class Task:
         self._check_data(model)
         if isinstance(getattr(model, "quantize", None), VectorQuantizer) and not config.init:
             rows = range(0, len(self.train_data), max(1, len(self.train_data) // 64))[:64]
-            with torch.no_grad():
-                z = model.latents(self.train_data.__getitems__(list(rows))["image"])
-            model.quantize.initialise(z, seeds.generator(config.seed, "codebook"))
+            images, rng = self.train_data.__getitems__(list(rows))["image"], seeds.generator(config.seed, "codebook")
+            if hasattr(model, "initialise_codes"):  # it has several codebooks
+                model.initialise_codes(images, rng)
+            else:
+                with torch.no_grad():
+                    model.quantize.initialise(model.latents(images), rng)
         conditional = config.task == "generator" and model.config.num_classes
         if conditional and model.config.class_names is None and self.train_data.class_names != ("",):
             model.register_to_config(class_names=tuple(self.train_data.class_names))
@@ -66,6 +70,7 @@ class Task:
             from mgen.pipeline import load_tokenizer
 
             self.tokenizer = load_tokenizer(c.tokenizer).eval().requires_grad_(False)
+            give_vision(self.tokenizer, c.vision_weights)
             spec = self.tokenizer.spec
             if spec.kind != "index" and model.config.get("scale", 1.0) is None:
                 model.register_to_config(scale=spec.scale)
@@ -91,9 +96,13 @@ class Task:
             self.discriminator = Discriminator(
                 in_channels=model.config.in_channels,
                 channels=c.discriminator_channels,
+                layers=c.discriminator_layers,
                 loss=c.adversarial_loss,
                 r1=c.r1,
+                weight=c.discriminator_weight,
+                norm=c.discriminator_norm,
             )
+        give_vision(model, c.vision_weights)
         return TokenizerObjective(model, self.config.data, c, perceptual=perceptual, discriminator=self.discriminator)
 
     def _check_data(self, model: Any) -> None:

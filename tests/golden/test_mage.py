@@ -81,9 +81,9 @@ def genstep(case: Case) -> None:
     net, tokens = model(case), case.inputs["tokens"]
     known, label = tokens != net.mask_id, torch.zeros(len(tokens), dtype=torch.int64)
     ids = torch.cat([net.class_ids(label), tokens], dim=1)
-    case.check("encoder_out", net.encode(ids), atol=case.near("encoder_out", FEATURES))
+    case.check("encoder_out", net.encode(net.token_embed(ids)), atol=case.near("encoder_out", FEATURES))
     places = torch.arange(net.spec.length).expand_as(tokens)
-    z = net.decode(net.encode(ids), places, known)
+    z = net.decode(net.encode(net.token_embed(ids)), places, known)
     rows = case.config["vocab_size"]
     case.check("logits_sample0", net.head.logits(z[:1], rows), atol=case.near("logits_sample0", LOGITS))
     # The sampling path leaves out what it does not read.

@@ -1,0 +1,148 @@
+"""LlamaGen's tokenizer: encoding, decoding, reconstruction, and a training step with its losses and gradients."""
+
+import re
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from mgen.checkpoints import convert
+from mgen.checkpoints.convert import Conversion
+from mgen.tokenizers import LlamaGenVQ
+from mgen.training.adversarial import Discriminator
+from mgen.training.config import DataConfig, TokenizerObjectiveConfig
+from mgen.training.objectives import TokenizerObjective
+from tests.golden.harness import Case
+
+# Ten times the reference's own fp32–fp64 difference: features 2.3e-6, codes 1e-7, images 6.7e-6, margins 1.7e-6, losses 3.5e-8.
+FEATURES, CODES, IMAGE, MARGIN, LOSS = 2.3e-5, 1e-6, 6.7e-5, 1.7e-5, 3.5e-7
+
+
+def conversion(case: Case, image_size: int) -> Conversion:
+    return convert("llamagen-vq", case.folder / "weights.safetensors", image_size=image_size)
+
+
+def model(case: Case) -> LlamaGenVQ:
+    net = conversion(case, case.config["image_size"]).model
+    assert isinstance(net, LlamaGenVQ)
+    return net
+
+
+def margin(quantizer: Any, z: Tensor) -> Tensor:
+    """Second smallest minus smallest squared distance of each vector of z (B, d, h, w)."""
+    best = quantizer.distances(z).topk(2, largest=False).values
+    return (best[..., 1] - best[..., 0]).flatten()
+
+
+@torch.inference_mode()
+def encode(case: Case) -> None:
+    net, images = model(case), case.inputs["image"]
+    z = net.latents(images)
+    case.check("encoder_out", net.vq.encoder(images), atol=case.near("encoder_out", FEATURES))
+    case.check("prequant", z, atol=case.near("prequant", FEATURES))
+    case.check("indices", net.encode(images).flatten())
+    case.check("margin", margin(net.quantize, z), atol=MARGIN)
+    case.check("quant", net.quantize(z).values, atol=CODES)
+
+
+@torch.inference_mode()
+def decode(case: Case) -> None:
+    b, _, h, w = case.inputs["shape"].tolist()
+    image = model(case).decode(case.inputs["indices"].view(b, -1), (h, w))
+    case.check("image", image, atol=case.near("image", IMAGE))
+
+
+@torch.inference_mode()
+def reconstruct(case: Case) -> None:
+    from tests.golden import harness
+
+    images = case.inputs.get("image")
+    if images is None:  # those of the encoding case
+        cases = {other.name: other for other in harness.read_cases(case.system)}
+        images = cases[case.name.replace("reconstruct", "encode")].inputs["image"]
+    case.check("image", model(case)(images)[0], atol=case.near("image", IMAGE))
+
+
+def discriminator(case: Case, settings: dict[str, Any], loss: str) -> Discriminator:
+    """The official discriminator in training mode: batch statistics."""
+    net = Discriminator(
+        in_channels=case.inputs["image"].shape[1],
+        channels=settings["disc_dim"],
+        layers=settings["disc_num_layers"],
+        loss=loss,
+        weight=settings["disc_weight"],
+        norm="batch",
+    )
+    state = load_file(case.folder / "weights_disc.safetensors")
+    net.load_state_dict({re.sub("^main", "net", name): value for name, value in state.items()})
+    return net.train()
+
+
+def training_step(case: Case, net: Any, config: TokenizerObjectiveConfig, judge: Discriminator) -> dict[str, Tensor]:
+    """Both losses of a step as our objective makes them, before and after the discriminator takes part, and its own; returns the terms."""
+    net.train()
+    objective = TokenizerObjective(net, DataConfig(), config, discriminator=judge)
+    batch = {"image": case.inputs["image"]}
+    with torch.no_grad():
+        before, _ = objective(batch, {})
+    case.check("gen_loss_before_disc_start", before, atol=case.near("gen_loss_before_disc_start", LOSS, 1e-6))
+    objective.adversarial_on = True
+    loss, terms = objective(batch, {})
+    loss.backward()
+    case.check("gen_loss", loss.detach(), atol=case.near("gen_loss", LOSS, 1e-6))
+    images, out = objective.last
+    case.check("image", out, atol=case.near("image", IMAGE))
+    with torch.no_grad():
+        case.check("disc_loss", judge(images, out), atol=case.near("disc_loss", LOSS, 1e-6))
+    none = torch.zeros(())
+    case.check("vq_loss", config.codebook * terms["codebook"], atol=case.near("vq_loss", LOSS, 1e-6))
+    case.check("commit_loss", config.commitment * terms["commitment"], atol=case.near("commit_loss", LOSS, 1e-6))
+    case.check("entropy_loss", config.entropy * terms.get("entropy", none), atol=case.near("entropy_loss", LOSS, 1e-5))
+    return terms
+
+
+def gradients(case: Case, made: Conversion) -> None:
+    """Norms of the gradients of official parameters, some of which are a part of ours."""
+    for key in [key for key in case.outputs if key.startswith("gradnorm.")]:
+        official = key.removeprefix("gradnorm.")
+        grad = made.model.get_parameter(made.mapped[official]).grad
+        assert grad is not None, f"{official} has no gradient"
+        if m := re.search(r"\.(?:to_([qkv])|([qkv])_proj)\.\w+$", official):
+            grad = grad.chunk(3)["qkv".index(m[1] or m[2])]
+        case.check(key, grad.norm(), atol=case.near(key, 2e-7, 1e-5))
+    total = torch.stack([p.grad.norm() for p in made.model.parameters() if p.grad is not None]).norm()
+    case.check("gradnorm_total", total, atol=case.near("gradnorm_total", 2e-7, 1e-5))
+
+
+def history(case: Case, name: str, ids: Tensor) -> Tensor:
+    """The official record of the last 65536 ids, from the weights' file, after a step with these; nothing here depends on it."""
+    state = load_file(case.folder / "weights.safetensors")
+    return torch.cat([state[name], ids.flatten().float()])[-len(state[name]) :]
+
+
+def train(case: Case) -> None:
+    c = case.config["vq_model"]
+    assert c["codebook_l2_norm"] and not c["disc_adaptive_weight"]
+    made = conversion(case, case.inputs["image"].shape[-1])
+    net = made.model
+    official = load_file(case.folder / "weights.safetensors")["quantize.embedding.weight"]
+    with (
+        torch.no_grad()
+    ):  # a conversion brings codes to length 1, which changes nothing but the length of their gradients
+        net.quantize.embedding.weight.copy_(official)
+    config = TokenizerObjectiveConfig(
+        l2=4.0,  # on [0, 1]: the mean squared error on [-1, 1]
+        commitment=c["commit_loss_beta"],
+        entropy=c["entropy_loss_ratio"],
+        adversarial=c["disc_weight"],
+    )
+    training_step(case, net, config, discriminator(case, c, "half-hinge"))
+    gradients(case, made)
+    with torch.no_grad():
+        used = history(case, "quantize.codebook_used", net.encode(case.inputs["image"]))
+    case.check("codebook_used_tail", used[-256:])
+    case.check("codebook_usage", torch.tensor(len(used.unique()) / c["codebook_size"]))
+
+
+FAMILIES = {"vq_encode.*": encode, "vq_decode.*": decode, "vq_reconstruct.*": reconstruct, "vq_train.*": train}

@@ -1,0 +1,212 @@
+"""The two transformers of a Hita tokenizer: one gathers an image's holistic tokens, the other spreads them over its patches.
+
+Zheng et al., "Holistic Tokenizer for Autoregressive Image Generation" (ICCV 2025, arXiv 2507.02358), §3.
+
+Notation: B batch, S holistic tokens, h × w grid, N = h·w patches, V vision tokens of width W, D width, F hidden width of the MLPs.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mgen.errors import MgenError
+from mgen.layers.attention import Attention
+from mgen.layers.modulated import GatedMLP
+
+
+class FusionBlock(nn.Module):
+    """x += attn(LN(x)); x += mlp(LN(x)), with positions added before the first block only.
+
+    Args:
+        dim, heads, head_dim, hidden: D, heads, width of a head, F. bias: of the q, k, v projection.
+        dropout: on the attention probabilities. out_dropout: on the attention's output.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        *,
+        hidden: int,
+        head_dim: int | None = None,
+        bias: bool = True,
+        dropout: float = 0.0,
+        out_dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = Attention(dim, heads, head_dim=head_dim, bias=bias, dropout=dropout, out_dropout=out_dropout)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = GatedMLP(dim, hidden, bias=True)
+
+    def forward(self, x: Tensor, *, causal: bool = False, readable: Tensor | None = None) -> Tensor:
+        """(B, L, D) → (B, L, D).
+
+        Args:
+            causal: every position reads itself and those before it. readable: bool (L, L), the keys that each position may read.
+        """
+        attn = self.attn
+        q, k, v = attn.project(self.norm1(x), 0, 3)  # (B, H, L, d) each
+        dropout = attn.dropout if self.training else 0.0
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=readable, is_causal=causal, dropout_p=dropout)
+        out = attn.proj(out.transpose(1, 2).flatten(2))  # (B, L, D)
+        x = x + F.dropout(out, attn.out_dropout, self.training)
+        return x + self.mlp(self.norm2(x))
+
+
+def positions_of(table: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Rows (h·w, D) for a grid (h, w) of a table (n², D) made for a square one.
+
+    On another grid the official code resamples the table by the factors (h + 0.1) / n and (w + 0.1) / n, which move the sample
+    points too; weights were never used otherwise. The clean values are h / n and w / n.
+    """
+    n = round(len(table) ** 0.5)
+    if grid == (n, n):
+        return table
+    square = table.T.unflatten(1, (n, n)).unsqueeze(0)  # (1, D, n, n)
+    factors = [(side + 0.1) / n for side in grid]
+    return F.interpolate(square, scale_factor=factors, mode="bicubic")[0].flatten(1).T  # (h·w, D)
+
+
+class VisionProjection(nn.Sequential):
+    """Vision tokens (B, V, W) → (B, V, D)."""
+
+    def __init__(self, width: int, dim: int) -> None:
+        super().__init__(
+            nn.Linear(width, dim, bias=False),
+            nn.LayerNorm(dim),
+            nn.ReLU(),
+            nn.Linear(dim, dim, bias=False),
+            nn.LayerNorm(dim),
+        )
+
+
+class Gathering(nn.Module):
+    """Features of the patches → holistic tokens and patches, both aware of the whole image.
+
+    The first stack lets everything read everything, the vision tokens too; the second is causal, holistic tokens first.
+
+    Args:
+        dim, depth, heads, hidden: D, blocks of each stack, heads, F. inner: heads times head width of the first stack.
+        holistic: S. side: h = w of the position table. vision: W, or None without vision tokens. dropout: see FusionBlock.
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        depth: int,
+        heads: int,
+        hidden: int,
+        inner: int,
+        holistic: int,
+        side: int,
+        vision: int | None,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        if inner % heads:
+            raise MgenError(
+                f"inner {inner} is not a multiple of heads {heads}: it is their number times the width of one"
+            )
+        self.holistic = nn.Parameter(torch.randn(holistic, dim) * dim**-0.5)
+        self.position = nn.Parameter(torch.randn(side * side, dim) * dim**-0.5)
+        self.project = VisionProjection(vision, dim) if vision is not None else None
+        self.norm1 = nn.LayerNorm(dim)
+        own: dict[str, Any] = dict(head_dim=inner // heads, bias=False, out_dropout=dropout)
+        self.blocks1 = nn.ModuleList(FusionBlock(dim, heads, hidden=hidden, **own) for _ in range(depth))
+        self.norm2 = nn.LayerNorm(dim)
+        self.blocks2 = nn.ModuleList(FusionBlock(dim, heads, hidden=hidden, dropout=dropout) for _ in range(depth))
+
+    def forward(self, features: Tensor, vision: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Holistic tokens (B, S, D) and patches (B, D, h, w) of features (B, D, h, w) and vision tokens (B, V, W), if it takes them."""
+        b, _, h, w = features.shape
+        patches = features.flatten(2).transpose(1, 2) + positions_of(self.position, (h, w))  # (B, N, D)
+        carriers = self.holistic.expand(b, -1, -1)  # (B, S, D)
+        s = carriers.shape[1]
+        seen = [carriers, patches] if self.project is None else [carriers, self.project(vision), patches]
+        x = self.norm1(torch.cat(seen, dim=1))  # (B, S + V + N, D)
+        for block in self.blocks1:
+            x = block(x)
+        x = self.norm2(torch.cat([x[:, :s], x[:, -h * w :]], dim=1))  # (B, S + N, D)
+        for block in self.blocks2:
+            x = block(x, causal=True)
+        return x[:, :s], x[:, s:].transpose(1, 2).unflatten(2, (h, w))
+
+
+class Spreading(nn.Module):
+    """Holistic tokens and patches → features of the patches, causally; and vision tokens from the holistic ones alone.
+
+    The feature of patch i is read `shift` positions before patch i itself, so that the first ones come from holistic tokens and
+    the last `shift` patches reach nothing: they are not computed.
+
+    Args:
+        dim, depth, heads, hidden: D, blocks, heads, F. holistic: S. side: h = w of the position table. dropout: see FusionBlock.
+        vision: W of the vision tokens that are predicted, or None for none.
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        depth: int,
+        heads: int,
+        hidden: int,
+        holistic: int,
+        side: int,
+        shift: int,
+        vision: int | None,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        if not 0 <= shift <= holistic:
+            raise MgenError(
+                f"shift {shift}: features are read up to as many positions early as there are holistic tokens, {holistic}"
+            )
+        self.shift = shift
+        self.holistic_position = nn.Parameter(torch.randn(holistic, dim) * dim**-0.5)
+        self.position = nn.Parameter(torch.randn(side * side, dim) * dim**-0.5)
+        self.norm = nn.LayerNorm(dim)
+        self.blocks = nn.ModuleList(FusionBlock(dim, heads, hidden=hidden, dropout=dropout) for _ in range(depth))
+        if vision is not None:
+            self.query = nn.Parameter(torch.randn(dim) * dim**-0.5)
+            self.vision_norm = nn.LayerNorm(dim)
+            self.vision_out = nn.Linear(dim, vision)
+        self.apply(_initialise)
+
+    def forward(self, holistic: Tensor, patches: Tensor) -> Tensor:
+        """Features (B, D, h, w) for the CNN decoder, of holistic tokens (B, S, D) and patches (B, D, h, w)."""
+        grid = (patches.shape[2], patches.shape[3])
+        s, n = holistic.shape[1], grid[0] * grid[1]
+        local = patches.flatten(2).transpose(1, 2) + positions_of(self.position, grid)  # (B, N, D)
+        read = s + n - self.shift
+        x = self.norm(torch.cat([holistic + self.holistic_position, local], dim=1)[:, :read])  # (B, S + N - shift, D)
+        for block in self.blocks:
+            x = block(x, causal=True)
+        return x[:, s - self.shift :].transpose(1, 2).unflatten(2, grid)
+
+    def vision_tokens(self, holistic: Tensor, side: int) -> Tensor:
+        """Predicted vision tokens (B, side², W) of holistic tokens (B, S, D), by the same blocks; part of a training loss only."""
+        b, s, _ = holistic.shape
+        queries = (self.query + positions_of(self.position, (side, side))).expand(b, -1, -1)  # (B, side², D)
+        x = self.vision_norm(torch.cat([holistic, queries], dim=1))
+        length = x.shape[1]
+        # Holistic tokens read those before them and no query, queries read everything.
+        readable = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
+        readable[s:] = True
+        for block in self.blocks:
+            x = block(x, readable=readable)
+        return self.vision_out(x[:, s:])
+
+
+def _initialise(module: nn.Module) -> None:
+    """Xavier-uniform weights without biases, the projections of q, k and v each on its own, as published."""
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    if isinstance(module, Attention):
+        for part in module.qkv.weight.data.chunk(3):
+            nn.init.xavier_uniform_(part)

@@ -1,0 +1,310 @@
+"""Hita: image ⇄ holistic tokens of the image as a whole, then tokens of its patches, in one causal sequence.
+
+Zheng et al., "Holistic Tokenizer for Autoregressive Image Generation" (ICCV 2025, arXiv 2507.02358). LlamaGen's convolutions and
+codes compared by angle, around two transformers (fusion.py); a frozen DINOv2 lends its features while encoding (vision.py).
+
+Notation: B batch, C image channels, S holistic tokens, h = w = image side / 2^(levels-1), N = h·w patch tokens, D width,
+d and d' numbers of a patch's and of a holistic code, V vision tokens of width W.
+
+| size | image | channels | D, depth, F | tokens S + N | codes × d, d' | vision | parameters |
+|---|---|---|---|---|---|---|---|
+| V (Hita-V) | 336 | 128 128 256 256 512 | 512, 3, 1368 | 128 + 441 | 16384 × 8, 12 | encodes with | 104.2 M |
+| U (Hita-U) | 336 | 128 128 256 256 512 | 512, 3, 1368 | 128 + 441 | 16384 × 8, 12 | predicted too | 104.8 M |
+| fmnist | 32, grey | 16 32 64 64 | 128, 2, 256 | 48 + 16 | 512 × 8, 12 | none | 2.2 M |
+| fmnist-8 | 32, grey | 16 32 64 | 128, 2, 256 | 16 + 64 | 512 × 8, 12 | none | 1.9 M |
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import ModelMixin  # noqa: F401  (diffusers looks the base class up in this namespace)
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor, nn
+
+from mgen.errors import MgenError
+from mgen.modeling import Model, public
+from mgen.tokenizers.fusion import Gathering, Spreading
+from mgen.tokenizers.quantizers import codebook_usage
+from mgen.tokenizers.sphere import SphereQuantizer, check_side, sphere_vq
+from mgen.tokenizers.vision import HOW, VisionEncoder, load_vision
+from mgen.tokens import TokenSpec
+
+SMALL: dict[str, Any] = dict(
+    image_size=32,
+    in_channels=1,
+    layers=1,
+    norm_groups=8,
+    dim=128,
+    depth=2,
+    heads=4,
+    hidden=256,
+    codes=512,
+    holistic_codes=512,
+    dropout=0.0,
+    vision=None,
+)
+
+
+@public
+class HitaTokenizer(Model):
+    """Image ⇄ ids, holistic ones first. Images are (B, C, H, W) in [-1, 1].
+
+    With `vision`, encoding needs the frozen vision encoder that `use_vision` loads; decoding never does, and it is never saved.
+
+    Args:
+        image_size: H = W in pixels; a multiple of 2^(levels - 1). Other sizes work with the same weights.
+        in_channels: C, 3 for RGB, 1 for grey.
+        channels, layers, norm_groups, stem: of the convolutions, as in LlamaGenVQ.
+        holistic: S. shift: positions by which the decoder reads a patch's feature early, 0 … S.
+        dim, depth, heads, hidden: D, blocks of each of the three stacks, heads, F. dropout: in the stacks.
+        inner: heads times head width of the first stack; None: D.
+        codes, latent: rows of the patches' codebook and d. holistic_codes, holistic_latent: of the holistic tokens, and d'.
+        vision: W, or None for a tokenizer without a vision encoder.
+        vision_loss: train the holistic tokens to predict the vision tokens too (Hita-U).
+        position_side: h = w of the position tables; None: that of `image_size`.
+    """
+
+    SIZES = {
+        "V": dict(),
+        "U": dict(vision_loss=True),
+        "fmnist": dict(SMALL, channels=(16, 32, 64, 64), holistic=48),
+        "fmnist-8": dict(SMALL, channels=(16, 32, 64), holistic=16),
+    }
+    # Position tables are resampled for images of another size; the token spec is compared apart.
+    FREE = ("image_size",)
+
+    @register_to_config
+    def __init__(
+        self,
+        *,
+        image_size: int = 336,
+        in_channels: int = 3,
+        channels: tuple[int, ...] = (128, 128, 256, 256, 512),
+        layers: int = 2,
+        norm_groups: int = 32,
+        stem: int | None = None,
+        holistic: int = 128,
+        shift: int = 4,
+        dim: int = 512,
+        depth: int = 3,
+        heads: int = 8,
+        hidden: int = 1368,
+        inner: int | None = None,
+        dropout: float = 0.1,
+        codes: int = 16384,
+        latent: int = 8,
+        holistic_codes: int = 16384,
+        holistic_latent: int = 12,
+        vision: int | None = 1024,
+        vision_loss: bool = False,
+        position_side: int | None = None,
+    ) -> None:
+        super().__init__()
+        if vision_loss and vision is None:
+            raise MgenError(
+                "vision_loss predicts the tokens of a vision encoder: give their width as vision (1024 for ViT-L)"
+            )
+        self.factor = 2 ** (len(channels) - 1)
+        self.vq = sphere_vq(
+            image_size=image_size,
+            in_channels=in_channels,
+            channels=channels,
+            layers=layers,
+            norm_groups=norm_groups,
+            z_channels=dim,
+            latent=latent,
+            codes=codes,
+            stem=stem,
+        )
+        # Written down: the tables keep their size when the same weights are made to serve another image size.
+        side = position_side or image_size // self.factor
+        self.register_to_config(position_side=side)
+        own: dict[str, Any] = dict(
+            dim=dim, depth=depth, heads=heads, hidden=hidden, holistic=holistic, side=side, dropout=dropout
+        )
+        self.gathering = Gathering(**own, inner=inner or dim, vision=vision)
+        self.spreading = Spreading(**own, shift=shift, vision=vision if vision_loss else None)
+        self.to_holistic = nn.Linear(dim, holistic_latent)
+        self.holistic_quantize = SphereQuantizer(codes=holistic_codes, dim=holistic_latent)
+        self.from_holistic = nn.Linear(holistic_latent, dim)
+        self._vision: list[VisionEncoder] = []  # in a list: a frozen helper, neither trained nor saved with the model
+
+    # -- the vision encoder --------------------------------------------------------------------------------------------
+
+    @property
+    def vision_encoder(self) -> VisionEncoder | None:
+        """What `use_vision` took; it follows the tokenizer to other devices."""
+        return self._vision[0] if self._vision else None
+
+    def use_vision(self, source: VisionEncoder | str | Path, *, heads: int | None = None) -> "HitaTokenizer":
+        """Take a vision encoder, or load it from a local file; returns the tokenizer.
+
+        Args:
+            source, heads: see `mgen.tokenizers.vision.load_vision`.
+
+        Raises:
+            MgenError: this tokenizer takes none, or one of another width, or the file cannot be read.
+        """
+        width = self.config.vision
+        if width is None:
+            raise MgenError(
+                "this tokenizer was made without a vision encoder (vision=None): leave the vision weights out"
+            )
+        encoder = source if isinstance(source, VisionEncoder) else load_vision(source, heads=heads)
+        if encoder.width != width:
+            raise MgenError(
+                f"the vision encoder has tokens of width {encoder.width}, this tokenizer takes {width}: give another file"
+            )
+        self._vision = [encoder.to(self.device)]
+        return self
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "HitaTokenizer":
+        for encoder in self._vision:
+            encoder._apply(fn)
+        return super()._apply(fn, recurse)
+
+    def vision_tokens(self, images: Tensor) -> Tensor | None:
+        """Tokens (B, V, W) of images (B, C, H, W), class token first; None for a tokenizer without vision.
+
+        Raises:
+            MgenError: it takes a vision encoder, and none was given.
+        """
+        if self.config.vision is None:
+            return None
+        if not self._vision:
+            raise MgenError(
+                "encoding images with this Hita tokenizer needs its frozen vision encoder, DINOv2's dinov2_vitl14_reg4_pretrain.pth: "
+                f"{HOW}; decoding does not need it"
+            )
+        return self._vision[0](images).to(self.dtype)
+
+    # -- images to ids -------------------------------------------------------------------------------------------------
+
+    @property
+    def quantize(self) -> SphereQuantizer:
+        """Of the patches; `holistic_quantize` is the other one."""
+        return self.vq.quantize
+
+    @property
+    def spec(self) -> TokenSpec:
+        side, s = self.config.image_size // self.factor, self.config.holistic
+        vocab = max(self.config.codes, self.config.holistic_codes)
+        return TokenSpec(kind="index", length=s + side * side, grid=(side, side), vocab=vocab, holistic=s)
+
+    @property
+    def unread(self) -> int:
+        """So many tokens, the last ones, cannot reach the image."""
+        return self.config.shift
+
+    def latents(self, images: Tensor, vision: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Before quantization: holistic latents (B, d', 1, S) and patches (B, d, h, w), of any length, of images (B, C, H, W).
+
+        Args:
+            vision: tokens (B, V, W) of these images; None: they are made here.
+
+        Raises:
+            MgenError: an image side that is no multiple of `factor`, or a vision encoder that is missing.
+        """
+        check_side("image size", tuple(images.shape[-2:]), self.factor)
+        vision = self.vision_tokens(images) if vision is None else vision
+        holistic, patches = self.gathering(self.vq.encoder(images), vision)
+        return self.to_holistic(holistic).transpose(1, 2).unsqueeze(2), self.vq.quant_conv(patches)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Ids (B, S + N) int64, holistic ones first, then the patches row by row; see `latents`."""
+        holistic, patches = self.latents(images)
+        return torch.cat(
+            [self.holistic_quantize.ids(holistic).flatten(1), self.quantize.ids(patches).flatten(1)], dim=1
+        )
+
+    @torch.no_grad()
+    def initialise_codes(self, images: Tensor, rng: torch.Generator) -> None:
+        """Put both codebooks on latents of these images (B, C, H, W); see VectorQuantizer.initialise."""
+        training = self.training
+        holistic, patches = self.eval().latents(images)
+        self.train(training)
+        self.quantize.initialise(patches, rng)
+        self.holistic_quantize.initialise(holistic, rng)
+
+    # -- ids to images -------------------------------------------------------------------------------------------------
+
+    def lookup(self, ids: Tensor, grid: tuple[int, int] | None = None) -> tuple[Tensor, Tensor]:
+        """Holistic codes (B, d', 1, S) and patch codes (B, d, h, w) of ids (B, S + N); `grid` (h, w) if not square.
+
+        Raises:
+            MgenError: ids that do not make the grid, or that their codebook does not have.
+        """
+        s, c = self.config.holistic, self.config
+        side = round(max(ids.shape[1] - s, 0) ** 0.5)
+        h, w = grid or (side, side)
+        if ids.shape[1] != s + h * w:
+            raise MgenError(
+                f"{ids.shape[1]} ids: this tokenizer takes {s} holistic ones and {h}×{w} of patches; give grid=(h, w)"
+            )
+        holistic, patches = ids[:, :s], ids[:, s:]
+        if c.codes != c.holistic_codes and (holistic.max() >= c.holistic_codes or patches.max() >= c.codes):
+            raise MgenError(
+                f"ids out of range: holistic ones lie below {c.holistic_codes}, those of patches below {c.codes}"
+            )
+        return self.holistic_quantize.lookup(holistic.unsqueeze(1)), self.quantize.lookup(patches.unflatten(1, (h, w)))
+
+    def features(self, holistic: Tensor, patches: Tensor) -> Tensor:
+        """What the CNN decoder takes (B, D, h, w), of codes (B, d', 1, S) and (B, d, h, w)."""
+        spread = self.from_holistic(holistic.squeeze(2).transpose(1, 2))  # (B, S, D)
+        return self.spreading(spread, self.vq.post_quant_conv(patches))
+
+    def decode_latents(self, holistic: Tensor, patches: Tensor) -> Tensor:
+        """Images (B, C, H, W), about [-1, 1] and not clamped, of codes (B, d', 1, S) and (B, d, h, w)."""
+        return self.vq.decoder(self.features(holistic, patches))
+
+    def decode(self, ids: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        """Images of ids (B, S + N) int64; `grid` (h, w) of the patches if not square. No vision encoder is needed."""
+        holistic, patches = self.lookup(ids, grid)
+        return self.decode_latents(holistic.to(self.dtype), patches.to(self.dtype))
+
+    def predict_vision(self, holistic: Tensor, side: int = 16) -> Tensor:
+        """Predicted vision tokens (B, side², W), without the class token, of holistic codes (B, d', 1, S).
+
+        Raises:
+            MgenError: a tokenizer without `vision_loss`.
+        """
+        if not self.config.vision_loss:
+            raise MgenError("this tokenizer predicts no vision tokens: only those with vision_loss=true (Hita-U) do")
+        return self.spreading.vision_tokens(self.from_holistic(holistic.squeeze(2).transpose(1, 2)), side)
+
+    # -- the rest of a tokenizer's interface ---------------------------------------------------------------------------
+
+    def fuse(self) -> "HitaTokenizer":
+        """Nothing to fold here; a part of the interface."""
+        return self
+
+    def fingerprint_parts(self) -> dict[str, Tensor]:
+        """The weights that decide which ids an image gets: a new decoder leaves a token cache valid."""
+        skip = ("vq.decoder.", "vq.post_quant_conv.", "from_holistic.", "spreading.")
+        return {name: value for name, value in self.state_dict().items() if not name.startswith(skip)}
+
+    def noise_shape(self) -> None:
+        """Reconstructing takes no random numbers."""
+        return None
+
+    def forward(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        """Training: reconstruction (B, C, H, W) in about [-1, 1]; loss terms; usage and perplexity of both codebooks.
+
+        Loss terms are those of the quantizers, summed over both, and with `vision_loss` "vision": the mean of 1 − cosine between
+        the vision encoder's patch tokens and the predicted ones.
+        """
+        vision = self.vision_tokens(images)
+        z_holistic, z_patches = self.latents(images, vision)
+        holistic, patches = self.holistic_quantize(z_holistic), self.quantize(z_patches)
+        losses = {name: value + holistic.losses[name] for name, value in patches.losses.items()}
+        if self.config.vision_loss:
+            assert vision is not None
+            target = vision[:, 1:]
+            guess = self.predict_vision(holistic.values, round(target.shape[1] ** 0.5))
+            losses["vision"] = (1 - F.cosine_similarity(guess.float(), target.float(), dim=-1, eps=1e-6)).mean()
+        figures = codebook_usage(patches.ids, self.config.codes)
+        whole = codebook_usage(holistic.ids, self.config.holistic_codes)
+        figures |= {f"holistic_{name}": value for name, value in whole.items()}
+        return self.decode_latents(holistic.values, patches.values), losses, figures

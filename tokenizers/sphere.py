@@ -1,0 +1,108 @@
+"""What the tokenizers of the LlamaGen line share: codes compared by their angle, around the convolutions of diffusers' VQModel.
+
+Few numbers per code and codes of length 1: ViT-VQGAN (Yu et al., arXiv 2110.04627, §3.2), LlamaGen (Sun et al., arXiv 2406.06525, §3.1).
+Notation: B batch, C image channels, H = W image side, d numbers of a code, h = w = H / 2^(levels-1).
+"""
+
+import torch
+import torch.nn.functional as F
+from diffusers import VQModel
+from diffusers.models.resnet import ResnetBlock2D
+from torch import Tensor, nn
+
+from mgen.errors import MgenError
+from mgen.tokenizers.quantizers import Quantized, VectorQuantizer, entropy_loss
+
+
+class SphereQuantizer(VectorQuantizer):
+    """Nearest code by angle: latents and codes are brought to length 1 before they are compared, looked up and trained."""
+
+    def __init__(self, *, codes: int, dim: int) -> None:
+        super().__init__(codes=codes, dim=dim)
+        self.entropy = False  # whether the entropy term is made: with gradients it holds a number per vector and code
+        self.normalise()
+
+    @torch.no_grad()
+    def normalise(self) -> None:
+        """Bring the stored rows to length 1: training moves them off it, which changes nothing here but for other readers."""
+        self.embedding.weight.copy_(F.normalize(self.embedding.weight, dim=-1))
+
+    def distances(self, z: Tensor) -> Tensor:
+        """Squared distances (B, h, w, codes) on the sphere, of z (B, d, h, w) of any length to every code, in fp32."""
+        flat = F.normalize(z.float(), dim=1).permute(0, 2, 3, 1)  # (B, h, w, d)
+        table = F.normalize(self.embedding.weight.float(), dim=-1)
+        return flat.square().sum(-1, keepdim=True) + table.square().sum(-1) - 2 * flat @ table.T
+
+    def initialise(self, z: Tensor, rng: torch.Generator) -> None:
+        """See VectorQuantizer.initialise."""
+        super().initialise(F.normalize(z, dim=1), rng)
+        self.normalise()
+
+    def lookup(self, ids: Tensor) -> Tensor:
+        """Codes as a map (B, d, h, w) for ids (B, h, w)."""
+        return F.normalize(super().lookup(ids), dim=1)
+
+    def forward(self, z: Tensor) -> Quantized:
+        """Quantize z (B, d, h, w); losses "codebook" and "commitment" between unit vectors, "entropy" if asked for."""
+        with torch.autocast(z.device.type, enabled=False):
+            z = F.normalize(z.float(), dim=1)
+            distances = self.distances(z if self.entropy else z.detach())
+            ids = distances.argmin(-1)  # (B, h, w)
+            rows = self.lookup(ids).float()
+            losses = {"codebook": F.mse_loss(rows, z.detach()), "commitment": F.mse_loss(z, rows.detach())}
+            if self.entropy:
+                losses["entropy"] = entropy_loss(distances)
+            return Quantized(z + (rows - z).detach(), ids, losses)
+
+
+def check_side(name: str, sides: tuple[int, ...], factor: int) -> None:
+    """MgenError unless every side of an image is a multiple of `factor`, the downsampling."""
+    if any(side % factor for side in sides):
+        words = sides[0] if len(set(sides)) == 1 else tuple(sides)
+        raise MgenError(f"{name} {words} is not a multiple of {factor}: resize or crop the images first")
+
+
+def sphere_vq(
+    *,
+    image_size: int,
+    in_channels: int,
+    channels: tuple[int, ...],
+    layers: int,
+    norm_groups: int,
+    z_channels: int,
+    latent: int,
+    codes: int,
+    stem: int | None = None,
+) -> VQModel:
+    """diffusers' VQModel with attention at its last level and in the middle, and a SphereQuantizer for its quantizer.
+
+    Args:
+        channels: width of each level, finest first; every level but the last halves the side.
+        layers: residual blocks per level of the encoder (the decoder has one more). norm_groups: of the GroupNorms.
+        z_channels: width between the network and the 1×1 convolutions around the codes. latent: d. codes: codebook rows.
+        stem: width of the first convolution, where it differs from channels[0]; diffusers' own VQModel does not know it.
+    """
+    plain = len(channels) - 1
+    check_side("image_size", (image_size,), 2**plain)
+    vq = VQModel(
+        in_channels=in_channels,
+        out_channels=in_channels,
+        down_block_types=("DownEncoderBlock2D",) * plain + ("AttnDownEncoderBlock2D",),
+        up_block_types=("AttnUpDecoderBlock2D",) + ("UpDecoderBlock2D",) * plain,
+        block_out_channels=tuple(channels),
+        layers_per_block=layers,
+        latent_channels=z_channels,
+        sample_size=image_size,
+        num_vq_embeddings=codes,
+        norm_num_groups=norm_groups,
+        vq_embed_dim=latent,
+        lookup_from_codebook=True,
+    )
+    # diffusers compares vectors of any length; names in files stay the same.
+    vq.quantize = SphereQuantizer(codes=codes, dim=latent)
+    if stem is not None and stem != channels[0]:
+        vq.encoder.conv_in = nn.Conv2d(in_channels, stem, 3, padding=1)
+        vq.encoder.down_blocks[0].resnets[0] = ResnetBlock2D(
+            in_channels=stem, out_channels=channels[0], temb_channels=None, groups=norm_groups, eps=1e-6
+        )
+    return vq

@@ -1,0 +1,152 @@
+"""The frozen vision encoder beside a Hita tokenizer: DINOv2 with registers, from a local file, never saved with the tokenizer.
+
+Oquab et al., "DINOv2" (arXiv 2304.07193); Darcet et al., "Vision Transformers Need Registers" (arXiv 2309.16588). The network is
+the library timm's; Hita uses ViT-L/14 with 4 registers, `dinov2_vitl14_reg4_pretrain.pth` of Meta.
+
+Notation: B batch, C image channels, V = 1 + 16² tokens (class token first), W width.
+"""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mgen.errors import MgenError
+
+SIZE = 224  # pixels the encoder sees
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
+LAYOUT = "vit_large_patch14_reg4_dinov2"
+HOW = "give --vision-weights FILE (objective.vision_weights in a training configuration, use_vision(FILE) in Python)"
+
+
+def gaussian_taps(factor: float) -> Tensor:
+    """Blur (k,) before an axis shrinks by `factor`: standard deviation (factor − 1) / 2, an odd number of at least 3 taps."""
+    sigma = max((factor - 1) / 2, 1e-3)
+    count = int(max(4 * sigma, 3)) | 1
+    places = torch.arange(count) - count // 2
+    taps = torch.exp(-places.square() / (2 * sigma**2))
+    return taps / taps.sum()
+
+
+def resized(images: Tensor, size: int = SIZE) -> Tensor:
+    """Images (B, C, H, W) in [-1, 1] as (B, C, size, size) in [0, 1]: blur if an axis shrinks, bicubic with aligned corners.
+
+    The published preprocessing, kornia's `resize(…, align_corners=True, antialias=True)`; its edge pixels repeat by reflection.
+    """
+    x, channels = images.float(), images.shape[1]
+    factors = [side / size for side in x.shape[-2:]]
+    if max(factors) > 1:
+        for axis, factor in enumerate(factors):
+            taps = gaussian_taps(factor).to(x.device)
+            shape, pad = [(-1, 1), (1, -1)][axis], len(taps) // 2
+            kernel = taps.view(1, 1, *shape).expand(channels, -1, -1, -1)  # (C, 1, k, 1) or (C, 1, 1, k)
+            padding = (0, 0, pad, pad) if axis == 0 else (pad, pad, 0, 0)
+            x = F.conv2d(F.pad(x, padding, mode="reflect"), kernel, groups=channels)
+    x = F.interpolate(x, size=(size, size), mode="bicubic", align_corners=True)
+    return (x.clamp(-1, 1) + 1) / 2
+
+
+class VisionEncoder(nn.Module):
+    """Images → the class token and the patch tokens of a vision transformer after its last norm; frozen, always in evaluation mode.
+
+    Args:
+        vit: timm's VisionTransformer for images of 224 px.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, vit: Any) -> None:
+        super().__init__()
+        self.vit = vit
+        self.width: int = vit.embed_dim
+        self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
+        self.eval().requires_grad_(False)
+
+    def train(self, mode: bool = True) -> "VisionEncoder":
+        """Stays in evaluation mode."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """Tokens (B, V, W) of images (B, C, H, W) in [-1, 1], C 3 or 1 (grey), any size."""
+        x = (resized(images).expand(-1, 3, -1, -1) - self.mean) / self.std
+        tokens = self.vit.forward_features(x.to(self.vit.cls_token.dtype))  # (B, 1 + registers + 16², W)
+        prefix = self.vit.num_prefix_tokens
+        return torch.cat([tokens[:, :1], tokens[:, prefix:]], dim=1)
+
+
+@torch.inference_mode(False)  # weights made inside one could not be used outside
+def load_vision(path: str | Path, *, heads: int | None = None) -> VisionEncoder:
+    """The vision encoder of a file with the keys of `dinov2_vitl14_reg4_pretrain.pth`; width and depth as its shapes say.
+
+    Args:
+        path: torch file or safetensors. heads: attention heads; None: width / 64, as all published ones have.
+
+    Raises:
+        MgenError: timm is not installed; the file is missing, damaged, or not of this layout.
+    """
+    from mgen.checkpoints.reading import read_state_dict
+
+    try:
+        import timm
+        from timm.models.vision_transformer import checkpoint_filter_fn
+    except ImportError as error:
+        raise MgenError("the vision encoder needs timm: pip install 'mgen[hita]', or pip install timm") from error
+    state = read_state_dict(path)
+    try:
+        width, _, patch, _ = state["patch_embed.proj.weight"].shape
+        depth = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
+        settings = {
+            "patch_size": patch,
+            "embed_dim": width,
+            "depth": depth,
+            "mlp_ratio": state["blocks.0.mlp.fc1.weight"].shape[0] / width,
+            "reg_tokens": state["register_tokens"].shape[1],
+        }
+        state["mask_token"]  # by this name timm knows the layout
+    except (KeyError, ValueError) as error:
+        raise MgenError(
+            f"{path} is not of DINOv2's layout with registers (dinov2_vitl14_reg4_pretrain.pth): it lacks {error.args[0]}"
+        ) from error
+    if heads is None and width % 64:
+        raise MgenError(
+            f"{path} has width {width}, which is no multiple of 64: say how many heads it has (load_vision(…, heads=N))"
+        )
+    with _quiet():
+        vit: Any = timm.create_model(
+            LAYOUT, pretrained=False, num_classes=0, img_size=SIZE, num_heads=heads or width // 64, **settings
+        )
+        renamed = checkpoint_filter_fn(state, vit)
+    try:
+        vit.load_state_dict(renamed)
+    except RuntimeError as error:
+        raise MgenError(f"{path} does not fit {LAYOUT}: {str(error).splitlines()[-1].strip()[:160]}") from error
+    return VisionEncoder(vit)
+
+
+def give_vision(tokenizer: Any, path: str | Path | None) -> None:
+    """Load the vision encoder of `path` into a tokenizer that takes one; MgenError for one that takes none. None: nothing to do."""
+    if path is None:
+        return
+    if not hasattr(tokenizer, "use_vision"):
+        raise MgenError(f"a {type(tokenizer).__name__} takes no vision encoder: leave the vision weights out")
+    tokenizer.use_vision(path)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """timm reports on the resampled position table, which is no news to the user."""
+    logger = logging.getLogger("timm")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
