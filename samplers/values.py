@@ -9,7 +9,7 @@ A value is a number (constant), a list with one entry per step (one less: the la
     {kind: power-cosine, start: 1, end: 3, power: 2}         the same with p raised to `power` (arXiv 2306.09305, §4)
 
 with progress p of step t of T: `at: end` p = (t + 1) / T, `at: start` p = t / T, `at: inclusive` p = t / (T − 1).
-`at: tokens` (linear and half-linear only) counts revealed tokens: p = (L − n) / L with n unknown after the step, at least `left` (default 0).
+`at: tokens` (the two linear ones) counts revealed tokens: p = (L − n) / L with n unknown after the step, at least `left` (default 0).
 MAR's linear guidance is `at: tokens, left: 1`: its code counts one token as unknown after the last step too, so the curve ends
 at start + (end − start) · (L − 1) / L. `at: group` counts groups of steps (see mgen.samplers.reuse): p = (g + 1) / G in group g of G.
 A curve takes `least: x` too: no value below x.

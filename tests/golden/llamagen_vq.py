@@ -13,6 +13,7 @@ from mgen.tokenizers import LlamaGenVQ
 from mgen.training.adversarial import Discriminator
 from mgen.training.config import DataConfig, TokenizerObjectiveConfig
 from mgen.training.objectives import TokenizerObjective
+from tests.golden import harness
 from tests.golden.harness import Case
 
 # Ten times the reference's own fp32–fp64 difference: features 2.3e-6, codes 1e-7, images 6.7e-6, margins 1.7e-6, losses 3.5e-8.
@@ -55,8 +56,6 @@ def decode(case: Case) -> None:
 
 @torch.inference_mode()
 def reconstruct(case: Case) -> None:
-    from tests.golden import harness
-
     images = case.inputs.get("image")
     if images is None:  # those of the encoding case
         cases = {other.name: other for other in harness.read_cases(case.system)}
