@@ -59,7 +59,7 @@ def _meta(value: Any) -> Any:
 
 def count_run(pipe: Any, sampler: ParallelSampler) -> Counts:
     """The operations of one image of a run of `sampler` with the pipeline's generator and, if it has one, tokenizer."""
-    generator, counts = copy.deepcopy(pipe.generator).to("meta"), Counts()
+    generator, counts = copy.deepcopy(pipe.generator).to("meta").requires_grad_(False), Counts()
     stand_in = counted(generator, counts)
     condition = torch.zeros(1, dtype=torch.int64)
     *_, step = sampler(stand_in, condition, noise=sampler.draw(stand_in, [0]))

@@ -349,3 +349,13 @@ def test_a_sweep_of_a_saved_model_finds_its_reference_by_itself(tmp_path: Path) 
     rows = json.loads((tmp_path / "sweep" / "sweep.json").read_text())["rows"]
     assert [row["method"] for row in rows] == ["with", "without"] and all(row["distance"] > 0 for row in rows)
     assert rows[0]["full"] > rows[1]["full"] and rows[0]["tflops"] > rows[1]["tflops"]
+
+
+def test_a_saved_model_is_timed_by_part(tmp_path: Path) -> None:
+    """Its weights take gradients, which the count of operations must not trip over."""
+    pipe = MaskedPipeline(tokenizer=tiny_kl(), generator=tiny_himar(), sampler=ParallelSampler(**VECTORS))
+    pipe.save_pretrained(tmp_path / "model")
+    line = ["bench", "--model", str(tmp_path / "model"), "--batch-size", "2", "--json", str(tmp_path / "bench.json")]
+    assert main(line) == 0
+    parts = json.loads((tmp_path / "bench.json").read_text())["tflops_per_image"]
+    assert min(parts[name] for name in ("trunk", "head", "decoder")) > 0
