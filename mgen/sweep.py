@@ -125,8 +125,8 @@ def run_sweep(
                 seconds = time_run(pipe.generator, sampler, batch_size, dtype) / batch_size
                 times[method, steps] = min(times[method, steps], seconds)
                 bar.update()
-        for row in rows if retime else ():
-            row["seconds"] = times[row["method"], row["steps"]]
+        for there in rows if retime else ():
+            there["seconds"] = times[there["method"], there["steps"]]
         write_json(file, {"about": about, "base": sweep.base, "rows": rows})
         for method, steps, sampler in todo:
             counts = count_run(bare, sampler)
