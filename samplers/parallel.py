@@ -57,20 +57,11 @@ class ParallelSampler(SamplerSettings):
         self.check(generator)
         if generator.staged:
             generator = yield from self._pivots(generator, condition, noise, pivots, known is not None, whole_pivots)
-        if (unit := generator.unit) is not None and tokens is not None and known is not None:
-            tokens, known = unit.fold(tokens), unit.whole(known)
         run = Run(self, generator, condition, noise, tokens, known)
-        last = run.length - unread if generator.causal and unit is None else None
-        yield from self._steps(run, last=last)
+        yield from self._steps(run, unread=unread if generator.causal and generator.unit is None else 0)
 
     def _pivots(
-        self,
-        generator: Any,
-        condition: Tensor,
-        noise: Noise,
-        given: tuple[Tensor, Tensor] | None,
-        edits: bool,
-        whole: bool,
+        self, generator: Any, condition: Tensor, noise: Noise, given: Any, edits: bool, whole: bool
     ) -> Generator[Step, None, Any]:
         """Draw the pivots, if there are to be any; returns the generator's second stage."""
         sampler = self.pivot_sampler
@@ -82,9 +73,9 @@ class ParallelSampler(SamplerSettings):
         yield from sampler._steps(run, pivots=True)
         return generator.second(run.features, run.given if given is not None else None)
 
-    def _steps(self, run: Run, pivots: bool = False, last: int | None = None) -> Iterator[Step]:
-        c, generator = self.config, run.generator
-        for group in run.groups(self.groups())[:last]:
+    def _steps(self, run: Run, pivots: bool = False, unread: int = 0) -> Iterator[Step]:
+        c, generator, groups = self.config, run.generator, run.groups(self.groups())
+        for group in groups[: len(groups) - unread]:
             for t, (positions, drawn) in zip(group, self._decode(run, group)):
                 if t == c.steps - 1 and not run.tokens.is_floating_point():
                     run.tokens.clamp_(max=generator.spec.vocab - 1)  # a drawn mask, where the head can draw one

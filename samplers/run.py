@@ -37,6 +37,8 @@ class Run(Places):
         collect: bool = False,
     ) -> None:
         c, spec = settings.config, generator.unit_spec
+        if generator.unit is not None and tokens is not None and known is not None:
+            tokens, known = generator.unit.fold(tokens), generator.unit.whole(known)
         super().__init__(spec, len(condition), condition.device, tokens, known)
         if generator.causal and known is not None and bool((known[:, 1:] & ~known[:, :-1]).any()):
             raise MgenError(
