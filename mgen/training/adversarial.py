@@ -2,7 +2,7 @@
 
 Discriminator: PatchGAN of Isola et al. (arXiv 1611.07004), as used by taming VQGAN; losses: hinge (Lim and Ye, arXiv 1705.02894)
 or non-saturating (Goodfellow et al., arXiv 1406.2661) with R1 (Mescheder et al., arXiv 1801.04406, eq. 9). The discriminator on
-DINO features that Hita-U was trained with is not here.
+DINO features, with the same losses, is in `dino_discriminator.py`.
 Perceptual distance: mean squared difference of unit-normalised feature maps (Zhang et al., arXiv 1801.03924, without the
 learned weights), on a FashionCNN or on torchvision's VGG16.
 """
@@ -24,12 +24,56 @@ LOSSES = {
 }
 
 
-class Discriminator(nn.Module):
-    """Patch logits of images (B, C, H, W); `forward` is its training loss on (real, fake).
+class Adversary(nn.Module):
+    """Losses of a discriminator, whose logits a subclass defines; `forward` is its training loss on (real, fake).
+
+    Args:
+        loss: a key of LOSSES. r1: weight of the penalty on real images. weight: factor of its own loss.
+    """
+
+    def __init__(self, *, loss: str, r1: float = 0.0, weight: float = 1.0) -> None:
+        super().__init__()
+        self.own_loss, self.deceit = LOSSES[check_choice("adversarial_loss", loss, LOSSES)]
+        self.r1, self.weight = r1, weight
+
+    def draw(self, count: int, rng: torch.Generator) -> dict[str, Tensor]:
+        """Random numbers of one step for `count` images: none, or "crop" (count, 3, …), of made, real and made images in turn."""
+        return {}
+
+    def scores(self, images: Tensor, crop: Tensor | None = None) -> Tensor:
+        """Logits of images (B, C, H, W), any shape; `crop`: the draws of this call."""
+        raise NotImplementedError
+
+    def generator_loss(self, fake: Tensor, crop: Tensor | None = None) -> Tensor:
+        """Loss of the tokenizer: make the discriminator take `fake` for real. No gradient reaches the discriminator."""
+        for parameter in self.parameters():
+            parameter.requires_grad_(False)
+        score = self.scores(fake, None if crop is None else crop[0, 0])
+        for parameter in self.parameters():
+            parameter.requires_grad_(True)
+        return -score.mean() if self.deceit == "mean" else F.softplus(-score).mean()
+
+    def forward(self, real: Tensor, fake: Tensor, crop: Tensor | None = None) -> Tensor:
+        real = real.detach().requires_grad_(self.r1 > 0)
+        on_real = self.scores(real, None if crop is None else crop[0, 1])
+        on_fake = self.scores(fake.detach(), None if crop is None else crop[0, 2])
+        if self.own_loss == "softplus":
+            loss = F.softplus(-on_real).mean() + F.softplus(on_fake).mean()
+        else:
+            loss = F.relu(1 - on_real).mean() + F.relu(1 + on_fake).mean()
+            loss = loss / 2 if self.own_loss == "half-hinge" else loss
+        if self.r1 > 0:
+            (slope,) = torch.autograd.grad(on_real.sum(), real, create_graph=True)
+            loss = loss + self.r1 / 2 * slope.square().sum((1, 2, 3)).mean()
+        return self.weight * loss
+
+
+class Discriminator(Adversary):
+    """Patch logits of images (B, C, H, W).
 
     Args:
         in_channels: C. channels: of the first layer. layers: how often the side is halved.
-        loss: a key of LOSSES. r1: weight of the penalty on real images. weight: factor of its own loss.
+        loss, r1, weight: see `Adversary`.
         norm: "group", or "batch" for the network as published: batch statistics, one layer more that halves nothing, kernels of 4
             throughout, at most 8 times `channels`, and its initial values.
     """
@@ -45,9 +89,7 @@ class Discriminator(nn.Module):
         weight: float = 1.0,
         norm: str = "group",
     ):
-        super().__init__()
-        self.own_loss, self.deceit = LOSSES[check_choice("adversarial_loss", loss, LOSSES)]
-        self.r1, self.weight = r1, weight
+        super().__init__(loss=loss, r1=r1, weight=weight)
         parts: list[nn.Module] = [nn.Conv2d(in_channels, channels, 4, 2, 1), nn.LeakyReLU(0.2)]
         width = channels
         if check_choice("discriminator_norm", norm, ("group", "batch")) == "batch":
@@ -62,27 +104,8 @@ class Discriminator(nn.Module):
             width *= 2
         self.net = nn.Sequential(*parts, nn.Conv2d(width, 1, 3, 1, 1))
 
-    def generator_loss(self, fake: Tensor) -> Tensor:
-        """Loss of the tokenizer: make the discriminator take `fake` for real. No gradient reaches the discriminator."""
-        for parameter in self.parameters():
-            parameter.requires_grad_(False)
-        score = self.net(fake)
-        for parameter in self.parameters():
-            parameter.requires_grad_(True)
-        return -score.mean() if self.deceit == "mean" else F.softplus(-score).mean()
-
-    def forward(self, real: Tensor, fake: Tensor) -> Tensor:
-        real = real.detach().requires_grad_(self.r1 > 0)
-        on_real, on_fake = self.net(real), self.net(fake.detach())
-        if self.own_loss == "softplus":
-            loss = F.softplus(-on_real).mean() + F.softplus(on_fake).mean()
-        else:
-            loss = F.relu(1 - on_real).mean() + F.relu(1 + on_fake).mean()
-            loss = loss / 2 if self.own_loss == "half-hinge" else loss
-        if self.r1 > 0:
-            (slope,) = torch.autograd.grad(on_real.sum(), real, create_graph=True)
-            loss = loss + self.r1 / 2 * slope.square().sum((1, 2, 3)).mean()
-        return self.weight * loss
+    def scores(self, images: Tensor, crop: Tensor | None = None) -> Tensor:
+        return self.net(images)
 
 
 def _published_values(module: nn.Module) -> None:

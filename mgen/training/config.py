@@ -120,8 +120,10 @@ class TokenizerObjectiveConfig:
     adversarial_start: int = 0  # step from which the discriminator takes part
     # "half-hinge": the discriminator's hinge loss times 1/2 (LlamaGen); "…-softplus": with the non-saturating loss of the tokenizer (Hita)
     adversarial_loss: Literal["hinge", "half-hinge", "half-hinge-softplus", "non-saturating"] = "non-saturating"
-    r1: float = 0.0  # weight of the R1 penalty on real images
-    discriminator_channels: int = 64
+    r1: float = 0.0  # weight of the R1 penalty on real images (discriminator "patch")
+    discriminator: Literal["patch", "dino"] = "patch"  # "dino": heads on a frozen DINO, for Hita-U
+    discriminator_weights: str | None = None  # "dino": file of the frozen DINO, dino_deitsmall16_pretrain.pth
+    discriminator_channels: int = 64  # "patch", as the next two
     discriminator_layers: int = 3  # times that the discriminator halves the side
     discriminator_norm: Literal["group", "batch"] = "group"  # "batch": the network as published
     discriminator_weight: float = 1.0  # factor of the discriminator's loss

@@ -252,6 +252,9 @@ class TokenizerObjective(Objective):
         draws = super().draw(count, rng)
         if (shape := self.model.noise_shape()) is not None:
             draws["posterior"] = torch.randn(count, *shape, generator=rng)
+        discriminator: Any = self._helpers[1]
+        if discriminator is not None and self.training:  # validation must not depend on how it is cut into batches
+            draws |= discriminator.draw(count, rng)
         return draws
 
     def forward(self, batch: dict[str, Tensor], draws: dict[str, Tensor]) -> tuple[Tensor, Logs]:
@@ -266,9 +269,10 @@ class TokenizerObjective(Objective):
         perceptual, discriminator = self._helpers
         if perceptual is not None and c.perceptual:
             terms["perceptual"] = perceptual(out, images)
+        crop = [draws["crop"]] if "crop" in draws else []
         if discriminator is not None and self.adversarial_on:
-            terms["adversarial"] = discriminator.generator_loss(out)
+            terms["adversarial"] = discriminator.generator_loss(out, *crop)
         loss = sum(getattr(c, name) * value for name, value in terms.items())
         psnr = -10 * torch.log10((out.clamp(-1, 1) - images).square().mean((1, 2, 3)) / 4).mean()
-        self.last = (images.detach(), out.detach())  # what the discriminator's step compares
+        self.last = (images.detach(), out.detach(), *crop)  # what the discriminator's step compares
         return loss, {**{k: v.detach() for k, v in terms.items()}, **figures, "psnr": psnr.detach()}

@@ -16,9 +16,10 @@ from mgen.samplers import ParallelSampler
 from mgen.tokenizers.kl import KLTokenizer, estimate_scale
 from mgen.tokenizers.quantizers import VectorQuantizer
 from mgen.tokenizers.vision import give_vision
-from mgen.training.adversarial import Discriminator, PerceptualDistance
-from mgen.training.config import TrainConfig, build_model
+from mgen.training.adversarial import Adversary, Discriminator, PerceptualDistance
+from mgen.training.config import TokenizerObjectiveConfig, TrainConfig, build_model
 from mgen.training.data import make_dataset
+from mgen.training.dino_discriminator import FILE, DinoDiscriminator
 from mgen.training.objectives import ClassifierObjective, GeneratorObjective, Objective, TokenizerObjective
 from mgen.training.pivots import PivotObjective
 
@@ -29,7 +30,7 @@ class Task:
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
         self.tokenizer: Any = None
-        self.discriminator: Discriminator | None = None
+        self.discriminator: Adversary | None = None
         model = build_model(config.model)
         if config.init:
             model = initialise(model, config.init)
@@ -93,15 +94,7 @@ class Task:
         c = self.config.objective
         perceptual = PerceptualDistance(c.perceptual_model) if c.perceptual and c.perceptual_model else None
         if c.adversarial:
-            self.discriminator = Discriminator(
-                in_channels=model.config.in_channels,
-                channels=c.discriminator_channels,
-                layers=c.discriminator_layers,
-                loss=c.adversarial_loss,
-                r1=c.r1,
-                weight=c.discriminator_weight,
-                norm=c.discriminator_norm,
-            )
+            self.discriminator = make_discriminator(c, model.config.in_channels)
         give_vision(model, c.vision_weights)
         return TokenizerObjective(model, self.config.data, c, perceptual=perceptual, discriminator=self.discriminator)
 
@@ -191,6 +184,27 @@ class Task:
             parts = (self.train_data.__getitems__(rows[i : i + 64])["image"] for i in range(0, len(rows), 64))
             model.register_to_config(scale=estimate_scale(model, parts))
         model.save_pretrained(folder)
+
+
+def make_discriminator(c: TokenizerObjectiveConfig, channels: int) -> Adversary:
+    """The discriminator of a tokenizer's objective, for images of so many channels."""
+    if c.discriminator == "dino":
+        if c.discriminator_weights is None:
+            raise MgenError(f"objective.discriminator=dino needs objective.discriminator_weights: DINO's file {FILE}")
+        if c.r1:
+            raise MgenError("objective.r1 is for discriminator=patch: with discriminator=dino, set it to 0")
+        return DinoDiscriminator(c.discriminator_weights, loss=c.adversarial_loss, weight=c.discriminator_weight)
+    if c.discriminator_weights is not None:
+        raise MgenError("objective.discriminator_weights is for discriminator=dino: leave it out")
+    return Discriminator(
+        in_channels=channels,
+        channels=c.discriminator_channels,
+        layers=c.discriminator_layers,
+        loss=c.adversarial_loss,
+        r1=c.r1,
+        weight=c.discriminator_weight,
+        norm=c.discriminator_norm,
+    )
 
 
 def initialise(model: Any, folder: str) -> Any:
