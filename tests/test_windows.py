@@ -1,6 +1,8 @@
 """Token-Shuffle: the layout, the pair around a trunk, windows under every trunk, and their cost."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mgen.checkpoints.shuffle import shuffled
+from mgen.cli import main
 from mgen.errors import MgenError
 from mgen.flops import count_run
 from mgen.generators import ENAT, MAGE, MAR, CausalGenerator, MaskGIT
@@ -273,3 +276,22 @@ def test_a_long_sequence_keeps_little() -> None:
     *_, end = sampler(StandIn(net, memory=memory), torch.tensor([0]), noise=noise)
     assert end.known.all() and end.tokens.shape == (1, 1024)
     assert memories[0].values["layers"][0].k.shape == (1, 2, 256, 8)
+
+
+def test_the_benchmark_takes_windows(tmp_path: Path) -> None:
+    out = tmp_path / "bench.json"
+    line = ["bench", "--class", "CausalGenerator", "--size", "fmnist", "--tokenizer", "none", "--batch-size", "1"]
+    assert main([*line, "--model-set", "shuffle=2", "--json", str(out)]) == 0
+    assert json.loads(out.read_text())["steps"] == 16
+    assert main(["bench", "--model-set", "shuffle=2"]) == 2  # of a saved model the configuration is fixed
+
+
+def test_the_start_of_a_fine_tuning_from_the_command_line(tmp_path: Path) -> None:
+    plain = make("MaskGIT")
+    plain.save_pretrained(tmp_path / "plain")
+    assert main(["convert", "shuffle", str(tmp_path / "plain"), "--out", str(tmp_path / "windows"), "shuffle=2"]) == 0
+    made = MaskGIT.from_pretrained(tmp_path / "windows")
+    assert made.config.shuffle == 2 and torch.equal(made.norm.weight, plain.norm.weight)
+    for settings in (["shuffle=3"], ["shuffel=2"], ["dim=8"]):
+        assert main(["convert", "shuffle", str(tmp_path / "plain"), "--out", str(tmp_path / "no"), *settings]) == 2
+    assert not (tmp_path / "no").exists()

@@ -15,6 +15,7 @@ EXAMPLES = """  mgen bench                                                   the
   mgen bench --class MaskGITBert --size imagenet256 --recipe maskgit-imagenet256 --batch-size 2
   mgen bench --class MAR --size B --recipe mar-b-imagenet256 --steps 64 --batch-size 2 --savings
   mgen bench --class CausalGenerator --size hita-B --guidance 2 --batch-size 1 --tokenizer none --savings
+  mgen bench --class MaskGIT --size L --model-set side=32 --model-set shuffle=2 --tokenizer none --steps 2 --guidance 1 --batch-size 1
   mgen bench --class MAR --size bridge-L --recipe tokenbridge-l-imagenet256 --steps 4 --batch-size 2 --savings
   mgen bench --class HiMAR --size B --recipe himar-b-imagenet256 --set pivots.steps=8 --steps 2 --head-steps 10 --batch-size 1 --savings
   mgen bench --sweep maskgit-r --class MaskGIT --size L --batch-size 4 --repeats 2       methods at equal steps
@@ -61,6 +62,13 @@ def command(argv: Sequence[str] | None = None) -> int:
         "--retime", action="store_true", help="with --sweep: measure the seconds of rows that are there again"
     )
     parser.add_argument("--out", default="sweep", metavar="DIR", help="with --sweep: the folder of its files")
+    parser.add_argument(
+        "--model-set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="with --class or --config: a constructor argument of the generator, such as shuffle=2; may be repeated",
+    )
     parser.add_argument("--repeats", type=int, default=1, help="timed runs after one warm-up step; the fastest counts")
     parser.add_argument("--threads", type=int, help="CPU threads; default: torch's")
     parser.add_argument("--device", default="cpu")
@@ -81,6 +89,8 @@ def command(argv: Sequence[str] | None = None) -> int:
     device = check_device(args.device)
     pipe: Any
     if args.cls or args.config:
+        from mgen.config import apply_overrides
+
         if args.config:
             from mgen.cli.train import find_config
             from mgen.config import read_config
@@ -88,10 +98,13 @@ def command(argv: Sequence[str] | None = None) -> int:
             settings = read_config(find_config(args.config)).get("model") or {}
         else:
             settings = {"class": args.cls} | ({"size": args.size} if args.size else {})
+        settings = apply_overrides(settings, args.model_set)
         pipe = benchmark.random_pipeline(settings, None if args.tokenizer == "none" else args.tokenizer)
         pipe.generator.to(device)
         if pipe.tokenizer is not None:
             pipe.tokenizer.to(device)
+    elif args.model_set:
+        raise MgenError("--model-set is for random weights: --class or --config")
     else:
         pipe = load(args.model, device=device).optimize()
     sampler = chosen_sampler(pipe, args)
