@@ -188,8 +188,8 @@ def savings(
 
 def _state(generator: Any, batch_size: int, share: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Random tokens, known mask of `share`, class ids, and the order (B, L) that made the mask."""
-    length, device, rng = generator.spec.length, generator.device, torch.Generator().manual_seed(0)
-    tokens = torch.randn(batch_size, length, generator.spec.channels, generator=rng).to(device)
+    length, device, rng = generator.unit_spec.length, generator.device, torch.Generator().manual_seed(0)
+    tokens = torch.randn(batch_size, length, generator.unit_spec.channels, generator=rng).to(device)
     order = torch.rand(batch_size, length, generator=rng).argsort(1).to(device)
     known = torch.zeros(batch_size, length, dtype=torch.bool, device=device)
     known.scatter_(1, order[:, : round(share * length)], True)
@@ -198,7 +198,7 @@ def _state(generator: Any, batch_size: int, share: float) -> tuple[Tensor, Tenso
 
 def _single(table: Comparison, generator: Any, sampler: ParallelSampler, batch_size: int) -> None:
     """Each saving of the sampling loop on its own."""
-    length, head = generator.spec.length, generator.head
+    length, head = generator.unit_spec.length, generator.head
     tokens, known, label, order = _state(generator, batch_size, 0.5)
     each, half = max(1, round(length / sampler.config.steps)), round(0.5 * length)
     positions = order[:, half : half + each]  # (B, M)
@@ -237,7 +237,7 @@ def _training(table: Comparison, generator: Any, batch_size: int) -> None:
     """Loss and gradient of one batch at MAR's mean mask ratio, 0.867."""
     tokens, known, label, _ = _state(generator, batch_size, 1 - 0.867)
     rng = torch.Generator().manual_seed(0)
-    made = [generator.head.draw(generator.spec.length, 4, rng) for _ in range(batch_size)]
+    made = [generator.head.draw(generator.unit_spec.length, 4, rng) for _ in range(batch_size)]
     draws = {name: torch.stack([one[name] for one in made]).to(generator.device) for name in made[0]}
 
     def step(which: str) -> Tensor:

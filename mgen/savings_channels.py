@@ -138,6 +138,6 @@ def rows(table: Comparison, generator: Any, sampler: Any, batch_size: int, dtype
     if draw["plan"].guide == "logits":
         table.add(f"channel head, {words}: both halves of the guidance in one pass", by(), by(together=True))
     table.add(f"channel head, {words}: all of these", by(), lambda: head.sample(z, **draw)[0])
-    guided = any(sampler.guided(generator.spec.length))
+    guided = any(sampler.guided(generator.unit_spec.length))
     plain, name = PlainTrunk(generator, guided=guided), f"{sampler.config.steps} steps, {head.channels} channels"
     whole(table, generator, sampler, batch_size, dtype, plain=plain, name=name)

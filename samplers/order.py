@@ -41,12 +41,15 @@ def priorities(order: Order, noise: Noise, grid: tuple[int, int] | None, holisti
     """
     b, length = noise.order.shape
     if holistic:
-        listed = not isinstance(order, str)
-        whole = [p for p in order if p < holistic] if listed else "random" if order == "random" else "raster"  # type: ignore[operator]
-        rest = [p - holistic for p in order if p >= holistic] if listed else order  # type: ignore[operator]
+        whole: Order
+        rest: Order
+        if isinstance(order, str):
+            whole, rest = "random" if order == "random" else "raster", order
+        else:
+            whole, rest = [p for p in order if p < holistic], [p - holistic for p in order if p >= holistic]
         first = priorities(whole, replace(noise, order=noise.order[:, :holistic]), None)
         own = priorities(rest, replace(noise, order=noise.order[:, holistic:]), grid)
-        return None if own is None else torch.cat([first + length, own], dim=1)  # type: ignore[operator]
+        return None if first is None or own is None else torch.cat([first + length, own], dim=1)
     roll = isinstance(order, str) and order == "halton-rolled"
     if isinstance(order, str):
         if order == "confidence":

@@ -83,9 +83,9 @@ class Reuse:
                 raise MgenError(f"reuse.groups sum to {sum(self.groups)}, the run has {steps - start} steps")
             sizes = list(self.groups)
         else:
-            sizes = [1] * min(self.full_first, steps - start)
-            while (left := steps - start - sum(sizes)) > 0:
-                sizes.append(min(1 + self.local, left))
+            first = min(self.full_first, steps - start)
+            whole, rest = divmod(steps - start - first, 1 + self.local)
+            sizes = [1] * first + [1 + self.local] * whole + [rest] * (rest > 0)
         out, first = [], start
         for size in sizes:
             out.append(list(range(first, first + size)))

@@ -38,7 +38,12 @@ class Run(Places):
     ) -> None:
         c, spec = settings.config, generator.unit_spec
         if generator.unit is not None and tokens is not None and known is not None:
-            tokens, known = generator.unit.fold(tokens), generator.unit.whole(known)
+            folded = generator.unit.gather(known)
+            if bool((folded.any(-1) != folded.all(-1)).any()):
+                raise MgenError(
+                    f"windows of {generator.unit.side}×{generator.unit.side} tokens are drawn as one: give all tokens of a window or none"
+                )
+            tokens, known = generator.unit.fold(tokens), folded.all(-1)
         super().__init__(spec, len(condition), condition.device, tokens, known)
         if generator.causal and known is not None and bool((known[:, 1:] & ~known[:, :-1]).any()):
             raise MgenError(

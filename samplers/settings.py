@@ -84,7 +84,7 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
                 "revise draws known tokens anew in every step: it goes neither with redraw nor with local steps"
             )
         # Raises on a bad schedule; whether there are tokens enough to borrow from is seen when their number is known.
-        tokens = max(2, steps)
+        tokens = steps if schedule == "single" else max(2, steps)
         remaining_counts(schedule, steps=steps, unknown=tokens, length=tokens, start=start, precision=precision)
         if keep_one not in (True, False, "borrow"):
             raise MgenError(f"keep_one is {keep_one!r}: expected true, false or borrow")
@@ -226,6 +226,7 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
             raise MgenError(
                 f"{name} draws one token after the other: it takes steps {spec.length}, order raster and schedule single, not "
                 f"steps {c.steps}, order {c.order} and schedule {c.schedule}"
+                + (f" from step {c.start} on" if c.start else "")
             )
         if not spec.holistic:
             if c.holistic_steps is not None:

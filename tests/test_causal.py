@@ -164,6 +164,7 @@ def test_settings_of_the_official_generate() -> None:
     assert made["guidance"] == [2.0] * 5 + [1.0] * 3 and made["head"] == {"top_k": 20, "top_p": 0.9}
     assert generate_settings(tokens=8, sample_logits=False)["head"] == {"top_k": 1}
     ParallelSampler(**made)
+    assert generate_settings(cfg_scale=0.5, tokens=8)["guidance"] == 1.0  # guided above 1 alone
 
 
 def test_what_does_not_fit_is_refused() -> None:

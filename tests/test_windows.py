@@ -18,6 +18,7 @@ from mgen.layers import TokenShuffle, TokenUnshuffle, Windows
 from mgen.layers.windows import ResidualMLP
 from mgen.samplers import ParallelSampler
 from mgen.samplers.values import per_step
+from mgen.savings import prepare, savings
 from mgen.standin import StandIn
 
 SHARED: dict[str, Any] = dict(side=4, num_classes=3, dropout=0.0)
@@ -108,17 +109,31 @@ def test_windows_are_drawn_whole(name: str) -> None:
     assert torch.equal(shown.tokens[0][at][revealed], shown.drawn[0][revealed])
 
 
-@pytest.mark.parametrize("name", [n for n in sorted(MADE) if n != "CausalGenerator"])
-def test_given_tokens_stay_where_their_whole_window_is_given(name: str) -> None:
+@pytest.mark.parametrize("name", sorted(MADE))
+def test_given_windows_stay_and_half_given_ones_are_refused(name: str) -> None:
     net = make(name, shuffle=2)
-    tokens, known = tokens_of(net), torch.zeros(2, 16, dtype=torch.bool)
-    known[:, [0, 1, 4, 5, 6]] = True  # the first window, and a token of the second
+    tokens, known, whole = tokens_of(net), torch.zeros(2, 16, dtype=torch.bool), [0, 1, 4, 5]
+    known[:, whole] = True
     head = {"head": {"steps": 4, "clip": 4.0}} if net.spec.kind == "vector" else {}
-    sampler = ParallelSampler.suited(net, {"steps": 3, **head})
-    noise = sampler.draw(net, [1, 2])
-    *_, end = sampler(net, torch.tensor([0, 1]), noise=noise, tokens=tokens, known=known)
-    whole = [0, 1, 4, 5]
+    sampler = ParallelSampler.suited(net, {**({} if net.causal else {"steps": 3}), **head})
+    noise, label = sampler.draw(net, [1, 2]), torch.tensor([0, 1])
+    *_, end = sampler(net, label, noise=noise, tokens=tokens, known=known)
     assert torch.equal(end.tokens[:, whole], tokens[:, whole]) and end.known.all()
+    known[1, 6] = True  # a token of the second window
+    with pytest.raises(MgenError, match="all tokens of a window or none"):
+        list(sampler(net, label, noise=noise, tokens=tokens, known=known))
+
+
+def test_savings_of_a_diffusion_head_on_windows() -> None:
+    net = make("MAR", shuffle=2)
+    sampler = prepare(net, ParallelSampler.suited(net, {"steps": 2, "head": {"steps": 2}}))
+    rows = savings(net, sampler, batch_size=1, repeats=1)
+    assert len(rows) > 4 and all(row.get("difference", 0) < 1e-4 for row in rows)
+
+
+def test_the_width_of_the_head_must_fit_the_windows_too() -> None:
+    with pytest.raises(MgenError, match="the width 18 is no multiple"):
+        MAGE(codes=16, **{**HALVES, "decoder_dim": 18}, **SHARED, shuffle=2)
 
 
 def test_masking_by_token_takes_any_mask_and_masking_by_window_does_not_mix() -> None:
@@ -181,7 +196,7 @@ def test_a_shuffled_copy_starts_from_the_weights_of_the_plain_model(name: str) -
 
 
 def test_embeddings_in_few_directions_pass_the_pair_unchanged() -> None:
-    """The paper's premise (§3.1): where embeddings have at most D / s² directions, nothing is lost between the two layers."""
+    """The paper's premise: where embeddings have at most D / s² directions, nothing is lost between the two layers."""
     plain = make("CausalGenerator")
     with torch.no_grad():
         low = torch.randn(16, 6, generator=torch.Generator().manual_seed(0)) @ torch.randn(6, 32)
@@ -216,7 +231,7 @@ def test_operations_are_those_of_the_formula() -> None:
 
 
 def test_half_linear_guidance() -> None:
-    """1 + (w − 1) · min(1, 2 k / K) for k = 0 … K − 1 (§4.1); by decoded tokens for masked generators."""
+    """1 + (w − 1) · min(1, 2 k / K) for k = 0 … K − 1 ; by decoded tokens for masked generators."""
     assert per_step({"kind": "half-linear", "end": 7.5}, 8) == [1.0, 2.625, 4.25, 5.875, 7.5, 7.5, 7.5, 7.5]
     by_tokens = {"kind": "half-linear", "end": 3.0, "at": "tokens"}
     assert per_step(by_tokens, 3, unknown=[12, 8, 0], length=16) == [2.0, 3.0, 3.0]

@@ -244,7 +244,7 @@ class HitaTokenizer(Model):
                 f"{ids.shape[1]} ids: this tokenizer takes {s} holistic ones and {h}×{w} of patches; give grid=(h, w)"
             )
         holistic, patches = ids[:, :s], ids[:, s:]
-        if c.codes != c.holistic_codes and (holistic.max() >= c.holistic_codes or patches.max() >= c.codes):
+        if not ids.is_meta and bool(ids.amin() < 0 or holistic.amax() >= c.holistic_codes or patches.amax() >= c.codes):
             raise MgenError(
                 f"ids out of range: holistic ones lie below {c.holistic_codes}, those of patches below {c.codes}"
             )

@@ -87,8 +87,8 @@ def generate_settings(
         cfg_interval: last number k of the steps with guidance: the tokens 0 … k + 1 are guided; −1: all.
         sample_logits: False takes the likeliest id. tokens: those of an image, S + N.
     """
-    guidance: Any = cfg_scale
-    if cfg_interval >= 0 and cfg_scale != 1.0:
+    guidance: Any = cfg_scale if cfg_scale > 1 else 1.0  # as there: no guidance up to 1
+    if cfg_interval >= 0 and cfg_scale > 1:
         guidance = [cfg_scale if t <= cfg_interval + 1 else 1.0 for t in range(tokens)]
     head: dict[str, Any] = {"top_k": 1} if not sample_logits else {}
     if sample_logits and top_k > 0:

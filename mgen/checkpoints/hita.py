@@ -50,6 +50,7 @@ def config(state: State) -> dict[str, Any]:
     holistic_codes, holistic_latent = state["slot_quantize.embedding.weight"].shape
     return out | {
         "image_size": side * 2 ** (len(out["channels"]) - 1),
+        "position_side": side,
         "holistic": state[f"{IN}carrier_tokens"].shape[1],
         "dim": dim,
         "depth": 1 + max(layers),

@@ -127,7 +127,7 @@ class Generator(Model):
 
 def check_unit(shuffle: int, mask_unit: str, *, units: tuple[str, ...] = ("window",), name: str) -> None:
     """MgenError unless a trunk that masks by `units` takes this one: caches and dropped tokens need windows that are all known or not."""
-    if shuffle != 1 and check_choice("mask_unit", mask_unit, ("token", "window")) not in units:
+    if check_choice("mask_unit", mask_unit, ("token", "window")) not in units and shuffle != 1:
         raise MgenError(
             f"mask_unit {mask_unit!r}: {name} leaves unknown tokens out or keeps keys and values of known ones, so a window of "
             "Token-Shuffle must be known or unknown as a whole: use mask_unit window"

@@ -108,6 +108,8 @@ class CausalGenerator(Generator):
             raise MgenError(
                 f"shuffle {shuffle} joins tokens of a grid, holistic ones have no place in it: use shuffle 1"
             )
+        if holistic < 0:
+            raise MgenError(f"holistic is {holistic}: a number of tokens of at least 0 is needed")
         self.windows = Windows((side, side), shuffle)
         self.class_embed = nn.Embedding(num_classes + 1, dim)
         self.token_embed = nn.Embedding(codes, dim)

@@ -53,7 +53,7 @@ class PartedHead(nn.Module):
 
 
 class WindowHead(nn.Module):
-    """Ids of all tokens of a window, independent of one another given its context (Token-Shuffle, arXiv 2504.17789, §3.2).
+    """Ids of all tokens of a window, independent of one another given its context (Token-Shuffle, arXiv 2504.17789).
 
     Args:
         unshuffle: takes the context of a window apart. head: draws an id from each part.

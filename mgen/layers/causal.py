@@ -34,9 +34,9 @@ def rotary_table(grid: tuple[int, int], head_dim: int, base: float = 10000.0) ->
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """x (B, H, N, d) with each pair of neighbouring numbers turned by the angle of its row in table (N, d / 2, 2), in fp32."""
+    """x (…, N, d) with each pair of neighbouring numbers turned by the angle of its row in table (N, d / 2, 2), in fp32."""
     cos, sin = table.unbind(-1)  # (N, d / 2)
-    a, b = x.float().unflatten(-1, (-1, 2)).unbind(-1)  # (B, H, N, d / 2)
+    a, b = x.float().unflatten(-1, (-1, 2)).unbind(-1)  # (…, N, d / 2)
     return torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2).to(x.dtype)
 
 
@@ -51,12 +51,14 @@ class Rows:
     turn: Tensor
 
     def place(self, x: Tensor) -> Tensor:
-        """Queries or keys (B, H, N, d) with their positions."""
+        """Queries or keys, or both (…, H, N, d), with their positions."""
         if self.shift is None:
             return rotate(x, self.turn)
         n = len(self.shift)
-        shifted = x[:, :, :n] + self.shift.unflatten(-1, (x.shape[1], -1)).transpose(0, 1).to(x.dtype)  # (B, H, n, d)
-        return shifted if n == x.shape[2] else torch.cat([shifted, rotate(x[:, :, n:], self.turn)], dim=2)
+        shifted = x[..., :n, :] + self.shift.unflatten(-1, (x.shape[-3], -1)).transpose(0, 1).to(
+            x.dtype
+        )  # (…, H, n, d)
+        return shifted if n == x.shape[-2] else torch.cat([shifted, rotate(x[..., n:, :], self.turn)], dim=-2)
 
 
 class LiveKeys:
@@ -89,8 +91,8 @@ class CausalAttention(Attention):
         Args:
             rows: which rows of the sequence x stands for; all of them from the first on unless `kept` holds those before.
         """
-        q, k, v = self.project(x, 0, 3)  # (B, H, N, d) each
-        q, k = rows.place(q), rows.place(k)
+        parts = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (3, B, H, N, d)
+        (q, k), v = rows.place(parts[:2]).unbind(0), parts[2]  # turned together: few rows, many small products
         if kept is not None:
             k, v = kept.add(k, v, rows)
         n, dropout = x.shape[1], self.dropout if self.training else 0.0

@@ -103,17 +103,21 @@ class ResidualMLP(nn.Module):
         return x + self.fc2(F.gelu(self.fc1(self.norm(x))))
 
 
+def _check_width(dim: int, side: int) -> None:
+    if dim % side**2:
+        raise MgenError(f"shuffle {side} joins {side**2} tokens, of which the width {dim} is no multiple")
+
+
 class TokenShuffle(nn.Module):
     """Embeddings of a window's tokens → one row: each is compressed to D / s² numbers, these stand side by side and are fused.
 
     Args:
-        dim: D, a multiple of s². side: s. blocks: residual MLPs behind (arXiv 2504.17789, §3.2).
+        dim: D, a multiple of s². side: s. blocks: residual MLPs behind (arXiv 2504.17789).
     """
 
     def __init__(self, dim: int, side: int, *, blocks: int = 2) -> None:
         super().__init__()
-        if dim % side**2:
-            raise MgenError(f"shuffle {side} joins {side**2} tokens, of which the width {dim} is no multiple")
+        _check_width(dim, side)
         self.compress = nn.Linear(dim, dim // side**2)
         self.blocks = nn.Sequential(*(ResidualMLP(dim) for _ in range(blocks)))
 
@@ -134,6 +138,7 @@ class TokenUnshuffle(nn.Module):
 
     def __init__(self, dim: int, side: int, *, blocks: int = 2) -> None:
         super().__init__()
+        _check_width(dim, side)
         self.parts = side**2
         self.blocks = nn.Sequential(*(ResidualMLP(dim) for _ in range(blocks)))
         self.expand = nn.Linear(dim // self.parts, dim)

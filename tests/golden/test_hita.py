@@ -253,3 +253,17 @@ def test_averaged_weights_are_taken_and_the_rest_refused(tmp_path: Path) -> None
             convert("hita", official_file(tmp_path, model=broken), **settings)
     with pytest.raises(MgenError, match="not of format 'hita'"):
         convert("hita", harness.root() / "llamagen" / "weights.safetensors")
+
+
+def test_a_file_serves_another_image_size() -> None:
+    """The tables keep theirs; a picture of twice the side has four times the patches."""
+    case = next(c for c in harness.read_cases("hita") if c.name == "decode")
+    side = case.config["encoder_config"]["image_size"]
+    made = convert(
+        "hita",
+        case.folder / "weights.safetensors",
+        heads=case.config["encoder_config"]["num_head"],
+        image_size=2 * side,
+    ).model
+    assert made.spec.grid == tuple(2 * n for n in conversion(case).model.spec.grid)
+    assert made.decode(torch.zeros(1, made.spec.length, dtype=torch.int64)).shape[-1] == 2 * side
