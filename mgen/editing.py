@@ -175,7 +175,7 @@ def edit(
     # Holistic tokens, which come first, describe the changed part too: they are drawn anew.
     known = F.pad(~token_mask(mask, spec.grid, dilate=dilate), (spec.holistic, 0)).to(device).expand(count, -1)
     if (unit := pipe.generator.unit) is not None:  # a window with any token to draw is drawn as a whole
-        known = unit.scatter(unit.whole(known).unsqueeze(-1).expand(-1, -1, unit.side**2))
+        known = unit.spread(unit.whole(known))
     drawn = pipe(
         classes,
         seed=seed,

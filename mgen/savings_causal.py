@@ -73,7 +73,7 @@ class PlainCausal(StandIn):
 def _block(block: CausalBlock, x: Tensor, rows: Rows, kept: LiveKeys, mask: Tensor) -> Tensor:
     """As CausalBlock, on all keys and values of the sequence, those that are not there yet masked."""
     q, k, v = block.attn.project(block.norm1(x), 0, 3)
-    k, v = rows.place(k), v
+    k = rows.place(k)
     if kept.k is None:
         kept.k, kept.v = (n.new_zeros(*n.shape[:2], len(mask[0]), n.shape[3]) for n in (k, v))
     kept.add(k, v, rows)

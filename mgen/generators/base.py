@@ -22,6 +22,7 @@ class Generator(Model):
     """
 
     head: Any
+    windows: Any = None  # the layout of Token-Shuffle (Windows), of trunks that know it
 
     @property
     def spec(self) -> TokenSpec:
@@ -36,7 +37,7 @@ class Generator(Model):
     @property
     def unit(self) -> Windows | None:
         """The windows that are masked and drawn as one (Token-Shuffle); None: tokens are masked and drawn one by one."""
-        return None
+        return self.windows if self.windows is not None and self.windows.side > 1 else None
 
     @property
     def null_class(self) -> int | None:

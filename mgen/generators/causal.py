@@ -148,10 +148,6 @@ class CausalGenerator(Generator):
         return TokenSpec(kind="index", length=length, grid=(c.side, c.side), vocab=c.codes, holistic=c.holistic)
 
     @property
-    def unit(self) -> Windows | None:
-        return self.windows if self.windows.side > 1 else None
-
-    @property
     def null_class(self) -> int:
         return self.config.num_classes
 

@@ -181,10 +181,6 @@ class ENAT(Generator):
         return TokenSpec(kind="index", length=side * side, grid=(side, side), vocab=self.config.codes)
 
     @property
-    def unit(self) -> Windows | None:
-        return self.windows if self.windows.side > 1 else None
-
-    @property
     def null_class(self) -> int:
         return self.config.num_classes
 
@@ -344,7 +340,7 @@ class ENAT(Generator):
     ) -> tuple[Tensor, Tensor]:
         """Training: loss and hit of every masked token; `memory` holds the features of a previous step, if it is simulated."""
         z = self.context(tokens, known, condition, memory=memory)
-        return self.head.loss(z[~known], tokens[~known], label_smoothing=label_smoothing)
+        return self.masked_loss(z, tokens, known, label_smoothing=label_smoothing)
 
     def look(self, tokens: Tensor, condition: Tensor, known: Tensor) -> Memory:
         """The features that an evaluation of this state leaves for the next one (training simulates the previous step so)."""

@@ -126,10 +126,6 @@ class MAGE(Generator):
         return TokenSpec(kind="index", length=side * side, grid=(side, side), vocab=self.config.codes)
 
     @property
-    def unit(self) -> Windows | None:
-        return self.windows if self.windows.side > 1 else None
-
-    @property
     def null_class(self) -> int | None:
         return self.config.num_classes or None
 
@@ -260,4 +256,4 @@ class MAGE(Generator):
         `dropped` bool (B, L): tokens that do not enter the encoder, `drop_count` in every row, all of them masked.
         """
         z = self.decode(*self.encode_kept(tokens, known, condition, dropped))[:, 1:]
-        return self.head.loss(z[~known], tokens[~known], label_smoothing=label_smoothing)
+        return self.masked_loss(z, tokens, known, label_smoothing=label_smoothing)

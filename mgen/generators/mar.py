@@ -207,10 +207,6 @@ class MAR(MaskedAutoencoder, Generator):
         return self.config.holistic + self.windows.count
 
     @property
-    def unit(self) -> Windows | None:
-        return self.windows if self.windows.side > 1 else None
-
-    @property
     def encoder_table(self) -> Tensor:  # type: ignore[override]
         return self.encoder_position[self.slots :]
 

@@ -67,6 +67,10 @@ class Windows:
         """Windows (B, W) of which every token is known (B, L)."""
         return self.gather(known).all(-1)
 
+    def spread(self, known: Tensor) -> Tensor:
+        """Tokens (B, L) of known windows (B, W)."""
+        return self.scatter(known.unsqueeze(-1).expand(-1, -1, self.side**2))
+
     def places(self, windows: Tensor) -> Tensor:
         """Tokens (B, n, s²) of windows (B, n), by their number in the grid."""
         s, columns = self.side, self.grid[1]
@@ -79,7 +83,7 @@ class Windows:
         own = drawn.unflatten(2, (self.side**2, -1)).flatten(1, 2)  # (B, n·s², C)
         return {
             "tokens": self.unfold(tokens),
-            "known": self.scatter(known.unsqueeze(-1).expand(-1, -1, self.side**2)),
+            "known": self.spread(known),
             "positions": self.places(positions).flatten(1),
             "drawn": own if drawn.is_floating_point() else own.squeeze(-1),
         }
