@@ -148,6 +148,8 @@ def bench(
             clock.wrap("decoder", pipe.tokenizer.decode)(tokens, generator.spec.grid)
         return tokens
 
+    spec = generator.unit_spec
+    generator.lay_out(batch_size * (2 if any(sampler.guided(spec.length, spec.holistic)) else 1))
     with cast:
         next(iter(sampler(generator, condition, noise=sampler.draw(generator, range(batch_size)).to(device))))
     best: dict[str, float] = {}

@@ -4,6 +4,7 @@ The plain form lays out keys and values for the whole sequence, copies and reads
 halves of the guidance one after the other, and asks the heads of both parts of the tokens.
 """
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -121,9 +122,14 @@ def rows(table: Comparison, generator: Any, sampler: Any, batch_size: int, dtype
     if guided:
         together = PlainCausal(generator, guided=guided, together=True)
         table.add(f"{words}: both halves of the guidance in one pass", plain, one(together))
+    arranged = copy.deepcopy(generator)
+    arranged.lay_out(len(label))
+    if not arranged.output.weight.is_contiguous():
+        columns = PlainCausal(arranged, guided=guided, together=True)
+        table.add(f"{words}: both in one pass, weights by columns", plain, one(columns))
     if spec.holistic:
         own = PlainCausal(generator, guided=guided, own=True)
         table.add(f"{words}: head of the token's part alone", plain, one(own))
-    table.add(f"{words}: all of these", plain, one(generator))
+    table.add(f"{words}: all of these", plain, one(arranged))
     run = f"{spec.length} tokens"
-    whole(table, generator, sampler, batch_size, dtype, plain=PlainCausal(generator, guided=guided), name=run)
+    whole(table, arranged, sampler, batch_size, dtype, plain=PlainCausal(generator, guided=guided), name=run)

@@ -1,5 +1,6 @@
 """The causal generator: cache, guidance, given tokens, tokens nobody needs; and holistic tokens under masked trunks."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -324,3 +325,24 @@ def test_editing_draws_holistic_tokens_anew_and_needs_a_masked_generator() -> No
     # Without a callback the last tokens, which reach no pixel, are not drawn; the image is the same.
     a, b = (causal([1], seed=3, whole=whole, output_type="uint8", progress=False) for whole in (False, True))
     assert torch.equal(a.images, b.images) and torch.equal(a.tokens[:, :-4], b.tokens[:, :-4])
+
+
+def test_weights_laid_out_for_few_rows_are_the_same_function(tmp_path: Path) -> None:
+    net = tiny(codes=64)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    tokens, label = torch.randint(net.spec.vocab, (2, net.spec.length)), torch.tensor([0, 1])
+    known = torch.ones(2, net.spec.length, dtype=torch.bool)
+    with torch.inference_mode():
+        plain = net.context(tokens, known, label)
+        net.lay_out(2)
+        assert not net.output.weight.is_contiguous()
+        assert torch.allclose(net.context(tokens, known, label), plain, atol=1e-5)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    net.save_pretrained(tmp_path)
+    assert all(torch.equal(v, before[k]) for k, v in type(net).from_pretrained(tmp_path).state_dict().items())
+    net.lay_out(4)
+    assert net.output.weight.is_contiguous()
+    net.lay_out(1)
+    losses, _ = net.train()(tokens, label, torch.zeros_like(known))
+    losses.mean().backward()
+    assert net.output.weight.grad is not None, "laid out in inference, it still trains"

@@ -95,6 +95,9 @@ class Generator(Model):
         """An empty memory for a run on images of these classes (B,), with what depends on the class alone."""
         return Memory()
 
+    def lay_out(self, rows: int) -> None:
+        """Get ready for many evaluations on `rows` rows at a time (images, twice with guidance); the same function, only faster."""
+
     def mask_draws(self, rank: Tensor, known: Tensor) -> dict[str, Tensor]:
         """More arguments of the training forward, from the rank (B, L) of every token in the permutation that made the mask."""
         return {}

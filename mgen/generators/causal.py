@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from mgen.errors import MgenError, check_choice
 from mgen.generators.base import Generator, id_head, reset_windows
 from mgen.layers import Memory, TokenShuffle, Windows, gather_rows
-from mgen.layers.causal import CausalBlock, LiveKeys, Rows, rotary_table
+from mgen.layers.causal import CausalBlock, LiveKeys, Rows, lay_out, rotary_table
 from mgen.modeling import public
 from mgen.tokens import TokenSpec
 
@@ -157,6 +157,10 @@ class CausalGenerator(Generator):
         memory.values["layers"] = [LiveKeys(length) for _ in self.blocks]
         memory.values["done"] = 0
         return memory
+
+    def lay_out(self, rows: int) -> None:
+        """See Generator.lay_out."""
+        lay_out(self, rows)
 
     def rows(self, first: int, stop: int) -> Rows:
         """Rows first … stop − 1 of the sequence with their positions."""

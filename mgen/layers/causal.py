@@ -105,6 +105,22 @@ class CausalAttention(Attention):
         return F.dropout(self.proj(out.transpose(1, 2).flatten(2)), self.out_dropout, self.training)
 
 
+def lay_out(module: nn.Module, rows: int) -> None:
+    """Lay the weights out in memory for products with `rows` rows; values, shapes and names stay, sums differ by rounding.
+
+    A CPU multiplies one or two rows with a matrix of more outputs than inputs 1.1 to 1.9 times faster if it lies column by column, and
+    four or more rows up to 1.3 times slower (MKL on AVX2, fp32; the row "weights by columns" of mgen bench --savings).
+    """
+    few = rows <= 2
+    with torch.inference_mode(False), torch.no_grad():  # the parameters must stay fit for training
+        for layer in module.modules():
+            if not isinstance(layer, nn.Linear) or layer.out_features <= layer.in_features:
+                continue
+            weight = layer.weight
+            if weight.device.type == "cpu" and weight.dtype == torch.float32 and weight.is_contiguous() == few:
+                weight.data = weight.data.t().contiguous().t() if few else weight.data.contiguous()
+
+
 class CausalBlock(nn.Module):
     """x += attn(RMS(x)); x += mlp(RMS(x)), without biases.
 
