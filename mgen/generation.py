@@ -1,26 +1,27 @@
-"""Runs of many images: a plan of classes, files named by index and class, resumable, shared between processes.
+"""Drawing many images: in parts, shared between processes, going on after an interruption.
 
-Image i of a run is a function of (settings, seed, i) alone. A run writes `run.json` first; going on with other settings in
-the same folder is refused. Images are written under a temporary name and renamed, so what is there is whole.
+Image i of a run is a function of (weights, settings, seed, i) alone: the number of processes and interruptions change nothing, the
+batch size only how sums are rounded. The folder of a run, and what makes it resumable, is in mgen/runs.py.
 """
 
-import json
-from collections.abc import Sequence
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 from tqdm import tqdm
 
 from mgen.errors import MgenError
-from mgen.files import atomic_path, read_json, write_json
-from mgen.pipeline import MaskedPipeline, to_pil
-
-
-def image_name(index: int, label: int | None) -> str:
-    """File name of an image: `000012_class-0003.png`, or `000012.png` without a class."""
-    return f"{index:06d}.png" if label is None else f"{index:06d}_class-{label:04d}.png"
+from mgen.files import atomic_path
+from mgen.pipeline import MaskedPipeline, to_pil, to_uint8
+from mgen.runs import Run, begin_images, names_in, remove_leftovers
+from mgen.runs import begin_run as begin_run  # these two for mgen tune and mgen edit
+from mgen.runs import image_name as image_name
+from mgen.shards import SHARD, ShardFolder, write_npz
 
 
 def chosen_classes(text: str | None, pipe: MaskedPipeline) -> Sequence[int | None]:
@@ -65,63 +66,127 @@ def parse_classes(text: str | None, count: int, names: Sequence[str] = ()) -> li
     return out
 
 
-def begin_run(out: Path, settings: dict[str, Any]) -> None:
-    """Create the folder and write run.json, or check that the one there is the same run.
-
-    Raises:
-        MgenError: the folder holds images of another run.
-    """
-    file = out / "run.json"
-    settings = json.loads(json.dumps(settings))
-    if file.is_file():
-        there = read_json(file)
-        # The same weights may lie at another path, and a run may be prolonged.
-        differs = [
-            k
-            for k in settings.keys() | there.keys()
-            if settings.get(k) != there.get(k) and k not in ("num_images", "model")
-        ]
-        if differs:
-            key = sorted(differs)[0]
-            raise MgenError(
-                f"{out} holds a run with {key}={there.get(key)}, now {settings.get(key)}: choose another --out, or remove it"
-            )
-    write_json(file, settings)
-
-
-def run_images(
+def complete_run(
     pipe: MaskedPipeline,
-    out: Path,
+    run: Run,
     *,
-    count: int,
-    classes: Sequence[int | None],
-    seed: int,
+    about: Mapping[str, Any],
     batch_size: int,
-    dtype: str = "fp32",
     rank: int = 0,
     world: int = 1,
+    wait: Callable[[], Any] = lambda: None,
 ) -> int:
-    """Draw the images of this process that are not there yet; returns how many were drawn.
+    """A run from beginning, or from where it stopped, to end; returns how many images this process drew.
 
-    Image i is of class classes[i mod len(classes)]; process `rank` of `world` draws i = rank, rank + world, ….
+    Args:
+        about: see `begin_images`. rank, world: this process and how many there are. wait: a barrier of all of them.
+
+    Raises:
+        MgenError: the folder holds another run, a file cannot be written, or an image is missing at the end.
     """
-    plan = [(i, classes[i % len(classes)]) for i in range(rank, count, world)]
-    todo = [(i, c) for i, c in plan if not (out / image_name(i, c)).is_file()]
-    with tqdm(total=len(plan), initial=len(plan) - len(todo), unit="img", desc="sampling", disable=rank > 0) as bar:
-        for start in range(0, len(todo), batch_size):
-            part = todo[start : start + batch_size]
-            images = pipe(
-                [c for _, c in part],
-                indices=[i for i, _ in part],
-                seed=seed,
-                dtype=dtype,
-                output_type="uint8",
-                progress=False,
-            ).images
-            for (i, c), image in zip(part, to_pil(images)):
-                save_png(image, out / image_name(i, c))
-            bar.update(len(part))
-    return len(todo)
+    if rank == 0:
+        begin_images(run, about)
+    wait()
+    drawn = run_images(pipe, run, batch_size=batch_size, rank=rank, world=world)
+    wait()
+    if rank == 0:
+        check_complete(run)
+    return drawn
+
+
+def run_images(pipe: MaskedPipeline, run: Run, *, batch_size: int, rank: int = 0, world: int = 1) -> int:
+    """Draw the images of this process that are not there yet; returns how many.
+
+    Of PNGs the process draws batches rank, rank + world, … of the run, of npz such shards, and a batch always holds the same images:
+    in one of another size arithmetic may round otherwise, and an interrupted run would not end with the same bytes.
+    """
+    work = _draw_pngs if run.format == "png" else _draw_shards
+    return work(pipe, run, batch_size=batch_size, rank=rank, world=world)
+
+
+def _draw_pngs(pipe: MaskedPipeline, run: Run, *, batch_size: int, rank: int, world: int) -> int:
+    there = names_in(run.out)
+    batch_size = min(batch_size, -(-run.count // world))  # a small run is shared too
+    mine = _parts(0, run.count, batch_size)[rank::world]
+    missing = {span: [i for i in range(*span) if run.file(i, i + 1) not in there] for span in mine}
+    left = sum(map(len, missing.values()))
+    with _bar(mine, left, rank) as bar:
+        for span, lost in missing.items():
+            if lost:
+                images = to_pil(draw(pipe, run, range(*span)))
+                for i in lost:
+                    save_png(images[i - span[0]], run.out / run.file(i, i + 1))
+                bar.update(len(lost))
+    return left
+
+
+def _draw_shards(pipe: MaskedPipeline, run: Run, *, batch_size: int, rank: int, world: int) -> int:
+    there, spans = names_in(run.out), run.spans
+    if rank == 0 and world > len(spans):
+        warnings.warn(f"{len(spans)} shards for {world} processes: give a smaller --shard-size", stacklevel=3)
+    mine = spans[rank::world]
+    todo = [span for span in mine if run.file(*span) not in there]
+    left = sum(stop - start for start, stop in todo)
+    with _bar(mine, left, rank) as bar:
+
+        def images(start: int, stop: int) -> Iterator[Tensor]:
+            for part in _parts(start, stop, batch_size):
+                yield draw(pipe, run, range(*part))
+                bar.update(part[1] - part[0])
+
+        for span in todo:
+            write_npz(run.out / run.file(*span), images(*span), labels=run.ids(*span))
+            for shorter in there:  # the last shard of a run that is being prolonged
+                if shorter.startswith(f"images-{span[0]:06d}-") and SHARD.fullmatch(shorter):
+                    (run.out / shorter).unlink(missing_ok=True)
+    return left
+
+
+def _parts(start: int, stop: int, size: int) -> list[tuple[int, int]]:
+    """start … stop - 1 in parts of `size`, the last one maybe smaller: first index of each, and the one after its last."""
+    return [(first, min(first + size, stop)) for first in range(start, stop, size)]
+
+
+def _bar(spans: Sequence[tuple[int, int]], left: int, rank: int) -> Any:
+    """The progress of this process, shown by the first one."""
+    total = sum(stop - start for start, stop in spans)
+    return tqdm(total=total, initial=total - left, unit="img", desc="sampling", disable=rank > 0)
+
+
+def draw(pipe: MaskedPipeline, run: Run, indices: Sequence[int]) -> Tensor:
+    """Images of a run, uint8 (B, C, H, W).
+
+    They are brought to `run.image_size` pixels first, if it is given, and then to bytes by rounding, or, for "truncate", by the
+    arithmetic of LlamaGen: see mgen.pipeline.to_uint8.
+    """
+    plain = run.image_size is None and run.quantisation == "round"
+    images = pipe(
+        [run.labels(i) for i in indices],
+        indices=indices,
+        seed=run.labels.seed,
+        dtype=run.dtype,
+        output_type="uint8" if plain else "pt",
+        progress=False,
+    ).images
+    if plain:
+        return images
+    # The way over [0, 1] moves a value by 2⁻²⁴ at most, far below what two GPUs differ by.
+    return to_uint8(images * 2 - 1, size=run.image_size, truncate=run.quantisation == "truncate")
+
+
+def check_complete(run: Run) -> None:
+    """Raise MgenError unless every image of the run is there."""
+    there = names_in(run.out)
+    names = [run.file(*span) for span in run.spans]
+    # A listing may lag behind what other machines wrote; a look for the file itself does not.
+    missing = [name for name in names if name not in there and not (run.out / name).is_file()]
+    if missing:
+        raise MgenError(
+            f"{len(missing)} of {len(names)} files are missing from {run.out}, the first is {missing[0]}: run the same command again; "
+            "processes on several machines must share the folder"
+        )
+    if run.format == "npz" and not torch.equal(ShardFolder(run.out).labels(), torch.tensor(run.ids(0, run.count))):
+        raise MgenError(f"the shards in {run.out} are not those of this run: remove them, or choose another --out")
 
 
 def save_png(image: Image.Image, path: Path) -> None:
@@ -130,22 +195,40 @@ def save_png(image: Image.Image, path: Path) -> None:
         image.save(temporary, format="PNG")
 
 
-def read_back(
-    out: Path, *, count: int, classes: Sequence[int | None], most_per_class: int = 10, most_classes: int = 20
-) -> tuple[torch.Tensor, list[int]]:
+def export_npz(run: Run, file: Path) -> None:
+    """All images of a complete run in one npz as ADM's evaluator takes it: arr_0 (N, H, W, 3), grey repeated; arr_1 class ids."""
+    from mgen.data import load_image
+
+    def parts() -> Iterator[Tensor]:
+        if run.format == "png":
+            for span in run.spans:
+                yield load_image(run.out / run.file(*span), channels=3)[None]
+            return
+        folder = ShardFolder(run.out)
+        for start, stop in run.spans:
+            for part in _parts(start, stop, 100):
+                yield folder.read(*part)[0].expand(-1, 3, -1, -1)
+
+    remove_leftovers(file.parent, re.escape(file.name))
+    write_npz(file, tqdm(parts(), unit="part", desc=file.name, leave=False), labels=run.ids(0, run.count))
+
+
+def read_back(run: Run, *, most_per_class: int = 10, most_classes: int = 20) -> tuple[Tensor, list[int]]:
     """The images of a run that a grid shows: uint8 (n, C, H, W) and their classes, -1 for none."""
     from mgen.data import load_image
 
-    chosen: dict[int | None, list[int]] = {}
-    for i in range(count):
-        label = classes[i % len(classes)]
+    chosen: dict[int, list[int]] = {}
+    for i, label in enumerate(run.ids(0, run.count)):
         if label in chosen or len(chosen) < most_classes:
-            most = most_classes * most_per_class if label is None else most_per_class
+            most = most_classes * most_per_class if label < 0 else most_per_class
             if len(chosen.setdefault(label, [])) < most:
                 chosen[label].append(i)
-    pairs = [(i, label) for label, indices in chosen.items() for i in indices]
-    with Image.open(out / image_name(*pairs[0])) as first:
-        channels = 1 if first.mode == "L" else 3
-    return torch.stack([load_image(out / image_name(i, c), channels=channels) for i, c in pairs]), [
-        -1 if c is None else c for _, c in pairs
-    ]
+    pairs = sorted((i, label) for label, indices in chosen.items() for i in indices)
+    if run.format == "npz":
+        folder = ShardFolder(run.out)
+        images = [folder.read(i, i + 1)[0][0] for i, _ in pairs]
+    else:
+        with Image.open(run.out / run.file(0, 1)) as first:
+            channels = 1 if first.mode == "L" else 3
+        images = [load_image(run.out / run.file(i, i + 1), channels=channels) for i, _ in pairs]
+    return torch.stack(images), [label for _, label in pairs]

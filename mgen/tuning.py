@@ -25,9 +25,9 @@ from scipy.optimize import Bounds, minimize
 from tqdm import tqdm
 
 from mgen.errors import MgenError
-from mgen.evaluation.evaluate import measure
 from mgen.evaluation.extractors import Extractor
 from mgen.evaluation.frechet import frechet_distance
+from mgen.evaluation.measure import measure
 from mgen.evaluation.sources import from_model
 from mgen.evaluation.statistics import Reference
 from mgen.files import write_text
@@ -176,9 +176,8 @@ class Distance:
             count=self.count,
             batch_size=self.batch_size,
             seed=self.seed,
-            steps=None,
-            guidance=None,
             dtype=self.dtype,
         )
-        mean, cov = measure(source, self.extractor, examples=0, progress=self.progress).sums.finish()
+        measured = measure(source, self.extractor, batch_size=self.batch_size, examples=0, progress=self.progress)
+        mean, cov = measured.sums().finish()
         return frechet_distance(mean, cov, self.reference.mean, self.reference.cov)

@@ -8,14 +8,21 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy import linalg
 from torch import Tensor
 
 from mgen.cli import main
 from mgen.data import FashionMNIST, TokenCache, tokenizer_fingerprint, write_cache
 from mgen.errors import MgenError
 from mgen.evaluation.extractors import InceptionExtractor, make_extractor
+from mgen.evaluation.measure import measure
 from mgen.evaluation.pixels import psnr, ssim
-from mgen.evaluation.reconstruction import distance_name, posterior_noise, reconstructions
+from mgen.evaluation.reconstruction import (
+    distance_name,
+    posterior_noise,
+    reconstruction_metrics,
+    reconstructions,
+)
 from mgen.levels import FORMS, PUBLISHED_ORDER, best_range, dequantize, describe, gaussian_levels, quantize
 from mgen.pipeline import load_tokenizer, to_uint8
 from mgen.tokenizers import QuantizedKL
@@ -303,22 +310,20 @@ def test_only_inception_makes_an_rfid() -> None:
 def test_what_is_told_of_reconstructions_is_true(tmp_path: Path) -> None:
     data, net = FashionMNIST(root=write_idx(tmp_path / "idx", count=24)), tiny_bridge()
     extractor = make_extractor("fmnist-cnn")
-    source = reconstructions(
-        data, net, extractor, name="d", rows=range(1, 20, 2), batch_size=4, posterior="sample", seed=3
-    )
-    images = torch.cat([batch for batch, _ in source.batches])
+    source = reconstructions(data, net, name="d", rows=range(1, 20, 2), posterior="sample", seed=3)
+    measured = measure(source, extractor, batch_size=4)
+    images = measured.examples()[0]
     with torch.inference_mode():
         truth = data.__getitems__(range(1, 20, 2))["image"]
         ids = net.encode(truth, **posterior_noise(net, "sample", 3, range(1, 20, 2)))
         expected = to_uint8(net.decode(ids))
     assert (images.int() - expected.int()).abs().max() <= 1
-    from mgen.evaluation.statistics import FeatureSums
-
-    sums = FeatureSums(extractor.length)
-    sums.update(extractor(to_uint8(truth))[0])
-    assert source.more is not None
-    figures = source.more(sums)
-    assert figures.pop("Fréchet distance (fmnist-cnn) to the originals") == pytest.approx(0, abs=1e-6)
+    assert torch.allclose(measured.rows("original"), extractor(to_uint8(truth)).features, atol=1e-5)
+    figures = reconstruction_metrics(measured, source, extractor)
+    made, true = (np.cov(measured.rows(name).double().numpy(), rowvar=False) for name in ("features", "original"))
+    moved = measured.rows("features").double().mean(0) - measured.rows("original").double().mean(0)
+    distance = moved.square().sum().item() + np.trace(made + true - 2 * np.real(linalg.sqrtm(made @ true)))
+    assert figures.pop("Fréchet distance (fmnist-cnn) to the originals") == pytest.approx(distance, rel=1e-3, abs=1e-3)
     share = torch.stack([torch.bincount(column, minlength=16) for column in ids.flatten(0, 1).T]).double()
     used, share = (share > 0).sum(1).double().mean().item(), share / share.sum(1, keepdim=True)
     bits = -(share * share.clamp(min=1e-30).log2()).sum(1).mean().item()

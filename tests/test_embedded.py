@@ -7,8 +7,10 @@ import torch
 
 import mgen
 from mgen._folders import embedded
-from mgen.evaluation.evaluate import measure, result
+from mgen.evaluation.evaluate import result
 from mgen.evaluation.extractors import make_extractor
+from mgen.evaluation.measure import measure
+from mgen.evaluation.protocols import find_protocol
 from mgen.evaluation.sources import from_model
 from mgen.evaluation.statistics import builtin_file, load_statistics
 
@@ -49,11 +51,10 @@ def test_samples_are_as_good_as_measured(demo: tuple[str, mgen.MaskedPipeline]) 
     name, pipe = demo
     extractor, judge = make_extractor("fmnist-cnn"), make_extractor("fmnist-judge")
     count = 200 if name == "fmnist-mar" else 500  # its chains of 100 steps take their time
-    source = from_model(pipe, name="demo", count=count, batch_size=100, seed=0, steps=None, guidance=None, dtype="fp32")
-    reference = load_statistics(builtin_file("fmnist-train"), extractor)
-    metrics = result(measure(source, extractor, judge=judge), source, extractor, reference=reference, judge=judge)[
-        "metrics"
-    ]
+    source = from_model(pipe, name="demo", count=count, seed=0)
+    reference, protocol = load_statistics(builtin_file("fmnist-train"), extractor), find_protocol("fmnist-cnn")
+    measured = measure(source, extractor, judge=judge)
+    metrics = result(measured, source, extractor, protocol=protocol, reference=reference, judge=judge)["metrics"]
     stated = json.loads((embedded(name) / "measured.json").read_text())[f"samples_{count}"]
     assert metrics["class accuracy (fmnist-judge)"] == pytest.approx(stated["class accuracy (fmnist-judge)"], abs=0.02)
     assert metrics["class accuracy (fmnist-judge)"] >= 0.9

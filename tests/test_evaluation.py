@@ -8,11 +8,14 @@ import torch
 from scipy import linalg
 
 from mgen.errors import MgenError
-from mgen.evaluation.evaluate import measure, metric_names, result
+from mgen.evaluation.evaluate import metric_names, result
 from mgen.evaluation.extractors import CNNExtractor, make_extractor, match_channels
 from mgen.evaluation.frechet import frechet_distance
+from mgen.evaluation.measure import measure
+from mgen.evaluation.protocols import find_protocol
 from mgen.evaluation.sources import from_folder, from_npz
 from mgen.evaluation.statistics import FeatureSums, Reference, load_statistics, save_statistics
+from tools.evaluation_speed import random_inception
 
 
 def gaussian(seed: int, n: int, f: int) -> np.ndarray:
@@ -49,25 +52,10 @@ def test_streaming_does_not_depend_on_the_batches_and_merges_by_addition() -> No
 def test_fid_and_is_equal_torch_fidelity_on_inception(tmp_path: Path) -> None:
     """The whole way through the Inception network, with random weights, against torch-fidelity's own loop."""
     import torch_fidelity
-    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-    from mgen.evaluation.sources import Source
+    from mgen.evaluation.sources import Batch, Source
 
-    torch.manual_seed(0)
-    made = FeatureExtractorInceptionV3.__new__(FeatureExtractorInceptionV3)
-    real, torch.load = torch.load, lambda *a, **k: None  # type: ignore[assignment]
-    load_state = FeatureExtractorInceptionV3.load_state_dict
-    FeatureExtractorInceptionV3.load_state_dict = lambda self, state: None
-    try:
-        made.__init__("inception-v3-compat", ["2048"], feature_extractor_weights_path="none")  # type: ignore[misc]
-    finally:
-        torch.load, FeatureExtractorInceptionV3.load_state_dict = real, load_state  # type: ignore[assignment]
-    state = {
-        k: torch.randn_like(v) * 0.05 if v.ndim > 1 else v
-        for k, v in made.state_dict().items()
-        if "num_batches" not in k
-    }
-    torch.save(state, tmp_path / "inception.pth")
+    weights = random_inception(tmp_path / "inception.pth")
     images = [torch.randint(0, 256, (12, 3, 40, 40), dtype=torch.uint8) // k for k in (1, 2)]
 
     class Images(torch.utils.data.Dataset):
@@ -91,17 +79,19 @@ def test_fid_and_is_equal_torch_fidelity_on_inception(tmp_path: Path) -> None:
         save_cpu_ram=True,
         isc_splits=10,
         feature_extractor="inception-v3-compat",
-        feature_extractor_weights_path=str(tmp_path / "inception.pth"),
+        feature_extractor_weights_path=str(weights),
     )
-    extractor = make_extractor("inception", weights=tmp_path / "inception.pth")
+    extractor = make_extractor("inception", weights=weights)
 
     def source(x: torch.Tensor) -> Source:
-        batches = ((x[i : i + 5], torch.full((len(x[i : i + 5]),), -1)) for i in range(0, len(x), 5))
-        return Source(count=len(x), about={}, batches=batches)
+        unknown = torch.full((len(x),), -1)
+        return Source(count=len(x), about={"kind": "data"}, read=lambda a, b: Batch(images=x[a:b], labels=unknown[a:b]))
 
-    mean, cov = measure(source(images[1]), extractor).sums.finish()
+    mean, cov = measure(source(images[1]), extractor, batch_size=5).sums().finish()
     reference = Reference(mean=mean, cov=cov, name="second", count=12)
-    got = result(measure(source(images[0]), extractor), source(images[0]), extractor, reference=reference)["metrics"]
+    measured = measure(source(images[0]), extractor, batch_size=5)
+    protocol = find_protocol("torch-fidelity")
+    got = result(measured, source(images[0]), extractor, protocol=protocol, reference=reference)["metrics"]
     assert got["FID-12"] == pytest.approx(expected["frechet_inception_distance"], rel=1e-4)
     assert got["Inception Score"] == pytest.approx(expected["inception_score_mean"], rel=1e-5)
 
@@ -140,18 +130,18 @@ def test_sources_keep_labels_and_refuse_mixed_sizes(tmp_path: Path) -> None:
     for i, c in enumerate((4, 7)):
         Image.new("L", (32, 32), 100).save(tmp_path / f"{i:06d}_class-{c:04d}.png")
     Image.new("L", (9, 9)).save(tmp_path / "grid.png")
-    source = from_folder(tmp_path, channels=1, batch_size=8, limit=None)
-    images, labels = next(source.batches)
-    assert labels.tolist() == [4, 7] and images.shape == (2, 1, 32, 32)
+    batch = from_folder(tmp_path, channels=1).read(0, 2)
+    assert batch.labels.tolist() == [4, 7] and batch.images.shape == (2, 1, 32, 32)
     Image.new("L", (16, 16)).save(tmp_path / "odd.png")
     with pytest.raises(MgenError, match="another size"):
-        next(from_folder(tmp_path, channels=1, batch_size=8, limit=None).batches)
+        from_folder(tmp_path, channels=1).read(0, 3)
     np.savez(tmp_path / "x.npz", arr_0=np.zeros((5, 8, 8, 3), np.uint8), arr_1=np.arange(5))
-    images, labels = next(from_npz(tmp_path / "x.npz", batch_size=3, limit=4).batches)
-    assert images.shape == (3, 3, 8, 8) and labels.tolist() == [0, 1, 2]
+    source = from_npz(tmp_path / "x.npz", limit=4)
+    batch = source.read(0, 3)
+    assert source.count == 4 and batch.images.shape == (3, 3, 8, 8) and batch.labels.tolist() == [0, 1, 2]
     np.savez(tmp_path / "y.npz", arr_0=np.zeros((5, 8, 8, 3), np.float32))
     with pytest.raises(MgenError, match="uint8"):
-        from_npz(tmp_path / "y.npz", batch_size=3, limit=None)
+        from_npz(tmp_path / "y.npz")
 
 
 def test_channels_are_matched() -> None:
@@ -163,5 +153,5 @@ def test_extractor_resizes_other_sizes() -> None:
     extractor = make_extractor("fmnist-cnn")
     assert isinstance(extractor, CNNExtractor)
     image = torch.full((1, 3, 64, 64), 128, dtype=torch.uint8)
-    features, logits = extractor(image)
+    features, logits, _ = extractor(image)
     assert torch.allclose(features, extractor(image[:, :1, :32, :32])[0], atol=1e-4) and logits.shape == (1, 10)

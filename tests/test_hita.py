@@ -16,7 +16,7 @@ from mgen.cli import main
 from mgen.data import FashionMNIST, TokenCache, tokenizer_fingerprint, write_cache
 from mgen.editing import restyle
 from mgen.errors import MgenError
-from mgen.evaluation.reconstruction import Nearness
+from mgen.evaluation.reconstruction import count_ids, id_metrics
 from mgen.pipeline import load_tokenizer
 from mgen.tokenizers import HitaTokenizer, LlamaGenVQ
 from mgen.tokenizers.vision import VisionEncoder, give_vision, load_vision, resized
@@ -178,11 +178,9 @@ def test_small_sizes_have_as_many_tokens_as_the_plain_tokenizer() -> None:
 
 
 def test_ids_of_the_two_codebooks_are_counted_apart() -> None:
-    near = Nearness()
-    near.update(torch.zeros(1, 1, 16, 16, dtype=torch.uint8), torch.ones(1, 1, 16, 16, dtype=torch.uint8))
-    near.count_ids(torch.tensor([[0, 1, 2, 3, 0, 0]]), 8, holistic=4)
-    assert near.metrics()["ids used of 8, mean over 2 codebooks"] == 2.5
-    assert near.metrics()["entropy of the ids in bits, mean over 2 codebooks"] == pytest.approx(1.0)
+    metrics = id_metrics(count_ids(torch.tensor([[0, 1, 2, 3, 0, 0]]), 8, holistic=4), "codebooks")
+    assert metrics["ids used of 8, mean over 2 codebooks"] == 2.5
+    assert metrics["entropy of the ids in bits, mean over 2 codebooks"] == pytest.approx(1.0)
 
 
 # -- the vision encoder ------------------------------------------------------------------------------------------------

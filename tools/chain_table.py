@@ -10,14 +10,15 @@ drawing in batches of 100, with `--jobs` of them running side by side.
 
 import argparse
 import multiprocessing
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mgen.evaluation.evaluate import measure, result
+from mgen.evaluation.evaluate import result
 from mgen.evaluation.extractors import make_extractor
+from mgen.evaluation.measure import measure
+from mgen.evaluation.protocols import find_protocol
 from mgen.evaluation.sources import from_model
 from mgen.evaluation.statistics import builtin_file, load_statistics
 from mgen.files import read_json, write_json, write_text
@@ -39,17 +40,13 @@ def cell(task: tuple[str, int, str, int, int]) -> tuple[str, dict[str, Any]]:
     extractor, judge = make_extractor("fmnist-cnn"), make_extractor("fmnist-judge")
     batch = min(100, count)
     pipe(list(range(10)), seed=1, progress=False)  # warm
-    start = time.perf_counter()
-    source = from_model(
-        pipe, name=model, count=count, batch_size=batch, seed=0, steps=None, guidance=None, dtype="fp32"
-    )
-    kept = [(images, labels) for images, labels in source.batches]
-    drawn = (time.perf_counter() - start) / count
-    source.batches = iter(kept)
+    source = from_model(pipe, name=model, count=count, batch_size=batch, seed=0)
+    measured = measure(source, extractor, judge=judge)
     reference = load_statistics(builtin_file("fmnist-train"), extractor)
-    metrics = result(measure(source, extractor, judge=judge), source, extractor, reference=reference, judge=judge)[
-        "metrics"
-    ]
+    outcome = result(
+        measured, source, extractor, protocol=find_protocol("fmnist-cnn"), reference=reference, judge=judge
+    )
+    metrics, drawn = outcome["metrics"], measured.total("seconds").item() / count
     found = {"distance": metrics[DISTANCE], "accuracy": metrics[ACCURACY], "seconds_per_image": drawn}
     return f"{chain} {head_steps} × {steps}", found
 

@@ -102,7 +102,8 @@ def embed_classifiers(args: argparse.Namespace, runs: Path) -> None:
                 write_json(folder / "measured.json", {"about": about, "test_accuracy": last["val_accuracy"]})
     for split in ("train", "test") if args.extractor else ():
         file = str(embedded("fmnist-cnn") / f"statistics-{split}.safetensors")
-        evaluate(["fmnist", "--split", split, "--reference", "none", "--judge", "none", "--save-statistics", file])
+        line = ["stats", "fmnist", "--split", split, "--features", "10000", "--out", file]
+        subprocess.run([sys.executable, "-m", "mgen", *line], check=True)
 
 
 def copy_logs(run: Path, folder: Path) -> None:

@@ -11,6 +11,8 @@ COMMANDS = {
     "train": "train a generator, a tokenizer or a classifier",
     "cache": "pass a data set through a tokenizer, once, into a token cache",
     "eval": "measure images or a model: Fréchet distance, Inception Score, report",
+    "report": "one page from results: HTML, Markdown and JSON",
+    "stats": "reference statistics of any images, for mgen eval",
     "tune": "search a sampling strategy, step by step, for a model",
     "convert": "turn an official checkpoint into mgen's format",
     "bench": "seconds, TFLOPs and where they go",

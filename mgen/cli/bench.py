@@ -156,7 +156,7 @@ def compare(pipe: Any, sampler: Any, args: Namespace, line: str) -> int:
     import torch
 
     from mgen import sweep, sweep_report
-    from mgen.cli.eval import find_reference
+    from mgen.cli.inputs import find_reference
     from mgen.evaluation.evaluate import metric_names
     from mgen.evaluation.extractors import make_extractor
     from mgen.files import check_writable, write_text
@@ -185,7 +185,7 @@ def compare(pipe: Any, sampler: Any, args: Namespace, line: str) -> int:
                 "--sweep on a trained model needs --num-images, at least 2 (500 and more tell methods apart)"
             )
         extractor = make_extractor(args.extractor, weights=args.inception_weights, device=pipe.device)
-        reference = find_reference(args, extractor)
+        reference = find_reference(args.reference, extractor, builtin=args.extractor == "fmnist-cnn")
         if reference is None:
             raise MgenError(
                 "--sweep measures distances: give --reference FILE, statistics that mgen eval --save-statistics wrote"

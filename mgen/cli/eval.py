@@ -1,37 +1,72 @@
 """`mgen eval`: measure images, a model, or a tokenizer's reconstructions."""
 
 import sys
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mgen.cli import add_vision, make_parser
+from mgen.cli.inputs import chosen_rows, find_reference, numbers, open_source
 from mgen.cli.sample import add_sampler, chosen_sampler
-from mgen.errors import MgenError
+from mgen.errors import MgenError, check_choice
 
 EXAMPLES = """  mgen eval samples                                   a folder of images (class ids from their names)
-  mgen eval fmnist-maskgit --num-images 5000          a model, drawn and measured without writing images
-  mgen eval fmnist-mar --chain ddim --head-steps 25 --set reuse.local=1    the same, sampled otherwise
-  mgen eval samples.npz --extractor inception --inception-weights FILE --reference VIRTUAL_imagenet256_labeled.npz
+  mgen eval fmnist-maskgit --num-images 5000 --nearest fmnist      a model, drawn and measured without writing images
+  mgen eval --recipe fmnist-maskgit                   as its recipe says, published figures beside the measured ones
+  mgen eval --recipe mar-l-imagenet256 --inception-weights FILE     the same of a paper: `mgen zoo mar-l-imagenet256` says what it takes
+  accelerate launch --multi_gpu --num_processes 8 -m mgen eval --recipe mar-l-imagenet256 --inception-weights FILE
+  mgen eval fmnist-mar --chain ddim --head-steps 25 --set reuse.local=1    a model, sampled otherwise
+  mgen eval samples.npz --protocol adm --inception-weights FILE --reference VIRTUAL_imagenet256_labeled.npz
   mgen eval fmnist --split test                       a data set itself: the floor of the distance
   mgen eval fmnist --split test --reconstruction fmnist-maskgit            what a tokenizer keeps of the images
-  mgen eval /data/photos --reconstruction models/kl16 --posterior sample --extractor inception --inception-weights FILE
+  mgen eval /data/val --reconstruction models/kl16 --protocol reconstruction --inception-weights FILE --lpips-weights vgg16-397923af.pth
   mgen eval /data/val --reconstruction models/hita --vision-weights dinov2_vitl14_reg4_pretrain.pth --extractor inception
   mgen eval fmnist --reconstruction runs/kl/model --levels 16,64 --ranges 3,5,best        levels for mgen convert quantize
-  mgen eval /data/train --extractor inception --inception-weights FILE --save-statistics train.safetensors"""
+
+An interrupted command goes on when it is run again: the features measured so far lie in OUT/features until it is done. Reference
+statistics of any images: mgen stats. Several results on one page: mgen report."""
 
 
 def command(argv: Sequence[str] | None = None) -> int:
     parser = make_parser(
-        "eval", "Fréchet distance, Inception Score and class accuracy, with everything that decides them.", EXAMPLES
+        "eval",
+        "Distances, scores, precision and recall by a named protocol, with everything that decides them.",
+        EXAMPLES,
     )
-    parser.add_argument("path", help="folder of images, .npz (arr_0), model (folder or name), or `fmnist`")
+    add_options(parser)
+    add_sampler(parser)
+    args = parser.parse_args(argv)
+    for name, least in (("batch_size", 1), ("num_images", 2), ("image_size", 1), ("bootstrap", 0)):
+        value = getattr(args, name)
+        if value is not None and value < least:
+            raise MgenError(f"--{name.replace('_', '-')} is {value}: at least {least} is needed")
+    if args.reconstruction is None and (args.posterior or args.levels or args.ranges or args.vision_weights):
+        raise MgenError("--posterior, --levels, --ranges and --vision-weights are for --reconstruction TOKENIZER")
+    if args.lpips_weights and not args.reconstruction:
+        raise MgenError("--lpips-weights is for --reconstruction TOKENIZER: LPIPS compares images with their originals")
+    if args.ranges and not args.levels:
+        raise MgenError("--ranges goes with --levels: the numbers of levels to compare")
+    return evaluate(args, "mgen eval " + " ".join(argv if argv is not None else sys.argv[2:]))
+
+
+def add_options(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "path",
+        nargs="?",
+        help="folder of images, .npz (arr_0), model (folder or name), or `fmnist`; default: the recipe's model",
+    )
+    parser.add_argument(
+        "--protocol",
+        help="adm, torch-fidelity, clean, halton, reconstruction or fmnist-cnn: network, resize, rounding, order; "
+        "default: the recipe's, torch-fidelity with --extractor inception, else fmnist-cnn",
+    )
     parser.add_argument(
         "--reference",
-        help="folder, statistics file, fmnist-train, fmnist-test or none; default: fmnist-train for fmnist-cnn",
+        help="statistics (.safetensors, .npz, .pt), folder or npz of images, fmnist-train, fmnist-test or none; "
+        "default: fmnist-train for fmnist-cnn",
     )
-    parser.add_argument("--extractor", default="fmnist-cnn", help="fmnist-cnn, inception, or a folder of a FashionCNN")
+    parser.add_argument("--extractor", help="instead of --protocol: fmnist-cnn, inception, or a folder of a FashionCNN")
     parser.add_argument(
         "--inception-weights", metavar="FILE", help="torch-fidelity's Inception weights; downloaded if not given"
     )
@@ -39,7 +74,30 @@ def command(argv: Sequence[str] | None = None) -> int:
         "--judge", help="classifier for the class accuracy; default: fmnist-judge with fmnist-cnn, else none"
     )
     parser.add_argument("--num-images", type=int, help="at most so many images; default: all, or 1000 from a model")
-    parser.add_argument("--out", metavar="DIR", help="folder for result.json, report.md, grid.png; default: eval-NAME")
+    parser.add_argument(
+        "--labels", help="classes of a model's images: balanced (in turn; the default), sorted or random"
+    )
+    parser.add_argument(
+        "--image-size", type=int, metavar="N", help="bring a model's images to N pixels before they are measured"
+    )
+    parser.add_argument("--quantisation", help="of a model's images to bytes: round (the default) or truncate")
+    parser.add_argument(
+        "--bootstrap",
+        type=int,
+        metavar="N",
+        help="replicates behind the standard deviations, 0 for none; default: 200, with Inception 20",
+    )
+    parser.add_argument(
+        "--nearest",
+        metavar="DATA",
+        help="show the nearest training images in feature space: `fmnist`, a folder or an npz; is anything learned by heart?",
+    )
+    parser.add_argument(
+        "--out", metavar="DIR", help="folder for result.json, report.html, report.md; default: eval-NAME"
+    )
+    parser.add_argument(
+        "--keep-features", action="store_true", help="keep OUT/features, a safetensors file for 500 images"
+    )
     parser.add_argument(
         "--save-statistics", metavar="FILE", help="also write mean and covariance, for use as --reference"
     )
@@ -51,115 +109,192 @@ def command(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--posterior", help="mean or sample, what of a KL tokenizer's posterior is decoded; default: mean"
     )
+    parser.add_argument(
+        "--lpips-weights", metavar="FILE", help="torchvision's vgg16-397923af.pth: also LPIPS of reconstructions"
+    )
     add_vision(parser)
     parser.add_argument(
         "--levels", metavar="Q,…", help="of a KL tokenizer: compare so many levels a number, in levels.md"
     )
     parser.add_argument("--ranges", metavar="R,…", help="with --levels: ranges [-R, R], or `best`; default: 3,5,best")
     parser.add_argument("--split", default="test", help="train or test, for fmnist")
-    parser.add_argument("--seed", type=int, default=0)
-    add_sampler(parser)
+    parser.add_argument("--seed", type=int, help="of a model's images; default: 0, or the recipe's")
     parser.add_argument("--batch-size", type=int, default=100)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="fp32", help="fp32, bf16 or fp16, for a model")
-    args = parser.parse_args(argv)
-    if args.batch_size < 1 or (args.num_images is not None and args.num_images < 2):
-        raise MgenError("--batch-size must be at least 1 and --num-images at least 2")
-    if args.reconstruction is None and (args.posterior or args.levels or args.ranges or args.vision_weights):
-        raise MgenError("--posterior, --levels, --ranges and --vision-weights are for --reconstruction TOKENIZER")
-    if args.ranges and not args.levels:
-        raise MgenError("--ranges goes with --levels: the numbers of levels to compare")
-    return evaluate(args, "mgen eval " + " ".join(argv if argv is not None else sys.argv[2:]))
 
 
 def evaluate(args: Namespace, line: str) -> int:
-    from mgen.evaluation.evaluate import measure, result
+    from mgen.cli.sample import processes
+    from mgen.evaluation import evaluate as results
     from mgen.evaluation.extractors import make_extractor
-    from mgen.evaluation.report import write_report
+    from mgen.evaluation.measure import begin, measure
+    from mgen.evaluation.published import Published, settle
+    from mgen.evaluation.reconstruction import reconstruction_metrics
     from mgen.evaluation.statistics import save_statistics
     from mgen.files import check_writable
     from mgen.pipeline import check_device
+    from mgen.reports.write import write_report
 
+    published: Published | None = settle(args)
+    if args.path is None:
+        raise MgenError("nothing to measure: name a folder of images, an .npz, a model, `fmnist`, or --recipe NAME")
+    protocol = find_protocol_of(args)
     out = Path(args.out or f"eval-{Path(args.path).stem or 'images'}")
     check_writable(out)
-    device = check_device(args.device)
-    extractor = make_extractor(args.extractor, weights=args.inception_weights, device=device)
+    rank, world, name, wait = processes(args.device)
+    device = check_device(name)
+    shared = {"rank": rank, "world": world, "wait": wait}
+    extractor = make_extractor(
+        protocol.extractor,
+        weights=args.inception_weights,
+        device=device,
+        resize="tensorflow" if protocol.resize == "own" else protocol.resize,
+        spatial=protocol.spatial,
+    )
     if args.levels:
         return compare(args, line, out, extractor, device)
-    judge_name = args.judge or ("fmnist-judge" if builtin_data(args) else "none")
+    judge_name = args.judge or ("fmnist-judge" if builtin_data(args, protocol) else "none")
     judge = None if judge_name == "none" else make_extractor(judge_name, device=device)
-    source, names = find_source(args, extractor, device)
-    reference = find_reference(args, extractor)
-    measured = measure(source, extractor, judge=judge)
+    source, pipe = find_source(args, protocol, extractor, device)
+    training = open_source(args.nearest, channels=extractor.channels) if args.nearest else None
+    reference = find_reference(
+        args.reference,
+        extractor,
+        builtin=builtin_data(args, protocol),
+        images=protocol.neighbours or protocol.kid,
+        batch_size=args.batch_size,
+        folder=out / "reference",
+        **shared,
+    )
+    if rank == 0:
+        begin(out / "features", source, extractor, protocol.id, judge=judge_name)
+    wait()
+    folder = out / "features"
+    measured = measure(source, extractor, judge=judge, folder=folder, batch_size=args.batch_size, **shared)
+    if rank > 0:
+        return 0
     if args.save_statistics:
-        save_statistics(
-            args.save_statistics,
-            measured.sums,
-            extractor,
-            f"{args.path} {args.split if args.path == 'fmnist' else ''}".strip(),
-        )
-    outcome = result(measured, source, extractor, reference=reference, judge=judge)
-    report = write_report(out, outcome, measured, names, line)
-    for name, value in outcome["metrics"].items():
-        if not isinstance(value, dict):
-            print(f"{name:<58} {value:.4f}")
-    if outcome["note"]:
-        print(f"({outcome['note']})")
-    print(report)
+        about = f"{args.path} {args.split if args.path == 'fmnist' else ''}".strip()
+        spatial = measured.sums("spatial") if protocol.spatial else None
+        save_statistics(args.save_statistics, measured.sums(), extractor, about, spatial=spatial)
+    outcome = results.result(
+        measured,
+        source,
+        extractor,
+        protocol=protocol,
+        reference=reference,
+        judge=judge,
+        bootstrap=args.bootstrap if args.bootstrap is not None else (200 if extractor.length <= 256 else 20),
+        more=reconstruction_metrics(measured, source, extractor) if args.reconstruction else None,
+    )
+    outcome["command"] = line
+    if pipe is not None:
+        outcome["cost"] = cost(pipe, measured, device)
+    if training is not None:
+        outcome["nearest"] = results.nearest_rows(measured, training, extractor)
+    if published is not None:
+        outcome["published"] = published.compare(outcome)
+    examples, labels = measured.examples()
+    files = write_report(out, outcome, examples, labels.tolist())
+    show(outcome)
+    if not args.keep_features:
+        measured.remove()
+        import shutil
+
+        shutil.rmtree(out / "reference", ignore_errors=True)
+    for file in files:
+        print(file)
     return 0
 
 
-def builtin_data(args: Namespace) -> bool:
+def show(outcome: dict[str, Any]) -> None:
+    """The metrics on the terminal."""
+    for name, value in outcome["metrics"].items():
+        spread = outcome["deviations"].get(name)
+        print(f"{name:<58} {value:.4f}" + (f" ± {spread:.4f}" if spread is not None else ""))
+    for name, reason in outcome["missing"].items():
+        print(f"{name:<58} – ({reason})")
+    for row in outcome.get("published", {}).get("rows", ()):
+        print(f"published {row['metric']:<48} {row['published']} ± {row['tolerance']}: {row['verdict']}")
+    if outcome["note"]:
+        print(f"({outcome['note']})")
+
+
+def find_protocol_of(args: Namespace) -> Any:
+    from mgen.evaluation.protocols import find_protocol
+
+    if args.quantisation is not None:
+        check_choice("--quantisation", args.quantisation, ("round", "truncate"))
+    name = args.protocol
+    if name is None and args.reconstruction and args.extractor in ("inception", "inception-v3-compat"):
+        name = "reconstruction"
+    return find_protocol(name, extractor=args.extractor, image_size=args.image_size, quantisation=args.quantisation)
+
+
+def builtin_data(args: Namespace, protocol: Any) -> bool:
     """Whether the images are taken for Fashion-MNIST's: then there are a judge and a reference without asking."""
-    reconstruction = getattr(
-        args, "reconstruction", None
-    )  # other commands have references too, and draw what they measure
-    return args.extractor == "fmnist-cnn" and not (reconstruction and args.path != "fmnist")
+    return protocol.extractor == "fmnist-cnn" and not (args.reconstruction and args.path != "fmnist")
 
 
-def find_source(args: Namespace, extractor: Any, device: Any) -> tuple[Any, Sequence[str]]:
-    """The images that `path` names, and the names of their classes."""
-    from mgen.data import FASHION_CLASSES, FashionMNIST
+def cost(pipe: Any, measured: Any, device: Any) -> dict[str, Any]:
+    """What an image of a model takes: operations counted, seconds as they were while the images were drawn."""
+    import torch
+
+    from mgen.flops import count_run
+
+    counts = count_run(pipe, pipe.sampler)
+    threads = f", {torch.get_num_threads()} threads" if str(device) == "cpu" else ""
+    return {
+        "parameters": sum(p.numel() for p in pipe.generator.parameters()),
+        "steps": pipe.sampler.config.steps,
+        "tflops_per_image": counts.total / 1e12,
+        "seconds_per_image": measured.total("seconds").item() / measured.count,
+        "hardware": f"{device}{threads}",
+    }
+
+
+def find_source(args: Namespace, protocol: Any, extractor: Any, device: Any) -> tuple[Any, Any]:
+    """The images that `path` names, and the pipeline if they are drawn."""
+    from mgen.data import FASHION_CLASSES
     from mgen.evaluation import sources
     from mgen.pipeline import load
-    from mgen.zoo import embedded_entries
+    from mgen.zoo import embedded_entries, weights_sha256
 
-    path, size = Path(args.path), args.batch_size
+    path = Path(args.path)
     if args.reconstruction:
-        return find_reconstructions(args, extractor, device)
-    if args.path == "fmnist":
-        data = FashionMNIST(split=args.split)
-        name = f"fmnist {args.split}"
-        return sources.from_dataset(data, name=name, batch_size=size, limit=args.num_images), FASHION_CLASSES
-    if path.suffix == ".npz":
-        return sources.from_npz(path, batch_size=size, limit=args.num_images), ()
-    if path.is_dir() and not (path / "model_index.json").is_file():
-        names = FASHION_CLASSES if extractor.name.startswith("fmnist") else ()
-        return sources.from_folder(path, channels=extractor.channels, batch_size=size, limit=args.num_images), names
-    if path.is_dir() or args.path in [entry.name for entry in embedded_entries()]:
-        pipe = load(args.path, device=device).optimize()
-        pipe.sampler = chosen_sampler(pipe, args)
-        source = sources.from_model(
-            pipe,
-            name=args.path,
-            count=args.num_images or 1000,
-            batch_size=size,
-            seed=args.seed,
-            dtype=args.dtype,
-        )
-        return source, pipe.class_names
-    raise MgenError(f"{args.path} is neither a folder of images, nor an .npz, nor a model of mgen zoo")
+        return find_reconstructions(args, device), None
+    model = (path / "model_index.json").is_file() or args.path in [entry.name for entry in embedded_entries()]
+    if not model:
+        if args.labels or args.image_size or args.quantisation:
+            raise MgenError(
+                "--labels, --image-size and --quantisation are for models: stored images are measured as they are"
+            )
+        found = open_source(args.path, channels=extractor.channels, split=args.split, limit=args.num_images)
+        if not found.class_names and extractor.name.startswith("fmnist"):
+            found.class_names = FASHION_CLASSES
+        return found, None
+    pipe = load(args.path, device=device).optimize()
+    pipe.sampler = chosen_sampler(pipe, args)
+    source = sources.from_model(
+        pipe,
+        name=args.path,
+        count=args.num_images or 1000,
+        batch_size=args.batch_size,
+        seed=args.seed or 0,
+        dtype=args.dtype,
+        plan=args.labels or "balanced",
+        image_size=protocol.image_size,
+        quantisation=protocol.quantisation,
+    )
+    source.about["weights_sha256"] = weights_sha256(args.path)
+    return source, pipe
 
 
-def chosen_rows(data: Any, args: Namespace) -> range:
-    """The first --num-images of fmnist; of a folder, where classes follow each other, evenly spread ones."""
-    most = min(args.num_images or len(data), len(data))
-    return range(0, len(data), 1 if args.path == "fmnist" else len(data) // most)[:most]
-
-
-def find_reconstructions(args: Namespace, extractor: Any, device: Any) -> tuple[Any, Sequence[str]]:
-    """The images of `path` through the tokenizer, and the names of their classes."""
+def find_reconstructions(args: Namespace, device: Any) -> Any:
+    """The images of `path` through the tokenizer."""
     from mgen.cli.cache import open_images
+    from mgen.evaluation.pixels import Lpips
     from mgen.evaluation.reconstruction import reconstructions
     from mgen.pipeline import load_tokenizer
     from mgen.tokenizers.vision import give_vision
@@ -167,17 +302,15 @@ def find_reconstructions(args: Namespace, extractor: Any, device: Any) -> tuple[
     tokenizer = load_tokenizer(args.reconstruction, device=device)
     give_vision(tokenizer, args.vision_weights)
     data, name = open_images(args.path, tokenizer, split=args.split)
-    source = reconstructions(
+    return reconstructions(
         data,
         tokenizer,
-        extractor,
         name=f"{name} through {args.reconstruction}",
         rows=chosen_rows(data, args),
-        batch_size=args.batch_size,
         posterior=args.posterior or "mean",
-        seed=args.seed,
+        seed=args.seed or 0,
+        lpips=Lpips(args.lpips_weights, device) if args.lpips_weights else None,
     )
-    return source, data.class_names
 
 
 def compare(args: Namespace, line: str, out: Path, extractor: Any, device: Any) -> int:
@@ -203,7 +336,7 @@ def compare(args: Namespace, line: str, out: Path, extractor: Any, device: Any) 
         levels=numbers(args.levels, "--levels", int),
         ranges=[r if r == "best" else numbers(r, "--ranges", float)[0] for r in (args.ranges or "3,5,best").split(",")],
         posterior=posterior,
-        seed=args.seed,
+        seed=args.seed or 0,
     )
     distance = distance_name(extractor, len(indices))
     notes = [
@@ -218,32 +351,3 @@ def compare(args: Namespace, line: str, out: Path, extractor: Any, device: Any) 
     print(table)
     print(out / "levels.md")
     return 0
-
-
-def numbers(text: str, option: str, kind: type) -> list[Any]:
-    """Numbers above zero, parted by commas."""
-    try:
-        found = [kind(part) for part in text.split(",")]
-    except ValueError as error:
-        raise MgenError(f"{option} {text!r}: expected numbers parted by commas, such as 16,64") from error
-    if not all(0 < number < float("inf") for number in found):
-        raise MgenError(f"{option} {text!r}: the numbers must be above zero")
-    return found
-
-
-def find_reference(args: Namespace, extractor: Any) -> Any:
-    """The statistics to compare with; None if `--reference none` or nothing is built in for the extractor."""
-    from mgen.evaluation.evaluate import measure
-    from mgen.evaluation.sources import from_folder
-    from mgen.evaluation.statistics import BUILTIN, Reference, builtin_file, load_statistics
-
-    name = args.reference or ("fmnist-train" if builtin_data(args) else "none")
-    if name == "none":
-        return None
-    if name in BUILTIN:
-        return load_statistics(builtin_file(name), extractor)
-    if not Path(name).is_dir():
-        return load_statistics(name, extractor)
-    source = from_folder(Path(name), channels=extractor.channels, batch_size=args.batch_size, limit=None)
-    mean, cov = measure(source, extractor, examples=0).sums.finish()
-    return Reference(mean=mean, cov=cov, name=str(name), count=source.count)

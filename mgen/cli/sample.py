@@ -15,8 +15,17 @@ EXAMPLES = """  mgen sample                                            the embed
   mgen sample --steps 16 --set reuse.local=1 --set reuse.full_first=4      any setting of the sampler by its name
   accelerate launch --multi_gpu --num_processes 2 -m mgen sample --num-images 1000 --out run
 
-Image i of a run depends on (model, settings, seed, i) only: batch size and process count change nothing in fp32
-(up to rounding on GPUs)."""
+50,000 images on 8 GPUs, and one file of them for ADM's evaluator:
+  accelerate launch --multi_gpu --num_processes 8 -m mgen sample --model models/autonat-l --num-images 50000 \\
+      --batch-size 100 --format npz --out run --npz run.npz
+  mgen sample --model models/mar-b --num-images 50000 --labels sorted --out mar            all of a class together, as MAR has them
+  mgen sample --model models/llamagen-l --num-images 50000 --labels random --image-size 256 --quantisation truncate \\
+      --out llamagen --npz llamagen.npz                                       as LlamaGen measures images of 384 pixels
+
+Image i of a run depends on (model, settings, seed, i) only. Interruptions and the number of processes change nothing, batches stay
+the same; another batch size changes how sums are rounded, in fp32 a level of a pixel here and there. A folder that holds a run takes
+the same command again: what is there stays, what a kill cut off is drawn again (the batch, or with --format npz the shard), and a
+greater --num-images prolongs it, unless its labels are sorted. Do not start a second run in a folder before the first has ended."""
 
 
 def add_sampling(parser: ArgumentParser) -> None:
@@ -105,67 +114,115 @@ def command(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", default="samples", metavar="DIR")
     parser.add_argument("--classes", help="ids, ranges or names: 0,3,7-9 or bag,dress; default: all, in turn")
     parser.add_argument("--num-images", type=int, help="default: 8 per class, at most 80")
+    parser.add_argument(
+        "--labels",
+        default="balanced",
+        help="order of the classes: balanced (in turn), sorted (all images of a class together) or random (uniform)",
+    )
     parser.add_argument("--batch-size", type=int, default=40)
+    parser.add_argument(
+        "--format",
+        default="png",
+        help="png (a file per image) or npz (shards: arr_0 uint8 (n, H, W, C), arr_1 class ids)",
+    )
+    parser.add_argument(
+        "--shard-size",
+        type=int,
+        help="images per shard of --format npz, 1000 unless given; a shard is one process's work, and is drawn anew if it is cut off",
+    )
+    parser.add_argument(
+        "--npz",
+        metavar="FILE",
+        help="at the end also all images in one .npz of ADM's layout, grey repeated to three channels",
+    )
+    parser.add_argument(
+        "--image-size",
+        type=int,
+        help="bring images to this side, bicubic without antialiasing, as LlamaGen does; default: as drawn",
+    )
+    parser.add_argument(
+        "--quantisation",
+        default="round",
+        help="to bytes: round, or truncate (127.5 x + 128 cut off, as LlamaGen has it)",
+    )
     parser.add_argument(
         "--animation", metavar="FILE", help=".gif or .png (APNG): the first images while their tokens are revealed"
     )
     args = parser.parse_args(argv)
-    for name in ("num_images", "batch_size"):
+    from mgen.labels import PLANS
+    from mgen.runs import FORMATS, QUANTISATIONS
+
+    for name in ("num_images", "batch_size", "shard_size", "image_size"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise MgenError(f"--{name.replace('_', '-')} is {value}: at least 1 is needed")
     if args.animation and Path(args.animation).suffix not in (".gif", ".png"):
         raise MgenError(f"--animation {args.animation}: the name must end in .gif or .png")
+    check_choice("--labels", args.labels, PLANS)
+    check_choice("--format", args.format, FORMATS)
+    check_choice("--quantisation", args.quantisation, QUANTISATIONS)
+    if args.shard_size and args.format != "npz":
+        raise MgenError(f"--shard-size {args.shard_size} is for --format npz, this is {args.format}: leave it out")
+    if args.npz:
+        check_npz(Path(args.npz))
     return sample(args)
 
 
+def check_npz(file: Path) -> None:
+    """Raise MgenError for a name that --npz cannot write, before hours are spent on the images."""
+    from mgen.files import check_writable
+    from mgen.shards import SHARD
+
+    if file.suffix != ".npz" or SHARD.fullmatch(file.name) or file.is_dir():
+        raise MgenError(f"--npz {file}: expected a file name ending in .npz, and no shard's (images-000000-000999.npz)")
+    check_writable(file.parent)
+
+
 def sample(args: Namespace) -> int:
-    from mgen.generation import begin_run, chosen_classes, read_back, run_images, save_png
+    from mgen.generation import chosen_classes, complete_run, export_npz, read_back, save_png
     from mgen.grids import labelled_grid
+    from mgen.labels import label_plan
     from mgen.pipeline import DTYPES, check_device
+    from mgen.runs import Run
     from mgen.zoo import weights_sha256
 
     check_choice("--dtype", args.dtype, DTYPES)
     rank, world, device, wait = processes(args.device)
     pipe = load_for(args, check_device(device))
     classes = chosen_classes(args.classes, pipe)
+    if not pipe.conditional and args.labels != "balanced":
+        raise MgenError(f"--labels {args.labels}: this model is unconditional and has no classes: leave the option out")
     count = args.num_images or min(80, 8 * len(classes))
-    out = Path(args.out)
-    if rank == 0:
-        settings = {
-            "model": args.model,
-            "weights_sha256": weights_sha256(args.model),
-            "seed": args.seed,
-            "classes": classes,
-            "dtype": args.dtype,
-            "sampler": pipe.sampler.settings,
-        }
-        begin_run(out, {**settings, "num_images": count})
-    wait()
-    run_images(
-        pipe,
-        out,
-        count=count,
-        classes=classes,
-        seed=args.seed,
-        batch_size=args.batch_size,
+    run = Run(
+        out=Path(args.out),
+        labels=label_plan(args.labels, classes=classes, count=count, seed=args.seed),
         dtype=args.dtype,
-        rank=rank,
-        world=world,
+        format=args.format,
+        shard_size=args.shard_size or 1000,
+        image_size=args.image_size,
+        quantisation=args.quantisation,
     )
-    wait()
+    about = {"sampler": pipe.sampler.settings}
     if rank == 0:
-        images, labels = read_back(out, count=count, classes=classes)
-        save_png(labelled_grid(images, labels, pipe.class_names), out / "grid.png")
+        about = {"model": args.model, "weights_sha256": weights_sha256(args.model), **about}
+    complete_run(pipe, run, about=about, batch_size=args.batch_size, rank=rank, world=world, wait=wait)
+    if rank == 0:
+        print(f"{count} images in {run.out}, none missing")
+        images, labels = read_back(run)
+        save_png(labelled_grid(images, labels, pipe.class_names), run.out / "grid.png")
         if args.animation:
-            animate(pipe, [classes[i % len(classes)] for i in range(min(count, 20))], args)
-        print(out / "grid.png")
+            animate(pipe, [run.labels(i) for i in range(min(count, 20))], args)
+        if args.npz:
+            export_npz(run, Path(args.npz))
+            print(args.npz)
+        print(run.out / "grid.png")
     return 0
 
 
 def processes(device: str) -> tuple[int, int, str, Any]:
     """Rank, number of processes, device and a barrier: of the launcher if there is one, else one process."""
     import os
+    from datetime import timedelta
 
     import torch
 
@@ -176,7 +233,8 @@ def processes(device: str) -> tuple[int, int, str, Any]:
         return 0, 1, device, lambda: None
     from accelerate import PartialState
 
-    state = PartialState(cpu=device == "cpu" or not torch.cuda.is_available())
+    # The first process to finish may wait for the last one longer than the ten minutes that NCCL grants by itself.
+    state = PartialState(cpu=device == "cpu" or not torch.cuda.is_available(), timeout=timedelta(days=7))
     check_processes(state.num_processes)
     return state.process_index, state.num_processes, str(state.device), state.wait_for_everyone
 

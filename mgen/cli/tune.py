@@ -175,14 +175,14 @@ def describe(args: Namespace, extractor: Any) -> dict[str, dict[str, Any]]:
 
 def given_references(args: Namespace, extractor: Any) -> dict[str, Any]:
     """The statistics that the options name; none where halves of Fashion-MNIST serve, which are then there."""
-    from mgen.cli.eval import find_reference
+    from mgen.cli.inputs import find_reference
     from mgen.data.fashion_mnist import find_fashion_mnist
 
     if not args.reference_search:
         find_fashion_mnist(args.data_path)
         return {}
     found = {
-        side: find_reference(Namespace(reference=name, batch_size=args.batch_size), extractor)
+        side: find_reference(name, extractor, batch_size=args.batch_size)
         for side, name in (("search", args.reference_search), ("test", args.reference_test))
     }
     if (found["search"].cov == found["test"].cov).all():
@@ -195,7 +195,7 @@ def given_references(args: Namespace, extractor: Any) -> dict[str, Any]:
 def half(side: str, name: str, extractor: Any, args: Namespace) -> Any:
     """The statistics of one half of Fashion-MNIST's training images; kept in the output folder."""
     from mgen.data import FashionMNIST
-    from mgen.evaluation.evaluate import measure
+    from mgen.evaluation.measure import measure
     from mgen.evaluation.sources import from_dataset
     from mgen.evaluation.statistics import load_statistics, save_statistics
 
@@ -203,8 +203,8 @@ def half(side: str, name: str, extractor: Any, args: Namespace) -> Any:
     if not file.is_file():
         data, first = FashionMNIST(root=args.data_path, split="train"), ("search", "test").index(side)
         data.images, data.labels = data.images[first::2], data.labels[first::2]
-        source = from_dataset(data, name=name, batch_size=500, limit=None)
-        save_statistics(file, measure(source, extractor, examples=0).sums, extractor, name)
+        source = from_dataset(data, name=name)
+        save_statistics(file, measure(source, extractor, batch_size=500, examples=0).sums(), extractor, name)
     return load_statistics(file, extractor)
 
 

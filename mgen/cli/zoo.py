@@ -1,45 +1,223 @@
-"""`mgen zoo`: which models there are."""
+"""`mgen zoo`: which models there are, which of them are here, and what their recipes say."""
 
 import json
-from collections.abc import Sequence
+import re
+import textwrap
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 from mgen.cli import make_parser
+from mgen.errors import MgenError
 
-EXAMPLES = """  mgen zoo
-  mgen zoo --verbose        with how to get the published ones
-  mgen zoo --json"""
+if TYPE_CHECKING:
+    from mgen.zoo import Entry
+
+EXAMPLES = """  mgen zoo                        a table: cost, published figures, what is on this machine
+  mgen zoo mar-l-imagenet256      one recipe in full: how to get, convert, sample and evaluate it
+  mgen zoo --verbose              the table, with how to get the published ones
+  mgen zoo --json                 everything, machine-readable; of one recipe: mgen zoo NAME --json
+
+A published model counts as being on this machine if the folder that its recipe names is in the working directory or in $MGEN_MODELS."""
+
+WIDTH = 118
+DISTANCE, ACCURACY = "Fréchet distance (fmnist-cnn)", "class accuracy (fmnist-judge)"
 
 
 def command(argv: Sequence[str] | None = None) -> int:
     parser = make_parser(
         "zoo", "List the models inside the package and the published ones that mgen can run.", EXAMPLES
     )
+    parser.add_argument("name", nargs="?", help="show one model or recipe in full")
     parser.add_argument(
         "--verbose", action="store_true", help="also where to get published checkpoints and how to convert them"
     )
     parser.add_argument("--json", action="store_true", help="everything, machine-readable")
     args = parser.parse_args(argv)
+    if args.json:
+        found: Any = rows() if args.name is None else row_named(args.name)
+        print(json.dumps(found, indent=2, ensure_ascii=False))
+    elif args.name is not None:
+        print("\n".join(full(row_named(args.name))))
+    else:
+        print("\n".join(table(rows(), verbose=args.verbose)))
+    return 0
 
-    from mgen.zoo import DEFAULT, embedded_entries, recipe_entries
+
+def rows() -> list[dict[str, Any]]:
+    """All there is to say of every model, embedded ones first, published ones by year, system, size of images and cost."""
+    from mgen.zoo import embedded_entries, recipe_entries
 
     inside, recipes = embedded_entries(), recipe_entries()
-    published = [e for e in recipes if "published" in e.facts]
-    if args.json:
-        rows = [{"name": e.name, "folder": str(e.folder) if e.folder else None, **e.facts} for e in inside + recipes]
-        print(json.dumps(rows, indent=2, ensure_ascii=False))
-        return 0
-    print("inside the package:")
-    for e in inside:
-        default = "  (default)" if e.name == DEFAULT else ""
-        print(f"  {e.name:<24} {e.facts.get('about', '')}{default}")
-    print("published, to be downloaded and converted (recipes):")
-    wide = max(len(e.name) for e in recipes)
-    print(f"  {'name':<{wide}} {'parameters':>10} {'steps':>5}  published figure")
-    for e in [*published, *(e for e in recipes if e not in published)]:
-        facts = e.facts
-        figure = facts.get("published", "none")
-        print(f"  {e.name:<{wide}} {facts['parameters']:>10} {facts['sampler']['steps']:>5}  {figure}")
-        if args.verbose:
-            print(f"      get: {' '.join(facts['get'].split())}")
-            print(f"      run: {' '.join(facts['run'].split())}")
-    return 0
+    every = [row(entry, inside, recipes) for entry in recipes]
+    every += [row(entry, inside, recipes) for entry in inside if entry.name not in {other.name for other in recipes}]
+    return sorted(every, key=_place)
+
+
+def row_named(name: str) -> dict[str, Any]:
+    """All there is to say of one model; MgenError if there is none of this name."""
+    from mgen.checkpoints.recipes import nearest
+    from mgen.zoo import embedded_entries, recipe_entries
+
+    inside, recipes = embedded_entries(), recipe_entries()
+    found = {
+        entry.name: entry for entry in [*inside, *recipes]
+    }  # of an embedded model the recipe, which names its folder
+    if name not in found:
+        raise MgenError(f"the zoo has no {name!r}: {nearest(name, sorted(found))}")
+    return row(found[name], inside, recipes)
+
+
+def row(entry: "Entry", inside: "list[Entry]", recipes: "list[Entry]") -> dict[str, Any]:
+    """What a recipe says, its evaluation settings, what was measured of the model, where it lies; of a classifier what it is."""
+    from mgen.checkpoints.recipes import parse_evaluation
+    from mgen.zoo import description, local_folder, same_weights
+
+    measured = {other.name: other.facts for other in inside}
+    folder = local_folder(entry)
+    found = {"name": entry.name, "embedded": entry.name in measured, "path": str(folder) if folder else None}
+    if entry.name in measured:
+        found["measured"] = measured[entry.name]
+    if "sampler" not in entry.facts:
+        return found | {"about": entry.facts.get("about", "")}
+    found |= {"about": description(entry.name), **entry.facts}
+    found["same_weights"] = [other.name for other in same_weights(entry, recipes)]
+    if "evaluation" in entry.facts:
+        found["evaluation"] = asdict(parse_evaluation(entry.facts["evaluation"], entry.name))
+    return found
+
+
+def _place(row: dict[str, Any]) -> tuple[Any, ...]:
+    """Where a row stands in the table."""
+    if "sampler" not in row or row["embedded"]:
+        return (0, "sampler" not in row, row["name"])
+    year = re.search(r"\b20\d\d\b", row["system"])
+    size = re.search(r"\d+$", row["name"])
+    return (
+        1,
+        year[0] if year else "",
+        row["system"],
+        int(size[0]) if size else 0,
+        float(row["parameters"].split()[0]),
+        row["sampler"]["steps"],
+        row["name"],
+    )
+
+
+def steps(row: dict[str, Any]) -> str:
+    """Decoding steps; those of the pivots, which are drawn before, first."""
+    sampler = row["sampler"]
+    return f"{sampler['pivots']['steps']}+{sampler['steps']}" if "pivots" in sampler else str(sampler["steps"])
+
+
+def figure(row: dict[str, Any], metric: str, text: str = "{:g}") -> str:
+    """A published figure, or a dash."""
+    value = row.get("evaluation", {}).get("published", {}).get(metric)
+    return "-" if value is None else text.format(value)
+
+
+def cells(row: dict[str, Any], *figures: str) -> str:
+    """One line of a table."""
+    protocol = row.get("evaluation", {}).get("protocol", "-")
+    tflops = f"{row['tflops']:.3g}" if "tflops" in row else "-"
+    cost = f"{row['parameters']:>10} {steps(row):>5} {tflops:>7}"
+    shown = " ".join(f"{text:>9}" for text in figures)
+    return f"  {row['name']:<38}{cost} {shown}  {protocol:<15}{'here' if row['path'] else '-'}"
+
+
+def heading(*figures: str) -> str:
+    shown = " ".join(f"{text:>9}" for text in figures)
+    return f"  {'name':<38}{'parameters':>10} {'steps':>5} {'TFLOPs':>7} {shown}  {'protocol':<15}on this machine"
+
+
+def table(every: list[dict[str, Any]], *, verbose: bool) -> list[str]:
+    """The table for a person."""
+    from mgen.zoo import DEFAULT
+
+    inside = [row for row in every if row["embedded"]]
+    lines = ["inside the package:", heading("distance", "accuracy")]
+    for row in inside:
+        if "sampler" in row:
+            lines.append(cells(row, figure(row, DISTANCE, "{:.2f}"), figure(row, ACCURACY, "{:.1%}")))
+        else:
+            lines.append(f"  {row['name']:<38}{row['about']}")
+    lines += ["", "published, to be downloaded and converted (mgen zoo NAME says how):", heading("FID", "IS")]
+    system = None
+    for row in every:
+        if row["embedded"]:
+            continue
+        if row["system"] != system:
+            system = row["system"]
+            lines.append(f" {system}")
+        lines.append(cells(row, figure(row, "FID", "{:.2f}"), figure(row, "Inception Score", "{:.1f}")))
+        if verbose:
+            lines += wrapped("get: " + row["get"], 6) + wrapped("run: " + row["run"], 6)
+    return lines + [
+        "",
+        *wrapped(
+            f"{DEFAULT} is the default of mgen sample. TFLOPs: of one image, network alone, one multiplication and addition as 2. "
+            f"FID, IS: as published, -: no figure for the setting. distance: {DISTANCE}, accuracy: {ACCURACY}, measured by this "
+            "project. Figures of different protocols are not comparable.",
+            0,
+        ),
+    ]
+
+
+def wrapped(text: str, indent: int, end: str = "") -> list[str]:
+    """Words on lines of at most WIDTH characters, each after `indent` blanks; all lines but the last end with `end`."""
+    lines = textwrap.wrap(text, WIDTH - indent - len(end), break_long_words=False, break_on_hyphens=False)
+    return [" " * indent + line + (end if i < len(lines) - 1 else "") for i, line in enumerate(lines)]
+
+
+def section(title: str, lines: Iterable[str]) -> list[str]:
+    return ["", title, *lines]
+
+
+def full(row: dict[str, Any]) -> list[str]:
+    """Everything of one model, for a person."""
+    if "sampler" not in row:
+        return [row["name"], *wrapped(row["about"], 2), f"  on this machine  {row['path']}"]
+    here = row["path"] or f"not here: neither {row['folder']} nor a folder of that name in $MGEN_MODELS"
+    cost = f"{row['tflops']} TFLOPs an image, network alone" if "tflops" in row else "not counted"
+    lines = [f"{row['name']}: {row['system']}", *wrapped(row["about"], 2), ""]
+    lines += [
+        f"  parameters       {row['parameters']}",
+        f"  steps            {steps(row)}",
+        f"  cost             {cost}",
+    ]
+    lines += [f"  on this machine  {here}"]
+    if row["same_weights"]:
+        names = wrapped(", ".join(row["same_weights"]), 19)
+        lines += ["  same weights     " + names[0].strip(), *names[1:]]
+    lines += section("get", wrapped(row["get"], 2))
+    commands = [part.strip() for part in " ".join(row["run"].split()).split("&&")]
+    lines += section("convert and sample" if len(commands) > 1 else "sample", ())
+    for text in commands:
+        first, *rest = wrapped(text, 2, " \\")
+        lines += [first, *("    " + line.strip() for line in rest)]
+    lines += evaluation(row) if "evaluation" in row else section("evaluate", ["  the recipe does not say how"])
+    return lines + section("sampler", sampler(row["sampler"]))
+
+
+def evaluation(row: dict[str, Any]) -> list[str]:
+    """How a recipe is evaluated, and what was published."""
+    e = row["evaluation"]
+    size = f", brought to {e['image_size']} px" if e["image_size"] else ""
+    cut = ", cut off to bytes" if e["quantisation"] == "truncate" else ""
+    lines = [f"  mgen eval --recipe {row['name']}"]
+    lines += [f"  {e['count']:,} images{size}{cut}, labels {e['labels']}, seed {e['seed']}, protocol {e['protocol']}"]
+    lines += [f"  reference: {e['reference']}", *wrapped(e["reference_get"] or "", 2)]
+    lines = section("evaluate", lines)
+    figures = [f"  {metric:<32} {value:>8g} ± {e['tolerance'][metric]:g}" for metric, value in e["published"].items()]
+    lines += section("published", figures or ["  no figure for this setting"])
+    if e["source"]:
+        lines += wrapped(e["source"], 2)
+    return lines + (section("note", wrapped(e["note"], 2)) if e["note"] else [])
+
+
+def sampler(settings: dict[str, Any]) -> list[str]:
+    """Settings as they stand in a recipe."""
+    import yaml
+
+    text = yaml.safe_dump(settings, default_flow_style=None, sort_keys=False, allow_unicode=True, width=WIDTH - 2)
+    return ["  " + line for line in text.splitlines()]

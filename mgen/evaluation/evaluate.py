@@ -1,85 +1,29 @@
-"""One evaluation: images through an extractor, once, into statistics, scores and a result that says how it was made."""
+"""From measured images to a result: metrics, how sure they are, and everything that decides them."""
 
 import platform
-import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
 import torch
-from torch import Tensor
-from tqdm import tqdm
 
-from mgen.errors import MgenError
+from mgen.evaluation.bootstrap import deviations
 from mgen.evaluation.extractors import Extractor, InceptionExtractor
 from mgen.evaluation.frechet import frechet_distance
+from mgen.evaluation.measure import Measured
+from mgen.evaluation.protocols import Protocol
+from mgen.evaluation.scores import class_score, split_of
 from mgen.evaluation.sources import Source
-from mgen.evaluation.statistics import FeatureSums, Reference
+from mgen.evaluation.statistics import Reference
 
-IS_SPLITS, IS_SEED = 10, 2020  # torch-fidelity's defaults
-
-
-@dataclass(kw_only=True)
-class Measured:
-    """What one pass over the images leaves: sums of features, logits (N, K), labels (N,), the judge's hits, some images."""
-
-    sums: FeatureSums
-    logits: Tensor
-    labels: Tensor
-    hits: Tensor | None
-    examples: Tensor
-    example_labels: Tensor
+PUBLISHED = 50000  # images behind a published figure
 
 
-def measure(
-    source: Source,
-    extractor: Extractor,
-    *,
-    judge: Extractor | None = None,
-    examples: int = 100,
-    progress: bool = True,
-) -> Measured:
-    """Pass all images through the extractor (and the judge, a classifier that was not used in making them)."""
-    sums: FeatureSums | None = None
-    logits: list[Tensor] = []
-    labels: list[Tensor] = []
-    guesses: list[Tensor] = []
-    kept: list[Tensor] = []
-    kept_labels: list[Tensor] = []
-    with tqdm(total=source.count, unit="img", desc="evaluating", file=sys.stderr, disable=not progress) as bar:
-        for images, label in source.batches:
-            features, scores = extractor(images)
-            if not torch.isfinite(features).all():
-                raise MgenError("the extractor made NaN features: its weights or the images are damaged")
-            sums = sums or FeatureSums(features.shape[1])
-            sums.update(features)
-            logits.append(scores)
-            labels.append(label)
-            if judge is not None:
-                guesses.append(judge(images)[1].argmax(1))
-            missing = examples - sum(len(x) for x in kept)
-            if missing > 0 or not kept:
-                kept.append(images[:missing].cpu())
-                kept_labels.append(label[:missing])
-            bar.update(len(images))
-    if sums is None:
-        raise MgenError("there are no images to evaluate")
-    all_labels = torch.cat(labels)
-    hits = (torch.cat(guesses) == all_labels).float() if guesses and bool((all_labels >= 0).all()) else None
-    return Measured(
-        sums=sums,
-        logits=torch.cat(logits),
-        labels=all_labels,
-        hits=hits,
-        examples=torch.cat(kept),
-        example_labels=torch.cat(kept_labels),
-    )
-
-
-def metric_names(extractor: Extractor, count: int) -> tuple[str, str]:
-    """Names of the two metrics. Only Inception features make an FID, and only 50,000 images one without a count."""
+def metric_names(extractor: Extractor, count: int, kind: str = "FID") -> tuple[str, str]:
+    """Names of distance and score. Only Inception features make an FID, and only 50,000 images one without a count."""
     if extractor.name == InceptionExtractor.name:
-        return ("FID" if count >= 50000 else f"FID-{count}"), "Inception Score"
+        return (kind if count >= PUBLISHED else f"{kind}-{count}"), "Inception Score"
     return f"Fréchet distance ({extractor.name})", f"classifier score ({extractor.name})"
 
 
@@ -88,50 +32,194 @@ def result(
     source: Source,
     extractor: Extractor,
     *,
+    protocol: Protocol,
     reference: Reference | None,
     judge: Extractor | None = None,
+    bootstrap: int = 0,
+    more: dict[str, float] | None = None,
+    progress: bool = True,
 ) -> dict[str, Any]:
-    """Metrics with everything that decides them."""
-    from torch_fidelity.metric_isc import isc_features_to_metric
+    """The metrics of a protocol, with everything that decides them.
 
-    count = measured.sums.count
-    distance_name, score_name = metric_names(extractor, count)
-    metrics: dict[str, Any] = {}
+    Args:
+        bootstrap: replicates behind the standard deviations, 0: none but those that a metric has of its own.
+        more: further metrics, of reconstructions.
+    """
+    count = measured.count
+    distance, score = metric_names(extractor, count)
+    metrics, spread, missing = dict(more or {}), dict[str, float](), dict[str, str]()
+    gaussians: dict[str, Any] = {}
     if reference is not None:
-        mean, cov = measured.sums.finish()
-        metrics[distance_name] = frechet_distance(mean, cov, reference.mean, reference.cov)
-    if source.more is not None:
-        metrics |= source.more(measured.sums)
-    splits = min(IS_SPLITS, count)
-    score = isc_features_to_metric(measured.logits, splits=splits, shuffle=True, rng_seed=IS_SEED)
-    metrics[score_name] = score["inception_score_mean"]
-    metrics[f"{score_name}, deviation over {splits} splits"] = score["inception_score_std"]
-    if measured.hits is not None and judge is not None:
-        metrics[f"class accuracy ({judge.name})"] = measured.hits.mean().item()
-        metrics["class accuracy by class"] = {
-            int(c): measured.hits[measured.labels == c].mean().item() for c in measured.labels.unique()
-        }
+        gaussians[distance] = ("features", reference.mean, reference.cov)
+        if protocol.spatial and reference.spatial is None:
+            missing["sFID"] = f"{reference.name} has no mu_s and sigma_s"
+        elif protocol.spatial:
+            gaussians[metric_names(extractor, count, "sFID")[0]] = ("spatial", *reference.spatial)  # type: ignore[misc]
+    elif "original" not in measured.names:
+        missing[distance] = "no reference was given"
+    for name, (kind, mean, cov) in gaussians.items():
+        metrics[name] = frechet_distance(*measured.sums(kind).finish(), mean, cov)
+    splits = split_of(count, protocol)
+    metrics[score], over_splits = class_score(measured.blocks("logits"), splits)
+    if protocol.score == "shuffled":  # ADM's evaluator reports none
+        metrics[f"{score}, deviation over {int(splits.max()) + 1} splits"] = over_splits
+    _single_images(metrics, spread, missing, measured, extractor, protocol, reference)
+    labels, hits = measured.rows("labels"), None
+    by_class: dict[str, dict[str, float]] = {}
+    if bool((labels >= 0).all()):
+        classes, sizes = labels.unique(return_counts=True)
+        by_class["images"] = {str(int(c)): int(n) for c, n in zip(classes, sizes)}
+    if judge is not None and by_class:
+        hits = (measured.rows("guesses") == labels).float()
+        name = f"class accuracy ({judge.name})"
+        metrics[name] = hits.mean().item()
+        by_class[name] = {c: hits[labels == int(c)].mean().item() for c in by_class["images"]}
+    if bootstrap:
+        spread |= deviations(
+            measured,
+            references=gaussians,
+            score=(score, splits),
+            means={} if hits is None else {name: hits},
+            replicates=bootstrap,
+            progress=progress,
+        )
     return {
+        "format": 2,
+        "title": title(source),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "metrics": metrics,
+        "deviations": spread,
+        "better": {key: direction for key in metrics if (direction := better(key))},
+        "missing": missing,
+        "by_class": by_class,
+        "class_names": list(source.class_names),
         "count": count,
         "images": source.about,
+        "protocol": protocol.describe(),
         "extractor": {"name": extractor.name, "sha256": extractor.sha256, "resize": extractor.resize},
         "reference": None
         if reference is None
         else {"name": reference.name, "count": reference.count, "sha256": reference.sha256},
         "judge": None if judge is None else {"name": judge.name, "sha256": judge.sha256},
-        "score_splits": {"splits": splits, "shuffle_seed": IS_SEED},
-        "feature_length": len(measured.sums.sum),
-        "note": _note(extractor, count, distances=reference is not None or source.more is not None),
+        "bootstrap": {"replicates": bootstrap, "seed": 0} if bootstrap else None,
+        "cost": {},
+        "nearest": None,
+        "note": "; ".join(_notes(extractor, protocol, count, by_class.get("images"), bool(gaussians or more))),
         "versions": {name: version(name) for name in ("torch", "torch-fidelity", "diffusers", "numpy", "scipy")}
         | {"python": platform.python_version()},
     }
 
 
-def _note(extractor: Extractor, count: int, *, distances: bool) -> str:
+def _single_images(
+    metrics: dict[str, float],
+    spread: dict[str, float],
+    missing: dict[str, str],
+    measured: Measured,
+    extractor: Extractor,
+    protocol: Protocol,
+    reference: Reference | None,
+) -> None:
+    """Metrics that need features of single reference images."""
+    if not (protocol.neighbours or protocol.kid) or reference is None:
+        return
+    from mgen.evaluation.neighbours import kernel_distance, precision_recall
+
+    own = "" if extractor.name == InceptionExtractor.name else f" ({extractor.name})"
+    kernel = f"KID{own}" if not own else f"kernel distance{own}"
+    features = reference.features
+    names = {f"precision{own}": protocol.neighbours, f"recall{own}": protocol.neighbours, kernel: protocol.kid}
+    least = max(protocol.neighbours + 1, 2)
+    reason = None
+    if features is None:
+        reason = f"{reference.name} has no features of single images: mgen stats --features N keeps them, or give images as the reference"
+    elif min(measured.count, len(features)) < least:
+        reason = f"at least {least} images on each side are needed"
+    if features is None or reason:
+        missing |= {name: reason or "" for name, wanted in names.items() if wanted}
+        return
+    mapped = measured.mapped("features")
+    if protocol.neighbours:
+        pair = precision_recall(mapped, features, neighbours=protocol.neighbours)
+        metrics |= dict(zip(names, pair))
+    if protocol.kid:
+        metrics[kernel], spread[kernel] = kernel_distance(mapped, features, size=protocol.kid)
+
+
+def title(source: Source) -> str:
+    """What was measured, in a few words."""
+    about = source.about
+    return str(about.get("model") or about.get("path") or about.get("data") or about["kind"])
+
+
+def better(metric: str) -> str | None:
+    """Whether lower or higher values of a metric are better; None for those that are neither."""
+    if "deviation" in metric or metric.startswith(("ids used", "entropy")):
+        return None
+    lower = ("FID", "sFID", "rFID", "KID", "Fréchet", "kernel", "LPIPS")
+    return "lower" if metric.startswith(lower) else "higher"
+
+
+def _notes(
+    extractor: Extractor, protocol: Protocol, count: int, sizes: dict[str, float] | None, distances: bool
+) -> Sequence[str]:
     notes = []
     if extractor.name != InceptionExtractor.name:
         notes.append(f"measured in the features of {extractor.name}: not an FID and not comparable with one")
-    if distances and count < 50000:
+    if protocol.name == "custom":
+        notes.append("the extractor is that of no named protocol: no published figure was measured so")
+    if distances and count < PUBLISHED:
         notes.append(f"{count} images: the Fréchet distance falls with the count, compare only equal counts")
-    return "; ".join(notes)
+    if sizes and max(sizes.values()) > 2 * min(sizes.values()) and count >= 10 * len(sizes):
+        notes.append(f"classes are unbalanced: {min(sizes.values())} to {max(sizes.values())} images of each")
+    if protocol.score == "file order" and count % protocol.splits:
+        notes.append(f"{count} images are no multiple of {protocol.splits}: the last split of the score is shorter")
+    return notes
+
+
+def nearest_rows(
+    measured: Measured, training: Source, extractor: Extractor, *, images: int = 12, k: int = 5
+) -> dict[str, Any]:
+    """The nearest training images of some measured ones, for a result: a check that the model did not learn them by heart.
+
+    "typical" is the median distance of a training image to the nearest other one: copies lie far below it.
+    """
+    from mgen.evaluation.neighbours import nearest
+
+    examples, labels = (t[:images] for t in measured.examples())
+    rows = torch.arange(min(200, training.count)) * (training.count // min(200, training.count))
+    some = [training.read(int(i), int(i) + 1) for i in rows]
+    own = torch.cat([torch.full((len(examples),), -1), rows])
+    queries = torch.cat([extractor(examples).features, extractor(torch.cat([b.images for b in some])).features])
+    found = nearest(queries, training, extractor, k=k, own=own)
+    out = []
+    for i in range(len(examples)):
+        neighbours = []
+        for index, away in zip(found.indices[i].tolist(), found.distances[i].tolist()):
+            if index < 0:
+                continue
+            batch = training.read(index, index + 1)
+            neighbours.append({"image": data_uri(batch.images[0]), "label": int(batch.labels[0]), "distance": away})
+        first = neighbours[0]["distance"]
+        out.append(
+            {"image": data_uri(examples[i]), "label": int(labels[i]), "distance": first, "neighbours": neighbours}
+        )
+    typical = found.distances[len(examples) :, 0].median().item()
+    return {
+        "data": title(training),
+        "count": training.count,
+        "rows": out,
+        "typical": typical,
+        "note": f"typical: the median over {len(rows)} training images of the distance to the nearest other one",
+    }
+
+
+def data_uri(image: torch.Tensor) -> str:
+    """A PNG of a uint8 image (C, H, W) as a data URI."""
+    import base64
+    import io
+
+    from mgen.pipeline import to_pil
+
+    stream = io.BytesIO()
+    to_pil(image[None])[0].save(stream, format="PNG")
+    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()

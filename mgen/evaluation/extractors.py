@@ -6,7 +6,7 @@ other extractor is a Fréchet distance in that extractor's features, never calle
 
 import tempfile
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -14,9 +14,19 @@ from torch.nn import functional as F
 
 from mgen._folders import embedded
 from mgen.errors import MgenError, suggestion
+from mgen.evaluation.protocols import RESIZES
 from mgen.files import file_sha256
 
 EMBEDDED = ("fmnist-cnn", "fmnist-judge")
+SPATIAL_CHANNELS = 7  # of the map that ADM's evaluator compares
+
+
+class Seen(NamedTuple):
+    """What an extractor makes of B images: features (B, F), logits (B, K), and features that keep places (B, S) if asked for."""
+
+    features: Tensor
+    logits: Tensor
+    spatial: Tensor | None = None
 
 
 class Extractor(Protocol):
@@ -25,6 +35,7 @@ class Extractor(Protocol):
     Attributes:
         name: as shown in results. sha256: of its weights. resize: what it does to other image sizes.
         channels: image channels it takes. size: pixels, or None for any. length: of its feature vector.
+        spatial_length: of its features that keep places, 0 without.
     """
 
     name: str
@@ -33,8 +44,9 @@ class Extractor(Protocol):
     channels: int
     size: int | None
     length: int
+    spatial_length: int
 
-    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, images: Tensor) -> Seen:
         """Features (B, F) float32 and logits (B, K) of images uint8 (B, channels, H, W)."""
         ...
 
@@ -52,6 +64,8 @@ def match_channels(images: Tensor, channels: int) -> Tensor:
 class CNNExtractor:
     """A FashionCNN folder as extractor: `fmnist-cnn` (embedded), or any that was trained with `mgen train`."""
 
+    spatial_length = 0
+
     def __init__(self, folder: Path, name: str, device: torch.device) -> None:
         from mgen.evaluation.cnn import FashionCNN
 
@@ -62,24 +76,30 @@ class CNNExtractor:
         self.size, self.channels = self.model.config.image_size, self.model.config.in_channels
         self.resize = f"antialiased bilinear to {self.size} px where sizes differ"
 
-    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, images: Tensor) -> Seen:
         x = match_channels(images, self.channels).to(self.device).float() / 127.5 - 1
         if x.shape[-2:] != (self.size, self.size):
             x = F.interpolate(x, (self.size, self.size), mode="bilinear", antialias=True)
         with torch.inference_mode():
             features, logits = self.model(x)
-        return features.float().cpu(), logits.float().cpu()
+        return Seen(features.float().cpu(), logits.float().cpu())
 
 
 class InceptionExtractor:
-    """torch-fidelity's Inception v3: 2048 pooled features and the logits without bias that its IS uses."""
+    """torch-fidelity's Inception v3: 2048 pooled features and the logits without bias that its IS uses.
+
+    Args:
+        resize: "tensorflow", the network's own; "clean" or "clean-uint8", before it (Parmar et al., arXiv 2104.11222).
+        spatial: also the first 7 channels of the 17×17 map behind ADM's sFID, 2023 numbers an image.
+    """
 
     name, channels = "inception-v3-compat", 3
     size: int | None = None
-    length = 2048
-    resize = "TensorFlow 1 bilinear to 299 px inside the network"
+    length, spatial_length = 2048, SPATIAL_CHANNELS * 17 * 17
 
-    def __init__(self, weights: str | Path | None, device: torch.device) -> None:
+    def __init__(
+        self, weights: str | Path | None, device: torch.device, *, resize: str = "tensorflow", spatial: bool = False
+    ) -> None:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
         layers = ["2048", "logits_unbiased"]
@@ -98,7 +118,17 @@ class InceptionExtractor:
             self.sha256 = file_sha256(weights)
         # Same features up to rounding; CPUs convolve faster in this layout.
         self.model = self.model.to(device, memory_format=torch.channels_last)
-        self.device = device
+        self.device, self.kind, self.resize = device, resize, RESIZES[resize]
+        self._ready: Tensor | None = None  # what the first convolution sees instead of the network's own resize
+        self._map: Tensor | None = None
+        if resize != "tensorflow":
+            self.model.Conv2d_1a_3x3.register_forward_pre_hook(lambda *_: (self._ready,))
+        if spatial:
+            # The node mixed_6/conv of the TensorFlow graph.
+            self.model.Mixed_6d.branch1x1.register_forward_hook(self._keep_map)
+
+    def _keep_map(self, module: Any, arguments: Any, output: Tensor) -> None:
+        self._map = output[:, :SPATIAL_CHANNELS]
 
     def _from_file(self, path: Path, layers: list[str], cls: Any) -> Any:
         from mgen.checkpoints.reading import read_state_dict
@@ -114,17 +144,50 @@ class InceptionExtractor:
                 text = lines[1 if len(lines) > 1 else 0].strip()[:120]
                 raise MgenError(f"{path} does not hold torch-fidelity's Inception weights ({text})") from error
 
-    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, images: Tensor) -> Seen:
+        x = match_channels(images, 3).to(self.device)
         with torch.inference_mode():
-            features, logits = self.model(match_channels(images, 3).to(self.device))
-        return features.float().cpu(), logits.float().cpu()
+            if self.kind != "tensorflow":
+                ready = clean_resize(x, cut=self.kind == "clean-uint8")
+                self._ready = ((ready - 128) / 128).contiguous(memory_format=torch.channels_last)
+                x = x.new_zeros(len(x), 3, 1, 1).expand(-1, -1, 299, 299)  # stands for the images until then
+            features, logits = self.model(x)
+        spatial = None
+        if self._map is not None:
+            spatial = self._map.permute(0, 2, 3, 1).flatten(1).float().cpu()  # (B, 17·17·7), in the graph's layout
+        self._ready = self._map = None
+        return Seen(features.float().cpu(), logits.float().cpu(), spatial)
 
 
-def make_extractor(name: str, *, weights: str | Path | None = None, device: str | torch.device = "cpu") -> Extractor:
-    """The extractor "inception", an embedded one ("fmnist-cnn", "fmnist-judge"), or a folder of a FashionCNN."""
+def clean_resize(images: Tensor, *, cut: bool = False) -> Tensor:
+    """uint8 (B, C, H, W) → float (B, C, 299, 299) in [0, 255]: antialiased bicubic, as clean-fid does with PIL, in floats.
+
+    Args:
+        cut: cut the fractions off, as a conversion to bytes does (Halton-MaskGIT).
+    """
+    x = images.float()
+    if x.shape[-2:] != (299, 299):
+        x = F.interpolate(x, (299, 299), mode="bicubic", antialias=True, align_corners=False)
+    x = x.clamp(0, 255)
+    return x.floor() if cut else x
+
+
+def make_extractor(
+    name: str,
+    *,
+    weights: str | Path | None = None,
+    device: str | torch.device = "cpu",
+    resize: str = "tensorflow",
+    spatial: bool = False,
+) -> Extractor:
+    """The extractor "inception", an embedded one ("fmnist-cnn", "fmnist-judge"), or a folder of a FashionCNN.
+
+    Args:
+        weights, resize, spatial: of Inception alone.
+    """
     device = torch.device(device)
     if name in ("inception", InceptionExtractor.name):
-        return InceptionExtractor(weights, device)
+        return InceptionExtractor(weights, device, resize=resize, spatial=spatial)
     if name in EMBEDDED:
         return CNNExtractor(embedded(name), name, device)
     if (Path(name) / "config.json").is_file():

@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from mgen.evaluation.extractors import Extractor
 from mgen.evaluation.frechet import frechet_distance
-from mgen.evaluation.reconstruction import Nearness, posterior_noise
+from mgen.evaluation.pixels import psnr, ssim
+from mgen.evaluation.reconstruction import count_ids, entropy, posterior_noise
 from mgen.evaluation.statistics import FeatureSums
 from mgen.levels import FORMS, best_range, dequantize, gaussian_levels, quantize
 from mgen.pipeline import to_uint8
@@ -45,7 +46,7 @@ class Trial:
     """One row in the making."""
 
     def __init__(self, row: Row, span: float, length: int) -> None:
-        self.row, self.near, self.sums = row, Nearness(), FeatureSums(length)
+        self.row, self.sums, self.used = row, FeatureSums(length), torch.zeros(1)
         self.error = self.beyond = self.numbers = 0.0
         if row.levels is not None and row.range is not None:
             self.values = gaussian_levels(row.levels, span=span, form=row.form)[0]
@@ -57,19 +58,25 @@ class Trial:
             return tokens
         values = self.values.to(tokens.device)
         ids = quantize(tokens, values, **self.range)
-        self.near.count_ids(ids, self.row.levels)
+        self.used = self.used + count_ids(ids, self.row.levels)
         out = dequantize(ids, values, **self.range)
         self.error += (out - tokens).double().square().sum().item()
         self.beyond += (tokens.abs() > self.row.range).sum().item()
         self.numbers += tokens.numel()
         return out
 
+    def update(self, truth: Tensor, images: Tensor, features: Tensor) -> None:
+        """uint8 images (B, C, H, W) both; features (B, F) of the second."""
+        self.sums.update(features)
+        self.row.psnr += psnr(truth, images).sum().item()
+        self.row.ssim += ssim(truth, images).sum().item()
+
     def finish(self, originals: FeatureSums) -> Row:
-        row, near = self.row, self.near
-        row.psnr, row.ssim = near.psnr / near.count, near.ssim / near.count
+        row = self.row
+        row.psnr, row.ssim = row.psnr / self.sums.count, row.ssim / self.sums.count
         row.distance = frechet_distance(*self.sums.finish(), *originals.finish())
         if self.numbers:
-            row.entropy = near.entropy()
+            row.entropy = entropy(self.used)
             row.squared_error, row.outside = self.error / self.numbers, self.beyond / self.numbers
         return row
 
@@ -107,11 +114,10 @@ def compare_levels(
             images = dataset.__getitems__(indices)["image"]
             noise = posterior_noise(tokenizer, posterior, seed, indices)
             tokens, truth = tokenizer.encode(images.to(tokenizer.device), **noise), to_uint8(images)
-            originals.update(extractor(truth)[0])
+            originals.update(extractor(truth).features)
             for trial in trials:
                 made = to_uint8(tokenizer.decode(trial.apply(tokens))).cpu()
-                trial.near.update(truth, made)
-                trial.sums.update(extractor(made)[0])
+                trial.update(truth, made, extractor(made).features)
             bar.update(len(images))
     return [trial.finish(originals) for trial in trials]
 

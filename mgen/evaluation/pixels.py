@@ -1,9 +1,13 @@
-"""Two distances between an image and its copy, both on the 0 … 255 scale: PSNR and SSIM.
+"""Distances between an image and its copy: PSNR and SSIM on the 0 … 255 scale, and LPIPS.
 
 SSIM: Wang, Bovik, Sheikh and Simoncelli, "Image Quality Assessment: From Error Visibility to Structural Similarity" (IEEE
 Transactions on Image Processing 13, 2004). Equal to scikit-image's with gaussian_weights=True, sigma=1.5,
-use_sample_covariance=False and data_range=255 (tests/test_bridge.py).
+use_sample_covariance=False and data_range=255 (tests/test_bridge.py). LPIPS: Zhang et al., "The Unreasonable Effectiveness of Deep
+Features as a Perceptual Metric" (arXiv 1801.03924), by the authors' package.
 """
+
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -49,3 +53,45 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     vx, vy, cov = blur(x * x) - mx * mx, blur(y * y) - my * my, blur(x * y) - mx * my
     map_ = (2 * mx * my + C1) * (2 * cov + C2) / ((mx * mx + my * my + C1) * (vx + vy + C2))
     return map_.mean((1, 2, 3))
+
+
+class Lpips:
+    """LPIPS of the authors' package (version 0.1, network VGG16), whose linear weights the package holds.
+
+    Args:
+        weights: torchvision's vgg16-397923af.pth, the network's weights.
+
+    Raises:
+        MgenError: the package is not installed, or the file is another.
+    """
+
+    def __init__(self, weights: str | Path, device: torch.device) -> None:
+        import warnings
+
+        from mgen.checkpoints.reading import read_state_dict
+        from mgen.files import file_sha256
+
+        try:
+            from lpips import LPIPS
+        except ImportError as error:
+            raise MgenError("LPIPS needs the authors' package: pip install 'mgen[lpips]'") from error
+        state = read_state_dict(weights)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of arguments of torchvision that the package still uses
+            self.model: Any = LPIPS(net="vgg", pretrained=True, pnet_rand=True, verbose=False).eval().to(device)
+        # The package names layers by slice, net.slice2.5; torchvision by place, features.5.
+        for name, tensor in self.model.net.state_dict().items():
+            source = state.get("features." + ".".join(name.split(".")[1:]))
+            if source is None or source.shape != tensor.shape:
+                raise MgenError(
+                    f"{weights} does not hold torchvision's VGG16 (vgg16-397923af.pth): features of {name} are missing"
+                )
+            tensor.copy_(source)
+        self.about = {"network": "vgg16, version 0.1", "sha256": file_sha256(weights)}
+        self.device = device
+
+    @torch.inference_mode()
+    def __call__(self, a: Tensor, b: Tensor) -> Tensor:
+        """LPIPS of every image, (B,), of uint8 images (B, C, H, W); grey ones are repeated to RGB."""
+        x, y = (t.to(self.device).float().expand(-1, 3, -1, -1) / 127.5 - 1 for t in (a, b))
+        return self.model(x, y).flatten().double().cpu()

@@ -3,7 +3,7 @@
 Notation: N images, B of a batch, L tokens of C ids or numbers each, Q ids.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,9 +14,9 @@ from mgen.errors import MgenError, check_choice
 from mgen.evaluation.evaluate import metric_names
 from mgen.evaluation.extractors import Extractor
 from mgen.evaluation.frechet import frechet_distance
-from mgen.evaluation.pixels import psnr, ssim
+from mgen.evaluation.measure import Measured
+from mgen.evaluation.pixels import Lpips, psnr, ssim
 from mgen.evaluation.sources import Batch, Source
-from mgen.evaluation.statistics import FeatureSums
 from mgen.pipeline import to_uint8
 
 POSTERIOR = ("mean", "sample")
@@ -42,79 +42,84 @@ def distance_name(extractor: Extractor, count: int) -> str:
     return f"r{name}" if name.startswith("FID") else f"{name} to the originals"
 
 
-class Nearness:
-    """Running means of PSNR and SSIM, and how often each id was used."""
+def count_ids(ids: Tensor, vocab: int, holistic: int = 0) -> Tensor:
+    """How often each id occurs, float64 (groups, Q), of ids (B, L) or (B, L, C) in 0 … Q-1.
 
-    def __init__(self) -> None:
-        self.count, self.psnr, self.ssim = 0, 0.0, 0.0
-        self.used: Tensor | None = None
-        self.kind = "channels"  # what the rows of `used` are
+    Groups are the C channels, or the codebooks: the first `holistic` tokens have one of their own.
+    """
+    if holistic:
+        groups = [part.flatten() for part in ids.tensor_split([holistic], dim=1)]
+    else:
+        groups = list(ids.flatten(0, 1).T) if ids.ndim == 3 else [ids.flatten()]
+    return torch.stack([torch.bincount(group.cpu(), minlength=vocab) for group in groups]).double()
 
-    def update(self, originals: Tensor, images: Tensor) -> None:
-        """uint8 (B, C, H, W) both."""
-        self.count += len(images)
-        self.psnr += psnr(originals, images).sum().item()
-        self.ssim += ssim(originals, images).sum().item()
 
-    def count_ids(self, ids: Tensor, vocab: int, holistic: int = 0) -> None:
-        """Ids (B, L) or (B, L, C) in 0 … vocab-1; the first `holistic` tokens are of a codebook of their own."""
-        if holistic:
-            self.kind = "codebooks"
-            groups = [part.flatten() for part in ids.tensor_split([holistic], dim=1)]
-        else:
-            groups = list(ids.flatten(0, 1).T) if ids.ndim == 3 else [ids.flatten()]
-        one = torch.stack([torch.bincount(group, minlength=vocab) for group in (g.cpu() for g in groups)])  # (C, Q)
-        self.used = one if self.used is None else self.used + one
+def entropy(used: Tensor) -> float:
+    """Of ids that occur `used` times (groups, Q), in bits, mean over the groups."""
+    share = used.double() / used.sum(1, keepdim=True)
+    return torch.special.entr(share).sum(1).mean().item() / torch.log(torch.tensor(2.0)).item()
 
-    def entropy(self) -> float:
-        """Of the ids in bits, mean over the C channels."""
-        assert self.used is not None
-        share = self.used.double() / self.used.sum(1, keepdim=True)
-        return torch.special.entr(share).sum(1).mean().item() / torch.log(torch.tensor(2.0)).item()
 
-    def metrics(self) -> dict[str, float]:
-        out = {"PSNR in dB, mean over images": self.psnr / self.count, "SSIM, mean over images": self.ssim / self.count}
-        if self.used is not None:
-            channels, vocab = self.used.shape
-            mean = f", mean over {channels} {self.kind}" if channels > 1 else ""
-            out[f"ids used of {vocab}{mean}"] = (self.used > 0).sum(1).double().mean().item()
-            out[f"entropy of the ids in bits{mean}"] = self.entropy()
-        return out
+def id_metrics(used: Tensor, kind: str) -> dict[str, float]:
+    """How many ids occur, and their entropy. kind: what the groups are, channels or codebooks."""
+    groups, vocab = used.shape
+    mean = f", mean over {groups} {kind}" if groups > 1 else ""
+    return {
+        f"ids used of {vocab}{mean}": (used > 0).sum(1).double().mean().item(),
+        f"entropy of the ids in bits{mean}": entropy(used),
+    }
 
 
 def reconstructions(
     dataset: Any,
     tokenizer: Any,
-    extractor: Extractor,
     *,
     name: str,
     rows: Sequence[int],
-    batch_size: int,
     posterior: str = "mean",
     seed: int = 0,
+    lpips: Lpips | None = None,
 ) -> Source:
-    """The images `rows` of `dataset` as `tokenizer` gives them back; the originals are measured on the way."""
-    near, originals = Nearness(), FeatureSums(extractor.length)
+    """The images `rows` of `dataset` as `tokenizer` gives them back, with the originals; `reconstruction_metrics` reads them out."""
+    check_choice("posterior", posterior, POSTERIOR)
+    vocab, holistic = tokenizer.spec.vocab, tokenizer.spec.holistic
 
     @torch.inference_mode()
-    def batches() -> Iterator[Batch]:
-        for start in range(0, len(rows), batch_size):
-            indices = rows[start : start + batch_size]
-            batch = dataset.__getitems__(indices)
-            noise = posterior_noise(tokenizer, posterior, seed, indices)
-            tokens = tokenizer.encode(batch["image"].to(tokenizer.device), **noise)
-            images, truth = to_uint8(tokenizer.decode(tokens)).cpu(), to_uint8(batch["image"])
-            near.update(truth, images)
-            if (vocab := tokenizer.spec.vocab) is not None:
-                near.count_ids(tokens, vocab, tokenizer.spec.holistic)
-            originals.update(extractor(truth)[0])
-            yield images, batch["label"]
+    def read(start: int, stop: int) -> Batch:
+        indices = rows[start:stop]
+        batch = dataset.__getitems__(indices)
+        noise = posterior_noise(tokenizer, posterior, seed, indices)
+        tokens = tokenizer.encode(batch["image"].to(tokenizer.device), **noise)
+        images, truth = to_uint8(tokenizer.decode(tokens)).cpu(), to_uint8(batch["image"])
+        columns = {"psnr": psnr(truth, images), "ssim": ssim(truth, images)}
+        if lpips is not None:
+            columns["lpips"] = lpips(truth, images)
+        totals = {"used": count_ids(tokens, vocab, holistic)} if vocab is not None else {}
+        return Batch(images=images, labels=batch["label"], originals=truth, columns=columns, totals=totals)
 
-    def more(sums: FeatureSums) -> dict[str, float]:
-        distance = frechet_distance(*sums.finish(), *originals.finish())
-        return {distance_name(extractor, len(rows)): distance, **near.metrics()}
-
-    about = {"kind": "reconstruction", "data": name, "quantisation": "round"}
+    about: dict[str, Any] = {"kind": "reconstruction", "data": name, "quantisation": "round"}
+    if holistic:
+        about["codebooks"] = "holistic and of the grid"
     if tokenizer.noise_shape() is not None:
         about["posterior"] = posterior if posterior == "mean" else f"{posterior}, seed {seed}"
-    return Source(count=len(rows), about=about, batches=batches(), more=more)
+    if lpips is not None:
+        about["lpips"] = lpips.about
+    names = getattr(dataset, "class_names", ())
+    return Source(count=len(rows), about=about, read=read, class_names=names, key=list(rows), ahead=False)
+
+
+def reconstruction_metrics(measured: Measured, source: Source, extractor: Extractor) -> dict[str, float]:
+    """The distance to the originals, and PSNR, SSIM, LPIPS and the use of the ids."""
+    distance = frechet_distance(*measured.sums().finish(), *measured.sums("original").finish())
+    out = {distance_name(extractor, measured.count): distance}
+    titles = {
+        "psnr": "PSNR in dB, mean over images",
+        "ssim": "SSIM, mean over images",
+        "lpips": "LPIPS, mean over images",
+    }
+    for column, title in titles.items():
+        if f"column.{column}" in measured.names:
+            out[title] = measured.rows(f"column.{column}").double().mean().item()
+    if "total.used" in measured.names:
+        out |= id_metrics(measured.total("used"), "codebooks" if "codebooks" in source.about else "channels")
+    return out

@@ -1,67 +1,111 @@
-"""Where evaluated images come from: a folder, an .npz, a model that draws them, or a data set (reconstructions: reconstruction.py)."""
+"""Where evaluated images come from: a folder, npz files, a model that draws them, or a data set (reconstructions: reconstruction.py).
+
+A source is read by index, `read(start, stop)`, so that several processes share one and an interrupted measurement goes on. Class ids
+are -1 where unknown.
+"""
 
 import re
-import zipfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from mgen.data import list_images, load_image
+from mgen.data import center_crop, list_images, load_image
 from mgen.errors import MgenError
-from mgen.evaluation.statistics import FeatureSums
+from mgen.evaluation.npz import NpzImages
 
-# uint8 images (B, C, H, W) and class ids (B,), -1 where unknown.
-Batch = tuple[Tensor, Tensor]
+
+@dataclass(kw_only=True)
+class Batch:
+    """Images start … stop of a source.
+
+    Attributes:
+        images: uint8 (B, C, H, W). labels: class ids (B,). originals: of reconstructions, uint8 as `images`.
+        columns: further numbers of each image, (B,). totals: what adds up over batches, float64.
+    """
+
+    images: Tensor
+    labels: Tensor
+    originals: Tensor | None = None
+    columns: dict[str, Tensor] = field(default_factory=dict)
+    totals: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(kw_only=True)
 class Source:
-    """Images with what a result must say of them.
+    """Images by index, with what a result must say of them.
 
     Attributes:
-        more: features of all images, once they are measured → further metrics.
+        about: what is said in a result. key: what else tells these images from others, for going on with a measurement.
+        ahead: whether reading a batch may overlap with measuring the one before it.
     """
 
     count: int
     about: dict[str, Any]
-    batches: Iterator[Batch]
-    more: Callable[[FeatureSums], dict[str, float]] | None = None
+    read: Callable[[int, int], Batch]
+    class_names: Sequence[str] = ()
+    key: Any = None
+    ahead: bool = True
 
 
-def from_folder(path: Path, *, channels: int, batch_size: int, limit: int | None) -> Source:
-    """Images below a folder; class ids from names like 000012_class-0003.png. `grid.png` and animations are left out."""
+def from_folder(
+    path: Path, *, channels: int = 3, size: int | None = None, limit: int | None = None, threads: int = 4
+) -> Source:
+    """Images below a folder; class ids from names like 000012_class-0003.png. `grid.png` and animations are left out.
+
+    A folder of npz shards that `mgen sample --format npz` wrote is read too.
+
+    Args:
+        size: cut the middle square and bring it to so many pixels, as ADM does; None: all must be alike.
+        threads: that decode files.
+    """
+    from mgen.shards import ShardFolder, find_shards
+
+    if find_shards(path):
+        shards = ShardFolder(path)
+        count = min(len(shards), limit or len(shards))
+
+        def stored(start: int, stop: int) -> Batch:
+            images, ids = shards.read(start, stop)
+            return Batch(images=images, labels=ids)
+
+        told = {"kind": "npz shards", "path": str(path), "quantisation": "as stored"}
+        return Source(count=count, about=told, read=stored, key=len(shards))
     files = [f for f in list_images(path) if f.stem != "grid" and not _animated(f)][:limit]
     if not files:
         raise MgenError(
             f"{path} holds no images apart from a grid: run mgen sample --out {path}, or name another folder"
         )
+    first = load_image(files[0], size=size, channels=channels)
+    found = [re.search(r"class-(\d+)", f.stem) for f in files]
+    labels = torch.tensor([int(m[1]) if m else -1 for m in found])
+    pool = ThreadPoolExecutor(threads)
 
-    def batches() -> Iterator[Batch]:
-        shape = None
-        for start in range(0, len(files), batch_size):
-            part = files[start : start + batch_size]
-            images = [load_image(f, channels=channels) for f in part]
-            shape = shape or images[0].shape
-            for file, image in zip(part, images):
-                if image.shape != shape:
-                    raise MgenError(f"{file} has another size than the other images: all must be alike")
-            found = [re.search(r"class-(\d+)", f.stem) for f in part]
-            yield torch.stack(images), torch.tensor([int(m[1]) if m else -1 for m in found])
+    def load(file: Path) -> Tensor:
+        image = load_image(file, size=size, channels=channels)
+        if image.shape != first.shape:
+            raise MgenError(f"{file} has another size than the other images: all must be alike")
+        return image
 
-    return Source(
-        count=len(files), about={"kind": "folder", "path": str(path), "quantisation": "as stored"}, batches=batches()
-    )
+    def read(start: int, stop: int) -> Batch:
+        return Batch(images=torch.stack(list(pool.map(load, files[start:stop]))), labels=labels[start:stop])
+
+    about: dict[str, Any] = {"kind": "folder", "path": str(path), "quantisation": "as stored"}
+    if size is not None:
+        about["prepared"] = f"centre crop of {size} px (ADM's)"
+    key = [(str(f.relative_to(path)), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    return Source(count=len(files), about=about, read=read, key=key)
 
 
 def _animated(file: Path) -> bool:
     """Whether a PNG beside the numbered images is an animation that mgen sample wrote."""
-    if file.suffix.lower() != ".png" or "class-" in file.stem:
+    if file.suffix.lower() != ".png" or "class-" in file.stem or re.fullmatch(r"\d+", file.stem):
         return False
     try:
         with Image.open(file) as image:
@@ -70,31 +114,28 @@ def _animated(file: Path) -> bool:
         return False  # load_image will say what is wrong with it
 
 
-def from_npz(path: Path, *, batch_size: int, limit: int | None) -> Source:
-    """ADM's sample files: arr_0 uint8 (N, H, W, C), optionally arr_1 class ids (N,)."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            if "arr_0" not in file.files:
-                raise MgenError(f"{path} has no arr_0 with images, only {', '.join(file.files)}")
-            images = file["arr_0"][:limit]
-            labels = file["arr_1"][:limit] if "arr_1" in file.files else np.full(len(images), -1)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        if isinstance(error, MgenError):
-            raise
-        raise MgenError(f"cannot read {path} ({error}): expected an .npz with arr_0") from error
-    if images.ndim != 4 or images.dtype != np.uint8 or images.shape[3] not in (1, 3):
-        raise MgenError(f"{path}: arr_0 is {images.dtype} {images.shape}, expected uint8 (N, H, W, C) with C = 1 or 3")
-    if not len(images):
-        raise MgenError(f"{path}: arr_0 holds no images")
+def from_npz(path: Path, *, limit: int | None = None, size: int | None = None) -> Source:
+    """ADM's sample files: arr_0 uint8 (N, H, W, C), optionally arr_1 class ids (N,); read as a stream, never whole."""
+    file = NpzImages(path)
+    count = min(len(file), limit or len(file))
 
-    def batches() -> Iterator[Batch]:
-        for start in range(0, len(images), batch_size):
-            part = torch.from_numpy(images[start : start + batch_size]).permute(0, 3, 1, 2)
-            yield part, torch.from_numpy(labels[start : start + batch_size].astype(np.int64))
+    def read(start: int, stop: int) -> Batch:
+        images = file.read(start, stop)
+        if size is not None and images.shape[-2:] != (size, size):
+            images = torch.stack([_cropped(image, size) for image in images])
+        return Batch(images=images, labels=file.labels[start:stop])
 
-    return Source(
-        count=len(images), about={"kind": "npz", "path": str(path), "quantisation": "as stored"}, batches=batches()
-    )
+    about: dict[str, Any] = {"kind": "npz", "path": str(path), "quantisation": "as stored"}
+    if size is not None:
+        about["prepared"] = f"centre crop of {size} px (ADM's)"
+    stat = path.stat()
+    return Source(count=count, about=about, read=read, key=[stat.st_size, stat.st_mtime_ns])
+
+
+def _cropped(image: Tensor, size: int) -> Tensor:
+    from torchvision.transforms.functional import pil_to_tensor, to_pil_image
+
+    return pil_to_tensor(center_crop(to_pil_image(image), size))
 
 
 def from_model(
@@ -102,45 +143,67 @@ def from_model(
     *,
     name: str,
     count: int,
-    batch_size: int,
     seed: int,
-    dtype: str,
-    steps: int | None = None,
-    guidance: float | None = None,
+    batch_size: int = 100,
+    dtype: str = "fp32",
+    plan: str = "balanced",
+    image_size: int | None = None,
+    quantisation: str = "round",
 ) -> Source:
-    """Images drawn from a pipeline, classes in turn (none, if it knows none); nothing is written to disk."""
-    classes = [i % pipe.generator.num_classes if pipe.conditional else None for i in range(count)]
-    sampler = pipe.sampler.override(steps=steps, guidance=guidance)
+    """Images drawn from a pipeline by its sampler; nothing is written to disk.
 
-    def batches() -> Iterator[Batch]:
-        for start in range(0, count, batch_size):
-            part = classes[start : start + batch_size]
-            indices = range(start, start + len(part))
-            images = pipe(
-                part, seed=seed, indices=indices, sampler=sampler, dtype=dtype, output_type="uint8", progress=False
-            ).images
-            yield images, torch.tensor([-1 if c is None else c for c in part])
+    Args:
+        plan: of the class ids: balanced, sorted or random. batch_size: images drawn at a time; it changes nothing in fp32.
+    """
+    from mgen.labels import label_plan
+    from mgen.pipeline import to_uint8
+
+    classes: Sequence[int | None] = range(pipe.generator.num_classes) if pipe.conditional else [None]
+    label = label_plan(plan, classes=classes, count=count, seed=seed)
+    plain = image_size is None and quantisation == "round"
+
+    def draw(start: int, stop: int) -> Tensor:
+        images = pipe(
+            [label(i) for i in range(start, stop)],
+            seed=seed,
+            indices=range(start, stop),
+            dtype=dtype,
+            output_type="uint8" if plain else "pt",
+            progress=False,
+        ).images
+        if plain:
+            return images.cpu()
+        return to_uint8(images * 2 - 1, size=image_size, truncate=quantisation == "truncate").cpu()
+
+    def read(start: int, stop: int) -> Batch:
+        began = time.perf_counter()
+        images = torch.cat([draw(a, min(a + batch_size, stop)) for a in range(start, stop, batch_size)])
+        labels = [label(i) for i in range(start, stop)]
+        seconds = torch.tensor([time.perf_counter() - began], dtype=torch.float64)
+        ids = torch.tensor([-1 if c is None else c for c in labels])
+        return Batch(images=images, labels=ids, totals={"seconds": seconds})
 
     about = {
         "kind": "model",
         "model": name,
         "seed": seed,
+        "labels": plan if pipe.conditional else "none",
         "dtype": dtype,
-        "sampler": sampler.settings,
-        "quantisation": "round",
+        "sampler": pipe.sampler.settings,
+        "quantisation": quantisation,
+        "image_size": image_size,
     }
-    return Source(count=count, about=about, batches=batches())
+    return Source(count=count, about=about, read=read, class_names=pipe.class_names, ahead=False)
 
 
-def from_dataset(dataset: Any, *, name: str, batch_size: int, limit: int | None) -> Source:
+def from_dataset(dataset: Any, *, name: str, limit: int | None = None) -> Source:
     """The images of a data set as they are."""
-    count = min(len(dataset), limit or len(dataset))
+    from mgen.pipeline import to_uint8
 
-    def batches() -> Iterator[Batch]:
-        from mgen.pipeline import to_uint8
+    def read(start: int, stop: int) -> Batch:
+        batch = dataset.__getitems__(range(start, stop))
+        return Batch(images=to_uint8(batch["image"]), labels=batch["label"])
 
-        for start in range(0, count, batch_size):
-            batch = dataset.__getitems__(range(start, min(start + batch_size, count)))
-            yield to_uint8(batch["image"]), batch["label"]
-
-    return Source(count=count, about={"kind": "data", "data": name, "quantisation": "round"}, batches=batches())
+    about = {"kind": "data", "data": name, "quantisation": "round"}
+    names = getattr(dataset, "class_names", ())
+    return Source(count=min(len(dataset), limit or len(dataset)), about=about, read=read, class_names=names)

@@ -4,6 +4,7 @@ import pickle
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +12,8 @@ from torch import Tensor
 
 from mgen.errors import MgenError
 from mgen.evaluation.extractors import Extractor
-from mgen.files import file_sha256, read_tensors, write_tensors
+from mgen.evaluation.protocols import RESIZES
+from mgen.files import atomic_path, file_sha256, read_tensors, write_tensors
 
 # References inside the package, by name → the split of Fashion-MNIST whose statistics they are.
 BUILTIN = {"fmnist-train": "train", "fmnist-test": "test"}
@@ -47,9 +49,12 @@ class FeatureSums:
 
 @dataclass(kw_only=True)
 class Reference:
-    """What images are compared with: statistics, and where they come from.
+    """What images are compared with, and where it comes from.
 
-    count is None for files that do not say.
+    Attributes:
+        mean, cov: of features, (F,) and (F, F) float64. count: of images, None for files that do not say.
+        spatial: mean and covariance of features that keep places, for sFID. features: of single images (M, F), for precision, recall
+            and the kernel distance.
     """
 
     mean: np.ndarray
@@ -57,25 +62,52 @@ class Reference:
     name: str
     count: int | None
     sha256: str | None = None
+    spatial: tuple[np.ndarray, np.ndarray] | None = None
+    features: Tensor | None = None
 
 
-def save_statistics(path: str | Path, sums: FeatureSums, extractor: Extractor, source: str) -> None:
-    """Write mean and covariance with the extractor's name and hash, the count and the source."""
+def save_statistics(
+    path: str | Path,
+    sums: FeatureSums,
+    extractor: Extractor,
+    source: str,
+    *,
+    spatial: FeatureSums | None = None,
+    features: Tensor | None = None,
+    prepared: str = "",
+) -> None:
+    """Write mean and covariance with the extractor's name and hash, the resize, the count and the source.
+
+    A name ending in .npz gives the dialect that other tools read: mu, sigma (and mu_s, sigma_s), float64, nothing else.
+    """
     mean, cov = sums.finish()
+    arrays = {"mu": mean, "sigma": cov}
+    if spatial is not None:
+        arrays["mu_s"], arrays["sigma_s"] = spatial.finish()
+    if Path(path).suffix == ".npz":
+        with atomic_path(path) as temporary:
+            np.savez(temporary, **arrays)  # type: ignore[arg-type]
+        return
     about = {
         "extractor": extractor.name,
         "extractor_sha256": extractor.sha256,
+        "resize": extractor.resize,
         "count": str(sums.count),
         "source": source,
+        "prepared": prepared,
     }
-    write_tensors(path, {"mu": torch.from_numpy(mean), "sigma": torch.from_numpy(cov)}, about)
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    write_tensors(path, tensors | ({} if features is None else {"features": features}), about)
 
 
 def load_statistics(path: str | Path, extractor: Extractor) -> Reference:
-    """Statistics from .safetensors (made by mgen), .npz (ADM, U-ViT, MAR: keys mu and sigma) or .pt.
+    """Statistics from .safetensors (made by mgen), .npz (ADM, clean-fid, pytorch-fid, U-ViT, MAR) or .pt (torch-fidelity).
+
+    Keys: mu, sigma, of any float type; mu_s, sigma_s; features. ADM's file of the training set holds 10,000 images too, which
+    `mgen.cli.eval.find_reference` measures when they are needed.
 
     Raises:
-        MgenError: unreadable, of another extractor, or of another feature length.
+        MgenError: unreadable, of another extractor, resize or feature length.
     """
     path = Path(path)
     about: dict[str, str] = {}
@@ -90,20 +122,47 @@ def load_statistics(path: str | Path, extractor: Extractor) -> Reference:
         raise MgenError(
             f"{path} was made with extractor {about['extractor']!r} of other weights than {extractor.name!r}: use the same one"
         )
-    length = extractor.length
-    if arrays["mu"].shape != (length,) or arrays["sigma"].shape != (length, length):
+    if about.get("resize", extractor.resize) != extractor.resize:
         raise MgenError(
-            f"{path} holds statistics of {arrays['mu'].shape[-1:]} features, {extractor.name} has {length}: another extractor made it"
+            f"{path} was made with the resize {about['resize']!r}, this protocol has {extractor.resize!r}: make statistics for it with "
+            "mgen stats"
         )
-    mean, cov = arrays["mu"].astype(np.float64), arrays["sigma"].astype(np.float64)
-    count = int(about["count"]) if "count" in about else None
+    if "mu_s" in arrays and not about and extractor.resize not in (RESIZES["tensorflow"], RESIZES["own"]):
+        raise MgenError(
+            f"{path} has mu_s: ADM's evaluator made it, with {RESIZES['tensorflow']}, not with {extractor.resize}: use --protocol adm or "
+            "torch-fidelity, or make statistics for this protocol, mgen stats"
+        )
+    mean, cov = _gaussian(arrays, "", extractor.length, path, extractor)
+    spatial = None
+    if "mu_s" in arrays and "sigma_s" in arrays and extractor.spatial_length:
+        spatial = _gaussian(arrays, "_s", extractor.spatial_length, path, extractor)
+    features = torch.from_numpy(arrays["features"]).float() if "features" in arrays else None
     return Reference(
         mean=mean,
         cov=cov,
         name=about.get("source", path.name),
-        count=count,
+        count=int(about["count"]) if "count" in about else None,
         sha256=file_sha256(path),
+        spatial=spatial,
+        features=features,
     )
+
+
+def _gaussian(
+    arrays: dict[str, np.ndarray], ending: str, length: int, path: Path, extractor: Extractor
+) -> tuple[np.ndarray, np.ndarray]:
+    mean, cov = arrays["mu" + ending].astype(np.float64), arrays["sigma" + ending].astype(np.float64)
+    if mean.shape != (length,) or cov.shape != (length, length):
+        raise MgenError(
+            f"{path} holds statistics of {mean.shape[-1:]} features, {extractor.name} has {length}: another extractor made it"
+        )
+    return mean, cov
+
+
+_NUMPY: list[Any] = [np.ndarray, np.dtype, *(type(np.dtype(kind)) for kind in ("f4", "f8"))]
+_RECONSTRUCT = np.zeros(0).__reduce__()[0]  # its module has another name in every other numpy
+_NUMPY += [(_RECONSTRUCT, f"{module}.multiarray._reconstruct") for module in ("numpy.core", "numpy._core")]
+KEYS = ("mu", "sigma", "mu_s", "sigma_s", "features")
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -112,8 +171,10 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     try:
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as file:
-                return {k: file[k] for k in file.files if k in ("mu", "sigma")}
-        data = torch.load(path, map_location="cpu", weights_only=True)
+                return {k: file[k] for k in file.files if k in KEYS}
+        # torch-fidelity's caches hold numpy arrays; nothing else of a pickle is let in.
+        with torch.serialization.safe_globals(_NUMPY):
+            data = torch.load(path, map_location="cpu", weights_only=True)
         return {k: torch.as_tensor(v).numpy() for k, v in data.items()}
     except (
         OSError,
@@ -135,3 +196,13 @@ def builtin_file(name: str) -> Path:
     from mgen._folders import embedded
 
     return embedded("fmnist-cnn") / f"statistics-{BUILTIN[name]}.safetensors"
+
+
+def spread_features(measured: Any, count: int) -> Tensor:
+    """Features of `count` images spread evenly over all: (M, F)."""
+    rows = torch.arange(min(count, measured.count)) * measured.count // min(count, measured.count)
+    out, first = [], 0
+    for block in measured.blocks("features"):
+        out.append(block[rows[(rows >= first) & (rows < first + len(block))] - first])
+        first += len(block)
+    return torch.cat(out)

@@ -1,0 +1,41 @@
+"""`mgen report`: results of mgen eval on one page."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from mgen.cli import make_parser
+from mgen.errors import MgenError
+
+EXAMPLES = """  mgen report eval-fmnist-maskgit                      one result, as report.html, report.md and report.json
+  mgen report runs/steps-4 runs/steps-8 runs/steps-16 --out steps.html --title "MaskGIT over steps"
+  mgen report eval-*/result.json --out all.html --allow-mixed      several protocols: a table of each
+
+Several results stand in one table only if protocol, reference and, for distances, the number of images agree. The table has the
+settings in which they differ as columns; where those are one or two, and one is a number, there are curves over it (with
+matplotlib: pip install 'mgen[plots]'). The page is one file that fetches nothing: send it, or open it from the disk."""
+
+
+def command(argv: Sequence[str] | None = None) -> int:
+    parser = make_parser("report", "Results of mgen eval on one page: HTML, Markdown and JSON.", EXAMPLES)
+    parser.add_argument("results", nargs="+", metavar="RESULT", help="a result.json, or a folder that holds one")
+    parser.add_argument(
+        "--out", default="report.html", metavar="FILE", help="the page; the same name with .md and .json beside it"
+    )
+    parser.add_argument("--title", help="of the page; default: what was measured")
+    parser.add_argument(
+        "--allow-mixed",
+        action="store_true",
+        help="results of several protocols, references or counts: on one page, in tables of their own",
+    )
+    args = parser.parse_args(argv)
+    out = Path(args.out)
+    if out.suffix != ".html" or out.is_dir():
+        raise MgenError(f"--out {args.out}: expected the name of a page, such as report.html")
+
+    from mgen.files import check_writable
+    from mgen.reports.write import write_page
+
+    check_writable(out.parent)
+    for path in write_page(args.results, out, title=args.title, allow_mixed=args.allow_mixed):
+        print(path)
+    return 0

@@ -1,0 +1,102 @@
+"""`mgen stats`: reference statistics of any images, for any protocol."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from mgen.cli import make_parser
+from mgen.errors import MgenError
+
+EXAMPLES = """  mgen stats /data/imagenet/train --image-size 256 --protocol adm --inception-weights FILE --out imagenet256.safetensors
+  mgen stats VIRTUAL_imagenet256_labeled.npz --protocol adm --features 10000 --inception-weights FILE --out adm.safetensors
+  mgen stats /data/imagenet/val --image-size 512 --protocol clean --out val512-clean.npz        for other tools: mu, sigma
+  mgen stats fmnist --split test --features 10000 --out test.safetensors
+  accelerate launch --multi_gpu --num_processes 8 -m mgen stats /data/imagenet/train --image-size 256 --protocol adm --out ref.safetensors
+
+A file named .safetensors says how it was made, and mgen eval refuses it under another protocol. An interrupted command goes on when it is
+run again: the features measured so far lie in OUT.features until it is done."""
+
+
+def command(argv: Sequence[str] | None = None) -> int:
+    parser = make_parser(
+        "stats", "Mean and covariance of the features of images: what mgen eval --reference takes.", EXAMPLES
+    )
+    parser.add_argument("path", help="folder of images, .npz (arr_0), or `fmnist`")
+    parser.add_argument("--out", required=True, metavar="FILE", help=".safetensors, or .npz for other tools")
+    parser.add_argument(
+        "--protocol", help="adm, torch-fidelity, clean, halton, reconstruction or fmnist-cnn (the default)"
+    )
+    parser.add_argument("--extractor", help="instead of --protocol: fmnist-cnn, inception, or a folder of a FashionCNN")
+    parser.add_argument(
+        "--inception-weights", metavar="FILE", help="torch-fidelity's Inception weights; downloaded if not given"
+    )
+    parser.add_argument(
+        "--image-size",
+        type=int,
+        metavar="N",
+        help="cut the middle square and bring it to N pixels, as ADM does; default: as stored",
+    )
+    parser.add_argument("--split", default="train", help="train or test, for fmnist")
+    parser.add_argument("--num-images", type=int, help="at most so many images; default: all")
+    parser.add_argument(
+        "--features",
+        type=int,
+        default=0,
+        metavar="N",
+        help="keep the features of N single images, for precision, recall and KID",
+    )
+    parser.add_argument("--batch-size", type=int, default=100)
+    parser.add_argument("--device", default="auto")
+    args = parser.parse_args(argv)
+    for name in ("batch_size", "num_images", "image_size"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise MgenError(f"--{name.replace('_', '-')} is {value}: at least 1 is needed")
+    if Path(args.out).suffix not in (".safetensors", ".npz"):
+        raise MgenError(f"--out {args.out}: the name must end in .safetensors or .npz")
+
+    from mgen.cli.inputs import open_source
+    from mgen.cli.sample import processes
+    from mgen.evaluation.extractors import make_extractor
+    from mgen.evaluation.measure import begin, measure
+    from mgen.evaluation.protocols import find_protocol
+    from mgen.evaluation.statistics import save_statistics, spread_features
+    from mgen.files import check_writable
+    from mgen.pipeline import check_device
+
+    check_writable(Path(args.out).parent)
+    rank, world, name, wait = processes(args.device)
+    device = check_device(name)
+    protocol = find_protocol(args.protocol, extractor=args.extractor)
+    extractor = make_extractor(
+        protocol.extractor,
+        weights=args.inception_weights,
+        device=device,
+        resize="tensorflow" if protocol.resize == "own" else protocol.resize,
+        spatial=protocol.spatial,
+    )
+    source = open_source(
+        args.path, channels=extractor.channels, split=args.split, size=args.image_size, limit=args.num_images
+    )
+    folder = Path(f"{args.out}.features")
+    if rank == 0:
+        begin(folder, source, extractor, extractor.resize, spatial=protocol.spatial)
+    wait()
+    measured = measure(
+        source, extractor, folder=folder, batch_size=args.batch_size, examples=0, rank=rank, world=world, wait=wait
+    )
+    if rank > 0:
+        return 0
+    save_statistics(
+        args.out,
+        measured.sums(),
+        extractor,
+        source.about.get("data") or args.path,
+        spatial=measured.sums("spatial") if protocol.spatial else None,
+        features=spread_features(measured, args.features) if args.features else None,
+        prepared=source.about.get("prepared", ""),
+    )
+    measured.remove()
+    print(f"{source.count} images, protocol {protocol.name} ({extractor.resize})", file=sys.stderr)
+    print(args.out)
+    return 0

@@ -1,0 +1,220 @@
+"""One pass of images through an extractor into shards of features: shared between processes, going on after a kill, in little memory.
+
+A shard holds what was seen of 500 images in a row; it is written whole or not at all. Shard s is measured by process s mod `world`. All
+metrics are computed from the shards in their order, so a number depends neither on the processes nor on interruptions; of the size
+of a batch features depend by their rounding, about 1e-6 of their size.
+"""
+
+import random
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from tqdm import tqdm
+
+from mgen.errors import MgenError
+from mgen.evaluation.extractors import Extractor
+from mgen.evaluation.sources import Batch, Source
+from mgen.evaluation.statistics import FeatureSums
+from mgen.files import read_json, write_json, write_tensors
+
+SHARD = 500
+
+
+class Measured:
+    """The shards of a finished pass. Rows are in the order of the images; memory is that of a shard unless said otherwise."""
+
+    def __init__(self, folder: Path, count: int, temporary: tempfile.TemporaryDirectory[str] | None = None) -> None:
+        self.folder, self.count, self._temporary = folder, count, temporary
+        self.files = [shard_file(folder, start) for start in range(0, count, SHARD)]
+        missing = [file for file in self.files if not file.is_file()]
+        if missing:
+            raise MgenError(f"{folder} misses {missing[0].name}: run the same command again")
+        with safe_open(str(self.files[0]), framework="pt") as first:
+            self.names = set(first.keys())
+        self._sums: dict[str, FeatureSums] = {}
+
+    def blocks(self, name: str) -> Iterator[Tensor]:
+        """Rows of `name` (features, logits, spatial, original, labels, guesses, column.NAME), shard by shard."""
+        for file in self.files:
+            with safe_open(str(file), framework="pt") as shard:
+                yield shard.get_tensor(name)
+
+    def rows(self, name: str) -> Tensor:
+        """All rows at once: (N, …)."""
+        return torch.cat(list(self.blocks(name)))
+
+    def total(self, name: str) -> Tensor:
+        """What adds up over batches, float64."""
+        return torch.stack(list(self.blocks(f"total.{name}"))).sum(0)
+
+    def sums(self, name: str = "features") -> FeatureSums:
+        """Sums of features for a mean and a covariance, added in float64."""
+        if name not in self._sums:
+            sums: FeatureSums | None = None
+            for block in self.blocks(name):
+                sums = sums or FeatureSums(block.shape[1])
+                sums.update(block)
+            assert sums is not None
+            self._sums[name] = sums
+        return self._sums[name]
+
+    def mapped(self, name: str) -> Tensor:
+        """All rows of float32 numbers (N, F), in a file that the system pages in and out as it needs to."""
+        file = self.folder / f"{name}.f32"
+        if not file.is_file():
+            from mgen.files import atomic_path
+
+            with atomic_path(file) as path, open(path, "wb") as out:
+                for block in self.blocks(name):
+                    out.write(block.float().numpy().tobytes())
+        width = next(self.blocks(name)).shape[1]
+        return torch.from_file(str(file), shared=False, size=self.count * width).view(self.count, width)
+
+    def examples(self) -> tuple[Tensor, Tensor]:
+        """The images kept for a grid, uint8 (n, C, H, W), and their labels (n,)."""
+        images, labels = [], []
+        for file in self.files:
+            with safe_open(str(file), framework="pt") as shard:
+                if "examples" in shard.keys():
+                    images.append(shard.get_tensor("examples"))
+                    labels.append(shard.get_tensor("example_labels"))
+        return torch.cat(images), torch.cat(labels)
+
+    def remove(self) -> None:
+        """Delete the shards."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def shard_file(folder: Path, start: int) -> Path:
+    return folder / f"part-{start:08d}.safetensors"
+
+
+def begin(folder: Path, source: Source, extractor: Extractor, protocol: str, **further: Any) -> None:
+    """Say in the folder what its shards are of; MgenError if those there are of something else."""
+    import hashlib
+    import json
+
+    key = hashlib.sha256(json.dumps([source.key, further], sort_keys=True, default=str).encode()).hexdigest()
+    own = {"images": source.about, "extractor": extractor.sha256, "protocol": protocol, "key": key, "shard": SHARD}
+    own = json.loads(json.dumps(own, default=str))
+    file = folder / "features.json"
+    if file.is_file():
+        there = read_json(file)
+        if any(there.get(name) != value for name, value in own.items()):
+            raise MgenError(
+                f"{folder} holds the features of an interrupted measurement of other images or settings: choose another --out, or remove it"
+            )
+        if there.get("count") != source.count:  # the last shard may have been of another length
+            for path in folder.glob("part-*"):
+                path.unlink()
+    write_json(file, {**own, "count": source.count})
+
+
+def measure(
+    source: Source,
+    extractor: Extractor,
+    *,
+    judge: Extractor | None = None,
+    folder: Path | None = None,
+    batch_size: int = 100,
+    examples: int = 100,
+    rank: int = 0,
+    world: int = 1,
+    progress: bool = True,
+    wait: Any = None,
+) -> Measured:
+    """Pass all images through the extractor (and the judge, a classifier that was not used in making them).
+
+    Args:
+        folder: of the shards, for going on; None: a temporary one, gone with the result.
+        batch_size: images at a time. examples: about so many images are kept for a grid, spread over all.
+        rank, world: this process of how many. wait: their barrier.
+
+    Raises:
+        MgenError: no images, features that are not finite, or a disk that is full.
+    """
+    if not source.count:
+        raise MgenError("there are no images to evaluate")
+    temporary = None
+    if folder is None:
+        temporary = tempfile.TemporaryDirectory(prefix="mgen-")
+        folder = Path(temporary.name)
+    starts = range(rank * SHARD, source.count, SHARD * world)
+    todo = [start for start in starts if not shard_file(folder, start).is_file()]
+    ends = {start: min(start + SHARD, source.count) for start in starts}
+    done = sum(ends[start] - start for start in starts if start not in todo)
+    total = sum(ends[start] - start for start in starts)
+    hidden = not progress or rank > 0
+    shown = example_rows(source.count, examples)
+    with tqdm(total=total, initial=done, unit="img", desc="evaluating", file=sys.stderr, disable=hidden) as bar:
+        ranges = [(a, min(a + batch_size, ends[s])) for s in todo for a in range(s, ends[s], batch_size)]
+        batches = read_ahead(source, ranges)
+        for start in todo:
+            parts = []
+            for first in range(start, ends[start], batch_size):
+                batch = next(batches)
+                kept = [i - first for i in shown if first <= i < first + len(batch.images)]
+                parts.append(_seen(batch, extractor, judge, kept))
+                bar.update(len(batch.images))
+            write_tensors(shard_file(folder, start), _joined(parts))
+    if wait is not None:
+        wait()
+    return Measured(folder, source.count, temporary)
+
+
+def read_ahead(source: Source, ranges: Sequence[tuple[int, int]]) -> Iterator[Batch]:
+    """The batches in order; where the source allows it, the next one is read while one is measured."""
+    if not source.ahead:
+        yield from (source.read(*r) for r in ranges)
+        return
+    with ThreadPoolExecutor(1) as pool:
+        futures = [pool.submit(source.read, *r) for r in ranges[:2]]
+        for i in range(len(ranges)):
+            batch = futures[i].result()
+            if i + 2 < len(ranges):
+                futures.append(pool.submit(source.read, *ranges[i + 2]))
+            futures[i] = None  # type: ignore[call-overload]  # frees its images
+            yield batch
+
+
+def example_rows(count: int, wanted: int) -> list[int]:
+    """About `wanted` of the indices below `count`, spread so that classes in turn and classes in blocks are both seen."""
+    if count <= wanted:
+        return list(range(count))
+    draw = random.Random(0)  # always the same; an even spacing would beat with the number of classes
+    return [draw.randrange(i * count // wanted, (i + 1) * count // wanted) for i in range(wanted)]
+
+
+def _seen(batch: Batch, extractor: Extractor, judge: Extractor | None, kept: Sequence[int]) -> dict[str, Tensor]:
+    seen = extractor(batch.images)
+    if not torch.isfinite(seen.features).all():
+        raise MgenError("the extractor made NaN features: its weights or the images are damaged")
+    out = {"features": seen.features, "logits": seen.logits, "labels": batch.labels}
+    if seen.spatial is not None:
+        out["spatial"] = seen.spatial
+    if batch.originals is not None:
+        out["original"] = extractor(batch.originals).features
+    if judge is not None:
+        out["guesses"] = judge(batch.images).logits.argmax(1)
+    out |= {f"column.{name}": column for name, column in batch.columns.items()}
+    out |= {f"total.{name}": total for name, total in batch.totals.items()}
+    if kept:
+        out["examples"] = batch.images[kept].cpu()
+        out["example_labels"] = batch.labels[kept]
+    return out
+
+
+def _joined(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    out = {}
+    for name in dict.fromkeys(name for part in parts for name in part):
+        found = [part[name] for part in parts if name in part]
+        out[name] = torch.stack(found).sum(0) if name.startswith("total.") else torch.cat(found)
+    return out

@@ -1,0 +1,119 @@
+"""Named protocols: all that decides a number besides the images themselves.
+
+The same images give another figure through another resize, another rule of the score's splits, another rounding to bytes. A protocol
+fixes these; a result carries its name and an id, a hash over what decides the numbers, and only results of equal id are compared.
+
+| protocol | network and resize | score | further | who measures so |
+|---|---|---|---|---|
+| torch-fidelity | Inception, TensorFlow 1's bilinear | 10 shuffled splits | KID, precision, recall | MAR, Hi-MAR, TokenBridge, MAGE |
+| adm | the same | splits of 5,000 in file order, mean only | sFID, precision, recall | ADM's evaluator: LlamaGen, Hita, xAR |
+| clean | Inception, antialiased bicubic | 10 shuffled splits | KID | clean-fid (Parmar et al., arXiv 2104.11222) |
+| halton | the same, cut off to bytes | 10 shuffled splits | precision, recall | Halton-MaskGIT |
+| reconstruction | as torch-fidelity | 10 shuffled splits | PSNR, SSIM, LPIPS where given | tokenizers, against the originals |
+| fmnist-cnn | the embedded extractor | 10 shuffled splits | KID, precision, recall | this project |
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from mgen.errors import MgenError, check_choice
+
+Resize = Literal["tensorflow", "clean", "clean-uint8", "own"]
+Score = Literal["shuffled", "file order"]
+RESIZES: dict[str, str] = {
+    "tensorflow": "TensorFlow 1 bilinear to 299 px inside the network",
+    "clean": "antialiased bicubic to 299 px in floats",
+    "clean-uint8": "antialiased bicubic to 299 px, cut off to bytes",
+    "own": "the extractor's own",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """How images are measured.
+
+    Attributes:
+        extractor: network of the features. resize: how images reach its size.
+        count: images of a published figure; fewer are measured all the same, and said.
+        score: splits of the classifier score: "shuffled", `splits` equal ones in an order drawn from seed 2020 (torch-fidelity), or
+            "file order", consecutive ones of `splits` images each (ADM), where sorting the images by class changes the score.
+        spatial: also the distance in features that keep places (sFID). neighbours: k of precision and recall, 0: neither.
+        kid: images of each of the 100 subsets of the kernel distance, 0: none.
+        quantisation: of drawn images to bytes: "round" or "truncate"; stored images are taken as they are.
+        image_size: side in pixels that drawn images are brought to before; None: as drawn.
+    """
+
+    name: str
+    extractor: str = "inception"
+    resize: Resize = "tensorflow"
+    count: int = 50000
+    score: Score = "shuffled"
+    splits: int = 10
+    spatial: bool = False
+    neighbours: int = 3
+    kid: int = 0
+    quantisation: Literal["round", "truncate"] = "round"
+    image_size: int | None = None
+
+    @property
+    def id(self) -> str:
+        """Eight hexadecimal digits over what decides the numbers: not the name, and not the count, which is compared apart."""
+        own = {key: value for key, value in asdict(self).items() if key not in ("name", "count")}
+        return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:8]
+
+    def describe(self) -> dict[str, Any]:
+        """For a result."""
+        rule = f"{self.splits} splits, shuffled from seed 2020" if self.score == "shuffled" else None
+        return {
+            "name": self.name,
+            "id": self.id,
+            "extractor": self.extractor,
+            "resize": RESIZES[self.resize],
+            "quantisation": self.quantisation,
+            "image_size": self.image_size,
+            "score": rule or f"consecutive splits of {self.splits} images in file order",
+            "neighbours": self.neighbours or None,
+            "kid_subsets": f"100 of {self.kid} images, seed 2020" if self.kid else None,
+            "count": self.count,
+        }
+
+
+PROTOCOLS = {
+    p.name: p
+    for p in (
+        Protocol(name="torch-fidelity", kid=1000),
+        Protocol(name="adm", score="file order", splits=5000, spatial=True),
+        Protocol(name="clean", resize="clean", neighbours=0, kid=1000),
+        Protocol(name="halton", resize="clean-uint8"),
+        Protocol(name="reconstruction", neighbours=0),
+        Protocol(name="fmnist-cnn", extractor="fmnist-cnn", resize="own", kid=1000),
+    )
+}
+
+
+def find_protocol(name: str | None, *, extractor: str | None = None, **changes: Any) -> Protocol:
+    """The protocol of this name, or the one that an extractor alone implies, with `changes` (None: no change) laid over it.
+
+    An extractor of one's own makes it "custom": its figures have no published counterpart. Changes (image_size and quantisation of drawn
+    images, which papers choose differently under one protocol) leave the name and change the id.
+
+    Raises:
+        MgenError: unknown name, or an extractor that contradicts the protocol.
+    """
+    if extractor == "inception-v3-compat":
+        extractor = "inception"
+    if name is not None:
+        found = PROTOCOLS[check_choice("--protocol", name, PROTOCOLS)]
+        if extractor is not None and extractor != found.extractor:
+            raise MgenError(
+                f"--protocol {name} measures in the features of {found.extractor}, not of {extractor}: leave one of the two options out"
+            )
+    elif extractor == "inception":
+        found = PROTOCOLS["torch-fidelity"]
+    elif extractor in (None, "fmnist-cnn"):
+        found = PROTOCOLS["fmnist-cnn"]
+    else:
+        found = replace(PROTOCOLS["fmnist-cnn"], name="custom", extractor=str(extractor))
+    return replace(found, **{key: value for key, value in changes.items() if value is not None})

@@ -1,0 +1,93 @@
+"""A published figure beside the measured one: what a recipe says of its evaluation, laid under the options of a command."""
+
+import os
+from argparse import Namespace
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mgen.checkpoints.recipes import evaluation_settings
+from mgen.errors import MgenError
+from mgen.zoo import local_folder, recipe
+
+
+@dataclass(kw_only=True)
+class Published:
+    """Figures of a recipe, metric → number, and how far a faithful run may be from them."""
+
+    name: str
+    figures: dict[str, float]
+    tolerance: dict[str, float]
+    count: int
+    note: str
+
+    def compare(self, outcome: dict[str, Any]) -> dict[str, Any]:
+        """For a result: every published figure with what was measured and a verdict."""
+        rows = []
+        for metric, figure in self.figures.items():
+            row: dict[str, Any] = {"metric": metric, "published": figure, "tolerance": self.tolerance.get(metric)}
+            row["measured"] = outcome["metrics"].get(metric)
+            rows.append(row | {"verdict": self._verdict(row, outcome)})
+        return {"recipe": self.name, "rows": rows, "note": self.note}
+
+    def _verdict(self, row: dict[str, Any], outcome: dict[str, Any]) -> str:
+        if outcome["count"] != self.count:
+            return f"not comparable, {outcome['count']} images instead of {self.count}"
+        if row["measured"] is None:
+            return "not measured"
+        off = row["measured"] - row["published"]
+        if row["tolerance"] is None:
+            return f"off by {off:+.4g}, no tolerance stated"
+        return f"off by {off:+.4g}, {'within' if abs(off) <= row['tolerance'] else 'OUTSIDE'} the tolerance"
+
+
+def settle(args: Namespace) -> Published | None:
+    """Fill what the options leave open from the recipe's `evaluation:`; None without a recipe, or where other measuring is asked for.
+
+    The recipe decides the measuring if no --protocol and no --extractor was given; else it is a recipe of the sampler alone.
+
+    Raises:
+        MgenError: the recipe's model or reference is not on this machine; the message says how to get it.
+    """
+    if not args.recipe or args.protocol or args.extractor or args.reconstruction:
+        return None
+    settings = evaluation_settings(args.recipe)
+    if settings is None:
+        return None
+    if args.path is None:
+        entry = recipe(args.recipe)
+        folder = local_folder(entry)
+        if folder is None:
+            raise MgenError(
+                f"{entry.name} is not on this machine ({entry.facts['folder']}): `mgen zoo {entry.name}` says how to get it; or give "
+                "its folder"
+            )
+        args.path = str(folder)
+    args.protocol = settings.protocol
+    if args.reference is None:
+        args.reference = find_file(settings.reference, settings.reference_get)
+    for name in ("labels", "seed", "image_size", "quantisation"):
+        if getattr(args, name) is None:
+            setattr(args, name, getattr(settings, name))
+    args.num_images = args.num_images or settings.count
+    return Published(
+        name=Path(args.recipe).stem,
+        figures=settings.published,
+        tolerance=settings.tolerance,
+        count=settings.count,
+        note=settings.note or "",
+    )
+
+
+def find_file(name: str, get: str | None) -> str:
+    """A reference by name: as a path, or under $MGEN_MODELS; a built-in one as it is."""
+    from mgen.evaluation.statistics import BUILTIN
+
+    if name in BUILTIN or Path(name).exists():
+        return name
+    beside = Path(os.environ.get("MGEN_MODELS", ".")) / name
+    if beside.exists():
+        return str(beside)
+    raise MgenError(
+        f"the reference {name} is not here: {get or 'get it'}, then put it into this folder or $MGEN_MODELS, or name it by --reference FILE"
+    )

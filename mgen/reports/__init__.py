@@ -1,0 +1,1 @@
+"""Reports of results: one HTML page that opens anywhere, Markdown, JSON."""

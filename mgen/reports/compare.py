@@ -1,0 +1,224 @@
+"""Several results beside each other: which may stand in one table, what differs between them, and the table's columns."""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from mgen.errors import MgenError
+from mgen.reports.data import (
+    COST,
+    column_numbers,
+    direction,
+    flatten,
+    has_distance,
+    metric,
+    number,
+    plain,
+    warnings,
+)
+from mgen.reports.read import Result, Run
+
+# A folder of a training run's checkpoint in a model's path: the part that is a number of steps.
+STEP = re.compile(r"(?i)\b((?:checkpoint|ckpt|step|steps|iter|epoch)[-_=]?)(\d+)(?![\d.])")
+
+
+@dataclass(kw_only=True)
+class Column:
+    """One column of a comparison. kind: setting, metric or cost; best: rows with the best value; better: lower, higher or None."""
+
+    name: str
+    kind: str
+    cells: list[str]
+    values: list[Any]
+    better: str | None = None
+    best: set[int] = field(default_factory=set)
+
+
+@dataclass(kw_only=True)
+class Group:
+    """Runs whose numbers may be compared."""
+
+    runs: list[Run]
+
+    @property
+    def title(self) -> str:
+        result = self.runs[0].result
+        protocol, reference = result["protocol"], result["reference"]
+        counts = sorted({run.result["count"] for run in self.runs})
+        return (
+            f"Protocol {protocol.get('name')} ({protocol.get('id')}), "
+            f"{'reference ' + str(reference.get('name')) if reference else 'no reference'}, "
+            f"{' or '.join(f'{count:,}' for count in counts)} images"
+        )
+
+    @property
+    def metrics(self) -> list[str]:
+        return list(dict.fromkeys(name for run in self.runs for name in run.result["metrics"]))
+
+    def better(self, name: str) -> str | None:
+        return next((run.result["better"][name] for run in self.runs if name in run.result["better"]), None)
+
+
+def difference(a: Result, b: Result) -> str | None:
+    """Why the numbers of two results cannot be compared; None if they can."""
+    for what, key in (("protocols", "id"), ("references", "sha256"), ("extractors", "sha256"), ("judges", "sha256")):
+        mine, theirs = ((result[what[:-1]] or {}) for result in (a, b))
+        if mine.get(key) == theirs.get(key):
+            continue
+        if what == "judges" and mine.get("name") != theirs.get("name"):
+            continue  # the names of the metrics tell them apart
+        names = [f"{part.get('name', '?')} ({str(part.get(key))[:8]})" if part else "none" for part in (mine, theirs)]
+        return f"their {what} differ: {names[0]} and {names[1]}"
+    if has_distance(a) and has_distance(b) and a["count"] != b["count"]:
+        return f"their distances are of {a['count']} and of {b['count']} images, and fall with the count"
+    return None
+
+
+def grouped(runs: Sequence[Run], *, allow_mixed: bool) -> list[Group]:
+    """The runs in groups that may be compared, in their order.
+
+    Raises:
+        MgenError: there would be more than one group, and `allow_mixed` is not set.
+    """
+    groups: list[Group] = []
+    for run in runs:
+        reasons = [(other, difference(other.result, run.result)) for group in groups for other in group.runs]
+        if not allow_mixed and (found := next(((o, why) for o, why in reasons if why), None)):
+            raise MgenError(
+                f"{found[0].title!r} (result {found[0].number}) and {run.title!r} (result {run.number}) cannot be compared: {found[1]}. "
+                "Measure them alike, or put them on one page in tables of their own: --allow-mixed"
+            )
+        home = next((g for g in groups if not any(difference(o.result, run.result) for o in g.runs)), None)
+        if home is None:
+            groups.append(Group(runs=[run]))
+        else:
+            home.runs.append(run)
+    return groups
+
+
+def settings(result: Result) -> dict[str, Any]:
+    """What the images are and how they were drawn, flat; the sampler's keys without its name."""
+    images = dict(result["images"])
+    sampler = flatten(images.pop("sampler", None) or {})
+    flat = {"count": result["count"], **flatten(images)}
+    return flat | {(f"sampler.{key}" if key in flat else key): value for key, value in sampler.items()}
+
+
+def differing(results: Sequence[Result]) -> dict[str, list[Any]]:
+    """Settings that are not the same in all results, with their values; a key that a result lacks counts as None."""
+    flat = [settings(result) for result in results]
+    keys = dict.fromkeys(key for one in flat for key in one)
+    values = {key: [one.get(key) for one in flat] for key in keys}
+    found: dict[str, list[Any]] = {key: column for key, column in values.items() if any(x != column[0] for x in column)}
+    if "model" in found:
+        found.pop("weights_sha256", None)  # another model has other weights
+        models = list(map(str, found["model"]))
+        steps = [int(match[-1][1]) for model in models if (match := STEP.findall(model))]
+        if len(steps) == len(models):  # the same training at several steps, or several trainings
+            del found["model"]
+            bases = [STEP.sub(r"\1…", model) for model in models]
+            if len(set(bases)) > 1:
+                found["model"] = bases
+            if len(set(steps)) > 1 and steps not in found.values():
+                found["training step"] = steps
+    return found
+
+
+def columns(group: Group) -> list[Column]:
+    """The comparison: settings that differ, metrics ± deviations, cost."""
+    results = [run.result for run in group.runs]
+    found = []
+    for key, values in differing(results).items():
+        cells = [str(v)[:8] if key.endswith("sha256") and v else plain(v) for v in values]
+        found.append(Column(name=key, kind="setting", cells=cells, values=values))
+    taken = {column.name for column in found}
+    for name in group.metrics:
+        if "deviation over" in name:
+            continue  # of another metric, in the part of each run
+        values = [result["metrics"].get(name) for result in results]
+        column = Column(name=name, kind="metric", cells=[metric(result, name) for result in results], values=values)
+        column.better = group.better(name)
+        column.best = best_rows(values, column.better)
+        found.append(column)
+    costs = [result["cost"] or {} for result in results]
+    for key in dict.fromkeys(key for cost in costs for key in cost):
+        values = [cost.get(key) for cost in costs]
+        same = all(value == values[0] for value in values)
+        if key in taken or (same and key not in ("tflops_per_image", "seconds_per_image")):
+            continue
+        text = key == "hardware"
+        cells = [plain(v) if v is not None else "–" for v in values] if text else list(map(number, values))
+        if all(isinstance(value, float) for value in values):
+            cells = column_numbers(values)
+        found.append(Column(name=COST.get(key, key.replace("_", " ")), kind="cost", cells=cells, values=values))
+    return found
+
+
+def best_rows(values: Sequence[float | None], better: str | None) -> set[int]:
+    """Where the best of values that differ stands."""
+    there = [value for value in values if value is not None and math.isfinite(value)]
+    if better not in ("lower", "higher") or len(set(there)) < 2:
+        return set()
+    best = min(there) if better == "lower" else max(there)
+    return {i for i, value in enumerate(values) if value == best}
+
+
+def same_for_all(group: Group) -> list[tuple[str, str]]:
+    """What the runs of a group share and a reader asks for first."""
+    results = [run.result for run in group.runs]
+    shared, known = settings(results[0]), differing(results)
+    told = {"model"} if "training step" in known else set()
+    keys = [
+        key
+        for key in ("model", "steps", "order", "schedule", "labels", "seed")
+        if key in shared.keys() - known.keys() - told
+    ]
+    rows: list[tuple[str, str]] = [(key, plain(shared[key])) for key in keys]
+    cost = results[0]["cost"] or {}
+    if "hardware" in cost and all((r["cost"] or {}).get("hardware") == cost["hardware"] for r in results):
+        rows.append(("seconds measured on", plain(cost["hardware"])))
+    return rows
+
+
+def told_apart(group: Group) -> list[str]:
+    """What differs between the runs, in a few words of each; "" if that is nothing or too much."""
+    known = [column for column in columns(group) if column.kind == "setting"]
+    if not 0 < len(known) <= 3:
+        return [""] * len(group.runs)
+    return [", ".join(f"{column.name} {column.cells[i]}" for column in known) for i in range(len(group.runs))]
+
+
+def run_names(groups: Sequence[Group]) -> dict[int, str]:
+    """A heading for each run: its title, and what sets it apart."""
+    return {
+        run.number: f"{run.title}{': ' if words else ''}{words}"
+        for group in groups
+        for run, words in zip(group.runs, told_apart(group))
+    }
+
+
+def notes(group: Group) -> list[str]:
+    """What a reader must know before comparing; notes that are not on all runs name theirs."""
+    on: dict[str, list[int]] = {}
+    for run in group.runs:
+        for text in warnings(run.result):
+            on.setdefault(text, []).append(run.number)
+    return [
+        text if len(runs) == len(group.runs) else f"Run {', '.join(map(str, runs))}: {text}"
+        for text, runs in on.items()
+    ]
+
+
+def best_of(group: Group) -> list[tuple[str, str, str, str]]:
+    """Name, best value, better direction and the runs that reach it, of each metric that has a direction."""
+    found, names = [], told_apart(group)
+    for column in columns(group):
+        if column.kind == "metric" and column.best:
+            best = sorted(column.best)
+            numbers = ", ".join(str(group.runs[i].number) for i in best)
+            name = names[best[0]] or group.runs[best[0]].title
+            who = f"run {numbers} ({name})" if len(best) == 1 else f"runs {numbers}"
+            found.append((column.name, column.cells[best[0]], direction(column.better), who))
+    return found

@@ -1,0 +1,228 @@
+"""Metrics over the one setting in which results differ: found here, drawn by matplotlib as SVG for a page.
+
+The page's style sheet colours the curves, so that they follow its light and dark themes: the drawing has stand-ins for colours, which
+are replaced by the sheet's variables.
+"""
+
+import io
+import re
+import warnings
+import xml.etree.ElementTree as ET
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mgen.reports.compare import Group, differing
+from mgen.reports.data import number, plain, plus_minus
+from mgen.reports.read import is_number
+
+INSTALL = "The curves need matplotlib: pip install 'mgen[plots]', then the same command again. Their numbers are in the tables."
+SERIES = 6  # colours of the style sheet: --series-1 …; later lines repeat them with other markers
+INK, GRID = "#010203", "#040506"
+MARKERS, DASHES = "osD^vPX", ("-", "--", "-.", ":")
+SVG, XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    x: float
+    y: float
+    deviation: float | None
+    run: int
+
+    @property
+    def text(self) -> str:
+        return plus_minus(self.y, self.deviation)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """A metric over a setting. lines: name of the line (the value of a second setting, or "") and its points by x."""
+
+    metric: str
+    setting: str
+    better: str | None
+    lines: list[tuple[str, list[Point]]]
+
+    @property
+    def title(self) -> str:
+        return f"{self.metric} over {self.setting}"
+
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Heads and rows: the setting, and the metric of each line."""
+        xs = sorted({point.x for _, points in self.lines for point in points})
+        heads = [self.setting, *(name or self.metric for name, _ in self.lines)]
+        rows = []
+        for x in xs:
+            cells = [" and ".join(p.text for p in points if p.x == x) or "–" for _, points in self.lines]
+            rows.append([number(x), *cells])
+        return heads, rows
+
+
+def find_curves(group: Group) -> tuple[list[Curve], str]:
+    """The curves of a group, and why there are none."""
+    if len(group.runs) < 2:
+        return [], ""
+    axes = _axes(differing([run.result for run in group.runs]))
+    if not axes:
+        return [], "No curves: no setting differs between these results."
+    if len(axes) > 2:
+        return [], f"No curves: more than two settings differ ({', '.join(axes)})."
+    numeric = {name: values for name, values in axes.items() if name != "seed" and all(map(is_number, values))}
+    if not numeric:
+        return (
+            [],
+            f"No curves: {' and '.join(axes)} {'is no number' if len(axes) == 1 else 'are no numbers'} to draw over.",
+        )
+    setting = max(numeric, key=lambda name: len(set(numeric[name])))  # the first of those with most values
+    xs = axes.pop(setting)
+    other = next(iter(axes), None)
+    names = [f"{other} {plain(value)}" for value in axes[other]] if other else [""] * len(xs)
+    curves = []
+    for metric in group.metrics:
+        if "deviation" in metric:
+            continue  # of another metric
+        lines: dict[str, list[Point]] = {}
+        for run, x, name in zip(group.runs, xs, names):
+            y = run.result["metrics"].get(metric)
+            if y is not None and abs(y) < float("inf"):
+                deviation = run.result["deviations"].get(metric)
+                lines.setdefault(name, []).append(Point(x=x, y=y, deviation=deviation, run=run.number))
+        if sum(map(len, lines.values())) > 1:
+            ordered = [(name, sorted(points, key=lambda p: p.x)) for name, points in lines.items()]
+            curves.append(Curve(metric=metric, setting=setting, better=group.better(metric), lines=ordered))
+    return curves, ""
+
+
+def _axes(columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """Settings that differ, where those of one dictionary that change together (guidance.start, guidance.end) are one."""
+    axes: dict[str, list[Any]] = {}
+    merged: dict[tuple[Any, ...], list[str]] = {}
+    for key, values in columns.items():
+        parent = key.rpartition(".")[0]
+        seen = list(map(plain, values))
+        merged.setdefault((parent or key, tuple(seen.index(x) for x in seen)), []).append(key)
+    for keys in merged.values():
+        first = next((key for key in keys if all(map(is_number, columns[key]))), keys[0])
+        rest = [key for key in keys if key != first]
+        axes[first + (f" (with {', '.join(rest)})" if rest else "")] = columns[first]
+    return axes
+
+
+def draw(curve: Curve, prefix: str) -> str | None:
+    """The curve as an <svg> element for a page; None without matplotlib.
+
+    Args:
+        prefix: begins the ids inside, so that those of several drawings on one page differ.
+    """
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    except ImportError:
+        return None
+    with warnings.catch_warnings(), matplotlib.rc_context():
+        warnings.simplefilter("ignore")  # a script the measuring font lacks: the page has its own
+        matplotlib.rcdefaults()  # whatever the user's style is; the context puts it back
+        matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": prefix})  # text stays text; ids as before
+        figure = Figure(figsize=(4.6, 3.1 + 0.1 * len(curve.lines)), layout="constrained")
+        titles = _plot(figure, curve)
+        file = io.StringIO()
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    return _for_page(file.getvalue(), prefix, curve, titles)
+
+
+def _plot(figure: Any, curve: Curve) -> dict[str, str]:
+    """Fill the figure; returns the words of each point by its id."""
+    axes, titles, handles = figure.subplots(), {}, []
+    for k, (name, points) in enumerate(curve.lines):
+        look = dict(color=f"#0a0b{k % SERIES:02x}", marker=MARKERS[k % len(MARKERS)])
+        x, y = [p.x for p in points], [p.y for p in points]
+        (line,) = axes.plot(x, y, linestyle=DASHES[k // SERIES % len(DASHES)], linewidth=1.4, markersize=4.5, **look)
+        handles.append(line)
+        for i, point in enumerate(points):
+            if point.deviation:
+                axes.errorbar(
+                    [point.x], [point.y], yerr=point.deviation, fmt="none", ecolor=look["color"], capsize=2.5, lw=1
+                )
+            # An invisible disk over the marker, wide enough for a finger, to carry the point's words.
+            (spot,) = axes.plot([point.x], [point.y], marker="o", markersize=14, color=look["color"], alpha=0.0)
+            spot.set_gid(f"point-{k}-{i}")
+            words = f"{curve.setting} {number(point.x)}{', ' + name if name else ''}: {point.text} (run {point.run})"
+            titles[f"point-{k}-{i}"] = words
+    xs = sorted({p.x for _, points in curve.lines for p in points})
+    if xs[0] > 0 and xs[-1] / xs[0] >= 16:
+        axes.set_xscale("log")
+        axes.minorticks_off()
+    if len(xs) <= 9:
+        axes.set_xticks(xs, list(map(number, xs)))
+    axes.set_xlabel(curve.setting, parse_math=False)
+    axes.set_ylabel(curve.metric + (f"\n({curve.better} is better)" if curve.better else ""), parse_math=False)
+    axes.grid(color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color(INK)
+    axes.tick_params(colors=INK, labelsize=8)
+    axes.xaxis.label.set(color=INK, fontsize=9)
+    axes.yaxis.label.set(color=INK, fontsize=9)
+    if any(name for name, _ in curve.lines):
+        legend = figure.legend(
+            handles, [name for name, _ in curve.lines], loc="outside lower center", ncols=2, frameon=False, fontsize=8
+        )
+        for text in legend.get_texts():
+            text.set(color=INK, parse_math=False)
+    return titles
+
+
+def _for_page(text: str, prefix: str, curve: Curve, titles: dict[str, str]) -> str:
+    """matplotlib's file as an element of a page: no addresses, own ids, colours of the style sheet, words at the points."""
+    root = ET.fromstring(text)
+    for parent in root.iter():
+        for child in [c for c in parent if c.tag == f"{SVG}metadata"]:
+            parent.remove(child)
+    for element in root.iter():
+        if element.tag == f"{SVG}g" and element.get("id") in titles:
+            title = ET.Element(f"{SVG}title")
+            title.text = titles[element.attrib["id"]]
+            element.insert(0, title)
+            element.set("class", "point")
+        if href := element.attrib.pop(f"{XLINK}href", None):
+            element.set("href", href)
+        for key, value in element.attrib.items():
+            if key == "id":
+                value = f"{prefix}-{value}"
+            value = re.sub(r"^#(?=[A-Za-z])", f"#{prefix}-", value) if key == "href" else value
+            element.set(key, _coloured(re.sub(r"url\(#", f"url(#{prefix}-", value)))
+        if element.tag == f"{SVG}text":  # the page's font instead of the one that was measured
+            element.set("style", re.sub(r"font: ([\d.]+px) [^;]+", r"font-size: \1", element.get("style", "")))
+        if element.tag == f"{SVG}style":
+            element.text = (element.text or "").replace("*{", f"#{prefix} *{{")
+    root.set("id", prefix)
+    root.set("role", "img")
+    root.set("aria-label", f"{curve.title}; the values are in the table below")
+    for size in ("width", "height", "version"):
+        root.attrib.pop(size, None)
+    for element in root.iter():  # a page knows these elements without namespaces
+        element.tag = element.tag.removeprefix(SVG)
+    return ET.tostring(root, encoding="unicode")
+
+
+def _coloured(value: str) -> str:
+    value = value.replace(INK, "var(--ink)").replace(GRID, "var(--rule)")
+    return re.sub(r"#0a0b([0-9a-f]{2})", lambda match: f"var(--series-{int(match[1], 16) + 1})", value)
+
+
+def as_json(curves: Sequence[Curve]) -> list[dict[str, Any]]:
+    """The curves for report.json."""
+    return [
+        {
+            "metric": curve.metric,
+            "setting": curve.setting,
+            "better": curve.better,
+            "lines": [
+                {"name": name, "points": [{"x": p.x, "y": p.y, "deviation": p.deviation, "run": p.run} for p in points]}
+                for name, points in curve.lines
+            ],
+        }
+        for curve in curves
+    ]

@@ -1,0 +1,170 @@
+"""The words and numbers of results that all forms of a report share."""
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from mgen.reports.read import Result
+
+PUBLISHED = 50000  # images of a published figure
+COST = {
+    "parameters": "parameters",
+    "tflops_per_image": "TFLOPs per image",
+    "seconds_per_image": "seconds per image",
+    "steps": "steps",
+    "hardware": "measured on",
+}
+
+
+def number(value: Any) -> str:
+    """A number to four digits, whole ones in full; – for none."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return plain(value)
+    if isinstance(value, int) or not math.isfinite(value) or value == 0:
+        return f"{value:,}" if isinstance(value, int) else f"{value:g}"
+    return f"{value:,.1f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def plus_minus(value: float | None, deviation: float | None) -> str:
+    """A value and its standard deviation, to two digits of the deviation: 11.90 ± 0.21."""
+    if value is None or not deviation or not math.isfinite(deviation) or not math.isfinite(value):
+        return number(value)
+    digits = min(8, max(0, 1 - math.floor(math.log10(abs(deviation)))))
+    return f"{value:,.{digits}f} ± {deviation:,.{digits}f}"
+
+
+def column_numbers(values: Iterable[Any]) -> list[str]:
+    """Numbers of one column to equal decimals, so that they can be compared at a glance."""
+    found = list(values)
+    floats = [abs(x) for x in found if isinstance(x, float) and math.isfinite(x)]
+    top = max(floats, default=0.0)
+    digits = 0 if top == 0 else min(8, max(0, 3 - math.floor(math.log10(top)) - (top < 1)))
+    return [f"{x:,.{digits}f}" if isinstance(x, float) and math.isfinite(x) else number(x) for x in found]
+
+
+def plain(value: Any) -> str:
+    """A setting in words."""
+    if value is None or value == "" or value == []:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(plain, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = None if value == {} else value
+    return flat
+
+
+def is_distance(metric: str) -> bool:
+    """Whether a metric is a distance between sets of images: then it depends on how many there are."""
+    return re.search(r"\b[rs]?FID\b|\bKID\b|MMD|distance", metric) is not None
+
+
+def has_distance(result: Result) -> bool:
+    return any(map(is_distance, result["metrics"]))
+
+
+def class_name(result: Result, label: Any) -> str:
+    """The name of a class id, which may be text; the id itself if it has none."""
+    names, digits = result["class_names"], str(label)
+    known = digits.isdecimal() and int(digits) < len(names)
+    return str(names[int(digits)]) if known else ("unknown" if digits in ("-1", "None") else f"class {digits}")
+
+
+def class_ids(result: Result) -> list[str]:
+    """The ids of by_class, in numerical order."""
+    ids = {str(key) for column in result["by_class"].values() for key in column}
+    return sorted(ids, key=lambda c: (not c.isdecimal(), int(c) if c.isdecimal() else 0, c))
+
+
+def headline(result: Result) -> list[tuple[str, str, str]]:
+    """Name, value and better direction of the first two metrics that have a direction, and of the class accuracy."""
+    names = [name for name in result["metrics"] if name in result["better"]] or list(result["metrics"])
+    names = names[:2] + [name for name in names[2:] if name.startswith("class accuracy")][:1]
+    return [(name, metric(result, name), direction(result["better"].get(name))) for name in names]
+
+
+def direction(better: str | None) -> str:
+    return f"{better} is better" if better else ""
+
+
+def metric(result: Result, name: str) -> str:
+    return plus_minus(result["metrics"].get(name), result["deviations"].get(name))
+
+
+def warnings(result: Result) -> list[str]:
+    """What a reader must know before comparing the numbers with others."""
+    found = [part.strip() for part in (result["note"] or "").split(";") if part.strip()]
+    count = result["count"]
+    if has_distance(result) and count < PUBLISHED and not any(f"{count} images" in part for part in found):
+        found.append(f"{count:,} images, below {PUBLISHED:,}: distances fall with the count, compare only equal counts")
+    return list(map(sentence, found))
+
+
+def deviation_note(result: Result) -> str:
+    """What stands behind ±."""
+    if not result["deviations"]:
+        return "No deviations were computed."
+    made = result["bootstrap"] or {}
+    how = f" ({made['replicates']} replicates, seed {made.get('seed', 0)})" if "replicates" in made else ""
+    kernel = any(name.startswith(("KID", "kernel")) for name in result["deviations"])
+    return f"±: one standard deviation, by bootstrap over the images{how}" + (
+        "; of the kernel distance over its subsets." if kernel else "."
+    )
+
+
+def cost_rows(result: Result) -> list[tuple[str, str]]:
+    """What the images cost, in words."""
+    return [(COST.get(key, key.replace("_", " ")), number(value)) for key, value in (result["cost"] or {}).items()]
+
+
+def parts(result: Result) -> dict[str, dict[str, Any]]:
+    """Everything that decides the numbers, in groups, flat."""
+    images = dict(result["images"])
+    sampler = images.pop("sampler", None)
+    groups = {
+        "Images": {"count": result["count"], **images},
+        "Sampler": sampler if isinstance(sampler, dict) else {},
+        "Protocol": result["protocol"],
+        "Extractor": result["extractor"],
+        "Reference": result["reference"] or {"reference": None},
+        "Judge": result["judge"] or {},
+        "Bootstrap": result["bootstrap"] or {},
+        "Versions": {**result["versions"], "measured": result["created"]},
+    }
+    return {name: flatten(group) for name, group in groups.items() if group}
+
+
+def nearest_note(nearest: Result) -> str:
+    """How to read the nearest training images."""
+    typical, own = nearest.get("typical"), str(nearest.get("note") or "").strip()
+    said = [
+        f"The nearest of {number(nearest.get('count'))} images of {nearest.get('data')}, by distance in feature space."
+    ]
+    if typical:
+        said.append(
+            f"A training image and its nearest other one are typically {number(typical)} apart: a drawn image much nearer than that "
+            "to a training image may be a copy of it. Distances below half of it are marked."
+        )
+    return " ".join([*said, *([sentence(own)] if own else [])])
+
+
+def sentence(words: str) -> str:
+    return words[0].upper() + words[1:] + "." * (not words.endswith("."))
+
+
+def is_near(nearest: Result, distance: float) -> bool:
+    """Whether a drawn image is conspicuously near: below half of what is typical."""
+    return bool(nearest.get("typical")) and distance < nearest["typical"] / 2

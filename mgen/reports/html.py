@@ -1,0 +1,95 @@
+"""The building blocks of a report's page. Words come in as they are and leave escaped."""
+
+from collections.abc import Iterable, Sequence
+from html import escape
+from typing import Any
+
+from mgen.reports.read import image_size, is_number
+
+VOID = ("br", "img", "input")
+
+
+class Html(str):
+    """Text that is HTML already."""
+
+
+def tag(name: str, *content: str, **attributes: Any) -> Html:
+    """An element. Content that is not Html is escaped; attributes: class_ is class, _ is -, None and False leave one out."""
+    words = []
+    for key, value in attributes.items():
+        if value is None or value is False or value == "":
+            continue
+        key = key.rstrip("_").replace("_", "-")
+        words.append(f" {key}" if value is True else f' {key}="{escape(str(value))}"')
+    start = f"<{name}{''.join(words)}>"
+    return Html(start if name in VOID else f"{start}{join(content)}</{name}>")
+
+
+def join(parts: Iterable[str], between: str = "") -> Html:
+    """Parts after each other, those that are not Html escaped."""
+    return Html(between.join(part if isinstance(part, Html) else escape(part) for part in parts))
+
+
+def listing(lines: Iterable[str], **attributes: Any) -> Html:
+    """A list; nothing if there are no lines."""
+    items = [tag("li", line) for line in lines]
+    return tag("ul", *items, **attributes) if items else Html()
+
+
+def head(name: str, *, numeric: bool = False, sub: str = "") -> Html:
+    """The head of a column, with a smaller line beneath."""
+    return tag("th", tag("span", name, class_="name"), small(sub), scope="col", class_="num" if numeric else None)
+
+
+def row_head(*content: str, value: Any = None) -> Html:
+    return tag("th", *content, scope="row", data_value=value)
+
+
+def small(text: str) -> Html:
+    return tag("span", text, class_="sub") if text else Html()
+
+
+def cell(text: str, value: Any = None, *, numeric: bool = False, best: bool = False) -> Html:
+    """A cell; `value` is the number it is sorted by."""
+    sort = repr(value) if is_number(value) else None
+    return tag("td", text, class_=" ".join(["num"] * numeric + ["best"] * best), data_value=sort)
+
+
+def table(
+    heads: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    label: str,
+    caption: str = "",
+    kind: str = "",
+    id: str = "",
+    long: bool = False,
+) -> Html:
+    """A table that scrolls by itself where the page is too narrow.
+
+    Args:
+        heads, rows: cells. label: what it is, for those who hear the page. caption: words beneath, which do not scroll.
+        kind: classes. long: it also scrolls up and down.
+    """
+    shown = tag(
+        "div",
+        tag(
+            "table",
+            tag("thead", tag("tr", *heads)) if heads else Html(),
+            tag("tbody", *(tag("tr", *row) for row in rows)),
+            class_=kind,
+            id=id,
+        ),
+        class_="scroll long" if long else "scroll",
+        role="region",
+        aria_label=label,
+        tabindex=0,
+    )
+    return join([shown, tag("p", caption, class_="caption")]) if caption else shown
+
+
+def picture(uri: str, *, alt: str, caption: Iterable[str], class_: str = "") -> Html:
+    """An image given as a data URI, with words beneath."""
+    width, height = image_size(uri)
+    image = tag("img", src=uri, width=width, height=height, alt=alt, class_="small" if width <= 64 else None)
+    return tag("figure", image, tag("figcaption", *caption), class_=class_)

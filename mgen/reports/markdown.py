@@ -1,0 +1,124 @@
+"""A report in Markdown: the same as the page, without its images and curves."""
+
+import re
+from collections.abc import Iterable, Sequence
+from html import escape
+
+from mgen.reports.compare import Group, best_of, columns, notes, run_names, same_for_all
+from mgen.reports.curves import find_curves
+from mgen.reports.data import (
+    class_ids,
+    class_name,
+    column_numbers,
+    cost_rows,
+    deviation_note,
+    headline,
+    is_near,
+    metric,
+    nearest_note,
+    number,
+    parts,
+    plain,
+    warnings,
+)
+from mgen.reports.read import Result, Run
+
+
+def markdown(title: str, groups: Sequence[Group]) -> str:
+    """One run, or groups of runs, each group in a table of its own."""
+    runs = sorted((run for group in groups for run in group.runs), key=lambda run: run.number)
+    lines = [f"# {words(title)}", ""]
+    if len(runs) == 1:
+        return "\n".join([*lines, *_run(runs[0], level=2)])
+    if len(groups) > 1:
+        lines += ["> Measured in more than one way: compare numbers within a table, never between tables.", ""]
+    for group in groups:
+        lines += _group(group)
+    names = run_names(groups)
+    for run in runs:
+        lines += [f"## {run.number} {words(names[run.number])}", "", *_run(run, level=3)]
+    return "\n".join(lines)
+
+
+def words(text: object) -> str:
+    """Text that Markdown shows as it is, in a line or in a cell."""
+    line = " ".join(str(text).split())
+    return re.sub(r"([\\`*|\[\]])", r"\\\1", escape(line, quote=False))
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1) -> list[str]:
+    """Columns from `left` on are numbers."""
+    rule = ["---"] * left + ["---:"] * (len(heads) - left)
+    lines = [heads, rule, *([words(x) for x in row] for row in rows)]
+    lines[0] = [words(x) for x in heads]
+    return [f"| {' | '.join(line)} |" for line in lines] + [""]
+
+
+def _notes(lines: Iterable[str]) -> list[str]:
+    found = [f"> {words(line)}" for line in lines]
+    return [*(line for text in found for line in (text, ">")), ""][:-2] + [""] if found else []
+
+
+def _group(group: Group) -> list[str]:
+    lines = [f"## {words(group.title)}", ""]
+    lines += [
+        f"- {words(name)} **{words(value)}** ({better}), {words(who)}" for name, value, better, who in best_of(group)
+    ]
+    lines += ["", *_notes(notes(group))]
+    if facts := same_for_all(group):
+        lines += [f"The same for all: {words('; '.join(f'{key} {value}' for key, value in facts))}.", ""]
+    shown = columns(group)
+    heads = ["run", *(c.name + (f" ({c.better} is better)" if c.better else "") for c in shown)]
+    rows = [[f"{run.number} {run.title}", *(c.cells[i] for c in shown)] for i, run in enumerate(group.runs)]
+    lines += [*_table(heads, rows), deviation_note(group.runs[0].result), ""]
+    curves, reason = find_curves(group)
+    if reason:
+        lines += [words(reason), ""]
+    for curve in curves:
+        lines += [f"**{words(curve.title)}**", "", *_table(*curve.table())]
+    return lines
+
+
+def _run(run: Run, *, level: int) -> list[str]:
+    result, sharps = run.result, "#" * level
+    shown = [f"{words(n)} **{words(v)}**{f' ({better})' if better else ''}" for n, v, better in headline(result)]
+    lines = [f"{'; '.join(shown) or 'Nothing was measured'}; {result['count']:,} images.", ""]
+    lines += _notes(warnings(result))
+    if result["command"]:
+        lines += [f"    {' '.join(result['command'].split())}", ""]
+    lines += [f"{sharps} Quality", ""]
+    rows = [[name, metric(result, name), result["better"].get(name, "")] for name in result["metrics"]]
+    lines += [*_table(["metric", "value", "better"], rows), deviation_note(result), ""]
+    if result["missing"]:
+        lines += ["Not computed:", ""]
+        lines += [f"- {words(name)}: {words(plain(why))}" for name, why in result["missing"].items()] + [""]
+    if cost := cost_rows(result):
+        lines += [f"{sharps} Cost", "", *_table(["cost", "value"], cost)]
+    if run.grid is not None:
+        lines += [f"![grid of samples](<{run.grid_path}>)", ""]
+    lines += _by_class(result, sharps) + _nearest(result, sharps)
+    lines += [f"{sharps} How it was measured", ""]
+    settings = [[f"{name}: {key}", plain(value)] for name, part in parts(result).items() for key, value in part.items()]
+    return lines + _table(["setting", "value"], settings, left=2)
+
+
+def _by_class(result: Result, sharps: str) -> list[str]:
+    ids = class_ids(result)
+    if not ids:
+        return []
+    texts = [column_numbers([column.get(c) for c in ids]) for column in result["by_class"].values()]
+    rows = [[class_name(result, c), c, *(text[i] for text in texts)] for i, c in enumerate(ids)]
+    return [f"{sharps} Per class", "", *_table(["class", "id", *result["by_class"]], rows)]
+
+
+def _nearest(result: Result, sharps: str) -> list[str]:
+    nearest = result["nearest"]
+    if not nearest or not nearest.get("rows"):
+        return []
+    rows = []
+    for row in nearest["rows"]:
+        near = ", near" if is_near(nearest, row["distance"]) else ""
+        others = [f"{number(o['distance'])} ({class_name(result, o.get('label'))})" for o in row["neighbours"]]
+        rows.append([class_name(result, row.get("label")), number(row["distance"]) + near, ", ".join(others)])
+    heads = ["drawn image", "nearest training image", "all of them"]
+    return [f"{sharps} Nearest training images", "", words(nearest_note(nearest)), "", *_table(heads, rows, left=3)]

@@ -1,0 +1,118 @@
+"""Reports of results: for people one HTML page and the same in Markdown, for programs JSON."""
+
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from mgen.errors import MgenError
+from mgen.files import atomic_path, write_json, write_text
+from mgen.grids import labelled_grid
+from mgen.reports.compare import Group, columns, grouped
+from mgen.reports.curves import as_json, find_curves
+from mgen.reports.markdown import markdown
+from mgen.reports.page import page
+from mgen.reports.read import FORMAT, Result, Run, check_result, read_result
+
+INLINE = 3 * 2**20  # a larger grid goes into the page as a JPEG
+
+
+def write_report(out: Path, result: Result, examples: Tensor, labels: Sequence[int]) -> list[Path]:
+    """Write grid.png, result.json, report.md and report.html into the folder `out`; all is made before anything is written.
+
+    Args:
+        result: of mgen eval, format 2. examples: uint8 (n, C, H, W). labels: class ids (n); −1 is unknown.
+
+    Returns:
+        The files, the page last.
+
+    Raises:
+        MgenError: the result lacks keys, or the folder cannot be written to.
+    """
+    result = check_result(result, "the result")
+    stream = io.BytesIO()
+    labelled_grid(examples, labels, [str(name) for name in result["class_names"]]).save(stream, format="PNG")
+    run = Run(number=1, result=result, grid=for_page(stream.getvalue()))
+    groups = [Group(runs=[run])]
+    texts = {"report.md": markdown(run.title, groups), "report.html": page(run.title, groups)}
+    with atomic_path(out / "grid.png") as path:
+        path.write_bytes(stream.getvalue())
+    write_json(out / "result.json", result)
+    for name, text in texts.items():
+        write_text(out / name, text)
+    return [out / name for name in ("grid.png", "result.json", *texts)]
+
+
+def write_page(paths: Sequence[str], out: Path, *, title: str | None = None, allow_mixed: bool = False) -> list[Path]:
+    """Put the results that files or folders hold on one page; returns out.html, out.md and out.json.
+
+    Raises:
+        MgenError: a result cannot be read, one is given twice or would be overwritten, or they cannot be compared.
+    """
+    outputs = [out.with_suffix(suffix) for suffix in (".html", ".md", ".json")]
+    runs: list[Run] = []
+    files: list[Path] = []
+    for path in paths:
+        result, file = read_result(path)
+        if file.resolve() in files:
+            raise MgenError(f"{path} is given twice: leave one out")
+        files.append(file.resolve())
+        grid = file.with_name("grid.png")
+        run = Run(number=len(runs) + 1, result=result, grid=_grid(grid) if grid.is_file() else None)
+        run.grid_path = Path(os.path.relpath(grid.resolve(), out.resolve().parent)).as_posix()
+        runs.append(run)
+    if taken := [path for path in outputs if path.resolve() in files]:
+        raise MgenError(f"{taken[0]} is a result, and would be overwritten: choose another --out")
+    groups = grouped(runs, allow_mixed=allow_mixed)
+    title = title or (runs[0].title if len(runs) == 1 else f"{len(runs)} results compared")
+    texts = [page(title, groups), markdown(title, groups)]
+    for file, text in zip(outputs, texts):
+        write_text(file, text)
+    write_json(outputs[2], summary(title, groups))
+    return outputs
+
+
+def summary(title: str, groups: Sequence[Group]) -> dict[str, Any]:
+    """The page for programs: groups of runs that may be compared, with their tables and curves, and all results."""
+    runs = sorted((run for group in groups for run in group.runs), key=lambda run: run.number)
+    return {
+        "format": FORMAT,
+        "title": title,
+        "groups": [
+            {
+                "title": group.title,
+                "protocol": group.runs[0].result["protocol"],
+                "reference": group.runs[0].result["reference"],
+                "runs": [run.number for run in group.runs],
+                "table": [
+                    {"column": c.name, "kind": c.kind, "better": c.better, "values": c.values, "text": c.cells}
+                    for c in columns(group)
+                ],
+                "curves": as_json(find_curves(group)[0]),
+            }
+            for group in groups
+        ],
+        "results": [{"run": run.number, **run.result} for run in runs],
+    }
+
+
+def _grid(file: Path) -> bytes:
+    try:
+        return for_page(file.read_bytes())
+    except OSError as error:
+        raise MgenError(f"cannot read {file} ({error}): run mgen eval again, or remove it") from error
+
+
+def for_page(png: bytes) -> bytes:
+    """A grid as it stands in the page: itself, or a JPEG if it is large. OSError if it is no image."""
+    with Image.open(io.BytesIO(png)) as image:
+        image.load()
+        if len(png) <= INLINE and image.format == "PNG":
+            return png
+        stream = io.BytesIO()
+        image.convert("RGB").save(stream, format="JPEG", quality=90)
+        return stream.getvalue()

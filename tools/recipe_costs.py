@@ -1,0 +1,191 @@
+"""TFLOPs per image of the recipes, counted and written into them.
+
+    python tools/recipe_costs.py                                   all of them: into the line `tflops:` of each file
+    python tools/recipe_costs.py mar-l-imagenet256 --check         compare only; exit status 1 if a file states something else
+
+Counted is the network alone, trunk and head without the tokenizer's decoder, one image with the recipe's sampler, guidance included,
+one multiplication and addition as 2 (mgen/flops.py). The model comes from the recipe's `model:` or, of an embedded one, from its own
+configuration; there are no weights, all happens on the meta device. `parameters:` is checked against the same model.
+
+Deep models are not run at their depth: operations are affine in the number of equal blocks, so two shallow runs, of trunk and head
+alike, tell those of a deep one exactly; and the shapes that an operation gives are worked out once. `--exact` does without both.
+"""
+
+import argparse
+import re
+import sys
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from mgen._folders import embedded
+from mgen.benchmark import Parts
+from mgen.checkpoints.recipes import find_recipe, recipe_names, recipe_settings
+from mgen.config import read_config
+from mgen.errors import MgenError
+from mgen.files import write_text
+from mgen.flops import count_run
+from mgen.samplers import ParallelSampler
+from mgen.training.config import build_model
+
+# Two shallow depths of a model; of AutoNAT's trunk, half of the blocks lie before the middle and half behind it.
+SHALLOW = {"MaskGIT": (2, 4)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """Parameters of the generator, and operations of one image, in its trunk and in its head."""
+
+    parameters: int
+    trunk: int
+    head: int
+
+    @property
+    def tflops(self) -> float:
+        return (self.trunk + self.head) / 1e12
+
+
+class Remembered(TorchDispatchMode):
+    """Answers an operation on the meta device with the shapes that it gave for the same arguments before.
+
+    Torch works shapes out in Python, which takes most of the time of a count; the counter itself sees every operation all the same.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._kept: dict[Any, tuple[list[tuple[Any, ...]], Any]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        flat, tree = tree_flatten((args, kwargs or {}))
+        tensors = [value for value in flat if isinstance(value, Tensor)]
+        key = (func, tree, *((*_layout(value),) if isinstance(value, Tensor) else value for value in flat))
+        if func._schema.is_mutable or not tensors or not all(value.is_meta for value in tensors):
+            return func(*args, **(kwargs or {}))
+        try:
+            kept = self._kept.get(key)
+        except TypeError:  # an argument that cannot be a key
+            return func(*args, **(kwargs or {}))
+        if kept is None:
+            out = func(*args, **(kwargs or {}))
+            given, tree = tree_flatten(out)
+            if all(isinstance(value, Tensor) and value.is_meta for value in given):
+                self._kept[key] = [_layout(value) for value in given], tree
+            return out
+        shapes, tree = kept
+        return tree_unflatten([torch.empty_strided(s, t, dtype=d, device="meta") for s, t, d in shapes], tree)
+
+
+def _layout(tensor: Tensor) -> tuple[Any, ...]:
+    return tuple(tensor.shape), tensor.stride(), tensor.dtype
+
+
+def cost(name: str, *, exact: bool = False) -> Cost:
+    """The cost of a recipe.
+
+    Args:
+        name: of a shipped recipe, or a file.
+        exact: run the model at its own depth, as `mgen bench` does.
+    """
+    facts = read_config(find_recipe(name))
+    if "model" not in facts:
+        from mgen.pipeline import load
+
+        generator = load(embedded(facts["folder"])).generator
+        return _cost(generator, *_count(generator, name, exact=exact))
+    settings = facts["model"]
+    generator = _build(settings)
+    depths = {key: value for key, value in generator.config.items() if key.endswith("depth")}
+    trunk = {value for key, value in depths.items() if "head" not in key}
+    head = {value for key, value in depths.items() if "head" in key} or {1}
+    if exact or len(trunk) > 1 or len(head) > 1:
+        return _cost(generator, *_count(generator, name, exact=exact))
+    low, high = SHALLOW.get(settings["class"], (1, 2))
+    counts = [_count(_build({**settings, **dict.fromkeys(depths, depth)}), name) for depth in (low, high)]
+    parts = [
+        first + (second - first) * (depth - low) // (high - low)
+        for first, second, depth in zip(*counts, (trunk.pop(), head.pop()))
+    ]
+    return _cost(generator, *parts)
+
+
+REMEMBERED = Remembered()  # across runs: those of two depths take the same shapes, and many recipes differ in a few
+
+
+def _build(settings: dict[str, Any]) -> Any:
+    with torch.device("meta"):
+        return build_model(settings).eval()
+
+
+def _count(generator: Any, name: str, *, exact: bool = False) -> tuple[int, int]:
+    """Operations of trunk and head, of one image."""
+    sampler = ParallelSampler.suited(generator, *recipe_settings(name))
+    with nullcontext() if exact else REMEMBERED:
+        counts = count_run(Parts(generator, None, sampler), sampler)
+    return counts.flops["trunk"], counts.flops["head"]
+
+
+def _cost(generator: Any, trunk: int, head: int) -> Cost:
+    return Cost(parameters=sum(p.numel() for p in generator.parameters()), trunk=trunk, head=head)
+
+
+def stated(path: Path) -> str | None:
+    """The text behind `tflops:` in the file itself, not in what it extends."""
+    found = re.search(r"^tflops: (\S+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return found[1] if found else None
+
+
+def state(path: Path, figure: str) -> None:
+    """Write the line `tflops:`: in its place, or behind `parameters:`, or before `run:`. Comments stay."""
+    text = path.read_text(encoding="utf-8")
+    line = f"tflops: {figure}  # network only, one image\n"
+    for pattern, put in (
+        (r"^tflops:.*\n", lambda _: line),
+        (r"^parameters:.*\n", lambda m: m[0] + line),
+        (r"^(?=run:)", lambda _: line),
+    ):
+        changed, count = re.subn(pattern, put, text, count=1, flags=re.MULTILINE)
+        if count:
+            return write_text(path, changed)
+    raise MgenError(f"{path} has none of tflops:, parameters: and run: at the start of a line")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="recipes; default: all")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit status 1 if a figure differs")
+    parser.add_argument("--exact", action="store_true", help="run every model at its own depth")
+    args = parser.parse_args()
+    wrong = 0
+    for name in args.names or recipe_names():
+        path, began = find_recipe(name), time.process_time()
+        found = cost(name, exact=args.exact)
+        figure, parameters = f"{found.tflops:.4g}", f"{found.parameters / 1e6:.1f} M"
+        problems = []
+        if read_config(path)["parameters"] != parameters:
+            problems.append(f"parameters: {read_config(path)['parameters']} in the file, {parameters} counted")
+        if args.check and stated(path) != figure:
+            problems.append(f"tflops: {stated(path)} in the file")
+        if not args.check and stated(path) != figure:
+            state(path, figure)
+        wrong += bool(problems)
+        seconds = time.process_time() - began
+        print(
+            f"{path.stem:<38} {parameters:>9} {figure:>8} TFLOPs, {found.head / (found.trunk + found.head):>4.0%} in the head  "
+            f"{seconds:5.1f} s  {'; '.join(problems)}",
+            flush=True,
+        )
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except MgenError as error:
+        sys.exit(f"recipe_costs: error: {error}")
