@@ -378,3 +378,20 @@ def test_summary_keeps_the_order_of_the_runs() -> None:
     told = summary("t", [Group(runs=[a, c]), Group(runs=[b])])
     assert [group["runs"] for group in told["groups"]] == [[1, 3], [2]]
     assert [result["run"] for result in told["results"]] == [1, 2, 3]
+
+
+def test_published_figures_stand_beside_the_measured_ones(tmp_path: Path) -> None:
+    row = {
+        "metric": "FID",
+        "published": 1.78,
+        "tolerance": 0.1,
+        "measured": 1.8123,
+        "verdict": "off by +0.03, within <it>",
+    }
+    published = {"recipe": "mar-l", "rows": [row], "note": "measured & compared"}
+    made = {**example_result(), "published": published}
+    images = torch.zeros(1, 1, 32, 32, dtype=torch.uint8)
+    write_report(tmp_path, made, images, [0])
+    text, html = (tmp_path / "report.md").read_text(), (tmp_path / "report.html").read_text()
+    assert "| FID | 1.78 ± 0.1 | 1.812 |" in text and "measured &amp; compared" in text
+    assert "1.78 ± 0.1" in html and "within &lt;it&gt;" in html and "measured &amp; compared" in html

@@ -205,7 +205,7 @@ def test_command_killed_once_goes_on_with_two_processes(tmp_path: Path) -> None:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "60 images" in done.stdout and "none missing" in done.stdout

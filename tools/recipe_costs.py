@@ -65,7 +65,8 @@ class Remembered(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         flat, tree = tree_flatten((args, kwargs or {}))
         tensors = [value for value in flat if isinstance(value, Tensor)]
-        key = (func, tree, *((*_layout(value),) if isinstance(value, Tensor) else value for value in flat))
+        # True, 1 and 1.0 are equal as keys, and not the same to an operation.
+        key = (func, tree, *(_layout(value) if isinstance(value, Tensor) else (type(value), value) for value in flat))
         if func._schema.is_mutable or not tensors or not all(value.is_meta for value in tensors):
             return func(*args, **(kwargs or {}))
         try:
@@ -94,20 +95,21 @@ def cost(name: str, *, exact: bool = False) -> Cost:
         exact: run the model at its own depth, as `mgen bench` does.
     """
     facts = read_config(find_recipe(name))
+    remembered = nullcontext() if exact else Remembered()  # the runs of two depths take many of the same shapes
     if "model" not in facts:
         from mgen.pipeline import load
 
         generator = load(embedded(facts["folder"])).generator
-        return _cost(generator, *_count(generator, name, exact=exact))
+        return _cost(generator, *_count(generator, name, remembered))
     settings = facts["model"]
     generator = _build(settings)
     depths = {key: value for key, value in generator.config.items() if key.endswith("depth")}
     trunk = {value for key, value in depths.items() if "head" not in key}
     head = {value for key, value in depths.items() if "head" in key} or {1}
     if exact or len(trunk) > 1 or len(head) > 1:
-        return _cost(generator, *_count(generator, name, exact=exact))
+        return _cost(generator, *_count(generator, name, remembered))
     low, high = SHALLOW.get(settings["class"], (1, 2))
-    counts = [_count(_build({**settings, **dict.fromkeys(depths, depth)}), name) for depth in (low, high)]
+    counts = [_count(_build({**settings, **dict.fromkeys(depths, depth)}), name, remembered) for depth in (low, high)]
     parts = [
         first + (second - first) * (depth - low) // (high - low)
         for first, second, depth in zip(*counts, (trunk.pop(), head.pop()))
@@ -115,18 +117,15 @@ def cost(name: str, *, exact: bool = False) -> Cost:
     return _cost(generator, *parts)
 
 
-REMEMBERED = Remembered()  # across runs: those of two depths take the same shapes, and many recipes differ in a few
-
-
 def _build(settings: dict[str, Any]) -> Any:
     with torch.device("meta"):
         return build_model(settings).eval()
 
 
-def _count(generator: Any, name: str, *, exact: bool = False) -> tuple[int, int]:
-    """Operations of trunk and head, of one image."""
+def _count(generator: Any, name: str, context: Any) -> tuple[int, int]:
+    """Operations of trunk and head, of one image, counted in the context given."""
     sampler = ParallelSampler.suited(generator, *recipe_settings(name))
-    with nullcontext() if exact else REMEMBERED:
+    with context:
         counts = count_run(Parts(generator, None, sampler), sampler)
     return counts.flops["trunk"], counts.flops["head"]
 

@@ -154,20 +154,35 @@ def measure(
     total = sum(ends[start] - start for start in starts)
     hidden = not progress or rank > 0
     shown = example_rows(source.count, examples)
-    with tqdm(total=total, initial=done, unit="img", desc="evaluating", file=sys.stderr, disable=hidden) as bar:
-        ranges = [(a, min(a + batch_size, ends[s])) for s in todo for a in range(s, ends[s], batch_size)]
-        batches = read_ahead(source, ranges)
-        for start in todo:
-            parts = []
-            for first in range(start, ends[start], batch_size):
-                batch = next(batches)
-                kept = [i - first for i in shown if first <= i < first + len(batch.images)]
-                parts.append(_seen(batch, extractor, judge, kept))
-                bar.update(len(batch.images))
-            write_tensors(shard_file(folder, start), _joined(parts))
+    ranges = [(a, min(a + batch_size, ends[s])) for s in todo for a in range(s, ends[s], batch_size)]
+    try:
+        with tqdm(total=total, initial=done, unit="img", desc="evaluating", file=sys.stderr, disable=hidden) as bar:
+            batches = read_ahead(source, ranges)
+            for start in todo:
+                parts = []
+                for first in range(start, ends[start], batch_size):
+                    batch = next(batches)
+                    kept = [i - first for i in shown if first <= i < first + len(batch.images)]
+                    parts.append(_seen(batch, extractor, judge, kept))
+                    bar.update(len(batch.images))
+                write_tensors(shard_file(folder, start), _joined(parts))
+    except MgenError:
+        if rank == 0:
+            _leave_nothing(folder)
+        raise
     if wait is not None:
         wait()
     return Measured(folder, source.count, temporary)
+
+
+def _leave_nothing(folder: Path) -> None:
+    """Where no shard was finished, remove what `begin` wrote and the folders that are empty without it."""
+    if any(folder.glob("part-*")):
+        return
+    (folder / "features.json").unlink(missing_ok=True)
+    for place in (folder, folder.parent):
+        if place.is_dir() and not any(place.iterdir()):
+            place.rmdir()
 
 
 def read_ahead(source: Source, ranges: Sequence[tuple[int, int]]) -> Iterator[Batch]:

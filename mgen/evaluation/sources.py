@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -82,14 +83,17 @@ def from_folder(
         raise MgenError(
             f"{path} holds no images apart from a grid: run mgen sample --out {path}, or name another folder"
         )
-    first = load_image(files[0], size=size, channels=channels)
     found = [re.search(r"class-(\d+)", f.stem) for f in files]
     labels = torch.tensor([int(m[1]) if m else -1 for m in found])
     pool = ThreadPoolExecutor(threads)
 
+    @cache
+    def shape() -> torch.Size:
+        return load_image(files[0], size=size, channels=channels).shape
+
     def load(file: Path) -> Tensor:
         image = load_image(file, size=size, channels=channels)
-        if image.shape != first.shape:
+        if image.shape != shape():
             raise MgenError(f"{file} has another size than the other images: all must be alike")
         return image
 

@@ -125,6 +125,24 @@ def deviation_note(result: Result) -> str:
     )
 
 
+PUBLISHED_HEADS = ("metric", "published", "measured", "verdict")
+
+
+def published_rows(result: Result) -> list[list[str]]:
+    """Figures of a recipe beside the measured ones, under PUBLISHED_HEADS; none without a recipe."""
+    rows = (result.get("published") or {}).get("rows") or []
+    return [
+        [
+            str(row.get("metric")),
+            number(row.get("published"))
+            + (f" ± {number(row['tolerance'])}" if row.get("tolerance") is not None else ""),
+            number(row.get("measured")),
+            str(row.get("verdict")),
+        ]
+        for row in rows
+    ]
+
+
 def cost_rows(result: Result) -> list[tuple[str, str]]:
     """What the images cost, in words."""
     return [(COST.get(key, key.replace("_", " ")), number(value)) for key, value in (result["cost"] or {}).items()]

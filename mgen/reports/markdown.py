@@ -7,6 +7,7 @@ from html import escape
 from mgen.reports.compare import Group, best_of, columns, notes, run_names, same_for_all
 from mgen.reports.curves import find_curves
 from mgen.reports.data import (
+    PUBLISHED_HEADS,
     class_ids,
     class_name,
     column_numbers,
@@ -19,6 +20,7 @@ from mgen.reports.data import (
     number,
     parts,
     plain,
+    published_rows,
     warnings,
 )
 from mgen.reports.read import Result, Run
@@ -92,6 +94,9 @@ def _run(run: Run, *, level: int) -> list[str]:
     if result["missing"]:
         lines += ["Not computed:", ""]
         lines += [f"- {words(name)}: {words(plain(why))}" for name, why in result["missing"].items()] + [""]
+    if published := published_rows(result):
+        lines += [f"{sharps} Published and measured", "", *_table(PUBLISHED_HEADS, published)]
+        lines += [words(result["published"].get("note") or ""), ""]
     if cost := cost_rows(result):
         lines += [f"{sharps} Cost", "", *_table(["cost", "value"], cost)]
     if run.grid is not None:

@@ -10,6 +10,7 @@ from string import Template
 from mgen.reports.compare import Column, Group, best_of, columns, notes, run_names, same_for_all
 from mgen.reports.curves import INSTALL, Curve, draw, find_curves
 from mgen.reports.data import (
+    PUBLISHED_HEADS,
     class_ids,
     class_name,
     column_numbers,
@@ -23,6 +24,7 @@ from mgen.reports.data import (
     number,
     parts,
     plain,
+    published_rows,
     warnings,
 )
 from mgen.reports.html import Html, cell, head, join, listing, picture, row_head, small, table, tag
@@ -150,6 +152,7 @@ def _run(run: Run, *, folded: bool) -> Html:
         Html() if folded else _notes(warnings(result)),
         tag("div", tag("code", result["command"]), class_="command") if result["command"] else Html(),
         _metrics(result),
+        _part("Published and measured", _published(result)),
         tag("div", _grid(run), "" if folded else _part("Per class", _by_class(run)), class_="beside"),
         _part("Per class", _by_class(run), folded=True) if folded else Html(),
         _part("Nearest training images: a check for copies", _nearest(result), folded=folded),
@@ -195,6 +198,18 @@ def _metrics(result: Result) -> Html:
         lines = [join([tag("b", f"{name}: "), plain(why)]) for name, why in result["missing"].items()]
         side += [tag("h3", "Not computed"), listing(lines)]
     return tag("div", tag("div", tag("h3", "Quality"), quality), tag("div", *side) if side else Html(), class_="pair")
+
+
+def _published(result: Result) -> Html:
+    rows = [
+        [row_head(row[0]), *(cell(t, numeric=True) for t in row[1:3]), cell(row[3])] for row in published_rows(result)
+    ]
+    if not rows:
+        return Html()
+    name, *numbers, verdict = PUBLISHED_HEADS
+    heads = [head(name), *(head(n, numeric=True) for n in numbers), head(verdict)]
+    note = str(result["published"].get("note") or "")
+    return table(heads, rows, label="Published and measured", caption=note)
 
 
 def _grid(run: Run) -> Html:
