@@ -20,7 +20,7 @@ from mgen.zoo import DEFAULT, resolve
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 COMPONENTS = ("tokenizer", "generator", "sampler")
-OUTPUTS = ("pil", "pt", "uint8", "tokens")
+OUTPUTS = ("pil", "pt", "raw", "uint8", "tokens")
 
 
 @dataclass
@@ -112,7 +112,8 @@ class MaskedPipeline(DiffusionPipeline):
             whole: draw tokens that reach no pixel too (of Hita's tokenizer the last ones), and pivots that nothing reads; so it is
                 with a callback, and where tokens are asked for.
             dtype: "fp32", or "bf16" or "fp16" for the generator under autocast; decoding is always in fp32.
-            output_type: "pil", "pt" (B, C, H, W) in [0, 1], "uint8" (B, C, H, W), or "tokens" (no decoding).
+            output_type: "pil", "pt" (B, C, H, W) in [0, 1], "raw" (B, C, H, W) as the decoder gives it, about [-1, 1], "uint8"
+                (B, C, H, W), or "tokens" (no decoding).
             callback: called with every Step.
 
         Raises:
@@ -157,19 +158,25 @@ class MaskedPipeline(DiffusionPipeline):
                             callback(step)
                 parts.append(step.tokens)
                 if output_type != "tokens":
-                    images.append(self.decode(step.tokens))
+                    images.append(self.pixels(step.tokens) if output_type == "raw" else self.decode(step.tokens))
         tokens = torch.cat(parts)
         return PipelineOutput(self._output(torch.cat(images), output_type) if images else None, tokens, ids)
 
     def decode(self, tokens: Tensor) -> Tensor:
         """Images (B, C, H, W) in [-1, 1] of ids (B, L) or vectors (B, L, C); MgenError if the decoder's output is not finite."""
+        return self.pixels(tokens).clamp(-1, 1)
+
+    def pixels(self, tokens: Tensor) -> Tensor:
+        """As `decode`, where the decoder goes beyond [-1, 1] too: LlamaGen resizes before it cuts off."""
         images = self.tokenizer.decode(tokens).float()
         if not torch.isfinite(images).all():
             raise MgenError("the decoder made NaN or infinite pixels: the tokenizer's weights are damaged")
-        return images.clamp(-1, 1)
+        return images
 
     @staticmethod
     def _output(images: Tensor, output_type: str) -> Any:
+        if output_type == "raw":
+            return images
         if output_type == "pt":
             return (images + 1) / 2
         images = to_uint8(images)

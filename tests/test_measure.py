@@ -30,16 +30,11 @@ def test_one_measurement_whatever_the_batches_and_the_processes(tmp_path: Path) 
         folder = tmp_path / "shared"
         if rank:
             measure_rank = Plain()
+            measure(
+                source_of(images, labels), measure_rank, folder=folder, rank=1, world=2, batch_size=33, progress=False
+            )
             with pytest.raises(MgenError, match="misses part-00000000"):
-                measure(
-                    source_of(images, labels),
-                    measure_rank,
-                    folder=folder,
-                    rank=1,
-                    world=2,
-                    batch_size=33,
-                    progress=False,
-                )
+                Measured(folder, 1230)
             assert sum(measure_rank.calls) == 500
     shared = measure(source_of(images, labels), Plain(), folder=folder, rank=0, world=2, batch_size=33, progress=False)
     mean, cov = whole.sums().finish()
@@ -198,7 +193,8 @@ def test_stats_then_eval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     stats = ["stats", str(tmp_path), "--image-size", "32", "--features", "20", "--batch-size", "7"]
     assert main([*stats, "--out", str(tmp_path / "r" / "ref.safetensors")]) == 0
     assert not (tmp_path / "r" / "ref.safetensors.features").exists(), "working files are left"
-    assert main([*stats, "--out", str(tmp_path / "r" / "ref.npz")]) == 0
+    assert main([*stats, "--out", str(tmp_path / "r" / "ref.npz")]) == 2, "an npz for other tools keeps no features"
+    assert main([*stats, "--features", "0", "--out", str(tmp_path / "r" / "ref.npz")]) == 0
     with np.load(tmp_path / "r" / "ref.npz") as file:
         assert sorted(file.files) == ["mu", "sigma"] and file["mu"].dtype == np.float64
     line = ["eval", str(tmp_path), "--reference", str(tmp_path / "r" / "ref.safetensors"), "--bootstrap", "5"]
@@ -214,7 +210,7 @@ def test_stats_then_eval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     for arguments, words in (
         (["--protocol", "adm", "--extractor", "fmnist-cnn"], "leave one of the two"),
         (["--labels", "sorted"], "for models"),
-        (["--quantisation", "floor"], "truncate"),
+        (["--quantisation", "floor"], "for models"),
         (["--lpips-weights", "x"], "--reconstruction"),
         (["--bootstrap", "-1"], "at least 0"),
     ):
@@ -326,3 +322,55 @@ def test_two_processes_measure_what_one_does(tmp_path: Path) -> None:
     assert run.returncode == 0, run.stderr
     one, two = (read_json(tmp_path / name / "result.json") for name in ("one", "two"))
     assert one["metrics"] == two["metrics"] and one["deviations"] == two["deviations"]
+
+
+def test_nothing_of_the_user_is_deleted_or_taken_for_features(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Folders that happen to have the names of working folders."""
+    from PIL import Image
+
+    for name in ("exp/reference", "exp/features", "samples"):
+        (tmp_path / name).mkdir(parents=True)
+        for i, image in enumerate(pictures(6)):
+            Image.fromarray(image[0].numpy()).save(tmp_path / name / f"{i:06d}_class-0001.png")
+    exp, line = tmp_path / "exp", ["eval", str(tmp_path / "samples"), "--bootstrap", "0"]
+    for arguments in (["--reference", str(exp / "reference")], []):
+        assert main([*line, *arguments, "--out", str(exp)]) == 2
+        assert "choose another --out" in capsys.readouterr().err
+    assert len(list((exp / "reference").glob("*.png"))) == len(list((exp / "features").glob("*.png"))) == 6
+    orphan = shard_file(tmp_path / "o" / "features", 0)
+    orphan.parent.mkdir(parents=True)
+    orphan.write_bytes(b"of another run")
+    assert main([*line, "--out", str(tmp_path / "o")]) == 0, "shards that do not say what they are of are not taken"
+
+
+def test_features_of_other_weights_or_counts_are_not_taken(tmp_path: Path) -> None:
+    from mgen.data import FashionMNIST
+    from mgen.evaluation.reconstruction import reconstructions
+    from tests.helpers import tiny_tokenizer, write_idx
+
+    images = pictures(700)
+    source, folder = source_of(images), tmp_path / "f"
+    source.count = 600
+    begin(folder, source, Plain(), "p")
+    few = measure(source, Plain(), folder=folder, progress=False).mapped("features").clone()
+    source.count = 700
+    begin(folder, source, Plain(), "p")
+    many = measure(source, Plain(), folder=folder, progress=False).mapped("features")
+    assert many.shape == (700, 12) and torch.equal(many[:600], few)
+    data = FashionMNIST(root=write_idx(tmp_path / "idx", count=24))
+    keys = [reconstructions(data, tiny_tokenizer(), name="d", rows=range(n)).key for n in (4, 5)]
+    assert keys[0] != keys[1]
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--steps", "3"], ["--set", "nonsense=1"], ["--dtype", "bf16"], ["--labels", "sorted"]]
+)
+def test_options_of_drawing_are_refused_where_nothing_is_drawn(
+    tmp_path: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.savez(tmp_path / "x.npz", arr_0=pictures(4).permute(0, 2, 3, 1).numpy())
+    for more in ([], ["--reconstruction", "fmnist-maskgit"]):
+        assert main(["eval", str(tmp_path / "x.npz"), *arguments, *more, "--out", str(tmp_path / "e")]) == 2
+        assert f"{arguments[0]}: for models" in capsys.readouterr().err

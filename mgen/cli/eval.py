@@ -41,6 +41,8 @@ def command(argv: Sequence[str] | None = None) -> int:
         value = getattr(args, name)
         if value is not None and value < least:
             raise MgenError(f"--{name.replace('_', '-')} is {value}: at least {least} is needed")
+    if args.bootstrap == 1:
+        raise MgenError("--bootstrap 1: one replicate has no spread; give 0 for none, or at least 2")
     if args.reconstruction is None and (args.posterior or args.levels or args.ranges or args.vision_weights):
         raise MgenError("--posterior, --levels, --ranges and --vision-weights are for --reconstruction TOKENIZER")
     if args.lpips_weights and not args.reconstruction:
@@ -128,15 +130,18 @@ def evaluate(args: Namespace, line: str) -> int:
     from mgen.cli.sample import processes
     from mgen.evaluation import evaluate as results
     from mgen.evaluation.extractors import make_extractor
-    from mgen.evaluation.measure import begin, measure
+    from mgen.evaluation.measure import begin, measure, remove_features
     from mgen.evaluation.published import Published, settle
     from mgen.evaluation.reconstruction import reconstruction_metrics
-    from mgen.evaluation.statistics import save_statistics
+    from mgen.evaluation.statistics import save_statistics, sha256_of
     from mgen.files import check_writable
     from mgen.pipeline import check_device
     from mgen.reports.write import write_report
 
-    published: Published | None = settle(args)
+    model = args.path is None or is_model(args.path)
+    if not model or args.reconstruction:
+        only_for_models(args)
+    published: Published | None = settle(args, model=model)
     if args.path is None:
         raise MgenError("nothing to measure: name a folder of images, an .npz, a model, `fmnist`, or --recipe NAME")
     protocol = find_protocol_of(args)
@@ -158,6 +163,8 @@ def evaluate(args: Namespace, line: str) -> int:
     judge = None if judge_name == "none" else make_extractor(judge_name, device=device)
     source, pipe = find_source(args, protocol, extractor, device)
     training = open_source(args.nearest, channels=extractor.channels) if args.nearest else None
+    if training is not None and training.count < 2:
+        raise MgenError(f"--nearest {args.nearest}: at least 2 images are needed")
     reference = find_reference(
         args.reference,
         extractor,
@@ -168,7 +175,7 @@ def evaluate(args: Namespace, line: str) -> int:
         **shared,
     )
     if rank == 0:
-        begin(out / "features", source, extractor, protocol.id, judge=judge_name)
+        begin(out / "features", source, extractor, protocol.id, judge=None if judge is None else judge.sha256)
     wait()
     folder = out / "features"
     measured = measure(source, extractor, judge=judge, folder=folder, batch_size=args.batch_size, **shared)
@@ -189,6 +196,9 @@ def evaluate(args: Namespace, line: str) -> int:
         more=reconstruction_metrics(measured, source, extractor) if args.reconstruction else None,
     )
     outcome["command"] = line
+    if args.reconstruction and reference is None:
+        originals = measured.sums("original").finish()
+        outcome["reference"] = {"name": "the originals", "count": measured.count, "sha256": sha256_of(*originals)}
     if pipe is not None:
         outcome["cost"] = cost(pipe, measured, device)
     if training is not None:
@@ -200,9 +210,7 @@ def evaluate(args: Namespace, line: str) -> int:
     show(outcome)
     if not args.keep_features:
         measured.remove()
-        import shutil
-
-        shutil.rmtree(out / "reference", ignore_errors=True)
+        remove_features(out / "reference")
     for file in files:
         print(file)
     return 0
@@ -254,22 +262,47 @@ def cost(pipe: Any, measured: Any, device: Any) -> dict[str, Any]:
     }
 
 
+def is_model(path: str) -> bool:
+    """Whether this is a pipeline's folder or an embedded model, not images."""
+    from mgen.zoo import embedded_entries
+
+    return (Path(path) / "model_index.json").is_file() or path in [entry.name for entry in embedded_entries()]
+
+
+def only_for_models(args: Namespace) -> None:
+    """Refuse what says how images are drawn where none are drawn."""
+    drawing = (
+        "labels",
+        "image_size",
+        "quantisation",
+        "steps",
+        "guidance",
+        "temperature",
+        "order",
+        "head_steps",
+        "chain",
+        "set",
+    )
+    given = [name for name in drawing if getattr(args, name) not in (None, [])]
+    if args.dtype != "fp32":
+        given.append("dtype")
+    if given:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise MgenError(
+            f"{names}: for models, whose images are drawn; stored and reconstructed images are measured as they are"
+        )
+
+
 def find_source(args: Namespace, protocol: Any, extractor: Any, device: Any) -> tuple[Any, Any]:
     """The images that `path` names, and the pipeline if they are drawn."""
     from mgen.data import FASHION_CLASSES
     from mgen.evaluation import sources
     from mgen.pipeline import load
-    from mgen.zoo import embedded_entries, weights_sha256
+    from mgen.zoo import weights_sha256
 
-    path = Path(args.path)
     if args.reconstruction:
         return find_reconstructions(args, device), None
-    model = (path / "model_index.json").is_file() or args.path in [entry.name for entry in embedded_entries()]
-    if not model:
-        if args.labels or args.image_size or args.quantisation:
-            raise MgenError(
-                "--labels, --image-size and --quantisation are for models: stored images are measured as they are"
-            )
+    if not is_model(args.path):
         found = open_source(args.path, channels=extractor.channels, split=args.split, limit=args.num_images)
         if not found.class_names and extractor.name.startswith("fmnist"):
             found.class_names = FASHION_CLASSES
@@ -296,13 +329,15 @@ def find_reconstructions(args: Namespace, device: Any) -> Any:
     from mgen.cli.cache import open_images
     from mgen.evaluation.pixels import Lpips
     from mgen.evaluation.reconstruction import reconstructions
+    from mgen.files import file_sha256
     from mgen.pipeline import load_tokenizer
     from mgen.tokenizers.vision import give_vision
+    from mgen.zoo import weights_sha256
 
     tokenizer = load_tokenizer(args.reconstruction, device=device)
     give_vision(tokenizer, args.vision_weights)
     data, name = open_images(args.path, tokenizer, split=args.split)
-    return reconstructions(
+    source = reconstructions(
         data,
         tokenizer,
         name=f"{name} through {args.reconstruction}",
@@ -311,6 +346,11 @@ def find_reconstructions(args: Namespace, device: Any) -> Any:
         seed=args.seed or 0,
         lpips=Lpips(args.lpips_weights, device) if args.lpips_weights else None,
     )
+    source.about["tokenizer_sha256"] = weights_sha256(args.reconstruction)
+    if args.vision_weights:
+        source.about["vision_sha256"] = file_sha256(args.vision_weights)
+    source.key = [source.key, [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in getattr(data, "files", ())]]
+    return source
 
 
 def compare(args: Namespace, line: str, out: Path, extractor: Any, device: Any) -> int:

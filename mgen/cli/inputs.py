@@ -30,6 +30,8 @@ def open_source(
     from mgen.evaluation import sources
 
     path = Path(name)
+    if name == "fmnist" and size is not None:
+        raise MgenError("--image-size is for folders and npz files: fmnist has images of 32 px")
     if name == "fmnist":
         return sources.from_dataset(FashionMNIST(split=split), name=f"fmnist {split}", limit=limit)
     if path.suffix == ".npz":
@@ -60,7 +62,7 @@ def find_reference(
     """
     from mgen.evaluation.measure import begin, measure
     from mgen.evaluation.npz import npz_names
-    from mgen.evaluation.statistics import BUILTIN, Reference, builtin_file, load_statistics
+    from mgen.evaluation.statistics import BUILTIN, Reference, builtin_file, load_statistics, sha256_of
 
     name = name or ("fmnist-train" if builtin else "none")
     if name == "none":
@@ -75,17 +77,22 @@ def find_reference(
             return found
     source = open_source(name, channels=extractor.channels)
     if folder is not None and not shared.get("rank"):
-        begin(folder, source, extractor, extractor.resize, reference=True)
+        begin(folder, source, extractor, extractor.resize, reference=True, spatial=extractor.spatial_length)
     if shared.get("wait"):
         shared["wait"]()
     measured = measure(source, extractor, examples=0, batch_size=batch_size, folder=folder, **shared)
+    if shared.get("rank"):
+        return None  # the first process alone compares
     features = measured.rows("features") if images else None
     if found is not None:
         found.features = features
         return found
     mean, cov = measured.sums().finish()
     spatial = measured.sums("spatial").finish() if "spatial" in measured.names else None
-    return Reference(mean=mean, cov=cov, name=name, count=source.count, features=features, spatial=spatial)
+    digest = sha256_of(mean, cov)
+    return Reference(
+        mean=mean, cov=cov, name=name, count=source.count, sha256=digest, features=features, spatial=spatial
+    )
 
 
 def chosen_rows(data: Any, args: Namespace) -> range:

@@ -52,6 +52,10 @@ def command(argv: Sequence[str] | None = None) -> int:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise MgenError(f"--{name.replace('_', '-')} is {value}: at least 1 is needed")
+    if args.features < 0 or (args.features and Path(args.out).suffix == ".npz"):
+        raise MgenError(
+            f"--features {args.features}: a number of at least 0, and a file .safetensors, which keeps them"
+        )
     if Path(args.out).suffix not in (".safetensors", ".npz"):
         raise MgenError(f"--out {args.out}: the name must end in .safetensors or .npz")
 

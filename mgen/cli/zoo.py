@@ -219,5 +219,6 @@ def sampler(settings: dict[str, Any]) -> list[str]:
     """Settings as they stand in a recipe."""
     import yaml
 
-    text = yaml.safe_dump(settings, default_flow_style=None, sort_keys=False, allow_unicode=True, width=WIDTH - 2)
+    # YAML breaks a list after the number that passes the width, and numbers have up to 20 digits.
+    text = yaml.safe_dump(settings, default_flow_style=None, sort_keys=False, allow_unicode=True, width=WIDTH - 24)
     return ["  " + line for line in text.splitlines()]

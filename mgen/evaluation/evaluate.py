@@ -57,6 +57,8 @@ def result(
             gaussians[metric_names(extractor, count, "sFID")[0]] = ("spatial", *reference.spatial)  # type: ignore[misc]
     elif "original" not in measured.names:
         missing[distance] = "no reference was given"
+        if protocol.spatial:
+            missing["sFID"] = "no reference was given"
     for name, (kind, mean, cov) in gaussians.items():
         metrics[name] = frechet_distance(*measured.sums(kind).finish(), mean, cov)
     splits = split_of(count, protocol)
@@ -74,6 +76,8 @@ def result(
         name = f"class accuracy ({judge.name})"
         metrics[name] = hits.mean().item()
         by_class[name] = {c: hits[labels == int(c)].mean().item() for c in by_class["images"]}
+    elif judge is not None:
+        missing[f"class accuracy ({judge.name})"] = "the images' classes are unknown"
     if bootstrap:
         spread |= deviations(
             measured,
@@ -120,17 +124,19 @@ def _single_images(
     reference: Reference | None,
 ) -> None:
     """Metrics that need features of single reference images."""
-    if not (protocol.neighbours or protocol.kid) or reference is None:
+    if not (protocol.neighbours or protocol.kid) or "original" in measured.names:
         return
     from mgen.evaluation.neighbours import kernel_distance, precision_recall
 
     own = "" if extractor.name == InceptionExtractor.name else f" ({extractor.name})"
     kernel = f"KID{own}" if not own else f"kernel distance{own}"
-    features = reference.features
+    features = None if reference is None else reference.features
     names = {f"precision{own}": protocol.neighbours, f"recall{own}": protocol.neighbours, kernel: protocol.kid}
     least = max(protocol.neighbours + 1, 2)
     reason = None
-    if features is None:
+    if reference is None:
+        reason = "no reference was given"
+    elif features is None:
         reason = f"{reference.name} has no features of single images: mgen stats --features N keeps them, or give images as the reference"
     elif min(measured.count, len(features)) < least:
         reason = f"at least {least} images on each side are needed"
@@ -185,7 +191,8 @@ def nearest_rows(
     """
     from mgen.evaluation.neighbours import nearest
 
-    examples, labels = (t[:images] for t in measured.examples())
+    shown = measured.examples()
+    examples, labels = (t[:: max(1, len(t) // images)][:images] for t in shown)
     rows = torch.arange(min(200, training.count)) * (training.count // min(200, training.count))
     some = [training.read(int(i), int(i) + 1) for i in rows]
     own = torch.cat([torch.full((len(examples),), -1), rows])

@@ -95,7 +95,7 @@ class InceptionExtractor:
 
     name, channels = "inception-v3-compat", 3
     size: int | None = None
-    length, spatial_length = 2048, SPATIAL_CHANNELS * 17 * 17
+    length = 2048
 
     def __init__(
         self, weights: str | Path | None, device: torch.device, *, resize: str = "tensorflow", spatial: bool = False
@@ -119,6 +119,7 @@ class InceptionExtractor:
         # Same features up to rounding; CPUs convolve faster in this layout.
         self.model = self.model.to(device, memory_format=torch.channels_last)
         self.device, self.kind, self.resize = device, resize, RESIZES[resize]
+        self.spatial_length = SPATIAL_CHANNELS * 17 * 17 if spatial else 0
         self._ready: Tensor | None = None  # what the first convolution sees instead of the network's own resize
         self._map: Tensor | None = None
         if resize != "tensorflow":

@@ -6,7 +6,6 @@ of a batch features depend by their rounding, about 1e-6 of their size.
 """
 
 import random
-import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -36,9 +35,13 @@ class Measured:
         self.files = [shard_file(folder, start) for start in range(0, count, SHARD)]
         missing = [file for file in self.files if not file.is_file()]
         if missing:
-            raise MgenError(f"{folder} misses {missing[0].name}: run the same command again")
-        with safe_open(str(self.files[0]), framework="pt") as first:
-            self.names = set(first.keys())
+            raise MgenError(
+                f"{folder} misses {missing[0].name}: run the same command again (processes on several machines must share this folder)"
+            )
+        self.names: set[str] = set()
+        if self.files:
+            with safe_open(str(self.files[0]), framework="pt") as first:
+                self.names = set(first.keys())
         self._sums: dict[str, FeatureSums] = {}
 
     def blocks(self, name: str) -> Iterator[Tensor]:
@@ -90,11 +93,20 @@ class Measured:
 
     def remove(self) -> None:
         """Delete the shards."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        remove_features(self.folder)
 
 
 def shard_file(folder: Path, start: int) -> Path:
     return folder / f"part-{start:08d}.safetensors"
+
+
+def remove_features(folder: Path) -> None:
+    """Delete what a measurement keeps in a folder, and the folder if it holds nothing else; any other folder stays as it is."""
+    if (folder / "features.json").is_file():
+        for path in (*folder.glob("part-*.safetensors"), *folder.glob("*.f32"), folder / "features.json"):
+            path.unlink()
+        if not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def begin(folder: Path, source: Source, extractor: Extractor, protocol: str, **further: Any) -> None:
@@ -113,8 +125,14 @@ def begin(folder: Path, source: Source, extractor: Extractor, protocol: str, **f
                 f"{folder} holds the features of an interrupted measurement of other images or settings: choose another --out, or remove it"
             )
         if there.get("count") != source.count:  # the last shard may have been of another length
-            for path in folder.glob("part-*"):
-                path.unlink()
+            remove_features(folder)
+    elif folder.is_dir() and (others := [p for p in folder.iterdir() if p.suffix not in (".f32", ".safetensors")]):
+        raise MgenError(
+            f"{folder} is needed for features, but holds {others[0].name}: choose another --out, or rename that folder"
+        )
+    elif folder.is_dir():  # shards that do not say what they are of
+        for path in (*folder.glob("part-*.safetensors"), *folder.glob("*.f32")):
+            path.unlink()
     write_json(file, {**own, "count": source.count})
 
 
@@ -136,7 +154,7 @@ def measure(
     Args:
         folder: of the shards, for going on; None: a temporary one, gone with the result.
         batch_size: images at a time. examples: about so many images are kept for a grid, spread over all.
-        rank, world: this process of how many. wait: their barrier.
+        rank, world: this process of how many; only the first one gets the rows. wait: their barrier.
 
     Raises:
         MgenError: no images, features that are not finite, or a disk that is full.
@@ -167,12 +185,15 @@ def measure(
                     bar.update(len(batch.images))
                 write_tensors(shard_file(folder, start), _joined(parts))
     except MgenError:
-        if rank == 0:
+        if world == 1:
             _leave_nothing(folder)
         raise
+    if todo and rank == 0:
+        for path in folder.glob("*.f32"):  # of the rows before
+            path.unlink()
     if wait is not None:
         wait()
-    return Measured(folder, source.count, temporary)
+    return Measured(folder, source.count if rank == 0 else 0, temporary)
 
 
 def _leave_nothing(folder: Path) -> None:

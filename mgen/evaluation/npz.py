@@ -50,8 +50,10 @@ class NpzImages:
             raise MgenError(f"{path}: arr_0 is {self.dtype} {self.shape}, expected uint8 (N, H, W, C) with C = 1 or 3")
         if not self.shape[0]:
             raise MgenError(f"{path}: arr_0 holds no images")
-        if labels.shape != (self.shape[0],):
-            raise MgenError(f"{path}: arr_1 has shape {labels.shape}, expected ({self.shape[0]},), a class id an image")
+        if labels.shape != (self.shape[0],) or labels.dtype.kind not in "iu":
+            raise MgenError(
+                f"{path}: arr_1 has shape {labels.shape} of {labels.dtype}, expected whole numbers ({self.shape[0]},), a class id an image"
+            )
         self.labels = torch.from_numpy(labels.astype(np.int64))
 
     def _begin(self) -> None:

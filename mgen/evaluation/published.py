@@ -20,6 +20,7 @@ class Published:
     tolerance: dict[str, float]
     count: int
     note: str
+    changed: list[str]
 
     def compare(self, outcome: dict[str, Any]) -> dict[str, Any]:
         """For a result: every published figure with what was measured and a verdict."""
@@ -31,6 +32,8 @@ class Published:
         return {"recipe": self.name, "rows": rows, "note": self.note}
 
     def _verdict(self, row: dict[str, Any], outcome: dict[str, Any]) -> str:
+        if self.changed:
+            return f"not comparable, {', '.join(self.changed)} given"
         if outcome["count"] != self.count:
             return f"not comparable, {outcome['count']} images instead of {self.count}"
         if row["measured"] is None:
@@ -41,10 +44,29 @@ class Published:
         return f"off by {off:+.4g}, {'within' if abs(off) <= row['tolerance'] else 'OUTSIDE'} the tolerance"
 
 
-def settle(args: Namespace) -> Published | None:
+# Options that make another measurement of what a recipe describes; a reference under another name may be the same file.
+CHANGES = (
+    "steps",
+    "guidance",
+    "temperature",
+    "order",
+    "head_steps",
+    "chain",
+    "set",
+    "labels",
+    "seed",
+    "image_size",
+    "quantisation",
+)
+
+
+def settle(args: Namespace, *, model: bool) -> Published | None:
     """Fill what the options leave open from the recipe's `evaluation:`; None without a recipe, or where other measuring is asked for.
 
     The recipe decides the measuring if no --protocol and no --extractor was given; else it is a recipe of the sampler alone.
+
+    Args:
+        model: whether images are drawn; of stored ones labels, seed, size and rounding are what they are.
 
     Raises:
         MgenError: the recipe's model or reference is not on this machine; the message says how to get it.
@@ -66,16 +88,19 @@ def settle(args: Namespace) -> Published | None:
     args.protocol = settings.protocol
     if args.reference is None:
         args.reference = find_file(settings.reference, settings.reference_get)
-    for name in ("labels", "seed", "image_size", "quantisation"):
+    changed = [f"--{name.replace('_', '-')}" for name in CHANGES if getattr(args, name) not in (None, [])]
+    for name in ("labels", "seed", "image_size", "quantisation") if model else ():
         if getattr(args, name) is None:
             setattr(args, name, getattr(settings, name))
-    args.num_images = args.num_images or settings.count
+    if model:
+        args.num_images = args.num_images or settings.count
     return Published(
         name=Path(args.recipe).stem,
         figures=settings.published,
         tolerance=settings.tolerance,
         count=settings.count,
         note=settings.note or "",
+        changed=changed,
     )
 
 

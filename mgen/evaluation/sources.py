@@ -69,6 +69,10 @@ def from_folder(
     from mgen.shards import ShardFolder, find_shards
 
     if find_shards(path):
+        if size is not None:
+            raise MgenError(
+                f"{path} holds images that were drawn: --image-size is for folders of pictures and npz files"
+            )
         shards = ShardFolder(path)
         count = min(len(shards), limit or len(shards))
 
@@ -77,7 +81,7 @@ def from_folder(
             return Batch(images=images, labels=ids)
 
         told = {"kind": "npz shards", "path": str(path), "quantisation": "as stored"}
-        return Source(count=count, about=told, read=stored, key=len(shards))
+        return Source(count=count, about=told, read=stored, key=[_stamp(s.path) for s in find_shards(path)])
     files = [f for f in list_images(path) if f.stem != "grid" and not _animated(f)][:limit]
     if not files:
         raise MgenError(
@@ -103,8 +107,13 @@ def from_folder(
     about: dict[str, Any] = {"kind": "folder", "path": str(path), "quantisation": "as stored"}
     if size is not None:
         about["prepared"] = f"centre crop of {size} px (ADM's)"
-    key = [(str(f.relative_to(path)), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    key = [(str(f.relative_to(path)), *_stamp(f)) for f in files]
     return Source(count=len(files), about=about, read=read, key=key)
+
+
+def _stamp(file: Path) -> tuple[str, int, int]:
+    """What tells a file from others without reading it."""
+    return file.name, file.stat().st_size, file.stat().st_mtime_ns
 
 
 def _animated(file: Path) -> bool:
@@ -132,8 +141,7 @@ def from_npz(path: Path, *, limit: int | None = None, size: int | None = None) -
     about: dict[str, Any] = {"kind": "npz", "path": str(path), "quantisation": "as stored"}
     if size is not None:
         about["prepared"] = f"centre crop of {size} px (ADM's)"
-    stat = path.stat()
-    return Source(count=count, about=about, read=read, key=[stat.st_size, stat.st_mtime_ns])
+    return Source(count=count, about=about, read=read, key=_stamp(path))
 
 
 def _cropped(image: Tensor, size: int) -> Tensor:
@@ -172,12 +180,12 @@ def from_model(
             seed=seed,
             indices=range(start, stop),
             dtype=dtype,
-            output_type="uint8" if plain else "pt",
+            output_type="uint8" if plain else "raw",
             progress=False,
         ).images
         if plain:
             return images.cpu()
-        return to_uint8(images * 2 - 1, size=image_size, truncate=quantisation == "truncate").cpu()
+        return to_uint8(images, size=image_size, truncate=quantisation == "truncate").cpu()
 
     def read(start: int, stop: int) -> Batch:
         began = time.perf_counter()

@@ -1,5 +1,6 @@
 """Mean and covariance of features, streamed in float64, merged by addition, and kept in files that say what they are of."""
 
+import hashlib
 import pickle
 import zipfile
 from dataclasses import dataclass
@@ -45,6 +46,11 @@ class FeatureSums:
         mean = self.sum / self.count
         cov = (self.outer - self.count * torch.outer(mean, mean)) / (self.count - 1)
         return mean.numpy(), cov.numpy()
+
+
+def sha256_of(mean: np.ndarray, cov: np.ndarray) -> str:
+    """A name for statistics that lie in no file."""
+    return hashlib.sha256(mean.tobytes() + cov.tobytes()).hexdigest()
 
 
 @dataclass(kw_only=True)
@@ -113,7 +119,7 @@ def load_statistics(path: str | Path, extractor: Extractor) -> Reference:
     about: dict[str, str] = {}
     if path.suffix == ".safetensors":
         tensors, about = read_tensors(path)
-        arrays = {k: v.numpy() for k, v in tensors.items()}
+        arrays = {k: v.double().numpy() for k, v in tensors.items() if k in KEYS}
     else:
         arrays = _read_arrays(path)
     if "mu" not in arrays or "sigma" not in arrays:
@@ -137,6 +143,9 @@ def load_statistics(path: str | Path, extractor: Extractor) -> Reference:
     if "mu_s" in arrays and "sigma_s" in arrays and extractor.spatial_length:
         spatial = _gaussian(arrays, "_s", extractor.spatial_length, path, extractor)
     features = torch.from_numpy(arrays["features"]).float() if "features" in arrays else None
+    if features is not None and features.shape[1:] != (extractor.length,):
+        shape = tuple(features.shape)
+        raise MgenError(f"{path} holds features of shape {shape}, {extractor.name} makes {extractor.length} an image")
     return Reference(
         mean=mean,
         cov=cov,
@@ -175,13 +184,14 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
         # torch-fidelity's caches hold numpy arrays; nothing else of a pickle is let in.
         with torch.serialization.safe_globals(_NUMPY):
             data = torch.load(path, map_location="cpu", weights_only=True)
-        return {k: torch.as_tensor(v).numpy() for k, v in data.items()}
+        return {k: torch.as_tensor(v).double().numpy() for k, v in data.items() if k in KEYS}
     except (
         OSError,
         ValueError,
         EOFError,
         RuntimeError,
         AttributeError,
+        TypeError,
         pickle.UnpicklingError,
         zipfile.BadZipFile,
     ) as error:
