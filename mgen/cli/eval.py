@@ -129,7 +129,7 @@ def add_options(parser: ArgumentParser) -> None:
 def evaluate(args: Namespace, line: str) -> int:
     from mgen.cli.sample import processes
     from mgen.evaluation import evaluate as results
-    from mgen.evaluation.extractors import make_extractor
+    from mgen.evaluation.extractors import make_extractor, protocol_extractor
     from mgen.evaluation.measure import begin, measure, remove_features
     from mgen.evaluation.published import Published, settle
     from mgen.evaluation.reconstruction import reconstruction_metrics
@@ -150,13 +150,7 @@ def evaluate(args: Namespace, line: str) -> int:
     rank, world, name, wait = processes(args.device)
     device = check_device(name)
     shared = {"rank": rank, "world": world, "wait": wait}
-    extractor = make_extractor(
-        protocol.extractor,
-        weights=args.inception_weights,
-        device=device,
-        resize="tensorflow" if protocol.resize == "own" else protocol.resize,
-        spatial=protocol.spatial,
-    )
+    extractor = protocol_extractor(protocol, weights=args.inception_weights, device=device)
     if args.levels:
         return compare(args, line, out, extractor, device)
     judge_name = args.judge or ("fmnist-judge" if builtin_data(args, protocol) else "none")
@@ -271,19 +265,9 @@ def is_model(path: str) -> bool:
 
 def only_for_models(args: Namespace) -> None:
     """Refuse what says how images are drawn where none are drawn."""
-    drawing = (
-        "labels",
-        "image_size",
-        "quantisation",
-        "steps",
-        "guidance",
-        "temperature",
-        "order",
-        "head_steps",
-        "chain",
-        "set",
-    )
-    given = [name for name in drawing if getattr(args, name) not in (None, [])]
+    from mgen.evaluation.published import CHANGES
+
+    given = [name for name in CHANGES if name != "seed" and getattr(args, name) not in (None, [])]
     if args.dtype != "fp32":
         given.append("dtype")
     if given:

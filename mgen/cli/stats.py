@@ -61,7 +61,7 @@ def command(argv: Sequence[str] | None = None) -> int:
 
     from mgen.cli.inputs import open_source
     from mgen.cli.sample import processes
-    from mgen.evaluation.extractors import make_extractor
+    from mgen.evaluation.extractors import protocol_extractor
     from mgen.evaluation.measure import begin, measure
     from mgen.evaluation.protocols import find_protocol
     from mgen.evaluation.statistics import save_statistics, spread_features
@@ -72,13 +72,7 @@ def command(argv: Sequence[str] | None = None) -> int:
     rank, world, name, wait = processes(args.device)
     device = check_device(name)
     protocol = find_protocol(args.protocol, extractor=args.extractor)
-    extractor = make_extractor(
-        protocol.extractor,
-        weights=args.inception_weights,
-        device=device,
-        resize="tensorflow" if protocol.resize == "own" else protocol.resize,
-        spatial=protocol.spatial,
-    )
+    extractor = protocol_extractor(protocol, weights=args.inception_weights, device=device)
     source = open_source(
         args.path, channels=extractor.channels, split=args.split, size=args.image_size, limit=args.num_images
     )

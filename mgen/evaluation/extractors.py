@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from mgen._folders import embedded
 from mgen.errors import MgenError, suggestion
 from mgen.evaluation.protocols import RESIZES
+from mgen.evaluation.protocols import Protocol as Protocol_
 from mgen.files import file_sha256
 
 EMBEDDED = ("fmnist-cnn", "fmnist-judge")
@@ -196,3 +197,9 @@ def make_extractor(
     raise MgenError(
         f"no extractor {name!r}: {suggestion(name, ('inception', *EMBEDDED))}, or a folder of a trained FashionCNN"
     )
+
+
+def protocol_extractor(protocol: Protocol_, *, weights: str | Path | None, device: str | torch.device) -> Extractor:
+    """The extractor that a protocol measures with; see make_extractor."""
+    resize = "tensorflow" if protocol.resize == "own" else protocol.resize
+    return make_extractor(protocol.extractor, weights=weights, device=device, resize=resize, spatial=protocol.spatial)
