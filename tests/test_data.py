@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -68,6 +69,15 @@ def test_transparency_is_laid_on_white_and_grey_is_converted(tmp_path: Path) -> 
     assert load_image(tmp_path / "clear.png").unique().tolist() == [255]
     assert load_image(tmp_path / "grey.png").shape == (3, 8, 8)
     assert load_image(tmp_path / "grey.png", channels=1)[0, 0, 0] == 77
+
+
+def test_sixteen_bits_are_rounded_to_eight_and_floats_are_refused(tmp_path: Path) -> None:
+    deep = np.array([[0, 128, 129, 257, 30000, 65535]], dtype=np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    assert load_image(tmp_path / "deep.png", channels=1).flatten().tolist() == [0, 0, 1, 1, 117, 255]
+    Image.fromarray(deep.astype(np.float32)).save(tmp_path / "float.tif")
+    with pytest.raises(MgenError, match="floating-point"):
+        load_image(tmp_path / "float.tif")
 
 
 @pytest.mark.parametrize("flips", [False, True])

@@ -12,13 +12,15 @@ import torch
 from mgen.cli import main
 from mgen.cli.inputs import find_reference
 from mgen.errors import MgenError
+from mgen.evaluation.evaluate import nearest_rows
 from mgen.evaluation.extractors import Extractor
 from mgen.evaluation.measure import Measured, begin, example_rows, measure, shard_file
 from mgen.evaluation.neighbours import nearest
 from mgen.evaluation.npz import NpzImages
 from mgen.evaluation.sources import Batch, Source, from_folder, from_npz
 from mgen.evaluation.statistics import FeatureSums, load_statistics, save_statistics
-from mgen.files import read_json
+from mgen.files import read_json, write_json
+from mgen.pipeline import to_pil
 from tests.evaluation import Plain, pictures, source_of
 
 
@@ -105,6 +107,50 @@ def test_nearest_training_images() -> None:
     assert other.indices[:, :2].tolist() == found.indices[:, 1:].tolist(), "an image is not its own neighbour"
     exact = torch.cdist(queries, extractor(training).features).topk(3, largest=False).values
     assert torch.allclose(found.distances, exact, atol=1e-4)
+
+
+def test_neighbours_are_read_in_their_order() -> None:
+    training, read = pictures(600), []
+
+    def forward(start: int, stop: int) -> Batch:
+        read.append(start)
+        return source_of(training).read(start, stop)
+
+    source = Source(count=600, about={"kind": "data", "data": "pictures"}, read=forward, ahead=False)
+    measured = measure(source_of(training[[550, 3, 200, 90]]), Plain(), progress=False)
+    found = nearest_rows(measured, source, Plain(), k=2)
+    assert [row["distance"] < 1e-2 for row in found["rows"]] == [True] * 4
+    assert sum(b < a for a, b in zip(read, read[1:])) <= 2, "a stream is begun anew for each of the three passes alone"
+
+
+def test_training_images_of_other_sizes_are_cut_to_those_measured(tmp_path: Path) -> None:
+    for name, sides in (("drawn", (32, 32, 32)), ("training", (40, 64, 33))):
+        (tmp_path / name).mkdir()
+        for i, side in enumerate(sides):
+            to_pil(pictures(1, seed=i, side=side))[0].save(tmp_path / name / f"{i:06d}.png")
+    out = tmp_path / "out"
+    names = [str(tmp_path / "drawn"), "--nearest", str(tmp_path / "training"), "--out", str(out)]
+    assert main(["eval", *names, "--reference", "none", "--judge", "none", "--bootstrap", "0"]) == 0
+    told = read_json(out / "result.json")["nearest"]
+    assert told["count"] == 3 and len(told["rows"]) == 3
+
+
+def test_too_many_processes_are_told(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    images = source_of(pictures(600))
+    for rank in (1, 0):
+        measure(images, Plain(), folder=tmp_path, rank=rank, world=2)
+    assert "more than needed" not in capsys.readouterr().err
+    measure(images, Plain(), folder=tmp_path, rank=0, world=3)
+    assert "600 images are 2 shards of 500, one process each: 3 are more than needed" in capsys.readouterr().err
+
+
+def test_an_unfinished_run_is_not_taken_for_a_whole_one(tmp_path: Path) -> None:
+    write_json(tmp_path / "run.json", {"num_images": 5})
+    for i in range(4):
+        to_pil(pictures(1))[0].save(tmp_path / f"{i:06d}_class-0001.png")
+    with pytest.raises(MgenError, match="holds 4 of the 5 images of its run"):
+        from_folder(tmp_path)
+    assert from_folder(tmp_path, limit=4).count == 4
 
 
 def dialects(folder: Path, extractor: Extractor, rows: np.ndarray) -> Iterator[Path]:

@@ -8,10 +8,11 @@ import torch
 
 from mgen import seeds
 from mgen.errors import MgenError
-from mgen.generators import ENAT, MAGE, HaltonMaskGIT
-from mgen.training.config import train_config
+from mgen.generators import ENAT, MAGE, HaltonMaskGIT, MaskGIT
+from mgen.training.config import DataConfig, GeneratorObjectiveConfig, MaskConfig, train_config
 from mgen.training.loop import Trainer, train
 from mgen.training.masking import known_before
+from mgen.training.objectives import GeneratorObjective
 from tests.helpers import tiny_tokenizer, write_idx
 from tests.test_training import losses
 
@@ -98,6 +99,45 @@ def test_what_was_known_before_is_a_part_of_what_is_known_now() -> None:
         before = known_before(known, torch.tensor([share]), torch.rand(5, 40, generator=rng))
         assert not (before & ~known).any()
         assert torch.equal(before.sum(1), known.sum(1) - (known.sum(1) * share).round().long())
+
+
+def test_masks_of_holistic_tokens_are_those_of_the_two_phases() -> None:
+    torch.manual_seed(0)
+    net = MaskGIT(side=4, holistic=9, codes=16, dim=16, depth=2, heads=2, num_classes=3)
+    objective = GeneratorObjective(net, DataConfig(kind="cache"), GeneratorObjectiveConfig())
+    known = objective.draw(400, torch.Generator().manual_seed(0))["known"]
+    whole, grid = known[:, :9].all(1), known[:, 9:]
+    assert 160 < int(whole.sum()) < 240
+    assert not grid[~whole].any(), "the grid is drawn after the holistic tokens"
+    masked = (~grid[whole]).sum(1)
+    assert masked.min() >= 1 and len(masked.unique()) > 8
+    assert len((~known[~whole, :9]).sum(1).unique()) == 9
+    together = GeneratorObjectiveConfig(mask=MaskConfig(holistic=None))
+    mixed = GeneratorObjective(net, DataConfig(kind="cache"), together).draw(400, torch.Generator().manual_seed(0))
+    assert (mixed["known"][:, :9].any(1) & mixed["known"][:, 9:].any(1) & ~mixed["known"][:, :9].all(1)).any()
+    with pytest.raises(MgenError, match="visible is 9"):
+        visible = GeneratorObjectiveConfig(mask=MaskConfig(visible=9))
+        GeneratorObjective(net, DataConfig(kind="cache"), visible)
+
+
+def test_masked_losses_weigh_holistic_tokens_and_the_grid_alike() -> None:
+    torch.manual_seed(0)
+    net = MaskGIT(side=4, holistic=9, codes=16, dim=16, depth=2, heads=2, num_classes=3).eval()
+    tokens, condition = torch.randint(16, (2, 25)), torch.tensor([0, 2])
+    known = torch.zeros(2, 25, dtype=torch.bool)
+    losses, _ = net(tokens, condition, known)
+    z = net.context(tokens, known, condition)
+    first = net.head.parts[0].loss(z[:, :9], tokens[:, :9])[0].mean()
+    rest = net.head.parts[1].loss(z[:, 9:], tokens[:, 9:])[0].mean()
+    torch.testing.assert_close(losses.mean(), first + rest)
+    known[:, :9] = True  # the factors do not depend on the mask
+    torch.testing.assert_close(net(tokens, condition, known)[0].mean() * 16 / 25, _grid_loss(net, tokens, condition))
+
+
+def _grid_loss(net: MaskGIT, tokens: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+    known = (torch.arange(25) < 9).expand(2, 25)
+    z = net.context(tokens, known, condition)
+    return net.head.parts[1].loss(z[:, 9:], tokens[:, 9:])[0].mean()
 
 
 def test_mage_never_shows_the_encoder_what_it_drops() -> None:

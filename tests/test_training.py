@@ -114,11 +114,17 @@ def launch(arguments: list[str], config: Path, *overrides: str) -> subprocess.Co
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
 
 
-def test_two_processes_train_like_one(idx: Path, tokenizer: Path, tmp_path: Path) -> None:
+CAUSAL = {"class": "CausalGenerator", "side": 8, "codes": 64, "dim": 32, "depth": 2, "heads": 2, "num_classes": 10}
+
+
+@pytest.mark.parametrize("name", ["MaskGIT", "CausalGenerator"])
+def test_two_processes_train_like_one(name: str, idx: Path, tokenizer: Path, tmp_path: Path) -> None:
     import yaml
 
     # 96 images a step: the 48 validation images are one batch, fewer than there are processes.
     config = generator_run(idx, tokenizer, tmp_path / "one", **{"model.dropout": 0.0, "steps": 4, "batch_size": 96})
+    if name != "MaskGIT":
+        config |= {"model": {**CAUSAL, "dropout": 0.0}, "objective": {"tokenizer": str(tokenizer)}}
     train(train_config(config))
     (tmp_path / "c.yaml").write_text(yaml.safe_dump({**config, "output": str(tmp_path / "two")}))
     done = launch(

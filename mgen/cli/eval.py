@@ -156,8 +156,7 @@ def evaluate(args: Namespace, line: str) -> int:
     judge_name = args.judge or ("fmnist-judge" if builtin_data(args, protocol) else "none")
     judge = None if judge_name == "none" else make_extractor(judge_name, device=device)
     source, pipe = find_source(args, protocol, extractor, device)
-    training = open_source(args.nearest, channels=extractor.channels) if args.nearest else None
-    if training is not None and training.count < 2:
+    if args.nearest and open_source(args.nearest, channels=extractor.channels).count < 2:
         raise MgenError(f"--nearest {args.nearest}: at least 2 images are needed")
     reference = find_reference(
         args.reference,
@@ -195,7 +194,10 @@ def evaluate(args: Namespace, line: str) -> int:
         outcome["reference"] = {"name": "the originals", "count": measured.count, "sha256": sha256_of(*originals)}
     if pipe is not None:
         outcome["cost"] = cost(pipe, measured, device)
-    if training is not None:
+    if args.nearest:
+        # Training images come in all sizes: they are cut as the measured ones were, or would have been.
+        size = None if args.nearest == "fmnist" else min(measured.examples()[0].shape[-2:])
+        training = open_source(args.nearest, channels=extractor.channels, size=size)
         outcome["nearest"] = results.nearest_rows(measured, training, extractor)
     if published is not None:
         outcome["published"] = published.compare(outcome)

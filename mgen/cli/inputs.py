@@ -62,7 +62,15 @@ def find_reference(
     """
     from mgen.evaluation.measure import begin, measure
     from mgen.evaluation.npz import npz_names
-    from mgen.evaluation.statistics import BUILTIN, Reference, builtin_file, load_statistics, sha256_of
+    from mgen.evaluation.protocols import PUBLISHED
+    from mgen.evaluation.statistics import (
+        BUILTIN,
+        Reference,
+        builtin_file,
+        load_statistics,
+        sha256_of,
+        spread_features,
+    )
 
     name = name or ("fmnist-train" if builtin else "none")
     if name == "none":
@@ -83,7 +91,8 @@ def find_reference(
     measured = measure(source, extractor, examples=0, batch_size=batch_size, folder=folder, **shared)
     if shared.get("rank"):
         return None  # the first process alone compares
-    features = measured.rows("features") if images else None
+    # As many as the images of a published figure; more would take memory and time by their square.
+    features = spread_features(measured, PUBLISHED) if images else None
     if found is not None:
         found.features = features
         return found

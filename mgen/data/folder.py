@@ -35,18 +35,25 @@ def center_crop(image: Image.Image, size: int) -> Image.Image:
 
 
 def load_image(path: str | Path, *, size: int | None = None, channels: int = 3) -> Tensor:
-    """Image file as uint8 (channels, H, W); centre-cropped to `size` if given. Transparency is laid on white.
+    """Image file as uint8 (channels, H, W); centre-cropped to `size` if given. Transparency is laid on white, 16 bits are rounded to 8.
 
     Raises:
-        MgenError: the file is missing or is not a readable image.
+        MgenError: the file is missing, is not a readable image, or holds floating-point numbers.
     """
     try:
         with Image.open(path) as file:
             image: Image.Image = file
+            if image.mode == "F":
+                raise MgenError(f"{path} holds floating-point numbers: save it with 8 or 16 bits a channel")
+            if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would cut off at 255
+                deep = np.asarray(image).astype(np.int64).clip(0, 65535)
+                image = Image.fromarray(((deep + 128) // 257).astype(np.uint8))
             if image.mode in ("RGBA", "LA", "P"):
                 rgba = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
             image = image.convert("L" if channels == 1 else "RGB")
+    except MgenError:
+        raise
     except FileNotFoundError as error:
         raise MgenError(f"no such image: {path}") from error
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:

@@ -12,12 +12,10 @@ from mgen.evaluation.bootstrap import deviations
 from mgen.evaluation.extractors import Extractor, InceptionExtractor
 from mgen.evaluation.frechet import frechet_distance
 from mgen.evaluation.measure import Measured
-from mgen.evaluation.protocols import Protocol
+from mgen.evaluation.protocols import PUBLISHED, Protocol
 from mgen.evaluation.scores import class_score, split_of
 from mgen.evaluation.sources import Source
 from mgen.evaluation.statistics import Reference
-
-PUBLISHED = 50000  # images behind a published figure
 
 
 def metric_names(extractor: Extractor, count: int, kind: str = "FID") -> tuple[str, str]:
@@ -61,6 +59,8 @@ def result(
             missing["sFID"] = "no reference was given"
     for name, (kind, mean, cov) in gaussians.items():
         metrics[name] = frechet_distance(*measured.sums(kind).finish(), mean, cov)
+    features = None if reference is None or "original" in measured.names else reference.features
+    compared = None if features is None else min(count, len(features))
     splits = split_of(count, protocol)
     metrics[score], over_splits = class_score(measured.blocks("logits"), splits)
     if protocol.score == "shuffled":  # ADM's evaluator reports none
@@ -103,12 +103,19 @@ def result(
         "extractor": {"name": extractor.name, "sha256": extractor.sha256, "resize": extractor.resize},
         "reference": None
         if reference is None
-        else {"name": reference.name, "count": reference.count, "sha256": reference.sha256},
+        else {
+            "name": reference.name,
+            "count": reference.count,
+            "sha256": reference.sha256,
+            "features": None if features is None else len(features),
+        },
         "judge": None if judge is None else {"name": judge.name, "sha256": judge.sha256},
         "bootstrap": {"replicates": bootstrap, "seed": 0} if bootstrap else None,
         "cost": {},
         "nearest": None,
-        "note": "; ".join(_notes(extractor, protocol, count, by_class.get("images"), bool(gaussians or more))),
+        "note": "; ".join(
+            _notes(extractor, protocol, count, by_class.get("images"), bool(gaussians or more), compared)
+        ),
         "versions": {name: version(name) for name in ("torch", "torch-fidelity", "diffusers", "numpy", "scipy")}
         | {"python": platform.python_version()},
     }
@@ -166,9 +173,17 @@ def better(metric: str) -> str | None:
 
 
 def _notes(
-    extractor: Extractor, protocol: Protocol, count: int, sizes: dict[str, float] | None, distances: bool
+    extractor: Extractor,
+    protocol: Protocol,
+    count: int,
+    sizes: dict[str, float] | None,
+    distances: bool,
+    images: int | None,
 ) -> Sequence[str]:
+    """images: of the smaller side of the kernel distance, where there is one."""
     notes = []
+    if images is not None and images < protocol.kid:
+        notes.append(f"the kernel distance is over subsets of {images} images, not {protocol.kid}: no more were there")
     if extractor.name != InceptionExtractor.name:
         notes.append(f"measured in the features of {extractor.name}: not an FID and not comparable with one")
     if protocol.name == "custom":
@@ -198,14 +213,15 @@ def nearest_rows(
     own = torch.cat([torch.full((len(examples),), -1), rows])
     queries = torch.cat([extractor(examples).features, extractor(torch.cat([b.images for b in some])).features])
     found = nearest(queries, training, extractor, k=k, own=own)
+    wanted = sorted(set(found.indices[: len(examples)].flatten().tolist()) - {-1})
+    read = {i: training.read(i, i + 1) for i in wanted}  # ascending: an npz is a stream
     out = []
     for i in range(len(examples)):
-        neighbours = []
-        for index, away in zip(found.indices[i].tolist(), found.distances[i].tolist()):
-            if index < 0:
-                continue
-            batch = training.read(index, index + 1)
-            neighbours.append({"image": data_uri(batch.images[0]), "label": int(batch.labels[0]), "distance": away})
+        neighbours = [
+            {"image": data_uri(read[index].images[0]), "label": int(read[index].labels[0]), "distance": away}
+            for index, away in zip(found.indices[i].tolist(), found.distances[i].tolist())
+            if index >= 0
+        ]
         first = neighbours[0]["distance"]
         out.append(
             {"image": data_uri(examples[i]), "label": int(labels[i]), "distance": first, "neighbours": neighbours}

@@ -165,6 +165,11 @@ def measure(
     if folder is None:
         temporary = tempfile.TemporaryDirectory(prefix="mgen-")
         folder = Path(temporary.name)
+    if rank == 0 and source.count <= SHARD * (world - 1) and progress:
+        print(
+            f"{source.count} images are {-(-source.count // SHARD)} shards of {SHARD}, one process each: {world} are more than needed",
+            file=sys.stderr,
+        )
     starts = range(rank * SHARD, source.count, SHARD * world)
     todo = [start for start in starts if not shard_file(folder, start).is_file()]
     ends = {start: min(start + SHARD, source.count) for start in starts}

@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from mgen.errors import MgenError, check_choice
 
+PUBLISHED = 50000  # images behind a published figure
 Resize = Literal["tensorflow", "clean", "clean-uint8", "own"]
 Score = Literal["shuffled", "file order"]
 RESIZES: dict[str, str] = {
@@ -48,7 +49,7 @@ class Protocol:
     name: str
     extractor: str = "inception"
     resize: Resize = "tensorflow"
-    count: int = 50000
+    count: int = PUBLISHED
     score: Score = "shuffled"
     splits: int = 10
     spatial: bool = False

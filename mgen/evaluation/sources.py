@@ -20,6 +20,7 @@ from torch import Tensor
 from mgen.data import center_crop, list_images, load_image
 from mgen.errors import MgenError
 from mgen.evaluation.npz import NpzImages
+from mgen.files import read_json
 
 
 @dataclass(kw_only=True)
@@ -69,11 +70,11 @@ def from_folder(
     from mgen.shards import ShardFolder, find_shards
 
     if find_shards(path):
-        if size is not None:
-            raise MgenError(
-                f"{path} holds images that were drawn: --image-size is for folders of pictures and npz files"
-            )
         shards = ShardFolder(path)
+        if size is not None and shards.read(0, 1)[0].shape[-2:] != (size, size):
+            raise MgenError(
+                f"{path} holds images that were drawn: only folders of pictures and npz files are brought to {size} px"
+            )
         count = min(len(shards), limit or len(shards))
 
         def stored(start: int, stop: int) -> Batch:
@@ -83,6 +84,14 @@ def from_folder(
         told = {"kind": "npz shards", "path": str(path), "quantisation": "as stored"}
         return Source(count=count, about=told, read=stored, key=[_stamp(s.path) for s in find_shards(path)])
     files = [f for f in list_images(path) if f.stem != "grid" and not _animated(f)][:limit]
+    if (path / "run.json").is_file() and limit is None:
+        run = read_json(path / "run.json")
+        wanted = run.get("num_images", 0) if isinstance(run, dict) else 0
+        if len(files) < wanted:
+            raise MgenError(
+                f"{path} holds {len(files)} of the {wanted} images of its run: run the same mgen sample again, or measure what is "
+                f"there with --num-images {len(files)}"
+            )
     if not files:
         raise MgenError(
             f"{path} holds no images apart from a grid: run mgen sample --out {path}, or name another folder"

@@ -114,11 +114,17 @@ class Generator(Model):
         return self.masked_loss(z, tokens, known, label_smoothing=label_smoothing)
 
     def masked_loss(self, z: Tensor, tokens: Tensor, known: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
-        """The head's loss and figure at the masked places of z (B, L, D), flat."""
+        """The head's loss and figure at the masked places of z (B, L, D), flat.
+
+        With S holistic tokens among L the loss is theirs times L / S, and that of the others times L / (L − S): where all are
+        masked its mean is the sum of the two means (Hita, arXiv 2507.02358).
+        """
         masked = ~known
-        if holistic := self.spec.holistic:
-            options["part"] = (span(self.spec.length, known) >= holistic)[masked]
-        return self.head.loss(z[masked], tokens[masked], **options)
+        if not (s := self.spec.holistic):
+            return self.head.loss(z[masked], tokens[masked], **options)
+        length, part = self.spec.length, (span(self.spec.length, known) >= s)[masked]
+        losses, hits = self.head.loss(z[masked], tokens[masked], part=part, **options)
+        return losses * torch.where(part, length / (length - s), length / s), hits
 
     def joint_ids(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
         """Ids (B, N) at positions (B, N), None for all, as rows of a table that holds the codes of both parts, holistic ones first."""

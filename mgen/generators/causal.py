@@ -220,15 +220,5 @@ class CausalGenerator(Generator):
     def forward(
         self, tokens: Tensor, condition: Tensor, known: Tensor, *, label_smoothing: float = 0.0
     ) -> tuple[Tensor, Tensor]:
-        """Training: loss and hit (0 or 1) of every token that is not `known`, both flat.
-
-        The mean over all is the published loss: where there are holistic tokens, the sum of their mean and that of the others, by
-        factors L / S and L / N.
-        """
-        z = self.context(tokens, known, condition)
-        losses, hits = self.masked_loss(z, tokens, known, label_smoothing=label_smoothing)
-        if s := self.config.holistic:
-            length = self.spec.length
-            weight = torch.where(torch.arange(length, device=z.device) < s, length / s, length / (length - s))
-            losses = losses * weight.expand(len(z), -1)[~known]
-        return losses, hits
+        """Training: loss and hit (0 or 1) of every token that is not `known`, both flat; its mean is the published loss."""
+        return super().forward(tokens, condition, known, label_smoothing=label_smoothing)

@@ -69,6 +69,9 @@ class MaskConfig:
         "round"  # of length · r to a count; "bernoulli": of each token alone
     )
     visible: int = 0  # at least so many tokens stay visible
+    # Share of the images in which r is that of the holistic tokens and all of the grid is masked; the others see all holistic
+    # tokens and r is that of the grid, as in the two phases of sampling. None: r is of all tokens alike.
+    holistic: float | None = 0.5
 
 
 @dataclass(kw_only=True)
@@ -191,6 +194,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "objective.mask.beta": (1e-6, math.inf),
     "objective.mask.low": (0, 1),
     "objective.mask.high": (0, 1),
+    "objective.mask.holistic": (0, 1),
     "optim.lr": (0, math.inf),
     "optim.eps": (0, math.inf),
     "optim.warmup": (0, math.inf),

@@ -24,7 +24,7 @@ from mgen.training.config import (
     MaskConfig,
     TokenizerObjectiveConfig,
 )
-from mgen.training.masking import known_before, known_from_uniform, mask_fraction_from_uniform
+from mgen.training.masking import known_before, known_from_uniform, known_in_phases, mask_fraction_from_uniform
 
 Logs = dict[str, Tensor]
 
@@ -109,16 +109,22 @@ class GeneratorObjective(Objective):
             raise MgenError(f"objective.reuse is for models that carry features (ENAT), not for {type(model).__name__}")
         if config.loss_tokens == "all" and "loss_tokens" not in inspect.signature(model.forward).parameters:
             raise MgenError(f"objective.loss_tokens: {type(model).__name__} is trained on masked tokens only")
-        if config.mask.visible >= model.unit_spec.length:
-            raise MgenError(
-                f"objective.mask.visible is {config.mask.visible}: of {model.unit_spec.length} tokens some must be masked"
-            )
+        least = model.unit_spec.length
+        if self.in_phases:
+            least = min(model.spec.holistic, least - model.spec.holistic)
+        if config.mask.visible >= least:
+            raise MgenError(f"objective.mask.visible is {config.mask.visible}: of {least} tokens some must be masked")
         if config.mask.rounding == "bernoulli" and config.loss_tokens != "all":
             raise MgenError("objective.mask.rounding=bernoulli may mask nothing: it needs objective.loss_tokens=all")
         if config.label_drop and model.null_class is None:
             raise MgenError(
                 "objective.label_drop needs a model with a null class: set model.null_class=true or label_drop=0"
             )
+
+    @property
+    def in_phases(self) -> bool:
+        """Whether holistic tokens are masked in a phase of their own."""
+        return bool(self.model.spec.holistic) and self.config.mask.holistic is not None and not self.model.causal
 
     def draw(self, count: int, rng: torch.Generator) -> dict[str, Tensor]:
         draws = super().draw(count, rng)
@@ -141,7 +147,13 @@ class GeneratorObjective(Objective):
         one = mask.per == "batch" and self.training  # validation must not depend on how it is cut into batches
         fraction = mask_fraction_from_uniform(torch.rand(1 if one else count, generator=rng), mask)
         uniform = torch.rand(count, length, generator=rng)
-        return known_from_uniform(fraction, uniform, mask.rounding, mask.visible), uniform
+        options: dict[str, Any] = {"rounding": mask.rounding, "visible": mask.visible}
+        if self.in_phases:
+            first = torch.rand(len(fraction), generator=rng) < mask.holistic
+            return known_in_phases(
+                fraction, uniform, holistic=self.model.spec.holistic, first=first, **options
+            ), uniform
+        return known_from_uniform(fraction, uniform, **options), uniform
 
     def draw_rows(self, rows: slice, *seed: int | str) -> dict[str, Tensor]:
         made = [self.draw_row(seeds.generator(*seed, row)) for row in range(rows.start, rows.stop)]
