@@ -1,5 +1,9 @@
 """Small images, a source of them, and an extractor whose features are known: shared by the tests of the evaluation."""
 
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
 import torch
 
 from mgen.evaluation.extractors import Seen
@@ -19,6 +23,36 @@ def source_of(images: torch.Tensor, labels: torch.Tensor | None = None) -> Sourc
         count=len(images),
         about={"kind": "data", "data": "pictures"},
         read=lambda a, b: Batch(images=images[a:b], labels=labels[a:b]),
+    )
+
+
+class Images(torch.utils.data.Dataset):
+    """Tensors as torch-fidelity takes them."""
+
+    def __init__(self, images: torch.Tensor) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, i: int) -> torch.Tensor:
+        return self.images[i]
+
+
+def torch_fidelity_metrics(images: Sequence[torch.Tensor], weights: Path, **metrics: Any) -> dict[str, float]:
+    """Metrics of two sets of images by torch-fidelity alone."""
+    import torch_fidelity
+
+    return torch_fidelity.calculate_metrics(
+        input1=Images(images[0]),
+        input2=Images(images[1]),
+        cuda=False,
+        cache=False,
+        verbose=False,
+        save_cpu_ram=True,
+        feature_extractor="inception-v3-compat",
+        feature_extractor_weights_path=str(weights),
+        **metrics,
     )
 
 

@@ -11,7 +11,7 @@ from mgen.errors import MgenError
 from mgen.heads import ChannelHead, ChannelSettings, check_draw
 from mgen.heads import channels as module
 from mgen.heads.choice import choose, keep_likeliest
-from mgen.savings_channels import PlainChannelHead, spread
+from mgen.savings.channels import PlainChannelHead, spread
 
 C, Q, D, ORDER = 5, 7, 12, (3, 0, 4, 1, 2)
 

@@ -13,7 +13,8 @@ from mgen.errors import MgenError
 from mgen.heads import DiffusionHead
 from mgen.heads.chains import Chain, ChainSettings, Tables, cosine_betas, kept_timesteps
 from mgen.samplers import ParallelSampler
-from mgen.savings import PlainGenerator, PlainHead, savings, spread
+from mgen.savings import savings
+from mgen.savings.diffusion import PlainGenerator, PlainHead, spread
 from tests.helpers import tiny_mar
 
 TABLES = Tables(cosine_betas())

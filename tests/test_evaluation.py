@@ -15,6 +15,7 @@ from mgen.evaluation.measure import measure
 from mgen.evaluation.protocols import find_protocol
 from mgen.evaluation.sources import from_folder, from_npz
 from mgen.evaluation.statistics import FeatureSums, Reference, load_statistics, save_statistics
+from tests.evaluation import source_of, torch_fidelity_metrics
 from tools.evaluation_speed import random_inception
 
 
@@ -51,47 +52,15 @@ def test_streaming_does_not_depend_on_the_batches_and_merges_by_addition() -> No
 
 def test_fid_and_is_equal_torch_fidelity_on_inception(tmp_path: Path) -> None:
     """The whole way through the Inception network, with random weights, against torch-fidelity's own loop."""
-    import torch_fidelity
-
-    from mgen.evaluation.sources import Batch, Source
-
     weights = random_inception(tmp_path / "inception.pth")
     images = [torch.randint(0, 256, (12, 3, 40, 40), dtype=torch.uint8) // k for k in (1, 2)]
-
-    class Images(torch.utils.data.Dataset):
-        def __init__(self, x: torch.Tensor) -> None:
-            self.x = x
-
-        def __len__(self) -> int:
-            return len(self.x)
-
-        def __getitem__(self, i: int) -> torch.Tensor:
-            return self.x[i]
-
-    expected = torch_fidelity.calculate_metrics(
-        input1=Images(images[0]),
-        input2=Images(images[1]),
-        fid=True,
-        isc=True,
-        cuda=False,
-        cache=False,
-        verbose=False,
-        save_cpu_ram=True,
-        isc_splits=10,
-        feature_extractor="inception-v3-compat",
-        feature_extractor_weights_path=str(weights),
-    )
+    expected = torch_fidelity_metrics(images, weights, fid=True, isc=True, isc_splits=10)
     extractor = make_extractor("inception", weights=weights)
-
-    def source(x: torch.Tensor) -> Source:
-        unknown = torch.full((len(x),), -1)
-        return Source(count=len(x), about={"kind": "data"}, read=lambda a, b: Batch(images=x[a:b], labels=unknown[a:b]))
-
-    mean, cov = measure(source(images[1]), extractor, batch_size=5).sums().finish()
+    mean, cov = measure(source_of(images[1]), extractor, batch_size=5).sums().finish()
     reference = Reference(mean=mean, cov=cov, name="second", count=12)
-    measured = measure(source(images[0]), extractor, batch_size=5)
+    measured = measure(source_of(images[0]), extractor, batch_size=5)
     protocol = find_protocol("torch-fidelity")
-    got = result(measured, source(images[0]), extractor, protocol=protocol, reference=reference)["metrics"]
+    got = result(measured, source_of(images[0]), extractor, protocol=protocol, reference=reference)["metrics"]
     assert got["FID-12"] == pytest.approx(expected["frechet_inception_distance"], rel=1e-4)
     assert got["Inception Score"] == pytest.approx(expected["inception_score_mean"], rel=1e-5)
 

@@ -16,7 +16,7 @@ from mgen.evaluation.neighbours import kernel_distance, precision_recall
 from mgen.evaluation.protocols import PROTOCOLS, find_protocol
 from mgen.evaluation.scores import class_score, split_of
 from mgen.evaluation.statistics import FeatureSums, Reference
-from tests.evaluation import Plain, pictures, source_of
+from tests.evaluation import Plain, pictures, source_of, torch_fidelity_metrics
 from tools.evaluation_speed import random_inception
 
 
@@ -236,33 +236,8 @@ def test_bootstrap_finds_the_spread_of_new_images() -> None:
 
 def test_the_inception_loop_is_at_least_torch_fidelitys_features(weights: Path) -> None:
     """KID, precision and recall of whole images through Inception, against torch-fidelity's own way."""
-    import torch_fidelity
-
     images = [pictures(12, seed=k, side=48, channels=3) for k in (1, 2)]
-
-    class Images(torch.utils.data.Dataset):
-        def __init__(self, x: torch.Tensor) -> None:
-            self.x = x
-
-        def __len__(self) -> int:
-            return len(self.x)
-
-        def __getitem__(self, i: int) -> torch.Tensor:
-            return self.x[i]
-
-    expected = torch_fidelity.calculate_metrics(
-        input1=Images(images[0]),
-        input2=Images(images[1]),
-        kid=True,
-        prc=True,
-        cuda=False,
-        cache=False,
-        verbose=False,
-        save_cpu_ram=True,
-        kid_subset_size=8,
-        feature_extractor="inception-v3-compat",
-        feature_extractor_weights_path=str(weights),
-    )
+    expected = torch_fidelity_metrics(images, weights, kid=True, prc=True, kid_subset_size=8)
     extractor = make_extractor("inception", weights=weights)
     ours = [measure(source_of(x), extractor, batch_size=5, progress=False).rows("features") for x in images]
     precision, recall = precision_recall(*ours, neighbours=3)

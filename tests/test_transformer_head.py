@@ -12,8 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mgen.errors import MgenError
 from mgen.heads.chains import Chain, ChainSettings, Tables, cosine_betas
 from mgen.heads.transformer import DiffusionTransformerHead
-from mgen.savings import Comparison
-from mgen.savings_map import PlainMapHead, rows, spread
+from mgen.savings.compare import Comparison
+from mgen.savings.map_head import PlainMapHead, rows, spread
 
 TABLES = Tables(cosine_betas())
 B, L, C, D = 2, 24, 4, 16

@@ -1,4 +1,4 @@
-"""What the exact savings of a head over channels are worth: each against the plain form, as in mgen/savings. Ids stay the same.
+"""The savings of a head over channels. Ids stay the same.
 
 The plain form computes all slots up to the one it draws anew for every slot, modulations included, and passes both halves of
 the guidance one after the other, in the trunk and, where it mixes logits, in the head.
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mgen.heads.channels import ChannelHead, ChannelSettings
 from mgen.heads.choice import choose, keep_likeliest
 from mgen.layers.attention import gather_rows
-from mgen.savings import Comparison, look_up_by_nonzero, whole
+from mgen.savings.compare import Comparison, look_up_by_nonzero, whole
 from mgen.standin import StandIn
 
 

@@ -1,4 +1,4 @@
-"""What the exact savings of a head that denoises the whole token map are worth: each against the plain form, as in mgen/savings.
+"""The savings of a head that denoises the whole token map.
 
 The plain form asks the whole network in every step of the chain, embeddings of time and contexts included, for both halves of the
 guidance with a state of its own each; coefficients are looked up in tables and known tokens written by boolean indexing.
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from mgen.heads.chains import ChainSettings
 from mgen.heads.diffusion import Plan
 from mgen.heads.transformer import DiffusionTransformerHead
-from mgen.savings import Comparison, PlainGenerator
+from mgen.savings.compare import Comparison
+from mgen.savings.diffusion import PlainGenerator
 from mgen.standin import StandIn
 
 MOST_STEPS = 10  # of a measured chain: all its steps cost the same

@@ -1,24 +1,16 @@
-"""What the exact savings of a generator are worth: each against the plain form, in one run. Here those of a diffusion head.
+"""The savings of a diffusion head, and of the trunk, the sampler and the training in front of it."""
 
-The plain form is the computation as one writes it down first: every step of the chain asks the whole network, embeddings of
-time and condition included, for both halves of the guidance, each half with a state of its own; the trunk's last block runs at
-every position; tokens to draw are looked up with `nonzero`; in training every token passes the head.
-"""
-
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mgen.heads.chains import ChainSettings
-from mgen.heads.channels import ChannelHead
 from mgen.heads.diffusion import DiffusionHead, Plan
-from mgen.heads.transformer import DiffusionTransformerHead
 from mgen.layers.attention import gather_rows
 from mgen.samplers import ParallelSampler
+from mgen.savings.compare import Comparison, look_up_by_nonzero, whole
 from mgen.standin import StandIn
 
 
@@ -72,36 +64,6 @@ class PlainGenerator(StandIn):
         return gather_rows(z, positions)
 
 
-def look_up_by_nonzero(positions: Tensor, length: int) -> tuple[Tensor, ...]:
-    """Rows and places to draw, as a mask of tokens is searched for them; on a GPU this waits for the device."""
-    wanted = torch.zeros(len(positions), length, dtype=torch.bool, device=positions.device)
-    return wanted.scatter_(1, positions, True).nonzero(as_tuple=True)
-
-
-def prepare(generator: Any, sampler: ParallelSampler) -> ParallelSampler:
-    """Give the heads of a new generator weights under which a comparison of draws means something; the sampler to draw with."""
-    from mgen import savings_causal, savings_channels, savings_map
-
-    if generator.causal:
-        savings_causal.spread(generator)
-    for head in (generator.head, *([generator.pivot_head] if generator.staged else [])):
-        if isinstance(head, DiffusionHead):
-            spread(head)
-        elif isinstance(head, DiffusionTransformerHead):
-            savings_map.spread(head)
-        elif isinstance(head, ChannelHead):
-            savings_channels.spread(head)
-
-    def clipped(settings: dict[str, Any], head: Any) -> dict[str, Any]:
-        # Without a bound a head with random weights explodes, and its answers no longer matter to the result.
-        return settings if head.ranks else {**settings, "head": {"clip": 5.0, **(settings.get("head") or {})}}
-
-    settings = clipped(sampler.settings, generator.head)
-    if settings.get("pivots"):
-        settings["pivots"] = clipped(dict(settings["pivots"]), generator.pivot_head)
-    return ParallelSampler(**settings)
-
-
 @torch.no_grad()
 def spread(head: DiffusionHead) -> None:
     """Give a new head weights under which draws depend on the context and neither explode nor all end at a bound.
@@ -117,73 +79,14 @@ def spread(head: DiffusionHead) -> None:
     head.out.weight[: head.channels] += along * (head.channels**0.5 / (along.shape[1] * root_mean_square))
 
 
-@dataclass
-class Comparison:
-    """Rows of the table: plain form and ours in turn, so that both see the same machine; the fastest of `repeats` counts."""
-
-    device: torch.device
-    repeats: int
-    prefix: str = ""
-    rows: list[dict[str, Any]] = field(default_factory=list)
-
-    def add(self, name: str, plain: Callable[[], Any], ours: Callable[[], Any], repeats: int | None = None) -> None:
-        best, results = [float("inf")] * 2, [None, None]
-        for _ in range(repeats or self.repeats):
-            for i, function in enumerate((plain, ours)):
-                start = time.perf_counter()
-                results[i] = function()
-                if self.device.type == "cuda":
-                    torch.cuda.synchronize()
-                best[i] = min(best[i], time.perf_counter() - start)
-        row = {"saving": self.prefix + name, "plain_seconds": best[0], "seconds": best[1], "ratio": best[0] / best[1]}
-        a, b = results
-        if isinstance(a, Tensor) and isinstance(b, Tensor):
-            ids = not a.is_floating_point()
-            row["difference"] = ((a != b).float().mean() if ids else (a - b).abs().max() / a.abs().max()).item()
-        self.rows.append(row)
-
-
-def savings(
-    generator: Any, sampler: ParallelSampler, *, batch_size: int, repeats: int, dtype: str = "fp32"
-) -> list[dict[str, Any]]:
-    """One row per saving: its name, seconds of the plain form and with it, their ratio, and the largest difference of the results
-    over the largest result (of ids, the share that differs). Single savings are measured at half of the decoding.
-
-    Args:
-        dtype: "bf16" or "fp16" adds a row for the complete run under autocast, against the plain form in fp32.
-    """
-    table = Comparison(generator.device, repeats)
-    if generator.causal:
-        from mgen import savings_causal
-
-        with torch.inference_mode():
-            savings_causal.rows(table, generator, sampler, batch_size, dtype)
-        return table.rows
-    if isinstance(generator.head, ChannelHead):
-        from mgen import savings_channels
-
-        with torch.inference_mode():
-            savings_channels.rows(table, generator, sampler, batch_size, dtype)
-        return table.rows
-    if generator.staged:
-        from mgen import savings_map
-
-        with torch.inference_mode():
-            table.prefix = "pivots: "
-            _single(table, generator.first(), sampler.pivot_sampler or sampler, batch_size)
-            table.prefix = ""
-            savings_map.rows(table, generator, sampler, batch_size)
-            plain, name = savings_map.plain_stages(generator), savings_map.words(sampler)
-            whole(table, generator, sampler, batch_size, dtype, plain=plain, name=name)
-        return table.rows
+def rows(table: Comparison, generator: Any, sampler: ParallelSampler, batch_size: int, dtype: str) -> None:
+    """All rows of a generator whose head is a diffusion head."""
     with torch.inference_mode():
-        _single(table, generator, sampler, batch_size)
+        single(table, generator, sampler, batch_size)
     _training(table, generator, batch_size)
-    steps = ChainSettings.of(sampler.config.head or {}).steps
     with torch.inference_mode():
-        name = f"{sampler.config.steps} steps × {steps} head steps"
+        name = f"{sampler.config.steps} steps × {ChainSettings.of(sampler.config.head or {}).steps} head steps"
         whole(table, generator, sampler, batch_size, dtype, plain=PlainGenerator(generator), name=name)
-    return table.rows
 
 
 def _state(generator: Any, batch_size: int, share: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -196,7 +99,7 @@ def _state(generator: Any, batch_size: int, share: float) -> tuple[Tensor, Tenso
     return tokens, known, torch.arange(batch_size, device=device) % generator.num_classes, order
 
 
-def _single(table: Comparison, generator: Any, sampler: ParallelSampler, batch_size: int) -> None:
+def single(table: Comparison, generator: Any, sampler: ParallelSampler, batch_size: int) -> None:
     """Each saving of the sampling loop on its own."""
     length, head = generator.unit_spec.length, generator.head
     tokens, known, label, order = _state(generator, batch_size, 0.5)
@@ -248,46 +151,3 @@ def _training(table: Comparison, generator: Any, batch_size: int) -> None:
 
     table.add("training: head on masked tokens only", lambda: step("all"), lambda: step("masked"), 2)
     generator.zero_grad(set_to_none=True)
-
-
-def whole(
-    table: Comparison, generator: Any, sampler: ParallelSampler, batch_size: int, dtype: str, *, plain: Any, name: str
-) -> None:
-    """A complete sampling run with all savings, against the run of the generator `plain`."""
-    from mgen.pipeline import DTYPES
-
-    label = torch.arange(batch_size, device=generator.device) % generator.num_classes
-    noise = sampler.draw(generator, range(batch_size)).to(generator.device)
-    name = f"{name}, batch {batch_size}"
-    results: dict[str, Tensor] = {}
-
-    def run(model: Any) -> Tensor:
-        *_, last = sampler(model, label, noise=noise)
-        return last.tokens
-
-    def first() -> Tensor:
-        if "plain" not in results:
-            results["plain"] = run(plain)
-        return results["plain"]
-
-    def cast() -> Tensor:
-        with torch.autocast(generator.device.type, DTYPES[dtype]):
-            return run(generator)
-
-    table.add(f"all together: {name}", first, lambda: run(generator), 1)
-    if dtype != "fp32":
-        seconds = table.rows[-1]["plain_seconds"]
-        table.add(f"all together in {dtype} against plain fp32", first, cast, 1)
-        row = table.rows[-1]  # the plain result is that of the row before, and so is its time
-        row |= {"plain_seconds": seconds, "ratio": seconds / row["seconds"]}
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """The rows for a person."""
-    width = max(len(row["saving"]) for row in rows)
-    lines = [f"{'saving':<{width}} {'plain s':>9} {'s':>9} {'ratio':>6} {'rel. difference':>16}"]
-    for row in rows:
-        times = f"{row['plain_seconds']:>9.4f} {row['seconds']:>9.4f} {row['ratio']:>6.2f}"
-        difference = f"{row['difference']:.1e}" if "difference" in row else ""
-        lines.append(f"{row['saving']:<{width}} {times} {difference:>16}")
-    return "\n".join(lines)

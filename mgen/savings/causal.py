@@ -1,4 +1,4 @@
-"""What the exact savings of a causal generator are worth: each against the plain form, as in mgen/savings. Ids stay the same.
+"""The savings of a causal generator. Ids stay the same.
 
 The plain form lays out keys and values for the whole sequence, copies and reads all of them at every token under a mask, passes the
 halves of the guidance one after the other, and asks the heads of both parts of the tokens.
@@ -16,7 +16,7 @@ from mgen.generators.causal import CausalGenerator
 from mgen.heads.parted import PartedHead
 from mgen.layers.causal import CausalBlock, LiveKeys, Rows
 from mgen.layers.memory import Memory
-from mgen.savings import Comparison, whole
+from mgen.savings.compare import Comparison, whole
 from mgen.standin import StandIn
 
 
