@@ -21,7 +21,7 @@ from mgen.savings import savings
 from mgen.standin import StandIn
 from mgen.tokenizers import HitaTokenizer
 from mgen.tokens import TokenSpec
-from mgen.training.config import DataConfig, GeneratorObjectiveConfig
+from mgen.training.config import DataConfig, GeneratorObjectiveConfig, MaskConfig
 from mgen.training.objectives import GeneratorObjective
 from tests.helpers import tiny_generator, tiny_mar
 
@@ -205,6 +205,12 @@ def test_the_objective_predicts_every_token(kind: str) -> None:
     loss.backward()
     assert loss.isfinite() and 0 <= logs["accuracy"] <= 1
     assert all(p.grad is not None for p in net.parameters())
+
+
+def test_masks_of_a_causal_generator_are_refused() -> None:
+    masked = GeneratorObjectiveConfig(mask=MaskConfig(distribution="uniform"))
+    with pytest.raises(MgenError, match="objective.mask is for masked generators"):
+        GeneratorObjective(tiny(), DataConfig(kind="cache"), masked)
 
 
 def test_published_files_convert(tmp_path: Any) -> None:

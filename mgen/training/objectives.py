@@ -109,6 +109,10 @@ class GeneratorObjective(Objective):
             raise MgenError(f"objective.reuse is for models that carry features (ENAT), not for {type(model).__name__}")
         if config.loss_tokens == "all" and "loss_tokens" not in inspect.signature(model.forward).parameters:
             raise MgenError(f"objective.loss_tokens: {type(model).__name__} is trained on masked tokens only")
+        if model.causal and config.mask != MaskConfig():
+            raise MgenError(
+                f"objective.mask is for masked generators: {type(model).__name__} predicts every token; leave it out"
+            )
         least = model.unit_spec.length
         if self.in_phases:
             least = min(model.spec.holistic, least - model.spec.holistic)
