@@ -140,6 +140,17 @@ def _grid_loss(net: MaskGIT, tokens: torch.Tensor, condition: torch.Tensor) -> t
     return net.head.parts[1].loss(z[:, 9:], tokens[:, 9:])[0].mean()
 
 
+@pytest.mark.parametrize("tie", ["published", "trained"])
+def test_the_head_teaches_the_token_table_only_if_told(tie: str) -> None:
+    torch.manual_seed(0)
+    net = MaskGIT(side=4, codes=16, dim=16, depth=2, heads=2, num_classes=3, tie=tie)
+    tokens = torch.full((2, 16), 5)
+    net(tokens, torch.tensor([0, 1]), torch.zeros(2, 16, dtype=torch.bool))[0].mean().backward()
+    grad = net.token_embed.word.weight.grad
+    assert grad[16].any(), "the mask's row, which enters"
+    assert bool(grad[:16].any()) == (tie == "trained"), "rows that the head alone reads"
+
+
 def test_mage_never_shows_the_encoder_what_it_drops() -> None:
     torch.manual_seed(0)
     net = MAGE(**SHARED, **MODELS["MAGE"]).eval()

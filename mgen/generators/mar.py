@@ -158,7 +158,9 @@ class MAR(MaskedAutoencoder, Generator):
             nn.init.normal_(table, std=0.02)
         if ids:
             nn.init.normal_(self.token_proj.weight, std=0.02)
-            own: dict[str, Any] = dict(table=self.token_proj, codes=codes, holistic=holistic, context_dim=decoder_dim)
+            own: dict[str, Any] = dict(
+                table=self.token_proj, codes=codes, holistic=holistic, context_dim=decoder_dim, detach=False
+            )
             self.head: Any = id_head(**own, shuffle=shuffle, blocks=shuffle_blocks)
         if shuffle > 1:
             self.join = TokenShuffle(encoder_dim, shuffle, blocks=shuffle_blocks)

@@ -61,6 +61,8 @@ class MaskGIT(Generator):
         num_classes: classes, not counting the null class. null_class: whether there is one (id `num_classes`).
         skip: long skips from the first half to the second.
         dropout: on the token embeddings, in training.
+        tie: "published": the head's gradient does not reach the token table that it shares, as in the official PyTorch code; a narrow
+            table then learns slowly. "trained": it does, as in the JAX code.
         head_kind: "categorical", or "channels": tokens are ids of C quantised numbers (kind "multi-index"), which enter as the
             numbers they stand for and are drawn one after the other.
         channels, scale, levels, low, high, span, form: C and the quantiser, see TokenSpec and mgen.levels; head_width,
@@ -93,6 +95,7 @@ class MaskGIT(Generator):
         null_class: bool = True,
         skip: bool = True,
         dropout: float = 0.1,
+        tie: Literal["published", "trained"] = "published",
         head_kind: Literal["categorical", "channels"] = "categorical",
         head_width: int = 1024,
         head_depth: int = 4,
@@ -139,7 +142,8 @@ class MaskGIT(Generator):
         self.out_blocks = nn.ModuleList(block(skip) for _ in range(depth // 2))
         self.norm = nn.LayerNorm(dim)
         if not quantised:
-            table: dict[str, Any] = dict(table=self.token_embed.word, codes=codes, holistic=holistic)
+            published = check_choice("tie", tie, ("published", "trained")) == "published"
+            table: dict[str, Any] = dict(table=self.token_embed.word, codes=codes, holistic=holistic, detach=published)
             whole = 1 if self.unit is None else shuffle
             self.head: Any = id_head(**table, shuffle=whole, blocks=shuffle_blocks)
             if shuffle != whole:  # the trunk's result is taken apart before the head
