@@ -8,7 +8,7 @@ from typing import Any
 
 from mgen.checkpoints.recipes import evaluation_settings
 from mgen.errors import MgenError
-from mgen.zoo import local_folder, recipe
+from mgen.zoo import embedded, local_folder, recipe
 
 
 @dataclass(kw_only=True)
@@ -39,9 +39,10 @@ class Published:
         if row["measured"] is None:
             return "not measured"
         off = row["measured"] - row["published"]
+        told = f"off by {off:+.2g}" if abs(off) >= 1e-6 * abs(row["published"]) else "equal"
         if row["tolerance"] is None:
-            return f"off by {off:+.4g}, no tolerance stated"
-        return f"off by {off:+.4g}, {'within' if abs(off) <= row['tolerance'] else 'OUTSIDE'} the tolerance"
+            return f"{told}, no tolerance stated"
+        return f"{told}, {'within' if abs(off) <= row['tolerance'] else 'OUTSIDE'} the tolerance"
 
 
 # Options that make another measurement of what a recipe describes; a reference under another name may be the same file.
@@ -84,7 +85,8 @@ def settle(args: Namespace, *, model: bool) -> Published | None:
                 f"{entry.name} is not on this machine ({entry.facts['folder']}): `mgen zoo {entry.name}` says how to get it; or give "
                 "its folder"
             )
-        args.path = str(folder)
+        name = entry.facts.get("folder", "")  # embedded models go by their names
+        args.path = name if "/" not in name and folder == embedded(name) else str(folder)
     args.protocol = settings.protocol
     if args.reference is None:
         args.reference = find_file(settings.reference, settings.reference_get)
