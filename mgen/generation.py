@@ -156,8 +156,8 @@ def _bar(spans: Sequence[tuple[int, int]], left: int, rank: int) -> Any:
 def draw(pipe: MaskedPipeline, run: Run, indices: Sequence[int]) -> Tensor:
     """Images of a run, uint8 (B, C, H, W).
 
-    They are brought to `run.image_size` pixels first, if it is given, and then to bytes by rounding, or, for "truncate", by the
-    arithmetic of LlamaGen: see mgen.pipeline.to_uint8.
+    They are brought to `run.image_size` pixels first, if it is given, and then to bytes by `run.quantisation`: see
+    mgen.pipeline.to_uint8.
     """
     plain = run.image_size is None and run.quantisation == "round"
     images = pipe(
@@ -170,7 +170,7 @@ def draw(pipe: MaskedPipeline, run: Run, indices: Sequence[int]) -> Tensor:
     ).images
     if plain:
         return images
-    return to_uint8(images, size=run.image_size, truncate=run.quantisation == "truncate")
+    return to_uint8(images, size=run.image_size, quantisation=run.quantisation)
 
 
 def check_complete(run: Run) -> None:

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from mgen.errors import MgenError, check_choice
 from mgen.files import read_json
 from mgen.modeling import public
+from mgen.runs import QUANTISATIONS
 from mgen.samplers import ParallelSampler, image_seed
 from mgen.samplers.parallel import Step
 from mgen.zoo import DEFAULT, resolve
@@ -183,20 +184,23 @@ class MaskedPipeline(DiffusionPipeline):
         return images if output_type == "uint8" else to_pil(images)
 
 
-def to_uint8(images: Tensor, *, size: int | None = None, truncate: bool = False) -> Tensor:
-    """[-1, 1] → 0 … 255 by rounding.
+def to_uint8(images: Tensor, *, size: int | None = None, quantisation: str = "round") -> Tensor:
+    """[-1, 1] → 0 … 255, values beyond are cut off.
 
     Args:
         size: side that images (B, C, H, W) are brought to first, bicubic without antialiasing: LlamaGen and Hita draw at 384 and 336
             pixels and are measured at 256.
-        truncate: their arithmetic, 127.5 x + 128 cut off, which differs where the value lies next to a half.
+        quantisation: "round"; "half-up", 127.5 x + 128 without its fraction (LlamaGen, Hita), which differs next to a half alone; or
+            "truncate", 127.5 x + 127.5 without its fraction (MAGE, ReCAP's MaskGIT): half a level darker on average.
     """
+    check_choice("quantisation", quantisation, QUANTISATIONS)
     images = images.float()
     if size is not None:
         images = torch.nn.functional.interpolate(images, (size, size), mode="bicubic", align_corners=False)
-    if truncate:
+    if quantisation == "half-up":
         return (127.5 * images + 128).clamp(0, 255).to(torch.uint8)
-    return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    levels = (images.clamp(-1, 1) + 1) * 127.5
+    return (levels if quantisation == "truncate" else levels.round()).to(torch.uint8)
 
 
 def to_pil(images: Tensor) -> list[Any]:

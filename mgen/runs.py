@@ -19,7 +19,7 @@ from mgen.labels import LabelPlan
 from mgen.shards import SHARD, find_shards, shard_name
 
 FORMATS = ("png", "npz")
-QUANTISATIONS = ("round", "truncate")
+QUANTISATIONS = ("round", "half-up", "truncate")  # see mgen.pipeline.to_uint8
 IMAGE = re.compile(r"(\d{6,})(?:_class-\d{4,})?\.png")
 # What run.json holds where it says nothing: older runs do not name these.
 DEFAULTS = {"labels": "balanced", "format": "png", "image_size": None, "quantisation": "round"}

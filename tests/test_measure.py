@@ -13,7 +13,7 @@ from mgen.cli import main
 from mgen.cli.inputs import find_reference
 from mgen.errors import MgenError
 from mgen.evaluation.evaluate import nearest_rows
-from mgen.evaluation.extractors import Extractor
+from mgen.evaluation.extractors import Extractor, make_extractor
 from mgen.evaluation.measure import Measured, begin, example_rows, measure, shard_file
 from mgen.evaluation.neighbours import nearest
 from mgen.evaluation.npz import NpzImages
@@ -148,8 +148,9 @@ def test_an_unfinished_run_is_not_taken_for_a_whole_one(tmp_path: Path) -> None:
     write_json(tmp_path / "run.json", {"num_images": 5})
     for i in range(4):
         to_pil(pictures(1))[0].save(tmp_path / f"{i:06d}_class-0001.png")
-    with pytest.raises(MgenError, match="holds 4 of the 5 images of its run"):
-        from_folder(tmp_path)
+    for limit in (None, 5, 100):
+        with pytest.raises(MgenError, match="holds 4 of the 5 images of its run"):
+            from_folder(tmp_path, limit=limit)
     assert from_folder(tmp_path, limit=4).count == 4
 
 
@@ -184,6 +185,36 @@ def test_every_dialect_of_statistics_is_read(tmp_path: Path) -> None:
     for path in dialects(tmp_path, extractor, rows):
         found = load_statistics(path, extractor)
         assert found.cov.dtype == np.float64 and np.allclose(found.cov, np.cov(rows, rowvar=False), atol=1e-5), path
+
+
+def test_what_is_no_covariance_is_refused_by_the_name_of_its_file(tmp_path: Path) -> None:
+    mean, cov = np.zeros(12), np.eye(12)
+    crooked, broken = cov.copy(), cov.copy()
+    crooked[0, 1], broken[3, 3] = 0.5, np.nan
+    for bad, words in (
+        (-cov, "no covariance"),
+        (crooked, "no covariance"),
+        (broken, "NaN"),
+        (np.full((12, 12), "a"), "numbers"),
+    ):
+        np.savez(tmp_path / "bad.npz", mu=mean, sigma=bad)
+        with pytest.raises(MgenError, match=f"bad.npz.*{words}"):
+            load_statistics(tmp_path / "bad.npz", Plain())
+    np.savez(tmp_path / "silent.npz", mu=mean, sigma=cov)
+    assert not load_statistics(tmp_path / "silent.npz", Plain()).told
+
+
+def test_images_that_nobody_would_compare_with_fashion_mnist(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for i in range(3):
+        to_pil(pictures(1, seed=i, side=96, channels=3))[0].save(tmp_path / f"{i:06d}.png")
+    assert main(["eval", str(tmp_path), "--out", str(tmp_path / "e")]) == 2
+    assert "holds images of 96 px" in capsys.readouterr().err
+    assert main(["eval", "mar-l-imagenet256"]) == 2
+    assert "--recipe mar-l-imagenet256" in capsys.readouterr().err
+    assert main(["eval", str(tmp_path), "--save-statistics", str(tmp_path / "s.txt")]) == 2
+    assert "must end in .safetensors or .npz" in capsys.readouterr().err
 
 
 def test_statistics_of_another_resize_are_refused(tmp_path: Path) -> None:
@@ -242,7 +273,10 @@ def test_stats_then_eval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert main([*stats, "--out", str(tmp_path / "r" / "ref.npz")]) == 2, "an npz for other tools keeps no features"
     assert main([*stats, "--features", "0", "--out", str(tmp_path / "r" / "ref.npz")]) == 0
     with np.load(tmp_path / "r" / "ref.npz") as file:
-        assert sorted(file.files) == ["mu", "sigma"] and file["mu"].dtype == np.float64
+        assert {"mu", "sigma"} <= set(file.files) and file["mu"].dtype == np.float64
+        assert str(file["prepared"]) == "centre crop of 32 px (ADM's)"
+    again = load_statistics(tmp_path / "r" / "ref.npz", make_extractor("fmnist-cnn"))
+    assert again.count == 30 and again.told and again.prepared == "centre crop of 32 px (ADM's)"
     line = ["eval", str(tmp_path), "--reference", str(tmp_path / "r" / "ref.safetensors"), "--bootstrap", "5"]
     out = tmp_path / "e"
     assert main([*line, "--nearest", str(tmp_path), "--out", str(out)]) == 0
@@ -338,6 +372,9 @@ def test_a_recipe_is_measured_beside_its_published_figures(tmp_path: Path, capsy
     verdicts = {row["metric"].split()[0]: row["verdict"] for row in found["published"]["rows"]}
     assert "OUTSIDE" in verdicts["Fréchet"] and "within" in verdicts["class"] and "within" in verdicts["recall"]
     assert "OUTSIDE" in said and found["protocol"]["name"] == "fmnist-cnn"
+    assert main([*line, str(tmp_path / "a2"), "--reference", "fmnist-test"]) == 0
+    rows = read_json(tmp_path / "a2" / "result.json")["published"]["rows"]
+    assert all(row["verdict"] == "not comparable, --reference given" for row in rows)
     assert main([*line, str(tmp_path / "b"), "--num-images", "6"]) == 0
     rows = read_json(tmp_path / "b" / "result.json")["published"]["rows"]
     assert all(row["verdict"] == "not comparable, 6 images instead of 12" for row in rows)

@@ -1,5 +1,6 @@
 """Named protocols: what each says of the same images, against independent implementations and other tools."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +96,15 @@ def brute_precision_recall(a: np.ndarray, b: np.ndarray, k: int) -> tuple[float,
 
     between = np.linalg.norm(a[:, None] - b[None], axis=-1)
     return (between <= radii(b)[None]).any(1).mean(), (between.T <= radii(a)[None]).any(1).mean()
+
+
+def test_images_sorted_by_class_are_told_where_the_score_depends_on_it() -> None:
+    images, protocol = pictures(60), replace(find_protocol("adm"), splits=20, neighbours=0, spatial=False)
+    for labels, told in ((torch.arange(60) // 6, True), (torch.arange(60) % 10, False)):
+        source = source_of(images, labels)
+        measured = measure(source, Plain(), progress=False)
+        note = result(measured, source, Plain(), protocol=protocol, reference=None)["note"]
+        assert ("sorted by class, 4 classes in a split of 20" in note) == told
 
 
 def test_precision_recall_and_kernel_distance_by_torch_fidelity_equal_their_definitions() -> None:
@@ -234,7 +244,7 @@ def test_bootstrap_finds_the_spread_of_new_images() -> None:
     assert weights.sum() == 400 and np.allclose(got.finish()[1], repeated.finish()[1], atol=1e-5)
 
 
-def test_the_inception_loop_is_at_least_torch_fidelitys_features(weights: Path) -> None:
+def test_the_inception_loop_gives_torch_fidelitys_features(weights: Path) -> None:
     """KID, precision and recall of whole images through Inception, against torch-fidelity's own way."""
     images = [pictures(12, seed=k, side=48, channels=3) for k in (1, 2)]
     expected = torch_fidelity_metrics(images, weights, kid=True, prc=True, kid_subset_size=8)

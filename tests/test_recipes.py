@@ -211,6 +211,8 @@ def test_label_plans_are_those_of_the_official_evaluations() -> None:
         assert {name for name, e in plans.items() if e.labels == plan} == {n for n in RECIPES if n.startswith(prefixes)}
     truncated = {name for name, e in plans.items() if e.quantisation == "truncate"}
     assert truncated == {name for name in RECIPES if name.startswith(("mage", "maskgit-r", "recap-maskgit"))}
+    halves = {name for name, e in plans.items() if e.quantisation == "half-up"}
+    assert halves == {name for name in RECIPES if name.startswith(("hita", "llamagen"))}
     shrunk = {name for name, e in plans.items() if e.image_size == 256}
     assert shrunk == {n for n in RECIPES if n.startswith("hita") or re.fullmatch(r"llamagen.*384", n)}
 
@@ -250,7 +252,7 @@ GOOD = dict(protocol="adm", reference="a.npz", published={"FID": 2.0}, tolerance
         ({"protocoll": "adm"}, "'evaluation.protocoll': did you mean 'protocol'?"),
         ({"protocol": "amd"}, "did you mean 'adm'?"),
         ({"labels": "sort"}, "did you mean 'sorted'?"),
-        ({"quantisation": "floor"}, "round, truncate"),
+        ({"quantisation": "floor"}, "half-up, round, truncate"),
         ({"published": {"IS": 1.0}}, "Inception Score"),
         ({"published": {"FID": "low"}}, "expected a number above zero"),
         ({"published": {"FID": True}}, "expected a number above zero"),

@@ -14,6 +14,7 @@ from PIL import Image
 
 from mgen.cli import main
 from mgen.errors import MgenError
+from mgen.files import write_json
 from mgen.reports.compare import Group, difference, differing
 from mgen.reports.curves import draw, find_curves
 from mgen.reports.data import column_numbers, number, plus_minus
@@ -378,6 +379,13 @@ def test_summary_keeps_the_order_of_the_runs() -> None:
     told = summary("t", [Group(runs=[a, c]), Group(runs=[b])])
     assert [group["runs"] for group in told["groups"]] == [[1, 3], [2]]
     assert [result["run"] for result in told["results"]] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("published", ["x", {"rows": [1]}, {"rows": "x"}])
+def test_damaged_published_figures_are_explained(published: Any, tmp_path: Path) -> None:
+    write_json(tmp_path / "result.json", {**example_result(), "published": published})
+    with pytest.raises(MgenError, match="published does not hold rows"):
+        read_result(tmp_path / "result.json")
 
 
 def test_published_figures_stand_beside_the_measured_ones(tmp_path: Path) -> None:

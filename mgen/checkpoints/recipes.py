@@ -40,7 +40,7 @@ class RecipeEvaluation:
     count: int = 50000
     labels: Literal["balanced", "sorted", "random"] = "balanced"
     seed: int = 0
-    quantisation: Literal["round", "truncate"] = "round"
+    quantisation: Literal["round", "half-up", "truncate"] = "round"
     image_size: int | None = None
     published: dict[str, float] = field(default_factory=dict)
     tolerance: dict[str, float] = field(default_factory=dict)

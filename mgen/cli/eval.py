@@ -82,7 +82,7 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--image-size", type=int, metavar="N", help="bring a model's images to N pixels before they are measured"
     )
-    parser.add_argument("--quantisation", help="of a model's images to bytes: round (the default) or truncate")
+    parser.add_argument("--quantisation", help="of a model's images to bytes: round (the default), half-up or truncate")
     parser.add_argument(
         "--bootstrap",
         type=int,
@@ -147,6 +147,10 @@ def evaluate(args: Namespace, line: str) -> int:
     protocol = find_protocol_of(args)
     out = Path(args.out or f"eval-{Path(args.path).stem or 'images'}")
     check_writable(out)
+    if args.save_statistics:
+        if Path(args.save_statistics).suffix not in (".safetensors", ".npz"):
+            raise MgenError(f"--save-statistics {args.save_statistics}: the name must end in .safetensors or .npz")
+        check_writable(Path(args.save_statistics).parent)
     rank, world, name, wait = processes(args.device)
     device = check_device(name)
     shared = {"rank": rank, "world": world, "wait": wait}
@@ -156,6 +160,8 @@ def evaluate(args: Namespace, line: str) -> int:
     judge_name = args.judge or ("fmnist-judge" if builtin_data(args, protocol) else "none")
     judge = None if judge_name == "none" else make_extractor(judge_name, device=device)
     source, pipe = find_source(args, protocol, extractor, device)
+    if args.protocol is None and args.extractor is None and args.reference is None and not args.reconstruction:
+        check_small(args.path, source, pipe)
     if args.nearest and open_source(args.nearest, channels=extractor.channels).count < 2:
         raise MgenError(f"--nearest {args.nearest}: at least 2 images are needed")
     reference = find_reference(
@@ -225,11 +231,26 @@ def show(outcome: dict[str, Any]) -> None:
         print(f"({outcome['note']})")
 
 
+def check_small(path: str, source: Any, pipe: Any) -> None:
+    """MgenError for images that nobody would compare with Fashion-MNIST, the default where nothing is said."""
+    what = None
+    if pipe is not None and pipe.generator.num_classes > 10:
+        what = f"draws {pipe.generator.num_classes} classes"
+    elif pipe is None and (side := max(source.read(0, 1).images.shape[-2:])) > 64:
+        what = f"holds images of {side} px"
+    if what is not None:
+        raise MgenError(
+            f"{path} {what}, and without --protocol images are compared with Fashion-MNIST's: name one, such as --protocol "
+            "torch-fidelity or adm, and its --reference"
+        )
+
+
 def find_protocol_of(args: Namespace) -> Any:
     from mgen.evaluation.protocols import find_protocol
+    from mgen.runs import QUANTISATIONS
 
     if args.quantisation is not None:
-        check_choice("--quantisation", args.quantisation, ("round", "truncate"))
+        check_choice("--quantisation", args.quantisation, QUANTISATIONS)
     name = args.protocol
     if name is None and args.reconstruction and args.extractor in ("inception", "inception-v3-compat"):
         name = "reconstruction"

@@ -40,7 +40,13 @@ def open_source(
         return sources.from_npz(path, limit=limit, size=size)
     if path.is_dir():
         return sources.from_folder(path, channels=channels, size=size, limit=limit)
-    raise MgenError(f"{name} is neither a folder of images, nor an .npz, nor `fmnist`")
+    from mgen.checkpoints.recipes import recipe_names
+
+    if name in recipe_names():
+        raise MgenError(f"{name} is a recipe: mgen eval --recipe {name} draws and measures its model")
+    raise MgenError(
+        f"{name} is neither a folder of images, nor an .npz, nor `fmnist`, nor a model (mgen zoo lists them)"
+    )
 
 
 def find_reference(

@@ -19,7 +19,7 @@ EXAMPLES = """  mgen sample                                            the embed
   accelerate launch --multi_gpu --num_processes 8 -m mgen sample --model models/autonat-l --num-images 50000 \\
       --batch-size 100 --format npz --out run --npz run.npz
   mgen sample --model models/mar-b --num-images 50000 --labels sorted --out mar            all of a class together, as MAR has them
-  mgen sample --model models/llamagen-l --num-images 50000 --labels random --image-size 256 --quantisation truncate \\
+  mgen sample --model models/llamagen-l --num-images 50000 --labels random --image-size 256 --quantisation half-up \\
       --out llamagen --npz llamagen.npz                                       as LlamaGen measures images of 384 pixels
 
 Image i of a run depends on (model, settings, seed, i) only. Interruptions and the number of processes change nothing, batches stay
@@ -143,7 +143,7 @@ def command(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--quantisation",
         default="round",
-        help="to bytes: round, or truncate (127.5 x + 128 cut off, as LlamaGen has it)",
+        help="to bytes: round, half-up (127.5 x + 128 without its fraction, as LlamaGen has it), or truncate (as MAGE has it)",
     )
     parser.add_argument(
         "--animation", metavar="FILE", help=".gif or .png (APNG): the first images while their tokens are revealed"

@@ -203,7 +203,7 @@ def evaluation(row: dict[str, Any]) -> list[str]:
     """How a recipe is evaluated, and what was published."""
     e = row["evaluation"]
     size = f", brought to {e['image_size']} px" if e["image_size"] else ""
-    cut = ", cut off to bytes" if e["quantisation"] == "truncate" else ""
+    cut = {"round": "", "half-up": ", halves rounded up to bytes", "truncate": ", cut off to bytes"}[e["quantisation"]]
     lines = [f"  mgen eval --recipe {row['name']}"]
     lines += [f"  {e['count']:,} images{size}{cut}, labels {e['labels']}, seed {e['seed']}, protocol {e['protocol']}"]
     lines += [f"  reference: {e['reference']}", *wrapped(e["reference_get"] or "", 2)]

@@ -108,13 +108,17 @@ def result(
             "count": reference.count,
             "sha256": reference.sha256,
             "features": None if features is None else len(features),
+            "prepared": reference.prepared,
         },
         "judge": None if judge is None else {"name": judge.name, "sha256": judge.sha256},
         "bootstrap": {"replicates": bootstrap, "seed": 0} if bootstrap else None,
         "cost": {},
         "nearest": None,
         "note": "; ".join(
-            _notes(extractor, protocol, count, by_class.get("images"), bool(gaussians or more), compared)
+            [
+                *_notes(extractor, protocol, count, by_class.get("images"), bool(gaussians or more), compared),
+                *_warnings(protocol, labels, reference),
+            ]
         ),
         "versions": {name: version(name) for name in ("torch", "torch-fidelity", "diffusers", "numpy", "scipy")}
         | {"python": platform.python_version()},
@@ -194,6 +198,23 @@ def _notes(
         notes.append(f"classes are unbalanced: {min(sizes.values())} to {max(sizes.values())} images of each")
     if protocol.score == "file order" and count % protocol.splits:
         notes.append(f"{count} images are no multiple of {protocol.splits}: the last split of the score is shorter")
+    return notes
+
+
+def _warnings(protocol: Protocol, labels: torch.Tensor, reference: Reference | None) -> Sequence[str]:
+    """What may have gone wrong without an error."""
+    notes = []
+    if protocol.score == "file order" and (labels >= 0).all():
+        classes = [len(part.unique()) for part in labels.split(protocol.splits)]
+        if len(classes) > 1 and max(classes) < 0.5 * len(labels.unique()):
+            notes.append(
+                f"the images come sorted by class, {max(classes)} classes in a split of {protocol.splits}: this protocol's score takes "
+                "splits in file order and is far lower for them than for images in any other order"
+            )
+    if reference is not None and not reference.told:
+        notes.append(
+            f"{reference.name} does not say by which network and resize it was made: taken for this protocol's"
+        )
     return notes
 
 

@@ -42,7 +42,7 @@ class Protocol:
             "file order", consecutive ones of `splits` images each (ADM), where sorting the images by class changes the score.
         spatial: also the distance in features that keep places (sFID). neighbours: k of precision and recall, 0: neither.
         kid: images of each of the 100 subsets of the kernel distance, 0: none.
-        quantisation: of drawn images to bytes: "round" or "truncate"; stored images are taken as they are.
+        quantisation: of drawn images to bytes: see mgen.pipeline.to_uint8; stored images are taken as they are.
         image_size: side in pixels that drawn images are brought to before; None: as drawn.
     """
 
@@ -55,7 +55,7 @@ class Protocol:
     spatial: bool = False
     neighbours: int = 3
     kid: int = 0
-    quantisation: Literal["round", "truncate"] = "round"
+    quantisation: Literal["round", "half-up", "truncate"] = "round"
     image_size: int | None = None
 
     @property

@@ -27,7 +27,8 @@ class Published:
         rows = []
         for metric, figure in self.figures.items():
             row: dict[str, Any] = {"metric": metric, "published": figure, "tolerance": self.tolerance.get(metric)}
-            row["measured"] = outcome["metrics"].get(metric)
+            metrics = outcome["metrics"]  # below 50,000 images a distance carries the count in its name
+            row["measured"] = metrics.get(metric, metrics.get(f"{metric}-{self.count}"))
             rows.append(row | {"verdict": self._verdict(row, outcome)})
         return {"recipe": self.name, "rows": rows, "note": self.note}
 
@@ -77,7 +78,8 @@ def settle(args: Namespace, *, model: bool) -> Published | None:
     settings = evaluation_settings(args.recipe)
     if settings is None:
         return None
-    if args.path is None:
+    named = args.path
+    if named is None:
         entry = recipe(args.recipe)
         folder = local_folder(entry)
         if folder is None:
@@ -91,6 +93,13 @@ def settle(args: Namespace, *, model: bool) -> Published | None:
     if args.reference is None:
         args.reference = find_file(settings.reference, settings.reference_get)
     changed = [f"--{name.replace('_', '-')}" for name in CHANGES if getattr(args, name) not in (None, [])]
+    if Path(args.reference).name != Path(settings.reference).name:
+        changed.append("--reference")
+    notes = [settings.note] if settings.note else []
+    if named is not None:
+        notes.append(f"{named} is taken for what the recipe names")
+    if args.dtype != "fp32":
+        notes.append(f"drawn in {args.dtype}")
     for name in ("labels", "seed", "image_size", "quantisation") if model else ():
         if getattr(args, name) is None:
             setattr(args, name, getattr(settings, name))
@@ -101,7 +110,7 @@ def settle(args: Namespace, *, model: bool) -> Published | None:
         figures=settings.published,
         tolerance=settings.tolerance,
         count=settings.count,
-        note=settings.note or "",
+        note="; ".join(notes),
         changed=changed,
     )
 

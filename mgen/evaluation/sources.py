@@ -84,12 +84,12 @@ def from_folder(
         told = {"kind": "npz shards", "path": str(path), "quantisation": "as stored"}
         return Source(count=count, about=told, read=stored, key=[_stamp(s.path) for s in find_shards(path)])
     files = [f for f in list_images(path) if f.stem != "grid" and not _animated(f)][:limit]
-    if (path / "run.json").is_file() and limit is None:
+    if (path / "run.json").is_file():
         run = read_json(path / "run.json")
-        wanted = run.get("num_images", 0) if isinstance(run, dict) else 0
-        if len(files) < wanted:
+        planned = run.get("num_images", 0) if isinstance(run, dict) else 0
+        if len(files) < min(limit or planned, planned):
             raise MgenError(
-                f"{path} holds {len(files)} of the {wanted} images of its run: run the same mgen sample again, or measure what is "
+                f"{path} holds {len(files)} of the {planned} images of its run: run the same mgen sample again, or measure what is "
                 f"there with --num-images {len(files)}"
             )
     if not files:
@@ -194,7 +194,7 @@ def from_model(
         ).images
         if plain:
             return images.cpu()
-        return to_uint8(images, size=image_size, truncate=quantisation == "truncate").cpu()
+        return to_uint8(images, size=image_size, quantisation=quantisation).cpu()
 
     def read(start: int, stop: int) -> Batch:
         began = time.perf_counter()

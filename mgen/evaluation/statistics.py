@@ -60,7 +60,8 @@ class Reference:
     Attributes:
         mean, cov: of features, (F,) and (F, F) float64. count: of images, None for files that do not say.
         spatial: mean and covariance of features that keep places, for sFID. features: of single images (M, F), for precision, recall
-            and the kernel distance.
+            and the kernel distance. prepared: how the images reached their size, "" for as they were. told: whether the file says its
+            network and resize.
     """
 
     mean: np.ndarray
@@ -70,6 +71,8 @@ class Reference:
     sha256: str | None = None
     spatial: tuple[np.ndarray, np.ndarray] | None = None
     features: Tensor | None = None
+    prepared: str = ""
+    told: bool = True
 
 
 def save_statistics(
@@ -84,16 +87,12 @@ def save_statistics(
 ) -> None:
     """Write mean and covariance with the extractor's name and hash, the resize, the count and the source.
 
-    A name ending in .npz gives the dialect that other tools read: mu, sigma (and mu_s, sigma_s), float64, nothing else.
+    A name ending in .npz gives the dialect that other tools read: mu, sigma (and mu_s, sigma_s), float64, and the rest as text.
     """
     mean, cov = sums.finish()
     arrays = {"mu": mean, "sigma": cov}
     if spatial is not None:
         arrays["mu_s"], arrays["sigma_s"] = spatial.finish()
-    if Path(path).suffix == ".npz":
-        with atomic_path(path) as temporary:
-            np.savez(temporary, **arrays)  # type: ignore[arg-type]
-        return
     about = {
         "extractor": extractor.name,
         "extractor_sha256": extractor.sha256,
@@ -102,6 +101,10 @@ def save_statistics(
         "source": source,
         "prepared": prepared,
     }
+    if Path(path).suffix == ".npz":
+        with atomic_path(path) as temporary:
+            np.savez(temporary, **arrays, **{key: np.array(value) for key, value in about.items()})  # type: ignore[arg-type]
+        return
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     write_tensors(path, tensors | ({} if features is None else {"features": features}), about)
 
@@ -122,6 +125,7 @@ def load_statistics(path: str | Path, extractor: Extractor) -> Reference:
         arrays = {k: v.double().numpy() for k, v in tensors.items() if k in KEYS}
     else:
         arrays = _read_arrays(path)
+        about = {k: str(arrays.pop(k)) for k in ABOUT if k in arrays}
     if "mu" not in arrays or "sigma" not in arrays:
         raise MgenError(f"{path} has no mu and sigma, only {', '.join(sorted(arrays)) or 'nothing'}")
     if about.get("extractor_sha256", extractor.sha256) != extractor.sha256:
@@ -154,17 +158,28 @@ def load_statistics(path: str | Path, extractor: Extractor) -> Reference:
         sha256=file_sha256(path),
         spatial=spatial,
         features=features,
+        prepared=about.get("prepared", ""),
+        told="resize" in about,
     )
 
 
 def _gaussian(
     arrays: dict[str, np.ndarray], ending: str, length: int, path: Path, extractor: Extractor
 ) -> tuple[np.ndarray, np.ndarray]:
-    mean, cov = arrays["mu" + ending].astype(np.float64), arrays["sigma" + ending].astype(np.float64)
+    mean, cov = (arrays[name + ending] for name in ("mu", "sigma"))
+    if not all(array.dtype.kind in "fiu" for array in (mean, cov)):
+        raise MgenError(f"{path}: mu{ending} and sigma{ending} are {mean.dtype} and {cov.dtype}, expected numbers")
+    mean, cov = mean.astype(np.float64), cov.astype(np.float64)
     if mean.shape != (length,) or cov.shape != (length, length):
         raise MgenError(
             f"{path} holds statistics of {mean.shape[-1:]} features, {extractor.name} has {length}: another extractor made it"
         )
+    if not (np.isfinite(mean).all() and np.isfinite(cov).all()):
+        raise MgenError(f"{path}: mu{ending} or sigma{ending} holds NaN or infinity: make it anew")
+    # Rounding of a singular covariance reaches a little below zero; half precision further.
+    lowest, highest = np.linalg.eigvalsh(cov)[[0, -1]]
+    if lowest < -1e-3 * max(highest, 0.0) or not np.allclose(cov, cov.T, atol=1e-3 * abs(highest)):
+        raise MgenError(f"{path}: sigma{ending} is no covariance: it is not symmetric, or has eigenvalues below zero")
     return mean, cov
 
 
@@ -172,6 +187,7 @@ _NUMPY: list[Any] = [np.ndarray, np.dtype, *(type(np.dtype(kind)) for kind in ("
 _RECONSTRUCT = np.zeros(0).__reduce__()[0]  # its module has another name in every other numpy
 _NUMPY += [(_RECONSTRUCT, f"{module}.multiarray._reconstruct") for module in ("numpy.core", "numpy._core")]
 KEYS = ("mu", "sigma", "mu_s", "sigma_s", "features")
+ABOUT = ("extractor", "extractor_sha256", "resize", "count", "source", "prepared")  # what a file of ours says of itself
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -180,7 +196,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     try:
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as file:
-                return {k: file[k] for k in file.files if k in KEYS}
+                return {k: file[k] for k in file.files if k in (*KEYS, *ABOUT)}
         # torch-fidelity's caches hold numpy arrays; nothing else of a pickle is let in.
         with torch.serialization.safe_globals(_NUMPY):
             data = torch.load(path, map_location="cpu", weights_only=True)

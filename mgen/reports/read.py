@@ -94,6 +94,10 @@ def check_result(result: Any, where: str) -> Result:
     for key, numbers in {"metrics": result["metrics"], "deviations": result["deviations"], **columns}.items():
         if not isinstance(numbers, dict) or not all(is_number(x) or x is None for x in numbers.values()):
             raise MgenError(f"{where}: {key} does not hold a number for each name; it was edited, {AGAIN}")
+    published = result.get("published") or {"rows": []}
+    rows = published.get("rows") if isinstance(published, dict) else None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise MgenError(f"{where}: published does not hold rows of figures; it was edited, {AGAIN}")
     _check_nearest(result["nearest"], where)
     return _clean(result)
 
