@@ -122,9 +122,10 @@ def rows(table: Comparison, generator: Any, sampler: Any, batch_size: int, dtype
     if guided:
         together = PlainCausal(generator, guided=guided, together=True)
         table.add(f"{words}: both halves of the guidance in one pass", plain, one(together))
-    arranged = copy.deepcopy(generator)
+    with torch.inference_mode(False):  # weights made in it could not be laid out
+        arranged = copy.deepcopy(generator)
     arranged.lay_out(len(label))
-    if not arranged.output.weight.is_contiguous():
+    if not all(weight.is_contiguous() for weight in arranged.parameters()):
         columns = PlainCausal(arranged, guided=guided, together=True)
         table.add(f"{words}: both in one pass, weights by columns", plain, one(columns))
     if spec.holistic:
