@@ -381,6 +381,14 @@ def test_summary_keeps_the_order_of_the_runs() -> None:
     assert [result["run"] for result in told["results"]] == [1, 2, 3]
 
 
+def test_the_example_in_the_documentation_is_of_this_version() -> None:
+    folder = Path(__file__).parent.parent / "docs" / "report" / "fmnist-maskgit"
+    result, _ = read_result(folder / "result.json")
+    assert result["title"] == "fmnist-maskgit" and result["count"] == 2000
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert number(result["metrics"][DISTANCE]) in page and result["command"] in page
+
+
 @pytest.mark.parametrize("published", ["x", {"rows": [1]}, {"rows": "x"}])
 def test_damaged_published_figures_are_explained(published: Any, tmp_path: Path) -> None:
     write_json(tmp_path / "result.json", {**example_result(), "published": published})

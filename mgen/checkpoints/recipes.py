@@ -15,7 +15,7 @@ from mgen.config import build, read_config
 from mgen.errors import MgenError, check_choice
 
 # Names of metrics as results have them; those of Fashion-MNIST are measured in other features and have names of their own.
-METRICS: tuple[str, ...] = ("FID", "sFID", "Inception Score", "precision", "recall", "rFID")
+METRICS: tuple[str, ...] = ("FID", "sFID", "Inception Score", "precision", "recall")
 METRICS += ("Fréchet distance (fmnist-cnn)", "classifier score (fmnist-cnn)", "class accuracy (fmnist-judge)")
 METRICS += ("precision (fmnist-cnn)", "recall (fmnist-cnn)")
 

@@ -125,7 +125,8 @@ def load_statistics(path: str | Path, extractor: Extractor) -> Reference:
         arrays = {k: v.double().numpy() for k, v in tensors.items() if k in KEYS}
     else:
         arrays = _read_arrays(path)
-        about = {k: str(arrays.pop(k)) for k in ABOUT if k in arrays}
+        own = {k: str(arrays.pop(k)) for k in ABOUT if k in arrays}
+        about = own if "extractor_sha256" in own else {}  # other tools may use such names for something else
     if "mu" not in arrays or "sigma" not in arrays:
         raise MgenError(f"{path} has no mu and sigma, only {', '.join(sorted(arrays)) or 'nothing'}")
     if about.get("extractor_sha256", extractor.sha256) != extractor.sha256:
@@ -154,7 +155,7 @@ def load_statistics(path: str | Path, extractor: Extractor) -> Reference:
         mean=mean,
         cov=cov,
         name=about.get("source", path.name),
-        count=int(about["count"]) if "count" in about else None,
+        count=int(about["count"]) if about.get("count", "").isdigit() else None,
         sha256=file_sha256(path),
         spatial=spatial,
         features=features,
