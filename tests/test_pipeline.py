@@ -10,6 +10,8 @@ from safetensors.torch import load_file, save_file
 import mgen
 from mgen.errors import MgenError
 from mgen.generators import MaskGITBert
+from mgen.pipeline import to_uint8
+from mgen.runs import QUANTISATIONS
 from tests.helpers import tiny_generator, tiny_pipeline, tiny_tokenizer
 
 
@@ -158,3 +160,15 @@ def test_the_two_generators_share_one_interface() -> None:
         assert torch.equal(model.context(hidden, known, label), whole)
         losses, hits = model(tokens, label, known)
         assert losses.shape == hits.shape == ((~known).sum(),)
+
+
+def test_bytes_are_made_as_the_papers_make_them() -> None:
+    unit = torch.tensor(
+        [-1.5, -1.0, -1 + 0.4 / 127.5, -1 + 0.6 / 127.5, -1 + 0.5 / 127.5 + 1e-6, -1 + 1.9 / 127.5, 0.0, 1.0, 2.0]
+    )
+    made = {how: to_uint8(unit.view(1, 1, 1, -1), quantisation=how).flatten().tolist() for how in QUANTISATIONS}
+    assert made["round"] == [0, 0, 0, 1, 1, 2, 128, 255, 255]
+    assert made["half-up"] == [0, 0, 0, 1, 1, 2, 128, 255, 255]
+    assert made["truncate"] == [0, 0, 0, 0, 0, 1, 127, 255, 255]
+    with pytest.raises(MgenError, match="half-up, round, truncate"):
+        to_uint8(unit, quantisation="floor")
