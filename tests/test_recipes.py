@@ -70,6 +70,16 @@ RECIPES: dict[str, Row] = {
     "himar-b-imagenet256": (size("HiMAR", "B"), himar.himar_settings(num_iter=4, cfg=2.5, re_cfg=2.7)),
     "himar-l-imagenet256": (size("HiMAR", "L"), himar.himar_settings(num_iter=4, cfg=3.5, re_cfg=3.5)),
     "himar-h-imagenet256": (size("HiMAR", "H"), himar.himar_settings(num_iter=12, cfg=3.2, re_cfg=5.5)),
+    "himar-b-unguided-imagenet256": (size("HiMAR", "B"), himar.himar_settings(num_iter=4, re_cfg=2.7)),
+    "himar-l-unguided-imagenet256": (size("HiMAR", "L"), himar.himar_settings(num_iter=4, re_cfg=3.5)),
+    "himar-h-unguided-imagenet256": (size("HiMAR", "H"), himar.himar_settings(num_iter=12, re_cfg=5.5)),
+    **{
+        f"mar-{k.lower()}-unguided-imagenet256": (
+            size("MAR", k),
+            mar.sampler_settings(num_iter=256, num_sampling_steps="100", temperature=0.95),
+        )
+        for k in "BLH"
+    },
     "tokenbridge-l-imagenet256": (
         size("MAR", "bridge-L"),
         tokenbridge.tokenbridge_settings(num_iter=256, cfg=3.1, temperature=0.96),

@@ -153,6 +153,7 @@ class GeneratorObjective(Objective):
         uniform = torch.rand(count, length, generator=rng)
         options: dict[str, Any] = {"rounding": mask.rounding, "visible": mask.visible}
         if self.in_phases:
+            assert mask.holistic is not None
             first = torch.rand(len(fraction), generator=rng) < mask.holistic
             return known_in_phases(
                 fraction, uniform, holistic=self.model.spec.holistic, first=first, **options
