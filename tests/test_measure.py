@@ -283,6 +283,7 @@ def test_stats_then_eval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     found = read_json(out / "result.json")
     assert found["protocol"]["name"] == "fmnist-cnn" and found["metrics"]["precision (fmnist-cnn)"] > 0.5
     assert set(found["deviations"]) >= {"Fréchet distance (fmnist-cnn)", "class accuracy (fmnist-judge)"}
+    assert "the kernel distance is over subsets of 20 images, not 1000" in found["note"]
     assert found["by_class"]["images"] == {"0": 10, "1": 10, "2": 10} and found["nearest"]["count"] == 30
     assert found["nearest"]["rows"][0]["distance"] < 1e-3, "every image is its own copy there"
     assert not (out / "features").exists() and (out / "report.html").is_file()

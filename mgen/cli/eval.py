@@ -133,7 +133,7 @@ def evaluate(args: Namespace, line: str) -> int:
     from mgen.evaluation.measure import begin, measure, remove_features
     from mgen.evaluation.published import Published, settle
     from mgen.evaluation.reconstruction import reconstruction_metrics
-    from mgen.evaluation.statistics import save_statistics, sha256_of
+    from mgen.evaluation.statistics import check_statistics_name, save_statistics, sha256_of
     from mgen.files import check_writable
     from mgen.pipeline import check_device
     from mgen.reports.write import write_report
@@ -148,8 +148,7 @@ def evaluate(args: Namespace, line: str) -> int:
     out = Path(args.out or f"eval-{Path(args.path).stem or 'images'}")
     check_writable(out)
     if args.save_statistics:
-        if Path(args.save_statistics).suffix not in (".safetensors", ".npz"):
-            raise MgenError(f"--save-statistics {args.save_statistics}: the name must end in .safetensors or .npz")
+        check_statistics_name(args.save_statistics, "--save-statistics")
         check_writable(Path(args.save_statistics).parent)
     rank, world, name, wait = processes(args.device)
     device = check_device(name)

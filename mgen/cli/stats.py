@@ -56,18 +56,16 @@ def command(argv: Sequence[str] | None = None) -> int:
         raise MgenError(
             f"--features {args.features}: a number of at least 0, and a file .safetensors, which keeps them"
         )
-    if Path(args.out).suffix not in (".safetensors", ".npz"):
-        raise MgenError(f"--out {args.out}: the name must end in .safetensors or .npz")
-
     from mgen.cli.inputs import open_source
     from mgen.cli.sample import processes
     from mgen.evaluation.extractors import protocol_extractor
     from mgen.evaluation.measure import begin, measure
     from mgen.evaluation.protocols import find_protocol
-    from mgen.evaluation.statistics import save_statistics, spread_features
+    from mgen.evaluation.statistics import check_statistics_name, save_statistics, spread_features
     from mgen.files import check_writable
     from mgen.pipeline import check_device
 
+    check_statistics_name(args.out, "--out")
     check_writable(Path(args.out).parent)
     rank, world, name, wait = processes(args.device)
     device = check_device(name)

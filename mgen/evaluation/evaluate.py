@@ -59,13 +59,11 @@ def result(
             missing["sFID"] = "no reference was given"
     for name, (kind, mean, cov) in gaussians.items():
         metrics[name] = frechet_distance(*measured.sums(kind).finish(), mean, cov)
-    features = None if reference is None or "original" in measured.names else reference.features
-    compared = None if features is None else min(count, len(features))
     splits = split_of(count, protocol)
     metrics[score], over_splits = class_score(measured.blocks("logits"), splits)
     if protocol.score == "shuffled":  # ADM's evaluator reports none
         metrics[f"{score}, deviation over {int(splits.max()) + 1} splits"] = over_splits
-    _single_images(metrics, spread, missing, measured, extractor, protocol, reference)
+    told = _single_images(metrics, spread, missing, measured, extractor, protocol, reference)
     labels, hits = measured.rows("labels"), None
     by_class: dict[str, dict[str, float]] = {}
     if bool((labels >= 0).all()):
@@ -107,7 +105,7 @@ def result(
             "name": reference.name,
             "count": reference.count,
             "sha256": reference.sha256,
-            "features": None if features is None else len(features),
+            "features": None if reference.features is None else len(reference.features),
             "prepared": reference.prepared,
         },
         "judge": None if judge is None else {"name": judge.name, "sha256": judge.sha256},
@@ -116,7 +114,8 @@ def result(
         "nearest": None,
         "note": "; ".join(
             [
-                *_notes(extractor, protocol, count, by_class.get("images"), bool(gaussians or more), compared),
+                *told,
+                *_notes(extractor, protocol, count, by_class.get("images"), bool(gaussians or more)),
                 *_warnings(protocol, labels, reference),
             ]
         ),
@@ -133,10 +132,10 @@ def _single_images(
     extractor: Extractor,
     protocol: Protocol,
     reference: Reference | None,
-) -> None:
-    """Metrics that need features of single reference images."""
+) -> Sequence[str]:
+    """Metrics that need features of single reference images; notes on them."""
     if not (protocol.neighbours or protocol.kid) or "original" in measured.names:
-        return
+        return []
     from mgen.evaluation.neighbours import kernel_distance, precision_recall
 
     own = "" if extractor.name == InceptionExtractor.name else f" ({extractor.name})"
@@ -153,13 +152,16 @@ def _single_images(
         reason = f"at least {least} images on each side are needed"
     if features is None or reason:
         missing |= {name: reason or "" for name, wanted in names.items() if wanted}
-        return
+        return []
     mapped = measured.mapped("features")
     if protocol.neighbours:
         pair = precision_recall(mapped, features, neighbours=protocol.neighbours)
         metrics |= dict(zip(names, pair))
     if protocol.kid:
         metrics[kernel], spread[kernel] = kernel_distance(mapped, features, size=protocol.kid)
+    if (most := min(measured.count, len(features))) < protocol.kid:
+        return [f"the kernel distance is over subsets of {most} images, not {protocol.kid}: no more were there"]
+    return []
 
 
 def title(source: Source) -> str:
@@ -177,17 +179,9 @@ def better(metric: str) -> str | None:
 
 
 def _notes(
-    extractor: Extractor,
-    protocol: Protocol,
-    count: int,
-    sizes: dict[str, float] | None,
-    distances: bool,
-    images: int | None,
+    extractor: Extractor, protocol: Protocol, count: int, sizes: dict[str, float] | None, distances: bool
 ) -> Sequence[str]:
-    """images: of the smaller side of the kernel distance, where there is one."""
     notes = []
-    if images is not None and images < protocol.kid:
-        notes.append(f"the kernel distance is over subsets of {images} images, not {protocol.kid}: no more were there")
     if extractor.name != InceptionExtractor.name:
         notes.append(f"measured in the features of {extractor.name}: not an FID and not comparable with one")
     if protocol.name == "custom":

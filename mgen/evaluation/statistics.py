@@ -109,6 +109,12 @@ def save_statistics(
     write_tensors(path, tensors | ({} if features is None else {"features": features}), about)
 
 
+def check_statistics_name(path: str | Path, option: str) -> None:
+    """MgenError for a name under which `save_statistics` would write what nothing reads."""
+    if Path(path).suffix not in (".safetensors", ".npz"):
+        raise MgenError(f"{option} {path}: the name must end in .safetensors or .npz")
+
+
 def load_statistics(path: str | Path, extractor: Extractor) -> Reference:
     """Statistics from .safetensors (made by mgen), .npz (ADM, clean-fid, pytorch-fid, U-ViT, MAR) or .pt (torch-fidelity).
 
