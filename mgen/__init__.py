@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from diffusers import ModelMixin, SchedulerMixin
 
-    from mgen.errors import MgenError
     from mgen.evaluation.cnn import FashionCNN
     from mgen.generators.bert import MaskGITBert
     from mgen.generators.causal import CausalGenerator
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from mgen.generators.mage import MAGE
     from mgen.generators.mar import MAR
     from mgen.generators.maskgit import MaskGIT
-    from mgen.pipeline import MaskedPipeline, load
+    from mgen.pipelines.pipeline import MaskedPipeline, load
     from mgen.samplers.parallel import ParallelSampler
     from mgen.tokenizers.bridge import QuantizedKL
     from mgen.tokenizers.hita import HitaTokenizer
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from mgen.tokenizers.llamagen import LlamaGenVQ
     from mgen.tokenizers.vqgan import VQGAN
     from mgen.tokens import TokenSpec
+    from mgen.utils.errors import MgenError
 
 __version__ = "0.1.0"
 
@@ -47,15 +47,15 @@ _WHERE = {
     "MAR": "mgen.generators.mar",
     "MaskGIT": "mgen.generators.maskgit",
     "MaskGITBert": "mgen.generators.bert",
-    "MaskedPipeline": "mgen.pipeline",
-    "MgenError": "mgen.errors",
+    "MaskedPipeline": "mgen.pipelines.pipeline",
+    "MgenError": "mgen.utils.errors",
     "ModelMixin": "diffusers",
     "ParallelSampler": "mgen.samplers.parallel",
     "QuantizedKL": "mgen.tokenizers.bridge",
     "SchedulerMixin": "diffusers",
     "TokenSpec": "mgen.tokens",
     "VQGAN": "mgen.tokenizers.vqgan",
-    "load": "mgen.pipeline",
+    "load": "mgen.pipelines.pipeline",
 }
 # Classes that a training configuration may name.
 MODELS = (

@@ -1,6 +1,6 @@
 """Samplers: which tokens are revealed when, and how they are drawn. The public face of the folder `samplers/`."""
 
-from mgen._folders import part as _part
+from mgen.utils.folders import part as _part
 
 # This module stands for a folder that lies elsewhere in a checkout: its path makes `mgen.samplers.<module>` importable.
 __path__ = [str(_part("samplers"))]

@@ -1,6 +1,6 @@
 """Tokenizers: image ⇄ tokens. The public face of the modules in the folder `tokenizers/`."""
 
-from mgen._folders import part as _part
+from mgen.utils.folders import part as _part
 
 # This module stands for a folder that lies elsewhere in a checkout: its path makes `mgen.tokenizers.<module>` importable.
 __path__ = [str(_part("tokenizers"))]

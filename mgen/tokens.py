@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import torch
 
-from mgen.errors import MgenError
+from mgen.utils.errors import MgenError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +19,7 @@ class TokenSpec:
         vocab: number of ids (kinds "index" and "multi-index"), else None.
         channels: numbers per position (1 for "index").
         scale: factor that brought latents to unit variance ("vector" and "multi-index"; None: not known), 1.0 for "index".
-        levels: of "multi-index", which numbers the ids stand for, in the words of `mgen.levels.describe`; None: not said.
+        levels: of "multi-index", which numbers the ids stand for, in the words of `mgen.nn.levels.describe`; None: not said.
         holistic: so many positions, the first ones, describe the image as a whole and have no place in it (Hita,
             arXiv 2507.02358); the others make the grid, and their ids are those of a codebook of their own.
     """

@@ -10,8 +10,8 @@ from typing import Any, Union
 import torch
 from torch import Tensor
 
-from mgen import seeds
 from mgen.heads.draws import Draws
+from mgen.utils import seeds
 
 
 @dataclass(frozen=True, kw_only=True)

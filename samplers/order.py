@@ -11,8 +11,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from mgen.errors import MgenError, check_choice
 from mgen.samplers.noise import Noise
+from mgen.utils.errors import MgenError, check_choice
 
 ORDERS = ("confidence", "halton", "halton-rolled", "random", "raster")
 Order = str | Sequence[int]

@@ -12,12 +12,12 @@ import torch
 from diffusers import SchedulerMixin  # noqa: F401  (diffusers looks the base class up in this namespace)
 from torch import Tensor
 
-from mgen.layers.attention import gather_rows
-from mgen.modeling import public
+from mgen.nn.attention import gather_rows
 from mgen.samplers.noise import Noise
 from mgen.samplers.run import Run
 from mgen.samplers.settings import SamplerSettings
 from mgen.samplers.step import Step
+from mgen.utils.modeling import public
 
 
 @public

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mgen.errors import MgenError, check_choice
-from mgen.modeling import check_keys
+from mgen.utils.errors import MgenError, check_choice
+from mgen.utils.modeling import check_keys
 
 
 @dataclass(frozen=True, kw_only=True)

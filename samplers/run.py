@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mgen.errors import MgenError
-from mgen.layers.attention import gather_rows
-from mgen.layers.memory import Local
+from mgen.nn.attention import gather_rows
+from mgen.nn.memory import Local
 from mgen.samplers.noise import Noise, rows_at
 from mgen.samplers.order import priorities
 from mgen.samplers.places import Places
 from mgen.samplers.state import put
 from mgen.samplers.timetable import timetable
+from mgen.utils.errors import MgenError
 
 
 class Run(Places):

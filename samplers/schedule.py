@@ -21,7 +21,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from mgen.errors import MgenError, suggestion
+from mgen.utils.errors import MgenError, suggestion
 
 NAMES = ("arccos", "cosine", "exp", "linear", "log", "single", "square")
 Schedule = str | Sequence[float]

@@ -8,16 +8,16 @@ from typing import Any, Self
 from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
 
-from mgen import seeds
-from mgen.errors import MgenError, check_choice
 from mgen.heads import check_draw
-from mgen.modeling import check_keys, constructor_keys
 from mgen.samplers.noise import Noise, draw_noise
 from mgen.samplers.order import Order, check_order
 from mgen.samplers.reuse import Reuse
 from mgen.samplers.schedule import Schedule, remaining_counts
 from mgen.samplers.timetable import Phase, remaining
 from mgen.samplers.values import Value, per_step, with_strength
+from mgen.utils import seeds
+from mgen.utils.errors import MgenError, check_choice
+from mgen.utils.modeling import check_keys, constructor_keys
 
 
 class SamplerSettings(SchedulerMixin, ConfigMixin):

@@ -21,7 +21,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mgen.errors import MgenError, check_choice, suggestion
+from mgen.utils.errors import MgenError, check_choice, suggestion
 
 Value = float | Sequence[float] | Mapping[str, Any]
 KEYS = {

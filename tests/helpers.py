@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from mgen.generators import MAR, HiMAR, MaskGIT
-from mgen.pipeline import MaskedPipeline
+from mgen.pipelines.pipeline import MaskedPipeline
 from mgen.samplers import ParallelSampler
 from mgen.tokenizers import VQGAN, KLTokenizer
 

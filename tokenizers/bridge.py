@@ -16,11 +16,11 @@ from diffusers import ModelMixin  # noqa: F401  (diffusers looks the base class 
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
-from mgen.errors import MgenError
-from mgen.levels import check_range, dequantize, describe, gaussian_levels, quantize
-from mgen.modeling import Model, check_keys, constructor_keys, public
+from mgen.nn.levels import check_range, dequantize, describe, gaussian_levels, quantize
 from mgen.tokenizers.kl import KLTokenizer
 from mgen.tokens import TokenSpec
+from mgen.utils.errors import MgenError
+from mgen.utils.modeling import Model, check_keys, constructor_keys, public
 
 
 @public

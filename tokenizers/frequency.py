@@ -1,7 +1,7 @@
 """The order of latent channels by frequency: which ones draw the outline of an image and which ones its texture.
 
 TokenBridge (Wang et al., arXiv 2503.16430, §3.3) predicts the channels of a token one after another, those of low frequency first,
-as found by a Fourier transform. No code was published for the finding, only its outcome for KL16 (mgen.levels.PUBLISHED_ORDER);
+as found by a Fourier transform. No code was published for the finding, only its outcome for KL16 (mgen.nn.levels.PUBLISHED_ORDER);
 the measure here is our reading of the text.
 
 Notation: N images, c channels, h × w places.
@@ -12,8 +12,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from mgen.errors import MgenError
 from mgen.tokenizers.kl import KLTokenizer
+from mgen.utils.errors import MgenError
 
 
 def frequency_order(latents: Tensor) -> tuple[int, ...]:

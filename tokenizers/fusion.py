@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mgen.errors import MgenError
-from mgen.layers.attention import Attention
-from mgen.layers.modulated import GatedMLP
+from mgen.nn.attention import Attention
+from mgen.nn.modulated import GatedMLP
+from mgen.utils.errors import MgenError
 
 
 class FusionBlock(nn.Module):

@@ -23,13 +23,13 @@ from diffusers import ModelMixin  # noqa: F401  (diffusers looks the base class 
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from mgen.errors import MgenError
-from mgen.modeling import Model, public
 from mgen.tokenizers.fusion import Gathering, Spreading
 from mgen.tokenizers.quantizers import codebook_usage
 from mgen.tokenizers.sphere import SphereQuantizer, check_side, sphere_vq
 from mgen.tokenizers.vision import HOW, VisionEncoder, load_vision
 from mgen.tokens import TokenSpec
+from mgen.utils.errors import MgenError
+from mgen.utils.modeling import Model, public
 
 SMALL: dict[str, Any] = dict(
     image_size=32,

@@ -22,9 +22,9 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
-from mgen.errors import MgenError
-from mgen.modeling import Model, public
 from mgen.tokens import TokenSpec
+from mgen.utils.errors import MgenError
+from mgen.utils.modeling import Model, public
 
 
 def patchify(latents: Tensor, patch: int) -> Tensor:

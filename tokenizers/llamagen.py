@@ -17,10 +17,10 @@ from diffusers import ModelMixin  # noqa: F401  (diffusers looks the base class 
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
-from mgen.modeling import Model, public
 from mgen.tokenizers.quantizers import codebook_usage
 from mgen.tokenizers.sphere import SphereQuantizer, check_side, sphere_vq
 from mgen.tokens import TokenSpec
+from mgen.utils.modeling import Model, public
 
 
 @public

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mgen.errors import MgenError
+from mgen.utils.errors import MgenError
 
 
 class Quantized(NamedTuple):

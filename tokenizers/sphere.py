@@ -10,8 +10,8 @@ from diffusers import VQModel
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
-from mgen.errors import MgenError
 from mgen.tokenizers.quantizers import Quantized, VectorQuantizer, entropy_loss
+from mgen.utils.errors import MgenError
 
 
 class SphereQuantizer(VectorQuantizer):

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mgen.errors import MgenError
+from mgen.utils.errors import MgenError
 
 SIZE = 224  # pixels the encoder sees
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
@@ -92,7 +92,7 @@ def load_vision(path: str | Path, *, heads: int | None = None) -> VisionEncoder:
     Raises:
         MgenError: timm is not installed; the file is missing, damaged, or not of this layout.
     """
-    from mgen.checkpoints.reading import read_state_dict
+    from mgen.convert.reading import read_state_dict
 
     try:
         import timm

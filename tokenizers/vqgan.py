@@ -17,10 +17,10 @@ from diffusers import ModelMixin  # noqa: F401  (diffusers looks the base class 
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from mgen.errors import MgenError, check_choice
-from mgen.modeling import Model, public
 from mgen.tokenizers.quantizers import FSQ, Quantized, VectorQuantizer, codebook_usage
 from mgen.tokens import TokenSpec
+from mgen.utils.errors import MgenError, check_choice
+from mgen.utils.modeling import Model, public
 
 SIZES = {"maskgit-f16": dict(channels=128, multipliers=(1, 1, 2, 2, 4), blocks=2, latent=256, codes=1024)}
 

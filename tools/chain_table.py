@@ -21,8 +21,8 @@ from mgen.evaluation.measure import measure
 from mgen.evaluation.protocols import find_protocol
 from mgen.evaluation.sources import from_model
 from mgen.evaluation.statistics import builtin_file, load_statistics
-from mgen.files import read_json, write_json, write_text
-from mgen.pipeline import load
+from mgen.pipelines.pipeline import load
+from mgen.utils.files import read_json, write_json, write_text
 
 CHAINS = (("ancestral", 100), ("ancestral", 50), ("ancestral", 25), ("ddim", 50), ("ddim", 25))
 CHAINS += (("dpm-solver++", 20), ("dpm-solver++", 10))

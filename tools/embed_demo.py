@@ -1,4 +1,4 @@
-"""Put a trained demo under mgen/embedded: weights, recipe, logs and measured figures.
+"""Put a trained demo under mgen/zoo/embedded: weights, recipe, logs and measured figures.
 
     python tools/embed_demo.py fmnist-maskgit --tokenizer runs/fmnist-vqgan-decoder/model --generator runs/fmnist-maskgit/model \\
         --extractor runs/fmnist-cnn/model --judge runs/fmnist-judge/model --logs runs \\
@@ -19,12 +19,12 @@ from typing import Any
 
 import torch
 
-from mgen._folders import embedded, part
-from mgen.config import apply_overrides
 from mgen.evaluation.cnn import FashionCNN
-from mgen.files import atomic_folder, read_json, write_json
-from mgen.pipeline import MaskedPipeline, load, load_tokenizer
+from mgen.pipelines.pipeline import MaskedPipeline, load, load_tokenizer
 from mgen.samplers import ParallelSampler
+from mgen.utils.config import apply_overrides
+from mgen.utils.files import atomic_folder, read_json, write_json
+from mgen.utils.folders import embedded, part
 
 # What each demo is, the training runs whose settings and logs go with it (the last is the generator's), and the larger number of
 # samples to measure.

@@ -25,15 +25,15 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from mgen._folders import embedded
-from mgen.benchmark import Parts
-from mgen.checkpoints.recipes import find_recipe, recipe_names, recipe_settings
-from mgen.config import read_config
-from mgen.errors import MgenError
-from mgen.files import write_text
-from mgen.flops import count_run
+from mgen.bench.benchmark import Parts
+from mgen.bench.flops import count_run
 from mgen.samplers import ParallelSampler
 from mgen.training.config import build_model
+from mgen.utils.config import read_config
+from mgen.utils.errors import MgenError
+from mgen.utils.files import write_text
+from mgen.utils.folders import embedded
+from mgen.zoo.recipes import find_recipe, recipe_names, recipe_settings
 
 # Two shallow depths of a model; of AutoNAT's trunk, half of the blocks lie before the middle and half behind it.
 SHALLOW = {"MaskGIT": (2, 4)}
@@ -97,7 +97,7 @@ def cost(name: str, *, exact: bool = False) -> Cost:
     facts = read_config(find_recipe(name))
     remembered = nullcontext() if exact else Remembered()  # the runs of two depths take many of the same shapes
     if "model" not in facts:
-        from mgen.pipeline import load
+        from mgen.pipelines.pipeline import load
 
         generator = load(embedded(facts["folder"])).generator
         return _cost(generator, *_count(generator, name, remembered))

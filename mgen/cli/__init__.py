@@ -44,7 +44,7 @@ def run(function: object, argv: Sequence[str] | None = None) -> int:
     """Call a command; user errors become one line on stderr and exit status 2, Ctrl-C status 130."""
     import warnings
 
-    from mgen.errors import MgenError
+    from mgen.utils.errors import MgenError
 
     def one_line(message: Warning | str, *_: object, **__: object) -> None:
         print(f"mgen: warning: {' '.join(str(message).split())}", file=sys.stderr)

@@ -8,7 +8,7 @@ from typing import Any
 
 from mgen.cli import make_parser
 from mgen.cli.sample import add_sampler
-from mgen.errors import MgenError, check_choice
+from mgen.utils.errors import MgenError, check_choice
 
 EXAMPLES = """  mgen bench                                                   the embedded model
   mgen bench --class MaskGIT --size L --recipe autonat-l-imagenet256 --batch-size 4     paper size, random weights
@@ -80,20 +80,20 @@ def command(argv: Sequence[str] | None = None) -> int:
 
     import torch
 
-    from mgen import benchmark
+    from mgen.bench import benchmark
     from mgen.cli.sample import chosen_sampler
-    from mgen.pipeline import check_device, load
+    from mgen.pipelines.pipeline import check_device, load
 
     if args.threads:
         torch.set_num_threads(args.threads)
     device = check_device(args.device)
     pipe: Any
     if args.cls or args.config:
-        from mgen.config import apply_overrides
+        from mgen.utils.config import apply_overrides
 
         if args.config:
             from mgen.cli.train import find_config
-            from mgen.config import read_config
+            from mgen.utils.config import read_config
 
             settings = read_config(find_config(args.config)).get("model") or {}
         else:
@@ -118,7 +118,7 @@ def command(argv: Sequence[str] | None = None) -> int:
     )
     print(benchmark.table(figures))
     if args.json:
-        from mgen.files import write_json
+        from mgen.utils.files import write_json
 
         write_json(args.json, figures)
         print(args.json, file=sys.stderr)
@@ -129,9 +129,9 @@ def command(argv: Sequence[str] | None = None) -> int:
 
 def measure_savings(pipe: Any, sampler: Any, args: Namespace) -> int:
     """The table of --savings."""
-    from mgen import savings
-    from mgen.files import write_json
+    from mgen.bench import savings
     from mgen.heads import CategoricalHead, PartedHead, WindowHead
+    from mgen.utils.files import write_json
 
     if isinstance(pipe.generator.head, CategoricalHead | PartedHead | WindowHead) and not pipe.generator.causal:
         raise MgenError(
@@ -155,13 +155,13 @@ def compare(pipe: Any, sampler: Any, args: Namespace, line: str) -> int:
 
     import torch
 
-    from mgen import sweep, sweep_report
+    from mgen.bench import sweep, sweep_report
     from mgen.cli.inputs import find_reference
     from mgen.evaluation.evaluate import metric_names
     from mgen.evaluation.extractors import make_extractor
-    from mgen.files import check_writable, write_text
-    from mgen.pipeline import DTYPES
-    from mgen.tuning import Distance
+    from mgen.pipelines.pipeline import DTYPES
+    from mgen.tune.tuning import Distance
+    from mgen.utils.files import check_writable, write_text
     from mgen.zoo import weights_sha256
 
     check_choice("--dtype", args.dtype, DTYPES)

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mgen.cli import add_vision, make_parser
-from mgen.errors import MgenError
+from mgen.utils.errors import MgenError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,7 +61,7 @@ def command(argv: Sequence[str] | None = None) -> int:
         raise MgenError("--out is missing: the folder of the cache")
 
     from mgen.data import write_cache
-    from mgen.pipeline import load_tokenizer
+    from mgen.pipelines.pipeline import load_tokenizer
     from mgen.tokenizers.vision import give_vision
 
     tokenizer = load_tokenizer(args.tokenizer, device=args.device)

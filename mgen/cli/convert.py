@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mgen.cli import make_parser
-from mgen.errors import MgenError
+from mgen.utils.errors import MgenError
 
 EXAMPLES = """  mgen convert maskgit-vqgan vqgan_jax_strongaug.ckpt --out models/vqgan
   mgen convert maskgit nnet_ema.pth --tokenizer vqgan_jax_strongaug.ckpt --recipe autonat-l-imagenet256 --out models/autonat
@@ -31,7 +31,7 @@ OWN = """  pipeline       join a saved generator with a tokenizer
 
 
 def command(argv: Sequence[str] | None = None) -> int:
-    from mgen.checkpoints.convert import FORMATS
+    from mgen.convert.convert import FORMATS
 
     formats = "\n".join(f"  {name:<14} {layout.about}" for name, layout in FORMATS.items())
     parser = make_parser(
@@ -54,9 +54,9 @@ def command(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--recipe", metavar="NAME|FILE", help="recipe whose sampler the pipeline gets")
     args = parser.parse_intermixed_args(argv)
 
-    from mgen.checkpoints import convert
-    from mgen.config import apply_overrides
-    from mgen.files import atomic_folder, check_writable
+    from mgen.convert import convert
+    from mgen.utils.config import apply_overrides
+    from mgen.utils.files import atomic_folder, check_writable
 
     out = Path(args.out)
     check_writable(out)
@@ -98,8 +98,8 @@ def is_ours(folder: Path) -> bool:
 
 def saved_generator(folder: str) -> Any:
     """The generator of a folder that mgen train or mgen convert wrote."""
-    from mgen.files import read_json
-    from mgen.pipeline import model_class
+    from mgen.pipelines.pipeline import model_class
+    from mgen.utils.files import read_json
 
     config = Path(folder) / "config.json"
     if not config.is_file():
@@ -109,11 +109,11 @@ def saved_generator(folder: str) -> Any:
 
 def quantized(source: str, settings: dict[str, Any]) -> tuple[Any, str]:
     """The KL tokenizer of `source` with levels (folder, name of a model, or official file), and the report."""
-    from mgen.checkpoints import convert
-    from mgen.levels import PUBLISHED_ORDER, best_range
-    from mgen.modeling import check_keys, constructor_keys
-    from mgen.pipeline import load_tokenizer
+    from mgen.convert import convert
+    from mgen.nn.levels import PUBLISHED_ORDER, best_range
+    from mgen.pipelines.pipeline import load_tokenizer
     from mgen.tokenizers import KLTokenizer, QuantizedKL
+    from mgen.utils.modeling import check_keys, constructor_keys
 
     check_keys(settings, constructor_keys(QuantizedKL) - {"kl", "in_channels"}, "")
     found = convert("kl16", source).model if Path(source).is_file() else load_tokenizer(source)
@@ -136,7 +136,7 @@ def quantized(source: str, settings: dict[str, Any]) -> tuple[Any, str]:
 
 def windowed(source: str, settings: dict[str, Any]) -> tuple[Any, str]:
     """The generator of `source` (its folder, or that of a pipeline) with windows of tokens, and the report."""
-    from mgen.checkpoints.shuffle import shuffled
+    from mgen.convert.shuffle import shuffled
 
     inside = Path(source) / "generator"
     found = saved_generator(str(inside) if inside.is_dir() else source)
@@ -152,12 +152,12 @@ def windowed(source: str, settings: dict[str, Any]) -> tuple[Any, str]:
 
 def pipeline(generator: Any, tokenizer: str, recipe: str | None) -> tuple[Any, str, str]:
     """A pipeline of a generator with a tokenizer (official file or folder), and the lines to add to report and names."""
-    from mgen.checkpoints import convert
-    from mgen.checkpoints.convert import tokenizer_format
-    from mgen.checkpoints.recipes import recipe_settings
-    from mgen.checkpoints.tokenbridge import quantized_for
-    from mgen.pipeline import MaskedPipeline, load_tokenizer
+    from mgen.convert import convert
+    from mgen.convert.convert import tokenizer_format
+    from mgen.convert.tokenbridge import quantized_for
+    from mgen.pipelines.pipeline import MaskedPipeline, load_tokenizer
     from mgen.samplers import ParallelSampler
+    from mgen.zoo.recipes import recipe_settings
 
     if not hasattr(generator, "context"):
         raise MgenError("--tokenizer is for generators: the converted file is a tokenizer itself")

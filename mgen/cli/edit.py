@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mgen.cli import add_vision, make_parser
 from mgen.cli.sample import add_sampling, load_for
-from mgen.errors import MgenError
+from mgen.utils.errors import MgenError
 
 EXAMPLES = """  mgen edit photo.png --mask mask.png --class bag --out edited       draw the white part of the mask anew
   mgen edit shoe.png --box 0,0,16,32 --class sneaker --out edited      left half of a 32-pixel image
@@ -51,12 +51,12 @@ def restyle(args: Namespace) -> int:
     """The content image with the style of another: restyled.png, and grid.png of all three."""
     import torch
 
-    from mgen import editing
     from mgen.data import load_image
-    from mgen.generation import save_png
-    from mgen.grids import labelled_grid
-    from mgen.pipeline import load_tokenizer, to_pil
+    from mgen.pipelines import editing
+    from mgen.pipelines.generation import save_png
+    from mgen.pipelines.pipeline import load_tokenizer, to_pil
     from mgen.tokenizers.vision import give_vision
+    from mgen.utils.grids import labelled_grid
 
     if args.classes:
         raise MgenError("--class is for what is drawn anew: --style draws nothing, leave it out")
@@ -76,12 +76,12 @@ def restyle(args: Namespace) -> int:
 def edit(args: Namespace) -> int:
     import torch
 
-    from mgen import editing
     from mgen.data import load_image
-    from mgen.generation import chosen_classes, image_name, save_png
-    from mgen.grids import labelled_grid
-    from mgen.pipeline import to_pil
+    from mgen.pipelines import editing
+    from mgen.pipelines.generation import chosen_classes, image_name, save_png
+    from mgen.pipelines.pipeline import to_pil
     from mgen.tokenizers.vision import give_vision
+    from mgen.utils.grids import labelled_grid
 
     out = Path(args.out)
     pipe = load_for(args)

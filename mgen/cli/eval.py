@@ -9,7 +9,7 @@ from typing import Any
 from mgen.cli import add_vision, make_parser
 from mgen.cli.inputs import chosen_rows, find_reference, numbers, open_source
 from mgen.cli.sample import add_sampler, chosen_sampler
-from mgen.errors import MgenError, check_choice
+from mgen.utils.errors import MgenError, check_choice
 
 EXAMPLES = """  mgen eval samples                                   a folder of images (class ids from their names)
   mgen eval fmnist-maskgit --num-images 5000 --nearest fmnist      a model, drawn and measured without writing images
@@ -134,9 +134,9 @@ def evaluate(args: Namespace, line: str) -> int:
     from mgen.evaluation.published import Published, settle
     from mgen.evaluation.reconstruction import reconstruction_metrics
     from mgen.evaluation.statistics import check_statistics_name, save_statistics, sha256_of
-    from mgen.files import check_writable
-    from mgen.pipeline import check_device
+    from mgen.pipelines.pipeline import check_device
     from mgen.reports.write import write_report
+    from mgen.utils.files import check_writable
 
     model = args.path is None or is_model(args.path)
     if not model or args.reconstruction:
@@ -246,7 +246,7 @@ def check_small(path: str, source: Any, pipe: Any) -> None:
 
 def find_protocol_of(args: Namespace) -> Any:
     from mgen.evaluation.protocols import find_protocol
-    from mgen.runs import QUANTISATIONS
+    from mgen.pipelines.runs import QUANTISATIONS
 
     if args.quantisation is not None:
         check_choice("--quantisation", args.quantisation, QUANTISATIONS)
@@ -265,7 +265,7 @@ def cost(pipe: Any, measured: Any, device: Any) -> dict[str, Any]:
     """What an image of a model takes: operations counted, seconds as they were while the images were drawn."""
     import torch
 
-    from mgen.flops import count_run
+    from mgen.bench.flops import count_run
 
     counts = count_run(pipe, pipe.sampler)
     threads = f", {torch.get_num_threads()} threads" if str(device) == "cpu" else ""
@@ -303,7 +303,7 @@ def find_source(args: Namespace, protocol: Any, extractor: Any, device: Any) -> 
     """The images that `path` names, and the pipeline if they are drawn."""
     from mgen.data import FASHION_CLASSES
     from mgen.evaluation import sources
-    from mgen.pipeline import load
+    from mgen.pipelines.pipeline import load
     from mgen.zoo import weights_sha256
 
     if args.reconstruction:
@@ -335,9 +335,9 @@ def find_reconstructions(args: Namespace, device: Any) -> Any:
     from mgen.cli.cache import open_images
     from mgen.evaluation.pixels import Lpips
     from mgen.evaluation.reconstruction import reconstructions
-    from mgen.files import file_sha256
-    from mgen.pipeline import load_tokenizer
+    from mgen.pipelines.pipeline import load_tokenizer
     from mgen.tokenizers.vision import give_vision
+    from mgen.utils.files import file_sha256
     from mgen.zoo import weights_sha256
 
     tokenizer = load_tokenizer(args.reconstruction, device=device)
@@ -366,8 +366,8 @@ def compare(args: Namespace, line: str, out: Path, extractor: Any, device: Any) 
     from mgen.cli.cache import continuous, open_images
     from mgen.evaluation.levels import compare_levels, levels_markdown
     from mgen.evaluation.reconstruction import distance_name
-    from mgen.files import write_json, write_text
-    from mgen.pipeline import load_tokenizer
+    from mgen.pipelines.pipeline import load_tokenizer
+    from mgen.utils.files import write_json, write_text
 
     found = load_tokenizer(args.reconstruction, device=device)
     tokenizer = continuous(found, "--levels")

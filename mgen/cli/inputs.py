@@ -4,7 +4,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from mgen.errors import MgenError
+from mgen.utils.errors import MgenError
 
 
 def numbers(text: str, option: str, kind: type) -> list[Any]:
@@ -40,7 +40,7 @@ def open_source(
         return sources.from_npz(path, limit=limit, size=size)
     if path.is_dir():
         return sources.from_folder(path, channels=channels, size=size, limit=limit)
-    from mgen.checkpoints.recipes import recipe_names
+    from mgen.zoo.recipes import recipe_names
 
     if name in recipe_names():
         raise MgenError(f"{name} is a recipe: mgen eval --recipe {name} draws and measures its model")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mgen.cli import make_parser
-from mgen.errors import MgenError
+from mgen.utils.errors import MgenError
 
 EXAMPLES = """  mgen report eval-fmnist-maskgit                      one result, as report.html, report.md and report.json
   mgen report runs/steps-4 runs/steps-8 runs/steps-16 --out steps.html --title "MaskGIT over steps"
@@ -32,8 +32,8 @@ def command(argv: Sequence[str] | None = None) -> int:
     if out.suffix != ".html" or out.is_dir():
         raise MgenError(f"--out {args.out}: expected the name of a page, such as report.html")
 
-    from mgen.files import check_writable
     from mgen.reports.write import write_page
+    from mgen.utils.files import check_writable
 
     check_writable(out.parent)
     for path in write_page(args.results, out, title=args.title, allow_mixed=args.allow_mixed):

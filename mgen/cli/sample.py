@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mgen.cli import make_parser
-from mgen.errors import MgenError, check_choice
+from mgen.utils.errors import MgenError, check_choice
 
 EXAMPLES = """  mgen sample                                            the embedded model, 8 images per class, into samples/
   mgen sample --classes bag,dress --num-images 20 --guidance 3 --out bags
@@ -71,7 +71,7 @@ def add_sampler(parser: ArgumentParser) -> None:
 
 def load_for(args: Namespace, device: Any = None) -> Any:
     """The pipeline with the sampler that the options ask for."""
-    from mgen.pipeline import load
+    from mgen.pipelines.pipeline import load
 
     pipe = load(args.model, device=device or args.device).optimize()
     pipe.sampler = chosen_sampler(pipe, args)
@@ -80,9 +80,9 @@ def load_for(args: Namespace, device: Any = None) -> Any:
 
 def chosen_sampler(pipe: Any, args: Namespace) -> Any:
     """The pipeline's sampler, or the recipe's, with what --set and the other options of `add_sampler` replace in it."""
-    from mgen.checkpoints.recipes import recipe_settings
-    from mgen.config import apply_overrides
     from mgen.samplers import ParallelSampler
+    from mgen.utils.config import apply_overrides
+    from mgen.zoo.recipes import recipe_settings
 
     sampler = pipe.sampler
     if args.recipe:
@@ -149,8 +149,8 @@ def command(argv: Sequence[str] | None = None) -> int:
         "--animation", metavar="FILE", help=".gif or .png (APNG): the first images while their tokens are revealed"
     )
     args = parser.parse_args(argv)
-    from mgen.labels import PLANS
-    from mgen.runs import FORMATS, QUANTISATIONS
+    from mgen.pipelines.labels import PLANS
+    from mgen.pipelines.runs import FORMATS, QUANTISATIONS
 
     for name in ("num_images", "batch_size", "shard_size", "image_size"):
         value = getattr(args, name)
@@ -170,8 +170,8 @@ def command(argv: Sequence[str] | None = None) -> int:
 
 def check_npz(file: Path) -> None:
     """Raise MgenError for a name that --npz cannot write, before hours are spent on the images."""
-    from mgen.files import check_writable
-    from mgen.shards import SHARD
+    from mgen.pipelines.shards import SHARD
+    from mgen.utils.files import check_writable
 
     if file.suffix != ".npz" or SHARD.fullmatch(file.name) or file.is_dir():
         raise MgenError(f"--npz {file}: expected a file name ending in .npz, and no shard's (images-000000-000999.npz)")
@@ -179,11 +179,11 @@ def check_npz(file: Path) -> None:
 
 
 def sample(args: Namespace) -> int:
-    from mgen.generation import chosen_classes, complete_run, export_npz, read_back, save_png
-    from mgen.grids import labelled_grid
-    from mgen.labels import label_plan
-    from mgen.pipeline import DTYPES, check_device
-    from mgen.runs import Run
+    from mgen.pipelines.generation import chosen_classes, complete_run, export_npz, read_back, save_png
+    from mgen.pipelines.labels import label_plan
+    from mgen.pipelines.pipeline import DTYPES, check_device
+    from mgen.pipelines.runs import Run
+    from mgen.utils.grids import labelled_grid
     from mgen.zoo import weights_sha256
 
     check_choice("--dtype", args.dtype, DTYPES)
@@ -244,10 +244,10 @@ def animate(pipe: Any, classes: Sequence[int | None], args: Namespace) -> None:
     import torch
     from torch.nn.functional import interpolate
 
-    from mgen.files import atomic_path
-    from mgen.grids import labelled_grid, save_animation
-    from mgen.pipeline import to_uint8
+    from mgen.pipelines.pipeline import to_uint8
     from mgen.samplers.parallel import Step
+    from mgen.utils.files import atomic_path
+    from mgen.utils.grids import labelled_grid, save_animation
 
     spec = pipe.generator.spec
     labels = [-1 if c is None else c for c in classes]

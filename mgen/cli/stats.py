@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mgen.cli import make_parser
-from mgen.errors import MgenError
+from mgen.utils.errors import MgenError
 
 EXAMPLES = """  mgen stats /data/imagenet/train --image-size 256 --protocol adm --inception-weights FILE --out imagenet256.safetensors
   mgen stats VIRTUAL_imagenet256_labeled.npz --protocol adm --features 10000 --inception-weights FILE --out adm.safetensors
@@ -62,8 +62,8 @@ def command(argv: Sequence[str] | None = None) -> int:
     from mgen.evaluation.measure import begin, measure
     from mgen.evaluation.protocols import find_protocol
     from mgen.evaluation.statistics import check_statistics_name, save_statistics, spread_features
-    from mgen.files import check_writable
-    from mgen.pipeline import check_device
+    from mgen.pipelines.pipeline import check_device
+    from mgen.utils.files import check_writable
 
     check_statistics_name(args.out, "--out")
     check_writable(Path(args.out).parent)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mgen.cli import add_vision, make_parser, run
-from mgen.errors import MgenError
+from mgen.utils.errors import MgenError
 
 EXAMPLES = """  mgen train --config configs/train/fmnist-maskgit.yaml
   mgen train --config fmnist-vqgan steps=200 output=runs/try
@@ -22,8 +22,8 @@ def command(argv: Sequence[str] | None = None) -> int:
     add_vision(parser)
     args = parser.parse_args(argv)
 
-    from mgen.config import apply_overrides, merge, read_config
     from mgen.training.config import train_config
+    from mgen.utils.config import apply_overrides, merge, read_config
 
     settings = apply_overrides(read_config(find_config(args.config)), args.overrides)
     if args.vision_weights:
@@ -37,8 +37,8 @@ def command(argv: Sequence[str] | None = None) -> int:
 
 def find_config(name: str) -> Path:
     """A file of this path, or the shipped configuration of this name."""
-    from mgen._folders import part
-    from mgen.errors import suggestion
+    from mgen.utils.errors import suggestion
+    from mgen.utils.folders import part
 
     if Path(name).suffix in (".yaml", ".yml"):
         if not Path(name).is_file() and (part("configs").parent / name).is_file():

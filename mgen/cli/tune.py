@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mgen.cli import make_parser
-from mgen.errors import MgenError, check_choice
+from mgen.utils.errors import MgenError, check_choice
 
 EXAMPLES = """  mgen tune --steps 6 --out tune-6                            the embedded model; interrupted? the same command goes on
   mgen sample --recipe tune-6/strategy.yaml                   draw with what was found
@@ -76,15 +76,15 @@ def command(argv: Sequence[str] | None = None) -> int:
 
 
 def tune(args: Namespace, line: str) -> int:
-    from mgen import tuning
-    from mgen.checkpoints.recipes import recipe_settings
     from mgen.evaluation.extractors import make_extractor
-    from mgen.files import check_writable, write_text
-    from mgen.generation import begin_run
-    from mgen.pipeline import DTYPES, check_device, load
+    from mgen.pipelines.generation import begin_run
+    from mgen.pipelines.pipeline import DTYPES, check_device, load
     from mgen.samplers import ParallelSampler
-    from mgen.strategies import Space, own_settings
+    from mgen.tune import tuning
+    from mgen.tune.strategies import Space, own_settings
+    from mgen.utils.files import check_writable, write_text
     from mgen.zoo import weights_sha256
+    from mgen.zoo.recipes import recipe_settings
 
     check_choice("--dtype", args.dtype, DTYPES)
     out = Path(args.out)
@@ -222,7 +222,7 @@ def recipe(outcome: Any, space: Any, sides: dict[str, Any], model: str, line: st
     """The file for `mgen sample --recipe`."""
     import yaml
 
-    from mgen.strategies import own_settings
+    from mgen.tune.strategies import own_settings
 
     settings = own_settings(space.sampler(outcome.kept))
     lines = [f"Made for {model} by: {line}", f"{verdict(outcome, sides)}."]

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from mgen.cli import make_parser
-from mgen.errors import MgenError
+from mgen.utils.errors import MgenError
 
 if TYPE_CHECKING:
     from mgen.zoo import Entry
@@ -56,8 +56,8 @@ def rows() -> list[dict[str, Any]]:
 
 def row_named(name: str) -> dict[str, Any]:
     """All there is to say of one model; MgenError if there is none of this name."""
-    from mgen.checkpoints.recipes import nearest
     from mgen.zoo import embedded_entries, recipe_entries
+    from mgen.zoo.recipes import nearest
 
     inside, recipes = embedded_entries(), recipe_entries()
     found = {
@@ -70,8 +70,8 @@ def row_named(name: str) -> dict[str, Any]:
 
 def row(entry: "Entry", inside: "list[Entry]", recipes: "list[Entry]") -> dict[str, Any]:
     """What a recipe says, its evaluation settings, what was measured of the model, where it lies; of a classifier what it is."""
-    from mgen.checkpoints.recipes import parse_evaluation
     from mgen.zoo import description, local_folder, same_weights
+    from mgen.zoo.recipes import parse_evaluation
 
     measured = {other.name: other.facts for other in inside}
     folder = local_folder(entry)

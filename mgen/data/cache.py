@@ -22,9 +22,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mgen.data.pivots import shrink
-from mgen.errors import MgenError, check_choice
-from mgen.files import read_json, read_tensors, write_json, write_tensors
 from mgen.tokens import TokenSpec
+from mgen.utils.errors import MgenError, check_choice
+from mgen.utils.files import read_json, read_tensors, write_json, write_tensors
 
 CACHE_VERSION = 1
 STORED = {"fp32": torch.float32, "fp16": torch.float16}

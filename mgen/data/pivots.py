@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from mgen.errors import MgenError
+from mgen.utils.errors import MgenError
 
 
 def shrink(images: Tensor, side: int) -> Tensor:

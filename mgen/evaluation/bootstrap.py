@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from mgen import seeds
 from mgen.evaluation.frechet import frechet_distance
 from mgen.evaluation.measure import Measured
 from mgen.evaluation.scores import class_score
 from mgen.evaluation.statistics import FeatureSums
+from mgen.utils import seeds
 
 
 def multiplicities(count: int, replicate: int, seed: int) -> Tensor:

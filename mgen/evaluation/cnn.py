@@ -11,7 +11,7 @@ from diffusers import ModelMixin  # noqa: F401  (diffusers looks the base class 
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from mgen.modeling import Model, public
+from mgen.utils.modeling import Model, public
 
 
 @public

@@ -256,7 +256,7 @@ def data_uri(image: torch.Tensor) -> str:
     import base64
     import io
 
-    from mgen.pipeline import to_pil
+    from mgen.pipelines.pipeline import to_pil
 
     stream = io.BytesIO()
     to_pil(image[None])[0].save(stream, format="PNG")

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mgen._folders import embedded
-from mgen.errors import MgenError, suggestion
 from mgen.evaluation.protocols import RESIZES
 from mgen.evaluation.protocols import Protocol as Protocol_
-from mgen.files import file_sha256
+from mgen.utils.errors import MgenError, suggestion
+from mgen.utils.files import file_sha256
+from mgen.utils.folders import embedded
 
 EMBEDDED = ("fmnist-cnn", "fmnist-judge")
 SPATIAL_CHANNELS = 7  # of the map that ADM's evaluator compares
@@ -133,7 +133,7 @@ class InceptionExtractor:
         self._map = output[:, :SPATIAL_CHANNELS]
 
     def _from_file(self, path: Path, layers: list[str], cls: Any) -> Any:
-        from mgen.checkpoints.reading import read_state_dict
+        from mgen.convert.reading import read_state_dict
 
         state = read_state_dict(path)
         with tempfile.TemporaryDirectory() as folder:

@@ -8,7 +8,7 @@ matrix root to 1e-9 (tests/test_evaluation.py).
 import numpy as np
 from scipy import linalg
 
-from mgen.errors import MgenError
+from mgen.utils.errors import MgenError
 
 
 def frechet_distance(mean1: np.ndarray, cov1: np.ndarray, mean2: np.ndarray, cov2: np.ndarray) -> float:

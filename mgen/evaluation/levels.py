@@ -16,8 +16,8 @@ from mgen.evaluation.frechet import frechet_distance
 from mgen.evaluation.pixels import psnr, ssim
 from mgen.evaluation.reconstruction import count_ids, entropy, posterior_noise
 from mgen.evaluation.statistics import FeatureSums
-from mgen.levels import FORMS, best_range, dequantize, gaussian_levels, quantize
-from mgen.pipeline import to_uint8
+from mgen.nn.levels import FORMS, best_range, dequantize, gaussian_levels, quantize
+from mgen.pipelines.pipeline import to_uint8
 
 BEST = "best"
 
@@ -99,7 +99,7 @@ def compare_levels(
     """Every number of levels × form × range on the images `rows`, which are encoded once; the first result has no levels.
 
     Args:
-        tokenizer: a KLTokenizer. ranges: r of [-r, r], or "best", see mgen.levels.best_range.
+        tokenizer: a KLTokenizer. ranges: r of [-r, r], or "best", see mgen.nn.levels.best_range.
     """
     trials = [Trial(Row(), span, extractor.length)]
     for number in levels:

@@ -18,11 +18,11 @@ from safetensors import safe_open
 from torch import Tensor
 from tqdm import tqdm
 
-from mgen.errors import MgenError
 from mgen.evaluation.extractors import Extractor
 from mgen.evaluation.sources import Batch, Source
 from mgen.evaluation.statistics import FeatureSums
-from mgen.files import read_json, write_json, write_tensors
+from mgen.utils.errors import MgenError
+from mgen.utils.files import read_json, write_json, write_tensors
 
 SHARD = 500
 
@@ -73,7 +73,7 @@ class Measured:
         """All rows of float32 numbers (N, F), in a file that the system pages in and out as it needs to."""
         file = self.folder / f"{name}.f32"
         if not file.is_file():
-            from mgen.files import atomic_path
+            from mgen.utils.files import atomic_path
 
             with atomic_path(file) as path, open(path, "wb") as out:
                 for block in self.blocks(name):

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mgen.errors import MgenError
+from mgen.utils.errors import MgenError
 
 ERRORS = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, struct.error, zlib.error)
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mgen.errors import MgenError
+from mgen.utils.errors import MgenError
 
 WINDOW, SIGMA = 11, 1.5
 C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
@@ -68,8 +68,8 @@ class Lpips:
     def __init__(self, weights: str | Path, device: torch.device) -> None:
         import warnings
 
-        from mgen.checkpoints.reading import read_state_dict
-        from mgen.files import file_sha256
+        from mgen.convert.reading import read_state_dict
+        from mgen.utils.files import file_sha256
 
         try:
             from lpips import LPIPS

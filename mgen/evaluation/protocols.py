@@ -18,7 +18,7 @@ import json
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from mgen.errors import MgenError, check_choice
+from mgen.utils.errors import MgenError, check_choice
 
 PUBLISHED = 50000  # images behind a published figure
 Resize = Literal["tensorflow", "clean", "clean-uint8", "own"]
@@ -42,7 +42,7 @@ class Protocol:
             "file order", consecutive ones of `splits` images each (ADM), where sorting the images by class changes the score.
         spatial: also the distance in features that keep places (sFID). neighbours: k of precision and recall, 0: neither.
         kid: images of each of the 100 subsets of the kernel distance, 0: none.
-        quantisation: of drawn images to bytes: see mgen.pipeline.to_uint8; stored images are taken as they are.
+        quantisation: of drawn images to bytes: see mgen.pipelines.pipeline.to_uint8; stored images are taken as they are.
         image_size: side in pixels that drawn images are brought to before; None: as drawn.
     """
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mgen.checkpoints.recipes import evaluation_settings
-from mgen.errors import MgenError
+from mgen.utils.errors import MgenError
 from mgen.zoo import embedded, local_folder, recipe
+from mgen.zoo.recipes import evaluation_settings
 
 
 @dataclass(kw_only=True)

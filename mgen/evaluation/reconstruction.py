@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mgen import seeds
-from mgen.errors import MgenError, check_choice
 from mgen.evaluation.evaluate import metric_names
 from mgen.evaluation.extractors import Extractor
 from mgen.evaluation.frechet import frechet_distance
 from mgen.evaluation.measure import Measured
 from mgen.evaluation.pixels import Lpips, psnr, ssim
 from mgen.evaluation.sources import Batch, Source
-from mgen.pipeline import to_uint8
+from mgen.pipelines.pipeline import to_uint8
+from mgen.utils import seeds
+from mgen.utils.errors import MgenError, check_choice
 
 POSTERIOR = ("mean", "sample")
 

@@ -18,9 +18,9 @@ from PIL import Image
 from torch import Tensor
 
 from mgen.data import center_crop, list_images, load_image
-from mgen.errors import MgenError
 from mgen.evaluation.npz import NpzImages
-from mgen.files import read_json
+from mgen.utils.errors import MgenError
+from mgen.utils.files import read_json
 
 
 @dataclass(kw_only=True)
@@ -67,7 +67,7 @@ def from_folder(
         size: cut the middle square and bring it to so many pixels, as ADM does; None: all must be alike.
         threads: that decode files.
     """
-    from mgen.shards import ShardFolder, find_shards
+    from mgen.pipelines.shards import ShardFolder, find_shards
 
     if find_shards(path):
         shards = ShardFolder(path)
@@ -176,8 +176,8 @@ def from_model(
     Args:
         plan: of the class ids: balanced, sorted or random. batch_size: images drawn at a time; it changes nothing in fp32.
     """
-    from mgen.labels import label_plan
-    from mgen.pipeline import to_uint8
+    from mgen.pipelines.labels import label_plan
+    from mgen.pipelines.pipeline import to_uint8
 
     classes: Sequence[int | None] = range(pipe.generator.num_classes) if pipe.conditional else [None]
     label = label_plan(plan, classes=classes, count=count, seed=seed)
@@ -219,7 +219,7 @@ def from_model(
 
 def from_dataset(dataset: Any, *, name: str, limit: int | None = None) -> Source:
     """The images of a data set as they are."""
-    from mgen.pipeline import to_uint8
+    from mgen.pipelines.pipeline import to_uint8
 
     def read(start: int, stop: int) -> Batch:
         batch = dataset.__getitems__(range(start, stop))

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mgen.errors import MgenError
 from mgen.evaluation.extractors import Extractor
 from mgen.evaluation.protocols import RESIZES
-from mgen.files import atomic_path, file_sha256, read_tensors, write_tensors
+from mgen.utils.errors import MgenError
+from mgen.utils.files import atomic_path, file_sha256, read_tensors, write_tensors
 
 # References inside the package, by name → the split of Fashion-MNIST whose statistics they are.
 BUILTIN = {"fmnist-train": "train", "fmnist-test": "test"}
@@ -226,7 +226,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 def builtin_file(name: str) -> Path:
     """File of a built-in reference: statistics in the features of fmnist-cnn."""
-    from mgen._folders import embedded
+    from mgen.utils.folders import embedded
 
     return embedded("fmnist-cnn") / f"statistics-{BUILTIN[name]}.safetensors"
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mgen.generators.base import count_known
-from mgen.layers import Local, Memory, gather_rows, slot, span, take
+from mgen.nn import Local, Memory, gather_rows, slot, span, take
 
 
 class MaskedAutoencoder:

@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mgen.errors import MgenError, check_choice
 from mgen.heads import CategoricalHead, PartedHead, WindowHead
-from mgen.layers.memory import Local, Memory, span
-from mgen.layers.windows import TokenShuffle, TokenUnshuffle, Windows
-from mgen.modeling import Model
+from mgen.nn.memory import Local, Memory, span
+from mgen.nn.windows import TokenShuffle, TokenUnshuffle, Windows
 from mgen.tokens import TokenSpec
+from mgen.utils.errors import MgenError, check_choice
+from mgen.utils.modeling import Model
 
 
 class Generator(Model):

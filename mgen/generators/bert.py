@@ -1,4 +1,4 @@
-"""MaskGIT, original: the BERT of google-research/maskgit, whose flax checkpoints are converted by mgen.checkpoints.
+"""MaskGIT, original: the BERT of google-research/maskgit, whose flax checkpoints are converted by mgen.convert.
 
 Chang et al., "MaskGIT: Masked Generative Image Transformer" (CVPR 2022, arXiv 2202.04200). Post-norm transformer; one
 vocabulary for codes, classes and the mask; the class is the first token. Trained without a null class, so there is no
@@ -23,10 +23,10 @@ from torch import Tensor, nn
 
 from mgen.generators.base import Generator, initialise
 from mgen.heads import CategoricalHead
-from mgen.layers import Local, Memory, PostNormBlock, TokenEmbedding, slot
-from mgen.layers.attention import Rows
-from mgen.modeling import public
+from mgen.nn import Local, Memory, PostNormBlock, TokenEmbedding, slot
+from mgen.nn.attention import Rows
 from mgen.tokens import TokenSpec
+from mgen.utils.modeling import public
 
 
 @public

@@ -31,12 +31,12 @@ from diffusers import ModelMixin  # noqa: F401  (diffusers looks the base class 
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from mgen.errors import MgenError, check_choice
 from mgen.generators.base import Generator, id_head, reset_windows
-from mgen.layers import Memory, TokenShuffle, Windows, gather_rows
-from mgen.layers.causal import CausalBlock, LiveKeys, Rows, lay_out, rotary_table
-from mgen.modeling import public
+from mgen.nn import Memory, TokenShuffle, Windows, gather_rows
+from mgen.nn.causal import CausalBlock, LiveKeys, Rows, lay_out, rotary_table
 from mgen.tokens import TokenSpec
+from mgen.utils.errors import MgenError, check_choice
+from mgen.utils.modeling import public
 
 
 def _size(dim: int, depth: int, heads: int, hidden: int, **more: Any) -> dict[str, Any]:

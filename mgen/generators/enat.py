@@ -22,9 +22,8 @@ from diffusers import ModelMixin  # noqa: F401  (diffusers looks the base class 
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from mgen.errors import MgenError
 from mgen.generators.base import Generator, check_unit, count_known, id_head, reset_windows
-from mgen.layers import (
+from mgen.nn import (
     MLP,
     Local,
     Memory,
@@ -37,10 +36,11 @@ from mgen.layers import (
     take,
     token_embedding,
 )
-from mgen.layers.attention import Rows
-from mgen.layers.memory import KeyValues
-from mgen.modeling import public
+from mgen.nn.attention import Rows
+from mgen.nn.memory import KeyValues
 from mgen.tokens import TokenSpec
+from mgen.utils.errors import MgenError
+from mgen.utils.modeling import public
 
 
 class ContextBlock(nn.Module):

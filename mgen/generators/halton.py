@@ -24,14 +24,14 @@ from diffusers import ModelMixin  # noqa: F401  (diffusers looks the base class 
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from mgen.errors import check_choice
 from mgen.generators.base import Generator
 from mgen.heads import CategoricalHead
-from mgen.layers import Local, Memory, slot
-from mgen.layers.attention import Rows
-from mgen.layers.modulated import ModulatedBlock, ModulatedNorm
-from mgen.modeling import public
+from mgen.nn import Local, Memory, slot
+from mgen.nn.attention import Rows
+from mgen.nn.modulated import ModulatedBlock, ModulatedNorm
 from mgen.tokens import TokenSpec
+from mgen.utils.errors import check_choice
+from mgen.utils.modeling import public
 
 
 @public

@@ -23,13 +23,13 @@ from diffusers import ModelMixin  # noqa: F401  (diffusers looks the base class 
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from mgen.errors import check_choice
 from mgen.generators.autoencoder import MaskedAutoencoder, class_vector, copies_loss, masked_places
 from mgen.generators.base import Generator
 from mgen.heads import CategoricalHead, DiffusionHead, DiffusionTransformerHead
-from mgen.layers import Local, Memory, ScaledBlock, gather_rows
-from mgen.modeling import public
+from mgen.nn import Local, Memory, ScaledBlock, gather_rows
 from mgen.tokens import TokenSpec
+from mgen.utils.errors import check_choice
+from mgen.utils.modeling import public
 
 
 def _size(

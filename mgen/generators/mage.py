@@ -21,9 +21,8 @@ from diffusers import ModelMixin  # noqa: F401  (diffusers looks the base class 
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from mgen.errors import MgenError
 from mgen.generators.base import Generator, check_unit, count_known, id_head, reset_windows
-from mgen.layers import (
+from mgen.nn import (
     Local,
     Memory,
     PreNormBlock,
@@ -35,8 +34,9 @@ from mgen.layers import (
     take,
     token_embedding,
 )
-from mgen.modeling import public
 from mgen.tokens import TokenSpec
+from mgen.utils.errors import MgenError
+from mgen.utils.modeling import public
 
 # Of the published models: rows of the vocabulary for classes, and the one that stands for every image.
 CLASS_ROWS, FAKE_CLASS = 1000, 76

@@ -24,15 +24,15 @@ from diffusers import ModelMixin  # noqa: F401  (diffusers looks the base class 
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from mgen.errors import MgenError, check_choice
 from mgen.generators.autoencoder import MaskedAutoencoder, class_vector, copies_loss, masked_places
 from mgen.generators.base import Generator, check_unit, id_head, reset_windows
 from mgen.heads import ChannelHead, DiffusionHead
-from mgen.layers import Local, Memory, PreNormBlock, TokenShuffle, Windows, take
-from mgen.layers.windows import ResidualMLP
-from mgen.levels import dequantize, describe, gaussian_levels
-from mgen.modeling import public
+from mgen.nn import Local, Memory, PreNormBlock, TokenShuffle, Windows, take
+from mgen.nn.levels import dequantize, describe, gaussian_levels
+from mgen.nn.windows import ResidualMLP
 from mgen.tokens import TokenSpec
+from mgen.utils.errors import MgenError, check_choice
+from mgen.utils.modeling import public
 
 
 def _size(*, dim: int, depth: int, heads: int, head_depth: int, head_width: int, **more: Any) -> dict[str, Any]:
@@ -57,7 +57,7 @@ class MAR(MaskedAutoencoder, Generator):
             "channels": tokens are ids of C quantised numbers (kind "multi-index"), which enter the trunk as the
             numbers they stand for and are drawn one after the other (Wang et al., TokenBridge, arXiv 2503.16430).
         head_width, head_depth: of the head. head_heads, head_first, channel_order: of the head over channels, see ChannelHead.
-        levels, low, high, span, form: of the quantiser, see mgen.levels; for the head over channels.
+        levels, low, high, span, form: of the quantiser, see mgen.nn.levels; for the head over channels.
         codes, holistic: vocabulary, and tokens of the image as a whole; for the categorical head.
         shuffle: side of the windows that the trunk computes as one row each (Token-Shuffle, arXiv 2504.17789); 1: none. A diffusion
             head draws the s²·C numbers of a window together. shuffle_blocks: residual MLPs on either side of the trunk.

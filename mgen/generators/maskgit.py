@@ -24,10 +24,9 @@ from diffusers import ModelMixin  # noqa: F401  (diffusers looks the base class 
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from mgen.errors import MgenError, check_choice
 from mgen.generators.base import Generator, check_unit, id_head, initialise, reset_windows
 from mgen.heads import ChannelHead
-from mgen.layers import (
+from mgen.nn import (
     Local,
     Memory,
     PreNormBlock,
@@ -42,11 +41,12 @@ from mgen.layers import (
     take,
     token_embedding,
 )
-from mgen.layers.attention import Rows
-from mgen.layers.embedding import VectorEmbedding
-from mgen.levels import dequantize, describe, gaussian_levels
-from mgen.modeling import public
+from mgen.nn.attention import Rows
+from mgen.nn.embedding import VectorEmbedding
+from mgen.nn.levels import dequantize, describe, gaussian_levels
 from mgen.tokens import TokenSpec
+from mgen.utils.errors import MgenError, check_choice
+from mgen.utils.modeling import public
 
 
 @public
@@ -65,7 +65,7 @@ class MaskGIT(Generator):
             table then learns slowly. "trained": it does, as in the JAX code.
         head_kind: "categorical", or "channels": tokens are ids of C quantised numbers (kind "multi-index"), which enter as the
             numbers they stand for and are drawn one after the other.
-        channels, scale, levels, low, high, span, form: C and the quantiser, see TokenSpec and mgen.levels; head_width,
+        channels, scale, levels, low, high, span, form: C and the quantiser, see TokenSpec and mgen.nn.levels; head_width,
             head_depth, head_heads, head_first, channel_order: of the head, see ChannelHead. All for the head over channels.
         shuffle: side of the windows that the trunk computes as one row each (Token-Shuffle, arXiv 2504.17789); 1: none.
         shuffle_blocks: residual MLPs on either side of the trunk, with windows.

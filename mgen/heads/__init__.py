@@ -3,14 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mgen.errors import MgenError
 from mgen.heads.categorical import CategoricalHead, DrawSettings
 from mgen.heads.chains import ChainSettings
 from mgen.heads.channels import ChannelHead, ChannelSettings
 from mgen.heads.diffusion import DiffusionHead
 from mgen.heads.parted import PartedHead, WindowHead
 from mgen.heads.transformer import DiffusionTransformerHead
-from mgen.modeling import check_keys
+from mgen.utils.errors import MgenError
+from mgen.utils.modeling import check_keys
 
 __all__ = [
     "CategoricalHead",

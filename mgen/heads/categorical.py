@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mgen.errors import MgenError
 from mgen.heads.chains import ChainSettings
 from mgen.heads.choice import check_cuts, choose, keep_likeliest
 from mgen.heads.draws import Draws
-from mgen.modeling import check_keys
+from mgen.utils.errors import MgenError
+from mgen.utils.modeling import check_keys
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,8 +18,8 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor
 
-from mgen.errors import MgenError, check_choice
-from mgen.modeling import check_keys
+from mgen.utils.errors import MgenError, check_choice
+from mgen.utils.modeling import check_keys
 
 CHAINS = ("ancestral", "ddim", "dpm-solver++")
 

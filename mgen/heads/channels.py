@@ -20,12 +20,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mgen.errors import MgenError, check_choice
 from mgen.heads.choice import check_cuts, choose, keep_likeliest
 from mgen.heads.draws import Draws
-from mgen.layers.blocks import MLP
-from mgen.layers.modulated import modulate
-from mgen.modeling import check_keys
+from mgen.nn.blocks import MLP
+from mgen.nn.modulated import modulate
+from mgen.utils.errors import MgenError, check_choice
+from mgen.utils.modeling import check_keys
 
 FIRST = ("published", "consistent")
 GUIDES = ("context", "logits")

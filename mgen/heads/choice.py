@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mgen.errors import MgenError
+from mgen.utils.errors import MgenError
 
 
 def check_cuts(top_k: Any, top_p: Any) -> None:

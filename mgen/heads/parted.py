@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mgen.heads.categorical import CategoricalHead, DrawSettings
 from mgen.heads.draws import Draws
-from mgen.layers.windows import TokenUnshuffle
+from mgen.nn.windows import TokenUnshuffle
 
 
 class PartedHead(nn.Module):

@@ -15,13 +15,13 @@ import torch.nn.functional as F
 from diffusers.models.embeddings import get_2d_sincos_pos_embed
 from torch import Tensor, nn
 
-from mgen.errors import MgenError
 from mgen.heads.chains import Chain, ChainSettings, Tables, check_draw_settings, cosine_betas
 from mgen.heads.diffusion import Plan, TimeEmbedding, initialise
 from mgen.heads.draws import Draws
-from mgen.layers.attention import Attention, gather_rows
-from mgen.layers.blocks import MLP
-from mgen.layers.modulated import modulate
+from mgen.nn.attention import Attention, gather_rows
+from mgen.nn.blocks import MLP
+from mgen.nn.modulated import modulate
+from mgen.utils.errors import MgenError
 
 
 class MapBlock(nn.Module):

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mgen.errors import MgenError
 from mgen.reports.data import (
     COST,
     column_numbers,
@@ -19,6 +18,7 @@ from mgen.reports.data import (
     warnings,
 )
 from mgen.reports.read import Result, Run
+from mgen.utils.errors import MgenError
 
 # A folder of a training run's checkpoint in a model's path: the part that is a number of steps.
 STEP = re.compile(r"(?i)\b((?:checkpoint|ckpt|step|steps|iter|epoch)[-_=]?)(\d+)(?![\d.])")

@@ -9,8 +9,8 @@ from typing import Any
 
 from PIL import Image
 
-from mgen.errors import MgenError
-from mgen.files import read_json
+from mgen.utils.errors import MgenError
+from mgen.utils.files import read_json
 
 Result = dict[str, Any]
 FORMAT = 2

@@ -9,14 +9,14 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from mgen.errors import MgenError
-from mgen.files import atomic_path, write_json, write_text
-from mgen.grids import labelled_grid
 from mgen.reports.compare import Group, columns, grouped
 from mgen.reports.curves import as_json, find_curves
 from mgen.reports.markdown import markdown
 from mgen.reports.page import page
 from mgen.reports.read import FORMAT, Result, Run, check_result, read_result
+from mgen.utils.errors import MgenError
+from mgen.utils.files import atomic_path, write_json, write_text
+from mgen.utils.grids import labelled_grid
 
 INLINE = 3 * 2**20  # a larger grid goes into the page as a JPEG
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mgen.errors import MgenError, check_choice
+from mgen.utils.errors import MgenError, check_choice
 
 # Of the discriminator, of the generator. The halves are taming's and LlamaGen's; Hita's generator takes the softplus.
 LOSSES = {
@@ -155,7 +155,7 @@ def _vgg_stages(path: Path) -> nn.ModuleList:
     """The five stages of torchvision's VGG16, from a local file of its weights."""
     from torchvision.models import vgg16
 
-    from mgen.checkpoints.reading import read_state_dict
+    from mgen.convert.reading import read_state_dict
 
     state = read_state_dict(path)
     net = vgg16()

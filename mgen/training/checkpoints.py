@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
 
-from mgen.errors import MgenError
-from mgen.files import read_json, write_json
+from mgen.utils.errors import MgenError
+from mgen.utils.files import read_json, write_json
 
 if TYPE_CHECKING:
     from mgen.training.loop import Trainer

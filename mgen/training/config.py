@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from mgen.config import build
-from mgen.errors import MgenError, check_choice
+from mgen.utils.config import build
+from mgen.utils.errors import MgenError, check_choice
 
 
 @dataclass(kw_only=True)
@@ -242,7 +242,7 @@ def model_named(name: str, where: str = "model.") -> Any:
 
 def build_model(settings: dict[str, Any], where: str = "model.") -> Any:
     """The model that a `model:` section describes: `class`, optionally `size`, then constructor arguments."""
-    from mgen.modeling import check_keys, constructor_keys
+    from mgen.utils.modeling import check_keys, constructor_keys
 
     settings = dict(settings)
     name = settings.pop("class")

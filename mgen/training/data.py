@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from mgen import seeds
 from mgen.data import FashionMNIST, ImageFolder, TokenCache
-from mgen.errors import MgenError
 from mgen.training.config import DataConfig
+from mgen.utils import seeds
+from mgen.utils.errors import MgenError
 
 
 def make_dataset(config: DataConfig, *, split: str, fingerprint: str | None = None) -> Any:

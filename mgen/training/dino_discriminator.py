@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from mgen.errors import MgenError
 from mgen.tokenizers.vision import MEAN, STD
 from mgen.training.adversarial import Adversary
+from mgen.utils.errors import MgenError
 
 LAYOUT = "vit_small_patch16_224"
 FILE = "dino_deitsmall16_pretrain.pth"
@@ -163,7 +163,7 @@ def load_dino(path: str | Path, *, heads: int | None = None) -> Any:
     Raises:
         MgenError: timm is not installed; the file is missing, damaged, or not of this layout.
     """
-    from mgen.checkpoints.reading import read_state_dict
+    from mgen.convert.reading import read_state_dict
 
     try:
         import timm

@@ -5,9 +5,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mgen.errors import MgenError
-from mgen.files import write_json, write_text
 from mgen.training.config import TrainConfig
+from mgen.utils.errors import MgenError
+from mgen.utils.files import write_json, write_text
 
 
 class Logger:

@@ -22,9 +22,6 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor
 from tqdm import tqdm
 
-from mgen import seeds
-from mgen.errors import MgenError
-from mgen.files import atomic_folder, atomic_path
 from mgen.training.checkpoints import list_checkpoints, load_newest, save_checkpoint
 from mgen.training.config import OptimConfig, TrainConfig, model_named
 from mgen.training.data import BatchOrder, batches
@@ -32,6 +29,9 @@ from mgen.training.launch import make_accelerator
 from mgen.training.logs import Logger
 from mgen.training.objectives import GeneratorObjective, TokenizerObjective
 from mgen.training.tasks import Task
+from mgen.utils import seeds
+from mgen.utils.errors import MgenError
+from mgen.utils.files import atomic_folder, atomic_path
 
 MOST_SKIPPED_IN_A_ROW = 50
 

@@ -10,8 +10,8 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from mgen.errors import MgenError
 from mgen.training.config import MaskConfig
+from mgen.utils.errors import MgenError
 
 
 def mask_fraction_from_uniform(uniform: Tensor, config: MaskConfig) -> Tensor:

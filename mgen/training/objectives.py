@@ -14,8 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from mgen import seeds
-from mgen.errors import MgenError
 from mgen.tokenizers.sphere import SphereQuantizer
 from mgen.training.config import (
     ClassifierObjectiveConfig,
@@ -25,6 +23,8 @@ from mgen.training.config import (
     TokenizerObjectiveConfig,
 )
 from mgen.training.masking import known_before, known_from_uniform, known_in_phases, mask_fraction_from_uniform
+from mgen.utils import seeds
+from mgen.utils.errors import MgenError
 
 Logs = dict[str, Tensor]
 

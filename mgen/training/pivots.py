@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from mgen.data.pivots import shrink
-from mgen.errors import MgenError
 from mgen.training.config import DataConfig, GeneratorObjectiveConfig
 from mgen.training.objectives import GeneratorObjective, Logs
+from mgen.utils.errors import MgenError
 
 
 class PivotObjective(GeneratorObjective):

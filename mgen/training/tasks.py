@@ -9,9 +9,6 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from mgen import seeds
-from mgen.errors import MgenError
-from mgen.files import read_json, read_tensors
 from mgen.samplers import ParallelSampler
 from mgen.tokenizers.kl import KLTokenizer, estimate_scale
 from mgen.tokenizers.quantizers import VectorQuantizer
@@ -22,6 +19,9 @@ from mgen.training.data import make_dataset
 from mgen.training.dino_discriminator import FILE, DinoDiscriminator
 from mgen.training.objectives import ClassifierObjective, GeneratorObjective, Objective, TokenizerObjective
 from mgen.training.pivots import PivotObjective
+from mgen.utils import seeds
+from mgen.utils.errors import MgenError
+from mgen.utils.files import read_json, read_tensors
 
 
 class Task:
@@ -68,7 +68,7 @@ class Task:
     def _generator(self, model: Any) -> Objective:
         c = self.config.objective
         if c.tokenizer:
-            from mgen.pipeline import load_tokenizer
+            from mgen.pipelines.pipeline import load_tokenizer
 
             self.tokenizer = load_tokenizer(c.tokenizer).eval().requires_grad_(False)
             give_vision(self.tokenizer, c.vision_weights)
@@ -166,7 +166,7 @@ class Task:
         return None
 
     def pipeline(self) -> Any:
-        from mgen.pipeline import MaskedPipeline
+        from mgen.pipelines.pipeline import MaskedPipeline
 
         model = self.objective.model
         sampler = ParallelSampler.suited(model, self.config.objective.sampler, "objective.sampler")

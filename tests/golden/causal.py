@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from mgen.checkpoints import convert
-from mgen.checkpoints.causal import generate_settings
-from mgen.checkpoints.convert import Conversion
+from mgen.convert import convert
+from mgen.convert.causal import generate_settings
+from mgen.convert.convert import Conversion
 from mgen.heads import categorical
-from mgen.layers.causal import rotary_table
-from mgen.pipeline import to_uint8
+from mgen.nn.causal import rotary_table
+from mgen.pipelines.pipeline import to_uint8
 from mgen.samplers import Noise, ParallelSampler
 from tests.golden.harness import Case
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mgen.checkpoints import convert
+from mgen.convert import convert
 from mgen.heads.chains import Tables, cosine_betas, kept_timesteps
 from mgen.heads.transformer import DiffusionTransformerHead
 from tests.golden.harness import Case

@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mgen.checkpoints import convert
-from mgen.checkpoints.convert import Conversion
+from mgen.convert import convert
+from mgen.convert.convert import Conversion
 from mgen.tokenizers import LlamaGenVQ
 from mgen.training.adversarial import Discriminator
 from mgen.training.config import DataConfig, TokenizerObjectiveConfig

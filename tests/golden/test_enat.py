@@ -5,9 +5,9 @@ import json
 import torch
 from torch.func import functional_call
 
-from mgen.checkpoints import convert, enat
+from mgen.convert import convert, enat
 from mgen.generators import ENAT
-from mgen.layers import Memory
+from mgen.nn import Memory
 from mgen.samplers import Noise, ParallelSampler
 from mgen.training.masking import known_before, known_from_uniform
 from mgen.training.objectives import Look

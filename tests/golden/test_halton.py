@@ -4,8 +4,8 @@ import re
 
 import torch
 
-from mgen.checkpoints import convert
-from mgen.checkpoints.halton import confidence_settings, halton_settings
+from mgen.convert import convert
+from mgen.convert.halton import confidence_settings, halton_settings
 from mgen.generators import HaltonMaskGIT
 from mgen.samplers import Noise, ParallelSampler
 from mgen.samplers.order import halton

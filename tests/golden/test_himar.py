@@ -6,13 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mgen.checkpoints import convert, himar
-from mgen.checkpoints.convert import Conversion
-from mgen.checkpoints.himar import himar_settings
+from mgen.convert import convert, himar
+from mgen.convert.convert import Conversion
+from mgen.convert.himar import himar_settings
 from mgen.data.pivots import shrink
 from mgen.generators import HiMAR
 from mgen.generators.himar import Stage
@@ -337,6 +338,7 @@ def recipe_weights(key: str, shape: list[int], salt: int) -> Tensor:
     return 0.5 * w
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_himar_base_full_size() -> None:
     folder = harness.root() / "himar"

@@ -8,13 +8,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mgen.checkpoints import convert, hita
-from mgen.checkpoints.convert import Conversion
-from mgen.errors import MgenError
-from mgen.pipeline import to_uint8
+from mgen.convert import convert, hita
+from mgen.convert.convert import Conversion
+from mgen.pipelines.pipeline import to_uint8
 from mgen.tokenizers import HitaTokenizer
 from mgen.tokenizers.vision import resized
 from mgen.training.config import TokenizerObjectiveConfig
+from mgen.utils.errors import MgenError
 from tests.golden import harness
 from tests.golden.harness import Case
 from tests.golden.llamagen_vq import discriminator, gradients, history, margin, training_step

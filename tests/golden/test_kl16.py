@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mgen.checkpoints import convert, kl
-from mgen.errors import MgenError
-from mgen.pipeline import to_uint8
+from mgen.convert import convert, kl
+from mgen.pipelines.pipeline import to_uint8
 from mgen.tokenizers import KLTokenizer
+from mgen.utils.errors import MgenError
 from tests.golden import harness
 from tests.golden.harness import Case
 
@@ -92,6 +92,7 @@ def recipe_weights(key: str, shape: list[int], salt: int) -> torch.Tensor:
     return w / float(np.prod(shape[1:])) ** 0.5
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_kl16_full_size(tmp_path: Path) -> None:
     folder = harness.root() / "kl16"

@@ -4,8 +4,8 @@ import math
 
 import torch
 
-from mgen.checkpoints import convert
-from mgen.checkpoints.mage import sampler_settings
+from mgen.convert import convert
+from mgen.convert.mage import sampler_settings
 from mgen.generators import MAGE
 from mgen.samplers import Noise, ParallelSampler
 from mgen.tokenizers import VQGAN

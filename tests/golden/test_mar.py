@@ -6,13 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mgen.checkpoints import convert
-from mgen.checkpoints.convert import Conversion
-from mgen.checkpoints.mar import sampler_settings
+from mgen.convert import convert
+from mgen.convert.convert import Conversion
+from mgen.convert.mar import sampler_settings
 from mgen.generators import MAR
 from mgen.heads.chains import Chain, ChainSettings, Tables, cosine_betas, kept_timesteps
 from mgen.samplers import Noise, ParallelSampler, per_step, remaining_counts
@@ -351,7 +352,7 @@ def test_weight_decay_reaches_the_official_parameters() -> None:
 
 
 def test_published_sizes_have_the_official_keys() -> None:
-    from mgen.checkpoints import mar
+    from mgen.convert import mar
 
     for name, shapes in json.loads((harness.root() / "mar" / "official_keys.json").read_text()).items():
         state = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
@@ -375,9 +376,10 @@ def recipe_weights(key: str, shape: list[int], salt: int) -> Tensor:
     return 0.5 * w
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_mar_base_full_size() -> None:
-    from mgen.checkpoints import mar
+    from mgen.convert import mar
 
     folder = harness.root() / "mar"
     salt = json.loads((folder / "config.json").read_text()).get("full_size_recipe_salt", 0)

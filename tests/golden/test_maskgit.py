@@ -3,8 +3,8 @@
 import torch
 import torch.nn.functional as F
 
-from mgen.checkpoints import convert
-from mgen.checkpoints.maskgit import official, strategy
+from mgen.convert import convert
+from mgen.convert.maskgit import official, strategy
 from mgen.generators import MaskGIT
 from mgen.samplers import Noise, ParallelSampler
 from mgen.training.masking import known_from_uniform

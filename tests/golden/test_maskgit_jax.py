@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mgen.checkpoints import convert
+from mgen.convert import convert
 from mgen.generators import MaskGITBert
 from mgen.samplers import Noise, ParallelSampler, mask_fraction
 from tests.golden import harness

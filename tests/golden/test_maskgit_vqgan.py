@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from mgen.checkpoints import convert
+from mgen.convert import convert
 from mgen.tokenizers import VQGAN
 from tests.golden import harness
 from tests.golden.harness import Case

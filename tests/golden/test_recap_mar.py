@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mgen.checkpoints.recap import mar_settings
-from mgen.layers import Local
+from mgen.nn import Local
 from mgen.samplers import Noise, ParallelSampler
+from mgen.zoo.recap import mar_settings
 from tests.golden import harness
 from tests.golden.harness import Case
 from tests.golden.test_mar import TRUNK, model, run, shuffled

@@ -2,11 +2,11 @@
 
 import torch
 
-from mgen.checkpoints import convert
-from mgen.checkpoints.recap import maskgit_settings
+from mgen.convert import convert
 from mgen.generators import MaskGIT
-from mgen.layers import Local
+from mgen.nn import Local
 from mgen.samplers import Noise, ParallelSampler
+from mgen.zoo.recap import maskgit_settings
 from tests.golden import harness
 from tests.golden.harness import Case
 

@@ -11,14 +11,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mgen.checkpoints import convert, tokenbridge
-from mgen.checkpoints.convert import Conversion
-from mgen.checkpoints.tokenbridge import tokenbridge_settings
-from mgen.errors import MgenError
+from mgen.convert import convert, tokenbridge
+from mgen.convert.convert import Conversion
+from mgen.convert.tokenbridge import tokenbridge_settings
 from mgen.generators import MAR
-from mgen.levels import dequantize, quantize
+from mgen.nn.levels import dequantize, quantize
 from mgen.samplers import Noise, ParallelSampler, per_step, remaining_counts
 from mgen.tokenizers.kl import patchify, unpatchify
+from mgen.utils.errors import MgenError
 from tests.golden import harness, tokenbridge_tokens
 from tests.golden.harness import Case
 from tests.golden.test_mar import shuffled
@@ -299,6 +299,7 @@ def recipe_weights(key: str, shape: list[int], salt: int) -> Tensor:
     return 0.5 * w
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_tokenbridge_base_full_size() -> None:
     folder = harness.root() / "tokenbridge"

@@ -5,7 +5,7 @@ import re
 import torch
 from torch import Tensor
 
-from mgen.levels import PUBLISHED_ORDER, dequantize, gaussian_levels, quantize
+from mgen.nn.levels import PUBLISHED_ORDER, dequantize, gaussian_levels, quantize
 from mgen.tokenizers import QuantizedKL
 from mgen.tokenizers.kl import patchify, unpatchify
 from tests.golden.harness import Case, Family

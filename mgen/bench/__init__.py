@@ -1,0 +1,1 @@
+"""Speed: seconds, FLOPs and ablations of generators and samplers."""

@@ -1,5 +1,0 @@
-"""Official checkpoint layouts → mgen's models. One file per published system; nothing else knows official key names."""
-
-from mgen.checkpoints.convert import FORMATS, Conversion, convert
-
-__all__ = ["FORMATS", "Conversion", "convert"]

@@ -1,0 +1,105 @@
+"""LlamaGen's `c2i_{B,L,XL,XXL,3B}_{256,384}.pt` and Hita's `GPT-{B,L,XL,XXL,2B}-{50,100,250,300}e.pt`, fp32."""
+
+import re
+from typing import Any
+
+import torch
+
+from mgen.convert.reading import Renamed, State
+
+PUBLISHED_HEADS = {768: 12, 1024: 16, 1280: 20, 1536: 24, 1920: 32, 3200: 32}
+BOTH_SIDES = (768, 1024)  # LlamaGen-B and -L are published for 256 and for 384 px, the others for 384 alone
+RULES = (
+    (r"^cls_embedding\.embedding_table\.", "class_embed."),
+    (r"^slot_embeddings\.", "holistic_embed."),
+    (r"^tok_embeddings\.", "token_embed."),
+    (r"^slot_pos\.weight$", "holistic_position"),
+    (r"^layers\.(\d+)\.attention\.wqkv\.", r"blocks.\1.attn.qkv."),
+    (r"^layers\.(\d+)\.attention\.wo\.", r"blocks.\1.attn.proj."),
+    (r"^layers\.(\d+)\.feed_forward\.w2\.", r"blocks.\1.mlp.fc2."),
+    (r"^layers\.(\d+)\.attention_norm\.", r"blocks.\1.norm1."),
+    (r"^layers\.(\d+)\.ffn_norm\.", r"blocks.\1.norm2."),
+)
+# Buffers that some files carry; all are made from the configuration, or hold the last run's keys and values.
+STALE = re.compile(r"freqs_cis|causal_mask|kv_cache")
+
+
+def config(state: State) -> dict[str, Any]:
+    """Constructor arguments that the shapes tell; heads and side follow the published sizes."""
+    codes, dim = state["tok_embeddings.weight"].shape
+    holistic = state["slot_pos.weight"].shape[0] if "slot_pos.weight" in state else 0
+    return {
+        "side": 21 if holistic else 16 if dim in BOTH_SIDES or dim not in PUBLISHED_HEADS else 24,
+        "codes": codes,
+        "holistic": holistic,
+        "dim": dim,
+        "depth": 1 + max(int(m[1]) for name in state if (m := re.match(r"layers\.(\d+)\.", name))),
+        "heads": PUBLISHED_HEADS.get(dim, max(1, dim // 64)),
+        "hidden": state["layers.0.feed_forward.w1.weight"].shape[0],
+        "num_classes": state["cls_embedding.embedding_table.weight"].shape[0] - 1,  # the last row is the null class
+    }
+
+
+def notes(config: dict[str, Any]) -> list[str]:
+    """What a user should know of a conversion."""
+    out = []
+    if not config["holistic"] and config["dim"] in BOTH_SIDES and config["side"] == 16:
+        out.append("side=16, the model for 256 px; weights do not tell: give side=24 for the one for 384 px")
+    if PUBLISHED_HEADS.get(config["dim"]) != config["heads"]:
+        out.append(
+            f"heads={config['heads']}, side={config['side']} for width {config['dim']}: weights do not tell; give heads=N and "
+            "side=N if the model was trained otherwise"
+        )
+    return out
+
+
+def rename(state: State) -> Renamed:
+    """Our names; w1 and w3 of the gated MLP are packed into one layer."""
+    out = Renamed()
+    for name, value in state.items():
+        if STALE.search(name):
+            out.ignored[name] = "a buffer that is made anew, not a weight"
+            continue
+        if m := re.match(r"layers\.(\d+)\.feed_forward\.w([13])\.weight$", name):
+            pair = [state[f"layers.{m[1]}.feed_forward.w{i}.weight"] for i in (1, 3)]
+            out.put(name, f"blocks.{m[1]}.mlp.fc1.weight", torch.cat(pair))
+            continue
+        new = name
+        for pattern, ours in RULES:
+            new = re.sub(pattern, ours, new)
+        out.put(name, new, value)
+    return out
+
+
+def generate_settings(
+    *,
+    cfg_scale: float = 1.0,
+    cfg_interval: int = -1,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    sample_logits: bool = True,
+    tokens: int,
+) -> dict[str, Any]:
+    """Settings of a ParallelSampler from the arguments of the official `generate`, under their official names.
+
+    Args:
+        cfg_interval: last number k of the steps with guidance: the tokens 0 … k + 1 are guided; −1: all.
+        sample_logits: False takes the likeliest id. tokens: those of an image, S + N.
+    """
+    guidance: Any = cfg_scale if cfg_scale > 1 else 1.0  # as there: no guidance up to 1
+    if cfg_interval >= 0 and cfg_scale > 1:
+        guidance = [cfg_scale if t <= cfg_interval + 1 else 1.0 for t in range(tokens)]
+    head: dict[str, Any] = {"top_k": 1} if not sample_logits else {}
+    if sample_logits and top_k > 0:
+        head["top_k"] = top_k
+    if sample_logits and top_p < 1:
+        head["top_p"] = top_p
+    return {
+        "steps": tokens,
+        "order": "raster",
+        "schedule": "single",
+        "guidance": guidance,
+        "temperature": temperature,
+        **({"head": head} if head else {}),
+    }

@@ -1,0 +1,307 @@
+"""The registry of official formats, and the conversion that is strict on every key."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mgen.convert import (
+    causal,
+    enat,
+    halton,
+    himar,
+    hita,
+    kl,
+    llamagen,
+    mage,
+    mar,
+    maskgit,
+    maskgit_jax,
+    maskgit_vqgan,
+    tokenbridge,
+)
+from mgen.convert.reading import Renamed, State, read_weights
+from mgen.utils.errors import MgenError, check_choice
+from mgen.utils.modeling import Model, check_keys, constructor_keys
+
+
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """How one official layout is read.
+
+    Attributes:
+        model: name of our class. about: one line for help texts.
+        config: shapes → constructor arguments, as far as shapes tell; the rest are the published values.
+        notes: final arguments → lines that the user should read.
+        locate: path as given → the file of the weights. beside: that file → arguments from a file next to it.
+        rename: official state → ours, with what became of every name; it may take constructor arguments by keyword.
+        tokenizer: of a generator, the format of the tokenizer it was published with.
+        tokenizer_inside: how the names of that tokenizer begin, where the generator's file holds it too.
+        keys: where a torch file holds the weights, the first that is there; raw_keys: its weights without EMA.
+        buffers: tensors that only the weights without EMA hold, because nothing averages them.
+    """
+
+    model: str
+    about: str
+    config: Callable[[State], dict[str, Any]]
+    rename: Callable[..., Renamed]
+    keys: tuple[str, ...] = ("state_dict", "model")
+    raw_keys: tuple[str, ...] = ()
+    buffers: tuple[str, ...] = ()
+    notes: Callable[[dict[str, Any]], list[str]] = lambda config: []
+    locate: Callable[[Path], Path] = Path
+    beside: Callable[[Path], dict[str, Any]] | None = None
+    tokenizer: str | None = None
+    tokenizer_inside: str | None = None
+
+
+FORMATS = {
+    "kl16": Format(
+        model="KLTokenizer",
+        about="kl16.ckpt of MAR, its safetensors mirror, and other KL autoencoders with LDM's keys",
+        config=kl.config,
+        notes=kl.notes,
+        rename=kl.rename,
+    ),
+    "diffusers-vae": Format(
+        model="KLTokenizer",
+        about="folder of diffusers' AutoencoderKL, e.g. sd-vae-ft-mse (f8, 4 channels: tokens of 2×2 patches)",
+        config=lambda state: {},
+        rename=kl.diffusers_rename,
+        locate=kl.diffusers_file,
+        beside=kl.diffusers_config,
+    ),
+    "enat": Format(
+        model="ENAT",
+        about="ENAT-L, nnet_ema.pth and nnet_ema_512.pth",
+        config=enat.config,
+        notes=enat.notes,
+        rename=enat.rename,
+        tokenizer="maskgit-vqgan",
+    ),
+    "halton": Format(
+        model="HaltonMaskGIT",
+        about="Halton-MaskGIT, ImageNet_{256,384}_{tiny,small,base,large}.pth",
+        config=halton.config,
+        notes=halton.notes,
+        rename=halton.rename,
+        keys=("model_state_dict", "state_dict", "model"),
+        tokenizer="llamagen-vq",
+    ),
+    "himar": Format(
+        model="HiMAR",
+        about="Hi-MAR-B/L/H, checkpoint-last.pth (EMA weights; --raw for the others)",
+        config=himar.config,
+        notes=himar.notes,
+        rename=himar.rename,
+        keys=("model_ema", "model", "state_dict"),
+        raw_keys=("model", "state_dict"),
+        tokenizer="kl16",
+    ),
+    "hita": Format(
+        model="HitaTokenizer",
+        about="tokenizers of Hita, hita-tok.pt and hita-ultra.pt (EMA weights; --raw for the others)",
+        config=hita.config,
+        notes=hita.notes,
+        rename=hita.rename,
+        keys=("ema", "model", "state_dict"),
+        raw_keys=("model", "state_dict"),
+    ),
+    "hita-gpt": Format(
+        model="CausalGenerator",
+        about="generators of Hita, GPT-{B,L,XL,XXL,2B}-{50,100,250,300}e.pt (EMA weights; --raw for the others)",
+        config=causal.config,
+        notes=causal.notes,
+        rename=causal.rename,
+        keys=("ema", "model", "state_dict"),
+        raw_keys=("model", "state_dict"),
+        tokenizer="hita",
+    ),
+    "llamagen": Format(
+        model="CausalGenerator",
+        about="generators of LlamaGen, c2i_{B,L,XL,XXL,3B}_{256,384}.pt",
+        config=causal.config,
+        notes=causal.notes,
+        rename=causal.rename,
+        keys=("model", "module", "state_dict"),
+        tokenizer="llamagen-vq",
+    ),
+    "llamagen-vq": Format(
+        model="LlamaGenVQ",
+        about="tokenizers of LlamaGen and Halton-MaskGIT, vq_ds16_c2i.pt and vq_ds8_c2i.pt",
+        config=llamagen.config,
+        rename=llamagen.rename,
+        keys=("model", "state_dict"),
+    ),
+    "mage": Format(
+        model="MAGE",
+        about="MAGE-B/L pre-trained, mage-vitb-1600.pth; its VQGAN is in the same file",
+        config=mage.config,
+        notes=mage.notes,
+        rename=mage.rename,
+        keys=("model", "state_dict"),
+        tokenizer="maskgit-vqgan",
+        tokenizer_inside="vqgan.",
+    ),
+    "mar": Format(
+        model="MAR",
+        about="MAR-B/L/H, checkpoint-last.pth (EMA weights; --raw for the others) or a flat safetensors mirror",
+        config=mar.config,
+        notes=mar.notes,
+        rename=mar.rename,
+        keys=("model_ema", "model", "state_dict"),
+        raw_keys=("model", "state_dict"),
+        tokenizer="kl16",
+    ),
+    "maskgit": Format(
+        model="MaskGIT",
+        about="AutoNAT / MaskGIT-r U-ViT, nnet_ema.pth",
+        config=maskgit.config,
+        rename=maskgit.rename,
+        tokenizer="maskgit-vqgan",
+    ),
+    "maskgit-jax": Format(
+        model="MaskGITBert",
+        about="google-research/maskgit transformer, maskgit_imagenet256_checkpoint (flax msgpack)",
+        config=maskgit_jax.transformer_config,
+        rename=maskgit_jax.transformer,
+        tokenizer="maskgit-vqgan",
+    ),
+    "maskgit-vqgan": Format(
+        model="VQGAN",
+        about="VQGAN in taming-style keys (vqgan_jax_strongaug.ckpt), open-muse keys or flax msgpack",
+        config=maskgit_vqgan.config,
+        rename=maskgit_vqgan.rename,
+    ),
+    "tokenbridge": Format(
+        model="MAR",
+        about="TokenBridge-L/H, checkpoint-last.pth (EMA weights; --raw for the others)",
+        config=tokenbridge.config,
+        notes=tokenbridge.notes,
+        rename=tokenbridge.rename,
+        keys=("model_ema", "model", "state_dict"),
+        raw_keys=("model", "state_dict"),
+        buffers=tokenbridge.BUFFERS,
+        tokenizer="kl16",
+    ),
+}
+
+
+@dataclass(kw_only=True)
+class Conversion:
+    """A converted model and what became of every official name."""
+
+    model: Model
+    config: dict[str, Any]
+    mapped: dict[str, str] = field(default_factory=dict)
+    ignored: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def report(self) -> str:
+        """Lines for a person: what was mapped, what was ignored and why."""
+        count = sum(p.numel() for p in self.model.parameters())
+        lines = [f"{type(self.model).__name__}: {len(self.mapped)} tensors mapped, {count:,} parameters, none missing"]
+        lines += [f"  note: {note}" for note in self.notes]
+        lines += [f"  ignored {name}: {reason}" for name, reason in self.ignored.items()]
+        return "\n".join(lines)
+
+    def names(self) -> str:
+        """Every official name and ours, one pair a line."""
+        return "\n".join(f"{official} -> {ours}" for official, ours in self.mapped.items())
+
+
+def tokenizer_format(generator: Model) -> str:
+    """The format of the tokenizer that generators of this class were published with."""
+    name = type(generator).__name__
+    found = {layout.model: layout.tokenizer for layout in FORMATS.values() if layout.tokenizer}
+    if name in found and generator.spec.holistic:  # type: ignore[union-attr]
+        return "hita"
+    if name not in found:
+        raise MgenError(f"no official tokenizer is known for {name}: convert one and give its folder")
+    return found[name]
+
+
+def convert(format_name: str, path: str | Path, *, raw: bool = False, **settings: Any) -> Conversion:
+    """Our model with the weights of an official file.
+
+    Args:
+        format_name: a key of FORMATS. path: the official file.
+        raw: take the weights without EMA from a file that holds both.
+        settings: constructor arguments that shapes cannot tell and that differ from the published ones.
+
+    Raises:
+        MgenError: unreadable file, or any name or shape that is left over, missing or different.
+    """
+    import mgen
+
+    layout = FORMATS[check_choice("format", format_name, FORMATS)]
+    if raw and not layout.raw_keys:
+        raise MgenError(f"format {format_name!r} has one set of weights in a file: leave --raw out")
+    path = layout.locate(Path(path))
+    official, taken = read_weights(path, layout.raw_keys if raw else layout.keys)
+    notes = [f"weights under {taken!r}"] if taken else []
+    if layout.buffers and taken is not None and taken not in layout.raw_keys:
+        official = {**_buffers(layout, path), **official}
+    if raw and taken is None:
+        raise MgenError(f"{path} holds one set of weights: leave --raw out")
+    if layout.raw_keys and not raw and taken in layout.raw_keys:
+        notes.append(f"no EMA weights ({layout.keys[0]!r}) in the file")
+    cls = getattr(mgen, layout.model)
+    check_keys(settings, constructor_keys(cls), "")
+    try:
+        config = {**layout.config(official), **(layout.beside(path) if layout.beside else {}), **settings}
+        options = {k: v for k, v in settings.items() if k in inspect.signature(layout.rename).parameters}
+        renamed = layout.rename(official, **options)
+    except MgenError:
+        raise
+    except KeyError as error:
+        raise MgenError(f"{path} is not of format {format_name!r}: it lacks {error.args[0]}") from error
+    except (ValueError, IndexError, RuntimeError) as error:
+        raise MgenError(f"{path} is not of format {format_name!r}: its names are those of another system") from error
+    try:
+        model = cls(**config)
+    except (TypeError, ValueError) as error:
+        raise MgenError(f"{path} does not fit {layout.model} with {config}: {error}") from error
+    _load_exactly(model, renamed.state, path)
+    return Conversion(
+        model=model.eval(),
+        config=config,
+        mapped=renamed.names,
+        ignored=renamed.ignored,
+        notes=notes + renamed.notes + layout.notes(config),
+    )
+
+
+def _buffers(layout: Format, path: Path) -> State:
+    """The tensors that EMA weights lack, from the other weights of the file if it holds them."""
+    try:
+        other, _ = read_weights(path, layout.raw_keys)
+    except MgenError:  # it holds the EMA weights alone
+        return {}
+    return {name: other[name] for name in layout.buffers if name in other}
+
+
+def _load_exactly(model: Model, state: dict[str, Tensor], path: str | Path) -> None:
+    own = model.state_dict()
+    missing = sorted(own.keys() - state.keys())
+    extra = sorted(state.keys() - own.keys())
+    wrong = [
+        f"{k} {tuple(state[k].shape)} for {tuple(own[k].shape)}"
+        for k in own.keys() & state.keys()
+        if own[k].shape != state[k].shape
+    ]
+    problems = [
+        f"{len(names)} {what}, e.g. {names[0]}"
+        for what, names in (("missing", missing), ("not expected", extra), ("of another shape", sorted(wrong)))
+        if names
+    ]
+    if problems:
+        raise MgenError(f"{path} does not hold exactly the weights of {type(model).__name__}: {'; '.join(problems)}")
+    for name, value in state.items():
+        if not torch.isfinite(value).all():
+            raise MgenError(f"{path}: {name} holds NaN or infinity; the file is damaged")
+    model.load_state_dict({name: value.float() for name, value in state.items()})

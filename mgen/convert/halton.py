@@ -1,0 +1,156 @@
+"""Halton-MaskGIT: `ImageNet_{256,384}_{tiny,small,base,large}.pth`, weights under `model_state_dict`, fp32."""
+
+import re
+from typing import Any
+
+import torch
+
+from mgen.convert.reading import Renamed, State
+from mgen.utils.errors import MgenError, check_choice
+
+PUBLISHED_HEADS = {384: 6, 512: 6, 768: 12, 1024: 16, 1152: 16}
+WRAPPERS = ("module.", "_orig_mod.")  # of parallel training and of torch.compile, in either order
+RULES = (
+    (r"^cls_emb\.", "class_embed."),
+    (r"^tok_emb\.", "token_embed."),
+    (r"^pos_emb\.", "position_embed."),
+    (r"^reg_tokens\.weight$", "register"),
+    (r"^last_norm\.norm_final\.", "norm."),
+    (r"^last_norm\.mlp\.1\.", "norm.adaln."),
+    (r"^transformer\.layers\.(\d+)\.mlp\.1\.", r"blocks.\1.adaln."),
+    (r"^transformer\.layers\.(\d+)\.ln([12])\.", r"blocks.\1.norm\2."),
+    (r"^transformer\.layers\.(\d+)\.attn\.w[qkv]\.", r"blocks.\1.attn.qkv."),
+    (r"^transformer\.layers\.(\d+)\.attn\.wo\.", r"blocks.\1.attn.proj."),
+    (r"^transformer\.layers\.(\d+)\.ff\.w[13]\.", r"blocks.\1.mlp.fc1."),
+    (r"^transformer\.layers\.(\d+)\.ff\.w2\.", r"blocks.\1.mlp.fc2."),
+)
+# Last part of an official layer's name → those of all layers that are packed with it, in our order.
+PACKED = {name: group for group in (("wq", "wk", "wv"), ("w1", "w3")) for name in group}
+
+
+def config(state: State) -> dict[str, Any]:
+    """Constructor arguments that the shapes tell; heads follow the published sizes (64 numbers each elsewhere)."""
+    state = {_bare(name): value for name, value in state.items()}
+    if "in_proj.weight" in state:
+        raise MgenError(
+            "this Halton-MaskGIT joins 2×2 tokens (proj 2), which HaltonMaskGIT does not: only proj 1 is read"
+        )
+    rows, dim = state["tok_emb.weight"].shape
+    return {
+        "side": round(state["pos_emb.weight"].shape[0] ** 0.5),
+        "codes": rows - 1,  # the last row is the mask
+        "dim": dim,
+        "depth": 1 + max(int(m[1]) for name in state if (m := re.match(r"transformer\.layers\.(\d+)\.", name))),
+        "heads": PUBLISHED_HEADS.get(dim, max(1, state["transformer.layers.0.attn.wq.weight"].shape[0] // 64)),
+        "hidden": state["transformer.layers.0.ff.w1.weight"].shape[0],
+        "num_classes": state["cls_emb.weight"].shape[0] - 1,  # the last row is the null class
+        "registers": state["reg_tokens.weight"].shape[0] if "reg_tokens.weight" in state else 0,
+    }
+
+
+def notes(config: dict[str, Any]) -> list[str]:
+    """What a user should know of a conversion."""
+    if PUBLISHED_HEADS.get(config["dim"]) == config["heads"]:
+        return []
+    return [
+        f"heads={config['heads']} for width {config['dim']}: weights do not tell; give heads=N if the model was trained otherwise"
+    ]
+
+
+def rename(state: State) -> Renamed:
+    """Our names; q, k, v and the two layers in front of the MLP's product are packed into one each."""
+    names = {_bare(name): name for name in state}
+    out = Renamed()
+    for bare, name in names.items():
+        if bare == "head.weight":
+            if not torch.equal(state[name], state[names["tok_emb.weight"]]):
+                raise MgenError(
+                    "head.weight and tok_emb.weight differ: this is no Halton-MaskGIT, where they are one tensor"
+                )
+            out.ignored[name] = "the same tensor as tok_emb.weight"
+            continue
+        new = bare
+        for pattern, ours in RULES:
+            new = re.sub(pattern, ours, new)
+        prefix, layer, leaf = ["", *bare.rsplit(".", 2)][-3:]
+        value = state[name]
+        if layer in PACKED:
+            value = torch.cat([state[names[f"{prefix}.{other}.{leaf}"]] for other in PACKED[layer]])
+        out.put(name, new, value)
+    if "reg_tokens.weight" not in names:  # ours has the parameter all the same, without rows
+        out.state["register"] = torch.zeros(0, state[names["tok_emb.weight"]].shape[1])
+    return out
+
+
+def _bare(name: str) -> str:
+    while name.startswith(WRAPPERS):
+        for wrapper in WRAPPERS:
+            name = name.removeprefix(wrapper)
+    return name
+
+
+def halton_settings(
+    *,
+    step: int = 64,
+    w: float = 4.0,
+    sm_temp_min: float = 1.0,
+    sm_temp_max: float = 1.0,
+    temp_pow: float = 1.0,
+    temp_warmup: int = 0,
+    top_k: int = -1,
+    randomize: bool = False,
+    sched_pow: float = 2.5,
+) -> dict[str, Any]:
+    """Settings of a ParallelSampler from the arguments of the official HaltonSampler, under their official names.
+
+    Its temperature multiplies the logits; ours divides them. `sched_pow` is accepted and, as there, never used.
+    """
+    if min(sm_temp_min, sm_temp_max) <= 0:
+        raise MgenError(f"sm_temp_min {sm_temp_min}, sm_temp_max {sm_temp_max}: factors of the logits must be positive")
+    factors = [sm_temp_min + (sm_temp_max - sm_temp_min) * t / max(1, step - 1) for t in range(step)]
+    temperatures = [1 / (f**temp_pow * (0.5 if t < temp_warmup else 1.0)) for t, f in enumerate(factors)]
+    constant = len(set(temperatures)) == 1
+    return {
+        "steps": step,
+        "order": "halton-rolled" if randomize else "halton",
+        "schedule": "arccos",
+        "precision": "halton",
+        "guidance": 1.0 + w,
+        "temperature": temperatures[0] if constant else temperatures,
+        **({"head": {"top_k": top_k}} if top_k > 0 else {}),
+    }
+
+
+def confidence_settings(
+    *,
+    step: int = 12,
+    w: float = 3.0,
+    sm_temp: float = 1.0,
+    r_temp: float = 4.5,
+    randomize: str = "linear",
+    sched_mode: str = "arccos",
+) -> dict[str, Any]:
+    """Settings of a ParallelSampler from the arguments of the official ConfidenceSampler, under their official names.
+
+    Every step draws all positions, known ones too, and ranks by the probability at the temperature of the draw.
+
+    Raises:
+        MgenError: `randomize` "random" or "warm_up" (uniform confidences), which have no counterpart here.
+    """
+    check_choice("sched_mode", sched_mode, ("arccos", "cosine", "linear", "square", "root"))
+    if randomize in ("random", "warm_up"):
+        raise MgenError(f"randomize {randomize!r} ranks by uniform numbers: use order random, or randomize linear")
+    if sm_temp <= 0:
+        raise MgenError(f"sm_temp is {sm_temp}: a factor of the logits must be positive")
+    linear = {"kind": "linear", "start": r_temp, "end": 0.0, "at": "inclusive"}
+    return {
+        "steps": step,
+        "order": "confidence",
+        "revise": True,
+        "schedule": "pow0.5" if sched_mode == "root" else sched_mode,
+        "precision": "halton-inclusive",
+        "guidance": {"kind": "linear", "start": 1.0, "end": 1.0 + w, "at": "inclusive"},
+        "temperature": 1 / sm_temp,
+        "confidence_temperature": linear if randomize == "linear" else 0.0,
+        "head": {"tempered": True},
+    }

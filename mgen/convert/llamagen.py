@@ -1,0 +1,52 @@
+"""LlamaGen's VQ tokenizer: `vq_ds16_c2i.pt`, `vq_ds8_c2i.pt`, weights under `model`, and their safetensors mirrors, fp32."""
+
+import re
+from typing import Any
+
+import torch.nn.functional as F
+
+from mgen.convert.reading import Renamed, State
+
+ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
+BLOCK = r"encoder\.conv_blocks\.(\d+)\.res\.(\d+)\."
+MIDDLE = {"0": "resnets.0", "1": "attentions.0", "2": "resnets.1"}
+
+
+def config(state: State) -> dict[str, Any]:
+    """Constructor arguments that the shapes tell; image size and groups of the norms (32) they do not."""
+    blocks = [tuple(map(int, m.groups())) for name in state if (m := re.match(BLOCK, name))]
+    levels, layers = (1 + max(numbers) for numbers in zip(*blocks))
+    channels = tuple(state[f"encoder.conv_blocks.{i}.res.0.conv1.weight"].shape[0] for i in range(levels))
+    stem, in_channels = state["encoder.conv_in.weight"].shape[:2]
+    codes, latent = state["quantize.embedding.weight"].shape
+    out = {
+        "in_channels": in_channels,
+        "channels": channels,
+        "layers": layers,
+        "z_channels": state["encoder.conv_out.weight"].shape[0],
+        "latent": latent,
+        "codes": codes,
+    }
+    return out | ({"stem": stem} if stem != channels[0] else {})
+
+
+def rename(state: State) -> Renamed:
+    """diffusers' names; 1×1 convolutions of the attention become linear layers, codes get length 1."""
+    out = Renamed()
+    for name, value in state.items():
+        if name == "quantize.codebook_used":
+            out.ignored[name] = "a record of the codes of the last training steps, not a weight"
+            continue
+        new = re.sub(r"^encoder\.conv_blocks\.", "encoder.down_blocks.", name)
+        new = re.sub(r"^decoder\.conv_blocks\.", "decoder.up_blocks.", new)  # both store their levels in running order
+        new = re.sub(r"\.mid\.([012])\.", lambda m: f".mid_block.{MIDDLE[m[1]]}.", new)
+        new = new.replace(".res.", ".resnets.").replace(".attn.", ".attentions.")
+        new = re.sub(r"\.(down|up)sample\.", r".\1samplers.0.", new)
+        new = new.replace(".nin_shortcut.", ".conv_shortcut.").replace(".norm_out.", ".conv_norm_out.")
+        if m := re.match(r"(.*\.attentions\.\d+)\.(norm|q|k|v|proj_out)\.(weight|bias)$", new):
+            new = f"{m[1]}.{ATTENTION[m[2]]}.{m[3]}"
+            value = value[:, :, 0, 0] if value.ndim == 4 else value
+        if name == "quantize.embedding.weight":
+            value = F.normalize(value.float(), dim=-1)
+        out.put(name, f"vq.{new}", value)
+    return out

@@ -1,0 +1,77 @@
+"""PyTorch MaskGIT: `nnet_ema.pth` of AutoNAT, which ReCAP uses unchanged. A bare state dict of 314 fp32 tensors."""
+
+import re
+from typing import Any
+
+from mgen.convert.reading import Renamed, State
+
+RULES = (
+    (r"^token_emb\.word_embeddings\.", "token_embed.word."),
+    (r"^token_emb\.position_embeddings\.", "token_embed.position."),
+    (r"^token_emb\.LayerNorm\.", "token_embed.norm."),
+    (r"^context_embed\.word_embeddings\.", "class_embed.word."),
+    (r"^context_embed\.position_embeddings\.", "class_embed.position."),
+    (r"^context_embed\.LayerNorm\.", "class_embed.norm."),
+    (r"^mlm_layer\.fc\.", "head.fc."),
+    (r"^mlm_layer\.ln\.", "head.norm."),
+    (r"^mlm_layer\.bias$", "head.bias"),
+)
+
+
+def config(state: State) -> dict[str, Any]:
+    """Constructor arguments that the shapes tell; the number of heads (8 as published) they do not."""
+    state = _bare(state)
+    rows, dim = state["token_emb.word_embeddings.weight"].shape
+    length = state["token_emb.position_embeddings.weight"].shape[0]
+    blocks = {int(m[1]) for name in state if (m := re.match(r"in_blocks\.(\d+)\.", name))}
+    return {
+        "side": round(length**0.5),
+        "codes": rows - 1,
+        "dim": dim,
+        "depth": 2 * len(blocks),
+        "mlp_ratio": state["mid_block.mlp.fc1.weight"].shape[0] / dim,
+        "qkv_bias": "mid_block.attn.qkv.bias" in state,
+        "num_classes": state["context_embed.word_embeddings.weight"].shape[0] - 1,  # the last row is the null class
+        "skip": "out_blocks.0.skip_linear.weight" in state,
+    }
+
+
+def rename(state: State) -> Renamed:
+    """Our names; the head's bias (1, 1, codes + 1) becomes flat."""
+    out = Renamed()
+    for name, value in state.items():
+        new = name.removeprefix("module.")
+        if "position_ids" in new:
+            out.ignored[name] = "a constant, not a weight"
+            continue
+        for pattern, ours in RULES:
+            new = re.sub(pattern, ours, new)
+        out.put(name, new, value.flatten() if new == "head.bias" else value)
+    return out
+
+
+def official(name: str) -> str:
+    """The official name of one of our parameters."""
+    for pattern, new in RULES:
+        if name.startswith(new):
+            return re.sub(r"\\|\^|\$", "", pattern) + name[len(new) :]
+    return name
+
+
+def _bare(state: State) -> State:
+    return {name.removeprefix("module."): value for name, value in state.items()}
+
+
+def strategy(yaml: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a ParallelSampler from an AutoNAT strategy file (manual_ratios, manual_temp, manual_samp_temp, manual_cfg).
+
+    Its guidance w in c + w·(c − u) is s = 1 + w here.
+    """
+    return {
+        "steps": len(yaml["manual_cfg"]),
+        "order": "confidence",
+        "schedule": list(yaml["manual_ratios"]),
+        "confidence_temperature": list(yaml["manual_temp"]),
+        "temperature": list(yaml["manual_samp_temp"]),
+        "guidance": [1 + w for w in yaml["manual_cfg"]],
+    }

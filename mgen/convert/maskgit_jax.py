@@ -1,0 +1,79 @@
+"""google-research/maskgit's transformer: flax msgpack of {'params': …}, fp32, dense kernels (in, out)."""
+
+import re
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mgen.convert.reading import Renamed, State
+
+LAYER = {
+    "Attention_0/attention_output_ln/scale": "norm1.weight",
+    "Attention_0/attention_output_ln/bias": "norm1.bias",
+    "Attention_0/self_attention/out/bias": "attn.proj.bias",
+    "Mlp_0/intermediate_output/bias": "mlp.fc1.bias",
+    "Mlp_0/layer_output/bias": "mlp.fc2.bias",
+    "Mlp_0/layer_output_ln/scale": "norm2.weight",
+    "Mlp_0/layer_output_ln/bias": "norm2.bias",
+}
+TOP = {
+    "params/Embed_0/word_embeddings/embedding": "embed.word.weight",
+    "params/Embed_0/position_embeddings/embedding": "embed.position.weight",
+    "params/Embed_0/embeddings_ln/scale": "embed.norm.weight",
+    "params/Embed_0/embeddings_ln/bias": "embed.norm.bias",
+    "params/MlmLayer_0/mlm_dense/bias": "head.fc.bias",
+    "params/MlmLayer_0/mlm_ln/scale": "head.norm.weight",
+    "params/MlmLayer_0/mlm_ln/bias": "head.norm.bias",
+    "params/MlmLayer_0/mlm_bias/bias": "head.bias",
+}
+DENSE = {
+    "Mlp_0/intermediate_output/kernel": "mlp.fc1.weight",
+    "Mlp_0/layer_output/kernel": "mlp.fc2.weight",
+}
+
+
+def transformer_config(state: State) -> dict[str, Any]:
+    """Constructor arguments that the shapes tell; the split of the vocabulary into codes and classes (published: 1024 and
+    1000) they do not."""
+    dim = state["params/Embed_0/word_embeddings/embedding"].shape[1]
+    length = state["params/Embed_0/position_embeddings/embedding"].shape[0] - 1
+    layers = {int(m[1]) for name in state if (m := re.match(r"params/TransformerLayer_(\d+)/", name))}
+    first = "params/TransformerLayer_0/"
+    return {
+        "side": round(length**0.5),
+        "dim": dim,
+        "depth": len(layers),
+        "heads": state[first + "Attention_0/self_attention/query/kernel"].shape[1],
+        "hidden": state[first + "Mlp_0/intermediate_output/kernel"].shape[1],
+    }
+
+
+def transformer(state: State) -> Renamed:
+    """Our names: q, k and v packed into one projection, kernels transposed."""
+    out = Renamed()
+    for name, value in state.items():
+        m = re.match(r"params/TransformerLayer_(\d+)/(.*)", name)
+        block, rest = (f"blocks.{m[1]}", m[2]) if m else ("", "")
+        if name in TOP:
+            out.put(name, TOP[name], value)
+        elif name == "params/MlmLayer_0/mlm_dense/kernel":
+            out.put(name, "head.fc.weight", value.T)
+        elif rest in LAYER:
+            out.put(name, f"{block}.{LAYER[rest]}", value)
+        elif rest in DENSE:
+            out.put(name, f"{block}.{DENSE[rest]}", value.T)
+        elif rest == "Attention_0/self_attention/out/kernel":
+            out.put(name, f"{block}.attn.proj.weight", value.flatten(0, 1).T)  # (H, d, D) → (D, D)
+        elif q := re.match(r"(Attention_0/self_attention/)(query|key|value)/(kernel|bias)$", rest):
+            packed = _packed(state, name[: -len(rest)] + q[1], q[3])
+            out.put(name, f"{block}.attn.qkv.{'weight' if q[3] == 'kernel' else 'bias'}", packed)
+        else:
+            out.put(name, name, value)  # unknown: reported as not expected
+    return out
+
+
+def _packed(state: State, prefix: str, leaf: str) -> Tensor:
+    """Query, key and value one below the other: kernels (D, H, d) → (3 H·d, D), biases (H, d) → (3 H·d,)."""
+    parts = [state[f"{prefix}{p}/{leaf}"] for p in ("query", "key", "value")]
+    return torch.cat([part.flatten(1).T if leaf == "kernel" else part.flatten() for part in parts])

@@ -1,0 +1,99 @@
+"""A generator with windows of tokens (Token-Shuffle) from one without: the start of a fine-tuning.
+
+A trunk over windows cannot compute what one over tokens does. What is kept: all weights; the pair around the trunk, whose compression
+is the principal components of the embeddings, so that together they give every embedding back as well as D / s² numbers can; residual
+MLPs that do nothing yet; tables of positions by token as means over windows. With side 1 the function is the same.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mgen.heads import DiffusionHead, WindowHead
+from mgen.nn import TokenShuffle, TokenUnshuffle, Windows
+from mgen.utils.errors import MgenError
+from mgen.utils.modeling import check_keys, constructor_keys
+
+SAMPLES = 8192  # embeddings from which the components are taken
+
+
+@torch.no_grad()
+def shuffled(source: Any, *, shuffle: int = 2, **settings: Any) -> tuple[Any, float]:
+    """A copy of a generator with windows of `shuffle` × `shuffle` tokens, and the share of the embeddings' variance that it keeps.
+
+    Args:
+        settings: shuffle_blocks, mask_unit.
+
+    Raises:
+        MgenError: a generator that knows no windows or has some already, a width or grid that they do not fit.
+    """
+    own, allowed = {k: v for k, v in source.config.items() if not k.startswith("_")}, {"shuffle_blocks", "mask_unit"}
+    if "shuffle" not in constructor_keys(type(source)):
+        raise MgenError(
+            f"{type(source).__name__} knows no windows: Token-Shuffle is for generators with the setting shuffle"
+        )
+    if own["shuffle"] != 1:
+        raise MgenError(f"this {type(source).__name__} has windows of {own['shuffle']} already: shuffle one without")
+    check_keys(settings, allowed & constructor_keys(type(source)), "")
+    made = type(source)(**{**own, "shuffle": shuffle, **settings})
+    if shuffle == 1:
+        made.load_state_dict(source.state_dict())
+        return made.eval(), 1.0
+    windows, target = made.windows, made.state_dict()
+    inside = "head.head." if isinstance(made.head, WindowHead) else "head."
+    for name, value in source.state_dict().items():
+        name = inside + name.removeprefix("head.") if name.startswith("head.") else name
+        if name not in target:
+            continue
+        if target[name].shape == value.shape:
+            target[name].copy_(value)
+        elif isinstance(made.head, DiffusionHead) and name.startswith("head."):
+            target[name].copy_(_joint(value, target[name], windows.side**2))
+        else:
+            target[name].copy_(_by_window(value, target[name], windows))
+    return made.eval(), _fit(made)
+
+
+def _by_window(table: Tensor, like: Tensor, windows: Windows) -> Tensor:
+    """A table of rows in front and of positions (… + L, D), with the mean of every window instead of its tokens."""
+    front = len(like) - windows.count
+    return torch.cat([table[:front], windows.gather(table[front:].unsqueeze(0))[0].mean(1)])
+
+
+def _joint(value: Tensor, like: Tensor, parts: int) -> Tensor:
+    """A diffusion head's first layer on a window is that of the mean of its tokens; its last gives each token the same."""
+    if value.ndim == 2 and value.shape[0] == like.shape[0]:
+        return value.repeat(1, parts) / parts  # (W, s²·C)
+    halves = value.chunk(2)  # of ε, of the variance
+    return torch.cat([half.repeat(parts, *[1] * (value.ndim - 1)) for half in halves])
+
+
+def _fit(made: Any) -> float:
+    """Set the pair to the principal components of embeddings of random tokens; the share of their variance that these keep."""
+    rng, spec = torch.Generator().manual_seed(0), made.spec
+    join = next(m for m in made.modules() if isinstance(m, TokenShuffle))
+    count = -(-SAMPLES // spec.length)
+    shape = (count, *spec.shape)
+    tokens = (
+        torch.randn(shape, generator=rng) if spec.kind == "vector" else torch.randint(spec.vocab, shape, generator=rng)
+    )
+    seen: list[Tensor] = []
+    hook = join.register_forward_pre_hook(lambda module, args: seen.append(args[0].detach().flatten(0, -2)))
+    own = tokens if made.unit is None else made.unit.fold(tokens)
+    known = torch.ones(own.shape[:2], dtype=torch.bool)
+    known[:, 0] = False
+    made.eval().context(own, known, torch.zeros(count, dtype=torch.int64))
+    hook.remove()
+    rows = torch.cat(seen).double()
+    mean = rows.mean(0)
+    _, sizes, directions = torch.linalg.svd(rows - mean, full_matrices=False)
+    width = join.compress.out_features
+    chosen = directions[:width].float()
+    join.compress.weight.copy_(chosen)
+    join.compress.bias.copy_(-chosen @ mean.float())
+    for pair in made.modules():
+        if isinstance(pair, TokenUnshuffle) and pair.expand.weight.shape == chosen.T.shape:
+            pair.expand.weight.copy_(chosen.T)
+            pair.expand.bias.copy_(mean)
+    return float(sizes[:width].square().sum() / sizes.square().sum())

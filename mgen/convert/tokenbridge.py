@@ -1,0 +1,150 @@
+"""TokenBridge: `tokenbridge_{large,huge}/checkpoint-last.pth` (keys `model` and `model_ema`), fp32; the trunk has MAR's names.
+
+`model_ema` is made of the parameters alone: the level values stand in `model` only.
+"""
+
+import re
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mgen.convert import mar
+from mgen.convert.reading import Renamed, State
+from mgen.nn.levels import PUBLISHED_ORDER, gaussian_levels
+from mgen.utils.errors import MgenError
+
+BUFFERS = ("reconstruction_values", "boundaries", "channel_mask")
+TOP = {
+    **{name: ours for name, ours in mar.TOP.items() if ours != "head_position"},
+    "output_pos_embed": "head_position",
+    "channel_embed": "head.slot_position",
+    "timesteps_embeddings": "head.slot_condition",
+}
+RULES = (
+    *(rule for rule in mar.RULES if "diffloss" not in rule[0]),
+    (r"^condition_proj\.", "head.cond."),
+    (r"^channel_blocks\.(\d+)\.adaLN_modulation\.1\.", r"head.blocks.\1.adaln."),
+    (r"^channel_blocks\.", "head.blocks."),
+    (r"^channel_norm\.", "head.norm."),
+    (r"^channel_final\.adaLN_modulation\.1\.", "head.out_adaln."),
+)
+# One table or layer per slot of the head: ours are one, with the slots' rows one behind the other.
+STACKED = {"token_embeddings": "head.tokens", "channel_heads": "head.out"}
+
+
+def config(state: State) -> dict[str, Any]:
+    """Constructor arguments that the shapes tell; the trunk's heads and the order of channels are those published."""
+    width, channels = state["condition_proj.weight"].shape[0], state["z_proj.weight"].shape[1]
+    return {
+        **mar.trunk_config(state, state["output_pos_embed"].shape[1]),
+        "head_kind": "channels",
+        "head_width": width,
+        "head_depth": mar.count(state, r"channel_blocks\.(\d+)\."),
+        "head_heads": width // state["channel_blocks.0.attn.q_norm.weight"].shape[0],
+        "levels": state["channel_heads.0.weight"].shape[0],
+        "channel_order": PUBLISHED_ORDER if channels == len(PUBLISHED_ORDER) else None,
+    }
+
+
+def notes(config: dict[str, Any]) -> list[str]:
+    """What a user should know of a conversion."""
+    out = mar.notes(config)
+    if config["channel_order"] is None:
+        out.append(
+            f"{config['channels']} channels, drawn in ascending order: weights do not tell; give channel_order=[…] if the "
+            "model was trained otherwise"
+        )
+    return out
+
+
+def rename(state: State, *, span: float = 3.0) -> Renamed:
+    """Our names; tables lose their leading 1, what is separate for every slot becomes one tensor.
+
+    Args:
+        span: of the levels, for a file without them and to tell other levels from the published ones.
+
+    Raises:
+        MgenError: a mask that is not causal, or levels that do not ascend or are not as many as the head's.
+    """
+    out = Renamed()
+    stacked: dict[str, list[tuple[int, str]]] = {}
+    for name, value in state.items():
+        if name in BUFFERS:
+            continue
+        if name in TOP:
+            out.put(name, TOP[name], value.flatten(0, -2))
+        elif m := re.fullmatch(r"(token_embeddings|channel_heads)\.(\d+)\.(weight|bias)", name):
+            stacked.setdefault(f"{STACKED[m[1]]}.{m[3]}", []).append((int(m[2]), name))
+        else:
+            new = name
+            for pattern, ours in RULES:
+                new = re.sub(pattern, ours, new)
+            out.put(name, new, value)
+    for ours, parts in stacked.items():
+        parts.sort()
+        whole = torch.cat([state[name] for _, name in parts])
+        for _, name in parts:
+            out.put(name, ours, whole)
+    _levels(state, out, span)
+    return out
+
+
+def _levels(state: State, out: Renamed, span: float) -> None:
+    """The level values, and checks of the other buffers, which follow from them or from the number of channels."""
+    levels = state["channel_heads.0.weight"].shape[0]
+    expected, boundaries = gaussian_levels(levels, span=span)
+    if "reconstruction_values" in state:
+        values = state["reconstruction_values"]
+        if values.device.type != "meta":
+            if len(values) != levels or ((values.diff() <= 0).any() and not _near(values, expected)):
+                raise MgenError(f"reconstruction_values: expected {levels} ascending numbers, the levels of the head")
+            if not _near(values, expected):
+                out.notes.append(
+                    f"the levels are not the published ones of span {span:g}: they are taken from the file"
+                )
+        out.put("reconstruction_values", "levels_table", values)
+    else:
+        out.state["levels_table"] = expected
+        out.notes.append(f"no level values in the file: those of {levels} levels of span {span:g} are computed anew")
+    if "boundaries" in state:
+        own = _near(state["boundaries"], boundaries)
+        out.ignored["boundaries"] = "cells of the levels, nothing is decided by them" + (
+            "" if own else " (not the published ones)"
+        )
+    if "channel_mask" in state:
+        mask = state["channel_mask"]
+        if mask.device.type != "meta" and not torch.equal(mask < 0, torch.ones_like(mask, dtype=torch.bool).triu(1)):
+            raise MgenError(
+                "channel_mask is not causal, as TokenBridge's is: this is another head, which mgen does not know"
+            )
+        out.ignored["channel_mask"] = "causal, as the head is without it"
+
+
+def _near(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and (a.device.type == "meta" or bool(torch.allclose(a.float(), b, rtol=0, atol=1e-4)))
+
+
+def tokenbridge_settings(
+    *, num_iter: int = 256, cfg: float = 1.0, cfg_schedule: str = "linear", temperature: float = 1.0
+) -> dict[str, Any]:
+    """Settings of a ParallelSampler from the arguments of the official evaluation, under their official names.
+
+    The schedule of tokens and of guidance is MAR's. Guidance mixes the vectors that the head takes.
+    """
+    settings = mar.sampler_settings(num_iter=num_iter, cfg=cfg, cfg_schedule=cfg_schedule, temperature=temperature)
+    return {**settings, "head": {"guide": "context"}}
+
+
+def quantized_for(generator: Any, tokenizer: Any) -> Any:
+    """`tokenizer`, or where it makes the numbers that the generator's ids stand for, a QuantizedKL of it with the same levels."""
+    from mgen.tokenizers import QuantizedKL
+
+    if generator.spec.kind != "multi-index" or tokenizer.spec.kind != "vector":
+        return tokenizer
+    c = generator.config
+    made = QuantizedKL.wrap(
+        tokenizer, **{name: c[name] for name in ("levels", "low", "high", "span", "form", "channel_order")}
+    )
+    made.level_values.copy_(generator.levels_table)
+    return made

@@ -1,0 +1,114 @@
+"""Multi-head self-attention with packed projections. Notation: B batch, L keys, Q queries, D width, H heads, d = D / H."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mgen.nn.memory import KeyValues
+from mgen.utils.errors import MgenError
+
+# CPUs with bf16 matrix units train faster with explicit attention up to about this many keys; in fp32 the forms are equal.
+EXPLICIT_KEYS = 128
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0, readable: Tensor | None = None) -> Tensor:
+    """softmax(q kᵀ / √d) v for q (B, H, Q, d), k and v (B, H, L, d); the faster of two equal forms.
+
+    Args:
+        dropout: on the probabilities. readable: bool (B, L), True for the keys that may be read; None: all.
+    """
+    small = q.device.type == "cpu" and q.requires_grad and q.dtype != torch.float32 and k.shape[2] <= EXPLICIT_KEYS
+    if small and readable is None:
+        weights = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(-1)  # (B, H, Q, L)
+        return F.dropout(weights, dropout, training=dropout > 0) @ v
+    mask = None if readable is None else readable[:, None, None]  # (B, 1, 1, L)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+
+
+class Attention(nn.Module):
+    """Self-attention.
+
+    Args:
+        dim, heads: D and H. bias: of the q, k, v projection. out_bias: of the output projection.
+        head_dim: d, where H·d is not D. qk_norm: q and k are divided by their root mean square over all heads together.
+        dropout: on the attention probabilities. out_dropout: on the output.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        *,
+        bias: bool = True,
+        out_bias: bool = True,
+        head_dim: int | None = None,
+        qk_norm: float | None = None,
+        dropout: float = 0.0,
+        out_dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if not isinstance(heads, int) or heads < 1 or (head_dim is None and dim % heads):
+            fits = [h for h in (1, 2, 3, 4, 6, 8, 12, 16) if dim % h == 0]
+            raise MgenError(f"heads {heads!r} does not divide the width {dim}: give a divisor, such as {fits}")
+        self.heads, self.dropout, self.out_dropout, self.qk_norm = heads, dropout, out_dropout, qk_norm
+        self.inner = dim if head_dim is None else heads * head_dim
+        self.qkv = nn.Linear(dim, 3 * self.inner, bias=bias)
+        self.proj = nn.Linear(self.inner, dim, bias=out_bias)
+
+    def project(self, x: Tensor, first: int, count: int) -> tuple[Tensor, ...]:
+        """`count` of q, k, v from number `first` on, (B, H, N, d) each, of x (B, N, D)."""
+        rows = slice(first * self.inner, (first + count) * self.inner)
+        weight, bias = self.qkv.weight[rows], None if self.qkv.bias is None else self.qkv.bias[rows]
+        parts = F.linear(x, weight, bias).unflatten(-1, (count, self.inner))  # (B, N, count, H·d)
+        if self.qk_norm is not None:
+            last = first + count == 3  # v is not normalised
+            normed = F.rms_norm(parts[..., : count - last, :], (self.inner,), eps=self.qk_norm)
+            parts = torch.cat([normed, parts[..., count - last :, :]], dim=-2)
+        return parts.unflatten(-1, (self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+
+    def forward(
+        self,
+        x: Tensor,
+        query: Tensor | None = None,
+        *,
+        readable: Tensor | None = None,
+        kept: KeyValues | None = None,
+        rows: Tensor | None = None,
+        until: int | None = None,
+    ) -> Tensor:
+        """Output (B, Q, D) at `query` (B, Q, D), or at every position of x (B, L, D) if there is none.
+
+        Args:
+            readable: bool (B, N), keys that may be read; None: all.
+            kept: where the keys and values are stored; with `rows` (B, L), the rows of it that x stands for: they are written
+                there, and all rows (the first `until`) are read.
+        """
+        if query is None and (kept is None or rows is not None):
+            q, k, v = self.project(x, 0, 3)  # (B, H, L, d) each
+        else:  # apart: keys and values that are kept would keep the queries of one product alive
+            (q,), (k, v) = self.project(x if query is None else query, 0, 1), self.project(x, 1, 2)
+        if kept is not None:
+            k, v = kept.store(k, v) if rows is None else kept.put(k, v, rows, until)
+        out = attend(q, k, v, self.dropout if self.training else 0.0, readable)
+        out = self.proj(out.transpose(1, 2).flatten(2))  # (B, Q, D)
+        return F.dropout(out, self.out_dropout, self.training)
+
+
+Rows = Tensor | slice
+
+
+def gather_rows(x: Tensor, positions: Rows) -> Tensor:
+    """Rows of x (B, L, D) at positions (B, Q), or of a slice: (B, Q, D)."""
+    if isinstance(positions, slice):
+        return x[:, positions]
+    return torch.gather(x, 1, positions.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+
+
+def take(tokens: Tensor, positions: Tensor) -> Tensor:
+    """Tokens (B, L) or (B, L, C) at positions (B, n)."""
+    return tokens.gather(1, positions) if tokens.ndim == 2 else gather_rows(tokens, positions)
+
+
+def masked(tokens: Tensor, known: Tensor, mask_id: int) -> Tensor:
+    """Ids (B, L) or (B, L, C) where bool (B, L) says so, the mask elsewhere."""
+    return torch.where(known if tokens.ndim == 2 else known.unsqueeze(-1), tokens, mask_id)

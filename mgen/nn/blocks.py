@@ -1,0 +1,128 @@
+"""Transformer blocks, pre-norm and post-norm. Both can be asked for the output at some positions only."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mgen.nn.attention import Attention, Rows, gather_rows
+
+
+class MLP(nn.Module):
+    """Two linear layers with GELU between: exact, or its tanh approximation (`approximate="tanh"`).
+
+    `dropout` on the output, `hidden_dropout` after the GELU.
+    """
+
+    def __init__(
+        self, dim: int, hidden: int, *, approximate: str = "none", dropout: float = 0.0, hidden_dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+        self.approximate, self.dropout, self.hidden_dropout = approximate, dropout, hidden_dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.dropout(F.gelu(self.fc1(x), approximate=self.approximate), self.hidden_dropout, self.training)
+        x = self.fc2(x)
+        return F.dropout(x, self.dropout, self.training)
+
+
+class PreNormBlock(nn.Module):
+    """x += attn(LN(x)); x += mlp(LN(x)). With `skip`, x is first mixed with the output of an earlier block (U-ViT).
+
+    Args:
+        dim, heads, mlp_ratio: width, heads, hidden width of the MLP over the width.
+        bias: of the q, k, v projection. eps: of the layer norms.
+        attn_dropout: on the attention probabilities. dropout: on the attention's output and after both layers of the MLP.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        *,
+        mlp_ratio: float = 4.0,
+        bias: bool = True,
+        eps: float = 1e-5,
+        skip: bool = False,
+        attn_dropout: float = 0.0,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if skip:
+            self.skip_linear = nn.Linear(2 * dim, dim)
+        self.norm1 = nn.LayerNorm(dim, eps=eps)
+        self.attn = Attention(dim, heads, bias=bias, dropout=attn_dropout, out_dropout=dropout)
+        self.norm2 = nn.LayerNorm(dim, eps=eps)
+        self.mlp = MLP(dim, int(dim * mlp_ratio), dropout=dropout, hidden_dropout=dropout)
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        skip: Tensor | None = None,
+        positions: Rows | None = None,
+        **keys: Any,
+    ) -> Tensor:
+        """(B, L, D) → (B, L, D), or (B, Q, D) at `positions` (B, Q); `keys` (readable, kept, rows, until) as in Attention."""
+        if skip is not None:
+            x = self.skip_linear(torch.cat([x, skip], dim=-1))
+        h = self.norm1(x)
+        if positions is None:
+            x = x + self.attn(h, **keys)
+        else:
+            x = gather_rows(x, positions) + self.attn(h, gather_rows(h, positions), **keys)
+        return x + self.mlp(self.norm2(x))
+
+
+class ScaledBlock(PreNormBlock):
+    """x += gate1 · attn(LN(x) · (1 + scale1)); x += gate2 · mlp(LN(x) · (1 + scale2)), alike for all tokens and images.
+
+    The four vectors are those of a task: `modulation(task vector, task)`. So one block serves several tasks (Hi-MAR,
+    arXiv 2505.20288, §3.3). Args: `tasks`, their number; the others as in PreNormBlock.
+    """
+
+    def __init__(self, dim: int, heads: int, *, tasks: int, **settings: Any) -> None:
+        super().__init__(dim, heads, **settings)
+        self.task_scale = nn.Parameter(torch.zeros(tasks, 4 * dim))
+        self.task_shift = nn.Parameter(torch.tensor([0.0, 1.0, 0.0, 1.0]).repeat_interleave(dim).repeat(tasks, 1))
+
+    def modulation(self, vector: Tensor, task: int) -> tuple[Tensor, ...]:
+        """scale1, gate1, scale2, gate2 (D,) each, from the vector (4D,) that all blocks share."""
+        return (vector * self.task_scale[task] + self.task_shift[task]).chunk(4)
+
+    def forward(  # type: ignore[override]
+        self, x: Tensor, *, modulation: tuple[Tensor, ...], positions: Rows | None = None, **keys: Any
+    ) -> Tensor:
+        """(B, L, D) → (B, L, D), or (B, Q, D) at `positions`; `keys` as in Attention."""
+        scale1, gate1, scale2, gate2 = modulation
+        h = _scaled_norm(self.norm1, x, scale1)
+        if positions is None:
+            x = torch.addcmul(x, gate1, self.attn(h, **keys))
+        else:
+            x = torch.addcmul(gather_rows(x, positions), gate1, self.attn(h, gather_rows(h, positions), **keys))
+        return torch.addcmul(x, gate2, self.mlp(_scaled_norm(self.norm2, x, scale2)))
+
+
+def _scaled_norm(norm: nn.LayerNorm, x: Tensor, scale: Tensor) -> Tensor:
+    """LN(x) · (1 + scale) with the scale (D,) folded into the norm's own weights."""
+    return F.layer_norm(x, norm.normalized_shape, norm.weight * (1 + scale), norm.bias * (1 + scale), norm.eps)
+
+
+class PostNormBlock(nn.Module):
+    """x = LN(attn(x) + x); x = LN(mlp(x) + x), as in BERT (Devlin et al., arXiv 1810.04805)."""
+
+    def __init__(self, dim: int, heads: int, *, hidden: int, eps: float = 1e-12, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.attn = Attention(dim, heads, dropout=dropout, out_dropout=dropout)
+        self.norm1 = nn.LayerNorm(dim, eps=eps)
+        self.mlp = MLP(dim, hidden, approximate="tanh", dropout=dropout)
+        self.norm2 = nn.LayerNorm(dim, eps=eps)
+
+    def forward(self, x: Tensor, *, positions: Rows | None = None, **keys: Any) -> Tensor:
+        """(B, L, D) → (B, L, D), or (B, Q, D) at `positions` (B, Q); `keys` (readable, kept, rows, until) as in Attention."""
+        own = x if positions is None else gather_rows(x, positions)
+        own = self.norm1(self.attn(x, None if positions is None else own, **keys) + own)
+        return self.norm2(self.mlp(own) + own)

@@ -1,0 +1,1 @@
+"""Tokenizer + generator + sampler: images, edits and runs of many images."""

@@ -1,0 +1,190 @@
+"""Editing with a masked generator: tokens under a pixel mask are drawn anew, the others are given and stay.
+
+In-painting, out-painting and class editing of MaskGIT (arXiv 2202.04200, §4.3): the token mask is enlarged by one cell,
+because neighbouring tokens carry pixels of the masked region, and the result is composited with the original.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mgen.data.pivots import shrink
+from mgen.utils.errors import MgenError
+
+
+def token_mask(pixels: Tensor, grid: tuple[int, int], *, dilate: int = 1) -> Tensor:
+    """Tokens to draw anew, bool (h·w,), for a pixel mask bool (H, W): any masked pixel in its cell, then enlarged.
+
+    Args:
+        grid: (h, w) of the tokens. dilate: cells by which the mask grows on every side.
+    """
+    cells = F.adaptive_max_pool2d(pixels[None, None].float(), grid)
+    if dilate:
+        cells = F.max_pool2d(cells, 2 * dilate + 1, stride=1, padding=dilate)
+    return cells.flatten() > 0
+
+
+def box_mask(box: Sequence[int], size: tuple[int, int]) -> Tensor:
+    """Pixel mask (H, W), True inside box (left, top, right, bottom); MgenError for an empty box or one outside."""
+    left, top, right, bottom = box
+    height, width = size
+    if not (0 <= left < right <= width and 0 <= top < bottom <= height):
+        raise MgenError(
+            f"box {left},{top},{right},{bottom} does not lie in the image of {width}×{height} pixels (left < right, top < bottom)"
+        )
+    mask = torch.zeros(size, dtype=torch.bool)
+    mask[top:bottom, left:right] = True
+    return mask
+
+
+def outpaint_canvas(image: Tensor, margins: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Image and mask for out-painting: the picture shrunk into a frame, the margins to be drawn.
+
+    Args:
+        image: uint8 (C, H, W). margins: pixels (left, top, right, bottom) of the result that are drawn anew.
+
+    Returns:
+        The canvas uint8 (C, H, W) and its mask (H, W), True in the margins.
+    """
+    left, top, right, bottom = margins
+    _, height, width = image.shape
+    w, h = width - left - right, height - top - bottom
+    if min(margins) < 0 or w < 1 or h < 1 or max(margins) == 0:
+        raise MgenError(
+            f"margins {left},{top},{right},{bottom} leave no picture of {width}×{height} pixels, or nothing to draw"
+        )
+    scale = max(w / width, h / height)  # cover the frame, then cut its centre: no distortion
+    size = (max(h, round(height * scale)), max(w, round(width * scale)))
+    small = F.interpolate(image[None].float(), size, mode="bilinear", antialias=True)[0].round().to(torch.uint8)
+    y, x = (size[0] - h) // 2, (size[1] - w) // 2
+    canvas = torch.full_like(image, 127)
+    canvas[:, top : top + h, left : left + w] = small[:, y : y + h, x : x + w]
+    mask = torch.ones(height, width, dtype=torch.bool)
+    mask[top : top + h, left : left + w] = False
+    return canvas, mask
+
+
+def composite(original: Tensor, drawn: Tensor, mask: Tensor, *, feather: float = 0.0) -> Tensor:
+    """Drawn pixels where mask (H, W) is True, the original's elsewhere; uint8 (B, C, H, W).
+
+    Args:
+        feather: standard deviation in pixels of the Gaussian that softens the seam, inside the mask only; 0 cuts hard.
+    """
+    weight = mask.float()[None, None]
+    if feather > 0:
+        from torchvision.transforms.functional import gaussian_blur
+
+        size = 2 * round(3 * feather) + 1
+        padded = F.pad(weight, (size,) * 4, mode="replicate")
+        weight = gaussian_blur(padded, [size, size], [feather, feather])[..., size:-size, size:-size]
+        weight = ((weight - 0.5) * 2).clamp(0, 1) * mask  # 0 at the seam, so that given pixels never change
+    mixed = original.float() + weight * (drawn.float() - original.float())
+    return mixed.round().to(torch.uint8)
+
+
+@torch.inference_mode()
+def restyle(tokenizer: Any, content: Tensor, style: Tensor) -> Tensor:
+    """The picture `content` with the look of `style`: the holistic tokens of one, the patches of the other, decoded.
+
+    Zero-shot style transfer of Hita (arXiv 2507.02358); no generator takes part.
+
+    Args:
+        tokenizer: one that makes holistic tokens (HitaTokenizer). content, style: uint8 (C, H, W) of its image size.
+
+    Returns:
+        uint8 (C, H, W).
+
+    Raises:
+        MgenError: a tokenizer without holistic tokens, images of another size, or a vision encoder that is missing.
+    """
+    spec, size = tokenizer.spec, (tokenizer.config.image_size,) * 2
+    if not spec.holistic:
+        raise MgenError(
+            f"a {type(tokenizer).__name__} makes no holistic tokens, which a style is taken from: use a HitaTokenizer (mgen convert "
+            "hita …, or mgen train --config fmnist-hita)"
+        )
+    if any(tuple(image.shape[1:]) != size for image in (content, style)):
+        raise MgenError(
+            f"content {tuple(content.shape[1:])} and style {tuple(style.shape[1:])} must both be {size[0]}×{size[1]} pixels for this model"
+        )
+    ids = tokenizer.encode(torch.stack([content, style]).to(tokenizer.device).float() / 127.5 - 1)  # (2, L)
+    mixed = torch.cat([ids[1:, : spec.holistic], ids[:1, spec.holistic :]], dim=1)
+    images = tokenizer.decode(mixed, spec.grid).float()
+    if not torch.isfinite(images).all():
+        raise MgenError("the decoder made NaN or infinite pixels: the tokenizer's weights are damaged")
+    return ((images[0].clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def _pivots(pipe: Any, image: Tensor, mask: Tensor, count: int, dilate: int) -> tuple[Tensor, Tensor]:
+    """The pivots of the image and which of them are given (B, S): those that see nothing of the mask."""
+    generator, device = pipe.generator, pipe.generator.device
+    side = image.shape[-1] * generator.pivot_spec.grid[1] // generator.spec.grid[1]
+    pivots = pipe.tokenizer.encode(shrink(image[None].to(device).float() / 127.5 - 1, side))
+    known = ~token_mask(mask, generator.pivot_spec.grid, dilate=dilate).to(device)
+    return pivots.expand(count, *pivots.shape[1:]), known.expand(count, -1)
+
+
+@torch.inference_mode()
+def edit(
+    pipe: Any,
+    image: Tensor,
+    mask: Tensor,
+    classes: Sequence[int | None],
+    *,
+    seed: int = 0,
+    dilate: int = 1,
+    feather: float = 0.0,
+    batch_size: int | None = None,
+    dtype: str = "fp32",
+    progress: bool = True,
+) -> Tensor:
+    """Variants of `image`, drawn anew where `mask` is True.
+
+    Args:
+        pipe: a MaskedPipeline. image: uint8 (C, H, W). mask: bool (H, W).
+        classes: class of each variant; None is the null class. Variant i is drawn from (seed, i).
+
+    Returns:
+        uint8 (B, C, H, W), equal to `image` outside the mask.
+
+    Raises:
+        MgenError: the tokens have no place in the image, the mask is empty, or sizes do not fit.
+    """
+    spec = pipe.tokenizer.spec
+    size = (pipe.tokenizer.config.image_size,) * 2
+    if spec.grid is None:
+        raise MgenError("these tokens have no place in the image, so a part of it cannot be edited")
+    if tuple(image.shape[1:]) != size or tuple(mask.shape) != size:
+        raise MgenError(
+            f"image {tuple(image.shape[1:])} and mask {tuple(mask.shape)} must both be {size[0]}×{size[1]} pixels for this model"
+        )
+    if pipe.generator.causal:
+        raise MgenError(
+            f"{type(pipe.generator).__name__} draws one token after the other, each from those before it: a part of an image takes a "
+            "masked generator, such as MaskGIT"
+        )
+    if not mask.any():
+        raise MgenError("the mask selects no pixel: white (255) marks what is drawn anew")
+    device = pipe.generator.device
+    count = len(classes)
+    tokens = pipe.tokenizer.encode(image[None].to(device).float() / 127.5 - 1)  # (1, L) or (1, L, C)
+    tokens = tokens.expand(count, *tokens.shape[1:])
+    # Holistic tokens, which come first, describe the changed part too: they are drawn anew.
+    known = F.pad(~token_mask(mask, spec.grid, dilate=dilate), (spec.holistic, 0)).to(device).expand(count, -1)
+    if (unit := pipe.generator.unit) is not None:  # a window with any token to draw is drawn as a whole
+        known = unit.spread(unit.whole(known))
+    drawn = pipe(
+        classes,
+        seed=seed,
+        tokens=tokens,
+        known=known,
+        pivots=_pivots(pipe, image, mask, count, dilate) if pipe.generator.staged else None,
+        batch_size=batch_size,
+        dtype=dtype,
+        output_type="uint8",
+        progress=progress,
+    ).images
+    return composite(image[None], drawn.cpu(), mask, feather=feather)

@@ -1,0 +1,282 @@
+"""Tokenizer + generator + sampler = images: a diffusers DiffusionPipeline, and the functions that load one."""
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor
+from tqdm import tqdm
+
+from mgen.pipelines.runs import QUANTISATIONS
+from mgen.samplers import ParallelSampler, image_seed
+from mgen.samplers.parallel import Step
+from mgen.utils.errors import MgenError, check_choice
+from mgen.utils.files import read_json
+from mgen.utils.modeling import public
+from mgen.zoo import DEFAULT, resolve
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+COMPONENTS = ("tokenizer", "generator", "sampler")
+OUTPUTS = ("pil", "pt", "raw", "uint8", "tokens")
+
+
+@dataclass
+class PipelineOutput:
+    """images: as asked for by `output_type`; tokens: ids (B, L) or vectors (B, L, C); classes: class ids."""
+
+    images: Any
+    tokens: Tensor
+    classes: list[int]
+
+
+@public
+class MaskedPipeline(DiffusionPipeline):
+    """Image synthesis, class-conditional or, with a generator that knows no classes, unconditional.
+
+        pipe = mgen.load("fmnist-maskgit")
+        pipe([0, 1, 2], seed=0, steps=8, guidance=3.0).images[0].save("shirt.png")
+
+    Args:
+        tokenizer: decodes tokens to images. generator: predicts tokens. sampler: decides how.
+    """
+
+    def __init__(self, tokenizer: Any, generator: Any, sampler: ParallelSampler) -> None:
+        super().__init__()
+        tokenizer.spec.require(generator.spec, by=type(generator).__name__)
+        self.register_modules(tokenizer=tokenizer, generator=generator, sampler=sampler)
+        self.tokenizer: Any
+        self.generator: Any
+        self.sampler: ParallelSampler
+
+    @property
+    def conditional(self) -> bool:
+        """Whether the generator knows classes; without, every entry of `classes` is None."""
+        return bool(self.generator.config.num_classes)
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """Names of the classes, or their numbers; empty for an unconditional model."""
+        if not self.conditional:
+            return ()
+        return self.generator.config.class_names or [f"{i:04d}" for i in range(self.generator.num_classes)]
+
+    def optimize(self) -> "MaskedPipeline":
+        """Make decoding faster, with equal images up to rounding; the tokenizer can then no longer be saved."""
+        self.tokenizer.fuse().to(memory_format=torch.channels_last)
+        return self
+
+    def check_classes(self, classes: Sequence[int | None]) -> list[int]:
+        """Class ids with None turned into the null class (0 if there are no classes); MgenError for one out of range."""
+        count, null = self.generator.num_classes, self.generator.null_class if self.conditional else 0
+        for c in classes:
+            if c is None and null is None:
+                raise MgenError("this generator has no null class: give a class for every image")
+            if c is not None and not 0 <= c < count:
+                raise MgenError(f"class {c} is out of range: this model has classes 0 … {count - 1}")
+        return [null if c is None else c for c in classes]  # type: ignore[misc]
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        classes: Sequence[int | None],
+        *,
+        seed: int = 0,
+        indices: Sequence[int] | None = None,
+        steps: int | None = None,
+        guidance: float | None = None,
+        sampler: ParallelSampler | None = None,
+        batch_size: int | None = None,
+        tokens: Tensor | None = None,
+        known: Tensor | None = None,
+        pivots: tuple[Tensor, Tensor] | None = None,
+        whole: bool = False,
+        dtype: str = "fp32",
+        output_type: str = "pil",
+        progress: bool = True,
+        callback: Callable[[Step], None] | None = None,
+    ) -> PipelineOutput:
+        """Draw one image per entry of `classes`.
+
+        Args:
+            classes: class ids; None is the null class, and the only entry for an unconditional model.
+            seed: of the run. indices: place of each image in the run (default 0, 1, 2 …); image i is drawn from
+                (seed, i) alone, whatever else is in the batch.
+            steps, guidance: replace the sampler's own; guidance is s in u + s·(c − u), 1 is none.
+            sampler: replaces the pipeline's sampler.
+            batch_size: images at a time (default: all).
+            tokens, known: ids (B, L) or vectors (B, L, C), and a bool mask (B, L) of given ones, which stay as they are.
+            pivots: given pivots of a generator that draws them first, and a bool mask, likewise.
+            whole: draw tokens that reach no pixel too (of Hita's tokenizer the last ones), and pivots that nothing reads; so it is
+                with a callback, and where tokens are asked for.
+            dtype: "fp32", or "bf16" or "fp16" for the generator under autocast; decoding is always in fp32.
+            output_type: "pil", "pt" (B, C, H, W) in [0, 1], "raw" (B, C, H, W) as the decoder gives it, about [-1, 1], "uint8"
+                (B, C, H, W), or "tokens" (no decoding).
+            callback: called with every Step.
+
+        Raises:
+            MgenError: class out of range, guidance without a null class, settings that do not fit.
+        """
+        check_choice("output_type", output_type, OUTPUTS)
+        check_choice("dtype", dtype, DTYPES)
+        ids = self.check_classes(classes)
+        if (tokens is None) != (known is None):
+            raise MgenError(
+                "tokens and known go together: ids (B, L) or vectors (B, L, C), and a bool mask (B, L) of those that are given"
+            )
+        indices = range(len(ids)) if indices is None else indices
+        sampler = (sampler or self.sampler).override(steps=steps, guidance=guidance)
+        sampler.check(self.generator)
+        device = self.generator.device
+        size = batch_size or max(1, len(ids))
+        parts, images = [], []
+        parts_of_run = [s for s in (sampler, sampler.pivot_sampler) if s is not None]
+        whole = whole or callback is not None or output_type == "tokens"
+        unread = 0 if whole else getattr(self.tokenizer, "unread", 0)
+        saved = unread if self.generator.causal and self.generator.unit is None else 0
+        total = -(-len(ids) // size) * (sum(s.config.steps - s.config.start for s in parts_of_run) - saved)
+        cast = nullcontext() if dtype == "fp32" else torch.autocast(device.type, DTYPES[dtype])
+        guided = any(sampler.guided(self.generator.unit_spec.length, self.generator.unit_spec.holistic))
+        self.generator.lay_out(min(size, len(ids)) * (2 if guided else 1))
+        with tqdm(total=total, unit="step", disable=not progress, desc="sampling", leave=False) as bar:
+            for first in range(0, len(ids), size):
+                rows = slice(first, first + size)
+                seeds = [image_seed(seed, i) for i in indices[rows]]
+                noise = sampler.draw(self.generator, seeds).to(device)
+                condition = torch.tensor(ids[rows], device=device)
+                given: dict[str, Any] = {"whole_pivots": whole, "unread": unread}
+                if tokens is not None and known is not None:
+                    given |= {"tokens": tokens[rows], "known": known[rows]}
+                if pivots is not None:
+                    given["pivots"] = (pivots[0][rows], pivots[1][rows])
+                with cast:
+                    for step in sampler(self.generator, condition, noise=noise, **given):
+                        bar.update()
+                        if callback is not None:
+                            callback(step)
+                parts.append(step.tokens)
+                if output_type != "tokens":
+                    images.append(self.pixels(step.tokens) if output_type == "raw" else self.decode(step.tokens))
+        tokens = torch.cat(parts)
+        return PipelineOutput(self._output(torch.cat(images), output_type) if images else None, tokens, ids)
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        """Images (B, C, H, W) in [-1, 1] of ids (B, L) or vectors (B, L, C); MgenError if the decoder's output is not finite."""
+        return self.pixels(tokens).clamp(-1, 1)
+
+    def pixels(self, tokens: Tensor) -> Tensor:
+        """As `decode`, where the decoder goes beyond [-1, 1] too: LlamaGen resizes before it cuts off."""
+        images = self.tokenizer.decode(tokens).float()
+        if not torch.isfinite(images).all():
+            raise MgenError("the decoder made NaN or infinite pixels: the tokenizer's weights are damaged")
+        return images
+
+    @staticmethod
+    def _output(images: Tensor, output_type: str) -> Any:
+        if output_type == "raw":
+            return images
+        if output_type == "pt":
+            return (images + 1) / 2
+        images = to_uint8(images)
+        return images if output_type == "uint8" else to_pil(images)
+
+
+def to_uint8(images: Tensor, *, size: int | None = None, quantisation: str = "round") -> Tensor:
+    """[-1, 1] → 0 … 255, values beyond are cut off.
+
+    Args:
+        size: side that images (B, C, H, W) are brought to first, bicubic without antialiasing: LlamaGen and Hita draw at 384 and 336
+            pixels and are measured at 256.
+        quantisation: "round"; "half-up", 127.5 x + 128 without its fraction (LlamaGen, Hita), which differs next to a half alone; or
+            "truncate", 127.5 x + 127.5 without its fraction (MAGE, ReCAP's MaskGIT): half a level darker on average.
+    """
+    check_choice("quantisation", quantisation, QUANTISATIONS)
+    images = images.float()
+    if size is not None:
+        images = torch.nn.functional.interpolate(images, (size, size), mode="bicubic", align_corners=False)
+    if quantisation == "half-up":
+        return (127.5 * images + 128).clamp(0, 255).to(torch.uint8)
+    levels = (images.clamp(-1, 1) + 1) * 127.5
+    return (levels if quantisation == "truncate" else levels.round()).to(torch.uint8)
+
+
+def to_pil(images: Tensor) -> list[Any]:
+    """uint8 (B, C, H, W) → PIL images, grey for one channel."""
+    from torchvision.transforms.functional import to_pil_image
+
+    return [to_pil_image(image.cpu()) for image in images]
+
+
+def load(name: str | Path = DEFAULT, *, device: str | torch.device = "cpu") -> MaskedPipeline:
+    """The pipeline of a folder written by `save_pretrained` or `mgen convert`, or of an embedded model.
+
+    Raises:
+        MgenError: no such model, or a damaged one.
+    """
+    folder = resolve(name)
+    if not (folder / "model_index.json").is_file():
+        raise MgenError(f"{folder} is no pipeline (model_index.json is missing){_what_it_is(folder)}")
+    index = read_json(folder / "model_index.json")
+    parts = {part: _load_part(folder, part, index) for part in COMPONENTS}
+    pipe = MaskedPipeline(**parts)
+    pipe.tokenizer.eval()
+    pipe.generator.eval()
+    return pipe.to(check_device(device))
+
+
+def load_tokenizer(name: str | Path, *, device: str | torch.device = "cpu") -> Any:
+    """The tokenizer of a pipeline, or a tokenizer saved on its own."""
+    folder = resolve(name)
+    if (folder / "model_index.json").is_file():
+        tokenizer = _load_part(folder, "tokenizer", read_json(folder / "model_index.json"))
+    else:
+        config = folder / "config.json"
+        if not config.is_file():
+            raise MgenError(f"no tokenizer in {folder} (neither model_index.json nor config.json)")
+        tokenizer = model_class(read_json(config).get("_class_name"), config).from_pretrained(folder)
+    if not hasattr(tokenizer, "encode"):
+        raise MgenError(f"{folder} holds a {type(tokenizer).__name__}, not a tokenizer")
+    return tokenizer.eval().to(check_device(device))
+
+
+def check_device(device: str | torch.device) -> torch.device:
+    """A usable device; "auto" takes a GPU if there is one. MgenError for one that is not here."""
+    if device == "auto":
+        return torch.device(
+            "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        )
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+        return found
+    except (RuntimeError, AssertionError) as error:
+        text = str(error).splitlines()[0][:100]
+        raise MgenError(f"device {str(device)!r} cannot be used here ({text}): try cpu or auto") from error
+
+
+def _load_part(folder: Path, part: str, index: dict[str, Any]) -> Any:
+    entry = index.get(part)
+    if not isinstance(entry, list) or len(entry) != 2:
+        raise MgenError(f"{folder / 'model_index.json'} names no {part}: convert or save the pipeline again")
+    if part == "sampler":
+        config = read_json(folder / part / ParallelSampler.config_name)
+        own = {k: v for k, v in config.items() if not k.startswith("_")}
+        return ParallelSampler.from_settings(own, str(folder / part))
+    return model_class(entry[1], folder / "model_index.json").from_pretrained(folder / part)
+
+
+def model_class(name: str | None, where: Path) -> Any:
+    """The class that a saved configuration names."""
+    import mgen
+
+    return getattr(mgen, check_choice(f"model class in {where}", str(name), mgen.MODELS))
+
+
+def _what_it_is(folder: Path) -> str:
+    config = folder / "config.json"
+    if config.is_file():
+        return f": it holds a {read_json(config).get('_class_name')} alone; join it with a tokenizer by mgen convert pipeline"
+    return ": expected a folder written by save_pretrained, mgen train or mgen convert"

@@ -1,0 +1,194 @@
+"""Folders of runs: run.json with the settings, and images named by index and class, or shards of them.
+
+Going on with other settings in the same folder is refused, and so are images there that the run would not draw. Files are
+written under a temporary name and renamed, so what is there is whole.
+"""
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mgen.pipelines.labels import LabelPlan
+from mgen.pipelines.shards import SHARD, find_shards, shard_name
+from mgen.utils.errors import MgenError, check_choice
+from mgen.utils.files import read_json, write_json
+
+FORMATS = ("png", "npz")
+QUANTISATIONS = ("round", "half-up", "truncate")  # see mgen.pipelines.pipeline.to_uint8
+IMAGE = re.compile(r"(\d{6,})(?:_class-\d{4,})?\.png")
+# What run.json holds where it says nothing: older runs do not name these.
+DEFAULTS = {"labels": "balanced", "format": "png", "image_size": None, "quantisation": "round"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What a run draws, apart from the pipeline, and where to.
+
+    Attributes:
+        labels: class of every image; also the number of images and the seed.
+        dtype: "fp32", "bf16" or "fp16" of the generator.
+        format: "png", a file per image, or "npz", a file per `shard_size` images.
+        image_size, quantisation: side that images are brought to, and how to bytes; see `mgen.pipelines.generation.draw`.
+    """
+
+    out: Path
+    labels: LabelPlan
+    dtype: str = "fp32"
+    format: str = "png"
+    shard_size: int = 1000
+    image_size: int | None = None
+    quantisation: str = "round"
+
+    def __post_init__(self) -> None:
+        check_choice("--format", self.format, FORMATS)
+        check_choice("--quantisation", self.quantisation, QUANTISATIONS)
+
+    @property
+    def count(self) -> int:
+        return self.labels.count
+
+    @property
+    def spans(self) -> list[tuple[int, int]]:
+        """First image of every file, and the one after its last."""
+        size = self.shard_size if self.format == "npz" else 1
+        return [(start, min(start + size, self.count)) for start in range(0, self.count, size)]
+
+    def settings(self) -> dict[str, Any]:
+        """For run.json."""
+        own: dict[str, Any] = {
+            "seed": self.labels.seed,
+            "classes": list(self.labels.classes),
+            "labels": self.labels.name,
+            "num_images": self.count,
+            "dtype": self.dtype,
+            "format": self.format,
+        }
+        if self.format == "npz":
+            own["shard_size"] = self.shard_size
+        changed = {"image_size": self.image_size, "quantisation": self.quantisation}
+        return own | {key: value for key, value in changed.items() if value != DEFAULTS[key]}
+
+    def file(self, start: int, stop: int) -> str:
+        """File name of a span."""
+        return shard_name(start, stop) if self.format == "npz" else image_name(start, self.labels(start))
+
+    def ids(self, start: int, stop: int) -> list[int]:
+        """Class ids of images start … stop - 1, -1 for none."""
+        return [-1 if c is None else c for c in map(self.labels, range(start, stop))]
+
+
+def image_name(index: int, label: int | None) -> str:
+    """File name of an image: `000012_class-0003.png`, or `000012.png` without a class."""
+    return f"{index:06d}.png" if label is None else f"{index:06d}_class-{label:04d}.png"
+
+
+def begin_run(out: Path, settings: dict[str, Any]) -> None:
+    """Create the folder and write run.json, or check that the one there is the same run.
+
+    Raises:
+        MgenError: the folder holds another run.
+    """
+    check_run(out, settings)
+    write_json(out / "run.json", settings)
+
+
+def check_run(out: Path, settings: dict[str, Any], *, defaults: Mapping[str, Any] | None = None) -> None:
+    """Raise MgenError unless a run.json in the folder, if there is one, is of the same run.
+
+    Args:
+        defaults: values of settings that a run.json may leave out.
+    """
+    file, defaults = out / "run.json", defaults or {}
+    if not file.is_file():
+        return
+    settings, there = json.loads(json.dumps(settings)), read_json(file)
+    if not isinstance(there, dict):
+        raise MgenError(f"{file} does not describe a run: choose another --out, or remove the folder")
+    # The same weights may lie at another path, and a run may be prolonged.
+    for key in sorted((settings.keys() | there.keys()) - {"num_images", "model"}):
+        now, then = (values.get(key, defaults.get(key)) for values in (settings, there))
+        if now != then:
+            raise MgenError(f"{out} holds a run with {key}={then}, now {now}: choose another --out, or remove it")
+    if settings.get("labels") == "sorted" and there.get("num_images") != settings["num_images"]:
+        raise MgenError(
+            f"{out} holds a run of {there.get('num_images')} images in sorted classes, now {settings['num_images']}: with --labels "
+            "sorted the number decides which class an image has; choose another --out"
+        )
+
+
+def begin_images(run: Run, about: Mapping[str, Any]) -> None:
+    """Begin or go on: check that what the folder holds is of this run, sweep up after killed processes, write run.json.
+
+    Args:
+        about: settings for run.json besides those of `run`: model, weights, sampler.
+
+    Raises:
+        MgenError: another run, or images that this run would not draw; nothing is changed then.
+    """
+    settings = {**about, **run.settings()}
+    check_run(run.out, settings, defaults=DEFAULTS)
+    names = names_in(run.out)
+    _check_files(run, names)
+    remove_leftovers(run.out, r"\d{6,}(_class-\d{4,})?\.png|images-\d{6,}-\d{6,}\.npz|grid\.png|run\.json")
+    longest = {shard.path.name for shard in find_shards(run.out)}
+    for name in names:
+        if SHARD.fullmatch(name) and name not in longest:
+            (run.out / name).unlink(missing_ok=True)  # killed between writing a longer last shard and this
+    write_json(run.out / "run.json", settings)
+
+
+def _check_files(run: Run, names: set[str]) -> None:
+    """Raise MgenError for an image or a shard that is not of this run, as far as names tell."""
+    last = -1
+    for name in sorted(names):
+        image, shard = IMAGE.fullmatch(name), SHARD.fullmatch(name)
+        if not image and not shard:
+            continue
+        if "run.json" not in names:
+            raise MgenError(
+                f"{run.out} holds {name} but no run.json that tells how it was drawn: choose another --out, or remove the images"
+            )
+        if bool(image) != (run.format == "png"):
+            raise MgenError(f"{run.out} holds {name}, no file of this run (--format {run.format}): remove it")
+        wrong = ""
+        if image:
+            start = stop = int(image[1])
+            if start < run.count and name != run.file(start, start + 1):
+                wrong = f"it is {run.file(start, start + 1)}"
+        elif shard:
+            start, stop = int(shard[1]), int(shard[2])
+            if start % run.shard_size or not start <= stop < start + run.shard_size:
+                wrong = f"shards are of {run.shard_size}"
+        if wrong:
+            raise MgenError(f"{run.out} holds {name}, but in this run {wrong}: remove it, or choose another --out")
+        last = max(last, stop)
+    if last >= run.count:
+        raise MgenError(
+            f"{run.out} holds images up to number {last}, this run ends with {run.count - 1}: ask for --num-images {last + 1} or more, "
+            "or choose another --out"
+        )
+
+
+def remove_leftovers(folder: Path, pattern: str) -> None:
+    """Delete what killed processes were writing (see mgen.utils.files.atomic_path) to files whose names match."""
+    for name in names_in(folder):
+        if re.fullmatch(rf"\.({pattern})\.\d+\.tmp\.\w+", name):
+            with suppress(OSError):  # in the way of nothing; a folder that takes no changes is noticed on writing
+                (folder / name).unlink()
+
+
+def names_in(folder: Path) -> set[str]:
+    """Names in a folder, none if it is not there; one listing is faster than a look for each of 50,000 files."""
+    try:
+        return set(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return set()
+    except OSError as error:
+        raise MgenError(
+            f"cannot read {folder} ({error.strerror}): check permissions, or choose another --out"
+        ) from error

@@ -1,0 +1,179 @@
+"""Strategies: AutoNAT's lists (Ni et al., arXiv 2406.05478), one value per step, as points with few coordinates.
+
+A list is its start plus a piecewise linear curve through a few knots, so that a strategy of 8 steps is some 8 numbers, not 30.
+Notation: T steps.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from mgen.samplers import ParallelSampler
+from mgen.samplers.timetable import remaining
+from mgen.utils.errors import MgenError, check_choice
+
+NAMES = ("schedule", "confidence_temperature", "temperature", "guidance")
+# What 1 at a knot means: a factor e^0.4 of the tokens revealed; of the others this share of the start's mean, or of 1.
+UNITS = {"schedule": 0.4, "confidence_temperature": 0.25, "temperature": 0.15, "guidance": 0.25}
+LEAST = {"confidence_temperature": 0.0, "temperature": 1e-4, "guidance": 1.0}
+REACH = 4.0  # a knot stays within ± this
+
+Lists = dict[str, list[float]]
+
+
+def own_settings(sampler: ParallelSampler) -> dict[str, Any]:
+    """The settings of a sampler as they are written to files."""
+    return json.loads(json.dumps(sampler.settings))
+
+
+def applicable(sampler: ParallelSampler, generator: Any) -> list[str]:
+    """The lists that mean something to this sampler and generator."""
+    names = ["schedule"]
+    if sampler.config.order == "confidence":
+        names.append("confidence_temperature")
+    try:
+        sampler.override(temperature=0.9).check(generator)
+        names.append("temperature")
+    except MgenError:
+        pass  # a chain that adds no noise
+    return names + ["guidance"] * (generator.null_class is not None)
+
+
+def network_evaluations(sampler: ParallelSampler, generator: Any) -> int:
+    """Passes of the network per image, with class and without; local ones count as whole ones."""
+    spec, reuse = generator.unit_spec, sampler.reuse
+    length = spec.length
+    pivots = sampler.pivot_sampler
+    first = network_evaluations(pivots, generator.first()) if pivots is not None else 0
+    guided, counts = sampler.guided(length, spec.holistic), remaining(sampler.phases(length, spec.holistic))
+    before = [length, *counts]  # unknown tokens before each step
+    carries, total = generator.carries and reuse.features, 0
+
+    def full(steps: list[int]) -> int:
+        carried = (generator.causal or carries and before[steps[0]] < length) and any(guided[steps[0] :])
+        return 2 if carried or any(guided[t] for t in steps) else 1
+
+    for group in sampler.groups():
+        while group and before[group[0]] == counts[group[0]]:  # reveals nothing
+            total += full(group[:1]) if carries else 0
+            group = group[1:]
+        total += full(group) if group else 0
+        for last, t in zip(group, group[1:]):
+            if before[t] > counts[t]:
+                total += 1 + guided[last if reuse.late_guidance else t]
+    return first + total
+
+
+class Space:
+    """Strategies as points: the origin is the start.
+
+    Args:
+        sampler: the start; its lists are its curves evaluated. generator: that it draws with.
+        search: names of lists that change; default: all that apply. knots: numbers per list.
+        limit: most network evaluations per image. Guidance is set to 1 in as many of the first steps as this takes, in the start
+            too; `held` tells whether it was.
+    """
+
+    def __init__(
+        self,
+        sampler: ParallelSampler,
+        generator: Any,
+        *,
+        search: Sequence[str] | None = None,
+        knots: int = 2,
+        limit: int | None = None,
+    ) -> None:
+        c, length = sampler.config, generator.unit_spec.length
+        sampler.check(generator)
+        if generator.causal or generator.unit_spec.holistic:
+            raise MgenError("a strategy is searched for masked generators with tokens of one kind")
+        if c.steps < 2:
+            raise MgenError(f"steps is {c.steps}: a strategy that changes over the steps needs at least 2")
+        if c.start:
+            raise MgenError(f"start is {c.start}: a strategy is searched for whole runs, from step 0")
+        if knots < 1:
+            raise MgenError(f"knots is {knots}: at least 1 is needed")
+        usable = applicable(sampler, generator)
+        for name in search or ():
+            if check_choice("list to search", name, NAMES) not in usable:
+                raise MgenError(f"{name} does nothing in this sampler: search {', '.join(usable)}")
+        self.search = tuple(name for name in usable if search is None or name in search)
+        if not self.search:
+            raise MgenError(f"there is nothing to search: name some of {', '.join(usable)}")
+        self.generator, self.limit = generator, limit
+        # Half a token above the counts: their floor is then the count, whatever the rounding.
+        counts = sampler.counts(unknown=length, length=length)
+        lists = {"schedule": [min(1.0, (n + 0.5) / length) for n in counts[:-1]]}
+        lists |= {name: sampler.values(name, length) for name in usable[1:]}
+        if "confidence_temperature" in lists:
+            lists["confidence_temperature"].pop()  # the last step reveals all: nothing is ranked
+        own = own_settings(sampler)
+        if own["precision"].startswith("halton"):
+            own["precision"] = "float64"  # that rule takes no list; the counts are kept
+        self.settings = own
+        self.least = {name: min(LEAST[name], *lists[name]) for name in usable[1:]}
+        self.start = self.project(lists)
+        self.held = self.start["guidance"] != self._rounded(lists["guidance"]) if "guidance" in lists else False
+        self.sizes = {
+            name: min(knots + 1, c.steps) - 1 if name == "schedule" else min(knots, len(lists[name]))
+            for name in self.search
+        }
+        self.sampler(self.start).check(generator)
+
+    @property
+    def size(self) -> int:
+        """Numbers of a point."""
+        return sum(self.sizes.values())
+
+    def sampler(self, lists: Lists) -> ParallelSampler:
+        """The start's sampler with other lists."""
+        return ParallelSampler.from_settings({**self.settings, **lists}, "strategy")
+
+    def at(self, point: Sequence[float] | np.ndarray) -> Lists:
+        """The lists of a strategy; those that are not searched are the start's."""
+        lists, x = dict(self.start), np.clip(np.asarray(point, dtype=float), -REACH, REACH)
+        for name, size in self.sizes.items():
+            knots, x = x[:size], x[size:]
+            start = np.array(self.start[name])
+            if name == "schedule":  # tokens a step reveals, against the first step's: fractions cannot but fall
+                shares = -np.diff([1.0, *start, 0.0])
+                shares *= np.exp(UNITS[name] * _curve([0.0, *knots], len(shares)))
+                lists[name] = (1 - np.cumsum(shares / shares.sum()))[:-1].tolist()
+            else:
+                mean = abs(start - (1 if name == "guidance" else 0)).mean()
+                lists[name] = (start + UNITS[name] * max(1.0, mean) * _curve(knots, len(start))).tolist()
+        return self.project(lists)
+
+    def project(self, lists: Lists) -> Lists:
+        """The nearest allowed lists: fractions in 0 … 1 that never rise, values of at least their least, the cost in its limit."""
+        out = {}
+        for name, values in lists.items():
+            x = np.asarray(values, dtype=float)
+            x = np.minimum.accumulate(x.clip(0, 1)) if name == "schedule" else x.clip(min=self.least[name])
+            out[name] = self._rounded(x.tolist())
+        for step in range(self.settings["steps"]):
+            if self.limit is None or self.cost(out) <= self.limit:
+                return out
+            if "guidance" in out:
+                out["guidance"][step] = 1.0
+        if self.limit is not None and self.cost(out) > self.limit:
+            raise MgenError(
+                f"{self.limit} network evaluations per image are too few: these {self.settings['steps']} steps take {self.cost(out)} "
+                "without guidance; use fewer steps"
+            )
+        return out
+
+    @staticmethod
+    def _rounded(values: Sequence[float]) -> list[float]:
+        return [round(v, 6) for v in values]
+
+    def cost(self, lists: Lists) -> int:
+        """Network evaluations per image."""
+        return network_evaluations(self.sampler(lists), self.generator)
+
+
+def _curve(knots: Sequence[float], count: int) -> np.ndarray:
+    """`count` values on the lines between evenly spaced knots."""
+    return np.interp(np.linspace(0, 1, count), np.linspace(0, 1, len(knots)), knots)

@@ -1,0 +1,183 @@
+"""Search for a sampling strategy: the least distance at a fixed number of steps (Ni et al., AutoNAT, arXiv 2406.05478).
+
+The published search follows finite differences of every entry of every list, 4T − 2 distances per update, each on new labels and
+draws, so that much of what it follows is noise. Here:
+
+- every evaluation draws the same classes from the same seeds (common random numbers);
+- few numbers bend the lists (mgen.tune.strategies);
+- the method is COBYLA (scipy): it fits a plane to the last n + 1 evaluations and trusts it within a radius. It needs no
+  derivatives, may gain with each evaluation from the first on, and its large radius looks past the jumps of drawn ids, on
+  which line searches get stuck. When the radius is used up, it starts again from the best, with half of it.
+
+A search is replayed, not restored: its path is a function of the distances, and distances once measured come from the trace.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.optimize import Bounds, minimize
+from tqdm import tqdm
+
+from mgen.evaluation.extractors import Extractor
+from mgen.evaluation.frechet import frechet_distance
+from mgen.evaluation.measure import measure
+from mgen.evaluation.sources import from_model
+from mgen.evaluation.statistics import Reference
+from mgen.samplers import ParallelSampler
+from mgen.tune.strategies import REACH, Lists, Space, own_settings
+from mgen.utils.errors import MgenError
+from mgen.utils.files import write_text
+
+RADII = (1.0, 0.5, 0.25)
+
+Objective = Callable[[ParallelSampler], float]
+
+
+@dataclass(kw_only=True)
+class Trace:
+    """Every evaluation, kept in a JSON-lines file that is rewritten whole; equal strategies are measured once.
+
+    Args:
+        path: of the file; one that is there is read. records: by key.
+    """
+
+    path: Path
+    records: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for number, line in enumerate(self.path.read_text("utf-8").splitlines() if self.path.is_file() else (), 1):
+            try:
+                record = json.loads(line)
+                self.records[record["key"]] = {**record, "distance": float(record["distance"])}
+            except (ValueError, KeyError, TypeError) as error:
+                raise MgenError(f"{self.path}, line {number}, is no evaluation: remove the line or the file") from error
+
+    @staticmethod
+    def key(side: str, sampler: ParallelSampler) -> str:
+        """Hash of the settings, and the side: "search" or "test"."""
+        text = json.dumps([side, own_settings(sampler)], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def measure(self, side: str, space: Space, lists: Lists, objective: Objective) -> dict[str, Any]:
+        """The record of a strategy, measured if it is not there."""
+        sampler = space.sampler(lists)
+        key = self.key(side, sampler)
+        if key not in self.records:
+            begin = time.perf_counter()
+            distance = float(objective(sampler))
+            if not np.isfinite(distance):
+                raise MgenError(f"the distance of a strategy is {distance}: the model or the reference is damaged")
+            self.records[key] = {
+                "key": key,
+                "side": side,
+                "distance": distance,
+                "evaluations_per_image": space.cost(lists),
+                "seconds": round(time.perf_counter() - begin, 2),
+                "strategy": lists,
+            }
+            write_text(self.path, "".join(json.dumps(record) + "\n" for record in self.records.values()))
+        return self.records[key]
+
+
+class _Spent(Exception):
+    """The evaluations are used up."""
+
+
+def search(space: Space, objective: Objective, trace: Trace, *, evaluations: int, progress: bool = True) -> list[dict]:
+    """Records of the strategies tried, in order, the start first.
+
+    Args:
+        evaluations: different strategies at most, at least 1; those that the trace holds of an interrupted search included.
+    """
+    tried: dict[str, dict[str, Any]] = {}
+    best: tuple[float, np.ndarray] = (np.inf, np.zeros(space.size))
+    with tqdm(total=evaluations, unit="strategy", desc="searching", disable=not progress) as bar:
+
+        def evaluate(x: np.ndarray) -> float:
+            nonlocal best
+            lists = space.at(x)
+            known = trace.key("search", space.sampler(lists)) in tried
+            if len(tried) == evaluations and not known:
+                raise _Spent
+            record = trace.measure("search", space, lists, objective)
+            tried[record["key"]] = record
+            if record["distance"] < best[0]:
+                best = record["distance"], np.array(x, dtype=float)
+            bar.update(not known)
+            bar.set_postfix(best=f"{best[0]:.3f}", last=f"{record['distance']:.3f}")
+            return record["distance"]
+
+        evaluate(best[1])
+        try:
+            for radius in RADII:
+                options = {"rhobeg": radius, "tol": radius / 4, "maxiter": 100 * (space.size + evaluations)}
+                minimize(
+                    evaluate,
+                    best[1].clip(-REACH, REACH),
+                    method="COBYLA",
+                    bounds=Bounds(-REACH, REACH),
+                    options=options,
+                )
+        except _Spent:
+            pass
+    return list(tried.values())
+
+
+@dataclass(kw_only=True)
+class Comparison:
+    """Records of the start and of what was found, on the side of the search and on that of the test; and all that were tried."""
+
+    tried: list[dict[str, Any]]
+    search: tuple[dict[str, Any], dict[str, Any]]
+    test: tuple[dict[str, Any], dict[str, Any]]
+
+    @property
+    def better(self) -> bool:
+        """Whether what was found is better where the search did not look."""
+        return self.test[1]["distance"] < self.test[0]["distance"]
+
+    @property
+    def kept(self) -> Lists:
+        """The strategy to use."""
+        return self.test[self.better]["strategy"]
+
+
+def compare(space: Space, tried: Sequence[dict], objective: Objective, trace: Trace) -> Comparison:
+    """Measure the first and the best of `tried` with the objective of the test, which has images and references of its own."""
+    pair = tried[0], min(tried, key=lambda record: record["distance"])
+    first, best = (trace.measure("test", space, record["strategy"], objective) for record in pair)
+    return Comparison(tried=list(tried), search=pair, test=(first, best))
+
+
+@dataclass(kw_only=True)
+class Distance:
+    """Fréchet distance of images drawn with a sampler: classes in turn, image i from (seed, i) alone, whatever the sampler."""
+
+    pipe: Any
+    extractor: Extractor
+    reference: Reference
+    count: int
+    seed: int
+    batch_size: int = 100
+    dtype: str = "fp32"
+    progress: bool = False
+
+    def __call__(self, sampler: ParallelSampler) -> float:
+        self.pipe.sampler = sampler
+        source = from_model(
+            self.pipe,
+            name="",
+            count=self.count,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            dtype=self.dtype,
+        )
+        measured = measure(source, self.extractor, batch_size=self.batch_size, examples=0, progress=self.progress)
+        mean, cov = measured.sums().finish()
+        return frechet_distance(mean, cov, self.reference.mean, self.reference.cov)

@@ -1,0 +1,122 @@
+"""Configuration files: YAML with `extends:`, dotted overrides, typed dataclasses, unknown keys refused by name."""
+
+import dataclasses
+import re
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+import yaml
+
+from mgen.utils.errors import MgenError, suggestion
+
+T = TypeVar("T")
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that reads 1e-4 as a number; YAML 1.1 takes it for a string."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+)
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """Mapping of a YAML file; `extends: other.yaml` (relative to the file) is merged below it.
+
+    Raises:
+        MgenError: the file is missing, is not YAML, or is not a mapping.
+    """
+    path = Path(path)
+    try:
+        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except OSError as error:
+        raise MgenError(f"cannot read config {path} ({error.strerror})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise MgenError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise MgenError(f"{path} holds no settings: expected a YAML mapping like 'task: generator'")
+    base = data.pop("extends", None)
+    return merge(read_config(path.parent / base), data) if base else data
+
+
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`over` laid on `base`, mapping by mapping; everything else is replaced."""
+    out = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(out.get(key), dict)
+        out[key] = merge(out[key], value) if both else value
+    return out
+
+
+def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Lay `key.sub=value` texts on `data`; values are read as YAML."""
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise MgenError(f"override {text!r} is not of the form key.sub=value")
+        try:
+            nested: Any = yaml.load(value, _Loader)
+        except yaml.YAMLError as error:
+            raise MgenError(f"override {text!r}: the value is not valid YAML") from error
+        for part in reversed(key.split(".")):
+            nested = {part: nested}
+        data = merge(data, nested)
+    return data
+
+
+def build(cls: type[T], data: dict[str, Any], where: str = "") -> T:
+    """An instance of the dataclass `cls` from a mapping, converted field by field.
+
+    Raises:
+        MgenError: unknown key (with the nearest valid one), missing key, or a value of the wrong type.
+    """
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    hints = typing.get_type_hints(cls)
+    for key in data:
+        if key not in fields:
+            raise MgenError(f"unknown key '{where}{key}': {suggestion(key, fields)}")
+    values = {key: _convert(hints[key], value, f"{where}{key}") for key, value in data.items()}
+    for name, field in fields.items():
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and name not in values:
+            raise MgenError(f"missing key '{where}{name}'")
+    return cls(**values)
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    origin, args = get_origin(hint), get_args(hint)
+    if hint is Any or (origin is dict and isinstance(value, dict)):
+        return value
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        for arg in args:
+            if arg is not type(None):
+                try:
+                    return _convert(arg, value, where)
+                except MgenError:
+                    if arg is [a for a in args if a is not type(None)][-1]:
+                        raise
+    if dataclasses.is_dataclass(hint) and isinstance(value, dict):
+        return build(typing.cast(type, hint), value, f"{where}.")
+    if origin is Literal:
+        if value in args:
+            return value
+        raise MgenError(f"'{where}' is {value!r}: {suggestion(str(value), map(str, args))}")
+    if origin is tuple and isinstance(value, list | tuple):
+        item = args[0]
+        if args[-1] is not Ellipsis and len(args) != len(value):
+            raise MgenError(f"'{where}' takes {len(args)} values, got {len(value)}")
+        return tuple(_convert(item, v, where) for v in value)
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if hint is int and isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if hint in (bool, str) and isinstance(value, hint):
+        return value
+    name = getattr(hint, "__name__", str(hint))
+    raise MgenError(f"'{where}' takes {name if origin is None else hint}, got {value!r}")

@@ -1,0 +1,91 @@
+"""The base of every network here: diffusers' ModelMixin and ConfigMixin with strict loading.
+
+diffusers fills a missing weight with random values and only warns; a generator that is quietly half random is the worst
+outcome this toolkit can have, so `Model.from_pretrained` raises instead. It also refuses unknown configuration keys.
+"""
+
+import inspect
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import FrozenDict
+from safetensors import SafetensorError
+
+from mgen.utils.errors import MgenError, suggestion
+
+T = TypeVar("T", bound=type)
+
+
+def public(cls: T) -> T:
+    """Make a saved pipeline name this class as `mgen.<Class>`, so files may move without breaking what users saved."""
+    cls.__module__ = "mgen"
+    return cls
+
+
+def constructor_keys(cls: Callable[..., Any]) -> set[str]:
+    """Names of the keyword arguments that `cls` takes."""
+    return set(inspect.signature(cls).parameters)
+
+
+def check_keys(given: dict[str, Any], allowed: set[str], where: str) -> None:
+    """Raise MgenError naming the nearest valid key if `given` has one that is not `allowed`."""
+    for key in given:
+        if key not in allowed:
+            raise MgenError(f"unknown key '{where}{key}': {suggestion(key, allowed)}")
+
+
+class Model(ModelMixin, ConfigMixin):
+    """A network with a configuration; `save_pretrained` writes config.json and safetensors, `from_pretrained` is strict."""
+
+    config_name = "config.json"
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:
+        """Load a folder written by `save_pretrained`.
+
+        Raises:
+            MgenError: the folder or its files are missing or damaged, a configuration key is unknown, or the weights are
+                not exactly those of the model.
+        """
+        folder = Path(pretrained_model_name_or_path) / (kwargs.get("subfolder") or "")
+        config_file = folder / cls.config_name
+        if not config_file.is_file():
+            raise MgenError(
+                f"no {cls.config_name} in {folder}: expected a folder written by save_pretrained or mgen convert"
+            )
+        try:
+            config = json.loads(config_file.read_text())
+        except ValueError as error:
+            raise MgenError(f"{config_file} is not valid JSON ({error}): write the folder again") from error
+        own = {key: value for key, value in config.items() if not key.startswith("_")}
+        check_keys(own, constructor_keys(cls), f"{config_file}: ")
+        # low_cpu_mem_usage would leave absent weights on the meta device, where the report below cannot see them.
+        kwargs = {"torch_dtype": torch.float32, "low_cpu_mem_usage": False, **kwargs, "output_loading_info": True}
+        try:
+            model, info = super().from_pretrained(str(pretrained_model_name_or_path), **kwargs)
+        except (SafetensorError, OSError, EOFError) as error:
+            raise MgenError(
+                f"cannot read the weights in {folder} ({_first_line(error)}): missing or truncated file"
+            ) from error
+        except (RuntimeError, ValueError) as error:
+            raise MgenError(f"the weights in {folder} do not fit their config.json: {_first_line(error)}") from error
+        wrong = {key: info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[key]}
+        if wrong:
+            text = "; ".join(f"{len(names)} {key.replace('_', ' ')}, e.g. {names[0]}" for key, names in wrong.items())
+            raise MgenError(f"the weights in {folder} are not those of {cls.__name__}: {text}")
+        for name, weight in model.named_parameters():
+            if not torch.isfinite(weight).all():
+                raise MgenError(
+                    f"{folder}: weight {name!r} holds NaN or infinity; the checkpoint is damaged or diverged"
+                )
+        # diffusers notes the path a model came from and would save it with the next copy; nobody's folders belong there.
+        model._internal_dict = FrozenDict({k: v for k, v in model.config.items() if k != "_name_or_path"})
+        return model
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

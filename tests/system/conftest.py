@@ -1,0 +1,13 @@
+"""Tests of whole commands, launches, kills and a browser take minutes: all of them carry the marker `slow`."""
+
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.slow)

@@ -1,0 +1,376 @@
+"""Training: exact resume, process and accumulation independence, safety nets, configuration errors."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mgen.samplers import ParallelSampler
+from mgen.training.config import MaskConfig, train_config
+from mgen.training.loop import Trainer, train
+from mgen.training.masking import known_from_uniform, mask_fraction_from_uniform
+from mgen.training.objectives import GeneratorObjective
+from mgen.training.pivots import PivotObjective
+from mgen.utils.config import apply_overrides, build, read_config
+from mgen.utils.errors import MgenError
+from tests.helpers import GENERATOR, TOKENIZER, tiny_tokenizer, write_idx
+
+
+@pytest.fixture(scope="module")
+def idx(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_idx(tmp_path_factory.mktemp("idx"))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def generator_run(idx: Path, tokenizer: Path, output: Path, **settings: Any) -> dict[str, Any]:
+    base = {
+        "task": "generator",
+        "output": str(output),
+        "steps": 6,
+        "batch_size": 12,
+        "model": {"class": "MaskGIT", **GENERATOR, "num_classes": 10, "dropout": 0.1},
+        "data": {"kind": "fmnist", "path": str(idx), "shift": 1},
+        "objective": {"tokenizer": str(tokenizer), "sampler": {"steps": 2}},
+        "optim": {"lr": 3e-3, "schedule": "cosine", "warmup": 1, "clip": 1.0},
+        "ema": {"decay": 0.9},
+        "log": {"every": 1, "checkpoint_every": 3, "tensorboard": False},
+    }
+    return apply_overrides(base, [f"{k}={json.dumps(v)}" for k, v in settings.items()])
+
+
+def losses(output: Path) -> dict[int, float]:
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line["loss"] for line in lines if "loss" in line}
+
+
+def weights(output: Path, name: str = "model") -> dict[str, torch.Tensor]:
+    return load_file(output / name / "generator" / "diffusion_pytorch_model.safetensors")
+
+
+def test_resumed_run_repeats_the_uninterrupted_one(idx: Path, tokenizer: Path, tmp_path: Path) -> None:
+    whole = generator_run(idx, tokenizer, tmp_path / "whole")
+    train(train_config(whole))
+    # Stop after 4 of 6 steps by force: the newest checkpoint is that of step 3.
+    trainer = Trainer(train_config({**whole, "output": str(tmp_path / "cut")}))
+    real = trainer.train_step
+
+    def stop_at_four(*args: Any) -> Any:
+        if trainer.step == 4:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    trainer.train_step = stop_at_four  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run()
+    assert sorted(losses(tmp_path / "cut")) == [1, 2, 3, 4]
+    train(train_config({**whole, "output": str(tmp_path / "cut")}))
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    for name in ("model", "model-raw"):
+        a, b = weights(tmp_path / "whole", name), weights(tmp_path / "cut", name)
+        assert all(torch.equal(a[k], b[k]) for k in a)
+    assert not torch.equal(
+        weights(tmp_path / "whole")["norm.weight"], weights(tmp_path / "whole", "model-raw")["norm.weight"]
+    )
+
+
+def test_accumulation_computes_the_same_gradient(idx: Path, tokenizer: Path, tmp_path: Path) -> None:
+    runs = {}
+    for pieces in (1, 3):
+        config = generator_run(
+            idx, tokenizer, tmp_path / str(pieces), accumulate=pieces, **{"model.dropout": 0.0, "steps": 3}
+        )
+        train(train_config(config))
+        runs[pieces] = losses(tmp_path / str(pieces)), weights(tmp_path / str(pieces), "model-raw")
+    assert runs[1][0] == pytest.approx(runs[3][0], rel=1e-4)
+    for k, v in runs[1][1].items():
+        assert torch.allclose(v, runs[3][1][k], atol=2e-4), k
+
+
+def launch(arguments: list[str], config: Path, *overrides: str) -> subprocess.CompletedProcess:
+    environment = {k: v for k, v in os.environ.items() if k not in ("WORLD_SIZE", "RANK")} | {"OMP_NUM_THREADS": "1"}
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        *arguments,
+        "-m",
+        "mgen.train",
+        "--config",
+        str(config),
+        *overrides,
+    ]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+
+
+CAUSAL = {"class": "CausalGenerator", "side": 8, "codes": 64, "dim": 32, "depth": 2, "heads": 2, "num_classes": 10}
+
+
+@pytest.mark.parametrize("name", ["MaskGIT", "CausalGenerator"])
+def test_two_processes_train_like_one(name: str, idx: Path, tokenizer: Path, tmp_path: Path) -> None:
+    import yaml
+
+    # 96 images a step: the 48 validation images are one batch, fewer than there are processes.
+    config = generator_run(idx, tokenizer, tmp_path / "one", **{"model.dropout": 0.0, "steps": 4, "batch_size": 96})
+    if name != "MaskGIT":
+        config |= {"model": {**CAUSAL, "dropout": 0.0}, "objective": {"tokenizer": str(tokenizer)}}
+    train(train_config(config))
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump({**config, "output": str(tmp_path / "two")}))
+    done = launch(
+        ["--multi_gpu", "--num_processes", "2", "--main_process_port", "0"], tmp_path / "c.yaml", "processes=2"
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert losses(tmp_path / "one") == pytest.approx(losses(tmp_path / "two"), rel=1e-4)
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    assert all(torch.allclose(one[k], two[k], atol=2e-4) for k in one)
+
+
+def test_a_launch_that_is_not_honoured_is_an_error(idx: Path, tokenizer: Path, tmp_path: Path) -> None:
+    import yaml
+
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(generator_run(idx, tokenizer, tmp_path / "run")))
+    done = launch(["--cpu", "--num_processes", "2"], tmp_path / "c.yaml")  # accelerate silently starts one process
+    assert done.returncode != 0
+    assert "asks for 2 processes but 1 took part" in done.stderr and "--multi_gpu" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_steps_that_are_not_finite_are_skipped_and_counted(idx: Path, tokenizer: Path, tmp_path: Path) -> None:
+    trainer = Trainer(train_config(generator_run(idx, tokenizer, tmp_path / "run")))
+    real = trainer.objective.forward
+    before: dict[str, torch.Tensor] = {}
+
+    def poison(batch: Any, draws: Any) -> Any:
+        loss, logs = real(batch, draws)
+        if trainer.step == 2 and trainer.objective.training:
+            before.update({k: v.clone() for k, v in trainer.objective.state_dict().items()})
+            return loss * float("nan"), logs
+        if trainer.step == 3 and before and trainer.objective.training:
+            after = trainer.objective.state_dict()
+            assert all(torch.equal(after[k], v) for k, v in before.items()), (
+                "a step with a NaN gradient changed the weights"
+            )
+            before.clear()
+        return loss, logs
+
+    trainer.objective.forward = poison  # type: ignore[method-assign]
+    trainer.run()
+    assert not before
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["skipped"] for line in lines if "skipped" in line] == [0, 0, 1, 1, 1, 1]
+
+
+def test_checkpoints_rotate_after_the_new_one_is_whole(idx: Path, tokenizer: Path, tmp_path: Path) -> None:
+    train(train_config(generator_run(idx, tokenizer, tmp_path / "run", **{"log.checkpoint_every": 1, "log.keep": 2})))
+    assert sorted(p.name for p in (tmp_path / "run").glob("checkpoint-*")) == [
+        "checkpoint-0000005",
+        "checkpoint-0000006",
+    ]
+
+
+def test_a_failed_checkpoint_leaves_the_old_ones(idx: Path, tokenizer: Path, tmp_path: Path) -> None:
+    config = generator_run(idx, tokenizer, tmp_path / "run", **{"log.checkpoint_every": 1, "log.keep": 1})
+    trainer = Trainer(train_config(config))
+    real = trainer.accelerator.save_state
+
+    def full(folder: str, **kwargs: Any) -> Any:
+        if trainer.step == 3:
+            Path(folder, "model.safetensors").write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        return real(folder, **kwargs)
+
+    trainer.accelerator.save_state = full  # type: ignore[method-assign]
+    with pytest.raises(MgenError, match="free space"):
+        trainer.run()
+    assert [p.name for p in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-0000002"]
+
+
+def test_damaged_checkpoint_is_explained_and_resume_false_never_mixes_runs(
+    idx: Path, tokenizer: Path, tmp_path: Path
+) -> None:
+    config = generator_run(idx, tokenizer, tmp_path / "run", **{"steps": 2, "log.checkpoint_every": 1})
+    train(train_config(config))
+    with pytest.raises(MgenError, match="holds checkpoints"):
+        train(train_config({**config, "resume": False}))
+    with pytest.raises(MgenError, match="batch_size=12, now 6"):
+        train(train_config({**config, "batch_size": 6}))
+    for name in ("model.safetensors", "optimizer.bin", "custom_checkpoint_0.pkl"):
+        file = tmp_path / "run" / "checkpoint-0000002" / name
+        whole = file.read_bytes()
+        file.write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(MgenError, match="cannot go on"):
+            train(train_config({**config, "steps": 4}))
+        file.write_bytes(whole)
+
+
+def test_training_lowers_the_loss_and_writes_grids(idx: Path, tokenizer: Path, tmp_path: Path) -> None:
+    config = generator_run(
+        idx,
+        tokenizer,
+        tmp_path / "run",
+        **{"steps": 40, "log.preview_every": 20, "log.checkpoint_every": 0, "precision": "bf16"},
+    )
+    train(train_config(config))
+    found = losses(tmp_path / "run")
+    assert sum(found[s] for s in range(36, 41)) < 0.9 * sum(found[s] for s in range(1, 6))
+    names = sorted(p.name for p in (tmp_path / "run" / "previews").iterdir())
+    assert names == ["0000020-ema.png", "0000020-raw.png", "0000040-ema.png", "0000040-raw.png"]
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {},
+        {
+            "objective": {
+                "adversarial": 0.1,
+                "adversarial_start": 2,
+                "r1": 1.0,
+                "discriminator_channels": 8,
+                "entropy": 0.1,
+            }
+        },
+    ],
+)
+def test_tokenizers_train(idx: Path, tmp_path: Path, extra: dict) -> None:
+    config = {
+        "task": "tokenizer",
+        "output": str(tmp_path / "run"),
+        "steps": 40,
+        "batch_size": 16,
+        "model": {"class": "VQGAN", **TOKENIZER, "latent": 4, "codes": 64},
+        "data": {"kind": "fmnist", "path": str(idx)},
+        "optim": {"lr": 3e-3},
+        "log": {"every": 1, "checkpoint_every": 5},
+        **extra,
+    }
+    train(train_config(config))
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert lines[39]["l2"] < 0.6 * lines[0]["l2"]
+    assert {"usage", "perplexity", "psnr", "codebook", "commitment"} <= lines[0].keys()
+    assert any(name.startswith("val_") for name in lines[-1])
+    if extra:
+        assert "discriminator" not in lines[1] and "discriminator" in lines[2]
+
+
+def test_classifier_learns_and_serves_as_extractor_and_perceptual_model(idx: Path, tmp_path: Path) -> None:
+    base = {"batch_size": 32, "data": {"kind": "fmnist", "path": str(idx)}, "log": {"every": 5, "checkpoint_every": 0}}
+    config = {
+        "task": "classifier",
+        "output": str(tmp_path / "cnn"),
+        "steps": 40,
+        "model": {"class": "FashionCNN", "widths": [8, 8, 16], "features": 8},
+        "optim": {"lr": 1e-2},
+        "ema": None,
+    }
+    train(train_config({**base, **config}))
+    last = json.loads((tmp_path / "cnn" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["val_accuracy"] > 0.9
+    tokenizer = {
+        "task": "tokenizer",
+        "output": str(tmp_path / "tok"),
+        "steps": 3,
+        "model": {"class": "VQGAN", **TOKENIZER, "fsq_levels": [4, 4, 4]},
+        "objective": {"perceptual": 0.5, "perceptual_model": str(tmp_path / "cnn" / "model")},
+        "optim": {"freeze": ["encoder"]},
+    }
+    trainer = Trainer(train_config({**base, **tokenizer}))
+    before = {k: v.clone() for k, v in trainer.objective.model.state_dict().items()}
+    trainer.run()
+    after = trainer.objective.model.state_dict()
+    changed = {k.split(".")[0] for k in before if not torch.equal(before[k], after[k])}
+    assert changed == {"decoder"}
+
+
+@pytest.mark.parametrize("distribution", ["cosine", "arccos", "beta", "truncated-gaussian", "uniform"])
+def test_mask_fractions_have_the_stated_distribution(distribution: str) -> None:
+    u = torch.rand(20000, generator=torch.Generator().manual_seed(0))
+    r = mask_fraction_from_uniform(u, MaskConfig(distribution=distribution))  # type: ignore[arg-type]
+    mean = {"cosine": 2 / torch.pi, "arccos": 2 / torch.pi, "beta": 0.8, "truncated-gaussian": 0.8656, "uniform": 0.5}[
+        distribution
+    ]
+    assert abs(r.mean().item() - mean) < 0.01
+    assert r.min() >= 0 and r.max() <= 1
+    if distribution == "truncated-gaussian":
+        assert r.min() >= 0.7
+
+
+def test_masks_hide_the_rounded_count() -> None:
+    fraction = torch.tensor([0.0, 0.3, 0.5, 1.0], dtype=torch.float64)
+    hidden = (~known_from_uniform(fraction, torch.rand(4, 9))).sum(1).tolist()
+    assert hidden == [1, 3, 4, 9]  # at least one; 4.5 rounds to even
+    assert (~known_from_uniform(fraction, torch.rand(4, 9), "ceil")).sum(1).tolist() == [1, 3, 5, 9]
+
+
+def test_configuration_errors_name_the_nearest_key(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text(
+        "task: classifier\noutput: out\nsteps: 5\nmodel: {class: FashionCNN}\noptim: {lr: 1e-4}\n"
+    )
+    (tmp_path / "c.yaml").write_text("extends: base.yaml\noptim: {warmup: 3}\n")
+    data = read_config(tmp_path / "c.yaml")
+    config = train_config(data)
+    assert (config.optim.lr, config.optim.warmup) == (1e-4, 3)
+    for override, words in [
+        ("optim.lrr=1", "unknown key 'optim.lrr': did you mean 'lr'"),
+        ("optim.lr=fast", "'optim.lr' takes float, got 'fast'"),
+        ("task=generater", "generator"),
+        ("objective.label_smothing=0", "label_smoothing"),
+        ("data.kind=fminst", "fmnist"),
+        ("steps=0", "allowed are 1"),
+        ("log.every=0", "allowed are 1"),
+        ("optim.lr=-1", "allowed are 0"),
+        ("objective=3", "expected a mapping"),
+        ("steps", "key.sub=value"),
+        ("optim.betas=[0.9]", "takes 2 values"),
+    ]:
+        with pytest.raises(MgenError, match=words.replace("[", r"\[")):
+            train_config(apply_overrides(data, [override]))
+    with pytest.raises(MgenError, match="did you mean 'widths'"):
+        from mgen.training.config import build_model
+
+        build_model({"class": "FashionCNN", "width": [8]})
+    assert build(MaskConfig, {"mean": 1}).mean == 1.0
+
+
+def test_every_shipped_config_is_valid() -> None:
+    from mgen.training.config import build_model
+    from mgen.utils.folders import part
+
+    files = sorted((part("configs") / "train").glob("*.yaml"))
+    assert len(files) >= 5
+    for file in files:
+        config = train_config(read_config(file))
+        with torch.device("meta"):
+            model = build_model(config.model)
+        if config.task == "generator":
+            ParallelSampler.suited(model, config.objective.sampler, f"{file}: objective.sampler").check(model)
+            kind = PivotObjective if model.staged else GeneratorObjective
+            objective = kind(model, config.data, config.objective)
+            objective.draw(2, torch.Generator())  # masks that suit the model, in the published rounding
+
+
+def test_data_and_model_must_fit(idx: Path, tokenizer: Path, tmp_path: Path) -> None:
+    for overrides, words in [
+        ({"model.num_classes": 3}, "num_classes"),
+        ({"model.codes": 32}, "tokenizer"),
+        ({"model.null_class": False}, "null class"),
+        ({"objective.tokenizer": None}, "objective.tokenizer"),
+        ({"batch_size": 7, "accumulate": 2}, "not a multiple"),
+        ({"objective.sampler": {"stepz": 3}}, "did you mean 'steps'"),
+        ({"objective.sampler": {"guidance": "high"}}, "expected a number"),
+        ({"model.heads": 5}, "heads 5 does not divide"),
+        ({"init": str(tmp_path)}, "no saved model"),
+    ]:
+        with pytest.raises(MgenError, match=words):
+            train(train_config(generator_run(idx, tokenizer, tmp_path / "run", **overrides)))

@@ -1,0 +1,190 @@
+"""Training of the generators that take more than a mask: ENAT's earlier step, MAGE's dropped tokens, Halton-MaskGIT's whole loss."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mgen.generators import ENAT, MAGE, HaltonMaskGIT, MaskGIT
+from mgen.training.config import DataConfig, GeneratorObjectiveConfig, MaskConfig, train_config
+from mgen.training.loop import Trainer, train
+from mgen.training.masking import known_before
+from mgen.training.objectives import GeneratorObjective
+from mgen.utils import seeds
+from mgen.utils.errors import MgenError
+from tests.helpers import tiny_tokenizer, write_idx
+from tests.system.test_training import losses
+
+SHARED: dict[str, Any] = dict(side=8, codes=64, num_classes=10, dropout=0.0)
+MODELS: dict[str, dict[str, Any]] = {
+    "ENAT": dict(dim=32, encoder_depth=2, decoder_depth=1, heads=2),
+    "MAGE": dict(encoder_dim=32, encoder_depth=1, encoder_heads=2, decoder_dim=32, decoder_depth=1, decoder_heads=2),
+    "HaltonMaskGIT": dict(dim=32, depth=2, heads=2, hidden=64),
+}
+MASKS: dict[str, dict[str, Any]] = {
+    "ENAT": {"per": "batch", "visible": 1},
+    "MAGE": {"distribution": "truncated-gaussian", "mean": 0.55, "low": 0.5, "per": "batch", "rounding": "ceil"},
+    "HaltonMaskGIT": {"distribution": "arccos", "rounding": "bernoulli"},
+}
+MORE: dict[str, dict[str, Any]] = {
+    "ENAT": {"reuse": 0.5, "reuse_label_drop": 0.1},
+    "MAGE": {},
+    "HaltonMaskGIT": {"loss_tokens": "all"},
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("data")
+    tiny_tokenizer().save_pretrained(folder / "tokenizer")
+    return {"idx": str(write_idx(folder / "idx")), "tokenizer": str(folder / "tokenizer")}
+
+
+def settings(data: dict[str, str], output: Path, name: str, **changes: Any) -> dict[str, Any]:
+    mask, more = changes.pop("mask", MASKS[name]), changes.pop("more", MORE[name])
+    return {
+        "task": "generator",
+        "output": str(output),
+        "steps": 4,
+        "batch_size": 12,
+        "model": {"class": name, **SHARED, **MODELS[name]},
+        "data": {"kind": "fmnist", "path": data["idx"]},
+        "objective": {
+            "mask": mask,
+            "label_smoothing": 0.0,
+            "tokenizer": data["tokenizer"],
+            "sampler": {"steps": 2},
+            **more,
+        },
+        "optim": {"lr": 1e-2},
+        "ema": {"decay": 0.5},
+        "log": {"every": 1, "checkpoint_every": 2, "tensorboard": False},
+        **changes,
+    }
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_a_resumed_or_accumulated_run_is_the_same(name: str, data: dict[str, str], tmp_path: Path) -> None:
+    train(train_config(settings(data, tmp_path / "whole", name)))
+    train(train_config(settings(data, tmp_path / "cut", name, steps=2)))
+    train(train_config(settings(data, tmp_path / "cut", name)))
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    train(train_config(settings(data, tmp_path / "pieces", name, accumulate=3)))
+    assert losses(tmp_path / "pieces") == pytest.approx(losses(tmp_path / "whole"), rel=1e-4)
+
+
+def test_the_earlier_step_is_seen_by_the_ema_weights_without_dropout(data: dict[str, str], tmp_path: Path) -> None:
+    trainer = Trainer(train_config(settings(data, tmp_path / "run", "ENAT")))
+    objective, net = trainer.objective, trainer.objective.model
+    assert trainer.ema is not None and isinstance(net, ENAT)
+    rng = seeds.generator(0, "test")
+    tokens, label = torch.randint(64, (2, 64), generator=rng), torch.tensor([0, 1])
+    known = torch.zeros(2, 64, dtype=torch.bool)
+    known[:, :9] = True
+    before = net.look(tokens, label, known).values["before"]["features"]
+    with torch.no_grad():
+        for weight in net.parameters():
+            weight.mul_(1.5)
+    memory = objective.earlier(tokens, label, known)
+    assert torch.equal(memory.values["before"]["features"], before)  # the EMA weights are those of the start
+    assert not torch.allclose(net.look(tokens, label, known).values["before"]["features"], before)
+    assert not memory.values["before"]["features"].requires_grad
+
+
+def test_what_was_known_before_is_a_part_of_what_is_known_now() -> None:
+    rng = torch.Generator().manual_seed(0)
+    known = torch.rand(5, 40, generator=rng) < 0.6
+    for share in (0.0, 0.3, 1.0):
+        before = known_before(known, torch.tensor([share]), torch.rand(5, 40, generator=rng))
+        assert not (before & ~known).any()
+        assert torch.equal(before.sum(1), known.sum(1) - (known.sum(1) * share).round().long())
+
+
+def test_masks_of_holistic_tokens_are_those_of_the_two_phases() -> None:
+    torch.manual_seed(0)
+    net = MaskGIT(side=4, holistic=9, codes=16, dim=16, depth=2, heads=2, num_classes=3)
+    objective = GeneratorObjective(net, DataConfig(kind="cache"), GeneratorObjectiveConfig())
+    known = objective.draw(400, torch.Generator().manual_seed(0))["known"]
+    whole, grid = known[:, :9].all(1), known[:, 9:]
+    assert 160 < int(whole.sum()) < 240
+    assert not grid[~whole].any(), "the grid is drawn after the holistic tokens"
+    masked = (~grid[whole]).sum(1)
+    assert masked.min() >= 1 and len(masked.unique()) > 8
+    assert len((~known[~whole, :9]).sum(1).unique()) == 9
+    together = GeneratorObjectiveConfig(mask=MaskConfig(holistic=None))
+    mixed = GeneratorObjective(net, DataConfig(kind="cache"), together).draw(400, torch.Generator().manual_seed(0))
+    assert (mixed["known"][:, :9].any(1) & mixed["known"][:, 9:].any(1) & ~mixed["known"][:, :9].all(1)).any()
+    with pytest.raises(MgenError, match="visible is 9"):
+        visible = GeneratorObjectiveConfig(mask=MaskConfig(visible=9))
+        GeneratorObjective(net, DataConfig(kind="cache"), visible)
+
+
+def test_masked_losses_weigh_holistic_tokens_and_the_grid_alike() -> None:
+    torch.manual_seed(0)
+    net = MaskGIT(side=4, holistic=9, codes=16, dim=16, depth=2, heads=2, num_classes=3).eval()
+    tokens, condition = torch.randint(16, (2, 25)), torch.tensor([0, 2])
+    known = torch.zeros(2, 25, dtype=torch.bool)
+    losses, _ = net(tokens, condition, known)
+    z = net.context(tokens, known, condition)
+    first = net.head.parts[0].loss(z[:, :9], tokens[:, :9])[0].mean()
+    rest = net.head.parts[1].loss(z[:, 9:], tokens[:, 9:])[0].mean()
+    torch.testing.assert_close(losses.mean(), first + rest)
+    known[:, :9] = True  # the factors do not depend on the mask
+    torch.testing.assert_close(net(tokens, condition, known)[0].mean() * 16 / 25, _grid_loss(net, tokens, condition))
+
+
+def _grid_loss(net: MaskGIT, tokens: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+    known = (torch.arange(25) < 9).expand(2, 25)
+    z = net.context(tokens, known, condition)
+    return net.head.parts[1].loss(z[:, 9:], tokens[:, 9:])[0].mean()
+
+
+@pytest.mark.parametrize("tie", ["published", "trained"])
+def test_the_head_teaches_the_token_table_only_if_told(tie: str) -> None:
+    torch.manual_seed(0)
+    net = MaskGIT(side=4, codes=16, dim=16, depth=2, heads=2, num_classes=3, tie=tie)
+    tokens = torch.full((2, 16), 5)
+    net(tokens, torch.tensor([0, 1]), torch.zeros(2, 16, dtype=torch.bool))[0].mean().backward()
+    grad = net.token_embed.word.weight.grad
+    assert grad[16].any(), "the mask's row, which enters"
+    assert bool(grad[:16].any()) == (tie == "trained"), "rows that the head alone reads"
+
+
+def test_mage_never_shows_the_encoder_what_it_drops() -> None:
+    torch.manual_seed(0)
+    net = MAGE(**SHARED, **MODELS["MAGE"]).eval()
+    rank = torch.stack([torch.randperm(64) for _ in range(2)])
+    known = rank >= 40
+    dropped = net.mask_draws(rank, known)["dropped"]
+    assert (dropped.sum(1) == 32).all() and not (dropped & known).any()
+    tokens, label = torch.randint(64, (2, 64)), torch.tensor([0, 3])
+    features, _, given = net.encode_kept(tokens, known, label, dropped)
+    assert features.shape[1] == 1 + 32 and given.sum() == known.sum()
+    other = torch.where(dropped, (tokens + 1) % 64, tokens)
+    assert torch.equal(net.encode_kept(other, known, label, dropped)[0], features)
+    with pytest.raises(MgenError, match="drops 50%"):
+        net.mask_draws(rank, rank >= 20)
+
+
+def test_halton_counts_the_loss_of_every_token() -> None:
+    torch.manual_seed(0)
+    net = HaltonMaskGIT(**SHARED, **MODELS["HaltonMaskGIT"]).eval()
+    tokens, known = torch.randint(64, (2, 64)), torch.rand(2, 64) < 0.7
+    all_, masked = (net(tokens, torch.tensor([0, 1]), known, loss_tokens=which)[0] for which in ("all", "masked"))
+    assert all_.shape == (128,) and torch.allclose(all_[~known.flatten()], masked)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "words"),
+    [
+        ("MAGE", {"more": {"reuse": 0.5}}, "for models that carry features"),
+        ("MAGE", {"more": {"loss_tokens": "all"}}, "masked tokens only"),
+        ("ENAT", {"mask": {"rounding": "bernoulli"}}, "may mask nothing"),
+        ("MAGE", {"mask": {"distribution": "cosine"}}, "drops 50%"),
+        ("ENAT", {"more": {"reuse": 1.5}}, "objective.reuse"),
+    ],
+)
+def test_settings_that_do_not_fit(name: str, changes: dict, words: str, data: dict[str, str], tmp_path: Path) -> None:
+    with pytest.raises(MgenError, match=words):
+        train(train_config(settings(data, tmp_path / "run", name, **changes)))
