@@ -15,23 +15,23 @@ class TokenSpec:
     Args:
         kind: "index" (one id per position), "vector" (a real vector per position) or "multi-index" (one id per channel).
         length: positions per image, L.
-        grid: (rows, columns) with rows · columns = length − holistic, or None for tokens without a place in the image.
-        vocab: number of ids (kinds "index" and "multi-index"), else None.
+        grid: (rows, columns) with rows · columns = length − global_tokens, or None for tokens without a place in the image.
+        vocab_size: number of ids (kinds "index" and "multi-index"), else None.
         channels: numbers per position (1 for "index").
         scale: factor that brought latents to unit variance ("vector" and "multi-index"; None: not known), 1.0 for "index".
         levels: of "multi-index", which numbers the ids stand for, in the words of `mgen.nn.levels.describe`; None: not said.
-        holistic: so many positions, the first ones, describe the image as a whole and have no place in it (Hita,
+        global_tokens: so many positions, the first ones, describe the image as a whole and have no place in it (Hita,
             arXiv 2507.02358); the others make the grid, and their ids are those of a codebook of their own.
     """
 
     kind: Literal["index", "vector", "multi-index"]
     length: int
     grid: tuple[int, int] | None = None
-    vocab: int | None = None
+    vocab_size: int | None = None
     channels: int = 1
     scale: float | None = 1.0
     levels: str | None = None
-    holistic: int = 0
+    global_tokens: int = 0
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -44,8 +44,8 @@ class TokenSpec:
         return torch.float32 if self.kind == "vector" else torch.int64
 
     def to_dict(self) -> dict[str, Any]:
-        # `levels` and `holistic` came later: files of other kinds stay as they are.
-        return {k: v for k, v in asdict(self).items() if k not in ("levels", "holistic") or v}
+        # `levels` and `global_tokens` came later: files of other kinds stay as they are.
+        return {k: v for k, v in asdict(self).items() if k not in ("levels", "global_tokens") or v}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "TokenSpec":
@@ -56,7 +56,10 @@ class TokenSpec:
         """Raise MgenError unless these tokens of a tokenizer are the tokens `other` that a generator `by` takes."""
         if self.kind != other.kind:
             raise MgenError(f"{by} takes tokens of kind {other.kind!r}, the tokenizer makes {self.kind!r}")
-        if any(getattr(self, name) != getattr(other, name) for name in ("length", "holistic", "vocab", "channels")):
+        if any(
+            getattr(self, name) != getattr(other, name)
+            for name in ("length", "global_tokens", "vocab_size", "channels")
+        ):
             raise MgenError(
                 f"{by} takes {other.sizes()}, the tokenizer makes {self.sizes()}: use the tokenizer this generator was trained on"
             )
@@ -79,6 +82,9 @@ class TokenSpec:
 
     def sizes(self) -> str:
         """Words for an error text."""
-        each = {"vector": f"{self.channels} numbers", "multi-index": f"{self.channels} channels of {self.vocab} ids"}
-        words = f"{self.length} tokens of " + each.get(self.kind, f"{self.vocab} ids")
-        return words + (f", the first {self.holistic} holistic" if self.holistic else "")
+        each = {
+            "vector": f"{self.channels} numbers",
+            "multi-index": f"{self.channels} channels of {self.vocab_size} ids",
+        }
+        words = f"{self.length} tokens of " + each.get(self.kind, f"{self.vocab_size} ids")
+        return words + (f", the first {self.global_tokens} global" if self.global_tokens else "")

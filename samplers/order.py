@@ -28,10 +28,10 @@ def check_order(order: Order) -> None:
         )
 
 
-def priorities(order: Order, noise: Noise, grid: tuple[int, int] | None, holistic: int = 0) -> Tensor | None:
+def priorities(order: Order, noise: Noise, grid: tuple[int, int] | None, global_tokens: int = 0) -> Tensor | None:
     """Priority (B, L) of the positions, highest first; None for "confidence", which ranks after the draw.
 
-    The first `holistic` tokens have no place in the grid: they come before the others, in an order of
+    The first `global_tokens` tokens have no place in the grid: they come before the others, in an order of
     their own: random, listed, or as they stand.
 
     "random": a permutation per image (MAR, arXiv 2406.11838). "raster": row by row. "halton": a low-discrepancy sequence
@@ -40,15 +40,18 @@ def priorities(order: Order, noise: Noise, grid: tuple[int, int] | None, holisti
     SamplerSettings.check has seen to it that a list has L entries, and that there is a grid for "halton".
     """
     b, length = noise.order.shape
-    if holistic:
+    if global_tokens:
         whole: Order
         rest: Order
         if isinstance(order, str):
             whole, rest = "random" if order == "random" else "raster", order
         else:
-            whole, rest = [p for p in order if p < holistic], [p - holistic for p in order if p >= holistic]
-        first = priorities(whole, replace(noise, order=noise.order[:, :holistic]), None)
-        own = priorities(rest, replace(noise, order=noise.order[:, holistic:]), grid)
+            whole, rest = (
+                [p for p in order if p < global_tokens],
+                [p - global_tokens for p in order if p >= global_tokens],
+            )
+        first = priorities(whole, replace(noise, order=noise.order[:, :global_tokens]), None)
+        own = priorities(rest, replace(noise, order=noise.order[:, global_tokens:]), grid)
         return None if first is None or own is None else torch.cat([first + length, own], dim=1)
     roll = isinstance(order, str) and order == "halton-rolled"
     if isinstance(order, str):

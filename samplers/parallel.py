@@ -78,7 +78,7 @@ class ParallelSampler(SamplerSettings):
         for group in groups[: len(groups) - unread]:
             for t, (positions, drawn) in zip(group, self._decode(run, group)):
                 if t == c.steps - 1 and not run.tokens.is_floating_point():
-                    run.tokens.clamp_(max=generator.spec.vocab - 1)  # a drawn mask, where the head can draw one
+                    run.tokens.clamp_(max=generator.spec.vocab_size - 1)  # a drawn mask, where the head can draw one
                 state = dict(tokens=run.tokens, known=run.known, positions=positions, drawn=drawn)
                 if generator.unit is not None:
                     state = generator.unit.apart(**state)

@@ -52,10 +52,10 @@ class Run(Places):
         self.generator, self.noise = generator, noise
         self.revise, self.redraw = c.revise, c.redraw
         self.guidance, self.temperature, self.gumbel_factor = (
-            settings.values(name, self.length, spec.holistic)
+            settings.values(name, self.length, spec.global_tokens)
             for name in ("guidance", "temperature", "confidence_temperature")
         )
-        self.guided, self.reuse, self.start = settings.guided(self.length, spec.holistic), settings.reuse, c.start
+        self.guided, self.reuse, self.start = settings.guided(self.length, spec.global_tokens), settings.reuse, c.start
         self.condition = torch.cat([condition, torch.full_like(condition, generator.null_class or 0)])
         self.memory = generator.memory(self.condition if any(self.guided) else condition)
         self.memory.carry = generator.carries and self.reuse.features
@@ -66,13 +66,13 @@ class Run(Places):
         self.collect, self.last = collect, c.steps - 1
         self.features: Tensor | None = None
         self._latest: Tensor | None = None
-        self.phases = settings.phases(self.length, spec.holistic)
+        self.phases = settings.phases(self.length, spec.global_tokens)
         self.times = timetable(self.known, self.phases)
         if self.reuse.any_local and self.times.fewest != self.times.widest:
             raise MgenError(
                 "local steps need as many given tokens in every image of a batch: use batch_size 1, or reuse.local=0"
             )
-        priority = priorities(c.order, noise, spec.grid, spec.holistic)  # (B, L), highest first
+        priority = priorities(c.order, noise, spec.grid, spec.global_tokens)  # (B, L), highest first
         self.ranking = None
         if priority is not None:
             self.ranking = priority.masked_fill(self.known, -torch.inf).argsort(dim=1, descending=True, stable=True)

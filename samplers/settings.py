@@ -39,7 +39,7 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
         redraw: the confidence order ranks one draw at temperature 1 and keeps a second one (ReCAP's MaskGIT-r).
         pivots: of generators that draw pivots first (Hi-MAR): settings of a sampler for them; None: no pivots.
         revise: every step of the confidence order draws known tokens anew too (Halton-MaskGIT's confidence sampler).
-        holistic_steps: of tokens of which some describe the image as a whole: so many steps, the first ones, draw those and the
+        global_steps: of tokens of which some describe the image as a whole: so many steps, the first ones, draw those and the
             others the rest, each by the schedule; None: in proportion to their number.
     """
 
@@ -64,14 +64,14 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
         redraw: bool = False,
         revise: bool = False,
         pivots: Mapping[str, Any] | None = None,
-        holistic_steps: int | None = None,
+        global_steps: int | None = None,
     ) -> None:
         for name, value in (("steps", steps), ("start", start)):
             if not isinstance(value, int) or isinstance(value, bool):
                 raise MgenError(f"{name} is {value!r}: expected a whole number")
-        if holistic_steps is not None and (not isinstance(holistic_steps, int) or not 0 < holistic_steps < steps):
+        if global_steps is not None and (not isinstance(global_steps, int) or not 0 < global_steps < steps):
             raise MgenError(
-                f"holistic_steps is {holistic_steps!r}: a whole number from 1 to steps − 1, {steps - 1}, is needed"
+                f"global_steps is {global_steps!r}: a whole number from 1 to steps − 1, {steps - 1}, is needed"
             )
         check_order(order)
         check_choice("precision", precision, ("float32", "float64", "mar", "halton", "halton-inclusive"))
@@ -165,26 +165,28 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
             keep_one=c.keep_one,
         )
 
-    def phases(self, length: int, holistic: int = 0) -> list[Phase]:
-        """The phases of a run on `length` tokens: one, or with `holistic` ones among them two, those first."""
+    def phases(self, length: int, global_tokens: int = 0) -> list[Phase]:
+        """The phases of a run on `length` tokens: one, or with global ones among them two, those first."""
         steps = self.config.steps
-        if not holistic:
+        if not global_tokens:
             return [Phase(steps=steps - self.config.start, first=0, stop=length, counts=self.counts)]
-        first = self.config.holistic_steps or min(max(1, round(steps * holistic / length)), steps - 1)
+        first = self.config.global_steps or min(max(1, round(steps * global_tokens / length)), steps - 1)
         return [
-            Phase(steps=first, first=0, stop=holistic, counts=partial(self.counts, steps=first)),
-            Phase(steps=steps - first, first=holistic, stop=length, counts=partial(self.counts, steps=steps - first)),
+            Phase(steps=first, first=0, stop=global_tokens, counts=partial(self.counts, steps=first)),
+            Phase(
+                steps=steps - first, first=global_tokens, stop=length, counts=partial(self.counts, steps=steps - first)
+            ),
         ]
 
-    def values(self, name: str, length: int, holistic: int = 0) -> list[float]:
+    def values(self, name: str, length: int, global_tokens: int = 0) -> list[float]:
         """`guidance`, `temperature` or `confidence_temperature` at each of the T steps of a run on `length` tokens."""
         c = self.config
-        after = [length] * c.start + remaining(self.phases(length, holistic))
+        after = [length] * c.start + remaining(self.phases(length, global_tokens))
         return per_step(c[name], c.steps, name=name, unknown=after, length=length, groups=self.groups())
 
-    def guided(self, length: int, holistic: int = 0) -> list[bool]:
+    def guided(self, length: int, global_tokens: int = 0) -> list[bool]:
         """Whether each of the T steps takes a null pass."""
-        return [abs(s - 1) > self.config.guidance_tolerance for s in self.values("guidance", length, holistic)]
+        return [abs(s - 1) > self.config.guidance_tolerance for s in self.values("guidance", length, global_tokens)]
 
     def check(self, generator: Any) -> None:
         """Raise MgenError for settings that this generator or its kind of tokens does not take."""
@@ -194,7 +196,7 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
         if (sampler := self.pivot_sampler) is not None:
             sampler.check(generator.first())
         self._check_phases(generator, spec)
-        if any(self.guided(spec.length, spec.holistic)[c.start :]) and generator.null_class is None:
+        if any(self.guided(spec.length, spec.global_tokens)[c.start :]) and generator.null_class is None:
             raise MgenError(
                 f"guidance {c.guidance} needs a null class, this {type(generator).__name__} has none: use guidance 1"
             )
@@ -217,10 +219,10 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
         elif reuse.head_share != 1:
             raise MgenError(f"reuse.head_share is {reuse.head_share}: only a diffusion head has steps to share")
         for settings in (c.head or {}, self._local_head()):
-            generator.head.check(settings, temperatures=self.values("temperature", spec.length, spec.holistic))
+            generator.head.check(settings, temperatures=self.values("temperature", spec.length, spec.global_tokens))
 
     def _check_phases(self, generator: Any, spec: Any) -> None:
-        """MgenError unless the steps suit the order of the tokens: one after the other, or holistic ones first."""
+        """MgenError unless the steps suit the order of the tokens: one after the other, or global ones first."""
         c, name = self.config, type(generator).__name__
         if generator.causal and (c.order != "raster" or c.schedule != "single" or c.steps != spec.length or c.start):
             raise MgenError(
@@ -228,15 +230,15 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
                 f"steps {c.steps}, order {c.order} and schedule {c.schedule}"
                 + (f" from step {c.start} on" if c.start else "")
             )
-        if not spec.holistic:
-            if c.holistic_steps is not None:
-                raise MgenError(f"{name} draws no holistic tokens: leave holistic_steps out")
+        if not spec.global_tokens:
+            if c.global_steps is not None:
+                raise MgenError(f"{name} draws no global tokens: leave global_steps out")
             return
         if c.steps < 2:
-            raise MgenError("holistic tokens are drawn before the others: at least 2 steps are needed")
+            raise MgenError("global tokens are drawn before the others: at least 2 steps are needed")
         if c.start or c.revise or not isinstance(c.schedule, str):
             raise MgenError(
-                "start, revise and listed schedules are for tokens of one kind: leave them out with holistic tokens"
+                "start, revise and listed schedules are for tokens of one kind: leave them out with global tokens"
             )
 
     def _local_head(self) -> dict[str, Any]:

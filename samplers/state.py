@@ -15,7 +15,7 @@ class State:
     def __init__(
         self, spec: Any, count: int, device: torch.device, tokens: Tensor | None, known: Tensor | None
     ) -> None:
-        self.length, self.vocab = spec.length, spec.vocab
+        self.length, self.vocab_size = spec.length, spec.vocab_size
         if tokens is None:
             tokens = torch.zeros((count, *spec.shape), dtype=spec.dtype, device=device)
         self.tokens = tokens.clone()
@@ -50,7 +50,7 @@ class State:
         fresh = shown & ~self.given
         wide = fresh.view(*fresh.shape, *[1] * (self.tokens.ndim - 2))
         self.tokens = torch.where(wide, drawn, self.tokens)
-        codes = (self.tokens < self.vocab).view(*fresh.shape, -1).all(-1)
+        codes = (self.tokens < self.vocab_size).view(*fresh.shape, -1).all(-1)
         self.known = shown & (codes | self.given)
 
 

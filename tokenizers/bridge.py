@@ -86,7 +86,7 @@ class QuantizedKL(Model):
             kind="multi-index",
             length=side * side,
             grid=(side, side),
-            vocab=c.levels,
+            vocab_size=c.levels,
             channels=own.latent_channels * own.patch**2,
             scale=own.scale,
             levels=describe(form=c.form, **self._range()),

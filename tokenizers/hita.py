@@ -190,8 +190,10 @@ class HitaTokenizer(Model):
     @property
     def spec(self) -> TokenSpec:
         side, s = self.config.image_size // self.factor, self.config.holistic
-        vocab = max(self.config.codes, self.config.holistic_codes)
-        return TokenSpec(kind="index", length=s + side * side, grid=(side, side), vocab=vocab, holistic=s)
+        vocab_size = max(self.config.codes, self.config.holistic_codes)
+        return TokenSpec(
+            kind="index", length=s + side * side, grid=(side, side), vocab_size=vocab_size, global_tokens=s
+        )
 
     @property
     def unread(self) -> int:

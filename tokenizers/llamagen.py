@@ -86,7 +86,7 @@ class LlamaGenVQ(Model):
     @property
     def spec(self) -> TokenSpec:
         side = self.config.image_size // self.factor
-        return TokenSpec(kind="index", length=side * side, grid=(side, side), vocab=self.config.codes)
+        return TokenSpec(kind="index", length=side * side, grid=(side, side), vocab_size=self.config.codes)
 
     def latents(self, images: Tensor) -> Tensor:
         """Features before quantization (B, d, h, w), of any length, of images (B, C, H, W) in [-1, 1]."""

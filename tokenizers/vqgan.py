@@ -188,7 +188,7 @@ class VQGAN(Model):
     @property
     def spec(self) -> TokenSpec:
         side = self.config.image_size // self.factor
-        return TokenSpec(kind="index", length=side * side, grid=(side, side), vocab=self.quantize.codes)
+        return TokenSpec(kind="index", length=side * side, grid=(side, side), vocab_size=self.quantize.codes)
 
     def latents(self, images: Tensor) -> Tensor:
         """Features before quantization (B, latent, h, w) of images (B, C, H, W) in [-1, 1]."""

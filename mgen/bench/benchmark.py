@@ -52,7 +52,7 @@ def random_pipeline(settings: dict[str, Any], tokenizer: str | None) -> Parts:
     generator = build_model(settings, "").eval()
     made = None
     if tokenizer == "auto":
-        ids = "vq16" if generator.spec.vocab == 16384 else "maskgit-f16"
+        ids = "vq16" if generator.spec.vocab_size == 16384 else "maskgit-f16"
         tokenizer = ids if generator.spec.kind == "index" else "kl16"
     if tokenizer is not None:
         cls, size = sizes[check_choice("--tokenizer", tokenizer, sizes)]
@@ -149,7 +149,7 @@ def bench(
         return tokens
 
     spec = generator.unit_spec
-    generator.lay_out(batch_size * (2 if any(sampler.guided(spec.length, spec.holistic)) else 1))
+    generator.lay_out(batch_size * (2 if any(sampler.guided(spec.length, spec.global_tokens)) else 1))
     with cast:
         next(iter(sampler(generator, condition, noise=sampler.draw(generator, range(batch_size)).to(device))))
     best: dict[str, float] = {}

@@ -12,7 +12,7 @@ EXAMPLES = """  mgen edit photo.png --mask mask.png --class bag --out edited    
   mgen edit shoe.png --box 0,0,16,32 --class sneaker --out edited      left half of a 32-pixel image
   mgen edit bag.png --outpaint 8,8,8,8 --class bag --out edited        shrink the picture, draw a frame around it
   mgen edit shirt.png --box 6,6,26,26 --class dress,coat --num-images 4 --out edited    other classes in a region
-  mgen edit bag.png --style coat.png --model runs/fmnist-hita/model --out edited      bag's patches, coat's holistic tokens
+  mgen edit bag.png --style coat.png --model runs/fmnist-hita/model --out edited      bag's patches, coat's global tokens
   mgen edit photo.jpg --style painting.jpg --model models/hita --vision-weights dinov2_vitl14_reg4_pretrain.pth --out edited
 
 The picture is centre-cropped to the model's size. Pixels outside the mask stay exactly as they are. --style takes a Hita tokenizer
@@ -27,7 +27,7 @@ def command(argv: Sequence[str] | None = None) -> int:
     where.add_argument("--box", metavar="L,T,R,B", help="box in pixels of the model's image size that is drawn anew")
     where.add_argument("--outpaint", metavar="L,T,R,B", help="margins in pixels to draw around the shrunken picture")
     where.add_argument(
-        "--style", metavar="FILE", help="image whose holistic tokens the result gets, with a Hita tokenizer as --model"
+        "--style", metavar="FILE", help="image whose global tokens the result gets, with a Hita tokenizer as --model"
     )
     add_vision(parser)
     parser.add_argument(

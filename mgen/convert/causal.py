@@ -11,9 +11,9 @@ PUBLISHED_HEADS = {768: 12, 1024: 16, 1280: 20, 1536: 24, 1920: 32, 3200: 32}
 BOTH_SIDES = (768, 1024)  # LlamaGen-B and -L are published for 256 and for 384 px, the others for 384 alone
 RULES = (
     (r"^cls_embedding\.embedding_table\.", "class_embed."),
-    (r"^slot_embeddings\.", "holistic_embed."),
+    (r"^slot_embeddings\.", "global_embed."),
     (r"^tok_embeddings\.", "token_embed."),
-    (r"^slot_pos\.weight$", "holistic_position"),
+    (r"^slot_pos\.weight$", "global_position"),
     (r"^layers\.(\d+)\.attention\.wqkv\.", r"blocks.\1.attn.qkv."),
     (r"^layers\.(\d+)\.attention\.wo\.", r"blocks.\1.attn.proj."),
     (r"^layers\.(\d+)\.feed_forward\.w2\.", r"blocks.\1.mlp.fc2."),
@@ -27,11 +27,11 @@ STALE = re.compile(r"freqs_cis|causal_mask|kv_cache")
 def config(state: State) -> dict[str, Any]:
     """Constructor arguments that the shapes tell; heads and side follow the published sizes."""
     codes, dim = state["tok_embeddings.weight"].shape
-    holistic = state["slot_pos.weight"].shape[0] if "slot_pos.weight" in state else 0
+    global_tokens = state["slot_pos.weight"].shape[0] if "slot_pos.weight" in state else 0
     return {
-        "side": 21 if holistic else 16 if dim in BOTH_SIDES or dim not in PUBLISHED_HEADS else 24,
+        "side": 21 if global_tokens else 16 if dim in BOTH_SIDES or dim not in PUBLISHED_HEADS else 24,
         "codes": codes,
-        "holistic": holistic,
+        "global_tokens": global_tokens,
         "dim": dim,
         "depth": 1 + max(int(m[1]) for name in state if (m := re.match(r"layers\.(\d+)\.", name))),
         "heads": PUBLISHED_HEADS.get(dim, max(1, dim // 64)),
@@ -43,7 +43,7 @@ def config(state: State) -> dict[str, Any]:
 def notes(config: dict[str, Any]) -> list[str]:
     """What a user should know of a conversion."""
     out = []
-    if not config["holistic"] and config["dim"] in BOTH_SIDES and config["side"] == 16:
+    if not config["global_tokens"] and config["dim"] in BOTH_SIDES and config["side"] == 16:
         out.append("side=16, the model for 256 px; weights do not tell: give side=24 for the one for 384 px")
     if PUBLISHED_HEADS.get(config["dim"]) != config["heads"]:
         out.append(

@@ -218,7 +218,7 @@ def tokenizer_format(generator: Model) -> str:
     """The format of the tokenizer that generators of this class were published with."""
     name = type(generator).__name__
     found = {layout.model: layout.tokenizer for layout in FORMATS.values() if layout.tokenizer}
-    if name in found and generator.spec.holistic:  # type: ignore[union-attr]
+    if name in found and generator.spec.global_tokens:  # type: ignore[union-attr]
         return "hita"
     if name not in found:
         raise MgenError(f"no official tokenizer is known for {name}: convert one and give its folder")

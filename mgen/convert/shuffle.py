@@ -76,7 +76,9 @@ def _fit(made: Any) -> float:
     count = -(-SAMPLES // spec.length)
     shape = (count, *spec.shape)
     tokens = (
-        torch.randn(shape, generator=rng) if spec.kind == "vector" else torch.randint(spec.vocab, shape, generator=rng)
+        torch.randn(shape, generator=rng)
+        if spec.kind == "vector"
+        else torch.randint(spec.vocab_size, shape, generator=rng)
     )
     seen: list[Tensor] = []
     hook = join.register_forward_pre_hook(lambda module, args: seen.append(args[0].detach().flatten(0, -2)))

@@ -43,8 +43,8 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
     return digest.hexdigest()
 
 
-def _smallest(vocab: int) -> torch.dtype:
-    return torch.uint8 if vocab <= 256 else torch.int16 if vocab <= 32768 else torch.int32
+def _smallest(vocab_size: int) -> torch.dtype:
+    return torch.uint8 if vocab_size <= 256 else torch.int16 if vocab_size <= 32768 else torch.int32
 
 
 @torch.inference_mode()
@@ -101,7 +101,7 @@ def write_cache(
     write_json(out / "index.json", index)
     name = "moments" if stored else "tokens"
     encode = tokenizer.moments if stored else tokenizer.encode
-    kind = STORED[stored] if stored else _smallest(tokenizer.spec.vocab)
+    kind = STORED[stored] if stored else _smallest(tokenizer.spec.vocab_size)
     device = next(tokenizer.parameters()).device
     with tqdm(total=count, unit="img", desc="tokenizing", disable=not progress) as bar:
         for number, start in enumerate(range(0, count, shard_size)):

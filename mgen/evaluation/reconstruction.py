@@ -42,16 +42,16 @@ def distance_name(extractor: Extractor, count: int) -> str:
     return f"r{name}" if name.startswith("FID") else f"{name} to the originals"
 
 
-def count_ids(ids: Tensor, vocab: int, holistic: int = 0) -> Tensor:
+def count_ids(ids: Tensor, vocab_size: int, global_tokens: int = 0) -> Tensor:
     """How often each id occurs, float64 (groups, Q), of ids (B, L) or (B, L, C) in 0 … Q-1.
 
-    Groups are the C channels, or the codebooks: the first `holistic` tokens have one of their own.
+    Groups are the C channels, or the codebooks: the first `global_tokens` tokens have one of their own.
     """
-    if holistic:
-        groups = [part.flatten() for part in ids.tensor_split([holistic], dim=1)]
+    if global_tokens:
+        groups = [part.flatten() for part in ids.tensor_split([global_tokens], dim=1)]
     else:
         groups = list(ids.flatten(0, 1).T) if ids.ndim == 3 else [ids.flatten()]
-    return torch.stack([torch.bincount(group.cpu(), minlength=vocab) for group in groups]).double()
+    return torch.stack([torch.bincount(group.cpu(), minlength=vocab_size) for group in groups]).double()
 
 
 def entropy(used: Tensor) -> float:
@@ -62,10 +62,10 @@ def entropy(used: Tensor) -> float:
 
 def id_metrics(used: Tensor, kind: str) -> dict[str, float]:
     """How many ids occur, and their entropy. kind: what the groups are, channels or codebooks."""
-    groups, vocab = used.shape
+    groups, vocab_size = used.shape
     mean = f", mean over {groups} {kind}" if groups > 1 else ""
     return {
-        f"ids used of {vocab}{mean}": (used > 0).sum(1).double().mean().item(),
+        f"ids used of {vocab_size}{mean}": (used > 0).sum(1).double().mean().item(),
         f"entropy of the ids in bits{mean}": entropy(used),
     }
 
@@ -82,7 +82,7 @@ def reconstructions(
 ) -> Source:
     """The images `rows` of `dataset` as `tokenizer` gives them back, with the originals; `reconstruction_metrics` reads them out."""
     check_choice("posterior", posterior, POSTERIOR)
-    vocab, holistic = tokenizer.spec.vocab, tokenizer.spec.holistic
+    vocab_size, global_tokens = tokenizer.spec.vocab_size, tokenizer.spec.global_tokens
 
     @torch.inference_mode()
     def read(start: int, stop: int) -> Batch:
@@ -94,12 +94,12 @@ def reconstructions(
         columns = {"psnr": psnr(truth, images), "ssim": ssim(truth, images)}
         if lpips is not None:
             columns["lpips"] = lpips(truth, images)
-        totals = {"used": count_ids(tokens, vocab, holistic)} if vocab is not None else {}
+        totals = {"used": count_ids(tokens, vocab_size, global_tokens)} if vocab_size is not None else {}
         return Batch(images=images, labels=batch["label"], originals=truth, columns=columns, totals=totals)
 
     about: dict[str, Any] = {"kind": "reconstruction", "data": name, "quantisation": "round"}
-    if holistic:
-        about["codebooks"] = "holistic and of the grid"
+    if global_tokens:
+        about["codebooks"] = "global tokens and of the grid"
     if tokenizer.noise_shape() is not None:
         about["posterior"] = posterior if posterior == "mean" else f"{posterior}, seed {seed}"
     if lpips is not None:

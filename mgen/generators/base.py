@@ -116,23 +116,23 @@ class Generator(Model):
     def masked_loss(self, z: Tensor, tokens: Tensor, known: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
         """The head's loss and figure at the masked places of z (B, L, D), flat.
 
-        With S holistic tokens among L the loss is theirs times L / S, and that of the others times L / (L − S): where all are
+        With S global tokens among L the loss is theirs times L / S, and that of the others times L / (L − S): where all are
         masked its mean is the sum of the two means (Hita, arXiv 2507.02358).
         """
         masked = ~known
-        if not (s := self.spec.holistic):
+        if not (s := self.spec.global_tokens):
             return self.head.loss(z[masked], tokens[masked], **options)
         length, part = self.spec.length, (span(self.spec.length, known) >= s)[masked]
         losses, hits = self.head.loss(z[masked], tokens[masked], part=part, **options)
         return losses * torch.where(part, length / (length - s), length / s), hits
 
     def joint_ids(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
-        """Ids (B, N) at positions (B, N), None for all, as rows of a table that holds the codes of both parts, holistic ones first."""
-        if not (holistic := self.spec.holistic):
+        """Ids (B, N) at positions (B, N), None for all, as rows of a table that holds the codes of both parts, global ones first."""
+        if not (global_tokens := self.spec.global_tokens):
             return tokens
         positions = span(tokens.shape[1], tokens) if positions is None else positions
-        assert self.spec.vocab is not None
-        return tokens + self.spec.vocab * (positions >= holistic)
+        assert self.spec.vocab_size is not None
+        return tokens + self.spec.vocab_size * (positions >= global_tokens)
 
 
 def check_unit(shuffle: int, mask_unit: str, *, units: tuple[str, ...] = ("window",), name: str) -> None:
@@ -144,14 +144,14 @@ def check_unit(shuffle: int, mask_unit: str, *, units: tuple[str, ...] = ("windo
         )
 
 
-def id_head(*, codes: int, holistic: int = 0, shuffle: int = 1, blocks: int = 0, **settings: Any) -> Any:
-    """A categorical head; one for each part of the tokens where some are holistic; or one for all ids of a window.
+def id_head(*, codes: int, global_tokens: int = 0, shuffle: int = 1, blocks: int = 0, **settings: Any) -> Any:
+    """A categorical head; one for each part of the tokens where some are global; or one for all ids of a window.
 
     Args:
-        codes: of each part; the table of `settings` holds those of holistic tokens first.
+        codes: of each part; the table of `settings` holds those of global tokens first.
         shuffle: side of the windows. blocks: of TokenUnshuffle. settings: of CategoricalHead.
     """
-    if holistic:
+    if global_tokens:
         return PartedHead([CategoricalHead(codes=codes, first=first, **settings) for first in (0, codes)])
     head = CategoricalHead(codes=codes, **settings)
     return head if shuffle == 1 else WindowHead(TokenUnshuffle(head.width, shuffle, blocks=blocks), head)

@@ -3,10 +3,10 @@
 Sun et al., "Autoregressive Model Beats Diffusion: Llama for Scalable Image Generation" (arXiv 2406.06525); Zheng et al., "Holistic
 Tokenizer for Autoregressive Image Generation" (Hita, arXiv 2507.02358); Ma et al., "Token-Shuffle" (arXiv 2504.17789).
 
-The sequence is the class, then the tokens: S holistic ones where there are, then those of the grid row by row, or its windows. Row p
+The sequence is the class, then the tokens: S global ones where there are, then those of the grid row by row, or its windows. Row p
 is the input at place p (row 0 the class, row p token p − 1) and its context predicts token p; the last token is never an input.
 
-Notation: B batch, L tokens (windows), S holistic ones, N = L − S of the grid, V codes, D width, F hidden width of the MLP.
+Notation: B batch, L tokens (windows), S global ones, N = L − S of the grid, V codes, D width, F hidden width of the MLP.
 
 | size | D | depth | heads | F | tokens × codes | parameters |
 |---|---|---|---|---|---|---|
@@ -43,7 +43,7 @@ def _size(dim: int, depth: int, heads: int, hidden: int, **more: Any) -> dict[st
     return dict(dim=dim, depth=depth, heads=heads, hidden=hidden, **more)
 
 
-_HITA: dict[str, Any] = dict(side=21, holistic=128)
+_HITA: dict[str, Any] = dict(side=21, global_tokens=128)
 
 
 @public
@@ -52,13 +52,13 @@ class CausalGenerator(Generator):
 
     Args:
         side: h = w of the token grid; N = side². codes: V, of each codebook.
-        holistic: S, tokens of the image as a whole, which stand first and have a codebook of their own.
+        global_tokens: S, tokens of the image as a whole, which stand first and have a codebook of their own.
         dim, depth, heads, hidden: D, blocks, heads, F. base: of the rotary angles. eps: of the norms.
         num_classes: classes; the null class has the id `num_classes`.
-        first_row: rotary position of the row in front of the grid's tokens (the class; the last holistic token): "zeros" makes its
+        first_row: rotary position of the row in front of the grid's tokens (the class; the last global token): "zeros" makes its
             queries and keys vanish in every layer, which published weights were trained with; "identity" leaves them as they are.
-        last_holistic: table in which sampling looks up the last holistic id: "published" that of the grid's ids, as the official
-            code does though it trains otherwise; "consistent" that of the holistic ones, as in training.
+        last_global: table in which sampling looks up the last global id: "published" that of the grid's ids, as the official
+            code does though it trains otherwise; "consistent" that of the global ones, as in training.
         shuffle: side of the windows that are one row of the sequence each and are drawn at once (Token-Shuffle); 1: none.
         shuffle_blocks: residual MLPs on either side of the trunk, with windows.
         dropout: on embedded tokens, the attention's output and the MLP's, in training.
@@ -86,7 +86,7 @@ class CausalGenerator(Generator):
         *,
         side: int = 16,
         codes: int = 16384,
-        holistic: int = 0,
+        global_tokens: int = 0,
         dim: int = 768,
         depth: int = 12,
         heads: int = 12,
@@ -95,7 +95,7 @@ class CausalGenerator(Generator):
         eps: float = 1e-5,
         num_classes: int = 1000,
         first_row: Literal["zeros", "identity"] = "zeros",
-        last_holistic: Literal["published", "consistent"] = "published",
+        last_global: Literal["published", "consistent"] = "published",
         shuffle: int = 1,
         shuffle_blocks: int = 2,
         dropout: float = 0.1,
@@ -103,24 +103,22 @@ class CausalGenerator(Generator):
     ) -> None:
         super().__init__()
         check_choice("first_row", first_row, ("zeros", "identity"))
-        check_choice("last_holistic", last_holistic, ("published", "consistent"))
-        if holistic and shuffle != 1:
-            raise MgenError(
-                f"shuffle {shuffle} joins tokens of a grid, holistic ones have no place in it: use shuffle 1"
-            )
-        if holistic < 0:
-            raise MgenError(f"holistic is {holistic}: a number of tokens of at least 0 is needed")
+        check_choice("last_global", last_global, ("published", "consistent"))
+        if global_tokens and shuffle != 1:
+            raise MgenError(f"shuffle {shuffle} joins tokens of a grid, global ones have no place in it: use shuffle 1")
+        if global_tokens < 0:
+            raise MgenError(f"global_tokens is {global_tokens}: a number of tokens of at least 0 is needed")
         self.windows = Windows((side, side), shuffle)
         self.class_embed = nn.Embedding(num_classes + 1, dim)
         self.token_embed = nn.Embedding(codes, dim)
-        if holistic:
-            self.holistic_embed = nn.Embedding(codes, dim)
-            self.holistic_position = nn.Parameter(torch.zeros(holistic, dim))
+        if global_tokens:
+            self.global_embed = nn.Embedding(codes, dim)
+            self.global_position = nn.Parameter(torch.zeros(global_tokens, dim))
         self.blocks = nn.ModuleList(
             CausalBlock(dim, heads, hidden=hidden, eps=eps, dropout=dropout) for _ in range(depth)
         )
         self.norm = nn.RMSNorm(dim, eps=eps)
-        self.output = nn.Linear(dim, codes * (2 if holistic else 1), bias=False)
+        self.output = nn.Linear(dim, codes * (2 if global_tokens else 1), bias=False)
         h, w = (n // shuffle for n in self.windows.grid)
         front = torch.zeros(1, dim // heads // 2, 2)
         front[..., 0] = float(first_row == "identity")  # cos 1, sin 0
@@ -130,13 +128,15 @@ class CausalGenerator(Generator):
         self.rotary: Tensor
 
         plain: dict[str, Any] = dict(table=self.output, transform=False, bias=False, detach=False)
-        self.head: Any = id_head(**plain, codes=codes, holistic=holistic, shuffle=shuffle, blocks=shuffle_blocks)
+        self.head: Any = id_head(
+            **plain, codes=codes, global_tokens=global_tokens, shuffle=shuffle, blocks=shuffle_blocks
+        )
         for table_ in self.modules():
             if isinstance(table_, nn.Linear | nn.Embedding):
                 nn.init.normal_(table_.weight, std=0.02)
         nn.init.zeros_(self.output.weight)
-        if holistic:
-            nn.init.normal_(self.holistic_position, std=0.02)
+        if global_tokens:
+            nn.init.normal_(self.global_position, std=0.02)
         if shuffle > 1:
             self.join = TokenShuffle(dim, shuffle, blocks=shuffle_blocks)
             reset_windows(self.join, self.head)
@@ -144,8 +144,10 @@ class CausalGenerator(Generator):
     @property
     def spec(self) -> TokenSpec:
         c = self.config
-        length = c.holistic + c.side * c.side
-        return TokenSpec(kind="index", length=length, grid=(c.side, c.side), vocab=c.codes, holistic=c.holistic)
+        length = c.global_tokens + c.side * c.side
+        return TokenSpec(
+            kind="index", length=length, grid=(c.side, c.side), vocab_size=c.codes, global_tokens=c.global_tokens
+        )
 
     @property
     def null_class(self) -> int:
@@ -164,8 +166,8 @@ class CausalGenerator(Generator):
 
     def rows(self, first: int, stop: int) -> Rows:
         """Rows first … stop − 1 of the sequence with their positions."""
-        s = self.config.holistic
-        shift = self.holistic_position[first : min(stop, s)] if first < s else None
+        s = self.config.global_tokens
+        shift = self.global_position[first : min(stop, s)] if first < s else None
         return Rows(first, stop, shift, self.rotary[max(first - s, 0) : max(stop - s, 0)])
 
     def embed(self, tokens: Tensor, condition: Tensor, first: int, stop: int, *, sampling: bool) -> Tensor:
@@ -174,10 +176,10 @@ class CausalGenerator(Generator):
         if first == 0:
             parts.append(self.class_embed(condition).unsqueeze(1))  # (B, 1, D)
         ids = tokens[:, max(first - 1, 0) : stop - 1]  # of row p the token p − 1
-        border = c.holistic - int(sampling and c.last_holistic == "published")  # so many ids are looked up as holistic
+        border = c.global_tokens - int(sampling and c.last_global == "published")  # so many ids are looked up as global
         whole = ids[:, : max(0, border - max(first - 1, 0))]
         if whole.shape[1]:
-            parts.append(self.holistic_embed(whole))
+            parts.append(self.global_embed(whole))
         if whole.shape[1] < ids.shape[1]:
             x = self.token_embed(ids[:, whole.shape[1] :])
             parts.append(self.join(x) if self.unit is not None else x)

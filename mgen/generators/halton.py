@@ -102,7 +102,7 @@ class HaltonMaskGIT(Generator):
     @property
     def spec(self) -> TokenSpec:
         side = self.config.side
-        return TokenSpec(kind="index", length=side * side, grid=(side, side), vocab=self.config.codes)
+        return TokenSpec(kind="index", length=side * side, grid=(side, side), vocab_size=self.config.codes)
 
     @property
     def null_class(self) -> int:

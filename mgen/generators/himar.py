@@ -160,7 +160,7 @@ class HiMAR(Generator):
     def _spec(self, side: int) -> TokenSpec:
         c = self.config
         if c.head_kind == "categorical":
-            return TokenSpec(kind="index", length=side**2, grid=(side, side), vocab=self.token_proj.num_embeddings)
+            return TokenSpec(kind="index", length=side**2, grid=(side, side), vocab_size=self.token_proj.num_embeddings)
         return TokenSpec(kind="vector", length=side**2, grid=(side, side), channels=c.channels, scale=c.scale)
 
     @property

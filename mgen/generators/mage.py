@@ -123,7 +123,7 @@ class MAGE(Generator):
     @property
     def spec(self) -> TokenSpec:
         side = self.config.side
-        return TokenSpec(kind="index", length=side * side, grid=(side, side), vocab=self.config.codes)
+        return TokenSpec(kind="index", length=side * side, grid=(side, side), vocab_size=self.config.codes)
 
     @property
     def null_class(self) -> int | None:

@@ -53,12 +53,12 @@ class MAR(MaskedAutoencoder, Generator):
         side: h = w of the token grid; L = side². channels: C. scale: of the tokenizer (see TokenSpec); None: training notes it.
         encoder_dim, encoder_depth, encoder_heads and decoder_…: of the two halves of the trunk; mlp_ratio: of both.
         buffer: S, slots in front of the image tokens, all holding the class vector.
-        head_kind: "diffusion"; "categorical": tokens are ids of `codes`, holistic ones first where there are (see MaskGIT); or
+        head_kind: "diffusion"; "categorical": tokens are ids of `codes`, global ones first where there are (see MaskGIT); or
             "channels": tokens are ids of C quantised numbers (kind "multi-index"), which enter the trunk as the
             numbers they stand for and are drawn one after the other (Wang et al., TokenBridge, arXiv 2503.16430).
         head_width, head_depth: of the head. head_heads, head_first, channel_order: of the head over channels, see ChannelHead.
         levels, low, high, span, form: of the quantiser, see mgen.nn.levels; for the head over channels.
-        codes, holistic: vocabulary, and tokens of the image as a whole; for the categorical head.
+        codes, global_tokens: vocabulary, and tokens of the image as a whole; for the categorical head.
         shuffle: side of the windows that the trunk computes as one row each (Token-Shuffle, arXiv 2504.17789); 1: none. A diffusion
             head draws the s²·C numbers of a window together. shuffle_blocks: residual MLPs on either side of the trunk.
         mask_unit: what is masked and drawn as one: "window".
@@ -105,7 +105,7 @@ class MAR(MaskedAutoencoder, Generator):
         span: float = 3.0,
         form: str = "published",
         codes: int = 1024,
-        holistic: int = 0,
+        global_tokens: int = 0,
         shuffle: int = 1,
         shuffle_blocks: int = 2,
         mask_unit: str = "window",
@@ -117,20 +117,20 @@ class MAR(MaskedAutoencoder, Generator):
         super().__init__()
         check_choice("head_kind", head_kind, ("diffusion", "categorical", "channels"))
         check_unit(shuffle, mask_unit, name="MAR")
-        if shuffle != 1 and (holistic or head_kind == "channels") or holistic and head_kind != "categorical":
+        if shuffle != 1 and (global_tokens or head_kind == "channels") or global_tokens and head_kind != "categorical":
             raise MgenError(
-                f"shuffle {shuffle}, holistic {holistic}, head_kind {head_kind!r}: holistic tokens are ids, windows are of ids or "
+                f"shuffle {shuffle}, global_tokens {global_tokens}, head_kind {head_kind!r}: global tokens are ids, windows are of ids or "
                 "vectors of a grid"
             )
         self.windows = Windows((side, side), shuffle)
-        length = holistic + self.windows.count
+        length = global_tokens + self.windows.count
         self.class_embed = nn.Embedding(num_classes, encoder_dim)
         self.fake_latent = nn.Parameter(torch.zeros(1, encoder_dim))
         self.mask_token = nn.Parameter(torch.zeros(1, decoder_dim))
         self.encoder_position = nn.Parameter(torch.zeros(buffer + length, encoder_dim))
         self.decoder_position = nn.Parameter(torch.zeros(buffer + length, decoder_dim))
         self.head_position = nn.Parameter(torch.zeros(length, decoder_dim))
-        rows = codes * (2 if holistic else 1)
+        rows = codes * (2 if global_tokens else 1)
         ids = head_kind == "categorical"
         self.token_proj: Any = nn.Embedding(rows, encoder_dim) if ids else nn.Linear(channels, encoder_dim)
         self.token_norm = nn.LayerNorm(encoder_dim, eps=1e-6)
@@ -159,7 +159,7 @@ class MAR(MaskedAutoencoder, Generator):
         if ids:
             nn.init.normal_(self.token_proj.weight, std=0.02)
             own: dict[str, Any] = dict(
-                table=self.token_proj, codes=codes, holistic=holistic, context_dim=decoder_dim, detach=False
+                table=self.token_proj, codes=codes, global_tokens=global_tokens, context_dim=decoder_dim, detach=False
             )
             self.head: Any = id_head(**own, shuffle=shuffle, blocks=shuffle_blocks)
         if shuffle > 1:
@@ -182,12 +182,12 @@ class MAR(MaskedAutoencoder, Generator):
     def spec(self) -> TokenSpec:
         c = self.config
         if c.head_kind == "categorical":
-            place = dict(length=c.holistic + c.side**2, grid=(c.side, c.side))
-            return TokenSpec(kind="index", vocab=c.codes, holistic=c.holistic, **place)
+            place = dict(length=c.global_tokens + c.side**2, grid=(c.side, c.side))
+            return TokenSpec(kind="index", vocab_size=c.codes, global_tokens=c.global_tokens, **place)
         shape = dict(length=c.side * c.side, grid=(c.side, c.side), channels=c.channels, scale=c.scale)
         if c.head_kind == "channels":
             levels = describe(form=c.form, low=c.low, high=c.high, span=c.span)
-            return TokenSpec(kind="multi-index", vocab=c.levels, levels=levels, **shape)
+            return TokenSpec(kind="multi-index", vocab_size=c.levels, levels=levels, **shape)
         return TokenSpec(kind="vector", **shape)
 
     @property
@@ -206,7 +206,7 @@ class MAR(MaskedAutoencoder, Generator):
 
     @property
     def length(self) -> int:  # type: ignore[override]
-        return self.config.holistic + self.windows.count
+        return self.config.global_tokens + self.windows.count
 
     @property
     def encoder_table(self) -> Tensor:  # type: ignore[override]
@@ -277,7 +277,7 @@ class MAR(MaskedAutoencoder, Generator):
         """
         visible, where = masked_places(known)
         if t is None or noise is None:
-            if where is not None and not self.spec.holistic:
+            if where is not None and not self.spec.global_tokens:
                 z = self.context(tokens, known, condition, positions=where, visible=visible)  # (B, M, D)
                 losses, hits = self.head.loss(z, take(tokens, where), label_smoothing=label_smoothing)
                 return losses.flatten(), hits.flatten()

@@ -4,7 +4,7 @@ Ni et al., "Revisiting Non-Autoregressive Transformers for Efficient Image Synth
 method of Chang et al., "MaskGIT" (CVPR 2022, arXiv 2202.04200); trunk of Bao et al., "All are Worth Words" (U-ViT, arXiv
 2209.12152): a class token and the image tokens pass depth/2 blocks, a middle block and depth/2 blocks with long skips.
 
-Windows of tokens: Token-Shuffle (arXiv 2504.17789); holistic tokens in front of those of the grid: Hita (arXiv 2507.02358).
+Windows of tokens: Token-Shuffle (arXiv 2504.17789); global tokens in front of those of the grid: Hita (arXiv 2507.02358).
 With a head over channels it takes tokens of C quantised numbers (TokenBridge, arXiv 2503.16430; see mgen.heads.channels).
 
 Notation: B batch, L image tokens (of C channels), M asked positions, D width.
@@ -54,9 +54,9 @@ class MaskGIT(Generator):
     """Class-conditional masked generator on ids.
 
     Args:
-        side: h = w of the token grid; L = side², or holistic + side².
+        side: h = w of the token grid; L = side², or global_tokens + side².
         codes: vocabulary of the tokenizer. With head_kind "channels" unused.
-        holistic: tokens of the image as a whole, which stand first and have a codebook of their own; they are drawn first.
+        global_tokens: tokens of the image as a whole, which stand first and have a codebook of their own; they are drawn first.
         dim, depth, heads, mlp_ratio, qkv_bias: of the trunk; depth counts blocks outside the middle one, half before it.
         num_classes: classes, not counting the null class. null_class: whether there is one (id `num_classes`).
         skip: long skips from the first half to the second.
@@ -85,7 +85,7 @@ class MaskGIT(Generator):
         *,
         side: int = 16,
         codes: int = 1024,
-        holistic: int = 0,
+        global_tokens: int = 0,
         dim: int = 768,
         depth: int = 24,
         heads: int = 8,
@@ -116,19 +116,19 @@ class MaskGIT(Generator):
     ) -> None:
         super().__init__()
         check_unit(shuffle, mask_unit, units=("window", "token"), name="MaskGIT")
-        if shuffle != 1 and (holistic or head_kind != "categorical"):
+        if shuffle != 1 and (global_tokens or head_kind != "categorical"):
             raise MgenError(
-                f"shuffle {shuffle} joins ids of a grid: it goes neither with holistic tokens nor with channels"
+                f"shuffle {shuffle} joins ids of a grid: it goes neither with global tokens nor with channels"
             )
         self.windows = Windows((side, side), shuffle)
-        shared: dict[str, Any] = dict(length=holistic + side * side, dim=dim, eps=1e-6, dropout=dropout)
+        shared: dict[str, Any] = dict(length=global_tokens + side * side, dim=dim, eps=1e-6, dropout=dropout)
         quantised = check_choice("head_kind", head_kind, ("categorical", "channels")) == "channels"
         if quantised:
             self.register_buffer("levels_table", gaussian_levels(levels, span=span, form=form)[0])
             self.levels_table: Tensor
             self.token_embed: Any = VectorEmbedding(channels=channels, **shared)
         else:
-            self.mask_id = codes * (2 if holistic else 1)
+            self.mask_id = codes * (2 if global_tokens else 1)
             self.token_embed = token_embedding(
                 windows=self.windows, blocks=shuffle_blocks, rows=self.mask_id + 1, **shared
             )
@@ -143,7 +143,9 @@ class MaskGIT(Generator):
         self.norm = nn.LayerNorm(dim)
         if not quantised:
             published = check_choice("tie", tie, ("published", "trained")) == "published"
-            table: dict[str, Any] = dict(table=self.token_embed.word, codes=codes, holistic=holistic, detach=published)
+            table: dict[str, Any] = dict(
+                table=self.token_embed.word, codes=codes, global_tokens=global_tokens, detach=published
+            )
             whole = 1 if self.unit is None else shuffle
             self.head: Any = id_head(**table, shuffle=whole, blocks=shuffle_blocks)
             if shuffle != whole:  # the trunk's result is taken apart before the head
@@ -162,11 +164,13 @@ class MaskGIT(Generator):
     @property
     def spec(self) -> TokenSpec:
         c = self.config
-        place: dict[str, Any] = dict(length=c.holistic + c.side * c.side, grid=(c.side, c.side))
+        place: dict[str, Any] = dict(length=c.global_tokens + c.side * c.side, grid=(c.side, c.side))
         if c.head_kind == "categorical":
-            return TokenSpec(kind="index", vocab=c.codes, holistic=c.holistic, **place)
+            return TokenSpec(kind="index", vocab_size=c.codes, global_tokens=c.global_tokens, **place)
         words = describe(form=c.form, low=c.low, high=c.high, span=c.span)
-        return TokenSpec(kind="multi-index", vocab=c.levels, channels=c.channels, scale=c.scale, levels=words, **place)
+        return TokenSpec(
+            kind="multi-index", vocab_size=c.levels, channels=c.channels, scale=c.scale, levels=words, **place
+        )
 
     @property
     def null_class(self) -> int | None:

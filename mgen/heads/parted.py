@@ -15,7 +15,7 @@ from mgen.nn.windows import TokenUnshuffle
 
 
 class PartedHead(nn.Module):
-    """Categorical heads for holistic tokens and for those of the grid, which have codebooks of their own.
+    """Categorical heads for global tokens and for those of the grid, which have codebooks of their own.
 
     A draw evaluates the head of the step's part alone. Settings and draws are those of CategoricalHead.
     """
@@ -40,11 +40,11 @@ class PartedHead(nn.Module):
         return DrawSettings.of(settings)
 
     def sample(self, z: Tensor, *, part: int, **options: Any) -> tuple[Tensor, Tensor]:
-        """See CategoricalHead.sample. part: 0 for holistic tokens, 1 for the others; one for all of z."""
+        """See CategoricalHead.sample. part: 0 for global tokens, 1 for the others; one for all of z."""
         return self.parts[part].sample(z, **options)  # type: ignore[operator]
 
     def loss(self, z: Tensor, target: Tensor, *, part: Tensor, label_smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
-        """Cross entropy and hit of every token, both (n,), for z (n, D), target (n,) and part (n,), True outside the holistic ones."""
+        """Cross entropy and hit of every token, both (n,), for z (n, D), target (n,) and part (n,), True outside the global ones."""
         losses, hits = z.new_zeros(target.shape, dtype=torch.float32), z.new_zeros(target.shape, dtype=torch.float32)
         for head, own in zip(self.parts, (~part, part)):
             some = head.loss(z[own], target[own], label_smoothing=label_smoothing)  # type: ignore[operator]

@@ -87,23 +87,23 @@ def composite(original: Tensor, drawn: Tensor, mask: Tensor, *, feather: float =
 
 @torch.inference_mode()
 def restyle(tokenizer: Any, content: Tensor, style: Tensor) -> Tensor:
-    """The picture `content` with the look of `style`: the holistic tokens of one, the patches of the other, decoded.
+    """The picture `content` with the look of `style`: the global tokens of one, the patches of the other, decoded.
 
     Zero-shot style transfer of Hita (arXiv 2507.02358); no generator takes part.
 
     Args:
-        tokenizer: one that makes holistic tokens (HitaTokenizer). content, style: uint8 (C, H, W) of its image size.
+        tokenizer: one that makes global tokens (HitaTokenizer). content, style: uint8 (C, H, W) of its image size.
 
     Returns:
         uint8 (C, H, W).
 
     Raises:
-        MgenError: a tokenizer without holistic tokens, images of another size, or a vision encoder that is missing.
+        MgenError: a tokenizer without global tokens, images of another size, or a vision encoder that is missing.
     """
     spec, size = tokenizer.spec, (tokenizer.config.image_size,) * 2
-    if not spec.holistic:
+    if not spec.global_tokens:
         raise MgenError(
-            f"a {type(tokenizer).__name__} makes no holistic tokens, which a style is taken from: use a HitaTokenizer (mgen convert "
+            f"a {type(tokenizer).__name__} makes no global tokens, which a style is taken from: use a HitaTokenizer (mgen convert "
             "hita …, or mgen train --config fmnist-hita)"
         )
     if any(tuple(image.shape[1:]) != size for image in (content, style)):
@@ -111,7 +111,7 @@ def restyle(tokenizer: Any, content: Tensor, style: Tensor) -> Tensor:
             f"content {tuple(content.shape[1:])} and style {tuple(style.shape[1:])} must both be {size[0]}×{size[1]} pixels for this model"
         )
     ids = tokenizer.encode(torch.stack([content, style]).to(tokenizer.device).float() / 127.5 - 1)  # (2, L)
-    mixed = torch.cat([ids[1:, : spec.holistic], ids[:1, spec.holistic :]], dim=1)
+    mixed = torch.cat([ids[1:, : spec.global_tokens], ids[:1, spec.global_tokens :]], dim=1)
     images = tokenizer.decode(mixed, spec.grid).float()
     if not torch.isfinite(images).all():
         raise MgenError("the decoder made NaN or infinite pixels: the tokenizer's weights are damaged")
@@ -173,7 +173,7 @@ def edit(
     tokens = pipe.tokenizer.encode(image[None].to(device).float() / 127.5 - 1)  # (1, L) or (1, L, C)
     tokens = tokens.expand(count, *tokens.shape[1:])
     # Holistic tokens, which come first, describe the changed part too: they are drawn anew.
-    known = F.pad(~token_mask(mask, spec.grid, dilate=dilate), (spec.holistic, 0)).to(device).expand(count, -1)
+    known = F.pad(~token_mask(mask, spec.grid, dilate=dilate), (spec.global_tokens, 0)).to(device).expand(count, -1)
     if (unit := pipe.generator.unit) is not None:  # a window with any token to draw is drawn as a whole
         known = unit.spread(unit.whole(known))
     drawn = pipe(

@@ -139,7 +139,7 @@ class MaskedPipeline(DiffusionPipeline):
         saved = unread if self.generator.causal and self.generator.unit is None else 0
         total = -(-len(ids) // size) * (sum(s.config.steps - s.config.start for s in parts_of_run) - saved)
         cast = nullcontext() if dtype == "fp32" else torch.autocast(device.type, DTYPES[dtype])
-        guided = any(sampler.guided(self.generator.unit_spec.length, self.generator.unit_spec.holistic))
+        guided = any(sampler.guided(self.generator.unit_spec.length, self.generator.unit_spec.global_tokens))
         self.generator.lay_out(min(size, len(ids)) * (2 if guided else 1))
         with tqdm(total=total, unit="step", disable=not progress, desc="sampling", leave=False) as bar:
             for first in range(0, len(ids), size):

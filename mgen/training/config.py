@@ -69,9 +69,9 @@ class MaskConfig:
         "round"  # of length · r to a count; "bernoulli": of each token alone
     )
     visible: int = 0  # at least so many tokens stay visible
-    # Share of the images in which r is that of the holistic tokens and all of the grid is masked; the others see all holistic
+    # Share of the images in which r is that of the global tokens and all of the grid is masked; the others see all global
     # tokens and r is that of the grid, as in the two phases of sampling. None: r is of all tokens alike.
-    holistic: float | None = 0.5
+    global_share: float | None = 0.5
 
 
 @dataclass(kw_only=True)
@@ -132,7 +132,7 @@ class TokenizerObjectiveConfig:
     discriminator_weight: float = 1.0  # factor of the discriminator's loss
     discriminator_lr: float = 1e-4
     discriminator_betas: tuple[float, float] = (0.0, 0.99)
-    vision: float = 1.0  # of the vision tokens that Hita-U predicts from the holistic ones
+    vision: float = 1.0  # of the vision tokens that Hita-U predicts from the global ones
     vision_weights: str | None = None  # file of the frozen vision encoder, for a Hita tokenizer that takes one
 
 
@@ -194,7 +194,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "objective.mask.beta": (1e-6, math.inf),
     "objective.mask.low": (0, 1),
     "objective.mask.high": (0, 1),
-    "objective.mask.holistic": (0, 1),
+    "objective.mask.global_share": (0, 1),
     "optim.lr": (0, math.inf),
     "optim.eps": (0, math.inf),
     "optim.warmup": (0, math.inf),

@@ -59,14 +59,16 @@ def known_from_uniform(fraction: Tensor, uniform: Tensor, rounding: str = "round
     return uniform.argsort(dim=1) >= count.unsqueeze(1)
 
 
-def known_in_phases(fraction: Tensor, uniform: Tensor, *, holistic: int, first: Tensor, **options: Any) -> Tensor:
-    """Mask of given tokens (B, L) as the two phases of sampling meet them: holistic tokens first, then those of the grid.
+def known_in_phases(fraction: Tensor, uniform: Tensor, *, global_tokens: int, first: Tensor, **options: Any) -> Tensor:
+    """Mask of given tokens (B, L) as the two phases of sampling meet them: global tokens first, then those of the grid.
 
     Args:
-        fraction, uniform, options: see known_from_uniform. holistic: how many stand first.
-        first: bool (B,) or (1,): rows in the first phase, where all of the grid is masked; the others see all holistic tokens.
+        fraction, uniform, options: see known_from_uniform. global_tokens: how many stand first.
+        first: bool (B,) or (1,): rows in the first phase, where all of the grid is masked; the others see all global tokens.
     """
-    whole, grid = (known_from_uniform(fraction, part, **options) for part in uniform.tensor_split([holistic], dim=1))
+    whole, grid = (
+        known_from_uniform(fraction, part, **options) for part in uniform.tensor_split([global_tokens], dim=1)
+    )
     first = first.unsqueeze(1).to(uniform.device)
     return torch.cat([whole | ~first, grid & ~first], dim=1)
 

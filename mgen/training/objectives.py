@@ -115,7 +115,7 @@ class GeneratorObjective(Objective):
             )
         least = model.unit_spec.length
         if self.in_phases:
-            least = min(model.spec.holistic, least - model.spec.holistic)
+            least = min(model.spec.global_tokens, least - model.spec.global_tokens)
         if config.mask.visible >= least:
             raise MgenError(f"objective.mask.visible is {config.mask.visible}: of {least} tokens some must be masked")
         if config.mask.rounding == "bernoulli" and config.loss_tokens != "all":
@@ -127,8 +127,10 @@ class GeneratorObjective(Objective):
 
     @property
     def in_phases(self) -> bool:
-        """Whether holistic tokens are masked in a phase of their own."""
-        return bool(self.model.spec.holistic) and self.config.mask.holistic is not None and not self.model.causal
+        """Whether global tokens are masked in a phase of their own."""
+        return (
+            bool(self.model.spec.global_tokens) and self.config.mask.global_share is not None and not self.model.causal
+        )
 
     def draw(self, count: int, rng: torch.Generator) -> dict[str, Tensor]:
         draws = super().draw(count, rng)
@@ -153,10 +155,10 @@ class GeneratorObjective(Objective):
         uniform = torch.rand(count, length, generator=rng)
         options: dict[str, Any] = {"rounding": mask.rounding, "visible": mask.visible}
         if self.in_phases:
-            assert mask.holistic is not None
-            first = torch.rand(len(fraction), generator=rng) < mask.holistic
+            assert mask.global_share is not None
+            first = torch.rand(len(fraction), generator=rng) < mask.global_share
             return known_in_phases(
-                fraction, uniform, holistic=self.model.spec.holistic, first=first, **options
+                fraction, uniform, global_tokens=self.model.spec.global_tokens, first=first, **options
             ), uniform
         return known_from_uniform(fraction, uniform, **options), uniform
 

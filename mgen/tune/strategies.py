@@ -47,7 +47,7 @@ def network_evaluations(sampler: ParallelSampler, generator: Any) -> int:
     length = spec.length
     pivots = sampler.pivot_sampler
     first = network_evaluations(pivots, generator.first()) if pivots is not None else 0
-    guided, counts = sampler.guided(length, spec.holistic), remaining(sampler.phases(length, spec.holistic))
+    guided, counts = sampler.guided(length, spec.global_tokens), remaining(sampler.phases(length, spec.global_tokens))
     before = [length, *counts]  # unknown tokens before each step
     carries, total = generator.carries and reuse.features, 0
 
@@ -87,7 +87,7 @@ class Space:
     ) -> None:
         c, length = sampler.config, generator.unit_spec.length
         sampler.check(generator)
-        if generator.causal or generator.unit_spec.holistic:
+        if generator.causal or generator.unit_spec.global_tokens:
             raise MgenError("a strategy is searched for masked generators with tokens of one kind")
         if c.steps < 2:
             raise MgenError(f"steps is {c.steps}: a strategy that changes over the steps needs at least 2")

@@ -55,7 +55,7 @@ def families(
         drop = case.inputs["class_drop_uniform"] < settings(case)["class_dropout_prob"]
         label = torch.where(drop, net.null_class, case.inputs["labels"])
         unknown = torch.zeros(tokens.shape, dtype=torch.bool)
-        z, s, length = net.context(tokens, unknown, label), net.spec.holistic, net.spec.length
+        z, s, length = net.context(tokens, unknown, label), net.spec.global_tokens, net.spec.length
         losses, _ = net(tokens, label, unknown)
         if s:
             parts = {
@@ -84,7 +84,7 @@ def families(
         known = torch.zeros(tokens.shape, dtype=torch.bool)
         for i in range(tokens.shape[1]):
             z = net.context(tokens, known, label, visible=(i, i), memory=memory)
-            head = net.head.parts[int(i >= net.spec.holistic)] if net.spec.holistic else net.head
+            head = net.head.parts[int(i >= net.spec.global_tokens)] if net.spec.global_tokens else net.head
             out.append(head.logits(z))
         case.check("logits", torch.cat(out, dim=1), atol=case.near("logits", LOGITS))
 

@@ -96,7 +96,7 @@ def by_halton(case: Case) -> None:
     case.check("step_mask", torch.stack(masks).unflatten(2, grid))
     case.check("step_picks", picks.unflatten(2, grid))
     case.check("tokens_before_clamp", raw.unflatten(1, grid))
-    assert torch.equal(step.tokens, raw.clamp(max=net.spec.vocab - 1))
+    assert torch.equal(step.tokens, raw.clamp(max=net.spec.vocab_size - 1))
     image(case, step.tokens)
 
 

@@ -56,7 +56,7 @@ def rows(holistic: Tensor) -> Tensor:
 
 
 def check_ids(case: Case, net: HitaTokenizer, ids: Tensor) -> None:
-    s = net.spec.holistic
+    s = net.spec.global_tokens
     case.check("q_indices", ids[:, :s].flatten())
     case.check("z_indices", ids[:, s:].flatten())
 
@@ -154,7 +154,7 @@ def train(case: Case) -> None:
             case.check("recon_vfm", guess, atol=case.near("recon_vfm", PREDICTED))
         ids = net.encode(case.inputs["image"])
     check_ids(case, net, ids)
-    s = net.spec.holistic
+    s = net.spec.global_tokens
     patch = history(case, "quantize.codebook_used", ids[:, s:])
     slot = history(case, "slot_quantize.codebook_used", ids[:, :s])
     for name, used in (("patch", patch), ("slot", slot)):
@@ -216,7 +216,7 @@ def test_published_sizes_have_the_official_keys(size: str) -> None:
     whole = {name: tuple(value.shape) for name, value in net.state_dict().items()}
     assert ours == {name: shape for name, shape in whole.items() if name.startswith(("gathering.", "spreading."))}
     assert sum(p.numel() for p in net.parameters()) + 2 * 65536 == {"V": 104_371_911, "U": 104_898_759}[size]
-    assert (net.spec.length, net.spec.holistic, net.spec.grid) == (569, 128, (21, 21))
+    assert (net.spec.length, net.spec.global_tokens, net.spec.grid) == (569, 128, (21, 21))
 
 
 def official_file(folder: Path, **parts: dict[str, Tensor]) -> Path:

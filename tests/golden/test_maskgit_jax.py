@@ -96,7 +96,7 @@ def decode(case: Case) -> None:
     ahead = torch.zeros(start, *case.inputs["choice_gumbel"].shape[1:])  # the sets hold the steps that are run
     noise = Noise(
         tokens=torch.cat(
-            [ahead.unsqueeze(-1).expand(-1, -1, -1, net.spec.vocab), case.inputs["categorical_gumbel"].float()]
+            [ahead.unsqueeze(-1).expand(-1, -1, -1, net.spec.vocab_size), case.inputs["categorical_gumbel"].float()]
         )[:, :, 1:],
         confidence=torch.cat([ahead, case.inputs["choice_gumbel"]])[:, :, 1:],
         order=torch.zeros(len(label), net.spec.length),

@@ -123,7 +123,7 @@ def test_ids_stand_for_the_numbers_of_the_kl_tokenizer() -> None:
     wide = torch.rand(1, 1, 16, 64) * 2 - 1
     assert net.decode(net.encode(wide), (4, 16)).shape == wide.shape
     spec = net.spec
-    assert (spec.kind, spec.vocab, spec.channels, spec.length, spec.scale) == ("multi-index", 200, 4, 64, 4.0)
+    assert (spec.kind, spec.vocab_size, spec.channels, spec.length, spec.scale) == ("multi-index", 200, 4, 64, 4.0)
     assert net.fuse() is net and not net.training
 
 

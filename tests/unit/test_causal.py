@@ -1,4 +1,4 @@
-"""The causal generator: cache, guidance, given tokens, tokens nobody needs; and holistic tokens under masked trunks."""
+"""The causal generator: cache, guidance, given tokens, tokens nobody needs; and global tokens under masked trunks."""
 
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from mgen.utils.errors import MgenError
 from tests.helpers import tiny_generator, tiny_mar
 
 TINY: dict[str, Any] = dict(side=4, codes=16, dim=32, depth=2, heads=2, hidden=64, num_classes=3, dropout=0.0)
-KINDS = {"plain": {}, "holistic": {"holistic": 5}, "windows": {"shuffle": 2}}
+KINDS = {"plain": {}, "global_tokens": {"global_tokens": 5}, "windows": {"shuffle": 2}}
 
 
 def tiny(**settings: Any) -> CausalGenerator:
@@ -47,7 +47,7 @@ def draw(net: Any, settings: dict[str, Any] | None = None, seeds: tuple[int, ...
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_one_row_after_the_other_is_the_whole_sequence(kind: str) -> None:
-    net = tiny(last_holistic="consistent", **KINDS[kind])
+    net = tiny(last_global="consistent", **KINDS[kind])
     label, length = torch.tensor([0, 2]), net.unit_spec.length
     tokens = torch.randint(16, (2, *net.unit_spec.shape), generator=torch.Generator().manual_seed(3))
     known = torch.zeros(2, length, dtype=torch.bool)
@@ -79,7 +79,7 @@ def test_the_last_holistic_id_is_looked_up_as_the_official_code_does_unless_told
     known = torch.zeros(1, 21, dtype=torch.bool)
     out = {}
     for how in ("published", "consistent"):
-        net = tiny(holistic=5, last_holistic=how)
+        net = tiny(global_tokens=5, last_global=how)
         memory = net.memory(label)
         out[how] = torch.cat(
             [net.context(tokens, known, label, visible=(i, i), memory=memory) for i in range(8)], dim=1
@@ -142,7 +142,7 @@ def test_given_tokens_are_the_first_ones() -> None:
 
 
 def test_tokens_that_reach_no_pixel_are_not_drawn() -> None:
-    net, sampler = tiny(holistic=5), ParallelSampler.suited(tiny(holistic=5), {"guidance": 2.0})
+    net, sampler = tiny(global_tokens=5), ParallelSampler.suited(tiny(global_tokens=5), {"guidance": 2.0})
     label, noise = torch.tensor([0]), sampler.draw(net, [1])
     whole = list(sampler(net, label, noise=noise))
     some = list(sampler(net, label, noise=noise, unread=4))
@@ -184,7 +184,7 @@ def test_what_does_not_fit_is_refused() -> None:
 
 
 def test_the_loss_weighs_both_parts_alike() -> None:
-    net = tiny(holistic=5)
+    net = tiny(global_tokens=5)
     tokens, known = torch.randint(16, (2, 21)), torch.zeros(2, 21, dtype=torch.bool)
     losses, _ = net(tokens, torch.tensor([0, 1]), known)
     z = net.context(tokens, known, torch.tensor([0, 1]))
@@ -225,7 +225,7 @@ def test_published_files_convert(tmp_path: Any) -> None:
     save_file(state, tmp_path / "gpt.safetensors")
     made = convert("hita-gpt", tmp_path / "gpt.safetensors", heads=2, side=6)
     assert set(made.ignored) == {"layers.0.attention.kv_cache.k_cache", "freqs_cis"}
-    assert made.model.spec == TokenSpec(kind="index", length=44, grid=(6, 6), vocab=64, holistic=8)
+    assert made.model.spec == TokenSpec(kind="index", length=44, grid=(6, 6), vocab_size=64, global_tokens=8)
     torch.save({"ema": state, "model": {}, "steps": 3}, tmp_path / "gpt.pt")
     again = convert("hita-gpt", tmp_path / "gpt.pt", heads=2, side=6)
     assert torch.equal(again.model.output.weight, made.model.output.weight) and "weights under 'ema'" in again.notes
@@ -235,11 +235,11 @@ def test_published_files_convert(tmp_path: Any) -> None:
         convert("hita-gpt", tmp_path / "cut.safetensors", heads=2, side=6)
 
 
-# -- holistic tokens under masked trunks -------------------------------------------------------------------------------
+# -- global tokens under masked trunks -------------------------------------------------------------------------------
 
 MASKED = {
-    "MaskGIT": lambda: tiny_generator(side=4, holistic=5, codes=16),
-    "MAR": lambda: tiny_mar(side=4, holistic=5, head_kind="categorical", codes=16),
+    "MaskGIT": lambda: tiny_generator(side=4, global_tokens=5, codes=16),
+    "MAR": lambda: tiny_mar(side=4, global_tokens=5, head_kind="categorical", codes=16),
 }
 
 
@@ -247,7 +247,7 @@ MASKED = {
 @pytest.mark.parametrize("order", ["confidence", "halton", "random", "raster"])
 def test_holistic_tokens_come_first(name: str, order: str) -> None:
     net = MASKED[name]()
-    sampler = ParallelSampler.suited(net, {"steps": 6, "order": order, "guidance": 2.0, "holistic_steps": 2})
+    sampler = ParallelSampler.suited(net, {"steps": 6, "order": order, "guidance": 2.0, "global_steps": 2})
     counts = []
     for step in sampler(net, torch.tensor([0, 1]), noise=sampler.draw(net, [1, 2])):
         counts.append([int(step.known[0, :5].sum()), int(step.known[0, 5:].sum())])
@@ -291,10 +291,10 @@ def test_steps_of_the_phases() -> None:
     ):
         with pytest.raises(MgenError, match=words):
             ParallelSampler(**{"steps": 8, **settings}).check(net)
-    with pytest.raises(MgenError, match="draws no holistic tokens"):
-        ParallelSampler(steps=8, holistic_steps=2).check(tiny_generator(side=4))
+    with pytest.raises(MgenError, match="draws no global tokens"):
+        ParallelSampler(steps=8, global_steps=2).check(tiny_generator(side=4))
     with pytest.raises(MgenError, match="from 1 to steps − 1, 7"):
-        ParallelSampler(steps=8, holistic_steps=8)
+        ParallelSampler(steps=8, global_steps=8)
 
 
 def test_a_listed_order_keeps_its_order_within_each_part() -> None:
@@ -311,7 +311,7 @@ def test_every_saving_draws_the_same_ids(kind: str) -> None:
     net = tiny(**KINDS[kind])
     for batch in (2, 1):  # weights are laid out by columns for two rows, not for four
         rows = savings(net, ParallelSampler.suited(net, {"guidance": 2.0}), batch_size=batch, repeats=1)
-        assert len(rows) == (5 if kind == "holistic" else 4) + (batch == 1)
+        assert len(rows) == (5 if kind == "global_tokens" else 4) + (batch == 1)
         assert all(row["difference"] == 0 for row in rows)
 
 
@@ -320,14 +320,14 @@ def test_editing_draws_holistic_tokens_anew_and_needs_a_masked_generator() -> No
     tokenizer = HitaTokenizer(
         **{**HitaTokenizer.SIZES["fmnist-8"], "holistic": 5, "codes": 16, "holistic_codes": 16}
     ).eval()
-    masked = tiny_generator(side=8, holistic=5, codes=16)
+    masked = tiny_generator(side=8, global_tokens=5, codes=16)
     pipe = MaskedPipeline(tokenizer=tokenizer, generator=masked, sampler=ParallelSampler.suited(masked, {"steps": 4}))
     image = torch.randint(256, (1, 32, 32), dtype=torch.uint8)
     mask = torch.zeros(32, 32, dtype=torch.bool)
     mask[:, :16] = True
     drawn = edit(pipe, image, mask, [0, 1], progress=False)
     assert drawn.shape == (2, 1, 32, 32) and torch.equal(drawn[0][:, :, 16:], image[:, :, 16:])
-    one = tiny(side=8, holistic=5)
+    one = tiny(side=8, global_tokens=5)
     causal = MaskedPipeline(tokenizer=tokenizer, generator=one, sampler=ParallelSampler.suited(one))
     with pytest.raises(MgenError, match="a masked generator, such as MaskGIT"):
         edit(causal, image, mask, [0], progress=False)
@@ -339,7 +339,7 @@ def test_editing_draws_holistic_tokens_anew_and_needs_a_masked_generator() -> No
 def test_weights_laid_out_for_few_rows_are_the_same_function(tmp_path: Path) -> None:
     net = tiny(codes=64)
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    tokens, label = torch.randint(net.spec.vocab, (2, net.spec.length)), torch.tensor([0, 1])
+    tokens, label = torch.randint(net.spec.vocab_size, (2, net.spec.length)), torch.tensor([0, 1])
     known = torch.ones(2, net.spec.length, dtype=torch.bool)
     with torch.inference_mode():
         plain = net.context(tokens, known, label)

@@ -94,7 +94,7 @@ def vision_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_last_tokens_cannot_reach_the_image() -> None:
     net = tiny_hita()
     ids = net.encode(pictures())
-    assert ids.shape == (2, net.spec.length) and net.spec.holistic == 6 and net.spec.grid == (8, 8)
+    assert ids.shape == (2, net.spec.length) and net.spec.global_tokens == 6 and net.spec.grid == (8, 8)
     image = net.decode(ids)
 
     def changed(place: int) -> Tensor:
@@ -165,7 +165,7 @@ def test_settings_that_cannot_be() -> None:
         with pytest.raises(MgenError, match=text):
             tiny_hita(**settings)
     net = tiny_hita(codes=16)
-    assert net.spec.vocab == 32
+    assert net.spec.vocab_size == 32
     with pytest.raises(MgenError, match="below 16"):
         net.decode(torch.full((1, 70), 20))
 
@@ -173,12 +173,12 @@ def test_settings_that_cannot_be() -> None:
 def test_small_sizes_have_as_many_tokens_as_the_plain_tokenizer() -> None:
     hita = build_model({"class": "HitaTokenizer", "size": "fmnist"}).spec
     plain = build_model({"class": "LlamaGenVQ", "size": "fmnist"}).spec
-    assert (hita.length, hita.holistic, hita.vocab) == (plain.length, 48, plain.vocab) == (64, 48, 512)
+    assert (hita.length, hita.global_tokens, hita.vocab_size) == (plain.length, 48, plain.vocab_size) == (64, 48, 512)
     assert build_model({"class": "HitaTokenizer", "size": "fmnist-8"}).spec.length == 80
 
 
 def test_ids_of_the_two_codebooks_are_counted_apart() -> None:
-    metrics = id_metrics(count_ids(torch.tensor([[0, 1, 2, 3, 0, 0]]), 8, holistic=4), "codebooks")
+    metrics = id_metrics(count_ids(torch.tensor([[0, 1, 2, 3, 0, 0]]), 8, global_tokens=4), "codebooks")
     assert metrics["ids used of 8, mean over 2 codebooks"] == 2.5
     assert metrics["entropy of the ids in bits, mean over 2 codebooks"] == pytest.approx(1.0)
 
@@ -337,7 +337,7 @@ def test_style_of_another_image(tmp_path: Path, vision_file: Path, capsys: pytes
     assert not torch.equal(restyle(net, content, content), restyle(net, content, style))
     for arguments, words in (
         ([*base, "--model", str(tmp_path / "hita")], "--vision-weights"),
-        (base, "makes no holistic tokens"),
+        (base, "makes no global tokens"),
         ([*line, "--class", "bag"], "--class"),
         ([*line, "--box", "0,0,4,4"], "not allowed with"),
     ):

@@ -103,16 +103,16 @@ def test_what_was_known_before_is_a_part_of_what_is_known_now() -> None:
 
 def test_masks_of_holistic_tokens_are_those_of_the_two_phases() -> None:
     torch.manual_seed(0)
-    net = MaskGIT(side=4, holistic=9, codes=16, dim=16, depth=2, heads=2, num_classes=3)
+    net = MaskGIT(side=4, global_tokens=9, codes=16, dim=16, depth=2, heads=2, num_classes=3)
     objective = GeneratorObjective(net, DataConfig(kind="cache"), GeneratorObjectiveConfig())
     known = objective.draw(400, torch.Generator().manual_seed(0))["known"]
     whole, grid = known[:, :9].all(1), known[:, 9:]
     assert 160 < int(whole.sum()) < 240
-    assert not grid[~whole].any(), "the grid is drawn after the holistic tokens"
+    assert not grid[~whole].any(), "the grid is drawn after the global tokens"
     masked = (~grid[whole]).sum(1)
     assert masked.min() >= 1 and len(masked.unique()) > 8
     assert len((~known[~whole, :9]).sum(1).unique()) == 9
-    together = GeneratorObjectiveConfig(mask=MaskConfig(holistic=None))
+    together = GeneratorObjectiveConfig(mask=MaskConfig(global_share=None))
     mixed = GeneratorObjective(net, DataConfig(kind="cache"), together).draw(400, torch.Generator().manual_seed(0))
     assert (mixed["known"][:, :9].any(1) & mixed["known"][:, 9:].any(1) & ~mixed["known"][:, :9].all(1)).any()
     with pytest.raises(MgenError, match="visible is 9"):
@@ -122,7 +122,7 @@ def test_masks_of_holistic_tokens_are_those_of_the_two_phases() -> None:
 
 def test_masked_losses_weigh_holistic_tokens_and_the_grid_alike() -> None:
     torch.manual_seed(0)
-    net = MaskGIT(side=4, holistic=9, codes=16, dim=16, depth=2, heads=2, num_classes=3).eval()
+    net = MaskGIT(side=4, global_tokens=9, codes=16, dim=16, depth=2, heads=2, num_classes=3).eval()
     tokens, condition = torch.randint(16, (2, 25)), torch.tensor([0, 2])
     known = torch.zeros(2, 25, dtype=torch.bool)
     losses, _ = net(tokens, condition, known)

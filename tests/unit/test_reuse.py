@@ -28,13 +28,13 @@ MADE = {
     "MAR": lambda: tiny_mar(side=4),
     "MAR over channels": lambda: tiny_mar(side=4, head_kind="channels", levels=8, head_heads=2),
     "MaskGIT, windows": lambda: tiny_generator(side=8, codes=16, shuffle=2),
-    "MaskGIT, holistic": lambda: tiny_generator(side=3, holistic=7, codes=16),
+    "MaskGIT, global_tokens": lambda: tiny_generator(side=3, global_tokens=7, codes=16),
     "MAGE, windows": lambda: MAGE(codes=16, shuffle=2, **HALVES, **{**SHARED, "side": 8}),
     "ENAT, windows": lambda: ENAT(
         codes=16, dim=32, encoder_depth=2, decoder_depth=2, heads=2, shuffle=2, **{**SHARED, "side": 8}
     ),
     "MAR, windows": lambda: tiny_mar(side=8, shuffle=2),
-    "MAR, holistic": lambda: tiny_mar(side=3, holistic=7, head_kind="categorical", codes=16),
+    "MAR, global_tokens": lambda: tiny_mar(side=3, global_tokens=7, head_kind="categorical", codes=16),
     "HiMAR": lambda: tiny_himar(side=4, pivot_side=2),
     "HiMAR, MLP head": lambda: tiny_himar(side=4, pivot_side=2, head_kind="mlp"),
     "HiMAR, ids": lambda: tiny_himar(side=4, pivot_side=2, head_kind="categorical", codes=16),
@@ -64,7 +64,7 @@ def random_tokens(net: Any, count: int) -> Tensor:
     shape = (count, *net.unit_spec.shape)
     if net.spec.kind == "vector":
         return torch.randn(shape, generator=rng)
-    return torch.randint(net.spec.vocab, shape, generator=rng)
+    return torch.randint(net.spec.vocab_size, shape, generator=rng)
 
 
 @torch.inference_mode()
@@ -153,7 +153,7 @@ def test_every_policy_is_legal(net: Any, policy: dict[str, Any]) -> None:
         tokens, known = random_tokens(net, 3), given.expand(3, -1)
         *masks, end = draw(net, sampler, [5, 6, 7], tokens=tokens, known=known)
         counts = sampler.counts(unknown=LENGTH - 2, length=LENGTH)
-        if net.unit_spec.holistic:  # 7 of them, one of which is given: they come first
+        if net.unit_spec.global_tokens:  # 7 of them, one of which is given: they come first
             first, second = sampler.phases(LENGTH, 7)
             counts = [*(left + 8 for left in first.left(6)), *second.left(8)]
         before = known
@@ -198,7 +198,7 @@ def test_evaluations_and_memory_are_what_the_policy_says(net: Any, local: int) -
 
     sampler = sampler_for(net, reuse={"local": local, "full_first": 2})
     list(sampler(StandIn(net, context=context, local=near), torch.tensor([0]), noise=sampler.draw(net, [1])))
-    planned, border = [], sampler.phases(LENGTH, net.unit_spec.holistic)[0].steps
+    planned, border = [], sampler.phases(LENGTH, net.unit_spec.global_tokens)[0].steps
     groups = [([t for t in g if t < border], [t for t in g if t >= border]) for g in sampler.groups()]
     for group in (part for pair in groups for part in pair if part):  # no group holds steps of two phases
         planned += ["stored" if len(group) > 1 else "plain"] + ["local"] * (len(group) - 1)
@@ -298,7 +298,7 @@ def test_revising_keeps_given_tokens_and_ends_with_codes() -> None:
     tokens, known = random_tokens(net, 2), torch.zeros(2, LENGTH, dtype=torch.bool)
     known[:, 3:6] = True
     end = draw(net, sampler, [1, 2], tokens=tokens, known=known)[-1]
-    assert torch.equal(end[known], tokens[known]) and int(end.max()) < net.spec.vocab
+    assert torch.equal(end[known], tokens[known]) and int(end.max()) < net.spec.vocab_size
 
 
 def test_every_trunk_is_here() -> None:
@@ -322,7 +322,7 @@ def test_row_by_row_groups_leave_given_tokens_alone() -> None:
 
 def test_null_rows_stay_fresh_when_guidance_goes_off_and_on_within_a_group(net: Any) -> None:
     """With the latest rows alone refreshed, an unguided step must not leave the null rows behind that a guided one reads."""
-    if net.null_class is None or net.unit_spec.holistic:
+    if net.null_class is None or net.unit_spec.global_tokens:
         pytest.skip("no guidance, or no group of four steps")
     net = net.second() if net.staged else net
     seen: list[int] = []

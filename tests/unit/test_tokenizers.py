@@ -69,7 +69,7 @@ def test_training_on_images_sees_the_ids_of_fp32() -> None:
 def test_encode_and_decode_shapes() -> None:
     tokenizer = tiny_tokenizer()
     ids = tokenizer.encode(torch.rand(2, 1, 32, 32) * 2 - 1)
-    assert ids.shape == (2, tokenizer.spec.length) and ids.max() < tokenizer.spec.vocab
+    assert ids.shape == (2, tokenizer.spec.length) and ids.max() < tokenizer.spec.vocab_size
     assert tokenizer.decode(ids).shape == (2, 1, 32, 32)
     wide = tokenizer.encode(torch.rand(1, 1, 16, 32))
     assert tokenizer.decode(wide, grid=(4, 8)).shape == (1, 1, 16, 32)

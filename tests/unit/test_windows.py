@@ -43,7 +43,7 @@ def tokens_of(net: Any, count: int = 2) -> Tensor:
     rng, spec = torch.Generator().manual_seed(5), net.spec
     if spec.kind == "vector":
         return torch.randn(count, *spec.shape, generator=rng)
-    return torch.randint(spec.vocab, (count, *spec.shape), generator=rng)
+    return torch.randint(spec.vocab_size, (count, *spec.shape), generator=rng)
 
 
 def run(net: Any, **settings: Any) -> Any:
@@ -244,13 +244,13 @@ def test_half_linear_guidance() -> None:
 def test_bad_windows_are_refused() -> None:
     cases: list[tuple[Any, dict[str, Any], str]] = [
         ("MaskGIT", {"shuffle": 3}, "divides the token grid of 4×4"),
-        ("MaskGIT", {"shuffle": 2, "holistic": 4}, "neither with holistic tokens"),
+        ("MaskGIT", {"shuffle": 2, "global_tokens": 4}, "neither with global tokens"),
         ("MaskGIT", {"shuffle": 2, "mask_unit": "row"}, "mask_unit"),
         ("ENAT", {"shuffle": 2, "mask_unit": "token"}, "use mask_unit window"),
         ("MAGE", {"shuffle": 2, "mask_unit": "token"}, "use mask_unit window"),
         ("MAR", {"shuffle": 2, "mask_unit": "token"}, "use mask_unit window"),
-        ("MAR", {"holistic": 4}, "holistic tokens are ids"),
-        ("CausalGenerator", {"shuffle": 2, "holistic": 4}, "have no place in it"),
+        ("MAR", {"global_tokens": 4}, "global tokens are ids"),
+        ("CausalGenerator", {"shuffle": 2, "global_tokens": 4}, "have no place in it"),
     ]
     for name, settings, words in cases:
         with pytest.raises(MgenError, match=words):

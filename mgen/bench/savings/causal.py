@@ -93,16 +93,16 @@ def spread(generator: Any) -> None:
 def rows(table: Comparison, generator: Any, sampler: Any, batch_size: int, dtype: str = "fp32") -> None:
     """Add a row for each saving at one token in the middle of the sequence, and one for a complete run."""
     spec = generator.unit_spec
-    middle, guided = spec.length // 2, any(sampler.guided(spec.length, spec.holistic))
+    middle, guided = spec.length // 2, any(sampler.guided(spec.length, spec.global_tokens))
     rng = torch.Generator().manual_seed(0)
-    tokens = torch.randint(spec.vocab, (batch_size, *spec.shape), generator=rng).to(table.device)
+    tokens = torch.randint(spec.vocab_size, (batch_size, *spec.shape), generator=rng).to(table.device)
     label = torch.arange(batch_size, device=table.device) % generator.num_classes
     if guided:
         tokens, label = torch.cat([tokens, tokens]), torch.cat([label, torch.full_like(label, generator.null_class)])
     known = torch.zeros(tokens.shape[:2], dtype=torch.bool, device=table.device)
     noise = torch.full((batch_size, 1, *spec.shape[1:]), 0.5, device=table.device)
     plan: dict[str, Any] = {"plan": generator.head.plan(sampler.config.head or {}), "guidance": 2.0 if guided else None}
-    if spec.holistic:
+    if spec.global_tokens:
         plan["part"] = 1
 
     def one(net: Any) -> Callable[[], Tensor]:
@@ -128,7 +128,7 @@ def rows(table: Comparison, generator: Any, sampler: Any, batch_size: int, dtype
     if not all(weight.is_contiguous() for weight in arranged.parameters()):
         columns = PlainCausal(arranged, guided=guided, together=True)
         table.add(f"{words}: both in one pass, weights by columns", plain, one(columns))
-    if spec.holistic:
+    if spec.global_tokens:
         own = PlainCausal(generator, guided=guided, own=True)
         table.add(f"{words}: head of the token's part alone", plain, one(own))
     table.add(f"{words}: all of these", plain, one(arranged))
