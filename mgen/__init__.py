@@ -12,14 +12,9 @@ if TYPE_CHECKING:
     from diffusers import ModelMixin, SchedulerMixin
 
     from mgen.evaluation.cnn import FashionCNN
-    from mgen.generators.bert import MaskGITBert
-    from mgen.generators.causal import CausalGenerator
-    from mgen.generators.enat import ENAT
-    from mgen.generators.halton import HaltonMaskGIT
-    from mgen.generators.himar import HiMAR
-    from mgen.generators.mage import MAGE
-    from mgen.generators.mar import MAR
-    from mgen.generators.maskgit import MaskGIT
+    from mgen.generators.cascade import Cascade
+    from mgen.generators.generator import Generator
+    from mgen.generators.presets import create_model, list_models
     from mgen.pipelines.pipeline import MaskedPipeline, load
     from mgen.samplers.parallel import ParallelSampler
     from mgen.tokenizers.bridge import QuantizedKL
@@ -35,18 +30,12 @@ __version__ = "0.1.0"
 # Public name → module that defines it. Saved pipelines name their parts "mgen.<Class>"; diffusers then looks for the base
 # classes ModelMixin and SchedulerMixin here too.
 _WHERE = {
-    "CausalGenerator": "mgen.generators.causal",
-    "ENAT": "mgen.generators.enat",
+    "Cascade": "mgen.generators.cascade",
     "FashionCNN": "mgen.evaluation.cnn",
-    "HaltonMaskGIT": "mgen.generators.halton",
-    "HiMAR": "mgen.generators.himar",
+    "Generator": "mgen.generators.generator",
     "HitaTokenizer": "mgen.tokenizers.hita",
     "KLTokenizer": "mgen.tokenizers.kl",
     "LlamaGenVQ": "mgen.tokenizers.llamagen",
-    "MAGE": "mgen.generators.mage",
-    "MAR": "mgen.generators.mar",
-    "MaskGIT": "mgen.generators.maskgit",
-    "MaskGITBert": "mgen.generators.bert",
     "MaskedPipeline": "mgen.pipelines.pipeline",
     "MgenError": "mgen.utils.errors",
     "ModelMixin": "diffusers",
@@ -55,39 +44,18 @@ _WHERE = {
     "SchedulerMixin": "diffusers",
     "TokenSpec": "mgen.tokens",
     "VQGAN": "mgen.tokenizers.vqgan",
+    "create_model": "mgen.generators.presets",
+    "list_models": "mgen.generators.presets",
     "load": "mgen.pipelines.pipeline",
 }
-# Classes that a training configuration may name.
-MODELS = (
-    "CausalGenerator",
-    "ENAT",
-    "FashionCNN",
-    "HaltonMaskGIT",
-    "HiMAR",
-    "HitaTokenizer",
-    "KLTokenizer",
-    "LlamaGenVQ",
-    "MAGE",
-    "MAR",
-    "MaskGIT",
-    "MaskGITBert",
-    "QuantizedKL",
-    "VQGAN",
-)
 
 __all__ = [
-    "CausalGenerator",
-    "ENAT",
+    "Cascade",
     "FashionCNN",
-    "HaltonMaskGIT",
-    "HiMAR",
+    "Generator",
     "HitaTokenizer",
     "KLTokenizer",
     "LlamaGenVQ",
-    "MAGE",
-    "MAR",
-    "MaskGIT",
-    "MaskGITBert",
     "MaskedPipeline",
     "MgenError",
     "ModelMixin",
@@ -96,6 +64,8 @@ __all__ = [
     "SchedulerMixin",
     "TokenSpec",
     "VQGAN",
+    "create_model",
+    "list_models",
     "load",
 ]
 

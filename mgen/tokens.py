@@ -1,11 +1,26 @@
-"""TokenSpec: what a tokenizer makes and a generator eats."""
+"""TokenSpec: the token format a tokenizer and a generator share."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
 
+from mgen.utils.config import build
 from mgen.utils.errors import MgenError
+
+
+@dataclass(frozen=True, kw_only=True)
+class LevelSpec:
+    """Which numbers the ids of quantized tokens stand for (see mgen.nn.levels): form, range and span of the levels."""
+
+    form: str = "published"
+    low: float = -5.0
+    high: float = 5.0
+    span: float = 3.0
+
+    def __str__(self) -> str:
+        return f"{self.form} in [{self.low:g}, {self.high:g}]" + (f", span {self.span:g}" if self.form == "published" else "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +34,7 @@ class TokenSpec:
         vocab_size: number of ids (kinds "index" and "multi-index"), else None.
         channels: numbers per position (1 for "index").
         scale: factor that brought latents to unit variance ("vector" and "multi-index"; None: not known), 1.0 for "index".
-        levels: of "multi-index", which numbers the ids stand for, in the words of `mgen.nn.levels.describe`; None: not said.
+        levels: of "multi-index", which numbers the ids stand for; None: unknown.
         global_tokens: so many positions, the first ones, describe the image as a whole and have no place in it (Hita,
             arXiv 2507.02358); the others make the grid, and their ids are those of a codebook of their own.
     """
@@ -30,7 +45,7 @@ class TokenSpec:
     vocab_size: int | None = None
     channels: int = 1
     scale: float | None = 1.0
-    levels: str | None = None
+    levels: LevelSpec | None = None
     global_tokens: int = 0
 
     @property
@@ -43,14 +58,24 @@ class TokenSpec:
         """Of its tokens: int64 for ids, float32 for vectors."""
         return torch.float32 if self.kind == "vector" else torch.int64
 
+    @property
+    def side(self) -> int:
+        """Rows of a square grid; MgenError for other tokens."""
+        if self.grid is None or self.grid[0] != self.grid[1]:
+            raise MgenError(f"a square token grid is needed, this one is {self.grid}")
+        return self.grid[0]
+
     def to_dict(self) -> dict[str, Any]:
-        # `levels` and `global_tokens` came later: files of other kinds stay as they are.
-        return {k: v for k, v in asdict(self).items() if k not in ("levels", "global_tokens") or v}
+        """As written to JSON, without what has its default."""
+        return {k: list(v) if k == "grid" and v else v for k, v in asdict(self).items() if v != getattr(DEFAULTS, k)} | {
+            "kind": self.kind,
+            "length": self.length,
+        }
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> "TokenSpec":
-        grid = data.get("grid")
-        return cls(**{**data, "grid": tuple(grid) if grid is not None else None})
+    def from_dict(cls, data: Mapping[str, Any]) -> "TokenSpec":
+        """From a mapping of a file; MgenError for an unknown key, a missing one or a value of the wrong type."""
+        return build(cls, dict(data), "tokens.")
 
     def require(self, other: "TokenSpec", *, by: str) -> None:
         """Raise MgenError unless these tokens of a tokenizer are the tokens `other` that a generator `by` takes."""
@@ -68,7 +93,7 @@ class TokenSpec:
                 "the tokenizer has no scale: measure it with mgen cache --data DATA --tokenizer DIR --measure-scale 2000, and set "
                 "it as `scale` in its config.json or when converting"
             )
-        if self.levels and other.levels and self.levels != other.levels:
+        if self.levels and other.levels and str(self.levels) != str(other.levels):
             raise MgenError(
                 f"{by} was trained on levels {other.levels}, the tokenizer has {self.levels}: the same ids stand for other numbers; "
                 "make the tokenizer again with those levels (mgen convert quantize)"
@@ -88,3 +113,6 @@ class TokenSpec:
         }
         words = f"{self.length} tokens of " + each.get(self.kind, f"{self.vocab_size} ids")
         return words + (f", the first {self.global_tokens} global" if self.global_tokens else "")
+
+
+DEFAULTS = TokenSpec(kind="index", length=0)

@@ -16,9 +16,9 @@ from diffusers import ModelMixin  # noqa: F401  (diffusers looks the base class 
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
-from mgen.nn.levels import check_range, dequantize, describe, gaussian_levels, quantize
+from mgen.nn.levels import check_range, dequantize, gaussian_levels, quantize
 from mgen.tokenizers.kl import KLTokenizer
-from mgen.tokens import TokenSpec
+from mgen.tokens import LevelSpec, TokenSpec
 from mgen.utils.errors import MgenError
 from mgen.utils.modeling import Model, check_keys, constructor_keys, public
 
@@ -89,7 +89,7 @@ class QuantizedKL(Model):
             vocab_size=c.levels,
             channels=own.latent_channels * own.patch**2,
             scale=own.scale,
-            levels=describe(form=c.form, **self._range()),
+            levels=LevelSpec(form=c.form, **self._range()),
         )
 
     def _range(self) -> dict[str, float]:

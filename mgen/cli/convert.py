@@ -18,9 +18,9 @@ EXAMPLES = """  mgen convert maskgit-vqgan vqgan_jax_strongaug.ckpt --out models
   mgen convert diffusers-vae sd-vae-ft-mse/ --out models/sd-vae image_size=256 patch=2
   mgen convert quantize models/kl16 --out models/kl16-64 levels=64 low=-5 high=5 channel_order=published       for TokenBridge
   mgen convert quantize runs/kl/model --out models/kl-100 levels=100 form=clean low=-4.6 high=4.6 channel_order=[2,0,1,3]
-  mgen convert shuffle runs/fmnist-maskgit/model --out models/windows shuffle=2      for Token-Shuffle, to be trained on with init:
+  mgen convert shuffle runs/fmnist-maskgit/model --out models/windows side=2      for Token-Shuffle, to be trained on with init:
   mgen convert pipeline runs/mine/model --tokenizer models/vqgan --out models/mine       join saved parts
-  mgen convert maskgit my.pth --out models/mine heads=12        what shapes cannot tell, where it differs from the published model
+  mgen convert maskgit my.pth --out models/mine trunk.heads=12        what shapes cannot tell, where it differs from the published model
 
 With --tokenizer (or one in the same file) the result is a pipeline that `mgen sample --model DIR` takes; without, the model alone.
 The levels of `quantize` are compared by mgen eval … --levels, its channel_order is printed by mgen cache … --measure-order.
@@ -45,7 +45,7 @@ def command(argv: Sequence[str] | None = None) -> int:
         metavar="FILE",
         help="the official file; for `pipeline`, `quantize` and `shuffle`, a saved generator or tokenizer",
     )
-    parser.add_argument("settings", nargs="*", metavar="key=value", help="constructor arguments the shapes cannot tell")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="what the shapes cannot tell, such as trunk.heads=12 or side=24")
     parser.add_argument("--out", required=True, metavar="DIR")
     parser.add_argument(
         "--tokenizer", metavar="FILE|DIR", help="official tokenizer file or converted folder: makes a pipeline"
@@ -143,9 +143,9 @@ def windowed(source: str, settings: dict[str, Any]) -> tuple[Any, str]:
     try:
         made, share = shuffled(found, **settings)
     except TypeError as error:
-        raise MgenError(f"settings {settings} do not fit: give shuffle=2, and shuffle_blocks or mask_unit") from error
+        raise MgenError(f"settings {settings} do not fit: give side=2, and unit=window or token, blocks=N") from error
     return made, (
-        f"{type(made).__name__} of {source} with windows of {made.config.shuffle}×{made.config.shuffle}: {made.unit_spec.sizes()}\n"
+        f"{source} with windows of {made.config['windows']['side']}×{made.config['windows']['side']}: {made.units.sizes()}\n"
         f"  note: its pair keeps {share:.1%} of the variance of the embeddings; train it on: mgen train --config … init=THIS"
     )
 
@@ -169,7 +169,7 @@ def pipeline(generator: Any, tokenizer: str, recipe: str | None) -> tuple[Any, s
         made = load_tokenizer(tokenizer)
     made = quantized_for(generator, made)
     # The convolutions serve any size; this generator's grid says which.
-    made.register_to_config(image_size=made.factor * generator.config.side)
+    made.register_to_config(image_size=made.factor * generator.tokens.side)
     sampler = ParallelSampler.suited(generator, *(recipe_settings(recipe) if recipe else ()))
     sampler.check(generator)
     return MaskedPipeline(tokenizer=made, generator=generator, sampler=sampler), report, names

@@ -25,8 +25,10 @@ from mgen.convert import (
     tokenbridge,
 )
 from mgen.convert.reading import Renamed, State, read_weights
+from mgen.generators import Cascade, Generator
+from mgen.generators.presets import model_name, override
 from mgen.utils.errors import MgenError, check_choice
-from mgen.utils.modeling import Model, check_keys, constructor_keys
+from mgen.utils.modeling import Model, check_keys
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,11 +36,11 @@ class Format:
     """How one official layout is read.
 
     Attributes:
-        model: name of our class. about: one line for help texts.
-        config: shapes → constructor arguments, as far as shapes tell; the rest are the published values.
+        model: name of our class. about: one line for help texts. trunk: of a generator, the type of its trunk.
+        config: shapes → configuration, as far as shapes tell; the rest are the published values.
         notes: final arguments → lines that the user should read.
         locate: path as given → the file of the weights. beside: that file → arguments from a file next to it.
-        rename: official state → ours, with what became of every name; it may take constructor arguments by keyword.
+        rename: official state → ours, with what became of every name; it may take the final configuration as `config`.
         tokenizer: of a generator, the format of the tokenizer it was published with.
         tokenizer_inside: how the names of that tokenizer begin, where the generator's file holds it too.
         keys: where a torch file holds the weights, the first that is there; raw_keys: its weights without EMA.
@@ -47,6 +49,7 @@ class Format:
 
     model: str
     about: str
+    trunk: str | None = None
     config: Callable[[State], dict[str, Any]]
     rename: Callable[..., Renamed]
     keys: tuple[str, ...] = ("state_dict", "model")
@@ -76,7 +79,8 @@ FORMATS = {
         beside=kl.diffusers_config,
     ),
     "enat": Format(
-        model="ENAT",
+        model="Generator",
+        trunk="enat",
         about="ENAT-L, nnet_ema.pth and nnet_ema_512.pth",
         config=enat.config,
         notes=enat.notes,
@@ -84,7 +88,8 @@ FORMATS = {
         tokenizer="maskgit-vqgan",
     ),
     "halton": Format(
-        model="HaltonMaskGIT",
+        model="Generator",
+        trunk="adaln",
         about="Halton-MaskGIT, ImageNet_{256,384}_{tiny,small,base,large}.pth",
         config=halton.config,
         notes=halton.notes,
@@ -93,7 +98,8 @@ FORMATS = {
         tokenizer="llamagen-vq",
     ),
     "himar": Format(
-        model="HiMAR",
+        model="Cascade",
+        trunk="mae-two-stage",
         about="Hi-MAR-B/L/H, checkpoint-last.pth (EMA weights; --raw for the others)",
         config=himar.config,
         notes=himar.notes,
@@ -112,7 +118,8 @@ FORMATS = {
         raw_keys=("model", "state_dict"),
     ),
     "hita-gpt": Format(
-        model="CausalGenerator",
+        model="Generator",
+        trunk="causal",
         about="generators of Hita, GPT-{B,L,XL,XXL,2B}-{50,100,250,300}e.pt (EMA weights; --raw for the others)",
         config=causal.config,
         notes=causal.notes,
@@ -122,7 +129,8 @@ FORMATS = {
         tokenizer="hita",
     ),
     "llamagen": Format(
-        model="CausalGenerator",
+        model="Generator",
+        trunk="causal",
         about="generators of LlamaGen, c2i_{B,L,XL,XXL,3B}_{256,384}.pt",
         config=causal.config,
         notes=causal.notes,
@@ -138,7 +146,8 @@ FORMATS = {
         keys=("model", "state_dict"),
     ),
     "mage": Format(
-        model="MAGE",
+        model="Generator",
+        trunk="mage",
         about="MAGE-B/L pre-trained, mage-vitb-1600.pth; its VQGAN is in the same file",
         config=mage.config,
         notes=mage.notes,
@@ -148,7 +157,8 @@ FORMATS = {
         tokenizer_inside="vqgan.",
     ),
     "mar": Format(
-        model="MAR",
+        model="Generator",
+        trunk="mae",
         about="MAR-B/L/H, checkpoint-last.pth (EMA weights; --raw for the others) or a flat safetensors mirror",
         config=mar.config,
         notes=mar.notes,
@@ -158,14 +168,16 @@ FORMATS = {
         tokenizer="kl16",
     ),
     "maskgit": Format(
-        model="MaskGIT",
+        model="Generator",
+        trunk="uvit",
         about="AutoNAT / MaskGIT-r U-ViT, nnet_ema.pth",
         config=maskgit.config,
         rename=maskgit.rename,
         tokenizer="maskgit-vqgan",
     ),
     "maskgit-jax": Format(
-        model="MaskGITBert",
+        model="Generator",
+        trunk="bert",
         about="google-research/maskgit transformer, maskgit_imagenet256_checkpoint (flax msgpack)",
         config=maskgit_jax.transformer_config,
         rename=maskgit_jax.transformer,
@@ -178,7 +190,8 @@ FORMATS = {
         rename=maskgit_vqgan.rename,
     ),
     "tokenbridge": Format(
-        model="MAR",
+        model="Generator",
+        trunk="mae",
         about="TokenBridge-L/H, checkpoint-last.pth (EMA weights; --raw for the others)",
         config=tokenbridge.config,
         notes=tokenbridge.notes,
@@ -214,15 +227,15 @@ class Conversion:
         return "\n".join(f"{official} -> {ours}" for official, ours in self.mapped.items())
 
 
-def tokenizer_format(generator: Model) -> str:
-    """The format of the tokenizer that generators of this class were published with."""
-    name = type(generator).__name__
-    found = {layout.model: layout.tokenizer for layout in FORMATS.values() if layout.tokenizer}
-    if name in found and generator.spec.global_tokens:  # type: ignore[union-attr]
+def tokenizer_format(generator: Generator | Cascade) -> str:
+    """The format of the tokenizer that generators of this kind were published with."""
+    if generator.tokens.global_tokens:
         return "hita"
-    if name not in found:
-        raise MgenError(f"no official tokenizer is known for {name}: convert one and give its folder")
-    return found[name]
+    trunk = generator.config["trunk"]["type"]
+    found = {layout.trunk: layout.tokenizer for layout in FORMATS.values() if layout.tokenizer != "hita"}
+    if not (name := found.get(trunk)):
+        raise MgenError(f"no official tokenizer is known for trunk {trunk!r}: convert one and give its folder")
+    return name
 
 
 def convert(format_name: str, path: str | Path, *, raw: bool = False, **settings: Any) -> Conversion:
@@ -231,7 +244,8 @@ def convert(format_name: str, path: str | Path, *, raw: bool = False, **settings
     Args:
         format_name: a key of FORMATS. path: the official file.
         raw: take the weights without EMA from a file that holds both.
-        settings: constructor arguments that shapes cannot tell and that differ from the published ones.
+        settings: what shapes cannot tell and that differs from the published values: of a generator sections of its configuration,
+            such as trunk={"heads": 12}, or side=24 for the token grid; of a tokenizer constructor arguments.
 
     Raises:
         MgenError: unreadable file, or any name or shape that is left over, missing or different.
@@ -251,11 +265,12 @@ def convert(format_name: str, path: str | Path, *, raw: bool = False, **settings
     if layout.raw_keys and not raw and taken in layout.raw_keys:
         notes.append(f"no EMA weights ({layout.keys[0]!r}) in the file")
     cls = getattr(mgen, layout.model)
-    check_keys(settings, constructor_keys(cls), "")
+    check_keys(settings, cls.config_keys() | ({"side"} if layout.trunk else set()), "")
     try:
-        config = {**layout.config(official), **(layout.beside(path) if layout.beside else {}), **settings}
-        options = {k: v for k, v in settings.items() if k in inspect.signature(layout.rename).parameters}
-        renamed = layout.rename(official, **options)
+        found = {**layout.config(official), **(layout.beside(path) if layout.beside else {})}
+        config = override(found, _with_side(settings, found)) if layout.trunk else {**found, **settings}
+        takes_config = "config" in inspect.signature(layout.rename).parameters
+        renamed = layout.rename(official, config=config) if takes_config else layout.rename(official)
     except MgenError:
         raise
     except KeyError as error:
@@ -263,10 +278,13 @@ def convert(format_name: str, path: str | Path, *, raw: bool = False, **settings
     except (ValueError, IndexError, RuntimeError) as error:
         raise MgenError(f"{path} is not of format {format_name!r}: its names are those of another system") from error
     try:
-        model = cls(**config)
+        model = cls.from_config(config) if layout.trunk else cls(**config)
     except (TypeError, ValueError) as error:
         raise MgenError(f"{path} does not fit {layout.model} with {config}: {error}") from error
     _load_exactly(model, renamed.state, path)
+    if layout.trunk:
+        name = model_name(config)
+        notes.append(f"model: {name} (mgen zoo)" if name else "model: none of configs/models has these sizes")
     return Conversion(
         model=model.eval(),
         config=config,
@@ -274,6 +292,18 @@ def convert(format_name: str, path: str | Path, *, raw: bool = False, **settings
         ignored=renamed.ignored,
         notes=notes + renamed.notes + layout.notes(config),
     )
+
+
+def _with_side(settings: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    """Settings in which `side`, of a square token grid, stands as sections of the configuration."""
+    rest = {key: value for key, value in settings.items() if key != "side"}
+    if "side" not in settings:
+        return rest
+    side = settings["side"]
+    if "tokens" not in found or not isinstance(side, int) or side < 1:
+        raise MgenError(f"side is {side!r}: a whole number of at least 1 is needed, of a model with one token grid")
+    place = {"grid": [side, side], "length": side * side + found["tokens"].get("global_tokens", 0)}
+    return override(rest, {"tokens": {**rest.get("tokens", {}), **place}})
 
 
 def _buffers(layout: Format, path: Path) -> State:

@@ -4,16 +4,17 @@ import re
 from typing import Any
 
 from mgen.convert.reading import Renamed, State
+from mgen.convert.shapes import ids
 from mgen.utils.errors import MgenError
 
 PUBLISHED = {1024: (2, 16)}  # by width: decoder blocks, heads
 RULES = (
-    (r"^x_embedder\.word_embeddings\.", "token_embed.word."),
-    (r"^x_embedder\.position_embeddings\.", "token_embed.position."),
-    (r"^x_embedder\.LayerNorm\.", "token_embed.norm."),
-    (r"^y_embedder\.embedding_table\.", "class_embed."),
-    (r"^prev_proj\.norm\.", "carry_norm."),
-    (r"^prev_proj\.mlp\.", "carry_mlp."),
+    (r"^x_embedder\.word_embeddings\.", "embedder.table."),
+    (r"^x_embedder\.position_embeddings\.", "trunk.position."),
+    (r"^x_embedder\.LayerNorm\.", "trunk.token_norm."),
+    (r"^y_embedder\.embedding_table\.", "classes.vectors."),
+    (r"^prev_proj\.norm\.", "trunk.carry_norm."),
+    (r"^prev_proj\.mlp\.", "trunk.carry_mlp."),
     (r"\.attn\.q\.", ".q."),
     (r"\.attn\.kv\.A\.", ".kv_context."),
     (r"\.attn\.kv\.B\.", ".kv."),
@@ -22,40 +23,45 @@ RULES = (
     (r"^mlm_layer\.fc\.", "head.fc."),
     (r"^mlm_layer\.ln\.", "head.norm."),
     (r"^mlm_layer\.bias$", "head.bias"),
+    (r"^norm\.", "trunk.norm."),
 )
 
 
 def config(state: State) -> dict[str, Any]:
-    """Constructor arguments that the shapes tell; the split of the blocks and the heads are those of the published size."""
+    """The configuration as far as shapes tell it; the split of the blocks and the heads are those of the published size."""
     state = {name.removeprefix("module."): value for name, value in state.items()}
     rows, dim = state["x_embedder.word_embeddings.weight"].shape
     blocks = 1 + max(int(m[1]) for name in state if (m := re.match(r"blocks\.(\d+)\.", name)))
     decoder, heads = PUBLISHED.get(dim, (2, max(1, dim // 64)))
     return {
-        "side": round(state["x_embedder.position_embeddings.weight"].shape[0] ** 0.5),
-        "codes": rows - 1,
-        "dim": dim,
-        "encoder_depth": blocks - decoder,
-        "decoder_depth": decoder,
-        "heads": heads,
-        "num_classes": state["y_embedder.embedding_table.weight"].shape[0] - 1,  # the last row is the null class
+        "tokens": ids(round(state["x_embedder.position_embeddings.weight"].shape[0] ** 0.5), rows - 1),
+        "classes": {"count": state["y_embedder.embedding_table.weight"].shape[0] - 1},  # the last row is the null class
+        "trunk": {
+            "type": "enat",
+            "dim": dim,
+            "encoder_depth": blocks - decoder,
+            "decoder_depth": decoder,
+            "heads": heads,
+        },
+        "head": {"type": "categorical", "table": "tied-detached"},
     }
 
 
 def notes(config: dict[str, Any]) -> list[str]:
     """What a user should know of a conversion."""
-    if config["dim"] in PUBLISHED:
+    trunk = config["trunk"]
+    if trunk["dim"] in PUBLISHED:
         return []
     return [
-        f"heads={config['heads']}, {config['encoder_depth']} + {config['decoder_depth']} blocks: weights do not tell; give heads=N, "
-        "encoder_depth=N and decoder_depth=N if the model was trained otherwise"
+        f"trunk.heads={trunk['heads']}, {trunk['encoder_depth']} + {trunk['decoder_depth']} blocks: weights do not tell; give "
+        "trunk.heads=N, trunk.encoder_depth=N and trunk.decoder_depth=N if the model was trained otherwise"
     ]
 
 
-def rename(state: State, *, encoder_depth: int | None = None) -> Renamed:
-    """Our names: the blocks are one list in the file, the first `encoder_depth` of them are the encoder's."""
+def rename(state: State, config: dict[str, Any]) -> Renamed:
+    """Our names: the blocks are one list in the file, the first ones are the encoder's."""
     out = Renamed()
-    encoder = config(state)["encoder_depth"] if encoder_depth is None else encoder_depth
+    encoder = config["trunk"]["encoder_depth"]
     for name, value in state.items():
         new = name.removeprefix("module.")
         if new.startswith("prev_embedder."):
@@ -65,14 +71,15 @@ def rename(state: State, *, encoder_depth: int | None = None) -> Renamed:
             new = re.sub(pattern, ours, new)
         if m := re.match(r"blocks\.(\d+)\.(.*)", new):
             i = int(m[1])
-            new = f"encoder_blocks.{i}.{m[2]}" if i < encoder else f"decoder_blocks.{i - encoder}.{m[2]}"
+            half, number = ("encoder", i) if i < encoder else ("decoder", i - encoder)
+            new = f"trunk.{half}_blocks.{number}.{m[2]}"
         out.put(name, new, value.flatten() if new == "head.bias" else value)
     return out
 
 
 def official(name: str, encoder_depth: int) -> str:
     """The official name of one of our parameters."""
-    for part, first in (("encoder_blocks", 0), ("decoder_blocks", encoder_depth)):
+    for part, first in (("trunk.encoder_blocks", 0), ("trunk.decoder_blocks", encoder_depth)):
         if m := re.match(rf"{part}\.(\d+)\.(.*)", name):
             rest = m[2]
             for theirs, ours in (("attn.q.", "q."), ("attn.kv.A.", "kv_context."), ("attn.kv.B.", "kv.")):

@@ -6,54 +6,60 @@ from typing import Any
 import torch
 
 from mgen.convert.reading import Renamed, State
+from mgen.convert.shapes import count, ids
 from mgen.utils.errors import MgenError, check_choice
 
 PUBLISHED_HEADS = {384: 6, 512: 6, 768: 12, 1024: 16, 1152: 16}
 WRAPPERS = ("module.", "_orig_mod.")  # of parallel training and of torch.compile, in either order
 RULES = (
-    (r"^cls_emb\.", "class_embed."),
-    (r"^tok_emb\.", "token_embed."),
-    (r"^pos_emb\.", "position_embed."),
-    (r"^reg_tokens\.weight$", "register"),
-    (r"^last_norm\.norm_final\.", "norm."),
-    (r"^last_norm\.mlp\.1\.", "norm.adaln."),
-    (r"^transformer\.layers\.(\d+)\.mlp\.1\.", r"blocks.\1.adaln."),
-    (r"^transformer\.layers\.(\d+)\.ln([12])\.", r"blocks.\1.norm\2."),
-    (r"^transformer\.layers\.(\d+)\.attn\.w[qkv]\.", r"blocks.\1.attn.qkv."),
-    (r"^transformer\.layers\.(\d+)\.attn\.wo\.", r"blocks.\1.attn.proj."),
-    (r"^transformer\.layers\.(\d+)\.ff\.w[13]\.", r"blocks.\1.mlp.fc1."),
-    (r"^transformer\.layers\.(\d+)\.ff\.w2\.", r"blocks.\1.mlp.fc2."),
+    (r"^cls_emb\.", "classes.vectors."),
+    (r"^tok_emb\.", "embedder.table."),
+    (r"^pos_emb\.", "trunk.position."),
+    (r"^reg_tokens\.weight$", "trunk.register"),
+    (r"^last_norm\.norm_final\.", "trunk.norm."),
+    (r"^last_norm\.mlp\.1\.", "trunk.norm.adaln."),
+    (r"^transformer\.layers\.(\d+)\.mlp\.1\.", r"trunk.blocks.\1.adaln."),
+    (r"^transformer\.layers\.(\d+)\.ln([12])\.", r"trunk.blocks.\1.norm\2."),
+    (r"^transformer\.layers\.(\d+)\.attn\.w[qkv]\.", r"trunk.blocks.\1.attn.qkv."),
+    (r"^transformer\.layers\.(\d+)\.attn\.wo\.", r"trunk.blocks.\1.attn.proj."),
+    (r"^transformer\.layers\.(\d+)\.ff\.w[13]\.", r"trunk.blocks.\1.mlp.fc1."),
+    (r"^transformer\.layers\.(\d+)\.ff\.w2\.", r"trunk.blocks.\1.mlp.fc2."),
 )
 # Last part of an official layer's name → those of all layers that are packed with it, in our order.
 PACKED = {name: group for group in (("wq", "wk", "wv"), ("w1", "w3")) for name in group}
 
 
 def config(state: State) -> dict[str, Any]:
-    """Constructor arguments that the shapes tell; heads follow the published sizes (64 numbers each elsewhere)."""
+    """The configuration as far as shapes tell it; heads follow the published sizes (64 numbers each elsewhere)."""
     state = {_bare(name): value for name, value in state.items()}
     if "in_proj.weight" in state:
         raise MgenError(
-            "this Halton-MaskGIT joins 2×2 tokens (proj 2), which HaltonMaskGIT does not: only proj 1 is read"
+            "this Halton-MaskGIT joins 2×2 tokens (proj 2), which trunk adaln does not: only proj 1 is read"
         )
     rows, dim = state["tok_emb.weight"].shape
+    heads = PUBLISHED_HEADS.get(dim, max(1, state["transformer.layers.0.attn.wq.weight"].shape[0] // 64))
     return {
-        "side": round(state["pos_emb.weight"].shape[0] ** 0.5),
-        "codes": rows - 1,  # the last row is the mask
-        "dim": dim,
-        "depth": 1 + max(int(m[1]) for name in state if (m := re.match(r"transformer\.layers\.(\d+)\.", name))),
-        "heads": PUBLISHED_HEADS.get(dim, max(1, state["transformer.layers.0.attn.wq.weight"].shape[0] // 64)),
-        "hidden": state["transformer.layers.0.ff.w1.weight"].shape[0],
-        "num_classes": state["cls_emb.weight"].shape[0] - 1,  # the last row is the null class
-        "registers": state["reg_tokens.weight"].shape[0] if "reg_tokens.weight" in state else 0,
+        "tokens": ids(round(state["pos_emb.weight"].shape[0] ** 0.5), rows - 1),  # the last row is the mask
+        "classes": {"count": state["cls_emb.weight"].shape[0] - 1},  # the last row is the null class
+        "trunk": {
+            "type": "adaln",
+            "dim": dim,
+            "depth": count(state, r"transformer\.layers\.(\d+)\."),
+            "heads": heads,
+            "hidden": state["transformer.layers.0.ff.w1.weight"].shape[0],
+            "registers": state["reg_tokens.weight"].shape[0] if "reg_tokens.weight" in state else 0,
+        },
+        "head": {"type": "categorical", "table": "tied", "transform": False, "mask_drawn": True},
     }
 
 
 def notes(config: dict[str, Any]) -> list[str]:
     """What a user should know of a conversion."""
-    if PUBLISHED_HEADS.get(config["dim"]) == config["heads"]:
+    dim, heads = config["trunk"]["dim"], config["trunk"]["heads"]
+    if PUBLISHED_HEADS.get(dim) == heads:
         return []
     return [
-        f"heads={config['heads']} for width {config['dim']}: weights do not tell; give heads=N if the model was trained otherwise"
+        f"trunk.heads={heads} for width {dim}: weights do not tell; give trunk.heads=N if the model was trained otherwise"
     ]
 
 
@@ -78,7 +84,7 @@ def rename(state: State) -> Renamed:
             value = torch.cat([state[names[f"{prefix}.{other}.{leaf}"]] for other in PACKED[layer]])
         out.put(name, new, value)
     if "reg_tokens.weight" not in names:  # ours has the parameter all the same, without rows
-        out.state["register"] = torch.zeros(0, state[names["tok_emb.weight"]].shape[1])
+        out.state["trunk.register"] = torch.zeros(0, state[names["tok_emb.weight"]].shape[1])
     return out
 
 

@@ -4,7 +4,8 @@ import re
 from typing import Any
 
 from mgen.convert.reading import Renamed, State
-from mgen.generators.mage import CLASS_ROWS
+from mgen.convert.shapes import count, ids
+from mgen.generators.classes import MAGE_ROW, MAGE_ROWS
 from mgen.utils.errors import MgenError, check_choice
 
 UNUSED = {
@@ -18,12 +19,13 @@ UNUSED = {
     "vqgan.": "the tokenizer in the same file: mgen convert reads it by itself",
 }
 RULES = (
-    (r"^token_emb\.word_embeddings\.", "token_embed.word."),
-    (r"^token_emb\.position_embeddings\.", "token_embed.position."),
-    (r"^token_emb\.LayerNorm\.", "token_embed.norm."),
-    (r"^blocks\.", "encoder_blocks."),
-    (r"^norm\.", "encoder_norm."),
-    (r"^decoder_pos_embed_learned$", "decoder_position"),
+    (r"^token_emb\.word_embeddings\.", "embedder.table."),
+    (r"^token_emb\.position_embeddings\.", "trunk.position."),
+    (r"^token_emb\.LayerNorm\.", "trunk.token_norm."),
+    (r"^blocks\.", "trunk.encoder_blocks."),
+    (r"^norm\.", "trunk.encoder_norm."),
+    (r"^decoder_(embed|blocks|norm)\.", r"trunk.decoder_\1."),
+    (r"^decoder_pos_embed_learned$", "trunk.decoder_position"),
     (r"^mlm_layer\.fc\.", "head.fc."),
     (r"^mlm_layer\.ln\.", "head.norm."),
     (r"^mlm_layer\.bias$", "head.bias"),
@@ -32,30 +34,35 @@ HEADS = {768: (12, 16), 1024: (16, 16)}  # by encoder width, of the published mo
 
 
 def config(state: State) -> dict[str, Any]:
-    """Constructor arguments that the shapes tell; the numbers of heads are those of the published sizes."""
+    """The configuration as far as shapes tell it; the numbers of heads are those of the published sizes."""
     rows, dim = state["token_emb.word_embeddings.weight"].shape
     positions, width = state["decoder_pos_embed_learned"].shape[1:]
     encoder_heads, decoder_heads = HEADS.get(dim, (max(1, dim // 64), max(1, width // 48)))
     return {
-        "side": round((positions - 1) ** 0.5),
-        "codes": rows - CLASS_ROWS - 1,
-        "encoder_dim": dim,
-        "encoder_depth": _count(state, "blocks"),
-        "encoder_heads": encoder_heads,
-        "decoder_dim": width,
-        "decoder_depth": _count(state, "decoder_blocks"),
-        "decoder_heads": decoder_heads,
-        "mlp_ratio": state["blocks.0.mlp.fc1.weight"].shape[0] / dim,
+        "tokens": ids(round((positions - 1) ** 0.5), rows - MAGE_ROWS - 1),
+        "classes": {"count": 0, "null": False, "table": "shared", "rows": MAGE_ROWS, "row": MAGE_ROW},
+        "trunk": {
+            "type": "mage",
+            "encoder_dim": dim,
+            "encoder_depth": count(state, r"blocks\.(\d+)\."),
+            "encoder_heads": encoder_heads,
+            "decoder_dim": width,
+            "decoder_depth": count(state, r"decoder_blocks\.(\d+)\."),
+            "decoder_heads": decoder_heads,
+            "mlp_ratio": state["blocks.0.mlp.fc1.weight"].shape[0] / dim,
+        },
+        "head": {"type": "categorical", "table": "tied-detached"},
     }
 
 
 def notes(config: dict[str, Any]) -> list[str]:
     """What a user should know of a conversion."""
-    dim, heads = config["encoder_dim"], (config["encoder_heads"], config["decoder_heads"])
-    if dim in HEADS:
+    trunk = config["trunk"]
+    if trunk["encoder_dim"] in HEADS:
         return []
     return [
-        f"encoder_heads={heads[0]}, decoder_heads={heads[1]}: weights do not tell; give them if the model was trained otherwise"
+        f"trunk.encoder_heads={trunk['encoder_heads']}, trunk.decoder_heads={trunk['decoder_heads']}: weights do not tell; give them "
+        "if the model was trained otherwise"
     ]
 
 
@@ -71,11 +78,11 @@ def rename(state: State) -> Renamed:
         new = name
         for pattern, ours in RULES:
             new = re.sub(pattern, ours, new)
-        if new == "token_embed.position.weight":
+        if new == "trunk.position.weight":
             if len(value) < length:
                 raise MgenError(f"{name} has {len(value)} rows for {length} positions")
             value = value[:length]  # the published table has 257 rows whatever the number of tokens
-        elif new == "decoder_position":
+        elif new == "trunk.decoder_position":
             value = value[0]
         out.put(name, new, value.flatten() if new == "head.bias" else value)
     return out
@@ -92,6 +99,3 @@ def sampler_settings(*, num_iter: int = 12, temp: float = 4.5, mask_schedule: st
         "confidence_temperature": {"kind": "linear", "start": temp, "end": 0.0, "at": "end"},
     }
 
-
-def _count(state: State, part: str) -> int:
-    return 1 + max(int(m[1]) for name in state if (m := re.match(rf"{part}\.(\d+)\.", name)))

@@ -3,21 +3,23 @@
 import re
 from typing import Any
 
+import torch
+
 from mgen.convert.reading import Renamed, State
+from mgen.convert.shapes import count, vectors
 from mgen.utils.errors import check_choice
 
 TOP = {
-    "fake_latent": "fake_latent",
-    "mask_token": "mask_token",
-    "encoder_pos_embed_learned": "encoder_position",
-    "decoder_pos_embed_learned": "decoder_position",
-    "diffusion_pos_embed_learned": "head_position",
+    "mask_token": "trunk.mask_token",
+    "encoder_pos_embed_learned": "trunk.encoder_position",
+    "decoder_pos_embed_learned": "trunk.decoder_position",
+    "diffusion_pos_embed_learned": "trunk.head_position",
 }
 PUBLISHED_WIDTHS = (768, 1024, 1280)
 RULES = (
-    (r"^class_emb\.", "class_embed."),
-    (r"^z_proj_ln\.", "token_norm."),
-    (r"^z_proj\.", "token_proj."),
+    (r"^z_proj_ln\.", "trunk.token_norm."),
+    (r"^z_proj\.", "embedder.proj."),
+    (r"^(encoder|decoder)_(embed|blocks|norm)\.", r"trunk.\1_\2."),
     (r"^diffloss\.net\.time_embed\.mlp\.0\.", "head.time.fc1."),
     (r"^diffloss\.net\.time_embed\.mlp\.2\.", "head.time.fc2."),
     (r"^diffloss\.net\.cond_embed\.", "head.cond."),
@@ -32,50 +34,57 @@ RULES = (
 
 
 def config(state: State) -> dict[str, Any]:
-    """Constructor arguments that the shapes tell; heads (64 numbers each, 80 at width 1280) follow the published sizes."""
+    """The configuration as far as shapes tell it; heads (64 numbers each, 80 at width 1280) follow the published sizes."""
     return {
         **trunk_config(state, state["diffusion_pos_embed_learned"].shape[1]),
-        "head_width": state["diffloss.net.input_proj.weight"].shape[0],
-        "head_depth": count(state, r"diffloss\.net\.res_blocks\.(\d+)\."),
+        "head": {
+            "type": "diffusion",
+            "width": state["diffloss.net.input_proj.weight"].shape[0],
+            "depth": count(state, r"diffloss\.net\.res_blocks\.(\d+)\."),
+        },
     }
 
 
 def trunk_config(state: State, length: int) -> dict[str, Any]:
-    """The arguments of all but the head; `length` image tokens."""
+    """All but the head; `length` image tokens."""
     channels, positions = state["z_proj.weight"].shape[1], state["encoder_pos_embed_learned"].shape[1]
     encoder, decoder = state["z_proj.weight"].shape[0], state["mask_token"].shape[2]
     return {
-        "side": round(length**0.5),
-        "channels": channels,
-        "scale": 0.2325 if channels == 16 else None,  # that of KL16, whose tokens have 16 numbers
-        "encoder_dim": encoder,
-        "encoder_depth": count(state, r"encoder_blocks\.(\d+)\."),
-        "encoder_heads": heads(encoder),
-        "decoder_dim": decoder,
-        "decoder_depth": count(state, r"decoder_blocks\.(\d+)\."),
-        "decoder_heads": heads(decoder),
-        "mlp_ratio": state["encoder_blocks.0.mlp.fc1.weight"].shape[0] / encoder,
-        "buffer": positions - length,
-        "num_classes": state["class_emb.weight"].shape[0],
+        "tokens": vectors(round(length**0.5), channels),
+        "classes": {"count": state["class_emb.weight"].shape[0]},
+        "trunk": {
+            "type": "mae",
+            "encoder_dim": encoder,
+            "encoder_depth": count(state, r"encoder_blocks\.(\d+)\."),
+            "encoder_heads": heads(encoder),
+            "decoder_dim": decoder,
+            "decoder_depth": count(state, r"decoder_blocks\.(\d+)\."),
+            "decoder_heads": heads(decoder),
+            "mlp_ratio": state["encoder_blocks.0.mlp.fc1.weight"].shape[0] / encoder,
+            "prefix_length": positions - length,
+        },
     }
 
 
 def notes(config: dict[str, Any]) -> list[str]:
     """What a user should know of a conversion."""
-    out = []
-    for part in ("encoder", "decoder"):
-        dim, heads = config[f"{part}_dim"], config[f"{part}_heads"]
+    out, trunk = [], config["trunk"]
+    for half in ("encoder", "decoder"):
+        dim, own = trunk[f"{half}_dim"], trunk[f"{half}_heads"]
         if dim not in PUBLISHED_WIDTHS:
             out.append(
-                f"{part}_heads={heads} for width {dim}: weights do not tell; give {part}_heads=N if the model was trained otherwise"
+                f"trunk.{half}_heads={own} for width {dim}: weights do not tell; give trunk.{half}_heads=N if the model was "
+                "trained otherwise"
             )
     return out
 
 
 def rename(state: State) -> Renamed:
-    """Our names; tables lose their leading 1."""
+    """Our names; tables lose their leading 1, the null class's vector becomes the last row of the classes' table."""
     out = Renamed()
     for name, value in state.items():
+        if put_classes(out, state, name):
+            continue
         if name in TOP:
             out.put(name, TOP[name], value.flatten(0, -2))
             continue
@@ -116,9 +125,12 @@ def _chain(steps: str) -> dict[str, Any]:
     return {"chain": "ancestral", "steps": int(steps.removeprefix("ddim") or 1000), **spacing}
 
 
-def count(state: State, pattern: str) -> int:
-    """Layers whose number is the group of `pattern`."""
-    return 1 + max(int(m[1]) for name in state if (m := re.match(pattern, name)))
+def put_classes(out: Renamed, state: State, name: str) -> bool:
+    """Put the table of classes, if `name` is a part of it."""
+    if name not in ("class_emb.weight", "fake_latent"):
+        return False
+    out.put(name, "classes.vectors.weight", torch.cat([state["class_emb.weight"], state["fake_latent"]]))
+    return True
 
 
 def heads(dim: int) -> int:

@@ -4,14 +4,19 @@ import re
 from typing import Any
 
 from mgen.convert.reading import Renamed, State
+from mgen.convert.shapes import ids
 
 RULES = (
-    (r"^token_emb\.word_embeddings\.", "token_embed.word."),
-    (r"^token_emb\.position_embeddings\.", "token_embed.position."),
-    (r"^token_emb\.LayerNorm\.", "token_embed.norm."),
-    (r"^context_embed\.word_embeddings\.", "class_embed.word."),
-    (r"^context_embed\.position_embeddings\.", "class_embed.position."),
-    (r"^context_embed\.LayerNorm\.", "class_embed.norm."),
+    (r"^token_emb\.word_embeddings\.", "embedder.table."),
+    (r"^token_emb\.position_embeddings\.", "trunk.position."),
+    (r"^token_emb\.LayerNorm\.", "trunk.token_norm."),
+    (r"^context_embed\.word_embeddings\.", "classes.vectors."),
+    (r"^context_embed\.position_embeddings\.", "trunk.class_position."),
+    (r"^context_embed\.LayerNorm\.", "trunk.class_norm."),
+    (r"^in_blocks\.", "trunk.in_blocks."),
+    (r"^mid_block\.", "trunk.mid_block."),
+    (r"^out_blocks\.", "trunk.out_blocks."),
+    (r"^norm\.", "trunk.norm."),
     (r"^mlm_layer\.fc\.", "head.fc."),
     (r"^mlm_layer\.ln\.", "head.norm."),
     (r"^mlm_layer\.bias$", "head.bias"),
@@ -19,20 +24,24 @@ RULES = (
 
 
 def config(state: State) -> dict[str, Any]:
-    """Constructor arguments that the shapes tell; the number of heads (8 as published) they do not."""
+    """The configuration as far as shapes tell it; the number of heads (8 as published) they do not."""
     state = _bare(state)
     rows, dim = state["token_emb.word_embeddings.weight"].shape
     length = state["token_emb.position_embeddings.weight"].shape[0]
     blocks = {int(m[1]) for name in state if (m := re.match(r"in_blocks\.(\d+)\.", name))}
     return {
-        "side": round(length**0.5),
-        "codes": rows - 1,
-        "dim": dim,
-        "depth": 2 * len(blocks),
-        "mlp_ratio": state["mid_block.mlp.fc1.weight"].shape[0] / dim,
-        "qkv_bias": "mid_block.attn.qkv.bias" in state,
-        "num_classes": state["context_embed.word_embeddings.weight"].shape[0] - 1,  # the last row is the null class
-        "skip": "out_blocks.0.skip_linear.weight" in state,
+        "tokens": ids(round(length**0.5), rows - 1),
+        "classes": {"count": state["context_embed.word_embeddings.weight"].shape[0] - 1},  # the last row is the null class
+        "trunk": {
+            "type": "uvit",
+            "dim": dim,
+            "depth": 2 * len(blocks),
+            "heads": 8,
+            "mlp_ratio": state["mid_block.mlp.fc1.weight"].shape[0] / dim,
+            "qkv_bias": "mid_block.attn.qkv.bias" in state,
+            "skip": "out_blocks.0.skip_linear.weight" in state,
+        },
+        "head": {"type": "categorical", "table": "tied-detached"},
     }
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from mgen.convert.reading import Renamed, State
+from mgen.convert.shapes import ids
 
 LAYER = {
     "Attention_0/attention_output_ln/scale": "norm1.weight",
@@ -18,10 +19,10 @@ LAYER = {
     "Mlp_0/layer_output_ln/bias": "norm2.bias",
 }
 TOP = {
-    "params/Embed_0/word_embeddings/embedding": "embed.word.weight",
-    "params/Embed_0/position_embeddings/embedding": "embed.position.weight",
-    "params/Embed_0/embeddings_ln/scale": "embed.norm.weight",
-    "params/Embed_0/embeddings_ln/bias": "embed.norm.bias",
+    "params/Embed_0/word_embeddings/embedding": "embedder.table.weight",
+    "params/Embed_0/position_embeddings/embedding": "trunk.position.weight",
+    "params/Embed_0/embeddings_ln/scale": "trunk.norm.weight",
+    "params/Embed_0/embeddings_ln/bias": "trunk.norm.bias",
     "params/MlmLayer_0/mlm_dense/bias": "head.fc.bias",
     "params/MlmLayer_0/mlm_ln/scale": "head.norm.weight",
     "params/MlmLayer_0/mlm_ln/bias": "head.norm.bias",
@@ -34,18 +35,23 @@ DENSE = {
 
 
 def transformer_config(state: State) -> dict[str, Any]:
-    """Constructor arguments that the shapes tell; the split of the vocabulary into codes and classes (published: 1024 and
+    """The configuration as far as shapes tell it; the split of the vocabulary into codes and classes (published: 1024 and
     1000) they do not."""
     dim = state["params/Embed_0/word_embeddings/embedding"].shape[1]
     length = state["params/Embed_0/position_embeddings/embedding"].shape[0] - 1
     layers = {int(m[1]) for name in state if (m := re.match(r"params/TransformerLayer_(\d+)/", name))}
     first = "params/TransformerLayer_0/"
     return {
-        "side": round(length**0.5),
-        "dim": dim,
-        "depth": len(layers),
-        "heads": state[first + "Attention_0/self_attention/query/kernel"].shape[1],
-        "hidden": state[first + "Mlp_0/intermediate_output/kernel"].shape[1],
+        "tokens": ids(round(length**0.5), 1024),
+        "classes": {"count": 1000, "null": False, "table": "shared"},
+        "trunk": {
+            "type": "bert",
+            "dim": dim,
+            "depth": len(layers),
+            "heads": state[first + "Attention_0/self_attention/query/kernel"].shape[1],
+            "hidden": state[first + "Mlp_0/intermediate_output/kernel"].shape[1],
+        },
+        "head": {"type": "categorical", "table": "tied", "loss_rows": "table", "approximate": "tanh", "eps": 1e-12},
     }
 
 
@@ -54,7 +60,7 @@ def transformer(state: State) -> Renamed:
     out = Renamed()
     for name, value in state.items():
         m = re.match(r"params/TransformerLayer_(\d+)/(.*)", name)
-        block, rest = (f"blocks.{m[1]}", m[2]) if m else ("", "")
+        block, rest = (f"trunk.blocks.{m[1]}", m[2]) if m else ("", "")
         if name in TOP:
             out.put(name, TOP[name], value)
         elif name == "params/MlmLayer_0/mlm_dense/kernel":

@@ -5,50 +5,47 @@ is the principal components of the embeddings, so that together they give every 
 MLPs that do nothing yet; tables of positions by token as means over windows. With side 1 the function is the same.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from mgen.heads import DiffusionHead, WindowHead
+from mgen.generators import Generator
+from mgen.generators.build import build_generator
+from mgen.heads import VectorWindowHead
 from mgen.nn import TokenShuffle, TokenUnshuffle, Windows
 from mgen.utils.errors import MgenError
-from mgen.utils.modeling import check_keys, constructor_keys
 
 SAMPLES = 8192  # embeddings from which the components are taken
 
 
 @torch.no_grad()
-def shuffled(source: Any, *, shuffle: int = 2, **settings: Any) -> tuple[Any, float]:
-    """A copy of a generator with windows of `shuffle` × `shuffle` tokens, and the share of the embeddings' variance that it keeps.
+def shuffled(source: Generator, *, side: int = 2, unit: str = "window", blocks: int = 2) -> tuple[Generator, float]:
+    """A copy of a generator with windows of `side` × `side` tokens, and the share of the embeddings' variance that it keeps.
 
     Args:
-        settings: shuffle_blocks, mask_unit.
+        unit, blocks: see mgen.generators.build.WindowsConfig.
 
     Raises:
-        MgenError: a generator that knows no windows or has some already, a width or grid that they do not fit.
+        MgenError: a generator that cannot have windows or has some already, a width or grid that they do not fit.
     """
-    own, allowed = {k: v for k, v in source.config.items() if not k.startswith("_")}, {"shuffle_blocks", "mask_unit"}
-    if "shuffle" not in constructor_keys(type(source)):
-        raise MgenError(
-            f"{type(source).__name__} knows no windows: Token-Shuffle is for generators with the setting shuffle"
-        )
-    if own["shuffle"] != 1:
-        raise MgenError(f"this {type(source).__name__} has windows of {own['shuffle']} already: shuffle one without")
-    check_keys(settings, allowed & constructor_keys(type(source)), "")
-    made = type(source)(**{**own, "shuffle": shuffle, **settings})
-    if shuffle == 1:
+    if not isinstance(source, Generator):
+        raise MgenError("windows are for generators of one stage")
+    if source.config["windows"] is not None:
+        raise MgenError(f"this generator has windows of {source.config['windows']['side']} already: give one without")
+    config = {key: source.config[key] for key in Generator.config_keys()}
+    made = build_generator({**config, "windows": {"side": side, "unit": unit, "blocks": blocks}})
+    if side == 1:
         made.load_state_dict(source.state_dict())
         return made.eval(), 1.0
-    windows, target = made.windows, made.state_dict()
-    inside = "head.head." if isinstance(made.head, WindowHead) else "head."
+    windows, target = Windows(source.tokens.grid or (0, 0), side), made.state_dict()
     for name, value in source.state_dict().items():
-        name = inside + name.removeprefix("head.") if name.startswith("head.") else name
+        part, rest = name.split(".", 1)
+        wrapped = f"{part}.inner.{rest}"
+        name = wrapped if wrapped in target else name
         if name not in target:
             continue
         if target[name].shape == value.shape:
             target[name].copy_(value)
-        elif isinstance(made.head, DiffusionHead) and name.startswith("head."):
+        elif isinstance(made.head, VectorWindowHead) and part == "head":
             target[name].copy_(_joint(value, target[name], windows.side**2))
         else:
             target[name].copy_(_by_window(value, target[name], windows))
@@ -69,20 +66,20 @@ def _joint(value: Tensor, like: Tensor, parts: int) -> Tensor:
     return torch.cat([half.repeat(parts, *[1] * (value.ndim - 1)) for half in halves])
 
 
-def _fit(made: Any) -> float:
+def _fit(made: Generator) -> float:
     """Set the pair to the principal components of embeddings of random tokens; the share of their variance that these keep."""
-    rng, spec = torch.Generator().manual_seed(0), made.spec
+    rng, spec = torch.Generator().manual_seed(0), made.tokens
     join = next(m for m in made.modules() if isinstance(m, TokenShuffle))
     count = -(-SAMPLES // spec.length)
     shape = (count, *spec.shape)
     tokens = (
         torch.randn(shape, generator=rng)
         if spec.kind == "vector"
-        else torch.randint(spec.vocab_size, shape, generator=rng)
+        else torch.randint(spec.vocab_size or 1, shape, generator=rng)
     )
     seen: list[Tensor] = []
     hook = join.register_forward_pre_hook(lambda module, args: seen.append(args[0].detach().flatten(0, -2)))
-    own = tokens if made.unit is None else made.unit.fold(tokens)
+    own = tokens if made.windows is None else made.windows.fold(tokens)
     known = torch.ones(own.shape[:2], dtype=torch.bool)
     known[:, 0] = False
     made.eval().context(own, known, torch.zeros(count, dtype=torch.int64))

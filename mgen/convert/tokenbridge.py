@@ -4,6 +4,7 @@
 """
 
 import re
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -11,13 +12,14 @@ from torch import Tensor
 
 from mgen.convert import mar
 from mgen.convert.reading import Renamed, State
+from mgen.convert.shapes import count
 from mgen.nn.levels import PUBLISHED_ORDER, gaussian_levels
 from mgen.utils.errors import MgenError
 
 BUFFERS = ("reconstruction_values", "boundaries", "channel_mask")
 TOP = {
-    **{name: ours for name, ours in mar.TOP.items() if ours != "head_position"},
-    "output_pos_embed": "head_position",
+    **{name: ours for name, ours in mar.TOP.items() if ours != "trunk.head_position"},
+    "output_pos_embed": "trunk.head_position",
     "channel_embed": "head.slot_position",
     "timesteps_embeddings": "head.slot_condition",
 }
@@ -34,35 +36,41 @@ STACKED = {"token_embeddings": "head.tokens", "channel_heads": "head.out"}
 
 
 def config(state: State) -> dict[str, Any]:
-    """Constructor arguments that the shapes tell; the trunk's heads and the order of channels are those published."""
+    """The configuration as far as shapes tell it; the trunk's heads and the order of channels are those published."""
     width, channels = state["condition_proj.weight"].shape[0], state["z_proj.weight"].shape[1]
+    made = mar.trunk_config(state, state["output_pos_embed"].shape[1])
+    levels = {"form": "published", "low": -5.0, "high": 5.0, "span": 3.0}
+    own = {"kind": "multi-index", "vocab_size": state["channel_heads.0.weight"].shape[0], "levels": levels}
     return {
-        **mar.trunk_config(state, state["output_pos_embed"].shape[1]),
-        "head_kind": "channels",
-        "head_width": width,
-        "head_depth": mar.count(state, r"channel_blocks\.(\d+)\."),
-        "head_heads": width // state["channel_blocks.0.attn.q_norm.weight"].shape[0],
-        "levels": state["channel_heads.0.weight"].shape[0],
-        "channel_order": PUBLISHED_ORDER if channels == len(PUBLISHED_ORDER) else None,
+        **made,
+        "tokens": {**made["tokens"], **own},
+        "head": {
+            "type": "channels",
+            "width": width,
+            "depth": count(state, r"channel_blocks\.(\d+)\."),
+            "heads": width // state["channel_blocks.0.attn.q_norm.weight"].shape[0],
+            "mlp_ratio": state["channel_blocks.0.mlp.fc1.weight"].shape[0] / width,
+            "order": PUBLISHED_ORDER if channels == len(PUBLISHED_ORDER) else None,
+        },
     }
 
 
 def notes(config: dict[str, Any]) -> list[str]:
     """What a user should know of a conversion."""
     out = mar.notes(config)
-    if config["channel_order"] is None:
+    if config["head"]["order"] is None:
         out.append(
-            f"{config['channels']} channels, drawn in ascending order: weights do not tell; give channel_order=[…] if the "
+            f"{config['tokens']['channels']} channels, drawn in ascending order: weights do not tell; give head.order=[…] if the "
             "model was trained otherwise"
         )
     return out
 
 
-def rename(state: State, *, span: float = 3.0) -> Renamed:
+def rename(state: State, config: dict[str, Any]) -> Renamed:
     """Our names; tables lose their leading 1, what is separate for every slot becomes one tensor.
 
     Args:
-        span: of the levels, for a file without them and to tell other levels from the published ones.
+        config: its tokens.levels.span is needed for a file without levels, and to tell other levels from the published ones.
 
     Raises:
         MgenError: a mask that is not causal, or levels that do not ascend or are not as many as the head's.
@@ -70,7 +78,7 @@ def rename(state: State, *, span: float = 3.0) -> Renamed:
     out = Renamed()
     stacked: dict[str, list[tuple[int, str]]] = {}
     for name, value in state.items():
-        if name in BUFFERS:
+        if name in BUFFERS or mar.put_classes(out, state, name):
             continue
         if name in TOP:
             out.put(name, TOP[name], value.flatten(0, -2))
@@ -86,7 +94,7 @@ def rename(state: State, *, span: float = 3.0) -> Renamed:
         whole = torch.cat([state[name] for _, name in parts])
         for _, name in parts:
             out.put(name, ours, whole)
-    _levels(state, out, span)
+    _levels(state, out, config["tokens"]["levels"]["span"])
     return out
 
 
@@ -103,9 +111,9 @@ def _levels(state: State, out: Renamed, span: float) -> None:
                 out.notes.append(
                     f"the levels are not the published ones of span {span:g}: they are taken from the file"
                 )
-        out.put("reconstruction_values", "levels_table", values)
+        out.put("reconstruction_values", "embedder.level_values", values)
     else:
-        out.state["levels_table"] = expected
+        out.state["embedder.level_values"] = expected
         out.notes.append(f"no level values in the file: those of {levels} levels of span {span:g} are computed anew")
     if "boundaries" in state:
         own = _near(state["boundaries"], boundaries)
@@ -140,11 +148,11 @@ def quantized_for(generator: Any, tokenizer: Any) -> Any:
     """`tokenizer`, or where it makes the numbers that the generator's ids stand for, a QuantizedKL of it with the same levels."""
     from mgen.tokenizers import QuantizedKL
 
-    if generator.spec.kind != "multi-index" or tokenizer.spec.kind != "vector":
+    spec = generator.tokens
+    if spec.kind != "multi-index" or tokenizer.spec.kind != "vector":
         return tokenizer
-    c = generator.config
     made = QuantizedKL.wrap(
-        tokenizer, **{name: c[name] for name in ("levels", "low", "high", "span", "form", "channel_order")}
+        tokenizer, levels=spec.vocab_size, channel_order=generator.head.config.order, **asdict(spec.levels)
     )
-    made.level_values.copy_(generator.levels_table)
+    made.level_values.copy_(generator.embedder.level_values)
     return made

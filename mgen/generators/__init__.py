@@ -1,13 +1,21 @@
-"""Generators: tokens so far + class → a context vector per position, and a head that turns it into tokens."""
+"""Generators: one class composed of an embedder, a trunk, a head and classes; presets of published systems."""
 
-from mgen.generators.base import Generator
-from mgen.generators.bert import MaskGITBert
-from mgen.generators.causal import CausalGenerator
-from mgen.generators.enat import ENAT
-from mgen.generators.halton import HaltonMaskGIT
-from mgen.generators.himar import HiMAR
-from mgen.generators.mage import MAGE
-from mgen.generators.mar import MAR
-from mgen.generators.maskgit import MaskGIT
+from mgen.generators.build import build_model
+from mgen.generators.cascade import Cascade
+from mgen.generators.generator import Generator, LossOptions
+from mgen.generators.presets import create_model, list_models, model_config
+from mgen.generators.trunk import Capabilities, Layout, Trunk, register_trunk
 
-__all__ = ["ENAT", "MAGE", "MAR", "CausalGenerator", "Generator", "HaltonMaskGIT", "HiMAR", "MaskGIT", "MaskGITBert"]
+__all__ = [
+    "Capabilities",
+    "Cascade",
+    "Generator",
+    "Layout",
+    "LossOptions",
+    "Trunk",
+    "build_model",
+    "create_model",
+    "list_models",
+    "model_config",
+    "register_trunk",
+]

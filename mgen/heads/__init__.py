@@ -7,8 +7,9 @@ from mgen.heads.categorical import CategoricalHead, DrawSettings
 from mgen.heads.chains import ChainSettings
 from mgen.heads.channels import ChannelHead, ChannelSettings
 from mgen.heads.diffusion import DiffusionHead
-from mgen.heads.parted import PartedHead, WindowHead
-from mgen.heads.transformer import DiffusionTransformerHead
+from mgen.heads.composite import PerCodebookHead, VectorWindowHead, WindowHead
+from mgen.heads.diffusion_transformer import DiffusionTransformerHead
+from mgen.heads.head import HEADS, Draw, Head, HeadInputs, HeadNoise, NoiseSpec, register_head
 from mgen.utils.errors import MgenError
 from mgen.utils.modeling import check_keys
 
@@ -20,7 +21,15 @@ __all__ = [
     "DiffusionHead",
     "DiffusionTransformerHead",
     "DrawSettings",
-    "PartedHead",
+    "PerCodebookHead",
+    "VectorWindowHead",
+    "HEADS",
+    "Draw",
+    "Head",
+    "HeadInputs",
+    "HeadNoise",
+    "NoiseSpec",
+    "register_head",
     "WindowHead",
     "check_draw",
 ]

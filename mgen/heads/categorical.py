@@ -1,21 +1,28 @@
-"""Categorical head: logits over code ids by a transformed context vector and the tied token table (as in BERT).
+"""Categorical head: logits over ids by a transformed context vector and the tied token table (as in BERT).
 
-Notation: B batch, M positions, D width, V codes.
+Notation: B batch, M positions, D width, V ids.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mgen.heads.chains import ChainSettings
-from mgen.heads.choice import check_cuts, choose, keep_likeliest
-from mgen.heads.draws import Draws
+from mgen.heads.head import Draw, Head, HeadInputs, HeadNoise, Settings, register_head
+from mgen.heads.logit_filter import check_cuts, choose, keep_likeliest
 from mgen.utils.errors import MgenError
 from mgen.utils.modeling import check_keys
+
+
+class OwnTable(nn.Linear):
+    """A table of ids that belongs to the head; zero at first, so that a new model predicts all ids alike."""
+
+    def __init__(self, rows: int, dim: int) -> None:
+        super().__init__(dim, rows, bias=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,80 +49,88 @@ class DrawSettings:
         check_cuts(self.top_k, self.top_p)
 
     @classmethod
-    def of(cls, settings: Mapping[str, Any]) -> "DrawSettings":
+    def of(cls, settings: Settings) -> "DrawSettings":
         """From a mapping; MgenError for a key or value that is not allowed."""
         check_keys(dict(settings), set(cls.__dataclass_fields__), "head.")
         return cls(**settings)
 
 
-class CategoricalHead(nn.Module):
-    """logits = LN(gelu(fc z)) Eᵀ + bias, with E the rows of the generator's own token table.
+@dataclass(frozen=True, kw_only=True)
+class CategoricalConfig:
+    """Settings; defaults are those of the PyTorch MaskGIT line.
 
     Args:
-        table: module whose weight is E (rows, D); it belongs to the generator and is not stored twice.
-        codes: V, the ids that can be drawn: rows first … first + V − 1 of the table.
-        bias: whether there is one.
-        context_dim: width of z, where it is not D. transform: False leaves fc, gelu and LN out: logits = z Eᵀ + bias.
-        mask_drawn: row V, the mask, has a logit too and can be drawn (Halton-MaskGIT).
-        loss_rows: rows that take part in the training softmax: V, or more (JAX MaskGIT: the whole vocabulary).
+        table: "tied" shares the embedder's table, with the head's gradient; "tied-detached" without it, as in official PyTorch
+            MaskGIT code (a narrow table then learns slowly); "own" is a linear layer of its own, zero at first.
+        transform: fc, gelu and layer norm in front; False: logits = z Eᵀ + bias. bias: whether there is one.
         approximate: "none" or "tanh", the form of GELU. eps: of the layer norm.
-        detach: official PyTorch MaskGIT sends no gradient through the tie into the table.
+        mask_drawn: the mask, the table's row behind the ids, has a logit too and can be drawn (Halton-MaskGIT).
+        loss_rows: "ids", or "table": all rows of the table take part in the training softmax (JAX MaskGIT).
     """
 
-    figure = "accuracy"  # what `loss` gives besides the loss
-    ranks = True  # its draws have probabilities, by which positions can be ranked
+    table: Literal["tied", "tied-detached", "own"] = "tied-detached"
+    transform: bool = True
+    bias: bool = True
+    approximate: Literal["none", "tanh"] = "none"
+    eps: float = 1e-5
+    mask_drawn: bool = False
+    loss_rows: Literal["ids", "table"] = "ids"
 
-    def __init__(
-        self,
-        *,
-        table: nn.Module,
-        codes: int,
-        first: int = 0,
-        bias: bool = True,
-        context_dim: int | None = None,
-        transform: bool = True,
-        mask_drawn: bool = False,
-        loss_rows: int | None = None,
-        approximate: str = "none",
-        eps: float = 1e-5,
-        detach: bool = True,
-    ) -> None:
+
+@register_head("categorical", CategoricalConfig)
+class CategoricalHead(Head):
+    """logits = LN(gelu(fc z)) Eᵀ + bias, with E the rows of a table of ids."""
+
+    def __init__(self, config: CategoricalConfig, inputs: HeadInputs) -> None:
         super().__init__()
-        rows, dim = table.weight.shape  # type: ignore[union-attr, misc]
-        self.width = dim if context_dim is None else context_dim  # of the context it takes
-        self._table = [table]  # in a list: shared with the embedding, registered there
-        self.first, self.codes, self.loss_rows = first, codes, loss_rows or codes + int(mask_drawn)
-        self.approximate, self.detach, self.mask_drawn, self.transform = approximate, detach, mask_drawn, transform
-        if transform:
+        c, tokens = config, inputs.tokens
+        if tokens.vocab_size is None:
+            raise MgenError(f"head 'categorical' draws ids, these tokens are of kind {tokens.kind!r}: use another head")
+        self.config, self.width, self.first, self.vocab_size = c, inputs.width, inputs.first, tokens.vocab_size
+        table = inputs.table
+        if c.table == "own" and not isinstance(table, OwnTable):
+            table = self.table = OwnTable(tokens.vocab_size, inputs.width)
+        if table is None:
+            raise MgenError("head.table is tied, but these tokens have no table of ids: use head.table own")
+        self._table = [table]  # in a list: a tied table is registered in the embedder
+        rows, dim = table.weight.shape
+        if not c.transform and dim != inputs.width:
+            raise MgenError(f"head.transform false needs a context as wide as the table, {dim}, not {inputs.width}")
+        self.loss_rows = rows if c.loss_rows == "table" else self.vocab_size + int(c.mask_drawn)
+        if c.transform:
             self.fc = nn.Linear(self.width, dim)
-            self.norm = nn.LayerNorm(dim, eps=eps)
-        self.bias = nn.Parameter(torch.zeros(rows if not first else codes)) if bias else None
+            self.norm = nn.LayerNorm(dim, eps=c.eps)
+        self.bias = nn.Parameter(torch.zeros(rows if not self.first else self.vocab_size)) if c.bias else None
+
+    def initialize(self, default: Callable[[nn.Module], None]) -> None:
+        super().initialize(default)
+        if hasattr(self, "table"):
+            nn.init.zeros_(self.table.weight)
 
     def logits(self, z: Tensor, rows: int | None = None) -> Tensor:
         """(…, D) → (…, V), or (…, rows)."""
-        rows = self.codes if rows is None else rows
-        table: Tensor = self._table[0].weight[self.first : self.first + rows]  # type: ignore[index]
-        h = self.norm(F.gelu(self.fc(z), approximate=self.approximate)) if self.transform else z
-        return F.linear(h, table.detach() if self.detach else table, None if self.bias is None else self.bias[:rows])
+        c, rows = self.config, self.vocab_size if rows is None else rows
+        table = self._table[0].weight[self.first : self.first + rows]
+        h = self.norm(F.gelu(self.fc(z), approximate=c.approximate)) if c.transform else z
+        detached = c.table == "tied-detached"
+        return F.linear(h, table.detach() if detached else table, None if self.bias is None else self.bias[:rows])
 
-    def loss(self, z: Tensor, target: Tensor, *, label_smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
+    def loss(
+        self, z: Tensor, target: Tensor, *, noise: HeadNoise | None = None, label_smoothing: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
         """Cross entropy per token and whether the likeliest code is right, both of target's shape; z (…, D)."""
         logits = self.logits(z, self.loss_rows).float()
         flat, goal = logits.flatten(0, -2), target.flatten()
         losses = F.cross_entropy(flat, goal, reduction="none", label_smoothing=label_smoothing)
         return losses.view(target.shape), (flat.argmax(-1) == goal).float().view(target.shape)
 
-    def check(self, settings: Mapping[str, Any], *, temperatures: Sequence[float]) -> None:
+    def check(self, settings: Settings, *, temperatures: Sequence[float]) -> None:
         """MgenError for settings of a draw that this head does not take."""
         if settings.keys() & ChainSettings.__dataclass_fields__.keys():
             raise MgenError(f"head {dict(settings)} is for a diffusion head; this generator draws ids")
         DrawSettings.of(settings)
 
-    def draws(self, settings: Mapping[str, Any]) -> Draws:
-        """One uniform number for an id."""
-        return Draws()
-
-    def plan(self, settings: Mapping[str, Any]) -> DrawSettings:
+    def plan(self, settings: Settings) -> DrawSettings:
         """What every draw of a run shares; `settings` as in DrawSettings."""
         return DrawSettings.of(settings)
 
@@ -127,21 +142,21 @@ class CategoricalHead(nn.Module):
         plan: DrawSettings = DrawSettings(),  # noqa: B008  (frozen)
         temperature: float = 1.0,
         guidance: float | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Draw a code at each position.
+    ) -> Draw:
+        """Draw an id at each position.
 
         Args:
             z: context (B, M, D), or (2B, M, D) with the rows of the null class after those of the class, if guided.
             noise: uniform (B, M) in [0, 1), used by inverting the distribution function, or Gumbel (B, M, V), used as
                 argmax(logits / temperature + noise).
             plan: made by `plan`.
-            temperature: divides the logits of the draw; held above 1e-4, where the draw is the likeliest code.
+            temperature: divides the logits of the draw; held above 1e-4, where the draw is the likeliest id.
             guidance: s in u + s·(c − u); None: z has no null rows.
 
         Returns:
             ids (B, M) int64 and their log-probabilities (B, M) at temperature 1, or `plan.tempered`.
         """
-        rows = self.codes + int(self.mask_drawn and plan.mask)
+        rows = self.vocab_size + int(self.config.mask_drawn and plan.mask)
         logits = self.logits(z, rows).float()
         if guidance is not None:
             conditional, null = logits.chunk(2)
@@ -151,4 +166,4 @@ class CategoricalHead(nn.Module):
         scaled = keep_likeliest(scaled, top_k=plan.top_k, top_p=plan.top_p)
         ids = choose(scaled, noise if noise.ndim == 2 else noise[..., :rows])
         chosen = ranked.gather(-1, ids.unsqueeze(-1)).squeeze(-1)  # (B, M)
-        return ids, chosen - ranked.logsumexp(-1)
+        return Draw(ids, chosen - ranked.logsumexp(-1))

@@ -62,7 +62,7 @@ class ChainSettings:
         return cls(**settings)
 
     @property
-    def draws(self) -> int:
+    def noise_count(self) -> int:
         """Gaussian draws per token: the start, and one after every step but the last of a chain that adds noise."""
         return self.steps if self.chain == "ancestral" or self.eta else 1
 
@@ -198,7 +198,7 @@ class Chain:
 def check_draw_settings(settings: Mapping[str, Any], tables: Tables, temperatures: Sequence[float]) -> None:
     """MgenError for settings of a draw that the diffusion does not take, or temperatures (of all steps) that do nothing."""
     chain = Chain(ChainSettings.of(settings), tables).settings  # raises for too many steps
-    if chain.draws == 1 and chain.steps > 1 and any(t != 1 for t in temperatures):
+    if chain.noise_count == 1 and chain.steps > 1 and any(t != 1 for t in temperatures):
         raise MgenError(
             f"temperature {temperatures[0]} scales noise that the chain {chain.chain!r} does not add: use temperature 1 (or "
             "eta with ddim, or the ancestral chain)"

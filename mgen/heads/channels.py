@@ -12,16 +12,16 @@ Sampling keeps keys and values, so a slot costs one pass of its own; modulations
 are one product per block, ahead of the slots.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mgen.heads.choice import check_cuts, choose, keep_likeliest
-from mgen.heads.draws import Draws
+from mgen.heads.logit_filter import check_cuts, choose, keep_likeliest
+from mgen.heads.head import Draw, Head, HeadInputs, HeadNoise, NoiseSpec, Settings, register_head
 from mgen.nn.blocks import MLP
 from mgen.nn.modulated import modulate
 from mgen.utils.errors import MgenError, check_choice
@@ -53,7 +53,7 @@ class ChannelSettings:
         check_choice("head.guide", self.guide, GUIDES)
 
     @classmethod
-    def of(cls, settings: Mapping[str, Any]) -> "ChannelSettings":
+    def of(cls, settings: Settings) -> "ChannelSettings":
         """From a mapping; MgenError for a key or value that is not allowed."""
         check_keys(dict(settings), set(cls.__dataclass_fields__), "head.")
         return cls(**settings)
@@ -104,60 +104,68 @@ class SlotBlock(nn.Module):
         return torch.addcmul(x, gate2, self.mlp(modulate(self.norm2(x), shift2, scale2)))
 
 
-class ChannelHead(nn.Module):
-    """p(ids of a token | context) = Π_i p(id of slot i | ids of the slots before, context).
+@dataclass(frozen=True, kw_only=True)
+class ChannelConfig:
+    """Settings; defaults are those of TokenBridge-L.
 
     Args:
-        channels: C. levels: Q. context_dim: D. width: E. depth, heads: of the transformer. mlp_ratio: hidden width over E.
+        width: E. depth, heads: of the transformer. mlp_ratio: hidden width over E.
         order: the tokenizer's channel of every slot, a permutation of 0 … C − 1; None: ascending.
         first: input of the first slot in sampling. "published": its condition c_0, as the official sampler has it;
             "consistent": cond(z) alone, as in training.
-
-    Raises:
-        MgenError: sizes that do not divide, an order that is no permutation, an unknown `first`.
     """
 
-    figure = "accuracy"  # what `loss` gives besides the loss
-    ranks = True  # its draws have probabilities, by which positions can be ranked
+    width: int = 1024
+    depth: int = 4
+    heads: int = 8
+    mlp_ratio: float = 4.0
+    order: tuple[int, ...] | None = None
+    first: Literal["published", "consistent"] = "published"
 
-    def __init__(
-        self,
-        *,
-        channels: int,
-        levels: int,
-        context_dim: int,
-        width: int = 1024,
-        depth: int = 4,
-        heads: int = 8,
-        mlp_ratio: float = 4.0,
-        order: Sequence[int] | None = None,
-        first: str = "published",
-    ) -> None:
-        super().__init__()
-        if min(channels, levels, depth, heads) < 1 or width % heads:
+    def __post_init__(self) -> None:
+        if min(self.depth, self.heads) < 1 or self.width % self.heads:
             raise MgenError(
-                f"channel head of {channels} channels, {levels} levels, depth {depth}, width {width} and {heads} heads: "
-                "all must be at least 1, and the heads divide the width"
+                f"head of depth {self.depth}, width {self.width} and {self.heads} heads: all must be at least 1, and the heads "
+                "divide the width"
             )
-        self.order = tuple(range(channels) if order is None else order)
+        check_choice("head.first", self.first, FIRST)
+
+
+@register_head("channels", ChannelConfig)
+class ChannelHead(Head):
+    """p(ids of a token | context) = Π_i p(id of slot i | ids of the slots before, context).
+
+    Raises:
+        MgenError: an order that is no permutation, a single level.
+    """
+
+    token_kinds = ("multi-index",)
+
+    def __init__(self, config: ChannelConfig, inputs: HeadInputs) -> None:
+        super().__init__()
+        c, tokens, width = config, inputs.tokens, config.width
+        channels, levels = tokens.channels, tokens.vocab_size
+        if levels is None or min(channels, levels) < 1:
+            raise MgenError(f"head 'channels' draws ids of quantized channels; these tokens are {tokens.sizes()}")
+        self.order = tuple(range(channels) if c.order is None else c.order)
         if sorted(self.order) != list(range(channels)):
             raise MgenError(
-                f"channel order {list(self.order)}: expected each of 0 … {channels - 1} once, in the order of drawing"
+                f"head.order is {list(self.order)}: expected each of 0 … {channels - 1} once, in the order of drawing"
             )
-        self.first = check_choice("first input of the channel head", first, FIRST)
-        self.channels, self.levels, self.heads, self.inner = channels, levels, heads, width
-        self.width = context_dim  # of the context it takes
-        self.cond = nn.Linear(context_dim, width)
+        self.config, self.channels, self.levels, self.heads, self.inner = c, channels, levels, c.heads, width
+        self.width = inputs.width
+        self.cond = nn.Linear(inputs.width, width)
         self.slot_condition = nn.Parameter(torch.zeros(channels, width))
         self.slot_position = nn.Parameter(torch.zeros(channels, width))
         self.tokens = nn.Embedding((channels - 1) * levels, width)  # rows of a slot behind those of the slot before
-        self.blocks = nn.ModuleList(SlotBlock(width, heads, hidden=int(width * mlp_ratio)) for _ in range(depth))
+        self.blocks = nn.ModuleList(
+            SlotBlock(width, c.heads, hidden=int(width * c.mlp_ratio)) for _ in range(c.depth)
+        )
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.out_adaln = nn.Linear(width, 2 * width)
         self.out = nn.Linear(width, channels * levels)  # likewise
-        self.reset_parameters()
 
-    def reset_parameters(self) -> None:
+    def initialize(self, default: Callable[[nn.Module], None]) -> None:
         """Xavier for linear layers (`out` by slot), normal 0.02 for what tells slots apart, 1 for ids; modulations zero."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -181,9 +189,9 @@ class ChannelHead(nn.Module):
 
     def first_input(self, cond: Tensor, *, sampling: bool) -> Tensor:
         """Of the first slot, before its position is added, (R, E) for cond(z) (R, E)."""
-        return cond + self.slot_condition[0] if sampling and self.first == "published" else cond
+        return cond + self.slot_condition[0] if sampling and self.config.first == "published" else cond
 
-    def finish(self, x: Tensor, modulation: Tensor) -> Tensor:
+    def final_norm(self, x: Tensor, modulation: Tensor) -> Tensor:
         """What `out` takes, (…, E), of the last block's result x (…, E) and modulation (…, 2E): scale, then shift."""
         scale, shift = modulation.chunk(2, dim=-1)
         return modulate(F.layer_norm(self.norm(x), x.shape[-1:], eps=1e-6), shift, scale)
@@ -203,7 +211,7 @@ class ChannelHead(nn.Module):
         for block, modulation in zip(self.blocks, modulations):
             x = block(x, modulation)
         table = self.out.weight.unflatten(0, (self.channels, -1))  # (C, Q, E)
-        logits = torch.einsum("nce,cqe->ncq", self.finish(x, modulations[-1]), table).float()
+        logits = torch.einsum("nce,cqe->ncq", self.final_norm(x, modulations[-1]), table).float()
         return (logits + self.out.bias.view(self.channels, -1)).view(*shape, -1)
 
     def by_slot(self, ids: Tensor) -> Tensor:
@@ -211,7 +219,9 @@ class ChannelHead(nn.Module):
         columns = ids.unbind(-1)
         return torch.stack([columns[channel] for channel in self.order], dim=-1)
 
-    def loss(self, z: Tensor, target: Tensor, *, label_smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
+    def loss(
+        self, z: Tensor, target: Tensor, *, noise: HeadNoise | None = None, label_smoothing: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
         """Cross entropy and share of right guesses, means over the C channels of a token, both (…,).
 
         Args:
@@ -224,15 +234,15 @@ class ChannelHead(nn.Module):
 
     # -- sampling ------------------------------------------------------------------------------------------------------
 
-    def check(self, settings: Mapping[str, Any], *, temperatures: Sequence[float]) -> None:
+    def check(self, settings: Settings, *, temperatures: Sequence[float]) -> None:
         """MgenError for settings of a draw that this head does not take."""
         ChannelSettings.of(settings)
 
-    def draws(self, settings: Mapping[str, Any]) -> Draws:
+    def noise_spec(self, settings: Settings) -> NoiseSpec:
         """A draw takes one uniform number per channel."""
-        return Draws(shape=(self.channels,))
+        return NoiseSpec(shape=(self.channels,))
 
-    def plan(self, settings: Mapping[str, Any]) -> ChannelSettings:
+    def plan(self, settings: Settings) -> ChannelSettings:
         """What every draw of a run shares; `settings` as in ChannelSettings."""
         return ChannelSettings.of(settings)
 
@@ -244,7 +254,7 @@ class ChannelHead(nn.Module):
         plan: ChannelSettings = ChannelSettings(),  # noqa: B008  (frozen)
         temperature: float = 1.0,
         guidance: float | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Draw:
         """Draw the ids of a token at each position.
 
         Args:
@@ -274,7 +284,7 @@ class ChannelHead(nn.Module):
             for part, numbers in zip(halves.tensor_split(pieces, dim=1), noise.tensor_split(pieces))
         ]
         ids, scores = (torch.cat(parts) for parts in zip(*drawn))
-        return ids.view(b, m, -1), scores.view(b, m)
+        return Draw(ids.view(b, m, -1), scores.view(b, m))
 
     def _draw(
         self, z: Tensor, noise: Tensor, plan: ChannelSettings, temperature: float, guidance: float | None
@@ -294,7 +304,7 @@ class ChannelHead(nn.Module):
             x = (x + self.slot_position[slot]).unsqueeze(1)  # (R, 1, E)
             for block, modulation, layer in zip(self.blocks, modulations, kept):
                 x = block(x, modulation[slot].unsqueeze(1), layer, slot)
-            x = self.finish(x.squeeze(1), modulations[-1][slot])
+            x = self.final_norm(x.squeeze(1), modulations[-1][slot])
             logits = F.linear(x, weights[slot], biases[slot]).float()  # (R, Q)
             if guidance is not None:
                 conditional, null = logits.chunk(2)

@@ -8,16 +8,16 @@ K copies of a token in training, n = B·M tokens, R rows of the network (n, or 2
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mgen.heads.chains import Chain, ChainSettings, Tables, check_draw_settings, cosine_betas
-from mgen.heads.draws import Draws
+from mgen.heads.head import Draw, Head, HeadInputs, HeadNoise, NoiseSpec, Settings, register_head
+from mgen.utils.errors import MgenError
 
 # Rows of one matrix product for the modulations: enough to be bound by arithmetic, few enough to stay near the cache.
 MODULATION_ROWS = 1024
@@ -58,55 +58,64 @@ class ResBlock(nn.Module):
         return torch.addcmul(h, gate, self.fc2(F.silu(self.fc1(x))))
 
 
-def initialise(head: Any) -> None:
-    """DiT's initial values: linear layers Xavier, time embedding normal 0.02, modulations and output zero (arXiv 2212.09748)."""
-    for module in head.modules():
-        if isinstance(module, nn.Linear):
+def initialize_dit(head: nn.Module) -> None:
+    """DiT's initial values: linear layers Xavier, time embedding normal 0.02, modulations and output zero (arXiv 2212.09748).
+
+    `head` is a DiffusionHead or a DiffusionTransformerHead, whose layers have these names.
+    """
+    for name, module in head.named_modules():
+        if not isinstance(module, nn.Linear):
+            continue
+        nn.init.zeros_(module.bias)
+        leaf = name.rsplit(".", 1)[-1]
+        if name.startswith("time."):
+            nn.init.normal_(module.weight, std=0.02)
+        elif leaf in ("adaln", "out_adaln", "out"):
+            nn.init.zeros_(module.weight)
+        else:
             nn.init.xavier_uniform_(module.weight)
-            nn.init.zeros_(module.bias)
-    for layer in (head.time.fc1, head.time.fc2):
-        nn.init.normal_(layer.weight, std=0.02)
-    for layer in (head.out_adaln, head.out, *(block.adaln for block in head.blocks)):
-        nn.init.zeros_(layer.weight)
 
 
 @dataclass(frozen=True)
-class Plan:
+class ChainPlan:
     """A chain and the time embeddings (N, W) of its steps, made once per run."""
 
     chain: Chain
     embedding: Tensor
 
 
-class DiffusionHead(nn.Module):
-    """p(token | context) as a diffusion.
+@dataclass(frozen=True, kw_only=True)
+class DiffusionConfig:
+    """Settings; defaults are those of MAR-B. width: W. depth: residual blocks. train_steps: steps of the full diffusion."""
 
-    Args:
-        channels: C. context_dim: D. width: W. depth: number of residual blocks. train_steps: steps of the full diffusion.
-    """
+    width: int = 1024
+    depth: int = 6
+    train_steps: int = 1000
 
-    figure = "mse"  # what `loss` gives besides the loss
-    ranks = False  # a continuous draw has no probability to rank positions by
 
-    def __init__(
-        self, *, channels: int, context_dim: int, width: int = 1024, depth: int = 6, train_steps: int = 1000
-    ) -> None:
+@register_head("diffusion", DiffusionConfig)
+class DiffusionHead(Head):
+    """p(token | context) as a diffusion."""
+
+    token_kinds = ("vector",)
+    metric = "mse"
+    has_log_prob = False  # a continuous draw has no probability to rank positions by
+
+    def __init__(self, config: DiffusionConfig, inputs: HeadInputs) -> None:
         super().__init__()
-        self.channels, self.train_steps = channels, train_steps
-        self.width = context_dim  # of the context it takes
-        self.time = TimeEmbedding(width)
-        self.cond = nn.Linear(context_dim, width)
-        self.input = nn.Linear(channels, width)
-        self.blocks = nn.ModuleList(ResBlock(width) for _ in range(depth))
-        self.out_adaln = nn.Linear(width, 2 * width)
-        self.out = nn.Linear(width, 2 * channels)
-        self.tables = Tables(cosine_betas(train_steps))
+        c, self.config, self.width, self.channels = config, config, inputs.width, inputs.tokens.channels
+        self.time = TimeEmbedding(c.width)
+        self.cond = nn.Linear(self.width, c.width)
+        self.input = nn.Linear(self.channels, c.width)
+        self.blocks = nn.ModuleList(ResBlock(c.width) for _ in range(c.depth))
+        self.out_adaln = nn.Linear(c.width, 2 * c.width)
+        self.out = nn.Linear(c.width, 2 * self.channels)
+        self.tables = Tables(cosine_betas(c.train_steps))
         self._tables: Tensor | None = None  # those of the loss, in fp32 on the device it runs on
-        self.reset_parameters()
 
-    def reset_parameters(self) -> None:
+    def initialize(self, default: Callable[[nn.Module], None]) -> None:
         """Xavier for linear layers, normal 0.02 for the time embedding; modulations and output start at zero."""
-        initialise(self)
+        initialize_dit(self)
 
     # -- the network ---------------------------------------------------------------------------------------------------
 
@@ -124,34 +133,39 @@ class DiffusionHead(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, z: Tensor) -> Tensor:
         """(ε, v) as (…, 2C) of noisy tokens x (…, C) at timesteps t (…) in 0 … 999, given the context z (…, D)."""
-        if t.numel() > self.train_steps:  # fewer timesteps than tokens: embed each once
-            time = F.embedding(t, self.time(torch.arange(self.train_steps, device=t.device)))
+        if t.numel() > self.config.train_steps:  # fewer timesteps than tokens: embed each once
+            time = F.embedding(t, self.time(torch.arange(self.config.train_steps, device=t.device)))
         else:
             time = self.time(t)
         return self.answer(self.input(x), self.modulations(time + self.cond(z)))
 
     # -- training ------------------------------------------------------------------------------------------------------
 
-    def draw(self, length: int, copies: int, rng: torch.Generator) -> dict[str, Tensor]:
-        """Random numbers for the loss of one image's tokens: timesteps (K, L) and noise (K, L, C)."""
-        t = torch.randint(self.train_steps, (copies, length), generator=rng)
-        return {"t": t, "noise": torch.randn(copies, length, self.channels, generator=rng)}
+    def training_noise(self, length: int, copies: int, rng: torch.Generator) -> HeadNoise:
+        """Timesteps (K, L) and noise (K, L, C) for the loss of one image's tokens."""
+        t = torch.randint(self.config.train_steps, (copies, length), generator=rng)
+        return HeadNoise(t, torch.randn(copies, length, self.channels, generator=rng))
 
-    def loss(self, z: Tensor, target: Tensor, *, t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss and its ε part per token, both of t's shape.
+    def loss(
+        self, z: Tensor, target: Tensor, *, noise: HeadNoise | None = None, label_smoothing: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
+        """Loss and its ε part per token, both of the shape of the timesteps.
 
         Args:
-            z: context (…, D). target: clean tokens (…, C). t: timesteps (…). noise: (…, C). Leading shapes broadcast.
+            z: context (…, D). target: clean tokens (…, C). noise: timesteps (…) and noise (…, C). Leading shapes broadcast.
 
         The variational term is in bits per number, with ε detached: it trains the variance alone (arXiv 2102.09672, §3.1).
         """
+        if noise is None:
+            raise MgenError("the loss of a diffusion head needs noise: see DiffusionHead.training_noise")
+        t, eps_true = noise
         if self._tables is None or self._tables.device != target.device:
             stacked = torch.stack([torch.from_numpy(getattr(self.tables, name)) for name in TABLES])
             self._tables = stacked.to(target.device, torch.float32)  # (8, steps), moved once
         at = dict(zip(TABLES, self._tables[:, t].unsqueeze(-1)))  # (…, 1) each
-        x = at["signal"] * target + at["noise"] * noise
+        x = at["signal"] * target + at["noise"] * eps_true
         eps, v = self(x, t, z).float().chunk(2, dim=-1)
-        mse = (noise - eps).square().mean(-1)
+        mse = (eps_true - eps).square().mean(-1)
 
         x0 = at["recip"] * x - at["recipm1"] * eps.detach()
         mean, true_mean = at["coef1"] * x0 + at["coef2"] * x, at["coef1"] * target + at["coef2"] * x
@@ -164,23 +178,23 @@ class DiffusionHead(nn.Module):
 
     # -- sampling ------------------------------------------------------------------------------------------------------
 
-    def check(self, settings: Mapping[str, Any], *, temperatures: Sequence[float]) -> None:
+    def check(self, settings: Settings, *, temperatures: Sequence[float]) -> None:
         """MgenError for settings of a draw that this head does not take, or temperatures (of all steps) that do nothing."""
         check_draw_settings(settings, self.tables, temperatures)
 
-    def draws(self, settings: Mapping[str, Any]) -> Draws:
+    def noise_spec(self, settings: Settings) -> NoiseSpec:
         """The start of the chain and what its steps add."""
-        return Draws(normal=True, shape=(ChainSettings.of(settings).draws, self.channels))
+        return NoiseSpec(normal=True, shape=(ChainSettings.of(settings).noise_count, self.channels))
 
-    def plan(self, settings: Mapping[str, Any]) -> Plan:
+    def plan(self, settings: Settings) -> ChainPlan:
         """What every draw of a run shares; `settings` as in ChainSettings."""
         chain = Chain(ChainSettings.of(settings), self.tables)
         steps = torch.tensor(chain.timesteps, device=self.input.weight.device)
-        return Plan(chain, self.time(steps))
+        return ChainPlan(chain, self.time(steps))
 
     def sample(
-        self, z: Tensor, *, noise: Tensor, plan: Plan, temperature: float = 1.0, guidance: float | None = None
-    ) -> tuple[Tensor, None]:
+        self, z: Tensor, *, noise: Tensor, plan: ChainPlan, temperature: float = 1.0, guidance: float | None = None
+    ) -> Draw:
         """Draw a token at each position.
 
         Args:
@@ -213,7 +227,7 @@ class DiffusionHead(nn.Module):
                 eps, v = torch.lerp(null, conditional, guidance), v[: len(x)]
             added = draws[j + 1] if len(draws) > 1 and j + 1 < count else None
             x = chain.step(j, x, eps, v, added, temperature)
-        return x.unflatten(0, (b, m)), None  # (B, M, C)
+        return Draw(x.unflatten(0, (b, m)), None)  # (B, M, C)
 
 
 def _decoder_nll(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:

@@ -1,30 +1,26 @@
 """Layers shared by the generators: attention, transformer blocks, embeddings, and what a run keeps between evaluations."""
 
-from mgen.nn.attention import Attention, attend, gather_rows, masked, take
+from mgen.nn.attention import Attention, Keys, attend, gather_rows, take
 from mgen.nn.blocks import MLP, PostNormBlock, PreNormBlock, ScaledBlock
-from mgen.nn.embedding import TokenEmbedding, WindowEmbedding, token_embedding
-from mgen.nn.memory import KeyValues, Local, Memory, slot, span
+from mgen.nn.cache import Cache, CachedStep, KVCache, layer_for, span
 from mgen.nn.windows import TokenShuffle, TokenUnshuffle, Windows
 
 __all__ = [
+    "Keys",
     "MLP",
     "Attention",
-    "KeyValues",
-    "Local",
-    "Memory",
+    "KVCache",
+    "CachedStep",
+    "Cache",
     "PostNormBlock",
     "PreNormBlock",
     "ScaledBlock",
-    "TokenEmbedding",
     "TokenShuffle",
     "TokenUnshuffle",
-    "WindowEmbedding",
     "Windows",
     "attend",
     "gather_rows",
-    "masked",
-    "slot",
+    "layer_for",
     "span",
     "take",
-    "token_embedding",
 ]

@@ -1,14 +1,25 @@
 """Multi-head self-attention with packed projections. Notation: B batch, L keys, Q queries, D width, H heads, d = D / H."""
 
+from typing import TypedDict
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mgen.nn.memory import KeyValues
+from mgen.nn.cache import KVCache
 from mgen.utils.errors import MgenError
 
 # CPUs with bf16 matrix units train faster with explicit attention up to about this many keys; in fp32 the forms are equal.
 EXPLICIT_KEYS = 128
+
+
+class Keys(TypedDict, total=False):
+    """Which keys an attention layer reads and where it stores its own; see Attention.forward."""
+
+    readable: Tensor | None
+    kept: KVCache | None
+    rows: Tensor | None
+    until: int | None
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0, readable: Tensor | None = None) -> Tensor:
@@ -72,7 +83,7 @@ class Attention(nn.Module):
         query: Tensor | None = None,
         *,
         readable: Tensor | None = None,
-        kept: KeyValues | None = None,
+        kept: KVCache | None = None,
         rows: Tensor | None = None,
         until: int | None = None,
     ) -> Tensor:
@@ -107,8 +118,3 @@ def gather_rows(x: Tensor, positions: Rows) -> Tensor:
 def take(tokens: Tensor, positions: Tensor) -> Tensor:
     """Tokens (B, L) or (B, L, C) at positions (B, n)."""
     return tokens.gather(1, positions) if tokens.ndim == 2 else gather_rows(tokens, positions)
-
-
-def masked(tokens: Tensor, known: Tensor, mask_id: int) -> Tensor:
-    """Ids (B, L) or (B, L, C) where bool (B, L) says so, the mask elsewhere."""
-    return torch.where(known if tokens.ndim == 2 else known.unsqueeze(-1), tokens, mask_id)

@@ -1,12 +1,12 @@
 """Transformer blocks, pre-norm and post-norm. Both can be asked for the output at some positions only."""
 
-from typing import Any
+from typing import Unpack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mgen.nn.attention import Attention, Rows, gather_rows
+from mgen.nn.attention import Attention, Keys, Rows, gather_rows
 
 
 class MLP(nn.Module):
@@ -64,7 +64,7 @@ class PreNormBlock(nn.Module):
         *,
         skip: Tensor | None = None,
         positions: Rows | None = None,
-        **keys: Any,
+        **keys: Unpack[Keys],
     ) -> Tensor:
         """(B, L, D) → (B, L, D), or (B, Q, D) at `positions` (B, Q); `keys` (readable, kept, rows, until) as in Attention."""
         if skip is not None:
@@ -84,8 +84,10 @@ class ScaledBlock(PreNormBlock):
     arXiv 2505.20288, §3.3). Args: `tasks`, their number; the others as in PreNormBlock.
     """
 
-    def __init__(self, dim: int, heads: int, *, tasks: int, **settings: Any) -> None:
-        super().__init__(dim, heads, **settings)
+    def __init__(self, dim: int, heads: int, *, tasks: int, mlp_ratio: float = 4.0, eps: float = 1e-5, attn_dropout: float = 0.0, dropout: float = 0.0) -> None:
+        super().__init__(
+            dim, heads, mlp_ratio=mlp_ratio, eps=eps, attn_dropout=attn_dropout, dropout=dropout
+        )
         self.task_scale = nn.Parameter(torch.zeros(tasks, 4 * dim))
         self.task_shift = nn.Parameter(torch.tensor([0.0, 1.0, 0.0, 1.0]).repeat_interleave(dim).repeat(tasks, 1))
 
@@ -94,7 +96,7 @@ class ScaledBlock(PreNormBlock):
         return (vector * self.task_scale[task] + self.task_shift[task]).chunk(4)
 
     def forward(  # type: ignore[override]
-        self, x: Tensor, *, modulation: tuple[Tensor, ...], positions: Rows | None = None, **keys: Any
+        self, x: Tensor, *, modulation: tuple[Tensor, ...], positions: Rows | None = None, **keys: Unpack[Keys]
     ) -> Tensor:
         """(B, L, D) → (B, L, D), or (B, Q, D) at `positions`; `keys` as in Attention."""
         scale1, gate1, scale2, gate2 = modulation
@@ -121,7 +123,7 @@ class PostNormBlock(nn.Module):
         self.mlp = MLP(dim, hidden, approximate="tanh", dropout=dropout)
         self.norm2 = nn.LayerNorm(dim, eps=eps)
 
-    def forward(self, x: Tensor, *, positions: Rows | None = None, **keys: Any) -> Tensor:
+    def forward(self, x: Tensor, *, positions: Rows | None = None, **keys: Unpack[Keys]) -> Tensor:
         """(B, L, D) → (B, L, D), or (B, Q, D) at `positions` (B, Q); `keys` (readable, kept, rows, until) as in Attention."""
         own = x if positions is None else gather_rows(x, positions)
         own = self.norm1(self.attn(x, None if positions is None else own, **keys) + own)

@@ -41,8 +41,8 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Rows first … stop − 1 of a sequence, and what their queries and keys get: `shift` (n, D) is added to the first n of them,
+class CausalRows:
+    """CausalRows first … stop − 1 of a sequence, and what their queries and keys get: `shift` (n, D) is added to the first n of them,
     the others are turned by `turn` (N − n, d / 2, 2)."""
 
     first: int
@@ -61,7 +61,7 @@ class Rows:
         return shifted if n == x.shape[-2] else torch.cat([shifted, rotate(x[..., n:, :], self.turn)], dim=-2)
 
 
-class LiveKeys:
+class LiveKV:
     """Keys and values (B, H, T, d) of one layer, of which the first rows are filled; only those are read."""
 
     def __init__(self, length: int) -> None:
@@ -69,7 +69,7 @@ class LiveKeys:
         self.k: Tensor | None = None
         self.v: Tensor
 
-    def add(self, k: Tensor, v: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
+    def add(self, k: Tensor, v: Tensor, rows: CausalRows) -> tuple[Tensor, Tensor]:
         """Write k and v (B, H, N, d) at `rows`; returns all up to them. A smaller batch than before stands for its first images."""
         if self.k is None:
             self.k, self.v = (x.new_empty(*x.shape[:2], self.length, x.shape[3]) for x in (k, v))
@@ -85,7 +85,7 @@ class LiveKeys:
 class CausalAttention(Attention):
     """Self-attention of each row to itself and the rows before it. Arguments as for Attention."""
 
-    def forward(self, x: Tensor, rows: Rows, kept: LiveKeys | None = None) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor, rows: CausalRows, kept: LiveKV | None = None) -> Tensor:  # type: ignore[override]
         """(B, N, D) → (B, N, D).
 
         Args:
@@ -105,7 +105,7 @@ class CausalAttention(Attention):
         return F.dropout(self.proj(out.transpose(1, 2).flatten(2)), self.out_dropout, self.training)
 
 
-def lay_out(module: nn.Module, rows: int) -> None:
+def optimize_layout(module: nn.Module, rows: int) -> None:
     """Lay the weights out in memory for products with `rows` rows; values, shapes and names stay, sums differ by rounding.
 
     A CPU multiplies one or two rows with a matrix of more outputs than inputs 1.1 to 1.9 times faster if it lies column by column, and
@@ -136,7 +136,7 @@ class CausalBlock(nn.Module):
         self.mlp = GatedMLP(dim, hidden)
         self.dropout = dropout
 
-    def forward(self, x: Tensor, rows: Rows, kept: LiveKeys | None = None) -> Tensor:
+    def forward(self, x: Tensor, rows: CausalRows, kept: LiveKV | None = None) -> Tensor:
         """(B, N, D) → (B, N, D); arguments as in CausalAttention."""
         x = x + self.attn(self.norm1(x), rows, kept)
         return x + F.dropout(self.mlp(self.norm2(x)), self.dropout, self.training)

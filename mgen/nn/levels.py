@@ -75,11 +75,6 @@ def check_range(low: float, high: float) -> None:
         raise MgenError(f"range [{low}, {high}]: two finite numbers are needed, the lower one first")
 
 
-def describe(*, form: str, low: float, high: float, span: float) -> str:
-    """Words that tell one set of levels from another of the same number, for TokenSpec.levels."""
-    return f"{form} in [{low:g}, {high:g}]" + (f", span {span:g}" if form == "published" else "")
-
-
 def quantize(x: Tensor, values: Tensor, *, low: float, high: float, span: float) -> Tensor:
     """Index of the nearest level, int64 of the shape of x; a tie goes to the lower one, NaN to 0, infinities to the ends.
 

@@ -4,13 +4,13 @@ A modulation is computed apart from the tokens, by `adaln`, and handed to `forwa
 Notation: B batch, L tokens, Q asked rows, D width, F hidden width.
 """
 
-from typing import Any
+from typing import Unpack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mgen.nn.attention import Attention, Rows, gather_rows
+from mgen.nn.attention import Attention, Keys, Rows, gather_rows
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -60,7 +60,7 @@ class ModulatedBlock(nn.Module):
         self.mlp = GatedMLP(dim, hidden, dropout=dropout)
         self.adaln = nn.Linear(dim, 6 * dim)
 
-    def forward(self, x: Tensor, modulation: Tensor, *, positions: Rows | None = None, **keys: Any) -> Tensor:
+    def forward(self, x: Tensor, modulation: Tensor, *, positions: Rows | None = None, **keys: Unpack[Keys]) -> Tensor:
         """(B, L, D) → (B, L, D), or (B, Q, D) at `positions` (B, Q).
 
         Args:

@@ -43,6 +43,15 @@ class Model(ModelMixin, ConfigMixin):
 
     config_name = "config.json"
 
+    def __getattr__(self, name: str) -> Any:
+        """Parameters and submodules by name. diffusers would answer with the configuration's entry of that name instead."""
+        return torch.nn.Module.__getattr__(self, name)
+
+    @classmethod
+    def config_keys(cls) -> set[str]:
+        """Keys that its configuration may have."""
+        return constructor_keys(cls)
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:
         """Load a folder written by `save_pretrained`.
@@ -62,7 +71,7 @@ class Model(ModelMixin, ConfigMixin):
         except ValueError as error:
             raise MgenError(f"{config_file} is not valid JSON ({error}): write the folder again") from error
         own = {key: value for key, value in config.items() if not key.startswith("_")}
-        check_keys(own, constructor_keys(cls), f"{config_file}: ")
+        check_keys(own, cls.config_keys(), f"{config_file}: ")
         # low_cpu_mem_usage would leave absent weights on the meta device, where the report below cannot see them.
         kwargs = {"torch_dtype": torch.float32, "low_cpu_mem_usage": False, **kwargs, "output_loading_info": True}
         try:

@@ -1,0 +1,162 @@
+"""From a nested configuration to a generator: the parts are built one after the other and handed to the next.
+
+    tokens: {kind: vector, length: 256, grid: [16, 16], channels: 16, scale: 0.2325}
+    classes: {count: 1000}
+    embedder: {type: projection}                     # default by the kind of tokens
+    trunk: {type: mae, encoder_dim: 768, …}
+    head: {type: diffusion, width: 1024, depth: 6}
+    windows: {side: 2, unit: window}                 # optional (Token-Shuffle)
+
+A cascade has `first:` and `second:` with tokens and head each, and one `trunk:` of type mae-two-stage.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from mgen.generators.cascade import Cascade
+from mgen.generators.classes import Classes, ClassesConfig
+from mgen.generators.embedder import EMBEDDERS, Embedder, TableRows
+from mgen.generators.embedders import Lookup, Windowed
+from mgen.generators.generator import Generator
+from mgen.generators.trunk import TRUNKS, Layout, Trunk
+from mgen.generators.trunks.two_stage import Stage, TwoStageMAE, TwoStageMAEConfig
+from mgen.generators.trunks.windowed import WindowedTrunk, windowed_layout
+from mgen.heads.categorical import CategoricalConfig, CategoricalHead
+from mgen.heads.composite import PerCodebookHead, VectorWindowHead, WindowHead
+from mgen.heads.head import HEADS, Head, HeadInputs
+from mgen.nn.windows import Windows
+from mgen.tokens import TokenSpec
+from mgen.utils.config import build
+from mgen.utils.errors import MgenError, check_choice, suggestion
+
+EMBEDDER_OF = {"index": "lookup", "vector": "projection", "multi-index": "dequantize"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowsConfig:
+    """Windows of side × side tokens that the trunk computes as one row each (Token-Shuffle, arXiv 2504.17789).
+
+    Args:
+        side: s. blocks: residual MLPs on either side of the trunk.
+        unit: what is masked and drawn as one: "window", or "token": any mask will do, but no cached steps.
+    """
+
+    side: int = 1
+    blocks: int = 2
+    unit: Literal["window", "token"] = "window"
+
+
+def build_model(config: Mapping[str, Any], where: str = "model.") -> Generator | Cascade:
+    """A generator, or a cascade where there are two stages; MgenError that names the key for anything wrong."""
+    return build_cascade(config, where) if "first" in config or "second" in config else build_generator(config, where)
+
+
+def build_generator(config: Mapping[str, Any], where: str = "model.") -> Generator:
+    """A generator with random weights from its configuration."""
+    _check_sections(config, Generator.config_keys(), {"tokens", "trunk", "head"}, where)
+    tokens = _tokens(config["tokens"])
+    trunk_cls, trunk_config = TRUNKS.configure(config["trunk"], f"{where}trunk")
+    classes_config = build(ClassesConfig, dict(config.get("classes") or {}), f"{where}classes.")
+    settings = build(WindowsConfig, dict(config.get("windows") or {}), f"{where}windows.")
+    windows = _windows(tokens, settings) if settings.side != 1 else None
+    layout = Layout(length=tokens.length, grid=tokens.grid, global_tokens=tokens.global_tokens)
+    trunk = trunk_cls(trunk_config, layout=layout if windows is None else windowed_layout(layout, windows))  # type: ignore[call-arg]
+    if windows is not None and settings.unit == "token":
+        trunk = WindowedTrunk(trunk, windows, blocks=settings.blocks)
+    embedder = _embedder(config.get("embedder"), tokens, trunk, classes_config, f"{where}embedder")
+    if windows is not None and settings.unit == "window":
+        embedder = Windowed(embedder, windows, blocks=settings.blocks)
+    classes = _classes(classes_config, trunk.width, embedder)
+    head = build_head(config["head"], tokens, trunk.context_width, embedder, settings, f"{where}head")
+    return Generator(tokens=tokens, embedder=embedder, trunk=trunk, head=head, classes=classes)
+
+
+def build_cascade(config: Mapping[str, Any], where: str = "model.") -> Cascade:
+    """A cascade with random weights from its configuration."""
+    _check_sections(config, Cascade.config_keys(), {"first", "second", "trunk"}, where)
+    trunk = dict(config["trunk"])
+    check_choice(f"{where}trunk.type of a cascade", str(trunk.pop("type", None)), (TwoStageMAE.type,))
+    stages = [dict(config[name]) for name in ("first", "second")]
+    specs = [_tokens(stage.get("tokens") or {}) for stage in stages]
+    layouts = [Layout(length=spec.length, grid=spec.grid) for spec in specs]
+    shared = TwoStageMAE(
+        build(TwoStageMAEConfig, trunk, f"{where}trunk."), first=layouts[0], second=layouts[1]
+    )
+    classes = Classes(build(ClassesConfig, dict(config.get("classes") or {}), f"{where}classes."), width=shared.config.dim)
+    made = []
+    for index, (name, stage, tokens) in enumerate(zip(("first", "second"), stages, specs)):
+        _check_sections(stage, {"tokens", "embedder", "head"}, {"tokens", "head"}, f"{where}{name}.")
+        part = Stage(shared, index)
+        embedder = _embedder(stage.get("embedder"), tokens, part, classes.config, f"{where}{name}.embedder")
+        head = build_head(stage["head"], tokens, part.context_width, embedder, WindowsConfig(), f"{where}{name}.head")
+        made.append(Generator(tokens=tokens, embedder=embedder, trunk=part, head=head, classes=classes))
+    return Cascade(first=made[0], second=made[1])
+
+
+def build_head(
+    settings: Mapping[str, Any], tokens: TokenSpec, width: int, embedder: Embedder, windows: WindowsConfig, where: str
+) -> Head:
+    """The head for these tokens; with two codebooks one for each, with windows one for a window."""
+    cls, config = HEADS.configure(settings, where)
+    if tokens.kind not in cls.token_kinds:
+        raise MgenError(
+            f"{where}.type {cls.type!r} draws tokens of kind {' or '.join(cls.token_kinds)}, these are of kind {tokens.kind!r}"
+        )
+    joined = windows.side > 1 and windows.unit == "window"
+    if joined and (tokens.global_tokens or tokens.kind == "multi-index"):
+        raise MgenError("windows join ids or vectors of a grid: they go neither with global tokens nor with quantized vectors")
+    drawn = embedder.units if joined and tokens.kind == "vector" else tokens
+    inputs = HeadInputs(tokens=drawn, width=width, table=embedder.token_table)
+    if tokens.global_tokens:
+        if not isinstance(config, CategoricalConfig):
+            raise MgenError(f"{where}: global tokens have a codebook of their own, which only a categorical head draws")
+        return PerCodebookHead(config, inputs)
+    head = cls(config, inputs)  # type: ignore[call-arg]
+    if not joined:
+        return head
+    if isinstance(head, CategoricalHead):
+        return WindowHead(head, side=windows.side, blocks=windows.blocks)
+    return VectorWindowHead(head, blocks=windows.blocks)
+
+
+def _check_sections(config: Mapping[str, Any], allowed: set[str], needed: set[str], where: str) -> None:
+    for key in config:
+        if key not in allowed:
+            raise MgenError(f"unknown key '{where}{key}': {suggestion(str(key), allowed)}")
+    if missing := sorted(key for key in needed if not isinstance(config.get(key), Mapping)):
+        raise MgenError(f"missing section '{where}{missing[0]}': a model needs {', '.join(sorted(needed))}")
+
+
+def _tokens(settings: Mapping[str, Any]) -> TokenSpec:
+    tokens = TokenSpec.from_dict(settings)
+    if tokens.kind != "vector" and (tokens.vocab_size or 0) < 1:
+        raise MgenError(f"tokens.vocab_size is {tokens.vocab_size}: tokens of kind {tokens.kind!r} need at least 1")
+    rows = tokens.length - tokens.global_tokens
+    if tokens.length < 1 or rows < 0 or (tokens.grid is not None and tokens.grid[0] * tokens.grid[1] != rows):
+        raise MgenError(
+            f"tokens.length is {tokens.length}, tokens.grid {tokens.grid}, tokens.global_tokens {tokens.global_tokens}: rows times "
+            "columns of the grid must be length − global_tokens"
+        )
+    return tokens
+
+
+def _windows(tokens: TokenSpec, settings: WindowsConfig) -> Windows:
+    if tokens.grid is None or tokens.global_tokens:
+        raise MgenError("windows join tokens of a grid: these have none, or global tokens beside it")
+    return Windows(tokens.grid, settings.side)
+
+
+def _embedder(
+    settings: Mapping[str, Any] | None, tokens: TokenSpec, trunk: Trunk, classes: ClassesConfig, where: str
+) -> Embedder:
+    own = {"type": EMBEDDER_OF[tokens.kind], **(settings or {})}
+    cls, config = EMBEDDERS.configure(own, where)
+    shared = classes.table_rows if classes.table == "shared" else 0
+    return cls(config, tokens=tokens, width=trunk.width, extra=TableRows(classes=shared, mask=trunk.masks_inputs))  # type: ignore[call-arg]
+
+
+def _classes(config: ClassesConfig, width: int, embedder: Embedder) -> Classes:
+    inner = embedder.inner if isinstance(embedder, Windowed) else embedder
+    first = inner.ids if isinstance(inner, Lookup) else 0
+    return Classes(config, width=width, table=embedder.token_table, first=first)

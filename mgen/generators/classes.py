@@ -1,0 +1,88 @@
+"""Classes: class id → class vector, with a null class for guidance or without; or one vector for every image."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from mgen.utils.errors import MgenError, check_choice
+
+# Of the published MAGE models: rows of the shared table for classes, and the one that stands for every image.
+MAGE_ROWS, MAGE_ROW = 1000, 76
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassesConfig:
+    """Settings.
+
+    Args:
+        count: classes, not counting the null class; 0: unconditional, every image has the same vector.
+        null: whether there is a null class, with the id `count`; needed for guidance.
+        table: "own", or "shared": class vectors are rows of the embedder's table behind the ids (BERT, MAGE).
+        rows, row: of an unconditional model, so many rows of which `row` is read (MAGE has 1000 and reads the 77th).
+    """
+
+    count: int = 1000
+    null: bool = True
+    table: Literal["own", "shared"] = "own"
+    rows: int = 1
+    row: int = 0
+
+    def __post_init__(self) -> None:
+        check_choice("classes.table", self.table, ("own", "shared"))
+        if self.count < 0 or not 0 <= self.row < self.rows:
+            raise MgenError(
+                f"classes.count is {self.count}, classes.row {self.row} of {self.rows} rows: expected count ≥ 0 and a row that is there"
+            )
+
+    @property
+    def table_rows(self) -> int:
+        """Rows of the table."""
+        return self.count + int(self.null) if self.count else self.rows
+
+
+class Classes(nn.Module):
+    """Class vectors.
+
+    Args:
+        config: see ClassesConfig. width: of a vector.
+        table, first: the embedder's table and its first row for classes, if it is shared.
+    """
+
+    def __init__(
+        self, config: ClassesConfig, *, width: int, table: nn.Embedding | None = None, first: int = 0
+    ) -> None:
+        super().__init__()
+        self.config, self.first = config, first
+        if config.table == "shared":
+            if table is None:
+                raise MgenError("classes.table shared needs tokens with a table of ids: use classes.table own")
+            self._shared = [table]  # in a list: it is registered in the embedder
+        else:
+            self.vectors = nn.Embedding(config.table_rows, width)
+
+    @property
+    def count(self) -> int:
+        """Classes to choose from; an unconditional model has one, 0, that stands for everything."""
+        return max(1, self.config.count)
+
+    @property
+    def null_class(self) -> int | None:
+        """The id of the null class, None if there is none."""
+        return self.config.count if self.config.count and self.config.null else None
+
+    def initialize(self, default: Callable[[nn.Module], None]) -> None:
+        """Initial values by the trunk's rule."""
+        self.apply(default)
+
+    def rows(self, class_ids: Tensor) -> Tensor:
+        """Rows of the table for class ids (B,)."""
+        own = class_ids if self.config.count else torch.full_like(class_ids, self.config.row)
+        return own + self.first
+
+    def forward(self, class_ids: Tensor) -> Tensor:
+        """Class vectors (B, D) of class ids (B,) int64."""
+        table = self._shared[0] if self.config.table == "shared" else self.vectors
+        return table(self.rows(class_ids))

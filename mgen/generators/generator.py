@@ -1,0 +1,226 @@
+"""The generator: an embedder, a trunk and a head around one kind of tokens. Every published system is a configuration of it.
+
+Notation: B batch, L tokens, M positions asked for, D width of the context. Where windows of tokens are masked and drawn as one
+(`windows`), "token" below is a window: L of them, each of s² ids or s²·C numbers.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, Self
+
+from diffusers import ModelMixin  # noqa: F401  (diffusers looks the base class up in this namespace)
+from torch import Tensor
+
+from mgen.generators.classes import Classes
+from mgen.generators.embedder import Embedder, TokenRows
+from mgen.generators.losses import masked_positions, token_losses
+from mgen.generators.trunk import Capabilities, Trunk
+from mgen.heads.head import Head, HeadNoise
+from mgen.nn.cache import Cache, CachedStep
+from mgen.nn.causal import optimize_layout
+from mgen.nn.windows import Windows
+from mgen.tokens import TokenSpec
+from mgen.utils.modeling import Model, public
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossOptions:
+    """How the training loss is computed.
+
+    Args:
+        label_smoothing: of a head of ids. tokens: "all" counts given tokens too (Halton-MaskGIT as published).
+        head_tokens: "all" passes given tokens through a diffusion head too and drops their loss, as MAR's published code does; the
+            same loss for more work.
+    """
+
+    label_smoothing: float = 0.0
+    tokens: Literal["masked", "all"] = "masked"
+    head_tokens: Literal["masked", "all"] = "masked"
+
+
+@public
+class Generator(Model):
+    """A masked or causal generator, built from parts that are built first.
+
+    Args:
+        tokens: what the tokenizer makes. embedder: tokens → rows. trunk: rows → context. head: context → tokens.
+        classes: class ids → class vectors.
+    """
+
+    def __init__(self, *, tokens: TokenSpec, embedder: Embedder, trunk: Trunk, head: Head, classes: Classes) -> None:
+        super().__init__()
+        self.tokens = tokens
+        self.embedder, self.trunk, self.head, self.classes = embedder, trunk, head, classes
+        self._note_config()
+        embedder.apply(trunk.initialize)
+        classes.initialize(trunk.initialize)
+        trunk.apply(trunk.initialize)
+        head.initialize(trunk.initialize)
+        embedder.reset_windows(head.unshuffle)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], **kwargs: Any) -> Self:  # type: ignore[override]
+        """A generator with random weights from a nested configuration, as in config.json; see mgen.generators.build."""
+        from mgen.generators.build import build_generator
+
+        made = build_generator({k: v for k, v in config.items() if not k.startswith("_")})
+        assert isinstance(made, cls)
+        return made
+
+    @classmethod
+    def config_keys(cls) -> set[str]:
+        return {"tokens", "embedder", "trunk", "head", "classes", "windows"}
+
+    def _note_config(self) -> None:
+        """Write the configuration that builds this generator again where diffusers saves it from."""
+        inner = getattr(self.trunk, "windows", None)
+        windows = self.embedder.windows or inner
+        settings = None
+        if windows is not None:
+            join = getattr(self.embedder if inner is None else self.trunk, "join")
+            unit = "window" if inner is None else "token"
+            settings = {"side": windows.side, "blocks": len(join.blocks), "unit": unit}
+        self.register_to_config(
+            tokens=self.tokens.to_dict(),
+            embedder=self.embedder.settings,
+            trunk=self.trunk.settings,
+            head=self.head.settings,
+            classes=asdict(self.classes.config),
+            windows=settings,
+        )
+
+    # -- what it takes and makes ---------------------------------------------------------------------------------------
+
+    @property
+    def windows(self) -> Windows | None:
+        """The windows that are masked and drawn as one (Token-Shuffle); None: tokens are masked and drawn one by one."""
+        return self.embedder.windows
+
+    @property
+    def units(self) -> TokenSpec:
+        """What is masked and drawn as one: the tokens, or windows of them."""
+        return self.embedder.units
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What a sampler may ask."""
+        return self.trunk.capabilities
+
+    @property
+    def null_class(self) -> int | None:
+        """Class id that stands for "no class", or None if there is none."""
+        return self.classes.null_class
+
+    @property
+    def num_classes(self) -> int:
+        """Classes to choose from; an unconditional model has one, 0, that stands for everything."""
+        return self.classes.count
+
+    @property
+    def conditional(self) -> bool:
+        """Whether there are classes."""
+        return self.classes.config.count > 0
+
+    def set_scale(self, scale: float | None) -> None:
+        """Note the scale of the latents that the generator is trained on."""
+        self.tokens = replace(self.tokens, scale=scale)
+        self._note_config()
+
+    # -- sampling ------------------------------------------------------------------------------------------------------
+
+    def start(self, class_ids: Tensor, *, prefix: Tensor | None = None, carry: bool = False) -> Cache:
+        """An empty cache for a run on images of these classes (B,), with guidance the null class behind; see Trunk.start."""
+        return self.trunk.start(self.classes(class_ids), prefix=prefix, carry=carry)
+
+    def context(
+        self,
+        tokens: Tensor,
+        known: Tensor,
+        class_ids: Tensor,
+        *,
+        positions: Tensor | None = None,
+        visible: tuple[int, int] | None = None,
+        cache: Cache | None = None,
+        keep: int | None = None,
+    ) -> Tensor:
+        """Context vectors for the head: a full pass.
+
+        Args:
+            tokens: ids (B, L), vectors (B, L, C) or ids (B, L, C); whatever stands where `known` is False is ignored.
+            known: bool (B, L), True where the token is given. class_ids: (B,) int64.
+            positions: int64 (B, M), the positions wanted; None for all. visible, cache, keep: see Trunk.forward.
+
+        Returns:
+            (B, M, D), or (B, L, D).
+        """
+        rows = self.rows(tokens, known, sampling=cache is not None)
+        return self.trunk(
+            rows, self.classes(class_ids), positions=positions, visible=visible, cache=cache, keep=keep
+        )
+
+    def cached_step(self, tokens: Tensor, class_ids: Tensor, cache: Cache, step: CachedStep) -> Tensor:
+        """Context of the positions a cached step asks for, (B, asked, D); see Trunk.cached_step."""
+        rows = self.rows(tokens, step.known, sampling=True)
+        return self.trunk.cached_step(rows, self.classes(class_ids), cache, step)
+
+    def carry(
+        self,
+        tokens: Tensor,
+        known: Tensor,
+        class_ids: Tensor,
+        *,
+        visible: tuple[int, int] | None = None,
+        cache: Cache,
+    ) -> None:
+        """A carry-only step, of trunks that carry features: nothing is drawn; see Trunk.carry."""
+        rows = self.rows(tokens, known, sampling=True)
+        self.trunk.carry(rows, self.classes(class_ids), visible=visible, cache=cache)
+
+    def rows(self, tokens: Tensor, known: Tensor, *, sampling: bool = False) -> TokenRows:
+        """The tokens of a pass as the trunk reads them."""
+        return TokenRows(self.embedder, tokens, known, sampling)
+
+    def optimize_layout(self, rows: int) -> None:
+        """Lay weights out for passes of `rows` rows (images, twice with guidance): the same function, only faster."""
+        if self.capabilities.order == "causal":
+            optimize_layout(self, rows)
+
+    # -- training ------------------------------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        tokens: Tensor,
+        class_ids: Tensor,
+        known: Tensor,
+        *,
+        options: LossOptions = LossOptions(),  # noqa: B008  (frozen)
+        noise: HeadNoise | None = None,
+        trunk_noise: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Training: loss and metric of every token that counts, both flat; the mean is the published loss.
+
+        Args:
+            tokens, known, class_ids: as in `context`. noise: timesteps (B, K, L) and noise (B, K, L, C), see Head.training_noise.
+            trunk_noise: see Trunk.training_noise. cache: with the features of an earlier pass, if one is simulated (ENAT).
+        """
+        rows, classes = self.rows(tokens, known), self.classes(class_ids)
+        if options.tokens == "all":
+            z = self.trunk.training_context(rows, classes, noise=trunk_noise, cache=cache)
+            return self.head.loss(z.flatten(0, 1), tokens.flatten(), label_smoothing=options.label_smoothing)
+        visible, where = masked_positions(known)
+        if self.tokens.global_tokens or self.head.joint or options.head_tokens == "all":
+            where = None  # the head needs all positions, or to know which part a position belongs to
+        z = self.trunk.training_context(
+            rows, classes, noise=trunk_noise, positions=where, visible=visible, cache=cache
+        )
+        return token_losses(
+            self.head,
+            z,
+            tokens,
+            known,
+            where,
+            noise=noise,
+            options=options,
+            global_tokens=self.tokens.global_tokens,
+        )

@@ -1,0 +1,113 @@
+"""From contexts to losses: of every masked token, or summed per image. Shared by `Generator` and `Cascade`.
+
+Notation: B batch, L tokens, M masked ones where all images have as many, C numbers or ids of a token, K copies of a token.
+"""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from mgen.generators.trunk import count_known, unknown_first
+from mgen.heads.head import Head, HeadNoise
+from mgen.nn.attention import gather_rows, take
+from mgen.nn.cache import span
+
+if TYPE_CHECKING:
+    from mgen.generators.generator import LossOptions
+
+
+def masked_positions(known: Tensor) -> tuple[tuple[int, int], Tensor | None]:
+    """Fewest and most known tokens of a row of known (B, L), and where all rows know as many the masked positions (B, M)."""
+    fewest, most = count_known(known)
+    if fewest != most:
+        return (fewest, most), None
+    return (fewest, most), unknown_first(known, known.shape[1] - most)
+
+
+def token_losses(
+    head: Head,
+    z: Tensor,
+    tokens: Tensor,
+    known: Tensor,
+    where: Tensor | None,
+    *,
+    noise: HeadNoise | None,
+    options: "LossOptions",
+    global_tokens: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """Loss and metric of every masked token (of a diffusion head of its K copies, of a joint head of every image), both flat.
+
+    Args:
+        z: context (B, M, D) of the masked positions `where` (B, M), or (B, L, D) where that is None.
+        tokens: (B, L) or (B, L, C). known: bool (B, L). noise: of all positions, (B, K, L) and (B, K, L, C).
+        global_tokens: S. With S global tokens among L the loss is theirs times L / S, and that of the others times L / (L − S): where
+            all are masked its mean is the sum of the two means (Hita, arXiv 2507.02358).
+    """
+    smoothing = options.label_smoothing
+    if head.joint:
+        losses, metric = head.loss(z, tokens, masked=~known, noise=noise)  # type: ignore[call-arg]
+        return losses.mean(1), metric.mean(1)
+    if noise is not None:
+        if where is not None:
+            losses, metric = _copies(head, z, tokens, where, noise)
+            return losses.flatten(), metric.flatten()
+        masked = (~known).unsqueeze(1).expand_as(noise.t)  # (B, K, L)
+        if options.head_tokens == "all":
+            losses, metric = head.loss(z.unsqueeze(1), tokens.unsqueeze(1), noise=noise)
+            return losses[masked], metric[masked]
+        row, copy, position = masked.nonzero(as_tuple=True)
+        own = HeadNoise(noise.t[masked], noise.noise[masked])
+        return head.loss(z[row, position], tokens[row, position], noise=own)
+    if where is not None:
+        losses, metric = head.loss(z, take(tokens, where), label_smoothing=smoothing)
+        return losses.flatten(), metric.flatten()
+    masked = ~known
+    if not global_tokens:
+        return head.loss(z[masked], tokens[masked], label_smoothing=smoothing)
+    length, s = known.shape[1], global_tokens
+    part = (span(length, known) >= s)[masked]
+    losses, metric = head.loss(z[masked], tokens[masked], part=part, label_smoothing=smoothing)  # type: ignore[call-arg]
+    return losses * torch.where(part, length / (length - s), length / s), metric
+
+
+def image_losses(
+    head: Head,
+    z: Tensor,
+    tokens: Tensor,
+    known: Tensor,
+    where: Tensor | None,
+    *,
+    noise: HeadNoise | None,
+    label_smoothing: float,
+) -> tuple[Tensor, Tensor]:
+    """Loss and metric of each image, both (B,): summed over its masked tokens and averaged over copies.
+
+    Of a joint head the mean over all elements. Arguments as in `token_losses`, but z is (B, L, D) always.
+    """
+    if head.joint:
+        losses, metric = head.loss(z, tokens, masked=~known, noise=noise)  # type: ignore[call-arg]
+        return losses.mean(1), metric.mean(1)
+    if noise is None:
+        losses, metric = head.loss(z[~known], tokens[~known], label_smoothing=label_smoothing)
+        row = (~known).nonzero()[:, 0]
+        return _by_row(losses, row, len(z)), _by_row(metric, row, len(z))
+    if where is not None:
+        losses, metric = _copies(head, gather_rows(z, where), tokens, where, noise)  # (B, K, M)
+        return losses.mean(1).sum(1), metric.mean(1).sum(1)
+    row, copy, position = at = (~known).unsqueeze(1).expand_as(noise.t).nonzero(as_tuple=True)
+    losses, metric = head.loss(z[row, position], tokens[row, position], noise=HeadNoise(noise.t[at], noise.noise[at]))
+    copies = noise.t.shape[1]
+    return _by_row(losses, row, len(z)) / copies, _by_row(metric, row, len(z)) / copies
+
+
+def _copies(head: Head, z: Tensor, tokens: Tensor, where: Tensor, noise: HeadNoise) -> tuple[Tensor, Tensor]:
+    """A diffusion head's loss and metric (B, K, M) of K copies of the tokens (B, L, C) at `where` (B, M); z (B, M, D)."""
+    copies = where.unsqueeze(1).expand(-1, noise.t.shape[1], -1)  # (B, K, M)
+    numbers = noise.noise.gather(2, copies.unsqueeze(-1).expand(-1, -1, -1, noise.noise.shape[-1]))
+    own = HeadNoise(noise.t.gather(2, copies), numbers)
+    return head.loss(z.unsqueeze(1), gather_rows(tokens, where).unsqueeze(1), noise=own)
+
+
+def _by_row(values: Tensor, row: Tensor, count: int) -> Tensor:
+    return values.new_zeros(count).index_add(0, row, values)

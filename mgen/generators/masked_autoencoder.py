@@ -1,0 +1,203 @@
+"""Masked autoencoder: the encoder sees the known tokens only, the decoder all positions. Shared by `mae` and `mae-two-stage`.
+
+He et al., "Masked Autoencoders Are Scalable Vision Learners" (CVPR 2022, arXiv 2111.06377), with Li et al.'s buffer of class rows
+(MAR, arXiv 2406.11838).
+
+Notation: B batch, L tokens to be drawn, V known ones, M positions asked for, S prefix rows in front of the tokens, D encoder
+width, E decoder width.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol, Unpack
+
+import torch
+from torch import Tensor, nn
+
+from mgen.generators.embedder import TokenRows
+from mgen.generators.trunk import Trunk, count_known, known_first
+from mgen.nn.attention import Keys, Rows, gather_rows
+from mgen.nn.cache import Cache, CachedStep, layer_for, span
+
+
+class AutoencoderCache(Cache):
+    """Beside keys and values, how many tokens the encoder saw in the last full pass."""
+
+    visible = 0
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Positions and mask tokens of the tokens to be drawn.
+
+    Attributes:
+        encoder: positions of the tokens (L, D). decoder: positions of prefix, tokens and what stands behind them (S + L + …, E).
+        head: (L, E), added to the context. mask: one mask token (1, E), or one for each token and each row behind (L + …, E).
+    """
+
+    encoder: Tensor
+    decoder: Tensor
+    head: Tensor
+    mask: Tensor
+
+    def masks(self, positions: Tensor) -> Tensor:
+        """Mask tokens (B, n, E) at positions (B, n)."""
+        return self.mask.expand(*positions.shape, -1) if len(self.mask) == 1 else self.mask[positions]
+
+
+class Layers(Protocol):
+    """The layers of both halves."""
+
+    token_norm: nn.LayerNorm
+    encoder_blocks: nn.ModuleList
+    encoder_norm: nn.LayerNorm
+    decoder_embed: nn.Linear
+    decoder_blocks: nn.ModuleList
+    decoder_norm: nn.LayerNorm
+
+
+class MaskedAutoencoder(Trunk):
+    """Full passes and cached steps. Subclasses name the layers, give the tables, the prefix and how a block is called.
+
+    Attributes:
+        prefix_length: S. length: L.
+    """
+
+    masks_inputs = False
+    prefix_length: int
+    length: int
+
+    @property
+    def layers(self) -> Layers:
+        """The module that holds the layers: the trunk itself, or one that several trunks share."""
+        raise NotImplementedError
+
+    @property
+    def tables(self) -> Tables:
+        raise NotImplementedError
+
+    def prefix(self, classes: Tensor, cache: Cache | None) -> Tensor:
+        """The rows in front of the tokens (B, S, D), with their positions, for class vectors (B, D)."""
+        raise NotImplementedError
+
+    def encoder_block(
+        self, i: int, x: Tensor, cache: Cache | None, *, positions: Rows | None = None, **keys: Unpack[Keys]
+    ) -> Tensor:
+        """Block i of the encoder on x (B, N, D)."""
+        return self.layers.encoder_blocks[i](x, positions=positions, **keys)
+
+    def decoder_block(
+        self, i: int, x: Tensor, cache: Cache | None, *, positions: Rows | None = None, **keys: Unpack[Keys]
+    ) -> Tensor:
+        """Block i of the decoder on x (B, N, E)."""
+        return self.layers.decoder_blocks[i](x, positions=positions, **keys)
+
+    def encode(
+        self,
+        rows: TokenRows,
+        classes: Tensor,
+        *,
+        visible: tuple[int, int] | None = None,
+        cache: Cache | None = None,
+        keep: int | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The encoder on prefix and known tokens.
+
+        Returns:
+            features (B, S + V, D), with V the most tokens any image knows; the positions (B, V) of the tokens, ascending; and bool
+            (B, S + V), False where an image with fewer known tokens is filled up (None: none is).
+        """
+        known = rows.known
+        fewest, most = visible if visible is not None else count_known(known)
+        positions = known_first(known, most)  # (B, V)
+        seen = rows.at(positions) + self.tables.encoder[positions]
+        x = self.layers.token_norm(torch.cat([self.prefix(classes, cache), seen], dim=1))  # (B, S + V, D)
+        readable = None
+        if fewest != most:
+            readable = torch.cat([known.new_ones(len(known), self.prefix_length), known.gather(1, positions)], dim=1)
+        for i in range(len(self.layers.encoder_blocks)):
+            kept = layer_for(cache, f"encoder.{i}", keep, grows=True)
+            x = self.encoder_block(i, x, cache, readable=readable, kept=kept)
+        if isinstance(cache, AutoencoderCache):
+            cache.visible = most
+        return self.layers.encoder_norm(x), positions, readable
+
+    def decode(
+        self,
+        features: Tensor,
+        seen_at: Tensor,
+        readable: Tensor | None = None,
+        *,
+        positions: Tensor | None = None,
+        cache: Cache | None = None,
+        keep: int | None = None,
+    ) -> Tensor:
+        """Context (B, M, E) at `positions` (B, M), or (B, L, E), of the encoder's result for tokens at `seen_at` (B, V)."""
+        first, b, length, tables = self.prefix_length, len(features), self.length, self.tables
+        rows = self.layers.decoder_embed(features)
+        seen = rows[:, first:]
+        if readable is not None:  # a filler stands at an unknown position, where the mask token belongs anyway
+            seen = torch.where(readable[:, first:].unsqueeze(-1), seen, tables.masks(seen_at).to(rows.dtype))
+        masks = tables.mask.to(rows.dtype)
+        image = masks.expand(b, max(len(masks), length), -1)
+        image = image.scatter(1, seen_at.unsqueeze(-1).expand(-1, -1, rows.shape[-1]), seen)  # (B, L + …, E)
+        x = torch.cat([rows[:, :first], image], dim=1) + tables.decoder  # (B, S + L + …, E)
+        # Only the positions that will be read pass the end of the last block.
+        read = positions + first if positions is not None else None
+        if read is None and x.shape[1] > first + length:
+            read = (span(length, x) + first).contiguous()
+        for i in range(len(self.layers.decoder_blocks)):
+            last = i == len(self.layers.decoder_blocks) - 1
+            kept = layer_for(cache, f"decoder.{i}", keep)
+            x = self.decoder_block(i, x, cache, positions=read if last else None, kept=kept)
+        if read is not None and not self.layers.decoder_blocks:
+            x = gather_rows(x, read)
+        x = self.layers.decoder_norm(x)
+        if positions is not None:
+            return x + tables.head[positions]  # (B, M, E)
+        return (x if read is not None else x[:, first:]) + tables.head  # (B, L, E)
+
+    def start(self, classes: Tensor, *, prefix: Tensor | None = None, carry: bool = False) -> Cache:
+        super().start(classes, prefix=prefix)
+        return AutoencoderCache()
+
+    def forward(
+        self,
+        rows: TokenRows,
+        classes: Tensor,
+        *,
+        positions: Tensor | None = None,
+        visible: tuple[int, int] | None = None,
+        cache: Cache | None = None,
+        keep: int | None = None,
+    ) -> Tensor:
+        features, seen_at, readable = self.encode(rows, classes, visible=visible, cache=cache, keep=keep)
+        return self.decode(features, seen_at, readable, positions=positions, cache=cache, keep=keep)
+
+    def encode_step(self, rows: TokenRows, classes: Tensor, cache: Cache, step: CachedStep) -> Tensor:
+        """Encoder features (B, n, D) of the drawn tokens among those computed anew, behind the prefix if it is computed too."""
+        assert isinstance(cache, AutoencoderCache)
+        drawn = step.positions[:, : step.drawn]  # (B, n)
+        x = rows.at(drawn) + self.tables.encoder[drawn]
+        # The encoder holds known tokens only: those of the group stand behind them, each at a row of its own.
+        behind = self.prefix_length + cache.visible
+        at = span(step.drawn, x) + behind + step.fresh[0]
+        if step.prefix:
+            x = torch.cat([self.prefix(classes, cache), x], dim=1)  # (B, S + n, D)
+            at = torch.cat([span(self.prefix_length, x), at], dim=1)
+        x = self.layers.token_norm(x)
+        for i in range(len(self.layers.encoder_blocks) if x.shape[1] else 0):
+            kept = cache.layer(f"encoder.{i}")
+            x = self.encoder_block(i, x, cache, kept=kept, rows=at, until=behind + step.done)
+        return self.layers.encoder_norm(x)
+
+    def cached_step(self, rows: TokenRows, classes: Tensor, cache: Cache, step: CachedStep) -> Tensor:
+        tables = self.tables
+        x = self.layers.decoder_embed(self.encode_step(rows, classes, cache, step))
+        at, wanted = step.rows(self.prefix_length), step.wanted(self.prefix_length)
+        masks = tables.masks(step.positions[:, step.drawn :]).to(x.dtype)
+        x = torch.cat([x, masks], dim=1) + tables.decoder[at]  # (B, S + n, E) or (B, n, E)
+        for i in range(len(self.layers.decoder_blocks)):
+            last = i == len(self.layers.decoder_blocks) - 1
+            kept = cache.layer(f"decoder.{i}")
+            x = self.decoder_block(i, x, cache, positions=wanted if last else None, kept=kept, rows=at)
+        return self.layers.decoder_norm(x) + tables.head[step.group[:, slice(*step.asked)]]  # (B, asked, E)

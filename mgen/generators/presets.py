@@ -1,0 +1,114 @@
+"""Published systems as files: `create_model("mar-b")` and `list_models("mar*")` read configs/models."""
+
+from collections.abc import Mapping
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from mgen.generators.build import EMBEDDER_OF, build_model
+from mgen.generators.cascade import Cascade
+from mgen.generators.generator import Generator
+from mgen.heads.head import HEADS
+from mgen.utils.config import merge, read_config
+from mgen.utils.errors import MgenError, suggestion
+from mgen.utils.folders import part
+
+# Levels that vectors get where a head of quantized channels is put in the place of one of vectors: TokenBridge's.
+LEVELS = {"vocab_size": 64, "levels": {"form": "published", "low": -5.0, "high": 5.0, "span": 3.0}}
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names of the models in configs/models that match a shell pattern, such as "mar*", sorted."""
+    return sorted(name for name in (file.stem for file in _folder().glob("*.yaml")) if fnmatch(name, pattern))
+
+
+def model_config(name: str | Path, **overrides: Any) -> dict[str, Any]:
+    """The nested configuration of a model by its name, or of a YAML file, with sections overridden.
+
+    A section that names another `type` replaces the old one instead of being laid over it. Where a head for other tokens is asked
+    for and no tokens are given, vectors become quantized ones and the other way round.
+
+    Raises:
+        MgenError: an unknown name; the message has the nearest.
+    """
+    file = Path(name) if str(name).endswith((".yaml", ".yml")) else _folder() / f"{name}.yaml"
+    if not file.is_file():
+        raise MgenError(f"unknown model {str(name)!r}: {suggestion(str(name), list_models())}")
+    return override(read_config(file), overrides)
+
+
+def create_model(name: str | Path, **overrides: Any) -> Generator | Cascade:
+    """A generator with random weights: `create_model("mar-b", head={"type": "channels"}, trunk={"dropout": 0.0})`.
+
+    Args:
+        name: of a model (`list_models()`), or a YAML file. overrides: sections of its configuration, see `model_config`.
+    """
+    return build_model(model_config(name, **overrides))
+
+
+def override(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration with sections overridden, see `model_config`."""
+    out = dict(config)
+    for key, value in overrides.items():
+        old = out.get(key)
+        if not isinstance(value, Mapping) or not isinstance(old, Mapping):
+            out[key] = value
+        elif key in ("first", "second"):
+            out[key] = override(old, value)
+        elif "type" in value and value["type"] != old.get("type"):
+            out[key] = dict(value)
+        else:
+            out[key] = merge(dict(old), dict(value))
+    if "head" in overrides and "tokens" not in overrides and isinstance(out.get("tokens"), Mapping):
+        out["tokens"] = _tokens_for(out["tokens"], out["head"])
+        if out["tokens"]["kind"] != config["tokens"]["kind"] and "embedder" not in overrides:
+            out["embedder"] = {"type": EMBEDDER_OF[out["tokens"]["kind"]]}
+    return out
+
+
+def named_config(settings: str | Mapping[str, Any], where: str = "model") -> dict[str, Any]:
+    """The configuration that a `model:` section means: a name, a mapping with `name` and overrides, or everything written out."""
+    if isinstance(settings, str):
+        return model_config(settings)
+    if not isinstance(settings, Mapping):
+        raise MgenError(f"{where} is {settings!r}: expected a name of a model, or a mapping")
+    overrides = {key: value for key, value in settings.items() if key != "name"}
+    return model_config(settings["name"], **overrides) if "name" in settings else overrides
+
+
+def model_name(config: Mapping[str, Any]) -> str | None:
+    """The name of the published model with this configuration, None if there is none; dropout and scale aside."""
+    own = _sizes(build_settings(config))
+    for name in list_models():
+        if _sizes(build_settings(model_config(name))) == own:
+            return name
+    return None
+
+
+def build_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration with every default written out, without making a tensor."""
+    import torch
+
+    with torch.device("meta"):
+        made = build_model(config)
+    return {key: made.config[key] for key in type(made).config_keys() if key in made.config}
+
+
+def _sizes(settings: Any) -> Any:
+    """What tells sizes apart: all settings but dropout and the scale of latents."""
+    if isinstance(settings, Mapping):
+        return {k: _sizes(v) for k, v in settings.items() if not k.endswith("dropout") and k != "scale" and v is not None}
+    return [_sizes(v) for v in settings] if isinstance(settings, list | tuple) else settings
+
+
+def _tokens_for(tokens: Mapping[str, Any], head: Any) -> dict[str, Any]:
+    kinds = HEADS.get(head["type"]).token_kinds if isinstance(head, Mapping) and "type" in head else (tokens["kind"],)
+    if tokens["kind"] == "vector" and kinds == ("multi-index",):
+        return {**tokens, "kind": "multi-index", **LEVELS}
+    if tokens["kind"] == "multi-index" and "vector" in kinds:
+        return {k: v for k, v in tokens.items() if k not in LEVELS} | {"kind": "vector"}
+    return dict(tokens)
+
+
+def _folder() -> Path:
+    return part("configs") / "models"

@@ -1,0 +1,161 @@
+"""The contract of trunks: rows of tokens + class → context vectors. A trunk knows nothing of what a token is or how it is drawn.
+
+Who calls what, in this order, for a run of a sampler:
+
+1. `start` once: what depends on the class alone, and an empty cache.
+2. `forward` for every full pass: context vectors of the positions asked for. Where cached steps follow, keys and values are kept.
+3. `cached_step` between full passes, for trunks with `capabilities.cached_steps`.
+
+Training calls `training_noise` on the mask's ranks, then `training_context` once per step.
+
+Notation: B batch, L rows (tokens or windows of them), M positions asked for, D width of the rows, E width of the context.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from mgen.generators.embedder import TokenRows
+from mgen.nn.cache import Cache, CachedStep
+from mgen.utils.errors import MgenError
+from mgen.utils.registry import Configured, Registry
+
+TRUNKS: Registry["Trunk"] = Registry("trunk", "mgen.generators.trunks")
+register_trunk = TRUNKS.register
+
+
+@dataclass(frozen=True, kw_only=True)
+class Capabilities:
+    """What a sampler may ask of a trunk.
+
+    Args:
+        order: "any", or "causal": tokens are drawn one after the other, each from those before it alone.
+        cached_steps: whether there is a `cached_step` (ReCAP).
+        carried_features: whether full passes read features of the pass before (ENAT); null rows must then see every pass.
+    """
+
+    order: Literal["any", "causal"] = "any"
+    cached_steps: bool = True
+    carried_features: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """The rows of an image: how many, their grid (rows, columns) or None, and how many global ones stand in front of it."""
+
+    length: int
+    grid: tuple[int, int] | None = None
+    global_tokens: int = 0
+
+
+class Trunk(nn.Module, Configured):
+    """Base of the trunks. The constructor takes (config, layout).
+
+    Attributes:
+        width: D, of the rows and class vectors it reads. context_width: E.
+        masks_inputs: whether unknown tokens enter as a mask row of the embedder; else the trunk has mask tokens of its own.
+        partial_windows: whether a row may hold known and unknown tokens at once (Token-Shuffle, one token drawn at a time).
+        needs_grid: whether the rows must have a grid.
+    """
+
+    capabilities: Capabilities = Capabilities()
+    masks_inputs: ClassVar[bool] = True
+    partial_windows: ClassVar[bool] = False
+    needs_grid: ClassVar[bool] = False
+    width: int
+    context_width: int
+
+    def initialize(self, module: nn.Module) -> None:
+        """Initial values of one module, of the trunk itself or of embedder, classes and head around it (`nn.Module.apply`)."""
+        raise NotImplementedError
+
+    def start(self, classes: Tensor, *, prefix: Tensor | None = None, carry: bool = False) -> Cache:
+        """An empty cache for a run.
+
+        Args:
+            classes: class vectors (B, D), with guidance those of the null class behind.
+            prefix: rows (B or 1, S, D) of a first stage, for trunks that read one. carry: leave features for the next full pass.
+        """
+        if prefix is not None:
+            raise MgenError(f"trunk {self.type!r} reads no first stage")
+        return Cache()
+
+    def forward(
+        self,
+        rows: TokenRows,
+        classes: Tensor,
+        *,
+        positions: Tensor | None = None,
+        visible: tuple[int, int] | None = None,
+        cache: Cache | None = None,
+        keep: int | None = None,
+    ) -> Tensor:
+        """A full pass: context (B, M, E) at `positions` int64 (B, M), or (B, L, E) for None.
+
+        Args:
+            rows: the tokens. classes: class vectors (B, D).
+            visible: fewest and most known tokens of an image, where the caller knows them; saves reading them back from a GPU.
+            cache: of the run. keep: None, or how many tokens the cached steps reveal that follow: keys and values are then kept.
+        """
+        raise NotImplementedError
+
+    def cached_step(self, rows: TokenRows, classes: Tensor, cache: Cache, step: CachedStep) -> Tensor:
+        """Context (B, asked, E) of a group's positions, of which alone the rows are computed anew (ReCAP, arXiv 2505.19089, §3).
+
+        `classes` may be the first rows of those of the full pass. Keys and values in `cache` are overwritten.
+        """
+        raise MgenError(f"trunk {self.type!r} has no cached step: use a sampler without reuse")
+
+    def carry(self, rows: TokenRows, classes: Tensor, *, visible: tuple[int, int] | None, cache: Cache) -> None:
+        """A carry-only step: nothing is drawn, but carried features go on being projected, as published (ENAT)."""
+
+    def training_noise(self, rank: Tensor, known: Tensor) -> Tensor | None:
+        """What `training_context` needs beside the mask, bool (B, L), from the ranks (B, L) that made it; None for most trunks."""
+        return None
+
+    def training_context(
+        self,
+        rows: TokenRows,
+        classes: Tensor,
+        *,
+        noise: Tensor | None = None,
+        positions: Tensor | None = None,
+        visible: tuple[int, int] | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """Context in training, as `forward`; `noise` as `training_noise` made it."""
+        return self(rows, classes, positions=positions, visible=visible, cache=cache)
+
+
+def count_known(known: Tensor) -> tuple[int, int]:
+    """Fewest and most known tokens of a row of bool known (B, L); reads them back from the device."""
+    counts = known.sum(1)
+    fewest, most = torch.stack([counts.amin(), counts.amax()]).tolist()
+    return fewest, most
+
+
+def known_first(known: Tensor, count: int) -> Tensor:
+    """Positions (B, count), known ones first, both kinds ascending, for bool known (B, L)."""
+    return (~known).to(torch.uint8).argsort(dim=1, stable=True)[:, :count]
+
+
+def unknown_first(known: Tensor, count: int) -> Tensor:
+    """Positions (B, count), unknown ones first, both kinds ascending."""
+    return known.to(torch.uint8).argsort(dim=1, stable=True)[:, :count]
+
+
+def initialize_xavier(module: nn.Module) -> None:
+    """Linear layers Xavier-uniform with zero biases, embeddings normal with std 0.02."""
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)
+
+
+def table(*shape: int) -> nn.Parameter:
+    """A learned table with initial values normal, std 0.02."""
+    return nn.Parameter(torch.empty(*shape).normal_(std=0.02))

@@ -1,0 +1,92 @@
+"""BERT of the original MaskGIT: a post-norm transformer that reads the class as a token in front.
+
+Chang et al., "MaskGIT: Masked Generative Image Transformer" (CVPR 2022, arXiv 2202.04200), google-research/maskgit. The published
+models have one table for ids, classes and the mask (classes.table: shared), and no null class, so no guidance.
+
+Notation: B batch, L rows, M positions asked for, D width.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mgen.generators.embedder import TokenRows
+from mgen.generators.trunk import Layout, Trunk, register_trunk
+from mgen.nn import PostNormBlock
+from mgen.nn.attention import Keys, Rows
+from mgen.nn.cache import Cache, CachedStep, layer_for
+
+
+@dataclass(frozen=True, kw_only=True)
+class BERTConfig:
+    """Settings; defaults are the published ones.
+
+    Args:
+        dim: D. depth, heads, hidden: blocks, attention heads, hidden width of the MLP.
+        dropout: on embeddings, attention probabilities and both outputs of a block, in training.
+    """
+
+    dim: int = 768
+    depth: int = 24
+    heads: int = 16
+    hidden: int = 3072
+    dropout: float = 0.1
+
+
+@register_trunk("bert", BERTConfig)
+class BERT(Trunk):
+    """Bidirectional post-norm trunk with the class as first token."""
+
+    partial_windows = True
+
+    def __init__(self, config: BERTConfig, *, layout: Layout) -> None:
+        super().__init__()
+        c, self.config, self.width, self.context_width = config, config, config.dim, config.dim
+        self.position = nn.Embedding(1 + layout.length, c.dim)
+        self.norm = nn.LayerNorm(c.dim, eps=1e-12)
+        self.blocks = nn.ModuleList(
+            PostNormBlock(c.dim, c.heads, hidden=c.hidden, dropout=c.dropout) for _ in range(c.depth)
+        )
+
+    def initialize(self, module: nn.Module) -> None:
+        """Official initial values: weights truncated normal with std 0.02, biases 0."""
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.trunc_normal_(module.weight, std=0.02)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+    def embed(self, x: Tensor, at: Tensor | None = None) -> Tensor:
+        """Rows (B, n, D) with their positions `at` (B, n) in the sequence, None: the first n."""
+        place = self.position.weight[: x.shape[1]] if at is None else self.position(at)
+        return F.dropout(self.norm(x + place), self.config.dropout, self.training)
+
+    def forward(
+        self,
+        rows: TokenRows,
+        classes: Tensor,
+        *,
+        positions: Tensor | None = None,
+        visible: tuple[int, int] | None = None,
+        cache: Cache | None = None,
+        keep: int | None = None,
+    ) -> Tensor:
+        x = self.embed(torch.cat([classes.unsqueeze(1), rows.masked()], dim=1))  # (B, 1 + L, D)
+        # Only the positions that will be read pass the end of the last block; the class token stands in front of them.
+        read = None if positions is None else positions + 1
+        x = self._blocks(x, read, lambda name: {"kept": layer_for(cache, name, keep)})
+        return x[:, 1:] if positions is None else x  # (B, L, D) or (B, M, D)
+
+    def cached_step(self, rows: TokenRows, classes: Tensor, cache: Cache, step: CachedStep) -> Tensor:
+        at = step.rows(1)  # (B, 1 + n) or (B, n)
+        x = rows.at(step.positions, step.known)
+        if step.prefix:
+            x = torch.cat([classes.unsqueeze(1), x], dim=1)
+        return self._blocks(self.embed(x, at), step.wanted(1), lambda name: {"kept": cache.layer(name), "rows": at})
+
+    def _blocks(self, x: Tensor, read: Rows | None, keys: Callable[[str], Keys]) -> Tensor:
+        for i, block in enumerate(self.blocks):
+            x = block(x, positions=read if i == len(self.blocks) - 1 else None, **keys(f"{i}"))
+        return x

@@ -1,0 +1,90 @@
+"""Masked autoencoder with a buffer of class rows: the trunk of MAR and TokenBridge.
+
+Li et al., "Autoregressive Image Generation without Vector Quantization" (MAR, NeurIPS 2024, arXiv 2406.11838); Wang et al.,
+"Bridging Continuous and Discrete Tokens for Autoregressive Visual Generation" (TokenBridge, arXiv 2503.16430); He et al., "Masked
+Autoencoders" (arXiv 2111.06377).
+
+Notation: B batch, L rows, S prefix rows (the buffer), D encoder width, E decoder width.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from mgen.generators.masked_autoencoder import Layers, MaskedAutoencoder, Tables
+from mgen.generators.trunk import Layout, initialize_xavier, register_trunk, table
+from mgen.nn import PreNormBlock
+from mgen.nn.cache import Cache
+
+
+@dataclass(frozen=True, kw_only=True)
+class MAEConfig:
+    """Settings; defaults are those of MAR-B.
+
+    Args:
+        encoder_dim, encoder_depth, encoder_heads and decoder_…: of the two halves. mlp_ratio: hidden width over the width.
+        prefix_length: S, rows in front of the tokens that all hold the class vector.
+        attn_dropout, dropout: on attention probabilities; on the attention's output and the layers of the MLPs; in training.
+    """
+
+    encoder_dim: int = 768
+    encoder_depth: int = 12
+    encoder_heads: int = 12
+    decoder_dim: int = 768
+    decoder_depth: int = 12
+    decoder_heads: int = 12
+    mlp_ratio: float = 4.0
+    prefix_length: int = 64
+    attn_dropout: float = 0.1
+    dropout: float = 0.1
+
+
+@register_trunk("mae", MAEConfig)
+class MAE(MaskedAutoencoder):
+    """Encoder of known tokens, decoder of all positions, both pre-norm."""
+
+    def __init__(self, config: MAEConfig, *, layout: Layout) -> None:
+        super().__init__()
+        c, self.config, self.width, self.context_width = config, config, config.encoder_dim, config.decoder_dim
+        self.prefix_length, self.length = c.prefix_length, layout.length
+        rows = self.prefix_length + self.length
+
+        def blocks(dim: int, depth: int, heads: int) -> nn.ModuleList:
+            return nn.ModuleList(
+                PreNormBlock(
+                    dim, heads, mlp_ratio=c.mlp_ratio, eps=1e-6, attn_dropout=c.attn_dropout, dropout=c.dropout
+                )
+                for _ in range(depth)
+            )
+
+        self.mask_token = table(1, c.decoder_dim)
+        self.encoder_position = table(rows, c.encoder_dim)
+        self.decoder_position = table(rows, c.decoder_dim)
+        self.head_position = table(self.length, c.decoder_dim)
+        self.token_norm = nn.LayerNorm(c.encoder_dim, eps=1e-6)
+        self.encoder_blocks = blocks(c.encoder_dim, c.encoder_depth, c.encoder_heads)
+        self.encoder_norm = nn.LayerNorm(c.encoder_dim, eps=1e-6)
+        self.decoder_embed = nn.Linear(c.encoder_dim, c.decoder_dim)
+        self.decoder_blocks = blocks(c.decoder_dim, c.decoder_depth, c.decoder_heads)
+        self.decoder_norm = nn.LayerNorm(c.decoder_dim, eps=1e-6)
+
+    def initialize(self, module: nn.Module) -> None:
+        """Official initial values: Xavier for linear layers, normal 0.02 for tables."""
+        initialize_xavier(module)
+
+    @property
+    def layers(self) -> Layers:
+        return self
+
+    @property
+    def tables(self) -> Tables:
+        return Tables(
+            encoder=self.encoder_position[self.prefix_length :],
+            decoder=self.decoder_position,
+            head=self.head_position,
+            mask=self.mask_token,
+        )
+
+    def prefix(self, classes: Tensor, cache: Cache | None) -> Tensor:
+        """The buffer (B, S, D): every row holds the class vector."""
+        return classes.unsqueeze(1) + self.encoder_position[: self.prefix_length]

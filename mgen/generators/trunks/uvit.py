@@ -1,0 +1,117 @@
+"""U-ViT of the PyTorch MaskGIT line: AutoNAT, whose weights ReCAP calls MaskGIT-r.
+
+Ni et al., "Revisiting Non-Autoregressive Transformers for Efficient Image Synthesis" (AutoNAT, CVPR 2024, arXiv 2406.05478);
+method of Chang et al., "MaskGIT" (CVPR 2022, arXiv 2202.04200); trunk of Bao et al., "All are Worth Words" (U-ViT, arXiv
+2209.12152): a class token and the image tokens pass depth/2 blocks, a middle block and depth/2 blocks with long skips.
+
+Notation: B batch, L rows, M positions asked for, D width.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mgen.generators.embedder import TokenRows
+from mgen.generators.trunk import Layout, Trunk, register_trunk
+from mgen.nn import PreNormBlock, gather_rows
+from mgen.nn.attention import Keys, Rows
+from mgen.nn.cache import Cache, CachedStep, layer_for
+
+
+@dataclass(frozen=True, kw_only=True)
+class UViTConfig:
+    """Settings; defaults are those of AutoNAT-L.
+
+    Args:
+        dim: D. depth: blocks outside the middle one, half before it. heads: of the attention. mlp_ratio: hidden width over D.
+        qkv_bias: biases of the q, k, v projection. skip: long skips from the first half to the second.
+        dropout: on embedded tokens, in training.
+    """
+
+    dim: int = 768
+    depth: int = 24
+    heads: int = 8
+    mlp_ratio: float = 4.0
+    qkv_bias: bool = False
+    skip: bool = True
+    dropout: float = 0.1
+
+
+@register_trunk("uvit", UViTConfig)
+class UViT(Trunk):
+    """Bidirectional trunk with a class token in front and long skips."""
+
+    partial_windows = True
+
+    def __init__(self, config: UViTConfig, *, layout: Layout) -> None:
+        super().__init__()
+        c, self.config, self.width, self.context_width = config, config, config.dim, config.dim
+        self.position = nn.Embedding(layout.length, c.dim)
+        self.token_norm = nn.LayerNorm(c.dim, eps=1e-6)
+        self.class_position = nn.Embedding(1, c.dim)
+        self.class_norm = nn.LayerNorm(c.dim, eps=1e-6)
+
+        def block(skip: bool = False) -> PreNormBlock:
+            return PreNormBlock(c.dim, c.heads, mlp_ratio=c.mlp_ratio, bias=c.qkv_bias, skip=skip)
+
+        self.in_blocks = nn.ModuleList(block() for _ in range(c.depth // 2))
+        self.mid_block = block()
+        self.out_blocks = nn.ModuleList(block(c.skip) for _ in range(c.depth // 2))
+        self.norm = nn.LayerNorm(c.dim)
+
+    def initialize(self, module: nn.Module) -> None:
+        """Official initial values: linear layers truncated normal, std 0.02, biases 0; embeddings normal, std 0.02."""
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=0.02)
+
+    def embed(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Rows (B, n, D) with their positions (B, n), None: the first n."""
+        place = self.position.weight[: x.shape[1]] if positions is None else self.position(positions)
+        return F.dropout(self.token_norm(x + place), self.config.dropout, self.training)
+
+    def class_token(self, classes: Tensor) -> Tensor:
+        """The row of the class (B, 1, D)."""
+        return self.class_norm(classes.unsqueeze(1) + self.class_position.weight)
+
+    def forward(
+        self,
+        rows: TokenRows,
+        classes: Tensor,
+        *,
+        positions: Tensor | None = None,
+        visible: tuple[int, int] | None = None,
+        cache: Cache | None = None,
+        keep: int | None = None,
+    ) -> Tensor:
+        x = torch.cat([self.class_token(classes), self.embed(rows.masked())], dim=1)  # (B, 1 + L, D)
+        # Only the positions that will be read pass the end of the last block; the class token stands in front of them.
+        read = None if positions is None else positions + 1
+        x = self._blocks(x, read, lambda name: {"kept": layer_for(cache, name, keep)})
+        return x[:, 1:] if positions is None else x  # (B, L, D) or (B, M, D)
+
+    def cached_step(self, rows: TokenRows, classes: Tensor, cache: Cache, step: CachedStep) -> Tensor:
+        at = step.rows(1)
+        x = self.embed(rows.at(step.positions, step.known), step.positions)  # (B, n, D)
+        if step.prefix:
+            x = torch.cat([self.class_token(classes), x], dim=1)  # (B, 1 + n, D)
+        return self._blocks(x, step.wanted(1), lambda name: {"kept": cache.layer(name), "rows": at})
+
+    def _blocks(self, x: Tensor, read: Rows | None, keys: Callable[[str], Keys]) -> Tensor:
+        """All blocks on x (B, N, D), then its rows `read`; `keys` says what the attention of a block stores or reads."""
+        skips = []
+        for i, block in enumerate(self.in_blocks):
+            x = block(x, **keys(f"in.{i}"))
+            skips.append(x)
+        x = self.mid_block(x, **keys("mid"))
+        for i, block in enumerate(self.out_blocks):
+            last = i == len(self.out_blocks) - 1
+            skip = skips.pop() if self.config.skip else None
+            x = block(x, skip=skip, positions=read if last else None, **keys(f"out.{i}"))
+        return self.norm(x if self.out_blocks or read is None else gather_rows(x, read))

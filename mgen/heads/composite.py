@@ -1,0 +1,173 @@
+"""Heads made of heads: one for each codebook, one for all ids of a window, one for a window of vectors.
+
+Notation: B batch, M positions, D width, V ids, s² tokens of a window.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mgen.heads.categorical import CategoricalConfig, CategoricalHead, DrawSettings, OwnTable
+from mgen.heads.head import Draw, Head, HeadInputs, HeadNoise, NoiseSpec, Settings
+from mgen.nn.windows import ResidualMLP, TokenUnshuffle
+
+
+class _Composite(Head):
+    """What the heads here share: settings and checks are those of the head inside."""
+
+    inner: Head
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return self.inner.settings
+
+    def check(self, settings: Settings, *, temperatures: Sequence[float]) -> None:
+        self.inner.check(settings, temperatures=temperatures)
+
+    def plan(self, settings: Settings) -> Any:
+        return self.inner.plan(settings)
+
+
+class PerCodebookHead(_Composite):
+    """Categorical heads for global tokens and for those of the grid, which have codebooks of their own.
+
+    A draw evaluates the head of the step's part alone. Settings and noise are those of CategoricalHead.
+    """
+
+    def __init__(self, config: CategoricalConfig, inputs: HeadInputs) -> None:
+        super().__init__()
+        vocab_size, table = inputs.tokens.vocab_size, inputs.table
+        assert vocab_size is not None
+        if config.table == "own":
+            self.table = OwnTable(2 * vocab_size, inputs.width)
+            table = self.table  # type: ignore[assignment]
+        self.parts = nn.ModuleList(
+            CategoricalHead(config, HeadInputs(tokens=inputs.tokens, width=inputs.width, table=table, first=first))
+            for first in (0, vocab_size)
+        )
+        self.width = inputs.width
+
+    @property
+    def inner(self) -> Head:  # type: ignore[override]
+        return self.parts[0]  # type: ignore[return-value]
+
+    def initialize(self, default: Callable[[nn.Module], None]) -> None:
+        super().initialize(default)
+        if hasattr(self, "table"):
+            nn.init.zeros_(self.table.weight)
+
+    def sample(  # type: ignore[override]
+        self,
+        z: Tensor,
+        *,
+        noise: Tensor,
+        plan: DrawSettings,
+        part: int,
+        temperature: float = 1.0,
+        guidance: float | None = None,
+    ) -> Draw:
+        """See CategoricalHead.sample. part: 0 for global tokens, 1 for the others; one for all of z."""
+        head = self.parts[part]
+        assert isinstance(head, CategoricalHead)
+        return head.sample(z, noise=noise, plan=plan, temperature=temperature, guidance=guidance)
+
+    def loss(  # type: ignore[override]
+        self,
+        z: Tensor,
+        target: Tensor,
+        *,
+        part: Tensor,
+        noise: HeadNoise | None = None,
+        label_smoothing: float = 0.0,
+    ) -> tuple[Tensor, Tensor]:
+        """Cross entropy and hit of every token, both (n,), for z (n, D), target (n,) and part (n,), True outside the global ones."""
+        losses, hits = z.new_zeros(target.shape, dtype=torch.float32), z.new_zeros(target.shape, dtype=torch.float32)
+        for head, own in zip(self.parts, (~part, part)):
+            assert isinstance(head, CategoricalHead)
+            some = head.loss(z[own], target[own], label_smoothing=label_smoothing)
+            losses, hits = (whole.masked_scatter(own, value) for whole, value in zip((losses, hits), some))
+        return losses, hits
+
+
+class WindowHead(_Composite):
+    """Ids of all tokens of a window, independent of one another given its context (Token-Shuffle, arXiv 2504.17789).
+
+    Args:
+        head: draws an id from each part. side: of the windows. blocks: residual MLPs in front.
+    """
+
+    def __init__(self, head: CategoricalHead, *, side: int, blocks: int) -> None:
+        super().__init__()
+        self.inner, self.width = head, head.width
+        self.split = TokenUnshuffle(head.width, side, blocks=blocks)
+
+    @property
+    def unshuffle(self) -> TokenUnshuffle:  # type: ignore[override]
+        return self.split
+
+    def noise_spec(self, settings: Settings) -> NoiseSpec:
+        """One uniform number for each id of a window."""
+        return NoiseSpec(shape=(self.split.parts,))
+
+    def sample(
+        self, z: Tensor, *, noise: Tensor, plan: Any, temperature: float = 1.0, guidance: float | None = None
+    ) -> Draw:
+        """Draw the ids of a window at each position.
+
+        Args:
+            z: context (B, M, D), or (2B, M, D) with null rows. noise: uniform (B, M, s²), or Gumbel (B, M, s², V).
+
+        Returns:
+            ids (B, M, s²) int64, and the sum (B, M) of their log-probabilities.
+        """
+        rows = self.split(z).flatten(1, 2)
+        ids, score = self.inner.sample(
+            rows, noise=noise.flatten(1, 2), plan=plan, temperature=temperature, guidance=guidance
+        )
+        assert score is not None
+        parts = (-1, self.split.parts)
+        return Draw(ids.unflatten(1, parts), score.unflatten(1, parts).sum(-1))
+
+    def loss(
+        self, z: Tensor, target: Tensor, *, noise: HeadNoise | None = None, label_smoothing: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
+        """Cross entropy and share of right guesses, means over a window, both (…,), for z (…, D) and target (…, s²)."""
+        losses, hits = self.inner.loss(self.split(z), target, label_smoothing=label_smoothing)
+        return losses.mean(-1), hits.mean(-1)
+
+
+class VectorWindowHead(_Composite):
+    """A head of vectors on windows: their s²·C numbers are drawn together, behind residual MLPs on the context."""
+
+    def __init__(self, head: Head, *, blocks: int) -> None:
+        super().__init__()
+        self.inner, self.width = head, head.width
+        self.blocks = nn.Sequential(*(ResidualMLP(head.width) for _ in range(blocks)))
+        self.token_kinds, self.metric, self.has_log_prob = head.token_kinds, head.metric, head.has_log_prob  # type: ignore[misc]
+
+    def initialize(self, default: Callable[[nn.Module], None]) -> None:
+        self.inner.initialize(default)
+        self.blocks.apply(default)
+        for block in self.blocks:
+            assert isinstance(block, ResidualMLP)
+            block.reset_parameters()
+
+    def training_noise(self, length: int, copies: int, rng: torch.Generator) -> HeadNoise | None:
+        return self.inner.training_noise(length, copies, rng)
+
+    def noise_spec(self, settings: Settings) -> NoiseSpec:
+        return self.inner.noise_spec(settings)
+
+    def sample(
+        self, z: Tensor, *, noise: Tensor, plan: Any, temperature: float = 1.0, guidance: float | None = None
+    ) -> Draw:
+        return self.inner.sample(
+            self.blocks(z), noise=noise, plan=plan, temperature=temperature, guidance=guidance
+        )
+
+    def loss(
+        self, z: Tensor, target: Tensor, *, noise: HeadNoise | None = None, label_smoothing: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
+        return self.inner.loss(self.blocks(z), target, noise=noise, label_smoothing=label_smoothing)

@@ -1,0 +1,243 @@
+"""Diffusion-transformer head: contexts of all positions → the whole token map, denoised together.
+
+Zheng et al., "Hierarchical Masked Autoregressive Models with Low-Resolution Token Pivots" (Hi-MAR, arXiv 2505.20288); the
+network is DiT (arXiv 2212.09748) with a condition of its own for every token. It predicts ε alone, the variance is fixed.
+
+Notation: B batch, L positions of the map, D width of the context, C numbers of a token, W width of the network, N steps of the
+chain, K copies of an image in training, M positions that are not known, R rows of the network (B, or 2B under guidance).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.embeddings import get_2d_sincos_pos_embed
+from torch import Tensor, nn
+
+from mgen.heads.chains import Chain, ChainSettings, Tables, check_draw_settings, cosine_betas
+from mgen.heads.diffusion import ChainPlan, TimeEmbedding, initialize_dit
+from mgen.heads.head import Draw, Head, HeadInputs, HeadNoise, NoiseSpec, Settings, register_head
+from mgen.nn.attention import Attention, gather_rows
+from mgen.nn.blocks import MLP
+from mgen.nn.modulated import modulate
+from mgen.utils.errors import MgenError
+
+
+class MapBlock(nn.Module):
+    """h += gate1 · attn(LN(h) · (1 + scale1) + shift1); h += gate2 · mlp(LN(h) · (1 + scale2) + shift2), modulated per token."""
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float) -> None:
+        super().__init__()
+        self.attn = Attention(width, heads)
+        self.mlp = MLP(width, int(width * mlp_ratio), approximate="tanh")
+        self.adaln = nn.Linear(width, 6 * width)
+
+    def forward(self, h: Tensor, y: Tensor, positions: Tensor | None = None) -> Tensor:
+        """(R, L, W) → (R, L, W), or (R, M, W) at `positions` (R, M). y (R, L, W): SiLU of time plus condition."""
+        if positions is None:
+            # One product per block and step: with a row per token it is bound by arithmetic, so joining products gains nothing.
+            shift1, scale1, gate1, shift2, scale2, gate2 = self.adaln(y).chunk(6, dim=-1)  # (R, L, W) each
+            h = torch.addcmul(h, gate1, self.attn(modulate(_norm(h), shift1, scale1)))
+        else:  # keys and values are of all tokens, the rest is of the asked ones
+            two = 2 * h.shape[-1]
+            weight, bias = self.adaln.weight, self.adaln.bias
+            shift1, scale1 = F.linear(y, weight[:two], bias[:two]).chunk(2, dim=-1)  # (R, L, W) each
+            y = gather_rows(y, positions)
+            gate1, shift2, scale2, gate2 = F.linear(y, weight[two:], bias[two:]).chunk(4, dim=-1)  # (R, M, W) each
+            x = modulate(_norm(h), shift1, scale1)
+            h = torch.addcmul(gather_rows(h, positions), gate1, self.attn(x, gather_rows(x, positions)))
+        return torch.addcmul(h, gate2, self.mlp(modulate(_norm(h), shift2, scale2)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionTransformerConfig:
+    """Settings; defaults are those of Hi-MAR-B.
+
+    Args:
+        width: W. depth: blocks. heads: of the attention. mlp_ratio: hidden width of the MLP over W. train_steps: of the full diffusion.
+    """
+
+    width: int = 512
+    depth: int = 6
+    heads: int = 8
+    mlp_ratio: float = 4.0
+    train_steps: int = 1000
+
+
+@register_head("diffusion-transformer", DiffusionTransformerConfig)
+class DiffusionTransformerHead(Head):
+    """p(map | contexts) as a diffusion of all tokens together."""
+
+    token_kinds = ("vector",)
+    metric = "mse"
+    has_log_prob = False  # a continuous draw has no probability to rank positions by
+    joint = True  # it draws all positions in every decoding step
+
+    def __init__(self, config: DiffusionTransformerConfig, inputs: HeadInputs) -> None:
+        super().__init__()
+        c, tokens = config, inputs.tokens
+        if c.width % 4:
+            raise MgenError(
+                f"head.width is {c.width}: its position table needs a multiple of 4, such as {c.width + 4 - c.width % 4}"
+            )
+        if tokens.grid is None:
+            raise MgenError("head 'diffusion-transformer' draws the whole token grid: tokens.grid is needed")
+        self.config, self.width, self.channels, self.grid = c, inputs.width, tokens.channels, tokens.grid
+        self.input = nn.Linear(self.channels, c.width)
+        self.time = TimeEmbedding(c.width)
+        self.cond = nn.Linear(self.width, c.width)
+        self.blocks = nn.ModuleList(MapBlock(c.width, c.heads, c.mlp_ratio) for _ in range(c.depth))
+        self.out_adaln = nn.Linear(c.width, 2 * c.width)
+        self.out = nn.Linear(c.width, self.channels)
+        # Coordinates span 0 … 16 on every grid; columns come before rows, as published.
+        position = get_2d_sincos_pos_embed(c.width, self.grid, base_size=16, output_type="pt").float()
+        self.register_buffer("position", position)
+        self.position: Tensor  # (L, W)
+        self.tables = Tables(cosine_betas(c.train_steps))
+        self._scales: Tensor | None = None  # signal and noise of the loss, in fp32 on the device it runs on
+
+    def initialize(self, default: Callable[[nn.Module], None]) -> None:
+        """Xavier for linear layers, normal 0.02 for the time embedding; modulations and output start at zero."""
+        initialize_dit(self)
+
+    # -- the network ---------------------------------------------------------------------------------------------------
+
+    def embed(self, x: Tensor) -> Tensor:
+        """(…, L, W) of noisy tokens (…, L, C)."""
+        return self.input(x) + self.position
+
+    def answer(self, h: Tensor, y: Tensor, positions: Tensor | None = None) -> Tensor:
+        """ε (R, L, C) of embedded tokens h (R, L, W) under time plus condition y (R, L, W), or (R, M, C) at `positions` (R, M).
+
+        What is left out where nobody asks: queries and MLP of the last block, and the output. Its keys and values, and
+        everything in the blocks before, are of all tokens.
+        """
+        y = F.silu(y)
+        for block in self.blocks[:-1]:
+            h = block(h, y)
+        h = self.blocks[-1](h, y, positions)
+        if positions is not None:
+            y = gather_rows(y, positions)
+        shift, scale = self.out_adaln(y).chunk(2, dim=-1)
+        return self.out(modulate(_norm(h), shift, scale))
+
+    def forward(self, x: Tensor, t: Tensor, z: Tensor) -> Tensor:
+        """ε (B, L, C) of noisy maps x (B, L, C) at timesteps t (B,) in 0 … 999, given their contexts z (B, L, D)."""
+        return self.answer(self.embed(x), self.time(t).unsqueeze(1) + self.cond(z))
+
+    # -- training ------------------------------------------------------------------------------------------------------
+
+    def training_noise(self, length: int, copies: int, rng: torch.Generator) -> HeadNoise:
+        """Timesteps (K,) and noise (K, L, C) for the loss of one image."""
+        t = torch.randint(self.config.train_steps, (copies,), generator=rng)
+        return HeadNoise(t, torch.randn(copies, length, self.channels, generator=rng))
+
+    def loss(  # type: ignore[override]
+        self,
+        z: Tensor,
+        target: Tensor,
+        *,
+        masked: Tensor,
+        noise: HeadNoise | None = None,
+        label_smoothing: float = 0.0,
+    ) -> tuple[Tensor, Tensor]:
+        """Loss per image and copy (B, K), and the same detached.
+
+        Args:
+            z: contexts (B, L, D), shared by the copies. target: clean tokens (B, L, C).
+            masked: bool (B, L), True where the error counts; all positions are noised, known ones as in sampling.
+            noise: timesteps (B, K) and noise (B, K, L, C).
+
+        The square error's mean is over all positions, not over the masked ones: an image counts by what it hides, as published.
+        """
+        if noise is None:
+            raise MgenError("the loss of a diffusion head needs noise: see DiffusionTransformerHead.training_noise")
+        t, eps_true = noise
+        if self._scales is None or self._scales.device != target.device:
+            stacked = torch.stack([torch.from_numpy(self.tables.signal), torch.from_numpy(self.tables.noise)])
+            self._scales = stacked.to(target.device, torch.float32)  # (2, steps), moved once
+        signal, spread = self._scales[:, t, None, None]  # (B, K, 1, 1) each
+        x = signal * target.unsqueeze(1) + spread * eps_true  # (B, K, L, C)
+        y = self.time(t).unsqueeze(2) + self.cond(z).unsqueeze(1)  # (B, K, L, W)
+        eps = self.answer(self.embed(x).flatten(0, 1), y.flatten(0, 1)).float()  # (B·K, L, C)
+        error = (eps_true - eps.unflatten(0, t.shape)) * masked[:, None, :, None]
+        loss = error.square().mean((2, 3))  # (B, K)
+        return loss, loss.detach()
+
+    # -- sampling ------------------------------------------------------------------------------------------------------
+
+    def check(self, settings: Settings, *, temperatures: Sequence[float]) -> None:
+        """MgenError for settings of a draw that this head does not take, or temperatures (of all steps) that do nothing."""
+        check_draw_settings(settings, self.tables, temperatures)
+
+    def noise_spec(self, settings: Settings) -> NoiseSpec:
+        """Normal draws of a token in a decoding step, fresh in every one: all positions go through the chain every time."""
+        return NoiseSpec(normal=True, shape=(ChainSettings.of(settings).noise_count, self.channels), every_step=True)
+
+    def plan(self, settings: Settings) -> ChainPlan:
+        """What every draw of a run shares; `settings` as in ChainSettings."""
+        chain = Chain(ChainSettings.of(settings), self.tables)
+        steps = torch.tensor(chain.timesteps, device=self.input.weight.device)
+        return ChainPlan(chain, self.time(steps))
+
+    def sample(  # type: ignore[override]
+        self,
+        z: Tensor,
+        *,
+        noise: Tensor,
+        plan: ChainPlan,
+        tokens: Tensor,
+        known: Tensor,
+        temperature: float = 1.0,
+        guidance: float | None = None,
+        unknown: Tensor | None = None,
+    ) -> Draw:
+        """Draw the map, given its known tokens.
+
+        Args:
+            z: contexts (B, L, D), or (2B, L, D) with the rows of the null class after those of the class, if guided.
+            noise: standard normal (draws, B, L, C): the start n0, then what each step but the last adds.
+            plan: of this head, made by `plan`.
+            tokens: (B, L, C), read where `known` (B, L) is True: there the state is signal · token + noise · n0 before every
+                step, with the same n0 each time.
+            temperature: factor of the noise that the steps add (not of the start).
+            guidance: s in ε_u + s·(ε_c − ε_u), inside every step; None: z has no null rows.
+            unknown: (B, M), the positions that are not known; the last block then answers for these alone. Rows that know
+                more than others fill up with known positions, each at most once. None: the same draw by more work.
+
+        Returns:
+            tokens (B, L, C): drawn where not known, the given ones where known; and None: a continuous draw has no
+            probability to rank positions by.
+        """
+        chain, count = plan.chain, len(plan.chain.timesteps)
+        cond, draws, start = self.cond(z), noise, noise[0]  # (R, L, W)
+        visible, asked = known.unsqueeze(-1), unknown
+        if unknown is not None:
+            # The state is kept at these positions alone; those of the batch lie in it as rows of a table.
+            places = unknown.unsqueeze(-1).expand(-1, -1, self.channels)  # (B, M, C)
+            draws = torch.gather(noise, 2, places.expand(len(noise), -1, -1, -1))  # (draws, B, M, C)
+            asked = unknown if guidance is None else unknown.repeat(2, 1)  # (R, M)
+
+        def complete(given: Tensor, x: Tensor) -> Tensor:
+            """The map with `given` (B, L, C) where known and the state x elsewhere."""
+            return torch.where(visible, given, x if unknown is None else given.scatter(1, places, x))
+
+        x = draws[0]
+        chain.begin()
+        for j in range(count):
+            k = count - 1 - j
+            h = self.embed(complete(chain.tables.signal[k] * tokens + chain.tables.noise[k] * start, x))
+            # One state serves both halves: the null half's own state is never read.
+            h = h if guidance is None else h.repeat(2, 1, 1)
+            eps = self.answer(h, plan.embedding[j] + cond, asked).float()  # (R, M, C)
+            if guidance is not None:
+                conditional, null = eps.chunk(2)
+                eps = torch.lerp(null, conditional, guidance)
+            added = draws[j + 1] if len(draws) > 1 and j + 1 < count else None
+            x = chain.step(j, x, eps, None, added, temperature)
+        return Draw(complete(tokens, x), None)
+
+
+def _norm(h: Tensor) -> Tensor:
+    return F.layer_norm(h, h.shape[-1:], eps=1e-6)

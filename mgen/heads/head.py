@@ -1,0 +1,127 @@
+"""The contract of heads: context vector → token. A head knows nothing of trunks.
+
+Who calls what:
+
+* training: `training_noise` for every image (None for heads without noise), then `loss` on contexts and true tokens;
+* sampling: `check` and `plan` once per run, `noise_spec` when the noise of the run is made, `sample` in every step.
+
+Notation: B batch, M positions, D width of the context, C numbers or ids of a token, K copies of a token in the loss.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mgen.nn.windows import TokenUnshuffle
+from mgen.tokens import TokenSpec
+from mgen.utils.registry import Configured, Registry
+
+HEADS: Registry["Head"] = Registry("head", "mgen.heads")
+register_head = HEADS.register
+
+Settings = Mapping[str, Any]  # of a draw, from a sampler's `head:` section
+
+
+class Draw(NamedTuple):
+    """Drawn tokens (B, M) or (B, M, C) and their log-probabilities (B, M); None where a draw has none to rank positions by."""
+
+    tokens: Tensor
+    log_prob: Tensor | None
+
+
+@dataclass(frozen=True)
+class NoiseSpec:
+    """The random numbers that a head takes to draw a token.
+
+    Args:
+        normal: standard normal numbers, else uniform ones in [0, 1).
+        shape: () for one number; (C,) for one per channel of a token; (count, C) for the steps of a reverse chain.
+        every_step: fresh ones in every decoding step, for a head that draws all positions again and again. Chains of single
+            tokens need none: a position is drawn once in a run. Uniform numbers are always fresh where a step may redraw.
+    """
+
+    normal: bool = False
+    shape: tuple[int, ...] = ()
+    every_step: bool = False
+
+
+class HeadNoise(NamedTuple):
+    """Timesteps and noise of a loss: t (K, L) and noise (K, L, C) of an image, or (K,) and (K, L, C) of a joint head."""
+
+    t: Tensor
+    noise: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadInputs:
+    """What a head is built for.
+
+    Args:
+        tokens: what it draws: single tokens, or windows of them as one vector. width: D.
+        table: the embedder's table of ids, for heads that are tied to it; None if there is none.
+        first: first row of the table that this head draws from, for tokens with two codebooks.
+    """
+
+    tokens: TokenSpec
+    width: int
+    table: nn.Embedding | nn.Linear | None = None
+    first: int = 0
+
+
+class Head(nn.Module, Configured):
+    """Base of the heads. The constructor takes (config, inputs: HeadInputs).
+
+    Attributes:
+        token_kinds: kinds of TokenSpec that it draws. metric: what `loss` gives besides the loss, by its name in the logs.
+        has_log_prob: whether its draws have probabilities, by which positions can be ranked.
+        joint: whether it draws all positions together, from the context of all.
+        width: D. unshuffle: takes the context of a window apart, None for heads of single tokens.
+    """
+
+    token_kinds: ClassVar[tuple[str, ...]] = ("index",)
+    metric: ClassVar[str] = "accuracy"
+    has_log_prob: ClassVar[bool] = True
+    joint: ClassVar[bool] = False
+    width: int
+    unshuffle: TokenUnshuffle | None = None
+
+    def initialize(self, default: Callable[[nn.Module], None]) -> None:
+        """Initial values; `default` is the trunk's rule, which heads without a rule of their own follow."""
+        self.apply(default)
+
+    def training_noise(self, length: int, copies: int, rng: torch.Generator) -> HeadNoise | None:
+        """Random numbers for the loss of one image of `length` tokens, `copies` of each; None if the loss takes none."""
+        return None
+
+    def loss(
+        self, z: Tensor, target: Tensor, *, noise: HeadNoise | None = None, label_smoothing: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
+        """Loss and metric of every token, for contexts z (…, D) and true tokens (…) or (…, C); leading shapes broadcast."""
+        raise NotImplementedError
+
+    def check(self, settings: Settings, *, temperatures: Sequence[float]) -> None:
+        """MgenError for settings of a draw that this head does not take, or temperatures (of all steps) that do nothing."""
+        raise NotImplementedError
+
+    def noise_spec(self, settings: Settings) -> NoiseSpec:
+        """The random numbers that a draw with these settings takes."""
+        return NoiseSpec()
+
+    def plan(self, settings: Settings) -> Any:
+        """What all draws of a run share, made once; passed to `sample`."""
+        raise NotImplementedError
+
+    def sample(
+        self, z: Tensor, *, noise: Tensor, plan: Any, temperature: float = 1.0, guidance: float | None = None
+    ) -> Draw:
+        """Draw a token at each position.
+
+        Args:
+            z: context (B, M, D), or (2B, M, D) with the rows of the null class after those of the class, if guided.
+            noise: as `noise_spec` says, of the positions.
+            plan: made by `plan`. temperature: of the draw. guidance: s in u + s·(c − u); None: z has no null rows.
+        """
+        raise NotImplementedError

@@ -1,0 +1,83 @@
+"""Registries: a decorator names a class, settings with `type: NAME` build it. The decorator is the only list of names."""
+
+import dataclasses
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from typing import Any, Generic, TypeVar
+
+from mgen.utils.config import build
+from mgen.utils.errors import MgenError, check_choice
+
+T = TypeVar("T")
+C = TypeVar("C", bound=type)
+
+
+class Registry(Generic[T]):
+    """Classes of one kind by name.
+
+    Args:
+        kind: what they are, for error messages, such as "trunk".
+        package: dotted name of the package or module whose modules register themselves when they are imported.
+    """
+
+    def __init__(self, kind: str, package: str) -> None:
+        self.kind, self.package = kind, package
+        self._classes: dict[str, type[T]] = {}
+        self._loaded = False
+
+    def register(self, name: str, config: type) -> Callable[[C], C]:
+        """Decorator: make the class known as `name`; `config` is the frozen dataclass of its settings."""
+
+        def decorate(cls: C) -> C:
+            if name in self._classes:
+                raise MgenError(f"{self.kind} {name!r} is registered twice: choose another name")
+            cls.type, cls.Config = name, config  # type: ignore[attr-defined]
+            self._classes[name] = cls
+            return cls
+
+        return decorate
+
+    def names(self) -> list[str]:
+        """All registered names, sorted."""
+        self._load()
+        return sorted(self._classes)
+
+    def get(self, name: str) -> type[T]:
+        """The class of that name; MgenError with the nearest name if there is none."""
+        self._load()
+        return self._classes[check_choice(f"{self.kind} type", str(name), self._classes)]
+
+    def configure(self, settings: Mapping[str, Any], where: str) -> tuple[type[T], Any]:
+        """The class that `type` names and its config made of the other settings, checked key by key.
+
+        Raises:
+            MgenError: no `type`, an unknown one, an unknown key or a value of the wrong type; `where` is named.
+        """
+        if not isinstance(settings, Mapping) or "type" not in settings:
+            raise MgenError(f"{where} is {settings!r}: expected a mapping with `type`, one of {', '.join(self.names())}")
+        cls = self.get(settings["type"])
+        own = {key: value for key, value in settings.items() if key != "type"}
+        return cls, build(cls.Config, own, f"{where}.")  # type: ignore[attr-defined]
+
+    def _load(self) -> None:
+        """Import every module of the package once, so that its decorators have run."""
+        if self._loaded:
+            return
+        self._loaded = True
+        package = importlib.import_module(self.package)
+        for module in pkgutil.iter_modules(getattr(package, "__path__", [])):
+            importlib.import_module(f"{self.package}.{module.name}")
+
+
+class Configured:
+    """Mixin of registered classes: `settings` gives back what builds the same component again."""
+
+    type: str
+    Config: type
+    config: Any
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """`type` and all settings, as written to config.json."""
+        return {"type": self.type, **dataclasses.asdict(self.config)}
