@@ -40,7 +40,7 @@ def config(state: State) -> dict[str, Any]:
     encoder_heads, decoder_heads = HEADS.get(dim, (max(1, dim // 64), max(1, width // 48)))
     return {
         "tokens": ids(round((positions - 1) ** 0.5), rows - MAGE_ROWS - 1),
-        "classes": {"count": 0, "null": False, "table": "shared", "rows": MAGE_ROWS, "row": MAGE_ROW},
+        "classes": {"count": 0, "null_class": False, "table": "shared", "rows": MAGE_ROWS, "row": MAGE_ROW},
         "trunk": {
             "type": "mage",
             "encoder_dim": dim,

@@ -43,7 +43,7 @@ def transformer_config(state: State) -> dict[str, Any]:
     first = "params/TransformerLayer_0/"
     return {
         "tokens": ids(round(length**0.5), 1024),
-        "classes": {"count": 1000, "null": False, "table": "shared"},
+        "classes": {"count": 1000, "null_class": False, "table": "shared"},
         "trunk": {
             "type": "bert",
             "dim": dim,

@@ -19,13 +19,13 @@ class ClassesConfig:
 
     Args:
         count: classes, not counting the null class; 0: unconditional, every image has the same vector.
-        null: whether there is a null class, with the id `count`; needed for guidance.
+        null_class: whether there is one, with the id `count`; needed for guidance.
         table: "own", or "shared": class vectors are rows of the embedder's table behind the ids (BERT, MAGE).
         rows, row: of an unconditional model, so many rows of which `row` is read (MAGE has 1000 and reads the 77th).
     """
 
     count: int = 1000
-    null: bool = True
+    null_class: bool = True
     table: Literal["own", "shared"] = "own"
     rows: int = 1
     row: int = 0
@@ -40,7 +40,7 @@ class ClassesConfig:
     @property
     def table_rows(self) -> int:
         """Rows of the table."""
-        return self.count + int(self.null) if self.count else self.rows
+        return self.count + int(self.null_class) if self.count else self.rows
 
 
 class Classes(nn.Module):
@@ -71,7 +71,7 @@ class Classes(nn.Module):
     @property
     def null_class(self) -> int | None:
         """The id of the null class, None if there is none."""
-        return self.config.count if self.config.count and self.config.null else None
+        return self.config.count if self.config.count and self.config.null_class else None
 
     def initialize(self, default: Callable[[nn.Module], None]) -> None:
         """Initial values by the trunk's rule."""
