@@ -1,17 +1,24 @@
 """Published systems as files: `create_model("mar-b")` and `list_models("mar*")` read configs/models."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from mgen.generators.build import EMBEDDER_OF, build_model
+from mgen.generators.build import EMBEDDER_OF, WindowsConfig, build_model
 from mgen.generators.cascade import Cascade
+from mgen.generators.classes import ClassesConfig
+from mgen.generators.embedder import EMBEDDERS
 from mgen.generators.generator import Generator
+from mgen.generators.trunk import TRUNKS
+from mgen.generators.trunks.two_stage import TwoStageMAEConfig
 from mgen.heads.head import HEADS
-from mgen.utils.config import merge, read_config
+from mgen.tokens import TokenSpec
+from mgen.utils.config import build, merge, read_config
 from mgen.utils.errors import MgenError, suggestion
 from mgen.utils.folders import part
+from mgen.utils.registry import Registry
 
 # Levels that vectors get where a head of quantized channels is put in the place of one of vectors: TokenBridge's.
 LEVELS = {"vocab_size": 64, "levels": {"form": "published", "low": -5.0, "high": 5.0, "span": 3.0}}
@@ -78,20 +85,41 @@ def named_config(settings: str | Mapping[str, Any], where: str = "model") -> dic
 
 def model_name(config: Mapping[str, Any]) -> str | None:
     """The name of the published model with this configuration, None if there is none; dropout and scale aside."""
-    own = _sizes(build_settings(config))
-    for name in list_models():
-        if _sizes(build_settings(model_config(name))) == own:
-            return name
-    return None
+    own = _sizes(complete(config))
+    return next((name for name in list_models() if _sizes(complete(model_config(name))) == own), None)
 
 
-def build_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration with every default written out, without making a tensor."""
-    import torch
+def complete(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration with every default written out; nothing is built."""
+    if "first" in config:
+        trunk = build(TwoStageMAEConfig, {k: v for k, v in config["trunk"].items() if k != "type"}, "trunk.")
+        return {
+            "first": _complete_stage(config["first"]),
+            "second": _complete_stage(config["second"]),
+            "trunk": asdict(trunk),
+            "classes": asdict(build(ClassesConfig, dict(config.get("classes") or {}))),
+        }
+    return {
+        **_complete_stage(config),
+        "trunk": _complete_part(TRUNKS, config["trunk"], "trunk"),
+        "classes": asdict(build(ClassesConfig, dict(config.get("classes") or {}))),
+        "windows": asdict(build(WindowsConfig, dict(config.get("windows") or {}))),
+    }
 
-    with torch.device("meta"):
-        made = build_model(config)
-    return {key: made.config[key] for key in type(made).config_keys() if key in made.config}
+
+def _complete_stage(config: Mapping[str, Any]) -> dict[str, Any]:
+    tokens = TokenSpec.from_dict(config["tokens"])
+    embedder = {"type": EMBEDDER_OF[tokens.kind], **(config.get("embedder") or {})}
+    return {
+        "tokens": asdict(tokens),
+        "embedder": _complete_part(EMBEDDERS, embedder, "embedder"),
+        "head": _complete_part(HEADS, config["head"], "head"),
+    }
+
+
+def _complete_part(registry: Registry[Any], settings: Mapping[str, Any], where: str) -> dict[str, Any]:
+    cls, config = registry.configure(settings, where)
+    return {"type": cls.type, **asdict(config)}
 
 
 def _sizes(settings: Any) -> Any:
