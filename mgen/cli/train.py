@@ -10,7 +10,7 @@ EXAMPLES = """  mgen train --config configs/train/fmnist-maskgit.yaml
   mgen train --config fmnist-vqgan steps=200 output=runs/try
   accelerate launch --multi_gpu --num_processes 2 -m mgen.train --config fmnist-maskgit
 
-The flag --multi_gpu also serves several processes on a CPU. A run goes on from its newest checkpoint by itself."""
+The flag --multi_gpu also starts several processes on a CPU. Rerun the command to resume from the newest checkpoint."""
 
 
 def command(argv: Sequence[str] | None = None) -> int:
@@ -18,7 +18,7 @@ def command(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--config", required=True, metavar="FILE", help="a YAML file, or the name of one in configs/train"
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted settings laid over the file")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted settings that override the file")
     add_vision(parser)
     args = parser.parse_args(argv)
 
@@ -36,7 +36,7 @@ def command(argv: Sequence[str] | None = None) -> int:
 
 
 def find_config(name: str) -> Path:
-    """A file of this path, or the shipped configuration of this name."""
+    """The file at this path, or the shipped configuration of this name."""
     from mgen.utils.errors import suggestion
     from mgen.utils.folders import part
 

@@ -1,9 +1,9 @@
-"""Optional helpers of tokenizer training: a patch discriminator with its losses, and perceptual distances.
+"""Networks beside a tokenizer in training: a patch discriminator with its losses, and a perceptual distance.
 
 Discriminator: PatchGAN of Isola et al. (arXiv 1611.07004), as used by taming VQGAN; losses: hinge (Lim and Ye, arXiv 1705.02894)
 or non-saturating (Goodfellow et al., arXiv 1406.2661) with R1 (Mescheder et al., arXiv 1801.04406, eq. 9). The discriminator on
 DINO features, with the same losses, is in `dino_discriminator.py`.
-Perceptual distance: mean squared difference of unit-normalised feature maps (Zhang et al., arXiv 1801.03924, without the
+Perceptual distance: mean squared difference of unit-normalized feature maps (Zhang et al., arXiv 1801.03924, without the
 learned weights), on a FashionCNN or on torchvision's VGG16.
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mgen.utils.errors import MgenError, check_choice
 
-# Of the discriminator, of the generator. The halves are taming's and LlamaGen's; Hita's generator takes the softplus.
+# Loss of the discriminator, loss of the tokenizer. The halves are taming's and LlamaGen's; Hita's tokenizer uses the softplus.
 LOSSES = {
     "hinge": ("hinge", "mean"),
     "half-hinge": ("half-hinge", "mean"),
@@ -25,33 +25,36 @@ LOSSES = {
 
 
 class Adversary(nn.Module):
-    """Losses of a discriminator, whose logits a subclass defines; `forward` is its training loss on (real, fake).
+    """Losses of a discriminator. A subclass defines the logits; `forward` is the discriminator's loss on real and fake images.
 
     Args:
-        loss: a key of LOSSES. r1: weight of the penalty on real images. weight: factor of its own loss.
+        loss: a key of LOSSES. r1: weight of the penalty on real images. weight: factor of the discriminator's loss.
     """
 
     def __init__(self, *, loss: str, r1: float = 0.0, weight: float = 1.0) -> None:
         super().__init__()
-        self.own_loss, self.deceit = LOSSES[check_choice("adversarial_loss", loss, LOSSES)]
+        self.own_loss, self.tokenizer_loss = LOSSES[check_choice("adversarial_loss", loss, LOSSES)]
         self.r1, self.weight = r1, weight
 
-    def draw(self, count: int, rng: torch.Generator) -> dict[str, Tensor]:
-        """Random numbers of one step for `count` images: none, or "crop" (count, 3, …), of made, real and made images in turn."""
-        return {}
+    def crop_noise(self, count: int, rng: torch.Generator) -> Tensor | None:
+        """Noise of the crops in one step for `count` images, None or (count, 3, …).
+
+        The three are for the calls of a step: fake images in the tokenizer's loss, real and fake ones in the discriminator's.
+        """
+        return None
 
     def scores(self, images: Tensor, crop: Tensor | None = None) -> Tensor:
-        """Logits of images (B, C, H, W), any shape; `crop`: the draws of this call."""
+        """Logits of images (B, C, H, W), of any shape; `crop`: noise (…) of this call."""
         raise NotImplementedError
 
     def generator_loss(self, fake: Tensor, crop: Tensor | None = None) -> Tensor:
-        """Loss of the tokenizer: make the discriminator take `fake` for real. No gradient reaches the discriminator."""
+        """The tokenizer's loss, low if the discriminator takes `fake` for real. The discriminator gets no gradient."""
         for parameter in self.parameters():
             parameter.requires_grad_(False)
         score = self.scores(fake, None if crop is None else crop[0, 0])
         for parameter in self.parameters():
             parameter.requires_grad_(True)
-        return -score.mean() if self.deceit == "mean" else F.softplus(-score).mean()
+        return -score.mean() if self.tokenizer_loss == "mean" else F.softplus(-score).mean()
 
     def forward(self, real: Tensor, fake: Tensor, crop: Tensor | None = None) -> Tensor:
         real = real.detach().requires_grad_(self.r1 > 0)
@@ -74,8 +77,8 @@ class Discriminator(Adversary):
     Args:
         in_channels: C. channels: of the first layer. layers: how often the side is halved.
         loss, r1, weight: see `Adversary`.
-        norm: "group", or "batch" for the network as published: batch statistics, one layer more that halves nothing, kernels of 4
-            throughout, at most 8 times `channels`, and its initial values.
+        norm: "group"; or "batch" for the published network, which has batch statistics, one more layer that keeps the side,
+            kernels of 4 throughout, at most 8 times `channels`, and initial values of its own.
     """
 
     def __init__(
@@ -88,7 +91,7 @@ class Discriminator(Adversary):
         r1: float = 0.0,
         weight: float = 1.0,
         norm: str = "group",
-    ):
+    ) -> None:
         super().__init__(loss=loss, r1=r1, weight=weight)
         parts: list[nn.Module] = [nn.Conv2d(in_channels, channels, 4, 2, 1), nn.LeakyReLU(0.2)]
         width = channels
@@ -117,7 +120,7 @@ def _published_values(module: nn.Module) -> None:
 
 
 class PerceptualDistance(nn.Module):
-    """Mean over layers of the squared difference of unit-normalised features of two images in [-1, 1]."""
+    """Mean over layers of the squared difference of unit-normalized features of two images in [-1, 1]."""
 
     def __init__(self, path: str | Path) -> None:
         super().__init__()
@@ -161,11 +164,15 @@ def _vgg_stages(path: Path) -> nn.ModuleList:
     net = vgg16()
     missing = [k for k in net.state_dict() if k.startswith("features.") and k not in state]
     if missing:
-        raise MgenError(f"{path} is not torchvision's VGG16: it lacks {missing[0]}")
+        raise MgenError(
+            f"{path} is not torchvision's VGG16 (it has no {missing[0]}): give vgg16-397923af.pth, or the folder of a FashionCNN"
+        )
     net.features.load_state_dict({k[9:]: v for k, v in state.items() if k.startswith("features.")})
     cuts = (0, 4, 9, 16, 23, 30)
     return nn.ModuleList(nn.Sequential(*(_plain(m) for m in net.features[a:b])) for a, b in zip(cuts, cuts[1:]))
 
 
 def _plain(module: nn.Module) -> nn.Module:
-    return nn.ReLU() if isinstance(module, nn.ReLU) else module  # in place would overwrite a map that is compared
+    return (
+        nn.ReLU() if isinstance(module, nn.ReLU) else module
+    )  # in place it would overwrite a map that is still needed

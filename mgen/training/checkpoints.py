@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written whole under a temporary name, renamed, and only then are old ones removed."""
+"""Checkpoints of a run. Each is written under a temporary name and renamed; only then are old ones removed."""
 
 import pickle
 import shutil
@@ -23,7 +23,7 @@ def list_checkpoints(output: Path) -> list[Path]:
 
 
 def save_checkpoint(trainer: "Trainer") -> None:
-    """Everything needed to go on exactly: weights, optimizer, EMA, learning-rate schedule, step."""
+    """Save what an exact continuation needs: weights, optimizer, EMA, learning-rate schedule, step."""
     accelerator, output, step = trainer.accelerator, trainer.output, trainer.step
     final = output / f"checkpoint-{step:07d}"
     temporary = output / f"checkpoint-{step:07d}.tmp"
@@ -49,7 +49,7 @@ def save_checkpoint(trainer: "Trainer") -> None:
         OSError,
         RuntimeError,
         SafetensorError,
-    ) as error:  # torch and safetensors have errors of their own for a full disk
+    ) as error:  # torch and safetensors report a full disk in their own ways
         shutil.rmtree(temporary, ignore_errors=True)
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0][:160]
         raise MgenError(f"cannot write {final} ({reason}): check permissions and free space") from error
@@ -64,18 +64,18 @@ def load_newest(trainer: "Trainer") -> bool:
     path = found[-1]
     state = read_json(path / "state.json")
     if not {"step", "skipped", "seconds", "task", "batch_size", "seed"} <= state.keys():
-        raise MgenError(f"{path / 'state.json'} is incomplete: remove {path} to go on from the checkpoint before it")
+        raise MgenError(f"{path / 'state.json'} is incomplete: remove {path} to resume from the checkpoint before it")
     for name in ("task", "batch_size", "seed"):
         if state[name] != getattr(trainer.config, name):
             raise MgenError(
-                f"{path} was trained with {name}={state[name]}, now {getattr(trainer.config, name)}: "
+                f"{path} was trained with {name}={state[name]}, now it is {getattr(trainer.config, name)}: "
                 "use the same value or another output folder"
             )
     try:
         trainer.accelerator.load_state(str(path))
     except (RuntimeError, OSError, EOFError, ValueError, KeyError, SafetensorError, pickle.UnpicklingError) as error:
         text = (str(error).splitlines() or [type(error).__name__])[0][:160]
-        raise MgenError(f"cannot go on from {path} ({text}): remove it, or train another output folder") from error
+        raise MgenError(f"cannot resume from {path} ({text}): remove it, or choose another output folder") from error
     trainer.step, trainer.skipped, trainer.seconds = state["step"], state["skipped"], state["seconds"]
     if trainer.ema is not None:
         trainer.ema.to(trainer.device)

@@ -1,22 +1,25 @@
-"""Settings of a training run. Every key of a file in configs/train/ is a field here; the defaults stand beside it."""
+"""Settings of a training run. Every key of a file in configs/train/ is a field of these classes."""
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from mgen.utils.config import build
 from mgen.utils.errors import MgenError, check_choice
+from mgen.utils.modeling import Model, check_keys, constructor_keys
 
 
 @dataclass(kw_only=True)
 class DataConfig:
     kind: Literal["fmnist", "folder", "cache"] = "fmnist"
-    path: str | None = None  # folder; None lets Fashion-MNIST find itself
-    val_path: str | None = None  # folder or cache of the validation data; None: Fashion-MNIST's test split, else none
+    path: str | None = None  # folder; None: Fashion-MNIST is looked for in its usual places, or downloaded
+    val_path: str | None = (
+        None  # folder or cache of the validation data; None: Fashion-MNIST's test split, else no validation
+    )
     image_size: int = 256  # pixels, for "folder"
-    channels: int = 3  # for "folder": 3 RGB, 1 grey
+    channels: int = 3  # for "folder": 3 RGB, 1 gray
     flip: bool = False  # horizontal flips, each with probability 1/2
-    shift: int = 0  # random shift by up to this many pixels in both directions
+    shift: int = 0  # random shifts by up to this many pixels in both directions
     workers: int = 0  # loader processes, for "folder"
 
 
@@ -30,32 +33,34 @@ class OptimConfig:
         "constant"
     )
     warmup: int = 0  # steps of linear warm-up
-    clip: float | None = None  # largest gradient norm; None leaves gradients as they are
+    clip: float | None = None  # largest gradient norm; None: no clipping
     decay_all: bool = True  # False: no weight decay on vectors (biases, norms)
-    no_decay: tuple[str, ...] = ()  # nor on parameters whose names start with one of these
-    freeze: tuple[str, ...] = ()  # parameters whose names start with one of these stay as they are
+    no_decay: tuple[str, ...] = ()  # no weight decay on parameters whose names start with one of these
+    freeze: tuple[str, ...] = ()  # parameters whose names start with one of these are not trained
 
 
 @dataclass(kw_only=True)
 class EMAConfig:
     decay: float = 0.9999
-    warmup: bool = True  # decay rises as (1 + t) / (10 + t) up to `decay`; False: `decay` from the second step on
+    warmup: bool = (
+        True  # the decay rises as (1 + t) / (10 + t) up to `decay`; False: it is `decay` from the second step on
+    )
 
 
 @dataclass(kw_only=True)
 class LogConfig:
     every: int = 50  # steps between lines of metrics.jsonl
-    evaluate_every: int = 0  # steps between measurements on the validation data; 0: only at the end
+    evaluate_every: int = 0  # steps between evaluations on the validation data; 0: only at the end
     preview_every: int = 0  # steps between sample grids from raw and EMA weights; 0: only at the end
-    checkpoint_every: int = 1000
-    export_every: int = 0  # steps between writings of OUTPUT/model, ready for mgen sample; 0: only at the end
-    keep: int = 2  # checkpoints kept; older ones are removed after a new one is complete
-    tensorboard: bool = True  # used when the package is installed
+    checkpoint_every: int = 1000  # steps between checkpoints; 0: only at the end
+    export_every: int = 0  # steps between exports of OUTPUT/model, ready for mgen sample; 0: only at the end
+    keep: int = 2  # how many checkpoints are kept; older ones are removed once a new one is complete
+    tensorboard: bool = True  # if the package is installed
 
 
 @dataclass(kw_only=True)
 class MaskConfig:
-    """Distribution of the share of masked tokens: `r` for u uniform in [0, 1]."""
+    """Which tokens are masked: the distribution of r, the share of masked tokens, and how r becomes a mask."""
 
     distribution: Literal["cosine", "arccos", "beta", "truncated-gaussian", "uniform"] = "cosine"
     alpha: float = 12.0  # beta: AutoNAT's Beta(12, 3)
@@ -64,49 +69,45 @@ class MaskConfig:
     std: float = 0.25
     low: float = 0.7
     high: float = 1.0
-    per: Literal["sample", "batch"] = "sample"  # one share for each image, or one for the whole batch (MAR)
-    rounding: Literal["round", "ceil", "floor", "bernoulli"] = (
-        "round"  # of length · r to a count; "bernoulli": of each token alone
-    )
-    visible: int = 0  # at least so many tokens stay visible
-    # Share of the images in which r is that of the global tokens and all of the grid is masked; the others see all global
-    # tokens and r is that of the grid, as in the two phases of sampling. None: r is of all tokens alike.
+    per: Literal["sample", "batch"] = "sample"  # r for each image, or one for the whole batch (MAR)
+    # How length · r becomes a number of masked tokens; "bernoulli": each token is masked with probability r.
+    rounding: Literal["round", "ceil", "floor", "bernoulli"] = "round"
+    visible: int = 0  # at least this many tokens stay visible
+    # For tokenizers with global tokens: in this share of the images r applies to the global tokens and the whole grid is
+    # masked; in the others all global tokens are visible and r applies to the grid, as in the two phases of sampling.
+    # None: r applies to all tokens together.
     global_share: float | None = 0.5
 
 
 @dataclass(kw_only=True)
-class PivotConfig:
-    """Training of a generator that draws low-resolution pivots first (HiMAR)."""
+class FirstStageConfig:
+    """Training of a cascade, whose first stage samples the tokens of a smaller image (Hi-MAR)."""
 
     mask: MaskConfig = field(
         default_factory=lambda: MaskConfig(distribution="truncated-gaussian", per="batch", rounding="ceil")
     )
-    keep: float = 0.25  # share of the images whose tokens are trained with pivots, the others without
+    keep: float = 0.25  # share of the images whose second stage is trained with features of the first
     warmup: int = 0  # optimizer steps over which that share rises from 0 (published: those of 100 epochs)
-    weight: float = 0.4  # of the pivots' loss: 64 of 320 places, times 2
-    token_weight: float = 0.6  # of the tokens' loss: 256 of 320 places, times 0.75
+    weight: float = 0.4  # of the first stage's loss: 64 of 320 positions, times 2
+    token_weight: float = 0.6  # of the second stage's loss: 256 of 320 positions, times 0.75
 
 
 @dataclass(kw_only=True)
 class GeneratorObjectiveConfig:
     mask: MaskConfig = field(default_factory=MaskConfig)
-    pivots: PivotConfig = field(default_factory=PivotConfig)
+    first_stage: FirstStageConfig = field(default_factory=FirstStageConfig)
     label_drop: float = 0.1  # probability that the class is replaced by the null class
-    label_smoothing: float = 0.1  # of a categorical head
-    diffusion_batch_mul: int = (
-        4  # copies of each masked token, with noise of their own, in the loss of a diffusion head
-    )
-    head_tokens: Literal["masked", "all"] = (
-        "masked"  # "all": pass visible tokens through a diffusion head too, as published
-    )
+    label_smoothing: float = 0.1  # of a cross entropy
+    diffusion_batch_mul: int = 4  # copies of each masked token in the loss of a diffusion head, each with its own noise
+    head_tokens: Literal["masked", "all"] = "masked"  # "all": a diffusion head sees visible tokens too, as published
     loss_tokens: Literal["masked", "all"] = "masked"  # tokens in the loss; Halton-MaskGIT is trained on all
     reuse: float = (
-        0.0  # share of the steps in which a model that carries features (ENAT) continues from a simulated earlier step
+        0.0  # share of the steps that continue from a simulated earlier step, for models that carry features (ENAT)
     )
-    reuse_label_drop: float = 0.0  # of the label, once more, for the trained model alone and not for that earlier step
-    tokenizer: str | None = None  # folder or name; needed for image data, and to draw sample grids from a cache
-    vision_weights: str | None = None  # file of the tokenizer's frozen vision encoder (Hita), for image data
-    sampler: dict[str, Any] = field(default_factory=dict)  # of the sample grids and of the exported pipeline
+    reuse_label_drop: float = 0.0  # probability that the label is dropped in the step, though not in the earlier one
+    tokenizer: str | None = None  # folder or name; needed to train on images, and to sample grids
+    vision_weights: str | None = None  # file of the tokenizer's frozen vision encoder (Hita), to train on images
+    sampler: dict[str, Any] = field(default_factory=dict)  # settings of the sample grids and of the exported pipeline
 
 
 @dataclass(kw_only=True)
@@ -116,24 +117,24 @@ class TokenizerObjectiveConfig:
     codebook: float = 1.0
     commitment: float = 0.25
     entropy: float = 0.0
-    kl: float = 2e-8  # per latent number; LDM's 1e-6 weighs sums: at f16 with 16 channels this is 1e-6 · 4096 / 196608
+    kl: float = 2e-8  # per latent number; LDM's 1e-6 is for sums: at f16 with 16 channels this is 1e-6 · 4096 / 196608
     perceptual: float = 0.0
     perceptual_model: str | None = None  # folder of a FashionCNN, or a file of torchvision VGG16 weights
     adversarial: float = 0.0
     adversarial_start: int = 0  # step from which the discriminator takes part
-    # "half-hinge": the discriminator's hinge loss times 1/2 (LlamaGen); "…-softplus": with the non-saturating loss of the tokenizer (Hita)
+    # "half-hinge": the discriminator's hinge loss times 1/2 (LlamaGen); "…-softplus": and the tokenizer's loss is non-saturating (Hita)
     adversarial_loss: Literal["hinge", "half-hinge", "half-hinge-softplus", "non-saturating"] = "non-saturating"
     r1: float = 0.0  # weight of the R1 penalty on real images (discriminator "patch")
     discriminator: Literal["patch", "dino"] = "patch"  # "dino": heads on a frozen DINO, for Hita-U
     discriminator_weights: str | None = None  # "dino": file of the frozen DINO, dino_deitsmall16_pretrain.pth
-    discriminator_channels: int = 64  # "patch", as the next two
-    discriminator_layers: int = 3  # times that the discriminator halves the side
-    discriminator_norm: Literal["group", "batch"] = "group"  # "batch": the network as published
+    discriminator_channels: int = 64  # "patch", like the next two
+    discriminator_layers: int = 3  # how often the discriminator halves the side
+    discriminator_norm: Literal["group", "batch"] = "group"  # "batch": the published network
     discriminator_weight: float = 1.0  # factor of the discriminator's loss
     discriminator_lr: float = 1e-4
     discriminator_betas: tuple[float, float] = (0.0, 0.99)
-    vision: float = 1.0  # of the vision tokens that Hita-U predicts from the global ones
-    vision_weights: str | None = None  # file of the frozen vision encoder, for a Hita tokenizer that takes one
+    vision: float = 1.0  # of the vision tokens that Hita-U predicts from the global tokens
+    vision_weights: str | None = None  # file of the frozen vision encoder, for a Hita tokenizer that needs one
 
 
 @dataclass(kw_only=True)
@@ -141,7 +142,8 @@ class ClassifierObjectiveConfig:
     label_smoothing: float = 0.02
 
 
-OBJECTIVES: dict[str, type] = {
+ObjectiveConfig: TypeAlias = GeneratorObjectiveConfig | TokenizerObjectiveConfig | ClassifierObjectiveConfig
+OBJECTIVES: dict[str, type[ObjectiveConfig]] = {
     "generator": GeneratorObjectiveConfig,
     "tokenizer": TokenizerObjectiveConfig,
     "classifier": ClassifierObjectiveConfig,
@@ -155,20 +157,20 @@ class TrainConfig:
     steps: int  # optimizer steps
     model: dict[str, Any]  # `class`, optionally `size` (a row of the class's table), then constructor arguments
     batch_size: int = 64  # images per optimizer step, over all processes and accumulation steps
-    accumulate: int = 1  # pieces a process cuts its share of the batch into
+    accumulate: int = 1  # pieces into which each process cuts its share of the batch
     seed: int = 0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    resume: bool = True  # go on from the newest checkpoint in `output`
+    resume: bool = True  # continue from the newest checkpoint in `output`
     init: str | None = None  # folder of weights to start from
-    processes: int | None = None  # raise unless exactly so many processes take part
+    processes: int | None = None  # raise an error unless exactly this many processes take part
     data: DataConfig = field(default_factory=DataConfig)
-    objective: Any = None
+    objective: ObjectiveConfig = field(default_factory=GeneratorObjectiveConfig)  # that of the task
     optim: OptimConfig = field(default_factory=OptimConfig)
     ema: EMAConfig | None = field(default_factory=EMAConfig)
     log: LogConfig = field(default_factory=LogConfig)
 
 
-# Smallest and largest value of settings that would otherwise fail late or quietly do nothing.
+# Smallest and largest allowed values of settings that would otherwise fail late or silently do nothing.
 LIMITS: dict[str, tuple[float, float]] = {
     "steps": (1, math.inf),
     "batch_size": (1, math.inf),
@@ -182,10 +184,10 @@ LIMITS: dict[str, tuple[float, float]] = {
     "objective.reuse": (0, 1),
     "objective.reuse_label_drop": (0, 1),
     "objective.mask.visible": (0, math.inf),
-    "objective.pivots.keep": (0, 1),
-    "objective.pivots.warmup": (0, math.inf),
-    "objective.pivots.weight": (0, math.inf),
-    "objective.pivots.token_weight": (0, math.inf),
+    "objective.first_stage.keep": (0, 1),
+    "objective.first_stage.warmup": (0, math.inf),
+    "objective.first_stage.weight": (0, math.inf),
+    "objective.first_stage.token_weight": (0, math.inf),
     "objective.diffusion_batch_mul": (1, math.inf),
     "objective.discriminator_layers": (1, math.inf),
     "objective.discriminator_channels": (1, math.inf),
@@ -211,20 +213,23 @@ LIMITS: dict[str, tuple[float, float]] = {
 
 
 def train_config(data: dict[str, Any]) -> TrainConfig:
-    """A checked TrainConfig; the keys allowed under `objective` depend on the task."""
-    config = build(TrainConfig, data)
+    """A checked TrainConfig; which keys are allowed in `objective` depends on the task."""
     objective = data.get("objective") or {}
     if not isinstance(objective, dict):
         raise MgenError(f"'objective' is {objective!r}: expected a mapping")
+    config = build(TrainConfig, {key: value for key, value in data.items() if key != "objective"})
     config.objective = build(OBJECTIVES[config.task], objective, "objective.")
     if "class" not in config.model:
-        raise MgenError("missing key 'model.class': the name of a model class, such as MaskGIT, VQGAN or FashionCNN")
+        raise MgenError(
+            "missing key 'model.class': give the name of a model class, such as MaskGIT, VQGAN or FashionCNN"
+        )
     for name, (low, high) in LIMITS.items():
         value: Any = config
         for part in name.split("."):
             value = getattr(value, part, None)
         if value is not None and not low <= value <= high:
-            raise MgenError(f"'{name}' is {value}: allowed are {low} … {high if high < math.inf else 'any more'}")
+            allowed = f"{low} … {high}" if high < math.inf else f"{low} and more"
+            raise MgenError(f"'{name}' is {value}: allowed are {allowed}")
     mask = getattr(config.objective, "mask", None)
     if mask is not None and not mask.low < mask.high:
         raise MgenError(
@@ -233,20 +238,18 @@ def train_config(data: dict[str, Any]) -> TrainConfig:
     return config
 
 
-def model_named(name: str, where: str = "model.") -> Any:
+def model_class(name: str, where: str = "model.") -> type[Model]:
     """The class of a `model:` section."""
     import mgen
 
     return getattr(mgen, check_choice(f"{where}class", name, mgen.MODELS))
 
 
-def build_model(settings: dict[str, Any], where: str = "model.") -> Any:
+def build_model(settings: dict[str, Any], where: str = "model.") -> Model:
     """The model that a `model:` section describes: `class`, optionally `size`, then constructor arguments."""
-    from mgen.utils.modeling import check_keys, constructor_keys
-
     settings = dict(settings)
     name = settings.pop("class")
-    cls = model_named(name, where)
+    cls = model_class(name, where)
     sizes: dict[str, dict[str, Any]] = getattr(cls, "SIZES", {})
     size = settings.pop("size", None)
     base = sizes[check_choice(f"{where}size", size, sizes)] if size is not None else {}

@@ -1,40 +1,70 @@
-"""The order of samples: a pure function of (seed, step), so a run resumes exactly and on any number of processes."""
+"""Training data, and its order: a pure function of (seed, step), so a run resumes exactly and on any number of processes."""
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Protocol, TypeVar
 
 import torch
 from torch.utils.data import DataLoader
 
 from mgen.data import FashionMNIST, ImageFolder, TokenCache
 from mgen.training.config import DataConfig
+from mgen.training.token_source import Batch
 from mgen.utils import seeds
 from mgen.utils.errors import MgenError
 
+T = TypeVar("T")
 
-def make_dataset(config: DataConfig, *, split: str, fingerprint: str | None = None) -> Any:
-    """The training ("train") or validation ("test") data; None if no validation data is named."""
+
+class TrainingData(Protocol):
+    """A data set that makes whole batches: "label" (B,) and "image" (B, C, H, W), or what a cache holds in place of images."""
+
+    @property
+    def num_classes(self) -> int: ...
+
+    @property
+    def class_names(self) -> Sequence[str]: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitems__(self, indices: Sequence[int], /) -> Batch: ...
+
+
+def make_dataset(config: DataConfig, *, split: str, fingerprint: str | None = None) -> TrainingData | None:
+    """The data of `split`, "train" or "test"; None if there is no validation data.
+
+    Args:
+        fingerprint: of the tokenizer that a cache must be made with; None skips the check.
+    """
     path = config.path if split == "train" else config.val_path
     if config.kind == "fmnist":
         return FashionMNIST(root=path if split == "train" or path else config.path, split=split)
     if path is None:
         if split == "train":
-            raise MgenError(f"data.kind={config.kind} needs data.path: the folder of the {config.kind}")
+            raise MgenError(f"data.kind={config.kind} needs data.path: give the folder of the {config.kind}")
         return None
     if config.kind == "folder":
         return ImageFolder(root=path, image_size=config.image_size, channels=config.channels)
     cache = TokenCache(path, fingerprint=fingerprint)
     if config.flip and split == "train" and not cache.flips:
-        raise MgenError(f"data.flip is on but {path} stores no flipped views: run mgen cache with --flips")
+        raise MgenError(f"data.flip is on, but {path} has no flipped views: run mgen cache with --flips")
     return cache
 
 
 class BatchOrder:
-    """Batches of indices for one process: every epoch is a permutation, epochs follow each other without a gap."""
+    """Batches of indices for one process. Every epoch is a permutation, and epochs follow each other without a gap.
 
-    def __init__(self, *, count: int, batch: int, pieces: int, rank: int, world: int, seed: int, start: int, stop: int):
+    Args:
+        count: images of the data. batch: images of a step, over all processes. pieces: of a process's share of the batch.
+        rank, world: number of this process, and of all. start, stop: steps.
+    """
+
+    def __init__(
+        self, *, count: int, batch: int, pieces: int, rank: int, world: int, seed: int, start: int, stop: int
+    ) -> None:
         if batch % (pieces * world):
-            raise MgenError(f"batch_size {batch} is not a multiple of accumulate × processes = {pieces} × {world}")
+            raise MgenError(
+                f"batch_size {batch} is not a multiple of accumulate × processes = {pieces} × {world}: change one of them"
+            )
         self.count, self.batch, self.pieces, self.seed = count, batch, pieces, seed
         self.start, self.stop = start, stop
         self.size = batch // (pieces * world)
@@ -42,15 +72,15 @@ class BatchOrder:
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
 
     def index(self, position: int) -> int:
-        """The sample at this place of the endless sequence of epochs."""
-        epoch, place = divmod(position, self.count)
+        """The image at this position of the endless sequence of epochs."""
+        epoch, index = divmod(position, self.count)
         if epoch != self._epoch:
             self._order = torch.randperm(self.count, generator=seeds.generator(self.seed, "order", epoch))
             self._epoch = epoch
-        return int(self._order[place])
+        return int(self._order[index])
 
     def rows(self, piece: int) -> slice:
-        """Which rows of the whole batch make this process's piece."""
+        """The rows of the whole batch that make up a piece of this process."""
         begin = self.first + piece * self.size
         return slice(begin, begin + self.size)
 
@@ -64,12 +94,16 @@ class BatchOrder:
         return (self.stop - self.start) * self.pieces
 
 
-def batches(dataset: Any, order: BatchOrder, workers: int = 0) -> DataLoader:
-    """Loader over `order`; the data set makes whole batches itself."""
+def batches(dataset: TrainingData, order: BatchOrder, workers: int = 0) -> DataLoader[Batch]:
+    """Loader over `order`; the data set itself makes whole batches."""
     return DataLoader(
-        dataset, batch_sampler=order, collate_fn=_same, num_workers=workers, persistent_workers=workers > 0
-    )  # type: ignore[arg-type]
+        dataset,  # type: ignore[arg-type]  # torch asks for __getitem__, but uses __getitems__ alone
+        batch_sampler=order,  # type: ignore[arg-type]
+        collate_fn=_identity,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+    )
 
 
-def _same(batch: Any) -> Any:
+def _identity(batch: T) -> T:
     return batch

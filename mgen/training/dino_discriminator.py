@@ -2,14 +2,16 @@
 
 Sauer et al., "StyleGAN-T" (arXiv 2301.09515): heads on several depths of one frozen vision transformer. Caron et al., DINO
 (arXiv 2104.14294): its weights, ViT-S/16 from the local file `dino_deitsmall16_pretrain.pth`; the network is the library timm's.
-Spectral norm: Miyato et al. (arXiv 1802.05957). Virtual batches: each 8 rows are normalised by themselves.
+Spectral norm: Miyato et al. (arXiv 1802.05957). Virtual batches: each 8 rows are normalized by themselves.
 
 Notation: B batch, S side of the transformer's input (224), T = 1 + (S / 16)² tokens (class token first), W width (384).
 """
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Self
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +21,9 @@ from torch.nn.utils.parametrizations import spectral_norm
 from mgen.tokenizers.vision import MEAN, STD
 from mgen.training.adversarial import Adversary
 from mgen.utils.errors import MgenError
+
+if TYPE_CHECKING:
+    from timm.models.vision_transformer import VisionTransformer
 
 LAYOUT = "vit_small_patch16_224"
 FILE = "dino_deitsmall16_pretrain.pth"
@@ -36,8 +41,8 @@ class VirtualBatchNorm(nn.Module):
         self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        options: Any = dict(weight=self.weight, bias=self.bias, training=True, eps=self.eps)
-        return torch.cat([F.batch_norm(part, None, None, **options) for part in x.split(self.rows)])
+        parts = x.split(self.rows)
+        return torch.cat([F.batch_norm(p, None, None, self.weight, self.bias, True, eps=self.eps) for p in parts])
 
 
 class Residual(nn.Module):
@@ -61,10 +66,17 @@ def _head(width: int) -> nn.Sequential:
     return nn.Sequential(_block(width, 1), Residual(_block(width, 9)), spectral_norm(nn.Conv1d(width, 1, 1)))
 
 
-class DinoDiscriminator(Adversary):
-    """Logits of images (B, C, H, W) in [-1, 1], C 3 or 1 (grey), by one head for each readout of a frozen DINO.
+@dataclass(frozen=True)
+class Unregistered:
+    """Holds the frozen transformer outside the module tree: it is neither trained nor saved with the heads."""
 
-    Only the heads are parameters; the transformer follows the module to other devices and is never saved with it.
+    vit: "VisionTransformer"
+
+
+class DinoDiscriminator(Adversary):
+    """Logits of images (B, C, H, W) in [-1, 1], C 3 or 1 (gray), by one head for each readout of a frozen DINO.
+
+    Only the heads are parameters. The transformer moves with the module to other devices, but is never saved with it.
 
     Args:
         path, attention_heads: of the transformer, see `load_dino`.
@@ -81,10 +93,10 @@ class DinoDiscriminator(Adversary):
         attention_heads: int | None = None,
         loss: str = "half-hinge-softplus",
         weight: float = 1.0,
-    ):
+    ) -> None:
         super().__init__(loss=loss, weight=weight)
         vit = load_dino(path, heads=attention_heads)
-        self._vit = [vit]  # in a list: a frozen helper, neither trained nor saved with the heads
+        self._frozen = Unregistered(vit)
         self.size: int = vit.patch_embed.img_size[0]  # pixels
         depth = len(vit.blocks)
         self.read_after = sorted({math.ceil(depth * k / 4) - 1 for k in (1, 2, 3, 4)})  # blocks 2, 5, 8, 11 of 12
@@ -93,20 +105,20 @@ class DinoDiscriminator(Adversary):
         self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
 
     @property
-    def vit(self) -> Any:
-        """timm's VisionTransformer, frozen."""
-        return self._vit[0]
+    def vit(self) -> "VisionTransformer":
+        """The transformer, frozen."""
+        return self._frozen.vit
 
-    def _apply(self, fn: Any, recurse: bool = True) -> "DinoDiscriminator":
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         self.vit._apply(fn)
         return super()._apply(fn, recurse)
 
-    def draw(self, count: int, rng: torch.Generator) -> dict[str, Tensor]:
-        """Coin, y and x in [0, 1) of the three calls of a step: "crop" (count, 3, 3), the same for all images."""
-        return {"crop": torch.rand(3, 3, generator=rng).expand(count, 3, 3)}
+    def crop_noise(self, count: int, rng: torch.Generator) -> Tensor:
+        """Coin, y and x in [0, 1) of the three calls of a step (count, 3, 3), the same for all images."""
+        return torch.rand(3, 3, generator=rng).expand(count, 3, 3)
 
     def generator_loss(self, fake: Tensor, crop: Tensor | None = None) -> Tensor:
-        """As of every discriminator; the estimates of the spectral norms stay, so that evaluating a run does not change it."""
+        """See Adversary.generator_loss. The estimates of the spectral norms stay as they are, so evaluation does not change a run."""
         self.heads.eval()
         try:
             return super().generator_loss(fake, crop)
@@ -117,7 +129,7 @@ class DinoDiscriminator(Adversary):
         """Logits (B, readouts · T) of images; `crop` (3,) holds coin, y and x."""
         x = (self.fitted(images, crop).expand(-1, 3, -1, -1) + 1) / 2
         readouts = self.readouts((x - self.mean) / self.std)
-        # In fp32 whatever the precision of the run: a spectral norm of rounded products is none.
+        # In fp32 whatever the precision of the run: rounded products would make the spectral norm wrong.
         with torch.autocast(images.device.type, enabled=False):
             logits = [head(x.to(self.mean.dtype).transpose(1, 2)) for head, x in zip(self.heads, readouts)]
             return torch.cat(logits, dim=2).flatten(1)  # (B, readouts · T)
@@ -139,8 +151,9 @@ class DinoDiscriminator(Adversary):
         return F.interpolate(images, size=(self.size, self.size), mode="area")
 
     def readouts(self, images: Tensor) -> list[Tensor]:
-        """Tokens (B, T, W) before the first block and after those of `read_after`, of normalised images (B, 3, S, S)."""
+        """Tokens (B, T, W) before the first block and after those of `read_after`, of normalized images (B, 3, S, S)."""
         vit = self.vit
+        assert vit.cls_token is not None and vit.pos_embed is not None
         patches = vit.patch_embed(images)  # (B, T - 1, W)
         x = torch.cat([vit.cls_token.expand(len(patches), -1, -1), patches], dim=1) + vit.pos_embed
         found = [x]
@@ -152,7 +165,7 @@ class DinoDiscriminator(Adversary):
 
 
 @torch.inference_mode(False)  # weights made inside one could not be used outside
-def load_dino(path: str | Path, *, heads: int | None = None) -> Any:
+def load_dino(path: str | Path, *, heads: int | None = None) -> "VisionTransformer":
     """timm's vision transformer with the weights of a file laid out as `dino_deitsmall16_pretrain.pth`, frozen.
 
     Width, depth, patch and input side are those of the file's shapes.
@@ -167,6 +180,7 @@ def load_dino(path: str | Path, *, heads: int | None = None) -> Any:
 
     try:
         import timm
+        from timm.models.vision_transformer import VisionTransformer
     except ImportError as error:
         raise MgenError("the DINO discriminator needs timm: pip install 'mgen[hita]', or pip install timm") from error
     state = read_state_dict(path)
@@ -176,10 +190,10 @@ def load_dino(path: str | Path, *, heads: int | None = None) -> Any:
     width, patch = state["patch_embed.proj.weight"].shape[0], state["patch_embed.proj.weight"].shape[-1]
     if heads is None and width % 64:
         raise MgenError(
-            f"{path} has width {width}, which is no multiple of 64: say how many heads it has (attention_heads=N)"
+            f"{path} has width {width}, which is not a multiple of 64: give the number of heads, attention_heads=N"
         )
     try:
-        vit: Any = timm.create_model(
+        vit = timm.create_model(
             LAYOUT,
             pretrained=False,
             num_classes=0,
@@ -193,7 +207,8 @@ def load_dino(path: str | Path, *, heads: int | None = None) -> Any:
         vit.load_state_dict(state)
     except (RuntimeError, ValueError, IndexError, AssertionError) as error:
         raise MgenError(f"{path} does not fit {LAYOUT}: {str(error).splitlines()[-1].strip()[:160]}") from error
+    assert isinstance(vit, VisionTransformer)
     with torch.no_grad():
-        for block in vit.blocks:
-            block.attn.qkv.bias[width : 2 * width] = 0.0  # of the keys, as published; no attention depends on it
+        for i in range(len(vit.blocks)):  # of the keys, as published; no attention depends on it
+            vit.get_parameter(f"blocks.{i}.attn.qkv.bias")[width : 2 * width] = 0.0
     return vit.eval().requires_grad_(False)

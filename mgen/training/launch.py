@@ -1,4 +1,4 @@
-"""Processes of a run: one Accelerator, made the way that works on CPUs too, and a check that the launch was honoured."""
+"""The processes of a run: its Accelerator, which also works on CPUs, and a check that all processes were started."""
 
 import os
 from pathlib import Path
@@ -15,22 +15,25 @@ LAUNCH_LINE = "accelerate launch --multi_gpu --num_processes {n} -m mgen.train -
 def make_accelerator(*, precision: str = "fp32", expected: int | None = None, **kwargs: object) -> Accelerator:
     """The Accelerator of this run.
 
+    Args:
+        expected: number of processes that must take part; None: any. kwargs: of Accelerator.
+
     Raises:
-        MgenError: fewer processes take part than were asked for, by the environment, the launcher's command line or
-            `expected`. `accelerate launch --cpu --num_processes 2`, for one, silently starts a single process.
+        MgenError: the environment, the launcher's command line or `expected` asks for another number of processes than take
+            part. `accelerate launch --cpu --num_processes 2`, for example, silently starts a single one.
     """
     on_cpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
     if precision == "fp16" and on_cpu:
-        raise MgenError("precision fp16 needs a GPU (on a CPU it would silently compute in fp32): use fp32 or bf16")
+        raise MgenError("precision fp16 needs a GPU (a CPU would silently compute in fp32): use fp32 or bf16")
     if "WORLD_SIZE" not in os.environ:
-        AcceleratorState._reset_state()  # a former run in this process may have had another precision
+        AcceleratorState._reset_state()  # an earlier run in this process may have had another precision
     accelerator = Accelerator(cpu=on_cpu, mixed_precision="no" if precision == "fp32" else precision, **kwargs)
     check_processes(accelerator.num_processes, expected)
     return accelerator
 
 
 def check_processes(took_part: int, expected: int | None = None) -> None:
-    """Raise MgenError unless as many processes take part as were asked for."""
+    """Raise MgenError unless the number of processes that take part is the one asked for."""
     counts = {
         "the environment's WORLD_SIZE": _integer(os.environ.get("WORLD_SIZE")),
         "accelerate launch": _launcher_processes(),
@@ -41,7 +44,7 @@ def check_processes(took_part: int, expected: int | None = None) -> None:
             raise MgenError(
                 f"{source} asks for {count} processes but {took_part} took part: launch with "
                 + LAUNCH_LINE.format(n=count)
-                + " (the flag serves CPUs too)"
+                + " (the flag also works on CPUs)"
             )
 
 
@@ -50,14 +53,15 @@ def _integer(text: str | None) -> int | None:
 
 
 def _launcher_processes() -> int | None:
-    """The process count of the command line or the configuration of `accelerate launch`, if that started us alone."""
+    """The process count on the command line or in the configuration of `accelerate launch`, if it started only this process."""
     if "WORLD_SIZE" in os.environ or "ACCELERATE_MIXED_PRECISION" not in os.environ:
         return None
     import psutil
 
     try:
-        words = psutil.Process().parent().cmdline()  # type: ignore[union-attr]
-    except (psutil.Error, AttributeError):
+        parent = psutil.Process().parent()
+        words = parent.cmdline() if parent is not None else []
+    except psutil.Error:
         return None
     if not any("accelerate" in word for word in words):
         return None
@@ -75,7 +79,7 @@ def _option(words: list[str], option: str) -> str | None:
 
 
 def _configured_processes(file: str | None) -> int | None:
-    """num_processes of accelerate's configuration file: the one given, or the user's default."""
+    """num_processes in accelerate's configuration file: the given one, or the user's default."""
     import yaml
     from accelerate.commands.config.config_args import default_json_config_file, default_yaml_config_file
 

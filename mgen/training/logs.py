@@ -1,33 +1,34 @@
-"""Logs of a run: metrics.jsonl always, TensorBoard when it is installed, the settings as config.json."""
+"""Logs of a run: metrics.jsonl, TensorBoard if it is installed, and the settings as config.json."""
 
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from mgen.training.config import TrainConfig
 from mgen.utils.errors import MgenError
 from mgen.utils.files import write_json, write_text
 
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
 
 class Logger:
-    """Writes lines {"step": …, name: value, …}; on resume, lines after the checkpoint are dropped first."""
+    """Writes lines {"step": …, name: value, …}. A resumed run first drops the lines after its checkpoint.
+
+    Args:
+        output: folder. step: at which the run starts or resumes. active: whether this process writes.
+    """
 
     def __init__(self, output: Path, config: TrainConfig, *, step: int, active: bool) -> None:
         self.active = active
-        self.board: Any = None
         if not active:
             return
         self.path = output / "metrics.jsonl"
         write_json(output / "config.json", dataclasses.asdict(config))
         lines = self.path.read_text().splitlines() if self.path.is_file() and step else []
         write_text(self.path, "".join(f"{line}\n" for line in lines if _step_of(line) <= step))
-        if config.log.tensorboard:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError:
-                return
-            self.board = SummaryWriter(str(output / "tensorboard"), purge_step=step + 1 if step else None)
+        self.board = _tensorboard(output, step) if config.log.tensorboard else None
 
     def write(self, step: int, values: dict[str, float]) -> None:
         if not self.active or not values:
@@ -42,8 +43,17 @@ class Logger:
                 self.board.add_scalar(name, value, step)
 
     def close(self) -> None:
-        if self.board is not None:
+        if self.active and self.board is not None:
             self.board.close()
+
+
+def _tensorboard(output: Path, step: int) -> "SummaryWriter | None":
+    """A writer for a run that starts or resumes at `step`; None if TensorBoard is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(output / "tensorboard"), purge_step=step + 1 if step else None)
 
 
 def _short(value: float) -> float:

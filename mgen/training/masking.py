@@ -1,10 +1,10 @@
-"""Which tokens are hidden in training: the share r of masked tokens and the positions that are masked.
+"""Which tokens are masked in training: the share r of masked tokens and their positions.
 
-Distributions are inverted from uniform draws, so the same uniforms give the same masks on every machine.
+Each distribution is the inverse of its cumulative distribution at uniform numbers, so the same uniform numbers give the same
+masks on every machine.
 """
 
 import math
-from typing import Any
 
 import torch
 from scipy import stats
@@ -36,21 +36,22 @@ def mask_fraction_from_uniform(uniform: Tensor, config: MaskConfig) -> Tensor:
             r = u
     if not torch.isfinite(r).all():
         raise MgenError(
-            f"objective.mask: {config.distribution} with mean {config.mean}, std {config.std}, alpha {config.alpha}, beta "
-            f"{config.beta} on {config.low} … {config.high} gives no numbers: low must lie below high"
+            f"objective.mask: the distribution {config.distribution} with mean {config.mean}, std {config.std}, alpha "
+            f"{config.alpha}, beta {config.beta}, low {config.low} and high {config.high} has no finite values: choose low and "
+            "high closer to the mean, or a larger std"
         )
     return r
 
 
 def known_from_uniform(fraction: Tensor, uniform: Tensor, rounding: str = "round", visible: int = 0) -> Tensor:
-    """Mask of given tokens (B, L), True where the token stays visible.
+    """Mask (B, L), True where a token is visible.
 
     Args:
-        fraction: share of masked tokens (B,), or (1,) for all alike; the count is length · fraction, rounded, at least 1 and at most
-            L − `visible`.
+        fraction: share of masked tokens (B,), or (1,) for all images alike; the number of masked tokens is length · fraction,
+            rounded, at least 1 and at most L − `visible`.
         uniform: (B, L) in [0, 1); its argsort is the random permutation that decides which positions are masked.
         rounding: "round" (half to even), "ceil" or "floor"; or "bernoulli": each token is masked with probability `fraction`, so
-            that the count is random and may be 0 (Halton-MaskGIT).
+            the number of masked tokens is random and may be 0 (Halton-MaskGIT).
     """
     length = uniform.shape[1]
     if rounding == "bernoulli":
@@ -59,15 +60,17 @@ def known_from_uniform(fraction: Tensor, uniform: Tensor, rounding: str = "round
     return uniform.argsort(dim=1) >= count.unsqueeze(1)
 
 
-def known_in_phases(fraction: Tensor, uniform: Tensor, *, global_tokens: int, first: Tensor, **options: Any) -> Tensor:
-    """Mask of given tokens (B, L) as the two phases of sampling meet them: global tokens first, then those of the grid.
+def known_in_phases(
+    fraction: Tensor, uniform: Tensor, *, global_tokens: int, first: Tensor, rounding: str = "round", visible: int = 0
+) -> Tensor:
+    """Mask (B, L) as it occurs in the two phases of sampling: global tokens first, then the grid.
 
     Args:
-        fraction, uniform, options: see known_from_uniform. global_tokens: how many stand first.
-        first: bool (B,) or (1,): rows in the first phase, where all of the grid is masked; the others see all global tokens.
+        fraction, uniform, rounding, visible: see known_from_uniform. global_tokens: number of global tokens; they come first.
+        first: bool (B,) or (1,), images in the first phase, where the whole grid is masked; the others see all global tokens.
     """
     whole, grid = (
-        known_from_uniform(fraction, part, **options) for part in uniform.tensor_split([global_tokens], dim=1)
+        known_from_uniform(fraction, part, rounding, visible) for part in uniform.tensor_split([global_tokens], dim=1)
     )
     first = first.unsqueeze(1).to(uniform.device)
     return torch.cat([whole | ~first, grid & ~first], dim=1)
@@ -77,8 +80,9 @@ def known_before(known: Tensor, fraction: Tensor, uniform: Tensor) -> Tensor:
     """What was known one step earlier (B, L): a random part of what is known now (ENAT, arXiv 2411.06959, §3.3).
 
     Args:
-        known: (B, L). fraction: (1,) or (B,), share of the known tokens that were still masked; their count is rounded, half to even.
-        uniform: (B, L); the known tokens with the smallest draws are the ones that were masked.
+        known: (B, L). fraction: (1,) or (B,), share of the known tokens that were still masked; their number is rounded, half
+            to even.
+        uniform: (B, L); the known tokens with the smallest numbers were the masked ones.
     """
     count = (known.sum(1) * fraction.to(uniform.device)).round().long()
     rank = uniform.masked_fill(~known, torch.inf).argsort(dim=1).argsort(dim=1)

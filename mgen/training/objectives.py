@@ -1,297 +1,335 @@
-"""Objectives: a model, the random draws of a step, and the loss they make, as one module (so DDP and autocast see it).
+"""Objectives: a model, the noise of a step, and the loss they make, as one module (so that DDP and autocast see it).
 
-The draws of a step are made for the whole batch of all processes from (seed, step) and cut into pieces afterwards: one
-process, several processes and gradient accumulation train on the same masks, drops and flips, and each piece is weighted
-by its share of the masked tokens, so all of them compute the same gradient up to the order of summation.
+The noise is made for the whole batch and cut into pieces (see `mgen.training.noise`). Each piece is weighted by its share of
+the masked tokens, so any cut of a batch gives the same gradient up to the order of summation.
 """
 
-import inspect
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
+from mgen.generators.base import Generator
 from mgen.tokenizers.sphere import SphereQuantizer
+from mgen.training import generator_calls as calls
+from mgen.training.companions import Companions
 from mgen.training.config import (
     ClassifierObjectiveConfig,
-    DataConfig,
     GeneratorObjectiveConfig,
     MaskConfig,
     TokenizerObjectiveConfig,
 )
 from mgen.training.masking import known_before, known_from_uniform, known_in_phases, mask_fraction_from_uniform
+from mgen.training.noise import Augmentation, AugmentationNoise, ClassifierNoise, Noise, TokenizerNoise, stack
+from mgen.training.token_source import Batch, TokenSource
 from mgen.utils import seeds
 from mgen.utils.errors import MgenError
+from mgen.utils.modeling import Model
 
 Logs = dict[str, Tensor]
+N = TypeVar("N", bound=Noise)
 
 
-class Look(nn.Module):
-    """A generator's `look` as a module's forward, so that it can be run with other weights."""
+class Compared(NamedTuple):
+    """What the discriminator compares after a step of the tokenizer: images (B, C, H, W), and the noise of its crops."""
 
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, *args: Tensor) -> Any:
-        return self.model.look(*args)
+    real: Tensor
+    fake: Tensor
+    crop: Tensor | None
 
 
-class Objective(nn.Module):
-    """Base: image augmentation. Subclasses add draws and define forward(batch, draws, train) → (loss, logs)."""
+class StepOutput(NamedTuple):
+    """The loss of a piece of the batch, values to log, and what the discriminator compares. A tuple, which DDP and autocast
+    can look into."""
 
-    def __init__(self, model: Any, data: DataConfig) -> None:
-        super().__init__()
-        self.model = model
-        self.data = data
-        self.step = 0  # of the optimizer, set by the loop before each one
-
-    def draw(self, count: int, rng: torch.Generator) -> dict[str, Tensor]:
-        """Random numbers of one step for `count` images; every tensor has that many rows."""
-        draws = {}
-        if self.data.flip:
-            draws["flip"] = torch.rand(count, generator=rng) < 0.5
-        if self.data.shift:
-            s = self.data.shift
-            draws["shift"] = torch.randint(-s, s + 1, (count, 2), generator=rng)
-        return draws
-
-    def draw_rows(self, rows: slice, *seed: int | str) -> dict[str, Tensor]:
-        """Larger random tensors, made for some rows of the batch only: each row from its own seed, so any cut gives the same."""
-        return {}
-
-    def share(self, piece: dict[str, Tensor], whole: dict[str, Tensor]) -> float:
-        """Weight of a piece of the batch in the mean over the whole batch, for a loss that is a mean over the piece."""
-        return 1.0
-
-    def augment(self, images: Tensor, draws: dict[str, Tensor]) -> Tensor:
-        """Flipped and shifted images (B, C, H, W); what a shift uncovers repeats the border."""
-        if "flip" in draws:
-            images = torch.where(draws["flip"].view(-1, 1, 1, 1), images.flip(-1), images)
-        if "shift" in draws:
-            s, side = self.data.shift, torch.arange(images.shape[-1], device=images.device)
-            padded = F.pad(images, (s, s, s, s), mode="replicate")
-            rows = side + s + draws["shift"][:, :1]  # (B, H)
-            cols = side + s + draws["shift"][:, 1:]  # (B, W)
-            b = torch.arange(len(images), device=images.device).view(-1, 1, 1)
-            images = padded[b, :, rows.unsqueeze(2), cols.unsqueeze(1)].permute(0, 3, 1, 2)  # (B, C, H, W)
-        return images
+    loss: Tensor
+    logs: Logs
+    compared: Compared | None = None
 
 
-class ClassifierObjective(Objective):
-    """Cross entropy with label smoothing."""
+@dataclass(frozen=True, kw_only=True)
+class StepOptions:
+    """What a step depends on besides its batch and noise.
 
-    def __init__(self, model: Any, data: DataConfig, config: ClassifierObjectiveConfig) -> None:
-        super().__init__(model, data)
-        self.config = config
-
-    def forward(self, batch: dict[str, Tensor], draws: dict[str, Tensor]) -> tuple[Tensor, Logs]:
-        logits = self.model(self.augment(batch["image"], draws))[1].float()
-        smoothing = self.config.label_smoothing if self.training else 0.0
-        loss = F.cross_entropy(logits, batch["label"], label_smoothing=smoothing)
-        return loss, {"accuracy": (logits.argmax(1) == batch["label"]).float().mean()}
-
-
-class GeneratorObjective(Objective):
-    """Predict masked tokens from the visible ones and the class."""
-
-    def __init__(self, model: Any, data: DataConfig, config: GeneratorObjectiveConfig, tokenizer: Any = None) -> None:
-        super().__init__(model, data)
-        self.config = config
-        self._tokenizer = [tokenizer]  # in a list: a frozen helper, neither trained nor saved with the model
-        self._look = [Look(model)]  # likewise
-        self.ema_weights: Callable[[], dict[str, Tensor]] | None = None  # "model.name" → EMA weight, set by the loop
-        self._mask_options: tuple[str, ...] = ()
-        if config.reuse and not model.carries:
-            raise MgenError(f"objective.reuse is for models that carry features (ENAT), not for {type(model).__name__}")
-        if config.loss_tokens == "all" and "loss_tokens" not in inspect.signature(model.forward).parameters:
-            raise MgenError(f"objective.loss_tokens: {type(model).__name__} is trained on masked tokens only")
-        if model.causal and config.mask != MaskConfig():
-            raise MgenError(
-                f"objective.mask is for masked generators: {type(model).__name__} predicts every token; leave it out"
-            )
-        least = model.unit_spec.length
-        if self.in_phases:
-            least = min(model.spec.global_tokens, least - model.spec.global_tokens)
-        if config.mask.visible >= least:
-            raise MgenError(f"objective.mask.visible is {config.mask.visible}: of {least} tokens some must be masked")
-        if config.mask.rounding == "bernoulli" and config.loss_tokens != "all":
-            raise MgenError("objective.mask.rounding=bernoulli may mask nothing: it needs objective.loss_tokens=all")
-        if config.label_drop and model.null_class is None:
-            raise MgenError(
-                "objective.label_drop needs a model with a null class: set model.null_class=true or label_drop=0"
-            )
-
-    @property
-    def in_phases(self) -> bool:
-        """Whether global tokens are masked in a phase of their own."""
-        return (
-            bool(self.model.spec.global_tokens) and self.config.mask.global_share is not None and not self.model.causal
-        )
-
-    def draw(self, count: int, rng: torch.Generator) -> dict[str, Tensor]:
-        draws = super().draw(count, rng)
-        draws["known"], uniform = known, _ = self.draw_known(self.config.mask, count, self.model.unit_spec.length, rng)
-        if self.model.causal:
-            draws["known"] = known = torch.zeros_like(known)  # every token is predicted, from those before it
-        draws["drop"] = torch.rand(count, generator=rng) < self.config.label_drop
-        options = self.model.mask_draws(uniform.argsort(dim=1), known)
-        self._mask_options = tuple(options)
-        draws |= options
-        if self.config.reuse and self.training:
-            coin, share = torch.rand(2, generator=rng)
-            draws["reuse"] = (coin < self.config.reuse).expand(count)
-            draws["before"] = known_before(known, share[None], torch.rand(uniform.shape, generator=rng))
-            draws["drop_again"] = torch.rand(count, generator=rng) < self.config.reuse_label_drop
-        return draws
-
-    def draw_known(self, mask: MaskConfig, count: int, length: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Which of `length` tokens of `count` images are visible, bool (B, L), and the uniform draws (B, L) that decided it."""
-        one = mask.per == "batch" and self.training  # validation must not depend on how it is cut into batches
-        fraction = mask_fraction_from_uniform(torch.rand(1 if one else count, generator=rng), mask)
-        uniform = torch.rand(count, length, generator=rng)
-        options: dict[str, Any] = {"rounding": mask.rounding, "visible": mask.visible}
-        if self.in_phases:
-            assert mask.global_share is not None
-            first = torch.rand(len(fraction), generator=rng) < mask.global_share
-            return known_in_phases(
-                fraction, uniform, global_tokens=self.model.spec.global_tokens, first=first, **options
-            ), uniform
-        return known_from_uniform(fraction, uniform, **options), uniform
-
-    def draw_rows(self, rows: slice, *seed: int | str) -> dict[str, Tensor]:
-        made = [self.draw_row(seeds.generator(*seed, row)) for row in range(rows.start, rows.stop)]
-        return {name: torch.stack([one[name] for one in made]) for name in (made[0] if made else {})}
-
-    def draw_row(self, rng: torch.Generator) -> dict[str, Tensor]:
-        """The draws of one image for a diffusion head's loss, and of its posterior for a tokenizer that has one."""
-        head, draws = self.model.head, {}
-        if hasattr(head, "draw"):
-            draws = head.draw(self.model.unit_spec.length, self.config.diffusion_batch_mul, rng)
-        if (shape := self.posterior_shape) is not None:
-            draws["posterior"] = torch.randn(shape, generator=rng)
-        return draws
-
-    @property
-    def posterior_shape(self) -> tuple[int, ...] | None:
-        """Shape (c, h, w) of the noise for an image's posterior, None if the tokenizer has none."""
-        return None if self._tokenizer[0] is None else self._tokenizer[0].noise_shape()
-
-    def share(self, piece: dict[str, Tensor], whole: dict[str, Tensor]) -> float:
-        """Masked tokens here over those an equal share would have: makes the whole a mean over all masked tokens."""
-        if self.config.loss_tokens == "all":
-            return 1.0
-        here, all_ = (~piece["known"]).sum().item(), (~whole["known"]).sum().item()
-        return here / all_ * len(whole["known"]) / len(piece["known"])
-
-    def tokens(self, batch: dict[str, Tensor], draws: dict[str, Tensor], prefix: str = "") -> Tensor:
-        """Tokens (B, L) or (B, L, C) of a batch; of its pivots with the prefix "pivot_"."""
-        for name in (f"{prefix}tokens", f"{prefix}moments"):
-            if name not in batch:
-                continue
-            views = batch[name]  # (B, V, …)
-            flipped = draws["flip"] if "flip" in draws else torch.zeros(1, dtype=torch.bool, device=views.device)
-            own = torch.where(flipped.view(-1, *[1] * (views.ndim - 2)), views[:, -1], views[:, 0])
-            return own if name.endswith("tokens") else self._tokenizer[0].tokens(own, draws[f"{prefix}posterior"])
-        # In fp32 whatever the precision of the run: rounding changes ids, and a cache holds those of fp32.
-        with torch.no_grad(), torch.autocast(batch["image"].device.type, enabled=False):
-            noise = {"noise": draws[f"{prefix}posterior"]} if f"{prefix}posterior" in draws else {}
-            return self._tokenizer[0].encode(self.resized(self.augment(batch["image"], draws), prefix), **noise)
-
-    def resized(self, images: Tensor, prefix: str) -> Tensor:
-        """Images at the size of the tokens that `prefix` names: as they are."""
-        return images
-
-    def forward(self, batch: dict[str, Tensor], draws: dict[str, Tensor]) -> tuple[Tensor, Logs]:
-        tokens = self.tokens(batch, draws)
-        if self.model.unit is not None:
-            tokens = self.model.unit.fold(tokens)
-        label = batch["label"]
-        if self.config.label_drop:
-            label = torch.where(draws["drop"], self.model.null_class, label)
-        options: dict[str, Any]
-        if "t" in draws:
-            options = {"t": draws["t"], "noise": draws["noise"], "head_tokens": self.config.head_tokens}
-        else:
-            options = {"label_smoothing": self.config.label_smoothing if self.training else 0.0}
-        options |= {name: draws[name] for name in self._mask_options}
-        if "loss_tokens" in inspect.signature(self.model.forward).parameters:
-            options["loss_tokens"] = self.config.loss_tokens
-        if "reuse" in draws:
-            if draws["reuse"][0]:
-                options["memory"] = self.earlier(tokens, label, draws["before"])
-            label = torch.where(draws["drop_again"], self.model.null_class, label)
-        losses, figure = self.model(tokens, label, draws["known"], **options)  # one value per masked token, both
-        return losses.mean(), {self.model.head.figure: figure.mean()}
-
-    @torch.no_grad()
-    def earlier(self, tokens: Tensor, label: Tensor, known: Tensor) -> Any:
-        """The features of an earlier step, in which `known` (B, L) was known: of the EMA weights if there are, without dropout."""
-        weights = {} if self.ema_weights is None else self.ema_weights()
-        training = self.model.training
-        self.model.eval()
-        try:
-            return functional_call(self._look[0], weights, (tokens, label, known))
-        finally:
-            self.model.train(training)
-
-
-class TokenizerObjective(Objective):
-    """Reconstruction, the tokenizer's own losses (quantizer, KL, vision), and optional perceptual and adversarial terms.
-
-    `discriminator` and `perceptual` are helpers outside the module tree: the first has its own optimizer, the second is
-    frozen. While `adversarial_on` is False the adversarial term is left out.
+    Args:
+        adversarial: whether the discriminator takes part; for tokenizers.
+        ema_weights: "model.NAME" → EMA weight, which encode the features of an earlier step; for generators that carry them.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        data: DataConfig,
-        config: TokenizerObjectiveConfig,
-        *,
-        perceptual: nn.Module | None = None,
-        discriminator: nn.Module | None = None,
-    ) -> None:
-        super().__init__(model, data)
+    adversarial: bool = False
+    ema_weights: Mapping[str, Tensor] | None = None
+
+
+DEFAULT_OPTIONS = StepOptions()
+
+
+class Objective(nn.Module, Generic[N]):
+    """Base of the objectives.
+
+    Args:
+        model: the network that is trained. companions: the networks beside it.
+    """
+
+    def __init__(self, model: Model, companions: Companions | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self.companions = companions or Companions()
+
+    def make_noise(self, count: int, rng: torch.Generator, *, augmentation: Augmentation, step: int = 0) -> N:
+        """The noise for `count` images in one step of the optimizer."""
+        raise NotImplementedError
+
+    def add_row_noise(self, noise: N, rows: slice, *seed: int | str) -> N:
+        """The noise of these rows with what is too large to be made for the whole batch.
+
+        Each row is made from a seed of its own, so any cut of the batch gives the same.
+        """
+        return noise
+
+    def share(self, piece: N, whole: N) -> float:
+        """Weight of a piece of the batch, relative to a piece of average size, in the mean over the whole batch."""
+        return 1.0
+
+    def forward(self, batch: Batch, noise: N, options: StepOptions = DEFAULT_OPTIONS) -> StepOutput:
+        """The loss of a batch, a mean over its images or masked tokens."""
+        raise NotImplementedError
+
+
+class ClassifierObjective(Objective[ClassifierNoise]):
+    """Cross entropy with label smoothing."""
+
+    def __init__(self, model: Model, config: ClassifierObjectiveConfig) -> None:
+        super().__init__(model)
         self.config = config
-        self._helpers = [perceptual, discriminator]
-        self.adversarial_on = False
-        if config.perceptual and perceptual is None:
+
+    def make_noise(
+        self, count: int, rng: torch.Generator, *, augmentation: Augmentation, step: int = 0
+    ) -> ClassifierNoise:
+        return ClassifierNoise(augmentation=augmentation.make_noise(count, rng))
+
+    def forward(self, batch: Batch, noise: ClassifierNoise, options: StepOptions = DEFAULT_OPTIONS) -> StepOutput:
+        logits = self.model(noise.augmentation.apply(batch["image"]))[1].float()
+        smoothing = self.config.label_smoothing if self.training else 0.0
+        loss = F.cross_entropy(logits, batch["label"], label_smoothing=smoothing)
+        return StepOutput(loss, {"accuracy": (logits.argmax(1) == batch["label"]).float().mean()})
+
+
+class TokenizerObjective(Objective[TokenizerNoise]):
+    """Reconstruction, the tokenizer's own losses (quantizer, KL, vision), and optional perceptual and adversarial terms."""
+
+    def __init__(self, model: Model, config: TokenizerObjectiveConfig, companions: Companions | None = None) -> None:
+        super().__init__(model, companions)
+        self.config = config
+        if config.perceptual and self.companions.perceptual is None:
             raise MgenError(
-                "objective.perceptual needs objective.perceptual_model: a FashionCNN folder or VGG16 weights file"
+                "objective.perceptual needs objective.perceptual_model: the folder of a FashionCNN or the file of VGG16's weights"
             )
         for module in model.modules():
             if isinstance(module, SphereQuantizer):
                 module.entropy = config.entropy > 0
 
-    def draw(self, count: int, rng: torch.Generator) -> dict[str, Tensor]:
-        draws = super().draw(count, rng)
-        if (shape := self.model.noise_shape()) is not None:
-            draws["posterior"] = torch.randn(count, *shape, generator=rng)
-        discriminator: Any = self._helpers[1]
+    def make_noise(
+        self, count: int, rng: torch.Generator, *, augmentation: Augmentation, step: int = 0
+    ) -> TokenizerNoise:
+        augmented, shape = augmentation.make_noise(count, rng), self.model.noise_shape()
+        posterior = None if shape is None else torch.randn(count, *shape, generator=rng)
+        discriminator, crop = self.companions.discriminator, None
         if discriminator is not None and self.training:  # validation must not depend on how it is cut into batches
-            draws |= discriminator.draw(count, rng)
-        return draws
+            crop = discriminator.crop_noise(count, rng)
+        return TokenizerNoise(augmentation=augmented, posterior=posterior, crop=crop)
 
-    def forward(self, batch: dict[str, Tensor], draws: dict[str, Tensor]) -> tuple[Tensor, Logs]:
-        c = self.config
-        images = self.augment(batch["image"], draws)
-        out, own, figures = self.model(images, draws["posterior"]) if "posterior" in draws else self.model(images)
-        out = out.float()
+    def forward(self, batch: Batch, noise: TokenizerNoise, options: StepOptions = DEFAULT_OPTIONS) -> StepOutput:
+        config, beside = self.config, self.companions
+        images = noise.augmentation.apply(batch["image"])
+        made = self.model(images) if noise.posterior is None else self.model(images, noise.posterior)
+        out, own_terms, metrics = made[0].float(), made[1], made[2]
         # Pixel errors are reported on images in [0, 1].
-        terms = {"l2": F.mse_loss(out, images) / 4, "l1": F.l1_loss(out, images) / 2, **own}
-        perceptual: Any
-        discriminator: Any
-        perceptual, discriminator = self._helpers
-        if perceptual is not None and c.perceptual:
-            terms["perceptual"] = perceptual(out, images)
-        crop = [draws["crop"]] if "crop" in draws else []
-        if discriminator is not None and self.adversarial_on:
-            terms["adversarial"] = discriminator.generator_loss(out, *crop)
-        loss = sum(getattr(c, name) * value for name, value in terms.items())
+        terms: Logs = {"l2": F.mse_loss(out, images) / 4, "l1": F.l1_loss(out, images) / 2, **own_terms}
+        if beside.perceptual is not None and config.perceptual:
+            terms["perceptual"] = beside.perceptual(out, images)
+        if beside.discriminator is not None and options.adversarial:
+            terms["adversarial"] = beside.discriminator.generator_loss(out, noise.crop)
+        loss = sum((getattr(config, name) * value for name, value in terms.items()), images.new_zeros(()))
         psnr = -10 * torch.log10((out.clamp(-1, 1) - images).square().mean((1, 2, 3)) / 4).mean()
-        self.last = (images.detach(), out.detach(), *crop)  # what the discriminator's step compares
-        return loss, {**{k: v.detach() for k, v in terms.items()}, **figures, "psnr": psnr.detach()}
+        logs = {name: value.detach() for name, value in terms.items()} | metrics | {"psnr": psnr.detach()}
+        return StepOutput(loss, logs, Compared(images.detach(), out.detach(), noise.crop))
+
+
+# -- generators --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowNoise(Noise):
+    """Noise of each image from a seed of its own: of a diffusion head's loss, and of a tokenizer's posterior (B, c, h, w)."""
+
+    head: calls.HeadNoise | None = None
+    posterior: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorNoise(RowNoise):
+    """Of a step of generator training.
+
+    Args:
+        known: bool (B, L), True where a token is visible. label_drop: bool (B,), True where the null class replaces the label.
+        trunk: what the trunk randomizes, see `generator_calls.trunk_noise`.
+        earlier_known: bool (B, L), what was visible in the simulated earlier step; None: the step continues from none.
+        second_label_drop: bool (B,), labels dropped for this step alone and not for the earlier one.
+    """
+
+    augmentation: AugmentationNoise
+    known: Tensor
+    label_drop: Tensor
+    trunk: Tensor | None = None
+    earlier_known: Tensor | None = None
+    second_label_drop: Tensor | None = None
+
+
+G = TypeVar("G", bound=GeneratorNoise)
+
+
+class GeneratorObjectiveBase(Objective[G]):
+    """What the objectives of one generator and of a cascade share: tokens, masks, label drop, checks of the settings."""
+
+    model: Generator
+
+    def __init__(self, model: Generator, config: GeneratorObjectiveConfig, tokenizer: Model | None = None) -> None:
+        super().__init__(model, Companions(tokenizer=tokenizer))
+        self.config = config
+        self.source = TokenSource(tokenizer)
+        self._check()
+
+    def _check(self) -> None:
+        """Raise MgenError for settings that the model does not take."""
+        model, config, name = self.model, self.config, type(self.model).__name__
+        if config.reuse and not calls.carries_features(model):
+            raise MgenError(f"objective.reuse is for models that carry features (ENAT), not for {name}: set it to 0")
+        if config.loss_tokens == "all" and not calls.counts_all_tokens(model):
+            raise MgenError(
+                f"objective.loss_tokens is 'all', but {name} is trained on masked tokens only: use 'masked'"
+            )
+        if calls.is_causal(model) and config.mask != MaskConfig():
+            raise MgenError(
+                f"objective.mask is for masked generators, but {name} is causal and predicts every token: leave it out"
+            )
+        least, global_tokens = calls.unit_spec(model).length, calls.token_spec(model).global_tokens
+        if self.in_phases:
+            least = min(global_tokens, least - global_tokens)
+        if config.mask.visible >= least:
+            raise MgenError(
+                f"objective.mask.visible is {config.mask.visible}, but at least one of {least} tokens must be masked: use at "
+                f"most {least - 1}"
+            )
+        if config.mask.rounding == "bernoulli" and config.loss_tokens != "all":
+            raise MgenError(
+                "objective.mask.rounding=bernoulli may mask no token at all: set objective.loss_tokens=all, or use another "
+                "rounding"
+            )
+        if config.label_drop and model.null_class is None:
+            raise MgenError(
+                "objective.label_drop needs a model with a null class: set model.null_class=true or objective.label_drop=0"
+            )
+
+    @property
+    def in_phases(self) -> bool:
+        """Whether global tokens are masked in a phase of their own."""
+        has_both = bool(calls.token_spec(self.model).global_tokens) and self.config.mask.global_share is not None
+        return has_both and not calls.is_causal(self.model)
+
+    def sample_masks(self, mask: MaskConfig, count: int, length: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Visible tokens of `count` images, bool (B, L), and the uniform numbers (B, L) that decided which."""
+        one = mask.per == "batch" and self.training  # validation must not depend on how it is cut into batches
+        fraction = mask_fraction_from_uniform(torch.rand(1 if one else count, generator=rng), mask)
+        uniform = torch.rand(count, length, generator=rng)
+        if not self.in_phases:
+            return known_from_uniform(fraction, uniform, mask.rounding, mask.visible), uniform
+        assert mask.global_share is not None
+        known = known_in_phases(
+            fraction,
+            uniform,
+            global_tokens=calls.token_spec(self.model).global_tokens,
+            first=torch.rand(len(fraction), generator=rng) < mask.global_share,
+            rounding=mask.rounding,
+            visible=mask.visible,
+        )
+        return known, uniform
+
+    def make_generator_noise(self, count: int, rng: torch.Generator, augmentation: Augmentation) -> GeneratorNoise:
+        """The noise of a step for a plain generator."""
+        config, augmented = self.config, augmentation.make_noise(count, rng)
+        known, uniform = self.sample_masks(config.mask, count, calls.unit_spec(self.model).length, rng)
+        if calls.is_causal(self.model):
+            known = torch.zeros_like(known)  # every token is predicted, from those before it
+        label_drop = torch.rand(count, generator=rng) < config.label_drop
+        trunk = calls.trunk_noise(self.model, uniform.argsort(dim=1), known)
+        noise = GeneratorNoise(augmentation=augmented, known=known, label_drop=label_drop, trunk=trunk)
+        if not (config.reuse and self.training):
+            return noise
+        coin, share = torch.rand(2, generator=rng)
+        earlier = known_before(known, share[None], torch.rand(uniform.shape, generator=rng))
+        return replace(
+            noise,
+            earlier_known=earlier if coin < config.reuse else None,
+            second_label_drop=torch.rand(count, generator=rng) < config.reuse_label_drop,
+        )
+
+    def make_row_noise(self, rng: torch.Generator, *, first_stage: bool = False, source: TokenSource) -> RowNoise:
+        """The row noise of one image."""
+        head = calls.head_noise(self.model, self.config.diffusion_batch_mul, rng, first_stage=first_stage)
+        shape = source.posterior_shape
+        return RowNoise(head=head, posterior=None if shape is None else torch.randn(shape, generator=rng))
+
+    def drop_labels(self, labels: Tensor, drop: Tensor | None) -> Tensor:
+        """Labels (B,) with the null class where `drop` (B,) is True."""
+        if drop is None or self.model.null_class is None:
+            return labels
+        return torch.where(drop, self.model.null_class, labels)
+
+    @property
+    def loss_options(self) -> calls.LossOptions:
+        """How the loss is computed; without label smoothing in validation."""
+        config = self.config
+        smoothing = config.label_smoothing if self.training else 0.0
+        return calls.LossOptions(smoothing, tokens=config.loss_tokens, head_tokens=config.head_tokens)
+
+
+class GeneratorObjective(GeneratorObjectiveBase[GeneratorNoise]):
+    """Predict masked tokens from the visible ones and the class."""
+
+    def make_noise(
+        self, count: int, rng: torch.Generator, *, augmentation: Augmentation, step: int = 0
+    ) -> GeneratorNoise:
+        return self.make_generator_noise(count, rng, augmentation)
+
+    def add_row_noise(self, noise: GeneratorNoise, rows: slice, *seed: int | str) -> GeneratorNoise:
+        rngs = [seeds.generator(*seed, row) for row in range(rows.start, rows.stop)]
+        made = stack([self.make_row_noise(rng, source=self.source) for rng in rngs])
+        return replace(noise, head=made.head, posterior=made.posterior)
+
+    def share(self, piece: GeneratorNoise, whole: GeneratorNoise) -> float:
+        """Masked tokens of this piece over those of an average one, so that the whole is a mean over all masked tokens."""
+        if self.config.loss_tokens == "all":
+            return 1.0
+        here, all_ = (~piece.known).sum().item(), (~whole.known).sum().item()
+        return here / all_ * len(whole.known) / len(piece.known)
+
+    def forward(self, batch: Batch, noise: GeneratorNoise, options: StepOptions = DEFAULT_OPTIONS) -> StepOutput:
+        tokens = calls.to_units(self.model, self.source.tokens(batch, noise.augmentation, noise.posterior))
+        labels, carried = self.drop_labels(batch["label"], noise.label_drop), None
+        if noise.earlier_known is not None:
+            weights = options.ema_weights
+            carried = calls.encode_features(self.model, tokens, labels, noise.earlier_known, weights)
+        losses, metric = calls.generator_loss(
+            self.model,
+            tokens,
+            self.drop_labels(labels, noise.second_label_drop),
+            noise.known,
+            options=self.loss_options,
+            noise=noise.head,
+            trunk_noise=noise.trunk,
+            carried=carried,
+        )
+        return StepOutput(losses.mean(), {calls.head_metric(self.model): metric.mean()})

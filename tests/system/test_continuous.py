@@ -173,7 +173,7 @@ def test_bf16_draws_nearly_the_same_picture(saved: Path) -> None:
     assert (rough.images - exact).abs().mean() < 0.05
 
 
-def test_a_tokenizer_of_another_scale_is_refused() -> None:
+def test_a_tokenizer_of_another_scale_raises_an_error() -> None:
     sampler = ParallelSampler(order="random")
     with pytest.raises(MgenError, match="scale"):
         mgen.MaskedPipeline(tokenizer=tiny_kl(scale=0.9), generator=tiny_mar(), sampler=sampler)
@@ -272,7 +272,7 @@ def test_a_generator_learns_from_moments(moments: tuple[Path, Path, Path], tmp_p
 
 
 @pytest.mark.parametrize("per", ["batch", "sample"])
-def test_accumulation_and_published_detour_change_nothing(
+def test_accumulation_and_passing_all_tokens_through_the_head_change_nothing(
     moments: tuple[Path, Path, Path], tmp_path: Path, per: str
 ) -> None:
     """Masks, timesteps, noise and posterior draws belong to the image, not to the piece of the batch it lies in."""
@@ -302,7 +302,7 @@ def test_two_processes_train_like_one(moments: tuple[Path, Path, Path], tmp_path
 
 
 def test_moments_need_their_tokenizer(moments: tuple[Path, Path, Path], tmp_path: Path) -> None:
-    with pytest.raises(MgenError, match="8×8 places"):
+    with pytest.raises(MgenError, match="on a 8×8 grid"):
         wide = tiny_kl(scale=1.3, image_size=64)
         wide.save_pretrained(tmp_path / "wide")
         settings = {"objective.tokenizer": str(tmp_path / "wide"), "model.side": 16}

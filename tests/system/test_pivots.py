@@ -18,8 +18,10 @@ from mgen.generators import HiMAR
 from mgen.pipelines.editing import box_mask, edit
 from mgen.pipelines.pipeline import MaskedPipeline, load
 from mgen.samplers import ParallelSampler
+from mgen.training.cascade import CascadeObjective
 from mgen.training.config import train_config
 from mgen.training.loop import Trainer, train
+from mgen.training.noise import Augmentation
 from mgen.utils.errors import MgenError
 from tests.helpers import tiny_himar, tiny_kl, tiny_mar, tiny_tokenizer, write_idx
 from tests.system.test_training import launch, losses
@@ -149,7 +151,7 @@ def test_reuse_and_order_work_in_both_stages(order: str) -> None:
     assert fewer.flops["head"] == all_.flops["head"] > 0
 
 
-def test_what_does_not_fit_is_refused() -> None:
+def test_incompatible_settings_raise_errors() -> None:
     net = tiny_himar()
     for settings, words in (
         ({**VECTORS, "pivots": {**VECTORS["pivots"], "pivots": {"steps": 2}}}, "no pivots of their own"),
@@ -191,7 +193,7 @@ def settings(made: dict[str, str], output: Path, kind: str = "kl", **changes: An
     own = {k: v for k, v in model.items() if not k.startswith("_") and k != "class_names"}
     objective = {
         "mask": {"per": "batch", "rounding": "ceil"},
-        "pivots": {"keep": 0.5, "warmup": 2},
+        "first_stage": {"keep": 0.5, "warmup": 2},
         "label_smoothing": 0.0,
         "diffusion_batch_mul": 2,
         "tokenizer": made[kind],
@@ -217,7 +219,7 @@ def settings(made: dict[str, str], output: Path, kind: str = "kl", **changes: An
 def test_a_resumed_or_accumulated_run_is_the_same(kind: str, per: str, data: dict[str, str], tmp_path: Path) -> None:
     objective = {
         "mask": {"per": per},
-        "pivots": {"keep": 0.5, "warmup": 2, "mask": {"per": per, "low": 0.3, "mean": 0.5}},
+        "first_stage": {"keep": 0.5, "warmup": 2, "mask": {"per": per, "low": 0.3, "mean": 0.5}},
     }
     train(train_config(settings(data, tmp_path / "whole", kind, objective=objective)))
     train(train_config(settings(data, tmp_path / "cut", kind, steps=2, objective=objective)))
@@ -238,23 +240,24 @@ def test_two_processes_train_like_one(data: dict[str, str], tmp_path: Path) -> N
     assert losses(tmp_path / "one") == pytest.approx(losses(tmp_path / "two"), rel=1e-4)
 
 
-def test_labels_and_pivots_are_dropped_as_said(data: dict[str, str], tmp_path: Path) -> None:
+def test_labels_and_the_first_stage_are_dropped_as_often_as_set(data: dict[str, str], tmp_path: Path) -> None:
     objective = Trainer(
-        train_config(settings(data, tmp_path / "run", objective={"pivots": {"keep": 0.25, "warmup": 100}}))
+        train_config(settings(data, tmp_path / "run", objective={"first_stage": {"keep": 0.25, "warmup": 100}}))
     ).objective
+    assert isinstance(objective, CascadeObjective)
     shares = []
     for step in (0, 50, 100, 300):
-        objective.step = step
-        draws = objective.draw(4000, torch.Generator().manual_seed(step))
-        shares.append(1 - draws["without"].float().mean().item())
-        both = (draws["drop"] & draws["pivot_drop"]).float().mean()
-        assert abs(draws["drop"].float().mean() - 0.1) < 0.03 and both < 0.03, "the two label drops are one"
+        rng = torch.Generator().manual_seed(step)
+        noise = objective.make_noise(4000, rng, augmentation=Augmentation(), step=step)
+        shares.append(1 - noise.without_first.float().mean().item())
+        both = (noise.label_drop & noise.first.label_drop).float().mean()
+        assert abs(noise.label_drop.float().mean() - 0.1) < 0.03 and both < 0.03, "the two label drops are one"
     assert shares == pytest.approx([0, 0.125, 0.25, 0.25], abs=0.03)
-    assert draws["pivot_known"].shape == (4000, 16) and draws["known"].shape == (4000, 64)
-    assert len(set((~draws["pivot_known"]).sum(1).tolist())) == 1, "one ratio for the whole batch"
+    assert noise.first.known.shape == (4000, 16) and noise.known.shape == (4000, 64)
+    assert len(set((~noise.first.known).sum(1).tolist())) == 1, "one ratio for the whole batch"
 
 
-def test_the_second_stage_sends_no_gradient_to_the_pivots() -> None:
+def test_the_second_stage_sends_no_gradient_to_the_first() -> None:
     net = tiny_himar(head_kind="categorical", codes=16).train()
     rng = torch.Generator().manual_seed(0)
     tokens, pivots = torch.randint(16, (2, 64), generator=rng), torch.randint(16, (2, 16), generator=rng)
@@ -303,12 +306,12 @@ def test_a_cache_of_two_resolutions_holds_what_the_tokenizer_makes(data: dict[st
     write_cache(FashionMNIST(root=data["idx"]), tiny_kl(), tmp_path / "one", progress=False)
     with pytest.raises(MgenError, match="mgen cache --pivot-size 16"):
         Trainer(train_config(settings(data, tmp_path / "x", data={"kind": "cache", "path": str(tmp_path / "one")})))
-    with pytest.raises(MgenError, match="holds no pivots"):  # nor may the validation data lack them
+    with pytest.raises(MgenError, match="holds no smaller images"):  # nor may the validation data lack them
         paths = {"path": str(tmp_path / "kl"), "val_path": str(tmp_path / "one")}
         Trainer(train_config(settings(data, tmp_path / "z", data={"kind": "cache", **paths})))
     with pytest.raises(MgenError, match="must be smaller"):
         write_cache(FashionMNIST(root=data["idx"]), tiny_kl(), tmp_path / "bad", pivot_size=64, progress=False)
-    assert not (tmp_path / "bad" / "index.json").exists(), "a size that cannot be has bound the folder"
+    assert not (tmp_path / "bad" / "index.json").exists(), "an impossible size left an index in the folder"
     wrong = settings(data, tmp_path / "y", data={"kind": "cache", "path": str(tmp_path / "kl")})
     wrong["model"]["pivot_side"], wrong["objective"]["sampler"] = 2, {"steps": 4, "order": "random"}
     with pytest.raises(MgenError, match="--pivot-size 8"):

@@ -12,11 +12,13 @@ import torch
 from safetensors.torch import load_file
 
 from mgen.samplers import ParallelSampler
+from mgen.training.cascade import CascadeObjective
 from mgen.training.config import MaskConfig, train_config
+from mgen.training.generator_calls import is_cascade
 from mgen.training.loop import Trainer, train
 from mgen.training.masking import known_from_uniform, mask_fraction_from_uniform
-from mgen.training.objectives import GeneratorObjective
-from mgen.training.pivots import PivotObjective
+from mgen.training.noise import Augmentation
+from mgen.training.objectives import GeneratorObjective, StepOutput
 from mgen.utils.config import apply_overrides, build, read_config
 from mgen.utils.errors import MgenError
 from tests.helpers import GENERATOR, TOKENIZER, tiny_tokenizer, write_idx
@@ -136,7 +138,7 @@ def test_two_processes_train_like_one(name: str, idx: Path, tokenizer: Path, tmp
     assert all(torch.allclose(one[k], two[k], atol=2e-4) for k in one)
 
 
-def test_a_launch_that_is_not_honoured_is_an_error(idx: Path, tokenizer: Path, tmp_path: Path) -> None:
+def test_a_launch_with_too_few_processes_is_an_error(idx: Path, tokenizer: Path, tmp_path: Path) -> None:
     import yaml
 
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(generator_run(idx, tokenizer, tmp_path / "run")))
@@ -151,18 +153,18 @@ def test_steps_that_are_not_finite_are_skipped_and_counted(idx: Path, tokenizer:
     real = trainer.objective.forward
     before: dict[str, torch.Tensor] = {}
 
-    def poison(batch: Any, draws: Any) -> Any:
-        loss, logs = real(batch, draws)
+    def poison(batch: Any, noise: Any, options: Any) -> StepOutput:
+        out = real(batch, noise, options)
         if trainer.step == 2 and trainer.objective.training:
             before.update({k: v.clone() for k, v in trainer.objective.state_dict().items()})
-            return loss * float("nan"), logs
+            return out._replace(loss=out.loss * float("nan"))
         if trainer.step == 3 and before and trainer.objective.training:
             after = trainer.objective.state_dict()
             assert all(torch.equal(after[k], v) for k, v in before.items()), (
                 "a step with a NaN gradient changed the weights"
             )
             before.clear()
-        return loss, logs
+        return out
 
     trainer.objective.forward = poison  # type: ignore[method-assign]
     trainer.run()
@@ -171,7 +173,7 @@ def test_steps_that_are_not_finite_are_skipped_and_counted(idx: Path, tokenizer:
     assert [line["skipped"] for line in lines if "skipped" in line] == [0, 0, 1, 1, 1, 1]
 
 
-def test_checkpoints_rotate_after_the_new_one_is_whole(idx: Path, tokenizer: Path, tmp_path: Path) -> None:
+def test_old_checkpoints_are_removed_after_the_new_one_is_complete(idx: Path, tokenizer: Path, tmp_path: Path) -> None:
     train(train_config(generator_run(idx, tokenizer, tmp_path / "run", **{"log.checkpoint_every": 1, "log.keep": 2})))
     assert sorted(p.name for p in (tmp_path / "run").glob("checkpoint-*")) == [
         "checkpoint-0000005",
@@ -203,13 +205,13 @@ def test_damaged_checkpoint_is_explained_and_resume_false_never_mixes_runs(
     train(train_config(config))
     with pytest.raises(MgenError, match="holds checkpoints"):
         train(train_config({**config, "resume": False}))
-    with pytest.raises(MgenError, match="batch_size=12, now 6"):
+    with pytest.raises(MgenError, match="batch_size=12, now it is 6"):
         train(train_config({**config, "batch_size": 6}))
     for name in ("model.safetensors", "optimizer.bin", "custom_checkpoint_0.pkl"):
         file = tmp_path / "run" / "checkpoint-0000002" / name
         whole = file.read_bytes()
         file.write_bytes(whole[: len(whole) // 2])
-        with pytest.raises(MgenError, match="cannot go on"):
+        with pytest.raises(MgenError, match="cannot resume from"):
             train(train_config({**config, "steps": 4}))
         file.write_bytes(whole)
 
@@ -306,7 +308,7 @@ def test_mask_fractions_have_the_stated_distribution(distribution: str) -> None:
         assert r.min() >= 0.7
 
 
-def test_masks_hide_the_rounded_count() -> None:
+def test_masks_hide_the_rounded_number_of_tokens() -> None:
     fraction = torch.tensor([0.0, 0.3, 0.5, 1.0], dtype=torch.float64)
     hidden = (~known_from_uniform(fraction, torch.rand(4, 9))).sum(1).tolist()
     assert hidden == [1, 3, 4, 9]  # at least one; 4.5 rounds to even
@@ -355,9 +357,10 @@ def test_every_shipped_config_is_valid() -> None:
             model = build_model(config.model)
         if config.task == "generator":
             ParallelSampler.suited(model, config.objective.sampler, f"{file}: objective.sampler").check(model)
-            kind = PivotObjective if model.staged else GeneratorObjective
-            objective = kind(model, config.data, config.objective)
-            objective.draw(2, torch.Generator())  # masks that suit the model, in the published rounding
+            kind = CascadeObjective if is_cascade(model) else GeneratorObjective
+            objective = kind(model, config.objective)
+            # Masks that suit the model, in the published rounding.
+            objective.make_noise(2, torch.Generator(), augmentation=Augmentation())
 
 
 def test_data_and_model_must_fit(idx: Path, tokenizer: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Training of the generators that take more than a mask: ENAT's earlier step, MAGE's dropped tokens, Halton-MaskGIT's whole loss."""
+"""Generators trained with more than a mask: ENAT's earlier step, MAGE's dropped tokens, Halton-MaskGIT's loss on all tokens."""
 
 from pathlib import Path
 from typing import Any
@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from mgen.generators import ENAT, MAGE, HaltonMaskGIT, MaskGIT
-from mgen.training.config import DataConfig, GeneratorObjectiveConfig, MaskConfig, train_config
+from mgen.training.config import GeneratorObjectiveConfig, MaskConfig, train_config
+from mgen.training.generator_calls import HeadNoise, encode_features
 from mgen.training.loop import Trainer, train
 from mgen.training.masking import known_before
-from mgen.training.objectives import GeneratorObjective
+from mgen.training.noise import Augmentation, AugmentationNoise, map_tensors, stack
+from mgen.training.objectives import GeneratorObjective, RowNoise
 from mgen.utils import seeds
 from mgen.utils.errors import MgenError
 from tests.helpers import tiny_tokenizer, write_idx
@@ -74,9 +76,9 @@ def test_a_resumed_or_accumulated_run_is_the_same(name: str, data: dict[str, str
     assert losses(tmp_path / "pieces") == pytest.approx(losses(tmp_path / "whole"), rel=1e-4)
 
 
-def test_the_earlier_step_is_seen_by_the_ema_weights_without_dropout(data: dict[str, str], tmp_path: Path) -> None:
+def test_the_earlier_step_is_encoded_with_the_ema_weights_without_dropout(data: dict[str, str], tmp_path: Path) -> None:
     trainer = Trainer(train_config(settings(data, tmp_path / "run", "ENAT")))
-    objective, net = trainer.objective, trainer.objective.model
+    net = trainer.objective.model
     assert trainer.ema is not None and isinstance(net, ENAT)
     rng = seeds.generator(0, "test")
     tokens, label = torch.randint(64, (2, 64), generator=rng), torch.tensor([0, 1])
@@ -86,10 +88,34 @@ def test_the_earlier_step_is_seen_by_the_ema_weights_without_dropout(data: dict[
     with torch.no_grad():
         for weight in net.parameters():
             weight.mul_(1.5)
-    memory = objective.earlier(tokens, label, known)
+    weights = trainer._options(0).ema_weights
+    memory = encode_features(net, tokens, label, known, weights)
     assert torch.equal(memory.values["before"]["features"], before)  # the EMA weights are those of the start
     assert not torch.allclose(net.look(tokens, label, known).values["before"]["features"], before)
     assert not memory.values["before"]["features"].requires_grad
+
+
+def test_noise_is_cut_by_rows_and_augments_images() -> None:
+    rng = seeds.generator(0, "test")
+    noise = Augmentation(flip=True, shift=2).make_noise(6, rng)
+    assert noise.flip is not None and noise.shift is not None and noise.shift.abs().max() <= 2
+    images = torch.rand(6, 1, 8, 8, generator=rng)
+    whole = noise.apply(images)
+    pieces = [noise.rows(rows).apply(images[rows]) for rows in (slice(0, 2), slice(2, 6))]
+    assert torch.equal(whole, torch.cat(pieces)) and not torch.equal(whole, images)
+    # What a shift uncovers repeats the border.
+    shifted = AugmentationNoise(shift=torch.tensor([[2, -1]])).apply(images[:1])[0, 0]
+    assert torch.equal(shifted[:6, 1:], images[0, 0, 2:, :-1])
+    assert torch.equal(shifted[6:], shifted[5:6].expand(2, -1)) and torch.equal(shifted[:, 0], shifted[:, 1])
+    assert torch.equal(AugmentationNoise().apply(images), images)
+
+
+def test_noise_of_images_is_stacked_and_mapped_with_its_parts() -> None:
+    rows = [RowNoise(head=HeadNoise(t=torch.tensor([i]), noise=torch.zeros(2))) for i in range(3)]
+    whole = stack(rows)
+    assert whole.posterior is None and whole.head is not None and whole.head.t.tolist() == [[0], [1], [2]]
+    double = map_tensors(lambda value: value * 2, whole)
+    assert double.head is not None and double.head.t.tolist() == [[0], [2], [4]] and whole.head.t.tolist()[2] == [2]
 
 
 def test_what_was_known_before_is_a_part_of_what_is_known_now() -> None:
@@ -101,26 +127,28 @@ def test_what_was_known_before_is_a_part_of_what_is_known_now() -> None:
         assert torch.equal(before.sum(1), known.sum(1) - (known.sum(1) * share).round().long())
 
 
-def test_masks_of_holistic_tokens_are_those_of_the_two_phases() -> None:
+def test_masks_with_global_tokens_are_those_of_the_two_phases() -> None:
     torch.manual_seed(0)
     net = MaskGIT(side=4, global_tokens=9, codes=16, dim=16, depth=2, heads=2, num_classes=3)
-    objective = GeneratorObjective(net, DataConfig(kind="cache"), GeneratorObjectiveConfig())
-    known = objective.draw(400, torch.Generator().manual_seed(0))["known"]
+
+    def masks(config: GeneratorObjectiveConfig) -> torch.Tensor:
+        rng = torch.Generator().manual_seed(0)
+        return GeneratorObjective(net, config).make_noise(400, rng, augmentation=Augmentation()).known
+
+    known = masks(GeneratorObjectiveConfig())
     whole, grid = known[:, :9].all(1), known[:, 9:]
     assert 160 < int(whole.sum()) < 240
-    assert not grid[~whole].any(), "the grid is drawn after the global tokens"
+    assert not grid[~whole].any(), "the grid is sampled after the global tokens"
     masked = (~grid[whole]).sum(1)
     assert masked.min() >= 1 and len(masked.unique()) > 8
     assert len((~known[~whole, :9]).sum(1).unique()) == 9
-    together = GeneratorObjectiveConfig(mask=MaskConfig(global_share=None))
-    mixed = GeneratorObjective(net, DataConfig(kind="cache"), together).draw(400, torch.Generator().manual_seed(0))
-    assert (mixed["known"][:, :9].any(1) & mixed["known"][:, 9:].any(1) & ~mixed["known"][:, :9].all(1)).any()
+    mixed = masks(GeneratorObjectiveConfig(mask=MaskConfig(global_share=None)))
+    assert (mixed[:, :9].any(1) & mixed[:, 9:].any(1) & ~mixed[:, :9].all(1)).any()
     with pytest.raises(MgenError, match="visible is 9"):
-        visible = GeneratorObjectiveConfig(mask=MaskConfig(visible=9))
-        GeneratorObjective(net, DataConfig(kind="cache"), visible)
+        masks(GeneratorObjectiveConfig(mask=MaskConfig(visible=9)))
 
 
-def test_masked_losses_weigh_holistic_tokens_and_the_grid_alike() -> None:
+def test_losses_weigh_global_tokens_and_the_grid_alike() -> None:
     torch.manual_seed(0)
     net = MaskGIT(side=4, global_tokens=9, codes=16, dim=16, depth=2, heads=2, num_classes=3).eval()
     tokens, condition = torch.randint(16, (2, 25)), torch.tensor([0, 2])
@@ -141,14 +169,14 @@ def _grid_loss(net: MaskGIT, tokens: torch.Tensor, condition: torch.Tensor) -> t
 
 
 @pytest.mark.parametrize("tie", ["published", "trained"])
-def test_the_head_teaches_the_token_table_only_if_told(tie: str) -> None:
+def test_the_head_trains_the_token_table_only_with_tie_trained(tie: str) -> None:
     torch.manual_seed(0)
     net = MaskGIT(side=4, codes=16, dim=16, depth=2, heads=2, num_classes=3, tie=tie)
     tokens = torch.full((2, 16), 5)
     net(tokens, torch.tensor([0, 1]), torch.zeros(2, 16, dtype=torch.bool))[0].mean().backward()
     grad = net.token_embed.word.weight.grad
-    assert grad[16].any(), "the mask's row, which enters"
-    assert bool(grad[:16].any()) == (tie == "trained"), "rows that the head alone reads"
+    assert grad[16].any(), "the row of the mask token, which is an input"
+    assert bool(grad[:16].any()) == (tie == "trained"), "rows that only the head uses"
 
 
 def test_mage_never_shows_the_encoder_what_it_drops() -> None:
@@ -167,7 +195,7 @@ def test_mage_never_shows_the_encoder_what_it_drops() -> None:
         net.mask_draws(rank, rank >= 20)
 
 
-def test_halton_counts_the_loss_of_every_token() -> None:
+def test_the_loss_of_halton_maskgit_can_count_every_token() -> None:
     torch.manual_seed(0)
     net = HaltonMaskGIT(**SHARED, **MODELS["HaltonMaskGIT"]).eval()
     tokens, known = torch.randint(64, (2, 64)), torch.rand(2, 64) < 0.7
@@ -179,8 +207,8 @@ def test_halton_counts_the_loss_of_every_token() -> None:
     ("name", "changes", "words"),
     [
         ("MAGE", {"more": {"reuse": 0.5}}, "for models that carry features"),
-        ("MAGE", {"more": {"loss_tokens": "all"}}, "masked tokens only"),
-        ("ENAT", {"mask": {"rounding": "bernoulli"}}, "may mask nothing"),
+        ("MAGE", {"more": {"loss_tokens": "all"}}, "trained on masked tokens only"),
+        ("ENAT", {"mask": {"rounding": "bernoulli"}}, "may mask no token"),
         ("MAGE", {"mask": {"distribution": "cosine"}}, "drops 50%"),
         ("ENAT", {"more": {"reuse": 1.5}}, "objective.reuse"),
     ],

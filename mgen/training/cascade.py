@@ -1,0 +1,140 @@
+"""Training of a cascade: a first stage on smaller images, and a second stage that reads the first one's features.
+
+Zheng et al., "Hierarchical Masked Autoregressive Models with Low-Resolution Token Pivots" (Hi-MAR, arXiv 2505.20288, §3). Each
+stage has its own masks and label drops. No gradient flows from the second stage to the first, and only a share of the images
+is trained with features.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from mgen.generators.base import Generator
+from mgen.training import generator_calls as calls
+from mgen.training.config import GeneratorObjectiveConfig
+from mgen.training.noise import Augmentation, stack
+from mgen.training.objectives import (
+    DEFAULT_OPTIONS,
+    GeneratorNoise,
+    GeneratorObjectiveBase,
+    RowNoise,
+    StepOptions,
+    StepOutput,
+)
+from mgen.training.token_source import Batch, TokenSource
+from mgen.utils import seeds
+from mgen.utils.errors import MgenError
+from mgen.utils.modeling import Model
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstStageNoise(RowNoise):
+    """Masks (B, S) and label drops (B,) of the first stage, and the weight (B,) of each image's sum over masked tokens."""
+
+    known: Tensor
+    label_drop: Tensor
+    weight: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class CascadeNoise(GeneratorNoise):
+    """Of a step of cascade training.
+
+    Args:
+        first: of the first stage. weight: as there, of the second.
+        without_first: bool (B,), images whose second stage is trained without features.
+    """
+
+    first: FirstStageNoise
+    weight: Tensor
+    without_first: Tensor
+
+
+class CascadeObjective(GeneratorObjectiveBase[CascadeNoise]):
+    """weight · loss of the first stage + token_weight · loss of the second."""
+
+    def __init__(self, model: Generator, config: GeneratorObjectiveConfig, tokenizer: Model | None = None) -> None:
+        super().__init__(model, config, tokenizer)
+        spec, first = calls.token_spec(model), calls.first_stage_spec(model)
+        assert spec.grid is not None and first.grid is not None
+        self.first_source = TokenSource(tokenizer, scale=(first.grid[0], spec.grid[0]))
+        for mask, length, name in (
+            (config.mask, spec.length, "mask"),
+            (config.first_stage.mask, first.length, "first_stage.mask"),
+        ):
+            if mask.rounding == "bernoulli":
+                raise MgenError(
+                    f"objective.{name}.rounding=bernoulli may mask no token of an image: use another rounding"
+                )
+            if mask.visible >= length:
+                raise MgenError(
+                    f"objective.{name}.visible is {mask.visible}, but at least one of {length} tokens must be masked: use at "
+                    f"most {length - 1}"
+                )
+
+    def make_noise(
+        self, count: int, rng: torch.Generator, *, augmentation: Augmentation, step: int = 0
+    ) -> CascadeNoise:
+        noise, settings = self.make_generator_noise(count, rng, augmentation), self.config.first_stage
+        known, _ = self.sample_masks(settings.mask, count, calls.first_stage_spec(self.model).length, rng)
+        label_drop = torch.rand(count, generator=rng) < self.config.label_drop
+        ready = min(1.0, step / settings.warmup) if settings.warmup and self.training else 1.0
+        joint = calls.is_joint(self.model)
+        return CascadeNoise(
+            **vars(noise),
+            first=FirstStageNoise(known=known, label_drop=label_drop, weight=_per_token(known)),
+            weight=torch.ones(count) if joint else _per_token(noise.known),
+            without_first=torch.rand(count, generator=rng) >= settings.keep * ready,
+        )
+
+    def add_row_noise(self, noise: CascadeNoise, rows: slice, *seed: int | str) -> CascadeNoise:
+        second, first = [], []
+        for row in range(rows.start, rows.stop):
+            rng = seeds.generator(*seed, row)
+            second.append(self.make_row_noise(rng, source=self.source))
+            first.append(self.make_row_noise(rng, source=self.first_source, first_stage=True))
+        made, made_first = stack(second), stack(first)
+        return replace(
+            noise,
+            head=made.head,
+            posterior=made.posterior,
+            first=replace(noise.first, head=made_first.head, posterior=made_first.posterior),
+        )
+
+    def forward(self, batch: Batch, noise: CascadeNoise, options: StepOptions = DEFAULT_OPTIONS) -> StepOutput:
+        first, labels = noise.first, batch["label"]
+        first_loss, second_loss = calls.cascade_loss(
+            self.model,
+            calls.StageInputs(
+                self.first_source.tokens(batch, noise.augmentation, first.posterior),
+                self.drop_labels(labels, first.label_drop),
+                first.known,
+                first.head,
+            ),
+            calls.StageInputs(
+                self.source.tokens(batch, noise.augmentation, noise.posterior),
+                self.drop_labels(labels, noise.label_drop),
+                noise.known,
+                noise.head,
+            ),
+            noise.without_first,
+            options=self.loss_options,
+        )
+        a, b = (first_loss.loss * first.weight).mean(), (second_loss.loss * noise.weight).mean()
+        logs = {
+            "token_loss": b,
+            "first_stage_loss": a,
+            calls.head_metric(self.model): (second_loss.metric * noise.weight).mean(),
+            f"first_stage_{calls.head_metric(self.model, first_stage=True)}": (first_loss.metric * first.weight).mean(),
+        }
+        settings = self.config.first_stage
+        return StepOutput(settings.weight * a + settings.token_weight * b, logs)
+
+
+def _per_token(known: Tensor) -> Tensor:
+    """The weight (B,) of each image's sum over masked tokens: a mean over the images is the mean over all masked tokens.
+
+    Computed for the whole batch, so that it holds for any piece of it.
+    """
+    return (1 / (~known).sum(1).float().mean()).expand(len(known))
