@@ -10,7 +10,7 @@ from typing import Any, Union
 import torch
 from torch import Tensor
 
-from mgen.heads.draws import Draws
+from mgen.heads.head import NoiseSpec as Draws
 from mgen.utils import seeds
 
 

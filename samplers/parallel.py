@@ -55,10 +55,13 @@ class ParallelSampler(SamplerSettings):
             MgenError: guidance without a null class, settings that the generator or its kind of tokens does not take.
         """
         self.check(generator)
-        if generator.staged:
-            generator = yield from self._pivots(generator, condition, noise, pivots, known is not None, whole_pivots)
-        run = Run(self, generator, condition, noise, tokens, known)
-        yield from self._steps(run, unread=unread if generator.causal and generator.unit is None else 0)
+        if hasattr(generator, 'first'):
+            prefix = yield from self._pivots(generator, condition, noise, pivots, known is not None, whole_pivots)
+            generator = generator.second
+        else:
+            prefix = None
+        run = Run(self, generator, condition, noise, tokens, known, prefix=prefix)
+        yield from self._steps(run, unread=unread if (generator.capabilities.order == 'causal') and generator.windows is None else 0)
 
     def _pivots(
         self, generator: Any, condition: Tensor, noise: Noise, given: Any, edits: bool, whole: bool
@@ -66,24 +69,24 @@ class ParallelSampler(SamplerSettings):
         """Draw the pivots, if there are to be any; returns the generator's second stage."""
         sampler = self.pivot_sampler
         if sampler is None or (edits and given is None):
-            return generator.second()
+            return generator.prefix()
         assert noise.pivots is not None
-        run = Run(sampler, generator.first(), condition, noise.pivots, *(given or (None, None)), collect=True)
+        run = Run(sampler, generator.first, condition, noise.pivots, *(given or (None, None)), collect=True)
         run.last = -1 if whole else run.last
         yield from sampler._steps(run, pivots=True)
-        return generator.second(run.features, run.given if given is not None else None)
+        return generator.prefix(run.features, run.given if given is not None else None)
 
     def _steps(self, run: Run, pivots: bool = False, unread: int = 0) -> Iterator[Step]:
         c, generator, groups = self.config, run.generator, run.groups(self.groups())
         for group in groups[: len(groups) - unread]:
             for t, (positions, drawn) in zip(group, self._decode(run, group)):
                 if t == c.steps - 1 and not run.tokens.is_floating_point():
-                    run.tokens.clamp_(max=generator.spec.vocab_size - 1)  # a drawn mask, where the head can draw one
+                    run.tokens.clamp_(max=generator.tokens.vocab_size - 1)  # a drawn mask, where the head can draw one
                 state = dict(tokens=run.tokens, known=run.known, positions=positions, drawn=drawn)
-                if generator.unit is not None:
-                    state = generator.unit.apart(**state)
+                if generator.windows is not None:
+                    state = generator.windows.unfold(**state)
                 yield Step(**state, index=t, count=c.steps, pivots=pivots, map=run.drawn_map)
-            run.memory.forget()
+            run.memory.free()
         run.warn_if_exploded()
 
     def _decode(self, run: Run, group: list[int]) -> Iterator[tuple[Tensor, Tensor]]:

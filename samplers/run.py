@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mgen.nn.attention import gather_rows
-from mgen.nn.memory import Local
+from mgen.nn.cache import CachedStep as Local
 from mgen.samplers.noise import Noise, rows_at
 from mgen.samplers.order import priorities
 from mgen.samplers.places import Places
@@ -35,17 +35,18 @@ class Run(Places):
         known: Tensor | None,
         *,
         collect: bool = False,
+        prefix: Any = None,
     ) -> None:
-        c, spec = settings.config, generator.unit_spec
-        if generator.unit is not None and tokens is not None and known is not None:
-            folded = generator.unit.gather(known)
+        c, spec = settings.config, generator.units
+        if generator.windows is not None and tokens is not None and known is not None:
+            folded = generator.windows.gather(known)
             if bool((folded.any(-1) != folded.all(-1)).any()):
                 raise MgenError(
-                    f"windows of {generator.unit.side}×{generator.unit.side} tokens are drawn as one: give all tokens of a window or none"
+                    f"windows of {generator.windows.side}×{generator.windows.side} tokens are drawn as one: give all tokens of a window or none"
                 )
-            tokens, known = generator.unit.fold(tokens), folded.all(-1)
+            tokens, known = generator.windows.to_windows(tokens), folded.all(-1)
         super().__init__(spec, len(condition), condition.device, tokens, known)
-        if generator.causal and known is not None and bool((known[:, 1:] & ~known[:, :-1]).any()):
+        if (generator.capabilities.order == 'causal') and known is not None and bool((known[:, 1:] & ~known[:, :-1]).any()):
             raise MgenError(
                 f"{type(generator).__name__} draws one token after the other: given tokens must be the first ones of an image"
             )
@@ -57,10 +58,11 @@ class Run(Places):
         )
         self.guided, self.reuse, self.start = settings.guided(self.length, spec.global_tokens), settings.reuse, c.start
         self.condition = torch.cat([condition, torch.full_like(condition, generator.null_class or 0)])
-        self.memory = generator.memory(self.condition if any(self.guided) else condition)
-        self.memory.carry = generator.carries and self.reuse.features
+        extra = {} if prefix is None else {"prefix": prefix}
+        self.memory = generator.start(self.condition if any(self.guided) else condition, carry=generator.capabilities.carried_features and self.reuse.features, **extra)
+        self.carrying = generator.capabilities.carried_features and self.reuse.features
         self.plan, self.local_plan = settings.plans(generator)
-        self.whole = getattr(generator.head, "whole", False)  # the head draws all positions, from the context of all
+        self.whole = generator.head.joint  # the head draws all positions, from the context of all
         self.map: Tensor | None = None  # that context
         self.drawn_map: Tensor | None = None  # and what the head made of it in the last step
         self.collect, self.last = collect, c.steps - 1
@@ -82,8 +84,7 @@ class Run(Places):
     def full(self, group: list[int], positions: Tensor, *, twice: bool) -> Tensor:
         """Context (B, M, D) or, with null rows, (2B, M, D), of a full evaluation before the steps of `group`."""
         i = group[0] - self.start
-        self.memory.keep = len(group) > 1
-        self.memory.room = sum(self.times.most[t - self.start] for t in group[:-1])
+        keep = sum(self.times.most[t - self.start] for t in group[:-1]) if len(group) > 1 else None
         tokens, known, condition = self._state(twice)
         asked = positions.repeat(2, 1) if twice else positions
         z = self.generator.context(
@@ -92,7 +93,8 @@ class Run(Places):
             condition,
             positions=None if self.whole else asked,
             visible=self._visible(i),
-            memory=self.memory,
+            cache=self.memory,
+            keep=keep,
         )
         self.map = z if self.whole else None
         return z
@@ -109,17 +111,16 @@ class Run(Places):
             prefix=self.reuse.prefix,
         )
         tokens, _, condition = self._state(twice)
-        z = self.generator.local(tokens, condition, self.memory, step)
+        z = self.generator.cached_step(tokens, condition, self.memory, step)
         if self.map is None:
             return z
         return put(self.map[: len(z)], step.group[:, done:until], z)
 
     def advance(self, t: int, *, twice: bool) -> None:
         """A full step that reveals nothing: features that are carried go on being projected, as published."""
-        if self.memory.carry:
+        if self.carrying:
             tokens, known, condition = self._state(twice)
-            self.memory.keep = False
-            self.generator.encode(tokens, known, condition, visible=self._visible(t - self.start), memory=self.memory)
+            self.generator.carry(tokens, known, condition, visible=self._visible(t - self.start), cache=self.memory)
 
     def _visible(self, i: int) -> tuple[int, int]:
         return self.length - self.times.widest[i], self.length - self.times.fewest[i]
@@ -134,7 +135,7 @@ class Run(Places):
         if any(self.guided[t] for t in steps):
             return True
         seen = self.times.fewest[steps[0] - self.start] < self.length
-        return (self.generator.causal or self.memory.carry and seen) and any(self.guided[steps[0] :])
+        return ((self.generator.capabilities.order == 'causal') or self.carrying and seen) and any(self.guided[steps[0] :])
 
     def draw(
         self, z: Tensor, t: int, positions: Tensor, *, guide: int | None = None, local: bool = False
@@ -152,7 +153,7 @@ class Run(Places):
         rows = z if self.guided[guide] else z[:b]
         if self.collect:
             self._latest = gather_rows(z[:b], positions) if self.whole else z[:b]
-            if t == self.last and not head.ranks:
+            if t == self.last and not head.has_log_prob:
                 return self.tokens.new_zeros(*positions.shape, *self.tokens.shape[2:]), None
         if not self.whole:
             return head.sample(rows, noise=self.noise.at(t, positions), **options)

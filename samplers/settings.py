@@ -120,15 +120,15 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
         given = {} if settings is None else settings
         if not isinstance(given, Mapping):
             return cls.from_settings(given, where)
-        if generator.causal:
-            given = {"steps": generator.unit_spec.length, "order": "raster", "schedule": "single", **given}
-        if not generator.head.ranks and "order" not in given:
+        if (generator.capabilities.order == 'causal'):
+            given = {"steps": generator.units.length, "order": "raster", "schedule": "single", **given}
+        if not generator.head.has_log_prob and "order" not in given:
             given = {**given, "order": "random"}
-        if generator.staged and given.get("pivots", {}) is not None:
-            stage, own = generator.first(), given.get("pivots", {})
+        if hasattr(generator, 'first') and given.get("pivots", {}) is not None:
+            stage, own = generator.first, given.get("pivots", {})
             if isinstance(own, Mapping):
-                order = {} if stage.head.ranks else {"order": "random"}
-                own = {"steps": min(32, stage.unit_spec.length), **order, **own}
+                order = {} if stage.head.has_log_prob else {"order": "random"}
+                own = {"steps": min(32, stage.units.length), **order, **own}
             given = {**given, "pivots": own}
         return cls.from_settings(given, where)
 
@@ -190,11 +190,11 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
 
     def check(self, generator: Any) -> None:
         """Raise MgenError for settings that this generator or its kind of tokens does not take."""
-        c, spec = self.config, generator.unit_spec
-        if c.pivots is not None and not generator.staged:
+        c, spec = self.config, generator.units
+        if c.pivots is not None and not hasattr(generator, 'first'):
             raise MgenError(f"{type(generator).__name__} draws no pivots: leave the sampler's pivots out")
         if (sampler := self.pivot_sampler) is not None:
-            sampler.check(generator.first())
+            sampler.check(generator.first)
         self._check_phases(generator, spec)
         if any(self.guided(spec.length, spec.global_tokens)[c.start :]) and generator.null_class is None:
             raise MgenError(
@@ -205,11 +205,11 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
         if isinstance(c.order, str) and c.order.startswith("halton") and spec.grid is None:
             raise MgenError("order 'halton' needs tokens with a place in the image: use random, raster or a list")
         reuse = self.reuse
-        if reuse.any_local and not generator.evaluates_locally:
+        if reuse.any_local and not generator.capabilities.cached_steps:
             raise MgenError(f"{type(generator).__name__} has no local evaluation: set reuse.local=0")
-        if generator.carries and reuse.features and c.revise:
+        if generator.capabilities.carried_features and reuse.features and c.revise:
             raise MgenError("revise changes known tokens, whose features are carried: set reuse.features=false")
-        if not generator.head.ranks:
+        if not generator.head.has_log_prob:
             if c.order == "confidence":
                 raise MgenError(
                     "order 'confidence' ranks draws by probability, which vectors have none of: use order random"
@@ -224,7 +224,7 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
     def _check_phases(self, generator: Any, spec: Any) -> None:
         """MgenError unless the steps suit the order of the tokens: one after the other, or global ones first."""
         c, name = self.config, type(generator).__name__
-        if generator.causal and (c.order != "raster" or c.schedule != "single" or c.steps != spec.length or c.start):
+        if (generator.capabilities.order == 'causal') and (c.order != "raster" or c.schedule != "single" or c.steps != spec.length or c.start):
             raise MgenError(
                 f"{name} draws one token after the other: it takes steps {spec.length}, order raster and schedule single, not "
                 f"steps {c.steps}, order {c.order} and schedule {c.schedule}"
@@ -256,20 +256,20 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
 
     def draw(self, generator: Any, image_seeds: Sequence[int]) -> Noise:
         """The draws of a run of this sampler with `generator`, one image per seed."""
-        c, draws = self.config, generator.head.draws(self.config.head or {})
+        c, draws = self.config, generator.head.noise_spec(self.config.head or {})
         fixed = c.order != "confidence"
         noise = draw_noise(
             image_seeds,
             steps=c.steps,
-            length=generator.unit_spec.length,
+            length=generator.units.length,
             draws=draws,
             fixed=fixed,
             redraw=c.redraw,
-            once=generator.causal,
+            once=(generator.capabilities.order == 'causal'),
         )
         if (sampler := self.pivot_sampler) is None:
             return noise
-        own = sampler.draw(generator.first(), [seeds.fold(s, "pivots") for s in image_seeds])
+        own = sampler.draw(generator.first, [seeds.fold(s, "pivots") for s in image_seeds])
         return dataclasses.replace(noise, pivots=own)
 
     def override(

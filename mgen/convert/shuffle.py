@@ -79,7 +79,7 @@ def _fit(made: Generator) -> float:
     )
     seen: list[Tensor] = []
     hook = join.register_forward_pre_hook(lambda module, args: seen.append(args[0].detach().flatten(0, -2)))
-    own = tokens if made.windows is None else made.windows.fold(tokens)
+    own = tokens if made.windows is None else made.windows.to_windows(tokens)
     known = torch.ones(own.shape[:2], dtype=torch.bool)
     known[:, 0] = False
     made.eval().context(own, known, torch.zeros(count, dtype=torch.int64))

@@ -158,5 +158,5 @@ def _embedder(
 
 def _classes(config: ClassesConfig, width: int, embedder: Embedder) -> Classes:
     inner = embedder.inner if isinstance(embedder, Windowed) else embedder
-    first = inner.ids if isinstance(inner, Lookup) else 0
+    first = inner.ids if config.table == "shared" and isinstance(inner, Lookup) else 0
     return Classes(config, width=width, table=embedder.token_table, first=first)

@@ -158,7 +158,7 @@ class DiffusionHead(Head):
         """
         if noise is None:
             raise MgenError("the loss of a diffusion head needs noise: see DiffusionHead.training_noise")
-        t, eps_true = noise
+        t, eps_true = noise.t, noise.noise
         if self._tables is None or self._tables.device != target.device:
             stacked = torch.stack([torch.from_numpy(getattr(self.tables, name)) for name in TABLES])
             self._tables = stacked.to(target.device, torch.float32)  # (8, steps), moved once

@@ -153,7 +153,7 @@ class DiffusionTransformerHead(Head):
         """
         if noise is None:
             raise MgenError("the loss of a diffusion head needs noise: see DiffusionTransformerHead.training_noise")
-        t, eps_true = noise
+        t, eps_true = noise.t, noise.noise
         if self._scales is None or self._scales.device != target.device:
             stacked = torch.stack([torch.from_numpy(self.tables.signal), torch.from_numpy(self.tables.noise)])
             self._scales = stacked.to(target.device, torch.float32)  # (2, steps), moved once

@@ -48,7 +48,8 @@ class NoiseSpec:
     every_step: bool = False
 
 
-class HeadNoise(NamedTuple):
+@dataclass(frozen=True)
+class HeadNoise:
     """Timesteps and noise of a loss: t (K, L) and noise (K, L, C) of an image, or (K,) and (K, L, C) of a joint head."""
 
     t: Tensor

@@ -37,10 +37,10 @@ class Windows:
     def spec(self, tokens: TokenSpec) -> TokenSpec:
         """Windows of these tokens: s² ids, or one vector of s²·C numbers."""
         s, (h, w) = self.side, self.grid
-        place = dict(length=self.count, grid=(h // s, w // s))
+        where = dict(length=self.count, grid=(h // s, w // s))
         if tokens.kind == "vector":
-            return replace(tokens, channels=s * s * tokens.channels, **place)  # type: ignore[arg-type]
-        return replace(tokens, kind="multi-index", channels=s * s, **place)  # type: ignore[arg-type]
+            return replace(tokens, channels=s * s * tokens.channels, **where)  # type: ignore[arg-type]
+        return replace(tokens, kind="multi-index", channels=s * s, **where)  # type: ignore[arg-type]
 
     def gather(self, x: Tensor) -> Tensor:
         """Rows (B, L, …) by window: (B, W, s², …)."""
@@ -54,11 +54,11 @@ class Windows:
         x = x.unflatten(2, (s, s)).unflatten(1, (h // s, w // s)).transpose(2, 3)  # (B, h/s, s, w/s, s, …)
         return x.flatten(1, 4)
 
-    def fold(self, tokens: Tensor) -> Tensor:
+    def to_windows(self, tokens: Tensor) -> Tensor:
         """Ids (B, L) as windows (B, W, s²), or vectors (B, L, C) as windows (B, W, s²·C)."""
         return self.gather(tokens).flatten(2)
 
-    def unfold(self, tokens: Tensor) -> Tensor:
+    def to_tokens(self, tokens: Tensor) -> Tensor:
         """Back: ids (B, L) or vectors (B, L, C)."""
         x = tokens.unflatten(2, (self.side**2, -1))
         return self.scatter(x if tokens.is_floating_point() else x.squeeze(-1))
@@ -67,24 +67,24 @@ class Windows:
         """Windows (B, W) of which every token is known (B, L)."""
         return self.gather(known).all(-1)
 
-    def spread(self, known: Tensor) -> Tensor:
+    def expand(self, known: Tensor) -> Tensor:
         """Tokens (B, L) of known windows (B, W)."""
         return self.scatter(known.unsqueeze(-1).expand(-1, -1, self.side**2))
 
-    def places(self, windows: Tensor) -> Tensor:
+    def positions(self, windows: Tensor) -> Tensor:
         """Tokens (B, n, s²) of windows (B, n), by their number in the grid."""
         s, columns = self.side, self.grid[1]
         corner = windows // (columns // s) * s * columns + windows % (columns // s) * s  # the first token of each
         inside = (windows.new_tensor(range(s)).unsqueeze(1) * columns + windows.new_tensor(range(s))).flatten()  # (s²,)
         return corner.unsqueeze(-1) + inside
 
-    def apart(self, *, tokens: Tensor, known: Tensor, positions: Tensor, drawn: Tensor) -> dict[str, Tensor]:
+    def unfold(self, *, tokens: Tensor, known: Tensor, positions: Tensor, drawn: Tensor) -> dict[str, Tensor]:
         """What a sampler shows after a step (see mgen.samplers.step.Step), by tokens instead of windows."""
         own = drawn.unflatten(2, (self.side**2, -1)).flatten(1, 2)  # (B, n·s², C)
         return {
-            "tokens": self.unfold(tokens),
-            "known": self.spread(known),
-            "positions": self.places(positions).flatten(1),
+            "tokens": self.to_tokens(tokens),
+            "known": self.expand(known),
+            "positions": self.positions(positions).flatten(1),
             "drawn": own if drawn.is_floating_point() else own.squeeze(-1),
         }
 

@@ -10,8 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from mgen.generators.base import Generator
-from mgen.training import generator_calls as calls
+from mgen.generators import Cascade
 from mgen.training.config import GeneratorObjectiveConfig
 from mgen.training.noise import Augmentation, stack
 from mgen.training.objectives import (
@@ -54,9 +53,11 @@ class CascadeNoise(GeneratorNoise):
 class CascadeObjective(GeneratorObjectiveBase[CascadeNoise]):
     """weight · loss of the first stage + token_weight · loss of the second."""
 
-    def __init__(self, model: Generator, config: GeneratorObjectiveConfig, tokenizer: Model | None = None) -> None:
+    model: Cascade
+
+    def __init__(self, model: Cascade, config: GeneratorObjectiveConfig, tokenizer: Model | None = None) -> None:
         super().__init__(model, config, tokenizer)
-        spec, first = calls.token_spec(model), calls.first_stage_spec(model)
+        spec, first = model.tokens, model.first_stage_spec
         assert spec.grid is not None and first.grid is not None
         self.first_source = TokenSource(tokenizer, scale=(first.grid[0], spec.grid[0]))
         for mask, length, name in (
@@ -77,10 +78,10 @@ class CascadeObjective(GeneratorObjectiveBase[CascadeNoise]):
         self, count: int, rng: torch.Generator, *, augmentation: Augmentation, step: int = 0
     ) -> CascadeNoise:
         noise, settings = self.make_generator_noise(count, rng, augmentation), self.config.first_stage
-        known, _ = self.sample_masks(settings.mask, count, calls.first_stage_spec(self.model).length, rng)
+        known, _ = self.sample_masks(settings.mask, count, self.model.first_stage_spec.length, rng)
         label_drop = torch.rand(count, generator=rng) < self.config.label_drop
         ready = min(1.0, step / settings.warmup) if settings.warmup and self.training else 1.0
-        joint = calls.is_joint(self.model)
+        joint = self.model.head.joint
         return CascadeNoise(
             **vars(noise),
             first=FirstStageNoise(known=known, label_drop=label_drop, weight=_per_token(known)),
@@ -92,8 +93,8 @@ class CascadeObjective(GeneratorObjectiveBase[CascadeNoise]):
         second, first = [], []
         for row in range(rows.start, rows.stop):
             rng = seeds.generator(*seed, row)
-            second.append(self.make_row_noise(rng, source=self.source))
-            first.append(self.make_row_noise(rng, source=self.first_source, first_stage=True))
+            second.append(self.make_row_noise(self.model.second, self.source, rng))
+            first.append(self.make_row_noise(self.model.first, self.first_source, rng))
         made, made_first = stack(second), stack(first)
         return replace(
             noise,
@@ -104,29 +105,23 @@ class CascadeObjective(GeneratorObjectiveBase[CascadeNoise]):
 
     def forward(self, batch: Batch, noise: CascadeNoise, options: StepOptions = DEFAULT_OPTIONS) -> StepOutput:
         first, labels = noise.first, batch["label"]
-        first_loss, second_loss = calls.cascade_loss(
-            self.model,
-            calls.StageInputs(
+        out = self.model(
+            (
                 self.first_source.tokens(batch, noise.augmentation, first.posterior),
-                self.drop_labels(labels, first.label_drop),
-                first.known,
-                first.head,
-            ),
-            calls.StageInputs(
                 self.source.tokens(batch, noise.augmentation, noise.posterior),
-                self.drop_labels(labels, noise.label_drop),
-                noise.known,
-                noise.head,
             ),
+            (self.drop_labels(labels, first.label_drop), self.drop_labels(labels, noise.label_drop)),
+            (first.known, noise.known),
             noise.without_first,
             options=self.loss_options,
+            noise=(first.head, noise.head),
         )
-        a, b = (first_loss.loss * first.weight).mean(), (second_loss.loss * noise.weight).mean()
+        a, b = (out["first_stage_loss"] * first.weight).mean(), (out["loss"] * noise.weight).mean()
         logs = {
             "token_loss": b,
             "first_stage_loss": a,
-            calls.head_metric(self.model): (second_loss.metric * noise.weight).mean(),
-            f"first_stage_{calls.head_metric(self.model, first_stage=True)}": (first_loss.metric * first.weight).mean(),
+            self.model.head.metric: (out["metric"] * noise.weight).mean(),
+            f"first_stage_{self.model.first.head.metric}": (out["first_stage_metric"] * first.weight).mean(),
         }
         settings = self.config.first_stage
         return StepOutput(settings.weight * a + settings.token_weight * b, logs)

@@ -155,7 +155,7 @@ class TrainConfig:
     task: Literal["generator", "tokenizer", "classifier"]
     output: str  # folder of logs, checkpoints and the finished model
     steps: int  # optimizer steps
-    model: dict[str, Any]  # `class`, optionally `size` (a row of the class's table), then constructor arguments
+    model: Any  # `class`, optionally `size` (a row of the class's table), then constructor arguments
     batch_size: int = 64  # images per optimizer step, over all processes and accumulation steps
     accumulate: int = 1  # pieces into which each process cuts its share of the batch
     seed: int = 0
@@ -219,10 +219,8 @@ def train_config(data: dict[str, Any]) -> TrainConfig:
         raise MgenError(f"'objective' is {objective!r}: expected a mapping")
     config = build(TrainConfig, {key: value for key, value in data.items() if key != "objective"})
     config.objective = build(OBJECTIVES[config.task], objective, "objective.")
-    if "class" not in config.model:
-        raise MgenError(
-            "missing key 'model.class': give the name of a model class, such as MaskGIT, VQGAN or FashionCNN"
-        )
+    if config.task != "generator" and (not isinstance(config.model, dict) or "class" not in config.model):
+        raise MgenError("missing key 'model.class': give the name of a tokenizer or classifier, such as VQGAN or FashionCNN")
     for name, (low, high) in LIMITS.items():
         value: Any = config
         for part in name.split("."):
@@ -238,23 +236,24 @@ def train_config(data: dict[str, Any]) -> TrainConfig:
     return config
 
 
-def model_class(name: str, where: str = "model.") -> type[Model]:
-    """The class of a `model:` section."""
-    import mgen
+def build_model(settings: str | dict[str, Any], where: str = "model.") -> Model:
+    """The model that a `model:` section describes.
 
-    return getattr(mgen, check_choice(f"{where}class", name, mgen.MODELS))
+    Of a generator a name of configs/models, a mapping with `name` and overrides, or everything written out; of a tokenizer or
+    classifier `class`, optionally `size`, then constructor arguments.
+    """
+    from mgen.generators.build import build_model as build_generator
+    from mgen.generators.presets import named_config
 
-
-def build_model(settings: dict[str, Any], where: str = "model.") -> Model:
-    """The model that a `model:` section describes: `class`, optionally `size`, then constructor arguments."""
-    settings = dict(settings)
-    name = settings.pop("class")
-    cls = model_class(name, where)
+    if isinstance(settings, str) or "class" not in settings:
+        return build_generator(named_config(settings, where.rstrip(".") or "model"), where)
+    rest = {key: value for key, value in settings.items() if key not in ("class", "size")}
+    cls = saved_class(settings["class"], f"{where}class")
     sizes: dict[str, dict[str, Any]] = getattr(cls, "SIZES", {})
-    size = settings.pop("size", None)
+    size = settings.get("size")
     base = sizes[check_choice(f"{where}size", size, sizes)] if size is not None else {}
-    check_keys(settings, constructor_keys(cls), where)
+    check_keys(rest, constructor_keys(cls), where)
     try:
-        return cls(**{**base, **settings})
+        return cls(**{**base, **rest})
     except (TypeError, ValueError) as error:
-        raise MgenError(f"{where.rstrip('.') or name}: {error}") from error
+        raise MgenError(f"{where.rstrip('.') or cls.__name__}: {error}") from error

@@ -7,16 +7,16 @@ import torch
 from torch import Tensor
 
 from mgen.data import TokenCache, tokenizer_fingerprint
-from mgen.generators.base import Generator
+from mgen.generators import Cascade, Generator
 from mgen.pipelines.pipeline import MaskedPipeline, load_tokenizer
 from mgen.samplers import ParallelSampler
 from mgen.tokenizers.vision import give_vision
-from mgen.training import generator_calls as calls
 from mgen.training.cascade import CascadeObjective
 from mgen.training.config import GeneratorObjectiveConfig, TrainConfig
 from mgen.training.objectives import GeneratorObjective
 from mgen.training.parts import check_images, freeze, make_data, make_model
 from mgen.training.token_source import SMALL
+from mgen.tokens import TokenSpec
 from mgen.utils.errors import MgenError
 from mgen.utils.modeling import Model
 
@@ -27,30 +27,34 @@ class GeneratorTask:
     def __init__(self, config: TrainConfig) -> None:
         settings, model = config.objective, make_model(config)
         assert isinstance(settings, GeneratorObjectiveConfig)
-        if not isinstance(model, Generator):
-            raise MgenError(f"model.class={type(model).__name__} is not a generator: set task, or choose another class")
+        if not isinstance(model, Generator | Cascade):
+            raise MgenError(f"model.class={type(model).__name__} is not a generator: name one of mgen zoo, or set task")
         self.config, self.settings, self.model = config, settings, model
         self.tokenizer = self._load_tokenizer()
         self.sampler = ParallelSampler.suited(model, settings.sampler, "objective.sampler")
         self.sampler.check(model)
-        kind = CascadeObjective if calls.is_cascade(model) else GeneratorObjective
-        self.objective: CascadeObjective | GeneratorObjective = kind(model, settings, self.tokenizer)
+        self.objective: CascadeObjective | GeneratorObjective
+        if isinstance(model, Cascade):
+            self.objective = CascadeObjective(model, settings, self.tokenizer)
+        else:
+            self.objective = GeneratorObjective(model, settings, self.tokenizer)
         cached = self.tokenizer is not None and config.data.kind == "cache"
         self.train_data, self.val_data = make_data(
             config, fingerprint=tokenizer_fingerprint(self.tokenizer) if cached else None
         )
         freeze(model, config.optim.freeze)
         self._check_data()
-        calls.name_classes(model, self.train_data.class_names)
+        names = tuple(self.train_data.class_names)
+        self.class_names = names if model.conditional and names != ("",) else None
 
     def _load_tokenizer(self) -> Model | None:
         settings = self.settings
         if settings.tokenizer:
             tokenizer: Model = load_tokenizer(settings.tokenizer).eval().requires_grad_(False)
             give_vision(tokenizer, settings.vision_weights)
-            calls.adopt_tokenizer(self.model, tokenizer)
+            adopt_tokenizer(self.model, tokenizer)
             return tokenizer
-        if self.config.data.kind != "cache" or calls.token_spec(self.model).kind != "index":
+        if self.config.data.kind != "cache" or self.model.tokens.kind != "index":
             raise MgenError(
                 "a generator trained on images or moments needs objective.tokenizer: a folder, or a name from mgen zoo"
             )
@@ -62,19 +66,19 @@ class GeneratorTask:
             assert self.tokenizer is not None
             check_images(data, self.tokenizer, task="generator")
         for some, path in ((data, self.config.data.path), (self.val_data, self.config.data.val_path)):
-            if calls.is_cascade(model) and isinstance(some, TokenCache):
+            if isinstance(model, Cascade) and isinstance(some, TokenCache):
                 self._check_small_images(some, path)
         if isinstance(data, TokenCache):
             self._check_cache(data)
-        if calls.class_count(model) and data.num_classes > calls.class_count(model):
+        if model.conditional and data.num_classes > model.num_classes:
             raise MgenError(
-                f"the data has {data.num_classes} classes, but model.num_classes is {calls.class_count(model)}: raise it"
+                f"the data has {data.num_classes} classes, but model.classes.count is {model.num_classes}: raise it"
             )
 
     def _check_cache(self, data: TokenCache) -> None:
         """Raise MgenError unless the tokens or moments of the cache are those that the model is trained on."""
         if data.name == "tokens" or not hasattr(self.tokenizer, "moments"):
-            data.spec.require(calls.token_spec(self.model), by=type(self.model).__name__)
+            data.spec.require(self.model.tokens, by=type(self.model).__name__)
             return
         assert self.tokenizer is not None
         _, h, w = self.tokenizer.noise_shape()
@@ -88,7 +92,8 @@ class GeneratorTask:
     def _check_small_images(self, data: TokenCache, path: str | None) -> None:
         """Raise MgenError unless the cache holds smaller images for the first stage, and of its size."""
         batch, name = data.__getitems__([0]), f"{SMALL}{data.name}"
-        spec, first = calls.token_spec(self.model), calls.first_stage_spec(self.model)
+        assert isinstance(self.model, Cascade)
+        spec, first = self.model.tokens, self.model.first_stage_spec
         assert spec.grid is not None and first.grid is not None
         side = first.grid[0]
         pixels = self.tokenizer.config.image_size * side // spec.grid[0] if self.tokenizer is not None else "N"
@@ -115,11 +120,31 @@ class GeneratorTask:
         count = self.model.num_classes
         classes = list(itertools.islice(itertools.cycle(range(count)), 40))
         images = self._pipeline()(classes, seed=self.config.seed, output_type="uint8", progress=False).images
-        return make_grid(images, nrow=min(10, count) if calls.class_count(self.model) else 10)
+        return make_grid(images, nrow=min(10, count) if self.model.conditional else 10)
 
     def export(self, folder: Path) -> None:
         """Write a pipeline, or the model alone if there is no tokenizer."""
         (self.model if self.tokenizer is None else self._pipeline()).save_pretrained(folder)
 
     def _pipeline(self) -> MaskedPipeline:
-        return MaskedPipeline(tokenizer=self.tokenizer, generator=self.model, sampler=self.sampler)
+        return MaskedPipeline(
+            tokenizer=self.tokenizer, generator=self.model, sampler=self.sampler, class_names=self.class_names
+        )
+
+
+def adopt_tokenizer(model: Generator | Cascade, tokenizer: Model) -> None:
+    """Take over the tokenizer's scale if the model has none.
+
+    Raises:
+        MgenError: tokens or channel order of the tokenizer are not those of the model.
+    """
+    spec: TokenSpec = tokenizer.spec
+    if spec.kind != "index" and model.tokens.scale is None:
+        model.set_scale(spec.scale)
+    spec.require(model.tokens, by=type(model).__name__)
+    order = tokenizer.config.get("channel_order")
+    if order is not None and spec.kind == "multi-index" and model.head.settings["order"] is None:
+        raise MgenError(
+            "the tokenizer has a channel_order, but the model draws channels in ascending order: set "
+            f"model.head.order={list(order)}, or write out the ascending order"
+        )

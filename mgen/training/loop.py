@@ -20,11 +20,11 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor
 from tqdm import tqdm
 
+from mgen.generators import Generator
 from mgen.training.checkpoints import list_checkpoints, load_newest, save_checkpoint
 from mgen.training.config import OptimConfig, TokenizerObjectiveConfig, TrainConfig
 from mgen.training.data import BatchOrder, batches
 from mgen.training.discriminator import DiscriminatorTrainer
-from mgen.training.generator_calls import carries_features
 from mgen.training.launch import make_accelerator
 from mgen.training.logs import Logger
 from mgen.training.noise import Augmentation
@@ -34,6 +34,7 @@ from mgen.training.token_source import Batch
 from mgen.utils import seeds
 from mgen.utils.errors import MgenError
 from mgen.utils.files import atomic_folder, atomic_path
+from mgen.utils.modeling import Model
 
 MOST_SKIPPED_IN_A_ROW = 50
 
@@ -58,7 +59,7 @@ class Trainer:
         self.task = make_task(config)
         self.objective = self.task.objective
         # A step that does not continue from an earlier one leaves the projection of carried features without a gradient.
-        ddp.find_unused_parameters = carries_features(self.objective.model)
+        ddp.find_unused_parameters = _carries_features(self.objective.model)
         self.parameters = [p for p in self.objective.parameters() if p.requires_grad]
         if not self.parameters:
             raise MgenError("optim.freeze leaves no parameter to train: freeze fewer")
@@ -125,7 +126,7 @@ class Trainer:
     def _options(self, step: int) -> StepOptions:
         """The options of a step: whether the discriminator takes part, and the EMA weights for the features of an earlier step."""
         weights = None
-        if self.ema is not None and carries_features(self.objective.model):
+        if self.ema is not None and _carries_features(self.objective.model):
             names = [name for name, p in self.objective.named_parameters() if p.requires_grad]
             weights = dict(zip(names, self.ema.shadow_params))
         started = self.adversarial_start is not None and step >= self.adversarial_start
@@ -336,6 +337,11 @@ class Clock:
         speed = (step - self._last_step) / (now - self._last)
         self._last, self._last_step = now, step
         return speed
+
+
+def _carries_features(model: Model) -> bool:
+    """Whether steps can continue from the features of an earlier step (ENAT)."""
+    return isinstance(model, Generator) and model.capabilities.carried_features
 
 
 def train(config: TrainConfig) -> Path:

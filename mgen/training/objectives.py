@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mgen.generators.base import Generator
+from mgen.generators import Cascade, Generator, LossOptions
+from mgen.heads import Head, HeadNoise
 from mgen.tokenizers.sphere import SphereQuantizer
-from mgen.training import generator_calls as calls
+from mgen.training.carried import encode_features
 from mgen.training.companions import Companions
 from mgen.training.config import (
     ClassifierObjectiveConfig,
@@ -165,7 +166,7 @@ class TokenizerObjective(Objective[TokenizerNoise]):
 class RowNoise(Noise):
     """Noise of each image from a seed of its own: of a diffusion head's loss, and of a tokenizer's posterior (B, c, h, w)."""
 
-    head: calls.HeadNoise | None = None
+    head: HeadNoise | None = None
     posterior: Tensor | None = None
 
 
@@ -175,7 +176,7 @@ class GeneratorNoise(RowNoise):
 
     Args:
         known: bool (B, L), True where a token is visible. label_drop: bool (B,), True where the null class replaces the label.
-        trunk: what the trunk randomizes, see `generator_calls.trunk_noise`.
+        trunk: what the trunk randomizes, see Trunk.training_noise.
         earlier_known: bool (B, L), what was visible in the simulated earlier step; None: the step continues from none.
         second_label_drop: bool (B,), labels dropped for this step alone and not for the earlier one.
     """
@@ -194,9 +195,9 @@ G = TypeVar("G", bound=GeneratorNoise)
 class GeneratorObjectiveBase(Objective[G]):
     """What the objectives of one generator and of a cascade share: tokens, masks, label drop, checks of the settings."""
 
-    model: Generator
+    model: Generator | Cascade
 
-    def __init__(self, model: Generator, config: GeneratorObjectiveConfig, tokenizer: Model | None = None) -> None:
+    def __init__(self, model: Generator | Cascade, config: GeneratorObjectiveConfig, tokenizer: Model | None = None) -> None:
         super().__init__(model, Companions(tokenizer=tokenizer))
         self.config = config
         self.source = TokenSource(tokenizer)
@@ -205,17 +206,15 @@ class GeneratorObjectiveBase(Objective[G]):
     def _check(self) -> None:
         """Raise MgenError for settings that the model does not take."""
         model, config, name = self.model, self.config, type(self.model).__name__
-        if config.reuse and not calls.carries_features(model):
+        if config.reuse and not model.capabilities.carried_features:
             raise MgenError(f"objective.reuse is for models that carry features (ENAT), not for {name}: set it to 0")
-        if config.loss_tokens == "all" and not calls.counts_all_tokens(model):
-            raise MgenError(
-                f"objective.loss_tokens is 'all', but {name} is trained on masked tokens only: use 'masked'"
-            )
-        if calls.is_causal(model) and config.mask != MaskConfig():
+        if config.loss_tokens == "all" and (model.tokens.kind != "index" or isinstance(model, Cascade)):
+            raise MgenError(f"objective.loss_tokens is 'all', but {name} of these tokens is trained on masked ones: use 'masked'")
+        if self.causal and config.mask != MaskConfig():
             raise MgenError(
                 f"objective.mask is for masked generators, but {name} is causal and predicts every token: leave it out"
             )
-        least, global_tokens = calls.unit_spec(model).length, calls.token_spec(model).global_tokens
+        least, global_tokens = model.units.length, model.tokens.global_tokens
         if self.in_phases:
             least = min(global_tokens, least - global_tokens)
         if config.mask.visible >= least:
@@ -234,10 +233,15 @@ class GeneratorObjectiveBase(Objective[G]):
             )
 
     @property
+    def causal(self) -> bool:
+        """Whether each token is predicted from those before it, so that nothing is masked."""
+        return self.model.capabilities.order == "causal"
+
+    @property
     def in_phases(self) -> bool:
         """Whether global tokens are masked in a phase of their own."""
-        has_both = bool(calls.token_spec(self.model).global_tokens) and self.config.mask.global_share is not None
-        return has_both and not calls.is_causal(self.model)
+        has_both = bool(self.model.tokens.global_tokens) and self.config.mask.global_share is not None
+        return has_both and not self.causal
 
     def sample_masks(self, mask: MaskConfig, count: int, length: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """Visible tokens of `count` images, bool (B, L), and the uniform numbers (B, L) that decided which."""
@@ -250,7 +254,7 @@ class GeneratorObjectiveBase(Objective[G]):
         known = known_in_phases(
             fraction,
             uniform,
-            global_tokens=calls.token_spec(self.model).global_tokens,
+            global_tokens=self.model.tokens.global_tokens,
             first=torch.rand(len(fraction), generator=rng) < mask.global_share,
             rounding=mask.rounding,
             visible=mask.visible,
@@ -260,11 +264,13 @@ class GeneratorObjectiveBase(Objective[G]):
     def make_generator_noise(self, count: int, rng: torch.Generator, augmentation: Augmentation) -> GeneratorNoise:
         """The noise of a step for a plain generator."""
         config, augmented = self.config, augmentation.make_noise(count, rng)
-        known, uniform = self.sample_masks(config.mask, count, calls.unit_spec(self.model).length, rng)
-        if calls.is_causal(self.model):
+        known, uniform = self.sample_masks(config.mask, count, self.model.units.length, rng)
+        if self.causal:
             known = torch.zeros_like(known)  # every token is predicted, from those before it
         label_drop = torch.rand(count, generator=rng) < config.label_drop
-        trunk = calls.trunk_noise(self.model, uniform.argsort(dim=1), known)
+        trunk = None
+        if isinstance(self.model, Generator):
+            trunk = self.model.trunk.training_noise(uniform.argsort(dim=1), known)
         noise = GeneratorNoise(augmentation=augmented, known=known, label_drop=label_drop, trunk=trunk)
         if not (config.reuse and self.training):
             return noise
@@ -276,9 +282,9 @@ class GeneratorObjectiveBase(Objective[G]):
             second_label_drop=torch.rand(count, generator=rng) < config.reuse_label_drop,
         )
 
-    def make_row_noise(self, rng: torch.Generator, *, first_stage: bool = False, source: TokenSource) -> RowNoise:
-        """The row noise of one image."""
-        head = calls.head_noise(self.model, self.config.diffusion_batch_mul, rng, first_stage=first_stage)
+    def make_row_noise(self, stage: Generator, source: TokenSource, rng: torch.Generator) -> RowNoise:
+        """The row noise of one image, for a generator or a stage of a cascade."""
+        head = stage.head.training_noise(stage.units.length, self.config.diffusion_batch_mul, rng)
         shape = source.posterior_shape
         return RowNoise(head=head, posterior=None if shape is None else torch.randn(shape, generator=rng))
 
@@ -289,15 +295,17 @@ class GeneratorObjectiveBase(Objective[G]):
         return torch.where(drop, self.model.null_class, labels)
 
     @property
-    def loss_options(self) -> calls.LossOptions:
+    def loss_options(self) -> LossOptions:
         """How the loss is computed; without label smoothing in validation."""
         config = self.config
         smoothing = config.label_smoothing if self.training else 0.0
-        return calls.LossOptions(smoothing, tokens=config.loss_tokens, head_tokens=config.head_tokens)
+        return LossOptions(label_smoothing=smoothing, tokens=config.loss_tokens, head_tokens=config.head_tokens)
 
 
 class GeneratorObjective(GeneratorObjectiveBase[GeneratorNoise]):
     """Predict masked tokens from the visible ones and the class."""
+
+    model: Generator
 
     def make_noise(
         self, count: int, rng: torch.Generator, *, augmentation: Augmentation, step: int = 0
@@ -306,30 +314,31 @@ class GeneratorObjective(GeneratorObjectiveBase[GeneratorNoise]):
 
     def add_row_noise(self, noise: GeneratorNoise, rows: slice, *seed: int | str) -> GeneratorNoise:
         rngs = [seeds.generator(*seed, row) for row in range(rows.start, rows.stop)]
-        made = stack([self.make_row_noise(rng, source=self.source) for rng in rngs])
+        made = stack([self.make_row_noise(self.model, self.source, rng) for rng in rngs])
         return replace(noise, head=made.head, posterior=made.posterior)
 
     def share(self, piece: GeneratorNoise, whole: GeneratorNoise) -> float:
         """Masked tokens of this piece over those of an average one, so that the whole is a mean over all masked tokens."""
-        if self.config.loss_tokens == "all":
+        if self.config.loss_tokens == "all" or self.model.head.joint:
             return 1.0
         here, all_ = (~piece.known).sum().item(), (~whole.known).sum().item()
         return here / all_ * len(whole.known) / len(piece.known)
 
     def forward(self, batch: Batch, noise: GeneratorNoise, options: StepOptions = DEFAULT_OPTIONS) -> StepOutput:
-        tokens = calls.to_units(self.model, self.source.tokens(batch, noise.augmentation, noise.posterior))
+        tokens = self.source.tokens(batch, noise.augmentation, noise.posterior)
+        if self.model.windows is not None:
+            tokens = self.model.windows.to_windows(tokens)
         labels, carried = self.drop_labels(batch["label"], noise.label_drop), None
         if noise.earlier_known is not None:
             weights = options.ema_weights
-            carried = calls.encode_features(self.model, tokens, labels, noise.earlier_known, weights)
-        losses, metric = calls.generator_loss(
-            self.model,
+            carried = encode_features(self.model, tokens, labels, noise.earlier_known, weights)
+        losses, metric = self.model(
             tokens,
             self.drop_labels(labels, noise.second_label_drop),
             noise.known,
             options=self.loss_options,
             noise=noise.head,
             trunk_noise=noise.trunk,
-            carried=carried,
+            cache=carried,
         )
-        return StepOutput(losses.mean(), {calls.head_metric(self.model): metric.mean()})
+        return StepOutput(losses.mean(), {self.model.head.metric: metric.mean()})

@@ -15,7 +15,7 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import FrozenDict
 from safetensors import SafetensorError
 
-from mgen.utils.errors import MgenError, suggestion
+from mgen.utils.errors import MgenError, check_choice, suggestion
 
 T = TypeVar("T", bound=type)
 
@@ -24,6 +24,14 @@ def public(cls: T) -> T:
     """Make a saved pipeline name this class as `mgen.<Class>`, so files may move without breaking what users saved."""
     cls.__module__ = "mgen"
     return cls
+
+
+def saved_class(name: object, where: str) -> Any:
+    """The network class that a saved configuration or a `class:` setting names; MgenError with the nearest name for others."""
+    import mgen
+
+    known = {n: c for n in mgen.__all__ if isinstance(c := getattr(mgen, n), type) and issubclass(c, Model)}
+    return known[check_choice(where, str(name), known)]
 
 
 def constructor_keys(cls: Callable[..., Any]) -> set[str]:

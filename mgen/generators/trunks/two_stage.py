@@ -182,11 +182,11 @@ class Stage(MaskedAutoencoder):
         self, i: int, x: Tensor, cache: Cache | None, *, positions: Rows | None = None, **keys: Unpack[Keys]
     ) -> Tensor:
         assert isinstance(cache, StageCache)
-        return self.encoder_blocks[i](x, modulation=cache.encoder[i], positions=positions, **keys)
+        return self.shared.encoder_blocks[i](x, modulation=cache.encoder[i], positions=positions, **keys)
 
     def decoder_block(
         self, i: int, x: Tensor, cache: Cache | None, *, positions: Rows | None = None, **keys: Unpack[Keys]
     ) -> Tensor:
         assert isinstance(cache, StageCache)
-        return self.decoder_blocks[i](x, modulation=cache.decoder[i], positions=positions, **keys)
+        return self.shared.decoder_blocks[i](x, modulation=cache.decoder[i], positions=positions, **keys)
 
