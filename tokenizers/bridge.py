@@ -1,4 +1,4 @@
-"""TokenBridge's tokenizer: a KL autoencoder whose latents are quantised after training, every number by itself.
+"""TokenBridge's tokenizer: a KL autoencoder whose latents are quantized after training, every number by itself.
 
 Wang et al., "Bridging Continuous and Discrete Tokens for Autoregressive Visual Generation" (2025, arXiv 2503.16430), §3.2. Nothing
 is trained: any KLTokenizer serves. The levels are those of mgen/levels.py.
@@ -72,7 +72,7 @@ class QuantizedKL(Model):
 
     @classmethod
     def wrap(cls, tokenizer: KLTokenizer, **settings: Any) -> "QuantizedKL":
-        """A quantised tokenizer with a copy of the weights of `tokenizer`; `settings` are the constructor's others."""
+        """A quantized tokenizer with a copy of the weights of `tokenizer`; `settings` are the constructor's others."""
         kl = {k: v for k, v in tokenizer.config.items() if k in constructor_keys(KLTokenizer)}
         made = cls(kl=kl, **settings)
         made.continuous.load_state_dict(tokenizer.state_dict())

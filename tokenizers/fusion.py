@@ -174,7 +174,7 @@ class Spreading(nn.Module):
             self.query = nn.Parameter(torch.randn(dim) * dim**-0.5)
             self.vision_norm = nn.LayerNorm(dim)
             self.vision_out = nn.Linear(dim, vision)
-        self.apply(_initialise)
+        self.apply(_initialize)
 
     def forward(self, holistic: Tensor, patches: Tensor) -> Tensor:
         """Features (B, D, h, w) for the CNN decoder, of holistic tokens (B, S, D) and patches (B, D, h, w)."""
@@ -201,7 +201,7 @@ class Spreading(nn.Module):
         return self.vision_out(x[:, s:])
 
 
-def _initialise(module: nn.Module) -> None:
+def _initialize(module: nn.Module) -> None:
     """Xavier-uniform weights without biases, the projections of q, k and v each on its own, as published."""
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)

@@ -10,8 +10,8 @@ d and d' numbers of a patch's and of a holistic code, V vision tokens of width W
 |---|---|---|---|---|---|---|---|
 | V (Hita-V) | 336 | 128 128 256 256 512 | 512, 3, 1368 | 128 + 441 | 16384 × 8, 12 | encodes with | 104.2 M |
 | U (Hita-U) | 336 | 128 128 256 256 512 | 512, 3, 1368 | 128 + 441 | 16384 × 8, 12 | predicted too | 104.8 M |
-| fmnist | 32, grey | 16 32 64 64 | 128, 2, 256 | 48 + 16 | 512 × 8, 12 | none | 2.2 M |
-| fmnist-8 | 32, grey | 16 32 64 | 128, 2, 256 | 16 + 64 | 512 × 8, 12 | none | 1.9 M |
+| fmnist | 32, gray | 16 32 64 64 | 128, 2, 256 | 48 + 16 | 512 × 8, 12 | none | 2.2 M |
+| fmnist-8 | 32, gray | 16 32 64 | 128, 2, 256 | 16 + 64 | 512 × 8, 12 | none | 1.9 M |
 """
 
 from pathlib import Path
@@ -55,7 +55,7 @@ class HitaTokenizer(Model):
 
     Args:
         image_size: H = W in pixels; a multiple of 2^(levels - 1). Other sizes work with the same weights.
-        in_channels: C, 3 for RGB, 1 for grey.
+        in_channels: C, 3 for RGB, 1 for gray.
         channels, layers, norm_groups, stem: of the convolutions, as in LlamaGenVQ.
         holistic: S. shift: positions by which the decoder reads a patch's feature early, 0 … S.
         dim, depth, heads, hidden: D, blocks of each of the three stacks, heads, F. dropout: in the stacks.
@@ -222,13 +222,13 @@ class HitaTokenizer(Model):
         )
 
     @torch.no_grad()
-    def initialise_codes(self, images: Tensor, rng: torch.Generator) -> None:
-        """Put both codebooks on latents of these images (B, C, H, W); see VectorQuantizer.initialise."""
+    def initialize_codebooks(self, images: Tensor, rng: torch.Generator) -> None:
+        """Put both codebooks on latents of these images (B, C, H, W); see VectorQuantizer.initialize."""
         training = self.training
         holistic, patches = self.eval().latents(images)
         self.train(training)
-        self.quantize.initialise(patches, rng)
-        self.holistic_quantize.initialise(holistic, rng)
+        self.quantize.initialize(patches, rng)
+        self.holistic_quantize.initialize(holistic, rng)
 
     # -- ids to images -------------------------------------------------------------------------------------------------
 
@@ -306,7 +306,7 @@ class HitaTokenizer(Model):
             target = vision[:, 1:]
             guess = self.predict_vision(holistic.values, round(target.shape[1] ** 0.5))
             losses["vision"] = (1 - F.cosine_similarity(guess.float(), target.float(), dim=-1, eps=1e-6)).mean()
-        figures = codebook_usage(patches.ids, self.config.codes)
+        metrics = codebook_usage(patches.ids, self.config.codes)
         whole = codebook_usage(holistic.ids, self.config.holistic_codes)
-        figures |= {f"holistic_{name}": value for name, value in whole.items()}
-        return self.decode_latents(holistic.values, patches.values), losses, figures
+        metrics |= {f"holistic_{name}": value for name, value in whole.items()}
+        return self.decode_latents(holistic.values, patches.values), losses, metrics

@@ -2,7 +2,7 @@
 
 Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models" (CVPR 2022, arXiv 2112.10752), appendix G; KL16 is the
 one of Li et al., "Autoregressive Image Generation without Vector Quantization" (MAR, NeurIPS 2024, arXiv 2406.11838).
-A token is the latent of p×p neighbouring places, channel-major (c, p, p), times `scale`.
+A token is the latent of p×p neighboring places, channel-major (c, p, p), times `scale`.
 
 Notation: B batch, c latent channels, h = w latent side, p patch, L = (h/p)·(w/p) tokens of C = c·p² numbers.
 
@@ -47,7 +47,7 @@ class KLTokenizer(Model):
 
     Args:
         image_size: H = W in pixels; a multiple of the downsampling factor times `patch`. Any such size works with the same weights.
-        in_channels: C, 3 for RGB, 1 for grey.
+        in_channels: C, 3 for RGB, 1 for gray.
         latent_channels: c. channels: width of each level, finest first; every level but the last halves the side.
         layers: residual blocks per level of the encoder (the decoder has one more).
         norm_groups: groups of the GroupNorms.
@@ -213,9 +213,9 @@ class KLTokenizer(Model):
     def forward(
         self, images: Tensor, noise: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-        """Training: reconstruction (B, C, H, W), losses and figures to watch.
+        """Training: reconstruction (B, C, H, W), losses and metrics to watch.
 
-        Losses: "kl", nats per latent number to the standard normal. Figures: root mean squares of posterior means and deviations.
+        Losses: "kl", nats per latent number to the standard normal. Metrics: root mean squares of posterior means and deviations.
         """
         posterior = self.posterior(self.moments(images))
         z = posterior.mean if noise is None else posterior.mean + posterior.std * noise

@@ -10,9 +10,10 @@ Notation: B batch, C image channels, d numbers of a code, h = w = image side / 2
 |---|---|---|---|---|---|
 | vq16 (LlamaGen, Halton-MaskGIT) | 128 128 256 256 512 | 16 | 16384 × 8 | 256 | 71.9 M |
 | vq8 | 128 256 256 512 | 8 | 16384 × 8 | 1024 | 70.1 M |
-| fmnist (32 px, grey) | 16 32 64 | 4 | 512 × 8 | (64 at 32 px) | 0.8 M |
+| fmnist (32 px, gray) | 16 32 64 | 4 | 512 × 8 | (64 at 32 px) | 0.8 M |
 """
 
+import torch
 from diffusers import ModelMixin  # noqa: F401  (diffusers looks the base class up in this namespace)
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
@@ -28,11 +29,11 @@ class LlamaGenVQ(Model):
     """Image ⇄ ids. Images are (B, C, H, W) in [-1, 1].
 
     `vq` is a diffusers VQModel but for its quantizer: a folder of `vq.save_pretrained` is one that diffusers reads, after
-    `vq.quantize.normalise()` where the codebook was trained here.
+    `vq.quantize.normalize()` where the codebook was trained here.
 
     Args:
         image_size: H = W in pixels; a multiple of 2^(levels - 1). Any such size works with the same weights.
-        in_channels: C, 3 for RGB, 1 for grey.
+        in_channels: C, 3 for RGB, 1 for gray.
         channels: width of each level, finest first; every level but the last halves the side and the last has attention.
         layers: residual blocks per level of the encoder (the decoder has one more).
         norm_groups: groups of the GroupNorms.
@@ -96,6 +97,11 @@ class LlamaGenVQ(Model):
     def encode(self, images: Tensor) -> Tensor:
         """Ids (B, L) int64, row by row, of images (B, C, H, W) in [-1, 1]."""
         return self.quantize.ids(self.latents(images)).flatten(1)  # (B, L)
+
+    @torch.no_grad()
+    def initialize_codebooks(self, images: Tensor, rng: torch.Generator) -> None:
+        """Place the codebook's rows on latents of these images (B, C, H, W); see VectorQuantizer.initialize."""
+        self.quantize.initialize(self.latents(images), rng)
 
     def decode_latents(self, z: Tensor) -> Tensor:
         """Images (B, C, H, W), about [-1, 1] and not clamped, of code vectors z (B, d, h, w)."""

@@ -25,7 +25,7 @@ class Quantized(NamedTuple):
 
 
 class VectorQuantizer(nn.Module):
-    """Nearest-neighbour quantization.
+    """Nearest-neighbor quantization.
 
     Args:
         codes: number of codebook rows.
@@ -48,7 +48,7 @@ class VectorQuantizer(nn.Module):
         return flat.square().sum(-1, keepdim=True) + table.square().sum(-1) - 2 * flat @ table.T
 
     @torch.no_grad()
-    def initialise(self, z: Tensor, rng: torch.Generator) -> None:
+    def initialize(self, z: Tensor, rng: torch.Generator) -> None:
         """Put the codes on random vectors of z (B, C, h, w), slightly moved apart: no code is out of reach at the start."""
         vectors = z.permute(0, 2, 3, 1).flatten(0, 2)  # (N, C)
         rows = torch.randint(len(vectors), (self.codes,), generator=rng)

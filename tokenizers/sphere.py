@@ -20,10 +20,10 @@ class SphereQuantizer(VectorQuantizer):
     def __init__(self, *, codes: int, dim: int) -> None:
         super().__init__(codes=codes, dim=dim)
         self.entropy = False  # whether the entropy term is made: with gradients it holds a number per vector and code
-        self.normalise()
+        self.normalize()
 
     @torch.no_grad()
-    def normalise(self) -> None:
+    def normalize(self) -> None:
         """Bring the stored rows to length 1: training moves them off it, which changes nothing here but for other readers."""
         self.embedding.weight.copy_(F.normalize(self.embedding.weight, dim=-1))
 
@@ -33,10 +33,10 @@ class SphereQuantizer(VectorQuantizer):
         table = F.normalize(self.embedding.weight.float(), dim=-1)
         return flat.square().sum(-1, keepdim=True) + table.square().sum(-1) - 2 * flat @ table.T
 
-    def initialise(self, z: Tensor, rng: torch.Generator) -> None:
-        """See VectorQuantizer.initialise."""
-        super().initialise(F.normalize(z, dim=1), rng)
-        self.normalise()
+    def initialize(self, z: Tensor, rng: torch.Generator) -> None:
+        """See VectorQuantizer.initialize."""
+        super().initialize(F.normalize(z, dim=1), rng)
+        self.normalize()
 
     def lookup(self, ids: Tensor) -> Tensor:
         """Codes as a map (B, d, h, w) for ids (B, h, w)."""

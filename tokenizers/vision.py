@@ -75,7 +75,7 @@ class VisionEncoder(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """Tokens (B, V, W) of images (B, C, H, W) in [-1, 1], C 3 or 1 (grey), any size."""
+        """Tokens (B, V, W) of images (B, C, H, W) in [-1, 1], C 3 or 1 (gray), any size."""
         x = (resized(images).expand(-1, 3, -1, -1) - self.mean) / self.std
         tokens = self.vit.forward_features(x.to(self.vit.cls_token.dtype))  # (B, 1 + registers + 16², W)
         prefix = self.vit.num_prefix_tokens

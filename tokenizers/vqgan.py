@@ -144,7 +144,7 @@ class VQGAN(Model):
 
     Args:
         image_size: H = W in pixels; a multiple of 2^(levels - 1). Any size works with the same weights.
-        in_channels: C, 3 for RGB, 1 for grey.
+        in_channels: C, 3 for RGB, 1 for gray.
         channels, multipliers, blocks, mid_blocks: width, its factor per level, residual blocks per level and in the middle.
         latent: channels of a code vector. codes: codebook rows. Both follow from `fsq_levels` when that is given.
         norm_groups: groups of the GroupNorms; 0 leaves norms out and gives the convolutions biases (small models).
@@ -201,6 +201,12 @@ class VQGAN(Model):
     def encode(self, images: Tensor) -> Tensor:
         """Ids (B, L) int64, row by row, of images (B, C, H, W) in [-1, 1]."""
         return self.quantize.ids(self.latents(images)).flatten(1)  # (B, L)
+
+    @torch.no_grad()
+    def initialize_codebooks(self, images: Tensor, rng: torch.Generator) -> None:
+        """Place the codebook's rows on latents of these images (B, C, H, W); see VectorQuantizer.initialize."""
+        if isinstance(self.quantize, VectorQuantizer):  # FSQ has nothing to initialize
+            self.quantize.initialize(self.latents(images), rng)
 
     def decode_latents(self, z: Tensor) -> Tensor:
         """Images (B, C, H, W), about [-1, 1] and not clamped, of code vectors z (B, latent, h, w)."""

@@ -56,11 +56,7 @@ class Task:
         if isinstance(getattr(model, "quantize", None), VectorQuantizer) and not config.init:
             rows = range(0, len(self.train_data), max(1, len(self.train_data) // 64))[:64]
             images, rng = self.train_data.__getitems__(list(rows))["image"], seeds.generator(config.seed, "codebook")
-            if hasattr(model, "initialise_codes"):  # it has several codebooks
-                model.initialise_codes(images, rng)
-            else:
-                with torch.no_grad():
-                    model.quantize.initialise(model.latents(images), rng)
+            model.initialize_codebooks(images, rng)
         conditional = config.task == "generator" and model.config.num_classes
         if conditional and model.config.class_names is None and self.train_data.class_names != ("",):
             model.register_to_config(class_names=tuple(self.train_data.class_names))

@@ -238,12 +238,12 @@ def test_vision_weights_that_do_not_fit(vision_file: Path, tmp_path: Path, monke
         load_vision(vision_file)
 
 
-def test_preprocessing_keeps_flat_images_and_grey_ones(vision_file: Path) -> None:
+def test_preprocessing_keeps_flat_images_and_gray_ones(vision_file: Path) -> None:
     for side in (32, 224, 336, 500):
         assert torch.allclose(resized(torch.full((1, 3, side, side), 0.5)), torch.tensor(0.75), atol=1e-6)
     encoder = load_vision(vision_file)
-    grey = pictures(1)
-    assert torch.allclose(encoder(grey), encoder(grey.expand(-1, 3, -1, -1)), atol=1e-5)
+    gray = pictures(1)
+    assert torch.allclose(encoder(gray), encoder(gray.expand(-1, 3, -1, -1)), atol=1e-5)
 
 
 # -- training ----------------------------------------------------------------------------------------------------------
@@ -322,7 +322,7 @@ def test_style_of_another_image(tmp_path: Path, vision_file: Path, capsys: pytes
     content, style = save_picture(tmp_path / "a.png", 1), save_picture(tmp_path / "b.png", 2)
     net = tiny_hita(vision=64).use_vision(vision_file)
     images = torch.stack([content, style]).float() / 127.5 - 1
-    net.initialise_codes(images, torch.Generator().manual_seed(0))  # so that both images have ids of their own
+    net.initialize_codebooks(images, torch.Generator().manual_seed(0))  # so that both images have ids of their own
     net.save_pretrained(tmp_path / "hita")
     base = ["edit", str(tmp_path / "a.png"), "--style", str(tmp_path / "b.png"), "--out", str(tmp_path / "out")]
     line = [*base, "--model", str(tmp_path / "hita"), "--vision-weights", str(vision_file)]
