@@ -40,8 +40,8 @@ SMALL: dict[str, Any] = dict(
     depth=2,
     heads=4,
     hidden=256,
-    codes=512,
-    holistic_codes=512,
+    vocab_size=512,
+    global_vocab_size=512,
     dropout=0.0,
     vision=None,
 )
@@ -57,10 +57,10 @@ class HitaTokenizer(Model):
         image_size: H = W in pixels; a multiple of 2^(levels - 1). Other sizes work with the same weights.
         in_channels: C, 3 for RGB, 1 for gray.
         channels, layers, norm_groups, stem: of the convolutions, as in LlamaGenVQ.
-        holistic: S. shift: positions by which the decoder reads a patch's feature early, 0 … S.
+        global_tokens: S. shift: positions by which the decoder reads a patch's feature early, 0 … S.
         dim, depth, heads, hidden: D, blocks of each of the three stacks, heads, F. dropout: in the stacks.
         inner: heads times head width of the first stack; None: D.
-        codes, latent: rows of the patches' codebook and d. holistic_codes, holistic_latent: of the holistic tokens, and d'.
+        vocab_size, latent: rows of the patches' codebook and d. global_vocab_size, global_latent: of the holistic tokens, and d'.
         vision: W, or None for a tokenizer without a vision encoder.
         vision_loss: train the holistic tokens to predict the vision tokens too (Hita-U).
         position_side: h = w of the position tables; None: that of `image_size`.
@@ -69,8 +69,8 @@ class HitaTokenizer(Model):
     SIZES = {
         "V": dict(),
         "U": dict(vision_loss=True),
-        "fmnist": dict(SMALL, channels=(16, 32, 64, 64), holistic=48),
-        "fmnist-8": dict(SMALL, channels=(16, 32, 64), holistic=16),
+        "fmnist": dict(SMALL, channels=(16, 32, 64, 64), global_tokens=48),
+        "fmnist-8": dict(SMALL, channels=(16, 32, 64), global_tokens=16),
     }
     # Position tables are resampled for images of another size; the token spec is compared apart.
     FREE = ("image_size",)
@@ -85,7 +85,7 @@ class HitaTokenizer(Model):
         layers: int = 2,
         norm_groups: int = 32,
         stem: int | None = None,
-        holistic: int = 128,
+        global_tokens: int = 128,
         shift: int = 4,
         dim: int = 512,
         depth: int = 3,
@@ -93,10 +93,10 @@ class HitaTokenizer(Model):
         hidden: int = 1368,
         inner: int | None = None,
         dropout: float = 0.1,
-        codes: int = 16384,
+        vocab_size: int = 16384,
         latent: int = 8,
-        holistic_codes: int = 16384,
-        holistic_latent: int = 12,
+        global_vocab_size: int = 16384,
+        global_latent: int = 12,
         vision: int | None = 1024,
         vision_loss: bool = False,
         position_side: int | None = None,
@@ -115,20 +115,20 @@ class HitaTokenizer(Model):
             norm_groups=norm_groups,
             z_channels=dim,
             latent=latent,
-            codes=codes,
+            vocab_size=vocab_size,
             stem=stem,
         )
         # Written down: the tables keep their size when the same weights are made to serve another image size.
         side = position_side or image_size // self.factor
         self.register_to_config(position_side=side)
         own: dict[str, Any] = dict(
-            dim=dim, depth=depth, heads=heads, hidden=hidden, holistic=holistic, side=side, dropout=dropout
+            dim=dim, depth=depth, heads=heads, hidden=hidden, holistic=global_tokens, side=side, dropout=dropout
         )
         self.gathering = Gathering(**own, inner=inner or dim, vision=vision)
         self.spreading = Spreading(**own, shift=shift, vision=vision if vision_loss else None)
-        self.to_holistic = nn.Linear(dim, holistic_latent)
-        self.holistic_quantize = SphereQuantizer(codes=holistic_codes, dim=holistic_latent)
-        self.from_holistic = nn.Linear(holistic_latent, dim)
+        self.to_holistic = nn.Linear(dim, global_latent)
+        self.holistic_quantize = SphereQuantizer(vocab_size=global_vocab_size, dim=global_latent)
+        self.from_holistic = nn.Linear(global_latent, dim)
         self._vision: list[VisionEncoder] = []  # in a list: a frozen helper, neither trained nor saved with the model
 
     # -- the vision encoder --------------------------------------------------------------------------------------------
@@ -189,8 +189,8 @@ class HitaTokenizer(Model):
 
     @property
     def spec(self) -> TokenSpec:
-        side, s = self.config.image_size // self.factor, self.config.holistic
-        vocab_size = max(self.config.codes, self.config.holistic_codes)
+        side, s = self.config.image_size // self.factor, self.config.global_tokens
+        vocab_size = max(self.config.vocab_size, self.config.global_vocab_size)
         return TokenSpec(
             kind="index", length=s + side * side, grid=(side, side), vocab_size=vocab_size, global_tokens=s
         )
@@ -238,7 +238,7 @@ class HitaTokenizer(Model):
         Raises:
             MgenError: ids that do not make the grid, or that their codebook does not have.
         """
-        s, c = self.config.holistic, self.config
+        s, c = self.config.global_tokens, self.config
         side = round(max(ids.shape[1] - s, 0) ** 0.5)
         h, w = grid or (side, side)
         if ids.shape[1] != s + h * w:
@@ -246,9 +246,11 @@ class HitaTokenizer(Model):
                 f"{ids.shape[1]} ids: this tokenizer takes {s} holistic ones and {h}×{w} of patches; give grid=(h, w)"
             )
         holistic, patches = ids[:, :s], ids[:, s:]
-        if not ids.is_meta and bool(ids.amin() < 0 or holistic.amax() >= c.holistic_codes or patches.amax() >= c.codes):
+        if not ids.is_meta and bool(
+            ids.amin() < 0 or holistic.amax() >= c.global_vocab_size or patches.amax() >= c.vocab_size
+        ):
             raise MgenError(
-                f"ids out of range: holistic ones lie below {c.holistic_codes}, those of patches below {c.codes}"
+                f"ids out of range: holistic ones lie below {c.global_vocab_size}, those of patches below {c.vocab_size}"
             )
         return self.holistic_quantize.lookup(holistic.unsqueeze(1)), self.quantize.lookup(patches.unflatten(1, (h, w)))
 
@@ -306,7 +308,7 @@ class HitaTokenizer(Model):
             target = vision[:, 1:]
             guess = self.predict_vision(holistic.values, round(target.shape[1] ** 0.5))
             losses["vision"] = (1 - F.cosine_similarity(guess.float(), target.float(), dim=-1, eps=1e-6)).mean()
-        metrics = codebook_usage(patches.ids, self.config.codes)
-        whole = codebook_usage(holistic.ids, self.config.holistic_codes)
+        metrics = codebook_usage(patches.ids, self.config.vocab_size)
+        whole = codebook_usage(holistic.ids, self.config.global_vocab_size)
         metrics |= {f"holistic_{name}": value for name, value in whole.items()}
         return self.decode_latents(holistic.values, patches.values), losses, metrics

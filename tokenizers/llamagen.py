@@ -38,7 +38,7 @@ class LlamaGenVQ(Model):
         layers: residual blocks per level of the encoder (the decoder has one more).
         norm_groups: groups of the GroupNorms.
         z_channels: width between the network and the 1×1 convolutions around the codes.
-        latent: d. codes: codebook rows.
+        latent: d. vocab_size: codebook rows.
         stem: width of the first convolution, where it differs from channels[0]. diffusers' own VQModel does not know it.
     """
 
@@ -46,7 +46,7 @@ class LlamaGenVQ(Model):
         "vq16": dict(),
         "vq8": dict(channels=(128, 256, 256, 512)),
         "fmnist": dict(
-            image_size=32, in_channels=1, channels=(16, 32, 64), layers=1, norm_groups=8, z_channels=64, codes=512
+            image_size=32, in_channels=1, channels=(16, 32, 64), layers=1, norm_groups=8, z_channels=64, vocab_size=512
         ),
     }
     # The image size is no part of what a convolutional tokenizer computes; the token spec is compared apart.
@@ -63,7 +63,7 @@ class LlamaGenVQ(Model):
         norm_groups: int = 32,
         z_channels: int = 256,
         latent: int = 8,
-        codes: int = 16384,
+        vocab_size: int = 16384,
         stem: int | None = None,
     ) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class LlamaGenVQ(Model):
             norm_groups=norm_groups,
             z_channels=z_channels,
             latent=latent,
-            codes=codes,
+            vocab_size=vocab_size,
             stem=stem,
         )
 
@@ -87,7 +87,7 @@ class LlamaGenVQ(Model):
     @property
     def spec(self) -> TokenSpec:
         side = self.config.image_size // self.factor
-        return TokenSpec(kind="index", length=side * side, grid=(side, side), vocab_size=self.config.codes)
+        return TokenSpec(kind="index", length=side * side, grid=(side, side), vocab_size=self.config.vocab_size)
 
     def latents(self, images: Tensor) -> Tensor:
         """Features before quantization (B, d, h, w), of any length, of images (B, C, H, W) in [-1, 1]."""
@@ -108,7 +108,7 @@ class LlamaGenVQ(Model):
         return self.vq.decoder(self.vq.post_quant_conv(z))
 
     def decode(self, ids: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
-        """Images of ids (B, L) int64 in 0..codes-1; `grid` (h, w) if not square."""
+        """Images of ids (B, L) int64 in 0 … vocab_size − 1; `grid` (h, w) if not square."""
         side = round(ids.shape[1] ** 0.5)
         values = self.quantize.lookup(ids.unflatten(1, grid or (side, side)))
         return self.decode_latents(values.to(self.dtype))
@@ -129,4 +129,8 @@ class LlamaGenVQ(Model):
     def forward(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
         """Training: reconstruction (B, C, H, W) in about [-1, 1], the quantizer's losses, usage and perplexity of the codes."""
         quantized = self.quantize(self.latents(images))
-        return self.decode_latents(quantized.values), quantized.losses, codebook_usage(quantized.ids, self.config.codes)
+        return (
+            self.decode_latents(quantized.values),
+            quantized.losses,
+            codebook_usage(quantized.ids, self.config.vocab_size),
+        )

@@ -17,8 +17,8 @@ from mgen.utils.errors import MgenError
 class SphereQuantizer(VectorQuantizer):
     """Nearest code by angle: latents and codes are brought to length 1 before they are compared, looked up and trained."""
 
-    def __init__(self, *, codes: int, dim: int) -> None:
-        super().__init__(codes=codes, dim=dim)
+    def __init__(self, *, vocab_size: int, dim: int) -> None:
+        super().__init__(vocab_size=vocab_size, dim=dim)
         self.entropy = False  # whether the entropy term is made: with gradients it holds a number per vector and code
         self.normalize()
 
@@ -28,7 +28,7 @@ class SphereQuantizer(VectorQuantizer):
         self.embedding.weight.copy_(F.normalize(self.embedding.weight, dim=-1))
 
     def distances(self, z: Tensor) -> Tensor:
-        """Squared distances (B, h, w, codes) on the sphere, of z (B, d, h, w) of any length to every code, in fp32."""
+        """Squared distances (B, h, w, vocab_size) on the sphere, of z (B, d, h, w) of any length to every code, in fp32."""
         flat = F.normalize(z.float(), dim=1).permute(0, 2, 3, 1)  # (B, h, w, d)
         table = F.normalize(self.embedding.weight.float(), dim=-1)
         return flat.square().sum(-1, keepdim=True) + table.square().sum(-1) - 2 * flat @ table.T
@@ -71,7 +71,7 @@ def sphere_vq(
     norm_groups: int,
     z_channels: int,
     latent: int,
-    codes: int,
+    vocab_size: int,
     stem: int | None = None,
 ) -> VQModel:
     """diffusers' VQModel with attention at its last level and in the middle, and a SphereQuantizer for its quantizer.
@@ -79,7 +79,7 @@ def sphere_vq(
     Args:
         channels: width of each level, finest first; every level but the last halves the side.
         layers: residual blocks per level of the encoder (the decoder has one more). norm_groups: of the GroupNorms.
-        z_channels: width between the network and the 1×1 convolutions around the codes. latent: d. codes: codebook rows.
+        z_channels: width between the network and the 1×1 convolutions around the codes. latent: d. vocab_size: codebook rows.
         stem: width of the first convolution, where it differs from channels[0]; diffusers' own VQModel does not know it.
     """
     plain = len(channels) - 1
@@ -93,13 +93,13 @@ def sphere_vq(
         layers_per_block=layers,
         latent_channels=z_channels,
         sample_size=image_size,
-        num_vq_embeddings=codes,
+        num_vq_embeddings=vocab_size,
         norm_num_groups=norm_groups,
         vq_embed_dim=latent,
         lookup_from_codebook=True,
     )
     # diffusers compares vectors of any length; names in files stay the same.
-    vq.quantize = SphereQuantizer(codes=codes, dim=latent)
+    vq.quantize = SphereQuantizer(vocab_size=vocab_size, dim=latent)
     if stem is not None and stem != channels[0]:
         vq.encoder.conv_in = nn.Conv2d(in_channels, stem, 3, padding=1)
         vq.encoder.down_blocks[0].resnets[0] = ResnetBlock2D(

@@ -22,7 +22,7 @@ from mgen.tokens import TokenSpec
 from mgen.utils.errors import MgenError, check_choice
 from mgen.utils.modeling import Model, public
 
-SIZES = {"maskgit-f16": dict(channels=128, multipliers=(1, 1, 2, 2, 4), blocks=2, latent=256, codes=1024)}
+SIZES = {"maskgit-f16": dict(channels=128, multipliers=(1, 1, 2, 2, 4), blocks=2, latent=256, vocab_size=1024)}
 
 
 class ResBlock(nn.Module):
@@ -146,7 +146,7 @@ class VQGAN(Model):
         image_size: H = W in pixels; a multiple of 2^(levels - 1). Any size works with the same weights.
         in_channels: C, 3 for RGB, 1 for gray.
         channels, multipliers, blocks, mid_blocks: width, its factor per level, residual blocks per level and in the middle.
-        latent: channels of a code vector. codes: codebook rows. Both follow from `fsq_levels` when that is given.
+        latent: channels of a code vector. vocab_size: codebook rows. Both follow from `fsq_levels` when that is given.
         norm_groups: groups of the GroupNorms; 0 leaves norms out and gives the convolutions biases (small models).
         shortcut: "output" (official: see ResBlock) or "input" (an ordinary residual).
         fsq_levels: replaces the codebook by finite scalar quantization with these levels.
@@ -166,7 +166,7 @@ class VQGAN(Model):
         blocks: int = 2,
         mid_blocks: int = 2,
         latent: int = 256,
-        codes: int = 1024,
+        vocab_size: int = 1024,
         norm_groups: int = 32,
         shortcut: str = "output",
         fsq_levels: tuple[int, ...] | None = None,
@@ -183,12 +183,14 @@ class VQGAN(Model):
         self.encoder = Encoder(*shape)
         self.decoder = Decoder(*shape)
         self.quantize: FSQ | VectorQuantizer
-        self.quantize = FSQ(levels=tuple(fsq_levels)) if fsq_levels else VectorQuantizer(codes=codes, dim=latent)
+        self.quantize = (
+            FSQ(levels=tuple(fsq_levels)) if fsq_levels else VectorQuantizer(vocab_size=vocab_size, dim=latent)
+        )
 
     @property
     def spec(self) -> TokenSpec:
         side = self.config.image_size // self.factor
-        return TokenSpec(kind="index", length=side * side, grid=(side, side), vocab_size=self.quantize.codes)
+        return TokenSpec(kind="index", length=side * side, grid=(side, side), vocab_size=self.quantize.vocab_size)
 
     def latents(self, images: Tensor) -> Tensor:
         """Features before quantization (B, latent, h, w) of images (B, C, H, W) in [-1, 1]."""
@@ -213,7 +215,7 @@ class VQGAN(Model):
         return self.decoder(z) * 2 - 1
 
     def decode(self, ids: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
-        """Images of ids (B, L) int64 in 0..codes-1; `grid` (h, w) if not square."""
+        """Images of ids (B, L) int64 in 0 … vocab_size − 1; `grid` (h, w) if not square."""
         side = round(ids.shape[1] ** 0.5)
         values = self.quantize.lookup(ids.unflatten(1, grid or (side, side)))
         return self.decode_latents(values.to(self.dtype))
@@ -236,5 +238,5 @@ class VQGAN(Model):
     def forward(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
         """Training: reconstruction (B, C, H, W) in about [-1, 1], the quantizer's losses, usage and perplexity of the codes."""
         quantized: Quantized = self.quantize(self.latents(images))
-        usage = codebook_usage(quantized.ids, self.quantize.codes)
+        usage = codebook_usage(quantized.ids, self.quantize.vocab_size)
         return self.decode_latents(quantized.values), quantized.losses, usage

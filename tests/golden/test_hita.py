@@ -160,7 +160,7 @@ def train(case: Case) -> None:
     for name, used in (("patch", patch), ("slot", slot)):
         if (key := f"codebook_used_{name}_tail") in case.outputs:
             case.check(key, used[-len(case.outputs[key]) :])
-    usage = len(patch.unique()) / net.config.codes + len(slot.unique()) / net.config.holistic_codes
+    usage = len(patch.unique()) / net.config.vocab_size + len(slot.unique()) / net.config.global_vocab_size
     case.check("codebook_usage_sum", torch.tensor(usage), atol=1e-6)
 
 

@@ -31,16 +31,16 @@ TINY: dict[str, Any] = dict(
     channels=(8, 8, 8),
     layers=1,
     norm_groups=4,
-    holistic=6,
+    global_tokens=6,
     shift=3,
     dim=16,
     depth=2,
     heads=2,
     hidden=24,
-    codes=32,
-    holistic_codes=32,
+    vocab_size=32,
+    global_vocab_size=32,
     latent=4,
-    holistic_latent=5,
+    global_latent=5,
     dropout=0.0,
     vision=None,
 )
@@ -164,7 +164,7 @@ def test_settings_that_cannot_be() -> None:
     ):
         with pytest.raises(MgenError, match=text):
             tiny_hita(**settings)
-    net = tiny_hita(codes=16)
+    net = tiny_hita(vocab_size=16)
     assert net.spec.vocab_size == 32
     with pytest.raises(MgenError, match="below 16"):
         net.decode(torch.full((1, 70), 20))

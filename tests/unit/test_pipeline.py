@@ -142,7 +142,7 @@ def test_missing_models_are_explained(tmp_path: Path) -> None:
 def test_tokenizer_and_generator_must_fit() -> None:
     with pytest.raises(MgenError, match="tokenizer"):
         mgen.MaskedPipeline(
-            tokenizer=tiny_tokenizer(codes=32), generator=tiny_generator(), sampler=mgen.ParallelSampler()
+            tokenizer=tiny_tokenizer(vocab_size=32), generator=tiny_generator(), sampler=mgen.ParallelSampler()
         )
 
 
