@@ -42,14 +42,14 @@ class VectorQuantizer(nn.Module):
         return self.embedding.num_embeddings
 
     def distances(self, z: Tensor) -> Tensor:
-        """Squared distances (B, h, w, vocab_size) of z (B, C, h, w) to every code, always in fp32: rounding changes ids."""
+        """Squared distances (B, h, w, vocab_size) of z (B, C, h, w) to every code, in fp32 because rounding changes ids."""
         flat = z.permute(0, 2, 3, 1).float()  # (B, h, w, C)
         table = self.embedding.weight.float()
         return flat.square().sum(-1, keepdim=True) + table.square().sum(-1) - 2 * flat @ table.T
 
     @torch.no_grad()
     def initialize(self, z: Tensor, rng: torch.Generator) -> None:
-        """Put the codes on random vectors of z (B, C, h, w), slightly moved apart: no code is out of reach at the start."""
+        """Place the rows on random vectors of z (B, C, h, w) with a little jitter, so that no code starts out of reach."""
         vectors = z.permute(0, 2, 3, 1).flatten(0, 2)  # (N, C)
         rows = torch.randint(len(vectors), (self.vocab_size,), generator=rng)
         jitter = torch.randn(self.vocab_size, vectors.shape[1], generator=rng) * (0.01 * vectors.std().cpu())
@@ -79,7 +79,7 @@ class VectorQuantizer(nn.Module):
 
 
 def entropy_loss(distances: Tensor, temperature: float = 0.01) -> Tensor:
-    """Mean entropy of the soft assignment minus entropy of its mean: low when choices are sharp and codes evenly used.
+    """Mean entropy of the soft assignment minus the entropy of its mean: low for sharp choices and evenly used codes.
 
     Args:
         distances: squared distances (…, vocab_size).
@@ -95,7 +95,7 @@ class FSQ(nn.Module):
     """Finite scalar quantization.
 
     Args:
-        levels: number of levels of each channel, at least 3; the vocabulary is their product.
+        levels: number of levels of each channel, at least 3; the vocabulary size is their product.
     """
 
     sizes: Tensor
@@ -133,7 +133,7 @@ class FSQ(nn.Module):
         return (levels - half) / half
 
     def forward(self, z: Tensor) -> Quantized:
-        """Quantize z (B, C, h, w); there is nothing to learn here, so there are no losses."""
+        """Quantize z (B, C, h, w); FSQ has nothing to learn and therefore no losses."""
         with torch.autocast(z.device.type, enabled=False):
             bounded = self.bound(z.float())
             rounded = bounded + (bounded.round() - bounded).detach()
@@ -142,6 +142,6 @@ class FSQ(nn.Module):
 
 
 def codebook_usage(ids: Tensor, vocab_size: int) -> dict[str, Tensor]:
-    """Share of codes that occur in `ids` (0..1), and perplexity exp(entropy) of their distribution (1 … vocab_size)."""
+    """Share of the vocabulary that occurs in `ids` (0 … 1), and perplexity exp(entropy) of its distribution (1 … vocab_size)."""
     p = torch.bincount(ids.flatten(), minlength=vocab_size).float() / ids.numel()
     return {"usage": (p > 0).float().mean(), "perplexity": torch.special.entr(p).sum().exp()}

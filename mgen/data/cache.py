@@ -11,7 +11,6 @@ newly trained decoder (or another scale) goes on to serve. Shards are memory-map
 read.
 """
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,15 +31,7 @@ STORED = {"fp32": torch.float32, "fp16": torch.float16}
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
     """SHA-256 over the configuration of a tokenizer and the weights that decide its ids or moments (not those of the decoder)."""
-    # The moments of a quantized KL tokenizer are those of the one inside: one cache serves both, and any levels.
-    tokenizer = getattr(tokenizer, "continuous", tokenizer)
-    digest = hashlib.sha256()
-    config = {k: v for k, v in dict(tokenizer.config).items() if not k.startswith("_") and k not in tokenizer.FREE}
-    digest.update(json.dumps(config, sort_keys=True, default=list).encode())
-    for name, value in sorted(tokenizer.fingerprint_parts().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    return tokenizer.fingerprint()
 
 
 def _smallest(vocab_size: int) -> torch.dtype:

@@ -7,7 +7,6 @@ Notation: B batch, C channels, F features.
 
 import torch
 import torch.nn.functional as F
-from diffusers import ModelMixin  # noqa: F401  (diffusers looks the base class up in this namespace)
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 

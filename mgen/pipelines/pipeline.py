@@ -135,7 +135,7 @@ class MaskedPipeline(DiffusionPipeline):
         parts, images = [], []
         parts_of_run = [s for s in (sampler, sampler.pivot_sampler) if s is not None]
         whole = whole or callback is not None or output_type == "tokens"
-        unread = 0 if whole else getattr(self.tokenizer, "unread", 0)
+        unread = 0 if whole else self.tokenizer.unused_tail
         saved = unread if self.generator.causal and self.generator.unit is None else 0
         total = -(-len(ids) // size) * (sum(s.config.steps - s.config.start for s in parts_of_run) - saved)
         cast = nullcontext() if dtype == "fp32" else torch.autocast(device.type, DTYPES[dtype])

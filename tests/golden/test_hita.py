@@ -111,7 +111,7 @@ def decode_tail(case: Case) -> None:
     net = conversion(case).model
     ids, grid = ids_of(case)
     other = ids.clone()
-    other[:, ids.shape[1] - net.unread :] = 0
+    other[:, ids.shape[1] - net.unused_tail :] = 0
     assert torch.equal(net.decode(ids, grid), net.decode(other, grid))
 
 

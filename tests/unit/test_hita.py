@@ -102,16 +102,16 @@ def test_the_last_tokens_cannot_reach_the_image() -> None:
         other[:, place] = (other[:, place] + 1) % 32
         return net.decode(other)
 
-    for place in range(ids.shape[1] - net.unread, ids.shape[1]):
+    for place in range(ids.shape[1] - net.unused_tail, ids.shape[1]):
         assert torch.equal(changed(place), image)
-    assert not torch.equal(changed(ids.shape[1] - net.unread - 1), image)
+    assert not torch.equal(changed(ids.shape[1] - net.unused_tail - 1), image)
     assert all(not torch.equal(changed(place), image) for place in range(6))
     assert torch.equal(net.decode(ids, (8, 8)), image)
 
 
 @torch.inference_mode()
 @pytest.mark.parametrize("shift", [0, 1, 6])
-def test_leaving_unread_tokens_out_changes_nothing(shift: int) -> None:
+def test_skipping_unused_tokens_changes_nothing(shift: int) -> None:
     net = tiny_hita(shift=shift)
     holistic, patches = torch.randn(2, 6, 16), torch.randn(2, 16, 8, 8)
     stack = net.spreading
@@ -156,7 +156,7 @@ def test_other_image_sizes_and_saved_folders(tmp_path: Path) -> None:
 
 def test_settings_that_cannot_be() -> None:
     for settings, text in (
-        ({"shift": 7}, "shift 7"),
+        ({"shift": 7}, "shift is 7"),
         ({"vision_loss": True}, "vision_loss"),
         ({"inner": 15}, "inner 15"),
         ({"image_size": 30}, "multiple of 4"),
@@ -191,7 +191,7 @@ def test_only_encoding_needs_the_vision_encoder(vision_file: Path, tmp_path: Pat
     ids = torch.randint(32, (1, 70), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         image = net.decode(ids)
-        with pytest.raises(MgenError, match="--vision-weights.*decoding does not need it"):
+        with pytest.raises(MgenError, match="--vision-weights.*decoding does not"):
             net.encode(pictures())
         before = set(net.state_dict())
         net.use_vision(vision_file)
@@ -217,7 +217,7 @@ def test_ids_depend_on_what_the_vision_encoder_sees(vision_file: Path) -> None:
 
 
 def test_vision_weights_that_do_not_fit(vision_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(MgenError, match="width 64, this tokenizer takes 32"):
+    with pytest.raises(MgenError, match="width 64, but this tokenizer takes 32"):
         tiny_hita(vision=32).use_vision(vision_file)
     for net in (tiny_hita(), tiny_tokenizer()):
         with pytest.raises(MgenError, match="leave the vision weights out"):
@@ -226,7 +226,7 @@ def test_vision_weights_that_do_not_fit(vision_file: Path, tmp_path: Path, monke
     with pytest.raises(MgenError, match="no such checkpoint file"):
         load_vision(tmp_path / "no.pth")
     save_file({"cls_token": torch.zeros(1)}, tmp_path / "other.safetensors")
-    with pytest.raises(MgenError, match="lacks patch_embed.proj.weight"):
+    with pytest.raises(MgenError, match="patch_embed.proj.weight is missing"):
         load_vision(tmp_path / "other.safetensors")
     state = torch.load(vision_file)
     del state["norm.bias"]
