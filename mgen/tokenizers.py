@@ -1,10 +1,11 @@
-"""Tokenizers: image ⇄ tokens. The public face of the modules in the folder `tokenizers/`."""
+"""Tokenizers, image ⇄ tokens: the public interface of the folder `tokenizers/`. The contract is in `tokenizers/base.py`."""
 
 from mgen.utils.folders import part as _part
 
-# This module stands for a folder that lies elsewhere in a checkout: its path makes `mgen.tokenizers.<module>` importable.
+# In a checkout the folder lies outside the package: this path makes `mgen.tokenizers.<module>` importable.
 __path__ = [str(_part("tokenizers"))]
 
+from mgen.tokenizers.base import TOKENIZERS, PosteriorTokenizer, Tokenizer, register_tokenizer  # noqa: E402
 from mgen.tokenizers.bridge import QuantizedKL  # noqa: E402
 from mgen.tokenizers.hita import HitaTokenizer  # noqa: E402
 from mgen.tokenizers.kl import KLTokenizer, estimate_scale  # noqa: E402
@@ -14,11 +15,15 @@ from mgen.tokenizers.vqgan import VQGAN  # noqa: E402
 
 __all__ = [
     "FSQ",
+    "TOKENIZERS",
     "VQGAN",
     "HitaTokenizer",
     "KLTokenizer",
     "LlamaGenVQ",
+    "PosteriorTokenizer",
     "QuantizedKL",
+    "Tokenizer",
     "VectorQuantizer",
     "estimate_scale",
+    "register_tokenizer",
 ]

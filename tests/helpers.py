@@ -45,7 +45,7 @@ GENERATOR = dict(side=8, codes=64, dim=32, depth=2, heads=2, num_classes=3, drop
 
 def tiny_tokenizer(seed: int = 0, **settings: Any) -> VQGAN:
     torch.manual_seed(seed)
-    return VQGAN(**{**TOKENIZER, "latent": 4, "codes": 64, **settings}).eval()
+    return VQGAN(**{**TOKENIZER, "latent": 4, "vocab_size": 64, **settings}).eval()
 
 
 def tiny_generator(seed: int = 1, **settings: Any) -> MaskGIT:

@@ -1,7 +1,7 @@
-"""TokenBridge's tokenizer: a KL autoencoder whose latents are quantised after training, every number by itself.
+"""TokenBridge's tokenizer: a KL autoencoder whose latent numbers are quantized one by one after training.
 
 Wang et al., "Bridging Continuous and Discrete Tokens for Autoregressive Visual Generation" (2025, arXiv 2503.16430), §3.2. Nothing
-is trained: any KLTokenizer serves. The levels are those of mgen/levels.py.
+is trained: any KLTokenizer works. The levels come from mgen/nn/levels.py.
 
 Notation: B batch, L tokens of C numbers each, Q levels; c, h, w channels and sides of the latent (C = c·p² for a patch p).
 
@@ -10,36 +10,34 @@ Notation: B batch, L tokens of C numbers each, Q levels; c, h, w channels and si
 | kl16 (published) | 16 | 64 | -5 … 5 | published |
 """
 
-from typing import Any
-
-from diffusers import ModelMixin  # noqa: F401  (diffusers looks the base class up in this namespace)
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
 from mgen.nn.levels import check_range, dequantize, gaussian_levels, quantize
+from mgen.tokenizers.base import PosteriorTokenizer, register_tokenizer
 from mgen.tokenizers.kl import KLTokenizer
 from mgen.tokens import LevelSpec, TokenSpec
 from mgen.utils.errors import MgenError
-from mgen.utils.modeling import Model, check_keys, constructor_keys, public
+from mgen.utils.modeling import check_keys, constructor_keys
 
 
-@public
-class QuantizedKL(Model):
+@register_tokenizer
+class QuantizedKL(PosteriorTokenizer):
     """Image ⇄ ids (B, L, C), one of Q per number of a token. Images are (B, C, H, W) in [-1, 1].
 
     Args:
-        kl: constructor arguments of the KLTokenizer inside, `continuous`; its scale must be known.
-        image_size: in pixels, where it is not that of `kl`. in_channels: of `kl`, repeated for whoever reads the configuration.
-        levels: Q. low, high: the range of latents times `scale` that the levels share out; beyond it the outermost level serves.
+        kl: constructor arguments of the inner KLTokenizer, `continuous`; its scale must be set.
+        image_size: in pixels, if it differs from that of `kl`. in_channels: those of `kl`, repeated for readers of the configuration.
+        levels: Q. low, high: the range of scaled latents that the levels cover; values outside get the outermost level.
         span, form: of the levels, see `gaussian_levels`.
-        channel_order: the C channels in the order in which a generator had best predict them; it changes nothing here.
+        channel_order: the C channels in the order a generator should predict them; the tokenizer ignores it.
     """
 
     @register_to_config
     def __init__(
         self,
         *,
-        kl: dict[str, Any],
+        kl: dict[str, object],
         image_size: int | None = None,
         in_channels: int | None = None,
         levels: int = 64,
@@ -59,20 +57,20 @@ class QuantizedKL(Model):
                 "the KL tokenizer has no scale: measure it with mgen cache --data DATA --tokenizer DIR --measure-scale 2000"
             )
         if in_channels not in (None, own.in_channels):
-            raise MgenError(f"in_channels is {in_channels}, that of kl {own.in_channels}: leave it out")
+            raise MgenError(f"in_channels is {in_channels} but kl has {own.in_channels}: leave in_channels out")
         self.register_to_config(image_size=own.image_size, in_channels=own.in_channels)
         self.stride, self.factor = self.continuous.stride, self.continuous.factor
         if channel_order is not None and sorted(channel_order) != list(range(self.spec.channels)):
             raise MgenError(
-                f"channel_order {list(channel_order)} is no permutation of the channels 0 … {self.spec.channels - 1}"
+                f"channel_order {list(channel_order)} is not a permutation of the channels 0 … {self.spec.channels - 1}"
             )
-        # Saved with the weights: the levels of a checkpoint are those it was trained on, to the last bit.
+        # Saved with the weights, so that a checkpoint keeps its levels to the last bit.
         self.register_buffer("level_values", gaussian_levels(levels, span=span, form=form)[0])
         self.level_values: Tensor
 
     @classmethod
-    def wrap(cls, tokenizer: KLTokenizer, **settings: Any) -> "QuantizedKL":
-        """A quantised tokenizer with a copy of the weights of `tokenizer`; `settings` are the constructor's others."""
+    def wrap(cls, tokenizer: KLTokenizer, **settings: object) -> "QuantizedKL":
+        """A quantized tokenizer with a copy of the weights of `tokenizer`; `settings` are the other constructor arguments."""
         kl = {k: v for k, v in tokenizer.config.items() if k in constructor_keys(KLTokenizer)}
         made = cls(kl=kl, **settings)
         made.continuous.load_state_dict(tokenizer.state_dict())
@@ -96,38 +94,30 @@ class QuantizedKL(Model):
         return {name: self.config[name] for name in ("low", "high", "span")}
 
     def moments(self, images: Tensor) -> Tensor:
-        """Mean and log-variance of the KL tokenizer's posterior, (B, 2c, h, w), of images (B, C, H, W) in [-1, 1]."""
+        """Mean and log-variance (B, 2c, h, w) of the inner KL tokenizer's posterior."""
         return self.continuous.moments(images)
 
     def tokens(self, moments: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Ids (B, L, C) int64 in 0 … Q-1 of posterior moments (B, 2c, h, w): of its mean, or of a sample with `noise` (B, c, h, w)."""
+        """Ids (B, L, C) int64 in 0 … Q-1 of moments (B, 2c, h, w): of the mean, or of a sample with `noise` (B, c, h, w)."""
         return quantize(self.continuous.tokens(moments, noise), self.level_values, **self._range())
 
-    def encode(self, images: Tensor, *, noise: Tensor | None = None) -> Tensor:
-        """Ids (B, L, C), row by row, of images (B, C, H, W) in [-1, 1]; `noise` as in `tokens`."""
-        return self.tokens(self.moments(images), noise)
-
     def values(self, ids: Tensor) -> Tensor:
-        """The numbers (B, L, C) fp32 that ids (B, L, C) stand for: latents times `scale`."""
+        """Scaled latents (B, L, C) fp32 of ids (B, L, C)."""
         return dequantize(ids, self.level_values, **self._range())
 
     def decode(self, ids: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
-        """Images of ids (B, L, C) in 0 … Q-1; `grid` (rows, columns) if not square."""
+        """Images of ids (B, L, C) in 0 … Q-1; `grid` (rows, columns) if it is not square."""
         return self.continuous.decode(self.values(ids), grid)
-
-    def fuse(self) -> "QuantizedKL":
-        """Nothing to fold here; a part of the interface."""
-        return self
 
     def noise_shape(self) -> tuple[int, ...]:
         """Shape (c, h, w) of the posterior's noise for one image of `image_size`."""
         side = self.config.image_size // self.stride
         return self.continuous.config.latent_channels, side, side
 
-    def forward(self, *_: Any, **__: Any) -> Tensor:
-        """Not to be trained.
+    def fingerprint(self) -> str:
+        """The fingerprint of the inner KL tokenizer: one cache of moments serves both, and any levels."""
+        return self.continuous.fingerprint()
 
-        Raises:
-            MgenError: always.
-        """
-        raise MgenError("a QuantizedKL is not trained: train its KLTokenizer, then mgen convert quantize")
+    def forward(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        """Raise MgenError: there is nothing to train."""
+        raise MgenError("a QuantizedKL is not trained: train its KLTokenizer, then run mgen convert quantize")

@@ -1,10 +1,10 @@
-"""The order of latent channels by frequency: which ones draw the outline of an image and which ones its texture.
+"""Latent channels sorted by spatial frequency: which ones carry the outline of an image and which ones its texture.
 
-TokenBridge (Wang et al., arXiv 2503.16430, §3.3) predicts the channels of a token one after another, those of low frequency first,
-as found by a Fourier transform. No code was published for the finding, only its outcome for KL16 (mgen.nn.levels.PUBLISHED_ORDER);
-the measure here is our reading of the text.
+TokenBridge (Wang et al., arXiv 2503.16430, §3.3) predicts the channels of a token one after another, low frequencies first, as found
+by a Fourier transform. Only the resulting order for KL16 was published (mgen.nn.levels.PUBLISHED_ORDER), no code; the measure here
+is our reading of the text.
 
-Notation: N images, c channels, h × w places.
+Notation: N images, c channels, h × w positions.
 """
 
 from collections.abc import Iterable
@@ -17,17 +17,17 @@ from mgen.utils.errors import MgenError
 
 
 def frequency_order(latents: Tensor) -> tuple[int, ...]:
-    """Channels of latents (N, c, h, w), the one with the lowest mean frequency first; equal ones in ascending order.
+    """Channels of latents (N, c, h, w) by ascending mean frequency; ties keep their order.
 
-    A channel's mean frequency is √(f_y² + f_x²), in cycles per place, weighted by its power spectrum, which is averaged over the
-    images; a constant that all images share does not count.
+    A channel's mean frequency is √(f_y² + f_x²), in cycles per position, weighted by its power spectrum averaged over the images.
+    The mean over images is subtracted first, so that a constant all images share does not count.
 
     Raises:
-        MgenError: latents that are not (N, c, h, w), not finite, or a single place.
+        MgenError: the latents are not (N, c, h, w), not finite, or have a single position.
     """
     if latents.ndim != 4 or latents.shape[-2] * latents.shape[-1] < 2 or not torch.isfinite(latents).all():
         raise MgenError(
-            f"latents {tuple(latents.shape)}: finite numbers (N, c, h, w) on at least two places have frequencies"
+            f"latents {tuple(latents.shape)}: expected finite numbers (N, c, h, w) with at least two positions"
         )
     x = latents.double()
     power = torch.fft.fft2(x - x.mean((0, 2, 3), keepdim=True)).abs().square().mean(0)  # (c, h, w)
@@ -40,13 +40,12 @@ def frequency_order(latents: Tensor) -> tuple[int, ...]:
 
 @torch.inference_mode()
 def measure_order(tokenizer: KLTokenizer, batches: Iterable[Tensor], *, seed: int = 0) -> tuple[int, ...]:
-    """`frequency_order` of the tokens of images: the C numbers of a token are the channels, its place in the grid the place.
+    """`frequency_order` of the tokens of images: the C numbers of a token are the channels, the grid gives the positions.
 
-    Tokens are samples of the posterior, as generators see them: a channel that is nearly all noise has a flat spectrum and
-    comes late.
+    Tokens are samples of the posterior, as generators see them: a channel that is mostly noise has a flat spectrum and comes late.
 
     Args:
-        batches: image batches (B, C, H, W) in [-1, 1]; a thousand images are plenty. seed: of the posterior's noise.
+        batches: image batches (B, C, H, W) in [-1, 1]; a thousand images are enough. seed: of the posterior's noise.
     """
     rng, parts = torch.Generator().manual_seed(seed), []
     for images in batches:
@@ -54,9 +53,8 @@ def measure_order(tokenizer: KLTokenizer, batches: Iterable[Tensor], *, seed: in
         b, c, h, w = moments.shape
         noise = torch.randn(b, c // 2, h, w, generator=rng).to(moments.device)
         tokens = tokenizer.tokens(moments, noise)  # (B, L, C)
-        parts.append(
-            tokens.unflatten(1, (h // tokenizer.config.patch, -1)).permute(0, 3, 1, 2).cpu()
-        )  # (B, C, rows, columns)
+        maps = tokens.unflatten(1, (h // tokenizer.config.patch, -1)).permute(0, 3, 1, 2)  # (B, C, rows, columns)
+        parts.append(maps.cpu())
     if not parts:
-        raise MgenError("no images to measure the order of channels on")
+        raise MgenError("there are no images to measure the order of channels on")
     return frequency_order(torch.cat(parts))

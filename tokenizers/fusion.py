@@ -1,11 +1,9 @@
-"""The two transformers of a Hita tokenizer: one gathers an image's holistic tokens, the other spreads them over its patches.
+"""The two transformers of a Hita tokenizer: one gathers an image into holistic tokens, the other spreads them over its patches.
 
 Zheng et al., "Holistic Tokenizer for Autoregressive Image Generation" (ICCV 2025, arXiv 2507.02358), §3.
 
 Notation: B batch, S holistic tokens, h × w grid, N = h·w patches, V vision tokens of width W, D width, F hidden width of the MLPs.
 """
-
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +15,7 @@ from mgen.utils.errors import MgenError
 
 
 class FusionBlock(nn.Module):
-    """x += attn(LN(x)); x += mlp(LN(x)), with positions added before the first block only.
+    """x += attn(LN(x)); x += mlp(LN(x)). Positions are added before the first block only.
 
     Args:
         dim, heads, head_dim, hidden: D, heads, width of a head, F. bias: of the q, k, v projection.
@@ -45,7 +43,7 @@ class FusionBlock(nn.Module):
         """(B, L, D) → (B, L, D).
 
         Args:
-            causal: every position reads itself and those before it. readable: bool (L, L), the keys that each position may read.
+            causal: positions attend to themselves and earlier ones. readable: bool (L, L), True where a query may attend to a key.
         """
         attn = self.attn
         q, k, v = attn.project(self.norm1(x), 0, 3)  # (B, H, L, d) each
@@ -57,10 +55,10 @@ class FusionBlock(nn.Module):
 
 
 def positions_of(table: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Rows (h·w, D) for a grid (h, w) of a table (n², D) made for a square one.
+    """Position embeddings (h·w, D) of a grid (h, w), from a table (n², D) of a square one.
 
-    On another grid the official code resamples the table by the factors (h + 0.1) / n and (w + 0.1) / n, which move the sample
-    points too; weights were never used otherwise. The clean values are h / n and w / n.
+    On another grid the official code resamples the table by the factors (h + 0.1) / n and (w + 0.1) / n, which also shift the sample
+    points. We keep this because the weights were always used this way; the clean values are h / n and w / n.
     """
     n = round(len(table) ** 0.5)
     if grid == (n, n):
@@ -84,13 +82,13 @@ class VisionProjection(nn.Sequential):
 
 
 class Gathering(nn.Module):
-    """Features of the patches → holistic tokens and patches, both aware of the whole image.
+    """Features of the patches → holistic tokens and patches, both informed by the whole image.
 
-    The first stack lets everything read everything, the vision tokens too; the second is causal, holistic tokens first.
+    The first stack is bidirectional and includes the vision tokens; the second is causal, with the holistic tokens first.
 
     Args:
         dim, depth, heads, hidden: D, blocks of each stack, heads, F. inner: heads times head width of the first stack.
-        holistic: S. side: h = w of the position table. vision: W, or None without vision tokens. dropout: see FusionBlock.
+        holistic: S. side: h = w of the position table. vision: W; None without vision tokens. dropout: see FusionBlock.
     """
 
     def __init__(
@@ -109,19 +107,21 @@ class Gathering(nn.Module):
         super().__init__()
         if inner % heads:
             raise MgenError(
-                f"inner {inner} is not a multiple of heads {heads}: it is their number times the width of one"
+                f"inner {inner} is not a multiple of heads {heads}: it is the number of heads times the width of a head"
             )
         self.holistic = nn.Parameter(torch.randn(holistic, dim) * dim**-0.5)
         self.position = nn.Parameter(torch.randn(side * side, dim) * dim**-0.5)
         self.project = VisionProjection(vision, dim) if vision is not None else None
         self.norm1 = nn.LayerNorm(dim)
-        own: dict[str, Any] = dict(head_dim=inner // heads, bias=False, out_dropout=dropout)
-        self.blocks1 = nn.ModuleList(FusionBlock(dim, heads, hidden=hidden, **own) for _ in range(depth))
+        self.blocks1 = nn.ModuleList(
+            FusionBlock(dim, heads, hidden=hidden, head_dim=inner // heads, bias=False, out_dropout=dropout)
+            for _ in range(depth)
+        )
         self.norm2 = nn.LayerNorm(dim)
         self.blocks2 = nn.ModuleList(FusionBlock(dim, heads, hidden=hidden, dropout=dropout) for _ in range(depth))
 
     def forward(self, features: Tensor, vision: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Holistic tokens (B, S, D) and patches (B, D, h, w) of features (B, D, h, w) and vision tokens (B, V, W), if it takes them."""
+        """Holistic tokens (B, S, D) and patches (B, D, h, w) of features (B, D, h, w) and, if used, vision tokens (B, V, W)."""
         b, _, h, w = features.shape
         patches = features.flatten(2).transpose(1, 2) + positions_of(self.position, (h, w))  # (B, N, D)
         carriers = self.holistic.expand(b, -1, -1)  # (B, S, D)
@@ -137,14 +137,14 @@ class Gathering(nn.Module):
 
 
 class Spreading(nn.Module):
-    """Holistic tokens and patches → features of the patches, causally; and vision tokens from the holistic ones alone.
+    """Holistic tokens and patches → features of the patches, causally; also predicts vision tokens from the holistic ones.
 
-    The feature of patch i is read `shift` positions before patch i itself, so that the first ones come from holistic tokens and
-    the last `shift` patches reach nothing: they are not computed.
+    The feature of patch i is read `shift` positions before patch i, so the first features come from holistic tokens, and the last
+    `shift` patches influence nothing and are not computed.
 
     Args:
         dim, depth, heads, hidden: D, blocks, heads, F. holistic: S. side: h = w of the position table. dropout: see FusionBlock.
-        vision: W of the vision tokens that are predicted, or None for none.
+        vision: W of the predicted vision tokens; None: predict none.
     """
 
     def __init__(
@@ -162,9 +162,7 @@ class Spreading(nn.Module):
     ) -> None:
         super().__init__()
         if not 0 <= shift <= holistic:
-            raise MgenError(
-                f"shift {shift}: features are read up to as many positions early as there are holistic tokens, {holistic}"
-            )
+            raise MgenError(f"shift is {shift}: expected 0 to {holistic}, the number of holistic tokens")
         self.shift = shift
         self.holistic_position = nn.Parameter(torch.randn(holistic, dim) * dim**-0.5)
         self.position = nn.Parameter(torch.randn(side * side, dim) * dim**-0.5)
@@ -174,7 +172,7 @@ class Spreading(nn.Module):
             self.query = nn.Parameter(torch.randn(dim) * dim**-0.5)
             self.vision_norm = nn.LayerNorm(dim)
             self.vision_out = nn.Linear(dim, vision)
-        self.apply(_initialise)
+        self.apply(_initialize)
 
     def forward(self, holistic: Tensor, patches: Tensor) -> Tensor:
         """Features (B, D, h, w) for the CNN decoder, of holistic tokens (B, S, D) and patches (B, D, h, w)."""
@@ -188,12 +186,12 @@ class Spreading(nn.Module):
         return x[:, s - self.shift :].transpose(1, 2).unflatten(2, grid)
 
     def vision_tokens(self, holistic: Tensor, side: int) -> Tensor:
-        """Predicted vision tokens (B, side², W) of holistic tokens (B, S, D), by the same blocks; part of a training loss only."""
+        """Predicted vision tokens (B, side², W) of holistic tokens (B, S, D), by the same blocks; used by a training loss only."""
         b, s, _ = holistic.shape
         queries = (self.query + positions_of(self.position, (side, side))).expand(b, -1, -1)  # (B, side², D)
         x = self.vision_norm(torch.cat([holistic, queries], dim=1))
         length = x.shape[1]
-        # Holistic tokens read those before them and no query, queries read everything.
+        # Holistic tokens attend causally and to no query; queries attend to everything.
         readable = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
         readable[s:] = True
         for block in self.blocks:
@@ -201,8 +199,8 @@ class Spreading(nn.Module):
         return self.vision_out(x[:, s:])
 
 
-def _initialise(module: nn.Module) -> None:
-    """Xavier-uniform weights without biases, the projections of q, k and v each on its own, as published."""
+def _initialize(module: nn.Module) -> None:
+    """Xavier-uniform weights and zero biases; q, k and v are initialized separately, as published."""
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:

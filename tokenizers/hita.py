@@ -1,37 +1,38 @@
-"""Hita: image ⇄ holistic tokens of the image as a whole, then tokens of its patches, in one causal sequence.
+"""Hita: image ⇄ holistic tokens of the whole image, followed by tokens of its patches, in one causal sequence.
 
 Zheng et al., "Holistic Tokenizer for Autoregressive Image Generation" (ICCV 2025, arXiv 2507.02358). LlamaGen's convolutions and
-codes compared by angle, around two transformers (fusion.py); a frozen DINOv2 lends its features while encoding (vision.py).
+codes compared by angle, around two transformers (fusion.py); encoding also uses features of a frozen DINOv2 (vision.py).
+
+"Holistic" is the paper's word for what the rest of the code calls global tokens.
 
 Notation: B batch, C image channels, S holistic tokens, h = w = image side / 2^(levels-1), N = h·w patch tokens, D width,
-d and d' numbers of a patch's and of a holistic code, V vision tokens of width W.
+d and d' dimensions of a patch code and a holistic code, V vision tokens of width W.
 
 | size | image | channels | D, depth, F | tokens S + N | codes × d, d' | vision | parameters |
 |---|---|---|---|---|---|---|---|
 | V (Hita-V) | 336 | 128 128 256 256 512 | 512, 3, 1368 | 128 + 441 | 16384 × 8, 12 | encodes with | 104.2 M |
 | U (Hita-U) | 336 | 128 128 256 256 512 | 512, 3, 1368 | 128 + 441 | 16384 × 8, 12 | predicted too | 104.8 M |
-| fmnist | 32, grey | 16 32 64 64 | 128, 2, 256 | 48 + 16 | 512 × 8, 12 | none | 2.2 M |
-| fmnist-8 | 32, grey | 16 32 64 | 128, 2, 256 | 16 + 64 | 512 × 8, 12 | none | 1.9 M |
+| fmnist | 32, gray | 16 32 64 64 | 128, 2, 256 | 48 + 16 | 512 × 8, 12 | none | 2.2 M |
+| fmnist-8 | 32, gray | 16 32 64 | 128, 2, 256 | 16 + 64 | 512 × 8, 12 | none | 1.9 M |
 """
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import ModelMixin  # noqa: F401  (diffusers looks the base class up in this namespace)
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
+from mgen.tokenizers.base import Tokenizer, register_tokenizer
 from mgen.tokenizers.fusion import Gathering, Spreading
 from mgen.tokenizers.quantizers import codebook_usage
-from mgen.tokenizers.sphere import SphereQuantizer, check_side, sphere_vq
+from mgen.tokenizers.sphere import SphereQuantizer, sphere_vq
 from mgen.tokenizers.vision import HOW, VisionEncoder, load_vision
 from mgen.tokens import TokenSpec
 from mgen.utils.errors import MgenError
-from mgen.utils.modeling import Model, public
 
-SMALL: dict[str, Any] = dict(
+SMALL: dict[str, object] = dict(
     image_size=32,
     in_channels=1,
     layers=1,
@@ -40,40 +41,40 @@ SMALL: dict[str, Any] = dict(
     depth=2,
     heads=4,
     hidden=256,
-    codes=512,
-    holistic_codes=512,
+    vocab_size=512,
+    global_vocab_size=512,
     dropout=0.0,
     vision=None,
 )
 
 
-@public
-class HitaTokenizer(Model):
-    """Image ⇄ ids, holistic ones first. Images are (B, C, H, W) in [-1, 1].
+@register_tokenizer
+class HitaTokenizer(Tokenizer):
+    """Image ⇄ ids, the holistic ones first. Images are (B, C, H, W) in [-1, 1].
 
-    With `vision`, encoding needs the frozen vision encoder that `use_vision` loads; decoding never does, and it is never saved.
+    With `vision`, encoding needs the frozen vision encoder that `use_vision` loads; decoding does not. The encoder is never saved.
 
     Args:
-        image_size: H = W in pixels; a multiple of 2^(levels - 1). Other sizes work with the same weights.
-        in_channels: C, 3 for RGB, 1 for grey.
+        image_size: H = W in pixels, a multiple of 2^(levels - 1). The same weights work at any such size.
+        in_channels: C, 3 for RGB, 1 for gray.
         channels, layers, norm_groups, stem: of the convolutions, as in LlamaGenVQ.
-        holistic: S. shift: positions by which the decoder reads a patch's feature early, 0 … S.
+        global_tokens: S. shift: number of positions by which the decoder reads a patch's feature early, 0 … S.
         dim, depth, heads, hidden: D, blocks of each of the three stacks, heads, F. dropout: in the stacks.
-        inner: heads times head width of the first stack; None: D.
-        codes, latent: rows of the patches' codebook and d. holistic_codes, holistic_latent: of the holistic tokens, and d'.
-        vision: W, or None for a tokenizer without a vision encoder.
-        vision_loss: train the holistic tokens to predict the vision tokens too (Hita-U).
+        inner: heads times head width in the first stack; None: D.
+        vocab_size, latent: rows of the patches' codebook and d. global_vocab_size, global_latent: the same of
+            the holistic tokens.
+        vision: W; None for a tokenizer without a vision encoder.
+        vision_loss: also train the holistic tokens to predict the vision tokens (Hita-U).
         position_side: h = w of the position tables; None: that of `image_size`.
     """
 
     SIZES = {
         "V": dict(),
         "U": dict(vision_loss=True),
-        "fmnist": dict(SMALL, channels=(16, 32, 64, 64), holistic=48),
-        "fmnist-8": dict(SMALL, channels=(16, 32, 64), holistic=16),
+        "fmnist": dict(SMALL, channels=(16, 32, 64, 64), global_tokens=48),
+        "fmnist-8": dict(SMALL, channels=(16, 32, 64), global_tokens=16),
     }
-    # Position tables are resampled for images of another size; the token spec is compared apart.
-    FREE = ("image_size",)
+    DECODER_WEIGHTS = ("vq.decoder.", "vq.post_quant_conv.", "from_holistic.", "spreading.")
 
     @register_to_config
     def __init__(
@@ -85,7 +86,7 @@ class HitaTokenizer(Model):
         layers: int = 2,
         norm_groups: int = 32,
         stem: int | None = None,
-        holistic: int = 128,
+        global_tokens: int = 128,
         shift: int = 4,
         dim: int = 512,
         depth: int = 3,
@@ -93,19 +94,17 @@ class HitaTokenizer(Model):
         hidden: int = 1368,
         inner: int | None = None,
         dropout: float = 0.1,
-        codes: int = 16384,
+        vocab_size: int = 16384,
         latent: int = 8,
-        holistic_codes: int = 16384,
-        holistic_latent: int = 12,
+        global_vocab_size: int = 16384,
+        global_latent: int = 12,
         vision: int | None = 1024,
         vision_loss: bool = False,
         position_side: int | None = None,
     ) -> None:
         super().__init__()
         if vision_loss and vision is None:
-            raise MgenError(
-                "vision_loss predicts the tokens of a vision encoder: give their width as vision (1024 for ViT-L)"
-            )
+            raise MgenError("vision_loss needs the width of the vision encoder's tokens: set vision (1024 for ViT-L)")
         self.factor = 2 ** (len(channels) - 1)
         self.vq = sphere_vq(
             image_size=image_size,
@@ -115,52 +114,67 @@ class HitaTokenizer(Model):
             norm_groups=norm_groups,
             z_channels=dim,
             latent=latent,
-            codes=codes,
+            vocab_size=vocab_size,
             stem=stem,
         )
-        # Written down: the tables keep their size when the same weights are made to serve another image size.
+        # Saved, so that the position tables keep their size when the weights are used at another image size.
         side = position_side or image_size // self.factor
         self.register_to_config(position_side=side)
-        own: dict[str, Any] = dict(
-            dim=dim, depth=depth, heads=heads, hidden=hidden, holistic=holistic, side=side, dropout=dropout
+        self.gathering = Gathering(
+            dim=dim,
+            depth=depth,
+            heads=heads,
+            hidden=hidden,
+            inner=inner or dim,
+            holistic=global_tokens,
+            side=side,
+            vision=vision,
+            dropout=dropout,
         )
-        self.gathering = Gathering(**own, inner=inner or dim, vision=vision)
-        self.spreading = Spreading(**own, shift=shift, vision=vision if vision_loss else None)
-        self.to_holistic = nn.Linear(dim, holistic_latent)
-        self.holistic_quantize = SphereQuantizer(codes=holistic_codes, dim=holistic_latent)
-        self.from_holistic = nn.Linear(holistic_latent, dim)
-        self._vision: list[VisionEncoder] = []  # in a list: a frozen helper, neither trained nor saved with the model
+        self.spreading = Spreading(
+            dim=dim,
+            depth=depth,
+            heads=heads,
+            hidden=hidden,
+            holistic=global_tokens,
+            side=side,
+            shift=shift,
+            vision=vision if vision_loss else None,
+            dropout=dropout,
+        )
+        self.to_holistic = nn.Linear(dim, global_latent)
+        self.holistic_quantize = SphereQuantizer(vocab_size=global_vocab_size, dim=global_latent)
+        self.from_holistic = nn.Linear(global_latent, dim)
+        self._vision: list[VisionEncoder] = []  # in a list, so that it is neither trained nor saved with the model
 
     # -- the vision encoder --------------------------------------------------------------------------------------------
 
     @property
     def vision_encoder(self) -> VisionEncoder | None:
-        """What `use_vision` took; it follows the tokenizer to other devices."""
+        """The encoder that `use_vision` loaded; it moves with the tokenizer to other devices."""
         return self._vision[0] if self._vision else None
 
     def use_vision(self, source: VisionEncoder | str | Path, *, heads: int | None = None) -> "HitaTokenizer":
-        """Take a vision encoder, or load it from a local file; returns the tokenizer.
+        """Attach a vision encoder, or load it from a local file; returns the tokenizer.
 
         Args:
             source, heads: see `mgen.tokenizers.vision.load_vision`.
 
         Raises:
-            MgenError: this tokenizer takes none, or one of another width, or the file cannot be read.
+            MgenError: this tokenizer takes no vision encoder or one of another width, or the file cannot be read.
         """
         width = self.config.vision
         if width is None:
-            raise MgenError(
-                "this tokenizer was made without a vision encoder (vision=None): leave the vision weights out"
-            )
+            raise MgenError("this tokenizer has no vision encoder (vision: null): leave the vision weights out")
         encoder = source if isinstance(source, VisionEncoder) else load_vision(source, heads=heads)
         if encoder.width != width:
             raise MgenError(
-                f"the vision encoder has tokens of width {encoder.width}, this tokenizer takes {width}: give another file"
+                f"the vision encoder has tokens of width {encoder.width}, but this tokenizer takes {width}: give another file"
             )
         self._vision = [encoder.to(self.device)]
         return self
 
-    def _apply(self, fn: Any, recurse: bool = True) -> "HitaTokenizer":
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "HitaTokenizer":
         for encoder in self._vision:
             encoder._apply(fn)
         return super()._apply(fn, recurse)
@@ -169,14 +183,14 @@ class HitaTokenizer(Model):
         """Tokens (B, V, W) of images (B, C, H, W), class token first; None for a tokenizer without vision.
 
         Raises:
-            MgenError: it takes a vision encoder, and none was given.
+            MgenError: the vision encoder has not been loaded.
         """
         if self.config.vision is None:
             return None
         if not self._vision:
             raise MgenError(
-                "encoding images with this Hita tokenizer needs its frozen vision encoder, DINOv2's dinov2_vitl14_reg4_pretrain.pth: "
-                f"{HOW}; decoding does not need it"
+                "encoding with this Hita tokenizer needs its frozen vision encoder, DINOv2's dinov2_vitl14_reg4_pretrain.pth: "
+                f"{HOW}; decoding does not"
             )
         return self._vision[0](images).to(self.dtype)
 
@@ -184,76 +198,78 @@ class HitaTokenizer(Model):
 
     @property
     def quantize(self) -> SphereQuantizer:
-        """Of the patches; `holistic_quantize` is the other one."""
+        """The quantizer of the patches; `holistic_quantize` is that of the holistic tokens."""
         return self.vq.quantize
 
     @property
     def spec(self) -> TokenSpec:
-        side, s = self.config.image_size // self.factor, self.config.holistic
-        vocab_size = max(self.config.codes, self.config.holistic_codes)
+        side, s = self.config.image_size // self.factor, self.config.global_tokens
+        vocab_size = max(self.config.vocab_size, self.config.global_vocab_size)
         return TokenSpec(
             kind="index", length=s + side * side, grid=(side, side), vocab_size=vocab_size, global_tokens=s
         )
 
     @property
-    def unread(self) -> int:
-        """So many tokens, the last ones, cannot reach the image."""
+    def unused_tail(self) -> int:
+        """The last `shift` patches, which the decoder never reads."""
         return self.config.shift
 
     def latents(self, images: Tensor, vision: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Before quantization: holistic latents (B, d', 1, S) and patches (B, d, h, w), of any length, of images (B, C, H, W).
+        """Latents before quantization: holistic (B, d', 1, S) and of the patches (B, d, h, w), of images (B, C, H, W).
 
         Args:
-            vision: tokens (B, V, W) of these images; None: they are made here.
+            vision: vision tokens (B, V, W) of these images; None: computed here.
 
         Raises:
-            MgenError: an image side that is no multiple of `factor`, or a vision encoder that is missing.
+            MgenError: an image side is not a multiple of `factor`, or the vision encoder is missing.
         """
-        check_side("image size", tuple(images.shape[-2:]), self.factor)
+        self.check_size(images)
         vision = self.vision_tokens(images) if vision is None else vision
         holistic, patches = self.gathering(self.vq.encoder(images), vision)
         return self.to_holistic(holistic).transpose(1, 2).unsqueeze(2), self.vq.quant_conv(patches)
 
     def encode(self, images: Tensor) -> Tensor:
-        """Ids (B, S + N) int64, holistic ones first, then the patches row by row; see `latents`."""
+        """Ids (B, S + N) int64, the holistic ones first, then the patches row by row; see `latents`."""
         holistic, patches = self.latents(images)
         return torch.cat(
             [self.holistic_quantize.ids(holistic).flatten(1), self.quantize.ids(patches).flatten(1)], dim=1
         )
 
     @torch.no_grad()
-    def initialise_codes(self, images: Tensor, rng: torch.Generator) -> None:
-        """Put both codebooks on latents of these images (B, C, H, W); see VectorQuantizer.initialise."""
+    def initialize_codebooks(self, images: Tensor, rng: torch.Generator) -> None:
+        """Place the rows of both codebooks on latents of images (B, C, H, W); see VectorQuantizer.initialize."""
         training = self.training
         holistic, patches = self.eval().latents(images)
         self.train(training)
-        self.quantize.initialise(patches, rng)
-        self.holistic_quantize.initialise(holistic, rng)
+        self.quantize.initialize(patches, rng)
+        self.holistic_quantize.initialize(holistic, rng)
 
     # -- ids to images -------------------------------------------------------------------------------------------------
 
     def lookup(self, ids: Tensor, grid: tuple[int, int] | None = None) -> tuple[Tensor, Tensor]:
-        """Holistic codes (B, d', 1, S) and patch codes (B, d, h, w) of ids (B, S + N); `grid` (h, w) if not square.
+        """Holistic codes (B, d', 1, S) and patch codes (B, d, h, w) of ids (B, S + N); `grid` (h, w) if it is not square.
 
         Raises:
-            MgenError: ids that do not make the grid, or that their codebook does not have.
+            MgenError: the number of ids does not fit the grid, or an id is out of range.
         """
-        s, c = self.config.holistic, self.config
+        s, c = self.config.global_tokens, self.config
         side = round(max(ids.shape[1] - s, 0) ** 0.5)
         h, w = grid or (side, side)
         if ids.shape[1] != s + h * w:
             raise MgenError(
-                f"{ids.shape[1]} ids: this tokenizer takes {s} holistic ones and {h}×{w} of patches; give grid=(h, w)"
+                f"got {ids.shape[1]} ids, expected {s} holistic ones and {h}×{w} of patches: give grid=(h, w)"
             )
         holistic, patches = ids[:, :s], ids[:, s:]
-        if not ids.is_meta and bool(ids.amin() < 0 or holistic.amax() >= c.holistic_codes or patches.amax() >= c.codes):
+        if not ids.is_meta and bool(
+            ids.amin() < 0 or holistic.amax() >= c.global_vocab_size or patches.amax() >= c.vocab_size
+        ):
             raise MgenError(
-                f"ids out of range: holistic ones lie below {c.holistic_codes}, those of patches below {c.codes}"
+                f"ids out of range: holistic ids must be below {c.global_vocab_size}, patch ids below {c.vocab_size}"
             )
         return self.holistic_quantize.lookup(holistic.unsqueeze(1)), self.quantize.lookup(patches.unflatten(1, (h, w)))
 
     def features(self, holistic: Tensor, patches: Tensor) -> Tensor:
-        """What the CNN decoder takes (B, D, h, w), of codes (B, d', 1, S) and (B, d, h, w)."""
+        """Input (B, D, h, w) of the CNN decoder, of codes (B, d', 1, S) and (B, d, h, w)."""
         spread = self.from_holistic(holistic.squeeze(2).transpose(1, 2))  # (B, S, D)
         return self.spreading(spread, self.vq.post_quant_conv(patches))
 
@@ -262,7 +278,7 @@ class HitaTokenizer(Model):
         return self.vq.decoder(self.features(holistic, patches))
 
     def decode(self, ids: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
-        """Images of ids (B, S + N) int64; `grid` (h, w) of the patches if not square. No vision encoder is needed."""
+        """Images of ids (B, S + N) int64; `grid` (h, w) of the patches if it is not square. Needs no vision encoder."""
         holistic, patches = self.lookup(ids, grid)
         return self.decode_latents(holistic.to(self.dtype), patches.to(self.dtype))
 
@@ -270,32 +286,19 @@ class HitaTokenizer(Model):
         """Predicted vision tokens (B, side², W), without the class token, of holistic codes (B, d', 1, S).
 
         Raises:
-            MgenError: a tokenizer without `vision_loss`.
+            MgenError: the tokenizer was made without `vision_loss`.
         """
         if not self.config.vision_loss:
-            raise MgenError("this tokenizer predicts no vision tokens: only those with vision_loss=true (Hita-U) do")
+            raise MgenError("this tokenizer predicts no vision tokens: that takes vision_loss: true (Hita-U)")
         return self.spreading.vision_tokens(self.from_holistic(holistic.squeeze(2).transpose(1, 2)), side)
 
-    # -- the rest of a tokenizer's interface ---------------------------------------------------------------------------
-
-    def fuse(self) -> "HitaTokenizer":
-        """Nothing to fold here; a part of the interface."""
-        return self
-
-    def fingerprint_parts(self) -> dict[str, Tensor]:
-        """The weights that decide which ids an image gets: a new decoder leaves a token cache valid."""
-        skip = ("vq.decoder.", "vq.post_quant_conv.", "from_holistic.", "spreading.")
-        return {name: value for name, value in self.state_dict().items() if not name.startswith(skip)}
-
-    def noise_shape(self) -> None:
-        """Reconstructing takes no random numbers."""
-        return None
+    # -- training ------------------------------------------------------------------------------------------------------
 
     def forward(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-        """Training: reconstruction (B, C, H, W) in about [-1, 1]; loss terms; usage and perplexity of both codebooks.
+        """For training: reconstructions (B, C, H, W), loss terms, usage and perplexity of both codebooks.
 
-        Loss terms are those of the quantizers, summed over both, and with `vision_loss` "vision": the mean of 1 − cosine between
-        the vision encoder's patch tokens and the predicted ones.
+        Loss terms are those of the quantizers, summed over both, and with `vision_loss` "vision": the mean of 1 − cosine similarity
+        of the vision encoder's patch tokens and the predicted ones.
         """
         vision = self.vision_tokens(images)
         z_holistic, z_patches = self.latents(images, vision)
@@ -306,7 +309,7 @@ class HitaTokenizer(Model):
             target = vision[:, 1:]
             guess = self.predict_vision(holistic.values, round(target.shape[1] ** 0.5))
             losses["vision"] = (1 - F.cosine_similarity(guess.float(), target.float(), dim=-1, eps=1e-6)).mean()
-        figures = codebook_usage(patches.ids, self.config.codes)
-        whole = codebook_usage(holistic.ids, self.config.holistic_codes)
-        figures |= {f"holistic_{name}": value for name, value in whole.items()}
-        return self.decode_latents(holistic.values, patches.values), losses, figures
+        metrics = codebook_usage(patches.ids, self.config.vocab_size)
+        whole = codebook_usage(holistic.ids, self.config.global_vocab_size)
+        metrics |= {f"holistic_{name}": value for name, value in whole.items()}
+        return self.decode_latents(holistic.values, patches.values), losses, metrics

@@ -2,7 +2,7 @@
 
 Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models" (CVPR 2022, arXiv 2112.10752), appendix G; KL16 is the
 one of Li et al., "Autoregressive Image Generation without Vector Quantization" (MAR, NeurIPS 2024, arXiv 2406.11838).
-A token is the latent of p×p neighbouring places, channel-major (c, p, p), times `scale`.
+A token is a p×p patch of the latent, channel-major (c, p, p), times `scale`.
 
 Notation: B batch, c latent channels, h = w latent side, p patch, L = (h/p)·(w/p) tokens of C = c·p² numbers.
 
@@ -16,47 +16,47 @@ Notation: B batch, c latent channels, h = w latent side, p patch, L = (h/p)·(w/
 from collections.abc import Iterable
 
 import torch
-from diffusers import AutoencoderKL, ModelMixin  # noqa: F401  (diffusers looks the base class up in this namespace)
+from diffusers import AutoencoderKL
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
+from mgen.tokenizers.base import PosteriorTokenizer, register_tokenizer
 from mgen.tokens import TokenSpec
 from mgen.utils.errors import MgenError
-from mgen.utils.modeling import Model, public
 
 
 def patchify(latents: Tensor, patch: int) -> Tensor:
-    """Latents (B, c, h, w) → tokens (B, L, c·p²), row by row; numbers of a token in the order (c, p, p)."""
+    """Latents (B, c, h, w) → tokens (B, L, c·p²), row by row; the numbers of a token are in the order (c, p, p)."""
     b, c, h, w = latents.shape
     x = latents.reshape(b, c, h // patch, patch, w // patch, patch)
     return x.permute(0, 2, 4, 1, 3, 5).reshape(b, -1, c * patch * patch)  # (B, L, C)
 
 
 def unpatchify(tokens: Tensor, patch: int, grid: tuple[int, int]) -> Tensor:
-    """Tokens (B, L, c·p²) on `grid` → latents (B, c, h, w): the inverse of `patchify`."""
+    """Tokens (B, L, c·p²) on `grid` → latents (B, c, h, w), the inverse of `patchify`."""
     b, _, channels = tokens.shape
     x = tokens.reshape(b, *grid, channels // patch**2, patch, patch)
     return x.permute(0, 3, 1, 4, 2, 5).reshape(b, -1, grid[0] * patch, grid[1] * patch)  # (B, c, h, w)
 
 
-@public
-class KLTokenizer(Model):
+@register_tokenizer
+class KLTokenizer(PosteriorTokenizer):
     """Image ⇄ vectors. Images are (B, C, H, W) in [-1, 1]. `vae` is a diffusers AutoencoderKL: `vae.save_pretrained` exports it.
 
     Args:
-        image_size: H = W in pixels; a multiple of the downsampling factor times `patch`. Any such size works with the same weights.
-        in_channels: C, 3 for RGB, 1 for grey.
+        image_size: H = W in pixels, a multiple of the downsampling factor times `patch`. The same weights work at any such size.
+        in_channels: C, 3 for RGB, 1 for gray.
         latent_channels: c. channels: width of each level, finest first; every level but the last halves the side.
         layers: residual blocks per level of the encoder (the decoder has one more).
         norm_groups: groups of the GroupNorms.
-        encoder_attention, decoder_attention: levels with attention after every block, 0 the finest; KL16's decoder has none.
+        encoder_attention, decoder_attention: levels with attention after every block, 0 is the finest; KL16's decoder has none.
         middle_attention, quant_conv: attention in the middle; 1×1 convolutions around the latent.
-        patch: p. scale: factor of the latents that brings tokens to unit variance; None: not known yet, see `estimate_scale`.
-        shift: subtracted from latents before scaling.
-        stem: width of the first convolution, where it differs from channels[0]; z_channels: width around the latent, where it differs
-            from latent_channels. diffusers' own AutoencoderKL knows neither, so `vae` is then no plain one.
+        patch: p. scale: factor that brings the latents to unit variance; None: not measured yet, see `estimate_scale`.
+        shift: subtracted from the latents before scaling.
+        stem: width of the first convolution, if it differs from channels[0]. z_channels: width around the latent, if it differs from
+            latent_channels. diffusers' AutoencoderKL has neither option, so it cannot load such a `vae`.
     """
 
     SIZES = {
@@ -74,8 +74,9 @@ class KLTokenizer(Model):
             scale=None,
         ),
     }
-    # What does not change the moments of an image, so that a cache of moments survives it; the last two show in the weights.
-    FREE = ("image_size", "patch", "scale", "shift", "stem", "z_channels")
+    # The last two change the weights themselves, which the fingerprint covers.
+    CACHE_NEUTRAL = ("image_size", "patch", "scale", "shift", "stem", "z_channels")
+    DECODER_WEIGHTS = ("vae.decoder.", "vae.post_quant_conv.")
 
     @register_to_config
     def __init__(
@@ -105,7 +106,7 @@ class KLTokenizer(Model):
                 f"image_size {image_size} is not a multiple of {self.factor}: downsampling {self.stride} times patch {patch}"
             )
         if scale is not None and not 0 < scale < float("inf"):
-            raise MgenError(f"scale is {scale}: a positive factor is needed, or null for one that is to be measured")
+            raise MgenError(f"scale is {scale}: expected a positive factor, or null if it is still to be measured")
         depth = range(len(channels))
         down = ["AttnDownEncoderBlock2D" if i in encoder_attention else "DownEncoderBlock2D" for i in depth]
         up = ["AttnUpDecoderBlock2D" if i in decoder_attention else "UpDecoderBlock2D" for i in reversed(depth)]
@@ -133,7 +134,7 @@ class KLTokenizer(Model):
         if z_channels is not None and z_channels != latent_channels:
             if not quant_conv:
                 raise MgenError(
-                    f"z_channels {z_channels} and latent_channels {latent_channels} differ: quant_conv is needed"
+                    f"z_channels {z_channels} and latent_channels {latent_channels} differ, which needs quant_conv: true"
                 )
             self.vae.quant_conv = nn.Conv2d(2 * z_channels, 2 * latent_channels, 1)
             self.vae.post_quant_conv = nn.Conv2d(latent_channels, z_channels, 1)
@@ -151,10 +152,7 @@ class KLTokenizer(Model):
 
     def moments(self, images: Tensor) -> Tensor:
         """Mean and log-variance of the posterior, (B, 2c, h, w), of images (B, C, H, W) in [-1, 1]; not clamped."""
-        if images.shape[-2] % self.factor or images.shape[-1] % self.factor:
-            raise MgenError(
-                f"image size {tuple(images.shape[-2:])} is not a multiple of {self.factor}: resize or crop it first"
-            )
+        self.check_size(images)
         h = self.vae.encoder(images)
         return h if self.vae.quant_conv is None else self.vae.quant_conv(h)
 
@@ -163,28 +161,24 @@ class KLTokenizer(Model):
         return DiagonalGaussianDistribution(moments.float())
 
     def tokens(self, moments: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Tokens (B, L, C) of posterior moments (B, 2c, h, w).
+        """Tokens (B, L, C) of moments (B, 2c, h, w).
 
         Args:
-            noise: standard normal (B, c, h, w): a sample of the posterior; None: its mean.
+            noise: standard normal (B, c, h, w), to sample the posterior; None takes its mean.
 
         Raises:
-            MgenError: the scale is not known yet.
+            MgenError: the scale has not been set.
         """
         posterior = self.posterior(moments)
         z = posterior.mean if noise is None else posterior.mean + posterior.std * noise
         return patchify((z - self.config.shift) * self._scale(), self.config.patch)
-
-    def encode(self, images: Tensor, *, noise: Tensor | None = None) -> Tensor:
-        """Tokens (B, L, C), row by row, of images (B, C, H, W) in [-1, 1]; `noise` as in `tokens`."""
-        return self.tokens(self.moments(images), noise)
 
     def decode_latents(self, z: Tensor) -> Tensor:
         """Images (B, C, H, W), about [-1, 1] and not clamped, of unscaled latents z (B, c, h, w)."""
         return self.vae.decode(z).sample
 
     def decode(self, tokens: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
-        """Images of tokens (B, L, C); `grid` (rows, columns) if not square."""
+        """Images of tokens (B, L, C); `grid` (rows, columns) if it is not square."""
         side = round(tokens.shape[1] ** 0.5)
         z = unpatchify(tokens, self.config.patch, grid or (side, side)) / self._scale() + self.config.shift
         return self.decode_latents(z.to(self.dtype))
@@ -192,18 +186,9 @@ class KLTokenizer(Model):
     def _scale(self) -> float:
         if self.config.scale is None:
             raise MgenError(
-                "this tokenizer has no scale yet: measure it with mgen.tokenizers.estimate_scale and set it"
+                "this tokenizer has no scale: measure it with mgen.tokenizers.estimate_scale (mgen cache --measure-scale) and set it"
             )
         return self.config.scale
-
-    def fuse(self) -> "KLTokenizer":
-        """Nothing to fold here; a part of the interface."""
-        return self
-
-    def fingerprint_parts(self) -> dict[str, Tensor]:
-        """The weights that decide the moments of an image: a new decoder leaves a token cache valid."""
-        skip = ("vae.decoder.", "vae.post_quant_conv.")
-        return {name: value for name, value in self.state_dict().items() if not name.startswith(skip)}
 
     def noise_shape(self) -> tuple[int, ...]:
         """Shape (c, h, w) of the posterior's noise for one image of `image_size`."""
@@ -213,26 +198,27 @@ class KLTokenizer(Model):
     def forward(
         self, images: Tensor, noise: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-        """Training: reconstruction (B, C, H, W), losses and figures to watch.
+        """For training: reconstructions (B, C, H, W), loss terms and metrics.
 
-        Losses: "kl", nats per latent number to the standard normal. Figures: root mean squares of posterior means and deviations.
+        Loss: "kl", the divergence from the standard normal in nats per latent number. Metrics: root mean squares of the posterior's
+        means and standard deviations.
         """
         posterior = self.posterior(self.moments(images))
         z = posterior.mean if noise is None else posterior.mean + posterior.std * noise
         kl = posterior.kl().mean() / z[0].numel()
-        watch = {"latent_rms": posterior.mean.square().mean().sqrt(), "posterior_std": posterior.var.mean().sqrt()}
-        return self.decode_latents(z), {"kl": kl}, {k: v.detach() for k, v in watch.items()}
+        metrics = {"latent_rms": posterior.mean.square().mean().sqrt(), "posterior_std": posterior.var.mean().sqrt()}
+        return self.decode_latents(z), {"kl": kl}, {k: v.detach() for k, v in metrics.items()}
 
 
 @torch.inference_mode()
 def estimate_scale(tokenizer: KLTokenizer, batches: Iterable[Tensor]) -> float:
-    """1 / standard deviation of the (shifted) latents of images, posterior noise counted in: the `scale` of these data.
+    """1 / standard deviation of the shifted latents of images, including the posterior's noise: the `scale` for these data.
 
     Args:
         batches: image batches (B, C, H, W) in [-1, 1]; a thousand images give three digits.
 
     Raises:
-        MgenError: no images, or latents that are not finite or all equal.
+        MgenError: there are no images, or their latents are not finite or all equal.
     """
     total = torch.zeros(3, dtype=torch.float64)  # count, sum, sum of squares
     for images in batches:
@@ -248,5 +234,5 @@ def estimate_scale(tokenizer: KLTokenizer, batches: Iterable[Tensor]) -> float:
     count, first, second = total.tolist()
     variance = second / count - (first / count) ** 2 if count else 0.0
     if not 0 < variance < float("inf"):
-        raise MgenError(f"cannot estimate a scale: {count:.0f} latent numbers with variance {variance}")
+        raise MgenError(f"cannot estimate a scale from {count:.0f} latent numbers with variance {variance}")
     return variance**-0.5

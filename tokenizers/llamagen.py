@@ -1,7 +1,7 @@
-"""LlamaGen's VQ tokenizer: image ⇄ ids of codes of length 1, hosted by diffusers' VQModel.
+"""LlamaGen's VQ tokenizer: image ⇄ ids of unit-length codes, hosted by diffusers' VQModel.
 
 Sun et al., "Autoregressive Model Beats Diffusion: Llama for Scalable Image Generation" (arXiv 2406.06525), §3.1: the VQGAN of Esser
-et al. (arXiv 2012.09841) with few numbers per code and codes compared by their angle (ViT-VQGAN, Yu et al., arXiv 2110.04627, §3.2).
+et al. (arXiv 2012.09841) with low-dimensional codes compared by angle (ViT-VQGAN, Yu et al., arXiv 2110.04627, §3.2).
 Halton-MaskGIT uses VQ-16 at 256 and 384 px.
 
 Notation: B batch, C image channels, d numbers of a code, h = w = image side / 2^(levels-1), L = h·w tokens.
@@ -10,46 +10,45 @@ Notation: B batch, C image channels, d numbers of a code, h = w = image side / 2
 |---|---|---|---|---|---|
 | vq16 (LlamaGen, Halton-MaskGIT) | 128 128 256 256 512 | 16 | 16384 × 8 | 256 | 71.9 M |
 | vq8 | 128 256 256 512 | 8 | 16384 × 8 | 1024 | 70.1 M |
-| fmnist (32 px, grey) | 16 32 64 | 4 | 512 × 8 | (64 at 32 px) | 0.8 M |
+| fmnist (32 px, gray) | 16 32 64 | 4 | 512 × 8 | (64 at 32 px) | 0.8 M |
 """
 
-from diffusers import ModelMixin  # noqa: F401  (diffusers looks the base class up in this namespace)
+import torch
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
-from mgen.tokenizers.quantizers import codebook_usage
-from mgen.tokenizers.sphere import SphereQuantizer, check_side, sphere_vq
+from mgen.tokenizers.base import Tokenizer, register_tokenizer
+from mgen.tokenizers.quantizers import Quantized, codebook_usage
+from mgen.tokenizers.sphere import SphereQuantizer, sphere_vq
 from mgen.tokens import TokenSpec
-from mgen.utils.modeling import Model, public
 
 
-@public
-class LlamaGenVQ(Model):
+@register_tokenizer
+class LlamaGenVQ(Tokenizer):
     """Image ⇄ ids. Images are (B, C, H, W) in [-1, 1].
 
-    `vq` is a diffusers VQModel but for its quantizer: a folder of `vq.save_pretrained` is one that diffusers reads, after
-    `vq.quantize.normalise()` where the codebook was trained here.
+    `vq` is a diffusers VQModel with another quantizer, and diffusers can load what `vq.save_pretrained` writes; for a codebook
+    trained here, call `vq.quantize.normalize()` first.
 
     Args:
-        image_size: H = W in pixels; a multiple of 2^(levels - 1). Any such size works with the same weights.
-        in_channels: C, 3 for RGB, 1 for grey.
+        image_size: H = W in pixels, a multiple of 2^(levels - 1). The same weights work at any such size.
+        in_channels: C, 3 for RGB, 1 for gray.
         channels: width of each level, finest first; every level but the last halves the side and the last has attention.
         layers: residual blocks per level of the encoder (the decoder has one more).
         norm_groups: groups of the GroupNorms.
         z_channels: width between the network and the 1×1 convolutions around the codes.
-        latent: d. codes: codebook rows.
-        stem: width of the first convolution, where it differs from channels[0]. diffusers' own VQModel does not know it.
+        latent: d. vocab_size: codebook rows.
+        stem: width of the first convolution, if it differs from channels[0]; diffusers' VQModel lacks this option.
     """
 
     SIZES = {
         "vq16": dict(),
         "vq8": dict(channels=(128, 256, 256, 512)),
         "fmnist": dict(
-            image_size=32, in_channels=1, channels=(16, 32, 64), layers=1, norm_groups=8, z_channels=64, codes=512
+            image_size=32, in_channels=1, channels=(16, 32, 64), layers=1, norm_groups=8, z_channels=64, vocab_size=512
         ),
     }
-    # The image size is no part of what a convolutional tokenizer computes; the token spec is compared apart.
-    FREE = ("image_size",)
+    DECODER_WEIGHTS = ("vq.decoder.", "vq.post_quant_conv.")
 
     @register_to_config
     def __init__(
@@ -62,7 +61,7 @@ class LlamaGenVQ(Model):
         norm_groups: int = 32,
         z_channels: int = 256,
         latent: int = 8,
-        codes: int = 16384,
+        vocab_size: int = 16384,
         stem: int | None = None,
     ) -> None:
         super().__init__()
@@ -75,7 +74,7 @@ class LlamaGenVQ(Model):
             norm_groups=norm_groups,
             z_channels=z_channels,
             latent=latent,
-            codes=codes,
+            vocab_size=vocab_size,
             stem=stem,
         )
 
@@ -86,41 +85,34 @@ class LlamaGenVQ(Model):
     @property
     def spec(self) -> TokenSpec:
         side = self.config.image_size // self.factor
-        return TokenSpec(kind="index", length=side * side, grid=(side, side), vocab_size=self.config.codes)
+        return TokenSpec(kind="index", length=side * side, grid=(side, side), vocab_size=self.config.vocab_size)
 
     def latents(self, images: Tensor) -> Tensor:
-        """Features before quantization (B, d, h, w), of any length, of images (B, C, H, W) in [-1, 1]."""
-        check_side("image size", tuple(images.shape[-2:]), self.factor)
+        """Features before quantization and normalization (B, d, h, w) of images (B, C, H, W) in [-1, 1]."""
+        self.check_size(images)
         return self.vq.quant_conv(self.vq.encoder(images))
 
     def encode(self, images: Tensor) -> Tensor:
         """Ids (B, L) int64, row by row, of images (B, C, H, W) in [-1, 1]."""
         return self.quantize.ids(self.latents(images)).flatten(1)  # (B, L)
 
+    @torch.no_grad()
+    def initialize_codebooks(self, images: Tensor, rng: torch.Generator) -> None:
+        """Place the codebook's rows on latents of these images (B, C, H, W); see VectorQuantizer.initialize."""
+        self.quantize.initialize(self.latents(images), rng)
+
     def decode_latents(self, z: Tensor) -> Tensor:
         """Images (B, C, H, W), about [-1, 1] and not clamped, of code vectors z (B, d, h, w)."""
         return self.vq.decoder(self.vq.post_quant_conv(z))
 
     def decode(self, ids: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
-        """Images of ids (B, L) int64 in 0..codes-1; `grid` (h, w) if not square."""
+        """Images of ids (B, L) int64 in 0 … vocab_size − 1; `grid` (h, w) if it is not square."""
         side = round(ids.shape[1] ** 0.5)
         values = self.quantize.lookup(ids.unflatten(1, grid or (side, side)))
         return self.decode_latents(values.to(self.dtype))
 
-    def fuse(self) -> "LlamaGenVQ":
-        """Nothing to fold here; a part of the interface."""
-        return self
-
-    def fingerprint_parts(self) -> dict[str, Tensor]:
-        """The weights that decide which ids an image gets: a new decoder leaves a token cache valid."""
-        skip = ("vq.decoder.", "vq.post_quant_conv.")
-        return {name: value for name, value in self.state_dict().items() if not name.startswith(skip)}
-
-    def noise_shape(self) -> None:
-        """Reconstructing takes no random numbers."""
-        return None
-
     def forward(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-        """Training: reconstruction (B, C, H, W) in about [-1, 1], the quantizer's losses, usage and perplexity of the codes."""
-        quantized = self.quantize(self.latents(images))
-        return self.decode_latents(quantized.values), quantized.losses, codebook_usage(quantized.ids, self.config.codes)
+        """For training: reconstructions (B, C, H, W), the quantizer's losses, usage and perplexity of the codebook."""
+        quantized: Quantized = self.quantize(self.latents(images))
+        usage = codebook_usage(quantized.ids, self.config.vocab_size)
+        return self.decode_latents(quantized.values), quantized.losses, usage

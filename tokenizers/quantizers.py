@@ -25,34 +25,34 @@ class Quantized(NamedTuple):
 
 
 class VectorQuantizer(nn.Module):
-    """Nearest-neighbour quantization.
+    """Nearest-neighbor quantization.
 
     Args:
-        codes: number of codebook rows.
+        vocab_size: number of codebook rows.
         dim: length of a row, equal to the channels of z.
     """
 
-    def __init__(self, *, codes: int, dim: int) -> None:
+    def __init__(self, *, vocab_size: int, dim: int) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(codes, dim)
-        nn.init.uniform_(self.embedding.weight, -1 / codes, 1 / codes)
+        self.embedding = nn.Embedding(vocab_size, dim)
+        nn.init.uniform_(self.embedding.weight, -1 / vocab_size, 1 / vocab_size)
 
     @property
-    def codes(self) -> int:
+    def vocab_size(self) -> int:
         return self.embedding.num_embeddings
 
     def distances(self, z: Tensor) -> Tensor:
-        """Squared distances (B, h, w, codes) of z (B, C, h, w) to every code, always in fp32: rounding changes ids."""
+        """Squared distances (B, h, w, vocab_size) of z (B, C, h, w) to every code, in fp32 because rounding changes ids."""
         flat = z.permute(0, 2, 3, 1).float()  # (B, h, w, C)
         table = self.embedding.weight.float()
         return flat.square().sum(-1, keepdim=True) + table.square().sum(-1) - 2 * flat @ table.T
 
     @torch.no_grad()
-    def initialise(self, z: Tensor, rng: torch.Generator) -> None:
-        """Put the codes on random vectors of z (B, C, h, w), slightly moved apart: no code is out of reach at the start."""
+    def initialize(self, z: Tensor, rng: torch.Generator) -> None:
+        """Place the rows on random vectors of z (B, C, h, w) with a little jitter, so that no code starts out of reach."""
         vectors = z.permute(0, 2, 3, 1).flatten(0, 2)  # (N, C)
-        rows = torch.randint(len(vectors), (self.codes,), generator=rng)
-        jitter = torch.randn(self.codes, vectors.shape[1], generator=rng) * (0.01 * vectors.std().cpu())
+        rows = torch.randint(len(vectors), (self.vocab_size,), generator=rng)
+        jitter = torch.randn(self.vocab_size, vectors.shape[1], generator=rng) * (0.01 * vectors.std().cpu())
         self.embedding.weight.copy_(vectors[rows.to(z.device)] + jitter.to(z.device))
 
     def ids(self, z: Tensor) -> Tensor:
@@ -79,13 +79,13 @@ class VectorQuantizer(nn.Module):
 
 
 def entropy_loss(distances: Tensor, temperature: float = 0.01) -> Tensor:
-    """Mean entropy of the soft assignment minus entropy of its mean: low when choices are sharp and codes evenly used.
+    """Mean entropy of the soft assignment minus the entropy of its mean: low for sharp choices and evenly used codes.
 
     Args:
-        distances: squared distances (..., codes).
+        distances: squared distances (…, vocab_size).
         temperature: of the softmax over -distance (MaskGIT's configuration: 0.01).
     """
-    log_p = F.log_softmax(-distances.flatten(0, -2) / temperature + 1e-5, dim=-1)  # (N, codes)
+    log_p = F.log_softmax(-distances.flatten(0, -2) / temperature + 1e-5, dim=-1)  # (N, vocab_size)
     p = log_p.exp()
     mean = p.mean(0)
     return -(p * log_p).sum(-1).mean() + (mean * torch.log(mean + 1e-5)).sum()
@@ -95,7 +95,7 @@ class FSQ(nn.Module):
     """Finite scalar quantization.
 
     Args:
-        levels: number of levels of each channel, at least 3; the vocabulary is their product.
+        levels: number of levels of each channel, at least 3; the vocabulary size is their product.
     """
 
     sizes: Tensor
@@ -109,7 +109,7 @@ class FSQ(nn.Module):
         strides = torch.cumprod(torch.tensor((1, *levels[:-1])), 0)
         self.register_buffer("sizes", sizes.view(-1, 1, 1), persistent=False)
         self.register_buffer("strides", strides.view(-1, 1, 1), persistent=False)
-        self.codes = math.prod(levels)
+        self.vocab_size = math.prod(levels)
 
     def bound(self, z: Tensor) -> Tensor:
         """Squash z so that rounding gives exactly `levels` integers per channel (arXiv 2309.15505, appendix A.1)."""
@@ -133,7 +133,7 @@ class FSQ(nn.Module):
         return (levels - half) / half
 
     def forward(self, z: Tensor) -> Quantized:
-        """Quantize z (B, C, h, w); there is nothing to learn here, so there are no losses."""
+        """Quantize z (B, C, h, w); FSQ has nothing to learn and therefore no losses."""
         with torch.autocast(z.device.type, enabled=False):
             bounded = self.bound(z.float())
             rounded = bounded + (bounded.round() - bounded).detach()
@@ -141,7 +141,7 @@ class FSQ(nn.Module):
             return Quantized(values, ids, {})
 
 
-def codebook_usage(ids: Tensor, codes: int) -> dict[str, Tensor]:
-    """Share of codes that occur in `ids` (0..1), and perplexity exp(entropy) of their distribution (1..codes)."""
-    p = torch.bincount(ids.flatten(), minlength=codes).float() / ids.numel()
+def codebook_usage(ids: Tensor, vocab_size: int) -> dict[str, Tensor]:
+    """Share of the vocabulary that occurs in `ids` (0 … 1), and perplexity exp(entropy) of its distribution (1 … vocab_size)."""
+    p = torch.bincount(ids.flatten(), minlength=vocab_size).float() / ids.numel()
     return {"usage": (p > 0).float().mean(), "perplexity": torch.special.entr(p).sum().exp()}

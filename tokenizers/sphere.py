@@ -1,6 +1,6 @@
-"""What the tokenizers of the LlamaGen line share: codes compared by their angle, around the convolutions of diffusers' VQModel.
+"""Shared by the tokenizers of the LlamaGen line: codes compared by angle, inside the convolutions of diffusers' VQModel.
 
-Few numbers per code and codes of length 1: ViT-VQGAN (Yu et al., arXiv 2110.04627, §3.2), LlamaGen (Sun et al., arXiv 2406.06525, §3.1).
+Low-dimensional codes of unit length: ViT-VQGAN (Yu et al., arXiv 2110.04627, §3.2), LlamaGen (Sun et al., arXiv 2406.06525, §3.1).
 Notation: B batch, C image channels, H = W image side, d numbers of a code, h = w = H / 2^(levels-1).
 """
 
@@ -15,35 +15,35 @@ from mgen.utils.errors import MgenError
 
 
 class SphereQuantizer(VectorQuantizer):
-    """Nearest code by angle: latents and codes are brought to length 1 before they are compared, looked up and trained."""
+    """Nearest code by angle: latents and codes are normalized before they are compared, looked up and trained."""
 
-    def __init__(self, *, codes: int, dim: int) -> None:
-        super().__init__(codes=codes, dim=dim)
-        self.entropy = False  # whether the entropy term is made: with gradients it holds a number per vector and code
-        self.normalise()
+    def __init__(self, *, vocab_size: int, dim: int) -> None:
+        super().__init__(vocab_size=vocab_size, dim=dim)
+        self.entropy = False  # whether to compute the entropy term, whose gradients take a number per vector and code
+        self.normalize()
 
     @torch.no_grad()
-    def normalise(self) -> None:
-        """Bring the stored rows to length 1: training moves them off it, which changes nothing here but for other readers."""
+    def normalize(self) -> None:
+        """Normalize the stored rows. Training changes their length, which matters to other readers of the weights only."""
         self.embedding.weight.copy_(F.normalize(self.embedding.weight, dim=-1))
 
     def distances(self, z: Tensor) -> Tensor:
-        """Squared distances (B, h, w, codes) on the sphere, of z (B, d, h, w) of any length to every code, in fp32."""
+        """Squared distances (B, h, w, vocab_size) on the sphere, of z (B, d, h, w) (normalized here) to every code, in fp32."""
         flat = F.normalize(z.float(), dim=1).permute(0, 2, 3, 1)  # (B, h, w, d)
         table = F.normalize(self.embedding.weight.float(), dim=-1)
         return flat.square().sum(-1, keepdim=True) + table.square().sum(-1) - 2 * flat @ table.T
 
-    def initialise(self, z: Tensor, rng: torch.Generator) -> None:
-        """See VectorQuantizer.initialise."""
-        super().initialise(F.normalize(z, dim=1), rng)
-        self.normalise()
+    def initialize(self, z: Tensor, rng: torch.Generator) -> None:
+        """See VectorQuantizer.initialize."""
+        super().initialize(F.normalize(z, dim=1), rng)
+        self.normalize()
 
     def lookup(self, ids: Tensor) -> Tensor:
         """Codes as a map (B, d, h, w) for ids (B, h, w)."""
         return F.normalize(super().lookup(ids), dim=1)
 
     def forward(self, z: Tensor) -> Quantized:
-        """Quantize z (B, d, h, w); losses "codebook" and "commitment" between unit vectors, "entropy" if asked for."""
+        """Quantize z (B, d, h, w); losses "codebook" and "commitment" between unit vectors, "entropy" if enabled."""
         with torch.autocast(z.device.type, enabled=False):
             z = F.normalize(z.float(), dim=1)
             distances = self.distances(z if self.entropy else z.detach())
@@ -55,13 +55,6 @@ class SphereQuantizer(VectorQuantizer):
             return Quantized(z + (rows - z).detach(), ids, losses)
 
 
-def check_side(name: str, sides: tuple[int, ...], factor: int) -> None:
-    """MgenError unless every side of an image is a multiple of `factor`, the downsampling."""
-    if any(side % factor for side in sides):
-        words = sides[0] if len(set(sides)) == 1 else tuple(sides)
-        raise MgenError(f"{name} {words} is not a multiple of {factor}: resize or crop the images first")
-
-
 def sphere_vq(
     *,
     image_size: int,
@@ -71,19 +64,22 @@ def sphere_vq(
     norm_groups: int,
     z_channels: int,
     latent: int,
-    codes: int,
+    vocab_size: int,
     stem: int | None = None,
 ) -> VQModel:
-    """diffusers' VQModel with attention at its last level and in the middle, and a SphereQuantizer for its quantizer.
+    """diffusers' VQModel with attention at the last level and in the middle, and a SphereQuantizer as quantizer.
 
     Args:
         channels: width of each level, finest first; every level but the last halves the side.
         layers: residual blocks per level of the encoder (the decoder has one more). norm_groups: of the GroupNorms.
-        z_channels: width between the network and the 1×1 convolutions around the codes. latent: d. codes: codebook rows.
-        stem: width of the first convolution, where it differs from channels[0]; diffusers' own VQModel does not know it.
+        z_channels: width between the network and the 1×1 convolutions around the codes. latent: d. vocab_size: codebook rows.
+        stem: width of the first convolution, if it differs from channels[0]; diffusers' VQModel lacks this option.
     """
     plain = len(channels) - 1
-    check_side("image_size", (image_size,), 2**plain)
+    if image_size % 2**plain:
+        raise MgenError(
+            f"image_size {image_size} is not a multiple of {2**plain}, the downsampling of {plain + 1} levels"
+        )
     vq = VQModel(
         in_channels=in_channels,
         out_channels=in_channels,
@@ -93,13 +89,13 @@ def sphere_vq(
         layers_per_block=layers,
         latent_channels=z_channels,
         sample_size=image_size,
-        num_vq_embeddings=codes,
+        num_vq_embeddings=vocab_size,
         norm_num_groups=norm_groups,
         vq_embed_dim=latent,
         lookup_from_codebook=True,
     )
-    # diffusers compares vectors of any length; names in files stay the same.
-    vq.quantize = SphereQuantizer(codes=codes, dim=latent)
+    # diffusers' quantizer does not normalize; the names of the weights stay the same.
+    vq.quantize = SphereQuantizer(vocab_size=vocab_size, dim=latent)
     if stem is not None and stem != channels[0]:
         vq.encoder.conv_in = nn.Conv2d(in_channels, stem, 3, padding=1)
         vq.encoder.down_blocks[0].resnets[0] = ResnetBlock2D(

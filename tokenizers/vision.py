@@ -1,7 +1,7 @@
-"""The frozen vision encoder beside a Hita tokenizer: DINOv2 with registers, from a local file, never saved with the tokenizer.
+"""The frozen vision encoder of a Hita tokenizer: DINOv2 with registers, from a local file, never saved with the tokenizer.
 
-Oquab et al., "DINOv2" (arXiv 2304.07193); Darcet et al., "Vision Transformers Need Registers" (arXiv 2309.16588). The network is
-the library timm's; Hita uses ViT-L/14 with 4 registers, `dinov2_vitl14_reg4_pretrain.pth` of Meta.
+Oquab et al., "DINOv2" (arXiv 2304.07193); Darcet et al., "Vision Transformers Need Registers" (arXiv 2309.16588). The network
+comes from timm; Hita uses ViT-L/14 with 4 registers, `dinov2_vitl14_reg4_pretrain.pth` of Meta.
 
 Notation: B batch, C image channels, V = 1 + 16² tokens (class token first), W width.
 """
@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mgen.tokenizers.base import Tokenizer
 from mgen.utils.errors import MgenError
 
 SIZE = 224  # pixels the encoder sees
@@ -25,18 +26,18 @@ HOW = "give --vision-weights FILE (objective.vision_weights in a training config
 
 
 def gaussian_taps(factor: float) -> Tensor:
-    """Blur (k,) before an axis shrinks by `factor`: standard deviation (factor − 1) / 2, an odd number of at least 3 taps."""
+    """Blur kernel (k,) for shrinking an axis by `factor`: standard deviation (factor − 1) / 2, an odd number of at least 3 taps."""
     sigma = max((factor - 1) / 2, 1e-3)
     count = int(max(4 * sigma, 3)) | 1
-    places = torch.arange(count) - count // 2
-    taps = torch.exp(-places.square() / (2 * sigma**2))
+    offsets = torch.arange(count) - count // 2
+    taps = torch.exp(-offsets.square() / (2 * sigma**2))
     return taps / taps.sum()
 
 
 def resized(images: Tensor, size: int = SIZE) -> Tensor:
-    """Images (B, C, H, W) in [-1, 1] as (B, C, size, size) in [0, 1]: blur if an axis shrinks, bicubic with aligned corners.
+    """Images (B, C, H, W) in [-1, 1] as (B, C, size, size) in [0, 1]: blurred if an axis shrinks, bicubic with aligned corners.
 
-    The published preprocessing, kornia's `resize(…, align_corners=True, antialias=True)`; its edge pixels repeat by reflection.
+    The published preprocessing is kornia's `resize(…, align_corners=True, antialias=True)`, which pads by reflection.
     """
     x, channels = images.float(), images.shape[1]
     factors = [side / size for side in x.shape[-2:]]
@@ -52,7 +53,7 @@ def resized(images: Tensor, size: int = SIZE) -> Tensor:
 
 
 class VisionEncoder(nn.Module):
-    """Images → the class token and the patch tokens of a vision transformer after its last norm; frozen, always in evaluation mode.
+    """Images → class token and patch tokens of a vision transformer after its last norm; frozen, always in evaluation mode.
 
     Args:
         vit: timm's VisionTransformer for images of 224 px.
@@ -61,33 +62,33 @@ class VisionEncoder(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, vit: Any) -> None:
+    def __init__(self, vit: nn.Module) -> None:
         super().__init__()
-        self.vit = vit
-        self.width: int = vit.embed_dim
+        self.vit: Any = vit  # timm is not typed
+        self.width: int = self.vit.embed_dim
         self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
         self.eval().requires_grad_(False)
 
     def train(self, mode: bool = True) -> "VisionEncoder":
-        """Stays in evaluation mode."""
+        """Stay in evaluation mode."""
         return super().train(False)
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """Tokens (B, V, W) of images (B, C, H, W) in [-1, 1], C 3 or 1 (grey), any size."""
+        """Tokens (B, V, W) of images (B, C, H, W) in [-1, 1], C 3 or 1 (gray), any size."""
         x = (resized(images).expand(-1, 3, -1, -1) - self.mean) / self.std
         tokens = self.vit.forward_features(x.to(self.vit.cls_token.dtype))  # (B, 1 + registers + 16², W)
         prefix = self.vit.num_prefix_tokens
         return torch.cat([tokens[:, :1], tokens[:, prefix:]], dim=1)
 
 
-@torch.inference_mode(False)  # weights made inside one could not be used outside
+@torch.inference_mode(False)  # weights created in inference mode could not be used outside it
 def load_vision(path: str | Path, *, heads: int | None = None) -> VisionEncoder:
-    """The vision encoder of a file with the keys of `dinov2_vitl14_reg4_pretrain.pth`; width and depth as its shapes say.
+    """Load the vision encoder of a file with the keys of `dinov2_vitl14_reg4_pretrain.pth`; the shapes give width and depth.
 
     Args:
-        path: torch file or safetensors. heads: attention heads; None: width / 64, as all published ones have.
+        path: torch file or safetensors. heads: attention heads; None: width / 64, as in all published ones.
 
     Raises:
         MgenError: timm is not installed; the file is missing, damaged, or not of this layout.
@@ -110,14 +111,14 @@ def load_vision(path: str | Path, *, heads: int | None = None) -> VisionEncoder:
             "mlp_ratio": state["blocks.0.mlp.fc1.weight"].shape[0] / width,
             "reg_tokens": state["register_tokens"].shape[1],
         }
-        state["mask_token"]  # by this name timm knows the layout
+        state["mask_token"]  # timm recognizes the layout by this name
     except (KeyError, ValueError) as error:
         raise MgenError(
-            f"{path} is not of DINOv2's layout with registers (dinov2_vitl14_reg4_pretrain.pth): it lacks {error.args[0]}"
+            f"{path} does not have DINOv2's layout with registers (dinov2_vitl14_reg4_pretrain.pth): {error.args[0]} is missing"
         ) from error
     if heads is None and width % 64:
         raise MgenError(
-            f"{path} has width {width}, which is no multiple of 64: say how many heads it has (load_vision(…, heads=N))"
+            f"{path} has width {width}, which is not a multiple of 64: give the number of heads, load_vision(…, heads=N)"
         )
     with _quiet():
         vit: Any = timm.create_model(
@@ -131,18 +132,15 @@ def load_vision(path: str | Path, *, heads: int | None = None) -> VisionEncoder:
     return VisionEncoder(vit)
 
 
-def give_vision(tokenizer: Any, path: str | Path | None) -> None:
-    """Load the vision encoder of `path` into a tokenizer that takes one; MgenError for one that takes none. None: nothing to do."""
-    if path is None:
-        return
-    if not hasattr(tokenizer, "use_vision"):
-        raise MgenError(f"a {type(tokenizer).__name__} takes no vision encoder: leave the vision weights out")
-    tokenizer.use_vision(path)
+def give_vision(tokenizer: Tokenizer, path: str | Path | None) -> None:
+    """Load the vision encoder of `path`, if one is given, into a tokenizer; MgenError if it takes none."""
+    if path is not None:
+        tokenizer.use_vision(path)
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """timm reports on the resampled position table, which is no news to the user."""
+    """Silence timm, which logs the expected resampling of the position table."""
     logger = logging.getLogger("timm")
     level = logger.level
     logger.setLevel(logging.WARNING)

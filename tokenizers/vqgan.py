@@ -13,16 +13,13 @@ Notation: B batch, C image channels, H = W image side, h = w = H / 2^(levels-1) 
 
 import torch
 import torch.nn.functional as F
-from diffusers import ModelMixin  # noqa: F401  (diffusers looks the base class up in this namespace)
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
+from mgen.tokenizers.base import Tokenizer, register_tokenizer
 from mgen.tokenizers.quantizers import FSQ, Quantized, VectorQuantizer, codebook_usage
 from mgen.tokens import TokenSpec
 from mgen.utils.errors import MgenError, check_choice
-from mgen.utils.modeling import Model, public
-
-SIZES = {"maskgit-f16": dict(channels=128, multipliers=(1, 1, 2, 2, 4), blocks=2, latent=256, codes=1024)}
 
 
 class ResBlock(nn.Module):
@@ -49,7 +46,7 @@ class ResBlock(nn.Module):
         return h + self.nin_shortcut(h if self.shortcut == "output" else x)
 
     def fuse(self) -> None:
-        """Fold h + W·h, h = conv2(…), into one convolution with kernel (I + W)·conv2: equal up to rounding, 1×1 saved."""
+        """Fold h + W·h, h = conv2(…), into one convolution with kernel (I + W)·conv2: saves the 1×1, equal up to rounding."""
         if not hasattr(self, "nin_shortcut") or self.shortcut != "output":
             return
         assert isinstance(self.nin_shortcut, nn.Conv2d)
@@ -76,7 +73,7 @@ class Upsample(nn.Module):
 
 
 class Level(nn.Module):
-    """The blocks of one resolution; in the decoder followed by an upsampling on all but the finest level."""
+    """The blocks of one resolution; in the decoder, all levels but the finest end with an upsampling."""
 
     def __init__(self, c_in: int, c_out: int, blocks: int, groups: int, shortcut: str, upsample: bool = False) -> None:
         super().__init__()
@@ -124,7 +121,7 @@ class Decoder(nn.Module):
         wide = [*(c * m for m in mult), c * mult[-1]]
         self.conv_in = nn.Conv2d(z, wide[-1], 3, padding=1)
         self.mid = Middle(wide[-1], mid, groups, cut)
-        # Stored by level, finest first, as in the checkpoint; run from the coarsest.
+        # Stored finest level first, as in the checkpoint; run from the coarsest.
         self.up = nn.ModuleList(
             Level(wide[i + 1], wide[i], blocks, groups, cut, upsample=i > 0) for i in range(len(mult))
         )
@@ -138,22 +135,22 @@ class Decoder(nn.Module):
         return self.conv_out(F.silu(self.norm_out(x)))  # (B, C, H, W)
 
 
-@public
-class VQGAN(Model):
-    """Image ⇄ ids. Images are (B, C, H, W) in [-1, 1]; inside, the network works on [0, 1] as the official one does.
+@register_tokenizer
+class VQGAN(Tokenizer):
+    """Image ⇄ ids. Images are (B, C, H, W) in [-1, 1]; the network works on [0, 1], like the official one.
 
     Args:
-        image_size: H = W in pixels; a multiple of 2^(levels - 1). Any size works with the same weights.
-        in_channels: C, 3 for RGB, 1 for grey.
-        channels, multipliers, blocks, mid_blocks: width, its factor per level, residual blocks per level and in the middle.
-        latent: channels of a code vector. codes: codebook rows. Both follow from `fsq_levels` when that is given.
-        norm_groups: groups of the GroupNorms; 0 leaves norms out and gives the convolutions biases (small models).
-        shortcut: "output" (official: see ResBlock) or "input" (an ordinary residual).
-        fsq_levels: replaces the codebook by finite scalar quantization with these levels.
+        image_size: H = W in pixels, a multiple of 2^(levels - 1). The same weights work at any such size.
+        in_channels: C, 3 for RGB, 1 for gray.
+        channels, multipliers: base width and its factor per level. blocks, mid_blocks: residual blocks per level and in the middle.
+        latent: channels of a code vector. vocab_size: codebook rows. `fsq_levels` overrides both.
+        norm_groups: groups of the GroupNorms; 0 drops the norms and gives the convolutions biases (small models).
+        shortcut: "output" (official, see ResBlock) or "input" (an ordinary residual).
+        fsq_levels: use finite scalar quantization with these levels instead of a codebook.
     """
 
-    # The image size is no part of what a convolutional tokenizer computes; the token spec is compared apart.
-    FREE = ("image_size",)
+    SIZES = {"maskgit-f16": dict(channels=128, multipliers=(1, 1, 2, 2, 4), blocks=2, latent=256, vocab_size=1024)}
+    DECODER_WEIGHTS = ("decoder.",)
 
     @register_to_config
     def __init__(
@@ -166,7 +163,7 @@ class VQGAN(Model):
         blocks: int = 2,
         mid_blocks: int = 2,
         latent: int = 256,
-        codes: int = 1024,
+        vocab_size: int = 1024,
         norm_groups: int = 32,
         shortcut: str = "output",
         fsq_levels: tuple[int, ...] | None = None,
@@ -183,52 +180,49 @@ class VQGAN(Model):
         self.encoder = Encoder(*shape)
         self.decoder = Decoder(*shape)
         self.quantize: FSQ | VectorQuantizer
-        self.quantize = FSQ(levels=tuple(fsq_levels)) if fsq_levels else VectorQuantizer(codes=codes, dim=latent)
+        self.quantize = (
+            FSQ(levels=tuple(fsq_levels)) if fsq_levels else VectorQuantizer(vocab_size=vocab_size, dim=latent)
+        )
 
     @property
     def spec(self) -> TokenSpec:
         side = self.config.image_size // self.factor
-        return TokenSpec(kind="index", length=side * side, grid=(side, side), vocab_size=self.quantize.codes)
+        return TokenSpec(kind="index", length=side * side, grid=(side, side), vocab_size=self.quantize.vocab_size)
 
     def latents(self, images: Tensor) -> Tensor:
         """Features before quantization (B, latent, h, w) of images (B, C, H, W) in [-1, 1]."""
-        if images.shape[-2] % self.factor or images.shape[-1] % self.factor:
-            raise MgenError(
-                f"image size {tuple(images.shape[-2:])} is not a multiple of {self.factor}: resize or crop it first"
-            )
+        self.check_size(images)
         return self.encoder((images + 1) / 2)
 
     def encode(self, images: Tensor) -> Tensor:
         """Ids (B, L) int64, row by row, of images (B, C, H, W) in [-1, 1]."""
         return self.quantize.ids(self.latents(images)).flatten(1)  # (B, L)
 
+    @torch.no_grad()
+    def initialize_codebooks(self, images: Tensor, rng: torch.Generator) -> None:
+        """Place the codebook's rows on latents of these images (B, C, H, W); see VectorQuantizer.initialize."""
+        if isinstance(self.quantize, VectorQuantizer):  # FSQ has nothing to initialize
+            self.quantize.initialize(self.latents(images), rng)
+
     def decode_latents(self, z: Tensor) -> Tensor:
         """Images (B, C, H, W), about [-1, 1] and not clamped, of code vectors z (B, latent, h, w)."""
         return self.decoder(z) * 2 - 1
 
     def decode(self, ids: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
-        """Images of ids (B, L) int64 in 0..codes-1; `grid` (h, w) if not square."""
+        """Images of ids (B, L) int64 in 0 … vocab_size − 1; `grid` (h, w) if it is not square."""
         side = round(ids.shape[1] ** 0.5)
         values = self.quantize.lookup(ids.unflatten(1, grid or (side, side)))
         return self.decode_latents(values.to(self.dtype))
 
     def fuse(self) -> "VQGAN":
-        """Fold the official shortcuts into their convolutions, for inference. The model can then no longer be saved."""
+        """Fold the official shortcuts into their convolutions for inference. A fused model cannot be saved."""
         for module in self.modules():
             if isinstance(module, ResBlock):
                 module.fuse()
         return self
 
-    def fingerprint_parts(self) -> dict[str, Tensor]:
-        """The weights that decide which ids an image gets: a new decoder leaves a token cache valid."""
-        return {name: value for name, value in self.state_dict().items() if not name.startswith("decoder.")}
-
-    def noise_shape(self) -> None:
-        """Reconstructing takes no random numbers."""
-        return None
-
     def forward(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-        """Training: reconstruction (B, C, H, W) in about [-1, 1], the quantizer's losses, usage and perplexity of the codes."""
+        """For training: reconstructions (B, C, H, W), the quantizer's losses, usage and perplexity of the codebook."""
         quantized: Quantized = self.quantize(self.latents(images))
-        usage = codebook_usage(quantized.ids, self.quantize.codes)
+        usage = codebook_usage(quantized.ids, self.quantize.vocab_size)
         return self.decode_latents(quantized.values), quantized.losses, usage

@@ -27,7 +27,7 @@ from mgen.utils.files import read_json, write_json, write_text
 CHAINS = (("ancestral", 100), ("ancestral", 50), ("ancestral", 25), ("ddim", 50), ("ddim", 25))
 CHAINS += (("dpm-solver++", 20), ("dpm-solver++", 10))
 STEPS = (8, 16, 32, 64)
-DISTANCE, ACCURACY = "Fréchet distance (fmnist-cnn)", "class accuracy (fmnist-judge)"
+DISTANCE, ACCURACY = "Fréchet distance (fmnist-cnn)", "class accuracy (fmnist-classifier)"
 
 
 def cell(task: tuple[str, int, str, int, int]) -> tuple[str, dict[str, Any]]:
@@ -37,14 +37,14 @@ def cell(task: tuple[str, int, str, int, int]) -> tuple[str, dict[str, Any]]:
     pipe = load(model).optimize()
     quiet = {} if chain == "ancestral" else {"temperature": 1.0}  # there is no noise that it could scale
     pipe.sampler = pipe.sampler.override(steps=steps, chain=chain, head_steps=head_steps, **quiet)
-    extractor, judge = make_extractor("fmnist-cnn"), make_extractor("fmnist-judge")
+    extractor, classifier = make_extractor("fmnist-cnn"), make_extractor("fmnist-classifier")
     batch = min(100, count)
     pipe(list(range(10)), seed=1, progress=False)  # warm
     source = from_model(pipe, name=model, count=count, batch_size=batch, seed=0)
-    measured = measure(source, extractor, judge=judge)
+    measured = measure(source, extractor, classifier=classifier)
     reference = load_statistics(builtin_file("fmnist-train"), extractor)
     outcome = result(
-        measured, source, extractor, protocol=find_protocol("fmnist-cnn"), reference=reference, judge=judge
+        measured, source, extractor, protocol=find_protocol("fmnist-cnn"), reference=reference, classifier=classifier
     )
     metrics, drawn = outcome["metrics"], measured.total("seconds").item() / count
     found = {"distance": metrics[DISTANCE], "accuracy": metrics[ACCURACY], "seconds_per_image": drawn}

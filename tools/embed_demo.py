@@ -1,11 +1,11 @@
-"""Put a trained demo under mgen/zoo/embedded: weights, recipe, logs and measured figures.
+"""Put a trained demo under mgen/zoo/embedded: weights, recipe, logs and measured metrics.
 
     python tools/embed_demo.py fmnist-maskgit --tokenizer runs/fmnist-vqgan-decoder/model --generator runs/fmnist-maskgit/model \\
-        --extractor runs/fmnist-cnn/model --judge runs/fmnist-judge/model --logs runs \\
+        --extractor runs/fmnist-cnn/model --classifier runs/fmnist-classifier/model --logs runs \\
         sampler.guidance.end=3.5 sampler.confidence_temperature.start=6
     python tools/embed_demo.py fmnist-mar --tokenizer runs/fmnist-kl/model --generator runs/fmnist-mar/model --logs runs
 
-Every figure in measured.json comes from `mgen eval` runs that this script makes, with the command beside it.
+Every number in measured.json comes from `mgen eval` runs that this script makes, with the command beside it.
 """
 
 import argparse
@@ -30,12 +30,12 @@ from mgen.utils.folders import embedded, part
 # samples to measure.
 DEMOS = {
     "fmnist-maskgit": (
-        "MaskGIT on 8×8 FSQ tokens of Fashion-MNIST, 32×32 grey, 10 classes",
+        "MaskGIT on 8×8 FSQ tokens of Fashion-MNIST, 32×32 gray, 10 classes",
         ("fmnist-vqgan", "fmnist-vqgan-decoder", "fmnist-maskgit"),
         2000,
     ),
     "fmnist-mar": (
-        "MAR on 8×8 KL tokens of 4 numbers, of Fashion-MNIST, 32×32 grey, 10 classes",
+        "MAR on 8×8 KL tokens of 4 numbers, of Fashion-MNIST, 32×32 gray, 10 classes",
         ("fmnist-kl", "fmnist-mar"),
         1000,
     ),
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--tokenizer", required=True)
     parser.add_argument("--generator", required=True, help="pipeline folder of the trained generator")
     parser.add_argument("--extractor", help="trained fmnist-cnn, if it is to be embedded anew")
-    parser.add_argument("--judge", help="trained fmnist-judge, likewise")
+    parser.add_argument("--classifier", help="trained fmnist-classifier, likewise")
     parser.add_argument("--logs", required=True, help="folder with the runs' metrics.jsonl and config.json")
     parser.add_argument(
         "overrides", nargs="*", metavar="sampler.key=value", help="settings other than the trained ones"
@@ -61,7 +61,7 @@ def main() -> None:
     settings = apply_overrides({"sampler": own}, args.overrides)["sampler"]
     sampler = ParallelSampler.suited(pipe.generator, settings)
     pipe = MaskedPipeline(tokenizer=load_tokenizer(args.tokenizer), generator=pipe.generator, sampler=sampler)
-    pipe.generator.half()  # stored in half the bytes; loading makes fp32 of it, and the figures below are those of what is stored
+    pipe.generator.half()  # stored in half the bytes; loading makes fp32 of it, and the metrics below are those of what is stored
     with atomic_folder(embedded(args.name)) as folder:
         pipe.save_pretrained(folder)
         for name in trained:
@@ -90,14 +90,14 @@ def main() -> None:
 
 
 def embed_classifiers(args: argparse.Namespace, runs: Path) -> None:
-    """Extractor and judge, with their accuracies, and the extractor's statistics of the data."""
-    for name, source in (("fmnist-cnn", args.extractor), ("fmnist-judge", args.judge)):
+    """Extractor and classifier, with their accuracies, and the extractor's statistics of the data."""
+    for name, source in (("fmnist-cnn", args.extractor), ("fmnist-classifier", args.classifier)):
         if source:
             with atomic_folder(embedded(name)) as folder:
                 FashionCNN.from_pretrained(source).save_pretrained(folder)
                 copy_logs(runs / name, folder)
                 last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
-                role = "extractor" if name == "fmnist-cnn" else "independent judge of classes"
+                role = "for features" if name == "fmnist-cnn" else "for class accuracy"
                 about = f"classifier of Fashion-MNIST, {role}; test accuracy {last['val_accuracy']:.2%}"
                 write_json(folder / "measured.json", {"about": about, "test_accuracy": last["val_accuracy"]})
     for split in ("train", "test") if args.extractor else ():

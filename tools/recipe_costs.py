@@ -140,10 +140,10 @@ def stated(path: Path) -> str | None:
     return found[1] if found else None
 
 
-def state(path: Path, figure: str) -> None:
+def state(path: Path, tflops: str) -> None:
     """Write the line `tflops:`: in its place, or behind `parameters:`, or before `run:`. Comments stay."""
     text = path.read_text(encoding="utf-8")
-    line = f"tflops: {figure}  # network only, one image\n"
+    line = f"tflops: {tflops}  # network only, one image\n"
     for pattern, put in (
         (r"^tflops:.*\n", lambda _: line),
         (r"^parameters:.*\n", lambda m: m[0] + line),
@@ -158,25 +158,25 @@ def state(path: Path, figure: str) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help="recipes; default: all")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit status 1 if a figure differs")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit status 1 if a number differs")
     parser.add_argument("--exact", action="store_true", help="run every model at its own depth")
     args = parser.parse_args()
     wrong = 0
     for name in args.names or recipe_names():
         path, began = find_recipe(name), time.process_time()
         found = cost(name, exact=args.exact)
-        figure, parameters = f"{found.tflops:.4g}", f"{found.parameters / 1e6:.1f} M"
+        tflops, parameters = f"{found.tflops:.4g}", f"{found.parameters / 1e6:.1f} M"
         problems = []
         if read_config(path)["parameters"] != parameters:
             problems.append(f"parameters: {read_config(path)['parameters']} in the file, {parameters} counted")
-        if args.check and stated(path) != figure:
+        if args.check and stated(path) != tflops:
             problems.append(f"tflops: {stated(path)} in the file")
-        if not args.check and stated(path) != figure:
-            state(path, figure)
+        if not args.check and stated(path) != tflops:
+            state(path, tflops)
         wrong += bool(problems)
         seconds = time.process_time() - began
         print(
-            f"{path.stem:<38} {parameters:>9} {figure:>8} TFLOPs, {found.head / (found.trunk + found.head):>4.0%} in the head  "
+            f"{path.stem:<38} {parameters:>9} {tflops:>8} TFLOPs, {found.head / (found.trunk + found.head):>4.0%} in the head  "
             f"{seconds:5.1f} s  {'; '.join(problems)}",
             flush=True,
         )

@@ -38,11 +38,10 @@ def random_pipeline(settings: dict[str, Any], tokenizer: str | None) -> Parts:
     """
     import mgen
     from mgen.convert.tokenbridge import quantized_for
-    from mgen.tokenizers.vqgan import SIZES as VQGAN_SIZES
     from mgen.training.config import build_model
 
     sizes: dict[str, tuple[Any, dict[str, Any]]]
-    sizes = {name: (mgen.VQGAN, size) for name, size in VQGAN_SIZES.items()}
+    sizes = {name: (mgen.VQGAN, size) for name, size in mgen.VQGAN.SIZES.items()}
     sizes |= {name: (mgen.LlamaGenVQ, size) for name, size in mgen.LlamaGenVQ.SIZES.items()}
     sizes |= {name: (mgen.KLTokenizer, size) for name, size in mgen.KLTokenizer.SIZES.items() if size.get("scale", 1)}
 

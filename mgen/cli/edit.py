@@ -15,7 +15,7 @@ EXAMPLES = """  mgen edit photo.png --mask mask.png --class bag --out edited    
   mgen edit bag.png --style coat.png --model runs/fmnist-hita/model --out edited      bag's patches, coat's global tokens
   mgen edit photo.jpg --style painting.jpg --model models/hita --vision-weights dinov2_vitl14_reg4_pretrain.pth --out edited
 
-The picture is centre-cropped to the model's size. Pixels outside the mask stay exactly as they are. --style takes a Hita tokenizer
+The picture is center-cropped to the model's size. Pixels outside the mask stay exactly as they are. --style takes a Hita tokenizer
 (mgen train --config fmnist-hita makes a small one) or a pipeline with one; nothing is drawn at random."""
 
 
@@ -56,7 +56,7 @@ def restyle(args: Namespace) -> int:
     from mgen.pipelines.generation import save_png
     from mgen.pipelines.pipeline import load_tokenizer, to_pil
     from mgen.tokenizers.vision import give_vision
-    from mgen.utils.grids import labelled_grid
+    from mgen.utils.grids import labeled_grid
 
     if args.classes:
         raise MgenError("--class is for what is drawn anew: --style draws nothing, leave it out")
@@ -67,7 +67,7 @@ def restyle(args: Namespace) -> int:
     result = editing.restyle(tokenizer, content, style).cpu()
     out = Path(args.out)
     save_png(to_pil(result[None])[0], out / "restyled.png")
-    grid = labelled_grid(torch.stack([content, style, result]), [0, 1, 2], ["content", "style", "result"])
+    grid = labeled_grid(torch.stack([content, style, result]), [0, 1, 2], ["content", "style", "result"])
     save_png(grid, out / "grid.png")
     print(out / "grid.png")
     return 0
@@ -81,7 +81,7 @@ def edit(args: Namespace) -> int:
     from mgen.pipelines.generation import chosen_classes, image_name, save_png
     from mgen.pipelines.pipeline import to_pil
     from mgen.tokenizers.vision import give_vision
-    from mgen.utils.grids import labelled_grid
+    from mgen.utils.grids import labeled_grid
 
     out = Path(args.out)
     pipe = load_for(args)
@@ -119,7 +119,7 @@ def edit(args: Namespace) -> int:
     shown = [len(names) - 2 if c is None else c for c in labels]
     for i, (result, label) in enumerate(zip(to_pil(images), shown)):
         save_png(result, out / f"edit-{image_name(i, label if pipe.conditional else None)}")
-    grid = labelled_grid(torch.cat([image[None], images]), [len(names) - 1, *shown], names)
+    grid = labeled_grid(torch.cat([image[None], images]), [len(names) - 1, *shown], names)
     save_png(grid, out / "grid.png")
     print(out / "grid.png")
     return 0

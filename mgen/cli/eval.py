@@ -73,7 +73,7 @@ def add_options(parser: ArgumentParser) -> None:
         "--inception-weights", metavar="FILE", help="torch-fidelity's Inception weights; downloaded if not given"
     )
     parser.add_argument(
-        "--judge", help="classifier for the class accuracy; default: fmnist-judge with fmnist-cnn, else none"
+        "--classifier", help="classifier for the class accuracy; default: fmnist-classifier with fmnist-cnn, else none"
     )
     parser.add_argument("--num-images", type=int, help="at most so many images; default: all, or 1000 from a model")
     parser.add_argument(
@@ -82,7 +82,7 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--image-size", type=int, metavar="N", help="bring a model's images to N pixels before they are measured"
     )
-    parser.add_argument("--quantisation", help="of a model's images to bytes: round (the default), half-up or truncate")
+    parser.add_argument("--quantization", help="of a model's images to bytes: round (the default), half-up or truncate")
     parser.add_argument(
         "--bootstrap",
         type=int,
@@ -156,8 +156,8 @@ def evaluate(args: Namespace, line: str) -> int:
     extractor = protocol_extractor(protocol, weights=args.inception_weights, device=device)
     if args.levels:
         return compare(args, line, out, extractor, device)
-    judge_name = args.judge or ("fmnist-judge" if builtin_data(args, protocol) else "none")
-    judge = None if judge_name == "none" else make_extractor(judge_name, device=device)
+    classifier_name = args.classifier or ("fmnist-classifier" if builtin_data(args, protocol) else "none")
+    classifier = None if classifier_name == "none" else make_extractor(classifier_name, device=device)
     source, pipe = find_source(args, protocol, extractor, device)
     if args.protocol is None and args.extractor is None and args.reference is None and not args.reconstruction:
         check_small(args.path, source, pipe)
@@ -167,16 +167,22 @@ def evaluate(args: Namespace, line: str) -> int:
         args.reference,
         extractor,
         builtin=builtin_data(args, protocol),
-        images=protocol.neighbours or protocol.kid,
+        images=protocol.neighbors or protocol.kid,
         batch_size=args.batch_size,
         folder=out / "reference",
         **shared,
     )
     if rank == 0:
-        begin(out / "features", source, extractor, protocol.id, judge=None if judge is None else judge.sha256)
+        begin(
+            out / "features",
+            source,
+            extractor,
+            protocol.id,
+            classifier=None if classifier is None else classifier.sha256,
+        )
     wait()
     folder = out / "features"
-    measured = measure(source, extractor, judge=judge, folder=folder, batch_size=args.batch_size, **shared)
+    measured = measure(source, extractor, classifier=classifier, folder=folder, batch_size=args.batch_size, **shared)
     if rank > 0:
         return 0
     if args.save_statistics:
@@ -189,7 +195,7 @@ def evaluate(args: Namespace, line: str) -> int:
         extractor,
         protocol=protocol,
         reference=reference,
-        judge=judge,
+        classifier=classifier,
         bootstrap=args.bootstrap if args.bootstrap is not None else (200 if extractor.length <= 256 else 20),
         more=reconstruction_metrics(measured, source, extractor) if args.reconstruction else None,
     )
@@ -246,18 +252,18 @@ def check_small(path: str, source: Any, pipe: Any) -> None:
 
 def find_protocol_of(args: Namespace) -> Any:
     from mgen.evaluation.protocols import find_protocol
-    from mgen.pipelines.runs import QUANTISATIONS
+    from mgen.pipelines.runs import QUANTIZATIONS
 
-    if args.quantisation is not None:
-        check_choice("--quantisation", args.quantisation, QUANTISATIONS)
+    if args.quantization is not None:
+        check_choice("--quantization", args.quantization, QUANTIZATIONS)
     name = args.protocol
     if name is None and args.reconstruction and args.extractor in ("inception", "inception-v3-compat"):
         name = "reconstruction"
-    return find_protocol(name, extractor=args.extractor, image_size=args.image_size, quantisation=args.quantisation)
+    return find_protocol(name, extractor=args.extractor, image_size=args.image_size, quantization=args.quantization)
 
 
 def builtin_data(args: Namespace, protocol: Any) -> bool:
-    """Whether the images are taken for Fashion-MNIST's: then there are a judge and a reference without asking."""
+    """Whether the images are taken for Fashion-MNIST's: then there are a classifier and a reference without asking."""
     return protocol.extractor == "fmnist-cnn" and not (args.reconstruction and args.path != "fmnist")
 
 
@@ -324,7 +330,7 @@ def find_source(args: Namespace, protocol: Any, extractor: Any, device: Any) -> 
         dtype=args.dtype,
         plan=args.labels or "balanced",
         image_size=protocol.image_size,
-        quantisation=protocol.quantisation,
+        quantization=protocol.quantization,
     )
     source.about["weights_sha256"] = weights_sha256(args.path)
     return source, pipe

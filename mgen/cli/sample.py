@@ -19,7 +19,7 @@ EXAMPLES = """  mgen sample                                            the embed
   accelerate launch --multi_gpu --num_processes 8 -m mgen sample --model models/autonat-l --num-images 50000 \\
       --batch-size 100 --format npz --out run --npz run.npz
   mgen sample --model models/mar-b --num-images 50000 --labels sorted --out mar            all of a class together, as MAR has them
-  mgen sample --model models/llamagen-l --num-images 50000 --labels random --image-size 256 --quantisation half-up \\
+  mgen sample --model models/llamagen-l --num-images 50000 --labels random --image-size 256 --quantization half-up \\
       --out llamagen --npz llamagen.npz                                       as LlamaGen measures images of 384 pixels
 
 Image i of a run depends on (model, settings, seed, i) only. Interruptions and the number of processes change nothing, batches stay
@@ -141,7 +141,7 @@ def command(argv: Sequence[str] | None = None) -> int:
         help="bring images to this side, bicubic without antialiasing, as LlamaGen does; default: as drawn",
     )
     parser.add_argument(
-        "--quantisation",
+        "--quantization",
         default="round",
         help="to bytes: round, half-up (127.5 x + 128 without its fraction, as LlamaGen has it), or truncate (as MAGE has it)",
     )
@@ -150,7 +150,7 @@ def command(argv: Sequence[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     from mgen.pipelines.labels import PLANS
-    from mgen.pipelines.runs import FORMATS, QUANTISATIONS
+    from mgen.pipelines.runs import FORMATS, QUANTIZATIONS
 
     for name in ("num_images", "batch_size", "shard_size", "image_size"):
         value = getattr(args, name)
@@ -160,7 +160,7 @@ def command(argv: Sequence[str] | None = None) -> int:
         raise MgenError(f"--animation {args.animation}: the name must end in .gif or .png")
     check_choice("--labels", args.labels, PLANS)
     check_choice("--format", args.format, FORMATS)
-    check_choice("--quantisation", args.quantisation, QUANTISATIONS)
+    check_choice("--quantization", args.quantization, QUANTIZATIONS)
     if args.shard_size and args.format != "npz":
         raise MgenError(f"--shard-size {args.shard_size} is for --format npz, this is {args.format}: leave it out")
     if args.npz:
@@ -183,7 +183,7 @@ def sample(args: Namespace) -> int:
     from mgen.pipelines.labels import label_plan
     from mgen.pipelines.pipeline import DTYPES, check_device
     from mgen.pipelines.runs import Run
-    from mgen.utils.grids import labelled_grid
+    from mgen.utils.grids import labeled_grid
     from mgen.zoo import weights_sha256
 
     check_choice("--dtype", args.dtype, DTYPES)
@@ -200,7 +200,7 @@ def sample(args: Namespace) -> int:
         format=args.format,
         shard_size=args.shard_size or 1000,
         image_size=args.image_size,
-        quantisation=args.quantisation,
+        quantization=args.quantization,
     )
     about = {"sampler": pipe.sampler.settings}
     if rank == 0:
@@ -209,7 +209,7 @@ def sample(args: Namespace) -> int:
     if rank == 0:
         print(f"{count} images in {run.out}, none missing")
         images, labels = read_back(run)
-        save_png(labelled_grid(images, labels, pipe.class_names), run.out / "grid.png")
+        save_png(labeled_grid(images, labels, pipe.class_names), run.out / "grid.png")
         if args.animation:
             animate(pipe, [run.labels(i) for i in range(min(count, 20))], args)
         if args.npz:
@@ -247,7 +247,7 @@ def animate(pipe: Any, classes: Sequence[int | None], args: Namespace) -> None:
     from mgen.pipelines.pipeline import to_uint8
     from mgen.samplers.parallel import Step
     from mgen.utils.files import atomic_path
-    from mgen.utils.grids import labelled_grid, save_animation
+    from mgen.utils.grids import labeled_grid, save_animation
 
     spec = pipe.generator.spec
     labels = [-1 if c is None else c for c in classes]
@@ -262,7 +262,7 @@ def animate(pipe: Any, classes: Sequence[int | None], args: Namespace) -> None:
         # Holistic tokens have no place in the image.
         known = step.known[:, step.known.shape[1] - grid[0] * grid[1] :].reshape(-1, 1, *grid).float()
         images = torch.where(interpolate(known, images.shape[-2:]) > 0.5, images, torch.zeros_like(images))
-        frames.append(labelled_grid(to_uint8(images).cpu(), labels, pipe.class_names))
+        frames.append(labeled_grid(to_uint8(images).cpu(), labels, pipe.class_names))
 
     pipe(classes, seed=args.seed, dtype=args.dtype, output_type="tokens", progress=False, callback=show)
     with atomic_path(args.animation) as path:

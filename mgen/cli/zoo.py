@@ -13,7 +13,7 @@ from mgen.utils.errors import MgenError
 if TYPE_CHECKING:
     from mgen.zoo import Entry
 
-EXAMPLES = """  mgen zoo                        a table: cost, published figures, what is on this machine
+EXAMPLES = """  mgen zoo                        a table: cost, published metrics, what is on this machine
   mgen zoo mar-l-imagenet256      one recipe in full: how to get, convert, sample and evaluate it
   mgen zoo --verbose              the table, with how to get the published ones
   mgen zoo --json                 everything, machine-readable; of one recipe: mgen zoo NAME --json
@@ -21,7 +21,7 @@ EXAMPLES = """  mgen zoo                        a table: cost, published figures
 A published model counts as being on this machine if the folder that its recipe names is in the working directory or in $MGEN_MODELS."""
 
 WIDTH = 118
-DISTANCE, ACCURACY = "Fréchet distance (fmnist-cnn)", "class accuracy (fmnist-judge)"
+DISTANCE, ACCURACY = "Fréchet distance (fmnist-cnn)", "class accuracy (fmnist-classifier)"
 
 
 def command(argv: Sequence[str] | None = None) -> int:
@@ -110,23 +110,23 @@ def steps(row: dict[str, Any]) -> str:
     return f"{sampler['pivots']['steps']}+{sampler['steps']}" if "pivots" in sampler else str(sampler["steps"])
 
 
-def figure(row: dict[str, Any], metric: str, text: str = "{:g}") -> str:
-    """A published figure, or a dash."""
+def published(row: dict[str, Any], metric: str, text: str = "{:g}") -> str:
+    """A published metric, or a dash."""
     value = row.get("evaluation", {}).get("published", {}).get(metric)
     return "-" if value is None else text.format(value)
 
 
-def cells(row: dict[str, Any], *figures: str) -> str:
+def cells(row: dict[str, Any], *metrics: str) -> str:
     """One line of a table."""
     protocol = row.get("evaluation", {}).get("protocol", "-")
     tflops = f"{row['tflops']:.3g}" if "tflops" in row else "-"
     cost = f"{row['parameters']:>10} {steps(row):>5} {tflops:>7}"
-    shown = " ".join(f"{text:>9}" for text in figures)
+    shown = " ".join(f"{text:>9}" for text in metrics)
     return f"  {row['name']:<38}{cost} {shown}  {protocol:<15}{'here' if row['path'] else '-'}"
 
 
-def heading(*figures: str) -> str:
-    shown = " ".join(f"{text:>9}" for text in figures)
+def heading(*metrics: str) -> str:
+    shown = " ".join(f"{text:>9}" for text in metrics)
     return f"  {'name':<38}{'parameters':>10} {'steps':>5} {'TFLOPs':>7} {shown}  {'protocol':<15}on this machine"
 
 
@@ -138,7 +138,7 @@ def table(every: list[dict[str, Any]], *, verbose: bool) -> list[str]:
     lines = ["inside the package:", heading("distance", "accuracy")]
     for row in inside:
         if "sampler" in row:
-            lines.append(cells(row, figure(row, DISTANCE, "{:.2f}"), figure(row, ACCURACY, "{:.1%}")))
+            lines.append(cells(row, published(row, DISTANCE, "{:.2f}"), published(row, ACCURACY, "{:.1%}")))
         else:
             lines.append(f"  {row['name']:<38}{row['about']}")
     lines += ["", "published, to be downloaded and converted (mgen zoo NAME says how):", heading("FID", "IS")]
@@ -149,15 +149,15 @@ def table(every: list[dict[str, Any]], *, verbose: bool) -> list[str]:
         if row["system"] != system:
             system = row["system"]
             lines.append(f" {system}")
-        lines.append(cells(row, figure(row, "FID", "{:.2f}"), figure(row, "Inception Score", "{:.1f}")))
+        lines.append(cells(row, published(row, "FID", "{:.2f}"), published(row, "Inception Score", "{:.1f}")))
         if verbose:
             lines += wrapped("get: " + row["get"], 6) + wrapped("run: " + row["run"], 6)
     return lines + [
         "",
         *wrapped(
             f"{DEFAULT} is the default of mgen sample. TFLOPs: of one image, network alone, one multiplication and addition as 2. "
-            f"FID, IS: as published, -: no figure for the setting. distance: {DISTANCE}, accuracy: {ACCURACY}, measured by this "
-            "project. Figures of different protocols are not comparable.",
+            f"FID, IS: as published, -: nothing published for the setting. distance: {DISTANCE}, accuracy: {ACCURACY}, measured by this "
+            "project. Numbers of different protocols are not comparable.",
             0,
         ),
     ]
@@ -203,13 +203,13 @@ def evaluation(row: dict[str, Any]) -> list[str]:
     """How a recipe is evaluated, and what was published."""
     e = row["evaluation"]
     size = f", brought to {e['image_size']} px" if e["image_size"] else ""
-    cut = {"round": "", "half-up": ", halves rounded up to bytes", "truncate": ", cut off to bytes"}[e["quantisation"]]
+    cut = {"round": "", "half-up": ", halves rounded up to bytes", "truncate": ", cut off to bytes"}[e["quantization"]]
     lines = [f"  mgen eval --recipe {row['name']}"]
     lines += [f"  {e['count']:,} images{size}{cut}, labels {e['labels']}, seed {e['seed']}, protocol {e['protocol']}"]
     lines += [f"  reference: {e['reference']}", *wrapped(e["reference_get"] or "", 2)]
     lines = section("evaluate", lines)
-    figures = [f"  {metric:<32} {value:>8g} ± {e['tolerance'][metric]:g}" for metric, value in e["published"].items()]
-    lines += section("published", figures or ["  no figure for this setting"])
+    metrics = [f"  {metric:<32} {value:>8g} ± {e['tolerance'][metric]:g}" for metric, value in e["published"].items()]
+    lines += section("published", metrics or ["  nothing published for this setting"])
     if e["source"]:
         lines += wrapped(e["source"], 2)
     return lines + (section("note", wrapped(e["note"], 2)) if e["note"] else [])

@@ -47,17 +47,17 @@ def config(state: State) -> dict[str, Any]:
     first = f"{IN}transformer1.layers.0."
     side = round(state[f"{IN}pos_embed"].shape[1] ** 0.5)
     vision = state.get(f"{IN}proj.mlp.0.weight")
-    holistic_codes, holistic_latent = state["slot_quantize.embedding.weight"].shape
+    global_vocab_size, global_latent = state["slot_quantize.embedding.weight"].shape
     return out | {
         "image_size": side * 2 ** (len(out["channels"]) - 1),
         "position_side": side,
-        "holistic": state[f"{IN}carrier_tokens"].shape[1],
+        "global_tokens": state[f"{IN}carrier_tokens"].shape[1],
         "dim": dim,
         "depth": 1 + max(layers),
         "hidden": state[f"{first}ffnet.w3.weight"].shape[1],
         "inner": state[f"{first}attn1.to_q.weight"].shape[0],
-        "holistic_codes": holistic_codes,
-        "holistic_latent": holistic_latent,
+        "global_vocab_size": global_vocab_size,
+        "global_latent": global_latent,
         "vision": None if vision is None else vision.shape[1],
         "vision_loss": QUERY in state,
     }

@@ -18,14 +18,14 @@ def config(state: State) -> dict[str, Any]:
     levels, layers = (1 + max(numbers) for numbers in zip(*blocks))
     channels = tuple(state[f"encoder.conv_blocks.{i}.res.0.conv1.weight"].shape[0] for i in range(levels))
     stem, in_channels = state["encoder.conv_in.weight"].shape[:2]
-    codes, latent = state["quantize.embedding.weight"].shape
+    vocab_size, latent = state["quantize.embedding.weight"].shape
     out = {
         "in_channels": in_channels,
         "channels": channels,
         "layers": layers,
         "z_channels": state["encoder.conv_out.weight"].shape[0],
         "latent": latent,
-        "codes": codes,
+        "vocab_size": vocab_size,
     }
     return out | ({"stem": stem} if stem != channels[0] else {})
 

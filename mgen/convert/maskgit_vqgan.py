@@ -18,7 +18,7 @@ def config(state: State) -> dict[str, Any]:
     mids = max(int(m[1]) for name in state if (m := re.match(r"encoder\.mid\.block_(\d+)\.", name)))
     channels = first.shape[0]
     widths = [state[f"encoder.down.{i}.block.0.conv2.weight"].shape[0] for i in range(levels)]
-    codes, latent = state["quantize.embedding.weight"].shape
+    vocab_size, latent = state["quantize.embedding.weight"].shape
     return {
         "in_channels": first.shape[1],
         "channels": channels,
@@ -26,7 +26,7 @@ def config(state: State) -> dict[str, Any]:
         "blocks": blocks,
         "mid_blocks": mids,
         "latent": latent,
-        "codes": codes,
+        "vocab_size": vocab_size,
     }
 
 

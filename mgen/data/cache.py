@@ -3,7 +3,7 @@
     index.json                   tokenizer fingerprint, token spec, counts, flips, classes
     shard-00000.safetensors      tokens (n, V, L) with V = 2 if horizontal flips are stored (view 1), labels (n,)
 
-Ids are stored in the smallest integer type that holds the vocabulary. Of a KL tokenizer, quantised or not, the posterior's
+Ids are stored in the smallest integer type that holds the vocabulary. Of a KL tokenizer, quantized or not, the posterior's
 `moments` (n, V, 2c, h, w) are stored instead, in fp32 or fp16, so that training can sample it afresh. Of every image a
 smaller copy can be encoded too, for generators that draw low-resolution pivots first (pivot_tokens or pivot_moments). The
 fingerprint is a hash over the tokenizer's configuration and encoder: a cache made by another tokenizer is refused, one with a
@@ -11,7 +11,6 @@ newly trained decoder (or another scale) goes on to serve. Shards are memory-map
 read.
 """
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,15 +31,7 @@ STORED = {"fp32": torch.float32, "fp16": torch.float16}
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
     """SHA-256 over the configuration of a tokenizer and the weights that decide its ids or moments (not those of the decoder)."""
-    # The moments of a quantised KL tokenizer are those of the one inside: one cache serves both, and any levels.
-    tokenizer = getattr(tokenizer, "continuous", tokenizer)
-    digest = hashlib.sha256()
-    config = {k: v for k, v in dict(tokenizer.config).items() if not k.startswith("_") and k not in tokenizer.FREE}
-    digest.update(json.dumps(config, sort_keys=True, default=list).encode())
-    for name, value in sorted(tokenizer.fingerprint_parts().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    return tokenizer.fingerprint()
 
 
 def _smallest(vocab_size: int) -> torch.dtype:

@@ -1,4 +1,4 @@
-"""Fashion-MNIST (Xiao et al., 2017, arXiv 1708.07747; MIT licence), 28×28 grey padded by 2 to 32×32.
+"""Fashion-MNIST (Xiao et al., 2017, arXiv 1708.07747; MIT license), 28×28 gray padded by 2 to 32×32.
 
 Read from a folder with the four IDX files, plain or gzipped. Shoes face left in every image: do not flip.
 """

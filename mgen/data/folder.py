@@ -1,4 +1,4 @@
-"""Image folders, with the centre crop of ADM (Dhariwal & Nichol, 2021, arXiv 2105.05233) that ImageNet figures rest on."""
+"""Image folders, with the center crop of ADM (Dhariwal & Nichol, 2021, arXiv 2105.05233) that ImageNet figures rest on."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +25,7 @@ def list_images(root: str | Path) -> list[Path]:
 
 
 def center_crop(image: Image.Image, size: int) -> Image.Image:
-    """Square of `size` pixels: halve by box filter while the short side is ≥ 2·size, bicubic to size, cut the centre."""
+    """Square of `size` pixels: halve by box filter while the short side is ≥ 2·size, bicubic to size, cut the center."""
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = size / min(image.size)
@@ -35,7 +35,7 @@ def center_crop(image: Image.Image, size: int) -> Image.Image:
 
 
 def load_image(path: str | Path, *, size: int | None = None, channels: int = 3) -> Tensor:
-    """Image file as uint8 (channels, H, W); centre-cropped to `size` if given. Transparency is laid on white, 16 bits are rounded to 8.
+    """Image file as uint8 (channels, H, W); center-cropped to `size` if given. Transparency is laid on white, 16 bits are rounded to 8.
 
     Raises:
         MgenError: the file is missing, is not a readable image, or holds floating-point numbers.
@@ -45,7 +45,7 @@ def load_image(path: str | Path, *, size: int | None = None, channels: int = 3) 
             image: Image.Image = file
             if image.mode == "F":
                 raise MgenError(f"{path} holds floating-point numbers: save it with 8 or 16 bits a channel")
-            if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would cut off at 255
+            if image.mode.startswith("I"):  # 16 bits of gray, which Pillow would cut off at 255
                 deep = np.asarray(image).astype(np.int64).clip(0, 65535)
                 image = Image.fromarray(((deep + 128) // 257).astype(np.uint8))
             if image.mode in ("RGBA", "LA", "P"):

@@ -1,4 +1,4 @@
-"""FashionCNN: a small classifier that serves as feature extractor (`fmnist-cnn`), judge of classes and perceptual loss.
+"""FashionCNN: a small classifier that serves as feature extractor (`fmnist-cnn`), class-accuracy classifier and perceptual loss.
 
 Three stages of 3×3 convolutions with batch norm and ReLU, one in the first and two in the others, then mean and max pooling,
 a feature vector and class logits.
@@ -7,7 +7,6 @@ Notation: B batch, C channels, F features.
 
 import torch
 import torch.nn.functional as F
-from diffusers import ModelMixin  # noqa: F401  (diffusers looks the base class up in this namespace)
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 

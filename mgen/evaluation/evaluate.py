@@ -32,7 +32,7 @@ def result(
     *,
     protocol: Protocol,
     reference: Reference | None,
-    judge: Extractor | None = None,
+    classifier: Extractor | None = None,
     bootstrap: int = 0,
     more: dict[str, float] | None = None,
     progress: bool = True,
@@ -69,13 +69,13 @@ def result(
     if bool((labels >= 0).all()):
         classes, sizes = labels.unique(return_counts=True)
         by_class["images"] = {str(int(c)): int(n) for c, n in zip(classes, sizes)}
-    if judge is not None and by_class:
+    if classifier is not None and by_class:
         hits = (measured.rows("guesses") == labels).float()
-        name = f"class accuracy ({judge.name})"
+        name = f"class accuracy ({classifier.name})"
         metrics[name] = hits.mean().item()
         by_class[name] = {c: hits[labels == int(c)].mean().item() for c in by_class["images"]}
-    elif judge is not None:
-        missing[f"class accuracy ({judge.name})"] = "the images' classes are unknown"
+    elif classifier is not None:
+        missing[f"class accuracy ({classifier.name})"] = "the images' classes are unknown"
     if bootstrap:
         spread |= deviations(
             measured,
@@ -108,7 +108,7 @@ def result(
             "features": None if reference.features is None else len(reference.features),
             "prepared": reference.prepared,
         },
-        "judge": None if judge is None else {"name": judge.name, "sha256": judge.sha256},
+        "classifier": None if classifier is None else {"name": classifier.name, "sha256": classifier.sha256},
         "bootstrap": {"replicates": bootstrap, "seed": 0} if bootstrap else None,
         "cost": {},
         "nearest": None,
@@ -134,15 +134,15 @@ def _single_images(
     reference: Reference | None,
 ) -> Sequence[str]:
     """Metrics that need features of single reference images; notes on them."""
-    if not (protocol.neighbours or protocol.kid) or "original" in measured.names:
+    if not (protocol.neighbors or protocol.kid) or "original" in measured.names:
         return []
-    from mgen.evaluation.neighbours import kernel_distance, precision_recall
+    from mgen.evaluation.neighbors import kernel_distance, precision_recall
 
     own = "" if extractor.name == InceptionExtractor.name else f" ({extractor.name})"
     kernel = f"KID{own}" if not own else f"kernel distance{own}"
     features = None if reference is None else reference.features
-    names = {f"precision{own}": protocol.neighbours, f"recall{own}": protocol.neighbours, kernel: protocol.kid}
-    least = max(protocol.neighbours + 1, 2)
+    names = {f"precision{own}": protocol.neighbors, f"recall{own}": protocol.neighbors, kernel: protocol.kid}
+    least = max(protocol.neighbors + 1, 2)
     reason = None
     if reference is None:
         reason = "no reference was given"
@@ -154,8 +154,8 @@ def _single_images(
         missing |= {name: reason or "" for name, wanted in names.items() if wanted}
         return []
     mapped = measured.mapped("features")
-    if protocol.neighbours:
-        pair = precision_recall(mapped, features, neighbours=protocol.neighbours)
+    if protocol.neighbors:
+        pair = precision_recall(mapped, features, neighbors=protocol.neighbors)
         metrics |= dict(zip(names, pair))
     if protocol.kid:
         metrics[kernel], spread[kernel] = kernel_distance(mapped, features, size=protocol.kid)
@@ -219,7 +219,7 @@ def nearest_rows(
 
     "typical" is the median distance of a training image to the nearest other one: copies lie far below it.
     """
-    from mgen.evaluation.neighbours import nearest
+    from mgen.evaluation.neighbors import nearest
 
     shown = measured.examples()
     examples, labels = (t[:: max(1, len(t) // images)][:images] for t in shown)
@@ -232,15 +232,13 @@ def nearest_rows(
     read = {i: training.read(i, i + 1) for i in wanted}  # ascending: an npz is a stream
     out = []
     for i in range(len(examples)):
-        neighbours = [
+        neighbors = [
             {"image": data_uri(read[index].images[0]), "label": int(read[index].labels[0]), "distance": away}
             for index, away in zip(found.indices[i].tolist(), found.distances[i].tolist())
             if index >= 0
         ]
-        first = neighbours[0]["distance"]
-        out.append(
-            {"image": data_uri(examples[i]), "label": int(labels[i]), "distance": first, "neighbours": neighbours}
-        )
+        first = neighbors[0]["distance"]
+        out.append({"image": data_uri(examples[i]), "label": int(labels[i]), "distance": first, "neighbors": neighbors})
     typical = found.distances[len(examples) :, 0].median().item()
     return {
         "data": title(training),

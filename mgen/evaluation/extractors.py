@@ -18,7 +18,7 @@ from mgen.utils.errors import MgenError, suggestion
 from mgen.utils.files import file_sha256
 from mgen.utils.folders import embedded
 
-EMBEDDED = ("fmnist-cnn", "fmnist-judge")
+EMBEDDED = ("fmnist-cnn", "fmnist-classifier")
 SPATIAL_CHANNELS = 7  # of the map that ADM's evaluator compares
 
 
@@ -53,7 +53,7 @@ class Extractor(Protocol):
 
 
 def match_channels(images: Tensor, channels: int) -> Tensor:
-    """Grey repeated to RGB, or RGB turned to grey by ITU-R 601 luma; uint8 (B, channels, H, W)."""
+    """Gray repeated to RGB, or RGB turned to gray by ITU-R 601 luma; uint8 (B, channels, H, W)."""
     if images.shape[1] == channels:
         return images
     if images.shape[1] == 1:
@@ -182,7 +182,7 @@ def make_extractor(
     resize: str = "tensorflow",
     spatial: bool = False,
 ) -> Extractor:
-    """The extractor "inception", an embedded one ("fmnist-cnn", "fmnist-judge"), or a folder of a FashionCNN.
+    """The extractor "inception", an embedded one ("fmnist-cnn", "fmnist-classifier"), or a folder of a FashionCNN.
 
     Args:
         weights, resize, spatial: of Inception alone.

@@ -140,7 +140,7 @@ def measure(
     source: Source,
     extractor: Extractor,
     *,
-    judge: Extractor | None = None,
+    classifier: Extractor | None = None,
     folder: Path | None = None,
     batch_size: int = 100,
     examples: int = 100,
@@ -149,7 +149,7 @@ def measure(
     progress: bool = True,
     wait: Any = None,
 ) -> Measured:
-    """Pass all images through the extractor (and the judge, a classifier that was not used in making them).
+    """Pass all images through the extractor (and the classifier behind the class accuracy, if there is one).
 
     Args:
         folder: of the shards, for going on; None: a temporary one, gone with the result.
@@ -186,7 +186,7 @@ def measure(
                 for first in range(start, ends[start], batch_size):
                     batch = next(batches)
                     kept = [i - first for i in shown if first <= i < first + len(batch.images)]
-                    parts.append(_seen(batch, extractor, judge, kept))
+                    parts.append(_seen(batch, extractor, classifier, kept))
                     bar.update(len(batch.images))
                 write_tensors(shard_file(folder, start), _joined(parts))
     except MgenError:
@@ -234,7 +234,7 @@ def example_rows(count: int, wanted: int) -> list[int]:
     return [draw.randrange(i * count // wanted, (i + 1) * count // wanted) for i in range(wanted)]
 
 
-def _seen(batch: Batch, extractor: Extractor, judge: Extractor | None, kept: Sequence[int]) -> dict[str, Tensor]:
+def _seen(batch: Batch, extractor: Extractor, classifier: Extractor | None, kept: Sequence[int]) -> dict[str, Tensor]:
     seen = extractor(batch.images)
     if not torch.isfinite(seen.features).all():
         raise MgenError("the extractor made NaN features: its weights or the images are damaged")
@@ -243,8 +243,8 @@ def _seen(batch: Batch, extractor: Extractor, judge: Extractor | None, kept: Seq
         out["spatial"] = seen.spatial
     if batch.originals is not None:
         out["original"] = extractor(batch.originals).features
-    if judge is not None:
-        out["guesses"] = judge(batch.images).logits.argmax(1)
+    if classifier is not None:
+        out["guesses"] = classifier(batch.images).logits.argmax(1)
     out |= {f"column.{name}": column for name, column in batch.columns.items()}
     out |= {f"total.{name}": total for name, total in batch.totals.items()}
     if kept:

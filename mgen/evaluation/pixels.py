@@ -92,6 +92,6 @@ class Lpips:
 
     @torch.inference_mode()
     def __call__(self, a: Tensor, b: Tensor) -> Tensor:
-        """LPIPS of every image, (B,), of uint8 images (B, C, H, W); grey ones are repeated to RGB."""
+        """LPIPS of every image, (B,), of uint8 images (B, C, H, W); gray ones are repeated to RGB."""
         x, y = (t.to(self.device).float().expand(-1, 3, -1, -1) / 127.5 - 1 for t in (a, b))
         return self.model(x, y).flatten().double().cpu()

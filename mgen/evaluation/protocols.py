@@ -40,9 +40,9 @@ class Protocol:
         count: images of a published figure; fewer are measured all the same, and said.
         score: splits of the classifier score: "shuffled", `splits` equal ones in an order drawn from seed 2020 (torch-fidelity), or
             "file order", consecutive ones of `splits` images each (ADM), where sorting the images by class changes the score.
-        spatial: also the distance in features that keep places (sFID). neighbours: k of precision and recall, 0: neither.
+        spatial: also the distance in features that keep places (sFID). neighbors: k of precision and recall, 0: neither.
         kid: images of each of the 100 subsets of the kernel distance, 0: none.
-        quantisation: of drawn images to bytes: see mgen.pipelines.pipeline.to_uint8; stored images are taken as they are.
+        quantization: of drawn images to bytes: see mgen.pipelines.pipeline.to_uint8; stored images are taken as they are.
         image_size: side in pixels that drawn images are brought to before; None: as drawn.
     """
 
@@ -53,9 +53,9 @@ class Protocol:
     score: Score = "shuffled"
     splits: int = 10
     spatial: bool = False
-    neighbours: int = 3
+    neighbors: int = 3
     kid: int = 0
-    quantisation: Literal["round", "half-up", "truncate"] = "round"
+    quantization: Literal["round", "half-up", "truncate"] = "round"
     image_size: int | None = None
 
     @property
@@ -72,10 +72,10 @@ class Protocol:
             "id": self.id,
             "extractor": self.extractor,
             "resize": RESIZES[self.resize],
-            "quantisation": self.quantisation,
+            "quantization": self.quantization,
             "image_size": self.image_size,
             "score": rule or f"consecutive splits of {self.splits} images in file order",
-            "neighbours": self.neighbours or None,
+            "neighbors": self.neighbors or None,
             "kid_subsets": f"100 of {self.kid} images, seed 2020" if self.kid else None,
             "count": self.count,
         }
@@ -86,9 +86,9 @@ PROTOCOLS = {
     for p in (
         Protocol(name="torch-fidelity", kid=1000),
         Protocol(name="adm", score="file order", splits=5000, spatial=True),
-        Protocol(name="clean", resize="clean", neighbours=0, kid=1000),
+        Protocol(name="clean", resize="clean", neighbors=0, kid=1000),
         Protocol(name="halton", resize="clean-uint8"),
-        Protocol(name="reconstruction", neighbours=0),
+        Protocol(name="reconstruction", neighbors=0),
         Protocol(name="fmnist-cnn", extractor="fmnist-cnn", resize="own", kid=1000),
     )
 }
@@ -97,7 +97,7 @@ PROTOCOLS = {
 def find_protocol(name: str | None, *, extractor: str | None = None, **changes: Any) -> Protocol:
     """The protocol of this name, or the one that an extractor alone implies, with `changes` (None: no change) laid over it.
 
-    An extractor of one's own makes it "custom": its figures have no published counterpart. Changes (image_size and quantisation of drawn
+    An extractor of one's own makes it "custom": its figures have no published counterpart. Changes (image_size and quantization of drawn
     images, which papers choose differently under one protocol) leave the name and change the id.
 
     Raises:

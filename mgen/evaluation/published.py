@@ -13,10 +13,10 @@ from mgen.zoo.recipes import evaluation_settings
 
 @dataclass(kw_only=True)
 class Published:
-    """Figures of a recipe, metric → number, and how far a faithful run may be from them."""
+    """Metrics of a recipe, metric → number, and how far a faithful run may be from them."""
 
     name: str
-    figures: dict[str, float]
+    metrics: dict[str, float]
     tolerance: dict[str, float]
     count: int
     note: str
@@ -25,8 +25,8 @@ class Published:
     def compare(self, outcome: dict[str, Any]) -> dict[str, Any]:
         """For a result: every published figure with what was measured and a verdict."""
         rows = []
-        for metric, figure in self.figures.items():
-            row: dict[str, Any] = {"metric": metric, "published": figure, "tolerance": self.tolerance.get(metric)}
+        for metric, value in self.metrics.items():
+            row: dict[str, Any] = {"metric": metric, "published": value, "tolerance": self.tolerance.get(metric)}
             metrics = outcome["metrics"]  # below 50,000 images a distance carries the count in its name
             row["measured"] = metrics.get(metric, metrics.get(f"{metric}-{self.count}"))
             rows.append(row | {"verdict": self._verdict(row, outcome)})
@@ -58,7 +58,7 @@ CHANGES = (
     "labels",
     "seed",
     "image_size",
-    "quantisation",
+    "quantization",
 )
 
 
@@ -100,14 +100,14 @@ def settle(args: Namespace, *, model: bool) -> Published | None:
         notes.append(f"{named} is taken for what the recipe names")
     if args.dtype != "fp32":
         notes.append(f"drawn in {args.dtype}")
-    for name in ("labels", "seed", "image_size", "quantisation") if model else ():
+    for name in ("labels", "seed", "image_size", "quantization") if model else ():
         if getattr(args, name) is None:
             setattr(args, name, getattr(settings, name))
     if model:
         args.num_images = args.num_images or settings.count
     return Published(
         name=Path(args.recipe).stem,
-        figures=settings.published,
+        metrics=settings.published,
         tolerance=settings.tolerance,
         count=settings.count,
         note="; ".join(notes),

@@ -97,7 +97,7 @@ def reconstructions(
         totals = {"used": count_ids(tokens, vocab_size, global_tokens)} if vocab_size is not None else {}
         return Batch(images=images, labels=batch["label"], originals=truth, columns=columns, totals=totals)
 
-    about: dict[str, Any] = {"kind": "reconstruction", "data": name, "quantisation": "round"}
+    about: dict[str, Any] = {"kind": "reconstruction", "data": name, "quantization": "round"}
     if global_tokens:
         about["codebooks"] = "global tokens and of the grid"
     if tokenizer.noise_shape() is not None:

@@ -81,7 +81,7 @@ def from_folder(
             images, ids = shards.read(start, stop)
             return Batch(images=images, labels=ids)
 
-        told = {"kind": "npz shards", "path": str(path), "quantisation": "as stored"}
+        told = {"kind": "npz shards", "path": str(path), "quantization": "as stored"}
         return Source(count=count, about=told, read=stored, key=[_stamp(s.path) for s in find_shards(path)])
     files = [f for f in list_images(path) if f.stem != "grid" and not _animated(f)][:limit]
     if (path / "run.json").is_file():
@@ -113,9 +113,9 @@ def from_folder(
     def read(start: int, stop: int) -> Batch:
         return Batch(images=torch.stack(list(pool.map(load, files[start:stop]))), labels=labels[start:stop])
 
-    about: dict[str, Any] = {"kind": "folder", "path": str(path), "quantisation": "as stored"}
+    about: dict[str, Any] = {"kind": "folder", "path": str(path), "quantization": "as stored"}
     if size is not None:
-        about["prepared"] = f"centre crop of {size} px (ADM's)"
+        about["prepared"] = f"center crop of {size} px (ADM's)"
     key = [(str(f.relative_to(path)), *_stamp(f)) for f in files]
     return Source(count=len(files), about=about, read=read, key=key)
 
@@ -147,9 +147,9 @@ def from_npz(path: Path, *, limit: int | None = None, size: int | None = None) -
             images = torch.stack([_cropped(image, size) for image in images])
         return Batch(images=images, labels=file.labels[start:stop])
 
-    about: dict[str, Any] = {"kind": "npz", "path": str(path), "quantisation": "as stored"}
+    about: dict[str, Any] = {"kind": "npz", "path": str(path), "quantization": "as stored"}
     if size is not None:
-        about["prepared"] = f"centre crop of {size} px (ADM's)"
+        about["prepared"] = f"center crop of {size} px (ADM's)"
     return Source(count=count, about=about, read=read, key=_stamp(path))
 
 
@@ -169,7 +169,7 @@ def from_model(
     dtype: str = "fp32",
     plan: str = "balanced",
     image_size: int | None = None,
-    quantisation: str = "round",
+    quantization: str = "round",
 ) -> Source:
     """Images drawn from a pipeline by its sampler; nothing is written to disk.
 
@@ -181,7 +181,7 @@ def from_model(
 
     classes: Sequence[int | None] = range(pipe.generator.num_classes) if pipe.conditional else [None]
     label = label_plan(plan, classes=classes, count=count, seed=seed)
-    plain = image_size is None and quantisation == "round"
+    plain = image_size is None and quantization == "round"
 
     def draw(start: int, stop: int) -> Tensor:
         images = pipe(
@@ -194,7 +194,7 @@ def from_model(
         ).images
         if plain:
             return images.cpu()
-        return to_uint8(images, size=image_size, quantisation=quantisation).cpu()
+        return to_uint8(images, size=image_size, quantization=quantization).cpu()
 
     def read(start: int, stop: int) -> Batch:
         began = time.perf_counter()
@@ -211,7 +211,7 @@ def from_model(
         "labels": plan if pipe.conditional else "none",
         "dtype": dtype,
         "sampler": pipe.sampler.settings,
-        "quantisation": quantisation,
+        "quantization": quantization,
         "image_size": image_size,
     }
     return Source(count=count, about=about, read=read, class_names=pipe.class_names, ahead=False)
@@ -225,6 +225,6 @@ def from_dataset(dataset: Any, *, name: str, limit: int | None = None) -> Source
         batch = dataset.__getitems__(range(start, stop))
         return Batch(images=to_uint8(batch["image"]), labels=batch["label"])
 
-    about = {"kind": "data", "data": name, "quantisation": "round"}
+    about = {"kind": "data", "data": name, "quantization": "round"}
     names = getattr(dataset, "class_names", ())
     return Source(count=min(len(dataset), limit or len(dataset)), about=about, read=read, class_names=names)

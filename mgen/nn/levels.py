@@ -1,4 +1,4 @@
-"""Scalar levels of a latent number: the channel-wise quantisation of TokenBridge, and a form of it that fills its range.
+"""Scalar levels of a latent number: the channel-wise quantization of TokenBridge, and a form of it that fills its range.
 
 Wang et al., "Bridging Continuous and Discrete Tokens for Autoregressive Visual Generation" (TokenBridge, 2025, arXiv 2503.16430),
 §3.2: after training, every number of a KL tokenizer's latents is put to the nearest of Q levels that suit a Gaussian.

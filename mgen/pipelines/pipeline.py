@@ -11,7 +11,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 from tqdm import tqdm
 
-from mgen.pipelines.runs import QUANTISATIONS
+from mgen.pipelines.runs import QUANTIZATIONS
 from mgen.samplers import ParallelSampler, image_seed
 from mgen.samplers.parallel import Step
 from mgen.utils.errors import MgenError, check_choice
@@ -135,7 +135,7 @@ class MaskedPipeline(DiffusionPipeline):
         parts, images = [], []
         parts_of_run = [s for s in (sampler, sampler.pivot_sampler) if s is not None]
         whole = whole or callback is not None or output_type == "tokens"
-        unread = 0 if whole else getattr(self.tokenizer, "unread", 0)
+        unread = 0 if whole else self.tokenizer.unused_tail
         saved = unread if self.generator.causal and self.generator.unit is None else 0
         total = -(-len(ids) // size) * (sum(s.config.steps - s.config.start for s in parts_of_run) - saved)
         cast = nullcontext() if dtype == "fp32" else torch.autocast(device.type, DTYPES[dtype])
@@ -184,23 +184,23 @@ class MaskedPipeline(DiffusionPipeline):
         return images if output_type == "uint8" else to_pil(images)
 
 
-def to_uint8(images: Tensor, *, size: int | None = None, quantisation: str = "round") -> Tensor:
+def to_uint8(images: Tensor, *, size: int | None = None, quantization: str = "round") -> Tensor:
     """[-1, 1] → 0 … 255, values beyond are cut off.
 
     Args:
         size: side that images (B, C, H, W) are brought to first, bicubic without antialiasing: LlamaGen and Hita draw at 384 and 336
             pixels and are measured at 256.
-        quantisation: "round"; "half-up", 127.5 x + 128 without its fraction (LlamaGen, Hita), which differs next to a half alone; or
+        quantization: "round"; "half-up", 127.5 x + 128 without its fraction (LlamaGen, Hita), which differs next to a half alone; or
             "truncate", 127.5 x + 127.5 without its fraction (MAGE, ReCAP's MaskGIT): half a level darker on average.
     """
-    check_choice("quantisation", quantisation, QUANTISATIONS)
+    check_choice("quantization", quantization, QUANTIZATIONS)
     images = images.float()
     if size is not None:
         images = torch.nn.functional.interpolate(images, (size, size), mode="bicubic", align_corners=False)
-    if quantisation == "half-up":
+    if quantization == "half-up":
         return (127.5 * images + 128).clamp(0, 255).to(torch.uint8)
     levels = (images.clamp(-1, 1) + 1) * 127.5
-    return (levels if quantisation == "truncate" else levels.round()).to(torch.uint8)
+    return (levels if quantization == "truncate" else levels.round()).to(torch.uint8)
 
 
 def to_pil(images: Tensor) -> list[Any]:

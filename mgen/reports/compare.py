@@ -63,11 +63,16 @@ class Group:
 
 def difference(a: Result, b: Result) -> str | None:
     """Why the numbers of two results cannot be compared; None if they can."""
-    for what, key in (("protocols", "id"), ("references", "sha256"), ("extractors", "sha256"), ("judges", "sha256")):
+    for what, key in (
+        ("protocols", "id"),
+        ("references", "sha256"),
+        ("extractors", "sha256"),
+        ("classifiers", "sha256"),
+    ):
         mine, theirs = ((result[what[:-1]] or {}) for result in (a, b))
         if mine.get(key) == theirs.get(key):
             continue
-        if what == "judges" and mine.get("name") != theirs.get("name"):
+        if what == "classifiers" and mine.get("name") != theirs.get("name"):
             continue  # the names of the metrics tell them apart
         names = [f"{part.get('name', '?')} ({str(part.get(key))[:8]})" if part else "none" for part in (mine, theirs)]
         return f"their {what} differ: {names[0]} and {names[1]}"

@@ -1,6 +1,6 @@
 """Metrics over the one setting in which results differ: found here, drawn by matplotlib as SVG for a page.
 
-The page's style sheet colours the curves, so that they follow its light and dark themes: the drawing has stand-ins for colours, which
+The page's style sheet colors the curves, so that they follow its light and dark themes: the drawing has stand-ins for colors, which
 are replaced by the sheet's variables.
 """
 
@@ -17,7 +17,7 @@ from mgen.reports.data import number, plain, plus_minus
 from mgen.reports.read import is_number
 
 INSTALL = "The curves need matplotlib: pip install 'mgen[plots]', then the same command again. Their numbers are in the tables."
-SERIES = 6  # colours of the style sheet: --series-1 …; later lines repeat them with other markers
+SERIES = 6  # colors of the style sheet: --series-1 …; later lines repeat them with other markers
 INK, GRID = "#010203", "#040506"
 MARKERS, DASHES = "osD^vPX", ("-", "--", "-.", ":")
 SVG, XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
@@ -175,7 +175,7 @@ def _plot(figure: Any, curve: Curve) -> dict[str, str]:
 
 
 def _for_page(text: str, prefix: str, curve: Curve, titles: dict[str, str]) -> str:
-    """matplotlib's file as an element of a page: no addresses, own ids, colours of the style sheet, words at the points."""
+    """matplotlib's file as an element of a page: no addresses, own ids, colors of the style sheet, words at the points."""
     root = ET.fromstring(text)
     for parent in root.iter():
         for child in [c for c in parent if c.tag == f"{SVG}metadata"]:
@@ -192,7 +192,7 @@ def _for_page(text: str, prefix: str, curve: Curve, titles: dict[str, str]) -> s
             if key == "id":
                 value = f"{prefix}-{value}"
             value = re.sub(r"^#(?=[A-Za-z])", f"#{prefix}-", value) if key == "href" else value
-            element.set(key, _coloured(re.sub(r"url\(#", f"url(#{prefix}-", value)))
+            element.set(key, _colored(re.sub(r"url\(#", f"url(#{prefix}-", value)))
         if element.tag == f"{SVG}text":  # the page's font instead of the one that was measured
             element.set("style", re.sub(r"font: ([\d.]+px) [^;]+", r"font-size: \1", element.get("style", "")))
         if element.tag == f"{SVG}style":
@@ -207,7 +207,7 @@ def _for_page(text: str, prefix: str, curve: Curve, titles: dict[str, str]) -> s
     return ET.tostring(root, encoding="unicode")
 
 
-def _coloured(value: str) -> str:
+def _colored(value: str) -> str:
     value = value.replace(INK, "var(--ink)").replace(GRID, "var(--rule)")
     return re.sub(r"#0a0b([0-9a-f]{2})", lambda match: f"var(--series-{int(match[1], 16) + 1})", value)
 

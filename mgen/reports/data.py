@@ -158,7 +158,7 @@ def parts(result: Result) -> dict[str, dict[str, Any]]:
         "Protocol": result["protocol"],
         "Extractor": result["extractor"],
         "Reference": result["reference"] or {"reference": None},
-        "Judge": result["judge"] or {},
+        "Classifier": result["classifier"] or {},
         "Bootstrap": result["bootstrap"] or {},
         "Versions": {**result["versions"], "measured": result["created"]},
     }

@@ -123,7 +123,7 @@ def _nearest(result: Result, sharps: str) -> list[str]:
     rows = []
     for row in nearest["rows"]:
         near = ", near" if is_near(nearest, row["distance"]) else ""
-        others = [f"{number(o['distance'])} ({class_name(result, o.get('label'))})" for o in row["neighbours"]]
+        others = [f"{number(o['distance'])} ({class_name(result, o.get('label'))})" for o in row["neighbors"]]
         rows.append([class_name(result, row.get("label")), number(row["distance"]) + near, ", ".join(others)])
     heads = ["drawn image", "nearest training image", "all of them"]
     return [f"{sharps} Nearest training images", "", words(nearest_note(nearest)), "", *_table(heads, rows, left=3)]

@@ -257,7 +257,7 @@ def _nearest(result: Result) -> Html:
     for row in nearest["rows"]:
         label = class_name(result, row.get("label"))
         figures = [picture(row["image"], alt=f"drawn image, {label}", caption=["drawn", tag("br"), label])]
-        for other in row["neighbours"]:
+        for other in row["neighbors"]:
             label, text = class_name(result, other.get("label")), number(other["distance"])
             shown = tag("strong", f"{text}, near") if is_near(nearest, other["distance"]) else text
             caption = [shown, tag("br"), label]

@@ -29,7 +29,7 @@ KEYS: dict[str, type | tuple[type, ...]] = {
     "protocol": dict,
     "extractor": dict,
     "reference": (dict, type(None)),
-    "judge": (dict, type(None)),
+    "classifier": (dict, type(None)),
     "bootstrap": (dict, type(None)),
     "cost": (dict, type(None)),
     "nearest": (dict, type(None)),
@@ -117,7 +117,7 @@ def _check_nearest(nearest: Result | None, where: str) -> None:
         if not is_number((nearest or {}).get("typical") or 0):
             raise TypeError
         for row in (nearest or {}).get("rows", []):
-            for shown in (row, *row["neighbours"]):
+            for shown in (row, *row["neighbors"]):
                 image_size(shown["image"])
                 if not is_number(shown["distance"]):
                     raise TypeError

@@ -16,7 +16,7 @@ from mgen.reports.page import page
 from mgen.reports.read import FORMAT, Result, Run, check_result, read_result
 from mgen.utils.errors import MgenError
 from mgen.utils.files import atomic_path, write_json, write_text
-from mgen.utils.grids import labelled_grid
+from mgen.utils.grids import labeled_grid
 
 INLINE = 3 * 2**20  # a larger grid goes into the page as a JPEG
 
@@ -35,7 +35,7 @@ def write_report(out: Path, result: Result, examples: Tensor, labels: Sequence[i
     """
     result = check_result(result, "the result")
     stream = io.BytesIO()
-    labelled_grid(examples, labels, [str(name) for name in result["class_names"]]).save(stream, format="PNG")
+    labeled_grid(examples, labels, [str(name) for name in result["class_names"]]).save(stream, format="PNG")
     run = Run(number=1, result=result, grid=for_page(stream.getvalue()))
     groups = [Group(runs=[run])]
     texts = {"report.md": markdown(run.title, groups), "report.html": page(run.title, groups)}

@@ -123,11 +123,7 @@ def fill_codebooks(model: Model, data: TrainingData, seed: int) -> None:
         return
     rows = range(0, len(data), max(1, len(data) // 64))[:64]
     images, rng = data.__getitems__(rows)["image"], seeds.generator(seed, "codebook")
-    if hasattr(model, "initialise_codes"):  # it has several codebooks
-        model.initialise_codes(images, rng)
-        return
-    with torch.no_grad():
-        model.quantize.initialise(model.latents(images), rng)
+    model.initialize_codebooks(images, rng)
 
 
 def make_discriminator(config: TokenizerObjectiveConfig, channels: int) -> Adversary:

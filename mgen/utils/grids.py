@@ -10,7 +10,7 @@ from torchvision.transforms.functional import to_pil_image
 MARGIN = 4
 
 
-def labelled_grid(
+def labeled_grid(
     images: Tensor, labels: Sequence[int], names: Sequence[str], *, columns: int = 10, rows: int = 20
 ) -> Image.Image:
     """One row per class, its name on the left; at most `rows` classes with `columns` images each.

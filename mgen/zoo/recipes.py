@@ -16,7 +16,7 @@ from mgen.utils.folders import part
 
 # Names of metrics as results have them; those of Fashion-MNIST are measured in other features and have names of their own.
 METRICS: tuple[str, ...] = ("FID", "sFID", "Inception Score", "precision", "recall")
-METRICS += ("Fréchet distance (fmnist-cnn)", "classifier score (fmnist-cnn)", "class accuracy (fmnist-judge)")
+METRICS += ("Fréchet distance (fmnist-cnn)", "classifier score (fmnist-cnn)", "class accuracy (fmnist-classifier)")
 METRICS += ("precision (fmnist-cnn)", "recall (fmnist-cnn)")
 
 
@@ -28,7 +28,7 @@ class RecipeEvaluation:
         protocol: a name of mgen.evaluation.protocols, the one of the figures or the nearest to it.
         reference: file or folder that images are compared with, or a built-in name. reference_get: where it is published or how it is made.
         count: images. labels: plan of their classes. seed: of the draws and of a random plan.
-        quantisation: of drawn images to bytes. image_size: side in pixels that drawn images are brought to first; None: as drawn.
+        quantization: of drawn images to bytes. image_size: side in pixels that drawn images are brought to first; None: as drawn.
         published: metric → figure, for exactly this setting; empty: none. tolerance: metric → distance that a faithful run may have
             from it.
         source: where the figures stand. note: where the official way of measuring differs from the protocol.
@@ -40,18 +40,12 @@ class RecipeEvaluation:
     count: int = 50000
     labels: Literal["balanced", "sorted", "random"] = "balanced"
     seed: int = 0
-    quantisation: Literal["round", "half-up", "truncate"] = "round"
+    quantization: Literal["round", "half-up", "truncate"] = "round"
     image_size: int | None = None
     published: dict[str, float] = field(default_factory=dict)
     tolerance: dict[str, float] = field(default_factory=dict)
     source: str | None = None
     note: str | None = None
-
-    @property
-    def figures(self) -> str:
-        """The published figures in words: "FID 1.78 ± 0.1, Inception Score 296 ± 6"; "none"."""
-        texts = [f"{metric} {value:g} ± {self.tolerance[metric]:g}" for metric, value in self.published.items()]
-        return ", ".join(texts) or "none"
 
 
 def recipe_names() -> list[str]:

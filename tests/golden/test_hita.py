@@ -95,7 +95,7 @@ def decode(case: Case) -> None:
         case.check("recon_vfm", net.predict_vision(codes[0]), atol=case.near("recon_vfm", PREDICTED))
     if "image_eval_u8" in case.outputs:
         side = case.config["image_size_eval"]
-        small = to_uint8(image, size=side, quantisation="half-up")
+        small = to_uint8(image, size=side, quantization="half-up")
         grey = (small.permute(0, 2, 3, 1).int() - case.outputs["image_eval_u8"].int()).abs()
         case.compared["image_eval_u8"] = (
             float(grey.max()),
@@ -111,7 +111,7 @@ def decode_tail(case: Case) -> None:
     net = conversion(case).model
     ids, grid = ids_of(case)
     other = ids.clone()
-    other[:, ids.shape[1] - net.unread :] = 0
+    other[:, ids.shape[1] - net.unused_tail :] = 0
     assert torch.equal(net.decode(ids, grid), net.decode(other, grid))
 
 
@@ -160,7 +160,7 @@ def train(case: Case) -> None:
     for name, used in (("patch", patch), ("slot", slot)):
         if (key := f"codebook_used_{name}_tail") in case.outputs:
             case.check(key, used[-len(case.outputs[key]) :])
-    usage = len(patch.unique()) / net.config.codes + len(slot.unique()) / net.config.holistic_codes
+    usage = len(patch.unique()) / net.config.vocab_size + len(slot.unique()) / net.config.global_vocab_size
     case.check("codebook_usage_sum", torch.tensor(usage), atol=1e-6)
 
 

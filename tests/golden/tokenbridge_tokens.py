@@ -1,4 +1,4 @@
-"""TokenBridge's tokens: levels, channel-wise quantisation and the way from moments to what the decoder takes."""
+"""TokenBridge's tokens: levels, channel-wise quantization and the way from moments to what the decoder takes."""
 
 import re
 

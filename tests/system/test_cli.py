@@ -223,7 +223,7 @@ def test_eval_of_folder_npz_and_model(tmp_path: Path, capsys: pytest.CaptureFixt
         r["count"] == 20
         and r["extractor"]["sha256"]
         and r["reference"]["count"] == 60000
-        and r["images"]["quantisation"] == "round"
+        and r["images"]["quantization"] == "round"
     )
     text = (tmp_path / "e3" / "report.md").read_text()
     assert "not an FID" in text and "fmnist-cnn" in text and (tmp_path / "e3" / "grid.png").exists()

@@ -43,20 +43,24 @@ def test_stated_figures_meet_the_aims(name: str) -> None:
         else 2 * discrete["samples_2000"][distance]
     )
     assert stated[DEMOS[name]][distance] <= aim
-    assert stated[DEMOS[name]]["class accuracy (fmnist-judge)"] >= 0.9
+    assert stated[DEMOS[name]]["class accuracy (fmnist-classifier)"] >= 0.9
     assert json.loads((embedded("fmnist-cnn") / "measured.json").read_text())["test_accuracy"] >= 0.925
 
 
 def test_samples_are_as_good_as_measured(demo: tuple[str, mgen.MaskedPipeline]) -> None:
     name, pipe = demo
-    extractor, judge = make_extractor("fmnist-cnn"), make_extractor("fmnist-judge")
+    extractor, classifier = make_extractor("fmnist-cnn"), make_extractor("fmnist-classifier")
     count = 200 if name == "fmnist-mar" else 500  # its chains of 100 steps take their time
     source = from_model(pipe, name="demo", count=count, seed=0)
     reference, protocol = load_statistics(builtin_file("fmnist-train"), extractor), find_protocol("fmnist-cnn")
-    measured = measure(source, extractor, judge=judge)
-    metrics = result(measured, source, extractor, protocol=protocol, reference=reference, judge=judge)["metrics"]
+    measured = measure(source, extractor, classifier=classifier)
+    metrics = result(measured, source, extractor, protocol=protocol, reference=reference, classifier=classifier)[
+        "metrics"
+    ]
     stated = json.loads((embedded(name) / "measured.json").read_text())[f"samples_{count}"]
-    assert metrics["class accuracy (fmnist-judge)"] == pytest.approx(stated["class accuracy (fmnist-judge)"], abs=0.02)
-    assert metrics["class accuracy (fmnist-judge)"] >= 0.9
+    assert metrics["class accuracy (fmnist-classifier)"] == pytest.approx(
+        stated["class accuracy (fmnist-classifier)"], abs=0.02
+    )
+    assert metrics["class accuracy (fmnist-classifier)"] >= 0.9
     distance = "Fréchet distance (fmnist-cnn)"
     assert metrics[distance] == pytest.approx(stated[distance], rel=0.1)

@@ -71,14 +71,14 @@ def test_only_inception_features_make_an_fid() -> None:
 
 
 def test_statistics_files(tmp_path: Path) -> None:
-    extractor, judge = make_extractor("fmnist-cnn"), make_extractor("fmnist-judge")
+    extractor, classifier = make_extractor("fmnist-cnn"), make_extractor("fmnist-classifier")
     sums = FeatureSums(64)
     sums.update(extractor(torch.randint(0, 256, (90, 1, 32, 32), dtype=torch.uint8))[0])
     save_statistics(tmp_path / "s.safetensors", sums, extractor, "noise")
     reference = load_statistics(tmp_path / "s.safetensors", extractor)
     assert reference.count == 90 and np.array_equal(reference.cov, sums.finish()[1])
     with pytest.raises(MgenError, match="other weights"):
-        load_statistics(tmp_path / "s.safetensors", judge)
+        load_statistics(tmp_path / "s.safetensors", classifier)
     mean, cov = sums.finish()
     np.savez(tmp_path / "s.npz", mu=mean.astype(np.float32), sigma=cov)
     torch.save({"mu": torch.from_numpy(mean), "sigma": torch.from_numpy(cov)}, tmp_path / "s.pt")
@@ -114,8 +114,8 @@ def test_sources_keep_labels_and_refuse_mixed_sizes(tmp_path: Path) -> None:
 
 
 def test_channels_are_matched() -> None:
-    grey = torch.randint(0, 256, (2, 1, 4, 4), dtype=torch.uint8)
-    assert torch.equal(match_channels(match_channels(grey, 3), 1), grey)
+    gray = torch.randint(0, 256, (2, 1, 4, 4), dtype=torch.uint8)
+    assert torch.equal(match_channels(match_channels(gray, 3), 1), gray)
 
 
 def test_extractor_resizes_other_sizes() -> None:

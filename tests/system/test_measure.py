@@ -14,7 +14,7 @@ from mgen.cli.inputs import find_reference
 from mgen.evaluation.evaluate import nearest_rows
 from mgen.evaluation.extractors import Extractor, make_extractor
 from mgen.evaluation.measure import Measured, begin, example_rows, measure, shard_file
-from mgen.evaluation.neighbours import nearest
+from mgen.evaluation.neighbors import nearest
 from mgen.evaluation.npz import NpzImages
 from mgen.evaluation.sources import Batch, Source, from_folder, from_npz
 from mgen.evaluation.statistics import FeatureSums, load_statistics, save_statistics
@@ -104,12 +104,12 @@ def test_nearest_training_images() -> None:
     found = nearest(queries, source_of(training), extractor, k=3, progress=False)
     assert found.indices[:, 0].tolist() == [1100, 7] and found.distances[:, 0].max() < 1e-2
     other = nearest(queries, source_of(training), extractor, k=3, own=torch.tensor([1100, 7]), progress=False)
-    assert other.indices[:, :2].tolist() == found.indices[:, 1:].tolist(), "an image is not its own neighbour"
+    assert other.indices[:, :2].tolist() == found.indices[:, 1:].tolist(), "an image is not its own neighbor"
     exact = torch.cdist(queries, extractor(training).features).topk(3, largest=False).values
     assert torch.allclose(found.distances, exact, atol=1e-4)
 
 
-def test_neighbours_are_read_in_their_order() -> None:
+def test_neighbors_are_read_in_their_order() -> None:
     training, read = pictures(600), []
 
     def forward(start: int, stop: int) -> Batch:
@@ -130,7 +130,7 @@ def test_training_images_of_other_sizes_are_cut_to_those_measured(tmp_path: Path
             to_pil(pictures(1, seed=i, side=side))[0].save(tmp_path / name / f"{i:06d}.png")
     out = tmp_path / "out"
     names = [str(tmp_path / "drawn"), "--nearest", str(tmp_path / "training"), "--out", str(out)]
-    assert main(["eval", *names, "--reference", "none", "--judge", "none", "--bootstrap", "0"]) == 0
+    assert main(["eval", *names, "--reference", "none", "--classifier", "none", "--bootstrap", "0"]) == 0
     told = read_json(out / "result.json")["nearest"]
     assert told["count"] == 3 and len(told["rows"]) == 3
 
@@ -274,15 +274,15 @@ def test_stats_then_eval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert main([*stats, "--features", "0", "--out", str(tmp_path / "r" / "ref.npz")]) == 0
     with np.load(tmp_path / "r" / "ref.npz") as file:
         assert {"mu", "sigma"} <= set(file.files) and file["mu"].dtype == np.float64
-        assert str(file["prepared"]) == "centre crop of 32 px (ADM's)"
+        assert str(file["prepared"]) == "center crop of 32 px (ADM's)"
     again = load_statistics(tmp_path / "r" / "ref.npz", make_extractor("fmnist-cnn"))
-    assert again.count == 30 and again.told and again.prepared == "centre crop of 32 px (ADM's)"
+    assert again.count == 30 and again.told and again.prepared == "center crop of 32 px (ADM's)"
     line = ["eval", str(tmp_path), "--reference", str(tmp_path / "r" / "ref.safetensors"), "--bootstrap", "5"]
     out = tmp_path / "e"
     assert main([*line, "--nearest", str(tmp_path), "--out", str(out)]) == 0
     found = read_json(out / "result.json")
     assert found["protocol"]["name"] == "fmnist-cnn" and found["metrics"]["precision (fmnist-cnn)"] > 0.5
-    assert set(found["deviations"]) >= {"Fréchet distance (fmnist-cnn)", "class accuracy (fmnist-judge)"}
+    assert set(found["deviations"]) >= {"Fréchet distance (fmnist-cnn)", "class accuracy (fmnist-classifier)"}
     assert "the kernel distance is over subsets of 20 images, not 1000" in found["note"]
     assert found["by_class"]["images"] == {"0": 10, "1": 10, "2": 10} and found["nearest"]["count"] == 30
     assert found["nearest"]["rows"][0]["distance"] < 1e-3, "every image is its own copy there"
@@ -291,7 +291,7 @@ def test_stats_then_eval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     for arguments, words in (
         (["--protocol", "adm", "--extractor", "fmnist-cnn"], "leave one of the two"),
         (["--labels", "sorted"], "for models"),
-        (["--quantisation", "floor"], "for models"),
+        (["--quantization", "floor"], "for models"),
         (["--lpips-weights", "x"], "--reconstruction"),
         (["--bootstrap", "-1"], "at least 0"),
     ):
@@ -357,8 +357,8 @@ evaluation:
   count: 12
   labels: sorted
   seed: 3
-  published: {Fréchet distance (fmnist-cnn): 1.0, class accuracy (fmnist-judge): 0.5, recall (fmnist-cnn): 0.9}
-  tolerance: {Fréchet distance (fmnist-cnn): 0.1, class accuracy (fmnist-judge): 0.5, recall (fmnist-cnn): 1.0}
+  published: {Fréchet distance (fmnist-cnn): 1.0, class accuracy (fmnist-classifier): 0.5, recall (fmnist-cnn): 0.9}
+  tolerance: {Fréchet distance (fmnist-cnn): 0.1, class accuracy (fmnist-classifier): 0.5, recall (fmnist-cnn): 1.0}
 """
 
 

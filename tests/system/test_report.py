@@ -24,7 +24,7 @@ from mgen.utils.files import write_json
 DISTANCE, SCORE, ACCURACY = (
     "Fréchet distance (fmnist-cnn)",
     "classifier score (fmnist-cnn)",
-    "class accuracy (fmnist-judge)",
+    "class accuracy (fmnist-classifier)",
 )
 PAYLOAD = "<script>alert(1)</script>|`x`"
 
@@ -43,7 +43,7 @@ def example_result(*, classes: int = 3, distance: float = 11.9, **sampler: Any) 
     """A result as mgen eval writes it."""
     ids = [str(c) for c in range(classes)]
     shown = [data_uri(image) for image in random_images(6)]
-    neighbours = [{"image": uri, "distance": 3.0 + i, "label": i % classes} for i, uri in enumerate(shown[2:])]
+    neighbors = [{"image": uri, "distance": 3.0 + i, "label": i % classes} for i, uri in enumerate(shown[2:])]
     near = [{"image": shown[2], "distance": 0.5, "label": 1}]
     return {
         "format": 2,
@@ -69,20 +69,20 @@ def example_result(*, classes: int = 3, distance: float = 11.9, **sampler: Any) 
                 "reuse": None,
                 **sampler,
             },
-            "quantisation": "round",
+            "quantization": "round",
         },
         "protocol": {"name": "fmnist-cnn", "id": "3f2a91c0", "extractor": "fmnist-cnn", "image_size": None},
         "extractor": {"name": "fmnist-cnn", "sha256": "b" * 64, "resize": "own"},
         "reference": {"name": "fmnist train", "count": 60000, "sha256": "c" * 64},
-        "judge": {"name": "fmnist-judge", "sha256": "d" * 64},
+        "classifier": {"name": "fmnist-classifier", "sha256": "d" * 64},
         "bootstrap": {"replicates": 200, "seed": 0},
         "cost": {"parameters": 4345856, "seconds_per_image": 0.03, "hardware": "some CPU, 1 thread"},
         "nearest": {
             "data": "fmnist train",
             "count": 60000,
             "rows": [
-                {"image": shown[0], "label": 0, "distance": 3.0, "neighbours": neighbours},
-                {"image": shown[1], "label": 1, "distance": 0.5, "neighbours": near},
+                {"image": shown[0], "label": 0, "distance": 3.0, "neighbors": neighbors},
+                {"image": shown[1], "label": 1, "distance": 0.5, "neighbors": near},
             ],
             "typical": 4.0,
             "note": "",
@@ -184,7 +184,7 @@ def test_images_of_a_result_come_from_nowhere_else(tmp_path: Path) -> None:
         None,
     ):
         result = example_result()
-        result["nearest"]["rows"][1]["neighbours"][0]["image"] = image
+        result["nearest"]["rows"][1]["neighbors"][0]["image"] = image
         with pytest.raises(MgenError, match="nearest"):
             write_report(tmp_path / "out", result, random_images(2), [0, 1])
     assert not list(tmp_path.iterdir())
@@ -225,14 +225,14 @@ def test_results_measured_otherwise_are_refused_or_kept_apart(tmp_path: Path) ->
         "reference": None,
         "count": 1000,
         "extractor": {"name": "fmnist-cnn", "sha256": "e"},
-        "judge": {"name": "fmnist-judge", "sha256": "e"},
+        "classifier": {"name": "fmnist-classifier", "sha256": "e"},
     }
     words = {
         "protocol": "3f2a91c0",
         "reference": "none",
         "count": "500 and of 1000",
         "extractor": "extractors",
-        "judge": "judges",
+        "classifier": "classifiers",
     }
     first = written(tmp_path / "first", {**example_result(), "title": "the first"})
     for key, value in changes.items():
@@ -245,7 +245,7 @@ def test_results_measured_otherwise_are_refused_or_kept_apart(tmp_path: Path) ->
         groups = json.loads(files[2].read_text())["groups"]
         assert [group["runs"] for group in groups] == [[1], [2]] and not any(group["curves"] for group in groups)
         assert "never between tables" in files[0].read_text()
-    other = {**example_result(), "judge": {"name": "another", "sha256": "e"}}
+    other = {**example_result(), "classifier": {"name": "another", "sha256": "e"}}
     assert difference(example_result(), other) is None  # the metrics have other names
     numbers = {**example_result(), "metrics": {SCORE: 4.0}, "count": 1000}
     assert difference(example_result(), numbers) is None  # a score is no distance
@@ -273,7 +273,7 @@ def test_curves_are_over_what_differs() -> None:
     assert of(*seeds)[0] == [] and list(differing(seeds)) == ["seed"]
 
 
-def test_a_drawing_is_text_in_the_colours_of_the_page_and_the_same_each_time() -> None:
+def test_a_drawing_is_text_in_the_colors_of_the_page_and_the_same_each_time() -> None:
     pytest.importorskip("matplotlib")
     results = [example_result(steps=n, order=o) for n in (4, 8) for o in ("$a_", "_<b>")]
     curve = find_curves(runs(*results))[0][0]
@@ -360,7 +360,7 @@ def test_a_failure_leaves_nothing_half_written(tmp_path: Path, monkeypatch: pyte
 
 def test_a_page_without_grid_or_anything_optional(tmp_path: Path) -> None:
     bare = example_result() | {key: {} for key in ("deviations", "better", "missing", "by_class", "cost")}
-    bare |= {key: None for key in ("reference", "judge", "bootstrap", "nearest")} | {"note": "", "class_names": []}
+    bare |= {key: None for key in ("reference", "classifier", "bootstrap", "nearest")} | {"note": "", "class_names": []}
     path = written(tmp_path / "a", bare)
     (tmp_path / "a" / "grid.png").unlink()
     html, md, _ = write_page([path], tmp_path / "page.html")

@@ -105,7 +105,7 @@ Show = Callable[..., None]
 
 @pytest.fixture
 def show(browser: Any, pages: dict[str, Path]) -> Iterator[Show]:
-    """Opens a page, at a width, in a colour scheme."""
+    """Opens a page, at a width, in a color scheme."""
 
     def opened(name: str, *, width: int = 1200, scheme: str = "light", media: str = "") -> None:
         size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}

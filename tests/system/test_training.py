@@ -251,7 +251,7 @@ def test_tokenizers_train(idx: Path, tmp_path: Path, extra: dict) -> None:
         "output": str(tmp_path / "run"),
         "steps": 40,
         "batch_size": 16,
-        "model": {"class": "VQGAN", **TOKENIZER, "latent": 4, "codes": 64},
+        "model": {"class": "VQGAN", **TOKENIZER, "latent": 4, "vocab_size": 64},
         "data": {"kind": "fmnist", "path": str(idx)},
         "optim": {"lr": 3e-3},
         "log": {"every": 1, "checkpoint_every": 5},

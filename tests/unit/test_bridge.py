@@ -1,4 +1,4 @@
-"""Quantised KL tokenizers: levels, tokens, the order of channels, and what is lost by them."""
+"""Quantized KL tokenizers: levels, tokens, the order of channels, and what is lost by them."""
 
 import json
 import math
@@ -343,7 +343,7 @@ def test_eval_of_reconstructions_of_a_folder(tmp_path: Path, pictures: Path, cap
     def metrics(tokenizer: str, *arguments: str) -> dict[str, float]:
         assert main(["eval", str(pictures), "--reconstruction", str(tmp_path / tokenizer), *arguments, *out]) == 0
         result = json.loads((tmp_path / "e" / "result.json").read_text())
-        assert result["count"] == 9 and result["reference"]["name"] == "the originals" and result["judge"] is None
+        assert result["count"] == 9 and result["reference"]["name"] == "the originals" and result["classifier"] is None
         return result["metrics"]
 
     mean = metrics("bridge")

@@ -318,7 +318,7 @@ def test_every_saving_draws_the_same_ids(kind: str) -> None:
 def test_editing_draws_holistic_tokens_anew_and_needs_a_masked_generator() -> None:
     torch.manual_seed(0)
     tokenizer = HitaTokenizer(
-        **{**HitaTokenizer.SIZES["fmnist-8"], "holistic": 5, "codes": 16, "holistic_codes": 16}
+        **{**HitaTokenizer.SIZES["fmnist-8"], "global_tokens": 5, "vocab_size": 16, "global_vocab_size": 16}
     ).eval()
     masked = tiny_generator(side=8, global_tokens=5, codes=16)
     pipe = MaskedPipeline(tokenizer=tokenizer, generator=masked, sampler=ParallelSampler.suited(masked, {"steps": 4}))

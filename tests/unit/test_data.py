@@ -43,7 +43,7 @@ def test_damaged_or_missing_idx_files_are_explained(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [(100, 60), (64, 64), (33, 200), (512, 300)])
-def test_center_crop_takes_the_centre(size: tuple[int, int]) -> None:
+def test_center_crop_takes_the_center(size: tuple[int, int]) -> None:
     image = Image.new("RGB", size, "red")
     w, h = size
     image.paste(
@@ -63,12 +63,12 @@ def test_image_folder_labels_are_subfolders(tmp_path: Path) -> None:
     assert data.__getitems__([1])["image"].shape == (1, 3, 16, 16)
 
 
-def test_transparency_is_laid_on_white_and_grey_is_converted(tmp_path: Path) -> None:
+def test_transparency_is_laid_on_white_and_gray_is_converted(tmp_path: Path) -> None:
     Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(tmp_path / "clear.png")
-    Image.new("L", (8, 8), 77).save(tmp_path / "grey.png")
+    Image.new("L", (8, 8), 77).save(tmp_path / "gray.png")
     assert load_image(tmp_path / "clear.png").unique().tolist() == [255]
-    assert load_image(tmp_path / "grey.png").shape == (3, 8, 8)
-    assert load_image(tmp_path / "grey.png", channels=1)[0, 0, 0] == 77
+    assert load_image(tmp_path / "gray.png").shape == (3, 8, 8)
+    assert load_image(tmp_path / "gray.png", channels=1)[0, 0, 0] == 77
 
 
 def test_sixteen_bits_are_rounded_to_eight_and_floats_are_refused(tmp_path: Path) -> None:

@@ -26,16 +26,16 @@ HITA: dict[str, Any] = dict(
     channels=(8, 8, 8),
     layers=1,
     norm_groups=4,
-    holistic=6,
+    global_tokens=6,
     shift=3,
     dim=16,
     depth=1,
     heads=2,
     hidden=24,
-    codes=32,
-    holistic_codes=32,
+    vocab_size=32,
+    global_vocab_size=32,
     latent=4,
-    holistic_latent=5,
+    global_latent=5,
     dropout=0.0,
     vision=None,
 )
@@ -76,7 +76,7 @@ def draws(coin: float, y: float = 0.6, x: float = 0.3) -> Tensor:
 # -- its parts ---------------------------------------------------------------------------------------------------------
 
 
-def test_virtual_batches_are_normalised_alone() -> None:
+def test_virtual_batches_are_normalized_alone() -> None:
     torch.manual_seed(0)
     ours, x = VirtualBatchNorm(6), torch.randn(19, 6, 5) * 3 + 1
     nn.init.normal_(ours.weight), nn.init.normal_(ours.bias)
@@ -110,14 +110,14 @@ def test_a_head_is_what_the_sheet_says(dino_file: Path) -> None:
     convs: list[Any] = [module for module in head.modules() if isinstance(module, nn.Conv1d)]
     first, wide, last = convs
 
-    def normalised(y: Tensor) -> Tensor:
+    def normalized(y: Tensor) -> Tensor:
         return (y - y.mean((0, 2), keepdim=True)) / (y.var((0, 2), unbiased=False, keepdim=True) + 1e-6).sqrt()
 
     y = torch.einsum("oi,bit->bot", first.weight[..., 0], x) + first.bias.view(-1, 1)
-    y = F.leaky_relu(normalised(y), 0.2)
-    shifts = torch.stack([y.roll(4 - k, dims=2) for k in range(9)])  # (9, B, W, T): neighbours around the circle
+    y = F.leaky_relu(normalized(y), 0.2)
+    shifts = torch.stack([y.roll(4 - k, dims=2) for k in range(9)])  # (9, B, W, T): neighbors around the circle
     z = torch.einsum("oik,kbit->bot", wide.weight, shifts) + wide.bias.view(-1, 1)
-    y = (y + F.leaky_relu(normalised(z), 0.2)) / 2**0.5
+    y = (y + F.leaky_relu(normalized(z), 0.2)) / 2**0.5
     assert torch.allclose(
         head(x), torch.einsum("oi,bit->bot", last.weight[..., 0], y) + last.bias.view(-1, 1), atol=1e-5
     )
@@ -155,8 +155,8 @@ def test_larger_images_are_cropped_or_reduced_by_the_coin(dino_file: Path) -> No
     for coin in (0.2, 0.7):
         assert torch.equal(net.fitted(exact, draws(coin)[0, 0]), exact)
         assert torch.equal(net.fitted(small, draws(coin)[0, 0]), F.interpolate(small, (16, 16), mode="bicubic"))
-    grey = pictures(2)
-    assert torch.equal(net.eval().scores(grey), net.scores(grey.expand(-1, 3, -1, -1)))
+    gray = pictures(2)
+    assert torch.equal(net.eval().scores(gray), net.scores(gray.expand(-1, 3, -1, -1)))
 
 
 def test_chance_comes_from_the_draws_alone(dino_file: Path) -> None:

@@ -31,16 +31,16 @@ TINY: dict[str, Any] = dict(
     channels=(8, 8, 8),
     layers=1,
     norm_groups=4,
-    holistic=6,
+    global_tokens=6,
     shift=3,
     dim=16,
     depth=2,
     heads=2,
     hidden=24,
-    codes=32,
-    holistic_codes=32,
+    vocab_size=32,
+    global_vocab_size=32,
     latent=4,
-    holistic_latent=5,
+    global_latent=5,
     dropout=0.0,
     vision=None,
 )
@@ -102,16 +102,16 @@ def test_the_last_tokens_cannot_reach_the_image() -> None:
         other[:, place] = (other[:, place] + 1) % 32
         return net.decode(other)
 
-    for place in range(ids.shape[1] - net.unread, ids.shape[1]):
+    for place in range(ids.shape[1] - net.unused_tail, ids.shape[1]):
         assert torch.equal(changed(place), image)
-    assert not torch.equal(changed(ids.shape[1] - net.unread - 1), image)
+    assert not torch.equal(changed(ids.shape[1] - net.unused_tail - 1), image)
     assert all(not torch.equal(changed(place), image) for place in range(6))
     assert torch.equal(net.decode(ids, (8, 8)), image)
 
 
 @torch.inference_mode()
 @pytest.mark.parametrize("shift", [0, 1, 6])
-def test_leaving_unread_tokens_out_changes_nothing(shift: int) -> None:
+def test_skipping_unused_tokens_changes_nothing(shift: int) -> None:
     net = tiny_hita(shift=shift)
     holistic, patches = torch.randn(2, 6, 16), torch.randn(2, 16, 8, 8)
     stack = net.spreading
@@ -156,7 +156,7 @@ def test_other_image_sizes_and_saved_folders(tmp_path: Path) -> None:
 
 def test_settings_that_cannot_be() -> None:
     for settings, text in (
-        ({"shift": 7}, "shift 7"),
+        ({"shift": 7}, "shift is 7"),
         ({"vision_loss": True}, "vision_loss"),
         ({"inner": 15}, "inner 15"),
         ({"image_size": 30}, "multiple of 4"),
@@ -164,7 +164,7 @@ def test_settings_that_cannot_be() -> None:
     ):
         with pytest.raises(MgenError, match=text):
             tiny_hita(**settings)
-    net = tiny_hita(codes=16)
+    net = tiny_hita(vocab_size=16)
     assert net.spec.vocab_size == 32
     with pytest.raises(MgenError, match="below 16"):
         net.decode(torch.full((1, 70), 20))
@@ -191,7 +191,7 @@ def test_only_encoding_needs_the_vision_encoder(vision_file: Path, tmp_path: Pat
     ids = torch.randint(32, (1, 70), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         image = net.decode(ids)
-        with pytest.raises(MgenError, match="--vision-weights.*decoding does not need it"):
+        with pytest.raises(MgenError, match="--vision-weights.*decoding does not"):
             net.encode(pictures())
         before = set(net.state_dict())
         net.use_vision(vision_file)
@@ -217,7 +217,7 @@ def test_ids_depend_on_what_the_vision_encoder_sees(vision_file: Path) -> None:
 
 
 def test_vision_weights_that_do_not_fit(vision_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(MgenError, match="width 64, this tokenizer takes 32"):
+    with pytest.raises(MgenError, match="width 64, but this tokenizer takes 32"):
         tiny_hita(vision=32).use_vision(vision_file)
     for net in (tiny_hita(), tiny_tokenizer()):
         with pytest.raises(MgenError, match="leave the vision weights out"):
@@ -226,7 +226,7 @@ def test_vision_weights_that_do_not_fit(vision_file: Path, tmp_path: Path, monke
     with pytest.raises(MgenError, match="no such checkpoint file"):
         load_vision(tmp_path / "no.pth")
     save_file({"cls_token": torch.zeros(1)}, tmp_path / "other.safetensors")
-    with pytest.raises(MgenError, match="lacks patch_embed.proj.weight"):
+    with pytest.raises(MgenError, match="patch_embed.proj.weight is missing"):
         load_vision(tmp_path / "other.safetensors")
     state = torch.load(vision_file)
     del state["norm.bias"]
@@ -238,12 +238,12 @@ def test_vision_weights_that_do_not_fit(vision_file: Path, tmp_path: Path, monke
         load_vision(vision_file)
 
 
-def test_preprocessing_keeps_flat_images_and_grey_ones(vision_file: Path) -> None:
+def test_preprocessing_keeps_flat_images_and_gray_ones(vision_file: Path) -> None:
     for side in (32, 224, 336, 500):
         assert torch.allclose(resized(torch.full((1, 3, side, side), 0.5)), torch.tensor(0.75), atol=1e-6)
     encoder = load_vision(vision_file)
-    grey = pictures(1)
-    assert torch.allclose(encoder(grey), encoder(grey.expand(-1, 3, -1, -1)), atol=1e-5)
+    gray = pictures(1)
+    assert torch.allclose(encoder(gray), encoder(gray.expand(-1, 3, -1, -1)), atol=1e-5)
 
 
 # -- training ----------------------------------------------------------------------------------------------------------
@@ -322,7 +322,7 @@ def test_style_of_another_image(tmp_path: Path, vision_file: Path, capsys: pytes
     content, style = save_picture(tmp_path / "a.png", 1), save_picture(tmp_path / "b.png", 2)
     net = tiny_hita(vision=64).use_vision(vision_file)
     images = torch.stack([content, style]).float() / 127.5 - 1
-    net.initialise_codes(images, torch.Generator().manual_seed(0))  # so that both images have ids of their own
+    net.initialize_codebooks(images, torch.Generator().manual_seed(0))  # so that both images have ids of their own
     net.save_pretrained(tmp_path / "hita")
     base = ["edit", str(tmp_path / "a.png"), "--style", str(tmp_path / "b.png"), "--out", str(tmp_path / "out")]
     line = [*base, "--model", str(tmp_path / "hita"), "--vision-weights", str(vision_file)]

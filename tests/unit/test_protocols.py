@@ -12,7 +12,7 @@ from mgen.evaluation.bootstrap import deviations, multiplicities, weighted_sums
 from mgen.evaluation.evaluate import result
 from mgen.evaluation.extractors import clean_resize, make_extractor
 from mgen.evaluation.measure import measure
-from mgen.evaluation.neighbours import kernel_distance, precision_recall
+from mgen.evaluation.neighbors import kernel_distance, precision_recall
 from mgen.evaluation.protocols import PROTOCOLS, find_protocol
 from mgen.evaluation.scores import class_score, split_of
 from mgen.evaluation.statistics import FeatureSums, Reference
@@ -33,10 +33,10 @@ def test_a_protocol_is_known_by_what_decides_its_numbers() -> None:
         find_protocol("adm").id == PROTOCOLS["adm"].id
         and find_protocol(None, extractor="inception").name == "torch-fidelity"
     )
-    changed = find_protocol("adm", image_size=256, quantisation="truncate")
+    changed = find_protocol("adm", image_size=256, quantization="truncate")
     assert changed.name == "adm" and changed.id not in ids
     assert (
-        find_protocol("adm", quantisation="round").id == PROTOCOLS["adm"].id
+        find_protocol("adm", quantization="round").id == PROTOCOLS["adm"].id
         and find_protocol(None).name == "fmnist-cnn"
     )
     assert find_protocol(None, extractor="runs/cnn").name == "custom"
@@ -89,7 +89,7 @@ def test_sorting_by_class_changes_adms_score_and_hardly_torch_fidelitys() -> Non
 
 
 def brute_precision_recall(a: np.ndarray, b: np.ndarray, k: int) -> tuple[float, float]:
-    """Kynkäänniemi et al. written down directly: is a point within the k-th neighbour's distance of any point of the other set?"""
+    """Kynkäänniemi et al. written down directly: is a point within the k-th neighbor's distance of any point of the other set?"""
 
     def radii(x: np.ndarray) -> np.ndarray:
         return np.sort(np.linalg.norm(x[:, None] - x[None], axis=-1), axis=1)[:, k]
@@ -99,7 +99,7 @@ def brute_precision_recall(a: np.ndarray, b: np.ndarray, k: int) -> tuple[float,
 
 
 def test_images_sorted_by_class_are_told_where_the_score_depends_on_it() -> None:
-    images, protocol = pictures(60), replace(find_protocol("adm"), splits=20, neighbours=0, spatial=False)
+    images, protocol = pictures(60), replace(find_protocol("adm"), splits=20, neighbors=0, spatial=False)
     for labels, told in ((torch.arange(60) // 6, True), (torch.arange(60) % 10, False)):
         source = source_of(images, labels)
         measured = measure(source, Plain(), progress=False)
@@ -110,7 +110,7 @@ def test_images_sorted_by_class_are_told_where_the_score_depends_on_it() -> None
 def test_precision_recall_and_kernel_distance_by_torch_fidelity_equal_their_definitions() -> None:
     draw = torch.Generator().manual_seed(2)
     a, b = torch.randn(300, 6, generator=draw), torch.randn(200, 6, generator=draw) * 1.3 + 0.2
-    assert precision_recall(a, b, neighbours=3) == pytest.approx(
+    assert precision_recall(a, b, neighbors=3) == pytest.approx(
         brute_precision_recall(a.numpy(), b.numpy(), 3), abs=1e-6
     )
     x, y = a[:150].double().numpy(), b[:150].double().numpy()
@@ -252,7 +252,7 @@ def test_the_inception_loop_gives_torch_fidelitys_features(weights: Path) -> Non
     expected = torch_fidelity_metrics(images, weights, kid=True, prc=True, kid_subset_size=8)
     extractor = make_extractor("inception", weights=weights)
     ours = [measure(source_of(x), extractor, batch_size=5, progress=False).rows("features") for x in images]
-    precision, recall = precision_recall(*ours, neighbours=3)
+    precision, recall = precision_recall(*ours, neighbors=3)
     kernel = kernel_distance(*ours, size=8)
     assert (precision, recall) == (expected["precision"], expected["recall"])
     assert kernel[0] == pytest.approx(expected["kernel_inception_distance_mean"], rel=1e-3, abs=1e-7)

@@ -12,10 +12,10 @@ from tests.helpers import tiny_generator, tiny_tokenizer
 @pytest.mark.parametrize("levels", [(8, 8, 8), (5, 3), (7, 5, 5, 5), (3,)])
 def test_fsq_ids_and_values_are_one_to_one(levels: tuple[int, ...]) -> None:
     fsq = FSQ(levels=levels)
-    ids = torch.arange(fsq.codes).view(1, 1, -1)
+    ids = torch.arange(fsq.vocab_size).view(1, 1, -1)
     values = fsq.lookup(ids)
     assert values.abs().max() <= 1
-    assert len(values.flatten(2)[0].T.unique(dim=0)) == fsq.codes
+    assert len(values.flatten(2)[0].T.unique(dim=0)) == fsq.vocab_size
     # A latent that sits on a level quantizes to it.
     z = torch.randn(2, len(levels), 16, 16) * 3
     out = fsq(z)
@@ -29,7 +29,7 @@ def test_fsq_reaches_every_level() -> None:
     assert sorted(ids.unique().tolist()) == list(range(8))
 
 
-@pytest.mark.parametrize("make", [lambda: FSQ(levels=(4, 4)), lambda: VectorQuantizer(codes=16, dim=2)])
+@pytest.mark.parametrize("make", [lambda: FSQ(levels=(4, 4)), lambda: VectorQuantizer(vocab_size=16, dim=2)])
 def test_gradient_passes_straight_through(make) -> None:
     z = torch.randn(1, 2, 4, 4, requires_grad=True)
     make()(z).values.sum().backward()
@@ -37,7 +37,7 @@ def test_gradient_passes_straight_through(make) -> None:
 
 
 def test_vector_quantizer_takes_the_nearest_row() -> None:
-    q = VectorQuantizer(codes=16, dim=3)
+    q = VectorQuantizer(vocab_size=16, dim=3)
     torch.nn.init.normal_(q.embedding.weight)
     z = torch.randn(2, 3, 5, 5)
     brute = torch.cdist(z.permute(0, 2, 3, 1).reshape(-1, 3), q.embedding.weight).argmin(1)

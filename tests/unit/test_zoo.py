@@ -39,8 +39,8 @@ def test_table_lists_all_in_120_columns(every: list[dict[str, Any]]) -> None:
     lines = table(every, verbose=False)
     assert max(map(len, lines)) <= 120
     listed = [line.split()[0] for line in lines if line.startswith("  ") and line.split()[0] != "name"]
-    assert sorted(listed) == sorted({*recipe_names(), "fmnist-cnn", "fmnist-judge"})
-    assert listed[:4] == ["fmnist-mar", "fmnist-maskgit", "fmnist-cnn", "fmnist-judge"]
+    assert sorted(listed) == sorted({*recipe_names(), "fmnist-cnn", "fmnist-classifier"})
+    assert listed[:4] == ["fmnist-mar", "fmnist-maskgit", "fmnist-classifier", "fmnist-cnn"]
     line = next(line for line in lines if line.split()[:1] == [NAME])
     assert line.split()[1:5] == ["478.3", "M", "256", f"{row_named(NAME)['tflops']:.3g}"]
     assert line.split()[5:8] == ["1.78", "296.0", "torch-fidelity"]
@@ -83,7 +83,7 @@ def test_one_recipe_in_full(elsewhere: Path, capsys: pytest.CaptureFixture) -> N
     ):
         assert words in shown, words
     assert main(["zoo", "enat-l-imagenet512"]) == 0
-    assert "no figure for this setting" in capsys.readouterr().out
+    assert "nothing published for this setting" in capsys.readouterr().out
 
 
 def test_json(every: list[dict[str, Any]], elsewhere: Path, capsys: pytest.CaptureFixture) -> None:

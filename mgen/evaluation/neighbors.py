@@ -17,11 +17,11 @@ from mgen.evaluation.sources import Source
 BLOCK = 2000  # rows of a block of distances: 2,000 × 50,000 of them take 400 MB
 
 
-def precision_recall(features: Tensor, reference: Tensor, *, neighbours: int) -> tuple[float, float]:
+def precision_recall(features: Tensor, reference: Tensor, *, neighbors: int) -> tuple[float, float]:
     """Share of images (N, F) within the reference's manifold, and of reference images (M, F) within theirs."""
     from torch_fidelity.metric_prc import calculate_precision_recall_part
 
-    return calculate_precision_recall_part(features, reference, neighborhood=neighbours, batch_size=BLOCK)
+    return calculate_precision_recall_part(features, reference, neighborhood=neighbors, batch_size=BLOCK)
 
 
 def kernel_distance(features: Tensor, reference: Tensor, *, size: int) -> tuple[float, float]:
@@ -47,7 +47,7 @@ def nearest(
     """The nearest images of a data set in feature space (Euclidean), found in one pass and the memory of a batch.
 
     Args:
-        features: (n, F). own: index of each of them in the data set (n,), which does not count as its neighbour; -1: none.
+        features: (n, F). own: index of each of them in the data set (n,), which does not count as its neighbor; -1: none.
     """
     import sys
 

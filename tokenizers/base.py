@@ -1,0 +1,135 @@
+"""The contract of tokenizers, image ⇄ tokens, and their registry.
+
+Notation: B batch, C image channels, H × W pixels, L tokens, K numbers or ids of a token; c, h, w channels and sides of a latent.
+
+Who calls what, in which order:
+
+| caller | calls |
+|---|---|
+| training of a tokenizer | `initialize_codebooks(images, rng)` once, then `forward(images)` |
+| a token cache | `fingerprint()`, then `moments` (tokenizers with a posterior) or `encode` |
+| training of a generator | `spec`; `encode(images)`, or `tokens(moments, noise)` of cached moments |
+| sampling | `spec`, `unused_tail`, `fuse()` once, `decode(tokens)` |
+| evaluation of reconstructions | `noise_shape()`, `encode(images, noise=…)`, `decode(tokens)` |
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Self, TypeVar
+
+import torch
+from torch import Tensor
+
+from mgen.tokens import TokenSpec
+from mgen.utils.errors import MgenError
+from mgen.utils.modeling import Model, public
+
+if TYPE_CHECKING:
+    from mgen.tokenizers.vision import VisionEncoder
+
+T = TypeVar("T", bound="type[Tokenizer]")
+TOKENIZERS: dict[str, "type[Tokenizer]"] = {}
+
+
+def register_tokenizer(cls: T) -> T:
+    """Add a tokenizer to `TOKENIZERS` under its class name and make it public as `mgen.<Class>`."""
+    TOKENIZERS[cls.__name__] = cls
+    return public(cls)
+
+
+class Tokenizer(Model):
+    """A network that turns images (B, C, H, W) in [-1, 1] into tokens and tokens into images.
+
+    Subclasses set `factor` and implement `spec`, `encode`, `decode` and `forward`; the rest has defaults. Their configuration has
+    `image_size` (H = W in pixels, a multiple of `factor`) and `in_channels` (C).
+    """
+
+    factor: int  # pixels per grid cell and axis
+    # Constructor arguments of the sizes in the module's table.
+    SIZES: ClassVar[dict[str, dict[str, object]]] = {}
+    # Configuration keys that do not change what a token cache stores of an image.
+    CACHE_NEUTRAL: ClassVar[tuple[str, ...]] = ("image_size",)
+    # Names of weights that only decoding uses begin with these: a new decoder leaves a token cache valid.
+    DECODER_WEIGHTS: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def spec(self) -> TokenSpec:
+        """The tokens of one image of `image_size` pixels."""
+        raise NotImplementedError
+
+    @property
+    def unused_tail(self) -> int:
+        """The number of last tokens that `decode` ignores, so that samplers can skip them."""
+        return 0
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Tokens of images (B, C, H, W) in [-1, 1]: ids (B, L) or (B, L, K) int64, or vectors (B, L, K), row by row.
+
+        Raises:
+            MgenError: an image side is not a multiple of `factor`.
+        """
+        raise NotImplementedError
+
+    def decode(self, tokens: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        """Images (B, C, H, W), about [-1, 1] and not clamped; `grid` (rows, columns) if it is not square."""
+        raise NotImplementedError
+
+    def forward(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        """For training: reconstructions (B, C, H, W), unweighted loss terms (scalars), and metrics to log (scalars)."""
+        raise NotImplementedError
+
+    def initialize_codebooks(self, images: Tensor, rng: torch.Generator) -> None:
+        """Place codebook rows on the latents of images (B, C, H, W). Nothing to do without a learned codebook."""
+
+    def noise_shape(self) -> tuple[int, ...] | None:
+        """Shape (c, h, w) of the noise that samples the posterior of one image; None if encoding is deterministic."""
+        return None
+
+    def fuse(self) -> Self:
+        """Fold what can be folded, for faster decoding. A fused tokenizer cannot be saved. Nothing to fold by default."""
+        return self
+
+    def use_vision(self, source: "VisionEncoder | str | Path", *, heads: int | None = None) -> Self:
+        """Attach a frozen vision encoder; only Hita tokenizers take one.
+
+        Raises:
+            MgenError: this tokenizer takes no vision encoder.
+        """
+        raise MgenError(f"a {type(self).__name__} takes no vision encoder: leave the vision weights out")
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the configuration and weights that decide an image's ids or moments; the decoder's are left out."""
+        config = {k: v for k, v in dict(self.config).items() if not k.startswith("_") and k not in self.CACHE_NEUTRAL}
+        digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=list).encode())
+        for name, value in sorted(self.state_dict().items()):
+            if not name.startswith(self.DECODER_WEIGHTS):
+                digest.update(name.encode())
+                digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def check_size(self, images: Tensor) -> None:
+        """Raise MgenError unless both sides of images (B, C, H, W) are multiples of `factor`."""
+        if any(side % self.factor for side in images.shape[-2:]):
+            raise MgenError(
+                f"image size {tuple(images.shape[-2:])} is not a multiple of {self.factor}: resize or crop it first"
+            )
+
+
+class PosteriorTokenizer(Tokenizer):
+    """A tokenizer whose encoder gives a Gaussian posterior: caches store its moments, so that training samples it afresh.
+
+    Subclasses implement `moments`, `tokens` and `noise_shape`.
+    """
+
+    def moments(self, images: Tensor) -> Tensor:
+        """Mean and log-variance (B, 2c, h, w) of the posterior of images (B, C, H, W) in [-1, 1]."""
+        raise NotImplementedError
+
+    def tokens(self, moments: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Tokens (B, L, K) of moments (B, 2c, h, w): of the posterior's mean, or of a sample with standard normal `noise` (B, c, h, w)."""
+        raise NotImplementedError
+
+    def encode(self, images: Tensor, *, noise: Tensor | None = None) -> Tensor:
+        """Tokens (B, L, K), row by row, of images (B, C, H, W) in [-1, 1]; `noise` as in `tokens`."""
+        return self.tokens(self.moments(images), noise)
