@@ -38,11 +38,13 @@ def families(
         return convert(
             format_name,
             case.folder / weights,
-            heads=c["n_head"],
             side=round(c["block_size"] ** 0.5),
-            base=float(c["rope_base"]),
-            eps=c["norm_eps"],
-            dropout=c["token_dropout_p"],
+            trunk={
+                "heads": c["n_head"],
+                "base": float(c["rope_base"]),
+                "eps": c["norm_eps"],
+                "dropout": c["token_dropout_p"],
+            },
         )
 
     def ids(case: Case) -> Tensor:
@@ -55,7 +57,7 @@ def families(
         drop = case.inputs["class_drop_uniform"] < settings(case)["class_dropout_prob"]
         label = torch.where(drop, net.null_class, case.inputs["labels"])
         unknown = torch.zeros(tokens.shape, dtype=torch.bool)
-        z, s, length = net.context(tokens, unknown, label), net.spec.global_tokens, net.spec.length
+        z, s, length = net.context(tokens, unknown, label), net.tokens.global_tokens, net.tokens.length
         losses, _ = net(tokens, label, unknown)
         if s:
             parts = {
@@ -74,30 +76,33 @@ def families(
         losses.mean().backward()
         named = dict(net.named_parameters())
         for name in [n for n in case.outputs if n.startswith("gradnorm.")]:
-            gradient = named[made.mapped[name.removeprefix("gradnorm.")]].grad
+            official = name.removeprefix("gradnorm.")
+            gradient = named[made.mapped[official]].grad
+            if s and official in ("slot_embeddings.weight", "tok_embeddings.weight"):  # one table here
+                gradient = gradient.chunk(2)[int(official.startswith("tok"))]
             case.check(name, gradient.norm(), atol=case.near(name, GRADIENT))
 
     @torch.inference_mode()
     def cached(case: Case) -> None:
         net, tokens, label = load(case).model, ids(case), case.inputs["labels"]
-        memory, out = net.memory(label), []
+        cache, out = net.start(label), []
         known = torch.zeros(tokens.shape, dtype=torch.bool)
         for i in range(tokens.shape[1]):
-            z = net.context(tokens, known, label, visible=(i, i), memory=memory)
-            head = net.head.parts[int(i >= net.spec.global_tokens)] if net.spec.global_tokens else net.head
+            z = net.context(tokens, known, label, visible=(i, i), cache=cache)
+            head = net.head.parts[int(i >= net.tokens.global_tokens)] if net.tokens.global_tokens else net.head
             out.append(head.logits(z))
         case.check("logits", torch.cat(out, dim=1), atol=case.near("logits", LOGITS))
 
     def table(case: Case) -> None:
         net = load(case).model
-        cells = rotary_table(net.spec.grid, net.config.dim // net.config.heads, net.config.base)
+        cells = rotary_table(net.tokens.grid, net.trunk.config.dim // net.trunk.config.heads, net.trunk.config.base)
         case.check("freqs_cis", torch.cat([torch.zeros_like(cells[:1]), cells]), atol=ROTARY)
-        torch.testing.assert_close(net.rotary, case.outputs["freqs_cis"][: len(net.rotary)], atol=ROTARY, rtol=0)
+        torch.testing.assert_close(net.trunk.rotary, case.outputs["freqs_cis"][: len(net.trunk.rotary)], atol=ROTARY, rtol=0)
 
     @torch.inference_mode()
     def complete(case: Case) -> None:
         net, label = load(case).model, case.inputs["labels"]
-        length = net.spec.length
+        length = net.tokens.length
         sampler = ParallelSampler(**generate_settings(**case.config["generate"][case.name], tokens=length))
         uniform = torch.full((1, len(label), length), 0.5)
         exponential = case.inputs.get("exp_noise")  # (T, B, V)

@@ -6,11 +6,12 @@ import torch
 from torch.func import functional_call
 
 from mgen.convert import convert, enat
-from mgen.generators import ENAT
-from mgen.nn import Memory
+from mgen.generators import Generator, LossOptions, model_config
+from mgen.generators.presets import complete, override
+from mgen.generators.trunks.enat import ENAT, ENATCache
 from mgen.samplers import Noise, ParallelSampler
 from mgen.training.masking import known_before, known_from_uniform
-from mgen.training.objectives import Look
+from mgen.training.carried import EncodeFeatures
 from tests.golden import harness
 from tests.golden.harness import Case
 
@@ -18,11 +19,15 @@ from tests.golden.harness import Case
 LOGITS, LOSS, GRADIENT, IMAGE = 3e-5, 1e-5, 2e-5, 5e-5
 
 
-def model(case: Case, file: str = "weights.safetensors") -> ENAT:
+def model(case: Case, file: str = "weights.safetensors") -> Generator:
     c = case.config
     encoder, decoder = c["enc_dec"]
-    net = convert("enat", case.folder / file, heads=c["num_heads"], encoder_depth=encoder, decoder_depth=decoder).model
-    assert isinstance(net, ENAT)
+    net = convert(
+        "enat",
+        case.folder / file,
+        trunk={"heads": c["num_heads"], "encoder_depth": encoder, "decoder_depth": decoder},
+    ).model
+    assert isinstance(net.trunk, ENAT)
     return net
 
 
@@ -31,19 +36,20 @@ def forward(case: Case) -> None:
     net, i = model(case), case.inputs
     label, null = i["context"].flatten(), torch.full((len(i["context"]),), net.null_class)
 
-    def evaluate(name: str, ids: torch.Tensor, label: torch.Tensor, before: Memory | None = None) -> Memory:
-        known, memory = ids != net.mask_id, Memory()
-        memory.carry = True
+    def evaluate(name: str, ids: torch.Tensor, label: torch.Tensor, before: ENATCache | None = None) -> ENATCache:
+        known, cache = ids != net.embedder.mask_id, net.start(label, carry=True)
         if before is not None:
-            memory.values["before"] = before.values["before"]
-        features, places, readable = net.encode(ids, known, label, memory=memory)
-        feat = net.arrange(features, places, readable, net.decode(features, known, label, readable), known)
+            cache.carried = before.carried
+        rows, classes, trunk = net.rows(ids, known), net.classes(label), net.trunk
+        features, positions, readable = trunk.encode(rows, classes, cache=cache)
+        decoded = trunk.decode(rows, features, classes, readable)
+        feat = trunk.arrange(features, positions, readable, decoded, known)
         if f"{name}/feat" in case.outputs:
             case.check(f"{name}/feat", feat, atol=case.near(f"{name}/feat", LOGITS))
         if f"{name}/logits" in case.outputs:
-            logits = net.head.logits(net.norm(feat))
+            logits = net.head.logits(trunk.norm(feat))
             case.check(f"{name}/logits", logits, atol=case.near(f"{name}/logits", LOGITS))
-        return memory
+        return cache
 
     step0 = evaluate("step0", i["ids_step0"], label)
     step1 = evaluate("step1_reuse", i["ids_step1"], label, step0)
@@ -57,27 +63,28 @@ def train(case: Case) -> None:
     net, i, c = model(case), case.inputs, case.config["train"]
     x0, label = i["x0"], i["context"].flatten()
     known = known_from_uniform(i["mask_prob"], i["perm_uniform"], visible=1)
-    case.check("masked_ids", x0.masked_fill(~known, net.mask_id))
-    memory = None
+    case.check("masked_ids", x0.masked_fill(~known, net.embedder.mask_id))
+    cache = None
     if i["reuse_uniform"].item() < c["reuse_prob"]:
         before = known_before(known, i["remask_fraction_uniform"], i["remask_uniform"])
-        case.check("previous_ids", x0.masked_fill(~before, net.mask_id))
+        case.check("previous_ids", x0.masked_fill(~before, net.embedder.mask_id))
         weights: dict[str, torch.Tensor] = {}
         if c["ema_for_cond"]:
             ema = model(case, "ema_weights.safetensors").named_parameters()
             weights = {f"model.{name}": parameter for name, parameter in ema}
         with torch.no_grad():
-            memory = functional_call(Look(net), weights, (x0, label, before))
+            cache = functional_call(EncodeFeatures(net), weights, (x0, label, before))
     label = torch.where(i["label_drop_uniform"] < c["class_dropout_prob"], net.null_class, label)
-    loss = net(x0, label, known, memory=memory, label_smoothing=c["label_smoothing"])[0].mean()
+    options = LossOptions(label_smoothing=c["label_smoothing"])
+    loss = net(x0, label, known, cache=cache, options=options)[0].mean()
     case.check("loss", loss.detach(), atol=LOSS)
     loss.backward()
-    depth = net.config.encoder_depth
+    depth = net.trunk.config.encoder_depth
     for name, gradient in harness.gradients(net):
         key = f"grad/{enat.official(name, depth)}"
         if key in case.outputs:
             case.check(key, gradient.view(case.outputs[key].shape), atol=case.near(key, GRADIENT))
-    logits = net.head.logits(net.context(x0, known, label, memory=memory)).detach()
+    logits = net.head.logits(net.context(x0, known, label, cache=cache)).detach()
     case.check("logits", logits, atol=case.near("logits", LOGITS))
 
 
@@ -86,16 +93,16 @@ def generate(case: Case) -> None:
     net, label = model(case), case.inputs["context"].flatten()
     run = case.config["runs"].get(case.name, {})
     sampler = ParallelSampler(**enat.sampler_settings(**run))
-    shape = (len(label), net.spec.length)
+    shape = (len(label), net.tokens.length)
     noise = Noise(
         tokens=case.inputs["categorical_gumbel"],
         confidence=case.inputs["confidence_gumbel"],
         order=torch.zeros(shape),
     )
-    before, state = [], torch.full(shape, net.mask_id)
+    before, state = [], torch.full(shape, net.embedder.mask_id)
     for step in sampler(net, label, noise=noise):
         before.append(state)
-        state = torch.where(step.known, step.tokens, net.mask_id)
+        state = torch.where(step.known, step.tokens, net.embedder.mask_id)
     case.check("ids_before_step", torch.stack(before))
     case.check("final_ids", state.view(case.outputs["final_ids"].shape))
     if "image" in case.outputs:
@@ -111,12 +118,12 @@ def test_enat_gives_the_official_numbers(case: Case) -> None:
 def test_the_published_size_has_the_official_keys() -> None:
     keys = json.loads((harness.root() / "enat" / "keys_paper_size.json").read_text())
     state = {name: torch.empty(shape, device="meta") for name, (shape, _) in keys.items()}
-    renamed = enat.rename(state)
+    renamed = enat.rename(state, enat.config(state))
     with torch.device("meta"):
-        net = ENAT(**enat.config(state))
+        net = Generator.from_config(enat.config(state))
     own = {name: value.shape for name, value in net.state_dict().items()}
     assert {name: value.shape for name, value in renamed.state.items()} == own
     assert all(name.startswith("prev_embedder") for name in renamed.ignored) and len(renamed.ignored) == 4
     official = {enat.official(ours, 22): ours for ours in own}
     assert official == {k: v for k, v in renamed.names.items()}
-    assert {k: net.config[k] for k in ENAT.SIZES["L"]} == ENAT.SIZES["L"]
+    assert complete(override(model_config("enat-l"), enat.config(state))) == complete(model_config("enat-l"))

@@ -6,7 +6,7 @@ import torch
 
 from mgen.convert import convert
 from mgen.convert.halton import confidence_settings, halton_settings
-from mgen.generators import HaltonMaskGIT
+from mgen.generators import Generator, LossOptions
 from mgen.samplers import Noise, ParallelSampler
 from mgen.samplers.order import halton
 from mgen.samplers.schedule import revealed_down
@@ -21,8 +21,8 @@ from tests.golden.harness import Case
 LOGITS, IMAGE, CODES, LOSS = 2.3e-5, 3.5e-5, 6e-7, 1e-6
 
 
-def model(case: Case) -> HaltonMaskGIT:
-    return convert("halton", case.folder / "weights.safetensors", heads=case.config["heads"]).model
+def model(case: Case) -> Generator:
+    return convert("halton", case.folder / "weights.safetensors", trunk={"heads": case.config["heads"]}).model
 
 
 def vq(case: Case) -> LlamaGenVQ:
@@ -31,7 +31,7 @@ def vq(case: Case) -> LlamaGenVQ:
     return convert("llamagen-vq", case.folder / "tokenizer_weights.safetensors", image_size=size).model
 
 
-def classes(case: Case, net: HaltonMaskGIT) -> torch.Tensor:
+def classes(case: Case, net: Generator) -> torch.Tensor:
     """The class ids, that of the null class where the label is dropped."""
     return torch.where(case.inputs["drop_label"], net.null_class, case.inputs["labels"])
 
@@ -49,8 +49,8 @@ def tokenizer(case: Case) -> None:
 @torch.inference_mode()
 def forward(case: Case) -> None:
     net, tokens = model(case), case.inputs["tokens"].flatten(1)
-    z = net.context(tokens, tokens != net.mask_id, classes(case, net))
-    case.check("logits", net.head.logits(z, net.mask_id + 1), atol=case.near("logits", LOGITS, share=2.4e-6))
+    z = net.context(tokens, tokens != net.embedder.mask_id, classes(case, net))
+    case.check("logits", net.head.logits(z, net.embedder.mask_id + 1), atol=case.near("logits", LOGITS, share=2.4e-6))
 
 
 @torch.inference_mode()
@@ -59,8 +59,8 @@ def loss(case: Case) -> None:
     share = mask_fraction_from_uniform(case.inputs["r"], MaskConfig(distribution="arccos"))
     known = known_from_uniform(share, case.inputs["token_uniform"].flatten(1), "bernoulli")
     case.check("mask", ~known.view(code.shape))
-    case.check("masked_code", code.masked_fill(~known.view(code.shape), net.mask_id))
-    losses, _ = net(code.flatten(1), classes(case, net), known, loss_tokens="all")
+    case.check("masked_code", code.masked_fill(~known.view(code.shape), net.embedder.mask_id))
+    losses, _ = net(code.flatten(1), classes(case, net), known, options=LossOptions(tokens="all"))
     case.check("loss", losses.mean(), atol=case.near("loss", LOSS, share=2.4e-7))
 
 
@@ -85,10 +85,10 @@ def by_halton(case: Case) -> None:
     settings.pop("type")
     net = model(case)
     sampler = ParallelSampler(**halton_settings(**settings))
-    grid, label = net.spec.grid, case.inputs["labels"]
+    grid, label = net.tokens.grid, case.inputs["labels"]
     picks, masks = case.outputs["step_picks"].flatten(2).clone(), []
     raw = torch.zeros_like(picks[0])
-    for step in sampler(net, label, noise=noise(case, net.spec.length)):
+    for step in sampler(net, label, noise=noise(case, net.tokens.length)):
         # The reference draws everywhere and writes at the positions of the step, which alone are computed here.
         picks[step.index].scatter_(1, step.positions, step.drawn)
         raw.scatter_(1, step.positions, step.drawn)
@@ -96,7 +96,7 @@ def by_halton(case: Case) -> None:
     case.check("step_mask", torch.stack(masks).unflatten(2, grid))
     case.check("step_picks", picks.unflatten(2, grid))
     case.check("tokens_before_clamp", raw.unflatten(1, grid))
-    assert torch.equal(step.tokens, raw.clamp(max=net.spec.vocab_size - 1))
+    assert torch.equal(step.tokens, raw.clamp(max=net.tokens.vocab_size - 1))
     image(case, step.tokens)
 
 
@@ -106,16 +106,16 @@ def by_confidence(case: Case) -> None:
     settings.pop("type")
     net = model(case)
     sampler = ParallelSampler(**confidence_settings(**settings))
-    grid, steps = net.spec.grid, sampler.config.steps
+    grid, steps = net.tokens.grid, sampler.config.steps
     picks, masked = [], []
-    for step in sampler(net, case.inputs["labels"], noise=noise(case, net.spec.length)):
+    for step in sampler(net, case.inputs["labels"], noise=noise(case, net.tokens.length)):
         picks.append(step.drawn)
         masked.append(~step.known.clone())
-    masked[-1] = picks[-1] == net.mask_id  # at the end a drawn mask becomes the last code
+    masked[-1] = picks[-1] == net.embedder.mask_id  # at the end a drawn mask becomes the last code
     case.check("step_picks", torch.stack(picks).unflatten(2, grid))
     case.check("step_still_masked", torch.stack(masked).unflatten(2, grid))
     if "schedule" in case.outputs:
-        name, n = sampler.config.schedule, net.spec.length
+        name, n = sampler.config.schedule, net.tokens.length
         shown = [revealed_down(name, t, steps, n, inclusive=True) for t in range(steps)]
         case.check("schedule", torch.tensor(shown))
     image(case, step.tokens)

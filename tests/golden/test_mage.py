@@ -6,7 +6,8 @@ import torch
 
 from mgen.convert import convert
 from mgen.convert.mage import sampler_settings
-from mgen.generators import MAGE
+from mgen.generators import Generator, LossOptions
+from mgen.generators.trunks.mage import MAGE
 from mgen.samplers import Noise, ParallelSampler
 from mgen.tokenizers import VQGAN
 from mgen.training.config import MaskConfig
@@ -18,17 +19,19 @@ from tests.golden.harness import Case
 FEATURES, LOGITS, IMAGE, LOSS = 2e-5, 5e-5, 3e-5, 3e-6
 
 
-def model(case: Case) -> MAGE:
+def model(case: Case) -> Generator:
     c = case.config
     net = convert(
         "mage",
         case.folder / "weights.safetensors",
-        encoder_heads=c["num_heads"],
-        decoder_heads=c["decoder_num_heads"],
-        drop=c["mask_ratio_min"],
+        trunk={
+            "encoder_heads": c["num_heads"],
+            "decoder_heads": c["decoder_num_heads"],
+            "drop": c["mask_ratio_min"],
+        },
     ).model
-    assert isinstance(net, MAGE) and net.mask_id == c["mask_token_label"]
-    assert net.class_ids(torch.zeros(1, dtype=torch.int64)).item() == c["fake_class_label"]
+    assert isinstance(net.trunk, MAGE) and net.embedder.mask_id == c["mask_token_label"]
+    assert net.classes.rows(torch.zeros(1, dtype=torch.int64)).item() == c["fake_class_label"]
     return net
 
 
@@ -60,30 +63,31 @@ def tokenizer(case: Case) -> None:
 def loss(case: Case) -> None:
     net, tokens = model(case), vqgan(case).encode(images(case))
     case.check("gt_indices", tokens)
-    length = net.spec.length
+    length = net.tokens.length
     rank = case.inputs["mask_noise"].argsort(dim=1).argsort(dim=1)
     rate = round(case.inputs["mask_rate"].item(), 7)  # stored in fp32: 0.6 is not 0.60000002
     known = rank >= math.ceil(length * rate)
-    dropped = net.mask_draws(rank, known)["dropped"]
+    dropped = net.trunk.training_noise(rank, known)
     front = torch.zeros(len(tokens), 1)
     case.check("token_all_mask", torch.cat([front, (~known).float()], dim=1))
     case.check("token_drop_mask", torch.cat([front, dropped.float()], dim=1))
     label = torch.zeros(len(tokens), dtype=torch.int64)
-    features, places, given = net.encode_kept(tokens, known, label, dropped)
+    features, positions, given = net.trunk.encode_kept(net.rows(tokens, known), net.classes(label), dropped)
     case.check("latent", features, atol=case.near("latent", FEATURES))
-    z = net.decode(features, places, given)
+    z = net.trunk.decode(features, positions, given)
     case.check("logits_codebook", net.head.logits(z), atol=case.near("logits_codebook", LOGITS))
-    case.check("loss", net(tokens, label, known, dropped=dropped, label_smoothing=0.1)[0].mean(), atol=LOSS)
+    case.check("loss", net(tokens, label, known, trunk_noise=dropped, options=LossOptions(label_smoothing=0.1))[0].mean(), atol=LOSS)
 
 
 @torch.inference_mode()
 def genstep(case: Case) -> None:
     net, tokens = model(case), case.inputs["tokens"]
-    known, label = tokens != net.mask_id, torch.zeros(len(tokens), dtype=torch.int64)
-    ids = torch.cat([net.class_ids(label), tokens], dim=1)
-    case.check("encoder_out", net.encode(net.token_embed(ids)), atol=case.near("encoder_out", FEATURES))
-    places = torch.arange(net.spec.length).expand_as(tokens)
-    z = net.decode(net.encode(net.token_embed(ids)), places, known)
+    known, label = tokens != net.embedder.mask_id, torch.zeros(len(tokens), dtype=torch.int64)
+    trunk = net.trunk
+    features = trunk.encode(trunk.embed(net.classes(label), net.rows(tokens, known).masked()))
+    case.check("encoder_out", features, atol=case.near("encoder_out", FEATURES))
+    positions = torch.arange(net.tokens.length).expand_as(tokens)
+    z = trunk.decode(features, positions, known)
     rows = case.config["vocab_size"]
     case.check("logits_sample0", net.head.logits(z[:1], rows), atol=case.near("logits_sample0", LOGITS))
     # The sampling path leaves out what it does not read.
@@ -95,9 +99,9 @@ def sampling(case: Case) -> None:
     net, i = model(case), case.inputs
     sampler = ParallelSampler(**sampler_settings(num_iter=int(i["num_iter"]), temp=float(i["temperature"])))
     b = i["gumbel_tokens"].shape[1]
-    noise = Noise(tokens=i["gumbel_tokens"], confidence=i["gumbel_conf"], order=torch.zeros(b, net.spec.length))
+    noise = Noise(tokens=i["gumbel_tokens"], confidence=i["gumbel_conf"], order=torch.zeros(b, net.tokens.length))
     picks, masked, left = [], [], []
-    unknown = torch.ones(b, net.spec.length, dtype=torch.bool)
+    unknown = torch.ones(b, net.tokens.length, dtype=torch.bool)
     for step in sampler(net, torch.zeros(b, dtype=torch.int64), noise=noise):
         masked.append(unknown)
         picks.append(step.draft)

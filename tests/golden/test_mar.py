@@ -14,7 +14,9 @@ from torch import Tensor
 from mgen.convert import convert
 from mgen.convert.convert import Conversion
 from mgen.convert.mar import sampler_settings
-from mgen.generators import MAR
+from mgen.generators import Generator, LossOptions
+from mgen.generators.presets import model_name
+from mgen.heads import HeadNoise
 from mgen.heads.chains import Chain, ChainSettings, Tables, cosine_betas, kept_timesteps
 from mgen.samplers import Noise, ParallelSampler, per_step, remaining_counts
 from mgen.tokenizers.kl import patchify, unpatchify
@@ -33,22 +35,22 @@ def conversion(case: Case) -> Conversion:
     return convert(
         "mar",
         case.folder / "weights.safetensors",
-        encoder_heads=c["encoder_num_heads"],
-        decoder_heads=c["decoder_num_heads"],
-        scale=c["vae_scale_factor"],
-        attn_dropout=c["attn_dropout"],
-        dropout=c["proj_dropout"],
-        mlp_ratio=c["mlp_ratio"],
+        tokens={"scale": c["vae_scale_factor"]},
+        trunk={
+            "encoder_heads": c["encoder_num_heads"],
+            "decoder_heads": c["decoder_num_heads"],
+            "attn_dropout": c["attn_dropout"],
+            "dropout": c["proj_dropout"],
+            "mlp_ratio": c["mlp_ratio"],
+        },
     )
 
 
-def model(case: Case) -> MAR:
-    net = conversion(case).model
-    assert isinstance(net, MAR)
-    return net
+def model(case: Case) -> Generator:
+    return conversion(case).model
 
 
-def labels(case: Case, net: MAR, count: int) -> Tensor:
+def labels(case: Case, net: Generator, count: int) -> Tensor:
     return case.inputs.get("labels", torch.full((count,), net.null_class))
 
 
@@ -64,11 +66,11 @@ def patches(case: Case) -> None:
 def forward(case: Case) -> None:
     net = model(case)
     b = len(case.outputs["z"])
-    tokens = case.inputs.get("tokens", torch.zeros(b, net.spec.length, net.spec.channels))
+    tokens = case.inputs.get("tokens", torch.zeros(b, net.tokens.length, net.tokens.channels))
     known = case.inputs["mask"] == 0 if "mask" in case.inputs else torch.zeros(tokens.shape[:2], dtype=torch.bool)
-    features, places, readable = net.encode(tokens, known, labels(case, net, b))
+    features, positions, readable = net.trunk.encode(net.rows(tokens, known), net.classes(labels(case, net, b)))
     case.check("encoder_out", features, atol=case.near("encoder_out", TRUNK))
-    case.check("z", net.decode(features, places, readable), atol=case.near("z", TRUNK))
+    case.check("z", net.trunk.decode(features, positions, readable), atol=case.near("z", TRUNK))
 
 
 @torch.inference_mode()
@@ -91,7 +93,7 @@ def head_cfg(case: Case) -> None:
 @torch.inference_mode()
 def head_loss(case: Case) -> None:
     net, i = model(case).head, case.inputs
-    loss, mse = net.loss(i["c"], i["target"], t=i["t"], noise=i["noise"])
+    loss, mse = net.loss(i["c"], i["target"], noise=HeadNoise(i["t"], i["noise"]))
     tables = net.tables
     signal, noise = (torch.from_numpy(table)[i["t"]].float().unsqueeze(-1) for table in (tables.signal, tables.noise))
     case.check("x_t", signal * i["target"] + noise * i["noise"], atol=2e-6)
@@ -118,10 +120,16 @@ def head_p_sample(case: Case) -> None:
         case.check(name, torch.stack(values), atol=case.near(name, 1e-5, 1e-5), rtol=1e-4)
 
 
+def class_rows(official: str, grad: Tensor | None) -> Tensor | None:
+    """The rows of the classes' table, or of the null class: official code has two parameters for them."""
+    if grad is None or official not in ("class_emb.weight", "fake_latent"):
+        return grad
+    return grad[-1:] if official == "fake_latent" else grad[:-1]
+
+
 def train(case: Case) -> None:
     made, i, c = conversion(case), case.inputs, case.config
     net = made.model
-    assert isinstance(net, MAR)
     tokens = patchify(i["latents"], c["patch_size"])
     b, length, channels = tokens.shape
     fraction = torch.tensor(
@@ -136,8 +144,9 @@ def train(case: Case) -> None:
     copies = c["diffusion_batch_mul"]
     t = i["t"].view(copies, b, length).transpose(0, 1)  # (B, K, L)
     noise = i["noise"].view(copies, b, length, channels).transpose(0, 1)
-    published = net(tokens, label, known, t=t, noise=noise, head_tokens="all")[0].mean()
-    loss = net(tokens, label, known, t=t, noise=noise)[0].mean()
+    draws = HeadNoise(t, noise)
+    published = net(tokens, label, known, noise=draws, options=LossOptions(head_tokens="all"))[0].mean()
+    loss = net(tokens, label, known, noise=draws)[0].mean()
     assert torch.isclose(
         loss, published, rtol=1e-6, atol=1e-6
     )  # the published detour over visible tokens changes nothing
@@ -146,7 +155,7 @@ def train(case: Case) -> None:
     parameters = dict(net.named_parameters())
     norms = []
     for official in c["param_order"]:
-        grad = parameters[made.mapped[official]].grad
+        grad = class_rows(official, parameters[made.mapped[official]].grad)
         key = f"grad/{official}"
         if key in case.outputs:
             assert grad is not None
@@ -179,9 +188,9 @@ def run(case: Case, settings: dict[str, Any], noise: Noise) -> None:
 
         return spy
 
-    net.context, net.local = spied(net.context, False), spied(net.local, True)  # type: ignore[method-assign]
-    placed = torch.zeros(2, b, net.spec.length, net.config.decoder_dim)
-    states, positions, before = [], [], torch.zeros(b, net.spec.length, dtype=torch.bool)
+    net.context, net.cached_step = spied(net.context, False), spied(net.cached_step, True)  # type: ignore[method-assign]
+    placed = torch.zeros(2, b, net.tokens.length, net.trunk.context_width)
+    states, positions, before = [], [], torch.zeros(b, net.tokens.length, dtype=torch.bool)
     for step in sampler(net, label, noise=noise):
         states.append(step.tokens.clone())
         positions.append((step.known & ~before).to(torch.uint8))
@@ -190,7 +199,7 @@ def run(case: Case, settings: dict[str, Any], noise: Noise) -> None:
         for half, z in zip(placed, halves):
             half.scatter_(1, step.positions.unsqueeze(-1).expand_as(z), z)
     outputs = case.outputs
-    side = net.config.side
+    side = net.tokens.side
     latents = unpatchify(states[-1], case.config["patch_size"], (side, side))
     case.check("latents", latents, atol=case.near("latents", 1e-5, 1e-5), rtol=1e-4)
     if "positions" in outputs:
@@ -201,7 +210,7 @@ def run(case: Case, settings: dict[str, Any], noise: Noise) -> None:
         expected = outputs["z_at_position"]
         case.check("z_at_position", placed[: len(expected)], atol=case.near("z_at_position", TRUNK))
     if "cfg_per_call" in outputs:
-        case.check("cfg_per_call", torch.tensor(sampler.values("guidance", net.spec.length)), atol=2e-6, rtol=1e-6)
+        case.check("cfg_per_call", torch.tensor(sampler.values("guidance", net.tokens.length)), atol=2e-6, rtol=1e-6)
     if "diffusion_steps_per_call" in outputs:
         full, local = (len(plan.chain.timesteps) for plan in sampler.plans(net))
         case.check("diffusion_steps_per_call", torch.tensor([local if flag else full for flag in is_local]))
@@ -218,7 +227,7 @@ def arguments(case: Case) -> dict[str, Any]:
 def sample(case: Case) -> None:
     shared = next(c for c in harness.read_cases(case.system) if c.name == "noise").inputs
     settings = sampler_settings(**arguments(case))
-    draws = ChainSettings.of(settings["head"]).draws
+    draws = ChainSettings.of(settings["head"]).noise_count
     chain = torch.cat([shared["init"].unsqueeze(0), shared["steps"][: draws - 1]])
     # The official code decodes from the end of its permutation.
     noise = Noise(order=shared["orders"].argsort(1).float(), chain=chain)
@@ -232,7 +241,7 @@ def sample_seeded(case: Case) -> None:
     seed = own.pop("seed")
     settings = sampler_settings(**{"num_sampling_steps": case.config["num_sampling_steps"], **own})
     net, b = model(case), len(case.outputs["latents"])
-    length, channels, steps = net.spec.length, net.spec.channels, settings["head"]["steps"]
+    length, channels, steps = net.tokens.length, net.tokens.channels, settings["head"]["steps"]
     np.random.seed(seed)
     rng = torch.Generator().manual_seed(seed)
     orders = shuffled(b, length)
@@ -357,12 +366,11 @@ def test_published_sizes_have_the_official_keys() -> None:
     for name, shapes in json.loads((harness.root() / "mar" / "official_keys.json").read_text()).items():
         state = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
         with torch.device("meta"):
-            net = MAR(**mar.config(state))
+            net = Generator.from_config(mar.config(state))
         assert {k: tuple(v.shape) for k, v in mar.rename(state).state.items()} == {
             k: tuple(v.shape) for k, v in net.state_dict().items()
         }
-        table = {"mar_base": "B", "mar_large": "L", "mar_huge": "H"}[name]
-        assert {k: net.config[k] for k in MAR.SIZES[table]} == MAR.SIZES[table]
+        assert model_name(mar.config(state)) == {"mar_base": "mar-b", "mar_large": "mar-l", "mar_huge": "mar-h"}[name]
 
 
 def recipe_weights(key: str, shape: list[int], salt: int) -> Tensor:
@@ -386,18 +394,18 @@ def test_mar_base_full_size() -> None:
     shapes = json.loads((folder / "official_keys.json").read_text())["mar_base"]
     state = {key: recipe_weights(key, shape, salt) for key, shape in shapes.items()}
     with torch.device("meta"):
-        net = MAR(**mar.config(state))
+        net = Generator.from_config(mar.config(state))
     net.load_state_dict(mar.rename(state).state, assign=True)
     net.eval()
     cases = load_file(folder / "full_size.safetensors")
     i = {k.rsplit("/", 1)[1]: v for k, v in cases.items() if "/in/" in k}
     out = {k.rsplit("/", 1)[1]: v for k, v in cases.items() if "/out/" in k}
     known = i["mask"] == 0
-    features, places, readable = net.encode(i["tokens"], known, i["labels"])
-    z = net.decode(features, places, readable)
+    features, positions, readable = net.trunk.encode(net.rows(i["tokens"], known), net.classes(i["labels"]))
+    z = net.trunk.decode(features, positions, readable)
     assert (features[:, ::8, ::8] - out["encoder_out_slice"]).abs().max() < 6e-5
     assert (z[:, ::8, ::8] - out["z_slice"]).abs().max() < 6e-5
     c = z[0, i["order"][:16]]
     assert (net.head(i["head_x"], i["head_t"], c) - out["head_out"]).abs().max() < 6e-5
-    loss, _ = net.head.loss(c, i["head_target"], t=i["head_t"], noise=i["head_noise"])
+    loss, _ = net.head.loss(c, i["head_target"], noise=HeadNoise(i["head_t"], i["head_noise"]))
     assert torch.allclose(loss, out["head_loss"], atol=2e-4, rtol=1e-5)

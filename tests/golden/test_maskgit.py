@@ -5,7 +5,7 @@ import torch.nn.functional as F
 
 from mgen.convert import convert
 from mgen.convert.maskgit import official, strategy
-from mgen.generators import MaskGIT
+from mgen.generators import Generator, LossOptions, create_model
 from mgen.samplers import Noise, ParallelSampler
 from mgen.training.masking import known_from_uniform
 from tests.golden import harness
@@ -14,15 +14,15 @@ from tests.golden.harness import Case
 LOGITS, IMAGE, LOSS = 3e-5, 5e-5, 1e-5  # as the set's README asks; stated fp32–fp64 differences: 9e-6, 1.7e-6, 1e-6
 
 
-def model(case: Case) -> MaskGIT:
+def model(case: Case) -> Generator:
     heads = case.config["nnet"]["num_heads"]
-    return convert("maskgit", case.folder / "weights.safetensors", heads=heads).model
+    return convert("maskgit", case.folder / "weights.safetensors", trunk={"heads": heads}).model
 
 
 @torch.inference_mode()
 def forward(case: Case) -> None:
     net, ids = model(case), case.inputs["ids"]
-    known = ids != net.mask_id
+    known = ids != net.embedder.mask_id
     for name, label in (("logits_cond", "context"), ("logits_null", "null_context")):
         if name in case.outputs:
             z = net.context(ids, known, case.inputs[label].flatten())
@@ -32,13 +32,13 @@ def forward(case: Case) -> None:
 def train(case: Case) -> None:
     net, x0, label = model(case), case.inputs["x0"], case.inputs["context"].flatten()
     known = known_from_uniform(case.inputs["mask_prob"], case.inputs["perm_uniform"])
-    case.check("masked_ids", x0.masked_fill(~known, net.mask_id))
+    case.check("masked_ids", x0.masked_fill(~known, net.embedder.mask_id))
     case.check("labels", x0.masked_fill(known, -1))
     smoothing = float(case.config.get("label_smoothing", 0.1))
     z = net.context(x0, known, label)
     if "logits" in case.outputs:
         case.check("logits", net.head.logits(z).detach(), atol=LOGITS)
-    loss = net(x0, label, known, label_smoothing=smoothing)[0].mean()  # the training path
+    loss = net(x0, label, known, options=LossOptions(label_smoothing=smoothing))[0].mean()  # the training path
     case.check("loss", loss.detach(), atol=LOSS)
     loss.backward()
     for name, grad in harness.gradients(net):
@@ -60,12 +60,12 @@ def sample(case: Case) -> None:
     noise = Noise(
         tokens=case.inputs["categorical_gumbel"],
         confidence=case.inputs["confidence_gumbel"],
-        order=torch.zeros(len(label), net.spec.length),
+        order=torch.zeros(len(label), net.tokens.length),
     )
-    before, state = [], torch.full((len(label), net.spec.length), net.mask_id)
+    before, state = [], torch.full((len(label), net.tokens.length), net.embedder.mask_id)
     for step in sampler(net, label, noise=noise):
         before.append(state)
-        state = torch.where(step.known, step.tokens, net.mask_id)
+        state = torch.where(step.known, step.tokens, net.embedder.mask_id)
     case.check("ids_before_step", torch.stack(before))
     case.check("final_ids", state.view(case.outputs["final_ids"].shape))
     if "image" in case.outputs:
@@ -89,7 +89,8 @@ def test_guidance_forms_agree() -> None:
 
 
 def test_head_sends_no_gradient_into_the_tied_table() -> None:
-    net = MaskGIT(side=2, codes=8, dim=16, depth=2, heads=2, num_classes=3)
+    tokens = {"length": 4, "grid": [2, 2], "vocab_size": 8}
+    net = create_model("maskgit-r-l", tokens=tokens, trunk={"dim": 16, "depth": 2, "heads": 2}, classes={"count": 3})
     net.head.logits(torch.randn(1, 4, 16)).square().sum().backward()
-    assert net.token_embed.word.weight.grad is None
+    assert net.embedder.table.weight.grad is None
     assert F.softmax(net.head.logits(torch.zeros(1, 1, 16)), -1).shape == (1, 1, 8)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mgen.convert import convert
-from mgen.generators import MaskGITBert
+from mgen.generators import Generator
 from mgen.samplers import Noise, ParallelSampler, mask_fraction
 from tests.golden import harness
 from tests.golden.harness import Case
@@ -15,10 +15,13 @@ from tests.golden.harness import Case
 FORWARD = 5e-5  # stated: a float64 re-computation differs by 4.7e-6
 
 
-def model(case: Case, file: str = "weights.safetensors") -> MaskGITBert:
+def model(case: Case, file: str = "weights.safetensors") -> Generator:
     config = case.config
     return convert(
-        "maskgit-jax", case.folder / file, codes=config["codebook_size"], num_classes=config["num_class"]
+        "maskgit-jax",
+        case.folder / file,
+        tokens={"vocab_size": config["codebook_size"]},
+        classes={"count": config["num_class"]},
     ).model
 
 
@@ -96,10 +99,10 @@ def decode(case: Case) -> None:
     ahead = torch.zeros(start, *case.inputs["choice_gumbel"].shape[1:])  # the sets hold the steps that are run
     noise = Noise(
         tokens=torch.cat(
-            [ahead.unsqueeze(-1).expand(-1, -1, -1, net.spec.vocab_size), case.inputs["categorical_gumbel"].float()]
+            [ahead.unsqueeze(-1).expand(-1, -1, -1, net.tokens.vocab_size), case.inputs["categorical_gumbel"].float()]
         )[:, :, 1:],
         confidence=torch.cat([ahead, case.inputs["choice_gumbel"]])[:, :, 1:],
-        order=torch.zeros(len(label), net.spec.length),
+        order=torch.zeros(len(label), net.tokens.length),
     )
     state = case.inputs["input_tokens"].long()
     before, drafts = [], [state] * start  # the official record of steps before the start is the input itself

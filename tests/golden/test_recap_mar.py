@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mgen.nn import Local
+from mgen.nn import CachedStep
 from mgen.samplers import Noise, ParallelSampler
 from mgen.zoo.recap import mar_settings
 from tests.golden import harness
@@ -33,26 +33,25 @@ def local_step(case: Case) -> None:
             group.repeat(2, 1),
         )
         label = torch.cat([label, torch.full_like(label, net.null_class)])
-    memory = net.memory(label)
-    memory.keep, memory.room = True, done
-    features, places, readable = net.encode(before, known, label, memory=memory)
-    z = net.decode(features, places, readable, memory=memory)
+    cache, trunk, classes = net.start(label), net.trunk, net.classes(label)
+    features, positions, readable = trunk.encode(net.rows(before, known), classes, cache=cache, keep=done)
+    z = trunk.decode(features, positions, readable, cache=cache, keep=done)
     seen = features.shape[1]  # behind these is room for the group
-    last = len(net.encoder_blocks) - 1, len(net.decoder_blocks) - 1
+    last = len(trunk.encoder_blocks) - 1, len(trunk.decoder_blocks) - 1
     for name, got in {
         "full_encoder_out": features,
         "full_z": z,
-        "enc_k0": memory.layer("encoder.0").k[:, :, :seen],
-        "enc_v_last": memory.layer(f"encoder.{last[0]}").v[:, :, :seen],
-        "dec_k0": memory.layer("decoder.0").k,
-        "dec_v_last": memory.layer(f"decoder.{last[1]}").v,
+        "enc_k0": cache.layer("encoder.0").k[:, :, :seen],
+        "enc_v_last": cache.layer(f"encoder.{last[0]}").v[:, :, :seen],
+        "dec_k0": cache.layer("decoder.0").k,
+        "dec_v_last": cache.layer(f"decoder.{last[1]}").v,
     }.items():
         case.check(name, got, atol=case.near(name, TRUNK))
     whole = (0, group.shape[1])
-    step = Local(group=group, done=done, fresh=whole, asked=whole, prefix="cached_buffer" not in case.name)
-    out = net.encode_local(tokens, label, memory, step)
+    step = CachedStep(group=group, done=done, fresh=whole, asked=whole, prefix="cached_buffer" not in case.name)
+    out = trunk.encode_step(net.rows(tokens, known, sampling=True), classes, cache, step)
     case.check("local_encoder_out", out, atol=case.near("local_encoder_out", TRUNK))
-    case.check("local_z", net.local(tokens, label, memory, step), atol=case.near("local_z", TRUNK))
+    case.check("local_z", net.cached_step(tokens, label, cache, step), atol=case.near("local_z", TRUNK))
 
 
 def arguments(case: Case, **more: Any) -> dict[str, Any]:
@@ -78,7 +77,7 @@ def sample_seeded(case: Case) -> None:
     seed = own.pop("seed")
     settings = mar_settings(**arguments(case, **own))
     net, b = model(case), len(case.outputs["latents"])
-    length, channels = net.spec.length, net.spec.channels
+    length, channels = net.tokens.length, net.tokens.channels
     np.random.seed(seed)
     rng = torch.Generator().manual_seed(seed)
     orders = shuffled(b, length)

@@ -3,8 +3,8 @@
 import torch
 
 from mgen.convert import convert
-from mgen.generators import MaskGIT
-from mgen.nn import Local
+from mgen.generators import Generator
+from mgen.nn import CachedStep
 from mgen.samplers import Noise, ParallelSampler
 from mgen.zoo.recap import maskgit_settings
 from tests.golden import harness
@@ -13,9 +13,8 @@ from tests.golden.harness import Case
 LOGITS, IMAGE, SCHEDULE = 3e-5, 5e-5, 1e-6  # as the set asks; the reference's own difference in logits is 1e-5
 
 
-def model(case: Case) -> MaskGIT:
-    net = convert("maskgit", case.folder / "weights.safetensors", heads=case.config["nnet"]["num_heads"]).model
-    assert isinstance(net, MaskGIT)
+def model(case: Case) -> Generator:
+    net = convert("maskgit", case.folder / "weights.safetensors", trunk={"heads": case.config["nnet"]["num_heads"]}).model
     return net
 
 
@@ -23,28 +22,27 @@ def model(case: Case) -> MaskGIT:
 def full_then_local(case: Case) -> None:
     net, i = model(case), case.inputs
     label, ids, group = i["context"].flatten(), i["ids"], i["unmask_idx"]
-    memory = net.memory(label)
-    memory.keep = True
-    z = net.context(ids, ids != net.mask_id, label, memory=memory)
+    cache, mask_id = net.start(label), net.embedder.mask_id
+    z = net.context(ids, ids != mask_id, label, cache=cache, keep=0)
     case.check("full_logits", net.head.logits(z), atol=case.near("full_logits", LOGITS))
     # Copies: the local evaluation overwrites them.
-    k, v = memory.layer("in.0").k.clone(), memory.layer(f"out.{len(net.out_blocks) - 1}").v.clone()
+    k, v = cache.layer("in.0").k.clone(), cache.layer(f"out.{len(net.trunk.out_blocks) - 1}").v.clone()
     case.check("k_first_block", k.transpose(1, 2), atol=case.near("k_first_block", LOGITS))
     case.check("v_last_block", v.transpose(1, 2), atol=case.near("v_last_block", LOGITS))
     # Local ids may be known or masked in any order: tokens that are known go first, as a group is decoded.
     local = i["local_ids"]
-    order = (local == net.mask_id).to(torch.uint8).argsort(dim=1, stable=True)
-    done = int((local != net.mask_id).sum(1)[0])
+    order = (local == net.embedder.mask_id).to(torch.uint8).argsort(dim=1, stable=True)
+    done = int((local != net.embedder.mask_id).sum(1)[0])
     tokens = ids.scatter(1, group, local)
     whole = (0, group.shape[1])
-    step = Local(group=group.gather(1, order), done=done, fresh=whole, asked=whole)
-    z = net.local(tokens, label, memory, step)
+    step = CachedStep(group=group.gather(1, order), done=done, fresh=whole, asked=whole)
+    z = net.cached_step(tokens, label, cache, step)
     back = order.argsort(dim=1)
-    logits = net.head.logits(z).gather(1, back.unsqueeze(-1).expand(-1, -1, net.config.codes))
+    logits = net.head.logits(z).gather(1, back.unsqueeze(-1).expand(-1, -1, net.tokens.vocab_size))
     case.check("local_logits", logits, atol=case.near("local_logits", LOGITS))
     for name in ("in.0", "out.0"):  # rows outside the group (and the class token in front) are as they were
-        assert net.spec.length + 1 == memory.layer(name).k.shape[2]
-    kept = memory.layer("in.0").k.gather(
+        assert net.tokens.length + 1 == cache.layer(name).k.shape[2]
+    kept = cache.layer("in.0").k.gather(
         2, (i["cached_idx"] + 1)[:, None, :, None].expand(-1, k.shape[1], -1, k.shape[3])
     )
     assert torch.equal(kept, k.gather(2, (i["cached_idx"] + 1)[:, None, :, None].expand_as(kept)))
@@ -56,7 +54,7 @@ def sample(case: Case) -> None:
     run = case.config["runs"][case.name]
     settings = {k: v for k, v in run.items() if k != "script"}
     sampler = ParallelSampler(**maskgit_settings(**settings))
-    label, length = i["context"].flatten(), net.spec.length
+    label, length = i["context"].flatten(), net.tokens.length
     b, steps, groups = len(label), sampler.config.steps, sampler.groups()
     counts = sampler.counts(unknown=length, length=length)
     revealed = [before - after for before, after in zip([length, *counts], counts)]
@@ -72,7 +70,7 @@ def sample(case: Case) -> None:
     case.check("cfg_per_substep", weights, atol=SCHEDULE)
 
     # The set lists draws by full step and by place in the group; ours are by step and by position.
-    codes = net.config.codes
+    codes = net.tokens.vocab_size
     candidates, confidence = torch.zeros(steps, b, length, codes), torch.zeros(steps, b, length)
     tokens, places = torch.zeros(steps, b, length, codes), case.outputs["unmask_idx"]
     first = 0
@@ -85,12 +83,12 @@ def sample(case: Case) -> None:
         first += size
     noise = Noise(tokens=tokens, confidence=confidence, candidates=candidates, order=torch.zeros(b, length))
 
-    full, chosen, state = [], [], torch.full((b, length), net.mask_id)
+    full, chosen, state = [], [], torch.full((b, length), net.embedder.mask_id)
     firsts = {group[0] for group in groups}
     for step in sampler(net, label, noise=noise):
         if step.index in firsts:
             full.append(state)
-        state = torch.where(step.known, step.tokens, net.mask_id)
+        state = torch.where(step.known, step.tokens, net.embedder.mask_id)
         chosen.append(step.positions)
     case.check("full_ids", torch.stack(full))
     case.check("unmask_idx", torch.cat(chosen, dim=1))

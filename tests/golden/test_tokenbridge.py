@@ -14,14 +14,15 @@ from torch import Tensor
 from mgen.convert import convert, tokenbridge
 from mgen.convert.convert import Conversion
 from mgen.convert.tokenbridge import tokenbridge_settings
-from mgen.generators import MAR
+from mgen.generators import Generator
+from mgen.generators.presets import model_name
 from mgen.nn.levels import dequantize, quantize
 from mgen.samplers import Noise, ParallelSampler, per_step, remaining_counts
 from mgen.tokenizers.kl import patchify, unpatchify
 from mgen.utils.errors import MgenError
 from tests.golden import harness, tokenbridge_tokens
 from tests.golden.harness import Case
-from tests.golden.test_mar import shuffled
+from tests.golden.test_mar import class_rows, shuffled
 
 # Ten times the reference's own fp32–fp64 difference: trunk 2.6e-6, logits 9.8e-6, log-probabilities 1.4e-5, gradients 4.8e-7.
 TRUNK, LOGITS, LOG_PROBS, GRADIENT = 2.6e-5, 1e-4, 1.4e-4, 5e-6
@@ -32,58 +33,60 @@ def conversion(case: Case) -> Conversion:
     return convert(
         "tokenbridge",
         case.folder / "weights.safetensors",
-        encoder_heads=c["encoder_num_heads"],
-        decoder_heads=c["decoder_num_heads"],
-        channel_order=tuple(c["channel_order"]),
-        scale=c["vae_scale_factor"],
-        low=c["quant_min"],
-        high=c["quant_max"],
-        span=c["std_range"],
-        attn_dropout=c["attn_dropout"],
-        dropout=c["proj_dropout"],
+        tokens={
+            "scale": c["vae_scale_factor"],
+            "levels": {"low": c["quant_min"], "high": c["quant_max"], "span": c["std_range"]},
+        },
+        trunk={
+            "encoder_heads": c["encoder_num_heads"],
+            "decoder_heads": c["decoder_num_heads"],
+            "attn_dropout": c["attn_dropout"],
+            "dropout": c["proj_dropout"],
+        },
+        head={"order": tuple(c["channel_order"])},
     )
 
 
-def model(case: Case) -> MAR:
+def model(case: Case) -> Generator:
     net = conversion(case).model
-    assert isinstance(net, MAR)
-    assert (net.config.head_heads, net.config.mlp_ratio) == (case.config["channel_heads"], case.config["mlp_ratio"])
+    assert net.head.config.heads == case.config["channel_heads"]
+    assert net.head.config.mlp_ratio == net.trunk.config.mlp_ratio == case.config["mlp_ratio"]
     return net
 
 
-def labels(case: Case, net: MAR, count: int) -> Tensor:
+def labels(case: Case, net: Generator, count: int) -> Tensor:
     return case.inputs.get("labels", torch.full((count,), net.null_class))
 
 
-def span(net: MAR) -> dict[str, float]:
-    return {name: net.config[name] for name in ("low", "high", "span")}
+def span(net: Generator) -> dict[str, float]:
+    return {name: getattr(net.tokens.levels, name) for name in ("low", "high", "span")}
 
 
-def by_channel(net: MAR, ids: Tensor) -> Tensor:
+def by_channel(net: Generator, ids: Tensor) -> Tensor:
     """Slots (…, C) put in the tokenizer's order of channels."""
     return ids[..., torch.tensor(net.head.order).argsort()]
 
 
-def channels(net: MAR, values: Tensor) -> Tensor:
+def channels(net: Generator, values: Tensor) -> Tensor:
     """The same for noise (B, L, C, Q)."""
     return values[:, :, torch.tensor(net.head.order).argsort()]
 
 
-def latents(net: MAR, ids: Tensor) -> Tensor:
-    side = net.config.side
-    return unpatchify(dequantize(ids, net.levels_table, **span(net)), 1, (side, side))
+def latents(net: Generator, ids: Tensor) -> Tensor:
+    side = net.tokens.side
+    return unpatchify(dequantize(ids, net.embedder.level_values, **span(net)), 1, (side, side))
 
 
 @torch.inference_mode()
 def eval_forward(case: Case) -> None:
     net, i = model(case), case.inputs
-    ids, known = quantize(i["x"], net.levels_table, **span(net)), i["mask"] == 0
-    assert torch.allclose(dequantize(ids, net.levels_table, **span(net)), i["x"], atol=5e-6)
+    ids, known = quantize(i["x"], net.embedder.level_values, **span(net)), i["mask"] == 0
+    assert torch.allclose(dequantize(ids, net.embedder.level_values, **span(net)), i["x"], atol=5e-6)
     own = labels(case, net, len(ids))
     for suffix, label in (("", own), ("_uncond", torch.full_like(own, net.null_class))):
-        features, places, readable = net.encode(ids, known, label)
+        features, positions, readable = net.trunk.encode(net.rows(ids, known), net.classes(label))
         case.check(f"encoder{suffix}", features, atol=case.near(f"encoder{suffix}", TRUNK))
-        z = net.decode(features, places, readable)
+        z = net.trunk.decode(features, positions, readable)
         case.check(f"decoder{suffix}", z, atol=case.near(f"decoder{suffix}", TRUNK))
         if not suffix and "targets_ar_order" in i:
             target = by_channel(net, i["targets_ar_order"])
@@ -101,9 +104,8 @@ def sampler_logits(case: Case) -> None:
 def train_loss(case: Case) -> None:
     made, i, c = conversion(case), case.inputs, case.config
     net = made.model
-    assert isinstance(net, MAR)
     net.train()
-    ids = quantize(patchify(i["latents"], 1), net.levels_table, **span(net))
+    ids = quantize(patchify(i["latents"], 1), net.embedder.level_values, **span(net))
     case.check("targets_ar_order", net.head.by_slot(ids))
     known, label = i["mask"] == 0, labels(case, net, len(ids))
     if "label_dropped" in i:
@@ -126,12 +128,14 @@ def gradient(made: Conversion, official: str) -> Tensor:
     """Of an official parameter; a slot's own table or layer is a part of ours."""
     grad = made.model.get_parameter(made.mapped[official]).grad
     assert grad is not None, f"{official} has no gradient"
+    grad = class_rows(official, grad)
+    assert grad is not None
     if m := re.fullmatch(r"(?:token_embeddings|channel_heads)\.(\d+)\.\w+", official):
-        return grad.split(made.config["levels"])[int(m[1])]
+        return grad.split(made.config["tokens"]["vocab_size"])[int(m[1])]
     return grad
 
 
-def run(case: Case, net: MAR, settings: dict[str, Any], noise: Noise) -> None:
+def run(case: Case, net: Generator, settings: dict[str, Any], noise: Noise) -> None:
     """A complete sampling run; everything the set recorded on the way is compared."""
     b, length = noise.order.shape
     sampler = ParallelSampler(**settings)
@@ -162,7 +166,7 @@ def sample(case: Case) -> None:
         gumbel = -channels(net, i["exp_noise"]).log()
     else:
         assert temperature == 0, "no noise, yet not greedy"
-        gumbel = torch.zeros(b, length, net.config.channels, net.config.levels)
+        gumbel = torch.zeros(b, length, net.tokens.channels, net.tokens.vocab_size)
     # The official code decodes from the end of its permutation.
     run(case, net, settings, Noise(order=i["orders"].argsort(1).float(), tokens=gumbel.unsqueeze(0)))
 
@@ -171,7 +175,7 @@ def sample(case: Case) -> None:
 def sample_seeded(case: Case) -> None:
     """The official run without injected noise: its order of draws, replayed into tables by position."""
     net, seed, b = model(case), int(case.inputs["seed"]), len(case.outputs["latents"])
-    length, count, levels = net.spec.length, net.config.channels, net.config.levels
+    length, count, levels = net.tokens.length, net.tokens.channels, net.tokens.vocab_size
     steps, cfg = case.inputs["params"][:2].tolist() if "params" in case.inputs else (3, 2.0)
     settings = tokenbridge_settings(num_iter=int(steps), cfg=round(cfg, 6))
     np.random.seed(seed)
@@ -233,14 +237,14 @@ def test_published_sizes_have_the_official_keys(name: str) -> None:
     state = {key: torch.empty(shape, device="meta") for key, shape in official_keys()[name].items()}
     config = tokenbridge.config(state)
     with torch.device("meta"):
-        net = MAR(**config)
-    renamed = tokenbridge.rename(state)
+        net = Generator.from_config(config)
+    renamed = tokenbridge.rename(state, config)
     assert {k: tuple(v.shape) for k, v in renamed.state.items()} == {
         k: tuple(v.shape) for k, v in net.state_dict().items()
     }
     assert renamed.names.keys() | renamed.ignored.keys() == state.keys()
-    size = MAR.SIZES[{"base": "bridge-B", "large": "bridge-L", "huge": "bridge-H"}[name.removeprefix("tokenbridge_")]]
-    assert {k: config.get(k, net.config[k]) for k in size} == size
+    size = {"base": "b", "large": "l", "huge": "h"}[name.removeprefix("tokenbridge_")]
+    assert model_name(config) == f"tokenbridge-{size}"
 
 
 def official_file(folder: Path, **parts: dict[str, Tensor]) -> Path:
@@ -257,14 +261,14 @@ def test_ema_weights_take_their_levels_from_the_others(tmp_path: Path) -> None:
     ema = {name: value + 1 for name, value in state.items() if name not in tokenbridge.BUFFERS}
     path = official_file(tmp_path, model=state, model_ema=ema)
     c = case.config
-    settings: dict[str, Any] = dict(encoder_heads=c["encoder_num_heads"], decoder_heads=c["decoder_num_heads"])
-    settings |= dict(span=c["std_range"])
+    trunk = {"encoder_heads": c["encoder_num_heads"], "decoder_heads": c["decoder_num_heads"]}
+    settings: dict[str, Any] = {"trunk": trunk, "tokens": {"levels": {"span": c["std_range"]}}}
     averaged, raw = convert("tokenbridge", path, **settings), convert("tokenbridge", path, raw=True, **settings)
-    assert torch.equal(averaged.model.levels_table, state["reconstruction_values"])
+    assert torch.equal(averaged.model.embedder.level_values, state["reconstruction_values"])
     assert torch.equal(averaged.model.head.cond.bias, raw.model.head.cond.bias + 1)
     assert not any("level" in note for note in averaged.notes)
     alone = convert("tokenbridge", official_file(tmp_path, model_ema=ema), **settings)
-    assert torch.allclose(alone.model.levels_table, state["reconstruction_values"], atol=2e-5)
+    assert torch.allclose(alone.model.embedder.level_values, state["reconstruction_values"], atol=2e-5)
     assert any("computed anew" in note for note in alone.notes)
 
 
@@ -307,16 +311,17 @@ def test_tokenbridge_base_full_size() -> None:
     shapes = official_keys()["tokenbridge_base"]
     state = {key: recipe_weights(key, shape, salt) for key, shape in shapes.items() if key not in tokenbridge.BUFFERS}
     with torch.device("meta"):
-        net = MAR(**tokenbridge.config(state))
-    net.load_state_dict(tokenbridge.rename(state).state, assign=True)
+        net = Generator.from_config(tokenbridge.config(state))
+    net.load_state_dict(tokenbridge.rename(state, tokenbridge.config(state)).state, assign=True)
     net.eval()
     cases = load_file(folder / "full_size.safetensors")
     i = {k.rsplit("/", 1)[1]: v for k, v in cases.items() if "/in/" in k}
     out = {k.rsplit("/", 1)[1]: v for k, v in cases.items() if "/out/" in k}
-    ids = quantize(patchify(i["latents"], 1), net.levels_table, **span(net))
+    ids = quantize(patchify(i["latents"], 1), net.embedder.level_values, **span(net))
     assert torch.equal(ids, out["indices"])
-    features, places, readable = net.encode(ids, i["mask"] == 0, i["labels"])
-    z = net.decode(features, places, readable)
+    rows = net.rows(ids, i["mask"] == 0)
+    features, positions, readable = net.trunk.encode(rows, net.classes(i["labels"]))
+    z = net.trunk.decode(features, positions, readable)
     assert (features[:, ::8, ::8] - out["encoder_slice"]).abs().max() < 3e-5
     assert (z[:, ::8, ::8] - out["z_slice"]).abs().max() < 3e-5
     first = i["order"][:8].sort().values
