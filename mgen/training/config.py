@@ -2,11 +2,13 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from mgen.utils.config import build
 from mgen.utils.errors import MgenError, check_choice
-from mgen.utils.modeling import Model, check_keys, constructor_keys
+
+if TYPE_CHECKING:
+    from mgen.utils.modeling import Model
 
 
 @dataclass(kw_only=True)
@@ -238,15 +240,20 @@ def train_config(data: dict[str, Any]) -> TrainConfig:
     return config
 
 
-def model_class(name: str, where: str = "model.") -> type[Model]:
+def model_class(name: str, where: str = "model.") -> "type[Model]":
     """The class of a `model:` section."""
     import mgen
 
     return getattr(mgen, check_choice(f"{where}class", name, mgen.MODELS))
 
 
-def build_model(settings: dict[str, Any], where: str = "model.") -> Model:
+def build_model(settings: dict[str, Any], where: str = "model.") -> "Model":
     """The model that a `model:` section describes: `class`, optionally `size`, then constructor arguments."""
+    from mgen.utils.modeling import (
+        check_keys,
+        constructor_keys,
+    )  # loads diffusers, which reading settings need not wait for
+
     settings = dict(settings)
     name = settings.pop("class")
     cls = model_class(name, where)
