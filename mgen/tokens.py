@@ -20,7 +20,9 @@ class LevelSpec:
     span: float = 3.0
 
     def __str__(self) -> str:
-        return f"{self.form} in [{self.low:g}, {self.high:g}]" + (f", span {self.span:g}" if self.form == "published" else "")
+        return f"{self.form} in [{self.low:g}, {self.high:g}]" + (
+            f", span {self.span:g}" if self.form == "published" else ""
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +69,9 @@ class TokenSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """As written to JSON, without what has its default."""
-        return {k: list(v) if k == "grid" and v else v for k, v in asdict(self).items() if v != getattr(DEFAULTS, k)} | {
+        return {
+            k: list(v) if k == "grid" and v else v for k, v in asdict(self).items() if v != getattr(DEFAULTS, k)
+        } | {
             "kind": self.kind,
             "length": self.length,
         }

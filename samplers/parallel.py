@@ -55,13 +55,15 @@ class ParallelSampler(SamplerSettings):
             MgenError: guidance without a null class, settings that the generator or its kind of tokens does not take.
         """
         self.check(generator)
-        if hasattr(generator, 'first'):
+        if hasattr(generator, "first"):
             prefix = yield from self._pivots(generator, condition, noise, pivots, known is not None, whole_pivots)
             generator = generator.second
         else:
             prefix = None
         run = Run(self, generator, condition, noise, tokens, known, prefix=prefix)
-        yield from self._steps(run, unread=unread if (generator.capabilities.order == 'causal') and generator.windows is None else 0)
+        yield from self._steps(
+            run, unread=unread if (generator.capabilities.order == "causal") and generator.windows is None else 0
+        )
 
     def _pivots(
         self, generator: Any, condition: Tensor, noise: Noise, given: Any, edits: bool, whole: bool

@@ -46,7 +46,11 @@ class Run(Places):
                 )
             tokens, known = generator.windows.to_windows(tokens), folded.all(-1)
         super().__init__(spec, len(condition), condition.device, tokens, known)
-        if (generator.capabilities.order == 'causal') and known is not None and bool((known[:, 1:] & ~known[:, :-1]).any()):
+        if (
+            (generator.capabilities.order == "causal")
+            and known is not None
+            and bool((known[:, 1:] & ~known[:, :-1]).any())
+        ):
             raise MgenError(
                 f"{type(generator).__name__} draws one token after the other: given tokens must be the first ones of an image"
             )
@@ -59,7 +63,11 @@ class Run(Places):
         self.guided, self.reuse, self.start = settings.guided(self.length, spec.global_tokens), settings.reuse, c.start
         self.condition = torch.cat([condition, torch.full_like(condition, generator.null_class or 0)])
         extra = {} if prefix is None else {"prefix": prefix}
-        self.memory = generator.start(self.condition if any(self.guided) else condition, carry=generator.capabilities.carried_features and self.reuse.features, **extra)
+        self.memory = generator.start(
+            self.condition if any(self.guided) else condition,
+            carry=generator.capabilities.carried_features and self.reuse.features,
+            **extra,
+        )
         self.carrying = generator.capabilities.carried_features and self.reuse.features
         self.plan, self.local_plan = settings.plans(generator)
         self.whole = generator.head.joint  # the head draws all positions, from the context of all
@@ -135,7 +143,9 @@ class Run(Places):
         if any(self.guided[t] for t in steps):
             return True
         seen = self.times.fewest[steps[0] - self.start] < self.length
-        return ((self.generator.capabilities.order == 'causal') or self.carrying and seen) and any(self.guided[steps[0] :])
+        return ((self.generator.capabilities.order == "causal") or self.carrying and seen) and any(
+            self.guided[steps[0] :]
+        )
 
     def draw(
         self, z: Tensor, t: int, positions: Tensor, *, guide: int | None = None, local: bool = False

@@ -120,11 +120,11 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
         given = {} if settings is None else settings
         if not isinstance(given, Mapping):
             return cls.from_settings(given, where)
-        if (generator.capabilities.order == 'causal'):
+        if generator.capabilities.order == "causal":
             given = {"steps": generator.units.length, "order": "raster", "schedule": "single", **given}
         if not generator.head.has_log_prob and "order" not in given:
             given = {**given, "order": "random"}
-        if hasattr(generator, 'first') and given.get("pivots", {}) is not None:
+        if hasattr(generator, "first") and given.get("pivots", {}) is not None:
             stage, own = generator.first, given.get("pivots", {})
             if isinstance(own, Mapping):
                 order = {} if stage.head.has_log_prob else {"order": "random"}
@@ -191,7 +191,7 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
     def check(self, generator: Any) -> None:
         """Raise MgenError for settings that this generator or its kind of tokens does not take."""
         c, spec = self.config, generator.units
-        if c.pivots is not None and not hasattr(generator, 'first'):
+        if c.pivots is not None and not hasattr(generator, "first"):
             raise MgenError(f"{type(generator).__name__} draws no pivots: leave the sampler's pivots out")
         if (sampler := self.pivot_sampler) is not None:
             sampler.check(generator.first)
@@ -224,7 +224,9 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
     def _check_phases(self, generator: Any, spec: Any) -> None:
         """MgenError unless the steps suit the order of the tokens: one after the other, or global ones first."""
         c, name = self.config, type(generator).__name__
-        if (generator.capabilities.order == 'causal') and (c.order != "raster" or c.schedule != "single" or c.steps != spec.length or c.start):
+        if (generator.capabilities.order == "causal") and (
+            c.order != "raster" or c.schedule != "single" or c.steps != spec.length or c.start
+        ):
             raise MgenError(
                 f"{name} draws one token after the other: it takes steps {spec.length}, order raster and schedule single, not "
                 f"steps {c.steps}, order {c.order} and schedule {c.schedule}"
@@ -265,7 +267,7 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
             draws=draws,
             fixed=fixed,
             redraw=c.redraw,
-            once=(generator.capabilities.order == 'causal'),
+            once=(generator.capabilities.order == "causal"),
         )
         if (sampler := self.pivot_sampler) is None:
             return noise

@@ -45,7 +45,12 @@ def command(argv: Sequence[str] | None = None) -> int:
         metavar="FILE",
         help="the official file; for `pipeline`, `quantize` and `shuffle`, a saved generator or tokenizer",
     )
-    parser.add_argument("settings", nargs="*", metavar="key=value", help="what the shapes cannot tell, such as trunk.heads=12 or side=24")
+    parser.add_argument(
+        "settings",
+        nargs="*",
+        metavar="key=value",
+        help="what the shapes cannot tell, such as trunk.heads=12 or side=24",
+    )
     parser.add_argument("--out", required=True, metavar="DIR")
     parser.add_argument(
         "--tokenizer", metavar="FILE|DIR", help="official tokenizer file or converted folder: makes a pipeline"

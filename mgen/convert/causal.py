@@ -32,7 +32,9 @@ def config(state: State) -> dict[str, Any]:
     side = 21 if global_tokens else 16 if dim in BOTH_SIDES or dim not in PUBLISHED_HEADS else 24
     return {
         "tokens": ids(side, vocab_size, global_tokens=global_tokens),
-        "classes": {"count": state["cls_embedding.embedding_table.weight"].shape[0] - 1},  # the last row is the null class
+        "classes": {
+            "count": state["cls_embedding.embedding_table.weight"].shape[0] - 1
+        },  # the last row is the null class
         "embedder": {"type": "lookup", "last_global": "published" if global_tokens else "consistent"},
         "trunk": {
             "type": "causal",

@@ -98,4 +98,3 @@ def sampler_settings(*, num_iter: int = 12, temp: float = 4.5, mask_schedule: st
         "temperature": 1.0,
         "confidence_temperature": {"kind": "linear", "start": temp, "end": 0.0, "at": "end"},
     }
-

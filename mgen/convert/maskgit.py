@@ -31,7 +31,9 @@ def config(state: State) -> dict[str, Any]:
     blocks = {int(m[1]) for name in state if (m := re.match(r"in_blocks\.(\d+)\.", name))}
     return {
         "tokens": ids(round(length**0.5), rows - 1),
-        "classes": {"count": state["context_embed.word_embeddings.weight"].shape[0] - 1},  # the last row is the null class
+        "classes": {
+            "count": state["context_embed.word_embeddings.weight"].shape[0] - 1
+        },  # the last row is the null class
         "trunk": {
             "type": "uvit",
             "dim": dim,

@@ -80,10 +80,10 @@ def build_cascade(config: Mapping[str, Any], where: str = "model.") -> Cascade:
     stages = [dict(config[name]) for name in ("first", "second")]
     specs = [_tokens(stage.get("tokens") or {}) for stage in stages]
     layouts = [Layout(length=spec.length, grid=spec.grid) for spec in specs]
-    shared = TwoStageMAE(
-        build(TwoStageMAEConfig, trunk, f"{where}trunk."), first=layouts[0], second=layouts[1]
+    shared = TwoStageMAE(build(TwoStageMAEConfig, trunk, f"{where}trunk."), first=layouts[0], second=layouts[1])
+    classes = Classes(
+        build(ClassesConfig, dict(config.get("classes") or {}), f"{where}classes."), width=shared.config.dim
     )
-    classes = Classes(build(ClassesConfig, dict(config.get("classes") or {}), f"{where}classes."), width=shared.config.dim)
     made = []
     for index, (name, stage, tokens) in enumerate(zip(("first", "second"), stages, specs)):
         _check_sections(stage, {"tokens", "embedder", "head"}, {"tokens", "head"}, f"{where}{name}.")
@@ -105,7 +105,9 @@ def build_head(
         )
     joined = windows.side > 1 and windows.unit == "window"
     if joined and (tokens.global_tokens or tokens.kind == "multi-index"):
-        raise MgenError("windows join ids or vectors of a grid: they go neither with global tokens nor with quantized vectors")
+        raise MgenError(
+            "windows join ids or vectors of a grid: they go neither with global tokens nor with quantized vectors"
+        )
     drawn = embedder.units if joined and tokens.kind == "vector" else tokens
     inputs = HeadInputs(tokens=drawn, width=width, table=embedder.token_table)
     if tokens.global_tokens:

@@ -37,7 +37,12 @@ class Cascade(Model):
     def __init__(self, *, first: Generator, second: Generator) -> None:
         super().__init__()
         one, two = first.trunk, second.trunk
-        if not isinstance(one, Stage) or not isinstance(two, Stage) or one.shared is not two.shared or one.index == two.index:
+        if (
+            not isinstance(one, Stage)
+            or not isinstance(two, Stage)
+            or one.shared is not two.shared
+            or one.index == two.index
+        ):
             raise MgenError("the generators of a cascade need the two stages of one two-stage trunk")
         if first.classes is not second.classes:
             raise MgenError("the generators of a cascade need the same classes object")

@@ -51,9 +51,7 @@ class Classes(nn.Module):
         table, first: the embedder's table and its first row for classes, if it is shared.
     """
 
-    def __init__(
-        self, config: ClassesConfig, *, width: int, table: nn.Embedding | None = None, first: int = 0
-    ) -> None:
+    def __init__(self, config: ClassesConfig, *, width: int, table: nn.Embedding | None = None, first: int = 0) -> None:
         super().__init__()
         self.config, self.first = config, first
         if config.table == "shared":

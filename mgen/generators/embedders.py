@@ -115,7 +115,12 @@ class Projection(_Numbers):
     """Vectors (B, n, C) → rows, by one linear layer."""
 
     def __init__(
-        self, config: ProjectionConfig, *, tokens: TokenSpec, width: int, extra: TableRows = TableRows()  # noqa: B008
+        self,
+        config: ProjectionConfig,
+        *,
+        tokens: TokenSpec,
+        width: int,
+        extra: TableRows = TableRows(),  # noqa: B008
     ) -> None:
         check_kind(tokens, "vector", self.type)
         super().__init__(tokens, width, extra)
@@ -132,11 +137,18 @@ class Dequantize(_Numbers):
     """Ids (B, n, C) of quantized numbers enter as the numbers they stand for (TokenBridge, arXiv 2503.16430)."""
 
     def __init__(
-        self, config: DequantizeConfig, *, tokens: TokenSpec, width: int, extra: TableRows = TableRows()  # noqa: B008
+        self,
+        config: DequantizeConfig,
+        *,
+        tokens: TokenSpec,
+        width: int,
+        extra: TableRows = TableRows(),  # noqa: B008
     ) -> None:
         check_kind(tokens, "multi-index", self.type)
         if tokens.levels is None or tokens.vocab_size is None:
-            raise MgenError("tokens.levels is missing: which numbers the ids stand for, such as {form: published, low: -5, high: 5, span: 3}")
+            raise MgenError(
+                "tokens.levels is missing: which numbers the ids stand for, such as {form: published, low: -5, high: 5, span: 3}"
+            )
         super().__init__(tokens, width, extra)
         self.config = config
         values, _ = gaussian_levels(tokens.vocab_size, span=tokens.levels.span, form=tokens.levels.form)

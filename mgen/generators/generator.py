@@ -77,7 +77,7 @@ class Generator(Model):
         windows = self.embedder.windows or inner
         settings = None
         if windows is not None:
-            join = getattr(self.embedder if inner is None else self.trunk, "join")
+            join = (self.embedder if inner is None else self.trunk).join
             unit = "window" if inner is None else "token"
             settings = {"side": windows.side, "blocks": len(join.blocks), "unit": unit}
         self.register_to_config(
@@ -154,9 +154,7 @@ class Generator(Model):
             (B, M, D), or (B, L, D).
         """
         rows = self.rows(tokens, known, sampling=cache is not None)
-        return self.trunk(
-            rows, self.classes(class_ids), positions=positions, visible=visible, cache=cache, keep=keep
-        )
+        return self.trunk(rows, self.classes(class_ids), positions=positions, visible=visible, cache=cache, keep=keep)
 
     def cached_step(self, tokens: Tensor, class_ids: Tensor, cache: Cache, step: CachedStep) -> Tensor:
         """Context of the positions a cached step asks for, (B, asked, D); see Trunk.cached_step."""
@@ -211,9 +209,7 @@ class Generator(Model):
         visible, where = masked_positions(known)
         if self.tokens.global_tokens or self.head.joint or options.head_tokens == "all":
             where = None  # the head needs all positions, or to know which part a position belongs to
-        z = self.trunk.training_context(
-            rows, classes, noise=trunk_noise, positions=where, visible=visible, cache=cache
-        )
+        z = self.trunk.training_context(rows, classes, noise=trunk_noise, positions=where, visible=visible, cache=cache)
         return token_losses(
             self.head,
             z,

@@ -125,7 +125,9 @@ def _complete_part(registry: Registry[Any], settings: Mapping[str, Any], where: 
 def _sizes(settings: Any) -> Any:
     """What tells sizes apart: all settings but dropout and the scale of latents."""
     if isinstance(settings, Mapping):
-        return {k: _sizes(v) for k, v in settings.items() if not k.endswith("dropout") and k != "scale" and v is not None}
+        return {
+            k: _sizes(v) for k, v in settings.items() if not k.endswith("dropout") and k != "scale" and v is not None
+        }
     return [_sizes(v) for v in settings] if isinstance(settings, list | tuple) else settings
 
 

@@ -6,8 +6,8 @@ from typing import Any
 from mgen.heads.categorical import CategoricalHead, DrawSettings
 from mgen.heads.chains import ChainSettings
 from mgen.heads.channels import ChannelHead, ChannelSettings
-from mgen.heads.diffusion import DiffusionHead
 from mgen.heads.composite import PerCodebookHead, VectorWindowHead, WindowHead
+from mgen.heads.diffusion import DiffusionHead
 from mgen.heads.diffusion_transformer import DiffusionTransformerHead
 from mgen.heads.head import HEADS, Draw, Head, HeadInputs, HeadNoise, NoiseSpec, register_head
 from mgen.utils.errors import MgenError

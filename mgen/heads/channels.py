@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mgen.heads.logit_filter import check_cuts, choose, keep_likeliest
 from mgen.heads.head import Draw, Head, HeadInputs, HeadNoise, NoiseSpec, Settings, register_head
+from mgen.heads.logit_filter import check_cuts, choose, keep_likeliest
 from mgen.nn.blocks import MLP
 from mgen.nn.modulated import modulate
 from mgen.utils.errors import MgenError, check_choice
@@ -158,9 +158,7 @@ class ChannelHead(Head):
         self.slot_condition = nn.Parameter(torch.zeros(channels, width))
         self.slot_position = nn.Parameter(torch.zeros(channels, width))
         self.tokens = nn.Embedding((channels - 1) * levels, width)  # rows of a slot behind those of the slot before
-        self.blocks = nn.ModuleList(
-            SlotBlock(width, c.heads, hidden=int(width * c.mlp_ratio)) for _ in range(c.depth)
-        )
+        self.blocks = nn.ModuleList(SlotBlock(width, c.heads, hidden=int(width * c.mlp_ratio)) for _ in range(c.depth))
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.out_adaln = nn.Linear(width, 2 * width)
         self.out = nn.Linear(width, channels * levels)  # likewise

@@ -163,9 +163,7 @@ class VectorWindowHead(_Composite):
     def sample(
         self, z: Tensor, *, noise: Tensor, plan: Any, temperature: float = 1.0, guidance: float | None = None
     ) -> Draw:
-        return self.inner.sample(
-            self.blocks(z), noise=noise, plan=plan, temperature=temperature, guidance=guidance
-        )
+        return self.inner.sample(self.blocks(z), noise=noise, plan=plan, temperature=temperature, guidance=guidance)
 
     def loss(
         self, z: Tensor, target: Tensor, *, noise: HeadNoise | None = None, label_smoothing: float = 0.0

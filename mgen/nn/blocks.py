@@ -84,10 +84,18 @@ class ScaledBlock(PreNormBlock):
     arXiv 2505.20288, §3.3). Args: `tasks`, their number; the others as in PreNormBlock.
     """
 
-    def __init__(self, dim: int, heads: int, *, tasks: int, mlp_ratio: float = 4.0, eps: float = 1e-5, attn_dropout: float = 0.0, dropout: float = 0.0) -> None:
-        super().__init__(
-            dim, heads, mlp_ratio=mlp_ratio, eps=eps, attn_dropout=attn_dropout, dropout=dropout
-        )
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        *,
+        tasks: int,
+        mlp_ratio: float = 4.0,
+        eps: float = 1e-5,
+        attn_dropout: float = 0.0,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__(dim, heads, mlp_ratio=mlp_ratio, eps=eps, attn_dropout=attn_dropout, dropout=dropout)
         self.task_scale = nn.Parameter(torch.zeros(tasks, 4 * dim))
         self.task_shift = nn.Parameter(torch.tensor([0.0, 1.0, 0.0, 1.0]).repeat_interleave(dim).repeat(tasks, 1))
 

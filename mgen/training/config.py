@@ -2,11 +2,13 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from mgen.utils.config import build
 from mgen.utils.errors import MgenError, check_choice
-from mgen.utils.modeling import Model, check_keys, constructor_keys
+
+if TYPE_CHECKING:
+    from mgen.utils.modeling import Model
 
 
 @dataclass(kw_only=True)
@@ -220,7 +222,9 @@ def train_config(data: dict[str, Any]) -> TrainConfig:
     config = build(TrainConfig, {key: value for key, value in data.items() if key != "objective"})
     config.objective = build(OBJECTIVES[config.task], objective, "objective.")
     if config.task != "generator" and (not isinstance(config.model, dict) or "class" not in config.model):
-        raise MgenError("missing key 'model.class': give the name of a tokenizer or classifier, such as VQGAN or FashionCNN")
+        raise MgenError(
+            "missing key 'model.class': give the name of a tokenizer or classifier, such as VQGAN or FashionCNN"
+        )
     for name, (low, high) in LIMITS.items():
         value: Any = config
         for part in name.split("."):
@@ -236,7 +240,7 @@ def train_config(data: dict[str, Any]) -> TrainConfig:
     return config
 
 
-def build_model(settings: str | dict[str, Any], where: str = "model.") -> Model:
+def build_model(settings: str | dict[str, Any], where: str = "model.") -> "Model":
     """The model that a `model:` section describes.
 
     Of a generator a name of configs/models, a mapping with `name` and overrides, or everything written out; of a tokenizer or
@@ -244,6 +248,11 @@ def build_model(settings: str | dict[str, Any], where: str = "model.") -> Model:
     """
     from mgen.generators.build import build_model as build_generator
     from mgen.generators.presets import named_config
+    from mgen.utils.modeling import (  # diffusers, which reading settings can do without
+        check_keys,
+        constructor_keys,
+        saved_class,
+    )
 
     if isinstance(settings, str) or "class" not in settings:
         return build_generator(named_config(settings, where.rstrip(".") or "model"), where)

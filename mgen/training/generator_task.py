@@ -11,12 +11,12 @@ from mgen.generators import Cascade, Generator
 from mgen.pipelines.pipeline import MaskedPipeline, load_tokenizer
 from mgen.samplers import ParallelSampler
 from mgen.tokenizers.vision import give_vision
+from mgen.tokens import TokenSpec
 from mgen.training.cascade import CascadeObjective
 from mgen.training.config import GeneratorObjectiveConfig, TrainConfig
 from mgen.training.objectives import GeneratorObjective
 from mgen.training.parts import check_images, freeze, make_data, make_model
 from mgen.training.token_source import SMALL
-from mgen.tokens import TokenSpec
 from mgen.utils.errors import MgenError
 from mgen.utils.modeling import Model
 

@@ -98,9 +98,9 @@ class Trainer:
     def train_step(self, loader: Iterator[Batch], order: BatchOrder) -> Logs:
         """One optimizer step; returns the means of the logged values over this process's pieces, "loss" among them."""
         config, pieces, step = self.config, self.config.accumulate, self.step
-        rng = seeds.generator(config.seed, "draws", step)
+        rng = seeds.generator(config.seed, "draws", step)  # the name is part of the seed: old runs depend on it
         whole = self.objective.make_noise(config.batch_size, rng, augmentation=self.augmentation, step=step)
-        options = self._options(step)
+        options = self.step_options(step)
         logs: Logs = {}
         for piece in range(pieces):
             rows, last = order.rows(piece), piece == pieces - 1
@@ -123,7 +123,7 @@ class Trainer:
             self.discriminator.step()
         return logs
 
-    def _options(self, step: int) -> StepOptions:
+    def step_options(self, step: int) -> StepOptions:
         """The options of a step: whether the discriminator takes part, and the EMA weights for the features of an earlier step."""
         weights = None
         if self.ema is not None and _carries_features(self.objective.model):
@@ -284,7 +284,7 @@ class Trainer:
         starts = range(0, min(most, len(data)), size)
         # With fewer batches than processes, every process evaluates all of them: the weighted mean is the same.
         own = starts[self.accelerator.process_index :: world] if len(starts) >= world else starts
-        options = self._options(self.step - 1)  # those of the last step
+        options = self.step_options(self.step - 1)  # those of the last step
         sums: Logs = {}
         count = torch.zeros((), device=self.device)
         with self._ema_weights(), self.accelerator.autocast():

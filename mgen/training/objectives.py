@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mgen.generators import Cascade, Generator, LossOptions
-from mgen.heads import Head, HeadNoise
+from mgen.heads import HeadNoise
 from mgen.tokenizers.sphere import SphereQuantizer
 from mgen.training.carried import encode_features
 from mgen.training.companions import Companions
@@ -197,7 +197,9 @@ class GeneratorObjectiveBase(Objective[G]):
 
     model: Generator | Cascade
 
-    def __init__(self, model: Generator | Cascade, config: GeneratorObjectiveConfig, tokenizer: Model | None = None) -> None:
+    def __init__(
+        self, model: Generator | Cascade, config: GeneratorObjectiveConfig, tokenizer: Model | None = None
+    ) -> None:
         super().__init__(model, Companions(tokenizer=tokenizer))
         self.config = config
         self.source = TokenSource(tokenizer)
@@ -209,7 +211,9 @@ class GeneratorObjectiveBase(Objective[G]):
         if config.reuse and not model.capabilities.carried_features:
             raise MgenError(f"objective.reuse is for models that carry features (ENAT), not for {name}: set it to 0")
         if config.loss_tokens == "all" and (model.tokens.kind != "index" or isinstance(model, Cascade)):
-            raise MgenError(f"objective.loss_tokens is 'all', but {name} of these tokens is trained on masked ones: use 'masked'")
+            raise MgenError(
+                f"objective.loss_tokens is 'all', but {name} of these tokens is trained on masked ones: use 'masked'"
+            )
         if self.causal and config.mask != MaskConfig():
             raise MgenError(
                 f"objective.mask is for masked generators, but {name} is causal and predicts every token: leave it out"

@@ -55,7 +55,9 @@ class Registry(Generic[T]):
             MgenError: no `type`, an unknown one, an unknown key or a value of the wrong type; `where` is named.
         """
         if not isinstance(settings, Mapping) or "type" not in settings:
-            raise MgenError(f"{where} is {settings!r}: expected a mapping with `type`, one of {', '.join(self.names())}")
+            raise MgenError(
+                f"{where} is {settings!r}: expected a mapping with `type`, one of {', '.join(self.names())}"
+            )
         cls = self.get(settings["type"])
         own = {key: value for key, value in settings.items() if key != "type"}
         return cls, build(cls.Config, own, f"{where}.")  # type: ignore[attr-defined]

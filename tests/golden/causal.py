@@ -97,7 +97,9 @@ def families(
         net = load(case).model
         cells = rotary_table(net.tokens.grid, net.trunk.config.dim // net.trunk.config.heads, net.trunk.config.base)
         case.check("freqs_cis", torch.cat([torch.zeros_like(cells[:1]), cells]), atol=ROTARY)
-        torch.testing.assert_close(net.trunk.rotary, case.outputs["freqs_cis"][: len(net.trunk.rotary)], atol=ROTARY, rtol=0)
+        torch.testing.assert_close(
+            net.trunk.rotary, case.outputs["freqs_cis"][: len(net.trunk.rotary)], atol=ROTARY, rtol=0
+        )
 
     @torch.inference_mode()
     def complete(case: Case) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mgen.convert import convert
 from mgen.heads.chains import Tables, cosine_betas, kept_timesteps
-from mgen.heads.transformer import DiffusionTransformerHead
+from mgen.heads.diffusion_transformer import DiffusionTransformerHead
 from tests.golden.harness import Case
 
 # Ten times the reference's own fp32–fp64 difference: 1.6e-6, guided 4.3e-6.
@@ -18,7 +18,7 @@ EPS, GUIDED = 1.6e-5, 4.3e-5
 
 def map_head(case: Case) -> DiffusionTransformerHead:
     c = case.config
-    sizes = dict(heads=c["encoder_num_heads"], head_heads=c["head"])
+    sizes: dict[str, Any] = dict(trunk={"heads": c["encoder_num_heads"]}, second={"head": {"heads": c["head"]}})
     head: Any = convert("himar", case.folder / "weights.safetensors", **sizes).model.head
     assert isinstance(head, DiffusionTransformerHead)
     return head

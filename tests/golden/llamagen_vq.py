@@ -11,8 +11,10 @@ from mgen.convert import convert
 from mgen.convert.convert import Conversion
 from mgen.tokenizers import LlamaGenVQ
 from mgen.training.adversarial import Discriminator
-from mgen.training.config import DataConfig, TokenizerObjectiveConfig
-from mgen.training.objectives import TokenizerObjective
+from mgen.training.companions import Companions
+from mgen.training.config import TokenizerObjectiveConfig
+from mgen.training.noise import AugmentationNoise, TokenizerNoise
+from mgen.training.objectives import StepOptions, TokenizerObjective
 from tests.golden import harness
 from tests.golden.harness import Case
 
@@ -81,19 +83,17 @@ def discriminator(case: Case, settings: dict[str, Any], loss: str) -> Discrimina
 def training_step(case: Case, net: Any, config: TokenizerObjectiveConfig, judge: Discriminator) -> dict[str, Tensor]:
     """Both losses of a step as our objective makes them, before and after the discriminator takes part, and its own; returns the terms."""
     net.train()
-    objective = TokenizerObjective(net, DataConfig(), config, discriminator=judge)
-    batch = {"image": case.inputs["image"]}
+    objective = TokenizerObjective(net, config, Companions(discriminator=judge))
+    batch, noise = {"image": case.inputs["image"]}, TokenizerNoise(augmentation=AugmentationNoise())
     with torch.no_grad():
-        before, _ = objective(batch, {})
+        before, _, _ = objective(batch, noise)
     case.check("gen_loss_before_disc_start", before, atol=case.near("gen_loss_before_disc_start", LOSS, 1e-6))
-    objective.adversarial_on = True
-    loss, terms = objective(batch, {})
+    loss, terms, compared = objective(batch, noise, StepOptions(adversarial=True))
     loss.backward()
     case.check("gen_loss", loss.detach(), atol=case.near("gen_loss", LOSS, 1e-6))
-    images, out = objective.last
-    case.check("image", out, atol=case.near("image", IMAGE))
+    case.check("image", compared.fake, atol=case.near("image", IMAGE))
     with torch.no_grad():
-        case.check("disc_loss", judge(images, out), atol=case.near("disc_loss", LOSS, 1e-6))
+        case.check("disc_loss", judge(*compared), atol=case.near("disc_loss", LOSS, 1e-6))
     none = torch.zeros(())
     case.check("vq_loss", config.codebook * terms["codebook"], atol=case.near("vq_loss", LOSS, 1e-6))
     case.check("commit_loss", config.commitment * terms["commitment"], atol=case.near("commit_loss", LOSS, 1e-6))

@@ -3,15 +3,14 @@
 import json
 
 import torch
-from torch.func import functional_call
 
 from mgen.convert import convert, enat
 from mgen.generators import Generator, LossOptions, model_config
 from mgen.generators.presets import complete, override
 from mgen.generators.trunks.enat import ENAT, ENATCache
 from mgen.samplers import Noise, ParallelSampler
+from mgen.training.carried import encode_features
 from mgen.training.masking import known_before, known_from_uniform
-from mgen.training.carried import EncodeFeatures
 from tests.golden import harness
 from tests.golden.harness import Case
 
@@ -72,8 +71,7 @@ def train(case: Case) -> None:
         if c["ema_for_cond"]:
             ema = model(case, "ema_weights.safetensors").named_parameters()
             weights = {f"model.{name}": parameter for name, parameter in ema}
-        with torch.no_grad():
-            cache = functional_call(EncodeFeatures(net), weights, (x0, label, before))
+        cache = encode_features(net, x0, label, before, weights)
     label = torch.where(i["label_drop_uniform"] < c["class_dropout_prob"], net.null_class, label)
     options = LossOptions(label_smoothing=c["label_smoothing"])
     loss = net(x0, label, known, cache=cache, options=options)[0].mean()

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,15 @@ from mgen.convert import convert, himar
 from mgen.convert.convert import Conversion
 from mgen.convert.himar import himar_settings
 from mgen.data.pivots import shrink
-from mgen.generators import HiMAR
-from mgen.generators.himar import Stage
+from mgen.generators import Cascade
+from mgen.generators.presets import model_name, override
+from mgen.generators.trunks.two_stage import Stage
+from mgen.heads import HeadNoise
 from mgen.samplers import Noise, ParallelSampler
 from mgen.tokenizers.kl import patchify, unpatchify
 from tests.golden import harness, himar_head
 from tests.golden.harness import Case
+from tests.golden.test_mar import class_rows
 
 # Ten times the reference's own fp32–fp64 difference: trunk 3.6e-6, MLP head 2.1e-6.
 TRUNK, HEAD = 3e-5, 2e-5
@@ -31,64 +35,79 @@ def conversion(case: Case) -> Conversion:
     return convert(
         "himar",
         case.folder / "weights.safetensors",
-        heads=c["encoder_num_heads"],
-        decoder_heads=c["decoder_num_heads"],
-        head_heads=c["head"],
-        scale=c["vae_scale_factor"],
-        attn_dropout=c["attn_dropout"],
-        dropout=c["proj_dropout"],
+        first={"tokens": {"scale": c["vae_scale_factor"]}},
+        second={"tokens": {"scale": c["vae_scale_factor"]}, "head": {"heads": c["head"]}},
+        trunk={
+            "heads": c["encoder_num_heads"],
+            "decoder_heads": c["decoder_num_heads"],
+            "attn_dropout": c["attn_dropout"],
+            "dropout": c["proj_dropout"],
+        },
     )
 
 
-def model(case: Case) -> HiMAR:
+def model(case: Case) -> Cascade:
     net = conversion(case).model
-    assert isinstance(net, HiMAR)
+    assert isinstance(net, Cascade)
     return net
 
 
-def complete(stage: Stage, features: Tensor, places: Tensor, readable: Tensor | None) -> Tensor:
-    """Context (B, S + L, D) at the places of both stages; a run reads its own stage's only."""
-    net = stage.trunk
-    pivots, length = net.pivot_spec.length, net.spec.length
-    first = 0 if stage.index == 0 else -pivots
-    positions = torch.arange(first, first + pivots + length).expand(len(features), -1)
-    table, stage.head_table = stage.head_table, torch.cat([net.head_position[-first:], net.head_position[:-first]])
-    z = stage.decode(features, places, readable, positions)
-    stage.head_table = table
-    return z
+class Run:
+    """A pass of one stage with its cache: encoder features, and context at the positions of both stages."""
+
+    def __init__(
+        self, net: Cascade, index: int, tokens: Tensor, known: Tensor, labels: Tensor, small_z: Tensor | None = None
+    ) -> None:
+        self.net, self.stage = net, net.first if index == 0 else net.second
+        prefix = None if index == 0 else net.prefix(small_z)
+        rows, classes = self.stage.rows(tokens, known), net.classes(labels)
+        self.cache = self.stage.start(labels, prefix=prefix)
+        self.features, self.positions, self.readable = self.stage.trunk.encode(rows, classes, cache=self.cache)
+
+    def context(self) -> Tensor:
+        """Context (B, L, D) of the stage's own positions."""
+        return self.stage.trunk.decode(self.features, self.positions, self.readable, cache=self.cache)
+
+    def complete(self) -> Tensor:
+        """Context (B, S + L, D) at the positions of both stages; a run reads its own stage's only."""
+        trunk, table = self.stage.trunk, self.net.shared.head_position
+        small, length = self.net.shared.lengths
+        first = 0 if trunk.index == 0 else -small
+        positions = torch.arange(first, first + small + length).expand(len(self.features), -1)
+        tables = replace(trunk.tables, head=torch.cat([table[-first:], table[:-first]]))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Stage, "tables", tables)
+            return trunk.decode(self.features, self.positions, self.readable, positions=positions, cache=self.cache)
 
 
 @torch.inference_mode()
 def eval_phase1(case: Case) -> None:
     net, i = model(case), case.inputs
-    pivots = net.pivot_spec.length
-    assert i["mask"][:, pivots:].all(), "a dense token is visible in the first stage"
-    stage = net.first()
-    features, places, readable = stage.encode(i["small_tokens"], i["mask"][:, :pivots] == 0, i["labels"])
-    case.check("encoder", features, atol=case.near("encoder", TRUNK))
-    z = complete(stage, features, places, readable)
+    small = net.first_stage_spec.length
+    assert i["mask"][:, small:].all(), "a dense token is visible in the first stage"
+    stage = Run(net, 0, i["small_tokens"], i["mask"][:, :small] == 0, i["labels"])
+    case.check("encoder", stage.features, atol=case.near("encoder", TRUNK))
+    z = stage.complete()
     case.check("z", z, atol=case.near("z", TRUNK))
-    own = stage.decode(features, places, readable)
-    assert (own - z[:, :pivots]).abs().max() < 1e-5
+    assert (stage.context() - z[:, :small]).abs().max() < 1e-5
 
 
 @torch.inference_mode()
 def eval_phase2(case: Case) -> None:
     net, i = model(case), case.inputs
-    pivots = net.pivot_spec.length
-    assert not i["mask"][:, :pivots].any(), "a pivot is masked in the second stage"
+    small = net.first_stage_spec.length
+    assert not i["mask"][:, :small].any(), "a token of the first stage is masked in the second"
     for name, labels in (("z", i["labels"]), ("z_uncond", torch.full_like(i["labels"], net.null_class))):
-        stage = net.second(i["small_z"])
-        features, places, readable = stage.encode(i["dense_tokens"], i["mask"][:, pivots:] == 0, labels)
+        stage = Run(net, 1, i["dense_tokens"], i["mask"][:, small:] == 0, labels, i["small_z"])
         if name == "z":
-            case.check("encoder", features, atol=case.near("encoder", TRUNK))
-        case.check(name, complete(stage, features, places, readable), atol=case.near(name, TRUNK))
+            case.check("encoder", stage.features, atol=case.near("encoder", TRUNK))
+        case.check(name, stage.complete(), atol=case.near(name, TRUNK))
 
 
 @torch.inference_mode()
 def mlp_head(case: Case) -> None:
     i = case.inputs
-    case.check("out", model(case).pivot_head(i["x"], i["t"], i["z"]), atol=case.near("out", HEAD))
+    case.check("out", model(case).first.head(i["x"], i["t"], i["z"]), atol=case.near("out", HEAD))
 
 
 def downsample(case: Case) -> None:
@@ -99,8 +118,8 @@ def downsample(case: Case) -> None:
 def train_loss(case: Case) -> None:
     made, i, c = conversion(case), case.inputs, case.config
     net = made.model.train()
-    assert isinstance(net, HiMAR)
-    b, pivots, channels = len(i["labels"]), net.pivot_spec.length, net.spec.channels
+    assert isinstance(net, Cascade)
+    b, pivots, channels = len(i["labels"]), net.first_stage_spec.length, net.tokens.channels
     masks = [i[f"mask_phase{p}"] == 0 for p in (1, 2)]
     labels = [torch.where(i[f"label_dropped_phase{p}"] > 0, net.null_class, i["labels"]) for p in (1, 2)]
     copies = len(i["t_dense"]) // b
@@ -108,17 +127,13 @@ def train_loss(case: Case) -> None:
     small = i["t_small"].view(copies, b, pivots), i["noise_small"].view(copies, b, pivots, channels)
     dense = i["t_dense"].view(copies, b), patchify(i["noise_dense"], 1).unflatten(0, (copies, b))
     out = net(
-        patchify(i["latents"], 1),
-        patchify(i["small_latents"], 1),
-        labels[1],
-        labels[0],
-        masks[1][:, pivots:],
-        masks[0][:, :pivots],
+        (patchify(i["small_latents"], 1), patchify(i["latents"], 1)),
+        (labels[0], labels[1]),
+        (masks[0][:, :pivots], masks[1][:, pivots:]),
         i["pivot_dropped"] > 0,
-        chain=dict(zip(("t", "noise"), (x.transpose(0, 1) for x in dense))),
-        pivot_chain=dict(zip(("t", "noise"), (x.transpose(0, 1) for x in small))),
+        noise=(HeadNoise(*(x.transpose(0, 1) for x in small)), HeadNoise(*(x.transpose(0, 1) for x in dense))),
     )
-    first = 2 * out["pivot_loss"].sum() / (~masks[0][:, :pivots]).sum()
+    first = 2 * out["first_stage_loss"].sum() / (~masks[0][:, :pivots]).sum()
     second = 0.75 * out["loss"].mean()
     total = 64 / 320 * first + 256 / 320 * second
     case.check("loss1_x2", first, atol=3e-6, rtol=3e-6)
@@ -126,18 +141,18 @@ def train_loss(case: Case) -> None:
     case.check("total", total, atol=1.8e-6)
     total.backward()
     parameters = dict(net.named_parameters())
-    norms = [parameters[made.mapped[name]].grad.norm() for name in c["grad_norm_names"]]  # type: ignore[union-attr]
+    norms = [class_rows(name, parameters[made.mapped[name]].grad).norm() for name in c["grad_norm_names"]]
     case.check("grad_norm", torch.stack(norms), atol=case.near("grad_norm", 3.6e-6))
-    grad = parameters["pivot_default"].grad
-    assert grad is not None and net.fake_latent.grad is not None
+    grad, of_classes = parameters["default_tokens"].grad, net.classes.vectors.weight.grad
+    assert grad is not None and of_classes is not None
     case.check("grad_cond_tokens", grad.unsqueeze(0), atol=case.near("grad_cond_tokens", 1e-8, 2e-5))
-    case.check("grad_fake_latent", net.fake_latent.grad, atol=case.near("grad_fake_latent", 3.2e-8, 3e-5))
+    case.check("grad_fake_latent", of_classes[-1:], atol=case.near("grad_fake_latent", 3.2e-8, 3e-5))
     with torch.no_grad():
-        stage = net.first()
-        z = stage.context(patchify(i["small_latents"], 1), masks[0][:, :pivots], labels[0])
+        z = net.first.context(patchify(i["small_latents"], 1), masks[0][:, :pivots], labels[0])
         case.check("z_small", z, atol=case.near("z_small", TRUNK))
         shown = masks[0][:, :pivots] | (i["pivot_dropped"] > 0).unsqueeze(1)
-        z = net.second(z, shown).context(patchify(i["latents"], 1), masks[1][:, pivots:], labels[1])
+        cache = net.second.start(labels[1], prefix=net.prefix(z, shown))
+        z = net.second.context(patchify(i["latents"], 1), masks[1][:, pivots:], labels[1], cache=cache)
         case.check("z_dense", z, atol=case.near("z_dense", TRUNK))
 
 
@@ -146,16 +161,16 @@ def run(case: Case, settings: dict[str, Any], noise: Noise) -> None:
     net, sampler = model(case), ParallelSampler(**settings)
     labels, b = case.inputs["labels"], len(case.inputs["labels"])
     features: list[Tensor] = []
-    second = net.second
+    prefix = net.prefix
 
-    def spy(z: Tensor, shown: Tensor | None) -> Stage:
+    def spy(z: Tensor, shown: Tensor | None = None) -> Tensor:
         features.append(z)
-        return second(z, shown)
+        return prefix(z, shown)
 
-    net.second = spy  # type: ignore[method-assign, assignment]
+    net.prefix = spy  # type: ignore[method-assign, assignment]
     # Without noise the untrained heads' numbers reach thousands, of which the reference's own fp32 run misses 1.6e-5: ten times that.
     share = 1e-5 if settings["temperature"] else 1.6e-4
-    at = {True: torch.full((b, net.pivot_spec.length), -1), False: torch.full((b, net.spec.length), -1)}
+    at = {True: torch.full((b, net.first_stage_spec.length), -1), False: torch.full((b, net.tokens.length), -1)}
     drafts, last = [], {}
     for step in sampler(net, labels, noise=noise, whole_pivots=True):
         place = at[step.pivots]
@@ -163,7 +178,7 @@ def run(case: Case, settings: dict[str, Any], noise: Noise) -> None:
         last[step.pivots] = step.tokens.clone()
         if not step.pivots:
             drafts.append(step.draft.clone())
-    sides = net.config.pivot_side, net.config.side
+    sides = net.first_stage_spec.side, net.tokens.side
     for name, tokens, side in (("small_latents", last[True], sides[0]), ("latents", last[False], sides[1])):
         case.check(name, unpatchify(tokens, 1, (side, side)), atol=case.near(name, 1e-5, share), rtol=1e-4)
     case.check("small_predicted_at_step", at[True])
@@ -175,10 +190,10 @@ def run(case: Case, settings: dict[str, Any], noise: Noise) -> None:
     if "dense_z_iter0" in case.outputs:
         twice = len(case.outputs["dense_z_iter0"]) == 2 * b
         both = torch.cat([labels, torch.full_like(labels, net.null_class)]) if twice else labels
-        empty = torch.zeros(len(both), net.spec.length, dtype=torch.bool)
-        stage = second(features[0])
-        encoded = stage.encode(torch.zeros(len(both), *net.spec.shape), empty, both)
-        case.check("dense_z_iter0", complete(stage, *encoded), atol=case.near("dense_z_iter0", 3.2e-5))
+        empty = torch.zeros(len(both), net.tokens.length, dtype=torch.bool)
+        net.prefix = prefix  # type: ignore[method-assign]
+        stage = Run(net, 1, torch.zeros(len(both), *net.tokens.shape), empty, both, features[0])
+        case.check("dense_z_iter0", stage.complete(), atol=case.near("dense_z_iter0", 3.2e-5))
 
 
 def arguments(case: Case) -> dict[str, Any]:
@@ -235,7 +250,7 @@ def sample_seeded(case: Case) -> None:
     seed = int(case.inputs["seed"])
     np.random.seed(seed)
     torch.manual_seed(seed)
-    pivots, length, channels = net.pivot_spec.length, net.spec.length, net.spec.channels
+    pivots, length, channels = net.first_stage_spec.length, net.tokens.length, net.tokens.channels
     orders = shuffled(b, pivots, length)
     count = settings["pivots"]["head"]["steps"]
     chain = torch.zeros(count + 1, b, pivots, channels)
@@ -248,7 +263,7 @@ def sample_seeded(case: Case) -> None:
         chain[0][here] = torch.randn(n, channels)
         for j in range(count):
             chain[j + 1][here] = torch.randn((2 if re_cfg != 1 else 1) * n, channels)[:n]
-    side, count = net.config.side, settings["head"]["steps"]
+    side, count = net.tokens.side, settings["head"]["steps"]
     maps = torch.zeros(settings["steps"], count + 1, b, length, channels)
     for t in range(settings["steps"]):
         maps[t, 0] = patchify(torch.randn(b, channels, side, side), 1)
@@ -319,12 +334,11 @@ def test_published_sizes_have_the_official_keys() -> None:
     for name, shapes in json.loads((harness.root() / "himar" / "official_keys.json").read_text()).items():
         state = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
         with torch.device("meta"):
-            net = HiMAR(**himar.config(state))
+            net = Cascade.from_config(himar.config(state))
         assert {k: tuple(v.shape) for k, v in himar.rename(state).state.items()} == {
             k: tuple(v.shape) for k, v in net.state_dict().items()
         }
-        table = {"himar_base": "B", "himar_large": "L", "himar_huge": "H"}[name]
-        assert {k: net.config[k] for k in HiMAR.SIZES[table]} == HiMAR.SIZES[table]
+        assert model_name(himar.config(state)) == {"base": "himar-b", "large": "himar-l", "huge": "himar-h"}[name[6:]]
         assert not himar.notes(himar.config(state))
 
 
@@ -346,21 +360,21 @@ def test_himar_base_full_size() -> None:
     shapes = json.loads((folder / "official_keys.json").read_text())["himar_base"]
     state = {key: recipe_weights(key, shape, salt) for key, shape in shapes.items()}
     with torch.device("meta"):
-        net = HiMAR(**himar.config(state))
+        net = Cascade.from_config(himar.config(state))
     renamed = himar.rename(state).state
-    renamed["head.position"] = HiMAR(**{**himar.config(state), "encoder_depth": 1, "decoder_depth": 1}).head.position
+    small = override(himar.config(state), {"trunk": {"encoder_depth": 1, "decoder_depth": 1}})
+    renamed["second_head.position"] = Cascade.from_config(small).second.head.position
     net.load_state_dict(renamed, assign=True)
     net.eval()
     cases = load_file(folder / "full_size.safetensors")
     i = {k.rsplit("/", 1)[1]: v for k, v in cases.items() if "/in/" in k}
     out = {k.rsplit("/", 1)[1]: v for k, v in cases.items() if "/out/" in k}
-    pivots, side = net.pivot_spec.length, net.config.side
-    first = net.first()
-    z1 = complete(first, *first.encode(i["small_tokens"], i["mask_phase1"][:, :pivots] == 0, i["labels"]))
+    pivots, side = net.first_stage_spec.length, net.tokens.side
+    z1 = Run(net, 0, i["small_tokens"], i["mask_phase1"][:, :pivots] == 0, i["labels"]).complete()
     assert (z1[:, ::8, ::8] - out["z1_slice"]).abs().max() < 2.9e-5
-    second = net.second(z1[:, :pivots])
-    z2 = complete(second, *second.encode(i["dense_tokens"], i["mask_phase2"][:, pivots:] == 0, i["labels"]))
+    dense = i["mask_phase2"][:, pivots:] == 0
+    z2 = Run(net, 1, i["dense_tokens"], dense, i["labels"], z1[:, :pivots]).complete()
     assert (z2[:, ::8, ::8] - out["z2_slice"]).abs().max() < 3e-5
-    assert (net.pivot_head(i["mlp_x"], i["mlp_t"], z1[0, :8]) - out["mlp_head"]).abs().max() < 1.1e-5
+    assert (net.first.head(i["mlp_x"], i["mlp_t"], z1[0, :8]) - out["mlp_head"]).abs().max() < 1.1e-5
     eps = net.head(patchify(i["dit_x"], 1), i["dit_t"], z2[:, pivots:])
     assert (unpatchify(eps, 1, (side, side)) - out["dit_head"]).abs().max() < 2.1e-5

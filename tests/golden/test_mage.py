@@ -76,7 +76,11 @@ def loss(case: Case) -> None:
     case.check("latent", features, atol=case.near("latent", FEATURES))
     z = net.trunk.decode(features, positions, given)
     case.check("logits_codebook", net.head.logits(z), atol=case.near("logits_codebook", LOGITS))
-    case.check("loss", net(tokens, label, known, trunk_noise=dropped, options=LossOptions(label_smoothing=0.1))[0].mean(), atol=LOSS)
+    case.check(
+        "loss",
+        net(tokens, label, known, trunk_noise=dropped, options=LossOptions(label_smoothing=0.1))[0].mean(),
+        atol=LOSS,
+    )
 
 
 @torch.inference_mode()

@@ -14,7 +14,9 @@ LOGITS, IMAGE, SCHEDULE = 3e-5, 5e-5, 1e-6  # as the set asks; the reference's o
 
 
 def model(case: Case) -> Generator:
-    net = convert("maskgit", case.folder / "weights.safetensors", trunk={"heads": case.config["nnet"]["num_heads"]}).model
+    net = convert(
+        "maskgit", case.folder / "weights.safetensors", trunk={"heads": case.config["nnet"]["num_heads"]}
+    ).model
     return net
 
 

@@ -20,7 +20,8 @@ from mgen.samplers.order import priorities
 from mgen.samplers.schedule import remaining_counts
 from mgen.tokenizers import HitaTokenizer
 from mgen.tokens import TokenSpec
-from mgen.training.config import DataConfig, GeneratorObjectiveConfig, MaskConfig
+from mgen.training.config import GeneratorObjectiveConfig, MaskConfig
+from mgen.training.noise import Augmentation
 from mgen.training.objectives import GeneratorObjective
 from mgen.utils.errors import MgenError
 from tests.helpers import tiny_generator, tiny_mar
@@ -197,11 +198,11 @@ def test_the_loss_weighs_both_parts_alike() -> None:
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_the_objective_predicts_every_token(kind: str) -> None:
     net = tiny(**KINDS[kind]).train()
-    objective = GeneratorObjective(net, DataConfig(kind="cache"), GeneratorObjectiveConfig(label_smoothing=0.0))
-    draws = objective.draw(3, torch.Generator().manual_seed(0))
-    assert draws["known"].shape == (3, net.unit_spec.length) and not draws["known"].any()
+    objective = GeneratorObjective(net, GeneratorObjectiveConfig(label_smoothing=0.0))
+    noise = objective.make_noise(3, torch.Generator().manual_seed(0), augmentation=Augmentation())
+    assert noise.known.shape == (3, net.unit_spec.length) and not noise.known.any()
     batch = {"tokens": torch.randint(16, (3, 1, net.spec.length)), "label": torch.tensor([0, 1, 2])}
-    loss, logs = objective(batch, draws)
+    loss, logs, _ = objective(batch, noise)
     loss.backward()
     assert loss.isfinite() and 0 <= logs["accuracy"] <= 1
     assert all(p.grad is not None for p in net.parameters())
@@ -210,7 +211,7 @@ def test_the_objective_predicts_every_token(kind: str) -> None:
 def test_masks_of_a_causal_generator_are_refused() -> None:
     masked = GeneratorObjectiveConfig(mask=MaskConfig(distribution="uniform"))
     with pytest.raises(MgenError, match="objective.mask is for masked generators"):
-        GeneratorObjective(tiny(), DataConfig(kind="cache"), masked)
+        GeneratorObjective(tiny(), masked)
 
 
 def test_published_files_convert(tmp_path: Any) -> None:

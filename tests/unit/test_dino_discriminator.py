@@ -162,10 +162,10 @@ def test_larger_images_are_cropped_or_reduced_by_the_coin(dino_file: Path) -> No
 def test_chance_comes_from_the_draws_alone(dino_file: Path) -> None:
     net, real, fake = tiny(dino_file).eval(), pictures(), pictures(seed=1)
     rng = torch.Generator().manual_seed(4)
-    drawn = [net.draw(3, rng)["crop"] for _ in range(20)]
+    drawn = [net.crop_noise(3, rng) for _ in range(20)]
     assert all(d.shape == (3, 3, 3) and torch.equal(d, d[:1].expand_as(d)) for d in drawn)
     assert {bool(d[0, call, 0] < 0.5) for d in drawn for call in range(3)} == {True, False}
-    assert torch.equal(net.draw(2, torch.Generator().manual_seed(4))["crop"], drawn[0][:2])
+    assert torch.equal(net.crop_noise(2, torch.Generator().manual_seed(4)), drawn[0][:2])
     before = torch.get_rng_state()
     losses = [
         (net(real, fake, d).item(), net.generator_loss(fake, d).item()) for d in (draws(0.2), draws(0.2), draws(0.7))

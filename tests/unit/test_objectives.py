@@ -88,7 +88,7 @@ def test_the_earlier_step_is_encoded_with_the_ema_weights_without_dropout(data: 
     with torch.no_grad():
         for weight in net.parameters():
             weight.mul_(1.5)
-    weights = trainer._options(0).ema_weights
+    weights = trainer.step_options(0).ema_weights
     memory = encode_features(net, tokens, label, known, weights)
     assert torch.equal(memory.values["before"]["features"], before)  # the EMA weights are those of the start
     assert not torch.allclose(net.look(tokens, label, known).values["before"]["features"], before)

@@ -6,7 +6,7 @@ import torch
 from mgen.tokenizers import FSQ, VectorQuantizer
 from mgen.tokenizers.quantizers import codebook_usage
 from mgen.utils.errors import MgenError
-from tests.helpers import tiny_generator, tiny_tokenizer
+from tests.helpers import tiny_tokenizer
 
 
 @pytest.mark.parametrize("levels", [(8, 8, 8), (5, 3), (7, 5, 5, 5), (3,)])
@@ -54,16 +54,16 @@ def test_quantization_is_in_fp32_under_autocast() -> None:
 
 
 def test_training_on_images_sees_the_ids_of_fp32() -> None:
-    from mgen.training.config import DataConfig, GeneratorObjectiveConfig
-    from mgen.training.objectives import GeneratorObjective
+    from mgen.training.noise import AugmentationNoise
+    from mgen.training.token_source import TokenSource
 
     tokenizer = tiny_tokenizer()
-    objective = GeneratorObjective(tiny_generator(), DataConfig(), GeneratorObjectiveConfig(), tokenizer)
+    source = TokenSource(tokenizer)
     images = torch.rand(16, 1, 32, 32) * 2 - 1
     expected = tokenizer.encode(images)
     with torch.autocast("cpu", torch.bfloat16):
         assert not torch.equal(tokenizer.encode(images), expected)  # what rounding would do
-        assert torch.equal(objective.tokens({"image": images}, {}), expected)
+        assert torch.equal(source.tokens({"image": images}, AugmentationNoise()), expected)
 
 
 def test_encode_and_decode_shapes() -> None:

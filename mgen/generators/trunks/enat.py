@@ -263,9 +263,7 @@ class ENAT(Trunk):
         """See Trunk.forward. Without `positions`, rows of known tokens hold their features, unused by sampling and loss."""
         visible = visible if visible is not None else count_known(rows.known)
         features, seen_at, readable = self.encode(rows, classes, visible=visible, cache=cache, keep=keep)
-        x = self.decode(
-            rows, features, classes, readable, visible=visible, positions=positions, cache=cache, keep=keep
-        )
+        x = self.decode(rows, features, classes, readable, visible=visible, positions=positions, cache=cache, keep=keep)
         if positions is None:
             x = self.arrange(features, seen_at, readable, x, rows.known)
         return self.norm(x)

@@ -43,7 +43,9 @@ class MAGEConfig:
 
     def __post_init__(self) -> None:
         if not 0 <= self.drop < 1:
-            raise MgenError(f"trunk.drop is {self.drop}: expected a share of the tokens in 0 … 1, some of which must remain")
+            raise MgenError(
+                f"trunk.drop is {self.drop}: expected a share of the tokens in 0 … 1, some of which must remain"
+            )
 
 
 class MAGECache(Cache):

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mgen.generators.masked_autoencoder import AutoencoderCache, Layers, MaskedAutoencoder, Tables
 from mgen.generators.embedder import TokenRows
+from mgen.generators.masked_autoencoder import AutoencoderCache, Layers, MaskedAutoencoder, Tables
 from mgen.generators.trunk import Layout, initialize_xavier, table
 from mgen.nn import ScaledBlock
 from mgen.nn.attention import Keys, Rows
@@ -30,7 +30,8 @@ class TwoStageMAEConfig:
     """Settings; defaults are those of Hi-MAR-B.
 
     Args:
-        dim, encoder_depth, decoder_depth, heads, mlp_ratio: of both halves. prefix_length: N, rows that hold the class vector.
+        dim, encoder_depth, decoder_depth, heads, mlp_ratio: of both halves. decoder_heads: None, as many as the encoder's.
+        prefix_length: N, rows that hold the class vector.
         attn_dropout, dropout: on attention probabilities; on the attention's output and the layers of the MLPs; in training.
     """
 
@@ -38,6 +39,7 @@ class TwoStageMAEConfig:
     encoder_depth: int = 12
     decoder_depth: int = 12
     heads: int = 12
+    decoder_heads: int | None = None
     mlp_ratio: float = 4.0
     prefix_length: int = 64
     attn_dropout: float = 0.1
@@ -60,11 +62,11 @@ class TwoStageMAE(nn.Module, Configured):
         self.head_position = table(tokens, c.dim)
         self.token_norm = nn.LayerNorm(c.dim, eps=1e-6)
 
-        def blocks(depth: int) -> nn.ModuleList:
+        def blocks(depth: int, heads: int) -> nn.ModuleList:
             return nn.ModuleList(
                 ScaledBlock(
                     c.dim,
-                    c.heads,
+                    heads,
                     tasks=2,
                     mlp_ratio=c.mlp_ratio,
                     eps=1e-6,
@@ -76,7 +78,10 @@ class TwoStageMAE(nn.Module, Configured):
 
         self.encoder_task, self.decoder_task = nn.Embedding(2, c.dim), nn.Embedding(2, c.dim)
         self.encoder_modulation, self.decoder_modulation = nn.Linear(c.dim, 4 * c.dim), nn.Linear(c.dim, 4 * c.dim)
-        self.encoder_blocks, self.decoder_blocks = blocks(c.encoder_depth), blocks(c.decoder_depth)
+        self.encoder_blocks, self.decoder_blocks = (
+            blocks(depth, heads)
+            for depth, heads in ((c.encoder_depth, c.heads), (c.decoder_depth, c.decoder_heads or c.heads))
+        )
         self.encoder_norm, self.decoder_norm = nn.LayerNorm(c.dim, eps=1e-6), nn.LayerNorm(c.dim, eps=1e-6)
         self.decoder_embed = nn.Linear(c.dim, c.dim)
 
@@ -147,7 +152,9 @@ class Stage(MaskedAutoencoder):
     def start(self, classes: Tensor, *, prefix: Tensor | None = None, carry: bool = False) -> Cache:
         """See Trunk.start; the second stage needs `prefix`, the rows of the first (Cascade.prefix)."""
         if (prefix is None) != (self.index == 0):
-            raise MgenError("the second stage reads the rows of the first, and the first stage reads none: see Cascade.prefix")
+            raise MgenError(
+                "the second stage reads the rows of the first, and the first stage reads none: see Cascade.prefix"
+            )
         if prefix is not None:
             first = self.shared.config.prefix_length
             prefix = prefix + self.shared.encoder_position[1, first : self.prefix_length]
@@ -189,4 +196,3 @@ class Stage(MaskedAutoencoder):
     ) -> Tensor:
         assert isinstance(cache, StageCache)
         return self.shared.decoder_blocks[i](x, modulation=cache.decoder[i], positions=positions, **keys)
-
