@@ -11,12 +11,14 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 from tqdm import tqdm
 
+from mgen.generators import Cascade, Generator
 from mgen.pipelines.runs import QUANTIZATIONS
 from mgen.samplers import ParallelSampler, image_seed
 from mgen.samplers.parallel import Step
+from mgen.tokenizers.base import Tokenizer
 from mgen.utils.errors import MgenError, check_choice
 from mgen.utils.files import read_json
-from mgen.utils.modeling import public
+from mgen.utils.modeling import public, saved_class
 from mgen.zoo import DEFAULT, resolve
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -42,27 +44,37 @@ class MaskedPipeline(DiffusionPipeline):
 
     Args:
         tokenizer: decodes tokens to images. generator: predicts tokens. sampler: decides how.
+        class_names: names of the classes, for captions and file names; saved in model_index.json.
     """
 
-    def __init__(self, tokenizer: Any, generator: Any, sampler: ParallelSampler) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        generator: Generator | Cascade,
+        sampler: ParallelSampler,
+        class_names: Sequence[str] | None = None,
+    ) -> None:
         super().__init__()
-        tokenizer.spec.require(generator.spec, by=type(generator).__name__)
+        tokenizer.spec.require(generator.tokens, by=type(generator).__name__)
+        if class_names is not None and len(class_names) != generator.num_classes:
+            raise MgenError(f"{len(class_names)} class names for {generator.num_classes} classes: give one for each")
         self.register_modules(tokenizer=tokenizer, generator=generator, sampler=sampler)
-        self.tokenizer: Any
-        self.generator: Any
+        self.register_to_config(class_names=None if class_names is None else tuple(class_names))
+        self.tokenizer: Tokenizer
+        self.generator: Generator | Cascade
         self.sampler: ParallelSampler
 
     @property
     def conditional(self) -> bool:
         """Whether the generator knows classes; without, every entry of `classes` is None."""
-        return bool(self.generator.config.num_classes)
+        return self.generator.conditional
 
     @property
     def class_names(self) -> Sequence[str]:
         """Names of the classes, or their numbers; empty for an unconditional model."""
         if not self.conditional:
             return ()
-        return self.generator.config.class_names or [f"{i:04d}" for i in range(self.generator.num_classes)]
+        return self.config.class_names or [f"{i:04d}" for i in range(self.generator.num_classes)]
 
     def optimize(self) -> "MaskedPipeline":
         """Make decoding faster, with equal images up to rounding; the tokenizer can then no longer be saved."""
@@ -221,7 +233,7 @@ def load(name: str | Path = DEFAULT, *, device: str | torch.device = "cpu") -> M
         raise MgenError(f"{folder} is no pipeline (model_index.json is missing){_what_it_is(folder)}")
     index = read_json(folder / "model_index.json")
     parts = {part: _load_part(folder, part, index) for part in COMPONENTS}
-    pipe = MaskedPipeline(**parts)
+    pipe = MaskedPipeline(**parts, class_names=index.get("class_names"))
     pipe.tokenizer.eval()
     pipe.generator.eval()
     return pipe.to(check_device(device))
@@ -236,7 +248,7 @@ def load_tokenizer(name: str | Path, *, device: str | torch.device = "cpu") -> A
         config = folder / "config.json"
         if not config.is_file():
             raise MgenError(f"no tokenizer in {folder} (neither model_index.json nor config.json)")
-        tokenizer = model_class(read_json(config).get("_class_name"), config).from_pretrained(folder)
+        tokenizer = saved_class(read_json(config).get("_class_name"), f"model class in {config}").from_pretrained(folder)
     if not hasattr(tokenizer, "encode"):
         raise MgenError(f"{folder} holds a {type(tokenizer).__name__}, not a tokenizer")
     return tokenizer.eval().to(check_device(device))
@@ -265,14 +277,7 @@ def _load_part(folder: Path, part: str, index: dict[str, Any]) -> Any:
         config = read_json(folder / part / ParallelSampler.config_name)
         own = {k: v for k, v in config.items() if not k.startswith("_")}
         return ParallelSampler.from_settings(own, str(folder / part))
-    return model_class(entry[1], folder / "model_index.json").from_pretrained(folder / part)
-
-
-def model_class(name: str | None, where: Path) -> Any:
-    """The class that a saved configuration names."""
-    import mgen
-
-    return getattr(mgen, check_choice(f"model class in {where}", str(name), mgen.MODELS))
+    return saved_class(entry[1], f"model class in {folder / 'model_index.json'}").from_pretrained(folder / part)
 
 
 def _what_it_is(folder: Path) -> str:
