@@ -86,7 +86,7 @@ class Generator(Model):
             trunk=self.trunk.settings,
             head=self.head.settings,
             classes=asdict(self.classes.config),
-            windows=settings,
+            windows=self.embedder.window_settings or self.trunk.window_settings,
         )
 
     # -- what it takes and makes ---------------------------------------------------------------------------------------

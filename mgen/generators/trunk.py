@@ -67,6 +67,11 @@ class Trunk(nn.Module, Configured):
     width: int
     context_width: int
 
+    @property
+    def window_settings(self) -> dict[str, object] | None:
+        """The `windows` section of the configuration, None without windows."""
+        return None
+
     def initialize(self, module: nn.Module) -> None:
         """Initial values of one module, of the trunk itself or of embedder, classes and head around it (`nn.Module.apply`)."""
         raise NotImplementedError
@@ -79,7 +84,7 @@ class Trunk(nn.Module, Configured):
             prefix: rows (B or 1, S, D) of a first stage, for trunks that read one. carry: leave features for the next full pass.
         """
         if prefix is not None:
-            raise MgenError(f"trunk {self.type!r} reads no first stage")
+            raise MgenError(f"trunk {self.type_name!r} reads no first stage")
         return Cache()
 
     def forward(
@@ -106,7 +111,7 @@ class Trunk(nn.Module, Configured):
 
         `classes` may be the first rows of those of the full pass. Keys and values in `cache` are overwritten.
         """
-        raise MgenError(f"trunk {self.type!r} has no cached step: use a sampler without reuse")
+        raise MgenError(f"trunk {self.type_name!r} has no cached step: use a sampler without reuse")
 
     def carry(self, rows: TokenRows, classes: Tensor, *, visible: tuple[int, int] | None, cache: Cache) -> None:
         """A carry-only step: nothing is drawn, but carried features go on being projected, as published (ENAT)."""

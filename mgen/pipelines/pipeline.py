@@ -248,7 +248,9 @@ def load_tokenizer(name: str | Path, *, device: str | torch.device = "cpu") -> A
         config = folder / "config.json"
         if not config.is_file():
             raise MgenError(f"no tokenizer in {folder} (neither model_index.json nor config.json)")
-        tokenizer = saved_class(read_json(config).get("_class_name"), f"model class in {config}").from_pretrained(folder)
+        tokenizer = saved_class(read_json(config).get("_class_name"), f"model class in {config}").from_pretrained(
+            folder
+        )
     if not hasattr(tokenizer, "encode"):
         raise MgenError(f"{folder} holds a {type(tokenizer).__name__}, not a tokenizer")
     return tokenizer.eval().to(check_device(device))

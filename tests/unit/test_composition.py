@@ -101,7 +101,7 @@ def two_steps(net: Any, tokens: Tensor) -> list[float]:
 
 
 def masks_for(net: Any) -> dict[str, Any]:
-    if net.trunk.type != "mage":
+    if net.trunk.type_name != "mage":
         return {}
     return {"mask": MaskConfig(distribution="truncated-gaussian", mean=0.55, low=0.5, rounding="ceil")}
 

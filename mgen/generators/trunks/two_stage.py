@@ -49,7 +49,7 @@ class TwoStageMAEConfig:
 class TwoStageMAE(nn.Module, Configured):
     """The weights of both stages; `Stage` makes a trunk of each."""
 
-    type: ClassVar[str] = "mae-two-stage"  # type: ignore[misc]
+    type_name: ClassVar[str] = "mae-two-stage"
 
     def __init__(self, config: TwoStageMAEConfig, *, first: Layout, second: Layout) -> None:
         super().__init__()
@@ -114,7 +114,7 @@ class Stage(MaskedAutoencoder):
         shared: the weights. index: 0 or 1.
     """
 
-    type: ClassVar[str] = "stage"  # type: ignore[misc]
+    type_name: ClassVar[str] = "stage"
 
     def __init__(self, shared: TwoStageMAE, index: int) -> None:
         super().__init__()

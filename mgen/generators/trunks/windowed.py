@@ -33,13 +33,13 @@ class _Joined(TokenRows):
 class WindowedTrunk(Trunk):
     """Joins the rows of a window, runs the inner trunk on windows and takes its context apart again."""
 
-    type: ClassVar[str] = "windowed"  # type: ignore[misc]
+    type_name: ClassVar[str] = "windowed"
 
     def __init__(self, trunk: Trunk, windows: Windows, *, blocks: int) -> None:
         super().__init__()
         if not trunk.partial_windows:
             raise MgenError(
-                f"windows.unit token: trunk {trunk.type!r} leaves unknown tokens out or keeps keys and values of known ones, so a "
+                f"windows.unit token: trunk {trunk.type_name!r} leaves unknown tokens out or keeps keys and values of known ones, so a "
                 "window must be known or unknown as a whole: use windows.unit window"
             )
         self.inner, self.windows, self.config = trunk, windows, trunk.config
@@ -51,6 +51,10 @@ class WindowedTrunk(Trunk):
     @property
     def settings(self) -> dict[str, object]:
         return self.inner.settings
+
+    @property
+    def window_settings(self) -> dict[str, object]:
+        return {"side": self.windows.side, "blocks": len(self.join.blocks), "unit": "token"}
 
     def initialize(self, module: nn.Module) -> None:
         self.inner.initialize(module)
