@@ -73,13 +73,6 @@ class Generator(Model):
 
     def _note_config(self) -> None:
         """Write the configuration that builds this generator again where diffusers saves it from."""
-        inner = getattr(self.trunk, "windows", None)
-        windows = self.embedder.windows or inner
-        settings = None
-        if windows is not None:
-            join = (self.embedder if inner is None else self.trunk).join
-            unit = "window" if inner is None else "token"
-            settings = {"side": windows.side, "blocks": len(join.blocks), "unit": unit}
         self.register_to_config(
             tokens=self.tokens.to_dict(),
             embedder=self.embedder.settings,

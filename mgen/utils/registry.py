@@ -32,7 +32,7 @@ class Registry(Generic[T]):
         def decorate(cls: C) -> C:
             if name in self._classes:
                 raise MgenError(f"{self.kind} {name!r} is registered twice: choose another name")
-            cls.type_name, cls.Config = name, config
+            cls.type_name, cls.Config = name, config  # type: ignore[attr-defined]
             self._classes[name] = cls
             return cls
 
