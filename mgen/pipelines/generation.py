@@ -15,7 +15,8 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from mgen.pipelines.pipeline import MaskedPipeline, to_pil, to_uint8
+from mgen.pipelines.pipeline import MaskedPipeline
+from mgen.pipelines.pixels import to_pil, to_uint8
 from mgen.pipelines.runs import Run, begin_images, names_in, remove_leftovers
 from mgen.pipelines.runs import begin_run as begin_run  # these two for mgen tune and mgen edit
 from mgen.pipelines.runs import image_name as image_name
@@ -156,10 +157,10 @@ def _bar(spans: Sequence[tuple[int, int]], left: int, rank: int) -> Any:
 def draw(pipe: MaskedPipeline, run: Run, indices: Sequence[int]) -> Tensor:
     """Images of a run, uint8 (B, C, H, W).
 
-    They are brought to `run.image_size` pixels first, if it is given, and then to bytes by `run.quantisation`: see
+    They are brought to `run.image_size` pixels first, if it is given, and then to bytes by `run.quantization`: see
     mgen.pipelines.pipeline.to_uint8.
     """
-    plain = run.image_size is None and run.quantisation == "round"
+    plain = run.image_size is None and run.quantization == "round"
     images = pipe(
         [run.labels(i) for i in indices],
         indices=indices,
@@ -170,7 +171,7 @@ def draw(pipe: MaskedPipeline, run: Run, indices: Sequence[int]) -> Tensor:
     ).images
     if plain:
         return images
-    return to_uint8(images, size=run.image_size, quantisation=run.quantisation)
+    return to_uint8(images, size=run.image_size, quantization=run.quantization)
 
 
 def check_complete(run: Run) -> None:

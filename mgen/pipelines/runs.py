@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from mgen.pipelines.labels import LabelPlan
+from mgen.pipelines.pixels import QUANTIZATIONS
 from mgen.pipelines.shards import SHARD, find_shards, shard_name
 from mgen.utils.errors import MgenError, check_choice
 from mgen.utils.files import read_json, write_json
 
 FORMATS = ("png", "npz")
-QUANTISATIONS = ("round", "half-up", "truncate")  # see mgen.pipelines.pipeline.to_uint8
 IMAGE = re.compile(r"(\d{6,})(?:_class-\d{4,})?\.png")
 # What run.json holds where it says nothing: older runs do not name these.
-DEFAULTS = {"labels": "balanced", "format": "png", "image_size": None, "quantisation": "round"}
+DEFAULTS = {"labels": "balanced", "format": "png", "image_size": None, "quantization": "round"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class Run:
         labels: class of every image; also the number of images and the seed.
         dtype: "fp32", "bf16" or "fp16" of the generator.
         format: "png", a file per image, or "npz", a file per `shard_size` images.
-        image_size, quantisation: side that images are brought to, and how to bytes; see `mgen.pipelines.generation.draw`.
+        image_size, quantization: side that images are brought to, and how to bytes; see `mgen.pipelines.generation.draw`.
     """
 
     out: Path
@@ -42,11 +42,11 @@ class Run:
     format: str = "png"
     shard_size: int = 1000
     image_size: int | None = None
-    quantisation: str = "round"
+    quantization: str = "round"
 
     def __post_init__(self) -> None:
         check_choice("--format", self.format, FORMATS)
-        check_choice("--quantisation", self.quantisation, QUANTISATIONS)
+        check_choice("--quantization", self.quantization, QUANTIZATIONS)
 
     @property
     def count(self) -> int:
@@ -70,7 +70,7 @@ class Run:
         }
         if self.format == "npz":
             own["shard_size"] = self.shard_size
-        changed = {"image_size": self.image_size, "quantisation": self.quantisation}
+        changed = {"image_size": self.image_size, "quantization": self.quantization}
         return own | {key: value for key, value in changed.items() if value != DEFAULTS[key]}
 
     def file(self, start: int, stop: int) -> str:

@@ -119,7 +119,7 @@ def families(
             case.check("image", image, atol=case.near("image", 5.7e-5))
             side = case.config["image_size_eval"]
             grey = (
-                to_uint8(image, size=side, quantisation="half-up").permute(0, 2, 3, 1).int()
+                to_uint8(image, size=side, quantization="half-up").permute(0, 2, 3, 1).int()
                 - case.outputs["image_eval_u8"].int()
             )
             case.compared["image_eval_u8"] = (

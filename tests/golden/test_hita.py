@@ -95,7 +95,7 @@ def decode(case: Case) -> None:
         case.check("recon_vfm", net.predict_vision(codes[0]), atol=case.near("recon_vfm", PREDICTED))
     if "image_eval_u8" in case.outputs:
         side = case.config["image_size_eval"]
-        small = to_uint8(image, size=side, quantisation="half-up")
+        small = to_uint8(image, size=side, quantization="half-up")
         grey = (small.permute(0, 2, 3, 1).int() - case.outputs["image_eval_u8"].int()).abs()
         case.compared["image_eval_u8"] = (
             float(grey.max()),

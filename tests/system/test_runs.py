@@ -258,15 +258,15 @@ def test_shards_hold_the_images_of_pngs_and_one_npz_holds_them_too(tiny: Any, tm
         assert archive.testzip() is None and all(info.compress_type == 0 for info in archive.infolist())
 
 
-def test_image_size_and_quantisation(tiny: Any, tmp_path: Path) -> None:
+def test_image_size_and_quantization(tiny: Any, tmp_path: Path) -> None:
     classes, indices = [0, 1, 2], range(3)
     given: dict[str, Any] = dict(seed=4, indices=indices, progress=False)
     unit = tiny(classes, output_type="raw", **given).images
     cases: dict[str, dict[str, Any]] = {
         "size": dict(image_size=20),
-        "both": dict(image_size=20, quantisation="truncate"),
-        "cut": dict(quantisation="truncate"),
-        "half up": dict(quantisation="half-up"),
+        "both": dict(image_size=20, quantization="truncate"),
+        "cut": dict(quantization="truncate"),
+        "half up": dict(quantization="half-up"),
         "as drawn": {},
     }
     for name, settings in cases.items():
@@ -274,9 +274,9 @@ def test_image_size_and_quantisation(tiny: Any, tmp_path: Path) -> None:
         complete_run(tiny, run, about={}, batch_size=2)
         images = ShardFolder(run.out).read(0, 3)[0]
         assert torch.equal(
-            images, to_uint8(unit, size=settings.get("image_size"), quantisation=settings.get("quantisation", "round"))
+            images, to_uint8(unit, size=settings.get("image_size"), quantization=settings.get("quantization", "round"))
         ), name
-        assert json.loads((run.out / "run.json").read_text()).keys() & {"image_size", "quantisation"} == settings.keys()
+        assert json.loads((run.out / "run.json").read_text()).keys() & {"image_size", "quantization"} == settings.keys()
     assert torch.equal(images, tiny(classes, output_type="uint8", **given).images)
 
 
@@ -317,7 +317,7 @@ def test_runs_of_older_versions_go_on(tmp_path: Path) -> None:
     there = json.loads((tmp_path / "run.json").read_text())
     older = {key: value for key, value in there.items() if key not in ("labels", "format")}
     (tmp_path / "run.json").write_text(json.dumps(older))
-    for other in (dict(format="npz"), dict(plan="random"), dict(image_size=8), dict(quantisation="truncate")):
+    for other in (dict(format="npz"), dict(plan="random"), dict(image_size=8), dict(quantization="truncate")):
         with pytest.raises(MgenError, match="choose another --out"):
             begin(make_run(tmp_path, **other))
     begin(run)
@@ -448,9 +448,9 @@ def test_command_refuses_what_cannot_be(model: Path, tmp_path: Path, capsys: pyt
         "--format npz --shard-size 0": "at least 1",
         "--shard-size 5": "is for --format npz",
         "--image-size 0": "at least 1",
-        "--quantisation floor": "half-up, round, truncate",
+        "--quantization floor": "half-up, round, truncate",
         "--npz all.zip": "ending in .npz",
-        "--npz images-000000-000009.npz": "no shard's",
+        "--npz images-000000-000009.npz": "not that of a shard",
         f"--npz {tmp_path / 'x.npz'}": "file name",
         f"--npz {tmp_path / 'file' / 'x' / 'all.npz'}": "cannot write",
     }.items():

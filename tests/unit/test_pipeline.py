@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 import mgen
 from mgen.generators import MaskGITBert
 from mgen.pipelines.pipeline import to_uint8
-from mgen.pipelines.runs import QUANTISATIONS
+from mgen.pipelines.runs import QUANTIZATIONS
 from mgen.utils.errors import MgenError
 from tests.helpers import tiny_generator, tiny_pipeline, tiny_tokenizer
 
@@ -166,9 +166,9 @@ def test_bytes_are_made_as_the_papers_make_them() -> None:
     unit = torch.tensor(
         [-1.5, -1.0, -1 + 0.4 / 127.5, -1 + 0.6 / 127.5, -1 + 0.5 / 127.5 + 1e-6, -1 + 1.9 / 127.5, 0.0, 1.0, 2.0]
     )
-    made = {how: to_uint8(unit.view(1, 1, 1, -1), quantisation=how).flatten().tolist() for how in QUANTISATIONS}
+    made = {how: to_uint8(unit.view(1, 1, 1, -1), quantization=how).flatten().tolist() for how in QUANTIZATIONS}
     assert made["round"] == [0, 0, 0, 1, 1, 2, 128, 255, 255]
     assert made["half-up"] == [0, 0, 0, 1, 1, 2, 128, 255, 255]
     assert made["truncate"] == [0, 0, 0, 0, 0, 1, 127, 255, 255]
     with pytest.raises(MgenError, match="half-up, round, truncate"):
-        to_uint8(unit, quantisation="floor")
+        to_uint8(unit, quantization="floor")
