@@ -119,7 +119,7 @@ class Cascade(Model):
 
     @property
     def capabilities(self) -> Capabilities:
-        return self.second.capabilities
+        return replace(self.second.capabilities, two_stages=True)
 
     @property
     def null_class(self) -> int | None:

@@ -97,7 +97,12 @@ class Generator(Model):
     @property
     def capabilities(self) -> Capabilities:
         """What a sampler may ask."""
-        return self.trunk.capabilities
+        return replace(
+            self.trunk.capabilities,
+            log_prob=self.head.has_log_prob,
+            joint=self.head.joint,
+            windows=self.windows is not None,
+        )
 
     @property
     def null_class(self) -> int | None:

@@ -28,17 +28,30 @@ register_trunk = TRUNKS.register
 
 @dataclass(frozen=True, kw_only=True)
 class Capabilities:
-    """What a sampler may ask of a trunk.
+    """What a sampler may ask of a generator. A trunk says the first three, the generator adds the rest.
 
     Args:
         order: "any", or "causal": tokens are drawn one after the other, each from those before it alone.
         cached_steps: whether there is a `cached_step` (ReCAP).
         carried_features: whether full passes read features of the pass before (ENAT); null rows must then see every pass.
+        log_prob: whether draws have a log-probability, by which positions can be ranked.
+        joint: whether the head draws all positions together, from the context of all.
+        windows: whether windows of tokens are masked and drawn as one.
+        two_stages: whether a first stage draws tokens whose context the second one reads.
     """
 
     order: Literal["any", "causal"] = "any"
     cached_steps: bool = True
     carried_features: bool = False
+    log_prob: bool = True
+    joint: bool = False
+    windows: bool = False
+    two_stages: bool = False
+
+    @property
+    def skips_tail(self) -> bool:
+        """Whether the last tokens can be left undrawn."""
+        return self.order == "causal" and not self.windows
 
 
 @dataclass(frozen=True, kw_only=True)

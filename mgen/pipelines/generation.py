@@ -15,7 +15,8 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from mgen.pipelines.pipeline import MaskedPipeline, to_pil, to_uint8
+from mgen.pipelines.pipeline import MaskedPipeline
+from mgen.pipelines.pixels import to_pil, to_uint8
 from mgen.pipelines.runs import Run, begin_images, names_in, remove_leftovers
 from mgen.pipelines.runs import begin_run as begin_run  # these two for mgen tune and mgen edit
 from mgen.pipelines.runs import image_name as image_name

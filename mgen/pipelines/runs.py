@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from mgen.pipelines.labels import LabelPlan
+from mgen.pipelines.pixels import QUANTIZATIONS
 from mgen.pipelines.shards import SHARD, find_shards, shard_name
 from mgen.utils.errors import MgenError, check_choice
 from mgen.utils.files import read_json, write_json
 
 FORMATS = ("png", "npz")
-QUANTIZATIONS = ("round", "half-up", "truncate")  # see mgen.pipelines.pipeline.to_uint8
 IMAGE = re.compile(r"(\d{6,})(?:_class-\d{4,})?\.png")
 # What run.json holds where it says nothing: older runs do not name these.
 DEFAULTS = {"labels": "balanced", "format": "png", "image_size": None, "quantization": "round"}

@@ -45,7 +45,7 @@ class GeneratorTask:
         freeze(model, config.optim.freeze)
         self._check_data()
         names = tuple(self.train_data.class_names)
-        self.class_names = names if model.conditional and names != ("",) else None
+        self.class_names = names if model.conditional and len(names) == model.num_classes else None
 
     def _load_tokenizer(self) -> Model | None:
         settings = self.settings

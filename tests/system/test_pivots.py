@@ -31,9 +31,9 @@ VECTORS: dict[str, Any] = {
     "order": "random",
     "guidance": 2.0,
     "head": {"steps": 4, "clip": 4.0},
-    "pivots": {"steps": 6, "order": "random", "guidance": 3.0, "head": {"steps": 4, "clip": 4.0}},
+    "first_stage": {"steps": 6, "order": "random", "guidance": 3.0, "head": {"steps": 4, "clip": 4.0}},
 }
-IDS: dict[str, Any] = {"steps": 4, "guidance": 2.0, "pivots": {"steps": 5, "guidance": 2.0}}
+IDS: dict[str, Any] = {"steps": 4, "guidance": 2.0, "first_stage": {"steps": 5, "guidance": 2.0}}
 
 
 def run(net: HiMAR, settings: dict[str, Any], seeds: list[int], **given: Any) -> tuple[Tensor, Tensor | None]:
@@ -41,8 +41,8 @@ def run(net: HiMAR, settings: dict[str, Any], seeds: list[int], **given: Any) ->
     sampler = ParallelSampler(**settings)
     sampler.check(net)
     label, pivots, tokens = torch.tensor(seeds) % 3, None, None
-    for step in sampler(net, label, noise=sampler.draw(net, seeds), **given):
-        if step.pivots:
+    for step in sampler(net, label, noise=sampler.make_noise(net, seeds), **given):
+        if step.first_stage:
             assert tokens is None, "pivots after tokens"
             pivots = step.tokens.clone()
         else:
@@ -62,7 +62,7 @@ def test_an_image_and_its_pivots_depend_on_its_seed_alone(settings: dict[str, An
         assert (tokens[1] - again[0]).abs().max() < 1e-4 and (pivots[1] - pivots_again[0]).abs().max() < 1e-4
     else:
         assert torch.equal(tokens[1], again[0]) and torch.equal(pivots[1], pivots_again[0])
-    other, _ = run(net, {**settings, "pivots": {**settings["pivots"], "guidance": 5.0}}, [4, 5, 6])
+    other, _ = run(net, {**settings, "first_stage": {**settings["first_stage"], "guidance": 5.0}}, [4, 5, 6])
     assert not torch.allclose(tokens, other), "the pivots make no difference"
 
 
@@ -70,17 +70,17 @@ def test_features_are_those_of_the_step_that_revealed_a_pivot() -> None:
     """Replayed from the outside: each step's context at what it reveals, from the pivots known before it."""
     net = tiny_himar()
     sampler = ParallelSampler(**VECTORS)
-    assert sampler.pivot_sampler is not None
+    assert sampler.first_stage is not None
     handed: list[Tensor] = []
 
     def second(features: Tensor, shown: Tensor | None = None) -> Any:
         handed.append(features)
         return net.second(features, shown)
 
-    label, noise = torch.tensor([0, 1]), sampler.draw(net, [1, 2])
+    label, noise = torch.tensor([0, 1]), sampler.make_noise(net, [1, 2])
     steps = []
-    for step in sampler(StandIn(net, second=second), label, noise=noise, whole_pivots=True):
-        if step.pivots:
+    for step in sampler(StandIn(net, second=second), label, noise=noise, complete_first_stage=True):
+        if step.first_stage:
             steps.append((step.tokens.clone(), step.known.clone()))
     expected = torch.zeros_like(handed[0])
     known = torch.zeros(2, 16, dtype=torch.bool)
@@ -97,21 +97,21 @@ def test_features_are_those_of_the_step_that_revealed_a_pivot() -> None:
 def test_the_pivots_of_the_last_step_are_drawn_only_if_asked_for() -> None:
     net = tiny_himar()
     tokens, pivots = run(net, VECTORS, [1, 2])
-    same, whole = run(net, VECTORS, [1, 2], whole_pivots=True)
+    same, whole = run(net, VECTORS, [1, 2], complete_first_stage=True)
     assert torch.equal(tokens, same), "what nobody reads changed the image"
     assert pivots is not None and whole is not None
     undrawn = (pivots != whole).any(-1)
-    left = ParallelSampler(**VECTORS["pivots"]).counts(unknown=16, length=16)[-2]
+    left = ParallelSampler(**VECTORS["first_stage"]).remaining(unknown=16, length=16)[-2]
     assert undrawn.sum(1).tolist() == [left, left]
 
 
 def test_without_pivots_the_second_stage_stands_alone() -> None:
     net = tiny_himar()
-    settings = {**VECTORS, "pivots": None}
+    settings = {**VECTORS, "first_stage": None}
     tokens, pivots = run(net, settings, [1, 2])
     assert pivots is None
     sampler = ParallelSampler(**settings)
-    *_, step = sampler(net.second(), torch.tensor([1, 2]), noise=sampler.draw(net, [1, 2]))
+    *_, step = sampler(net.second(), torch.tensor([1, 2]), noise=sampler.make_noise(net, [1, 2]))
     assert torch.equal(tokens, step.tokens)
 
 
@@ -121,29 +121,29 @@ def test_given_pivots_are_stand_ins_and_given_tokens_stay() -> None:
     pivots, tokens = torch.randn(2, 16, 4, generator=rng), torch.randn(2, 64, 4, generator=rng)
     known, pivots_known = torch.zeros(2, 64, dtype=torch.bool), torch.zeros(2, 16, dtype=torch.bool)
     known[:, 8:24] = pivots_known[:, 4:8] = True
-    drawn, end = run(net, VECTORS, [1, 2], tokens=tokens, known=known, pivots=(pivots, pivots_known))
+    drawn, end = run(net, VECTORS, [1, 2], tokens=tokens, known=known, first_stage=(pivots, pivots_known))
     assert end is not None
     assert torch.equal(drawn[known], tokens[known]) and torch.equal(end[pivots_known], pivots[pivots_known])
     # Given tokens without pivots: none are drawn.
     assert run(net, VECTORS, [1, 2], tokens=tokens, known=known)[1] is None
     everything = torch.ones_like(pivots_known)
-    alone, _ = run(net, VECTORS, [1, 2], tokens=tokens, known=known, pivots=(pivots, everything))
-    without, _ = run(net, {**VECTORS, "pivots": None}, [1, 2], tokens=tokens, known=known)
+    alone, _ = run(net, VECTORS, [1, 2], tokens=tokens, known=known, first_stage=(pivots, everything))
+    without, _ = run(net, {**VECTORS, "first_stage": None}, [1, 2], tokens=tokens, known=known)
     assert torch.equal(alone, without), "with all pivots given the second stage sees stand-ins alone"
 
 
 @pytest.mark.parametrize("order", ["halton", "raster"])
 def test_reuse_and_order_work_in_both_stages(order: str) -> None:
     net = tiny_himar()
-    reuse = {"local": 1, "full_first": 1}
+    reuse = {"cached": 1, "full_first": 1}
     settings = {
         **VECTORS,
         "order": order,
         "reuse": reuse,
-        "pivots": {**VECTORS["pivots"], "order": order, "reuse": reuse},
+        "first_stage": {**VECTORS["first_stage"], "order": order, "reuse": reuse},
     }
     tokens, pivots = run(net, settings, [1, 2])
-    plain, _ = run(net, {**settings, "reuse": None, "pivots": {**settings["pivots"], "reuse": None}}, [1, 2])
+    plain, _ = run(net, {**settings, "reuse": None, "first_stage": {**settings["first_stage"], "reuse": None}}, [1, 2])
     assert torch.isfinite(tokens).all() and pivots is not None and not torch.equal(tokens, plain)
     parts = StandIn(net, generator=net, tokenizer=None)
     fewer, all_ = (count_run(parts, ParallelSampler(**s)) for s in (settings, {**VECTORS, "order": order}))
@@ -154,22 +154,22 @@ def test_reuse_and_order_work_in_both_stages(order: str) -> None:
 def test_incompatible_settings_raise_errors() -> None:
     net = tiny_himar()
     for settings, words in (
-        ({**VECTORS, "pivots": {**VECTORS["pivots"], "pivots": {"steps": 2}}}, "no pivots of their own"),
-        ({**IDS, "pivots": {"steps": 4, "revise": True}}, "pivots.revise"),
-        ({**VECTORS, "pivots": {"step": 4}}, "unknown key 'sampler.pivots.step'"),
+        ({**VECTORS, "first_stage": {**VECTORS["first_stage"], "first_stage": {"steps": 2}}}, "nested first stages"),
+        ({**IDS, "first_stage": {"steps": 4, "order": "remasking"}}, "whose context has been read"),
+        ({**VECTORS, "first_stage": {"step": 4}}, "unknown key 'sampler.first_stage.step'"),
     ):
         with pytest.raises(MgenError, match=words):
             ParallelSampler(**settings)
-    with pytest.raises(MgenError, match="draws no pivots"):
+    with pytest.raises(MgenError, match="has no first stage"):
         ParallelSampler(**VECTORS).check(tiny_mar())
     with pytest.raises(MgenError, match="steps is 17, this model has 16 tokens"):
-        ParallelSampler(**{**VECTORS, "pivots": {**VECTORS["pivots"], "steps": 17}}).check(net)
+        ParallelSampler(**{**VECTORS, "first_stage": {**VECTORS["first_stage"], "steps": 17}}).check(net)
     sampler = ParallelSampler(**VECTORS)
-    with pytest.raises(MgenError, match="draws no pivots"):
+    with pytest.raises(MgenError, match="has no first stage"):
         MaskedPipeline(tokenizer=tiny_kl(), generator=tiny_mar(), sampler=sampler)([0])
-    assert sampler.override(pivots=False).config.pivots is None
-    with pytest.raises(MgenError, match="sampler.pivots is 5"):
-        sampler.override(pivots=5)
+    assert sampler.override(first_stage=False).config.first_stage is None
+    with pytest.raises(MgenError, match="sampler.first_stage is 5"):
+        sampler.override(first_stage=5)
     with pytest.raises(MgenError, match="must be smaller"):
         shrink(torch.zeros(1, 1, 8, 8), 8)
 
@@ -333,9 +333,18 @@ def test_pipelines_with_pivots_sample_edit_and_show_how(tmp_path: Path, capsys: 
     edited = edit(again, image, mask, [0, 1])
     assert torch.equal(edited[:, :, ~mask], image[None].expand(2, -1, -1, -1)[:, :, ~mask])
     out = tmp_path / "out"
-    common = ["--model", str(tmp_path / "model"), "--out", str(out), "--num-images", "3", "--set", "pivots.steps=3"]
+    common = [
+        "--model",
+        str(tmp_path / "model"),
+        "--out",
+        str(out),
+        "--num-images",
+        "3",
+        "--set",
+        "first_stage.steps=3",
+    ]
     assert main(["sample", *common, "--animation", str(tmp_path / "a.gif")]) == 0
-    assert json.loads((out / "run.json").read_text())["sampler"]["pivots"]["steps"] == 3
+    assert json.loads((out / "run.json").read_text())["sampler"]["first_stage"]["steps"] == 3
     from PIL import Image
 
     with Image.open(tmp_path / "a.gif") as gif:
@@ -345,7 +354,7 @@ def test_pipelines_with_pivots_sample_edit_and_show_how(tmp_path: Path, capsys: 
 def test_a_sweep_of_a_saved_model_finds_its_reference_by_itself(tmp_path: Path) -> None:
     pipe = MaskedPipeline(tokenizer=tiny_kl(), generator=tiny_himar(), sampler=ParallelSampler(**VECTORS))
     pipe.save_pretrained(tmp_path / "model")
-    methods = {"with": {}, "without": {"pivots": None}}
+    methods = {"with": {}, "without": {"first_stage": None}}
     (tmp_path / "s.yaml").write_text(yaml.safe_dump({"base": "with", "steps": [2], "methods": methods}))
     line = ["bench", "--sweep", str(tmp_path / "s.yaml"), "--model", str(tmp_path / "model"), "--num-images", "4"]
     assert main([*line, "--batch-size", "2", "--out", str(tmp_path / "sweep")]) == 0

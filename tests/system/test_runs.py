@@ -450,7 +450,7 @@ def test_command_refuses_what_cannot_be(model: Path, tmp_path: Path, capsys: pyt
         "--image-size 0": "at least 1",
         "--quantization floor": "half-up, round, truncate",
         "--npz all.zip": "ending in .npz",
-        "--npz images-000000-000009.npz": "no shard's",
+        "--npz images-000000-000009.npz": "not that of a shard",
         f"--npz {tmp_path / 'x.npz'}": "file name",
         f"--npz {tmp_path / 'file' / 'x' / 'all.npz'}": "cannot write",
     }.items():
