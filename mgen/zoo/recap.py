@@ -1,4 +1,4 @@
-"""ReCAP's two published samplers, from the arguments of their scripts, quirks included. The weights are those of the base models.
+"""ReCAP's two published samplers, from the arguments of their scripts, including their quirks. ReCAP uses the base models' weights.
 
 Liu et al., "ReCAP" (arXiv 2505.19089); `cache_decoding.py` of its MaskGIT and its MAR example.
 """
