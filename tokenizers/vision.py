@@ -114,7 +114,7 @@ def load_vision(path: str | Path, *, heads: int | None = None) -> VisionEncoder:
     try:
         width, _, patch, _ = state["patch_embed.proj.weight"].shape
         depth = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
-        settings = {
+        settings: dict[str, Any] = {
             "patch_size": patch,
             "embed_dim": width,
             "depth": depth,

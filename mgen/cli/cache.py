@@ -1,5 +1,6 @@
 """`mgen cache`: tokenize a data set once."""
 
+from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 
 from mgen.cli import add_vision, make_parser
@@ -19,6 +20,17 @@ Rerun an interrupted command to resume. Train on the cache with data.kind=cache 
 
 def command(argv: Sequence[str] | None = None) -> int:
     parser = make_parser("cache", "Tokenize a data set once, into a sharded token cache.", EXAMPLES)
+    add_options(parser)
+    args = parser.parse_args(argv)
+    counts = [args.batch_size, args.shard_size, args.measure_scale, args.measure_order]
+    if any(count is not None and count < 1 for count in counts):
+        raise MgenError("--batch-size, --shard-size, --measure-scale and --measure-order must be at least 1")
+    if args.out is None and args.measure_scale is None and args.measure_order is None:
+        raise MgenError("--out is missing: give the folder for the cache")
+    return tokenize(args)
+
+
+def add_options(parser: ArgumentParser) -> None:
     parser.add_argument("--data", required=True, help="a folder of images (labels: its subfolders), or `fmnist`")
     parser.add_argument("--data-path", help="folder of the four IDX files, for fmnist; default: search")
     parser.add_argument("--split", default="train", help="train or test, for fmnist")
@@ -49,13 +61,9 @@ def command(argv: Sequence[str] | None = None) -> int:
     )
     add_vision(parser)
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, auto")
-    args = parser.parse_args(argv)
-    counts = [args.batch_size, args.shard_size, args.measure_scale, args.measure_order]
-    if any(count is not None and count < 1 for count in counts):
-        raise MgenError("--batch-size, --shard-size, --measure-scale and --measure-order must be at least 1")
-    if args.out is None and args.measure_scale is None and args.measure_order is None:
-        raise MgenError("--out is missing: give the folder for the cache")
 
+
+def tokenize(args: Namespace) -> int:
     from mgen.data import spread_batches, write_cache
     from mgen.data.images import open_images
     from mgen.pipelines.pipeline import load_tokenizer

@@ -48,6 +48,7 @@ def command(argv: Sequence[str] | None = None) -> int:
         EXAMPLES,
     )
     add_options(parser)
+    add_reconstruction_options(parser)
     add_sampler(parser)
     args = parser.parse_args(argv)
     line = "mgen eval " + " ".join(argv if argv is not None else sys.argv[2:])
@@ -107,6 +108,14 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--save-statistics", metavar="FILE", help="also write mean and covariance, for use as --reference"
     )
+    parser.add_argument("--split", default="test", help="train or test, for fmnist")
+    parser.add_argument("--seed", type=int, help="seed of a model's images; default: 0, or the recipe's")
+    parser.add_argument("--batch-size", type=int, default=100)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", default="fp32", help="precision of a model: fp32, bf16 or fp16")
+
+
+def add_reconstruction_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--reconstruction",
         metavar="TOKENIZER",
@@ -121,11 +130,6 @@ def add_options(parser: ArgumentParser) -> None:
         "--levels", metavar="Q,…", help="compare numbers of levels for a KL tokenizer's latents, in levels.md"
     )
     parser.add_argument("--ranges", metavar="R,…", help="with --levels: ranges [-R, R], or `best`; default: 3,5,best")
-    parser.add_argument("--split", default="test", help="train or test, for fmnist")
-    parser.add_argument("--seed", type=int, help="seed of a model's images; default: 0, or the recipe's")
-    parser.add_argument("--batch-size", type=int, default=100)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--dtype", default="fp32", help="precision of a model: fp32, bf16 or fp16")
 
 
 def request_of(args: Namespace, line: str) -> "EvalRequest":

@@ -1,6 +1,7 @@
 """`mgen stats`: reference statistics of any images, for any protocol."""
 
 import sys
+from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +20,20 @@ resume: features are kept in OUT.features until it is done."""
 
 def command(argv: Sequence[str] | None = None) -> int:
     parser = make_parser("stats", "Mean and covariance of the features of images, for mgen eval --reference.", EXAMPLES)
+    add_options(parser)
+    args = parser.parse_args(argv)
+    for name in ("batch_size", "num_images", "image_size"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise MgenError(f"--{name.replace('_', '-')} is {value}: it must be at least 1")
+    if args.features < 0 or (args.features and Path(args.out).suffix == ".npz"):
+        raise MgenError(
+            f"--features {args.features}: expected a number of at least 0, and a .safetensors file to store them"
+        )
+    return compute(args)
+
+
+def add_options(parser: ArgumentParser) -> None:
     parser.add_argument("path", help="folder of images, .npz (arr_0), or `fmnist`")
     parser.add_argument("--out", required=True, metavar="FILE", help=".safetensors, or .npz for other tools")
     parser.add_argument(
@@ -45,15 +60,9 @@ def command(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--batch-size", type=int, default=100)
     parser.add_argument("--device", default="auto")
-    args = parser.parse_args(argv)
-    for name in ("batch_size", "num_images", "image_size"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise MgenError(f"--{name.replace('_', '-')} is {value}: it must be at least 1")
-    if args.features < 0 or (args.features and Path(args.out).suffix == ".npz"):
-        raise MgenError(
-            f"--features {args.features}: expected a number of at least 0, and a .safetensors file to store them"
-        )
+
+
+def compute(args: Namespace) -> int:
     from mgen.cli.sample import processes
     from mgen.evaluation.extractors import protocol_extractor
     from mgen.evaluation.measure import begin, measure

@@ -68,19 +68,15 @@ def write_cache(
     with_moments = isinstance(tokenizer, PosteriorTokenizer)
     if not with_moments and dtype != "fp32":
         raise MgenError(f"dtype {dtype} is for the moments of a KL tokenizer: ids are integers")
-    index = {
-        "version": CACHE_VERSION,
-        "fingerprint": tokenizer_fingerprint(tokenizer),
-        "spec": tokenizer.spec.to_dict(),
-        "count": len(dataset),
-        "flips": flips,
-        "shard_size": shard_size,
-        "num_classes": dataset.num_classes,
-        "class_names": list(dataset.class_names),
-        "source": source,
-    } | ({"moments": dtype} if with_moments else {})
-    if pivot_size is not None:
-        index["pivot_size"] = pivot_size
+    index = _index(
+        dataset,
+        tokenizer,
+        flips=flips,
+        shard_size=shard_size,
+        source=source,
+        moments=dtype if with_moments else None,
+        pivot_size=pivot_size,
+    )
     # Compared after a round trip through JSON, where tuples become lists.
     if (out / "index.json").exists() and read_json(out / "index.json") != json.loads(json.dumps(index)):
         raise MgenError(
@@ -108,6 +104,35 @@ def write_cache(
                 raise MgenError(f"the tokenizer's moments are not finite in {dtype}: use fp32, or another tokenizer")
             write_tensors(path, {key: torch.cat(values) for key, values in parts.items()})
     return out
+
+
+def _index(
+    dataset: ImageData,
+    tokenizer: Tokenizer,
+    *,
+    flips: bool,
+    shard_size: int,
+    source: str,
+    moments: str | None,
+    pivot_size: int | None,
+) -> dict[str, object]:
+    """The contents of index.json."""
+    index: dict[str, object] = {
+        "version": CACHE_VERSION,
+        "fingerprint": tokenizer_fingerprint(tokenizer),
+        "spec": tokenizer.spec.to_dict(),
+        "count": len(dataset),
+        "flips": flips,
+        "shard_size": shard_size,
+        "num_classes": dataset.num_classes,
+        "class_names": list(dataset.class_names),
+        "source": source,
+    }
+    if moments is not None:
+        index["moments"] = moments
+    if pivot_size is not None:
+        index["pivot_size"] = pivot_size
+    return index
 
 
 def _encode(tokenizer: Tokenizer, images: Tensor, flips: bool, pivot_size: int | None) -> dict[str, Tensor]:

@@ -24,7 +24,7 @@ BEST = "best"
 
 
 @dataclass(kw_only=True)
-class Row:
+class LevelRow:
     """One choice of levels and its cost. `levels` is None for unquantized latents.
 
     Attributes:
@@ -43,10 +43,10 @@ class Row:
     distance: float = 0.0
 
 
-class Trial:
+class LevelSums:
     """Running sums behind one row."""
 
-    def __init__(self, row: Row, span: float, length: int) -> None:
+    def __init__(self, row: LevelRow, span: float, length: int) -> None:
         self.row, self.sums, self.used = row, FeatureSums(length), torch.zeros(1)
         self.error = self.beyond = self.numbers = 0.0
         if row.levels is not None and row.range is not None:
@@ -72,7 +72,7 @@ class Trial:
         self.row.psnr += psnr(truth, images).sum().item()
         self.row.ssim += ssim(truth, images).sum().item()
 
-    def finish(self, originals: FeatureSums) -> Row:
+    def finish(self, originals: FeatureSums) -> LevelRow:
         """The row, compared with the features of the originals."""
         row = self.row
         row.psnr, row.ssim = row.psnr / self.sums.count, row.ssim / self.sums.count
@@ -97,18 +97,18 @@ def compare_levels(
     posterior: str = "mean",
     seed: int = 0,
     progress: bool = True,
-) -> list[Row]:
+) -> list[LevelRow]:
     """Every number of levels × form × range on the images `rows`, which are encoded once. The first row has no levels.
 
     Args:
         ranges: r of [-r, r], or "best", see mgen.nn.levels.best_range.
     """
-    trials = [Trial(Row(), span, extractor.length)]
+    choices = [LevelSums(LevelRow(), span, extractor.length)]
     for number in levels:
         for form in FORMS:
             for wanted in ranges:
                 r = best_range(number, span=span, form=form) if wanted == BEST else float(wanted)
-                trials.append(Trial(Row(levels=number, form=form, range=r), span, extractor.length))
+                choices.append(LevelSums(LevelRow(levels=number, form=form, range=r), span, extractor.length))
     originals = FeatureSums(extractor.length)
     with tqdm(total=len(rows), unit="img", desc="comparing levels", disable=not progress) as bar:
         for start in range(0, len(rows), batch_size):
@@ -117,14 +117,14 @@ def compare_levels(
             noise = posterior_noise(tokenizer, posterior, seed, indices)
             tokens, truth = tokenizer.encode(images.to(tokenizer.device), **noise), to_uint8(images)
             originals.update(extractor(truth).features)
-            for trial in trials:
-                made = to_uint8(tokenizer.decode(trial.apply(tokens))).cpu()
-                trial.update(truth, made, extractor(made).features)
+            for choice in choices:
+                made = to_uint8(tokenizer.decode(choice.apply(tokens))).cpu()
+                choice.update(truth, made, extractor(made).features)
             bar.update(len(images))
-    return [trial.finish(originals) for trial in trials]
+    return [choice.finish(originals) for choice in choices]
 
 
-def levels_markdown(rows: Sequence[Row], *, title: str, notes: Sequence[str], distance: str) -> str:
+def levels_markdown(rows: Sequence[LevelRow], *, title: str, notes: Sequence[str], distance: str) -> str:
     """The comparison in Markdown, with how it was made."""
     head = ["levels", "form", "range", "squared error", "entropy, bits", "outside, %", "PSNR, dB", "SSIM", distance]
     lines = ["# Levels", "", f"    {title}", "", *(f"{note}  " for note in notes), ""]

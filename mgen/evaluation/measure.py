@@ -162,11 +162,8 @@ def measure(
     if folder is None:
         temporary = tempfile.TemporaryDirectory(prefix="mgen-")
         folder = Path(temporary.name)
-    if rank == 0 and source.count <= SHARD * (world - 1) and progress:
-        print(
-            f"{source.count} images are {-(-source.count // SHARD)} shards of {SHARD} images: {world} processes are more than needed",
-            file=sys.stderr,
-        )
+    if rank == 0 and progress:
+        _warn_of_idle(source.count, world)
     starts = range(rank * SHARD, source.count, SHARD * world)
     todo = [start for start in starts if not shard_file(folder, start).is_file()]
     ends = {start: min(start + SHARD, source.count) for start in starts}
@@ -196,6 +193,15 @@ def measure(
     if wait is not None:
         wait()
     return Measured(folder, source.count if rank == 0 else 0, temporary)
+
+
+def _warn_of_idle(count: int, world: int) -> None:
+    """Say on stderr if there are more processes than shards."""
+    if count <= SHARD * (world - 1):
+        print(
+            f"{count} images are {-(-count // SHARD)} shards of {SHARD} images: {world} processes are more than needed",
+            file=sys.stderr,
+        )
 
 
 def _leave_nothing(folder: Path) -> None:

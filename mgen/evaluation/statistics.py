@@ -3,10 +3,9 @@
 import hashlib
 import pickle
 import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -201,7 +200,7 @@ def _gaussian(
     return mean, cov
 
 
-_NUMPY: list[Callable[..., object] | tuple[Callable[..., object], str]] = [np.ndarray, np.dtype, *(type(np.dtype(kind)) for kind in ("f4", "f8"))]
+_NUMPY: list[Any] = [np.ndarray, np.dtype, *(type(np.dtype(kind)) for kind in ("f4", "f8"))]
 _RECONSTRUCT = np.zeros(0).__reduce__()[0]  # the name of its module depends on numpy's version
 _NUMPY += [(_RECONSTRUCT, f"{module}.multiarray._reconstruct") for module in ("numpy.core", "numpy._core")]
 KEYS = ("mu", "sigma", "mu_s", "sigma_s", "features")
