@@ -115,7 +115,7 @@ class QuantizedKL(PosteriorTokenizer):
         return self.continuous.config.latent_channels, side, side
 
     def fingerprint(self) -> str:
-        """The fingerprint of the inner KL tokenizer: one cache of moments serves both, and any levels."""
+        """The fingerprint of the inner KL tokenizer: a cache of moments works for both and for any levels."""
         return self.continuous.fingerprint()
 
     def forward(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 COMMANDS = {
-    "sample": "draw images from a model (the embedded one by default)",
+    "sample": "sample images from a model (an embedded one by default)",
     "edit": "in-painting, out-painting, class editing and style of an image",
     "train": "train a generator, a tokenizer or a classifier",
     "cache": "tokenize a data set once, into a token cache",

@@ -78,7 +78,7 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--classifier", help="classifier for the class accuracy; default: fmnist-classifier with fmnist-cnn, else none"
     )
-    parser.add_argument("--num-images", type=int, help="at most so many images; default: all, or 1000 from a model")
+    parser.add_argument("--num-images", type=int, help="maximum number of images; default: all, or 1000 from a model")
     parser.add_argument(
         "--labels", help="classes of a model's images: balanced (in turn, the default), sorted or random"
     )

@@ -50,7 +50,7 @@ def add_options(parser: ArgumentParser) -> None:
         help="crop the middle square and resize it to N pixels, as ADM does; default: as stored",
     )
     parser.add_argument("--split", default="train", help="train or test, for fmnist")
-    parser.add_argument("--num-images", type=int, help="at most so many images; default: all")
+    parser.add_argument("--num-images", type=int, help="maximum number of images; default: all")
     parser.add_argument(
         "--features",
         type=int,

@@ -77,11 +77,7 @@ def write_cache(
         moments=dtype if with_moments else None,
         pivot_size=pivot_size,
     )
-    # Compared after a round trip through JSON, where tuples become lists.
-    if (out / "index.json").exists() and read_json(out / "index.json") != json.loads(json.dumps(index)):
-        raise MgenError(
-            f"{out} already holds a cache made with other data, settings or tokenizer: choose another --out"
-        )
+    _check_same(out / "index.json", index)
     if pivot_size is not None:  # raises for an impossible size before anything is written
         tokenizer.encode(shrink(dataset.__getitems__([0])["image"].to(tokenizer.device), pivot_size))
     write_json(out / "index.json", index)
@@ -104,6 +100,15 @@ def write_cache(
                 raise MgenError(f"the tokenizer's moments are not finite in {dtype}: use fp32, or another tokenizer")
             write_tensors(path, {key: torch.cat(values) for key, values in parts.items()})
     return out
+
+
+def _check_same(file: Path, index: dict[str, object]) -> None:
+    """Raise MgenError if the folder already holds a cache with another index."""
+    # Compared after a round trip through JSON, where tuples become lists.
+    if file.exists() and read_json(file) != json.loads(json.dumps(index)):
+        raise MgenError(
+            f"{file.parent} already holds a cache made with other data, settings or tokenizer: choose another --out"
+        )
 
 
 def _index(

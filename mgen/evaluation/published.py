@@ -1,4 +1,4 @@
-"""A recipe's evaluation: its settings fill what a request leaves open, and its published values stand beside the measured ones."""
+"""A recipe's evaluation: its settings fill what a request leaves open, and its published values are compared with the measured ones."""
 
 import os
 from dataclasses import dataclass, replace

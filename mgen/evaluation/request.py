@@ -18,7 +18,7 @@ class EvalRequest:
     Attributes:
         path: folder of images, .npz, model (folder or name) or `fmnist`. recipe: name or file that says how to evaluate.
         protocol, extractor, inception_weights, reference, classifier: see `mgen eval --help`.
-        num_images: at most so many images. labels, seed, image_size, quantization, dtype: of a model's images.
+        num_images: maximum number of images. labels, seed, image_size, quantization, dtype: of a model's images.
         sampling: options that change a model's sampler, as given; those not given are None or empty.
         bootstrap: replicates. nearest: training images to search for copies. save_statistics: file for mean and covariance.
         reconstruction: tokenizer whose reconstructions are evaluated. posterior, lpips_weights, vision_weights: of it.
@@ -90,7 +90,7 @@ class EvalRequest:
 
     @property
     def model_options(self) -> list[str]:
-        """Options given that only sampled images have; a seed also serves reconstructions."""
+        """Options given that apply to sampled images only; a seed is also used for reconstructions."""
         return [name for name in self.changes if name != "--seed"] + ["--dtype"] * (self.dtype != "fp32")
 
     @property

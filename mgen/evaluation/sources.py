@@ -74,7 +74,7 @@ def from_folder(
     Folders of npz shards, written by `mgen sample --format npz`, can be read as well.
 
     Args:
-        size: crop the middle square and resize it to so many pixels, as ADM does; None: all images must have one size.
+        size: crop the middle square and resize it to this side, as ADM does; None: all images must have one size.
         threads: for decoding files.
     """
     from mgen.pipelines.shards import find_shards

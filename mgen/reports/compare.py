@@ -177,11 +177,11 @@ def same_for_all(group: Group) -> list[tuple[str, str]]:
     """The most important settings that the runs of a group share."""
     results = [run.result for run in group.runs]
     shared, known = settings(results[0]), differing(results)
-    told = {"model"} if "training step" in known else set()
+    hidden = {"model"} if "training step" in known else set()
     keys = [
         key
         for key in ("model", "steps", "order", "schedule", "labels", "seed")
-        if key in shared.keys() - known.keys() - told
+        if key in shared.keys() - known.keys() - hidden
     ]
     rows: list[tuple[str, str]] = [(key, plain(shared[key])) for key in keys]
     cost = results[0]["cost"] or {}

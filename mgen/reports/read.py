@@ -96,7 +96,7 @@ def check_result(result: object, where: str) -> Result:
     published = result.get("published") or {"rows": []}
     rows = published.get("rows") if isinstance(published, dict) else None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise MgenError(f"{where}: published does not hold rows of figures; it was edited, {AGAIN}")
+        raise MgenError(f"{where}: published does not hold rows of metrics; it was edited, {AGAIN}")
     _check_nearest(result["nearest"], where)
     return cast(Result, _clean(result))
 

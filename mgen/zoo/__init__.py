@@ -84,8 +84,8 @@ def description(name: str | Path) -> str:
 def same_weights(entry: Entry, among: Iterable[Entry]) -> list[Entry]:
     """The other recipes in `among` with the same weights: the same download, model and format."""
     keys = ("get", "model", "format")
-    alike = [other for other in among if all(other.facts.get(key) == entry.facts.get(key) for key in keys)]
-    return [other for other in alike if other.name != entry.name and "model" in other.facts]
+    same = [other for other in among if all(other.facts.get(key) == entry.facts.get(key) for key in keys)]
+    return [other for other in same if other.name != entry.name and "model" in other.facts]
 
 
 def weights_sha256(name: str | Path) -> str:
