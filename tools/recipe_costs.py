@@ -1,14 +1,14 @@
-"""TFLOPs per image of the recipes, counted and written into them.
+"""Count TFLOPs per image of the recipes and write them into the files.
 
-    python tools/recipe_costs.py                                   all of them: into the line `tflops:` of each file
-    python tools/recipe_costs.py mar-l-imagenet256 --check         compare only; exit status 1 if a file states something else
+    python tools/recipe_costs.py                                   all recipes: writes the line `tflops:` of each file
+    python tools/recipe_costs.py mar-l-imagenet256 --check         compare only; exit status 1 if a file differs
 
-Counted is the network alone, trunk and head without the tokenizer's decoder, one image with the recipe's sampler, guidance included,
-one multiplication and addition as 2 (mgen/flops.py). The model comes from the recipe's `model:` or, of an embedded one, from its own
-configuration; there are no weights, all happens on the meta device. `parameters:` is checked against the same model.
+The count covers the network only (trunk and head, not the tokenizer's decoder) for one image with the recipe's sampler and guidance; a
+multiplication and an addition count as 2 (mgen/bench/flops.py). The model comes from the recipe's `model:` or, if it is embedded, from
+its own configuration. It has no weights: everything runs on the meta device. `parameters:` is checked against the same model.
 
-Deep models are not run at their depth: operations are affine in the number of equal blocks, so two shallow runs, of trunk and head
-alike, tell those of a deep one exactly; and the shapes that an operation gives are worked out once. `--exact` does without both.
+Deep models run at two shallow depths instead of their own: the number of operations is affine in the number of blocks, in the trunk as
+in the head, so this is exact. The output shapes of an operation are computed once. `--exact` turns both off.
 """
 
 import argparse
@@ -35,13 +35,13 @@ from mgen.utils.files import write_text
 from mgen.utils.folders import embedded
 from mgen.zoo.recipes import find_recipe, recipe_names, recipe_settings
 
-# Two shallow depths of a model; of AutoNAT's trunk, half of the blocks lie before the middle and half behind it.
+# Two shallow depths of a model. AutoNAT's trunk has half of its blocks before the middle and half after it.
 SHALLOW = {"MaskGIT": (2, 4)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Parameters of the generator, and operations of one image, in its trunk and in its head."""
+    """Parameters of the generator, and operations per image in its trunk and in its head."""
 
     parameters: int
     trunk: int
@@ -53,9 +53,9 @@ class Cost:
 
 
 class Remembered(TorchDispatchMode):
-    """Answers an operation on the meta device with the shapes that it gave for the same arguments before.
+    """Caches the output shapes of operations on the meta device by their arguments.
 
-    Torch works shapes out in Python, which takes most of the time of a count; the counter itself sees every operation all the same.
+    Torch computes shapes in Python, which takes most of the time of a count. The counter still sees every operation.
     """
 
     def __init__(self) -> None:
@@ -65,7 +65,7 @@ class Remembered(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         flat, tree = tree_flatten((args, kwargs or {}))
         tensors = [value for value in flat if isinstance(value, Tensor)]
-        # True, 1 and 1.0 are equal as keys, and not the same to an operation.
+        # True, 1 and 1.0 are equal as keys but differ for an operation.
         key = (func, tree, *(_layout(value) if isinstance(value, Tensor) else (type(value), value) for value in flat))
         if func._schema.is_mutable or not tensors or not all(value.is_meta for value in tensors):
             return func(*args, **(kwargs or {}))
@@ -92,10 +92,10 @@ def cost(name: str, *, exact: bool = False) -> Cost:
 
     Args:
         name: of a shipped recipe, or a file.
-        exact: run the model at its own depth, as `mgen bench` does.
+        exact: run the model at its own depth, like `mgen bench`.
     """
     facts = read_config(find_recipe(name))
-    remembered = nullcontext() if exact else Remembered()  # the runs of two depths take many of the same shapes
+    remembered = nullcontext() if exact else Remembered()  # the two depths share many shapes
     if "model" not in facts:
         from mgen.pipelines.pipeline import load
 
@@ -123,7 +123,7 @@ def _build(settings: dict[str, Any]) -> Any:
 
 
 def _count(generator: Any, name: str, context: Any) -> tuple[int, int]:
-    """Operations of trunk and head, of one image, counted in the context given."""
+    """Operations per image of trunk and head, counted in the given context."""
     sampler = ParallelSampler.suited(generator, *recipe_settings(name))
     with context:
         counts = count_run(Parts(generator, None, sampler), sampler)
@@ -135,13 +135,13 @@ def _cost(generator: Any, trunk: int, head: int) -> Cost:
 
 
 def stated(path: Path) -> str | None:
-    """The text behind `tflops:` in the file itself, not in what it extends."""
+    """The value of `tflops:` in the file itself, not in the one it extends."""
     found = re.search(r"^tflops: (\S+)", path.read_text(encoding="utf-8"), re.MULTILINE)
     return found[1] if found else None
 
 
 def state(path: Path, tflops: str) -> None:
-    """Write the line `tflops:`: in its place, or behind `parameters:`, or before `run:`. Comments stay."""
+    """Write the line `tflops:` in place, after `parameters:` or before `run:`. Keeps comments."""
     text = path.read_text(encoding="utf-8")
     line = f"tflops: {tflops}  # network only, one image\n"
     for pattern, put in (

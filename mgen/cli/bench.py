@@ -156,9 +156,9 @@ def compare(pipe: Any, sampler: Any, args: Namespace, line: str) -> int:
     import torch
 
     from mgen.bench import sweep, sweep_report
-    from mgen.cli.inputs import find_reference
     from mgen.evaluation.evaluate import metric_names
     from mgen.evaluation.extractors import make_extractor
+    from mgen.evaluation.references import find_reference
     from mgen.pipelines.pipeline import DTYPES
     from mgen.tune.tuning import Distance
     from mgen.utils.files import check_writable, write_text
