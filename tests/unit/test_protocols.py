@@ -33,10 +33,10 @@ def test_a_protocol_is_known_by_what_decides_its_numbers() -> None:
         find_protocol("adm").id == PROTOCOLS["adm"].id
         and find_protocol(None, extractor="inception").name == "torch-fidelity"
     )
-    changed = find_protocol("adm", image_size=256, quantisation="truncate")
+    changed = find_protocol("adm", image_size=256, quantization="truncate")
     assert changed.name == "adm" and changed.id not in ids
     assert (
-        find_protocol("adm", quantisation="round").id == PROTOCOLS["adm"].id
+        find_protocol("adm", quantization="round").id == PROTOCOLS["adm"].id
         and find_protocol(None).name == "fmnist-cnn"
     )
     assert find_protocol(None, extractor="runs/cnn").name == "custom"

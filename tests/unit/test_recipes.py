@@ -231,7 +231,7 @@ def test_label_plans_are_those_of_the_official_evaluations() -> None:
 def test_evaluation_settings(tmp_path: Path) -> None:
     found = evaluation_settings("mar-l-imagenet256")
     assert found is not None and dataclasses.asdict(found) == {
-        **dict(protocol="torch-fidelity", count=50000, labels="sorted", seed=0, quantisation="round", image_size=None),
+        **dict(protocol="torch-fidelity", count=50000, labels="sorted", seed=0, quantization="round", image_size=None),
         "reference": "VIRTUAL_imagenet256_labeled.npz",
         "reference_get": found.reference_get,
         "published": {"FID": 1.78, "Inception Score": 296.0, "precision": 0.81, "recall": 0.6},
