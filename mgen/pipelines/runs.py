@@ -190,5 +190,5 @@ def names_in(folder: Path) -> set[str]:
         return set()
     except OSError as error:
         raise MgenError(
-            f"can't read {folder} ({error.strerror}): check permissions, or choose another --out"
+            f"cannot read {folder} ({error.strerror}): check permissions, or choose another --out"
         ) from error

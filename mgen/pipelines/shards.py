@@ -136,7 +136,7 @@ def _read(shard: Shard, names: Sequence[str]) -> list[Tensor]:
     except DAMAGED as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise MgenError(
-            f"can't read {shard.path} ({reason}): the shard is damaged; remove it and rerun the same mgen sample"
+            f"cannot read {shard.path} ({reason}): damaged shard; remove it and rerun the same mgen sample"
         ) from error
     for name, array in arrays.items():
         right = (
