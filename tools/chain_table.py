@@ -2,10 +2,9 @@
 
     python tools/chain_table.py --model fmnist-mar --num-images 500 --jobs 2 --out docs/chains
 
-Every cell draws the same seeds, at the model's guidance and, for the ancestral chain, its temperature,
-and is measured against Fashion-MNIST's training images in features of fmnist-cnn. Cells that
-are there already (OUT.json) are kept, so an interrupted run goes on. Seconds are wall seconds per image of one job on one thread,
-drawing in batches of 100, with `--jobs` of them running side by side.
+Every cell draws the same seeds, at the model's guidance and, for the ancestral chain, its temperature, and is measured against
+Fashion-MNIST's training images in features of fmnist-cnn. Cells in OUT.json are kept, so an interrupted run resumes. Seconds are wall
+seconds per image of one job on one thread, drawing in batches of 100, with `--jobs` of them running side by side.
 """
 
 import argparse
