@@ -47,8 +47,8 @@ def main() -> None:
     parser.add_argument("name", choices=DEMOS)
     parser.add_argument("--tokenizer", required=True)
     parser.add_argument("--generator", required=True, help="pipeline folder of the trained generator")
-    parser.add_argument("--extractor", help="trained fmnist-cnn, if it is to be embedded anew")
-    parser.add_argument("--classifier", help="trained fmnist-classifier, likewise")
+    parser.add_argument("--extractor", help="trained fmnist-cnn, to embed it again")
+    parser.add_argument("--classifier", help="trained fmnist-classifier, to embed it again")
     parser.add_argument("--logs", required=True, help="folder with the runs' metrics.jsonl and config.json")
     parser.add_argument(
         "overrides", nargs="*", metavar="sampler.key=value", help="settings other than the trained ones"

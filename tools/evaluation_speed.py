@@ -2,10 +2,10 @@
 
     python tools/evaluation_speed.py --num-images 200 --repeats 3
 
-Images of 256 px in a folder of PNGs through Inception (random weights unless --inception-weights is given): images per second of
-mgen's `measure`, which leaves features, logits and sums, and of torch-fidelity on the same folder (its loop and what it computes of
-the features; the matrix root, which both need once, is left out of both). The fastest of the repeats counts, the two take turns. Then, with
-a cheap extractor, the most memory that a pass over N and over 8 N images adds.
+Images of 256 px in a folder of PNGs pass Inception (random weights unless --inception-weights is given): images per second of mgen's
+`measure`, which returns features, logits and sums, and of torch-fidelity on the same folder (its loop and what it computes from the
+features; the matrix square root, which both need once, is not timed). The fastest of the repeats counts; the two run in turn. Then, with
+a cheap extractor, how much a pass over N and over 8 N images adds to the peak memory.
 """
 
 import argparse

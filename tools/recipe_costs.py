@@ -154,7 +154,7 @@ def _cost(generator: AnyGenerator, trunk: int, head: int) -> Cost:
 
 
 def stated(path: Path) -> str | None:
-    """The text behind `tflops:` in the file itself, not in what it extends."""
+    """The text after `tflops:` in the file itself, not in what it extends."""
     found = re.search(r"^tflops: (\S+)", path.read_text(encoding="utf-8"), re.MULTILINE)
     return found[1] if found else None
 
