@@ -12,10 +12,12 @@ in the head, so this is exact. The output shapes of an operation are computed on
 """
 
 import argparse
+import copy
 import re
 import sys
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,18 +27,21 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from mgen.bench.benchmark import Parts
+from mgen.bench.benchmark import RandomPipeline
 from mgen.bench.flops import count_run
+from mgen.bench.proxy import AnyGenerator
+from mgen.generators.build import build_model
+from mgen.generators.presets import named_config
 from mgen.samplers import ParallelSampler
-from mgen.training.config import build_model
 from mgen.utils.config import read_config
 from mgen.utils.errors import MgenError
 from mgen.utils.files import write_text
 from mgen.utils.folders import embedded
 from mgen.zoo.recipes import find_recipe, recipe_names, recipe_settings
 
-# Two shallow depths of a model. AutoNAT's trunk has half of its blocks before the middle and half after it.
-SHALLOW = {"MaskGIT": (2, 4)}
+# Two shallow depths of a trunk; half of the blocks of a U-ViT come before its middle and half after it.
+SHALLOW = {"uvit": (2, 4)}
+STAGES = ("first", "second")  # of a cascade
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,15 +106,14 @@ def cost(name: str, *, exact: bool = False) -> Cost:
 
         generator = load(embedded(facts["folder"])).generator
         return _cost(generator, *_count(generator, name, remembered))
-    settings = facts["model"]
-    generator = _build(settings)
-    depths = {key: value for key, value in generator.config.items() if key.endswith("depth")}
-    trunk = {value for key, value in depths.items() if "head" not in key}
-    head = {value for key, value in depths.items() if "head" in key} or {1}
+    generator = _build(named_config(facts["model"]))
+    config = {key: value for key, value in generator.config.items() if not key.startswith("_")}
+    trunk = {part[key] for part, key in _depths({"trunk": config["trunk"]})}
+    head = {part[key] for part, key in _depths({**config, "trunk": {}})} or {1}
     if exact or len(trunk) > 1 or len(head) > 1:
         return _cost(generator, *_count(generator, name, remembered))
-    low, high = SHALLOW.get(settings["class"], (1, 2))
-    counts = [_count(_build({**settings, **dict.fromkeys(depths, depth)}), name, remembered) for depth in (low, high)]
+    low, high = SHALLOW.get(config["trunk"]["type"], (1, 2))
+    counts = [_count(_build(_with_depth(config, depth)), name, remembered) for depth in (low, high)]
     parts = [
         first + (second - first) * (depth - low) // (high - low)
         for first, second, depth in zip(*counts, (trunk.pop(), head.pop()))
@@ -117,20 +121,35 @@ def cost(name: str, *, exact: bool = False) -> Cost:
     return _cost(generator, *parts)
 
 
-def _build(settings: dict[str, Any]) -> Any:
+def _depths(config: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
+    """Where the depths of trunk and heads stand in a configuration: (section, key)."""
+    sections = [config.get("trunk"), config.get("head"), *((config.get(stage) or {}).get("head") for stage in STAGES)]
+    for section in sections:
+        yield from ((section, key) for key in section or () if key.endswith("depth"))
+
+
+def _with_depth(config: Mapping[str, Any], depth: int) -> dict[str, Any]:
+    """The configuration with another depth of trunk and heads."""
+    out = copy.deepcopy(dict(config))
+    for section, key in _depths(out):
+        section[key] = depth
+    return out
+
+
+def _build(config: Mapping[str, Any]) -> AnyGenerator:
     with torch.device("meta"):
-        return build_model(settings).eval()
+        return build_model(config).eval()
 
 
-def _count(generator: Any, name: str, context: Any) -> tuple[int, int]:
-    """Operations per image of trunk and head, counted in the given context."""
+def _count(generator: AnyGenerator, name: str, context: AbstractContextManager[object]) -> tuple[int, int]:
+    """Operations of trunk and head, of one image, counted in the context given."""
     sampler = ParallelSampler.suited(generator, *recipe_settings(name))
     with context:
-        counts = count_run(Parts(generator, None, sampler), sampler)
+        counts = count_run(RandomPipeline(generator, None, sampler), sampler)
     return counts.flops["trunk"], counts.flops["head"]
 
 
-def _cost(generator: Any, trunk: int, head: int) -> Cost:
+def _cost(generator: AnyGenerator, trunk: int, head: int) -> Cost:
     return Cost(parameters=sum(p.numel() for p in generator.parameters()), trunk=trunk, head=head)
 
 
