@@ -14,7 +14,7 @@ EXAMPLES = """  mgen cache --data fmnist --out caches/fmnist
   mgen cache --data /data/imagenet/train --tokenizer models/vqgan --image-size 256 --flips --out caches/in256
   mgen cache --data /data/photos --tokenizer models/kl16 --measure-scale 2000      the scale of other data, for mgen convert … scale=S
   mgen cache --data fmnist --tokenizer models/kl --measure-order 2000      channels by frequency, for mgen convert quantize …
-  mgen cache --data fmnist --tokenizer models/kl --pivot-size 16 --out caches/two        two resolutions, for HiMAR
+  mgen cache --data fmnist --tokenizer models/kl --first-stage-size 16 --out caches/two        two resolutions, for Hi-MAR
   mgen cache --data /data/imagenet/train --tokenizer models/hita --vision-weights dinov2_vitl14_reg4_pretrain.pth --out caches/hita
 
 Of a KL tokenizer the moments of the posterior are stored, which training samples afresh.
@@ -46,10 +46,10 @@ def command(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--shard-size", type=int, default=16384, help="images per shard")
     parser.add_argument("--dtype", default="fp32", help="fp32 or fp16, of the stored moments of a KL tokenizer")
     parser.add_argument(
-        "--pivot-size",
+        "--first-stage-size",
         type=int,
         metavar="PIXELS",
-        help="store the tokens of a smaller copy of every image too, for HiMAR's pivots (published: 128 of 256)",
+        help="store the tokens of a smaller copy of every image too, for the first stage of a cascade (Hi-MAR: 128 of 256)",
     )
     add_vision(parser)
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, auto")
@@ -82,7 +82,7 @@ def command(argv: Sequence[str] | None = None) -> int:
         batch_size=args.batch_size,
         shard_size=args.shard_size,
         dtype=args.dtype,
-        pivot_size=args.pivot_size,
+        first_stage_size=args.first_stage_size,
         source=source,
     )
     print(out)

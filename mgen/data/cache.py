@@ -5,10 +5,9 @@
 
 Ids are stored in the smallest integer type that holds the vocabulary. Of a KL tokenizer, quantized or not, the posterior's
 `moments` (n, V, 2c, h, w) are stored instead, in fp32 or fp16, so that training can sample it afresh. Of every image a
-smaller copy can be encoded too, for generators that draw low-resolution pivots first (pivot_tokens or pivot_moments). The
-fingerprint is a hash over the tokenizer's configuration and encoder: a cache made by another tokenizer is refused, one with a
-newly trained decoder (or another scale) goes on to serve. Shards are memory-mapped: what a batch does not ask for is not
-read.
+smaller copy can be encoded too, as first_stage_tokens or first_stage_moments, for cascades (Hi-MAR). The fingerprint is a hash
+over the tokenizer's configuration and encoder: a cache made by another tokenizer raises an error, one with a newly trained
+decoder (or another scale) still fits. Shards are memory-mapped: what a batch does not ask for is not read.
 """
 
 import json
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from mgen.data.pivots import shrink
+from mgen.data.first_stage import shrink
 from mgen.tokens import TokenSpec
 from mgen.utils.errors import MgenError, check_choice
 from mgen.utils.files import read_json, read_tensors, write_json, write_tensors
@@ -48,7 +47,7 @@ def write_cache(
     batch_size: int = 64,
     shard_size: int = 16384,
     dtype: str = "fp32",
-    pivot_size: int | None = None,
+    first_stage_size: int | None = None,
     source: str = "",
     progress: bool = True,
 ) -> Path:
@@ -57,7 +56,7 @@ def write_cache(
     Args:
         flips: also store the tokens of the horizontally flipped image.
         dtype: "fp32" or "fp16", of moments (fp16 halves the cache and rounds to 0.05 %).
-        pivot_size: side in pixels of a smaller copy of every image (see mgen.data.pivots), whose tokens are stored too.
+        first_stage_size: side in pixels of a smaller copy of every image, whose tokens are stored too (see mgen.data.first_stage).
         source: a note of what the data is, kept in the index.
 
     Raises:
@@ -80,15 +79,17 @@ def write_cache(
         "class_names": list(dataset.class_names),
         "source": source,
     } | ({"moments": stored} if stored else {})
-    if pivot_size is not None:
-        index["pivot_size"] = pivot_size
+    if first_stage_size is not None:
+        index["first_stage_size"] = first_stage_size
     # Compared after a round trip through JSON: tuples come back as lists.
     if (out / "index.json").exists() and read_json(out / "index.json") != json.loads(json.dumps(index)):
         raise MgenError(
             f"{out} already holds a cache made from other data, settings or tokenizer: choose another --out"
         )
-    if pivot_size is not None:  # raises for a size that cannot be, before the folder is bound to it
-        tokenizer.encode(shrink(dataset.__getitems__([0])["image"].to(next(tokenizer.parameters()).device), pivot_size))
+    if first_stage_size is not None:  # raises for a size that cannot be, before the folder is bound to it
+        tokenizer.encode(
+            shrink(dataset.__getitems__([0])["image"].to(next(tokenizer.parameters()).device), first_stage_size)
+        )
     write_json(out / "index.json", index)
     name = "moments" if stored else "tokens"
     encode = tokenizer.moments if stored else tokenizer.encode
@@ -106,8 +107,8 @@ def write_cache(
                     image = batch["image"].to(device)
                     views = [image, image.flip(-1)] if flips else [image]
                     sizes = {name: views}
-                    if pivot_size is not None:
-                        sizes[f"pivot_{name}"] = [shrink(view, pivot_size) for view in views]
+                    if first_stage_size is not None:
+                        sizes[f"first_stage_{name}"] = [shrink(view, first_stage_size) for view in views]
                     for key, images in sizes.items():
                         encoded = torch.stack([encode(v).to(kind).cpu() for v in images], dim=1)  # (B, V, …)
                         parts.setdefault(key, []).append(encoded)
@@ -151,7 +152,7 @@ class TokenCache:
         shards = -(-self.index["count"] // self.index["shard_size"])
         parts = [read_tensors(path / f"shard-{number:05d}.safetensors")[0] for number in range(shards)]
         self.name = "moments" if "moments" in self.index else "tokens"
-        names = [self.name] + ([f"pivot_{self.name}"] if "pivot_size" in self.index else [])
+        names = [self.name] + ([f"first_stage_{self.name}"] if "first_stage_size" in self.index else [])
         if any(name not in p for p in parts for name in (*names, "labels")):
             raise MgenError(
                 f"{path} has a shard without {' or '.join(names)} or labels: remove it and run mgen cache again"
@@ -171,7 +172,8 @@ class TokenCache:
         return len(self.labels)
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """A batch: tokens (B, V, L) int64 or moments (B, V, 2c, h, w) fp32 (all stored views), pivots likewise, and label (B,)."""
+        """A batch: label (B,), and of all stored views tokens (B, V, L) int64 or moments (B, V, 2c, h, w) fp32, likewise those of
+        the smaller copies."""
         index = torch.as_tensor(indices)
         shard, row = index // self.index["shard_size"], index % self.index["shard_size"]
         batch = {"label": self.labels[index]}

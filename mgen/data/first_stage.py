@@ -1,4 +1,4 @@
-"""The image at the lower resolution of the pivots (Hi-MAR, arXiv 2505.20288)."""
+"""The smaller image whose tokens a first stage draws (Hi-MAR, arXiv 2505.20288)."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,6 +14,7 @@ def shrink(images: Tensor, side: int) -> Tensor:
     """
     if not 0 < side < min(images.shape[-2:]):
         raise MgenError(
-            f"pivots of images of {side} pixels: they must be smaller than the images, {tuple(images.shape[-2:])}"
+            f"the first stage's images have a side of {side} pixels: it must be smaller than that of the images, "
+            f"{tuple(images.shape[-2:])}"
         )
     return F.interpolate(images, size=(side, side), mode="bicubic", align_corners=False, antialias=False)
