@@ -1,66 +1,89 @@
-"""Timing of sampling: trunk, head, decoder and the sampler around them, against counted FLOPs and the machine's peak.
+"""Timing of sampling: trunk, head, decoder and the sampler around them, beside counted FLOPs and the machine's peak.
 
 FLOPs are counted in mgen.bench.flops: matrix products, convolutions and attention, one multiplication and addition as 2.
 """
 
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from itertools import islice
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
-from mgen.bench.flops import PARTS, count_run
-from mgen.bench.standin import StandIn
+from mgen.bench.flops import PARTS, Networks, count_run
+from mgen.bench.proxy import AnyGenerator, Proxy
+from mgen.generators.build import build_model
+from mgen.generators.cascade import Cascade
+from mgen.generators.generator import Generator
+from mgen.generators.presets import model_name
 from mgen.heads import CategoricalHead
+from mgen.heads.head import Draw, Head
 from mgen.samplers import ParallelSampler
+from mgen.tokenizers import VQGAN, KLTokenizer, LlamaGenVQ, Tokenizer
 from mgen.utils.errors import check_choice
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @dataclass
-class Parts:
-    """What the benchmark needs of a pipeline; the tokenizer may be missing."""
+class RandomPipeline:
+    """A generator with random weights, a tokenizer for decoding or None, and a sampler."""
 
-    generator: Any
-    tokenizer: Any
+    generator: AnyGenerator
+    tokenizer: Tokenizer | None
     sampler: ParallelSampler
 
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.generator.device
 
-def random_pipeline(settings: dict[str, Any], tokenizer: str | None) -> Parts:
-    """A generator with random weights, as a `model:` section describes it, and a tokenizer for decoding.
+
+def random_pipeline(config: Mapping[str, Any], tokenizer: str | None) -> RandomPipeline:
+    """A pipeline with random weights.
 
     Args:
+        config: of the generator, nested as in configs/models.
         tokenizer: a size of VQGAN, LlamaGenVQ or KLTokenizer, None (no decoding), or "auto": kl16 for vectors, vq16 for 16384 ids,
-            maskgit-f16 for others.
+            maskgit-f16 for other ids.
     """
-    import mgen
-    from mgen.convert.tokenbridge import quantized_for
-    from mgen.training.config import build_model
-
-    sizes: dict[str, tuple[Any, dict[str, Any]]]
-    sizes = {name: (mgen.VQGAN, size) for name, size in mgen.VQGAN.SIZES.items()}
-    sizes |= {name: (mgen.LlamaGenVQ, size) for name, size in mgen.LlamaGenVQ.SIZES.items()}
-    sizes |= {name: (mgen.KLTokenizer, size) for name, size in mgen.KLTokenizer.SIZES.items() if size.get("scale", 1)}
-
-    names = [name for name in mgen.MODELS if hasattr(getattr(mgen, name), "context")]
-    check_choice("model class", str(settings.get("class")), names)
     torch.manual_seed(0)
-    generator = build_model(settings, "").eval()
-    made = None
+    generator = build_model(config).eval()
     if tokenizer == "auto":
-        ids = "vq16" if generator.spec.vocab_size == 16384 else "maskgit-f16"
-        tokenizer = ids if generator.spec.kind == "index" else "kl16"
-    if tokenizer is not None:
-        cls, size = sizes[check_choice("--tokenizer", tokenizer, sizes)]
-        made = cls(**size)
-        made.register_to_config(image_size=made.factor * generator.config.side)
-        made = quantized_for(generator, made)
-        made.spec.require(generator.spec, by=type(generator).__name__)
-        made.eval().fuse().to(memory_format=torch.channels_last)
-    return Parts(generator, made, ParallelSampler.suited(generator))
+        ids = "vq16" if generator.tokens.vocab_size == 16384 else "maskgit-f16"
+        tokenizer = ids if generator.tokens.kind == "index" else "kl16"
+    decoder = None if tokenizer is None else _random_tokenizer(generator, tokenizer)
+    return RandomPipeline(generator, decoder, ParallelSampler.suited(generator))
+
+
+def _random_tokenizer(generator: AnyGenerator, name: str) -> Tokenizer:
+    """A tokenizer of a named size with random weights, for images of the generator's size."""
+    from mgen.convert.tokenbridge import quantized_for
+
+    sizes: dict[str, tuple[type[Tokenizer], dict[str, Any]]]
+    sizes = {size: (VQGAN, settings) for size, settings in VQGAN.SIZES.items()}
+    sizes |= {size: (LlamaGenVQ, settings) for size, settings in LlamaGenVQ.SIZES.items()}
+    sizes |= {size: (KLTokenizer, settings) for size, settings in KLTokenizer.SIZES.items() if settings.get("scale", 1)}
+    cls, settings = sizes[check_choice("--tokenizer", name, sizes)]
+    made = cls(**settings)
+    made.register_to_config(image_size=made.factor * generator.tokens.side)
+    made = quantized_for(generator, made)
+    made.spec.require(generator.tokens, by=describe(generator))
+    return made.eval().fuse().to(memory_format=torch.channels_last)
+
+
+def describe(generator: AnyGenerator) -> str:
+    """Its name in configs/models, or "a generator" with its trunk."""
+    return model_name(generator.config) or f"a generator with trunk {trunk_type(generator)}"
+
+
+def trunk_type(generator: AnyGenerator) -> str:
+    """The `type` of its trunk in the configuration."""
+    return str(generator.config["trunk"]["type"])
 
 
 class Clock:
@@ -75,8 +98,8 @@ class Clock:
             torch.cuda.synchronize()
         return time.perf_counter()
 
-    def wrap(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def timed(*args: Any, **kwargs: Any) -> Any:
+    def wrap(self, name: str, function: Callable[P, R]) -> Callable[P, R]:
+        def timed(*args: P.args, **kwargs: P.kwargs) -> R:
             start = self.read()
             out = function(*args, **kwargs)
             self.seconds[name] = self.seconds.get(name, 0.0) + self.read() - start
@@ -85,32 +108,32 @@ class Clock:
         return timed
 
 
-def timed(generator: Any, clock: Clock) -> StandIn:
-    """The generator with its evaluations and its head timed; of a categorical head, the draw apart from the network part."""
-    names = ("context", "local", "memory") + (("encode",) if generator.carries else ())
-    trunk = {name: clock.wrap("trunk", getattr(generator, name)) for name in names}
-    if generator.staged:
-        for name in ("first", "second"):
-            trunk[name] = partial(_timed_stage, clock.wrap("trunk", getattr(generator, name)), clock)
-    head: Any = generator.head
-    if not isinstance(generator.head, CategoricalHead):
-        parts = {name: clock.wrap("head", getattr(head, name)) for name in ("plan", "sample")}
-        return StandIn(generator, head=StandIn(head, **parts), **trunk)
-    logits = clock.wrap("head", head.logits)
-
-    def sample(*args: Any, **kwargs: Any) -> Any:
-        plain = head.logits
-        head.logits = logits
-        try:
-            return head.sample(*args, **kwargs)
-        finally:
-            head.logits = plain
-
-    return StandIn(generator, head=StandIn(head, sample=sample), **trunk)
+def timed(generator: AnyGenerator, clock: Clock) -> Proxy:
+    """A proxy of the generator whose passes and head are timed."""
+    if isinstance(generator, Cascade):
+        stages = {
+            name: timed(stage, clock) for name, stage in (("first", generator.first), ("second", generator.second))
+        }
+        return Proxy(generator, **stages, head=stages["second"].head, prefix=clock.wrap("trunk", generator.prefix))
+    return _timed_stage(generator, clock)
 
 
-def _timed_stage(stage: Callable[..., Any], clock: Clock, *args: Any) -> StandIn:
-    return timed(stage(*args), clock)
+def _timed_stage(generator: Generator, clock: Clock) -> Proxy:
+    passes = (generator.context, generator.cached_step, generator.carry, generator.start)
+    trunk = {function.__name__: clock.wrap("trunk", function) for function in passes}
+    return Proxy(generator, head=_timed_head(generator.head, clock), **trunk)
+
+
+def _timed_head(head: Head, clock: Clock) -> Proxy:
+    """A proxy whose network is timed: all of `sample`, or of a categorical head the logits without the draw."""
+    if not isinstance(head, CategoricalHead):
+        return Proxy(head, plan=clock.wrap("head", head.plan), sample=clock.wrap("head", head.sample))
+    inner: Any = Proxy(head, logits=clock.wrap("head", head.logits))
+
+    def sample(*args: Any, **options: Any) -> Draw:
+        return CategoricalHead.sample(inner, *args, **options)
+
+    return Proxy(head, sample=sample)
 
 
 def matmul_peak(dtype: torch.dtype, device: torch.device, *, size: int = 2048, seconds: float = 1.0) -> float:
@@ -125,87 +148,125 @@ def matmul_peak(dtype: torch.dtype, device: torch.device, *, size: int = 2048, s
     return 2 * size**3 / best
 
 
-@torch.inference_mode()
-def bench(
-    pipe: Any, sampler: ParallelSampler, *, batch_size: int, repeats: int, dtype: str, device: torch.device
-) -> dict[str, Any]:
-    """All figures of one benchmark, as plain numbers."""
+@dataclass(frozen=True, kw_only=True)
+class BenchResult:
+    """What `mgen bench` reports and writes as JSON.
+
+    Args:
+        model: name of the model. trunk: type of its trunk. parameters: of the generator.
+        passes_per_image: "full" and "cached" passes of the trunk; a pass of the null class counts too.
+        seconds: of the fastest batch by part: trunk, head, decoder, sampling (everything around them) and total.
+        tflops_per_image: by part, and total. peak_gflops: of a matrix product, measured.
+        share_of_peak: FLOP/s over that peak, of "trunk and head" and of "all". sampling_over_network: of the seconds.
+    """
+
+    model: str
+    trunk: str
+    parameters: int
+    batch_size: int
+    steps: int
+    passes_per_image: dict[str, int]
+    dtype: str
+    device: str
+    threads: int
+    seconds: dict[str, float]
+    seconds_per_image: float
+    tflops_per_image: dict[str, float]
+    peak_gflops: float
+    share_of_peak: dict[str, float]
+    sampling_over_network: float
+
+
+def autocast(dtype: str, device: torch.device) -> AbstractContextManager[object]:
+    """The context of a run in fp32, bf16 or fp16; MgenError for another name."""
     from mgen.pipelines.pipeline import DTYPES
 
-    generator, steps = pipe.generator, sampler.config.steps
-    condition = torch.arange(batch_size, device=device) % generator.num_classes
-    cast = (
-        nullcontext() if dtype == "fp32" else torch.autocast(device.type, DTYPES[check_choice("dtype", dtype, DTYPES)])
-    )
+    check_choice("--dtype", dtype, DTYPES)
+    return nullcontext() if dtype == "fp32" else torch.autocast(device.type, DTYPES[dtype])
 
-    def run(clock: Clock) -> Tensor:
+
+def fastest(pipe: Networks, sampler: ParallelSampler, *, batch_size: int, repeats: int, dtype: str) -> dict[str, float]:
+    """Seconds by part of the fastest of `repeats` batches."""
+    generator, device = pipe.generator, pipe.generator.device
+    class_ids = torch.arange(batch_size, device=device) % generator.num_classes
+
+    def run(net: Any, steps: int | None = None) -> Tensor:
         noise = sampler.draw(generator, range(batch_size)).to(device)
-        with cast:
-            for step in sampler(timed(generator, clock), condition, noise=noise):
-                tokens = step.tokens
-        if pipe.tokenizer is not None:
-            clock.wrap("decoder", pipe.tokenizer.decode)(tokens, generator.spec.grid)
-        return tokens
+        with autocast(dtype, device):
+            *_, last = islice(sampler(net, class_ids, noise=noise), steps)
+        return last.tokens
 
-    spec = generator.unit_spec
-    generator.lay_out(batch_size * (2 if any(sampler.guided(spec.length, spec.global_tokens)) else 1))
-    with cast:
-        next(iter(sampler(generator, condition, noise=sampler.draw(generator, range(batch_size)).to(device))))
+    units = generator.units
+    guided = any(sampler.guided(units.length, units.global_tokens))
+    generator.optimize_layout(batch_size * (2 if guided else 1))
+    run(generator, steps=1)  # the first step of a process is slow
     best: dict[str, float] = {}
     for _ in range(repeats):
         clock = Clock(device)
         start = clock.read()
-        run(clock)
+        tokens = run(timed(generator, clock))
+        if pipe.tokenizer is not None:
+            clock.wrap("decoder", pipe.tokenizer.decode)(tokens, generator.tokens.grid)
         total = clock.read() - start
         if not best or total < best["total"]:
             best = {**dict.fromkeys(PARTS, 0.0), **clock.seconds, "total": total}
     best["sampling"] = best["total"] - sum(best[part] for part in PARTS)
+    return best
+
+
+@torch.inference_mode()
+def bench(
+    pipe: Networks, sampler: ParallelSampler, *, model: str, batch_size: int, repeats: int, dtype: str
+) -> BenchResult:
+    """Time and count one setting. `model`: its name in the report."""
+    from mgen.pipelines.pipeline import DTYPES
+
+    generator, device = pipe.generator, pipe.generator.device
+    seconds = fastest(pipe, sampler, batch_size=batch_size, repeats=repeats, dtype=dtype)
     counts = count_run(pipe, sampler)
-    flops = {part: value * batch_size for part, value in counts.flops.items()}
     peak = matmul_peak(DTYPES[dtype], device)
-    network = best["trunk"] + best["head"]
-    return {
-        "generator": type(generator).__name__,
-        "parameters": sum(p.numel() for p in generator.parameters()),
-        "batch_size": batch_size,
-        "steps": steps,
-        "evaluations_per_image": {"full": counts.full, "local": counts.local},
-        "dtype": dtype,
-        "device": str(device),
-        "threads": torch.get_num_threads(),
-        "seconds": best,
-        "seconds_per_image": best["total"] / batch_size,
-        "tflops_per_image": {k: v / batch_size / 1e12 for k, v in flops.items()}
-        | {"total": sum(flops.values()) / batch_size / 1e12},
-        "peak_gflops": peak / 1e9,
-        "share_of_peak": {
+    network = seconds["trunk"] + seconds["head"]
+    flops = {part: value * batch_size for part, value in counts.flops.items()}
+    return BenchResult(
+        model=model,
+        trunk=trunk_type(generator),
+        parameters=sum(p.numel() for p in generator.parameters()),
+        batch_size=batch_size,
+        steps=sampler.config.steps,
+        passes_per_image={"full": counts.full, "cached": counts.cached},
+        dtype=dtype,
+        device=str(device),
+        threads=torch.get_num_threads(),
+        seconds=seconds,
+        seconds_per_image=seconds["total"] / batch_size,
+        tflops_per_image={part: value / 1e12 for part, value in {**counts.flops, "total": counts.total}.items()},
+        peak_gflops=peak / 1e9,
+        share_of_peak={
             "trunk and head": (flops["trunk"] + flops["head"]) / network / peak,
-            "all": sum(flops.values()) / best["total"] / peak,
+            "all": sum(flops.values()) / seconds["total"] / peak,
         },
-        "sampling_over_network": best["sampling"] / network,
-    }
+        sampling_over_network=seconds["sampling"] / network,
+    )
 
 
-def table(f: dict[str, Any]) -> str:
-    """The figures for a person."""
-    s, total = f["seconds"], f["seconds"]["total"]
+def table(result: BenchResult) -> str:
+    """The result for a person."""
+    r, total = result, result.seconds["total"]
     lines = [
-        f"{f['generator']}, {f['parameters'] / 1e6:.1f} M parameters, {f['steps']} steps, batch {f['batch_size']}, "
-        f"{f['dtype']}, {f['device']}, {f['threads']} threads, evaluations per image: {f['evaluations_per_image']['full']} full, "
-        f"{f['evaluations_per_image']['local']} local",
+        f"{r.model} (trunk {r.trunk}), {r.parameters / 1e6:.1f} M parameters, {r.steps} steps, batch {r.batch_size}, {r.dtype}, "
+        f"{r.device}, {r.threads} threads, passes per image: {r.passes_per_image['full']} full, {r.passes_per_image['cached']} cached",
         f"{'part':<10} {'seconds':>9} {'share':>7} {'TFLOPs/image':>13}",
     ]
     for part in ("trunk", "head", "sampling", "decoder"):
-        flops = f["tflops_per_image"].get(part)
-        lines.append(
-            f"{part:<10} {s[part]:>9.3f} {s[part] / total:>7.1%} {'' if flops is None else format(flops, '.4f'):>13}"
-        )
+        seconds, flops = r.seconds[part], r.tflops_per_image.get(part)
+        counted = "" if flops is None else format(flops, ".4f")
+        lines.append(f"{part:<10} {seconds:>9.3f} {seconds / total:>7.1%} {counted:>13}")
     lines += [
-        f"{'all':<10} {total:>9.3f} {'':>7} {f['tflops_per_image']['total']:>13.4f}",
-        f"seconds per image                {f['seconds_per_image']:.3f}",
-        f"sampling over trunk and head     {f['sampling_over_network']:.2%}",
-        f"matmul peak, measured            {f['peak_gflops']:.0f} GFLOP/s",
-        f"share of the peak                {f['share_of_peak']['trunk and head']:.0%} in trunk and head, "
-        f"{f['share_of_peak']['all']:.0%} in all",
+        f"{'all':<10} {total:>9.3f} {'':>7} {r.tflops_per_image['total']:>13.4f}",
+        f"seconds per image                {r.seconds_per_image:.3f}",
+        f"sampling over trunk and head     {r.sampling_over_network:.2%}",
+        f"matmul peak, measured            {r.peak_gflops:.0f} GFLOP/s",
+        f"share of the peak                {r.share_of_peak['trunk and head']:.0%} in trunk and head, "
+        f"{r.share_of_peak['all']:.0%} in all",
     ]
     return "\n".join(lines)

@@ -1,134 +1,153 @@
 """Floating-point operations of a sampling run, counted without computing anything.
 
-The sampler itself runs, on one image, with a generator whose evaluations happen on the meta device under torch's FlopCounterMode:
-what is counted is what is executed, local evaluations and carried features included. One multiplication and addition are 2.
+The sampler itself runs, on one image, with a generator whose passes happen on the meta device under torch's FlopCounterMode: what is
+counted is what is executed, cached steps and carried features included. One multiplication and addition are 2 FLOPs.
 """
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from mgen.bench.standin import StandIn
-from mgen.nn.memory import Local
+from mgen.bench.proxy import AnyGenerator, Proxy
+from mgen.generators.cascade import Cascade
+from mgen.generators.generator import Generator
+from mgen.heads.head import Draw, Head
+from mgen.nn.cache import Cache, CachedStep
 from mgen.samplers import ParallelSampler
+from mgen.tokenizers.base import Tokenizer
+from mgen.tokens import TokenSpec
 
+P = ParamSpec("P")
+R = TypeVar("R")
 PARTS = ("trunk", "head", "decoder")
+
+
+class Networks(Protocol):
+    """The networks of a pipeline; without a tokenizer nothing is decoded."""
+
+    generator: AnyGenerator
+    tokenizer: Tokenizer | None
 
 
 @dataclass
 class Counts:
-    """FLOPs of one image by part, and how many evaluations of the trunk made them (null rows count as evaluations of their own)."""
+    """FLOPs of one image by part, and the passes of the trunk that took them; a row of the null class is a pass of its own."""
 
     flops: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PARTS, 0))
     full: int = 0
-    local: int = 0
+    cached: int = 0
 
     @property
     def total(self) -> int:
         return sum(self.flops.values())
 
-    def wrap(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """`function`, counted under `part`, with tensors moved to the meta device."""
+    def wrap(self, part: str, function: Callable[P, R]) -> Callable[P, R]:
+        """`function`, counted under `part`, with its tensors moved to the meta device."""
 
-        def call(*args: Any, **kwargs: Any) -> Any:
-            args = tuple(_meta(value) for value in args)
-            kwargs = {name: _meta(value) for name, value in kwargs.items()}
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            moved: Any = tuple(_to_meta(value) for value in args)
+            named: Any = {name: _to_meta(value) for name, value in kwargs.items()}
             # The math form shows its two products to the counter; fused kernels have the same number of operations.
             with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-                out = function(*args, **kwargs)
+                out = function(*moved, **named)
             self.flops[part] += counter.get_total_flops()
             return out
 
         return call
 
 
-def _meta(value: Any) -> Any:
+def _to_meta(value: object) -> object:
     if isinstance(value, Tensor):
         return value.to("meta")
-    if isinstance(value, Local):
-        return Local(**{**vars(value), "group": value.group.to("meta")})
+    if isinstance(value, CachedStep):
+        return replace(value, group=value.group.to("meta"))
     return value
 
 
-def count_run(pipe: Any, sampler: ParallelSampler) -> Counts:
-    """The operations of one image of a run of `sampler` with the pipeline's generator and, if it has one, tokenizer."""
+def count_run(pipe: Networks, sampler: ParallelSampler, *, decode: bool = True) -> Counts:
+    """The operations of one image: a run of `sampler` with the pipeline's generator, then decoding if there is a tokenizer.
+
+    Args:
+        decode: False leaves decoding out.
+    """
     generator, counts = copy.deepcopy(pipe.generator).to("meta").requires_grad_(False), Counts()
-    stand_in = counted(generator, counts)
-    condition = torch.zeros(1, dtype=torch.int64)
-    *_, step = sampler(stand_in, condition, noise=sampler.draw(stand_in, [0]))
-    if pipe.tokenizer is not None:
+    proxy: Any = counted(generator, counts)
+    *_, step = sampler(proxy, torch.zeros(1, dtype=torch.int64), noise=sampler.draw(proxy, [0]))
+    if decode and pipe.tokenizer is not None:
         tokenizer = copy.deepcopy(pipe.tokenizer).to("meta")
-        counts.wrap("decoder", tokenizer.decode)(step.tokens, generator.spec.grid)
+        counts.wrap("decoder", tokenizer.decode)(step.tokens, generator.tokens.grid)
     return counts
 
 
-def counted(generator: Any, counts: Counts) -> StandIn:
-    """A generator on the meta device, or a stage of one, whose evaluations are counted and give zeros."""
+def counted(generator: AnyGenerator, counts: Counts) -> Proxy:
+    """A proxy of a generator on the meta device whose passes are counted and return zeros."""
+    if isinstance(generator, Cascade):
+        stages = {
+            name: counted(stage, counts) for name, stage in (("first", generator.first), ("second", generator.second))
+        }
+        return Proxy(generator, **stages, head=stages["second"].head, prefix=counts.wrap("trunk", generator.prefix))
+    return _counted_stage(generator, counts)
+
+
+def _counted_stage(generator: Generator, counts: Counts) -> Proxy:
+    full, cached = counts.wrap("trunk", generator.context), counts.wrap("trunk", generator.cached_step)
+    carry_only = counts.wrap("trunk", generator.carry)
 
     def context(tokens: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         counts.full += len(tokens)
-        return torch.zeros(trunk(tokens, *args, **kwargs).shape)
+        return torch.zeros(full(tokens, *args, **kwargs).shape)
 
-    def local(tokens: Tensor, *args: Any) -> Tensor:
-        counts.local += len(tokens)
-        return torch.zeros(near(tokens, *args).shape)
+    def cached_step(tokens: Tensor, class_ids: Tensor, cache: Cache, step: CachedStep) -> Tensor:
+        counts.cached += len(tokens)
+        return torch.zeros(cached(tokens, class_ids, cache, step).shape)
 
-    trunk, near = counts.wrap("trunk", generator.context), counts.wrap("trunk", generator.local)
-    replaced: dict[str, Any] = {"context": context, "local": local, "memory": counts.wrap("trunk", generator.memory)}
-    if generator.carries:
-        look = counts.wrap("trunk", generator.encode)
-
-        def encode(tokens: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def carry(tokens: Tensor, *args: Any, **kwargs: Any) -> None:
+        if generator.capabilities.carried_features:
             counts.full += len(tokens)
-            return look(tokens, *args, **kwargs)
+        carry_only(tokens, *args, **kwargs)
 
-        replaced["encode"] = encode
-    if generator.staged:
-        for name in ("first", "second"):
-            stage = counts.wrap("trunk", getattr(generator, name))
-            replaced[name] = partial(_counted_stage, stage, counts)
-    return StandIn(generator, head=CountedHead(generator.head, counts, generator.unit_spec), **replaced)
-
-
-def _counted_stage(stage: Callable[..., Any], counts: Counts, *args: Any) -> StandIn:
-    return counted(stage(*args), counts)
+    return Proxy(
+        generator,
+        context=context,
+        cached_step=cached_step,
+        carry=carry,
+        start=counts.wrap("trunk", generator.start),
+        head=CountedHead(generator.head, counts, generator.units),
+    )
 
 
-class CountedHead:
-    """A head that draws zeros. The operations of a position do not depend on it, so one is counted and multiplied.
+class CountedHead(Proxy):
+    """A proxy of a head that draws zeros. A position's operations do not depend on it, so one is counted and multiplied.
 
-    Of a head that draws the whole map, each draw is counted.
+    Of a joint head each draw is counted.
     """
 
-    def __init__(self, head: Any, counts: Counts, spec: Any) -> None:
-        self._head, self._counts, self._spec = head, counts, spec
-        self._one: dict[tuple[Any, ...], int] = {}
+    def __init__(self, head: Head, counts: Counts, units: TokenSpec) -> None:
+        super().__init__(head)
+        self._head, self._counts, self._units = head, counts, units
+        self._one: dict[tuple[object, ...], int] = {}
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._head, name)
-
-    def sample(
-        self, z: Tensor, *, noise: Tensor, plan: Any = None, guidance: float | None = None, **options: Any
-    ) -> tuple[Tensor, Tensor | None]:
-        b, positions, own = len(z) // (2 if guidance is not None else 1), z.shape[1], self._spec
-        drawn = torch.zeros(b, positions, *own.shape[1:], dtype=own.dtype)
-        if getattr(self._head, "whole", False):
+    def sample(self, z: Tensor, *, noise: Tensor, plan: object, guidance: float | None = None, **options: Any) -> Draw:
+        """See Head.sample."""
+        rows, positions = 1 if guidance is None else 2, z.shape[1]
+        drawn = torch.zeros(len(z) // rows, positions, *self._units.shape[1:], dtype=self._units.dtype)
+        if self._head.joint:
             self._counts.wrap("head", self._head.sample)(z, noise=noise, plan=plan, guidance=guidance, **options)
-            return drawn, None
+            return Draw(drawn, None)
         part = {"part": options["part"]} if "part" in options else {}
         key = (id(plan), guidance is not None, *part.values())
         if key not in self._one:
-            alone, counts = z[: 2 if guidance is not None else 1, :1], Counts()
-            # Of a categorical head the noise is (B, M, …), of a chain (draws, B, M, C).
-            first = noise[:, :1, :1] if self._head.draws({}).normal else noise[:1, :1]
-            counts.wrap("head", self._head.sample)(alone, noise=first, plan=plan, guidance=guidance, **part)
+            counts = Counts()
+            # Noise of ids is (B, M, …), that of a chain (steps, B, M, C).
+            first = noise[:, :1, :1] if self._head.noise_spec({}).normal else noise[:1, :1]
+            sample: Callable[..., Draw] = counts.wrap("head", self._head.sample)
+            sample(z[:rows, :1], noise=first, plan=plan, guidance=guidance, **part)
             self._one[key] = counts.total
         self._counts.flops["head"] += self._one[key] * positions
-        return drawn, torch.zeros(b, positions) if self._head.ranks else None
+        return Draw(drawn, torch.zeros(drawn.shape[:2]) if self._head.has_log_prob else None)

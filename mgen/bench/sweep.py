@@ -10,18 +10,18 @@ where `reuse.full_first` may be a share of the steps (0.375 of 32 steps: the fir
 """
 
 import json
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NotRequired, TypedDict
 
 import torch
 from tqdm import tqdm
 
-from mgen.bench.benchmark import Clock
-from mgen.bench.flops import count_run
+from mgen.bench.benchmark import Clock, autocast
+from mgen.bench.flops import Networks, count_run
+from mgen.bench.proxy import AnyGenerator
 from mgen.samplers import ParallelSampler
 from mgen.tune.strategies import own_settings
 from mgen.utils.config import merge, read_config
@@ -30,9 +30,25 @@ from mgen.utils.files import read_json, write_json
 from mgen.utils.folders import part
 from mgen.utils.modeling import check_keys
 
-Row = dict[str, Any]
-# Two distances that differ by less than this share count as equal: what one more draw of the images changes is about so much.
+# Two distances that differ by less than this share count as equal: sampling the images once more changes a distance about as much.
 EQUAL = 0.02
+
+
+class Row(TypedDict):
+    """One method at one number of steps; the rest is per image.
+
+    Attributes:
+        full, cached: passes of the trunk, those of the null class included. tflops, seconds: without decoding.
+        distance: of the images; absent with random weights.
+    """
+
+    method: str
+    steps: int
+    full: int
+    cached: int
+    tflops: float
+    seconds: float
+    distance: NotRequired[float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +59,7 @@ class Sweep:
     runs: Sequence[tuple[str, int, ParallelSampler]]
 
 
-def read_sweep(name: str, sampler: ParallelSampler, generator: Any) -> Sweep:
+def read_sweep(name: str, sampler: ParallelSampler, generator: AnyGenerator) -> Sweep:
     """A sweep of configs/sweeps or of a file, on top of the settings of `sampler`.
 
     Raises:
@@ -69,13 +85,14 @@ def read_sweep(name: str, sampler: ParallelSampler, generator: Any) -> Sweep:
     for method, settings in methods.items():
         settings = dict(settings or {})
         for count in settings.pop("steps", steps):
-            made = ParallelSampler.from_settings(_with(own, settings, count), f"{path}: methods.{method}")
+            made = ParallelSampler.from_settings(with_steps(own, settings, count), f"{path}: methods.{method}")
             made.check(generator)
             runs.append((str(method), count, made))
     return Sweep(base=str(data["base"]), runs=runs)
 
 
-def _with(own: dict[str, Any], settings: dict[str, Any], steps: int) -> dict[str, Any]:
+def with_steps(own: dict[str, Any], settings: dict[str, Any], steps: int) -> dict[str, Any]:
+    """Settings of a method laid on `own`, with a number of steps and `reuse.full_first` as one."""
     out = merge({**own, "steps": steps}, settings)
     reuse = out.get("reuse")
     if isinstance(reuse, dict) and isinstance(first := reuse.get("full_first"), float):
@@ -84,83 +101,95 @@ def _with(own: dict[str, Any], settings: dict[str, Any], steps: int) -> dict[str
 
 
 def run_sweep(
-    pipe: Any,
+    pipe: Networks,
     sweep: Sweep,
     *,
     file: Path,
-    about: dict[str, Any],
+    about: Mapping[str, object],
     batch_size: int,
     repeats: int,
     dtype: str = "fp32",
     distance: Callable[[ParallelSampler], float] | None = None,
     retime: bool = False,
 ) -> list[Row]:
-    """Measure every run of the sweep; rows that `file` holds already are kept, so an interrupted sweep goes on.
+    """Measure every run of the sweep. Rows in `file` are kept, so an interrupted sweep resumes.
 
     Args:
-        about: what else decides the numbers; a file with another `about`, or with rows of other settings, is refused.
+        about: what else decides the numbers; a file with another `about`, or with rows of other settings, raises an error.
         batch_size: of the timing. repeats: timed runs of each setting, in turn with the others; the fastest counts.
-        retime: measure the seconds of rows that are there again, as after distances that took hours on a busy machine.
+        retime: measure the seconds of rows in `file` again, for example after measuring distances for hours on a busy machine.
         distance: draws images with a sampler and measures them; None: random weights, time and operations only.
-
-    Returns:
-        method, steps, full, local (evaluations per image), tflops, seconds (per image, without decoding) and distance.
     """
-    about = json.loads(json.dumps(about))
-    about["settings"] = {f"{m}, {n} steps": json.loads(json.dumps(own_settings(s))) for m, n, s in sweep.runs}
-    rows: list[Row] = []
-    if file.is_file():
-        if read_json(file).get("about") != about:
-            raise MgenError(f"{file} holds a sweep with other settings: choose another --out, or remove it")
-        rows = read_json(file)["rows"]
+    settings = {f"{method}, {steps} steps": own_settings(sampler) for method, steps, sampler in sweep.runs}
+    written = json.loads(json.dumps({**about, "settings": settings}))
+    rows = _kept_rows(file, written)
     done = {(row["method"], row["steps"]) for row in rows}
     todo = [run for run in sweep.runs if run[:2] not in done]
-    bare, timed = _Bare(pipe.generator, None), sweep.runs if retime else todo
-    times = {run[:2]: float("inf") for run in timed}
-    if timed:  # the first steps of a process are slow
-        time_run(pipe.generator, timed[0][2], batch_size, dtype, steps=1)
-    with tqdm(total=len(timed) * repeats + len(todo) * (distance is not None), unit="run", desc="sweep") as bar:
-        for _ in range(repeats):  # in turn, so that all settings see the same machine
-            for method, steps, sampler in timed:
-                seconds = time_run(pipe.generator, sampler, batch_size, dtype) / batch_size
-                times[method, steps] = min(times[method, steps], seconds)
-                bar.update()
-        for there in rows if retime else ():
-            there["seconds"] = times[there["method"], there["steps"]]
-        write_json(file, {"about": about, "base": sweep.base, "rows": rows})
+    to_time = sweep.runs if retime else todo
+    if to_time:  # the first steps of a process are slow
+        time_run(pipe.generator, to_time[0][2], batch_size, dtype, steps=1)
+    with tqdm(total=len(to_time) * repeats + len(todo) * (distance is not None), unit="run", desc="sweep") as bar:
+        times = _time_all(pipe.generator, to_time, batch_size, repeats, dtype, bar)
+        for row in rows if retime else ():
+            row["seconds"] = times[row["method"], row["steps"]]
+        write_json(file, {"about": written, "base": sweep.base, "rows": rows})
         for method, steps, sampler in todo:
-            counts = count_run(bare, sampler)
-            row: Row = {"method": method, "steps": steps, "full": counts.full, "local": counts.local}
-            row |= {"tflops": counts.total / 1e12, "seconds": times[method, steps]}
+            counts = count_run(pipe, sampler, decode=False)
+            row = Row(
+                method=method,
+                steps=steps,
+                full=counts.full,
+                cached=counts.cached,
+                tflops=counts.total / 1e12,
+                seconds=times[method, steps],
+            )
             if distance is not None:
                 row["distance"] = distance(sampler)
                 bar.update()
             rows.append(row)
-            write_json(file, {"about": about, "base": sweep.base, "rows": rows})
+            write_json(file, {"about": written, "base": sweep.base, "rows": rows})
     return rows
 
 
-@dataclass
-class _Bare:
-    generator: Any
-    tokenizer: Any
+def _kept_rows(file: Path, about: dict[str, object]) -> list[Row]:
+    if not file.is_file():
+        return []
+    found = read_json(file)
+    if found.get("about") != about:
+        raise MgenError(f"{file} holds a sweep with other settings: choose another --out, or remove it")
+    return found["rows"]
+
+
+def _time_all(
+    generator: AnyGenerator,
+    runs: Sequence[tuple[str, int, ParallelSampler]],
+    batch_size: int,
+    repeats: int,
+    dtype: str,
+    bar: tqdm,
+) -> dict[tuple[str, int], float]:
+    """Seconds per image of every (method, steps), in turn, so that all settings see the same machine."""
+    times = {(method, steps): float("inf") for method, steps, _ in runs}
+    for _ in range(repeats):
+        for method, steps, sampler in runs:
+            seconds = time_run(generator, sampler, batch_size, dtype) / batch_size
+            times[method, steps] = min(times[method, steps], seconds)
+            bar.update()
+    return times
 
 
 @torch.inference_mode()
 def time_run(
-    generator: Any, sampler: ParallelSampler, batch_size: int, dtype: str = "fp32", steps: int | None = None
+    generator: AnyGenerator, sampler: ParallelSampler, batch_size: int, dtype: str = "fp32", steps: int | None = None
 ) -> float:
     """Wall seconds of one batch, without decoding; of the first `steps` steps only, if given."""
-    from mgen.pipelines.pipeline import DTYPES
-
     device = generator.device
-    cast = nullcontext() if dtype == "fp32" else torch.autocast(device.type, DTYPES[dtype])
-    condition = torch.arange(batch_size, device=device) % generator.num_classes
+    class_ids = torch.arange(batch_size, device=device) % generator.num_classes
     noise = sampler.draw(generator, range(batch_size)).to(device)
     clock = Clock(device)
     start = clock.read()
-    with cast:
-        for _ in islice(sampler(generator, condition, noise=noise), steps):
+    with autocast(dtype, device):
+        for _ in islice(sampler(generator, class_ids, noise=noise), steps):
             pass
     return clock.read() - start
 
@@ -168,42 +197,62 @@ def time_run(
 # -- comparisons -----------------------------------------------------------------------------------------------------------
 
 
-def equal_steps(rows: list[Row], base: str) -> list[Row]:
-    """Every row with its ratios to the base at the same number of steps: measured, and as the operations predict."""
+@dataclass(frozen=True, kw_only=True)
+class Speedup:
+    """A row and its ratios to the base at as many steps, by measured seconds and by FLOPs; None where the base has no such row."""
+
+    row: Row
+    faster: float | None = None
+    predicted: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Match:
+    """The best row of a method for a goal that the base sets: its distance, or its seconds. None: no row reaches it."""
+
+    goal: float
+    method: str
+    row: Row | None
+    base_seconds: float
+
+
+def equal_steps(rows: Sequence[Row], base: str) -> list[Speedup]:
+    """Every row beside the base at the same number of steps."""
     first = {row["steps"]: row for row in rows if row["method"] == base}
     out = []
-    for row in rows:
+    for row in sorted(rows, key=lambda row: row["steps"]):
         other = first.get(row["steps"])
-        ratios = {"faster": None, "predicted": None}
-        if other:
-            ratios = {"faster": other["seconds"] / row["seconds"], "predicted": other["tflops"] / row["tflops"]}
-        out.append({**row, **ratios})
-    return sorted(out, key=lambda row: row["steps"])
+        if other is None:
+            out.append(Speedup(row=row))
+            continue
+        ratios = {"faster": other["seconds"] / row["seconds"], "predicted": other["tflops"] / row["tflops"]}
+        out.append(Speedup(row=row, **ratios))
+    return out
 
 
-def equal_distance(rows: list[Row], base: str) -> list[Row]:
-    """For every distance that the base reaches, the cheapest setting of each method that reaches it too (within EQUAL)."""
+def equal_distance(rows: Sequence[Row], base: str) -> list[Match]:
+    """For every distance that the base reaches, the fastest setting of each method that reaches it too (within EQUAL)."""
     out = []
     for goal in frontier([row for row in rows if row["method"] == base], "seconds"):
         for method in dict.fromkeys(row["method"] for row in rows):
             fits = [r for r in rows if r["method"] == method and r["distance"] <= goal["distance"] * (1 + EQUAL)]
             best = min(fits, key=lambda row: row["seconds"], default=None)
-            out.append({"goal": goal["distance"], "method": method, "row": best, "base_seconds": goal["seconds"]})
+            out.append(Match(goal=goal["distance"], method=method, row=best, base_seconds=goal["seconds"]))
     return out
 
 
-def equal_time(rows: list[Row], base: str) -> list[Row]:
-    """For every time that the base takes, the best distance of each method within it (and EQUAL)."""
+def equal_time(rows: Sequence[Row], base: str) -> list[Match]:
+    """For every time that the base takes, the least distance of each method within it (and EQUAL)."""
     out = []
     for goal in sorted((row for row in rows if row["method"] == base), key=lambda row: row["seconds"]):
         for method in dict.fromkeys(row["method"] for row in rows):
             fits = [r for r in rows if r["method"] == method and r["seconds"] <= goal["seconds"] * (1 + EQUAL)]
             best = min(fits, key=lambda row: row["distance"], default=None)
-            out.append({"goal": goal["seconds"], "method": method, "row": best})
+            out.append(Match(goal=goal["seconds"], method=method, row=best, base_seconds=goal["seconds"]))
     return out
 
 
-def frontier(rows: list[Row], cost: str) -> list[Row]:
+def frontier(rows: Sequence[Row], cost: Literal["seconds", "tflops"]) -> list[Row]:
     """The rows that no other beats in both cost and distance, cheapest first."""
     out: list[Row] = []
     for row in sorted(rows, key=lambda row: (row[cost], row["distance"])):

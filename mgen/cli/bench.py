@@ -2,48 +2,68 @@
 
 import json
 import sys
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mgen.cli import make_parser
 from mgen.cli.sample import add_sampler
 from mgen.utils.errors import MgenError, check_choice
 
+if TYPE_CHECKING:
+    from mgen.bench.benchmark import RandomPipeline
+    from mgen.pipelines.pipeline import MaskedPipeline
+    from mgen.samplers import ParallelSampler
+    from mgen.tune.tuning import Distance
+
 EXAMPLES = """  mgen bench                                                   the embedded model
-  mgen bench --class MaskGIT --size L --recipe autonat-l-imagenet256 --batch-size 4     paper size, random weights
-  mgen bench --class MaskGITBert --size imagenet256 --recipe maskgit-imagenet256 --batch-size 2
-  mgen bench --class MAR --size B --recipe mar-b-imagenet256 --steps 64 --batch-size 2 --savings
-  mgen bench --class CausalGenerator --size hita-B --guidance 2 --batch-size 1 --tokenizer none --savings
-  mgen bench --class MaskGIT --size L --model-set side=32 --model-set shuffle=2 --tokenizer none --steps 2 --guidance 1 --batch-size 1
-  mgen bench --class MAR --size bridge-L --recipe tokenbridge-l-imagenet256 --steps 4 --batch-size 2 --savings
-  mgen bench --class HiMAR --size B --recipe himar-b-imagenet256 --set pivots.steps=8 --steps 2 --head-steps 10 --batch-size 1 --savings
-  mgen bench --sweep maskgit-r --class MaskGIT --size L --batch-size 4 --repeats 2       methods at equal steps
+  mgen bench --arch maskgit-r-l --recipe autonat-l-imagenet256 --batch-size 4     paper size, random weights
+  mgen bench --arch maskgit-imagenet256 --recipe maskgit-imagenet256 --batch-size 2
+  mgen bench --arch hita-b --guidance 2 --batch-size 1 --tokenizer none
+  mgen bench --arch maskgit-r-l --model-set tokens.length=1024 --model-set "tokens.grid=[32, 32]" --model-set windows.side=2 \\
+      --tokenizer none --steps 2 --guidance 1 --batch-size 1                      windows of 2×2 tokens
+  mgen bench --arch mar-b --model-set head.type=channels --steps 8 --batch-size 1       another head
+  mgen bench --sweep maskgit-r --arch maskgit-r-l --batch-size 4 --repeats 2       methods at equal steps
   mgen bench --sweep fmnist-maskgit --num-images 500         of a trained model also at equal distance and equal time
   mgen bench --config imagenet256-autonat-l --dtype bf16 --json bench.json       the model of a training configuration
 
-One multiplication and addition are 2 FLOPs. The share of the peak is against a matrix product measured in the same run."""
+One multiplication and addition are 2 FLOPs. The share of the peak is relative to a matrix product measured in the same run."""
 
 
-def command(argv: Sequence[str] | None = None) -> int:
+def add_model(parser: ArgumentParser) -> None:
+    """Options that choose the model, its sampler and the batch; see `chosen_pipeline` and `chosen_sampler`."""
     from mgen.zoo import DEFAULT
 
-    parser = make_parser("bench", "Time sampling, part by part, and count its floating-point operations.", EXAMPLES)
     parser.add_argument("--model", default=DEFAULT, metavar="NAME|PATH", help="a saved pipeline")
-    parser.add_argument("--class", dest="cls", help="instead of --model: a generator class with random weights")
-    parser.add_argument("--size", help="row of the class's table of sizes")
-    parser.add_argument("--config", help="instead of --class and --size: the model of a training configuration")
     parser.add_argument(
-        "--tokenizer", default="auto", help="with --class: maskgit-f16, vq16, vq8, kl16, sd-f8 or none (no decoding)"
+        "--arch", metavar="NAME|FILE", help="instead of --model: a model of configs/models with random weights"
+    )
+    parser.add_argument(
+        "--config",
+        metavar="NAME|FILE",
+        help="instead of --model: the model of a training configuration, random weights",
+    )
+    parser.add_argument(
+        "--model-set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="with --arch or --config: a setting of the model, such as trunk.dropout=0.0 or windows.side=2; may be repeated",
+    )
+    parser.add_argument(
+        "--tokenizer",
+        default="auto",
+        help="with --arch or --config: maskgit-f16, vq16, vq8, kl16, sd-f8 or none (no decoding)",
     )
     add_sampler(parser)
     parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument(
-        "--savings",
-        action="store_true",
-        help="for a causal generator, a diffusion head or one over channels: what each exact saving is worth against the plain form, "
-        "and all in a whole run; with --dtype bf16 also that run under autocast, with its error",
-    )
+    parser.add_argument("--threads", type=int, help="CPU threads; default: torch's")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="fp32", help="fp32, bf16 or fp16, of the generator")
+
+
+def add_sweep(parser: ArgumentParser) -> None:
+    """Options of --sweep."""
     parser.add_argument(
         "--sweep",
         metavar="NAME|FILE",
@@ -54,125 +74,122 @@ def command(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--num-images", type=int, help="with --sweep on a trained model: images per distance")
     parser.add_argument("--seed", type=int, default=0, help="with --sweep: of those images")
     parser.add_argument(
-        "--extractor", default="fmnist-cnn", help="with --sweep: whose features the distance is measured in"
+        "--extractor", default="fmnist-cnn", help="with --sweep: features in which the distance is measured"
     )
     parser.add_argument("--reference", help="with --sweep: statistics, as mgen eval takes them")
     parser.add_argument("--inception-weights", metavar="FILE", help="with --extractor inception")
     parser.add_argument(
-        "--retime", action="store_true", help="with --sweep: measure the seconds of rows that are there again"
+        "--retime", action="store_true", help="with --sweep: measure the seconds of rows in OUT/sweep.json again"
     )
     parser.add_argument("--out", default="sweep", metavar="DIR", help="with --sweep: the folder of its files")
-    parser.add_argument(
-        "--model-set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="with --class or --config: a constructor argument of the generator, such as shuffle=2; may be repeated",
-    )
-    parser.add_argument("--repeats", type=int, default=1, help="timed runs after one warm-up step; the fastest counts")
-    parser.add_argument("--threads", type=int, help="CPU threads; default: torch's")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="fp32", help="fp32, bf16 or fp16, of the generator")
-    parser.add_argument("--json", metavar="FILE", help="also write the figures to a file")
-    args = parser.parse_args(argv)
-    if min(args.batch_size, args.repeats) < 1 or (args.threads is not None and args.threads < 1):
-        raise MgenError("--batch-size, --repeats and --threads must be at least 1")
 
-    import torch
+
+def command(argv: Sequence[str] | None = None) -> int:
+    parser = make_parser("bench", "Time sampling, part by part, and count its floating-point operations.", EXAMPLES)
+    add_model(parser)
+    add_sweep(parser)
+    parser.add_argument("--repeats", type=int, default=1, help="timed runs after one warm-up step; the fastest counts")
+    parser.add_argument("--json", metavar="FILE", help="also write the numbers to a file")
+    args = parser.parse_args(argv)
 
     from mgen.bench import benchmark
     from mgen.cli.sample import chosen_sampler
-    from mgen.pipelines.pipeline import check_device, load
 
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    device = check_device(args.device)
-    pipe: Any
-    if args.cls or args.config:
-        from mgen.utils.config import apply_overrides
-
-        if args.config:
-            from mgen.cli.train import find_config
-            from mgen.utils.config import read_config
-
-            settings = read_config(find_config(args.config)).get("model") or {}
-        else:
-            settings = {"class": args.cls} | ({"size": args.size} if args.size else {})
-        settings = apply_overrides(settings, args.model_set)
-        pipe = benchmark.random_pipeline(settings, None if args.tokenizer == "none" else args.tokenizer)
-        pipe.generator.to(device)
-        if pipe.tokenizer is not None:
-            pipe.tokenizer.to(device)
-    elif args.model_set:
-        raise MgenError("--model-set is for random weights: --class or --config")
-    else:
-        pipe = load(args.model, device=device).optimize()
+    pipe = chosen_pipeline(args)
     sampler = chosen_sampler(pipe, args)
     if args.sweep:
         words = [word for word in (argv if argv is not None else sys.argv[2:]) if word != "--retime"]
         return compare(pipe, sampler, args, "mgen bench " + " ".join(words))
-    if args.savings:
-        return measure_savings(pipe, sampler, args)
-    figures = benchmark.bench(
-        pipe, sampler, batch_size=args.batch_size, repeats=args.repeats, dtype=args.dtype, device=device
+    result = benchmark.bench(
+        pipe,
+        sampler,
+        model=named(args),
+        batch_size=args.batch_size,
+        repeats=args.repeats,
+        dtype=args.dtype,
     )
-    print(benchmark.table(figures))
+    print(benchmark.table(result))
     if args.json:
+        from dataclasses import asdict
+
         from mgen.utils.files import write_json
 
-        write_json(args.json, figures)
+        write_json(args.json, asdict(result))
         print(args.json, file=sys.stderr)
     else:
-        print(json.dumps({"seconds_per_image": figures["seconds_per_image"]}), file=sys.stderr)
+        print(json.dumps({"seconds_per_image": result.seconds_per_image}), file=sys.stderr)
     return 0
 
 
-def measure_savings(pipe: Any, sampler: Any, args: Namespace) -> int:
-    """The table of --savings."""
-    from mgen.bench import savings
-    from mgen.heads import CategoricalHead, PartedHead, WindowHead
-    from mgen.utils.files import write_json
+def chosen_pipeline(args: Namespace) -> "RandomPipeline | MaskedPipeline":
+    """The pipeline that the options of `add_model` ask for, on its device; sets the number of threads."""
+    if min(args.batch_size, args.repeats) < 1 or (args.threads is not None and args.threads < 1):
+        raise MgenError("--batch-size, --repeats and --threads must be at least 1")
+    if args.arch and args.config:
+        raise MgenError("--arch and --config both name a model: give one of them")
+    if args.model_set and not (args.arch or args.config):
+        raise MgenError("--model-set changes models with random weights: use it with --arch or --config")
 
-    if isinstance(pipe.generator.head, CategoricalHead | PartedHead | WindowHead) and not pipe.generator.causal:
+    import torch
+
+    from mgen.pipelines.pipeline import DTYPES, check_device, load
+
+    check_choice("--dtype", args.dtype, DTYPES)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    device = check_device(args.device)
+    if not (args.arch or args.config):
+        return load(args.model, device=device).optimize()
+
+    from mgen.bench.benchmark import random_pipeline
+
+    pipe = random_pipeline(chosen_config(args), None if args.tokenizer == "none" else args.tokenizer)
+    pipe.generator.to(device)
+    if pipe.tokenizer is not None:
+        pipe.tokenizer.to(device)
+    return pipe
+
+
+def chosen_config(args: Namespace) -> dict[str, Any]:
+    """The configuration of the generator that --arch or --config names, with --model-set."""
+    from mgen.generators.presets import model_config, named_config, override
+    from mgen.utils.config import apply_overrides, read_config
+
+    overrides = apply_overrides({}, args.model_set)
+    if args.arch:
+        return model_config(args.arch, **overrides)
+    from mgen.cli.train import find_config
+
+    settings = read_config(find_config(args.config)).get("model") or {}
+    if isinstance(settings, dict) and "class" in settings:
         raise MgenError(
-            "--savings is for causal generators and those with a diffusion head or a head over channels: --class CausalGenerator, MAR "
-            "or HiMAR"
+            f"--config {args.config} trains a {settings['class']}: give the configuration of a generator, such as fmnist-mar"
         )
-    if args.cls or args.config:
-        sampler = savings.prepare(pipe.generator, sampler)
-    repeats = max(3, args.repeats)
-    rows = savings.savings(pipe.generator, sampler, batch_size=args.batch_size, repeats=repeats, dtype=args.dtype)
-    print(savings.table(rows))
-    if args.json:
-        write_json(args.json, {"savings": rows})
-        print(args.json, file=sys.stderr)
-    return 0
+    return override(named_config(settings), overrides)
 
 
-def compare(pipe: Any, sampler: Any, args: Namespace, line: str) -> int:
-    """The tables and the plot of --sweep."""
+def named(args: Namespace) -> str:
+    """The model in the words of the options."""
+    if not (args.arch or args.config):
+        return args.model
+    return ", ".join([args.arch or f"model of {args.config}", *args.model_set])
+
+
+def compare(pipe: "RandomPipeline | MaskedPipeline", sampler: "ParallelSampler", args: Namespace, line: str) -> int:
+    """Run --sweep; `line` is the command as written into its files."""
     from pathlib import Path
 
     import torch
 
     from mgen.bench import sweep, sweep_report
-    from mgen.cli.inputs import find_reference
-    from mgen.evaluation.evaluate import metric_names
-    from mgen.evaluation.extractors import make_extractor
-    from mgen.pipelines.pipeline import DTYPES
-    from mgen.tune.tuning import Distance
     from mgen.utils.files import check_writable, write_text
-    from mgen.zoo import weights_sha256
 
-    check_choice("--dtype", args.dtype, DTYPES)
     out = Path(args.out)
     check_writable(out)
-    random = bool(args.cls or args.config)
-    about: dict[str, Any] = {
+    random = bool(args.arch or args.config)
+    about: dict[str, object] = {
         "command": line,
-        "model": f"{type(pipe.generator).__name__} {args.size or args.config or ''}, random weights"
-        if random
-        else args.model,
+        "model": named(args) + (", random weights" if random else ""),
         "batch_size": args.batch_size,
         "threads": args.threads or torch.get_num_threads(),
         "dtype": args.dtype,
@@ -180,28 +197,8 @@ def compare(pipe: Any, sampler: Any, args: Namespace, line: str) -> int:
     }
     distance = None
     if not random:
-        if args.num_images is None or args.num_images < 2:
-            raise MgenError(
-                "--sweep on a trained model needs --num-images, at least 2 (500 and more tell methods apart)"
-            )
-        extractor = make_extractor(args.extractor, weights=args.inception_weights, device=pipe.device)
-        reference = find_reference(args.reference, extractor, builtin=args.extractor == "fmnist-cnn")
-        if reference is None:
-            raise MgenError(
-                "--sweep measures distances: give --reference FILE, statistics that mgen eval --save-statistics wrote"
-            )
-        name = metric_names(extractor, args.num_images)[0]
-        about["weights_sha256"] = weights_sha256(args.model)
-        about["distance"] = f"{name} of {args.num_images} images, seed {args.seed}, to {reference.name}"
-        distance = Distance(
-            pipe=pipe,
-            extractor=extractor,
-            reference=reference,
-            count=args.num_images,
-            seed=args.seed,
-            batch_size=min(100, args.num_images),
-            dtype=args.dtype,
-        )
+        distance, more = sweep_distance(pipe, args)
+        about |= more
     settings = sweep.read_sweep(args.sweep, sampler, pipe.generator)
     rows = sweep.run_sweep(
         pipe,
@@ -220,3 +217,35 @@ def compare(pipe: Any, sampler: Any, args: Namespace, line: str) -> int:
     sweep_report.plot(rows, out / "sweep.svg")
     print(out / "sweep.md", file=sys.stderr)
     return 0
+
+
+def sweep_distance(pipe: "RandomPipeline | MaskedPipeline", args: Namespace) -> tuple["Distance", dict[str, object]]:
+    """How --sweep measures the images of a trained model, and what its files say about that."""
+    from mgen.cli.inputs import find_reference
+    from mgen.evaluation.evaluate import metric_names
+    from mgen.evaluation.extractors import make_extractor
+    from mgen.tune.tuning import Distance
+    from mgen.zoo import weights_sha256
+
+    if args.num_images is None or args.num_images < 2:
+        raise MgenError("--sweep on a trained model needs --num-images, at least 2 (500 and more tell methods apart)")
+    extractor = make_extractor(args.extractor, weights=args.inception_weights, device=pipe.device)
+    reference = find_reference(args.reference, extractor, builtin=args.extractor == "fmnist-cnn")
+    if reference is None:
+        raise MgenError(
+            "--sweep measures distances: give --reference FILE, statistics that mgen eval --save-statistics wrote"
+        )
+    name = metric_names(extractor, args.num_images)[0]
+    distance = Distance(
+        pipe=pipe,
+        extractor=extractor,
+        reference=reference,
+        count=args.num_images,
+        seed=args.seed,
+        batch_size=min(100, args.num_images),
+        dtype=args.dtype,
+    )
+    return distance, {
+        "weights_sha256": weights_sha256(args.model),
+        "distance": f"{name} of {args.num_images} images, seed {args.seed}, to {reference.name}",
+    }

@@ -1,14 +1,19 @@
-"""Stand-ins: an object with some of its attributes replaced, for measuring a sampler's run without changing the model."""
+"""Proxies: an object with some of its attributes replaced, to time or count a sampler's run without changing the model."""
 
 from typing import Any
 
+from mgen.generators.cascade import Cascade
+from mgen.generators.generator import Generator
 
-class StandIn:
+AnyGenerator = Generator | Cascade
+
+
+class Proxy:
     """`inner` with `replaced` attributes; everything else is the inner object's own."""
 
-    def __init__(self, inner: Any, **replaced: Any) -> None:
+    def __init__(self, inner: object, **replaced: object) -> None:
         self.__dict__.update(replaced)
-        self._inner = inner
+        self._inner: Any = inner
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # copying and pickling ask for these before there is an inner object

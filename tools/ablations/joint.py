@@ -1,7 +1,7 @@
-"""The savings of a head that denoises the whole token map.
+"""Ablations of a head that denoises the whole token map (a joint head).
 
-The plain form asks the whole network in every step of the chain, embeddings of time and contexts included, for both halves of the
-guidance with a state of its own each; coefficients are looked up in tables and known tokens written by boolean indexing.
+The plain form runs the whole network in every step of the chain, embeddings of time and contexts included, for both halves of the
+guidance with a state of its own each; coefficients are looked up in tables and known tokens are written by boolean indexing.
 """
 
 from collections.abc import Callable
@@ -10,24 +10,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mgen.bench.savings.compare import Comparison
-from mgen.bench.savings.diffusion import PlainGenerator
-from mgen.bench.standin import StandIn
-from mgen.heads.chains import ChainSettings
-from mgen.heads.diffusion import Plan
-from mgen.heads.transformer import DiffusionTransformerHead
+from mgen.bench.proxy import Proxy
+from mgen.generators.cascade import Cascade
+from mgen.heads.chains import ChainSettings, Tables
+from mgen.heads.diffusion import ChainPlan
+from mgen.heads.diffusion_transformer import DiffusionTransformerHead
+from mgen.heads.head import Draw, Settings
+from mgen.samplers import ParallelSampler
+from tools.ablations.compare import AblationTable
+from tools.ablations.diffusion import PlainGenerator
 
 MOST_STEPS = 10  # of a measured chain: all its steps cost the same
 
 
-class PlainMapHead(StandIn):
-    """Draws of a DiffusionTransformerHead the plain way, with single savings switched on.
+class PlainJointHead(Proxy):
+    """Draws of a DiffusionTransformerHead the plain way, with single optimizations switched on.
 
     Args:
         time_once: time embeddings once per run. cond_once: the projected contexts once per draw. Otherwise both in every step.
         one_state: one state, embedded once, for both halves of the guidance.
-        by_choice: known tokens by one choice between two maps, with coefficients as numbers.
-        unknown_only: last block and output only at positions that are not known.
+        by_where: known tokens by torch.where on two maps, with coefficients as numbers.
+        unknown_only: last block and output only at unknown positions.
     """
 
     def __init__(
@@ -37,7 +40,7 @@ class PlainMapHead(StandIn):
         time_once: bool = False,
         cond_once: bool = False,
         one_state: bool = False,
-        by_choice: bool = False,
+        by_where: bool = False,
         unknown_only: bool = False,
     ) -> None:
         super().__init__(
@@ -45,7 +48,7 @@ class PlainMapHead(StandIn):
             time_once=time_once,
             cond_once=cond_once,
             one_state=one_state,
-            by_choice=by_choice,
+            by_where=by_where,
             unknown_only=unknown_only,
         )
 
@@ -54,17 +57,17 @@ class PlainMapHead(StandIn):
         z: Tensor,
         *,
         noise: Tensor,
-        plan: Plan,
+        plan: ChainPlan,
         tokens: Tensor,
         known: Tensor,
         temperature: float = 1.0,
         guidance: float | None = None,
         unknown: Tensor | None = None,
-    ) -> tuple[Tensor, None]:
-        """As DiffusionTransformerHead.sample."""
+    ) -> Draw:
+        """See DiffusionTransformerHead.sample."""
         head, chain, b = self._inner, plan.chain, len(known)
-        twice = guidance is not None
-        halves = 2 if twice and not self.one_state else 1
+        guided = guidance is not None
+        halves = 2 if guided and not self.one_state else 1
         x, start = noise[0].repeat(halves, 1, 1), noise[0].repeat(halves, 1, 1)
         given, visible = tokens.repeat(halves, 1, 1), known.repeat(halves, 1)
         asked = unknown if self.unknown_only else None
@@ -74,11 +77,11 @@ class PlainMapHead(StandIn):
             x = self._overwrite(chain.tables, len(chain.timesteps) - 1 - j, x, given, start, visible)
             time = plan.embedding[j] if self.time_once else self._time(t, z)
             y = time + (head.cond(z) if cond is None else cond)  # (R, L, W)
-            if self.one_state and twice:
+            if self.one_state and guided:
                 h = head.embed(x).repeat(2, 1, 1)
             else:
-                h = head.embed(x[:b].repeat(2, 1, 1) if twice else x)
-            eps = head.answer(h, y, asked if asked is None or not twice else asked.repeat(2, 1)).float()
+                h = head.embed(x[:b].repeat(2, 1, 1) if guided else x)
+            eps = head.answer(h, y, asked if asked is None or not guided else asked.repeat(2, 1)).float()
             if guidance is not None:
                 conditional, null = eps.chunk(2)
                 eps = torch.lerp(null, conditional, guidance)
@@ -88,27 +91,26 @@ class PlainMapHead(StandIn):
             x = chain.step(j, x, eps.repeat(halves, 1, 1), None, added, temperature)
         x = x[:b].clone()
         x[known] = tokens[known]
-        return x, None
+        return Draw(x, None)
 
     def _time(self, t: int, z: Tensor) -> Tensor:
         return self._inner.time(torch.full((len(z),), t, device=z.device)).unsqueeze(1)  # (R, 1, W)
 
-    def _overwrite(self, tables: Any, k: int, x: Tensor, given: Tensor, start: Tensor, visible: Tensor) -> Tensor:
-        """x with its known positions as the chain would have them at place k: signal · token + noise · n0."""
-        if self.by_choice:
+    def _overwrite(self, tables: Tables, k: int, x: Tensor, given: Tensor, start: Tensor, visible: Tensor) -> Tensor:
+        """x with its known positions as the chain would have them at step k from the clean end: signal · token + noise · n0."""
+        if self.by_where:
             return torch.where(visible.unsqueeze(-1), tables.signal[k] * given + tables.noise[k] * start, x)
         signal = torch.from_numpy(tables.signal).to(x.device)[k].float()
-        spread = torch.from_numpy(tables.noise).to(x.device)[k].float()
+        scale = torch.from_numpy(tables.noise).to(x.device)[k].float()
         x = x.clone()
-        x[visible] = signal * given[visible] + spread * start[visible]
+        x[visible] = signal * given[visible] + scale * start[visible]
         return x
 
 
-def spread(head: DiffusionTransformerHead) -> None:
-    """Give a new head weights under which draws depend on the contexts and neither explode nor all end at a bound.
+def randomize(head: DiffusionTransformerHead) -> None:
+    """Give a new head weights with which draws depend on the contexts and neither explode nor all end at a bound.
 
-    The output is fitted to ε = x, which is what an almost pure noise calls for; to this the modulations add what depends on time
-    and contexts.
+    The output is fitted to ε = x, which is right for almost pure noise; to this the modulations add what depends on time and contexts.
     """
     rng = torch.Generator().manual_seed(0)
     length, width = head.position.shape
@@ -120,54 +122,51 @@ def spread(head: DiffusionTransformerHead) -> None:
                 module.weight.copy_(torch.randn(module.weight.shape, generator=rng) * 0.3 * module.in_features**-0.5)
         x = torch.randn(count, length, head.channels, generator=rng).to(head.position.device)
         z = torch.randn(count, length, head.width, generator=rng).to(x.device)
-        t = torch.randint(head.train_steps, (count,), generator=rng).to(x.device)
+        t = torch.randint(head.config.train_steps, (count,), generator=rng).to(x.device)
         hook = head.out.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
         head(x, t, z)
         hook.remove()
         head.out.weight.copy_(torch.linalg.lstsq(seen[0].flatten(0, 1), x.flatten(0, 1)).solution.T)
 
 
-def plain_stages(generator: Any) -> StandIn:
-    """A generator of two stages whose trunk and heads compute the plain way; the pivots of the last step are drawn too."""
-    return StandIn(
-        generator,
-        first=lambda: PlainGenerator(generator.first()),
-        second=lambda *given: StandIn(stage := generator.second(*given), head=PlainMapHead(stage.head)),
-    )
+def plain_stages(cascade: Cascade) -> Proxy:
+    """A cascade whose trunk and heads compute the plain way."""
+    head = cascade.second.head
+    assert isinstance(head, DiffusionTransformerHead)
+    second = Proxy(cascade.second, head=PlainJointHead(head))
+    return Proxy(cascade, first=PlainGenerator(cascade.first), second=second, head=second.head)
 
 
-def words(sampler: Any) -> str:
-    """The settings of a run in few words."""
+def settings_in_words(sampler: ParallelSampler) -> str:
+    """Steps of a run and of its head's chain, of both stages."""
     own = [s for s in (sampler.pivot_sampler, sampler) if s is not None]
     return " + ".join(f"{s.config.steps} steps × {ChainSettings.of(s.config.head or {}).steps} head steps" for s in own)
 
 
-def rows(table: Comparison, generator: Any, sampler: Any, batch_size: int) -> None:
-    """Add a row for each saving of the chain, measured when half of the tokens are known, on contexts drawn at random.
+def add_rows(table: AblationTable, head: DiffusionTransformerHead, settings: Settings, batch_size: int) -> None:
+    """Add a row for each optimization of the chain, with half of the tokens known and contexts drawn at random.
 
     Args:
-        generator: its `head` is measured. sampler: `config.head` are the settings of the chain (at most MOST_STEPS of its steps).
+        settings: of the chain, see ChainSettings; at most MOST_STEPS of its steps are measured.
     """
-    head: DiffusionTransformerHead = generator.head
-    settings = dict(sampler.config.head or {})
-    settings["steps"] = min(ChainSettings.of(settings).steps, MOST_STEPS)
+    short = {**settings, "steps": min(ChainSettings.of(settings).steps, MOST_STEPS)}
     length, rng = len(head.position), torch.Generator().manual_seed(0)
-    count, channels = head.draws(settings).shape
+    count, channels = head.noise_spec(short).shape
     z = torch.randn(2 * batch_size, length, head.width, generator=rng).to(table.device)
     noise = torch.randn(count, batch_size, length, channels, generator=rng).to(table.device)
     tokens = torch.randn(batch_size, length, channels, generator=rng).to(table.device)
     order = torch.rand(batch_size, length, generator=rng).argsort(1).to(table.device)
     known = torch.zeros_like(order, dtype=torch.bool).scatter_(1, order[:, : length // 2], True)
     unknown = order[:, length // 2 :].sort(1).values  # (B, M)
-    draw: dict[str, Any] = {"noise": noise, "plan": head.plan(settings), "guidance": 2.0}
+    draw: dict[str, Any] = {"noise": noise, "plan": head.plan(short), "guidance": 2.0}
     draw |= {"tokens": tokens, "known": known, "unknown": unknown}
 
     def by(**switches: bool) -> Callable[[], Tensor]:
-        return lambda: PlainMapHead(head, **switches).sample(z, **draw)[0]
+        return lambda: PlainJointHead(head, **switches).sample(z, **draw).tokens
 
-    table.add("map head: projection of the contexts out of the chain", by(), by(cond_once=True))
-    table.add("map head: time embeddings once per run", by(), by(time_once=True))
-    table.add("map head: one state, embedded once, instead of two", by(), by(one_state=True))
-    table.add("map head: known tokens by a choice, not by indexing", by(), by(by_choice=True))
-    table.add("map head: last block only at positions not known", by(), by(unknown_only=True))
-    table.add("map head: all of these", by(), lambda: head.sample(z, **draw)[0])
+    table.add("joint head: projection of the contexts out of the chain", by(), by(cond_once=True))
+    table.add("joint head: time embeddings once per run", by(), by(time_once=True))
+    table.add("joint head: one state, embedded once, instead of two", by(), by(one_state=True))
+    table.add("joint head: known tokens by where, not by indexing", by(), by(by_where=True))
+    table.add("joint head: last block only at unknown positions", by(), by(unknown_only=True))
+    table.add("joint head: all of these", by(), lambda: head.sample(z, **draw).tokens)
