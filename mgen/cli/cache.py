@@ -11,7 +11,7 @@ EXAMPLES = """  mgen cache --data fmnist --out caches/fmnist
   mgen cache --data /data/imagenet/train --tokenizer models/vqgan --image-size 256 --flips --out caches/in256
   mgen cache --data /data/photos --tokenizer models/kl16 --measure-scale 2000      the scale of your data, for mgen convert … scale=S
   mgen cache --data fmnist --tokenizer models/kl --measure-order 2000      channels by frequency, for mgen convert quantize …
-  mgen cache --data fmnist --tokenizer models/kl --pivot-size 16 --out caches/two        two resolutions, for Hi-MAR
+  mgen cache --data fmnist --tokenizer models/kl --first-stage-size 16 --out caches/two        two resolutions, for Hi-MAR
   mgen cache --data /data/imagenet/train --tokenizer models/hita --vision-weights dinov2_vitl14_reg4_pretrain.pth --out caches/hita
 
 For KL tokenizers the moments of the posterior are stored, which training samples afresh.
@@ -54,7 +54,7 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument("--shard-size", type=int, default=16384, help="images per shard")
     parser.add_argument("--dtype", default="fp32", help="precision of the moments of a KL tokenizer: fp32 or fp16")
     parser.add_argument(
-        "--pivot-size",
+        "--first-stage-size",
         type=int,
         metavar="PIXELS",
         help="also store tokens of a smaller copy of every image, for Hi-MAR's first stage (published: 128 of 256)",
@@ -92,7 +92,7 @@ def tokenize(args: Namespace) -> int:
         batch_size=args.batch_size,
         shard_size=args.shard_size,
         dtype=args.dtype,
-        pivot_size=args.pivot_size,
+        first_stage_size=args.first_stage_size,
         source=source,
     )
     print(out)

@@ -5,7 +5,7 @@
 
 Ids are stored in the smallest integer type that holds the vocabulary. KL tokenizers, quantized or not, store the posterior's
 `moments` (n, V, 2c, h, w) instead, in fp32 or fp16, so that training can sample it afresh. A smaller copy of every image can be
-encoded as well, for generators with a low-resolution first stage (pivot_tokens or pivot_moments). The fingerprint is a hash of the
+encoded as well, for generators with a low-resolution first stage (first_stage_tokens or first_stage_moments). The fingerprint is a hash of the
 tokenizer's configuration and encoder: a cache made with another encoder raises an error, and one made before the decoder was
 retrained (or the scale changed) stays valid. Shards are memory-mapped, so only the rows of a batch are read.
 """
@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mgen.data.base import ImageData
-from mgen.data.pivots import shrink
+from mgen.data.first_stage import shrink
 from mgen.tokenizers.base import PosteriorTokenizer, Tokenizer
 from mgen.tokens import TokenSpec
 from mgen.utils.errors import MgenError, check_choice
@@ -48,7 +48,7 @@ def write_cache(
     batch_size: int = 64,
     shard_size: int = 16384,
     dtype: str = "fp32",
-    pivot_size: int | None = None,
+    first_stage_size: int | None = None,
     source: str = "",
     progress: bool = True,
 ) -> Path:
@@ -57,7 +57,7 @@ def write_cache(
     Args:
         flips: also store the tokens of the horizontally flipped images.
         dtype: of moments, "fp32" or "fp16" (half the size, rounds to 0.05 %).
-        pivot_size: side in pixels of the smaller copies (see mgen.data.pivots); None stores none.
+        first_stage_size: side in pixels of the smaller copies (see mgen.data.first_stage); None stores none.
         source: description of the data, stored in the index.
 
     Raises:
@@ -75,11 +75,11 @@ def write_cache(
         shard_size=shard_size,
         source=source,
         moments=dtype if with_moments else None,
-        pivot_size=pivot_size,
+        first_stage_size=first_stage_size,
     )
     _check_same(out / "index.json", index)
-    if pivot_size is not None:  # raises for an impossible size before anything is written
-        tokenizer.encode(shrink(dataset.__getitems__([0])["image"].to(tokenizer.device), pivot_size))
+    if first_stage_size is not None:  # raises for an impossible size before anything is written
+        tokenizer.encode(shrink(dataset.__getitems__([0])["image"].to(tokenizer.device), first_stage_size))
     write_json(out / "index.json", index)
     stored = STORED[dtype] if with_moments else _smallest(tokenizer.spec.vocab_size or 0)
     with tqdm(total=len(dataset), unit="img", desc="tokenizing", disable=not progress) as bar:
@@ -92,7 +92,7 @@ def write_cache(
             parts: dict[str, list[Tensor]] = {}
             for first in range(0, len(rows), batch_size):
                 batch = dataset.__getitems__(rows[first : first + batch_size])
-                for key, encoded in _encode(tokenizer, batch["image"], flips, pivot_size).items():
+                for key, encoded in _encode(tokenizer, batch["image"], flips, first_stage_size).items():
                     parts.setdefault(key, []).append(encoded.to(stored).cpu())
                 parts.setdefault("labels", []).append(batch["label"].to(torch.int32))
                 bar.update(len(batch["label"]))
@@ -119,7 +119,7 @@ def _index(
     shard_size: int,
     source: str,
     moments: str | None,
-    pivot_size: int | None,
+    first_stage_size: int | None,
 ) -> dict[str, object]:
     """The contents of index.json."""
     index: dict[str, object] = {
@@ -135,21 +135,21 @@ def _index(
     }
     if moments is not None:
         index["moments"] = moments
-    if pivot_size is not None:
-        index["pivot_size"] = pivot_size
+    if first_stage_size is not None:
+        index["first_stage_size"] = first_stage_size
     return index
 
 
-def _encode(tokenizer: Tokenizer, images: Tensor, flips: bool, pivot_size: int | None) -> dict[str, Tensor]:
-    """Tokens or moments (B, V, …) of images (B, C, H, W), and of their smaller copies if `pivot_size` is given."""
+def _encode(tokenizer: Tokenizer, images: Tensor, flips: bool, first_stage_size: int | None) -> dict[str, Tensor]:
+    """Tokens or moments (B, V, …) of images (B, C, H, W), and of their smaller copies if `first_stage_size` is given."""
     name, encode = "tokens", tokenizer.encode
     if isinstance(tokenizer, PosteriorTokenizer):
         name, encode = "moments", tokenizer.moments
     images = images.to(tokenizer.device)
     views = [images, images.flip(-1)] if flips else [images]
     sizes = {name: views}
-    if pivot_size is not None:
-        sizes[f"pivot_{name}"] = [shrink(view, pivot_size) for view in views]
+    if first_stage_size is not None:
+        sizes[f"first_stage_{name}"] = [shrink(view, first_stage_size) for view in views]
     return {key: torch.stack([encode(view) for view in views], dim=1) for key, views in sizes.items()}
 
 
@@ -180,7 +180,7 @@ class TokenCache:
         shards = -(-self.index["count"] // self.index["shard_size"])
         parts = [read_tensors(path / f"shard-{number:05d}.safetensors")[0] for number in range(shards)]
         self.name = "moments" if "moments" in self.index else "tokens"
-        names = [self.name] + ([f"pivot_{self.name}"] if "pivot_size" in self.index else [])
+        names = [self.name] + ([f"first_stage_{self.name}"] if "first_stage_size" in self.index else [])
         if any(name not in p for p in parts for name in (*names, "labels")):
             raise MgenError(
                 f"{path} has a shard without {' or '.join(names)} or labels: remove it and run mgen cache again"

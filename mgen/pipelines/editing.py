@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mgen.data.pivots import shrink
+from mgen.data.first_stage import shrink
 from mgen.pipelines.pipeline import MaskedPipeline
 from mgen.samplers.forward import whole_units
 from mgen.utils.errors import MgenError

@@ -15,7 +15,7 @@ from torch import Tensor
 from mgen.convert import convert, himar
 from mgen.convert.convert import Conversion
 from mgen.convert.himar import himar_settings
-from mgen.data.pivots import shrink
+from mgen.data.first_stage import shrink
 from mgen.generators import Cascade
 from mgen.generators.presets import model_name, override
 from mgen.generators.trunk import PassOptions
