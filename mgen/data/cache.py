@@ -5,9 +5,9 @@
 
 Ids are stored in the smallest integer type that holds the vocabulary. KL tokenizers, quantized or not, store the posterior's
 `moments` (n, V, 2c, h, w) instead, in fp32 or fp16, so that training can sample it afresh. A smaller copy of every image can be
-encoded as well, for generators with a low-resolution first stage (first_stage_tokens or first_stage_moments). The fingerprint is a hash of the
-tokenizer's configuration and encoder: a cache made with another encoder raises an error, and one made before the decoder was
-retrained (or the scale changed) stays valid. Shards are memory-mapped, so only the rows of a batch are read.
+encoded as well, for generators with a low-resolution first stage (first_stage_tokens or first_stage_moments). The fingerprint is
+a hash of the tokenizer's configuration and encoder: a cache made with another encoder raises an error, and one made before the
+decoder was retrained (or the scale changed) stays valid. Shards are memory-mapped, so only the rows of a batch are read.
 """
 
 import json
