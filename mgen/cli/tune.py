@@ -174,16 +174,17 @@ def describe(args: Namespace, extractor: Any) -> dict[str, dict[str, Any]]:
 
 
 def given_references(args: Namespace, extractor: Any) -> dict[str, Any]:
-    """The statistics that the options name; none if halves of Fashion-MNIST are used, which are then on this machine."""
-    from mgen.cli.inputs import find_reference
+    """The statistics that the options name; none where halves of Fashion-MNIST serve, which are then there."""
     from mgen.data.fashion_mnist import find_fashion_mnist
+    from mgen.evaluation.references import find_reference
 
     if not args.reference_search:
         find_fashion_mnist(args.data_path)
         return {}
     found = {
-        side: find_reference(name, extractor, batch_size=args.batch_size)
+        side: reference
         for side, name in (("search", args.reference_search), ("test", args.reference_test))
+        if (reference := find_reference(name, extractor, batch_size=args.batch_size)) is not None
     }
     if (found["search"].cov == found["test"].cov).all():
         raise MgenError(

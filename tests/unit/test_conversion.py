@@ -24,7 +24,13 @@ SYSTEMS: dict[str, tuple[str, str | None, Path | None, list[str], str]] = {
         ["trunk.heads=4"],
         "halton-base-imagenet256",
     ),
-    "enat": ("enat", None, VQGAN, ["trunk.heads=4", "trunk.encoder_depth=3", "trunk.decoder_depth=2"], "enat-l-imagenet256"),
+    "enat": (
+        "enat",
+        None,
+        VQGAN,
+        ["trunk.heads=4", "trunk.encoder_depth=3", "trunk.decoder_depth=2"],
+        "enat-l-imagenet256",
+    ),
 }
 
 

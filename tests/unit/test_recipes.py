@@ -15,13 +15,14 @@ import yaml
 
 from mgen.convert import causal, enat, halton, himar, mage, mar, tokenbridge
 from mgen.convert.convert import FORMATS
+from mgen.evaluation.recipe import evaluation_settings, parse_evaluation
 from mgen.samplers import ParallelSampler
 from mgen.training.config import build_model
 from mgen.utils.config import read_config
 from mgen.utils.errors import MgenError
 from mgen.utils.folders import embedded, part
 from mgen.zoo import recap
-from mgen.zoo.recipes import evaluation_settings, find_recipe, parse_evaluation, recipe_names, recipe_settings
+from mgen.zoo.recipes import find_recipe, recipe_names, recipe_settings
 
 FOLDER = part("configs") / "recipes"
 MASKGIT, ENAT_L = {"class": "MaskGIT", "size": "L"}, {"class": "ENAT", "size": "L"}
