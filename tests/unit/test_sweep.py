@@ -143,7 +143,7 @@ def test_shipped_sweeps_are_well_formed() -> None:
 def test_a_benchmark_names_its_model_and_counts_its_passes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "bench.json"
     common = ["bench", "--tokenizer", "none", "--batch-size", "1", "--threads", "1", "--steps", "4", "--guidance", "2"]
-    reuse = ["--set", "reuse.local=1", "--set", "reuse.full_first=2"]
+    reuse = ["--set", "reuse.cached=1", "--set", "reuse.full_first=2"]
     windows = ["--model-set", "windows.side=2", "--model-set", "trunk.dropout=0.0"]
     assert main([*common, "--arch", "fmnist-maskgit", *windows, *reuse, "--json", str(file)]) == 0
     assert "fmnist-maskgit, windows.side=2, trunk.dropout=0.0 (trunk uvit)" in capsys.readouterr().out
