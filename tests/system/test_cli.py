@@ -272,9 +272,9 @@ def test_convert_makes_a_pipeline_that_samples(tmp_path: Path, capsys: pytest.Ca
 
 def test_bench_and_zoo(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["bench", "--model", str(model), "--batch-size", "2", "--json", str(tmp_path / "b.json")]) == 0
-    figures = json.loads((tmp_path / "b.json").read_text())
-    assert all(figures["seconds"][part] > 0 for part in ("trunk", "head", "decoder", "sampling"))
-    assert 0 < figures["share_of_peak"]["all"] < 1.5
+    numbers = json.loads((tmp_path / "b.json").read_text())
+    assert all(numbers["seconds"][part] > 0 for part in ("trunk", "head", "decoder", "sampling"))
+    assert 0 < numbers["share_of_peak"]["all"] < 1.5
     assert (
         main(["bench", "--config", "fmnist-maskgit", "--tokenizer", "none", "--batch-size", "1", "--steps", "2"]) == 0
     )

@@ -150,7 +150,7 @@ def test_a_benchmark_names_its_model_and_counts_its_passes(tmp_path: Path, capsy
     found = json.loads(file.read_text())
     assert found["trunk"] == "uvit" and found["steps"] == 4
     assert found["passes_per_image"] == {"full": 6, "cached": 2}  # the class's row and the null row of each
-    assert main([*common, "--config", "fmnist-himar", "--head-steps", "3", "--set", "pivots.steps=2"]) == 0
+    assert main([*common, "--config", "fmnist-himar", "--head-steps", "3", "--set", "first_stage.steps=2"]) == 0
     assert "trunk mae-two-stage" in capsys.readouterr().out
     for wrong, words in (
         (["--model-set", "trunk.dropout=0.0"], "--arch or --config"),

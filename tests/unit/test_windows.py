@@ -151,7 +151,7 @@ def test_ablations_of_a_diffusion_head_on_windows() -> None:
 
 
 def test_the_width_of_the_head_must_fit_the_windows_too() -> None:
-    with pytest.raises(MgenError, match="the width 18 is no multiple"):
+    with pytest.raises(MgenError, match="the width 18 is not a multiple"):
         make("mage", windows={"side": 2}, decoder_dim=18)
 
 
@@ -269,7 +269,7 @@ def test_bad_windows_are_refused() -> None:
         ("mae", {"windows": {**two, "unit": "token"}}, "use windows.unit window"),
         ("mae", {"tokens": {**tiny_tokens("vector"), "length": 20, "global_tokens": 4}}, "a codebook of their own"),
         ("causal", {"windows": two, "tokens": mixed}, "or global tokens beside it"),
-        ("uvit", {"windows": two, "dim": 18}, "no multiple"),
+        ("uvit", {"windows": two, "dim": 18}, "not a multiple"),
     ]
     for name, sections, words in cases:
         with pytest.raises(MgenError, match=words):
