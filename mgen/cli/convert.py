@@ -168,11 +168,12 @@ def pipeline(generator: Any, tokenizer: str, recipe: str | None) -> tuple[Any, s
     from mgen.convert import convert
     from mgen.convert.convert import tokenizer_format
     from mgen.convert.tokenbridge import quantized_for
+    from mgen.generators import Cascade, Generator
     from mgen.pipelines.pipeline import MaskedPipeline, load_tokenizer
     from mgen.samplers import ParallelSampler
     from mgen.zoo.recipes import recipe_settings
 
-    if not hasattr(generator, "context"):
+    if not isinstance(generator, Generator | Cascade):
         raise MgenError("--tokenizer is for generators: the converted file is a tokenizer itself")
     report = names = ""
     if Path(tokenizer).is_file():
