@@ -1,21 +1,23 @@
-"""TFLOPs per image of the recipes, counted and written into them.
+"""Count TFLOPs per image of the recipes and write them into the files.
 
-    python tools/recipe_costs.py                                   all of them: into the line `tflops:` of each file
-    python tools/recipe_costs.py mar-l-imagenet256 --check         compare only; exit status 1 if a file states something else
+    python tools/recipe_costs.py                                   all recipes: writes the line `tflops:` of each file
+    python tools/recipe_costs.py mar-l-imagenet256 --check         compare only; exit status 1 if a file differs
 
-Counted is the network alone, trunk and head without the tokenizer's decoder, one image with the recipe's sampler, guidance included,
-one multiplication and addition as 2 (mgen/flops.py). The model comes from the recipe's `model:` or, of an embedded one, from its own
-configuration; there are no weights, all happens on the meta device. `parameters:` is checked against the same model.
+The count covers the network only (trunk and head, not the tokenizer's decoder) for one image with the recipe's sampler and guidance; a
+multiplication and an addition count as 2 (mgen/bench/flops.py). The model comes from the recipe's `model:` or, if it is embedded, from
+its own configuration. It has no weights: everything runs on the meta device. `parameters:` is checked against the same model.
 
-Deep models are not run at their depth: operations are affine in the number of equal blocks, so two shallow runs, of trunk and head
-alike, tell those of a deep one exactly; and the shapes that an operation gives are worked out once. `--exact` does without both.
+Deep models run at two shallow depths instead of their own: the number of operations is affine in the number of blocks, in the trunk as
+in the head, so this is exact. The output shapes of an operation are computed once. `--exact` turns both off.
 """
 
 import argparse
+import copy
 import re
 import sys
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,23 +27,26 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from mgen.bench.benchmark import Parts
+from mgen.bench.benchmark import RandomPipeline
 from mgen.bench.flops import count_run
+from mgen.bench.proxy import AnyGenerator
+from mgen.generators.build import build_model
+from mgen.generators.presets import named_config
 from mgen.samplers import ParallelSampler
-from mgen.training.config import build_model
 from mgen.utils.config import read_config
 from mgen.utils.errors import MgenError
 from mgen.utils.files import write_text
 from mgen.utils.folders import embedded
 from mgen.zoo.recipes import find_recipe, recipe_names, recipe_settings
 
-# Two shallow depths of a model; of AutoNAT's trunk, half of the blocks lie before the middle and half behind it.
-SHALLOW = {"MaskGIT": (2, 4)}
+# Two shallow depths of a trunk; half of the blocks of a U-ViT come before its middle and half after it.
+SHALLOW = {"uvit": (2, 4)}
+STAGES = ("first", "second")  # of a cascade
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Parameters of the generator, and operations of one image, in its trunk and in its head."""
+    """Parameters of the generator, and operations per image in its trunk and in its head."""
 
     parameters: int
     trunk: int
@@ -53,9 +58,9 @@ class Cost:
 
 
 class Remembered(TorchDispatchMode):
-    """Answers an operation on the meta device with the shapes that it gave for the same arguments before.
+    """Caches the output shapes of operations on the meta device by their arguments.
 
-    Torch works shapes out in Python, which takes most of the time of a count; the counter itself sees every operation all the same.
+    Torch computes shapes in Python, which takes most of the time of a count. The counter still sees every operation.
     """
 
     def __init__(self) -> None:
@@ -65,7 +70,7 @@ class Remembered(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         flat, tree = tree_flatten((args, kwargs or {}))
         tensors = [value for value in flat if isinstance(value, Tensor)]
-        # True, 1 and 1.0 are equal as keys, and not the same to an operation.
+        # True, 1 and 1.0 are equal as keys but differ for an operation.
         key = (func, tree, *(_layout(value) if isinstance(value, Tensor) else (type(value), value) for value in flat))
         if func._schema.is_mutable or not tensors or not all(value.is_meta for value in tensors):
             return func(*args, **(kwargs or {}))
@@ -92,24 +97,23 @@ def cost(name: str, *, exact: bool = False) -> Cost:
 
     Args:
         name: of a shipped recipe, or a file.
-        exact: run the model at its own depth, as `mgen bench` does.
+        exact: run the model at its own depth, like `mgen bench`.
     """
     facts = read_config(find_recipe(name))
-    remembered = nullcontext() if exact else Remembered()  # the runs of two depths take many of the same shapes
+    remembered = nullcontext() if exact else Remembered()  # the two depths share many shapes
     if "model" not in facts:
         from mgen.pipelines.pipeline import load
 
         generator = load(embedded(facts["folder"])).generator
         return _cost(generator, *_count(generator, name, remembered))
-    settings = facts["model"]
-    generator = _build(settings)
-    depths = {key: value for key, value in generator.config.items() if key.endswith("depth")}
-    trunk = {value for key, value in depths.items() if "head" not in key}
-    head = {value for key, value in depths.items() if "head" in key} or {1}
+    generator = _build(named_config(facts["model"]))
+    config = {key: value for key, value in generator.config.items() if not key.startswith("_")}
+    trunk = {part[key] for part, key in _depths({"trunk": config["trunk"]})}
+    head = {part[key] for part, key in _depths({**config, "trunk": {}})} or {1}
     if exact or len(trunk) > 1 or len(head) > 1:
         return _cost(generator, *_count(generator, name, remembered))
-    low, high = SHALLOW.get(settings["class"], (1, 2))
-    counts = [_count(_build({**settings, **dict.fromkeys(depths, depth)}), name, remembered) for depth in (low, high)]
+    low, high = SHALLOW.get(config["trunk"]["type"], (1, 2))
+    counts = [_count(_build(_with_depth(config, depth)), name, remembered) for depth in (low, high)]
     parts = [
         first + (second - first) * (depth - low) // (high - low)
         for first, second, depth in zip(*counts, (trunk.pop(), head.pop()))
@@ -117,31 +121,46 @@ def cost(name: str, *, exact: bool = False) -> Cost:
     return _cost(generator, *parts)
 
 
-def _build(settings: dict[str, Any]) -> Any:
+def _depths(config: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
+    """Where the depths of trunk and heads stand in a configuration: (section, key)."""
+    sections = [config.get("trunk"), config.get("head"), *((config.get(stage) or {}).get("head") for stage in STAGES)]
+    for section in sections:
+        yield from ((section, key) for key in section or () if key.endswith("depth"))
+
+
+def _with_depth(config: Mapping[str, Any], depth: int) -> dict[str, Any]:
+    """The configuration with another depth of trunk and heads."""
+    out = copy.deepcopy(dict(config))
+    for section, key in _depths(out):
+        section[key] = depth
+    return out
+
+
+def _build(config: Mapping[str, Any]) -> AnyGenerator:
     with torch.device("meta"):
-        return build_model(settings).eval()
+        return build_model(config).eval()
 
 
-def _count(generator: Any, name: str, context: Any) -> tuple[int, int]:
+def _count(generator: AnyGenerator, name: str, context: AbstractContextManager[object]) -> tuple[int, int]:
     """Operations of trunk and head, of one image, counted in the context given."""
     sampler = ParallelSampler.suited(generator, *recipe_settings(name))
     with context:
-        counts = count_run(Parts(generator, None, sampler), sampler)
+        counts = count_run(RandomPipeline(generator, None, sampler), sampler)
     return counts.flops["trunk"], counts.flops["head"]
 
 
-def _cost(generator: Any, trunk: int, head: int) -> Cost:
+def _cost(generator: AnyGenerator, trunk: int, head: int) -> Cost:
     return Cost(parameters=sum(p.numel() for p in generator.parameters()), trunk=trunk, head=head)
 
 
 def stated(path: Path) -> str | None:
-    """The text behind `tflops:` in the file itself, not in what it extends."""
+    """The value of `tflops:` in the file itself, not in the one it extends."""
     found = re.search(r"^tflops: (\S+)", path.read_text(encoding="utf-8"), re.MULTILINE)
     return found[1] if found else None
 
 
 def state(path: Path, tflops: str) -> None:
-    """Write the line `tflops:`: in its place, or behind `parameters:`, or before `run:`. Comments stay."""
+    """Write the line `tflops:` in place, after `parameters:` or before `run:`. Keeps comments."""
     text = path.read_text(encoding="utf-8")
     line = f"tflops: {tflops}  # network only, one image\n"
     for pattern, put in (

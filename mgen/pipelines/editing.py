@@ -105,7 +105,7 @@ def restyle(tokenizer: Any, content: Tensor, style: Tensor) -> Tensor:
     spec, size = tokenizer.spec, (tokenizer.config.image_size,) * 2
     if not spec.global_tokens:
         raise MgenError(
-            f"{type(tokenizer).__name__} has no global tokens, which hold the style: use a HitaTokenizer (mgen convert "
+            f"{type(tokenizer).__name__} makes no global tokens, which hold the style: use a HitaTokenizer (mgen convert "
             "hita …, or mgen train --config fmnist-hita)"
         )
     if any(tuple(image.shape[1:]) != size for image in (content, style)):

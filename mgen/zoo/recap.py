@@ -1,4 +1,4 @@
-"""ReCAP's two published samplers, from the arguments of their scripts, quirks included. The weights are those of the base models.
+"""ReCAP's two published samplers, from the arguments of their scripts, including their quirks. ReCAP uses the base models' weights.
 
 Liu et al., "ReCAP" (arXiv 2505.19089); `cache_decoding.py` of its MaskGIT and its MAR example.
 """
@@ -19,8 +19,8 @@ def maskgit_settings(
 ) -> dict[str, Any]:
     """Settings of a ParallelSampler for MaskGIT-r (num_cache_iters 0: the base) and ReCAP on it.
 
-    One draw at temperature 1 settles the positions of a group, a second one its tokens; steps that would reveal nothing take a token
-    of the last; the noise on confidences falls by group; with `cfg`, w rises from 0.05 to 0.1 and cached steps lag one behind.
+    A first sample at temperature 1 decides the positions of a group, a second one its tokens. Steps that would reveal nothing borrow from
+    the last one. The noise on confidences decreases by group. With `cfg`, w rises from 0.05 to 0.1 and lags by one in cached steps.
     """
     guidance: Any = {"kind": "linear", "start": 1.05, "end": 1.1, "at": "inclusive"} if cfg else 1.0
     reuse = {"cached": num_cache_iters, "full_first": pre_full_iters, "late_guidance": True}
@@ -52,8 +52,8 @@ def mar_settings(
 ) -> dict[str, Any]:
     """Settings of a ParallelSampler for ReCAP on MAR.
 
-    A group is decoded row by row; guidance reaches its end in the last step. `diff_fast_ratio` does nothing in the published code
-    (chains of cached steps always have half the steps); `true_fast_ratio` puts it into effect.
+    A group is decoded row by row, and guidance reaches its end in the last step. `diff_fast_ratio` has no effect in the published code,
+    where chains in cached steps always have half the steps; `true_fast_ratio` applies it.
     """
     base = mar.sampler_settings(
         num_iter=num_iter,

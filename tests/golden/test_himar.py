@@ -18,6 +18,7 @@ from mgen.convert.himar import himar_settings
 from mgen.data.first_stage import shrink
 from mgen.generators import Cascade
 from mgen.generators.presets import model_name, override
+from mgen.generators.trunk import PassOptions
 from mgen.generators.trunks.two_stage import Stage
 from mgen.heads import HeadNoise
 from mgen.samplers import Noise, ParallelSampler
@@ -62,11 +63,13 @@ class Run:
         prefix = None if index == 0 else net.prefix(small_z)
         rows, classes = self.stage.rows(tokens, known), net.classes(labels)
         self.cache = self.stage.start(labels, prefix=prefix)
-        self.features, self.positions, self.readable = self.stage.trunk.encode(rows, classes, cache=self.cache)
+        self.features, self.positions, self.readable = self.stage.trunk.encode(
+            rows, classes, PassOptions(cache=self.cache)
+        )
 
     def context(self) -> Tensor:
         """Context (B, L, D) of the stage's own positions."""
-        return self.stage.trunk.decode(self.features, self.positions, self.readable, cache=self.cache)
+        return self.stage.trunk.decode(self.features, self.positions, self.readable, PassOptions(cache=self.cache))
 
     def complete(self) -> Tensor:
         """Context (B, S + L, D) at the positions of both stages; a run reads its own stage's only."""
@@ -77,7 +80,8 @@ class Run:
         tables = replace(trunk.tables, head=torch.cat([table[-first:], table[:-first]]))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Stage, "tables", tables)
-            return trunk.decode(self.features, self.positions, self.readable, positions=positions, cache=self.cache)
+            options = PassOptions(positions=positions, cache=self.cache)
+            return trunk.decode(self.features, self.positions, self.readable, options)
 
 
 @torch.inference_mode()
