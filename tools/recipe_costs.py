@@ -4,7 +4,7 @@
     python tools/recipe_costs.py mar-l-imagenet256 --check         compare only; exit status 1 if a file states something else
 
 Counted is the network alone, trunk and head without the tokenizer's decoder, one image with the recipe's sampler, guidance included,
-one multiplication and addition as 2 (mgen/flops.py). The model comes from the recipe's `model:` or, of an embedded one, from its own
+one multiplication and addition as 2 (mgen/bench/flops.py). The model comes from the recipe's `model:` or, of an embedded one, from its own
 configuration; there are no weights, all happens on the meta device. `parameters:` is checked against the same model.
 
 Deep models are not run at their depth: operations are affine in the number of equal blocks, so two shallow runs, of trunk and head
@@ -12,6 +12,7 @@ alike, tell those of a deep one exactly; and the shapes that an operation gives 
 """
 
 import argparse
+import copy
 import re
 import sys
 import time
@@ -25,18 +26,21 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from mgen.bench.benchmark import Parts
+from mgen.bench.benchmark import RandomPipeline
 from mgen.bench.flops import count_run
+from mgen.generators import Cascade, Generator, build_model
+from mgen.generators.presets import complete, named_config
 from mgen.samplers import ParallelSampler
-from mgen.training.config import build_model
 from mgen.utils.config import read_config
 from mgen.utils.errors import MgenError
 from mgen.utils.files import write_text
 from mgen.utils.folders import embedded
 from mgen.zoo.recipes import find_recipe, recipe_names, recipe_settings
 
-# Two shallow depths of a model; of AutoNAT's trunk, half of the blocks lie before the middle and half behind it.
-SHALLOW = {"MaskGIT": (2, 4)}
+# Two shallow depths by type of trunk; of AutoNAT's, half of the blocks lie before the middle and half behind it.
+SHALLOW = {"uvit": (2, 4)}
+
+Config = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,36 +105,52 @@ def cost(name: str, *, exact: bool = False) -> Cost:
 
         generator = load(embedded(facts["folder"])).generator
         return _cost(generator, *_count(generator, name, remembered))
-    settings = facts["model"]
-    generator = _build(settings)
-    depths = {key: value for key, value in generator.config.items() if key.endswith("depth")}
-    trunk = {value for key, value in depths.items() if "head" not in key}
-    head = {value for key, value in depths.items() if "head" in key} or {1}
-    if exact or len(trunk) > 1 or len(head) > 1:
+    config = complete(named_config(facts["model"], f"{name}: model"))
+    generator = _build(config)
+    trunk, heads = _depths([config["trunk"]]), _depths(_heads(config)) or {1}
+    if exact or len(trunk) > 1 or len(heads) > 1:
         return _cost(generator, *_count(generator, name, remembered))
-    low, high = SHALLOW.get(settings["class"], (1, 2))
-    counts = [_count(_build({**settings, **dict.fromkeys(depths, depth)}), name, remembered) for depth in (low, high)]
+    low, high = SHALLOW.get(config["trunk"]["type"], (1, 2))
+    counts = [_count(_build(_with_depth(config, depth)), name, remembered) for depth in (low, high)]
     parts = [
         first + (second - first) * (depth - low) // (high - low)
-        for first, second, depth in zip(*counts, (trunk.pop(), head.pop()))
+        for first, second, depth in zip(*counts, (trunk.pop(), heads.pop()))
     ]
     return _cost(generator, *parts)
 
 
-def _build(settings: dict[str, Any]) -> Any:
+def _build(config: Config) -> Generator | Cascade:
     with torch.device("meta"):
-        return build_model(settings).eval()
+        return build_model(config).eval()
 
 
-def _count(generator: Any, name: str, context: Any) -> tuple[int, int]:
+def _heads(config: Config) -> list[Config]:
+    """The sections of the heads, of a cascade two."""
+    return [config[name]["head"] for name in ("first", "second")] if "first" in config else [config["head"]]
+
+
+def _depths(sections: list[Config]) -> set[int]:
+    """All numbers of blocks in these sections."""
+    return {value for section in sections for key, value in section.items() if key.endswith("depth")}
+
+
+def _with_depth(config: Config, depth: int) -> Config:
+    """The configuration with as many blocks in every part of trunk and heads."""
+    changed = copy.deepcopy(config)
+    for section in (changed["trunk"], *_heads(changed)):
+        section.update({key: depth for key in section if key.endswith("depth")})
+    return changed
+
+
+def _count(generator: Generator | Cascade, name: str, context: Any) -> tuple[int, int]:
     """Operations of trunk and head, of one image, counted in the context given."""
     sampler = ParallelSampler.suited(generator, *recipe_settings(name))
     with context:
-        counts = count_run(Parts(generator, None, sampler), sampler)
+        counts = count_run(RandomPipeline(generator=generator, tokenizer=None, sampler=sampler), sampler)
     return counts.flops["trunk"], counts.flops["head"]
 
 
-def _cost(generator: Any, trunk: int, head: int) -> Cost:
+def _cost(generator: Generator | Cascade, trunk: int, head: int) -> Cost:
     return Cost(parameters=sum(p.numel() for p in generator.parameters()), trunk=trunk, head=head)
 
 
