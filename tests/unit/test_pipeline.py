@@ -1,4 +1,4 @@
-"""Pipelines: saving, loading, drawing."""
+"""Pipelines: saving, loading, sampling."""
 
 import json
 from pathlib import Path
@@ -8,11 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import mgen
-from mgen.generators import MaskGITBert
-from mgen.pipelines.pipeline import to_uint8
-from mgen.pipelines.runs import QUANTIZATIONS
+from mgen.pipelines.pixels import QUANTIZATIONS, to_uint8
 from mgen.utils.errors import MgenError
-from tests.helpers import tiny_generator, tiny_pipeline, tiny_tokenizer
+from tests.helpers import tiny_generator, tiny_net, tiny_pipeline, tiny_tokenizer, tiny_tokens
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +20,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_saved_pipeline_draws_the_same_images(saved: Path) -> None:
+def test_saved_pipeline_samples_the_same_images(saved: Path) -> None:
     a = tiny_pipeline()([0, 1, 2], seed=3, progress=False, output_type="uint8")
     b = mgen.load(saved)([0, 1, 2], seed=3, progress=False, output_type="uint8")
     c = mgen.MaskedPipeline.from_pretrained(saved)([0, 1, 2], seed=3, progress=False, output_type="uint8")
@@ -75,7 +73,7 @@ def test_optimize_keeps_the_images() -> None:
     assert (plain - fast).abs().max() < 1e-5
 
 
-def test_class_out_of_range_is_refused(saved: Path) -> None:
+def test_class_out_of_range_raises(saved: Path) -> None:
     pipe = mgen.load(saved)
     for bad in ([3], [-1], [0, 99]):
         with pytest.raises(MgenError, match="out of range"):
@@ -107,10 +105,10 @@ def cut_in_half(file: Path) -> None:
 @pytest.mark.parametrize(
     "change, words",
     [
-        (edit_weights(lambda s: s.pop("norm.weight")), "norm.weight"),
+        (edit_weights(lambda s: s.pop("trunk.norm.weight")), "trunk.norm.weight"),
         (edit_weights(lambda s: s.update(extra=torch.zeros(1))), "extra"),
-        (edit_weights(lambda s: s.update({"norm.weight": torch.zeros(5)})), "norm.weight|fit"),
-        (edit_weights(lambda s: s["norm.weight"].fill_(float("nan"))), "NaN"),
+        (edit_weights(lambda s: s.update({"trunk.norm.weight": torch.zeros(5)})), "trunk.norm.weight|fit"),
+        (edit_weights(lambda s: s["trunk.norm.weight"].fill_(float("nan"))), "NaN"),
         (cut_in_half, "cannot read|fit"),
         (Path.unlink, "cannot read|missing"),
     ],
@@ -121,7 +119,7 @@ def test_damaged_weights_raise_instead_of_loading(saved: Path, tmp_path: Path, c
         mgen.load(damage(saved, tmp_path, "generator", change))
 
 
-def test_unknown_configuration_key_is_refused(saved: Path, tmp_path: Path) -> None:
+def test_unknown_configuration_key_raises(saved: Path, tmp_path: Path) -> None:
     def misspell(file: Path) -> None:
         config = file.parent / "config.json"
         config.write_text(config.read_text().replace('"depth"', '"dept"'))
@@ -146,19 +144,18 @@ def test_tokenizer_and_generator_must_fit() -> None:
         )
 
 
-def test_the_two_generators_share_one_interface() -> None:
-    torch.manual_seed(0)
-    bert = MaskGITBert(side=4, codes=16, dim=16, depth=2, heads=2, hidden=32, num_classes=3, null_class=True).eval()
-    for model in (bert, tiny_generator(side=4, codes=16, dim=16)):
+def test_two_trunks_share_one_interface() -> None:
+    bert = tiny_net("bert", dim=16, hidden=32)
+    for model in (bert, tiny_generator(tokens=tiny_tokens(), dim=16)):
         tokens, known = torch.randint(0, 16, (2, 16)), torch.rand(2, 16) < 0.5
-        label = torch.tensor([0, model.null_class])
-        whole = model.context(tokens, known, label)
+        class_ids = torch.tensor([0, model.null_class])
+        everywhere = model.context(tokens, known, class_ids)
         positions = torch.tensor([[3, 0], [15, 7]])
-        some = model.context(tokens, known, label, positions=positions)
-        assert torch.allclose(some, whole.gather(1, positions.unsqueeze(-1).expand(-1, -1, 16)), atol=1e-5)
+        some = model.context(tokens, known, class_ids, positions=positions)
+        assert torch.allclose(some, everywhere.gather(1, positions.unsqueeze(-1).expand(-1, -1, 16)), atol=1e-5)
         hidden = torch.where(known, tokens, 5)  # what stands at unknown positions is never read
-        assert torch.equal(model.context(hidden, known, label), whole)
-        losses, hits = model(tokens, label, known)
+        assert torch.equal(model.context(hidden, known, class_ids), everywhere)
+        losses, hits = model(tokens, class_ids, known)
         assert losses.shape == hits.shape == ((~known).sum(),)
 
 
