@@ -123,9 +123,9 @@ def cost(name: str, *, exact: bool = False) -> Cost:
 
 def _depths(config: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
     """Where the depths of trunk and heads stand in a configuration: (section, key)."""
-    sections = [config.get("trunk"), config.get("head"), *((config.get(stage) or {}).get("head") for stage in STAGES)]
-    for section in sections:
-        yield from ((section, key) for key in section or () if key.endswith("depth"))
+    stages = [config, *(config[stage] for stage in STAGES if stage in config)]
+    for section in (config["trunk"], *(stage["head"] for stage in stages if "head" in stage)):
+        yield from ((section, key) for key in section if key.endswith("depth"))
 
 
 def _with_depth(config: Mapping[str, Any], depth: int) -> dict[str, Any]:
