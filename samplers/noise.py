@@ -1,22 +1,22 @@
-"""The random draws of a sampling run, made before it from one seed per image.
+"""The random numbers of a sampling run, made before it from one seed per image.
 
-Image i of a run always gets the same draws, whatever the batch size, the number of processes or an interruption.
+Image i of a run always gets the same numbers, whatever the batch size, the number of processes or an interruption.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Union
 
 import torch
 from torch import Tensor
 
-from mgen.heads.head import NoiseSpec as Draws
+from mgen.heads import NoiseSpec
 from mgen.utils import seeds
 
 
 @dataclass(frozen=True, kw_only=True)
 class MapNoise:
-    """Normal draws (count, B, L, C) for each decoding step, made when the step comes: all of a run would fill the memory."""
+    """Normal numbers (count, B, L, C) for each decoding step, made when the step comes: all of a run would fill the memory."""
 
     image_seeds: Sequence[int]
     shape: tuple[int, int, int]
@@ -32,18 +32,18 @@ class MapNoise:
 
 @dataclass(frozen=True, kw_only=True)
 class Noise:
-    """Draws for T steps, B images and L positions; a head uses `tokens`, `chain` or `maps`.
+    """Random numbers for T steps, B images and L positions; a head uses `tokens`, `chain` or `maps`.
 
     Args:
         order: uniform (B, L): the random order of fixed-order sampling.
-        tokens: uniform (T, B, L) in [0, 1), or Gumbel (T, B, L, V): which code each position draws at each step. Of tokens with
-            C codes (T, B, L, C) or (T, B, L, C, V). Where a position is drawn once in a run, one entry may stand for all T.
+        tokens: uniform (T, B, L) in [0, 1), or Gumbel (T, B, L, V): which id each position draws at each step. For tokens of
+            C ids (T, B, L, C) or (T, B, L, C, V). Where a position is drawn once in a run, one entry may stand for all T.
         confidence: Gumbel (T, B, L), added to log-probabilities when positions are ranked.
-        candidates: like `tokens`, for samplers that rank one draw and keep another (`redraw`).
+        candidates: like `tokens`, for orders that rank one draw and keep another (`redraw`).
         chain: normal (draws, B, L, C): what the reverse chain at each position starts from, then what each of its steps adds.
             A position is drawn once in a run, so the decoding step makes no difference.
-        maps: the same for each of T steps (T, draws, B, L, C), for a head that draws the whole map in every step.
-        pivots: the draws of the pivots' own run, for generators that draw pivots first.
+        maps: the same for each of T steps (T, draws, B, L, C), for a head that draws all positions jointly in every step.
+        first_stage: the noise of the first stage's own run, for generators of two stages.
     """
 
     order: Tensor
@@ -52,15 +52,14 @@ class Noise:
     candidates: Tensor | None = None
     chain: Tensor | None = None
     maps: Tensor | MapNoise | None = None
-    pivots: Union["Noise", None] = None
+    first_stage: Union["Noise", None] = None
 
     def to(self, device: torch.device | str) -> "Noise":
-        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        moved: dict[str, Any] = {name: None if v is None else v.to(device) for name, v in values.items()}
+        moved: dict[str, Any] = {name: None if v is None else v.to(device) for name, v in vars(self).items()}
         return Noise(**moved)
 
     def at(self, step: int, positions: Tensor) -> Tensor:
-        """What the head draws with at decoding step `step` and positions (B, M): (B, M, …), or (draws, B, M, C) of a chain."""
+        """The head's noise at decoding step `step` and positions (B, M): (B, M, …), or (draws, B, M, C) of a chain."""
         if self.chain is not None:
             index = positions[None, :, :, None].expand(len(self.chain), -1, -1, self.chain.shape[-1])
             return self.chain.gather(2, index)
@@ -79,22 +78,22 @@ def image_seed(seed: int, index: int) -> int:
     return seeds.fold(seed, "image", index)
 
 
-def draw_noise(
+def make_noise(
     image_seeds: Sequence[int],
     *,
     steps: int,
     length: int,
-    draws: Draws = Draws(),  # noqa: B008  (frozen)
+    spec: NoiseSpec = NoiseSpec(),  # noqa: B008  (frozen)
     fixed: bool = False,
     redraw: bool = False,
     once: bool = False,
 ) -> Noise:
-    """The draws of images with these seeds: one generator per image.
+    """The noise of images with these seeds: one random generator per image.
 
     Args:
-        steps: T. length: L. draws: what the head takes for a token.
-        fixed: a position is drawn once in the run. redraw: draw `candidates` too.
-        once: the same, and positions are never ranked: a run of as many steps as tokens keeps nothing that it does not use.
+        steps: T. length: L. spec: the random numbers that the head takes for one token.
+        fixed: a position is drawn once in the run. redraw: make `candidates` too.
+        once: the same, and positions are never ranked: a run of as many steps as tokens stores nothing that it does not use.
     """
     rngs = [torch.Generator().manual_seed(s) for s in image_seeds]
 
@@ -104,16 +103,16 @@ def draw_noise(
     def uniform(*shape: int) -> Tensor:
         return torch.stack([torch.rand(shape, generator=rng) for rng in rngs], dim=1)
 
-    if draws.normal:
+    if spec.normal:
         order = uniform(1, length)[0]  # (B, L)
-        count, channels = draws.shape
-        if draws.every_step:
+        count, channels = spec.shape
+        if spec.every_step:
             return Noise(order=order, maps=MapNoise(image_seeds=image_seeds, shape=(count, length, channels)))
         return Noise(order=order, chain=normal(count, length, channels))
     if once:
-        return Noise(order=torch.zeros(len(rngs), length), tokens=uniform(1, length, *draws.shape))
-    if draws.shape:
-        order, own = uniform(1, length)[0], (length, *draws.shape)
+        return Noise(order=torch.zeros(len(rngs), length), tokens=uniform(1, length, *spec.shape))
+    if spec.shape:
+        order, own = uniform(1, length)[0], (length, *spec.shape)
         if fixed:
             return Noise(order=order, tokens=uniform(1, *own))
         tokens, confidence = uniform(steps, *own), _gumbel(uniform(steps, length))
@@ -129,5 +128,5 @@ def draw_noise(
 
 
 def _gumbel(uniform: Tensor) -> Tensor:
-    # 1e-20 and 1e-7 keep both logarithms finite for draws of exactly 0 and those next to 1.
+    # 1e-20 and 1e-7 keep both logarithms finite for numbers of exactly 0 and those next to 1.
     return -torch.log(-torch.log(uniform.clamp(1e-20, 1 - 1e-7)))

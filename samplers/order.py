@@ -1,97 +1,213 @@
-"""Orders: which unknown positions are revealed next.
+"""Orders: which unknown positions are revealed next. The strategies that the setting `order:` names.
 
-Fixed orders know the positions of a step before the network runs, so only those are evaluated. The confidence order
-(MaskGIT, arXiv 2202.04200, §3.2) draws a token at every unknown position and reveals the likeliest draws.
+| order | positions | from |
+|---|---|---|
+| random, raster, halton, halton-rolled, a list | settled before the run: only those of the step are computed | MAR, Halton-MaskGIT |
+| confidence | a token is drawn at every unknown position and the likeliest draws are revealed | MaskGIT |
+| {name: confidence, redraw: true} | the same, but tokens are drawn a second time at the positions found | ReCAP's MaskGIT-r |
+| remasking | every step draws all positions, known ones too, and ranks them anew | Halton-MaskGIT's confidence sampler |
+
+Notation: B images, L positions, M positions computed in a step, G positions of a group (see mgen.samplers.reuse).
 """
 
-from collections.abc import Sequence
-from dataclasses import replace
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from mgen.samplers.noise import Noise
+from mgen.samplers.forward import Drawn
+from mgen.samplers.noise import Noise, rows_at
+from mgen.samplers.plan import PlannedStep
+from mgen.samplers.sequences import SEQUENCES, priorities
+from mgen.samplers.state import State
+from mgen.tokens import TokenSpec
 from mgen.utils.errors import MgenError, check_choice
+from mgen.utils.modeling import check_keys
 
-ORDERS = ("confidence", "halton", "halton-rolled", "random", "raster")
-Order = str | Sequence[int]
-
-
-def check_order(order: Order) -> None:
-    """MgenError unless `order` is a name or a list of positions, each once."""
-    if isinstance(order, str):
-        check_choice("order", order, ORDERS)
-    elif not isinstance(order, Sequence) or sorted(order) != list(range(len(order))) or not order:
-        raise MgenError(
-            f"order is {order!r}: expected a name ({', '.join(ORDERS)}) or all positions 0 … L − 1, each once"
-        )
+RANKED = ("confidence", "remasking")
+ORDERS = tuple(sorted((*SEQUENCES, *RANKED)))
+Order = str | Sequence[int] | Mapping[str, Any]
 
 
-def priorities(order: Order, noise: Noise, grid: tuple[int, int] | None, global_tokens: int = 0) -> Tensor | None:
-    """Priority (B, L) of the positions, highest first; None for "confidence", which ranks after the draw.
+@dataclass(frozen=True, kw_only=True)
+class OrderSettings:
+    """The setting `order:`.
 
-    The first `global_tokens` tokens have no place in the grid: they come before the others, in an order of
-    their own: random, listed, or as they stand.
-
-    "random": a permutation per image (MAR, arXiv 2406.11838). "raster": row by row. "halton": a low-discrepancy sequence
-    (Halton-MaskGIT, arXiv 2503.17076); "halton-rolled": begun at a random place of it for each image. A list: the positions
-    in the order in which they are revealed.
-    SamplerSettings.check has seen to it that a list has L entries, and that there is a grid for "halton".
+    Args:
+        name: one of ORDERS, or "list". positions: of a list, all of them, the first to be revealed first.
+        redraw: rank one draw at temperature 1 and keep a second one.
     """
-    b, length = noise.order.shape
-    if global_tokens:
-        whole: Order
-        rest: Order
+
+    name: str
+    positions: tuple[int, ...] = ()
+    redraw: bool = False
+
+    @classmethod
+    def of(cls, order: Order) -> "OrderSettings":
+        """From a name, a list of positions or a mapping {name: …}.
+
+        Raises:
+            MgenError: an unknown name or option, or a list that does not hold 0 … L − 1, each once.
+        """
         if isinstance(order, str):
-            whole, rest = "random" if order == "random" else "raster", order
-        else:
-            whole, rest = (
-                [p for p in order if p < global_tokens],
-                [p - global_tokens for p in order if p >= global_tokens],
+            return cls(name=check_choice("order", order, ORDERS))
+        if isinstance(order, Mapping):
+            check_keys(dict(order), {"name", "redraw"}, "order.")
+            name, redraw = check_choice("order.name", str(order.get("name")), ORDERS), order.get("redraw", False)
+            if not isinstance(redraw, bool) or (redraw and name != "confidence"):
+                raise MgenError(
+                    f"order.redraw is {redraw!r} with {name}: expected true or false, true for confidence only"
+                )
+            return cls(name=name, redraw=redraw)
+        if not isinstance(order, Sequence) or sorted(order) != list(range(len(order))) or not order:
+            raise MgenError(
+                f"order is {order!r}: expected a name ({', '.join(ORDERS)}) or all positions 0 … L − 1, each once"
             )
-        first = priorities(whole, replace(noise, order=noise.order[:, :global_tokens]), None)
-        own = priorities(rest, replace(noise, order=noise.order[:, global_tokens:]), grid)
-        return None if first is None or own is None else torch.cat([first + length, own], dim=1)
-    roll = isinstance(order, str) and order == "halton-rolled"
-    if isinstance(order, str):
-        if order == "confidence":
-            return None
-        if order == "random":
-            return noise.order
-        if order.startswith("halton"):
-            assert grid is not None
-            order = halton(*grid)
-        else:
-            order = range(length)
-    priority = torch.empty(length, device=noise.order.device)
-    priority[torch.tensor(order, device=noise.order.device)] = torch.arange(
-        length, 0, -1, device=noise.order.device, dtype=torch.float32
-    )
-    if roll:  # the sequence, rolled forward by an offset in 0 … L − 1
-        offset = (noise.order[:, :1] * length).floor()
-        return length - (length - priority + offset) % length  # (B, L)
-    return priority.expand(b, length)
+        return cls(name="list", positions=tuple(map(int, order)))
+
+    @property
+    def ranked(self) -> bool:
+        """Whether positions are ranked by the probability of their draws."""
+        return self.name in RANKED
+
+    def strategy(self, noise: Noise, units: TokenSpec, known: Tensor, *, raster: bool) -> "Strategy":
+        """The strategy for one run.
+
+        Args:
+            known: (B, L), tokens that are given. raster: the positions of a group are revealed row by row.
+        """
+        if self.name == "remasking":
+            return Remasking(gumbel=_gumbel(noise), vocab_size=units.vocab_size)
+        if self.name == "confidence":
+            return Confidence(gumbel=_gumbel(noise), redraw=self.redraw)
+        priority = priorities(self.positions or self.name, noise, units.grid, units.global_tokens)  # (B, L)
+        ranking = priority.masked_fill(known, -torch.inf).argsort(dim=1, descending=True, stable=True)
+        return FixedOrder(ranking=ranking, raster=raster)
 
 
-@lru_cache
-def halton(rows: int, columns: int) -> tuple[int, ...]:
-    """All cells of a grid by the Halton sequence of bases 2 (row) and 3 (column): first visits in order of the points.
+def _gumbel(noise: Noise) -> Tensor:
+    assert noise.confidence is not None
+    return noise.confidence
 
-    In whole numbers: scipy.stats.qmc.Halton's floats put the point 7/9 of 9 columns in the seventh, and so at 18, 27 and 36.
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What a step reveals: positions (B, M), of them those where `shown` (B, M); and the positions (B, G) of the step's group.
+
+    `rows` (B, M): where a token is drawn a second time, which of the candidates the positions are.
     """
-    seen: dict[int, None] = {}
-    index = 0
-    while len(seen) < rows * columns:
-        index += 1  # the origin is no part of the published sequence
-        seen.setdefault(_cell(index, 2, rows) * columns + _cell(index, 3, columns))
-    return tuple(seen)
+
+    positions: Tensor
+    shown: Tensor
+    group: Tensor
+    rows: Tensor | None = None
 
 
-def _cell(index: int, base: int, cells: int) -> int:
-    """The cell of `cells` in which the radical inverse of `index` lies."""
-    value, scale = 0, 1
-    while index:
-        index, digit = divmod(index, base)
-        value, scale = value * base + digit, scale * base
-    return value * cells // scale
+class Strategy:
+    """Which positions a full step may reveal, which of them it does, and what revealing does.
+
+    `settled`: the candidates are the group's positions in the order in which they are revealed, so that only those of the step are
+    computed. `redraw`: tokens are drawn a second time at the positions chosen.
+    """
+
+    settled = False
+    redraw = False
+
+    def candidates(self, state: State, step: PlannedStep) -> Tensor:
+        """Positions (B, N) that the step and its group may reveal."""
+        raise NotImplementedError
+
+    def choose(self, state: State, step: PlannedStep, candidates: Tensor, drawn: Drawn) -> Choice:
+        """What the step reveals of them, given what was drawn: at all candidates, or, if `settled`, at those of the step."""
+        raise NotImplementedError
+
+    def reveal(self, state: State, step: PlannedStep, choice: Choice, tokens: Tensor) -> State:
+        """The state with the drawn tokens (B, M) or (B, M, C) that are shown."""
+        return state.reveal(choice.positions, tokens, choice.shown)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FixedOrder(Strategy):
+    """Positions in an order that is settled before the run: `ranking` (B, L), the first one first, given ones last."""
+
+    ranking: Tensor
+    raster: bool
+    settled = True
+
+    def candidates(self, state: State, step: PlannedStep) -> Tensor:
+        length, place = self.ranking.shape[1], torch.arange(step.group_size, device=self.ranking.device)
+        # Rows that reveal fewer than others are filled up with further positions, which are not revealed now.
+        group = self.ranking.gather(1, (step.done + place) % length)
+        if self.raster:
+            group = (group + length * (place >= step.group_quota)).sort(dim=1).values % length  # fillers stay behind
+        return group
+
+    def choose(self, state: State, step: PlannedStep, candidates: Tensor, drawn: Drawn) -> Choice:
+        return first_of(candidates, step)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Confidence(Strategy):
+    """The likeliest draws first, with Gumbel noise (T, B, L) on their log-probabilities (MaskGIT, arXiv 2202.04200, §3.2)."""
+
+    gumbel: Tensor
+    redraw: bool = False
+
+    def candidates(self, state: State, step: PlannedStep) -> Tensor:
+        return state.unknown(step.stop, step.unknown)
+
+    def scores(self, step: PlannedStep, candidates: Tensor, drawn: Drawn) -> Tensor:
+        """Confidence (B, N) of the draws."""
+        assert drawn.log_prob is not None
+        return drawn.log_prob + step.confidence_temperature * rows_at(self.gumbel[step.index], candidates)
+
+    def choose(self, state: State, step: PlannedStep, candidates: Tensor, drawn: Drawn) -> Choice:
+        fillers = state.known.gather(1, candidates)
+        score = self.scores(step, candidates, drawn).masked_fill(fillers, -torch.inf)
+        rank = score.argsort(dim=1, descending=True, stable=True)  # (B, N), the surest first
+        best = rank[:, : step.group_size]
+        group = candidates.gather(1, best)
+        if self.redraw:
+            return replace(first_of(group, step), rows=best[:, : step.count])
+        return Choice(positions=candidates, shown=rank.argsort(dim=1) < step.quota, group=group)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Remasking(Confidence):
+    """Every step draws all positions; the scheduled number of them, known ones first, take this step's draws.
+
+    A drawn mask, where the head can draw one, stays unknown. Given tokens never change.
+    """
+
+    vocab_size: int | None
+
+    def candidates(self, state: State, step: PlannedStep) -> Tensor:
+        b, length = state.known.shape
+        return torch.arange(length, device=state.known.device).expand(b, -1)
+
+    def choose(self, state: State, step: PlannedStep, candidates: Tensor, drawn: Drawn) -> Choice:
+        score = self.scores(step, candidates, drawn).masked_fill(state.known, torch.inf)
+        target = step.done + step.quota + state.given.sum(1, keepdim=True)
+        rank = score.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+        return Choice(positions=candidates, shown=(rank < target) | state.known, group=candidates)
+
+    def reveal(self, state: State, step: PlannedStep, choice: Choice, tokens: Tensor) -> State:
+        assert self.vocab_size is not None
+        fresh = choice.shown & ~state.given
+        tokens = torch.where(fresh.view(*fresh.shape, *[1] * (tokens.ndim - 2)), tokens, state.tokens)
+        ids = (tokens < self.vocab_size).view(*fresh.shape, -1).all(-1)
+        return replace(state, tokens=tokens, known=choice.shown & (ids | state.given))
+
+
+def first_of(group: Tensor, step: PlannedStep) -> Choice:
+    """The first positions of a group (B, G), as many as a full step reveals."""
+    shown = torch.arange(step.count, device=group.device) < step.quota
+    return Choice(positions=group[:, : step.count], shown=shown, group=group)
+
+
+def next_of(group: Tensor, step: PlannedStep) -> Choice:
+    """The positions of a group (B, G) that a cached step reveals; every row reveals as many."""
+    positions = group[:, step.first : step.first + step.count]
+    return Choice(positions=positions, shown=torch.ones_like(positions, dtype=torch.bool), group=group)

@@ -1,152 +1,152 @@
-"""Parallel decoding: the loop that every masked generator here is sampled with, on ids or on vectors.
+"""The sampler: settings, a check against the generator, the plan, the noise, and the run (loop.py) of one stage or two."""
 
-Chang et al., "MaskGIT" (arXiv 2202.04200), algorithm of §3.2, and Li et al., "MAR" (arXiv 2406.11838), §3.3, with each of their
-choices an axis: order, schedule, guidance, temperatures, head. Notation: T steps, B images, L positions, M positions evaluated
-in a step, G positions of a group, C numbers of a vector token. What a step evaluates is in run.py, reuse in reuse.py.
-"""
-
-from collections.abc import Generator, Iterator
+import dataclasses
+from collections.abc import Generator as Coroutine
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from diffusers import SchedulerMixin  # noqa: F401  (diffusers looks the base class up in this namespace)
 from torch import Tensor
 
-from mgen.nn.attention import gather_rows
-from mgen.samplers.noise import Noise
-from mgen.samplers.run import Run
+from mgen.generators import Cascade, Generator
+from mgen.samplers import forward
+from mgen.samplers.checks import check_fits, check_given, check_rows
+from mgen.samplers.loop import decode
+from mgen.samplers.noise import Noise, make_noise
+from mgen.samplers.plan import Plan, make_plan
 from mgen.samplers.settings import SamplerSettings
+from mgen.samplers.state import State
 from mgen.samplers.step import Step
+from mgen.utils import seeds
 from mgen.utils.modeling import public
+
+Given = tuple[Tensor, Tensor]  # tokens, and a bool mask of those that are given
 
 
 @public
 class ParallelSampler(SamplerSettings):
     """Draws the tokens of a batch of images step by step; its settings are those of SamplerSettings."""
 
+    def check(self, generator: Generator | Cascade) -> None:
+        """Raise MgenError for settings that this generator or its kind of tokens does not take."""
+        check_fits(self, generator)
+
+    def plan(self, generator: Generator | Cascade) -> Plan:
+        """The plan of a run that is given no tokens, as `str` shows it."""
+        self.check(generator)
+        return self._plan(generator)
+
+    def _plan(self, generator: Generator | Cascade) -> Plan:
+        first = None
+        if isinstance(generator, Cascade) and self.first_stage is not None:
+            first = self.first_stage._plan(generator.first)
+        return make_plan(self, generator.units, generator.capabilities, first_stage=first)
+
+    def make_noise(self, generator: Generator | Cascade, image_seeds: Sequence[int]) -> Noise:
+        """The noise of a run of this sampler with `generator`, one image per seed."""
+        noise = make_noise(
+            image_seeds,
+            steps=self.config.steps,
+            length=generator.units.length,
+            spec=generator.head.noise_spec(self.config.head or {}),
+            fixed=not self.order.ranked,
+            redraw=self.order.redraw,
+            once=generator.capabilities.order == "causal",
+        )
+        if (sampler := self.first_stage) is None or not isinstance(generator, Cascade):
+            return noise
+        # The word is part of the seed: another one would change every image.
+        own = sampler.make_noise(generator.first, [seeds.fold(s, "pivots") for s in image_seeds])
+        return dataclasses.replace(noise, first_stage=own)
+
     @torch.no_grad()
     def __call__(
         self,
-        generator: Any,
-        condition: Tensor,
+        generator: Generator | Cascade,
+        class_ids: Tensor,
         *,
         noise: Noise,
         tokens: Tensor | None = None,
         known: Tensor | None = None,
-        pivots: tuple[Tensor, Tensor] | None = None,
-        whole_pivots: bool = False,
-        unread: int = 0,
+        first_stage: Given | None = None,
+        complete_first_stage: bool = False,
+        unused_tail: int = 0,
     ) -> Iterator[Step]:
         """Run the steps, one per iteration.
 
         Args:
-            generator: a mgen.generators.Generator.
-            condition: class ids (B,).
-            noise: draws for the whole run (`draw`).
+            generator: a Generator or a Cascade. class_ids: (B,).
+            noise: of the whole run (`make_noise`).
             tokens, known: ids (B, L) or vectors (B, L, C) and a bool mask (B, L) of those that are given; they never change.
                 Default: none.
-            pivots: the same for the pivots (B, S) or (B, S, C) of a generator that draws them first; without them a run with given
-                tokens draws no pivots.
-            whole_pivots: draw the pivots of their last step too, though nothing reads them.
-            unread: so many tokens, the last ones, reach no pixel (of some tokenizers): where one token is drawn after the other
-                they are not drawn, and stay unknown.
+            first_stage: the same for the first stage, (B, S) or (B, S, C), of a generator of two; without it a run with given
+                tokens leaves the first stage out.
+            complete_first_stage: draw the tokens of the first stage's last step too, though nothing reads them.
+            unused_tail: so many tokens, the last ones, reach no pixel (of some tokenizers): where tokens are drawn one after the
+                other they are not drawn, and stay unknown.
 
         Raises:
             MgenError: guidance without a null class, settings that the generator or its kind of tokens does not take.
         """
         self.check(generator)
-        if hasattr(generator, "first"):
-            prefix = yield from self._pivots(generator, condition, noise, pivots, known is not None, whole_pivots)
-            generator = generator.second
-        else:
-            prefix = None
-        run = Run(self, generator, condition, noise, tokens, known, prefix=prefix)
-        yield from self._steps(
-            run, unread=unread if (generator.capabilities.order == "causal") and generator.windows is None else 0
-        )
-
-    def _pivots(
-        self, generator: Any, condition: Tensor, noise: Noise, given: Any, edits: bool, whole: bool
-    ) -> Generator[Step, None, Any]:
-        """Draw the pivots, if there are to be any; returns the generator's second stage."""
-        sampler = self.pivot_sampler
-        if sampler is None or (edits and given is None):
-            return generator.prefix()
-        assert noise.pivots is not None
-        run = Run(sampler, generator.first, condition, noise.pivots, *(given or (None, None)), collect=True)
-        run.last = -1 if whole else run.last
-        yield from sampler._steps(run, pivots=True)
-        return generator.prefix(run.features, run.given if given is not None else None)
-
-    def _steps(self, run: Run, pivots: bool = False, unread: int = 0) -> Iterator[Step]:
-        c, generator, groups = self.config, run.generator, run.groups(self.groups())
-        for group in groups[: len(groups) - unread]:
-            for t, (positions, drawn) in zip(group, self._decode(run, group)):
-                if t == c.steps - 1 and not run.tokens.is_floating_point():
-                    run.tokens.clamp_(max=generator.tokens.vocab_size - 1)  # a drawn mask, where the head can draw one
-                state = dict(tokens=run.tokens, known=run.known, positions=positions, drawn=drawn)
-                if generator.windows is not None:
-                    state = generator.windows.unfold(**state)
-                yield Step(**state, index=t, count=c.steps, pivots=pivots, map=run.drawn_map)
-            run.memory.free()
-        run.warn_if_exploded()
-
-    def _decode(self, run: Run, group: list[int]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Take the steps of a group; yields the positions (B, M) that each evaluated and what it drew there."""
-        nothing = run.known[:, :0].long(), run.tokens[:, :0]
-        counts = [run.times.most[t - run.start] for t in group]
-        while group and not counts[0]:  # the first step that reveals something is the full one
-            run.advance(group[0], twice=run.twice(group[:1]))
-            yield nothing
-            group, counts = group[1:], counts[1:]
-        if not group:
+        given = None if tokens is None or known is None else (tokens, known)
+        tail = unused_tail if generator.capabilities.skips_tail else 0
+        if isinstance(generator, Generator):
+            yield from self._run(generator, class_ids, noise, given, unused_tail=tail)
             return
-        t, positions, drawn, members = group[0], *self._full(run, group, counts)
-        yield positions, drawn
-        done = before = counts[0]
-        guides = group[:-1] if run.reuse.late_guidance else group[1:]
-        for i, (t, count, guide) in enumerate(zip(group[1:], counts[1:], guides)):
-            if not count:
-                yield nothing
-                continue
-            # With the latest rows alone refreshed, null rows that a later step reads must not be left out now.
-            later = guides[i:] if run.reuse.refresh == "latest" else [guide]
-            twice = any(run.guided[g] for g in later)
-            z = run.local(members, done=done, count=count, before=before, twice=twice)
-            positions = members[:, done : done + count]
-            drawn, _ = run.draw(z, t, positions, guide=guide, local=True)
-            run.reveal(positions, drawn, torch.ones_like(positions, dtype=torch.bool))
-            done, before = done + count, count
-            yield positions, drawn
+        sampler, prefix = self.first_stage, None
+        if sampler is not None and (given is None or first_stage is not None):
+            assert noise.first_stage is not None
+            read = {"collect": True, "features_only": not complete_first_stage}
+            state = yield from sampler._run(generator.first, class_ids, noise.first_stage, first_stage, **read)
+            prefix = generator.prefix(state.features, None if first_stage is None else state.given)
+        prefix = generator.prefix() if prefix is None else prefix
+        yield from self._run(generator.second, class_ids, noise, given, prefix=prefix)
 
-    def _full(self, run: Run, group: list[int], counts: list[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """The full step of a group: positions and draws of the step, and the positions (B, G) of the whole group."""
-        t, total, count, twice = group[0], sum(counts), counts[0], run.twice(group)
-        reveal = run.times.reveal[t - run.start].unsqueeze(1)  # (B, 1): exactly so many in each row
-        if run.ranking is not None:
-            members = run.next(group, total)
-            positions = members[:, :count]
-            drawn, _ = run.draw(run.full(group, positions, twice=twice), t, positions)
-            run.reveal(positions, drawn, torch.arange(count, device=reveal.device) < reveal)
-            return positions, drawn, members
-        if run.revise:
-            positions = torch.arange(run.length, device=reveal.device).expand(len(run.known), -1)
-            drawn, score = run.candidates(run.full(group, positions, twice=twice), t, positions)
-            i = t - run.start
-            run.revise_all(drawn, score, run.times.done[i] + run.times.reveal[i])
-            return positions, drawn, positions
-        positions = run.unknown(t)
-        z = run.full(group, positions, twice=twice)
-        drawn, score = run.candidates(z, t, positions)
-        rank = score.argsort(dim=1, descending=True, stable=True)  # (B, M), the surest first
-        best = rank[:, :total]
-        members = positions.gather(1, best)
-        if run.redraw:  # the candidates settled the places; the tokens are drawn anew
-            positions, best = members[:, :count], best[:, :count]
-            rows = best.repeat(len(z) // len(best), 1)
-            drawn, _ = run.draw(gather_rows(z, rows), t, positions)
-            shown = torch.arange(count, device=reveal.device) < reveal
+    def _run(
+        self,
+        generator: Generator,
+        class_ids: Tensor,
+        noise: Noise,
+        given: Given | None,
+        *,
+        prefix: Tensor | None = None,
+        collect: bool = False,
+        features_only: bool = False,
+        unused_tail: int = 0,
+    ) -> Coroutine[Step, None, State]:
+        """The steps of one stage; returns its last state.
+
+        Args:
+            prefix: what a second stage reads of the first.
+            collect: this is a first stage, whose context vectors are read. features_only: and nothing else of its last step.
+        """
+        spec, able, device = generator.units, generator.capabilities, class_ids.device
+        if given is None:
+            tokens = torch.zeros((len(class_ids), *spec.shape), dtype=spec.dtype, device=device)
+            known = torch.zeros(len(class_ids), spec.length, dtype=torch.bool, device=device)
         else:
-            shown = rank.argsort(dim=1) < reveal
-        run.reveal(positions, drawn, shown)
-        return positions, drawn, members
+            tokens, known = (x.clone() for x in forward.to_units(generator, *given))
+            check_given(able, known)
+        phases = self.phases(spec.length, spec.global_tokens)
+        # The only read-back from the device before the end of a run, and none if no tokens are given.
+        hidden = [[p.length] * len(known) for p in phases]
+        if given is not None:
+            hidden = torch.stack([(~known[:, p.first : p.stop]).sum(1) for p in phases]).tolist()
+        last: dict[str, Any] = {"features_only": features_only, "unused_tail": unused_tail}
+        plan = make_plan(self, spec, able, hidden, device=device, **last)
+        check_rows(self, plan)
+        guided = any(step.null_rows for step in plan.steps)
+        rows, cache = forward.start(generator, class_ids, guided=guided, carry=plan.carries, prefix=prefix)
+        state = State(tokens=tokens, known=known, given=known.clone(), class_ids=rows, cache=cache)
+        order = self.order.strategy(noise, spec, known, raster=self.reuse.inside == "raster")
+        draw = forward.token_draw(generator, noise, self.config.head or {}, self.cached_head)
+        steps = decode(generator, plan, order, draw, state, collect=collect)
+        for step, state, positions, drawn in steps:
+            if step.index == plan.count - 1 and spec.vocab_size is not None:
+                state.tokens.clamp_(max=spec.vocab_size - 1)  # a drawn mask, where the head can draw one
+            shown = dict(tokens=state.tokens, known=state.known, positions=positions, drawn=drawn.tokens)
+            shown = forward.to_tokens(generator, **shown)
+            yield Step(**shown, index=step.index, count=plan.count, first_stage=collect, map=drawn.map)
+        return state

@@ -1,11 +1,11 @@
-"""Reuse: what of one step's computation serves the next ones. One policy for every trunk.
+"""Reuse: what one step's forward pass leaves for the next ones. One policy for every trunk; the setting `reuse:`.
 
-ReCAP (Liu et al., arXiv 2505.19089): steps are cut into groups. The first step of a group is *full*: all tokens are evaluated and
-the keys and values of every layer kept; the positions of the whole group are settled then. The other steps are *local*: only
-the group's positions are computed anew and attend to what was kept.
+ReCAP (Liu et al., arXiv 2505.19089): steps are cut into groups. The first step of a group is *full*: all tokens are computed,
+the keys and values of every layer are cached, and the positions of the whole group are settled. The others are *cached* steps: only
+the group's positions are computed and attend to the cache.
 
-ENAT (arXiv 2411.06959): full evaluations carry the features of visible tokens. The two compose: features are carried from one full
-step to the next, and local steps in between read what the last full one kept.
+ENAT (arXiv 2411.06959): full steps carry the features of visible tokens on. The two compose: features are carried from one full
+step to the next, and cached steps in between read what the last full one stored.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,24 +18,22 @@ from mgen.utils.modeling import check_keys
 
 @dataclass(frozen=True, kw_only=True)
 class Reuse:
-    """The policy.
+    """The policy: which steps are cached ones, and what they compute.
 
     Args:
-        local: local steps after each full one; 0: every step is full. full_first: steps before the first group.
-        groups: instead of both, the number of steps of every group, e.g. [1, 1, 1, 2, 2, 3]; they sum to the steps of the run.
+        cached: cached steps after each full one; 0: every step is full. full_first: steps before the first group.
         inside: order within a group: "order", the sampler's own, or "raster", row by row (ReCAP's MAR code).
-        refresh: computed anew in a local step: "group", all of the group's positions (published), or "latest", those revealed in
+        refresh: computed anew in a cached step: "group", all of the group's positions (published), or "latest", those revealed in
             the step before and those about to be revealed; the group's others stay as they were.
-        prefix: compute the class token, buffer or register anew in local steps (published); False keeps it (`cache_buffer`).
-        head_share: steps of a diffusion head's chain in local steps, as a share of those in full ones (ReCAP's MAR code: 0.5,
+        prefix: compute the class token, buffer or register anew in cached steps (published); False keeps it (`cache_buffer`).
+        head_share: steps of a diffusion head's chain in cached steps, as a share of those in full ones (ReCAP's MAR code: 0.5,
             whatever its option diff_fast_ratio says).
-        late_guidance: a local step draws with the guidance of the step before (ReCAP's MaskGIT code).
-        features: trunks that carry features (ENAT) continue from those of the full evaluation before; others have none.
+        late_guidance: a cached step draws with the guidance of the step before (ReCAP's MaskGIT code).
+        features: trunks that carry features (ENAT) continue from those of the full step before; others have none.
     """
 
-    local: int = 0
+    cached: int = 0
     full_first: int = 0
-    groups: Sequence[int] | None = None
     inside: Literal["order", "raster"] = "order"
     refresh: Literal["group", "latest"] = "group"
     prefix: bool = True
@@ -44,21 +42,13 @@ class Reuse:
     features: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("local", "full_first"):
+        for name in ("cached", "full_first"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 0:
                 raise MgenError(f"reuse.{name} is {value!r}: a whole number of at least 0 is needed")
         for name in ("prefix", "late_guidance", "features"):
             if not isinstance(getattr(self, name), bool):
                 raise MgenError(f"reuse.{name} is {getattr(self, name)!r}: expected true or false")
-        if self.groups is not None:
-            whole = isinstance(self.groups, Sequence) and not isinstance(self.groups, str)
-            if not whole or not all(isinstance(g, int) and g > 0 for g in self.groups):
-                raise MgenError(
-                    f"reuse.groups is {self.groups!r}: a list of whole numbers of at least 1, one per group"
-                )
-            if self.local or self.full_first:
-                raise MgenError("reuse.groups says all: leave reuse.local and reuse.full_first out")
         check_choice("reuse.inside", self.inside, ("order", "raster"))
         check_choice("reuse.refresh", self.refresh, ("group", "latest"))
         if isinstance(self.head_share, bool | str) or not 0 < self.head_share <= 1:
@@ -68,31 +58,33 @@ class Reuse:
     def of(cls, settings: Mapping[str, Any] | None) -> "Reuse":
         """From a mapping; MgenError for a key or value that is not allowed."""
         if settings is not None and not isinstance(settings, Mapping):
-            raise MgenError(f"reuse is {settings!r}: expected a mapping, such as {{local: 1, full_first: 12}}")
+            raise MgenError(f"reuse is {settings!r}: expected a mapping, such as {{cached: 1, full_first: 12}}")
         check_keys(dict(settings or {}), set(cls.__dataclass_fields__), "reuse.")
         return cls(**(settings or {}))
 
-    def grouped(self, start: int, steps: int) -> list[list[int]]:
-        """The steps `start` … `steps` − 1 cut into groups; the first of each is full.
+    def groups(self, start: int, steps: int) -> list[list[int]]:
+        """The steps `start` … `steps` − 1 cut into groups; the first of each is full."""
+        first = min(start + self.full_first, steps)
+        size = 1 + self.cached
+        return [[t] for t in range(start, first)] + [
+            list(range(t, min(t + size, steps))) for t in range(first, steps, size)
+        ]
 
-        Raises:
-            MgenError: `groups` that do not sum to the number of steps.
+    def guides(self, group: Sequence[int]) -> Sequence[int]:
+        """For each step of a group the step whose guidance it draws with."""
+        return [group[0], *group[:-1]] if self.late_guidance else group
+
+    def refreshed(self, *, size: int, first: int, count: int, before: int) -> tuple[int, int]:
+        """Which positions of a group of `size` a cached step computes: from, to.
+
+        Args:
+            first, count: the step reveals positions first … first + count − 1. before: positions revealed by the step before.
         """
-        if self.groups is not None:
-            if sum(self.groups) != steps - start:
-                raise MgenError(f"reuse.groups sum to {sum(self.groups)}, the run has {steps - start} steps")
-            sizes = list(self.groups)
-        else:
-            first = min(self.full_first, steps - start)
-            whole, rest = divmod(steps - start - first, 1 + self.local)
-            sizes = [1] * first + [1 + self.local] * whole + [rest] * (rest > 0)
-        out, first = [], start
-        for size in sizes:
-            out.append(list(range(first, first + size)))
-            first += size
-        return out
+        return (0, size) if self.refresh == "group" else (first - before, first + count)
 
-    @property
-    def any_local(self) -> bool:
-        """Whether there are local steps at all."""
-        return self.local > 0 or any(g > 1 for g in self.groups or ())
+    def null_rows(self, guided: Sequence[bool]) -> bool:
+        """Whether a cached step computes null rows, for `guided` of itself and of the group's steps after it.
+
+        Where only the latest rows are refreshed, null rows that a later step reads must not be left out now.
+        """
+        return any(guided) if self.refresh == "latest" else guided[0]

@@ -12,9 +12,11 @@ from mgen.samplers.state import put
 class Step:
     """State after step `index` of `count`. The tensors are live: clone what you keep.
 
-    tokens (B, L) or (B, L, C) and known (B, L); positions (B, M) and drawn (B, M) or (B, M, C): what was drawn in this step,
-    revealed or not (M may be 0). `pivots`: these are the pivots of a generator that draws them first, not yet the tokens.
-    map (B, L, C): what a head that draws all positions together made of them.
+    Args:
+        tokens: (B, L) or (B, L, C). known: (B, L).
+        positions, drawn: (B, M) and (B, M) or (B, M, C), what was drawn in this step, revealed or not; M may be 0.
+        first_stage: these are the first stage's tokens, of a generator of two stages.
+        map: (B, L, C), what a joint head made of all positions.
     """
 
     tokens: Tensor
@@ -23,12 +25,12 @@ class Step:
     drawn: Tensor
     index: int
     count: int
-    pivots: bool = False
+    first_stage: bool = False
     map: Tensor | None = None
 
     @property
     def draft(self) -> Tensor:
-        """The known tokens, and this step's draws where it evaluated unknown positions; shaped like `tokens`."""
+        """The known tokens, and this step's draws at unknown positions that it computed; shaped like `tokens`."""
         known = self.known.view(*self.known.shape, *[1] * (self.tokens.ndim - 2))
         if self.map is not None:
             return torch.where(known, self.tokens, self.map)

@@ -3,18 +3,16 @@
 A value is a number (constant), a list with one entry per step (one less: the last is 0), or a mapping:
 
     {kind: linear, start: 1, end: 3, at: end}               start + (end − start) · p
-    {kind: cosine, start: 1, end: 3}                         start + (end − start) · (1 − cos(π p)) / 2
     {kind: half-linear, start: 1, end: 7.5}                  start + (end − start) · min(1, 2p)  (Token-Shuffle, 2504.17789)
     {kind: power, start: 1, end: 0.65, power: 0.5}           start + (end − start) · p^power
-    {kind: power-cosine, start: 1, end: 3, power: 2}         the same with p raised to `power` (arXiv 2306.09305, §4)
+    {kind: power-cosine, start: 1, end: 3, power: 2}         start + (end − start) · (1 − cos(π p^power)) / 2  (2306.09305, §4)
 
-with progress p of step t of T: `at: end` p = (t + 1) / T, `at: start` p = t / T, `at: inclusive` p = t / (T − 1).
-`at: tokens` (the two linear ones) counts revealed tokens: p = (L − n) / L with n unknown after the step, at least `left` (default 0).
+where p is the progress of step t of T: `at: end` p = (t + 1) / T, `at: start` p = t / T, `at: inclusive` p = t / (T − 1).
+`at: tokens` (the two linear kinds) counts revealed tokens: p = (L − n) / L with n unknown after the step, at least `left` (default 0).
 MAR's linear guidance is `at: tokens, left: 1`: its code counts one token as unknown after the last step too, so the curve ends
 at start + (end − start) · (L − 1) / L. `at: group` counts groups of steps (see mgen.samplers.reuse): p = (g + 1) / G in group g of G.
-A curve takes `least: x` too: no value below x.
-Guidance is the factor s in u + s·(c − u): 1 means none. `power`, `power-cosine` and `cosine` default to `inclusive`, linear to `end`,
-half-linear to `start`.
+A curve also takes `least: x`: no value is below x. Guidance is the factor s in u + s·(c − u): 1 means none.
+The default of `at` is `end` for linear, `start` for half-linear, and `inclusive` for power and power-cosine.
 """
 
 import math
@@ -27,7 +25,6 @@ Value = float | Sequence[float] | Mapping[str, Any]
 KEYS = {
     "linear": {"start", "end", "at", "left", "least"},
     "half-linear": {"start", "end", "at", "left", "least"},
-    "cosine": {"start", "end", "at", "least"},
     "power": {"start", "end", "at", "power", "least"},
     "power-cosine": {"start", "end", "at", "power", "least"},
 }
@@ -45,7 +42,7 @@ def per_step(
     """The value at each of `steps` steps.
 
     Args:
-        unknown, length: tokens unknown after each step, and in all; for `at: tokens`. groups: of steps; for `at: group`.
+        unknown, length: tokens unknown after each step, and in all, for `at: tokens`. groups: groups of steps, for `at: group`.
 
     Raises:
         MgenError: a list of the wrong length, an unknown kind or key, or a number that is not finite.
@@ -79,10 +76,10 @@ def _curve(
             raise MgenError(f"unknown key '{name}.{key}': {suggestion(key, KEYS[kind])}")
     start, end = float(value.get("start", 1.0)), float(value.get("end", 1.0))
     straight = kind in ("linear", "half-linear")
-    places = ("start", "end", "inclusive", "group") + (("tokens",) if straight else ())
+    ways = ("start", "end", "inclusive", "group") + (("tokens",) if straight else ())
     usual = {"linear": "end", "half-linear": "start"}.get(kind, "inclusive")
     least = float(value.get("least", -math.inf))
-    at = check_choice(f"{name}.at", value.get("at", usual), places)
+    at = check_choice(f"{name}.at", value.get("at", usual), ways)
     out = []
     for t in range(steps):
         if at == "tokens":
@@ -96,12 +93,12 @@ def _curve(
             p = min(1.0, 2 * p)
         elif kind != "linear":
             p = p ** float(value.get("power", 1.0))
-        if kind in ("cosine", "power-cosine"):
+        if kind == "power-cosine":
             p = (1 - math.cos(math.pi * p)) / 2
         out.append(max(least, start + (end - start) * p))
     return out
 
 
 def with_strength(value: Value, strength: float) -> Value:
-    """The same curve with another end, or the constant `strength` where there is no curve: what `--guidance` means."""
+    """The same curve with another end, or the constant `strength` if it is no curve: what `--guidance` means."""
     return {**value, "end": strength} if isinstance(value, Mapping) else strength

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from mgen.generators import MAR, HiMAR, MaskGIT
+from mgen.generators import Cascade, Generator, build_model
 from mgen.pipelines.pipeline import MaskedPipeline
 from mgen.samplers import ParallelSampler
-from mgen.tokenizers import VQGAN, KLTokenizer
+from mgen.tokenizers import VQGAN, HitaTokenizer, KLTokenizer
 
 TOKENIZER = dict(image_size=32, in_channels=1, channels=8, multipliers=(1, 1, 2), blocks=1, mid_blocks=1, norm_groups=0)
 KL = dict(
@@ -24,23 +24,89 @@ KL = dict(
     encoder_attention=(),
     middle_attention=False,
 )
-CONTINUOUS = dict(
-    side=8,
-    channels=4,
-    encoder_dim=32,
-    encoder_depth=2,
-    encoder_heads=2,
-    decoder_dim=32,
-    decoder_depth=2,
-    decoder_heads=2,
-    buffer=2,
-    head_width=32,
-    head_depth=2,
-    num_classes=3,
-    attn_dropout=0.0,
+HITA: dict[str, Any] = dict(
+    image_size=32,
+    in_channels=1,
+    channels=(8, 8, 8),
+    layers=1,
+    norm_groups=4,
+    global_tokens=6,
+    shift=3,
+    dim=16,
+    depth=2,
+    heads=2,
+    hidden=24,
+    vocab_size=32,
+    global_vocab_size=32,
+    latent=4,
+    global_latent=5,
     dropout=0.0,
+    vision=None,
 )
-GENERATOR = dict(side=8, codes=64, dim=32, depth=2, heads=2, num_classes=3, dropout=0.0)
+HALVES = dict(encoder_dim=32, encoder_depth=2, encoder_heads=2, decoder_dim=32, decoder_depth=2, decoder_heads=2)
+TRUNKS: dict[str, dict[str, Any]] = {
+    "uvit": dict(dim=32, depth=2, heads=2, dropout=0.0),
+    "bert": dict(dim=32, depth=2, heads=2, hidden=64, dropout=0.0),
+    "mage": dict(**HALVES, dropout=0.0),
+    "mae": dict(**HALVES, prefix_length=2, attn_dropout=0.0, dropout=0.0),
+    "enat": dict(dim=32, encoder_depth=2, decoder_depth=2, heads=2, dropout=0.0),
+    "adaln": dict(dim=32, depth=2, heads=2, hidden=64, dropout=0.0),
+    "causal": dict(dim=32, depth=2, heads=2, hidden=64, dropout=0.0),
+}
+OF_IDS: dict[str, dict[str, Any]] = {
+    "bert": dict(table="tied", loss_rows="table", approximate="tanh", eps=1e-12),
+    "mae": dict(table="tied"),
+    "adaln": dict(table="tied", transform=False, mask_drawn=True),
+    "causal": dict(table="own", transform=False, bias=False),
+}
+LEVELS = {"form": "published", "low": -5.0, "high": 5.0, "span": 3.0}
+
+
+def tiny_tokens(
+    kind: str = "index", *, side: int = 4, vocab_size: int = 16, channels: int = 4, global_tokens: int = 0
+) -> dict[str, Any]:
+    """The `tokens` section of a small grid."""
+    tokens: dict[str, Any] = dict(kind=kind, length=side * side + global_tokens, grid=[side, side])
+    if kind == "index":
+        return tokens | dict(vocab_size=vocab_size, global_tokens=global_tokens)
+    tokens |= dict(channels=channels, scale=1.0)
+    return tokens if kind == "vector" else tokens | dict(vocab_size=vocab_size, levels=LEVELS)
+
+
+def tiny_config(
+    trunk: str,
+    *,
+    tokens: dict[str, Any] | None = None,
+    head: dict[str, Any] | None = None,
+    classes: dict[str, Any] | None = None,
+    windows: dict[str, Any] | None = None,
+    embedder: dict[str, Any] | None = None,
+    **trunk_settings: Any,
+) -> dict[str, Any]:
+    """The configuration of a small generator: three classes, ids of 16, the head that the trunk was published with."""
+    tokens = tokens or tiny_tokens()
+    of_kind = {
+        "index": {"type": "categorical", **OF_IDS.get(trunk, {})},
+        "vector": {"type": "diffusion", "width": 32, "depth": 2},
+        "multi-index": {"type": "channels", "width": 32, "depth": 2, "heads": 2},
+    }[tokens["kind"]]
+    shared = {"table": "shared"} if trunk in ("bert", "mage") and tokens["kind"] == "index" else {}
+    config: dict[str, Any] = {
+        "tokens": tokens,
+        "classes": {"count": 3, **shared, **(classes or {})},
+        "trunk": {"type": trunk, **TRUNKS[trunk], **trunk_settings},
+        "head": {**(of_kind if head is None or "type" not in head else {}), **(head or {})},
+    }
+    for name, section in (("windows", windows), ("embedder", embedder)):
+        if section is not None:
+            config[name] = section
+    return config
+
+
+def tiny_net(trunk: str, seed: int = 0, **sections: Any) -> Any:
+    """A small generator in evaluation mode; sections as in `tiny_config`."""
+    torch.manual_seed(seed)
+    return build_model(tiny_config(trunk, **sections)).eval()
 
 
 def tiny_tokenizer(seed: int = 0, **settings: Any) -> VQGAN:
@@ -48,10 +114,10 @@ def tiny_tokenizer(seed: int = 0, **settings: Any) -> VQGAN:
     return VQGAN(**{**TOKENIZER, "latent": 4, "vocab_size": 64, **settings}).eval()
 
 
-def tiny_generator(seed: int = 1, **settings: Any) -> MaskGIT:
-    torch.manual_seed(seed)
-    model = MaskGIT(**{**GENERATOR, **settings}).eval()
-    with torch.no_grad():  # spread the logits, so that draws differ and near ties do not
+def tiny_generator(seed: int = 1, **sections: Any) -> Generator:
+    """A U-ViT on the ids of `tiny_tokenizer`, with larger weights, so that draws differ and near ties do not."""
+    model = tiny_net("uvit", seed, **{"tokens": tiny_tokens(side=8, vocab_size=64), **sections})
+    with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(3.0)
     return model
@@ -62,28 +128,47 @@ def tiny_kl(seed: int = 0, **settings: Any) -> KLTokenizer:
     return KLTokenizer(**{**KL, "scale": 1.0, **settings}).eval()
 
 
-def tiny_mar(seed: int = 1, **settings: Any) -> MAR:
+def tiny_hita(seed: int = 0, **settings: Any) -> HitaTokenizer:
     torch.manual_seed(seed)
-    model = MAR(**{**CONTINUOUS, "scale": 1.0, **settings}).eval()
-    with torch.no_grad():  # the head starts at zero, where nothing would depend on the context
+    return HitaTokenizer(**{**HITA, **settings}).eval()
+
+
+def tiny_mar(seed: int = 1, **sections: Any) -> Generator:
+    """A masked autoencoder on the vectors of `tiny_kl`, with a head that depends on the context: a new one starts at zero."""
+    model = tiny_net("mae", seed, **{"tokens": tiny_tokens("vector", side=8), **sections})
+    with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.abs().max() == 0 and name.endswith("weight"):
                 parameter.normal_(std=0.02)
     return model
 
 
-def tiny_himar(seed: int = 1, **settings: Any) -> HiMAR:
+def tiny_cascade_config(kind: str = "vector", *, head: str = "diffusion-transformer", side: int = 8) -> dict[str, Any]:
+    """The configuration of a small Hi-MAR: a first stage of half the side."""
+    first, second = (tiny_tokens(kind, side=n) for n in (side // 2, side))
+    heads: list[dict[str, Any]] = [{"type": "categorical"}] * 2
+    if kind == "vector":
+        of_second = {"heads": 2} if head == "diffusion-transformer" else {}
+        heads = [{"type": "diffusion", "width": 24, "depth": 2}, {"type": head, "width": 32, "depth": 2, **of_second}]
+    sizes = dict(dim=32, encoder_depth=2, decoder_depth=2, heads=2, prefix_length=3, attn_dropout=0.0, dropout=0.0)
+    return {
+        "first": {"tokens": first, "head": heads[0]},
+        "second": {"tokens": second, "head": heads[1]},
+        "classes": {"count": 3},
+        "trunk": {"type": "mae-two-stage", **sizes},
+    }
+
+
+def tiny_himar(seed: int = 1, **settings: Any) -> Cascade:
+    """A small Hi-MAR whose heads and modulations depend on context and stage: new ones start at zero."""
     torch.manual_seed(seed)
-    own = dict(side=8, pivot_side=4, channels=4, scale=1.0, dim=32, encoder_depth=2, decoder_depth=2, heads=2, buffer=3)
-    heads = dict(pivot_head_width=24, pivot_head_depth=2, head_width=32, head_depth=2, head_heads=2)
-    model = HiMAR(**{**own, **heads, "num_classes": 3, "attn_dropout": 0.0, "dropout": 0.0, **settings}).eval()
-    with (
-        torch.no_grad()
-    ):  # heads and modulations start at zero, where nothing would depend on the context or on the stage
+    model = build_model(tiny_cascade_config(**settings)).eval()
+    assert isinstance(model, Cascade)
+    with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.abs().max() == 0 and name.endswith(("weight", "task_scale")):
                 parameter.normal_(std=0.05)
-            elif "categorical" == model.config.head_kind and name.endswith("_proj.weight"):
+            elif name.endswith("_embedder.table.weight"):
                 parameter.mul_(30.0)
     return model
 

@@ -10,7 +10,7 @@ import contextlib
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -52,6 +52,16 @@ def resized(images: Tensor, size: int = SIZE) -> Tensor:
     return (x.clamp(-1, 1) + 1) / 2
 
 
+class VisionTransformer(Protocol):
+    """What is used of timm's VisionTransformer."""
+
+    embed_dim: int
+    num_prefix_tokens: int
+    cls_token: Tensor
+
+    def forward_features(self, x: Tensor) -> Tensor: ...
+
+
 class VisionEncoder(nn.Module):
     """Images → class token and patch tokens of a vision transformer after its last norm; frozen, always in evaluation mode.
 
@@ -62,10 +72,10 @@ class VisionEncoder(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, vit: nn.Module) -> None:
+    def __init__(self, vit: VisionTransformer) -> None:
         super().__init__()
-        self.vit: Any = vit  # timm is not typed
-        self.width: int = self.vit.embed_dim
+        self.vit = vit
+        self.width = vit.embed_dim
         self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
         self.eval().requires_grad_(False)
@@ -93,7 +103,7 @@ def load_vision(path: str | Path, *, heads: int | None = None) -> VisionEncoder:
     Raises:
         MgenError: timm is not installed; the file is missing, damaged, or not of this layout.
     """
-    from mgen.convert.reading import read_state_dict
+    from mgen.utils.weights import read_state_dict
 
     try:
         import timm

@@ -1,14 +1,14 @@
-"""TFLOPs per image of the recipes, counted and written into them.
+"""Count TFLOPs per image of the recipes and write them into the files.
 
-    python tools/recipe_costs.py                                   all of them: into the line `tflops:` of each file
-    python tools/recipe_costs.py mar-l-imagenet256 --check         compare only; exit status 1 if a file states something else
+    python tools/recipe_costs.py                                   all recipes: writes the line `tflops:` of each file
+    python tools/recipe_costs.py mar-l-imagenet256 --check         compare only; exit status 1 if a file differs
 
-The count is of the network alone, trunk and head without the tokenizer's decoder, for one image with the recipe's sampler, guidance
-included, one multiplication and addition as 2 (mgen/bench/flops.py). The model comes from the recipe's `model:` or, if it is embedded,
-from its own configuration; everything happens on the meta device, without weights. `parameters:` is checked against the same model.
+The count covers the network only (trunk and head, not the tokenizer's decoder) for one image with the recipe's sampler and guidance; a
+multiplication and an addition count as 2 (mgen/bench/flops.py). The model comes from the recipe's `model:` or, if it is embedded, from
+its own configuration. It has no weights: everything runs on the meta device. `parameters:` is checked against the same model.
 
-Deep models are not run at their full depth: operations are affine in the number of equal blocks, so two shallow runs, of trunk and head
-alike, give those of a deep one exactly; and the shapes that an operation returns are computed once. `--exact` uses neither.
+Deep models run at two shallow depths instead of their own: the number of operations is affine in the number of blocks, in the trunk as
+in the head, so this is exact. The output shapes of an operation are computed once. `--exact` turns both off.
 """
 
 import argparse
@@ -46,7 +46,7 @@ STAGES = ("first", "second")  # of a cascade
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Parameters of the generator, and operations of one image, in its trunk and in its head."""
+    """Parameters of the generator, and operations per image in its trunk and in its head."""
 
     parameters: int
     trunk: int
@@ -58,9 +58,9 @@ class Cost:
 
 
 class Remembered(TorchDispatchMode):
-    """Answers an operation on the meta device with the shapes that it returned for the same arguments before.
+    """Caches the output shapes of operations on the meta device by their arguments.
 
-    Torch computes shapes in Python, which takes most of the time of a count; the counter still sees every operation.
+    Torch computes shapes in Python, which takes most of the time of a count. The counter still sees every operation.
     """
 
     def __init__(self) -> None:
@@ -70,7 +70,7 @@ class Remembered(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         flat, tree = tree_flatten((args, kwargs or {}))
         tensors = [value for value in flat if isinstance(value, Tensor)]
-        # True, 1 and 1.0 are equal as keys, and not the same to an operation.
+        # True, 1 and 1.0 are equal as keys but differ for an operation.
         key = (func, tree, *(_layout(value) if isinstance(value, Tensor) else (type(value), value) for value in flat))
         if func._schema.is_mutable or not tensors or not all(value.is_meta for value in tensors):
             return func(*args, **(kwargs or {}))
@@ -97,10 +97,10 @@ def cost(name: str, *, exact: bool = False) -> Cost:
 
     Args:
         name: of a shipped recipe, or a file.
-        exact: run the model at its own depth, as `mgen bench` does.
+        exact: run the model at its own depth, like `mgen bench`.
     """
     facts = read_config(find_recipe(name))
-    remembered = nullcontext() if exact else Remembered()  # the runs of two depths take many of the same shapes
+    remembered = nullcontext() if exact else Remembered()  # the two depths share many shapes
     if "model" not in facts:
         from mgen.pipelines.pipeline import load
 
@@ -154,13 +154,13 @@ def _cost(generator: AnyGenerator, trunk: int, head: int) -> Cost:
 
 
 def stated(path: Path) -> str | None:
-    """The text after `tflops:` in the file itself, not in what it extends."""
+    """The value of `tflops:` in the file itself, not in the one it extends."""
     found = re.search(r"^tflops: (\S+)", path.read_text(encoding="utf-8"), re.MULTILINE)
     return found[1] if found else None
 
 
 def state(path: Path, tflops: str) -> None:
-    """Write the line `tflops:`: where it was, or after `parameters:`, or before `run:`. Comments stay."""
+    """Write the line `tflops:` in place, after `parameters:` or before `run:`. Keeps comments."""
     text = path.read_text(encoding="utf-8")
     line = f"tflops: {tflops}  # network only, one image\n"
     for pattern, put in (

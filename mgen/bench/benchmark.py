@@ -191,7 +191,7 @@ def fastest(pipe: Networks, sampler: ParallelSampler, *, batch_size: int, repeat
     class_ids = torch.arange(batch_size, device=device) % generator.num_classes
 
     def run(net: Any, steps: int | None = None) -> Tensor:
-        noise = sampler.draw(generator, range(batch_size)).to(device)
+        noise = sampler.make_noise(generator, range(batch_size)).to(device)
         with autocast(dtype, device):
             *_, last = islice(sampler(net, class_ids, noise=noise), steps)
         return last.tokens

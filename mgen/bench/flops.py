@@ -78,7 +78,7 @@ def count_run(pipe: Networks, sampler: ParallelSampler, *, decode: bool = True) 
     """
     generator, counts = copy.deepcopy(pipe.generator).to("meta").requires_grad_(False), Counts()
     proxy: Any = counted(generator, counts)
-    *_, step = sampler(proxy, torch.zeros(1, dtype=torch.int64), noise=sampler.draw(proxy, [0]))
+    *_, step = sampler(proxy, torch.zeros(1, dtype=torch.int64), noise=sampler.make_noise(proxy, [0]))
     if decode and pipe.tokenizer is not None:
         tokenizer = copy.deepcopy(pipe.tokenizer).to("meta")
         counts.wrap("decoder", tokenizer.decode)(step.tokens, generator.tokens.grid)

@@ -185,7 +185,7 @@ def time_run(
     """Wall seconds of one batch, without decoding; of the first `steps` steps only, if given."""
     device = generator.device
     class_ids = torch.arange(batch_size, device=device) % generator.num_classes
-    noise = sampler.draw(generator, range(batch_size)).to(device)
+    noise = sampler.make_noise(generator, range(batch_size)).to(device)
     clock = Clock(device)
     start = clock.read()
     with autocast(dtype, device):

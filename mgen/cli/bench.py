@@ -221,9 +221,9 @@ def compare(pipe: "RandomPipeline | MaskedPipeline", sampler: "ParallelSampler",
 
 def sweep_distance(pipe: "RandomPipeline | MaskedPipeline", args: Namespace) -> tuple["Distance", dict[str, object]]:
     """How --sweep measures the images of a trained model, and what its files say about that."""
-    from mgen.cli.inputs import find_reference
     from mgen.evaluation.evaluate import metric_names
     from mgen.evaluation.extractors import make_extractor
+    from mgen.evaluation.references import find_reference
     from mgen.tune.tuning import Distance
     from mgen.zoo import weights_sha256
 

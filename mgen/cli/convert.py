@@ -103,13 +103,13 @@ def is_ours(folder: Path) -> bool:
 
 def saved_generator(folder: str) -> Any:
     """The generator of a folder that mgen train or mgen convert wrote."""
-    from mgen.pipelines.pipeline import model_class
     from mgen.utils.files import read_json
+    from mgen.utils.modeling import saved_class
 
     config = Path(folder) / "config.json"
     if not config.is_file():
         raise MgenError(f"no saved generator in {folder} (config.json is missing)")
-    return model_class(read_json(config).get("_class_name"), config).from_pretrained(folder)
+    return saved_class(read_json(config).get("_class_name"), f"model class in {config}").from_pretrained(folder)
 
 
 def quantized(source: str, settings: dict[str, Any]) -> tuple[Any, str]:

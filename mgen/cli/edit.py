@@ -8,24 +8,26 @@ from mgen.cli import add_vision, make_parser
 from mgen.cli.sample import add_sampling, load_for
 from mgen.utils.errors import MgenError
 
-EXAMPLES = """  mgen edit photo.png --mask mask.png --class bag --out edited       draw the white part of the mask anew
+EXAMPLES = """  mgen edit photo.png --mask mask.png --class bag --out edited       regenerate the white part of the mask
   mgen edit shoe.png --box 0,0,16,32 --class sneaker --out edited      left half of a 32-pixel image
-  mgen edit bag.png --outpaint 8,8,8,8 --class bag --out edited        shrink the picture, draw a frame around it
+  mgen edit bag.png --outpaint 8,8,8,8 --class bag --out edited        shrink the picture, generate a frame around it
   mgen edit shirt.png --box 6,6,26,26 --class dress,coat --num-images 4 --out edited    other classes in a region
   mgen edit bag.png --style coat.png --model runs/fmnist-hita/model --out edited      bag's patches, coat's global tokens
   mgen edit photo.jpg --style painting.jpg --model models/hita --vision-weights dinov2_vitl14_reg4_pretrain.pth --out edited
 
 The picture is center-cropped to the model's size. Pixels outside the mask stay exactly as they are. --style takes a Hita tokenizer
-(mgen train --config fmnist-hita makes a small one) or a pipeline with one; nothing is drawn at random."""
+(mgen train --config fmnist-hita makes a small one) or a pipeline with one; nothing is random."""
 
 
 def command(argv: Sequence[str] | None = None) -> int:
-    parser = make_parser("edit", "Draw a part of an image anew, or give it the style of another image.", EXAMPLES)
+    parser = make_parser("edit", "Regenerate a part of an image, or give it the style of another image.", EXAMPLES)
     parser.add_argument("image", help="image file")
     where = parser.add_mutually_exclusive_group(required=True)
-    where.add_argument("--mask", metavar="FILE", help="image whose bright pixels (≥ 128) are drawn anew")
-    where.add_argument("--box", metavar="L,T,R,B", help="box in pixels of the model's image size that is drawn anew")
-    where.add_argument("--outpaint", metavar="L,T,R,B", help="margins in pixels to draw around the shrunken picture")
+    where.add_argument("--mask", metavar="FILE", help="image whose bright pixels (≥ 128) are regenerated")
+    where.add_argument("--box", metavar="L,T,R,B", help="box to regenerate, in pixels of the model's image size")
+    where.add_argument(
+        "--outpaint", metavar="L,T,R,B", help="margins in pixels to generate around the shrunken picture"
+    )
     where.add_argument(
         "--style", metavar="FILE", help="image whose global tokens the result gets, with a Hita tokenizer as --model"
     )
@@ -54,12 +56,13 @@ def restyle(args: Namespace) -> int:
     from mgen.data import load_image
     from mgen.pipelines import editing
     from mgen.pipelines.generation import save_png
-    from mgen.pipelines.pipeline import load_tokenizer, to_pil
+    from mgen.pipelines.pipeline import load_tokenizer
+    from mgen.pipelines.pixels import to_pil
     from mgen.tokenizers.vision import give_vision
     from mgen.utils.grids import labeled_grid
 
     if args.classes:
-        raise MgenError("--class is for what is drawn anew: --style draws nothing, leave it out")
+        raise MgenError("--class is for what is regenerated: --style regenerates nothing, leave it out")
     tokenizer = load_tokenizer(args.model, device=args.device)
     give_vision(tokenizer, args.vision_weights)
     size, channels = tokenizer.config.image_size, tokenizer.config.in_channels
@@ -79,7 +82,7 @@ def edit(args: Namespace) -> int:
     from mgen.data import load_image
     from mgen.pipelines import editing
     from mgen.pipelines.generation import chosen_classes, image_name, save_png
-    from mgen.pipelines.pipeline import to_pil
+    from mgen.pipelines.pixels import to_pil
     from mgen.tokenizers.vision import give_vision
     from mgen.utils.grids import labeled_grid
 
@@ -99,8 +102,8 @@ def edit(args: Namespace) -> int:
         if pipe.generator.null_class is None:
             raise MgenError("this model has no null class: give --class")
         classes = [None]
-        pivots = {"guidance": 1.0} if pipe.sampler.config.pivots else None
-        pipe.sampler = pipe.sampler.override(guidance=1.0, pivots=pivots)  # nothing to guide towards
+        first = {"guidance": 1.0} if pipe.sampler.config.first_stage else None
+        pipe.sampler = pipe.sampler.override(guidance=1.0, first_stage=first)  # there is no class to guide towards
     else:
         classes = chosen_classes(args.classes, pipe)
     labels = [c for c in classes for _ in range(args.num_images)]

@@ -1,4 +1,4 @@
-"""`mgen sample`: draw images."""
+"""`mgen sample`: make images."""
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
@@ -10,26 +10,27 @@ from mgen.utils.errors import MgenError, check_choice
 
 EXAMPLES = """  mgen sample                                            the embedded model, 8 images per class, into samples/
   mgen sample --classes bag,dress --num-images 20 --guidance 3 --out bags
-  mgen sample --classes 0-9 --num-images 50000 --batch-size 100 --out run     interrupted? the same command goes on
+  mgen sample --classes 0-9 --num-images 50000 --batch-size 100 --out run     rerun to resume
   mgen sample --num-images 10 --animation reveal.gif     also show how the tokens are revealed
-  mgen sample --steps 16 --set reuse.local=1 --set reuse.full_first=4      any setting of the sampler by its name
+  mgen sample --steps 16 --set reuse.cached=1 --set reuse.full_first=4     any setting of the sampler by its name
+  mgen sample --steps 16 --guidance 3 --show-plan        what every step does, as a table
   accelerate launch --multi_gpu --num_processes 2 -m mgen sample --num-images 1000 --out run
 
 50,000 images on 8 GPUs, and one file of them for ADM's evaluator:
   accelerate launch --multi_gpu --num_processes 8 -m mgen sample --model models/autonat-l --num-images 50000 \\
       --batch-size 100 --format npz --out run --npz run.npz
-  mgen sample --model models/mar-b --num-images 50000 --labels sorted --out mar            all of a class together, as MAR has them
+  mgen sample --model models/mar-b --num-images 50000 --labels sorted --out mar            class by class, as MAR does
   mgen sample --model models/llamagen-l --num-images 50000 --labels random --image-size 256 --quantization half-up \\
       --out llamagen --npz llamagen.npz                                       as LlamaGen measures images of 384 pixels
 
-Image i of a run depends on (model, settings, seed, i) only. Interruptions and the number of processes change nothing, batches stay
-the same; another batch size changes how sums are rounded, in fp32 a level of a pixel here and there. A folder that holds a run takes
-the same command again: what is there stays, what a kill cut off is drawn again (the batch, or with --format npz the shard), and a
-greater --num-images prolongs it, unless its labels are sorted. Do not start a second run in a folder before the first has ended."""
+Image i of a run depends on (model, settings, seed, i) only; interruptions and the number of processes change nothing. Another batch
+size changes the rounding of sums: in fp32 a pixel may differ by one level here and there. Rerun the same command to resume: finished
+images are kept, the interrupted batch (with --format npz the shard) is sampled again, and a larger --num-images extends the run, unless
+its labels are sorted. Don't start a second run in a folder before the first one has ended."""
 
 
 def add_sampling(parser: ArgumentParser) -> None:
-    """Options shared by the commands that draw images."""
+    """Options shared by the commands that make images."""
     from mgen.zoo import DEFAULT
 
     parser.add_argument("--model", default=DEFAULT, metavar="NAME|PATH", help="a model of `mgen zoo` or a folder")
@@ -42,16 +43,17 @@ def add_sampling(parser: ArgumentParser) -> None:
 
 
 def add_sampler(parser: ArgumentParser) -> None:
-    """Options that change the sampler of a model; see `chosen_sampler`."""
+    """Options that change a model's sampler; see `chosen_sampler`."""
     parser.add_argument("--steps", type=int, help="decoding steps; default: the model's")
     parser.add_argument("--guidance", type=float, help="s in u + s·(c − u), 1 is none; default: the model's")
     parser.add_argument(
         "--temperature",
         type=float,
-        help="of the token draw (of an ancestral chain: of its noise); default: the model's",
+        help="temperature of the tokens (of an ancestral chain: of its noise); default: the model's",
     )
     parser.add_argument(
-        "--order", help="confidence, random, raster, halton, or all positions as 3,0,1,…; default: the model's"
+        "--order",
+        help="confidence, remasking, random, raster, halton, halton-rolled, or all positions as 3,0,1,…; default: the model's",
     )
     parser.add_argument("--head-steps", type=int, help="steps of a diffusion head's chain; default: the model's")
     parser.add_argument("--chain", help="ancestral, ddim or dpm-solver++, of a diffusion head; default: the model's")
@@ -65,7 +67,7 @@ def add_sampler(parser: ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="any setting of the sampler, the value read as YAML; may be repeated; laid on the recipe, below the other options",
+        help="any setting of the sampler, value in YAML; repeatable; overrides the recipe, is overridden by other options",
     )
 
 
@@ -79,7 +81,7 @@ def load_for(args: Namespace, device: Any = None) -> Any:
 
 
 def chosen_sampler(pipe: Any, args: Namespace) -> Any:
-    """The pipeline's sampler, or the recipe's, with what --set and the other options of `add_sampler` replace in it."""
+    """The pipeline's sampler, or the recipe's, with the settings that --set and the other options of `add_sampler` replace."""
     from mgen.samplers import ParallelSampler
     from mgen.utils.config import apply_overrides
     from mgen.zoo.recipes import recipe_settings
@@ -109,7 +111,7 @@ def parse_order(text: str | None) -> Any:
 
 
 def command(argv: Sequence[str] | None = None) -> int:
-    parser = make_parser("sample", "Draw images from a model; files are named by index and class.", EXAMPLES)
+    parser = make_parser("sample", "Sample images from a model; files are named by index and class.", EXAMPLES)
     add_sampling(parser)
     parser.add_argument("--out", default="samples", metavar="DIR")
     parser.add_argument("--classes", help="ids, ranges or names: 0,3,7-9 or bag,dress; default: all, in turn")
@@ -128,29 +130,33 @@ def command(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--shard-size",
         type=int,
-        help="images per shard of --format npz, 1000 unless given; a shard is one process's work, and is drawn anew if it is cut off",
+        help="images per shard of --format npz, default 1000; one process makes a shard, and starts it again after an interruption",
     )
     parser.add_argument(
         "--npz",
         metavar="FILE",
-        help="at the end also all images in one .npz of ADM's layout, grey repeated to three channels",
+        help="at the end also write all images to one .npz in ADM's layout, gray repeated to three channels",
     )
     parser.add_argument(
         "--image-size",
         type=int,
-        help="bring images to this side, bicubic without antialiasing, as LlamaGen does; default: as drawn",
+        help="resize images to this side, bicubic without antialiasing, as LlamaGen does; default: as sampled",
     )
     parser.add_argument(
         "--quantization",
         default="round",
-        help="to bytes: round, half-up (127.5 x + 128 without its fraction, as LlamaGen has it), or truncate (as MAGE has it)",
+        help="to bytes: round, half-up (floor of 127.5 x + 128, as in LlamaGen), or truncate (as in MAGE)",
     )
     parser.add_argument(
         "--animation", metavar="FILE", help=".gif or .png (APNG): the first images while their tokens are revealed"
     )
+    parser.add_argument(
+        "--show-plan", action="store_true", help="print what every step does (tokens, guidance, forward pass) and exit"
+    )
     args = parser.parse_args(argv)
     from mgen.pipelines.labels import PLANS
-    from mgen.pipelines.runs import FORMATS, QUANTIZATIONS
+    from mgen.pipelines.pixels import QUANTIZATIONS
+    from mgen.pipelines.runs import FORMATS
 
     for name in ("num_images", "batch_size", "shard_size", "image_size"):
         value = getattr(args, name)
@@ -165,16 +171,25 @@ def command(argv: Sequence[str] | None = None) -> int:
         raise MgenError(f"--shard-size {args.shard_size} is for --format npz, this is {args.format}: leave it out")
     if args.npz:
         check_npz(Path(args.npz))
-    return sample(args)
+    return show_plan(args) if args.show_plan else sample(args)
+
+
+def show_plan(args: Namespace) -> int:
+    """Print the plan of a run; nothing is sampled."""
+    pipe = load_for(args)
+    print(pipe.sampler.plan(pipe.generator))
+    return 0
 
 
 def check_npz(file: Path) -> None:
-    """Raise MgenError for a name that --npz cannot write, before hours are spent on the images."""
+    """Raise MgenError for a name that --npz can't write, before hours are spent on the images."""
     from mgen.pipelines.shards import SHARD
     from mgen.utils.files import check_writable
 
     if file.suffix != ".npz" or SHARD.fullmatch(file.name) or file.is_dir():
-        raise MgenError(f"--npz {file}: expected a file name ending in .npz, and no shard's (images-000000-000999.npz)")
+        raise MgenError(
+            f"--npz {file}: expected a file name ending in .npz, not that of a shard (images-000000-000999.npz)"
+        )
     check_writable(file.parent)
 
 
@@ -220,7 +235,7 @@ def sample(args: Namespace) -> int:
 
 
 def processes(device: str) -> tuple[int, int, str, Any]:
-    """Rank, number of processes, device and a barrier: of the launcher if there is one, else one process."""
+    """Rank, number of processes, device and a barrier: the launcher's if there is one, else one process."""
     import os
     from datetime import timedelta
 
@@ -240,26 +255,26 @@ def processes(device: str) -> tuple[int, int, str, Any]:
 
 
 def animate(pipe: Any, classes: Sequence[int | None], args: Namespace) -> None:
-    """Write the decoding of the first images: unknown positions grey, then the image as far as it is known."""
+    """Write an animation of the first images: unknown positions are gray, known ones show the image."""
     import torch
     from torch.nn.functional import interpolate
 
-    from mgen.pipelines.pipeline import to_uint8
-    from mgen.samplers.parallel import Step
+    from mgen.pipelines.pixels import to_uint8
+    from mgen.samplers import Step
     from mgen.utils.files import atomic_path
     from mgen.utils.grids import labeled_grid, save_animation
 
-    spec = pipe.generator.spec
+    spec = pipe.generator.tokens
     labels = [-1 if c is None else c for c in classes]
     frames = []
 
     def show(step: Step) -> None:
-        grid = pipe.generator.pivot_spec.grid if step.pivots else spec.grid
+        grid = pipe.generator.first_stage_spec.grid if step.first_stage else spec.grid
         with torch.autocast(pipe.generator.device.type, enabled=False):
             images = pipe.decode(step.draft)
-        if step.pivots:  # the smaller image that they make
+        if step.first_stage:  # a smaller image
             images = interpolate(images, [n * images.shape[-1] // grid[1] for n in spec.grid])
-        # Holistic tokens have no place in the image.
+        # Global tokens have no position in the image.
         known = step.known[:, step.known.shape[1] - grid[0] * grid[1] :].reshape(-1, 1, *grid).float()
         images = torch.where(interpolate(known, images.shape[-2:]) > 0.5, images, torch.zeros_like(images))
         frames.append(labeled_grid(to_uint8(images).cpu(), labels, pipe.class_names))

@@ -9,14 +9,14 @@ from typing import Any
 from mgen.cli import make_parser
 from mgen.utils.errors import MgenError, check_choice
 
-EXAMPLES = """  mgen tune --steps 6 --out tune-6                            the embedded model; interrupted? the same command goes on
-  mgen sample --recipe tune-6/strategy.yaml                   draw with what was found
-  mgen tune --steps 8 --max-evaluations-per-image 12          guidance in four of eight steps at most
-  mgen tune --steps 8 --start autonat-heuristic-8 --search guidance,temperature --evaluations 30 --out tune-8
+EXAMPLES = """  mgen tune --steps 6 --out tune-6                            the embedded model; rerun to resume
+  mgen sample --recipe tune-6/strategy.yaml                   sample with the strategy found
+  mgen tune --steps 8 --max-passes-per-image 12               guidance in four of eight steps at most
+  mgen tune --steps 8 --start autonat-heuristic-8 --search guidance,temperature --trials 30 --out tune-8
   mgen tune --model models/autonat-l --steps 8 --num-images 5000 --test-images 10000 --extractor inception \\
       --inception-weights FILE --reference-search train-a.npz --reference-test train-b.npz
 
-The search compares images of one seed with one reference. What it found is then measured with another seed against another
+The search compares images of one seed with one reference. The best strategy is then measured with another seed against another
 reference, and kept only if it is better there too."""
 
 
@@ -37,17 +37,17 @@ def command(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--search",
         metavar="LISTS",
-        help="some of schedule,confidence_temperature,temperature,guidance; default: all that apply",
+        help="comma-separated: schedule, confidence_temperature, temperature, guidance; default: all that apply",
     )
-    parser.add_argument("--knots", type=int, default=2, help="numbers that bend each list; 1 moves it as a whole")
-    parser.add_argument("--evaluations", type=int, default=60, help="strategies to measure, the start included")
+    parser.add_argument("--knots", type=int, default=2, help="numbers that bend each list; 1 shifts the whole list")
+    parser.add_argument("--trials", type=int, default=60, help="strategies to measure, including the start")
     parser.add_argument(
-        "--max-evaluations-per-image",
+        "--max-passes-per-image",
         type=int,
         metavar="N",
-        help="most passes of the network, with and without class; guidance leaves the first steps until they fit",
+        help="most forward passes, with and without class; guidance is removed from the first steps until they fit",
     )
-    parser.add_argument("--num-images", type=int, default=500, help="images of each evaluation")
+    parser.add_argument("--num-images", type=int, default=500, help="images of each trial")
     parser.add_argument("--test-images", type=int, default=1000, help="images of the final comparison")
     parser.add_argument("--seed", type=int, default=0, help="of the search's images")
     parser.add_argument("--test-seed", type=int, default=1, help="of the images of the final comparison")
@@ -68,8 +68,8 @@ def command(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.batch_size < 1 or min(args.num_images, args.test_images) < 2:
         raise MgenError("--batch-size must be at least 1, --num-images and --test-images at least 2")
-    if args.evaluations < 2:
-        raise MgenError(f"--evaluations is {args.evaluations}: at least 2 are needed, the start and one more")
+    if args.trials < 2:
+        raise MgenError(f"--trials is {args.trials}: at least 2 are needed, the start and one more")
     if args.seed == args.test_seed:
         raise MgenError(f"--seed and --test-seed are both {args.seed}: the final comparison needs images of its own")
     return tune(args, "mgen tune " + " ".join(argv if argv is not None else sys.argv[2:]))
@@ -98,7 +98,7 @@ def tune(args: Namespace, line: str) -> int:
         pipe.generator,
         search=None if args.search is None else [name.strip() for name in args.search.split(",") if name.strip()],
         knots=args.knots,
-        limit=args.max_evaluations_per_image,
+        limit=args.max_passes_per_image,
     )
     extractor = make_extractor(args.extractor, weights=args.inception_weights, device=pipe.device)
     sides = describe(args, extractor)
@@ -108,7 +108,7 @@ def tune(args: Namespace, line: str) -> int:
         "start": own_settings(space.sampler(space.start)),
         "search": space.search,
         "knots": args.knots,
-        "limit": args.max_evaluations_per_image,
+        "limit": args.max_passes_per_image,
         "extractor": {"name": extractor.name, "sha256": extractor.sha256},
         "dtype": args.dtype,
         **{f"{side}_{key}": facts[key] for side, facts in sides.items() for key in ("images", "seed", "reference")},
@@ -130,7 +130,7 @@ def tune(args: Namespace, line: str) -> int:
         )
         for side, facts in sides.items()
     }
-    tried = tuning.search(space, objectives["search"], trace, evaluations=args.evaluations)
+    tried = tuning.search(space, objectives["search"], trace, trials=args.trials)
     outcome = tuning.compare(space, tried, objectives["test"], trace)
     write_text(out / "strategy.yaml", recipe(outcome, space, sides, args.model, line))
     write_text(out / "report.md", report(outcome, space, sides, settings, line))
@@ -140,7 +140,7 @@ def tune(args: Namespace, line: str) -> int:
 
 
 def describe(args: Namespace, extractor: Any) -> dict[str, dict[str, Any]]:
-    """What is measured on the side of the search and on that of the test, and what the distance is called."""
+    """What is measured for the search and for the test, and the name of the distance."""
     from mgen.evaluation.evaluate import metric_names
 
     counts = {"search": (args.num_images, args.seed), "test": (args.test_images, args.test_seed)}
@@ -152,13 +152,13 @@ def describe(args: Namespace, extractor: Any) -> dict[str, dict[str, Any]]:
     if None not in names.values():
         if Path(names["search"]).resolve() == Path(names["test"]).resolve():
             raise MgenError(
-                f"--reference-search and --reference-test are both {names['test']}: give two disjoint parts of the images"
+                f"--reference-search and --reference-test are both {names['test']}: give two disjoint sets of images"
             )
     elif any(names.values()):
-        raise MgenError("--reference-search and --reference-test go together: two disjoint parts of the images")
+        raise MgenError("--reference-search and --reference-test go together: give two disjoint sets of images")
     elif not extractor.name.startswith("fmnist"):
         raise MgenError(
-            f"extractor {extractor.name} has no reference of its own: give --reference-search and --reference-test"
+            f"extractor {extractor.name} has no built-in reference: give --reference-search and --reference-test"
         )
     else:
         names = {"search": "fmnist train, images 0, 2, 4 …", "test": "fmnist train, images 1, 3, 5 …"}
@@ -175,19 +175,20 @@ def describe(args: Namespace, extractor: Any) -> dict[str, dict[str, Any]]:
 
 def given_references(args: Namespace, extractor: Any) -> dict[str, Any]:
     """The statistics that the options name; none where halves of Fashion-MNIST serve, which are then there."""
-    from mgen.cli.inputs import find_reference
     from mgen.data.fashion_mnist import find_fashion_mnist
+    from mgen.evaluation.references import find_reference
 
     if not args.reference_search:
         find_fashion_mnist(args.data_path)
         return {}
     found = {
-        side: find_reference(name, extractor, batch_size=args.batch_size)
+        side: reference
         for side, name in (("search", args.reference_search), ("test", args.reference_test))
+        if (reference := find_reference(name, extractor, batch_size=args.batch_size)) is not None
     }
     if (found["search"].cov == found["test"].cov).all():
         raise MgenError(
-            "--reference-search and --reference-test hold equal statistics: give two disjoint parts of the images"
+            "--reference-search and --reference-test hold equal statistics: give two disjoint sets of images"
         )
     return found
 
@@ -232,7 +233,7 @@ def recipe(outcome: Any, space: Any, sides: dict[str, Any], model: str, line: st
             f"{side}: {facts['distance']} of the start {first:.4f}, found {best:.4f}; {facts['images']} images of seed "
             f"{facts['seed']} against {facts['reference']}"
         )
-    lines.append(f"{space.cost(outcome.kept)} network evaluations per image.")
+    lines.append(f"{space.cost(outcome.kept)} forward passes per image.")
     text = yaml.safe_dump(
         {"sampler": settings}, sort_keys=False, default_flow_style=None, width=120, allow_unicode=True
     )
@@ -240,7 +241,7 @@ def recipe(outcome: Any, space: Any, sides: dict[str, Any], model: str, line: st
 
 
 def report(outcome: Any, space: Any, sides: dict[str, Any], settings: dict[str, Any], line: str) -> str:
-    """What was searched, what was found, and how it was measured."""
+    """The report: what was searched, what was found, and how it was measured."""
     rows = [f"# Search of a strategy for {settings['model']}", "", f"    {line}", "", f"{verdict(outcome, sides)}.", ""]
     rows += ["| | | start | found | images | seed | compared with |", "|---|---|---|---|---|---|---|"]
     for side, pair in (("search", outcome.search), ("test", outcome.test)):
@@ -249,15 +250,15 @@ def report(outcome: Any, space: Any, sides: dict[str, Any], settings: dict[str, 
             f"| {side} | {facts['distance']} | {first:.4f} | {best:.4f} | {facts['images']} | {facts['seed']} | "
             f"{facts['reference']} |"
         )
-    start = "guidance left its first steps to stay within the limit" if space.held else "as given"
+    start = "without guidance in its first steps, to stay within the limit" if space.held else "as given"
     (first, best), seconds = outcome.search, sum(record["seconds"] for record in outcome.tried)
-    costs = f"{first['evaluations_per_image']} | {best['evaluations_per_image']}"
+    costs = f"{first['passes_per_image']} | {best['passes_per_image']}"
     rows += [
-        f"| | network evaluations per image | {costs} | | | |",
+        f"| | forward passes per image | {costs} | | | |",
         "",
-        "Start and found strategy draw the same classes from the same seeds. The search took the least of "
-        f"{len(outcome.tried)} distances, so its own figure flatters; the test's does not. The distance falls with the number of "
-        "images: compare only equal numbers.",
+        "Start and found strategy sample the same classes from the same seeds. The search score is the least of "
+        f"{len(outcome.tried)} distances and therefore optimistic; the test score is not. The distance falls with the number of "
+        "images: compare equal numbers only.",
         "",
         "| list | start | found |",
         "|---|---|---|",
@@ -268,7 +269,7 @@ def report(outcome: Any, space: Any, sides: dict[str, Any], settings: dict[str, 
     facts = {
         "strategies measured": f"{len(outcome.tried)}, in {seconds:.0f} s",
         "numbers searched": f"{space.size}: " + ", ".join(f"{name} {size}" for name, size in space.sizes.items()),
-        "most network evaluations per image": space.limit or "any",
+        "most forward passes per image": space.limit or "any",
         "start": start,
         "weights_sha256": settings["weights_sha256"],
         "dtype": settings["dtype"],

@@ -24,11 +24,12 @@ from mgen.convert import (
     maskgit_vqgan,
     tokenbridge,
 )
-from mgen.convert.reading import Renamed, State, read_weights
+from mgen.convert.reading import Renamed, State
 from mgen.generators import Cascade, Generator
 from mgen.generators.presets import model_name, override
 from mgen.utils.errors import MgenError, check_choice
 from mgen.utils.modeling import Model, check_keys
+from mgen.utils.weights import read_weights
 
 
 @dataclass(frozen=True, kw_only=True)

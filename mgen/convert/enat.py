@@ -95,8 +95,8 @@ def official(name: str, encoder_depth: int) -> str:
 def sampler_settings(*, sample_steps: int, cfg_scale: float, mask_temp: float, samp_temp: float) -> dict[str, Any]:
     """Settings of a ParallelSampler from the official arguments.
 
-    Guidance c + w·(c − u) with w = cfg_scale · t / T at step t, 0 in the first; both temperatures fall as 1 − (t + 1) / T. The
-    draw's is held above 1e-3.
+    Guidance c + w·(c − u) with w = cfg_scale · t / T at step t, 0 in the first; both temperatures fall as 1 − (t + 1) / T. That of
+    the draw stays at or above 1e-3.
     """
     if sample_steps < 1:
         raise MgenError(f"sample_steps is {sample_steps}: at least 1 is needed")
@@ -104,7 +104,7 @@ def sampler_settings(*, sample_steps: int, cfg_scale: float, mask_temp: float, s
         "steps": sample_steps,
         "order": "confidence",
         "schedule": "cosine",
-        "keep_one": False,
+        "counts": "enat",
         "guidance": {"kind": "linear", "start": 1.0, "end": 1.0 + cfg_scale, "at": "start"},
         "temperature": {"kind": "linear", "start": samp_temp, "end": 0.0, "at": "end", "least": 1e-3},
         "confidence_temperature": {"kind": "linear", "start": mask_temp, "end": 0.0, "at": "end"},

@@ -109,7 +109,7 @@ def halton_settings(
 ) -> dict[str, Any]:
     """Settings of a ParallelSampler from the arguments of the official HaltonSampler, under their official names.
 
-    Its temperature multiplies the logits; ours divides them. `sched_pow` is accepted and, as there, never used.
+    Its temperature multiplies the logits; ours divides them. `sched_pow` is accepted and never used, as in the official code.
     """
     if min(sm_temp_min, sm_temp_max) <= 0:
         raise MgenError(f"sm_temp_min {sm_temp_min}, sm_temp_max {sm_temp_max}: factors of the logits must be positive")
@@ -120,7 +120,7 @@ def halton_settings(
         "steps": step,
         "order": "halton-rolled" if randomize else "halton",
         "schedule": "arccos",
-        "precision": "halton",
+        "counts": "halton",
         "guidance": 1.0 + w,
         "temperature": temperatures[0] if constant else temperatures,
         **({"head": {"top_k": top_k}} if top_k > 0 else {}),
@@ -141,7 +141,7 @@ def confidence_settings(
     Every step draws all positions, known ones too, and ranks by the probability at the temperature of the draw.
 
     Raises:
-        MgenError: `randomize` "random" or "warm_up" (uniform confidences), which have no counterpart here.
+        MgenError: `randomize` "random" or "warm_up" (uniform confidences), which aren't supported.
     """
     check_choice("sched_mode", sched_mode, ("arccos", "cosine", "linear", "square", "root"))
     if randomize in ("random", "warm_up"):
@@ -151,10 +151,9 @@ def confidence_settings(
     linear = {"kind": "linear", "start": r_temp, "end": 0.0, "at": "inclusive"}
     return {
         "steps": step,
-        "order": "confidence",
-        "revise": True,
+        "order": "remasking",
         "schedule": "pow0.5" if sched_mode == "root" else sched_mode,
-        "precision": "halton-inclusive",
+        "counts": "halton-confidence",
         "guidance": {"kind": "linear", "start": 1.0, "end": 1.0 + w, "at": "inclusive"},
         "temperature": 1 / sm_temp,
         "confidence_temperature": linear if randomize == "linear" else 0.0,

@@ -134,4 +134,4 @@ def himar_settings(
     common: dict[str, Any] = dict(cfg_schedule=cfg_schedule, temperature=temperature)
     pivots = mar.sampler_settings(num_iter=4 * cond_scale, cfg=re_cfg, num_sampling_steps=num_sampling_steps, **common)
     dense = mar.sampler_settings(num_iter=num_iter, cfg=cfg, num_sampling_steps=dense_sampling_steps, **common)
-    return {**dense, "pivots": pivots}
+    return {**dense, "first_stage": pivots}

@@ -112,7 +112,7 @@ def sampler_settings(
         "steps": num_iter,
         "order": "random",
         "schedule": "cosine",
-        "precision": "mar",
+        "counts": "mar",
         "guidance": guidance,
         "temperature": temperature,
         "head": _chain(num_sampling_steps),

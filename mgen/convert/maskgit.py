@@ -71,18 +71,3 @@ def official(name: str) -> str:
 
 def _bare(state: State) -> State:
     return {name.removeprefix("module."): value for name, value in state.items()}
-
-
-def strategy(yaml: dict[str, Any]) -> dict[str, Any]:
-    """Settings of a ParallelSampler from an AutoNAT strategy file (manual_ratios, manual_temp, manual_samp_temp, manual_cfg).
-
-    Its guidance w in c + w·(c − u) is s = 1 + w here.
-    """
-    return {
-        "steps": len(yaml["manual_cfg"]),
-        "order": "confidence",
-        "schedule": list(yaml["manual_ratios"]),
-        "confidence_temperature": list(yaml["manual_temp"]),
-        "temperature": list(yaml["manual_samp_temp"]),
-        "guidance": [1 + w for w in yaml["manual_cfg"]],
-    }

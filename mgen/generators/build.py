@@ -76,7 +76,7 @@ def build_cascade(config: Mapping[str, Any], where: str = "model.") -> Cascade:
     """A cascade with random weights from its configuration."""
     _check_sections(config, Cascade.config_keys(), {"first", "second", "trunk"}, where)
     trunk = dict(config["trunk"])
-    check_choice(f"{where}trunk.type of a cascade", str(trunk.pop("type", None)), (TwoStageMAE.type,))
+    check_choice(f"{where}trunk.type_name of a cascade", str(trunk.pop("type", None)), (TwoStageMAE.type_name,))
     stages = [dict(config[name]) for name in ("first", "second")]
     specs = [_tokens(stage.get("tokens") or {}) for stage in stages]
     layouts = [Layout(length=spec.length, grid=spec.grid) for spec in specs]
@@ -101,7 +101,7 @@ def build_head(
     cls, config = HEADS.configure(settings, where)
     if tokens.kind not in cls.token_kinds:
         raise MgenError(
-            f"{where}.type {cls.type!r} draws tokens of kind {' or '.join(cls.token_kinds)}, these are of kind {tokens.kind!r}"
+            f"{where}.type {cls.type_name!r} draws tokens of kind {' or '.join(cls.token_kinds)}, these are of kind {tokens.kind!r}"
         )
     joined = windows.side > 1 and windows.unit == "window"
     if joined and (tokens.global_tokens or tokens.kind == "multi-index"):

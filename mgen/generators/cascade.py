@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mgen.generators.generator import Generator, LossOptions
 from mgen.generators.losses import image_losses, masked_positions
-from mgen.generators.trunk import Capabilities, initialize_xavier, table
+from mgen.generators.trunk import Capabilities, PassOptions, initialize_xavier, table
 from mgen.generators.trunks.two_stage import Stage
 from mgen.heads.head import Head, HeadNoise
 from mgen.nn.windows import Windows
@@ -119,7 +119,7 @@ class Cascade(Model):
 
     @property
     def capabilities(self) -> Capabilities:
-        return self.second.capabilities
+        return replace(self.second.capabilities, two_stages=True)
 
     @property
     def null_class(self) -> int | None:
@@ -198,7 +198,7 @@ class Cascade(Model):
         prefix = self.prefix(z.detach(), known[0] | dropped.unsqueeze(1))
         rows, classes = self.second.rows(tokens[1], known[1]), self.classes(class_ids[1])
         cache = self.second.trunk.start(classes, prefix=prefix)
-        z = self.second.trunk(rows, classes, visible=visible, cache=cache)  # (B, L, D)
+        z = self.second.trunk(rows, classes, PassOptions(visible=visible, cache=cache))  # (B, L, D)
         loss, metric = image_losses(
             self.second.head, z, tokens[1], known[1], where, noise=noise[1], label_smoothing=smoothing
         )

@@ -46,6 +46,11 @@ class Embedder(nn.Module, Configured):
     windows: Windows | None = None
 
     @property
+    def window_settings(self) -> dict[str, object] | None:
+        """The `windows` section of the configuration, None without windows."""
+        return None
+
+    @property
     def token_table(self) -> nn.Embedding | None:
         """The table of ids that a head can be tied to, None if there is none."""
         return None

@@ -43,7 +43,7 @@ class Lookup(Embedder):
 
     def __init__(self, config: LookupConfig, *, tokens: TokenSpec, width: int, extra: TableRows = TableRows()) -> None:  # noqa: B008  (frozen)
         super().__init__()
-        check_kind(tokens, "index", self.type)
+        check_kind(tokens, "index", self.type_name)
         assert tokens.vocab_size is not None
         self.config, self.tokens, self.width = config, tokens, width
         self.ids = tokens.vocab_size * (2 if tokens.global_tokens else 1)
@@ -122,7 +122,7 @@ class Projection(_Numbers):
         width: int,
         extra: TableRows = TableRows(),  # noqa: B008
     ) -> None:
-        check_kind(tokens, "vector", self.type)
+        check_kind(tokens, "vector", self.type_name)
         super().__init__(tokens, width, extra)
         self.config = config
 
@@ -144,7 +144,7 @@ class Dequantize(_Numbers):
         width: int,
         extra: TableRows = TableRows(),  # noqa: B008
     ) -> None:
-        check_kind(tokens, "multi-index", self.type)
+        check_kind(tokens, "multi-index", self.type_name)
         if tokens.levels is None or tokens.vocab_size is None:
             raise MgenError(
                 "tokens.levels is missing: which numbers the ids stand for, such as {form: published, low: -5, high: 5, span: 3}"
@@ -177,6 +177,11 @@ class Windowed(Embedder):
     @property
     def settings(self) -> dict[str, object]:
         return self.inner.settings
+
+    @property
+    def window_settings(self) -> dict[str, object]:
+        assert self.windows is not None
+        return {"side": self.windows.side, "blocks": len(self.join.blocks), "unit": "window"}
 
     @property
     def token_table(self) -> nn.Embedding | None:

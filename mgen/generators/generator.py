@@ -14,7 +14,7 @@ from torch import Tensor
 from mgen.generators.classes import Classes
 from mgen.generators.embedder import Embedder, TokenRows
 from mgen.generators.losses import masked_positions, token_losses
-from mgen.generators.trunk import Capabilities, Trunk
+from mgen.generators.trunk import Capabilities, PassOptions, Trunk
 from mgen.heads.head import Head, HeadNoise
 from mgen.nn.cache import Cache, CachedStep
 from mgen.nn.causal import optimize_layout
@@ -73,20 +73,13 @@ class Generator(Model):
 
     def _note_config(self) -> None:
         """Write the configuration that builds this generator again where diffusers saves it from."""
-        inner = getattr(self.trunk, "windows", None)
-        windows = self.embedder.windows or inner
-        settings = None
-        if windows is not None:
-            join = (self.embedder if inner is None else self.trunk).join
-            unit = "window" if inner is None else "token"
-            settings = {"side": windows.side, "blocks": len(join.blocks), "unit": unit}
         self.register_to_config(
             tokens=self.tokens.to_dict(),
             embedder=self.embedder.settings,
             trunk=self.trunk.settings,
             head=self.head.settings,
             classes=asdict(self.classes.config),
-            windows=settings,
+            windows=self.embedder.window_settings or self.trunk.window_settings,
         )
 
     # -- what it takes and makes ---------------------------------------------------------------------------------------
@@ -104,7 +97,12 @@ class Generator(Model):
     @property
     def capabilities(self) -> Capabilities:
         """What a sampler may ask."""
-        return self.trunk.capabilities
+        return replace(
+            self.trunk.capabilities,
+            log_prob=self.head.has_log_prob,
+            joint=self.head.joint,
+            windows=self.windows is not None,
+        )
 
     @property
     def null_class(self) -> int | None:
@@ -148,13 +146,14 @@ class Generator(Model):
         Args:
             tokens: ids (B, L), vectors (B, L, C) or ids (B, L, C); whatever stands where `known` is False is ignored.
             known: bool (B, L), True where the token is given. class_ids: (B,) int64.
-            positions: int64 (B, M), the positions wanted; None for all. visible, cache, keep: see Trunk.forward.
+            positions: int64 (B, M), the positions wanted; None for all. visible, cache, keep: see PassOptions.
 
         Returns:
             (B, M, D), or (B, L, D).
         """
         rows = self.rows(tokens, known, sampling=cache is not None)
-        return self.trunk(rows, self.classes(class_ids), positions=positions, visible=visible, cache=cache, keep=keep)
+        options = PassOptions(positions=positions, visible=visible, cache=cache, keep=keep)
+        return self.trunk(rows, self.classes(class_ids), options)
 
     def cached_step(self, tokens: Tensor, class_ids: Tensor, cache: Cache, step: CachedStep) -> Tensor:
         """Context of the positions a cached step asks for, (B, asked, D); see Trunk.cached_step."""
@@ -172,7 +171,7 @@ class Generator(Model):
     ) -> None:
         """A carry-only step, of trunks that carry features: nothing is drawn; see Trunk.carry."""
         rows = self.rows(tokens, known, sampling=True)
-        self.trunk.carry(rows, self.classes(class_ids), visible=visible, cache=cache)
+        self.trunk.carry(rows, self.classes(class_ids), PassOptions(visible=visible, cache=cache))
 
     def rows(self, tokens: Tensor, known: Tensor, *, sampling: bool = False) -> TokenRows:
         """The tokens of a pass as the trunk reads them."""
@@ -204,12 +203,13 @@ class Generator(Model):
         """
         rows, classes = self.rows(tokens, known), self.classes(class_ids)
         if options.tokens == "all":
-            z = self.trunk.training_context(rows, classes, noise=trunk_noise, cache=cache)
+            z = self.trunk.training_context(rows, classes, PassOptions(cache=cache), noise=trunk_noise)
             return self.head.loss(z.flatten(0, 1), tokens.flatten(), label_smoothing=options.label_smoothing)
         visible, where = masked_positions(known)
         if self.tokens.global_tokens or self.head.joint or options.head_tokens == "all":
             where = None  # the head needs all positions, or to know which part a position belongs to
-        z = self.trunk.training_context(rows, classes, noise=trunk_noise, positions=where, visible=visible, cache=cache)
+        asked = PassOptions(positions=where, visible=visible, cache=cache)
+        z = self.trunk.training_context(rows, classes, asked, noise=trunk_noise)
         return token_losses(
             self.head,
             z,

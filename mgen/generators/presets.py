@@ -119,7 +119,7 @@ def _complete_stage(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _complete_part(registry: Registry[Any], settings: Mapping[str, Any], where: str) -> dict[str, Any]:
     cls, config = registry.configure(settings, where)
-    return {"type": cls.type, **asdict(config)}
+    return {"type": cls.type_name, **asdict(config)}
 
 
 def _sizes(settings: Any) -> Any:

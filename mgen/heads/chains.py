@@ -32,15 +32,13 @@ class ChainSettings:
         chain: "ancestral" (the published one), "ddim" or "dpm-solver++" (second order, multistep).
         steps: N, 1 … number of training steps.
         clip: |x0| is held below this in every step; None: not, as published. Tokens have about unit variance: 5 is wide.
-        eta: noise of DDIM, 0 (none) … 1.
-        spacing: timesteps from the first to the last ("ends"), or every so-manieth from the first on ("stride": the official codes'
-            "ddimN", which names a spacing and no chain). DPM-Solver++ has a spacing of its own.
+        spacing: timesteps from the first to the last ("ends"), or every n-th from the first on ("stride": the official codes' "ddimN",
+            which names a spacing and no chain). DPM-Solver++ has a spacing of its own.
     """
 
     chain: str = "ancestral"
     steps: int = 100
     clip: float | None = None
-    eta: float = 0.0
     spacing: str = "ends"
 
     def __post_init__(self) -> None:
@@ -52,8 +50,6 @@ class ChainSettings:
             raise MgenError(f"head.steps is 1: the chain {self.chain!r} needs at least 2")
         if self.clip is not None and not 0 < self.clip < math.inf:
             raise MgenError(f"head.clip is {self.clip}: a positive bound of |x0| is needed, or null for none")
-        if not 0 <= self.eta <= 1 or (self.eta and self.chain != "ddim"):
-            raise MgenError(f"head.eta is {self.eta}: 0 … 1, and only the chain 'ddim' takes it")
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> "ChainSettings":
@@ -64,7 +60,7 @@ class ChainSettings:
     @property
     def noise_count(self) -> int:
         """Gaussian draws per token: the start, and one after every step but the last of a chain that adds noise."""
-        return self.steps if self.chain == "ancestral" or self.eta else 1
+        return self.steps if self.chain == "ancestral" else 1
 
 
 def cosine_betas(steps: int = 1000) -> np.ndarray:
@@ -180,9 +176,6 @@ class Chain:
         if s.chain == "ancestral":
             mean, log_variance = self.moments(k, x, x0, v)
             return mean if noise is None else mean + (0.5 * log_variance).exp() * (noise * temperature)
-        if s.chain == "ddim":
-            extra = {"eta": s.eta, "variance_noise": noise * temperature} if s.eta and noise is not None else {}
-            return self.scheduler.step(x0, k, x, **extra).prev_sample
         return self.scheduler.step(x0, k, x).prev_sample
 
     def moments(self, k: int, x: Tensor, x0: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -200,8 +193,8 @@ def check_draw_settings(settings: Mapping[str, Any], tables: Tables, temperature
     chain = Chain(ChainSettings.of(settings), tables).settings  # raises for too many steps
     if chain.noise_count == 1 and chain.steps > 1 and any(t != 1 for t in temperatures):
         raise MgenError(
-            f"temperature {temperatures[0]} scales noise that the chain {chain.chain!r} does not add: use temperature 1 (or "
-            "eta with ddim, or the ancestral chain)"
+            f"temperature {temperatures[0]} scales noise that the chain {chain.chain!r} does not add: use temperature 1 or "
+            "the ancestral chain"
         )
 
 

@@ -1,7 +1,7 @@
-"""Editing with a masked generator: tokens under a pixel mask are drawn anew, the others are given and stay.
+"""Editing with a masked generator: tokens under a pixel mask are sampled again, the others are given and stay.
 
-In-painting, out-painting and class editing of MaskGIT (arXiv 2202.04200, §4.3): the token mask is enlarged by one cell,
-because neighbouring tokens carry pixels of the masked region, and the result is composited with the original.
+Inpainting, outpainting and class editing of MaskGIT (arXiv 2202.04200, §4.3): the token mask grows by one cell, because neighboring
+tokens carry pixels of the masked region, and the result is composited with the original.
 """
 
 from collections.abc import Sequence
@@ -11,12 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mgen.data.pivots import shrink
+from mgen.data.first_stage import shrink
+from mgen.pipelines.pipeline import MaskedPipeline
+from mgen.samplers.forward import whole_units
 from mgen.utils.errors import MgenError
 
 
 def token_mask(pixels: Tensor, grid: tuple[int, int], *, dilate: int = 1) -> Tensor:
-    """Tokens to draw anew, bool (h·w,), for a pixel mask bool (H, W): any masked pixel in its cell, then enlarged.
+    """Tokens to sample, bool (h·w,), for a pixel mask bool (H, W): those with a masked pixel in their cell, then enlarged.
 
     Args:
         grid: (h, w) of the tokens. dilate: cells by which the mask grows on every side.
@@ -41,10 +43,10 @@ def box_mask(box: Sequence[int], size: tuple[int, int]) -> Tensor:
 
 
 def outpaint_canvas(image: Tensor, margins: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Image and mask for out-painting: the picture shrunk into a frame, the margins to be drawn.
+    """Image and mask for outpainting: the picture is shrunk to leave the margins free.
 
     Args:
-        image: uint8 (C, H, W). margins: pixels (left, top, right, bottom) of the result that are drawn anew.
+        image: uint8 (C, H, W). margins: pixels (left, top, right, bottom) of the result that are generated.
 
     Returns:
         The canvas uint8 (C, H, W) and its mask (H, W), True in the margins.
@@ -54,9 +56,9 @@ def outpaint_canvas(image: Tensor, margins: Sequence[int]) -> tuple[Tensor, Tens
     w, h = width - left - right, height - top - bottom
     if min(margins) < 0 or w < 1 or h < 1 or max(margins) == 0:
         raise MgenError(
-            f"margins {left},{top},{right},{bottom} leave no picture of {width}×{height} pixels, or nothing to draw"
+            f"margins {left},{top},{right},{bottom} leave no picture of {width}×{height} pixels, or nothing to generate"
         )
-    scale = max(w / width, h / height)  # cover the frame, then cut its centre: no distortion
+    scale = max(w / width, h / height)  # cover the inner box, then crop its center: no distortion
     size = (max(h, round(height * scale)), max(w, round(width * scale)))
     small = F.interpolate(image[None].float(), size, mode="bilinear", antialias=True)[0].round().to(torch.uint8)
     y, x = (size[0] - h) // 2, (size[1] - w) // 2
@@ -67,11 +69,11 @@ def outpaint_canvas(image: Tensor, margins: Sequence[int]) -> tuple[Tensor, Tens
     return canvas, mask
 
 
-def composite(original: Tensor, drawn: Tensor, mask: Tensor, *, feather: float = 0.0) -> Tensor:
-    """Drawn pixels where mask (H, W) is True, the original's elsewhere; uint8 (B, C, H, W).
+def composite(original: Tensor, edited: Tensor, mask: Tensor, *, feather: float = 0.0) -> Tensor:
+    """Edited pixels where mask (H, W) is True, the original's elsewhere; uint8 (B, C, H, W).
 
     Args:
-        feather: standard deviation in pixels of the Gaussian that softens the seam, inside the mask only; 0 cuts hard.
+        feather: standard deviation in pixels of the Gaussian that softens the seam, inside the mask only; 0: a hard seam.
     """
     weight = mask.float()[None, None]
     if feather > 0:
@@ -81,18 +83,18 @@ def composite(original: Tensor, drawn: Tensor, mask: Tensor, *, feather: float =
         padded = F.pad(weight, (size,) * 4, mode="replicate")
         weight = gaussian_blur(padded, [size, size], [feather, feather])[..., size:-size, size:-size]
         weight = ((weight - 0.5) * 2).clamp(0, 1) * mask  # 0 at the seam, so that given pixels never change
-    mixed = original.float() + weight * (drawn.float() - original.float())
+    mixed = original.float() + weight * (edited.float() - original.float())
     return mixed.round().to(torch.uint8)
 
 
 @torch.inference_mode()
 def restyle(tokenizer: Any, content: Tensor, style: Tensor) -> Tensor:
-    """The picture `content` with the look of `style`: the global tokens of one, the patches of the other, decoded.
+    """The picture `content` in the style of `style`: the patch tokens of one and the global tokens of the other, decoded.
 
-    Zero-shot style transfer of Hita (arXiv 2507.02358); no generator takes part.
+    Zero-shot style transfer of Hita (arXiv 2507.02358); no generator is involved.
 
     Args:
-        tokenizer: one that makes global tokens (HitaTokenizer). content, style: uint8 (C, H, W) of its image size.
+        tokenizer: one with global tokens (HitaTokenizer). content, style: uint8 (C, H, W) of its image size.
 
     Returns:
         uint8 (C, H, W).
@@ -103,7 +105,7 @@ def restyle(tokenizer: Any, content: Tensor, style: Tensor) -> Tensor:
     spec, size = tokenizer.spec, (tokenizer.config.image_size,) * 2
     if not spec.global_tokens:
         raise MgenError(
-            f"a {type(tokenizer).__name__} makes no global tokens, which a style is taken from: use a HitaTokenizer (mgen convert "
+            f"{type(tokenizer).__name__} makes no global tokens, which hold the style: use a HitaTokenizer (mgen convert "
             "hita …, or mgen train --config fmnist-hita)"
         )
     if any(tuple(image.shape[1:]) != size for image in (content, style)):
@@ -114,22 +116,24 @@ def restyle(tokenizer: Any, content: Tensor, style: Tensor) -> Tensor:
     mixed = torch.cat([ids[1:, : spec.global_tokens], ids[:1, spec.global_tokens :]], dim=1)
     images = tokenizer.decode(mixed, spec.grid).float()
     if not torch.isfinite(images).all():
-        raise MgenError("the decoder made NaN or infinite pixels: the tokenizer's weights are damaged")
+        raise MgenError("the decoder returned NaN or infinite pixels: the tokenizer's weights are damaged")
     return ((images[0].clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
-def _pivots(pipe: Any, image: Tensor, mask: Tensor, count: int, dilate: int) -> tuple[Tensor, Tensor]:
-    """The pivots of the image and which of them are given (B, S): those that see nothing of the mask."""
+def _first_stage(pipe: MaskedPipeline, image: Tensor, mask: Tensor, count: int, dilate: int) -> tuple[Tensor, Tensor]:
+    """The first stage's tokens of the image, and which of them are given (B, S): those that see nothing of the mask."""
     generator, device = pipe.generator, pipe.generator.device
-    side = image.shape[-1] * generator.pivot_spec.grid[1] // generator.spec.grid[1]
-    pivots = pipe.tokenizer.encode(shrink(image[None].to(device).float() / 127.5 - 1, side))
-    known = ~token_mask(mask, generator.pivot_spec.grid, dilate=dilate).to(device)
-    return pivots.expand(count, *pivots.shape[1:]), known.expand(count, -1)
+    grid = generator.first_stage_spec.grid
+    assert grid is not None
+    side = image.shape[-1] * grid[1] // generator.tokens.grid[1]
+    tokens = pipe.tokenizer.encode(shrink(image[None].to(device).float() / 127.5 - 1, side))
+    known = ~token_mask(mask, grid, dilate=dilate).to(device)
+    return tokens.expand(count, *tokens.shape[1:]), known.expand(count, -1)
 
 
 @torch.inference_mode()
 def edit(
-    pipe: Any,
+    pipe: MaskedPipeline,
     image: Tensor,
     mask: Tensor,
     classes: Sequence[int | None],
@@ -141,50 +145,48 @@ def edit(
     dtype: str = "fp32",
     progress: bool = True,
 ) -> Tensor:
-    """Variants of `image`, drawn anew where `mask` is True.
+    """Variants of `image`, regenerated where `mask` is True.
 
     Args:
-        pipe: a MaskedPipeline. image: uint8 (C, H, W). mask: bool (H, W).
-        classes: class of each variant; None is the null class. Variant i is drawn from (seed, i).
+        image: uint8 (C, H, W). mask: bool (H, W).
+        classes: class of each variant; None is the null class. Variant i is a function of (seed, i).
 
     Returns:
         uint8 (B, C, H, W), equal to `image` outside the mask.
 
     Raises:
-        MgenError: the tokens have no place in the image, the mask is empty, or sizes do not fit.
+        MgenError: the tokens have no position in the image, the mask is empty, or sizes do not fit.
     """
     spec = pipe.tokenizer.spec
     size = (pipe.tokenizer.config.image_size,) * 2
     if spec.grid is None:
-        raise MgenError("these tokens have no place in the image, so a part of it cannot be edited")
+        raise MgenError("these tokens have no position in the image, so a part of it can't be edited")
     if tuple(image.shape[1:]) != size or tuple(mask.shape) != size:
         raise MgenError(
             f"image {tuple(image.shape[1:])} and mask {tuple(mask.shape)} must both be {size[0]}×{size[1]} pixels for this model"
         )
-    if pipe.generator.causal:
+    if pipe.generator.capabilities.order == "causal":
         raise MgenError(
-            f"{type(pipe.generator).__name__} draws one token after the other, each from those before it: a part of an image takes a "
-            "masked generator, such as MaskGIT"
+            f"{type(pipe.generator).__name__} draws one token after the other, each from those before it: to edit a part of an image use "
+            "a masked generator, such as MaskGIT"
         )
     if not mask.any():
-        raise MgenError("the mask selects no pixel: white (255) marks what is drawn anew")
-    device = pipe.generator.device
+        raise MgenError("the mask selects no pixel: white (255) marks what is regenerated")
+    device, two_stages = pipe.generator.device, pipe.generator.capabilities.two_stages
     count = len(classes)
     tokens = pipe.tokenizer.encode(image[None].to(device).float() / 127.5 - 1)  # (1, L) or (1, L, C)
     tokens = tokens.expand(count, *tokens.shape[1:])
-    # Holistic tokens, which come first, describe the changed part too: they are drawn anew.
+    # Global tokens, which come first, describe the changed part too: they are sampled again.
     known = F.pad(~token_mask(mask, spec.grid, dilate=dilate), (spec.global_tokens, 0)).to(device).expand(count, -1)
-    if (unit := pipe.generator.unit) is not None:  # a window with any token to draw is drawn as a whole
-        known = unit.spread(unit.whole(known))
-    drawn = pipe(
+    edited = pipe(
         classes,
         seed=seed,
         tokens=tokens,
-        known=known,
-        pivots=_pivots(pipe, image, mask, count, dilate) if pipe.generator.staged else None,
+        known=whole_units(pipe.generator, known),
+        first_stage=_first_stage(pipe, image, mask, count, dilate) if two_stages else None,
         batch_size=batch_size,
         dtype=dtype,
         output_type="uint8",
         progress=progress,
     ).images
-    return composite(image[None], drawn.cpu(), mask, feather=feather)
+    return composite(image[None], edited.cpu(), mask, feather=feather)

@@ -1,4 +1,4 @@
-"""Tokenizer + generator + sampler = images: a diffusers DiffusionPipeline, and the functions that load one."""
+"""Tokenizer + generator + sampler = images: a diffusers DiffusionPipeline, and functions to load one."""
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -11,12 +11,13 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 from tqdm import tqdm
 
-from mgen.pipelines.runs import QUANTIZATIONS
-from mgen.samplers import ParallelSampler, image_seed
-from mgen.samplers.parallel import Step
+from mgen.generators import Cascade, Generator
+from mgen.pipelines.pixels import to_pil, to_uint8
+from mgen.samplers import ParallelSampler, Step, image_seed
+from mgen.tokenizers.base import Tokenizer
 from mgen.utils.errors import MgenError, check_choice
 from mgen.utils.files import read_json
-from mgen.utils.modeling import public
+from mgen.utils.modeling import public, saved_class
 from mgen.zoo import DEFAULT, resolve
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -42,27 +43,37 @@ class MaskedPipeline(DiffusionPipeline):
 
     Args:
         tokenizer: decodes tokens to images. generator: predicts tokens. sampler: decides how.
+        class_names: names of the classes, for captions and file names; saved in model_index.json.
     """
 
-    def __init__(self, tokenizer: Any, generator: Any, sampler: ParallelSampler) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        generator: Generator | Cascade,
+        sampler: ParallelSampler,
+        class_names: Sequence[str] | None = None,
+    ) -> None:
         super().__init__()
-        tokenizer.spec.require(generator.spec, by=type(generator).__name__)
+        tokenizer.spec.require(generator.tokens, by=type(generator).__name__)
+        if class_names is not None and len(class_names) != generator.num_classes:
+            raise MgenError(f"{len(class_names)} class names for {generator.num_classes} classes: give one for each")
         self.register_modules(tokenizer=tokenizer, generator=generator, sampler=sampler)
-        self.tokenizer: Any
-        self.generator: Any
+        self.register_to_config(class_names=None if class_names is None else tuple(class_names))
+        self.tokenizer: Tokenizer
+        self.generator: Generator | Cascade
         self.sampler: ParallelSampler
 
     @property
     def conditional(self) -> bool:
         """Whether the generator knows classes; without, every entry of `classes` is None."""
-        return bool(self.generator.config.num_classes)
+        return self.generator.conditional
 
     @property
     def class_names(self) -> Sequence[str]:
         """Names of the classes, or their numbers; empty for an unconditional model."""
         if not self.conditional:
             return ()
-        return self.generator.config.class_names or [f"{i:04d}" for i in range(self.generator.num_classes)]
+        return self.config.class_names or [f"{i:04d}" for i in range(self.generator.num_classes)]
 
     def optimize(self) -> "MaskedPipeline":
         """Make decoding faster, with equal images up to rounding; the tokenizer can then no longer be saved."""
@@ -92,28 +103,28 @@ class MaskedPipeline(DiffusionPipeline):
         batch_size: int | None = None,
         tokens: Tensor | None = None,
         known: Tensor | None = None,
-        pivots: tuple[Tensor, Tensor] | None = None,
-        whole: bool = False,
+        first_stage: tuple[Tensor, Tensor] | None = None,
+        complete: bool = False,
         dtype: str = "fp32",
         output_type: str = "pil",
         progress: bool = True,
         callback: Callable[[Step], None] | None = None,
     ) -> PipelineOutput:
-        """Draw one image per entry of `classes`.
+        """Sample one image per entry of `classes`.
 
         Args:
             classes: class ids; None is the null class, and the only entry for an unconditional model.
-            seed: of the run. indices: place of each image in the run (default 0, 1, 2 …); image i is drawn from
+            seed: of the run. indices: number of each image in the run (default 0, 1, 2 …); image i is a function of
                 (seed, i) alone, whatever else is in the batch.
             steps, guidance: replace the sampler's own; guidance is s in u + s·(c − u), 1 is none.
             sampler: replaces the pipeline's sampler.
             batch_size: images at a time (default: all).
             tokens, known: ids (B, L) or vectors (B, L, C), and a bool mask (B, L) of given ones, which stay as they are.
-            pivots: given pivots of a generator that draws them first, and a bool mask, likewise.
-            whole: draw tokens that reach no pixel too (of Hita's tokenizer the last ones), and pivots that nothing reads; so it is
-                with a callback, and where tokens are asked for.
+            first_stage: given tokens of the first stage, of a generator of two, and a bool mask, likewise.
+            complete: sample tokens that reach no pixel too (of Hita's tokenizer the last ones), and first-stage tokens that nothing
+                reads. A callback and output_type "tokens" imply it.
             dtype: "fp32", or "bf16" or "fp16" for the generator under autocast; decoding is always in fp32.
-            output_type: "pil", "pt" (B, C, H, W) in [0, 1], "raw" (B, C, H, W) as the decoder gives it, about [-1, 1], "uint8"
+            output_type: "pil", "pt" (B, C, H, W) in [0, 1], "raw" (B, C, H, W) as the decoder returns it, about [-1, 1], "uint8"
                 (B, C, H, W), or "tokens" (no decoding).
             callback: called with every Step.
 
@@ -130,48 +141,54 @@ class MaskedPipeline(DiffusionPipeline):
         indices = range(len(ids)) if indices is None else indices
         sampler = (sampler or self.sampler).override(steps=steps, guidance=guidance)
         sampler.check(self.generator)
-        device = self.generator.device
-        size = batch_size or max(1, len(ids))
-        parts, images = [], []
-        parts_of_run = [s for s in (sampler, sampler.pivot_sampler) if s is not None]
-        whole = whole or callback is not None or output_type == "tokens"
-        unread = 0 if whole else self.tokenizer.unused_tail
-        saved = unread if self.generator.causal and self.generator.unit is None else 0
-        total = -(-len(ids) // size) * (sum(s.config.steps - s.config.start for s in parts_of_run) - saved)
+        device, size = self.generator.device, batch_size or max(1, len(ids))
+        complete = complete or callback is not None or output_type == "tokens"
+        unused_tail = 0 if complete else self.tokenizer.unused_tail
         cast = nullcontext() if dtype == "fp32" else torch.autocast(device.type, DTYPES[dtype])
-        guided = any(sampler.guided(self.generator.unit_spec.length, self.generator.unit_spec.global_tokens))
-        self.generator.lay_out(min(size, len(ids)) * (2 if guided else 1))
+        spec = self.generator.units
+        guided = any(sampler.guided(spec.length, spec.global_tokens))
+        self.generator.optimize_layout(min(size, len(ids)) * (2 if guided else 1))
+        total = -(-len(ids) // size) * self._steps(sampler, unused_tail)
+        parts, images = [], []
         with tqdm(total=total, unit="step", disable=not progress, desc="sampling", leave=False) as bar:
             for first in range(0, len(ids), size):
                 rows = slice(first, first + size)
-                seeds = [image_seed(seed, i) for i in indices[rows]]
-                noise = sampler.draw(self.generator, seeds).to(device)
-                condition = torch.tensor(ids[rows], device=device)
-                given: dict[str, Any] = {"whole_pivots": whole, "unread": unread}
-                if tokens is not None and known is not None:
-                    given |= {"tokens": tokens[rows], "known": known[rows]}
-                if pivots is not None:
-                    given["pivots"] = (pivots[0][rows], pivots[1][rows])
+                noise = sampler.make_noise(self.generator, [image_seed(seed, i) for i in indices[rows]]).to(device)
+                run = sampler(
+                    self.generator,
+                    torch.tensor(ids[rows], device=device),
+                    noise=noise,
+                    tokens=None if tokens is None else tokens[rows],
+                    known=None if known is None else known[rows],
+                    first_stage=None if first_stage is None else (first_stage[0][rows], first_stage[1][rows]),
+                    complete_first_stage=complete,
+                    unused_tail=unused_tail,
+                )
                 with cast:
-                    for step in sampler(self.generator, condition, noise=noise, **given):
+                    for step in run:
                         bar.update()
                         if callback is not None:
                             callback(step)
                 parts.append(step.tokens)
                 if output_type != "tokens":
                     images.append(self.pixels(step.tokens) if output_type == "raw" else self.decode(step.tokens))
-        tokens = torch.cat(parts)
-        return PipelineOutput(self._output(torch.cat(images), output_type) if images else None, tokens, ids)
+        return PipelineOutput(self._output(torch.cat(images), output_type) if images else None, torch.cat(parts), ids)
+
+    def _steps(self, sampler: ParallelSampler, unused_tail: int) -> int:
+        """Steps of one batch, for the progress bar."""
+        stages = [s for s in (sampler, sampler.first_stage) if s is not None]
+        skipped = unused_tail if self.generator.capabilities.skips_tail else 0
+        return sum(s.config.steps - s.config.start for s in stages) - skipped
 
     def decode(self, tokens: Tensor) -> Tensor:
-        """Images (B, C, H, W) in [-1, 1] of ids (B, L) or vectors (B, L, C); MgenError if the decoder's output is not finite."""
+        """Images (B, C, H, W) in [-1, 1] of ids (B, L) or vectors (B, L, C); MgenError if the decoder's output isn't finite."""
         return self.pixels(tokens).clamp(-1, 1)
 
     def pixels(self, tokens: Tensor) -> Tensor:
-        """As `decode`, where the decoder goes beyond [-1, 1] too: LlamaGen resizes before it cuts off."""
+        """As `decode`, without clamping: LlamaGen resizes before it clamps."""
         images = self.tokenizer.decode(tokens).float()
         if not torch.isfinite(images).all():
-            raise MgenError("the decoder made NaN or infinite pixels: the tokenizer's weights are damaged")
+            raise MgenError("the decoder returned NaN or infinite pixels: the tokenizer's weights are damaged")
         return images
 
     @staticmethod
@@ -182,32 +199,6 @@ class MaskedPipeline(DiffusionPipeline):
             return (images + 1) / 2
         images = to_uint8(images)
         return images if output_type == "uint8" else to_pil(images)
-
-
-def to_uint8(images: Tensor, *, size: int | None = None, quantization: str = "round") -> Tensor:
-    """[-1, 1] → 0 … 255, values beyond are cut off.
-
-    Args:
-        size: side that images (B, C, H, W) are brought to first, bicubic without antialiasing: LlamaGen and Hita draw at 384 and 336
-            pixels and are measured at 256.
-        quantization: "round"; "half-up", 127.5 x + 128 without its fraction (LlamaGen, Hita), which differs next to a half alone; or
-            "truncate", 127.5 x + 127.5 without its fraction (MAGE, ReCAP's MaskGIT): half a level darker on average.
-    """
-    check_choice("quantization", quantization, QUANTIZATIONS)
-    images = images.float()
-    if size is not None:
-        images = torch.nn.functional.interpolate(images, (size, size), mode="bicubic", align_corners=False)
-    if quantization == "half-up":
-        return (127.5 * images + 128).clamp(0, 255).to(torch.uint8)
-    levels = (images.clamp(-1, 1) + 1) * 127.5
-    return (levels if quantization == "truncate" else levels.round()).to(torch.uint8)
-
-
-def to_pil(images: Tensor) -> list[Any]:
-    """uint8 (B, C, H, W) → PIL images, grey for one channel."""
-    from torchvision.transforms.functional import to_pil_image
-
-    return [to_pil_image(image.cpu()) for image in images]
 
 
 def load(name: str | Path = DEFAULT, *, device: str | torch.device = "cpu") -> MaskedPipeline:
@@ -221,7 +212,7 @@ def load(name: str | Path = DEFAULT, *, device: str | torch.device = "cpu") -> M
         raise MgenError(f"{folder} is no pipeline (model_index.json is missing){_what_it_is(folder)}")
     index = read_json(folder / "model_index.json")
     parts = {part: _load_part(folder, part, index) for part in COMPONENTS}
-    pipe = MaskedPipeline(**parts)
+    pipe = MaskedPipeline(**parts, class_names=index.get("class_names"))
     pipe.tokenizer.eval()
     pipe.generator.eval()
     return pipe.to(check_device(device))
@@ -236,7 +227,9 @@ def load_tokenizer(name: str | Path, *, device: str | torch.device = "cpu") -> A
         config = folder / "config.json"
         if not config.is_file():
             raise MgenError(f"no tokenizer in {folder} (neither model_index.json nor config.json)")
-        tokenizer = model_class(read_json(config).get("_class_name"), config).from_pretrained(folder)
+        tokenizer = saved_class(read_json(config).get("_class_name"), f"model class in {config}").from_pretrained(
+            folder
+        )
     if not hasattr(tokenizer, "encode"):
         raise MgenError(f"{folder} holds a {type(tokenizer).__name__}, not a tokenizer")
     return tokenizer.eval().to(check_device(device))
@@ -265,14 +258,7 @@ def _load_part(folder: Path, part: str, index: dict[str, Any]) -> Any:
         config = read_json(folder / part / ParallelSampler.config_name)
         own = {k: v for k, v in config.items() if not k.startswith("_")}
         return ParallelSampler.from_settings(own, str(folder / part))
-    return model_class(entry[1], folder / "model_index.json").from_pretrained(folder / part)
-
-
-def model_class(name: str | None, where: Path) -> Any:
-    """The class that a saved configuration names."""
-    import mgen
-
-    return getattr(mgen, check_choice(f"model class in {where}", str(name), mgen.MODELS))
+    return saved_class(entry[1], f"model class in {folder / 'model_index.json'}").from_pretrained(folder / part)
 
 
 def _what_it_is(folder: Path) -> str:

@@ -45,7 +45,7 @@ class GeneratorTask:
         freeze(model, config.optim.freeze)
         self._check_data()
         names = tuple(self.train_data.class_names)
-        self.class_names = names if model.conditional and names != ("",) else None
+        self.class_names = names if model.conditional and len(names) == model.num_classes else None
 
     def _load_tokenizer(self) -> Model | None:
         settings = self.settings
@@ -100,14 +100,14 @@ class GeneratorTask:
         if name not in batch:
             raise MgenError(
                 f"{path} holds no smaller images, on which the first stage of {type(self.model).__name__} is trained: write a "
-                f"cache with mgen cache --pivot-size {pixels}"
+                f"cache with mgen cache --first-stage-size {pixels}"
             )
         found = batch[name].shape[2] if data.name == "tokens" else batch[name][0, 0, 0].numel()
         patch = 1 if self.tokenizer is None else self.tokenizer.config.get("patch", 1)
         if found != (side * (patch if data.name == "moments" else 1)) ** 2:
             raise MgenError(
                 f"{path} holds {found} positions per smaller image, but the first stage of the model has a {side}×{side} grid: "
-                f"write a cache with mgen cache --pivot-size {pixels}, or change the model's first stage"
+                f"write a cache with mgen cache --first-stage-size {pixels}, or change the model's first stage"
             )
 
     @torch.inference_mode()

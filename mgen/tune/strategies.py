@@ -1,6 +1,6 @@
 """Strategies: AutoNAT's lists (Ni et al., arXiv 2406.05478), one value per step, as points with few coordinates.
 
-A list is its start plus a piecewise linear curve through a few knots, so that a strategy of 8 steps is some 8 numbers, not 30.
+A list is its start plus a piecewise linear curve through a few knots, so that a strategy of 8 steps takes some 8 numbers, not 30.
 Notation: T steps.
 """
 
@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from mgen.generators import Generator
 from mgen.samplers import ParallelSampler
-from mgen.samplers.timetable import remaining
 from mgen.utils.errors import MgenError, check_choice
 
 NAMES = ("schedule", "confidence_temperature", "temperature", "guidance")
@@ -28,10 +28,10 @@ def own_settings(sampler: ParallelSampler) -> dict[str, Any]:
     return json.loads(json.dumps(sampler.settings))
 
 
-def applicable(sampler: ParallelSampler, generator: Any) -> list[str]:
-    """The lists that mean something to this sampler and generator."""
+def applicable(sampler: ParallelSampler, generator: Generator) -> list[str]:
+    """The lists that have an effect on this sampler and generator."""
     names = ["schedule"]
-    if sampler.config.order == "confidence":
+    if sampler.order.ranked:
         names.append("confidence_temperature")
     try:
         sampler.override(temperature=0.9).check(generator)
@@ -41,53 +41,28 @@ def applicable(sampler: ParallelSampler, generator: Any) -> list[str]:
     return names + ["guidance"] * (generator.null_class is not None)
 
 
-def network_evaluations(sampler: ParallelSampler, generator: Any) -> int:
-    """Passes of the network per image, with class and without; local ones count as whole ones."""
-    spec, reuse = generator.unit_spec, sampler.reuse
-    length = spec.length
-    pivots = sampler.pivot_sampler
-    first = network_evaluations(pivots, generator.first()) if pivots is not None else 0
-    guided, counts = sampler.guided(length, spec.global_tokens), remaining(sampler.phases(length, spec.global_tokens))
-    before = [length, *counts]  # unknown tokens before each step
-    carries, total = generator.carries and reuse.features, 0
-
-    def full(steps: list[int]) -> int:
-        carried = (generator.causal or carries and before[steps[0]] < length) and any(guided[steps[0] :])
-        return 2 if carried or any(guided[t] for t in steps) else 1
-
-    for group in sampler.groups():
-        while group and before[group[0]] == counts[group[0]]:  # reveals nothing
-            total += full(group[:1]) if carries else 0
-            group = group[1:]
-        total += full(group) if group else 0
-        for last, t in zip(group, group[1:]):
-            if before[t] > counts[t]:
-                total += 1 + guided[last if reuse.late_guidance else t]
-    return first + total
-
-
 class Space:
     """Strategies as points: the origin is the start.
 
     Args:
         sampler: the start; its lists are its curves evaluated. generator: that it draws with.
         search: names of lists that change; default: all that apply. knots: numbers per list.
-        limit: most network evaluations per image. Guidance is set to 1 in as many of the first steps as this takes, in the start
-            too; `held` tells whether it was.
+        limit: most forward passes per image. Guidance is set to 1 in as many of the first steps as this takes, in the start too;
+            `held` says whether it was.
     """
 
     def __init__(
         self,
         sampler: ParallelSampler,
-        generator: Any,
+        generator: Generator,
         *,
         search: Sequence[str] | None = None,
         knots: int = 2,
         limit: int | None = None,
     ) -> None:
-        c, length = sampler.config, generator.unit_spec.length
+        c, length = sampler.config, generator.units.length
         sampler.check(generator)
-        if generator.causal or generator.unit_spec.global_tokens:
+        if generator.capabilities.order == "causal" or generator.units.global_tokens:
             raise MgenError("a strategy is searched for masked generators with tokens of one kind")
         if c.steps < 2:
             raise MgenError(f"steps is {c.steps}: a strategy that changes over the steps needs at least 2")
@@ -103,15 +78,15 @@ class Space:
         if not self.search:
             raise MgenError(f"there is nothing to search: name some of {', '.join(usable)}")
         self.generator, self.limit = generator, limit
-        # Half a token above the counts: their floor is then the count, whatever the rounding.
-        counts = sampler.counts(unknown=length, length=length)
+        # Half a token above the counts: their floor is then the count, by any rule.
+        counts = sampler.remaining(unknown=length, length=length)
         lists = {"schedule": [min(1.0, (n + 0.5) / length) for n in counts[:-1]]}
         lists |= {name: sampler.values(name, length) for name in usable[1:]}
         if "confidence_temperature" in lists:
             lists["confidence_temperature"].pop()  # the last step reveals all: nothing is ranked
         own = own_settings(sampler)
-        if own["precision"].startswith("halton"):
-            own["precision"] = "float64"  # that rule takes no list; the counts are kept
+        if own["counts"].startswith("halton"):
+            own["counts"] = "maskgit"  # Halton's rule takes no list; the numbers of tokens stay
         self.settings = own
         self.least = {name: min(LEAST[name], *lists[name]) for name in usable[1:]}
         self.start = self.project(lists)
@@ -160,7 +135,7 @@ class Space:
                 out["guidance"][step] = 1.0
         if self.limit is not None and self.cost(out) > self.limit:
             raise MgenError(
-                f"{self.limit} network evaluations per image are too few: these {self.settings['steps']} steps take {self.cost(out)} "
+                f"{self.limit} forward passes per image are too few: these {self.settings['steps']} steps take {self.cost(out)} "
                 "without guidance; use fewer steps"
             )
         return out
@@ -170,8 +145,8 @@ class Space:
         return [round(v, 6) for v in values]
 
     def cost(self, lists: Lists) -> int:
-        """Network evaluations per image."""
-        return network_evaluations(self.sampler(lists), self.generator)
+        """Forward passes per image."""
+        return self.sampler(lists).plan(self.generator).forward_passes
 
 
 def _curve(knots: Sequence[float], count: int) -> np.ndarray:

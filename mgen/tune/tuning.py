@@ -1,15 +1,15 @@
-"""Search for a sampling strategy: the least distance at a fixed number of steps (Ni et al., AutoNAT, arXiv 2406.05478).
+"""Search for a sampling strategy: the least Fréchet distance at a fixed number of steps (Ni et al., AutoNAT, arXiv 2406.05478).
 
 The published search follows finite differences of every entry of every list, 4T − 2 distances per update, each on new labels and
-draws, so that much of what it follows is noise. Here:
+random numbers, so that it follows noise to a large part. Here:
 
-- every evaluation draws the same classes from the same seeds (common random numbers);
+- every trial samples the same classes from the same seeds (common random numbers);
 - few numbers bend the lists (mgen.tune.strategies);
-- the method is COBYLA (scipy): it fits a plane to the last n + 1 evaluations and trusts it within a radius. It needs no
-  derivatives, may gain with each evaluation from the first on, and its large radius looks past the jumps of drawn ids, on
-  which line searches get stuck. When the radius is used up, it starts again from the best, with half of it.
+- the method is COBYLA (scipy): it fits a plane to the last n + 1 trials and trusts it within a radius. It needs no derivatives, can
+  improve with every trial from the first on, and its large radius steps over the jumps of sampled ids, on which line searches get
+  stuck. When the radius is used up, it starts again from the best strategy, with half the radius.
 
-A search is replayed, not restored: its path is a function of the distances, and distances once measured come from the trace.
+A search is replayed, not restored: its path is a function of the distances, and distances measured before are read from the trace.
 """
 
 import hashlib
@@ -41,10 +41,10 @@ Objective = Callable[[ParallelSampler], float]
 
 @dataclass(kw_only=True)
 class Trace:
-    """Every evaluation, kept in a JSON-lines file that is rewritten whole; equal strategies are measured once.
+    """All trials, in a JSON-lines file that is rewritten whole; equal strategies are measured once.
 
     Args:
-        path: of the file; one that is there is read. records: by key.
+        path: of the file; an existing one is read. records: by key.
     """
 
     path: Path
@@ -56,7 +56,7 @@ class Trace:
                 record = json.loads(line)
                 self.records[record["key"]] = {**record, "distance": float(record["distance"])}
             except (ValueError, KeyError, TypeError) as error:
-                raise MgenError(f"{self.path}, line {number}, is no evaluation: remove the line or the file") from error
+                raise MgenError(f"{self.path}, line {number}, is not a trial: remove the line or the file") from error
 
     @staticmethod
     def key(side: str, sampler: ParallelSampler) -> str:
@@ -65,7 +65,7 @@ class Trace:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def measure(self, side: str, space: Space, lists: Lists, objective: Objective) -> dict[str, Any]:
-        """The record of a strategy, measured if it is not there."""
+        """The record of a strategy, which is measured unless it was before."""
         sampler = space.sampler(lists)
         key = self.key(side, sampler)
         if key not in self.records:
@@ -77,7 +77,7 @@ class Trace:
                 "key": key,
                 "side": side,
                 "distance": distance,
-                "evaluations_per_image": space.cost(lists),
+                "passes_per_image": space.cost(lists),
                 "seconds": round(time.perf_counter() - begin, 2),
                 "strategy": lists,
             }
@@ -86,24 +86,24 @@ class Trace:
 
 
 class _Spent(Exception):
-    """The evaluations are used up."""
+    """The trials are used up."""
 
 
-def search(space: Space, objective: Objective, trace: Trace, *, evaluations: int, progress: bool = True) -> list[dict]:
+def search(space: Space, objective: Objective, trace: Trace, *, trials: int, progress: bool = True) -> list[dict]:
     """Records of the strategies tried, in order, the start first.
 
     Args:
-        evaluations: different strategies at most, at least 1; those that the trace holds of an interrupted search included.
+        trials: different strategies at most, at least 1, including those that the trace holds of an interrupted search.
     """
     tried: dict[str, dict[str, Any]] = {}
     best: tuple[float, np.ndarray] = (np.inf, np.zeros(space.size))
-    with tqdm(total=evaluations, unit="strategy", desc="searching", disable=not progress) as bar:
+    with tqdm(total=trials, unit="strategy", desc="searching", disable=not progress) as bar:
 
-        def evaluate(x: np.ndarray) -> float:
+        def attempt(x: np.ndarray) -> float:
             nonlocal best
             lists = space.at(x)
             known = trace.key("search", space.sampler(lists)) in tried
-            if len(tried) == evaluations and not known:
+            if len(tried) == trials and not known:
                 raise _Spent
             record = trace.measure("search", space, lists, objective)
             tried[record["key"]] = record
@@ -113,12 +113,12 @@ def search(space: Space, objective: Objective, trace: Trace, *, evaluations: int
             bar.set_postfix(best=f"{best[0]:.3f}", last=f"{record['distance']:.3f}")
             return record["distance"]
 
-        evaluate(best[1])
+        attempt(best[1])
         try:
             for radius in RADII:
-                options = {"rhobeg": radius, "tol": radius / 4, "maxiter": 100 * (space.size + evaluations)}
+                options = {"rhobeg": radius, "tol": radius / 4, "maxiter": 100 * (space.size + trials)}
                 minimize(
-                    evaluate,
+                    attempt,
                     best[1].clip(-REACH, REACH),
                     method="COBYLA",
                     bounds=Bounds(-REACH, REACH),
@@ -130,8 +130,8 @@ def search(space: Space, objective: Objective, trace: Trace, *, evaluations: int
 
 
 @dataclass(kw_only=True)
-class Comparison:
-    """Records of the start and of what was found, on the side of the search and on that of the test; and all that were tried."""
+class Outcome:
+    """Records of the start and of the best strategy, on the images of the search and on those of the test; and all that were tried."""
 
     tried: list[dict[str, Any]]
     search: tuple[dict[str, Any], dict[str, Any]]
@@ -139,7 +139,7 @@ class Comparison:
 
     @property
     def better(self) -> bool:
-        """Whether what was found is better where the search did not look."""
+        """Whether the strategy found is better on images that the search did not use."""
         return self.test[1]["distance"] < self.test[0]["distance"]
 
     @property
@@ -148,16 +148,16 @@ class Comparison:
         return self.test[self.better]["strategy"]
 
 
-def compare(space: Space, tried: Sequence[dict], objective: Objective, trace: Trace) -> Comparison:
-    """Measure the first and the best of `tried` with the objective of the test, which has images and references of its own."""
+def compare(space: Space, tried: Sequence[dict], objective: Objective, trace: Trace) -> Outcome:
+    """Measure the first and the best of `tried` with the objective of the test, which has its own images and reference."""
     pair = tried[0], min(tried, key=lambda record: record["distance"])
     first, best = (trace.measure("test", space, record["strategy"], objective) for record in pair)
-    return Comparison(tried=list(tried), search=pair, test=(first, best))
+    return Outcome(tried=list(tried), search=pair, test=(first, best))
 
 
 @dataclass(kw_only=True)
 class Distance:
-    """Fréchet distance of images drawn with a sampler: classes in turn, image i from (seed, i) alone, whatever the sampler."""
+    """Fréchet distance of images made with a sampler: classes in turn, image i from (seed, i) alone, whatever the sampler."""
 
     pipe: Any
     extractor: Extractor

@@ -1,4 +1,4 @@
-"""Configuration files: YAML with `extends:`, dotted overrides, typed dataclasses, unknown keys refused by name."""
+"""Configuration files: YAML with `extends:`, dotted overrides, typed dataclasses; unknown keys raise an error."""
 
 import dataclasses
 import re
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 1e-4 as a number; YAML 1.1 takes it for a string."""
+    """SafeLoader that reads 1e-4 as a number, which is a string in YAML 1.1."""
 
 
 _Loader.add_implicit_resolver(
@@ -25,7 +25,7 @@ _Loader.add_implicit_resolver(
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
-    """Mapping of a YAML file; `extends: other.yaml` (relative to the file) is merged below it.
+    """The mapping in a YAML file, merged over the file that `extends: other.yaml` names (relative to it).
 
     Raises:
         MgenError: the file is missing, is not YAML, or is not a mapping.
@@ -38,13 +38,13 @@ def read_config(path: str | Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise MgenError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):
-        raise MgenError(f"{path} holds no settings: expected a YAML mapping like 'task: generator'")
+        raise MgenError(f"{path} holds no settings: expected a YAML mapping such as 'task: generator'")
     base = data.pop("extends", None)
     return merge(read_config(path.parent / base), data) if base else data
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`over` laid on `base`, mapping by mapping; everything else is replaced."""
+    """`base` updated with `over`: mappings are merged recursively, other values replaced."""
     out = dict(base)
     for key, value in over.items():
         both = isinstance(value, dict) and isinstance(out.get(key), dict)
@@ -53,13 +53,13 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Lay `key.sub=value` texts on `data`; values are read as YAML."""
+    """Apply overrides such as "key.sub=value" to `data`; values are read as YAML."""
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals or not key:
             raise MgenError(f"override {text!r} is not of the form key.sub=value")
         try:
-            nested: Any = yaml.load(value, _Loader)
+            nested = yaml.load(value, _Loader)
         except yaml.YAMLError as error:
             raise MgenError(f"override {text!r}: the value is not valid YAML") from error
         for part in reversed(key.split(".")):
@@ -69,10 +69,10 @@ def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> dict[str,
 
 
 def build(cls: type[T], data: dict[str, Any], where: str = "") -> T:
-    """An instance of the dataclass `cls` from a mapping, converted field by field.
+    """An instance of the dataclass `cls` from a mapping, checked and converted field by field.
 
     Raises:
-        MgenError: unknown key (with the nearest valid one), missing key, or a value of the wrong type.
+        MgenError: a key is unknown or missing, or a value has the wrong type.
     """
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     hints = typing.get_type_hints(cls)
@@ -87,7 +87,7 @@ def build(cls: type[T], data: dict[str, Any], where: str = "") -> T:
     return cls(**values)
 
 
-def _convert(hint: Any, value: Any, where: str) -> Any:
+def _convert(hint: Any, value: object, where: str) -> Any:
     origin, args = get_origin(hint), get_args(hint)
     if hint is Any or (origin is dict and isinstance(value, dict)):
         return value

@@ -32,7 +32,7 @@ class Registry(Generic[T]):
         def decorate(cls: C) -> C:
             if name in self._classes:
                 raise MgenError(f"{self.kind} {name!r} is registered twice: choose another name")
-            cls.type, cls.Config = name, config  # type: ignore[attr-defined]
+            cls.type_name, cls.Config = name, config  # type: ignore[attr-defined]
             self._classes[name] = cls
             return cls
 
@@ -75,11 +75,11 @@ class Registry(Generic[T]):
 class Configured:
     """Mixin of registered classes: `settings` gives back what builds the same component again."""
 
-    type: str
+    type_name: str
     Config: type
     config: Any
 
     @property
     def settings(self) -> dict[str, Any]:
         """`type` and all settings, as written to config.json."""
-        return {"type": self.type, **dataclasses.asdict(self.config)}
+        return {"type": self.type_name, **dataclasses.asdict(self.config)}

@@ -1,4 +1,4 @@
-"""ReCAP's two published samplers, from the arguments of their scripts, quirks included. The weights are those of the base models.
+"""ReCAP's two published samplers, from the arguments of their scripts, including their quirks. ReCAP uses the base models' weights.
 
 Liu et al., "ReCAP" (arXiv 2505.19089); `cache_decoding.py` of its MaskGIT and its MAR example.
 """
@@ -19,21 +19,20 @@ def maskgit_settings(
 ) -> dict[str, Any]:
     """Settings of a ParallelSampler for MaskGIT-r (num_cache_iters 0: the base) and ReCAP on it.
 
-    One draw at temperature 1 settles the places of a group, a second one its tokens; steps that would reveal nothing borrow from the
-    last; the noise on confidences falls by group; with `cfg`, w rises from 0.05 to 0.1 and local steps lag one behind.
+    A first sample at temperature 1 decides the positions of a group, a second one its tokens. Steps that would reveal nothing borrow from
+    the last one. The noise on confidences decreases by group. With `cfg`, w rises from 0.05 to 0.1 and lags by one in cached steps.
     """
     guidance: Any = {"kind": "linear", "start": 1.05, "end": 1.1, "at": "inclusive"} if cfg else 1.0
-    reuse = {"local": num_cache_iters, "full_first": pre_full_iters, "late_guidance": True}
+    reuse = {"cached": num_cache_iters, "full_first": pre_full_iters, "late_guidance": True}
     return {
         "steps": gen_step,
-        "order": "confidence",
+        "order": {"name": "confidence", "redraw": True},
         "schedule": "pow2.5",
-        "keep_one": "borrow",
-        "redraw": True,
+        "counts": "maskgit-r",
         "guidance": guidance,
         "temperature": {"kind": "power", "start": 1.0, "end": samp_temp, "power": 0.5, "at": "inclusive"},
         "confidence_temperature": {"kind": "linear", "start": conf_temp, "end": 0.0, "at": "group"},
-        # Without local steps there are no groups: pre_full_iters then changes nothing.
+        # Without cached steps there are no groups: pre_full_iters then changes nothing.
         **({"reuse": reuse} if num_cache_iters else {}),
     }
 
@@ -53,8 +52,8 @@ def mar_settings(
 ) -> dict[str, Any]:
     """Settings of a ParallelSampler for ReCAP on MAR.
 
-    A group is decoded row by row; guidance reaches its end in the last step. `diff_fast_ratio` does nothing in the published code
-    (its local chains always have half the steps); `true_fast_ratio` makes it count.
+    A group is decoded row by row, and guidance reaches its end in the last step. `diff_fast_ratio` has no effect in the published code,
+    where chains in cached steps always have half the steps; `true_fast_ratio` applies it.
     """
     base = mar.sampler_settings(
         num_iter=num_iter,
@@ -67,7 +66,7 @@ def mar_settings(
     if isinstance(guidance, dict):
         guidance = {k: v for k, v in guidance.items() if k != "left"}
     reuse = {
-        "local": num_cache_iters,
+        "cached": num_cache_iters,
         "full_first": pre_full_iters,
         "inside": "raster",
         "prefix": not cache_buffer,

@@ -8,8 +8,8 @@ from mgen.convert import convert
 from mgen.convert.halton import confidence_settings, halton_settings
 from mgen.generators import Generator, LossOptions
 from mgen.samplers import Noise, ParallelSampler
-from mgen.samplers.order import halton
-from mgen.samplers.schedule import revealed_down
+from mgen.samplers.counts import halton_revealed
+from mgen.samplers.sequences import halton
 from mgen.tokenizers import LlamaGenVQ
 from mgen.training.config import MaskConfig
 from mgen.training.masking import known_from_uniform, mask_fraction_from_uniform
@@ -116,7 +116,7 @@ def by_confidence(case: Case) -> None:
     case.check("step_still_masked", torch.stack(masked).unflatten(2, grid))
     if "schedule" in case.outputs:
         name, n = sampler.config.schedule, net.tokens.length
-        shown = [revealed_down(name, t, steps, n, inclusive=True) for t in range(steps)]
+        shown = [halton_revealed(name, t, steps, n, inclusive=True) for t in range(steps)]
         case.check("schedule", torch.tensor(shown))
     image(case, step.tokens)
 
@@ -132,7 +132,7 @@ def orders(case: Case) -> None:
             continue
         schedule = {"root": "pow0.5", None: "arccos"}.get(m[2], m[2])
         steps, n, inclusive = int(m[4]), side * side, m[2] is not None
-        shown = [revealed_down(schedule, t, steps, n, inclusive=inclusive) for t in range(steps)]
+        shown = [halton_revealed(schedule, t, steps, n, inclusive=inclusive) for t in range(steps)]
         case.check(name, torch.tensor(shown))
 
 
@@ -154,7 +154,7 @@ def test_halton_gives_the_official_numbers(case: Case) -> None:
 def test_published_counts() -> None:
     """32 steps of 256 tokens."""
     sampler = ParallelSampler(**halton_settings(step=32, w=0.7))
-    shown = [256 - left for left in sampler.counts(unknown=256, length=256)]
+    shown = [256 - left for left in sampler.remaining(unknown=256, length=256)]
     published = (
         "5 10 15 20 25 30 35 41 46 51 57 62 68 73 79 85 91 97 103 110 116 123 130 138 146 154 163 173 184 198 215 256"
     )

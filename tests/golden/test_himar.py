@@ -15,9 +15,10 @@ from torch import Tensor
 from mgen.convert import convert, himar
 from mgen.convert.convert import Conversion
 from mgen.convert.himar import himar_settings
-from mgen.data.pivots import shrink
+from mgen.data.first_stage import shrink
 from mgen.generators import Cascade
 from mgen.generators.presets import model_name, override
+from mgen.generators.trunk import PassOptions
 from mgen.generators.trunks.two_stage import Stage
 from mgen.heads import HeadNoise
 from mgen.samplers import Noise, ParallelSampler
@@ -62,11 +63,13 @@ class Run:
         prefix = None if index == 0 else net.prefix(small_z)
         rows, classes = self.stage.rows(tokens, known), net.classes(labels)
         self.cache = self.stage.start(labels, prefix=prefix)
-        self.features, self.positions, self.readable = self.stage.trunk.encode(rows, classes, cache=self.cache)
+        self.features, self.positions, self.readable = self.stage.trunk.encode(
+            rows, classes, PassOptions(cache=self.cache)
+        )
 
     def context(self) -> Tensor:
         """Context (B, L, D) of the stage's own positions."""
-        return self.stage.trunk.decode(self.features, self.positions, self.readable, cache=self.cache)
+        return self.stage.trunk.decode(self.features, self.positions, self.readable, PassOptions(cache=self.cache))
 
     def complete(self) -> Tensor:
         """Context (B, S + L, D) at the positions of both stages; a run reads its own stage's only."""
@@ -77,7 +80,8 @@ class Run:
         tables = replace(trunk.tables, head=torch.cat([table[-first:], table[:-first]]))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Stage, "tables", tables)
-            return trunk.decode(self.features, self.positions, self.readable, positions=positions, cache=self.cache)
+            options = PassOptions(positions=positions, cache=self.cache)
+            return trunk.decode(self.features, self.positions, self.readable, options)
 
 
 @torch.inference_mode()
@@ -172,11 +176,11 @@ def run(case: Case, settings: dict[str, Any], noise: Noise) -> None:
     share = 1e-5 if settings["temperature"] else 1.6e-4
     at = {True: torch.full((b, net.first_stage_spec.length), -1), False: torch.full((b, net.tokens.length), -1)}
     drafts, last = [], {}
-    for step in sampler(net, labels, noise=noise, whole_pivots=True):
-        place = at[step.pivots]
+    for step in sampler(net, labels, noise=noise, complete_first_stage=True):
+        place = at[step.first_stage]
         place[step.known & (place < 0)] = step.index
-        last[step.pivots] = step.tokens.clone()
-        if not step.pivots:
+        last[step.first_stage] = step.tokens.clone()
+        if not step.first_stage:
             drafts.append(step.draft.clone())
     sides = net.first_stage_spec.side, net.tokens.side
     for name, tokens, side in (("small_latents", last[True], sides[0]), ("latents", last[False], sides[1])):
@@ -214,7 +218,7 @@ def arguments(case: Case) -> dict[str, Any]:
 def sample(case: Case) -> None:
     settings, i = himar_settings(**arguments(case)), case.inputs
     pivots = case.config["cond_scale"] ** 2
-    counts = settings["pivots"]["head"]["steps"], settings["head"]["steps"]
+    counts = settings["first_stage"]["head"]["steps"], settings["head"]["steps"]
     b, steps = len(i["labels"]), settings["steps"]
     chain = torch.zeros(counts[0], *i["small_init_noise"].shape)
     chain[0] = i["small_init_noise"]
@@ -227,7 +231,7 @@ def sample(case: Case) -> None:
         maps[:, 1:] = more[:, :-1]
     # The official code decodes from the end of its permutation.
     first = Noise(order=i["orders"][:, :pivots].argsort(1).float(), chain=chain)
-    run(case, settings, Noise(order=i["orders"][:, pivots:].argsort(1).float(), maps=maps, pivots=first))
+    run(case, settings, Noise(order=i["orders"][:, pivots:].argsort(1).float(), maps=maps, first_stage=first))
 
 
 @torch.inference_mode()
@@ -252,11 +256,11 @@ def sample_seeded(case: Case) -> None:
     torch.manual_seed(seed)
     pivots, length, channels = net.first_stage_spec.length, net.tokens.length, net.tokens.channels
     orders = shuffled(b, pivots, length)
-    count = settings["pivots"]["head"]["steps"]
+    count = settings["first_stage"]["head"]["steps"]
     chain = torch.zeros(count + 1, b, pivots, channels)
     sampler = ParallelSampler(**settings)
-    assert sampler.pivot_sampler is not None
-    left = [pivots, *sampler.pivot_sampler.counts(unknown=pivots, length=pivots)]
+    assert sampler.first_stage is not None
+    left = [pivots, *sampler.first_stage.remaining(unknown=pivots, length=pivots)]
     for many, few in zip(left, left[1:]):
         here = torch.zeros(b, pivots, dtype=torch.bool).scatter_(1, orders[:, few:many], True)
         n = int(here.sum())
@@ -272,7 +276,7 @@ def sample_seeded(case: Case) -> None:
             torch.randn(rows, channels, side, side)  # drawn there and never read
             maps[t, j + 1] = patchify(torch.randn(rows, channels, side, side)[:b], 1)
     first = Noise(order=orders[:, :pivots].argsort(1).float(), chain=chain[:-1])
-    run(case, settings, Noise(order=orders[:, pivots:].argsort(1).float(), maps=maps[:, :-1], pivots=first))
+    run(case, settings, Noise(order=orders[:, pivots:].argsort(1).float(), maps=maps[:, :-1], first_stage=first))
 
 
 def shuffled(count: int, pivots: int, length: int) -> Tensor:
@@ -300,9 +304,9 @@ def schedule(case: Case) -> None:
         sampler = ParallelSampler(**himar_settings(num_iter=int(m[3]), cfg=float(m[4]), re_cfg=float(m[5])))
         length = 256
         if m[1] == "1":
-            assert sampler.pivot_sampler is not None
-            sampler, length = sampler.pivot_sampler, 64
-        left = [length, *sampler.counts(unknown=length, length=length)]
+            assert sampler.first_stage is not None
+            sampler, length = sampler.first_stage, 64
+        left = [length, *sampler.remaining(unknown=length, length=length)]
         if m[2] == "cfg":
             case.check(name, torch.tensor(sampler.values("guidance", length)), atol=2e-6)
         elif m[2] == "tokens":

@@ -212,7 +212,8 @@ def run(case: Case, settings: dict[str, Any], noise: Noise) -> None:
     if "cfg_per_call" in outputs:
         case.check("cfg_per_call", torch.tensor(sampler.values("guidance", net.tokens.length)), atol=2e-6, rtol=1e-6)
     if "diffusion_steps_per_call" in outputs:
-        full, local = (len(plan.chain.timesteps) for plan in sampler.plans(net))
+        heads = (sampler.config.head, sampler.cached_head or sampler.config.head)
+        full, local = (len(net.head.plan(head).chain.timesteps) for head in heads)
         case.check("diffusion_steps_per_call", torch.tensor([local if flag else full for flag in is_local]))
     if "is_local" in outputs:
         case.check("is_local", torch.tensor(is_local))
@@ -246,7 +247,7 @@ def sample_seeded(case: Case) -> None:
     rng = torch.Generator().manual_seed(seed)
     orders = shuffled(b, length)
     chain = torch.zeros(steps + 1, b, length, channels)
-    left = [length, *ParallelSampler(**settings).counts(unknown=length, length=length)]
+    left = [length, *ParallelSampler(**settings).remaining(unknown=length, length=length)]
     for many, few in zip(left, left[1:]):
         here = torch.zeros(b, length, dtype=torch.bool).scatter_(1, orders[:, few:many], True)
         n = int(here.sum())
@@ -290,7 +291,7 @@ def schedule(case: Case) -> None:
         m = re.fullmatch(r"L(\d+)_iter(\d+)_cfg([\d.]+)_(cfg|tokens)", name)
         assert m, f"schedule tensor {name} is of no known form"
         length, steps, cfg = int(m[1]), int(m[2]), float(m[3])
-        left = remaining_counts("cosine", steps=steps, unknown=length, length=length, precision="mar")
+        left = remaining_counts("cosine", steps=steps, unknown=length, length=length, counts="mar")
         if m[4] == "tokens":
             case.check(name, torch.tensor([length, *left]).diff().neg())
         else:

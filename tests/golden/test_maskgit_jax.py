@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -58,7 +59,8 @@ def loss(case: Case) -> None:
 def schedule(case: Case) -> None:
     length = int(case.config.get("schedule_length", 256))
     for name in case.outputs:
-        values = [mask_fraction(name, r, length=length, precision="float32") for r in case.inputs["ratio"].tolist()]
+        ours = {"uniform": "linear"}.get(name, name)
+        values = [mask_fraction(ours, r, length=length, dtype=np.float32) for r in case.inputs["ratio"].tolist()]
         case.check(name, torch.tensor(values), atol=2e-6)
 
 
@@ -93,7 +95,7 @@ def decode(case: Case) -> None:
         steps=steps,
         start=start,
         schedule="linear" if method == "uniform" else method,
-        precision="float32",
+        counts="maskgit-float32",
         confidence_temperature={"kind": "linear", "start": choice, "end": 0.0},
     )
     ahead = torch.zeros(start, *case.inputs["choice_gumbel"].shape[1:])  # the sets hold the steps that are run

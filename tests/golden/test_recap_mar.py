@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mgen.generators.trunk import PassOptions
 from mgen.nn import CachedStep
 from mgen.samplers import Noise, ParallelSampler
 from mgen.zoo.recap import mar_settings
@@ -34,8 +35,9 @@ def local_step(case: Case) -> None:
         )
         label = torch.cat([label, torch.full_like(label, net.null_class)])
     cache, trunk, classes = net.start(label), net.trunk, net.classes(label)
-    features, positions, readable = trunk.encode(net.rows(before, known), classes, cache=cache, keep=done)
-    z = trunk.decode(features, positions, readable, cache=cache, keep=done)
+    options = PassOptions(cache=cache, keep=done)
+    features, positions, readable = trunk.encode(net.rows(before, known), classes, options)
+    z = trunk.decode(features, positions, readable, options)
     seen = features.shape[1]  # behind these is room for the group
     last = len(trunk.encoder_blocks) - 1, len(trunk.decoder_blocks) - 1
     for name, got in {
@@ -82,9 +84,10 @@ def sample_seeded(case: Case) -> None:
     rng = torch.Generator().manual_seed(seed)
     orders = shuffled(b, length)
     sampler = ParallelSampler(**settings)
-    full, local = (len(plan.chain.timesteps) for plan in sampler.plans(net))
+    heads = (sampler.config.head, sampler.cached_head or sampler.config.head)
+    full, local = (len(net.head.plan(head).chain.timesteps) for head in heads)
     chain = torch.zeros(full + 1, b, length, channels)
-    left = [length, *sampler.counts(unknown=length, length=length)]
+    left = [length, *sampler.remaining(unknown=length, length=length)]
     for group in sampler.groups():
         first, last = group[0], group[-1]
         members = orders[:, left[last + 1] : left[first]].sort(dim=1).values  # row by row
@@ -112,7 +115,7 @@ def schedule(case: Case) -> None:
         if m[6] == "is_local":
             got = torch.tensor([t != group[0] for group in sampler.groups() for t in group])
         elif m[6] == "tokens":
-            got = torch.tensor([length, *sampler.counts(unknown=length, length=length)]).diff().neg()
+            got = torch.tensor([length, *sampler.remaining(unknown=length, length=length)]).diff().neg()
         else:
             got = torch.tensor(sampler.values("guidance", length))
         case.check(name, got, atol=2e-6 * float(expected.abs().max()))

@@ -58,7 +58,7 @@ def sample(case: Case) -> None:
     sampler = ParallelSampler(**maskgit_settings(**settings))
     label, length = i["context"].flatten(), net.tokens.length
     b, steps, groups = len(label), sampler.config.steps, sampler.groups()
-    counts = sampler.counts(unknown=length, length=length)
+    counts = sampler.remaining(unknown=length, length=length)
     revealed = [before - after for before, after in zip([length, *counts], counts)]
     guided = ParallelSampler(
         **maskgit_settings(**{**settings, "cfg": True})
@@ -108,7 +108,7 @@ def test_recap_maskgit_gives_the_official_numbers(case: Case) -> None:
 def test_published_settings_give_the_published_evaluations() -> None:
     """T = 32 with 12 full steps first: 22 full and 10 local evaluations, and the published reveals."""
     sampler = ParallelSampler(**maskgit_settings(gen_step=32, pre_full_iters=12, num_cache_iters=1, samp_temp=0.75))
-    groups, counts = sampler.groups(), sampler.counts(unknown=256, length=256)
+    groups, counts = sampler.groups(), sampler.remaining(unknown=256, length=256)
     assert (len(groups), sum(len(group) - 1 for group in groups)) == (22, 10)
     revealed = [before - after for before, after in zip([256, *counts], counts)]
     published = "1 1 1 1 1 1 2 2 3 3 4 5 4 6 6 7 7 8 9 10 10 11 12 12 14 14 15 16 17 17 19 17"

@@ -182,7 +182,7 @@ def sample_seeded(case: Case) -> None:
     orders = shuffled(b, length)
     rng = torch.Generator().manual_seed(seed)
     noise = torch.zeros(b, length, count, levels)
-    left = [length, *ParallelSampler(**settings).counts(unknown=length, length=length)]
+    left = [length, *ParallelSampler(**settings).remaining(unknown=length, length=length)]
     for many, few in zip(left, left[1:]):
         here = torch.zeros(b, length, dtype=torch.bool).scatter_(1, orders[:, few:many], True)
         # One multinomial draw per slot: argmax(p / q) with q exponential.
@@ -202,7 +202,7 @@ def schedule(case: Case) -> None:
         m = re.fullmatch(r"(tokens|cfg)_iter(\d+)_cfg([\d.]+)", name)
         assert m, f"schedule tensor {name} is of no known form"
         steps = int(m[2])
-        left = remaining_counts("cosine", steps=steps, unknown=length, length=length, precision="mar")
+        left = remaining_counts("cosine", steps=steps, unknown=length, length=length, counts="mar")
         if m[1] == "tokens":
             case.check(name, torch.tensor([length, *left]).diff().neg())
         else:

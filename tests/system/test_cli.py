@@ -115,7 +115,7 @@ def test_sampling_options(model: Path, tmp_path: Path, capsys: pytest.CaptureFix
     run = json.loads((tmp_path / "o" / "run.json").read_text())
     assert run["sampler"]["order"] == "random" and run["sampler"]["guidance"] == 1.5
     texts = [
-        "reuse.local=1",
+        "reuse.cached=1",
         "reuse.full_first=2",
         "confidence_temperature={kind: linear, start: 2, end: 0}",
         "schedule=arccos",
@@ -125,7 +125,7 @@ def test_sampling_options(model: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert main(["sample", "--model", str(model), *base, "--out", str(tmp_path / "s")]) == 0
     sampler = json.loads((tmp_path / "s" / "run.json").read_text())["sampler"]
     assert (sampler["steps"], sampler["schedule"]) == (5, "arccos")
-    assert sampler["reuse"] == {"local": 1, "full_first": 2} and sampler["confidence_temperature"]["start"] == 2
+    assert sampler["reuse"] == {"cached": 1, "full_first": 2} and sampler["confidence_temperature"]["start"] == 2
     assert (
         main(["eval", str(model), *base, "--order", "raster", "--temperature", "0.9", "--out", str(tmp_path / "e")])
         == 0
@@ -327,7 +327,7 @@ def bad_inputs(tmp_path: Path, model: Path) -> dict[str, tuple[list[str], str]]:
         "device": ([*sample, "--device", "cuda:7", *out], "cuda:7"),
         "animation name": ([*sample, "--animation", "x.mp4", *out], ".gif"),
         "setting unknown": ([*sample, "--set", "stepz=3", *out], "did you mean 'steps'"),
-        "setting of reuse unknown": ([*sample, "--set", "reuse.locl=1", *out], "did you mean 'local'"),
+        "setting of reuse unknown": ([*sample, "--set", "reuse.cachd=1", *out], "did you mean 'cached'"),
         "setting without value": ([*sample, "--set", "steps", *out], "key.sub=value"),
         "setting of another kind": ([*sample, "--set", "temperature=warm", *out], "temperature is 'warm'"),
         "setting for another head": (["eval", str(model), "--set", "reuse.head_share=0.5", *out], "diffusion head"),

@@ -15,7 +15,7 @@ from mgen.cli import main
 from mgen.convert import convert
 from mgen.data import FashionMNIST, write_cache
 from mgen.samplers import ORDERS, ParallelSampler, remaining_counts
-from mgen.samplers.order import halton
+from mgen.samplers.sequences import halton
 from mgen.training.config import train_config
 from mgen.training.loop import train
 from mgen.utils.config import apply_overrides, read_config
@@ -29,11 +29,11 @@ SETS = Path(__file__).parents[1] / "golden" / "sets"
 LENGTH = NET.spec.length
 HEAD = {"steps": 8, "clip": 4.0}
 SHUFFLED = torch.randperm(LENGTH, generator=torch.Generator().manual_seed(0)).tolist()
-FIXED = [name for name in ORDERS if name != "confidence"]
+FIXED = [name for name in ORDERS if name not in ("confidence", "remasking")]
 
 
 def run(sampler: ParallelSampler, labels: list[int], seeds: list[int], **given: Any) -> list[Any]:
-    noise = sampler.draw(NET, seeds)
+    noise = sampler.make_noise(NET, seeds)
     return list(sampler(NET, torch.tensor(labels), noise=noise, **given))
 
 
@@ -50,7 +50,7 @@ def test_any_order_and_schedule_draws_every_vector_once(order: Any, schedule: An
 def test_explicit_and_named_orders_reveal_what_they_say() -> None:
     def revealed(order: Any) -> list[int]:
         sampler, seen = ParallelSampler(steps=LENGTH, order=order, head={"steps": 2, "clip": 4.0}), []
-        for step in sampler(NET, torch.tensor([0]), noise=sampler.draw(NET, [1])):
+        for step in sampler(NET, torch.tensor([0]), noise=sampler.make_noise(NET, [1])):
             seen += step.positions[0].tolist()
         return seen
 
@@ -73,7 +73,9 @@ def test_known_vectors_never_change(order: Any) -> None:
     before = given.clone()
     sampler = ParallelSampler(steps=5, order=order, guidance=3.0, head=HEAD)
     last = None
-    for step in sampler(NET, torch.tensor([0, 1, 2]), noise=sampler.draw(NET, [1, 2, 3]), tokens=given, known=known):
+    for step in sampler(
+        NET, torch.tensor([0, 1, 2]), noise=sampler.make_noise(NET, [1, 2, 3]), tokens=given, known=known
+    ):
         assert torch.equal(step.tokens[known], before[known]) and bool(step.known[known].all())
         if last is not None:
             assert torch.equal(step.tokens[last[1]], last[0][last[1]]), "a revealed vector changed"
@@ -124,12 +126,12 @@ def test_what_stands_at_unknown_places_is_never_read() -> None:
 def test_settings_that_vectors_do_not_take(settings: dict, words: str) -> None:
     with pytest.raises(MgenError, match=words):
         sampler = ParallelSampler(**{"steps": 4, "order": "random", **settings})
-        list(sampler(NET, torch.tensor([0]), noise=sampler.draw(NET, [1])))
+        list(sampler(NET, torch.tensor([0]), noise=sampler.make_noise(NET, [1])))
 
 
 def test_the_cosine_of_mar_loses_a_token_where_its_code_does() -> None:
     """Two thirds of the steps done: its order of operations falls just below one half."""
-    official = remaining_counts("cosine", steps=39, unknown=256, length=256, precision="mar")
+    official = remaining_counts("cosine", steps=39, unknown=256, length=256, counts="mar")
     assert official[25] == 127 and remaining_counts("cosine", steps=39, unknown=256, length=256)[25] == 128
 
 
@@ -137,13 +139,13 @@ def test_temperature_needs_a_chain_with_noise() -> None:
     sampler = ParallelSampler(order="random", temperature=0.9, head={"chain": "ddim", "steps": 5})
     with pytest.raises(MgenError, match="does not add"):
         sampler.check(NET)
-    sampler.override(head={"chain": "ddim", "steps": 5, "eta": 1.0}).check(NET)
+    sampler.override(head={"chain": "ancestral", "steps": 5}).check(NET)
 
 
 def test_linear_guidance_counts_tokens() -> None:
     curve = {"kind": "linear", "start": 1.0, "end": 3.0, "at": "tokens"}
     sampler = ParallelSampler(steps=4, order="random", guidance=curve)
-    left = sampler.counts(unknown=LENGTH, length=LENGTH)
+    left = sampler.remaining(unknown=LENGTH, length=LENGTH)
     assert sampler.values("guidance", LENGTH) == pytest.approx([1 + 2 * (LENGTH - n) / LENGTH for n in left])
     official = ParallelSampler(steps=4, order="random", guidance={**curve, "left": 1})
     assert official.values("guidance", LENGTH)[-1] == pytest.approx(1 + 2 * (LENGTH - 1) / LENGTH)
@@ -359,7 +361,7 @@ def test_official_files_become_a_pipeline(tmp_path: Path, capsys: pytest.Capture
     assert main(["convert", "kl16", weights, "--out", str(tmp_path / "kl"), "scale=0.2325"]) == 0
     assert main([*arguments, "--tokenizer", str(tmp_path / "kl"), "--out", str(out), *settings]) == 0
     pipe = mgen.load(out)
-    assert pipe.sampler.config.precision == "mar" and pipe.tokenizer.config.scale == 0.2325
+    assert pipe.sampler.config.counts == "mar" and pipe.tokenizer.config.scale == 0.2325
     images = pipe([0], steps=3, progress=False, sampler=pipe.sampler.override(head_steps=5), output_type="pt").images
     side = pipe.generator.config.side * pipe.tokenizer.factor
     assert images.shape == (1, 3, side, side)

@@ -226,7 +226,7 @@ def test_the_command_can_be_copied(browser: Any, show: Show) -> None:
     button.click()
     from selenium.webdriver.support.ui import WebDriverWait
 
-    WebDriverWait(browser, 5, 0.05).until(lambda _: button.text in ("Copied", "Marked"))
+    WebDriverWait(browser, 5, 0.05).until(lambda _: button.text in ("Copied", "Selected"))
 
 
 def test_points_of_curves_tell_their_values(browser: Any, show: Show) -> None:

@@ -129,13 +129,13 @@ def test_batches_stay_the_same_whatever_is_there_and_whoever_draws(
     form: str, tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[tuple[int, ...]] = []
-    real = mgen.pipelines.generation.draw
+    real = mgen.pipelines.generation.sample_images
 
     def noting(pipe: Any, run: Run, indices: Any) -> Any:
         asked.append(tuple(indices))
         return real(pipe, run, indices)
 
-    monkeypatch.setattr(mgen.pipelines.generation, "draw", noting)
+    monkeypatch.setattr(mgen.pipelines.generation, "sample_images", noting)
     run = make_run(tmp_path, count=10, format=form, shard_size=4)
     begin(run)
     assert run_images(tiny, run, batch_size=3) == 10
@@ -450,7 +450,7 @@ def test_command_refuses_what_cannot_be(model: Path, tmp_path: Path, capsys: pyt
         "--image-size 0": "at least 1",
         "--quantization floor": "half-up, round, truncate",
         "--npz all.zip": "ending in .npz",
-        "--npz images-000000-000009.npz": "no shard's",
+        "--npz images-000000-000009.npz": "not that of a shard",
         f"--npz {tmp_path / 'x.npz'}": "file name",
         f"--npz {tmp_path / 'file' / 'x' / 'all.npz'}": "cannot write",
     }.items():

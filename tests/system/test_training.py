@@ -11,17 +11,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mgen.generators import Cascade
 from mgen.samplers import ParallelSampler
 from mgen.training.cascade import CascadeObjective
 from mgen.training.config import MaskConfig, train_config
-from mgen.training.generator_calls import is_cascade
 from mgen.training.loop import Trainer, train
 from mgen.training.masking import known_from_uniform, mask_fraction_from_uniform
 from mgen.training.noise import Augmentation
 from mgen.training.objectives import GeneratorObjective, StepOutput
 from mgen.utils.config import apply_overrides, build, read_config
 from mgen.utils.errors import MgenError
-from tests.helpers import GENERATOR, TOKENIZER, tiny_tokenizer, write_idx
+from tests.helpers import TOKENIZER, tiny_config, tiny_tokenizer, tiny_tokens, write_idx
+
+TOKENS = tiny_tokens(side=8, vocab_size=64)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +44,7 @@ def generator_run(idx: Path, tokenizer: Path, output: Path, **settings: Any) -> 
         "output": str(output),
         "steps": 6,
         "batch_size": 12,
-        "model": {"class": "MaskGIT", **GENERATOR, "num_classes": 10, "dropout": 0.1},
+        "model": tiny_config("uvit", tokens=TOKENS, classes={"count": 10}, dropout=0.1),
         "data": {"kind": "fmnist", "path": str(idx), "shift": 1},
         "objective": {"tokenizer": str(tokenizer), "sampler": {"steps": 2}},
         "optim": {"lr": 3e-3, "schedule": "cosine", "warmup": 1, "clip": 1.0},
@@ -116,7 +118,7 @@ def launch(arguments: list[str], config: Path, *overrides: str) -> subprocess.Co
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
 
 
-CAUSAL = {"class": "CausalGenerator", "side": 8, "codes": 64, "dim": 32, "depth": 2, "heads": 2, "num_classes": 10}
+CAUSAL = tiny_config("causal", tokens=TOKENS, classes={"count": 10})
 
 
 @pytest.mark.parametrize("name", ["MaskGIT", "CausalGenerator"])
@@ -126,7 +128,7 @@ def test_two_processes_train_like_one(name: str, idx: Path, tokenizer: Path, tmp
     # 96 images a step: the 48 validation images are one batch, fewer than there are processes.
     config = generator_run(idx, tokenizer, tmp_path / "one", **{"model.dropout": 0.0, "steps": 4, "batch_size": 96})
     if name != "MaskGIT":
-        config |= {"model": {**CAUSAL, "dropout": 0.0}, "objective": {"tokenizer": str(tokenizer)}}
+        config |= {"model": CAUSAL, "objective": {"tokenizer": str(tokenizer)}}
     train(train_config(config))
     (tmp_path / "c.yaml").write_text(yaml.safe_dump({**config, "output": str(tmp_path / "two")}))
     done = launch(
@@ -357,7 +359,7 @@ def test_every_shipped_config_is_valid() -> None:
             model = build_model(config.model)
         if config.task == "generator":
             ParallelSampler.suited(model, config.objective.sampler, f"{file}: objective.sampler").check(model)
-            kind = CascadeObjective if is_cascade(model) else GeneratorObjective
+            kind = CascadeObjective if isinstance(model, Cascade) else GeneratorObjective
             objective = kind(model, config.objective)
             # Masks that suit the model, in the published rounding.
             objective.make_noise(2, torch.Generator(), augmentation=Augmentation())

@@ -16,8 +16,8 @@ from mgen.nn.causal import LiveKeys, Rows
 from mgen.pipelines.editing import edit
 from mgen.pipelines.pipeline import MaskedPipeline
 from mgen.samplers import ParallelSampler
-from mgen.samplers.order import priorities
-from mgen.samplers.schedule import remaining_counts
+from mgen.samplers.counts import remaining_counts
+from mgen.samplers.sequences import priorities
 from mgen.tokenizers import HitaTokenizer
 from mgen.tokens import TokenSpec
 from mgen.training.config import GeneratorObjectiveConfig, MaskConfig
@@ -42,7 +42,7 @@ def tiny(**settings: Any) -> CausalGenerator:
 
 def draw(net: Any, settings: dict[str, Any] | None = None, seeds: tuple[int, ...] = (1, 2), **given: Any) -> Tensor:
     sampler = ParallelSampler.suited(net, {"guidance": 2.0, **(settings or {})})
-    *_, end = sampler(net, torch.tensor(seeds) % 3, noise=sampler.draw(net, list(seeds)), **given)
+    *_, end = sampler(net, torch.tensor(seeds) % 3, noise=sampler.make_noise(net, list(seeds)), **given)
     return end.tokens
 
 
@@ -120,7 +120,7 @@ def test_guidance_that_ends_early_drops_the_null_rows_and_one_that_starts_late_h
     for guidance, rows in (([3.0] * 4 + [1.0] * 12, [2] * 4 + [1] * 12), ([1.0] * 12 + [3.0] * 4, [2] * 16)):
         seen.clear()
         sampler = ParallelSampler.suited(net, {"guidance": guidance})
-        list(sampler(StandIn(net, context=context), torch.tensor([0]), noise=sampler.draw(net, [1])))
+        list(sampler(StandIn(net, context=context), torch.tensor([0]), noise=sampler.make_noise(net, [1])))
         assert seen == rows
     plain = draw(net, {"guidance": [1.0] * 16})
     assert torch.equal(draw(net, {"guidance": 1.0}), plain) and not torch.equal(draw(net, {"guidance": 3.0}), plain)
@@ -144,9 +144,9 @@ def test_given_tokens_are_the_first_ones() -> None:
 
 def test_tokens_that_reach_no_pixel_are_not_drawn() -> None:
     net, sampler = tiny(global_tokens=5), ParallelSampler.suited(tiny(global_tokens=5), {"guidance": 2.0})
-    label, noise = torch.tensor([0]), sampler.draw(net, [1])
+    label, noise = torch.tensor([0]), sampler.make_noise(net, [1])
     whole = list(sampler(net, label, noise=noise))
-    some = list(sampler(net, label, noise=noise, unread=4))
+    some = list(sampler(net, label, noise=noise, unused_tail=4))
     assert (len(whole), len(some)) == (21, 17)
     assert torch.equal(some[-1].tokens[:, :17], whole[-1].tokens[:, :17]) and not some[-1].known[:, 17:].any()
 
@@ -174,8 +174,8 @@ def test_what_does_not_fit_is_refused() -> None:
     for settings in ({"steps": 8}, {"order": "random"}, {"schedule": "cosine"}, {"order": "halton"}):
         with pytest.raises(MgenError, match="one token after the other"):
             ParallelSampler.suited(net, settings).check(net)
-    with pytest.raises(MgenError, match="no local evaluation"):
-        ParallelSampler.suited(net, {"reuse": {"local": 1}}).check(net)
+    with pytest.raises(MgenError, match="no cached steps"):
+        ParallelSampler.suited(net, {"reuse": {"cached": 1}}).check(net)
     with pytest.raises(MgenError, match="a step for each of 9 tokens"):
         remaining_counts("single", steps=8, unknown=9, length=9)
     with pytest.raises(MgenError, match="multiple of 4"):
@@ -250,7 +250,7 @@ def test_holistic_tokens_come_first(name: str, order: str) -> None:
     net = MASKED[name]()
     sampler = ParallelSampler.suited(net, {"steps": 6, "order": order, "guidance": 2.0, "global_steps": 2})
     counts = []
-    for step in sampler(net, torch.tensor([0, 1]), noise=sampler.draw(net, [1, 2])):
+    for step in sampler(net, torch.tensor([0, 1]), noise=sampler.make_noise(net, [1, 2])):
         counts.append([int(step.known[0, :5].sum()), int(step.known[0, 5:].sum())])
         assert int(step.tokens.max()) < 16
     assert counts[1] == [5, 0] and 0 < counts[0][0] < 5 and counts[-1] == [5, 16]
@@ -288,21 +288,20 @@ def test_steps_of_the_phases() -> None:
     for settings, words in (
         ({"steps": 1}, "at least 2 steps"),
         ({"schedule": [0.5] * 7}, "listed schedules"),
-        ({"start": 2}, "start, revise"),
+        ({"start": 2}, "start, order remasking"),
     ):
         with pytest.raises(MgenError, match=words):
             ParallelSampler(**{"steps": 8, **settings}).check(net)
-    with pytest.raises(MgenError, match="draws no global tokens"):
+    with pytest.raises(MgenError, match="has no global tokens"):
         ParallelSampler(steps=8, global_steps=2).check(tiny_generator(side=4))
     with pytest.raises(MgenError, match="from 1 to steps − 1, 7"):
         ParallelSampler(steps=8, global_steps=8)
 
 
 def test_a_listed_order_keeps_its_order_within_each_part() -> None:
-    noise = ParallelSampler(steps=4, order="random").draw(MASKED["MaskGIT"](), [1])
+    noise = ParallelSampler(steps=4, order="random").make_noise(MASKED["MaskGIT"](), [1])
     listed = [9, 4, 20, 0, 3, 2, 1, *(p for p in range(5, 20) if p != 9)]
     ranked = priorities(listed, noise, (4, 4), 5)
-    assert ranked is not None
     ranking = ranked[0].argsort(descending=True).tolist()
     assert ranking[:5] == [4, 0, 3, 2, 1] and ranking[5:7] == [9, 20]
 
@@ -333,7 +332,7 @@ def test_editing_draws_holistic_tokens_anew_and_needs_a_masked_generator() -> No
     with pytest.raises(MgenError, match="a masked generator, such as MaskGIT"):
         edit(causal, image, mask, [0], progress=False)
     # Without a callback the last tokens, which reach no pixel, are not drawn; the image is the same.
-    a, b = (causal([1], seed=3, whole=whole, output_type="uint8", progress=False) for whole in (False, True))
+    a, b = (causal([1], seed=3, complete=whole, output_type="uint8", progress=False) for whole in (False, True))
     assert torch.equal(a.images, b.images) and torch.equal(a.tokens[:, :-4], b.tokens[:, :-4])
 
 

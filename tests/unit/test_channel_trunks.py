@@ -51,7 +51,7 @@ def tokens_of(net: Any, count: int = 2) -> Tensor:
 def run(net: Any, seeds: list[int], *, given: dict[str, Tensor] | None = None, **settings: Any) -> Tensor:
     sampler = ParallelSampler(**{"steps": 6, "guidance": 2.0, **settings})
     label = torch.tensor(seeds) % 3
-    *_, last = sampler(net, label, noise=sampler.draw(net, seeds), **(given or {}))
+    *_, last = sampler(net, label, noise=sampler.make_noise(net, seeds), **(given or {}))
     assert last.known.all()
     return last.tokens
 
@@ -97,7 +97,7 @@ def test_given_tokens_never_change(net: Any) -> None:
 def test_the_surest_tokens_are_revealed_first(net: Any) -> None:
     """Without noise on the confidences, the revealed positions have the largest joint log-probabilities of their channels."""
     sampler = ParallelSampler(steps=4, order="confidence", confidence_temperature=0.0, schedule="linear")
-    label, noise = torch.tensor([0, 1]), sampler.draw(net, [0, 1])
+    label, noise = torch.tensor([0, 1]), sampler.make_noise(net, [0, 1])
     first = next(sampler(net, label, noise=noise))
     unknown = torch.zeros(2, 16, dtype=torch.bool)
     z = net.context(torch.zeros(2, 16, 4, dtype=torch.int64), unknown, label)
@@ -137,8 +137,8 @@ def test_local_with_every_position_anew_is_a_full_evaluation(net: Any, done: int
 @pytest.mark.parametrize("order", ["random", "confidence"])
 def test_runs_with_local_steps(net: Any, order: str) -> None:
     plain = run(net, [0, 1], order=order)
-    assert torch.equal(run(net, [0, 1], order=order, reuse={"local": 0}), plain)
-    local = run(net, [0, 1], order=order, reuse={"local": 1, "full_first": 2})
+    assert torch.equal(run(net, [0, 1], order=order, reuse={"cached": 0}), plain)
+    local = run(net, [0, 1], order=order, reuse={"cached": 1, "full_first": 2})
     assert local.shape == plain.shape and not torch.equal(local, plain)
 
 
@@ -191,12 +191,12 @@ def test_a_head_refuses_the_settings_of_others(net: Any) -> None:
         MaskGIT(head_kind="channel")
 
 
-def test_revising_draws_known_tokens_anew_channel_by_channel() -> None:
+def test_remasking_draws_known_tokens_again_channel_by_channel() -> None:
     net = tiny_generator(side=4, head_kind="channels", channels=3, levels=8, head_width=16, head_depth=1, head_heads=2)
-    sampler = ParallelSampler(steps=4, revise=True, precision="halton-inclusive", schedule="arccos")
+    sampler = ParallelSampler(steps=4, order="remasking", counts="halton-confidence", schedule="arccos")
     tokens, known = torch.zeros(2, 16, 3, dtype=torch.int64), torch.zeros(2, 16, dtype=torch.bool)
     known[:, 3:6] = True
-    *_, step = sampler(net, torch.tensor([0, 1]), noise=sampler.draw(net, [1, 2]), tokens=tokens, known=known)
+    *_, step = sampler(net, torch.tensor([0, 1]), noise=sampler.make_noise(net, [1, 2]), tokens=tokens, known=known)
     assert step.known.all() and not step.tokens[known].any() and step.tokens[~known].any()
 
 

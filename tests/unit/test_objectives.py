@@ -6,33 +6,35 @@ from typing import Any
 import pytest
 import torch
 
-from mgen.generators import ENAT, MAGE, HaltonMaskGIT, MaskGIT
+from mgen.generators import Generator, LossOptions, build_model
+from mgen.generators.trunks.enat import ENAT
+from mgen.heads import HeadNoise
+from mgen.training.carried import encode_features
 from mgen.training.config import GeneratorObjectiveConfig, MaskConfig, train_config
-from mgen.training.generator_calls import HeadNoise, encode_features
 from mgen.training.loop import Trainer, train
 from mgen.training.masking import known_before
 from mgen.training.noise import Augmentation, AugmentationNoise, map_tensors, stack
 from mgen.training.objectives import GeneratorObjective, RowNoise
 from mgen.utils import seeds
 from mgen.utils.errors import MgenError
-from tests.helpers import tiny_tokenizer, write_idx
+from tests.helpers import tiny_config, tiny_net, tiny_tokenizer, tiny_tokens, write_idx
 from tests.system.test_training import losses
 
-SHARED: dict[str, Any] = dict(side=8, codes=64, num_classes=10, dropout=0.0)
+TOKENS, CLASSES = tiny_tokens(side=8, vocab_size=64), {"count": 10}
 MODELS: dict[str, dict[str, Any]] = {
-    "ENAT": dict(dim=32, encoder_depth=2, decoder_depth=1, heads=2),
-    "MAGE": dict(encoder_dim=32, encoder_depth=1, encoder_heads=2, decoder_dim=32, decoder_depth=1, decoder_heads=2),
-    "HaltonMaskGIT": dict(dim=32, depth=2, heads=2, hidden=64),
+    "enat": tiny_config("enat", tokens=TOKENS, classes=CLASSES, decoder_depth=1),
+    "mage": tiny_config("mage", tokens=TOKENS, classes=CLASSES, encoder_depth=1, decoder_depth=1),
+    "adaln": tiny_config("adaln", tokens=TOKENS, classes=CLASSES),
 }
 MASKS: dict[str, dict[str, Any]] = {
-    "ENAT": {"per": "batch", "visible": 1},
-    "MAGE": {"distribution": "truncated-gaussian", "mean": 0.55, "low": 0.5, "per": "batch", "rounding": "ceil"},
-    "HaltonMaskGIT": {"distribution": "arccos", "rounding": "bernoulli"},
+    "enat": {"per": "batch", "visible": 1},
+    "mage": {"distribution": "truncated-gaussian", "mean": 0.55, "low": 0.5, "per": "batch", "rounding": "ceil"},
+    "adaln": {"distribution": "arccos", "rounding": "bernoulli"},
 }
 MORE: dict[str, dict[str, Any]] = {
-    "ENAT": {"reuse": 0.5, "reuse_label_drop": 0.1},
-    "MAGE": {},
-    "HaltonMaskGIT": {"loss_tokens": "all"},
+    "enat": {"reuse": 0.5, "reuse_label_drop": 0.1},
+    "mage": {},
+    "adaln": {"loss_tokens": "all"},
 }
 
 
@@ -50,7 +52,7 @@ def settings(data: dict[str, str], output: Path, name: str, **changes: Any) -> d
         "output": str(output),
         "steps": 4,
         "batch_size": 12,
-        "model": {"class": name, **SHARED, **MODELS[name]},
+        "model": MODELS[name],
         "data": {"kind": "fmnist", "path": data["idx"]},
         "objective": {
             "mask": mask,
@@ -77,22 +79,22 @@ def test_a_resumed_or_accumulated_run_is_the_same(name: str, data: dict[str, str
 
 
 def test_the_earlier_step_is_encoded_with_the_ema_weights_without_dropout(data: dict[str, str], tmp_path: Path) -> None:
-    trainer = Trainer(train_config(settings(data, tmp_path / "run", "ENAT")))
+    trainer = Trainer(train_config(settings(data, tmp_path / "run", "enat")))
     net = trainer.objective.model
-    assert trainer.ema is not None and isinstance(net, ENAT)
+    assert trainer.ema is not None and isinstance(net, Generator) and isinstance(net.trunk, ENAT)
     rng = seeds.generator(0, "test")
     tokens, label = torch.randint(64, (2, 64), generator=rng), torch.tensor([0, 1])
     known = torch.zeros(2, 64, dtype=torch.bool)
     known[:, :9] = True
-    before = net.look(tokens, label, known).values["before"]["features"]
+    before = encode_features(net, tokens, label, known).carried.features
     with torch.no_grad():
         for weight in net.parameters():
             weight.mul_(1.5)
     weights = trainer.step_options(0).ema_weights
-    memory = encode_features(net, tokens, label, known, weights)
-    assert torch.equal(memory.values["before"]["features"], before)  # the EMA weights are those of the start
-    assert not torch.allclose(net.look(tokens, label, known).values["before"]["features"], before)
-    assert not memory.values["before"]["features"].requires_grad
+    kept = encode_features(net, tokens, label, known, weights).carried.features
+    assert torch.equal(kept, before)  # the EMA weights are those of the start
+    assert not torch.allclose(encode_features(net, tokens, label, known).carried.features, before)
+    assert not kept.requires_grad
 
 
 def test_noise_is_cut_by_rows_and_augments_images() -> None:
@@ -129,7 +131,7 @@ def test_what_was_known_before_is_a_part_of_what_is_known_now() -> None:
 
 def test_masks_with_global_tokens_are_those_of_the_two_phases() -> None:
     torch.manual_seed(0)
-    net = MaskGIT(side=4, global_tokens=9, codes=16, dim=16, depth=2, heads=2, num_classes=3)
+    net = tiny_net("uvit", tokens=tiny_tokens(global_tokens=9), dim=16)
 
     def masks(config: GeneratorObjectiveConfig) -> torch.Tensor:
         rng = torch.Generator().manual_seed(0)
@@ -150,7 +152,7 @@ def test_masks_with_global_tokens_are_those_of_the_two_phases() -> None:
 
 def test_losses_weigh_global_tokens_and_the_grid_alike() -> None:
     torch.manual_seed(0)
-    net = MaskGIT(side=4, global_tokens=9, codes=16, dim=16, depth=2, heads=2, num_classes=3).eval()
+    net = tiny_net("uvit", tokens=tiny_tokens(global_tokens=9), dim=16)
     tokens, condition = torch.randint(16, (2, 25)), torch.tensor([0, 2])
     known = torch.zeros(2, 25, dtype=torch.bool)
     losses, _ = net(tokens, condition, known)
@@ -162,55 +164,56 @@ def test_losses_weigh_global_tokens_and_the_grid_alike() -> None:
     torch.testing.assert_close(net(tokens, condition, known)[0].mean() * 16 / 25, _grid_loss(net, tokens, condition))
 
 
-def _grid_loss(net: MaskGIT, tokens: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+def _grid_loss(net: Generator, tokens: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
     known = (torch.arange(25) < 9).expand(2, 25)
     z = net.context(tokens, known, condition)
     return net.head.parts[1].loss(z[:, 9:], tokens[:, 9:])[0].mean()
 
 
-@pytest.mark.parametrize("tie", ["published", "trained"])
-def test_the_head_trains_the_token_table_only_with_tie_trained(tie: str) -> None:
+@pytest.mark.parametrize("table", ["tied-detached", "tied"])
+def test_the_head_trains_the_token_table_only_if_tied_with_gradient(table: str) -> None:
     torch.manual_seed(0)
-    net = MaskGIT(side=4, codes=16, dim=16, depth=2, heads=2, num_classes=3, tie=tie)
+    net = tiny_net("uvit", head={"table": table}, dim=16)
     tokens = torch.full((2, 16), 5)
     net(tokens, torch.tensor([0, 1]), torch.zeros(2, 16, dtype=torch.bool))[0].mean().backward()
-    grad = net.token_embed.word.weight.grad
+    grad = net.embedder.table.weight.grad
     assert grad[16].any(), "the row of the mask token, which is an input"
-    assert bool(grad[:16].any()) == (tie == "trained"), "rows that only the head uses"
+    assert bool(grad[:16].any()) == (table == "tied"), "rows that only the head uses"
 
 
 def test_mage_never_shows_the_encoder_what_it_drops() -> None:
     torch.manual_seed(0)
-    net = MAGE(**SHARED, **MODELS["MAGE"]).eval()
+    net = build_model(MODELS["mage"]).eval()
     rank = torch.stack([torch.randperm(64) for _ in range(2)])
     known = rank >= 40
-    dropped = net.mask_draws(rank, known)["dropped"]
+    dropped = net.trunk.training_noise(rank, known)
     assert (dropped.sum(1) == 32).all() and not (dropped & known).any()
     tokens, label = torch.randint(64, (2, 64)), torch.tensor([0, 3])
-    features, _, given = net.encode_kept(tokens, known, label, dropped)
+    classes = net.classes(label)
+    features, _, given = net.trunk.encode_kept(net.rows(tokens, known), classes, dropped)
     assert features.shape[1] == 1 + 32 and given.sum() == known.sum()
     other = torch.where(dropped, (tokens + 1) % 64, tokens)
-    assert torch.equal(net.encode_kept(other, known, label, dropped)[0], features)
+    assert torch.equal(net.trunk.encode_kept(net.rows(other, known), classes, dropped)[0], features)
     with pytest.raises(MgenError, match="drops 50%"):
-        net.mask_draws(rank, rank >= 20)
+        net.trunk.training_noise(rank, rank >= 20)
 
 
 def test_the_loss_of_halton_maskgit_can_count_every_token() -> None:
     torch.manual_seed(0)
-    net = HaltonMaskGIT(**SHARED, **MODELS["HaltonMaskGIT"]).eval()
+    net = build_model(MODELS["adaln"]).eval()
     tokens, known = torch.randint(64, (2, 64)), torch.rand(2, 64) < 0.7
-    all_, masked = (net(tokens, torch.tensor([0, 1]), known, loss_tokens=which)[0] for which in ("all", "masked"))
+    label, both = torch.tensor([0, 1]), (LossOptions(tokens="all"), LossOptions())
+    all_, masked = (net(tokens, label, known, options=options)[0] for options in both)
     assert all_.shape == (128,) and torch.allclose(all_[~known.flatten()], masked)
 
 
 @pytest.mark.parametrize(
     ("name", "changes", "words"),
     [
-        ("MAGE", {"more": {"reuse": 0.5}}, "for models that carry features"),
-        ("MAGE", {"more": {"loss_tokens": "all"}}, "trained on masked tokens only"),
-        ("ENAT", {"mask": {"rounding": "bernoulli"}}, "may mask no token"),
-        ("MAGE", {"mask": {"distribution": "cosine"}}, "drops 50%"),
-        ("ENAT", {"more": {"reuse": 1.5}}, "objective.reuse"),
+        ("mage", {"more": {"reuse": 0.5}}, "for models that carry features"),
+        ("enat", {"mask": {"rounding": "bernoulli"}}, "may mask no token"),
+        ("mage", {"mask": {"distribution": "cosine"}}, "drops 50%"),
+        ("enat", {"more": {"reuse": 1.5}}, "objective.reuse"),
     ],
 )
 def test_settings_that_do_not_fit(name: str, changes: dict, words: str, data: dict[str, str], tmp_path: Path) -> None:

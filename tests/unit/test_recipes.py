@@ -15,13 +15,14 @@ import yaml
 
 from mgen.convert import causal, enat, halton, himar, mage, mar, tokenbridge
 from mgen.convert.convert import FORMATS
+from mgen.evaluation.recipe import evaluation_settings, parse_evaluation
 from mgen.samplers import ParallelSampler
 from mgen.training.config import build_model
 from mgen.utils.config import read_config
 from mgen.utils.errors import MgenError
 from mgen.utils.folders import embedded, part
 from mgen.zoo import recap
-from mgen.zoo.recipes import evaluation_settings, find_recipe, parse_evaluation, recipe_names, recipe_settings
+from mgen.zoo.recipes import find_recipe, recipe_names, recipe_settings
 
 FOLDER = part("configs") / "recipes"
 MASKGIT, ENAT_L = {"class": "MaskGIT", "size": "L"}, {"class": "ENAT", "size": "L"}
@@ -319,7 +320,7 @@ def test_stated_tflops_are_those_counted(name: str) -> None:
 @pytest.mark.parametrize("name", ["autonat-l-imagenet256", "short-mar", "short-himar"])
 def test_shallow_runs_tell_the_operations_of_deep_ones(name: str, tmp_path: Path) -> None:
     tool, recipe = costs(), name
-    if name.startswith("short"):  # few steps, all parts: reuse, chains, pivots
+    if name.startswith("short"):  # few steps, all parts: reuse, chains, two stages
         file = tmp_path / f"{name}.yaml"
         file.write_text(SHORT[name])
         recipe = str(file)
@@ -329,11 +330,11 @@ def test_shallow_runs_tell_the_operations_of_deep_ones(name: str, tmp_path: Path
 SHORT = {
     "short-mar": """
 model: {class: MAR, size: fmnist}
-sampler: {steps: 6, order: random, guidance: 2.0, head: {steps: 4}, reuse: {local: 1, full_first: 2}}
+sampler: {steps: 6, order: random, guidance: 2.0, head: {steps: 4}, reuse: {cached: 1, full_first: 2}}
 """,
     "short-himar": """
 model: {class: HiMAR, size: fmnist, pivot_head_depth: 3}
-sampler: {steps: 2, order: random, head: {steps: 3}, pivots: {steps: 3, order: random, head: {steps: 4}}}
+sampler: {steps: 2, order: random, head: {steps: 3}, first_stage: {steps: 3, order: random, head: {steps: 4}}}
 """,
 }
 

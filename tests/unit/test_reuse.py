@@ -1,4 +1,4 @@
-"""Reuse: exact where everything is computed anew, legal for every policy, and nothing kept that nobody reads."""
+"""Reuse: exact where everything is computed anew, valid for every policy, and nothing is cached that nobody reads."""
 
 from typing import Any
 
@@ -112,13 +112,12 @@ def test_a_local_evaluation_writes_in_place_and_elsewhere_nothing_changes(net: A
 
 
 POLICIES: list[dict[str, Any]] = [
-    {"local": 1},
-    {"local": 1, "full_first": 3},
-    {"local": 3, "full_first": 1, "refresh": "latest"},
-    {"local": 2, "prefix": False},
-    {"local": 2, "inside": "raster", "late_guidance": True},
-    {"groups": [1, 3, 2, 2]},
-    {"local": 7, "features": False},
+    {"cached": 1},
+    {"cached": 1, "full_first": 3},
+    {"cached": 3, "full_first": 1, "refresh": "latest"},
+    {"cached": 2, "prefix": False},
+    {"cached": 2, "inside": "raster", "late_guidance": True},
+    {"cached": 7, "features": False},
     {"features": False},
 ]
 
@@ -136,13 +135,13 @@ def draw(net: Any, sampler: ParallelSampler, seeds: list[int], **given: Tensor) 
         every = given["known"].unsqueeze(-1).expand(-1, -1, unit.side**2)
         given = {"tokens": unit.unfold(given["tokens"]), "known": unit.scatter(every)}
     masks = []
-    for step in sampler(net, label, noise=sampler.draw(net, seeds), **given):
+    for step in sampler(net, label, noise=sampler.make_noise(net, seeds), **given):
         masks.append(step.known.clone() if unit is None else unit.whole(step.known))
     return [*masks, step.tokens if unit is None else unit.fold(step.tokens)]
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=str)
-def test_every_policy_is_legal(net: Any, policy: dict[str, Any]) -> None:
+def test_every_policy_is_valid(net: Any, policy: dict[str, Any]) -> None:
     """Each position is revealed once, as many in a step as the schedule says, given ones never change, and an image depends on
     its own seed alone."""
     orders = ["halton"] if net.spec.kind == "vector" else ["confidence", "halton"]
@@ -152,10 +151,10 @@ def test_every_policy_is_legal(net: Any, policy: dict[str, Any]) -> None:
         given[:, [2, 11]] = True
         tokens, known = random_tokens(net, 3), given.expand(3, -1)
         *masks, end = draw(net, sampler, [5, 6, 7], tokens=tokens, known=known)
-        counts = sampler.counts(unknown=LENGTH - 2, length=LENGTH)
+        counts = sampler.remaining(unknown=LENGTH - 2, length=LENGTH)
         if net.unit_spec.global_tokens:  # 7 of them, one of which is given: they come first
             first, second = sampler.phases(LENGTH, 7)
-            counts = [*(left + 8 for left in first.left(6)), *second.left(8)]
+            counts = [*(left + 8 for left in sampler.left(first, 6)), *sampler.left(second, 8)]
         before = known
         for mask, left in zip(masks, counts):
             assert (mask | ~before).all() and ((~mask).sum(1) == left).all()
@@ -168,20 +167,24 @@ def test_every_policy_is_legal(net: Any, policy: dict[str, Any]) -> None:
             assert torch.equal(alone[0], end[1])
 
 
-def test_without_local_steps_nothing_changes(net: Any) -> None:
+def test_without_cached_steps_nothing_changes(net: Any) -> None:
     plain = draw(net, sampler_for(net), [1, 2])[-1]
-    for policy in ({"local": 0, "full_first": 4}, {"groups": [1] * 8}, {"refresh": "latest", "prefix": False}):
+    for policy in (
+        {"cached": 0, "full_first": 4},
+        {"cached": 3, "full_first": 8},
+        {"refresh": "latest", "prefix": False},
+    ):
         assert torch.equal(draw(net, sampler_for(net, reuse=policy), [1, 2])[-1], plain)
 
 
-def test_with_one_local_step_both_refresh_rules_are_the_same(net: Any) -> None:
-    a, b = (draw(net, sampler_for(net, reuse={"local": 1, "refresh": r}), [1, 2])[-1] for r in ("group", "latest"))
+def test_with_one_cached_step_both_refresh_rules_are_the_same(net: Any) -> None:
+    a, b = (draw(net, sampler_for(net, reuse={"cached": 1, "refresh": r}), [1, 2])[-1] for r in ("group", "latest"))
     assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("local", [0, 1, 3])
-def test_evaluations_and_memory_are_what_the_policy_says(net: Any, local: int) -> None:
-    """Full and local evaluations as planned; keys are stored only where a local step follows."""
+@pytest.mark.parametrize("cached", [0, 1, 3])
+def test_passes_and_cache_are_what_the_policy_says(net: Any, cached: int) -> None:
+    """Full and cached steps as planned; keys are stored only where a cached step follows."""
     net = net.second() if net.staged else net
     seen: list[str] = []
 
@@ -193,25 +196,27 @@ def test_evaluations_and_memory_are_what_the_policy_says(net: Any, local: int) -
         return z
 
     def near(*args: Any) -> Tensor:
-        seen.append("local")
+        seen.append("cached")
         return net.local(*args)
 
-    sampler = sampler_for(net, reuse={"local": local, "full_first": 2})
-    list(sampler(StandIn(net, context=context, local=near), torch.tensor([0]), noise=sampler.draw(net, [1])))
+    sampler = sampler_for(net, reuse={"cached": cached, "full_first": 2})
+    list(sampler(StandIn(net, context=context, local=near), torch.tensor([0]), noise=sampler.make_noise(net, [1])))
     planned, border = [], sampler.phases(LENGTH, net.unit_spec.global_tokens)[0].steps
     groups = [([t for t in g if t < border], [t for t in g if t >= border]) for g in sampler.groups()]
     for group in (part for pair in groups for part in pair if part):  # no group holds steps of two phases
-        planned += ["stored" if len(group) > 1 else "plain"] + ["local"] * (len(group) - 1)
+        planned += ["stored" if len(group) > 1 else "plain"] + ["cached"] * (len(group) - 1)
     assert seen == planned
+    kinds = ["cached" if what == "cached" else "full" for what in planned]
+    assert [step.kind for step in sampler.plan(net).steps] == kinds
 
 
 def test_groups_are_those_of_the_published_scripts() -> None:
     """MAR-L at 84 steps with 42 full ones first: 63 full, 21 local; MaskGIT-r at 32 with 12: 22 + 10."""
     for steps, first, full in ((84, 42, 63), (32, 12, 22), (16, 0, 8)):
-        groups = Reuse(local=1, full_first=first).grouped(0, steps)
+        groups = Reuse(cached=1, full_first=first).groups(0, steps)
         assert len(groups) == full and sum(map(len, groups)) == steps
-    assert Reuse(groups=[1, 2, 1]).grouped(2, 6) == [[2], [3, 4], [5]]
-    assert Reuse(local=2, full_first=9).grouped(0, 4) == [[0], [1], [2], [3]]
+    assert Reuse(cached=1, full_first=1).groups(2, 6) == [[2], [3, 4], [5]]
+    assert Reuse(cached=2, full_first=9).groups(0, 4) == [[0], [1], [2], [3]]
 
 
 @pytest.mark.slow
@@ -219,7 +224,7 @@ def test_carried_features_save_operations_and_first_appear_in_the_third_step() -
     deep, net = ENAT(codes=16, dim=32, encoder_depth=10, decoder_depth=2, heads=2, **SHARED), make("ENAT")
     with torch.no_grad():
         net.carry_mlp.fc2.weight.mul_(30.0)  # so that carrying makes a difference that ids show
-    carried, fresh = (sampler_for(net, keep_one=False, reuse={"features": on}) for on in (True, False))
+    carried, fresh = (sampler_for(net, counts="enat", reuse={"features": on}) for on in (True, False))
     parts = StandIn(deep, generator=deep, tokenizer=None)
     assert count_run(parts, carried).flops["trunk"] < 0.8 * count_run(parts, fresh).flops["trunk"]
     # Nothing is visible in the first step, and nothing has features in the second.
@@ -228,10 +233,10 @@ def test_carried_features_save_operations_and_first_appear_in_the_third_step() -
 
 
 @pytest.mark.slow
-def test_local_steps_save_operations(net: Any) -> None:
+def test_cached_steps_save_operations(net: Any) -> None:
     parts = StandIn(net, generator=net, tokenizer=None)
-    base, recap = (count_run(parts, sampler_for(net, reuse={"local": n, "features": False})) for n in (0, 1))
-    kept = count_run(parts, sampler_for(net, reuse={"local": 1, "features": False, "prefix": False}))
+    base, recap = (count_run(parts, sampler_for(net, reuse={"cached": n, "features": False})) for n in (0, 1))
+    kept = count_run(parts, sampler_for(net, reuse={"cached": 1, "features": False, "prefix": False}))
     assert recap.local > 0 and recap.full < base.full and base.local == 0
     assert kept.flops["trunk"] <= recap.flops["trunk"] < base.flops["trunk"]
 
@@ -239,10 +244,8 @@ def test_local_steps_save_operations(net: Any) -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"reuse": {"local": -1}}, "reuse.local is -1"),
-        ({"reuse": {"locals": 1}}, "unknown key 'reuse.locals'"),
-        ({"reuse": {"groups": [2, 2]}}, "sum to 4, the run has 8"),
-        ({"reuse": {"groups": [4, 4], "local": 1}}, "groups says all"),
+        ({"reuse": {"cached": -1}}, "reuse.cached is -1"),
+        ({"reuse": {"caches": 1}}, "unknown key 'reuse.caches'"),
         ({"reuse": {"refresh": "all"}}, "reuse.refresh"),
         ({"reuse": 3}, "expected a mapping"),
         ({"reuse": {"prefix": 7}}, "reuse.prefix is 7"),
@@ -250,32 +253,33 @@ def test_local_steps_save_operations(net: Any) -> None:
         ({"head": {"top_k": 0}}, "head.top_k is 0"),
         ({"head": {"top_k": 3, "steps": 5}}, "mixes settings"),
         ({"reuse": {"head_share": 0.0}}, "reuse.head_share is 0.0"),
-        ({"revise": True, "reuse": {"local": 1}}, "revise draws known tokens anew"),
-        ({"order": "halton", "redraw": True}, "redraw is for order confidence"),
-        ({"keep_one": "maybe"}, "keep_one is 'maybe'"),
+        ({"order": "remasking", "reuse": {"cached": 1}}, "remasking draws known tokens again"),
+        ({"order": {"name": "halton", "redraw": True}}, "true for confidence only"),
+        ({"order": {"name": "confidence", "redrawn": True}}, "unknown key 'order.redrawn'"),
+        ({"counts": "maskgt"}, "did you mean 'maskgit'"),
     ],
 )
-def test_bad_settings_are_refused(settings: dict[str, Any], words: str) -> None:
+def test_bad_settings_raise_errors(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(MgenError, match=words):
         ParallelSampler(**{"steps": 8, **settings})
 
 
-def test_what_does_not_fit_the_model_is_refused() -> None:
+def test_what_does_not_fit_the_model_raises_an_error() -> None:
     enat, ids = make("ENAT"), make("MaskGIT")
     cases: list[tuple[Any, dict[str, Any], str]] = [
-        (enat, {"revise": True}, "features are carried"),
-        (ids, {"reuse": {"head_share": 0.5, "local": 1}}, "only a diffusion head"),
+        (enat, {"order": "remasking"}, "features this model carries on"),
+        (ids, {"reuse": {"head_share": 0.5, "cached": 1}}, "only a diffusion head"),
         (ids, {"head": {"chain": "ddim"}}, "is for a diffusion head"),
         (make("MAR"), {"head": {"top_k": 3}}, "top_k"),
-        (ids, {"schedule": "pow2.5", "keep_one": "borrow", "steps": 15}, "lend more"),
-        (StandIn(ids, evaluates_locally=False), {"reuse": {"local": 1}}, "no local evaluation"),
+        (ids, {"schedule": "pow2.5", "counts": "maskgit-r", "steps": 15}, "too few of the 16 tokens are left"),
+        (StandIn(ids, evaluates_locally=False), {"reuse": {"cached": 1}}, "no cached steps"),
     ]
     for net, settings, words in cases:
         with pytest.raises(MgenError, match=words):
             ParallelSampler.suited(net, {"steps": 8, **settings}).check(net)
     known = torch.zeros(2, LENGTH, dtype=torch.bool)
     known[0, :3] = True
-    sampler = sampler_for(ids, reuse={"local": 1})
+    sampler = sampler_for(ids, reuse={"cached": 1})
     with pytest.raises(MgenError, match="as many given tokens"):
         draw(ids, sampler, [1, 2], tokens=random_tokens(ids, 2), known=known)
 
@@ -292,9 +296,11 @@ def test_enat_takes_rows_with_different_numbers_of_given_tokens() -> None:
         assert torch.equal(alone[0], together[i])
 
 
-def test_revising_keeps_given_tokens_and_ends_with_codes() -> None:
+def test_remasking_keeps_given_tokens_and_ends_with_ids() -> None:
     net = make("HaltonMaskGIT")
-    sampler = sampler_for(net, revise=True, precision="halton-inclusive", schedule="arccos", head={"tempered": True})
+    sampler = sampler_for(
+        net, order="remasking", counts="halton-confidence", schedule="arccos", head={"tempered": True}
+    )
     tokens, known = random_tokens(net, 2), torch.zeros(2, LENGTH, dtype=torch.bool)
     known[:, 3:6] = True
     end = draw(net, sampler, [1, 2], tokens=tokens, known=known)[-1]
@@ -331,9 +337,9 @@ def test_null_rows_stay_fresh_when_guidance_goes_off_and_on_within_a_group(net: 
         seen.append(len(tokens))
         return net.local(tokens, *args)
 
-    reuse = {"groups": [4], "refresh": "latest"}
+    reuse = {"cached": 3, "refresh": "latest"}
     sampler = sampler_for(net, steps=4, guidance=[3.0, 1.0, 1.0, 3.0], reuse=reuse)
-    list(sampler(StandIn(net, local=near), torch.tensor([0]), noise=sampler.draw(net, [1])))
+    list(sampler(StandIn(net, local=near), torch.tensor([0]), noise=sampler.make_noise(net, [1])))
     assert seen == [2, 2, 2]
 
 
@@ -345,11 +351,11 @@ def test_kept_keys_hold_no_queries_and_are_freed_after_their_group() -> None:
         runs.append(net.memory(condition))
         return runs[-1]
 
-    sampler = sampler_for(net, reuse={"groups": [3, 1, 1, 1, 1, 1]})
+    sampler = sampler_for(net, steps=7, reuse={"cached": 2})
     sizes = []
-    for step in sampler(StandIn(net, memory=memory), torch.tensor([0]), noise=sampler.draw(net, [1])):
+    for step in sampler(StandIn(net, memory=memory), torch.tensor([0]), noise=sampler.make_noise(net, [1])):
         if step.index == 0:
             kv = runs[0].layer("in.0")
             assert kv.k.untyped_storage().nbytes() == 2 * kv.k.numel() * kv.k.element_size()  # keys and values, packed
         sizes.append(runs[0].bytes())
-    assert sizes[0] > 0 and sizes[2:] == [sizes[0]] + [0] * 5
+    assert sizes[0] > 0 and sizes == [sizes[0]] * 6 + [0]

@@ -2,7 +2,9 @@
 
 import itertools
 import math
+from dataclasses import FrozenInstanceError
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,19 +13,20 @@ import torch
 from torch import Tensor
 
 from mgen.bench.standin import StandIn
+from mgen.cli import main
 from mgen.samplers import (
     ORDERS,
     Noise,
     ParallelSampler,
-    draw_noise,
     image_seed,
+    make_noise,
     mask_fraction,
     per_step,
     remaining_counts,
 )
-from mgen.samplers.order import halton, priorities
+from mgen.samplers.sequences import halton, priorities
 from mgen.utils.errors import MgenError
-from tests.helpers import tiny_generator
+from tests.helpers import tiny_generator, tiny_himar
 
 GENERATOR = tiny_generator()
 LENGTH = GENERATOR.spec.length
@@ -31,10 +34,10 @@ SCHEDULES = ["cosine", "arccos", "linear", "square", "pow2.5", "log", "exp", [0.
 
 
 def noise_for(count: int, steps: int, first: int = 0):
-    return draw_noise([image_seed(0, first + i) for i in range(count)], steps=steps, length=LENGTH)
+    return make_noise([image_seed(0, first + i) for i in range(count)], steps=steps, length=LENGTH)
 
 
-@pytest.mark.parametrize("order", sorted(ORDERS))
+@pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
 def test_each_step_reveals_the_scheduled_count_and_none_is_left(order: str, schedule) -> None:
     sampler = ParallelSampler(steps=6, order=order, schedule=schedule, guidance=1.5)
@@ -42,11 +45,13 @@ def test_each_step_reveals_the_scheduled_count_and_none_is_left(order: str, sche
         (LENGTH - step.known.sum(1)).tolist()
         for step in sampler(GENERATOR, torch.tensor([0, 2]), noise=noise_for(2, 6))
     ]
-    assert seen == [[n, n] for n in sampler.counts(unknown=LENGTH, length=LENGTH)]
+    assert seen == [[n, n] for n in sampler.remaining(unknown=LENGTH, length=LENGTH)]
     assert seen[-1] == [0, 0]
+    before = [LENGTH] + [n for n, _ in seen]
+    assert [step.reveal for step in sampler.plan(GENERATOR).steps] == [(a - b,) for a, b in zip(before, before[1:])]
 
 
-@pytest.mark.parametrize("order", sorted(ORDERS))
+@pytest.mark.parametrize("order", ORDERS)
 def test_known_tokens_never_change(order: str) -> None:
     given = torch.randint(0, 64, (3, LENGTH), generator=torch.Generator().manual_seed(1))
     known = torch.rand(3, LENGTH, generator=torch.Generator().manual_seed(2)) < torch.tensor([[0.2], [0.7], [1.0]])
@@ -76,21 +81,21 @@ def test_more_steps_than_tokens_still_ends() -> None:
 
 def test_guidance_one_equals_no_null_pass() -> None:
     """s = 1 in u + s·(c − u) is c: the run without null rows gives the same tokens as the one with them."""
-    condition, noise = torch.tensor([0, 1]), noise_for(2, 6)
-    *_, plain = ParallelSampler(steps=6, guidance=1.0)(GENERATOR, condition, noise=noise)
-    *_, with_null = ParallelSampler(steps=6, guidance=1.0, guidance_tolerance=-1.0)(GENERATOR, condition, noise=noise)
-    *_, strong = ParallelSampler(steps=6, guidance=8.0)(GENERATOR, condition, noise=noise)
+    class_ids, noise = torch.tensor([0, 1]), noise_for(2, 6)
+    *_, plain = ParallelSampler(steps=6, guidance=1.0)(GENERATOR, class_ids, noise=noise)
+    *_, with_null = ParallelSampler(steps=6, guidance=math.nextafter(1.0, 2.0))(GENERATOR, class_ids, noise=noise)
+    *_, strong = ParallelSampler(steps=6, guidance=8.0)(GENERATOR, class_ids, noise=noise)
     assert torch.equal(plain.tokens, with_null.tokens)
     assert not torch.equal(plain.tokens, strong.tokens)
 
 
-@pytest.mark.parametrize("order", sorted(ORDERS))
+@pytest.mark.parametrize("order", ORDERS)
 def test_an_image_depends_on_its_seed_not_on_its_batch(order: str) -> None:
     sampler = ParallelSampler(steps=6, order=order, guidance=2.0)
-    condition = torch.tensor([0, 1, 2, 0, 1])
-    *_, together = sampler(GENERATOR, condition, noise=noise_for(5, 6))
+    class_ids = torch.tensor([0, 1, 2, 0, 1])
+    *_, together = sampler(GENERATOR, class_ids, noise=noise_for(5, 6))
     for i in range(5):
-        *_, alone = sampler(GENERATOR, condition[i : i + 1], noise=noise_for(1, 6, first=i))
+        *_, alone = sampler(GENERATOR, class_ids[i : i + 1], noise=noise_for(1, 6, first=i))
         assert torch.equal(alone.tokens[0], together.tokens[i])
 
 
@@ -108,7 +113,7 @@ def test_only_unknown_positions_are_evaluated() -> None:
 
     sampler = ParallelSampler(steps=6)
     list(sampler(StandIn(GENERATOR, context=spy), torch.tensor([0, 1]), noise=noise_for(2, 6)))
-    assert asked == [LENGTH, *sampler.counts(unknown=LENGTH, length=LENGTH)[:-1]]
+    assert asked == [LENGTH, *sampler.remaining(unknown=LENGTH, length=LENGTH)[:-1]]
     asked.clear()
     list(
         ParallelSampler(steps=6, order="random")(
@@ -141,13 +146,13 @@ def test_published_autonat_counts() -> None:
     from mgen.utils.folders import part
 
     sampler = ParallelSampler(**read_config(part("configs") / "recipes" / "autonat-l-imagenet256.yaml")["sampler"])
-    assert sampler.counts(unknown=256, length=256) == [244, 225, 203, 190, 159, 104, 66, 0]
+    assert sampler.remaining(unknown=256, length=256) == [244, 225, 203, 190, 159, 104, 66, 0]
 
 
 def test_float32_schedule_loses_the_token_that_jax_loses() -> None:
     kwargs = dict(schedule="cosine", steps=12, unknown=256, length=256)
-    assert remaining_counts(**kwargs, precision="float32")[7] == 127
-    assert remaining_counts(**kwargs, precision="float64")[7] == 128
+    assert remaining_counts(**kwargs, counts="maskgit-float32")[7] == 127
+    assert remaining_counts(**kwargs, counts="maskgit")[7] == 128
 
 
 def test_schedules_fall_from_one_to_zero() -> None:
@@ -215,20 +220,19 @@ def test_power_curves_groups_and_floors() -> None:
         per_step({"kind": "linear", "start": 1.0, "power": 2.0}, 4)
 
 
-def test_borrowing_gives_every_step_a_token_and_takes_it_from_the_last() -> None:
-    plain = remaining_counts("pow2.5", steps=16, unknown=64, length=64, keep_one=False)
-    lent = remaining_counts("pow2.5", steps=16, unknown=64, length=64, keep_one="borrow")
+def test_maskgit_r_gives_every_step_a_token_and_takes_it_from_the_last() -> None:
+    plain = remaining_counts("pow2.5", steps=16, unknown=64, length=64, counts="enat")
+    lent = remaining_counts("pow2.5", steps=16, unknown=64, length=64, counts="maskgit-r")
     a, b = (np.diff([64, *counts]) * -1 for counts in (plain, lent))
     assert (b >= 1).all() and b.sum() == 64
     assert (b[:-1] == np.maximum(a[:-1], 1)).all() and b[-1] == a[-1] - (a[:-1] == 0).sum()
-    with pytest.raises(MgenError, match="lend more of the 64"):
-        remaining_counts("pow2.5", steps=60, unknown=64, length=64, keep_one="borrow")
+    with pytest.raises(MgenError, match="too few of the 64 tokens are left"):
+        remaining_counts("pow2.5", steps=60, unknown=64, length=64, counts="maskgit-r")
 
 
 def test_a_rolled_halton_order_is_the_same_cycle_begun_elsewhere() -> None:
     noise = Noise(order=torch.tensor([[0.0], [0.5], [0.99]]).expand(3, 16))
     plain, rolled = (priorities(name, noise, (4, 4)) for name in ("halton", "halton-rolled"))
-    assert plain is not None and rolled is not None
     a, b = (p.argsort(dim=1, descending=True) for p in (plain, rolled))
     for row, offset in enumerate((0, 8, 15)):
         assert torch.equal(b[row], a[row].roll(offset))
@@ -252,3 +256,59 @@ def test_halton_order_is_that_of_exact_arithmetic(side: int) -> None:
         row, column = next(points)
         seen.setdefault(row * side + column)
     assert halton(side, side) == tuple(seen)
+
+
+def test_the_plan_says_what_a_run_does() -> None:
+    """Reveals, forward passes and guidance of every step, before the run and in it; a plan never changes."""
+    reuse, guidance = {"cached": 1, "full_first": 2}, [1.0, 1.0, 2.0, 2.0, 1.0, 1.0]
+    sampler = ParallelSampler(steps=6, order="halton", guidance=guidance, reuse=reuse)
+    plan = sampler.plan(GENERATOR)
+    assert [step.kind for step in plan.steps] == ["full", "full", "full", "cached", "full", "cached"]
+    assert [step.null_rows for step in plan.steps] == [False, False, True, True, False, False]
+    assert [step.guidance for step in plan.steps] == [None, None, 2.0, 2.0, None, None]
+    assert [step.group for step in plan.steps] == [0, 1, 2, 2, 3, 3] and plan.forward_passes == 8
+    seen: list[int] = []
+
+    def spied(tokens: Tensor, *args: Any, **options: Any) -> Tensor:
+        seen.append(len(tokens))
+        return (GENERATOR.context if options else GENERATOR.local)(tokens, *args, **options)
+
+    known = [LENGTH]
+    for step in sampler(
+        StandIn(GENERATOR, context=spied, local=spied), torch.tensor([0]), noise=sampler.make_noise(GENERATOR, [1])
+    ):
+        known.append(LENGTH - int(step.known.sum()))
+    assert seen == [1 + step.null_rows for step in plan.steps]
+    assert [a - b for a, b in zip(known, known[1:])] == [step.count for step in plan.steps]
+    with pytest.raises(FrozenInstanceError):
+        plan.steps[0].count = 3  # type: ignore[misc]
+
+
+def test_the_plan_prints_as_a_table() -> None:
+    sampler = ParallelSampler(steps=3, order="halton", guidance=2.0, schedule="linear", reuse={"cached": 1})
+    lines = str(sampler.plan(GENERATOR)).splitlines()
+    assert [" ".join(line.split()) for line in lines] == [
+        "step group forward pass reveals unknown guidance temperature",
+        "1/3 1 full + null class 22 64 2 1",
+        "2/3 1 cached + null class 21 42 2 1",
+        "3/3 2 full + null class 21 21 2 1",
+    ]
+    ranked = str(ParallelSampler(steps=3).plan(GENERATOR)).splitlines()
+    assert ranked[0].endswith("confidence temperature") and ranked[1].split()[-2:] == ["1", "3"]
+
+
+def test_the_plan_of_two_stages_and_of_global_tokens() -> None:
+    settings = {"steps": 2, "order": "random", "head": {"steps": 2}}
+    both = ParallelSampler(**settings, first_stage={**settings, "steps": 3}).plan(tiny_himar())
+    assert both.first_stage is not None and (len(both.first_stage.steps), len(both.steps)) == (3, 2)
+    assert str(both).startswith("first stage\n") and both.forward_passes == 5
+    mixed = ParallelSampler(steps=4, global_steps=1).plan(tiny_generator(side=4, global_tokens=5, codes=16))
+    assert [(step.phase, step.count) for step in mixed.steps][0] == (0, 5) and mixed.steps[1].phase == 1
+    assert "5 global" in str(mixed)
+
+
+def test_the_command_prints_the_plan_and_samples_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    assert main(["sample", "--steps", "4", "--guidance", "2", "--show-plan", "--out", str(out)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["step", "1/4", "2/4", "3/4", "4/4"] and not out.exists()

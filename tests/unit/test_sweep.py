@@ -25,7 +25,11 @@ ROWS: list[Row] = [
 
 
 def write(path: Path, **changes: Any) -> Path:
-    data = {"base": "all", "steps": [3, 4], "methods": {"all": {}, "reuse": {"reuse": {"local": 1, "full_first": 0.5}}}}
+    data = {
+        "base": "all",
+        "steps": [3, 4],
+        "methods": {"all": {}, "reuse": {"reuse": {"cached": 1, "full_first": 0.5}}},
+    }
     path.write_text(json.dumps({**data, **changes}))  # JSON is YAML too
     return path
 

@@ -13,8 +13,8 @@ from mgen.evaluation.extractors import make_extractor
 from mgen.evaluation.statistics import Reference, load_statistics
 from mgen.generators import ENAT
 from mgen.samplers import ParallelSampler, image_seed
-from mgen.tune.strategies import REACH, Space, applicable, network_evaluations
-from mgen.tune.tuning import Comparison, Distance, Trace, compare, search
+from mgen.tune.strategies import REACH, Space, applicable
+from mgen.tune.tuning import Distance, Outcome, Trace, compare, search
 from mgen.utils.errors import MgenError
 from mgen.zoo.recipes import recipe_settings
 from tests.helpers import tiny_generator, tiny_mar, tiny_pipeline, write_idx
@@ -46,7 +46,7 @@ class Bowl:
     [
         (GENERATOR, {}, "schedule confidence_temperature temperature guidance"),
         (GENERATOR, {"order": "random"}, "schedule temperature guidance"),
-        (GENERATOR, {"precision": "halton", "order": "halton"}, "schedule temperature guidance"),
+        (GENERATOR, {"counts": "halton", "order": "halton"}, "schedule temperature guidance"),
         (MAR, {"order": "random", "head": {"steps": 4}}, "schedule temperature guidance"),
         (MAR, {"order": "random", "head": {"chain": "ddim", "steps": 4}}, "schedule guidance"),
     ],
@@ -56,7 +56,7 @@ def test_every_point_is_a_strategy_the_sampler_takes(generator: Any, sampler: di
     assert list(space.search) == names.split() == applicable(ParallelSampler(steps=6, **sampler), generator)
     given, start = ParallelSampler(**{"steps": 6, "guidance": RISING, **sampler}), space.sampler(space.start)
     assert space.at(np.zeros(space.size)) == space.start
-    assert start.counts(unknown=LENGTH, length=LENGTH) == given.counts(unknown=LENGTH, length=LENGTH)
+    assert start.remaining(unknown=LENGTH, length=LENGTH) == given.remaining(unknown=LENGTH, length=LENGTH)
     for name in ("guidance", "temperature"):
         assert start.values(name, LENGTH) == pytest.approx(given.values(name, LENGTH), abs=1e-6)
     rng = np.random.default_rng(0)
@@ -69,7 +69,7 @@ def test_every_point_is_a_strategy_the_sampler_takes(generator: Any, sampler: di
         assert min(lists["guidance"]) >= 1
         made = space.sampler(lists)
         made.check(generator)
-        assert (np.diff([LENGTH, *made.counts(unknown=LENGTH, length=LENGTH)]) < 0).all()
+        assert (np.diff([LENGTH, *made.remaining(unknown=LENGTH, length=LENGTH)]) < 0).all()
 
 
 def test_projection_keeps_fractions_falling_and_values_in_range() -> None:
@@ -101,7 +101,7 @@ def passes(sampler: ParallelSampler, generator: Any) -> int:
     with pytest.MonkeyPatch.context() as patch:
         for name in names:
             patch.setattr(generator, name, counted(getattr(generator, name)))
-        for _ in sampler(generator, torch.tensor([1]), noise=sampler.draw(generator, [0])):
+        for _ in sampler(generator, torch.tensor([1]), noise=sampler.make_noise(generator, [0])):
             pass
     return count
 
@@ -112,19 +112,19 @@ def passes(sampler: ParallelSampler, generator: Any) -> int:
         {},
         {"guidance": 1.0},
         {"guidance": RISING, "order": "random"},
-        {"guidance": [1.0, 2.0, 1.0, 1.0, 2.0, 1.0], "keep_one": False, "schedule": [1.0, 0.8, 0.8, 0.5, 0.2]},
-        {"guidance": [1.0, 2.0, 1.0, 1.0, 2.0, 1.0], "reuse": {"local": 1, "full_first": 1}},
-        {"guidance": [2.0, 1.0, 2.0, 1.0, 1.0, 1.0], "reuse": {"groups": [1, 2, 3], "late_guidance": True}},
+        {"guidance": [1.0, 2.0, 1.0, 1.0, 2.0, 1.0], "counts": "enat", "schedule": [1.0, 0.8, 0.8, 0.5, 0.2]},
+        {"guidance": [1.0, 2.0, 1.0, 1.0, 2.0, 1.0], "reuse": {"cached": 1, "full_first": 1}},
+        {"guidance": [2.0, 1.0, 2.0, 1.0, 1.0, 1.0], "reuse": {"cached": 2, "late_guidance": True}},
     ],
     ids=str,
 )
 @pytest.mark.parametrize("carries", [False, True])
-def test_network_evaluations_are_those_of_a_run(settings: dict[str, Any], carries: bool) -> None:
+def test_forward_passes_of_the_plan_are_those_of_a_run(settings: dict[str, Any], carries: bool) -> None:
     torch.manual_seed(0)
     small = dict(side=8, codes=64, dim=32, encoder_depth=2, decoder_depth=1, heads=2, num_classes=3)
     generator = ENAT(**small).eval() if carries else GENERATOR
     sampler = ParallelSampler(**{"steps": 6, "guidance": 2.0, **settings})
-    assert network_evaluations(sampler, generator) == passes(sampler, generator)
+    assert sampler.plan(generator).forward_passes == passes(sampler, generator)
 
 
 def test_the_limit_takes_guidance_from_the_first_steps() -> None:
@@ -141,26 +141,26 @@ def test_the_limit_takes_guidance_from_the_first_steps() -> None:
 def test_search_gains_and_measures_nothing_twice(tmp_path: Path) -> None:
     space = space_of()
     bowl, trace = Bowl(space), Trace(path=tmp_path / "trace.jsonl")
-    tried = search(space, bowl, trace, evaluations=40, progress=False)
+    tried = search(space, bowl, trace, trials=40, progress=False)
     distances = [record["distance"] for record in tried]
     assert tried[0]["strategy"] == space.start and bowl.calls == len(tried) == 40
     assert min(distances) < 0.1 * distances[0]
     assert len({json.dumps(record["strategy"]) for record in tried}) == 40
     lines = [json.loads(line) for line in (tmp_path / "trace.jsonl").read_text().splitlines()]
-    assert lines == tried and {"distance", "seconds", "strategy", "evaluations_per_image"} < lines[0].keys()
-    search(space, bowl, Trace(path=tmp_path / "trace.jsonl"), evaluations=40, progress=False)
+    assert lines == tried and {"distance", "seconds", "strategy", "passes_per_image"} < lines[0].keys()
+    search(space, bowl, Trace(path=tmp_path / "trace.jsonl"), trials=40, progress=False)
     assert bowl.calls == 40
 
 
 def test_a_stopped_search_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
     space = space_of(search=["guidance", "schedule"], knots=3)
-    whole = search(space, Bowl(space), Trace(path=tmp_path / "a.jsonl"), evaluations=30, progress=False)
+    whole = search(space, Bowl(space), Trace(path=tmp_path / "a.jsonl"), trials=30, progress=False)
     with pytest.raises(KeyboardInterrupt):
-        search(space, Bowl(space, stop=11), Trace(path=tmp_path / "b.jsonl"), evaluations=30, progress=False)
+        search(space, Bowl(space, stop=11), Trace(path=tmp_path / "b.jsonl"), trials=30, progress=False)
     bowl = Bowl(space)
-    rest = search(space, bowl, Trace(path=tmp_path / "b.jsonl"), evaluations=30, progress=False)
+    rest = search(space, bowl, Trace(path=tmp_path / "b.jsonl"), trials=30, progress=False)
     assert [(r["key"], r["distance"]) for r in rest] == [(r["key"], r["distance"]) for r in whole] and bowl.calls == 19
-    longer = search(space, bowl, Trace(path=tmp_path / "b.jsonl"), evaluations=35, progress=False)
+    longer = search(space, bowl, Trace(path=tmp_path / "b.jsonl"), trials=35, progress=False)
     assert longer[:30] == rest and len(longer) == 35
     (tmp_path / "b.jsonl").write_text('{"key": 1}\n')
     with pytest.raises(MgenError, match="line 1"):
@@ -169,7 +169,7 @@ def test_a_stopped_search_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
 
 def test_a_small_space_is_searched_to_its_end(tmp_path: Path) -> None:
     space = space_of(search=["temperature"], knots=1)
-    tried = search(space, Bowl(space), Trace(path=tmp_path / "t.jsonl"), evaluations=500, progress=False)
+    tried = search(space, Bowl(space), Trace(path=tmp_path / "t.jsonl"), trials=500, progress=False)
     distances = [record["distance"] for record in tried]
     assert len(tried) < 60 and min(distances) < 0.05 * distances[0]
 
@@ -177,8 +177,8 @@ def test_a_small_space_is_searched_to_its_end(tmp_path: Path) -> None:
 def test_the_start_is_kept_unless_the_test_side_agrees(tmp_path: Path) -> None:
     space, trace = space_of(), Trace(path=tmp_path / "t.jsonl")
     bowl = Bowl(space)
-    tried = search(space, bowl, trace, evaluations=12, progress=False)
-    agreeing: Comparison = compare(space, tried, bowl, trace)
+    tried = search(space, bowl, trace, trials=12, progress=False)
+    agreeing: Outcome = compare(space, tried, bowl, trace)
     assert agreeing.better and agreeing.kept == min(tried, key=lambda r: r["distance"])["strategy"] != space.start
     against = compare(space, tried, lambda sampler: -bowl(sampler), Trace(path=tmp_path / "u.jsonl"))
     assert not against.better and against.kept == space.start
@@ -196,7 +196,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def arguments(place: Path, out: Path, **options: Any) -> list[str]:
-    given = {"model": place / "model", "data_path": place / "idx", "out": out, "steps": 3, "evaluations": 3}
+    given = {"model": place / "model", "data_path": place / "idx", "out": out, "steps": 3, "trials": 3}
     given |= {"num_images": 5, "test_images": 6} | options
     return ["tune", *(f"--{name.replace('_', '-')}={value}" for name, value in given.items() if value is not None)]
 
@@ -205,27 +205,27 @@ def test_command_writes_a_recipe_and_says_how_it_was_judged(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     out = tmp_path / "out"
-    assert main(arguments(place, out, max_evaluations_per_image=5)) == 0
+    assert main(arguments(place, out, max_passes_per_image=5)) == 0
     said, trace = capsys.readouterr().out, (out / "trace.jsonl").read_bytes()
     assert str(out / "strategy.yaml") in said and ("is kept" in said or "is better" in said)
     settings, where = recipe_settings(str(out / "strategy.yaml"))
     sampler = ParallelSampler.from_settings(settings, where)
     sampler.check(GENERATOR)
-    assert network_evaluations(sampler, GENERATOR) <= 5 and sampler.config.guidance[0] == 1.0
+    assert sampler.plan(GENERATOR).forward_passes <= 5 and sampler.config.guidance[0] == 1.0
     report, run = (out / "report.md").read_text(), json.loads((out / "run.json").read_text())
     assert "Fréchet distance (fmnist-cnn)" in report and "FID" not in report and "images 1, 3, 5" in report
     assert run["search_seed"] != run["test_seed"] and run["search_reference"] != run["test_reference"]
     extractor = make_extractor("fmnist-cnn")
     halves = [load_statistics(out / f"reference-{side}.safetensors", extractor) for side in ("search", "test")]
     assert [half.count for half in halves] == [48, 48] and not np.allclose(halves[0].mean, halves[1].mean)
-    assert main(arguments(place, out, max_evaluations_per_image=5)) == 0
+    assert main(arguments(place, out, max_passes_per_image=5)) == 0
     assert (out / "trace.jsonl").read_bytes() == trace
-    assert main(arguments(place, out, max_evaluations_per_image=5, seed=7)) == 2
+    assert main(arguments(place, out, max_passes_per_image=5, seed=7)) == 2
     assert "search_seed=0, now 7" in capsys.readouterr().err
     draw = ["sample", "--model", str(place / "model"), "--recipe", str(out / "strategy.yaml"), "--num-images", "2"]
     assert main([*draw, "--out", str(tmp_path / "s")]) == 0
     files = {f"reference_{side}": out / f"reference-{side}.safetensors" for side in ("search", "test")}
-    assert main(arguments(place, tmp_path / "given", data_path=None, evaluations=2, search="guidance", **files)) == 0
+    assert main(arguments(place, tmp_path / "given", data_path=None, trials=2, search="guidance", **files)) == 0
     same = arguments(place, tmp_path / "same", **{name: files["reference_test"] for name in files})
     assert main(same) == 2 and "disjoint" in capsys.readouterr().err
 
@@ -254,8 +254,8 @@ def test_the_distance_is_a_function_of_sampler_seed_and_reference(place: Path) -
         ({"start": "autonat-l-imagenet256", "steps": 6}, "lists values for its 8 steps"),
         ({"start": "{tmp}/order.yaml", "steps": 2}, "lists 4 positions"),
         ({"start": "{tmp}/order.yaml", "steps": 2, "search": "confidence_temperature"}, "lists 4 positions"),
-        ({"max_evaluations_per_image": 2}, "too few"),
-        ({"evaluations": 1}, "at least 2"),
+        ({"max_passes_per_image": 2}, "too few"),
+        ({"trials": 1}, "at least 2"),
         ({"knots": 0}, "knots"),
         ({"num_images": 1}, "at least 2"),
         ({"seed": 3, "test_seed": 3}, "both 3"),

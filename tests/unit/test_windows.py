@@ -50,7 +50,7 @@ def run(net: Any, **settings: Any) -> Any:
     head = {"head": {"steps": 4, "clip": 4.0}} if net.spec.kind == "vector" else {}
     steps = {} if net.causal else {"steps": 3}
     sampler = ParallelSampler.suited(net, {**steps, "guidance": 2.0, **head, **settings})
-    steps = sampler(net, torch.tensor([0, 1]), noise=sampler.draw(net, [1, 2]))
+    steps = sampler(net, torch.tensor([0, 1]), noise=sampler.make_noise(net, [1, 2]))
     return [replace(step, known=step.known.clone(), tokens=step.tokens.clone()) for step in steps]
 
 
@@ -116,7 +116,7 @@ def test_given_windows_stay_and_half_given_ones_are_refused(name: str) -> None:
     known[:, whole] = True
     head = {"head": {"steps": 4, "clip": 4.0}} if net.spec.kind == "vector" else {}
     sampler = ParallelSampler.suited(net, {**({} if net.causal else {"steps": 3}), **head})
-    noise, label = sampler.draw(net, [1, 2]), torch.tensor([0, 1])
+    noise, label = sampler.make_noise(net, [1, 2]), torch.tensor([0, 1])
     *_, end = sampler(net, label, noise=noise, tokens=tokens, known=known)
     assert torch.equal(end.tokens[:, whole], tokens[:, whole]) and end.known.all()
     known[1, 6] = True  # a token of the second window
@@ -151,8 +151,8 @@ def test_masking_by_token_takes_any_mask_and_masking_by_window_does_not_mix() ->
     every, asked = net.context(tokens, known, label), torch.tensor([[3, 8, 0], [15, 2, 7]])
     some = net.context(tokens, known, label, positions=asked)
     torch.testing.assert_close(some, every.gather(1, asked.unsqueeze(-1).expand(-1, -1, 32)))
-    with pytest.raises(MgenError, match="no local evaluation"):
-        run(net, reuse={"local": 1})
+    with pytest.raises(MgenError, match="no cached steps"):
+        run(net, reuse={"cached": 1})
 
 
 @pytest.mark.parametrize("name", sorted(MADE))
@@ -280,7 +280,7 @@ def test_a_long_sequence_keeps_little() -> None:
     torch.manual_seed(0)
     net = CausalGenerator(side=32, codes=16, dim=16, depth=1, heads=2, hidden=32, num_classes=3, shuffle=2).eval()
     sampler = ParallelSampler.suited(net)
-    noise = sampler.draw(net, [1])
+    noise = sampler.make_noise(net, [1])
     assert noise.tokens is not None and noise.tokens.shape == (1, 1, 256, 4) and noise.confidence is None
     memories: list[Any] = []
 

@@ -60,8 +60,8 @@ def prepare(generator: AnyGenerator, sampler: ParallelSampler) -> ParallelSample
         elif isinstance(head, ChannelHead):
             channels.randomize(head)
     settings = _clipped(sampler.settings, generator.head)
-    if isinstance(generator, Cascade) and settings.get("pivots"):
-        settings["pivots"] = _clipped(dict(settings["pivots"]), generator.first.head)
+    if isinstance(generator, Cascade) and settings.get("first_stage"):
+        settings["first_stage"] = _clipped(dict(settings["first_stage"]), generator.first.head)
     return ParallelSampler(**settings)
 
 

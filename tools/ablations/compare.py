@@ -79,7 +79,7 @@ def complete_run(
     """
     device = generator.device
     class_ids = torch.arange(batch_size, device=device) % generator.num_classes
-    noise = sampler.draw(generator, range(batch_size)).to(device)
+    noise = sampler.make_noise(generator, range(batch_size)).to(device)
     name = f"{name}, batch {batch_size}"
     results: dict[str, Tensor] = {}
 

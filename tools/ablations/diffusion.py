@@ -121,7 +121,7 @@ def add_single(table: AblationTable, generator: Generator, sampler: ParallelSamp
     positions = order[:, half : half + each]  # (B, M)
     both = torch.cat([class_ids, torch.full_like(class_ids, generator.null_class or 0)])
     guided, asked = (torch.cat([tokens, tokens]), known.repeat(2, 1), both), positions.repeat(2, 1)
-    noise = sampler.draw(generator, range(batch_size)).to(generator.device)
+    noise = sampler.make_noise(generator, range(batch_size)).to(generator.device)
     plan = head.plan(sampler.config.head or {})
     z = generator.context(*guided, positions=asked)
     draw: dict[str, Any] = {"noise": noise.at(0, positions), "plan": plan, "guidance": 2.0}

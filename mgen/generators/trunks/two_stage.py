@@ -6,7 +6,7 @@ stage sees the rows of the smaller image; the second has the first's context vec
 Notation: B batch, S rows of the first stage, L of the second, N buffer rows, D width.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Unpack
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mgen.generators.embedder import TokenRows
 from mgen.generators.masked_autoencoder import AutoencoderCache, Layers, MaskedAutoencoder, Tables
-from mgen.generators.trunk import Layout, initialize_xavier, table
+from mgen.generators.trunk import FULL, Layout, PassOptions, initialize_xavier, table
 from mgen.nn import ScaledBlock
 from mgen.nn.attention import Keys, Rows
 from mgen.nn.cache import Cache
@@ -49,7 +49,7 @@ class TwoStageMAEConfig:
 class TwoStageMAE(nn.Module, Configured):
     """The weights of both stages; `Stage` makes a trunk of each."""
 
-    type: ClassVar[str] = "mae-two-stage"  # type: ignore[misc]
+    type_name: ClassVar[str] = "mae-two-stage"
 
     def __init__(self, config: TwoStageMAEConfig, *, first: Layout, second: Layout) -> None:
         super().__init__()
@@ -114,7 +114,7 @@ class Stage(MaskedAutoencoder):
         shared: the weights. index: 0 or 1.
     """
 
-    type: ClassVar[str] = "stage"  # type: ignore[misc]
+    type_name: ClassVar[str] = "stage"
 
     def __init__(self, shared: TwoStageMAE, index: int) -> None:
         super().__init__()
@@ -172,18 +172,9 @@ class Stage(MaskedAutoencoder):
             extra = extra.repeat(-(-b // len(extra)), 1, 1)[:b]
         return torch.cat([rows, extra.expand(b, -1, -1)], dim=1)
 
-    def forward(
-        self,
-        rows: TokenRows,
-        classes: Tensor,
-        *,
-        positions: Tensor | None = None,
-        visible: tuple[int, int] | None = None,
-        cache: Cache | None = None,
-        keep: int | None = None,
-    ) -> Tensor:
-        cache = self.start(classes) if cache is None else cache
-        return super().forward(rows, classes, positions=positions, visible=visible, cache=cache, keep=keep)
+    def forward(self, rows: TokenRows, classes: Tensor, options: PassOptions = FULL) -> Tensor:
+        options = options if options.cache is not None else replace(options, cache=self.start(classes))
+        return super().forward(rows, classes, options)
 
     def encoder_block(
         self, i: int, x: Tensor, cache: Cache | None, *, positions: Rows | None = None, **keys: Unpack[Keys]

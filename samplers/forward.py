@@ -1,0 +1,178 @@
+"""The generator as the sampler sees it: no other file of this folder, nor of mgen.pipelines, calls a trunk or a head.
+
+A full step computes all tokens, a cached step the positions of a group, a carry-only step features alone. With guidance the null
+class is computed in the same pass: its rows stand behind those of the images' classes. The head then draws tokens.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mgen.generators import Generator
+from mgen.heads import Head
+from mgen.nn.attention import gather_rows
+from mgen.nn.cache import Cache, CachedStep
+from mgen.samplers.noise import Noise, rows_at
+from mgen.samplers.state import State, put
+from mgen.utils.errors import MgenError
+
+if TYPE_CHECKING:
+    from mgen.samplers.plan import PlannedStep
+
+
+# -- windows of tokens -------------------------------------------------------------------------------------------------
+
+
+def to_units(generator: Generator, tokens: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+    """Given tokens (B, L) or (B, L, C) and known (B, L) by unit.
+
+    Raises:
+        MgenError: a window of which some tokens are given and others not.
+    """
+    windows = generator.windows
+    if windows is None:
+        return tokens, known
+    folded = windows.gather(known)
+    if bool((folded.any(-1) != folded.all(-1)).any()):
+        raise MgenError(
+            f"windows of {windows.side}×{windows.side} tokens are drawn as one: give all tokens of a window or none"
+        )
+    return windows.to_windows(tokens), folded.all(-1)
+
+
+def whole_units(generator: Generator, known: Tensor) -> Tensor:
+    """known (B, L), without the tokens of windows that are known in part."""
+    windows = generator.windows
+    return known if windows is None else windows.expand(windows.whole(known))
+
+
+def to_tokens(generator: Generator, **step: Tensor) -> dict[str, Tensor]:
+    """What a step shows (tokens, known, positions, drawn), by token instead of by unit."""
+    return step if generator.windows is None else generator.windows.unfold(**step)
+
+
+# -- forward passes ----------------------------------------------------------------------------------------------------
+
+
+def start(
+    generator: Generator, class_ids: Tensor, *, guided: bool, carry: bool, prefix: Tensor | None
+) -> tuple[Tensor, Cache]:
+    """The class ids (2B,) of a run, null classes behind the images' own, and its empty cache.
+
+    `prefix`: rows of a first stage, for a second one (see Cascade.prefix).
+    """
+    rows = torch.cat([class_ids, torch.full_like(class_ids, generator.null_class or 0)])
+    return rows, generator.start(rows if guided else class_ids, prefix=prefix, carry=carry)
+
+
+def full(generator: Generator, state: State, step: "PlannedStep", positions: Tensor, *, joint: bool) -> Tensor:
+    """Context (B, M, D) of all tokens at `positions` (B, M), of a joint head (B, L, D); (2B, …) with null rows."""
+    asked = None if joint else positions.repeat(2, 1) if step.null_rows else positions
+    keep = step.room if step.group_size > step.count else None
+    return generator.context(*_rows(state, step), positions=asked, visible=step.visible, cache=state.cache, keep=keep)
+
+
+def cached_step(
+    generator: Generator, state: State, step: "PlannedStep", group: Tensor, whole: Tensor, *, joint: bool
+) -> Tensor:
+    """Context (B, M, D) of the step's positions of `group` (B, G), of a joint head (B, L, D); (2B, …) with null rows.
+
+    Args:
+        whole: the context of the last full step, in which that of cached ones is written for a joint head.
+    """
+    until = step.first + step.count
+    cached = CachedStep(
+        group=group.repeat(2, 1) if step.null_rows else group,
+        done=step.first,
+        fresh=step.refresh,
+        asked=(step.first, until),
+        prefix=step.prefix,
+    )
+    tokens, _, class_ids = _rows(state, step)
+    z = generator.cached_step(tokens, class_ids, state.cache, cached)
+    return put(whole[: len(z)], cached.group[:, step.first : until], z) if joint else z
+
+
+def carry(generator: Generator, state: State, step: "PlannedStep") -> None:
+    """A step that reveals nothing, of a trunk that carries features: they are projected once more, as published."""
+    generator.carry(*_rows(state, step), visible=step.visible, cache=state.cache)
+
+
+def _rows(state: State, step: "PlannedStep") -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens, known and class ids of a pass, twice with null rows."""
+    if not step.null_rows:
+        return state.tokens, state.known, state.class_ids[: len(state.tokens)]
+    return torch.cat([state.tokens, state.tokens]), state.known.repeat(2, 1), state.class_ids
+
+
+# -- draws -------------------------------------------------------------------------------------------------------------
+
+
+class Drawn(NamedTuple):
+    """Tokens (B, M) or (B, M, C), their log-probabilities (B, M) if they have any, and of a joint head all positions (B, L, C)."""
+
+    tokens: Tensor
+    log_prob: Tensor | None = None
+    map: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenDraw:
+    """Draws tokens from context vectors.
+
+    Args:
+        head: of the generator. plans: what the draws of full and of cached steps share, made by the head.
+        noise: of the run. joint: see Capabilities. by_phase: the head has a part for each phase (global tokens, tokens of the grid).
+    """
+
+    head: Head
+    plans: Mapping[str, Any]
+    noise: Noise
+    joint: bool
+    by_phase: bool
+
+    def context(self, z: Tensor, positions: Tensor) -> Tensor:
+        """Of what a pass computed the context (B, M, D) at positions (B, M), without null rows."""
+        own = z[: len(positions)]
+        return gather_rows(own, positions) if self.joint else own
+
+    def __call__(
+        self, z: Tensor, state: State, step: "PlannedStep", positions: Tensor, *, preview: bool = False
+    ) -> Drawn:
+        """Tokens at positions (B, M) from their context z (B, M, D), of a joint head (B, L, D); (2B, …) with null rows.
+
+        Args:
+            preview: a first draw at temperature 1, which is not kept.
+        """
+        if not step.draws:
+            return Drawn(state.tokens.new_zeros(*positions.shape, *state.tokens.shape[2:]))
+        options: dict[str, Any] = {"plan": self.plans[step.kind], "guidance": step.guidance}
+        if self.by_phase:
+            options["part"] = step.phase
+        rows = z if step.guidance is not None else z[: len(positions)]
+        if preview:
+            assert self.noise.candidates is not None
+            noise = rows_at(self.noise.candidates[step.index], positions)
+            return Drawn(*self.head.sample(rows, noise=noise, **options))
+        options["temperature"] = step.temperature
+        if not self.joint:
+            return Drawn(*self.head.sample(rows, noise=self.noise.at(step.index, positions), **options))
+        assert self.noise.maps is not None
+        even = step.visible[0] == step.visible[1]  # otherwise rows would be filled up
+        options["unknown"] = state.unknown(step.stop, step.unknown) if even else None
+        noise = self.noise.maps[step.index]
+        drawn, _ = self.head.sample(rows, noise=noise, tokens=state.tokens, known=state.known, **options)
+        return Drawn(gather_rows(drawn, positions), None, drawn)
+
+
+def token_draw(
+    generator: Generator, noise: Noise, head: Mapping[str, Any], cached: Mapping[str, Any] | None
+) -> TokenDraw:
+    """The draws of a run with settings `head`, in cached steps `cached` (None: the same)."""
+    plan = generator.head.plan(head)
+    plans = {"full": plan, "cached": plan if cached is None else generator.head.plan(cached)}
+    joint, by_phase = generator.head.joint, generator.units.global_tokens > 0
+    return TokenDraw(head=generator.head, plans=plans, noise=noise, joint=joint, by_phase=by_phase)

@@ -1,0 +1,72 @@
+"""Parallel decoding: the loop that every generator here is sampled with, on ids or on vectors.
+
+Chang et al., "MaskGIT" (arXiv 2202.04200), algorithm of §3.2, and Li et al., "MAR" (arXiv 2406.11838), §3.3. The plan (plan.py) says
+what a step computes, how many tokens it reveals, and its guidance and temperatures; the order (order.py) which positions come next;
+forward.py calls the trunk, and the head, which draws a token from its context vector.
+
+Notation: B images, L positions, M positions computed in a step, G positions of a group, D width of a context vector.
+"""
+
+import warnings
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from mgen.generators import Generator
+from mgen.nn.attention import gather_rows
+from mgen.samplers import forward
+from mgen.samplers.forward import Drawn, TokenDraw
+from mgen.samplers.order import Strategy, next_of
+from mgen.samplers.plan import Plan, PlannedStep
+from mgen.samplers.state import State
+
+EXPLODED = 50.0  # tokens have unit variance; an undertrained head magnifies its errors in the noisiest steps
+
+
+def decode(
+    generator: Generator, plan: Plan, order: Strategy, draw: TokenDraw, state: State, *, collect: bool = False
+) -> Iterator[tuple[PlannedStep, State, Tensor, Drawn]]:
+    """Run the steps of a plan; yields each with the state after it, the positions (B, M) that it drew, and what it drew there.
+
+    Args:
+        collect: keep the context of every token at the step that revealed it, in `State.features`.
+    """
+    nothing = state.known[:, :0].long(), Drawn(state.tokens[:, :0])
+    context = group = torch.empty(0)  # of the last full step, and the positions of its group
+    for step in plan.steps:
+        positions, drawn = nothing
+        if step.kind == "carry":
+            forward.carry(generator, state, step)
+        elif step.kind == "full":
+            candidates = order.candidates(state, step)
+            positions = candidates[:, : step.count] if order.settled else candidates
+            z = context = forward.full(generator, state, step, positions, joint=draw.joint)
+            drawn = draw(z, state, step, positions, preview=order.redraw)
+            choice = order.choose(state, step, candidates, drawn)
+            if choice.rows is not None:  # the first draws settled the positions; their tokens are drawn a second time
+                z = gather_rows(z, choice.rows.repeat(len(z) // len(choice.rows), 1))
+                drawn = draw(z, state, step, choice.positions)
+        elif step.kind == "cached":
+            choice = next_of(group, step)
+            z = forward.cached_step(generator, state, step, group, context, joint=draw.joint)
+            drawn = draw(z, state, step, choice.positions)
+        if step.count:
+            positions, group = choice.positions, choice.group
+            state = order.reveal(state, step, choice, drawn.tokens)
+            if collect:
+                state = state.collect(positions, draw.context(z, positions), choice.shown)
+        yield step, state, positions, drawn
+        if step.ends_group:
+            state.cache.free()
+    warn_if_exploded(state.tokens)
+
+
+def warn_if_exploded(tokens: Tensor) -> None:
+    """Warn of vectors far beyond unit variance. One text for all batches, so that a long run says it once."""
+    if tokens.is_floating_point() and not tokens.abs().amax().item() <= EXPLODED:
+        warnings.warn(
+            f"drawn tokens pass {EXPLODED:.0f}, where trained ones stay near 1: the head is undertrained or its chain too "
+            "coarse; try head.clip=5, more head steps, or the weights without EMA",
+            stacklevel=2,
+        )

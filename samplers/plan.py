@@ -1,0 +1,257 @@
+"""The plan of a run: everything that is settled before the first step, as an immutable table. Notation: B images, L positions."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from mgen.generators import Capabilities
+from mgen.tokens import TokenSpec
+
+if TYPE_CHECKING:
+    from mgen.samplers.settings import SamplerSettings
+
+Kind = Literal["full", "cached", "carry", "none"]
+COLUMNS = ("step", "group", "forward pass", "reveals", "unknown", "guidance", "temperature", "confidence temperature")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """`steps` steps that reveal the tokens first … stop − 1 alone."""
+
+    steps: int
+    first: int
+    stop: int
+
+    @property
+    def length(self) -> int:
+        return self.stop - self.first
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedStep:
+    """One step.
+
+    Args:
+        index: t. phase: with global tokens 0 for theirs and 1 for the others, else 0. group: number of its group (see Reuse).
+        kind: "full", all tokens are computed; "cached", positions of the group; "carry", nothing is revealed, features alone are
+            computed; "none", nothing is revealed.
+        reveal: tokens that each row reveals. count: the most of them.
+        unknown: most unknown tokens of the phase in a row before the step. stop: the position at which the phase's tokens end.
+        visible: fewest and most known tokens of a row before the step.
+        guidance: s of the draw; None: not guided. temperature, confidence_temperature: of the draw and of the ranking.
+        null_rows: whether the forward pass computes the null class too.
+        draws: False where only the context of the revealed tokens is read (the last step of a first stage).
+        group_size: tokens of the whole group. first: of them, those revealed before the step. room: those revealed before its last.
+        refresh: positions of the group that a cached step computes, from, to. prefix: whether it computes the class token too.
+        ends_group: nothing that is cached for the group is read after it.
+        quota, done, group_quota: (B, 1) on the device, tokens of a row revealed by the step, before it, and by its group.
+    """
+
+    index: int
+    phase: int
+    group: int
+    kind: Kind
+    reveal: tuple[int, ...]
+    count: int
+    unknown: int
+    stop: int
+    visible: tuple[int, int]
+    guidance: float | None
+    temperature: float
+    confidence_temperature: float
+    null_rows: bool = False
+    draws: bool = True
+    group_size: int = 0
+    first: int = 0
+    room: int = 0
+    refresh: tuple[int, int] = (0, 0)
+    prefix: bool = True
+    ends_group: bool = False
+    quota: Tensor = field(repr=False, compare=False)
+    done: Tensor = field(repr=False, compare=False)
+    group_quota: Tensor = field(repr=False, compare=False)
+
+    @property
+    def passes(self) -> int:
+        """Forward passes per image, with class and without."""
+        return 0 if self.kind == "none" else 1 + self.null_rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The steps that are run, of `count` in all, in so many phases.
+
+    Args:
+        carries: full steps carry features on. ranked: positions are ranked, so that the confidence temperature matters.
+        first_stage: the plan of the stage that is drawn before.
+    """
+
+    steps: tuple[PlannedStep, ...]
+    count: int
+    phases: int
+    carries: bool
+    ranked: bool
+    first_stage: "Plan | None" = None
+
+    @property
+    def forward_passes(self) -> int:
+        """Forward passes per image, with class and without, of both stages; cached ones count as whole ones."""
+        return sum(s.passes for s in self.steps) + (self.first_stage.forward_passes if self.first_stage else 0)
+
+    def __str__(self) -> str:
+        return self.table()
+
+    def table(self) -> str:
+        """The plan as text, one line per step."""
+        rows = [row[: None if self.ranked else -1] for row in (COLUMNS, *map(self._row, self.steps))]
+        widths = [max(map(len, column)) for column in zip(*rows)]
+        lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+        if self.first_stage is None:
+            return "\n".join(lines)
+        return "\n".join(["first stage", self.first_stage.table(), "", "second stage", *lines])
+
+    def _row(self, s: PlannedStep) -> tuple[str, ...]:
+        fewest, most = min(s.reveal), max(s.reveal)
+        return (
+            f"{s.index + 1}/{self.count}",
+            f"{s.group + 1}",
+            s.kind + (" + null class" if s.null_rows else ""),
+            f"{most}" if fewest == most else f"{fewest}–{most}",
+            f"{s.unknown}" + (("", " global")[s.phase == 0] if self.phases > 1 else ""),
+            "none" if s.guidance is None else f"{s.guidance:.4g}",
+            f"{s.temperature:.4g}",
+            f"{s.confidence_temperature:.4g}",
+        )
+
+
+def make_plan(
+    settings: "SamplerSettings",
+    units: TokenSpec,
+    able: Capabilities,
+    hidden: Sequence[Sequence[int]] | None = None,
+    *,
+    device: torch.device | str = "cpu",
+    features_only: bool = False,
+    unused_tail: int = 0,
+    first_stage: Plan | None = None,
+) -> Plan:
+    """The plan of a run.
+
+    Args:
+        units: the tokens as they are drawn. able: what the generator can do.
+        hidden: of each phase, the unknown tokens of each row before the run; None: one row that knows nothing.
+        features_only: nobody reads the tokens of the last step, as in a first stage. unused_tail: so many steps, the last, are left out.
+    """
+    planner = _Planner(settings, units, able, hidden, device)
+    groups = [  # cut where a phase ends
+        [t for t in group if planner.phase(t) == p]
+        for group in settings.groups()
+        for p in sorted({planner.phase(t) for t in group})
+    ]
+    undrawn = settings.config.steps - 1 if features_only and not able.log_prob else None
+    kept = enumerate(groups[: len(groups) - unused_tail])
+    return Plan(
+        steps=tuple(step for number, group in kept for step in planner.group(number, group, undrawn)),
+        count=settings.config.steps,
+        phases=len(planner.phases),
+        carries=planner.carries,
+        ranked=settings.order.ranked,
+        first_stage=first_stage,
+    )
+
+
+class _Planner:
+    """Makes the steps of a plan from the numbers of unknown tokens and the values of all steps."""
+
+    def __init__(
+        self,
+        settings: "SamplerSettings",
+        units: TokenSpec,
+        able: Capabilities,
+        hidden: Sequence[Sequence[int]] | None,
+        device: torch.device | str,
+    ) -> None:
+        self.reuse, self.start, self.length = settings.reuse, settings.config.start, units.length
+        self.causal, self.carries = able.order == "causal", able.carried_features and self.reuse.features
+        self.phases = settings.phases(units.length, units.global_tokens)
+        self.phase_of = [i for i, phase in enumerate(self.phases) for _ in range(phase.steps)]
+        self.guidance, self.temperature, self.confidence_temperature = (
+            settings.values(name, units.length, units.global_tokens)
+            for name in ("guidance", "temperature", "confidence_temperature")
+        )
+        self.last_guided = max((t for t, s in enumerate(self.guidance) if s != 1), default=-1)
+        hidden = [[phase.length] for phase in self.phases] if hidden is None else hidden
+        after: list[Tensor] = []  # unknown tokens after each step, by row
+        self.wanted: list[int] = []  # most unknown tokens of the step's phase before it
+        for i, (phase, unknown) in enumerate(zip(self.phases, hidden)):
+            counts = {u: settings.left(phase, u) for u in set(unknown)}
+            later = torch.tensor(hidden[i + 1 :], dtype=torch.int64).sum(0)
+            left = torch.tensor([counts[u] for u in unknown]).T  # (steps, B)
+            after.append(left + later)
+            self.wanted += torch.cat([torch.tensor(unknown).unsqueeze(0), left[:-1]]).amax(1).tolist()
+        total, left = torch.tensor(hidden).sum(0, keepdim=True), torch.cat(after)  # (1, B), (steps run, B)
+        before = torch.cat([total, left[:-1]])
+        self.visible = list(zip((self.length - before.amax(1)).tolist(), (self.length - before.amin(1)).tolist()))
+        self.reveal: list[list[int]] = (before - left).tolist()
+        self.done, self.quota = torch.stack([total - before, before - left]).unsqueeze(-1).to(device)
+
+    def phase(self, t: int) -> int:
+        return self.phase_of[t - self.start]
+
+    def count(self, t: int) -> int:
+        return max(self.reveal[t - self.start])
+
+    def guided(self, t: int) -> bool:
+        return self.guidance[t] != 1
+
+    def null_rows(self, steps: Sequence[int]) -> bool:
+        """Whether a full step for the draws of `steps` computes null rows, or must for features that later steps carry on."""
+        read_later = self.causal or (self.carries and self.visible[steps[0] - self.start][1] > 0)
+        return any(map(self.guided, steps)) or (read_later and self.last_guided >= steps[0])
+
+    def group(self, number: int, group: Sequence[int], undrawn: int | None) -> Iterator[PlannedStep]:
+        """The steps of a group. The first one that reveals something is the full one. The step `undrawn` draws nothing."""
+        counts, end = [self.count(t) for t in group], group[-1]
+        while counts and not counts[0]:
+            own: dict[str, Any] = dict(group=number, ends_group=group[0] == end)
+            own["null_rows"] = self.carries and self.null_rows(group[:1])
+            yield self.step(group[0], "carry" if self.carries else "none", **own)
+            group, counts = group[1:], counts[1:]
+        size, first, before, guides = sum(counts), 0, 0, self.reuse.guides(group)
+        for i, (t, count) in enumerate(zip(group, counts)):
+            own = dict(group=number, ends_group=t == end, guide=guides[i], draws=t != undrawn)
+            own |= dict(group_size=size, first=first)
+            if i == 0:
+                if len(group) > 1 and self.reuse.inside == "raster":
+                    own["group_quota"] = self.quota[t - self.start : end + 1 - self.start].sum(0)
+                yield self.step(t, "full", null_rows=self.null_rows(group), room=size - counts[-1], **own)
+            elif count:
+                own["null_rows"] = self.reuse.null_rows([self.guided(g) for g in guides[i:]])
+                own["refresh"] = self.reuse.refreshed(size=size, first=first, count=count, before=before)
+                yield self.step(t, "cached", prefix=self.reuse.prefix, **own)
+            else:
+                yield self.step(t, "none", **own)
+            first, before = first + count, count or before
+
+    def step(self, t: int, kind: Kind, *, guide: int | None = None, **own: Any) -> PlannedStep:
+        """Step t, with the guidance of step `guide` (t)."""
+        i, guide = t - self.start, t if guide is None else guide
+        return PlannedStep(
+            index=t,
+            kind=kind,
+            phase=self.phase_of[i],
+            reveal=tuple(self.reveal[i]),
+            count=self.count(t),
+            unknown=self.wanted[i],
+            stop=self.phases[self.phase_of[i]].stop,
+            visible=self.visible[i],
+            guidance=self.guidance[guide] if self.guided(guide) else None,
+            temperature=self.temperature[t],
+            confidence_temperature=self.confidence_temperature[t],
+            quota=self.quota[i],
+            done=self.done[i],
+            **{"group_quota": self.quota[i], **own},
+        )
