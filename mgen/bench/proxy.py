@@ -16,9 +16,9 @@ class Proxy:
         self._inner: Any = inner
 
     @property
-    def __class__(self) -> type:  # type: ignore[override]
+    def __class__(self) -> type:  # type: ignore[override, misc]
         """What isinstance sees: a proxy of a cascade is sampled as one."""
-        return type(self._inner)
+        return self._inner.__class__
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # copying and pickling ask for these before there is an inner object
