@@ -4,9 +4,8 @@ A full step computes all tokens, a cached step the positions of a group, a carry
 class is computed in the same pass: its rows stand behind those of the images' classes. The head then draws tokens.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +16,7 @@ from mgen.nn.attention import gather_rows
 from mgen.nn.cache import Cache, CachedStep
 from mgen.samplers.noise import Noise, rows_at
 from mgen.samplers.state import State, put
+from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ class TokenDraw:
     """
 
     head: Head
-    plans: Mapping[str, Any]
+    plans: Settings
     noise: Noise
     joint: bool
     by_phase: bool
@@ -149,7 +149,7 @@ class TokenDraw:
         """
         if not step.draws:
             return Drawn(state.tokens.new_zeros(*positions.shape, *state.tokens.shape[2:]))
-        options: dict[str, Any] = {"plan": self.plans[step.kind], "guidance": step.guidance}
+        options: Settings = {"plan": self.plans[step.kind], "guidance": step.guidance}
         if self.by_phase:
             options["part"] = step.phase
         rows = z if step.guidance is not None else z[: len(positions)]
@@ -168,9 +168,7 @@ class TokenDraw:
         return Drawn(gather_rows(drawn, positions), None, drawn)
 
 
-def token_draw(
-    generator: Generator, noise: Noise, head: Mapping[str, Any], cached: Mapping[str, Any] | None
-) -> TokenDraw:
+def token_draw(generator: Generator, noise: Noise, head: Settings, cached: Settings | None) -> TokenDraw:
     """The draws of a run with settings `head`, in cached steps `cached` (None: the same)."""
     plan = generator.head.plan(head)
     plans = {"full": plan, "cached": plan if cached is None else generator.head.plan(cached)}

@@ -12,7 +12,6 @@ Notation: B images, L positions, M positions computed in a step, G positions of 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,12 +22,13 @@ from mgen.samplers.plan import PlannedStep
 from mgen.samplers.sequences import SEQUENCES, priorities
 from mgen.samplers.state import State
 from mgen.tokens import TokenSpec
+from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError, check_choice
 from mgen.utils.modeling import check_keys
 
 RANKED = ("confidence", "remasking")
 ORDERS = tuple(sorted((*SEQUENCES, *RANKED)))
-Order = str | Sequence[int] | Mapping[str, Any]
+Order = str | Sequence[int] | Settings
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Generator as Coroutine
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from diffusers import SchedulerMixin  # noqa: F401  (diffusers looks the base class up in this namespace)
@@ -19,6 +18,7 @@ from mgen.samplers.settings import SamplerSettings
 from mgen.samplers.state import State
 from mgen.samplers.step import Step
 from mgen.utils import seeds
+from mgen.utils.config import Settings
 from mgen.utils.modeling import public
 
 Given = tuple[Tensor, Tensor]  # tokens, and a bool mask of those that are given
@@ -134,7 +134,7 @@ class ParallelSampler(SamplerSettings):
         hidden = [[p.length] * len(known) for p in phases]
         if given is not None:
             hidden = torch.stack([(~known[:, p.first : p.stop]).sum(1) for p in phases]).tolist()
-        last: dict[str, Any] = {"features_only": features_only, "unused_tail": unused_tail}
+        last: Settings = {"features_only": features_only, "unused_tail": unused_tail}
         plan = make_plan(self, spec, able, hidden, device=device, **last)
         check_rows(self, plan)
         guided = any(step.null_rows for step in plan.steps)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mgen.generators import Capabilities
 from mgen.tokens import TokenSpec
+from mgen.utils.config import Settings
 
 if TYPE_CHECKING:
     from mgen.samplers.settings import SamplerSettings
@@ -216,7 +217,7 @@ class _Planner:
         """The steps of a group. The first one that reveals something is the full one. The step `undrawn` draws nothing."""
         counts, end = [self.count(t) for t in group], group[-1]
         while counts and not counts[0]:
-            own: dict[str, Any] = dict(group=number, ends_group=group[0] == end)
+            own: Settings = dict(group=number, ends_group=group[0] == end)
             own["null_rows"] = self.carries and self.null_rows(group[:1])
             yield self.step(group[0], "carry" if self.carries else "none", **own)
             group, counts = group[1:], counts[1:]

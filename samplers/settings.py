@@ -14,6 +14,7 @@ from mgen.samplers.plan import Phase
 from mgen.samplers.reuse import Reuse
 from mgen.samplers.schedule import Schedule
 from mgen.samplers.values import Value, per_step, with_strength
+from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError
 from mgen.utils.modeling import check_keys, constructor_keys
 
@@ -52,9 +53,9 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
         temperature: Value = 1.0,
         confidence_temperature: Value = {"kind": "linear", "start": 4.5, "end": 0.0},  # noqa: B006  (JSON in the config)
         start: int = 0,
-        head: Mapping[str, Any] | None = None,
-        reuse: Mapping[str, Any] | None = None,
-        first_stage: Mapping[str, Any] | None = None,
+        head: Settings | None = None,
+        reuse: Settings | None = None,
+        first_stage: Settings | None = None,
         global_steps: int | None = None,
     ) -> None:
         for name, value in (("steps", steps), ("start", start)):
@@ -115,7 +116,7 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
         return cls.from_settings(given, where)
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> Settings:
         """The arguments of the constructor, as they are written to files."""
         return {key: value for key, value in self.config.items() if not key.startswith("_")}
 
@@ -136,7 +137,7 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
         return None if own is None else type(self).from_settings(own, "sampler.first_stage")
 
     @property
-    def cached_head(self) -> dict[str, Any] | None:
+    def cached_head(self) -> Settings | None:
         """Settings of the head in cached steps; None: those of full steps."""
         if self.reuse.head_share == 1 or not self.reuse.cached:
             return None

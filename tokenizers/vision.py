@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mgen.tokenizers.base import Tokenizer
+from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError
 
 SIZE = 224  # pixels the encoder sees
@@ -114,7 +115,7 @@ def load_vision(path: str | Path, *, heads: int | None = None) -> VisionEncoder:
     try:
         width, _, patch, _ = state["patch_embed.proj.weight"].shape
         depth = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
-        settings: dict[str, Any] = {
+        settings: Settings = {
             "patch_size": patch,
             "embed_dim": width,
             "depth": depth,

@@ -4,10 +4,14 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mgen.cli import make_parser
 from mgen.utils.errors import MgenError, check_choice
+
+if TYPE_CHECKING:
+    from mgen.evaluation.extractors import Extractor
+    from mgen.tune.strategies import Space
 
 EXAMPLES = """  mgen tune --steps 6 --out tune-6                            the embedded model; rerun to resume
   mgen sample --recipe tune-6/strategy.yaml                   sample with the strategy found
@@ -81,9 +85,8 @@ def tune(args: Namespace, line: str) -> int:
     from mgen.pipelines.pipeline import DTYPES, check_device, load
     from mgen.samplers import ParallelSampler
     from mgen.tune import tuning
-    from mgen.tune.strategies import Space, own_settings
+    from mgen.tune.strategies import Space
     from mgen.utils.files import check_writable, write_text
-    from mgen.zoo import weights_sha256
     from mgen.zoo.recipes import recipe_settings
 
     check_choice("--dtype", args.dtype, DTYPES)
@@ -102,17 +105,7 @@ def tune(args: Namespace, line: str) -> int:
     )
     extractor = make_extractor(args.extractor, weights=args.inception_weights, device=pipe.device)
     sides = describe(args, extractor)
-    settings = {
-        "model": args.model,
-        "weights_sha256": weights_sha256(args.model),
-        "start": own_settings(space.sampler(space.start)),
-        "search": space.search,
-        "knots": args.knots,
-        "limit": args.max_passes_per_image,
-        "extractor": {"name": extractor.name, "sha256": extractor.sha256},
-        "dtype": args.dtype,
-        **{f"{side}_{key}": facts[key] for side, facts in sides.items() for key in ("images", "seed", "reference")},
-    }
+    settings = search_settings(args, space, extractor, sides)
     trace = tuning.Trace(path=out / "trace.jsonl")
     references = given_references(args, extractor)
     begin_run(out, settings)
@@ -137,6 +130,24 @@ def tune(args: Namespace, line: str) -> int:
     print(verdict(outcome, sides))
     print(out / "strategy.yaml")
     return 0
+
+
+def search_settings(args: Namespace, space: "Space", extractor: "Extractor", sides: dict[str, Any]) -> dict[str, Any]:
+    """What determines the result of a search; a folder is only resumed with the same."""
+    from mgen.tune.strategies import own_settings
+    from mgen.zoo import weights_sha256
+
+    return {
+        "model": args.model,
+        "weights_sha256": weights_sha256(args.model),
+        "start": own_settings(space.sampler(space.start)),
+        "search": space.search,
+        "knots": args.knots,
+        "limit": args.max_passes_per_image,
+        "extractor": {"name": extractor.name, "sha256": extractor.sha256},
+        "dtype": args.dtype,
+        **{f"{side}_{key}": facts[key] for side, facts in sides.items() for key in ("images", "seed", "reference")},
+    }
 
 
 def describe(args: Namespace, extractor: Any) -> dict[str, dict[str, Any]]:

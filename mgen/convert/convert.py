@@ -27,6 +27,7 @@ from mgen.convert import (
 from mgen.convert.reading import Renamed, State
 from mgen.generators import Cascade, Generator
 from mgen.generators.presets import model_name, override
+from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError, check_choice
 from mgen.utils.modeling import Model, check_keys
 from mgen.utils.weights import read_weights
@@ -51,14 +52,14 @@ class Format:
     model: str
     about: str
     trunk: str | None = None
-    config: Callable[[State], dict[str, Any]]
+    config: Callable[[State], Settings]
     rename: Callable[..., Renamed]
     keys: tuple[str, ...] = ("state_dict", "model")
     raw_keys: tuple[str, ...] = ()
     buffers: tuple[str, ...] = ()
-    notes: Callable[[dict[str, Any]], list[str]] = lambda config: []
+    notes: Callable[[Settings], list[str]] = lambda config: []
     locate: Callable[[Path], Path] = Path
-    beside: Callable[[Path], dict[str, Any]] | None = None
+    beside: Callable[[Path], Settings] | None = None
     tokenizer: str | None = None
     tokenizer_inside: str | None = None
 
@@ -210,7 +211,7 @@ class Conversion:
     """A converted model and what became of every official name."""
 
     model: Model
-    config: dict[str, Any]
+    config: Settings
     mapped: dict[str, str] = field(default_factory=dict)
     ignored: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -295,7 +296,7 @@ def convert(format_name: str, path: str | Path, *, raw: bool = False, **settings
     )
 
 
-def _with_side(settings: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+def _with_side(settings: Settings, found: Settings) -> Settings:
     """Settings in which `side`, of a square token grid, stands as sections of the configuration."""
     rest = {key: value for key, value in settings.items() if key != "side"}
     if "side" not in settings:

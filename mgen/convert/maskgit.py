@@ -1,10 +1,10 @@
 """PyTorch MaskGIT: `nnet_ema.pth` of AutoNAT, which ReCAP uses unchanged. A bare state dict of 314 fp32 tensors."""
 
 import re
-from typing import Any
 
 from mgen.convert.reading import Renamed, State
 from mgen.convert.shapes import ids
+from mgen.utils.config import Settings
 
 RULES = (
     (r"^token_emb\.word_embeddings\.", "embedder.table."),
@@ -23,7 +23,7 @@ RULES = (
 )
 
 
-def config(state: State) -> dict[str, Any]:
+def config(state: State) -> Settings:
     """The configuration as far as shapes tell it; the number of heads (8 as published) they do not."""
     state = _bare(state)
     rows, dim = state["token_emb.word_embeddings.weight"].shape

@@ -14,6 +14,7 @@ from mgen.convert import mar
 from mgen.convert.reading import Renamed, State
 from mgen.convert.shapes import count
 from mgen.nn.levels import PUBLISHED_ORDER, gaussian_levels
+from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError
 
 BUFFERS = ("reconstruction_values", "boundaries", "channel_mask")
@@ -35,7 +36,7 @@ RULES = (
 STACKED = {"token_embeddings": "head.tokens", "channel_heads": "head.out"}
 
 
-def config(state: State) -> dict[str, Any]:
+def config(state: State) -> Settings:
     """The configuration as far as shapes tell it; the trunk's heads and the order of channels are those published."""
     width, channels = state["condition_proj.weight"].shape[0], state["z_proj.weight"].shape[1]
     made = mar.trunk_config(state, state["output_pos_embed"].shape[1])
@@ -55,7 +56,7 @@ def config(state: State) -> dict[str, Any]:
     }
 
 
-def notes(config: dict[str, Any]) -> list[str]:
+def notes(config: Settings) -> list[str]:
     """What a user should know of a conversion."""
     out = mar.notes(config)
     if config["head"]["order"] is None:
@@ -66,7 +67,7 @@ def notes(config: dict[str, Any]) -> list[str]:
     return out
 
 
-def rename(state: State, config: dict[str, Any]) -> Renamed:
+def rename(state: State, config: Settings) -> Renamed:
     """Our names; tables lose their leading 1, what is separate for every slot becomes one tensor.
 
     Args:
@@ -135,7 +136,7 @@ def _near(a: Tensor, b: Tensor) -> bool:
 
 def tokenbridge_settings(
     *, num_iter: int = 256, cfg: float = 1.0, cfg_schedule: str = "linear", temperature: float = 1.0
-) -> dict[str, Any]:
+) -> Settings:
     """Settings of a ParallelSampler from the arguments of the official evaluation, under their official names.
 
     The schedule of tokens and of guidance is MAR's. Guidance mixes the vectors that the head takes.

@@ -6,7 +6,6 @@ Both stages are generators on one trunk; "features" are the context vectors of t
 Notation: B batch, S tokens of the first stage, L of the second, C numbers of a token, D width, K copies of a token in the loss.
 """
 
-from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any, Self
 
@@ -21,6 +20,7 @@ from mgen.generators.trunks.two_stage import Stage
 from mgen.heads.head import Head, HeadNoise
 from mgen.nn.windows import Windows
 from mgen.tokens import TokenSpec
+from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError
 from mgen.utils.modeling import Model, public
 
@@ -61,7 +61,7 @@ class Cascade(Model):
         self._note_config()
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any], **kwargs: Any) -> Self:  # type: ignore[override]
+    def from_config(cls, config: Settings, **kwargs: Any) -> Self:  # type: ignore[override]
         """A cascade with random weights from a nested configuration, as in config.json; see mgen.generators.build."""
         from mgen.generators.build import build_cascade
 

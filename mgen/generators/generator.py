@@ -4,7 +4,6 @@ Notation: B batch, L tokens, M positions asked for, D width of the context. Wher
 (`windows`), "token" below is a window: L of them, each of s² ids or s²·C numbers.
 """
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, Self
 
@@ -20,6 +19,7 @@ from mgen.nn.cache import Cache, CachedStep
 from mgen.nn.causal import optimize_layout
 from mgen.nn.windows import Windows
 from mgen.tokens import TokenSpec
+from mgen.utils.config import Settings
 from mgen.utils.modeling import Model, public
 
 
@@ -59,7 +59,7 @@ class Generator(Model):
         embedder.reset_windows(head.unshuffle)
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any], **kwargs: Any) -> Self:  # type: ignore[override]
+    def from_config(cls, config: Settings, **kwargs: Any) -> Self:  # type: ignore[override]
         """A generator with random weights from a nested configuration, as in config.json; see mgen.generators.build."""
         from mgen.generators.build import build_generator
 

@@ -9,7 +9,7 @@ its place up on the device in every step. Its DDIM and DPM-Solver++ fit once the
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor
 
+from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError, check_choice
 from mgen.utils.modeling import check_keys
 
@@ -52,7 +53,7 @@ class ChainSettings:
             raise MgenError(f"head.clip is {self.clip}: a positive bound of |x0| is needed, or null for none")
 
     @classmethod
-    def of(cls, settings: Mapping[str, Any]) -> "ChainSettings":
+    def of(cls, settings: Settings) -> "ChainSettings":
         """From a mapping; MgenError for a key or value that is not allowed."""
         check_keys(dict(settings), set(cls.__dataclass_fields__), "head.")
         return cls(**settings)
@@ -188,7 +189,7 @@ class Chain:
         return mean, f * tables.log_high[k] + (1 - f) * tables.log_low[k]
 
 
-def check_draw_settings(settings: Mapping[str, Any], tables: Tables, temperatures: Sequence[float]) -> None:
+def check_draw_settings(settings: Settings, tables: Tables, temperatures: Sequence[float]) -> None:
     """MgenError for settings of a draw that the diffusion does not take, or temperatures (of all steps) that do nothing."""
     chain = Chain(ChainSettings.of(settings), tables).settings  # raises for too many steps
     if chain.noise_count == 1 and chain.steps > 1 and any(t != 1 for t in temperatures):

@@ -20,10 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mgen.heads.head import Draw, Head, HeadInputs, HeadNoise, NoiseSpec, Settings, register_head
+from mgen.heads.head import Draw, Head, HeadInputs, HeadNoise, NoiseSpec, register_head
 from mgen.heads.logit_filter import check_cuts, choose, keep_likeliest
 from mgen.nn.blocks import MLP
 from mgen.nn.modulated import modulate
+from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError, check_choice
 from mgen.utils.modeling import check_keys
 
@@ -132,7 +133,7 @@ class ChannelConfig:
 
 
 @register_head("channels", ChannelConfig)
-class ChannelHead(Head):
+class ChannelHead(Head[ChannelSettings]):
     """p(ids of a token | context) = Π_i p(id of slot i | ids of the slots before, context).
 
     Raises:

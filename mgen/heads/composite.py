@@ -4,33 +4,33 @@ Notation: B batch, M positions, D width, V ids, s² tokens of a window.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mgen.heads.categorical import CategoricalConfig, CategoricalHead, DrawSettings, OwnTable
-from mgen.heads.head import Draw, Head, HeadInputs, HeadNoise, NoiseSpec, Settings
+from mgen.heads.head import Draw, Head, HeadInputs, HeadNoise, NoiseSpec, PlanT
 from mgen.nn.windows import ResidualMLP, TokenUnshuffle
+from mgen.utils.config import Settings
 
 
-class _Composite(Head):
+class _Composite(Head[PlanT]):
     """What the heads here share: settings and checks are those of the head inside."""
 
-    inner: Head
+    inner: Head[PlanT]
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> Settings:
         return self.inner.settings
 
     def check(self, settings: Settings, *, temperatures: Sequence[float]) -> None:
         self.inner.check(settings, temperatures=temperatures)
 
-    def plan(self, settings: Settings) -> Any:
+    def plan(self, settings: Settings) -> PlanT:
         return self.inner.plan(settings)
 
 
-class PerCodebookHead(_Composite):
+class PerCodebookHead(_Composite[DrawSettings]):
     """Categorical heads for global tokens and for those of the grid, which have codebooks of their own.
 
     A draw evaluates the head of the step's part alone. Settings and noise are those of CategoricalHead.
@@ -91,7 +91,7 @@ class PerCodebookHead(_Composite):
         return losses, hits
 
 
-class WindowHead(_Composite):
+class WindowHead(_Composite[DrawSettings]):
     """Ids of all tokens of a window, independent of one another given its context (Token-Shuffle, arXiv 2504.17789).
 
     Args:
@@ -112,7 +112,7 @@ class WindowHead(_Composite):
         return NoiseSpec(shape=(self.split.parts,))
 
     def sample(
-        self, z: Tensor, *, noise: Tensor, plan: Any, temperature: float = 1.0, guidance: float | None = None
+        self, z: Tensor, *, noise: Tensor, plan: DrawSettings, temperature: float = 1.0, guidance: float | None = None
     ) -> Draw:
         """Draw the ids of a window at each position.
 
@@ -138,10 +138,10 @@ class WindowHead(_Composite):
         return losses.mean(-1), hits.mean(-1)
 
 
-class VectorWindowHead(_Composite):
+class VectorWindowHead(_Composite[PlanT]):
     """A head of vectors on windows: their s²·C numbers are drawn together, behind residual MLPs on the context."""
 
-    def __init__(self, head: Head, *, blocks: int) -> None:
+    def __init__(self, head: Head[PlanT], *, blocks: int) -> None:
         super().__init__()
         self.inner, self.width = head, head.width
         self.blocks = nn.Sequential(*(ResidualMLP(head.width) for _ in range(blocks)))
@@ -161,7 +161,7 @@ class VectorWindowHead(_Composite):
         return self.inner.noise_spec(settings)
 
     def sample(
-        self, z: Tensor, *, noise: Tensor, plan: Any, temperature: float = 1.0, guidance: float | None = None
+        self, z: Tensor, *, noise: Tensor, plan: PlanT, temperature: float = 1.0, guidance: float | None = None
     ) -> Draw:
         return self.inner.sample(self.blocks(z), noise=noise, plan=plan, temperature=temperature, guidance=guidance)
 

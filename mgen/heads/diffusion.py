@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mgen.heads.chains import Chain, ChainSettings, Tables, check_draw_settings, cosine_betas
-from mgen.heads.head import Draw, Head, HeadInputs, HeadNoise, NoiseSpec, Settings, register_head
+from mgen.heads.head import Draw, Head, HeadInputs, HeadNoise, NoiseSpec, register_head
+from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError
 
 # Rows of one matrix product for the modulations: enough to be bound by arithmetic, few enough to stay near the cache.
@@ -94,7 +95,7 @@ class DiffusionConfig:
 
 
 @register_head("diffusion", DiffusionConfig)
-class DiffusionHead(Head):
+class DiffusionHead(Head[ChainPlan]):
     """p(token | context) as a diffusion."""
 
     token_kinds = ("vector",)

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from mgen.heads.chains import Chain, ChainSettings, Tables, check_draw_settings, cosine_betas
 from mgen.heads.diffusion import ChainPlan, TimeEmbedding, initialize_dit
-from mgen.heads.head import Draw, Head, HeadInputs, HeadNoise, NoiseSpec, Settings, register_head
+from mgen.heads.head import Draw, Head, HeadInputs, HeadNoise, NoiseSpec, register_head
 from mgen.nn.attention import Attention, gather_rows
 from mgen.nn.blocks import MLP
 from mgen.nn.modulated import modulate
+from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError
 
 
@@ -66,7 +67,7 @@ class DiffusionTransformerConfig:
 
 
 @register_head("diffusion-transformer", DiffusionTransformerConfig)
-class DiffusionTransformerHead(Head):
+class DiffusionTransformerHead(Head[ChainPlan]):
     """p(map | contexts) as a diffusion of all tokens together."""
 
     token_kinds = ("vector",)

@@ -8,21 +8,22 @@ Who calls what:
 Notation: B batch, M positions, D width of the context, C numbers or ids of a token, K copies of a token in the loss.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from mgen.nn.windows import TokenUnshuffle
 from mgen.tokens import TokenSpec
+from mgen.utils.config import Settings
 from mgen.utils.registry import Configured, Registry
 
 HEADS: Registry["Head"] = Registry("head", "mgen.heads")
 register_head = HEADS.register
 
-Settings = Mapping[str, Any]  # of a draw, from a sampler's `head:` section
+PlanT = TypeVar("PlanT")  # what the draws of a run share
 
 
 class Draw(NamedTuple):
@@ -72,7 +73,7 @@ class HeadInputs:
     first: int = 0
 
 
-class Head(nn.Module, Configured):
+class Head(nn.Module, Configured, Generic[PlanT]):
     """Base of the heads. The constructor takes (config, inputs: HeadInputs).
 
     Attributes:
@@ -111,12 +112,12 @@ class Head(nn.Module, Configured):
         """The random numbers that a draw with these settings takes."""
         return NoiseSpec()
 
-    def plan(self, settings: Settings) -> Any:
+    def plan(self, settings: Settings) -> PlanT:
         """What all draws of a run share, made once; passed to `sample`."""
         raise NotImplementedError
 
     def sample(
-        self, z: Tensor, *, noise: Tensor, plan: Any, temperature: float = 1.0, guidance: float | None = None
+        self, z: Tensor, *, noise: Tensor, plan: PlanT, temperature: float = 1.0, guidance: float | None = None
     ) -> Draw:
         """Draw a token at each position.
 

@@ -6,13 +6,15 @@ import types
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Any, Literal, TypeAlias, TypeVar, Union, get_args, get_origin
 
 import yaml
 
 from mgen.utils.errors import MgenError, suggestion
 
 T = TypeVar("T")
+# A mapping parsed from YAML or JSON, or one bound for it. Whoever reads a value checks its type.
+Settings: TypeAlias = dict[str, Any]
 
 
 class _Loader(yaml.SafeLoader):
@@ -24,7 +26,7 @@ _Loader.add_implicit_resolver(
 )
 
 
-def read_config(path: str | Path) -> dict[str, Any]:
+def read_config(path: str | Path) -> Settings:
     """The mapping in a YAML file, merged over the file that `extends: other.yaml` names (relative to it).
 
     Raises:
@@ -43,7 +45,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
     return merge(read_config(path.parent / base), data) if base else data
 
 
-def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+def merge(base: Settings, over: Settings) -> Settings:
     """`base` updated with `over`: mappings are merged recursively, other values replaced."""
     out = dict(base)
     for key, value in over.items():
@@ -52,7 +54,7 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
-def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+def apply_overrides(data: Settings, overrides: Sequence[str]) -> Settings:
     """Apply overrides such as "key.sub=value" to `data`; values are read as YAML."""
     for text in overrides:
         key, equals, value = text.partition("=")
@@ -68,7 +70,7 @@ def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> dict[str,
     return data
 
 
-def build(cls: type[T], data: dict[str, Any], where: str = "") -> T:
+def build(cls: type[T], data: Settings, where: str = "") -> T:
     """An instance of the dataclass `cls` from a mapping, checked and converted field by field.
 
     Raises:

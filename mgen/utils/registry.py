@@ -6,7 +6,7 @@ import pkgutil
 from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar
 
-from mgen.utils.config import build
+from mgen.utils.config import Settings, build
 from mgen.utils.errors import MgenError, check_choice
 
 T = TypeVar("T")
@@ -48,7 +48,7 @@ class Registry(Generic[T]):
         self._load()
         return self._classes[check_choice(f"{self.kind} type", str(name), self._classes)]
 
-    def configure(self, settings: Mapping[str, Any], where: str) -> tuple[type[T], Any]:
+    def configure(self, settings: Settings, where: str) -> tuple[type[T], Any]:
         """The class that `type` names and its config made of the other settings, checked key by key.
 
         Raises:
@@ -80,6 +80,6 @@ class Configured:
     config: Any
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> Settings:
         """`type` and all settings, as written to config.json."""
         return {"type": self.type_name, **dataclasses.asdict(self.config)}
