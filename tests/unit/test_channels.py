@@ -95,14 +95,14 @@ def test_guidance_of_logits_is_not_that_of_contexts() -> None:
 
 @torch.inference_mode()
 def test_ids_and_noise_are_in_the_tokenizers_order() -> None:
-    """The same weights with another order draw the same slots, written to other channels."""
+    """The same weights with another order draw the same ids slot by slot, written to other channels."""
     head, plain = tiny_head(), tiny_head(order=None)
     plain.load_state_dict(head.state_dict())
     z, noise = contexts(), uniform()
     ids, _ = head.sample(z, noise=noise)
-    slots, _ = plain.sample(z, noise=noise[..., list(ORDER)])
-    assert torch.equal(ids[..., list(ORDER)], slots)
-    assert torch.equal(head.by_slot(ids), slots)
+    by_slot, _ = plain.sample(z, noise=noise[..., list(ORDER)])
+    assert torch.equal(ids[..., list(ORDER)], by_slot)
+    assert torch.equal(head.by_slot(ids), by_slot)
 
 
 @torch.inference_mode()
