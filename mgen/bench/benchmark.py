@@ -4,7 +4,7 @@ FLOPs are counted in mgen.bench.flops: matrix products, convolutions and attenti
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
@@ -23,6 +23,7 @@ from mgen.heads import CategoricalHead
 from mgen.heads.head import Draw, Head
 from mgen.samplers import ParallelSampler
 from mgen.tokenizers import Tokenizer
+from mgen.utils.config import Settings
 from mgen.utils.errors import check_choice
 
 P = ParamSpec("P")
@@ -51,7 +52,7 @@ class RandomPipeline:
         return self.generator.device
 
 
-def random_pipeline(config: Mapping[str, Any], tokenizer: str | None) -> RandomPipeline:
+def random_pipeline(config: Settings, tokenizer: str | None) -> RandomPipeline:
     """A pipeline with random weights.
 
     Args:

@@ -15,8 +15,8 @@ class Proxy:
         self.__dict__.update(replaced)
         self._inner: Any = inner
 
-    @property
-    def __class__(self) -> type:  # type: ignore[override, misc]
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:  # type: ignore[override]
         """What isinstance sees: a proxy of a cascade is sampled as one."""
         return self._inner.__class__
 

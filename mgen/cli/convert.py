@@ -25,7 +25,7 @@ EXAMPLES = """  mgen convert maskgit-vqgan vqgan_jax_strongaug.ckpt --out models
 
 With --tokenizer (or one in the same file) the result is a pipeline that `mgen sample --model DIR` takes; without, the model alone.
 The levels of `quantize` are compared by mgen eval … --levels, its channel_order is printed by mgen cache … --measure-order.
-Torch files are read as plain tensors only: a file that holds other Python objects is refused."""
+Torch files are read as plain tensors only: a file that holds other Python objects raises an error."""
 OWN = """  pipeline       join a saved generator with a tokenizer
   shuffle        a saved generator (or pipeline) with windows of tokens, as the start of a fine-tuning
   quantize       put levels to the latents of a KL tokenizer (folder, name, or official file): ids for every channel"""
@@ -168,11 +168,12 @@ def pipeline(generator: Any, tokenizer: str, recipe: str | None) -> tuple[Any, s
     from mgen.convert import convert
     from mgen.convert.convert import tokenizer_format
     from mgen.convert.tokenbridge import quantized_for
+    from mgen.generators import Cascade, Generator
     from mgen.pipelines.pipeline import MaskedPipeline, load_tokenizer
     from mgen.samplers import ParallelSampler
     from mgen.zoo.recipes import recipe_settings
 
-    if not hasattr(generator, "context"):
+    if not isinstance(generator, Generator | Cascade):
         raise MgenError("--tokenizer is for generators: the converted file is a tokenizer itself")
     report = names = ""
     if Path(tokenizer).is_file():

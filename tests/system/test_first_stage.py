@@ -362,7 +362,7 @@ def test_pipelines_of_two_stages_sample_edit_and_show_how(tmp_path: Path, capsys
     from PIL import Image
 
     with Image.open(tmp_path / "a.gif") as gif:
-        assert gif.n_frames >= 3 + 4 - 1  # equal neighbours are merged
+        assert gif.n_frames >= 3 + 4 - 1  # equal neighbors are merged
 
 
 def test_a_sweep_of_a_saved_model_finds_its_reference_by_itself(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ from torch import Tensor
 from mgen.bench.proxy import Proxy
 from mgen.convert.causal import generate_settings
 from mgen.convert.convert import convert
-from mgen.heads.categorical import OwnTable
 from mgen.nn.causal import CausalRows, LiveKV
 from mgen.pipelines.editing import edit
 from mgen.pipelines.pipeline import MaskedPipeline
@@ -23,7 +22,7 @@ from mgen.training.config import GeneratorObjectiveConfig, MaskConfig
 from mgen.training.noise import Augmentation
 from mgen.training.objectives import GeneratorObjective
 from mgen.utils.errors import MgenError
-from tests.helpers import tiny_generator, tiny_mar, tiny_net, tiny_tokens
+from tests.helpers import head_table, tiny_generator, tiny_mar, tiny_net, tiny_tokens
 from tools.ablations import ablations
 
 GLOBAL: dict[str, Any] = {
@@ -43,13 +42,8 @@ def tiny(**sections: Any) -> Any:
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.mul_(4.0)
-        own_table(net).weight.normal_(generator=torch.Generator().manual_seed(1))
+        head_table(net).weight.normal_(generator=torch.Generator().manual_seed(1))
     return net
-
-
-def own_table(net: Any) -> OwnTable:
-    """The head's table of ids, zero at first."""
-    return next(module for module in net.head.modules() if isinstance(module, OwnTable))
 
 
 def draw(net: Any, settings: dict[str, Any] | None = None, seeds: tuple[int, ...] = (1, 2), **given: Any) -> Tensor:
@@ -197,7 +191,7 @@ def test_what_does_not_fit_is_refused() -> None:
 
 def test_the_loss_weighs_both_parts_alike() -> None:
     net = tiny(**GLOBAL)
-    table = own_table(net).weight
+    table = head_table(net).weight
     tokens, known = torch.randint(16, (2, 21)), torch.zeros(2, 21, dtype=torch.bool)
     losses, _ = net(tokens, torch.tensor([0, 1]), known)
     z = net.context(tokens, known, torch.tensor([0, 1]))
@@ -242,7 +236,7 @@ def test_published_files_convert(tmp_path: Any) -> None:
     assert made.model.tokens == TokenSpec(kind="index", length=44, grid=(6, 6), vocab_size=64, global_tokens=8)
     torch.save({"ema": state, "model": {}, "steps": 3}, tmp_path / "gpt.pt")
     again = convert("hita-gpt", tmp_path / "gpt.pt", **sizes)
-    assert torch.equal(own_table(again.model).weight, own_table(made.model).weight)
+    assert torch.equal(head_table(again.model).weight, head_table(made.model).weight)
     assert "weights under 'ema'" in again.notes
     assert any("weights do not tell" in note for note in made.notes)
     with pytest.raises(MgenError, match="missing"):
@@ -359,14 +353,14 @@ def test_the_layout_of_weights_for_few_rows_is_the_same_function(tmp_path: Path)
     with torch.inference_mode():
         plain = net.context(tokens, known, label)
         net.optimize_layout(2)
-        assert not own_table(net).weight.is_contiguous()
+        assert not head_table(net).weight.is_contiguous()
         assert torch.allclose(net.context(tokens, known, label), plain, atol=1e-5)
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     net.save_pretrained(tmp_path)
     assert all(torch.equal(v, before[k]) for k, v in type(net).from_pretrained(tmp_path).state_dict().items())
     net.optimize_layout(4)
-    assert own_table(net).weight.is_contiguous()
+    assert head_table(net).weight.is_contiguous()
     net.optimize_layout(1)
     losses, _ = net.train()(tokens, label, torch.zeros_like(known))
     losses.mean().backward()
-    assert own_table(net).weight.grad is not None, "the layout changed in inference, it still trains"
+    assert head_table(net).weight.grad is not None, "the layout changed in inference, it still trains"

@@ -1,6 +1,6 @@
 """Ablations of a channel head. Ids stay the same.
 
-The plain form computes every slot up to the one it draws again for each of them, modulations included, and passes both halves of the
+The plain form computes all ids up to the one it draws again for every id, modulations included, and passes both halves of the
 guidance one after the other, in the trunk and, where it mixes logits, in the head.
 """
 
@@ -22,8 +22,8 @@ from tools.ablations.compare import AblationTable, complete_run, look_up_by_nonz
 
 
 @dataclass(frozen=True)
-class SlotInputs:
-    """Shared by every slot of a draw: cond(z) (R, E), and if switched on, the modulations (R, C, …) of every slot and the keys and
+class SharedBySlots:
+    """What the ids of a draw share: cond(z) (R, E), and if switched on, the modulations (R, C, …) of all ids and the keys and
     values (2, R, H, C, d) of every block."""
 
     cond: Tensor
@@ -36,7 +36,7 @@ class PlainChannelHead(Proxy):
 
     Args:
         cached: keys and values are kept, so that a slot computes its own row alone.
-        ahead: modulations of every slot in one product per block, ahead of them.
+        ahead: modulations of all ids in one product per block, ahead of them.
         together: one pass for both halves, where guidance mixes logits.
     """
 
@@ -73,8 +73,8 @@ class PlainChannelHead(Proxy):
             score = score + logits.log_softmax(-1).gather(-1, ids[..., channel, None]).squeeze(-1)
         return Draw(ids, score)
 
-    def _begin(self, z: Tensor) -> SlotInputs:
-        """What every slot of context z (R, D) shares."""
+    def _begin(self, z: Tensor) -> SharedBySlots:
+        """What the ids of context z (R, D) share."""
         head: ChannelHead = self._inner
         cond, modulations, kept = head.cond(z), None, None
         if self.ahead:
@@ -82,9 +82,9 @@ class PlainChannelHead(Proxy):
         if self.cached:
             shape = 2, len(z), head.heads, head.channels, head.inner // head.heads
             kept = [cond.new_empty(shape) for _ in head.blocks]
-        return SlotInputs(cond, modulations, kept)
+        return SharedBySlots(cond, modulations, kept)
 
-    def _logits(self, shared: SlotInputs, before: Tensor, slot: int) -> Tensor:
+    def _logits(self, shared: SharedBySlots, before: Tensor, slot: int) -> Tensor:
         """Logits (R, Q) of a slot, given the ids (n, slot) of those before it."""
         head: ChannelHead = self._inner
         cond, start = shared.cond, slot if self.cached else 0
