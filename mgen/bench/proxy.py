@@ -15,10 +15,10 @@ class Proxy:
         self.__dict__.update(replaced)
         self._inner: Any = inner
 
-    @property
+    @property  # type: ignore[misc]
     def __class__(self) -> type:  # type: ignore[override]
         """What isinstance sees: a proxy of a cascade is sampled as one."""
-        return type(self._inner)
+        return self._inner.__class__
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # copying and pickling ask for these before there is an inner object
