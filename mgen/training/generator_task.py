@@ -10,6 +10,7 @@ from mgen.data import TokenCache, tokenizer_fingerprint
 from mgen.generators import Cascade, Generator
 from mgen.pipelines.pipeline import MaskedPipeline, load_tokenizer
 from mgen.samplers import ParallelSampler
+from mgen.tokenizers.base import Tokenizer
 from mgen.tokenizers.vision import give_vision
 from mgen.tokens import TokenSpec
 from mgen.training.cascade import CascadeObjective
@@ -47,10 +48,10 @@ class GeneratorTask:
         names = tuple(self.train_data.class_names)
         self.class_names = names if model.conditional and len(names) == model.num_classes else None
 
-    def _load_tokenizer(self) -> Model | None:
+    def _load_tokenizer(self) -> Tokenizer | None:
         settings = self.settings
         if settings.tokenizer:
-            tokenizer: Model = load_tokenizer(settings.tokenizer).eval().requires_grad_(False)
+            tokenizer = load_tokenizer(settings.tokenizer).eval().requires_grad_(False)
             give_vision(tokenizer, settings.vision_weights)
             adopt_tokenizer(self.model, tokenizer)
             return tokenizer
