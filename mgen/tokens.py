@@ -105,7 +105,7 @@ class TokenSpec:
         if self.scale and other.scale and abs(self.scale / other.scale - 1) > 5e-4:
             raise MgenError(
                 f"{by} was trained on latents times {other.scale}, the tokenizer's scale is {self.scale}: images would come out "
-                "washed out or burnt; use the tokenizer this generator was trained on, or set the scale of one of them"
+                "under- or over-saturated; use the tokenizer this generator was trained on, or set the scale of one of them"
             )
 
     def sizes(self) -> str:

@@ -86,6 +86,6 @@ class Reuse:
     def null_rows(self, guided: Sequence[bool]) -> bool:
         """Whether a cached step computes null rows, for `guided` of itself and of the group's steps after it.
 
-        Where only the latest rows are refreshed, null rows that a later step reads must not be left out now.
+        Where only the latest rows are refreshed, unconditional rows that a later step reads must not be left out now.
         """
         return any(guided) if self.refresh == "latest" else guided[0]

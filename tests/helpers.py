@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from mgen.generators import Cascade, Generator, build_model
+from mgen.heads.categorical import OwnTable
 from mgen.pipelines.pipeline import MaskedPipeline
 from mgen.samplers import ParallelSampler
 from mgen.tokenizers import VQGAN, HitaTokenizer, KLTokenizer
@@ -107,6 +109,12 @@ def tiny_net(trunk: str, seed: int = 0, **sections: Any) -> Any:
     """A small generator in evaluation mode; sections as in `tiny_config`."""
     torch.manual_seed(seed)
     return build_model(tiny_config(trunk, **sections)).eval()
+
+
+def head_table(net: Any) -> OwnTable | nn.Embedding:
+    """The table of ids that the head of a generator computes logits by: its own, which is zero at first, or the embedder's."""
+    own = [module for module in net.head.modules() if isinstance(module, OwnTable)]
+    return own[0] if own else net.embedder.token_table
 
 
 def tiny_tokenizer(seed: int = 0, **settings: Any) -> VQGAN:

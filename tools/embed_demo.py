@@ -60,7 +60,12 @@ def main() -> None:
     own = {key: value for key, value in pipe.sampler.config.items() if not key.startswith("_")}
     settings = apply_overrides({"sampler": own}, args.overrides)["sampler"]
     sampler = ParallelSampler.suited(pipe.generator, settings)
-    pipe = MaskedPipeline(tokenizer=load_tokenizer(args.tokenizer), generator=pipe.generator, sampler=sampler)
+    pipe = MaskedPipeline(
+        tokenizer=load_tokenizer(args.tokenizer),
+        generator=pipe.generator,
+        sampler=sampler,
+        class_names=pipe.config.class_names,
+    )
     pipe.generator.half()  # stored in fp16, loaded as fp32; the metrics below are of the stored weights
     with atomic_folder(embedded(args.name)) as folder:
         pipe.save_pretrained(folder)

@@ -1,5 +1,6 @@
 """`mgen convert`: official checkpoints → mgen folders."""
 
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,7 +32,7 @@ EXAMPLES = """  mgen convert maskgit-vqgan vqgan_jax_strongaug.ckpt --out models
 
 With --tokenizer (or one in the same file) the result is a pipeline that `mgen sample --model DIR` takes; without, the model alone.
 The levels of `quantize` are compared by mgen eval … --levels, its channel_order is printed by mgen cache … --measure-order.
-Torch files are read as plain tensors only: a file that holds other Python objects is refused."""
+Torch files are read as plain tensors only: a file that holds other Python objects raises an error."""
 OWN = """  pipeline       join a saved generator with a tokenizer
   shuffle        a saved generator (or pipeline) with windows of tokens, as the start of a fine-tuning
   quantize       put levels to the latents of a KL tokenizer (folder, name, or official file): ids for every channel"""
@@ -66,42 +67,49 @@ def command(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--recipe", metavar="NAME|FILE", help="recipe whose sampler the pipeline gets")
     args = parser.parse_intermixed_args(argv)
 
-    from mgen.convert import convert
-    from mgen.utils.config import apply_overrides
     from mgen.utils.files import atomic_folder, check_writable
 
     out = Path(args.out)
     check_writable(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())) and not is_ours(out):
         raise MgenError(f"{out} exists and is no converted model: choose another --out")
-    if args.format == "pipeline":
-        product: Model | MaskedPipeline = saved_generator(args.file)
-        report, names = f"{type(product).__name__} from {args.file}", ""
-        if not args.tokenizer or args.settings:
-            raise MgenError("pipeline joins a saved generator with --tokenizer, and takes no settings")
-    elif args.format == "quantize":
-        product, report = quantized(args.file, apply_overrides({}, args.settings))
-        names = ""
-    elif args.format == "shuffle":
-        product, report = windowed(args.file, apply_overrides({}, args.settings))
-        names = ""
-    else:
-        conversion = convert(args.format, args.file, raw=args.raw, **apply_overrides({}, args.settings))
-        product, report, names = conversion.model, conversion.report(), conversion.names()
-        inside = FORMATS[args.format].tokenizer_inside
-        if not args.tokenizer and inside and any(name.startswith(inside) for name in conversion.ignored):
-            args.tokenizer = args.file
-    if args.tokenizer or args.recipe:
-        if not args.tokenizer:
-            raise MgenError("--recipe makes a pipeline and needs --tokenizer too")
-        product, more, more_names = pipeline(product, args.tokenizer, args.recipe)
-        report, names = report + more, names + more_names
+    product, report, names = converted(args)
     with atomic_folder(out) as folder:
         product.save_pretrained(folder)
         (folder / "conversion.txt").write_text(f"{report}\n\n{names}\n")
     print(report)
     print(out)
     return 0
+
+
+def converted(args: Namespace) -> "tuple[Model | MaskedPipeline, str, str]":
+    """What the options ask for: a network or a pipeline, the report, and the table of weight names."""
+    from mgen.convert import convert
+    from mgen.convert.convert import FORMATS
+    from mgen.utils.config import apply_overrides
+
+    settings, tokenizer, names = apply_overrides({}, args.settings), args.tokenizer, ""
+    if args.format == "pipeline":
+        product: Model | MaskedPipeline = saved_generator(args.file)
+        report = f"{type(product).__name__} from {args.file}"
+        if not tokenizer or settings:
+            raise MgenError("pipeline joins a saved generator with --tokenizer, and takes no settings")
+    elif args.format == "quantize":
+        product, report = quantized(args.file, settings)
+    elif args.format == "shuffle":
+        product, report = windowed(args.file, settings)
+    else:
+        conversion = convert(args.format, args.file, raw=args.raw, **settings)
+        product, report, names = conversion.model, conversion.report(), conversion.names()
+        inside = FORMATS[args.format].tokenizer_inside
+        if inside and any(name.startswith(inside) for name in conversion.ignored):
+            tokenizer = tokenizer or args.file
+    if args.recipe and not tokenizer:
+        raise MgenError("--recipe makes a pipeline and needs --tokenizer too")
+    if tokenizer:
+        product, more, more_names = pipeline(product, tokenizer, args.recipe)
+        report, names = report + more, names + more_names
+    return product, report, names
 
 
 def is_ours(folder: Path) -> bool:
@@ -167,11 +175,12 @@ def pipeline(generator: "Model", tokenizer: str, recipe: str | None) -> "tuple[M
     from mgen.convert import convert
     from mgen.convert.convert import tokenizer_format
     from mgen.convert.tokenbridge import quantized_for
+    from mgen.generators import Cascade, Generator
     from mgen.pipelines.pipeline import MaskedPipeline, load_tokenizer
     from mgen.samplers import ParallelSampler
     from mgen.zoo.recipes import recipe_settings
 
-    if not hasattr(generator, "context"):
+    if not isinstance(generator, Generator | Cascade):
         raise MgenError("--tokenizer is for generators: the converted file is a tokenizer itself")
     report = names = ""
     if Path(tokenizer).is_file():

@@ -120,6 +120,14 @@ def parse_order(text: str | None) -> str | list[int] | None:
 def command(argv: Sequence[str] | None = None) -> int:
     parser = make_parser("sample", "Sample images from a model; files are named by index and class.", EXAMPLES)
     add_sampling(parser)
+    add_output(parser)
+    args = parser.parse_args(argv)
+    check_output(args)
+    return show_plan(args) if args.show_plan else sample(args)
+
+
+def add_output(parser: ArgumentParser) -> None:
+    """Options of what is sampled and written."""
     parser.add_argument("--out", default="samples", metavar="DIR")
     parser.add_argument("--classes", help="ids, ranges or names: 0,3,7-9 or bag,dress; default: all, in turn")
     parser.add_argument("--num-images", type=int, help="default: 8 per class, at most 80")
@@ -160,7 +168,10 @@ def command(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--show-plan", action="store_true", help="print what every step does (tokens, guidance, forward pass) and exit"
     )
-    args = parser.parse_args(argv)
+
+
+def check_output(args: Namespace) -> None:
+    """Raise MgenError for values of `add_output` that cannot be, before anything is loaded."""
     from mgen.pipelines.labels import PLANS
     from mgen.pipelines.pixels import QUANTIZATIONS
     from mgen.pipelines.runs import FORMATS
@@ -178,7 +189,6 @@ def command(argv: Sequence[str] | None = None) -> int:
         raise MgenError(f"--shard-size {args.shard_size} is for --format npz, this is {args.format}: leave it out")
     if args.npz:
         check_npz(Path(args.npz))
-    return show_plan(args) if args.show_plan else sample(args)
 
 
 def show_plan(args: Namespace) -> int:

@@ -88,9 +88,8 @@ def tune(args: Namespace, line: str) -> int:
     from mgen.pipelines.pipeline import DTYPES, check_device, load
     from mgen.samplers import ParallelSampler
     from mgen.tune import tuning
-    from mgen.tune.strategies import Space, own_settings
+    from mgen.tune.strategies import Space
     from mgen.utils.files import check_writable, write_text
-    from mgen.zoo import weights_sha256
     from mgen.zoo.recipes import recipe_settings
 
     check_choice("--dtype", args.dtype, DTYPES)
@@ -109,17 +108,7 @@ def tune(args: Namespace, line: str) -> int:
     )
     extractor = make_extractor(args.extractor, weights=args.inception_weights, device=pipe.device)
     sides = describe(args, extractor)
-    settings = {
-        "model": args.model,
-        "weights_sha256": weights_sha256(args.model),
-        "start": own_settings(space.sampler(space.start)),
-        "search": space.search,
-        "knots": args.knots,
-        "limit": args.max_passes_per_image,
-        "extractor": {"name": extractor.name, "sha256": extractor.sha256},
-        "dtype": args.dtype,
-        **{f"{side}_{key}": facts[key] for side, facts in sides.items() for key in ("images", "seed", "reference")},
-    }
+    settings = search_settings(args, space, extractor, sides)
     trace = tuning.Trace(path=out / "trace.jsonl")
     references = given_references(args, extractor)
     begin_run(out, settings)
@@ -153,6 +142,24 @@ class Side(TypedDict):
     images: int
     seed: int
     reference: str
+
+
+def search_settings(args: Namespace, space: "Space", extractor: "Extractor", sides: dict[str, Side]) -> "Settings":
+    """What determines the result of a search; a folder is only resumed with the same."""
+    from mgen.tune.strategies import own_settings
+    from mgen.zoo import weights_sha256
+
+    return {
+        "model": args.model,
+        "weights_sha256": weights_sha256(args.model),
+        "start": own_settings(space.sampler(space.start)),
+        "search": space.search,
+        "knots": args.knots,
+        "limit": args.max_passes_per_image,
+        "extractor": {"name": extractor.name, "sha256": extractor.sha256},
+        "dtype": args.dtype,
+        **{f"{side}_{key}": facts[key] for side, facts in sides.items() for key in ("images", "seed", "reference")},
+    }
 
 
 def describe(args: Namespace, extractor: "Extractor") -> dict[str, Side]:

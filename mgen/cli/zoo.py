@@ -104,7 +104,9 @@ def _order(row: Row) -> tuple[object, ...]:
 def steps(row: Row) -> str:
     """Decoding steps; those of a first stage come first."""
     sampler = row["sampler"]
-    return f"{sampler['pivots']['steps']}+{sampler['steps']}" if "pivots" in sampler else str(sampler["steps"])
+    return (
+        f"{sampler['first_stage']['steps']}+{sampler['steps']}" if "first_stage" in sampler else str(sampler["steps"])
+    )
 
 
 def published(row: Row, metric: str, text: str = "{:g}") -> str:

@@ -76,7 +76,7 @@ def build_cascade(config: Settings, where: str = "model.") -> Cascade:
     """A cascade with random weights from its configuration."""
     _check_sections(config, Cascade.config_keys(), {"first", "second", "trunk"}, where)
     trunk = dict(config["trunk"])
-    check_choice(f"{where}trunk.type_name of a cascade", str(trunk.pop("type", None)), (TwoStageMAE.type_name,))
+    check_choice(f"{where}trunk.type of a cascade", str(trunk.pop("type", None)), (TwoStageMAE.type_name,))
     stages = [dict(config[name]) for name in ("first", "second")]
     specs = [_tokens(stage.get("tokens") or {}) for stage in stages]
     layouts = [Layout(length=spec.length, grid=spec.grid) for spec in specs]

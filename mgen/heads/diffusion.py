@@ -238,7 +238,7 @@ def _decoder_nll(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
     def cdf(u: Tensor) -> Tensor:
         return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (u + 0.044715 * u**3)))
 
-    inverse, centred = (-log_scale).exp(), x - mean
-    above, below = cdf(inverse * (centred + 1 / 255)), cdf(inverse * (centred - 1 / 255))
+    inverse, centered = (-log_scale).exp(), x - mean
+    above, below = cdf(inverse * (centered + 1 / 255)), cdf(inverse * (centered - 1 / 255))
     mass = torch.where(x < -0.999, above, torch.where(x > 0.999, 1 - below, above - below))
     return -mass.clamp(min=1e-12).log()

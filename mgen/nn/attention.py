@@ -72,7 +72,7 @@ class AttentionLayers(nn.Module):
         weight, bias = self.qkv.weight[rows], None if self.qkv.bias is None else self.qkv.bias[rows]
         parts = F.linear(x, weight, bias).unflatten(-1, (count, self.inner))  # (B, N, count, H·d)
         if self.qk_norm is not None:
-            last = first + count == 3  # v is not normalised
+            last = first + count == 3  # v is not normalized
             normed = F.rms_norm(parts[..., : count - last, :], (self.inner,), eps=self.qk_norm)
             parts = torch.cat([normed, parts[..., count - last :, :]], dim=-2)
         return parts.unflatten(-1, (self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)

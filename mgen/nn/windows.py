@@ -1,4 +1,4 @@
-"""Windows of s × s neighbouring tokens that are masked, drawn and computed as one (Token-Shuffle, arXiv 2504.17789).
+"""Windows of s × s neighboring tokens that are masked, drawn and computed as one (Token-Shuffle, arXiv 2504.17789).
 
 `Windows` is the layout; `TokenShuffle` joins the embeddings of a window's tokens to one row of the same width, by which the trunk's
 sequence is s² times shorter; `TokenUnshuffle` takes the rows of the trunk's result apart again.
@@ -26,7 +26,7 @@ class Windows:
         h, w = self.grid
         if not isinstance(self.side, int) or self.side < 1 or h % self.side or w % self.side:
             raise MgenError(
-                f"shuffle is {self.side!r}: a whole number that divides the token grid of {h}×{w} is needed"
+                f"windows.side is {self.side!r}: a whole number that divides the token grid of {h}×{w} is needed"
             )
 
     @property
@@ -109,7 +109,9 @@ class ResidualMLP(nn.Module):
 
 def _check_width(dim: int, side: int) -> None:
     if dim % side**2:
-        raise MgenError(f"shuffle {side} joins {side**2} tokens, of which the width {dim} is no multiple")
+        raise MgenError(
+            f"windows.side is {side}: the width {dim} is not a multiple of the {side**2} tokens of a window"
+        )
 
 
 class TokenShuffle(nn.Module):

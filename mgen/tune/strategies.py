@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mgen.generators import Generator
+from mgen.generators import Cascade, Generator
 from mgen.samplers import ParallelSampler
 from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError, check_choice
@@ -28,7 +28,7 @@ def own_settings(sampler: ParallelSampler) -> Settings:
     return json.loads(json.dumps(sampler.settings))
 
 
-def applicable(sampler: ParallelSampler, generator: Generator) -> list[str]:
+def applicable(sampler: ParallelSampler, generator: Generator | Cascade) -> list[str]:
     """The lists that have an effect on this sampler and generator."""
     names = ["schedule"]
     if sampler.order.ranked:
@@ -54,7 +54,7 @@ class Space:
     def __init__(
         self,
         sampler: ParallelSampler,
-        generator: Generator,
+        generator: Generator | Cascade,
         *,
         search: Sequence[str] | None = None,
         knots: int = 2,

@@ -192,8 +192,8 @@ def run(case: Case, settings: dict[str, Any], noise: Noise) -> None:
         got = torch.stack(drafts[:-1])
         case.check("tokens_after_iter", got, atol=case.near("tokens_after_iter", 1e-5, share), rtol=1e-4)
     if "dense_z_iter0" in case.outputs:
-        twice = len(case.outputs["dense_z_iter0"]) == 2 * b
-        both = torch.cat([labels, torch.full_like(labels, net.null_class)]) if twice else labels
+        guided = len(case.outputs["dense_z_iter0"]) == 2 * b
+        both = torch.cat([labels, torch.full_like(labels, net.null_class)]) if guided else labels
         empty = torch.zeros(len(both), net.tokens.length, dtype=torch.bool)
         net.prefix = prefix  # type: ignore[method-assign]
         stage = Run(net, 1, torch.zeros(len(both), *net.tokens.shape), empty, both, features[0])

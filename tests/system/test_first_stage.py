@@ -1,7 +1,8 @@
-"""Pivots: what the second stage sees of the first, given and absent pivots, training of both stages, caches of two resolutions."""
+"""Two stages: what the second sees of the first, given and absent first stages, training of both, caches of two resolutions."""
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,11 +11,10 @@ import yaml
 from torch import Tensor
 
 from mgen.bench.flops import count_run
-from mgen.bench.standin import StandIn
 from mgen.cli import main
 from mgen.data import FashionMNIST, TokenCache, tokenizer_fingerprint, write_cache
-from mgen.data.pivots import shrink
-from mgen.generators import HiMAR
+from mgen.data.first_stage import shrink
+from mgen.generators import Cascade
 from mgen.pipelines.editing import box_mask, edit
 from mgen.pipelines.pipeline import MaskedPipeline, load
 from mgen.samplers import ParallelSampler
@@ -23,7 +23,15 @@ from mgen.training.config import train_config
 from mgen.training.loop import Trainer, train
 from mgen.training.noise import Augmentation
 from mgen.utils.errors import MgenError
-from tests.helpers import tiny_himar, tiny_kl, tiny_mar, tiny_tokenizer, write_idx
+from tests.helpers import (
+    tiny_cascade_config,
+    tiny_himar,
+    tiny_kl,
+    tiny_mar,
+    tiny_tokenizer,
+    tiny_tokens,
+    write_idx,
+)
 from tests.system.test_training import launch, losses
 
 VECTORS: dict[str, Any] = {
@@ -36,100 +44,104 @@ VECTORS: dict[str, Any] = {
 IDS: dict[str, Any] = {"steps": 4, "guidance": 2.0, "first_stage": {"steps": 5, "guidance": 2.0}}
 
 
-def run(net: HiMAR, settings: dict[str, Any], seeds: list[int], **given: Any) -> tuple[Tensor, Tensor | None]:
-    """Tokens and pivots of a run."""
+def run(net: Cascade, settings: dict[str, Any], seeds: list[int], **given: Any) -> tuple[Tensor, Tensor | None]:
+    """Tokens of the second and of the first stage of a run."""
     sampler = ParallelSampler(**settings)
     sampler.check(net)
-    label, pivots, tokens = torch.tensor(seeds) % 3, None, None
+    label, first, tokens = torch.tensor(seeds) % 3, None, None
     for step in sampler(net, label, noise=sampler.make_noise(net, seeds), **given):
         if step.first_stage:
-            assert tokens is None, "pivots after tokens"
-            pivots = step.tokens.clone()
+            assert tokens is None, "the first stage after the second"
+            first = step.tokens.clone()
         else:
             tokens = step.tokens.clone()
     assert tokens is not None
-    return tokens, pivots
+    return tokens, first
 
 
-@pytest.mark.parametrize("settings", [VECTORS, IDS], ids=["vectors", "ids"])
-def test_an_image_and_its_pivots_depend_on_its_seed_alone(settings: dict[str, Any]) -> None:
-    net = tiny_himar(**({} if settings is VECTORS else {"head_kind": "categorical", "codes": 16}))
-    tokens, pivots = run(net, settings, [4, 5, 6])
-    again, pivots_again = run(net, settings, [5])
-    assert pivots is not None and pivots_again is not None
-    assert tokens.shape[:2] == (3, 64) and pivots.shape[:2] == (3, 16)
+@pytest.mark.parametrize("kind", ["vector", "index"])
+def test_both_stages_of_an_image_depend_on_its_seed_alone(kind: str) -> None:
+    net, settings = tiny_himar(kind=kind), VECTORS if kind == "vector" else IDS
+    tokens, first = run(net, settings, [4, 5, 6])
+    again, first_again = run(net, settings, [5])
+    assert first is not None and first_again is not None
+    assert tokens.shape[:2] == (3, 64) and first.shape[:2] == (3, 16)
     if tokens.is_floating_point():
-        assert (tokens[1] - again[0]).abs().max() < 1e-4 and (pivots[1] - pivots_again[0]).abs().max() < 1e-4
+        assert (tokens[1] - again[0]).abs().max() < 1e-4 and (first[1] - first_again[0]).abs().max() < 1e-4
     else:
-        assert torch.equal(tokens[1], again[0]) and torch.equal(pivots[1], pivots_again[0])
+        assert torch.equal(tokens[1], again[0]) and torch.equal(first[1], first_again[0])
     other, _ = run(net, {**settings, "first_stage": {**settings["first_stage"], "guidance": 5.0}}, [4, 5, 6])
-    assert not torch.allclose(tokens, other), "the pivots make no difference"
+    assert not torch.allclose(tokens, other), "the first stage makes no difference"
 
 
-def test_features_are_those_of_the_step_that_revealed_a_pivot() -> None:
-    """Replayed from the outside: each step's context at what it reveals, from the pivots known before it."""
+def test_features_are_those_of_the_step_that_revealed_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replayed from the outside: each step's context at what it reveals, from the tokens known before it."""
     net = tiny_himar()
-    sampler = ParallelSampler(**VECTORS)
+    sampler, prefix = ParallelSampler(**VECTORS), net.prefix
     assert sampler.first_stage is not None
     handed: list[Tensor] = []
 
-    def second(features: Tensor, shown: Tensor | None = None) -> Any:
+    def noting(features: Tensor, shown: Tensor | None = None) -> Tensor:
         handed.append(features)
-        return net.second(features, shown)
+        return prefix(features, shown)
 
+    monkeypatch.setattr(net, "prefix", noting)
     label, noise = torch.tensor([0, 1]), sampler.make_noise(net, [1, 2])
     steps = []
-    for step in sampler(StandIn(net, second=second), label, noise=noise, complete_first_stage=True):
+    for step in sampler(net, label, noise=noise, complete_first_stage=True):
         if step.first_stage:
             steps.append((step.tokens.clone(), step.known.clone()))
-    expected = torch.zeros_like(handed[0])
+    (features,) = handed
+    expected = torch.zeros_like(features)
     known = torch.zeros(2, 16, dtype=torch.bool)
     tokens = torch.zeros_like(steps[0][0])
     with torch.no_grad():
         for tokens_after, known_after in steps:
-            z = net.first().context(tokens, known, label)
+            z = net.first.context(tokens, known, label)
             fresh = known_after & ~known
             expected[fresh] = z[fresh]
             tokens, known = tokens_after, known_after
-    assert (handed[0] - expected).abs().max() < 1e-5
+    assert (features - expected).abs().max() < 1e-5
 
 
-def test_the_pivots_of_the_last_step_are_drawn_only_if_asked_for() -> None:
+def test_tokens_of_the_last_step_of_the_first_stage_are_drawn_only_if_asked_for() -> None:
     net = tiny_himar()
-    tokens, pivots = run(net, VECTORS, [1, 2])
+    tokens, first = run(net, VECTORS, [1, 2])
     same, whole = run(net, VECTORS, [1, 2], complete_first_stage=True)
     assert torch.equal(tokens, same), "what nobody reads changed the image"
-    assert pivots is not None and whole is not None
-    undrawn = (pivots != whole).any(-1)
+    assert first is not None and whole is not None
+    undrawn = (first != whole).any(-1)
     left = ParallelSampler(**VECTORS["first_stage"]).remaining(unknown=16, length=16)[-2]
     assert undrawn.sum(1).tolist() == [left, left]
 
 
-def test_without_pivots_the_second_stage_stands_alone() -> None:
+def test_without_the_first_stage_the_second_runs_on_default_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     net = tiny_himar()
     settings = {**VECTORS, "first_stage": None}
-    tokens, pivots = run(net, settings, [1, 2])
-    assert pivots is None
-    sampler = ParallelSampler(**settings)
-    *_, step = sampler(net.second(), torch.tensor([1, 2]), noise=sampler.make_noise(net, [1, 2]))
+    tokens, first = run(net, settings, [1, 2])
+    assert first is None
+    sampler, second = ParallelSampler(**settings), net.second
+    start = second.start
+    monkeypatch.setattr(second, "start", lambda ids, prefix, carry: start(ids, prefix=net.prefix(), carry=carry))
+    *_, step = sampler(second, torch.tensor([1, 2]), noise=sampler.make_noise(second, [1, 2]))
     assert torch.equal(tokens, step.tokens)
 
 
-def test_given_pivots_are_stand_ins_and_given_tokens_stay() -> None:
+def test_a_given_first_stage_is_replaced_by_default_rows_and_given_tokens_stay() -> None:
     net = tiny_himar()
     rng = torch.Generator().manual_seed(0)
-    pivots, tokens = torch.randn(2, 16, 4, generator=rng), torch.randn(2, 64, 4, generator=rng)
-    known, pivots_known = torch.zeros(2, 64, dtype=torch.bool), torch.zeros(2, 16, dtype=torch.bool)
-    known[:, 8:24] = pivots_known[:, 4:8] = True
-    drawn, end = run(net, VECTORS, [1, 2], tokens=tokens, known=known, first_stage=(pivots, pivots_known))
+    first, tokens = torch.randn(2, 16, 4, generator=rng), torch.randn(2, 64, 4, generator=rng)
+    known, first_known = torch.zeros(2, 64, dtype=torch.bool), torch.zeros(2, 16, dtype=torch.bool)
+    known[:, 8:24] = first_known[:, 4:8] = True
+    drawn, end = run(net, VECTORS, [1, 2], tokens=tokens, known=known, first_stage=(first, first_known))
     assert end is not None
-    assert torch.equal(drawn[known], tokens[known]) and torch.equal(end[pivots_known], pivots[pivots_known])
-    # Given tokens without pivots: none are drawn.
+    assert torch.equal(drawn[known], tokens[known]) and torch.equal(end[first_known], first[first_known])
+    # Given tokens without a first stage: none is drawn.
     assert run(net, VECTORS, [1, 2], tokens=tokens, known=known)[1] is None
-    everything = torch.ones_like(pivots_known)
-    alone, _ = run(net, VECTORS, [1, 2], tokens=tokens, known=known, first_stage=(pivots, everything))
+    everything = torch.ones_like(first_known)
+    alone, _ = run(net, VECTORS, [1, 2], tokens=tokens, known=known, first_stage=(first, everything))
     without, _ = run(net, {**VECTORS, "first_stage": None}, [1, 2], tokens=tokens, known=known)
-    assert torch.equal(alone, without), "with all pivots given the second stage sees stand-ins alone"
+    assert torch.equal(alone, without), "with the whole first stage given the second sees default rows alone"
 
 
 @pytest.mark.parametrize("order", ["halton", "raster"])
@@ -142,12 +154,12 @@ def test_reuse_and_order_work_in_both_stages(order: str) -> None:
         "reuse": reuse,
         "first_stage": {**VECTORS["first_stage"], "order": order, "reuse": reuse},
     }
-    tokens, pivots = run(net, settings, [1, 2])
+    tokens, first = run(net, settings, [1, 2])
     plain, _ = run(net, {**settings, "reuse": None, "first_stage": {**settings["first_stage"], "reuse": None}}, [1, 2])
-    assert torch.isfinite(tokens).all() and pivots is not None and not torch.equal(tokens, plain)
-    parts = StandIn(net, generator=net, tokenizer=None)
+    assert torch.isfinite(tokens).all() and first is not None and not torch.equal(tokens, plain)
+    parts: Any = SimpleNamespace(generator=net, tokenizer=None)
     fewer, all_ = (count_run(parts, ParallelSampler(**s)) for s in (settings, {**VECTORS, "order": order}))
-    assert fewer.local == 2 * (2 + 1) and fewer.full < all_.full and fewer.flops["trunk"] < all_.flops["trunk"]
+    assert fewer.cached == 2 * (2 + 1) and fewer.full < all_.full and fewer.flops["trunk"] < all_.flops["trunk"]
     assert fewer.flops["head"] == all_.flops["head"] > 0
 
 
@@ -187,10 +199,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def settings(made: dict[str, str], output: Path, kind: str = "kl", **changes: Any) -> dict[str, Any]:
-    model: dict[str, Any] = dict(tiny_himar().config) | {"num_classes": 10}
+    model = tiny_cascade_config("vector" if kind == "kl" else "index") | {"classes": {"count": 10}}
     if kind == "vq":
-        model |= {"head_kind": "categorical", "codes": 64}
-    own = {k: v for k, v in model.items() if not k.startswith("_") and k != "class_names"}
+        for stage, side in (("first", 4), ("second", 8)):
+            model[stage]["tokens"] = tiny_tokens(side=side, vocab_size=64)
     objective = {
         "mask": {"per": "batch", "rounding": "ceil"},
         "first_stage": {"keep": 0.5, "warmup": 2},
@@ -204,7 +216,7 @@ def settings(made: dict[str, str], output: Path, kind: str = "kl", **changes: An
         "output": str(output),
         "steps": 4,
         "batch_size": 12,
-        "model": {"class": "HiMAR", **own},
+        "model": model,
         "data": {"kind": "fmnist", "path": made["idx"]},
         "objective": {**objective, **changes.pop("objective", {})},
         "optim": {"lr": 1e-2},
@@ -258,16 +270,17 @@ def test_labels_and_the_first_stage_are_dropped_as_often_as_set(data: dict[str, 
 
 
 def test_the_second_stage_sends_no_gradient_to_the_first() -> None:
-    net = tiny_himar(head_kind="categorical", codes=16).train()
+    net = tiny_himar(kind="index").train()
     rng = torch.Generator().manual_seed(0)
-    tokens, pivots = torch.randint(16, (2, 64), generator=rng), torch.randint(16, (2, 16), generator=rng)
+    tokens, first = torch.randint(16, (2, 64), generator=rng), torch.randint(16, (2, 16), generator=rng)
     label, known = torch.tensor([0, 1]), torch.rand(2, 64, generator=rng) < 0.5
     seen = torch.rand(2, 16, generator=rng) < 0.5
     for dropped in (False, True):
         net.zero_grad()
-        out = net(tokens, pivots, label, label, known, seen, torch.full((2,), dropped))
+        out = net((first, tokens), (label, label), (seen, known), torch.full((2,), dropped))
         out["loss"].sum().backward()
-        assert net.pivot_proj.weight.grad is None or not net.pivot_proj.weight.grad.any()
+        for name, weight in [*net.first_embedder.named_parameters(), *net.first_head.named_parameters()]:
+            assert weight.grad is None or not weight.grad.any(), name
         assert net.feature_proj.weight.grad is not None
         assert bool(net.feature_proj.weight.grad.any()) != dropped, (
             "features reach the tokens where they are kept, only there"
@@ -285,7 +298,7 @@ def test_a_cache_of_two_resolutions_holds_what_the_tokenizer_makes(data: dict[st
                 data["idx"],
                 "--tokenizer",
                 data[kind],
-                "--pivot-size",
+                "--first-stage-size",
                 "16",
                 "--flips",
             ]
@@ -296,7 +309,7 @@ def test_a_cache_of_two_resolutions_holds_what_the_tokenizer_makes(data: dict[st
         name = cache.name
         with torch.no_grad():
             expected = (tokenizer.encode if kind == "vq" else tokenizer.moments)(shrink(images.flip(-1), 16))
-        got = batch[f"pivot_{name}"][:, 1]
+        got = batch[f"first_stage_{name}"][:, 1]
         assert torch.allclose(got.float(), expected.float(), atol=1e-5) and batch[name].shape[2:] != got.shape[1:]
         run_ = settings(
             data, tmp_path / f"run-{kind}", kind, data={"kind": "cache", "path": str(tmp_path / kind), "flip": True}
@@ -304,24 +317,25 @@ def test_a_cache_of_two_resolutions_holds_what_the_tokenizer_makes(data: dict[st
         train(train_config(run_))
         assert len(losses(tmp_path / f"run-{kind}")) == 4
     write_cache(FashionMNIST(root=data["idx"]), tiny_kl(), tmp_path / "one", progress=False)
-    with pytest.raises(MgenError, match="mgen cache --pivot-size 16"):
+    with pytest.raises(MgenError, match="mgen cache --first-stage-size 16"):
         Trainer(train_config(settings(data, tmp_path / "x", data={"kind": "cache", "path": str(tmp_path / "one")})))
     with pytest.raises(MgenError, match="holds no smaller images"):  # nor may the validation data lack them
         paths = {"path": str(tmp_path / "kl"), "val_path": str(tmp_path / "one")}
         Trainer(train_config(settings(data, tmp_path / "z", data={"kind": "cache", **paths})))
     with pytest.raises(MgenError, match="must be smaller"):
-        write_cache(FashionMNIST(root=data["idx"]), tiny_kl(), tmp_path / "bad", pivot_size=64, progress=False)
+        write_cache(FashionMNIST(root=data["idx"]), tiny_kl(), tmp_path / "bad", first_stage_size=64, progress=False)
     assert not (tmp_path / "bad" / "index.json").exists(), "an impossible size left an index in the folder"
     wrong = settings(data, tmp_path / "y", data={"kind": "cache", "path": str(tmp_path / "kl")})
-    wrong["model"]["pivot_side"], wrong["objective"]["sampler"] = 2, {"steps": 4, "order": "random"}
-    with pytest.raises(MgenError, match="--pivot-size 8"):
+    wrong["model"]["first"]["tokens"] = tiny_tokens("vector", side=2)
+    wrong["objective"]["sampler"] = {"steps": 4, "order": "random"}
+    with pytest.raises(MgenError, match="--first-stage-size 8"):
         Trainer(train_config(wrong))
 
 
 # -- from the command line ---------------------------------------------------------------------------------------------
 
 
-def test_pipelines_with_pivots_sample_edit_and_show_how(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_pipelines_of_two_stages_sample_edit_and_show_how(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pipe = MaskedPipeline(tokenizer=tiny_kl(), generator=tiny_himar(), sampler=ParallelSampler(**VECTORS))
     pipe.save_pretrained(tmp_path / "model")
     again = load(tmp_path / "model")
@@ -348,7 +362,7 @@ def test_pipelines_with_pivots_sample_edit_and_show_how(tmp_path: Path, capsys: 
     from PIL import Image
 
     with Image.open(tmp_path / "a.gif") as gif:
-        assert gif.n_frames >= 3 + 4 - 1  # equal neighbours are merged
+        assert gif.n_frames >= 3 + 4 - 1  # equal neighbors are merged
 
 
 def test_a_sweep_of_a_saved_model_finds_its_reference_by_itself(tmp_path: Path) -> None:

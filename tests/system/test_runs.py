@@ -280,7 +280,7 @@ def test_image_size_and_quantization(tiny: Any, tmp_path: Path) -> None:
     assert torch.equal(images, tiny(classes, output_type="uint8", **given).images)
 
 
-# ---- prolonging, and what is refused
+# ---- prolonging, and what raises an error
 
 
 @pytest.mark.parametrize("form", ["png", "npz"])

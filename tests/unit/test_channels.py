@@ -95,14 +95,14 @@ def test_guidance_of_logits_is_not_that_of_contexts() -> None:
 
 @torch.inference_mode()
 def test_ids_and_noise_are_in_the_tokenizers_order() -> None:
-    """The same weights with another order draw the same slots, written to other channels."""
+    """The same weights with another order draw the same ids, written to other channels."""
     head, plain = tiny_head(), tiny_head(order=None)
     plain.load_state_dict(head.state_dict())
     z, noise = contexts(), uniform()
     ids, _ = head.sample(z, noise=noise)
-    slots, _ = plain.sample(z, noise=noise[..., list(ORDER)])
-    assert torch.equal(ids[..., list(ORDER)], slots)
-    assert torch.equal(head.by_slot(ids), slots)
+    ids_in_order, _ = plain.sample(z, noise=noise[..., list(ORDER)])
+    assert torch.equal(ids[..., list(ORDER)], ids_in_order)
+    assert torch.equal(head.by_slot(ids), ids_in_order)
 
 
 @torch.inference_mode()
@@ -175,7 +175,7 @@ def test_runs_in_bf16() -> None:
 # -- training ----------------------------------------------------------------------------------------------------------
 
 
-def test_logits_see_earlier_slots_only() -> None:
+def test_logits_see_earlier_ids_only() -> None:
     head, z = tiny_head(), contexts(1, 1)
     ids = torch.zeros(1, 1, C, dtype=torch.int64)
     base = head.forced(z, ids)

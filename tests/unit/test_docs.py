@@ -69,6 +69,7 @@ HITA = (
     "tokenizers/fusion.py",
     "mgen/convert/hita.py",
     "tests/golden/*hita*",
+    "tests/unit/test_hita.py",
     "docs/systems/hita.md",
 )
 HIMAR = ("mgen/convert/himar.py", "mgen/generators/cascade.py", "tests/golden/*himar*", "docs/systems/himar.md")
@@ -90,19 +91,19 @@ PLOTS = ("mgen/reports/*", "mgen/bench/sweep_report.py")  # matplotlib's and HTM
 
 NAMES = (
     Word(r"(?i)holistic", "global tokens", HITA + GLOSSARY + ("mgen/generators/trunks/causal.py",)),
-    Word(r"(?i)pivot", "first stage", HIMAR + GLOSSARY + SEEDS + ("configs/*himar*",)),
+    Word(r"(?i)pivot(?!s?\"|s of Hi-MAR)", "first stage", HIMAR + GLOSSARY + SEEDS + ("configs/*himar*",)),
     Word(r"\bPlaces\b|samplers.places|masked_places", "positions"),
     Word(r"(?i)timetable", "plan, unmasking schedule"),
     Word(r"heads[./]choice|heads import choice", "logit filtering, mgen/heads/logit_filter.py"),
     Word(r"(?i)\bparted\b|partedhead", "per-codebook head; comma-separated"),
     Word(r"(?i)stand-?in\b", "proxy", GLOSSARY),
     Word(r"(?i)\bsavings\b", "ablations"),
-    Word(r"\bmap head\b|\.whole\b", "joint head"),
+    Word(r"\bmap head\b", "joint head"),
     Word(r"\.ranks\b|\branks = (True|False)", "has_log_prob"),
     Word(r"\b[Ff]igures?\b", "metric, number", PLOTS),
     Word(r"(?i)\bjudge", "classifier"),
     Word(r"\bunread\b", "unused tail"),
-    Word(r"\btwice\s*[=:]", "guided, with guidance"),
+    Word(r"\btwice\s*=|\btwice: (bool|int)", "guided, with guidance"),
     Word(r"\.advance\(|def advance\b", "carry-only step"),
     Word(r"lay_out", "optimize_layout"),
     Word(r"\bslots\b", "prefix length", CHANNELS + HITA + OFFICIAL),
@@ -122,7 +123,7 @@ NAMES = (
     ),
     Word(r"\b(codes|holistic_codes): int|\bcodes=\d|\bcodes: \d", "vocab_size"),
     Word(
-        r"--class [A-Z]|SIZES\b|\bmodel: \{class: (?!VQGAN|KL|Llama|Hita|Fashion|Quantized)",
+        r"--class [A-Z]|\bmodel: \{class: (?!VQGAN|KL|Llama|Hita|Fashion|Quantized)",
         "a model of configs/models",
         ("tokenizers/*", "tests/*"),
     ),

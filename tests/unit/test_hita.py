@@ -312,7 +312,7 @@ def test_style_of_another_image(tmp_path: Path, vision_file: Path, capsys: pytes
     assert not torch.equal(restyle(net, content, content), restyle(net, content, style))
     for arguments, words in (
         ([*base, "--model", str(tmp_path / "hita")], "--vision-weights"),
-        (base, "has no global tokens"),
+        (base, "makes no global tokens"),
         ([*line, "--class", "bag"], "--class"),
         ([*line, "--box", "0,0,4,4"], "not allowed with"),
     ):

@@ -8,11 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import mgen
-from mgen.generators import MaskGITBert
-from mgen.pipelines.pipeline import to_uint8
+from mgen.pipelines.pixels import to_uint8
 from mgen.pipelines.runs import QUANTIZATIONS
 from mgen.utils.errors import MgenError
-from tests.helpers import tiny_generator, tiny_pipeline, tiny_tokenizer
+from tests.helpers import TRUNKS, tiny_generator, tiny_net, tiny_pipeline, tiny_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +74,7 @@ def test_optimize_keeps_the_images() -> None:
     assert (plain - fast).abs().max() < 1e-5
 
 
-def test_class_out_of_range_is_refused(saved: Path) -> None:
+def test_class_out_of_range_raises_an_error(saved: Path) -> None:
     pipe = mgen.load(saved)
     for bad in ([3], [-1], [0, 99]):
         with pytest.raises(MgenError, match="out of range"):
@@ -107,10 +106,10 @@ def cut_in_half(file: Path) -> None:
 @pytest.mark.parametrize(
     "change, words",
     [
-        (edit_weights(lambda s: s.pop("norm.weight")), "norm.weight"),
+        (edit_weights(lambda s: s.pop("trunk.norm.weight")), "trunk.norm.weight"),
         (edit_weights(lambda s: s.update(extra=torch.zeros(1))), "extra"),
-        (edit_weights(lambda s: s.update({"norm.weight": torch.zeros(5)})), "norm.weight|fit"),
-        (edit_weights(lambda s: s["norm.weight"].fill_(float("nan"))), "NaN"),
+        (edit_weights(lambda s: s.update({"trunk.norm.weight": torch.zeros(5)})), "trunk.norm.weight|fit"),
+        (edit_weights(lambda s: s["trunk.norm.weight"].fill_(float("nan"))), "NaN"),
         (cut_in_half, "cannot read|fit"),
         (Path.unlink, "cannot read|missing"),
     ],
@@ -121,7 +120,7 @@ def test_damaged_weights_raise_instead_of_loading(saved: Path, tmp_path: Path, c
         mgen.load(damage(saved, tmp_path, "generator", change))
 
 
-def test_unknown_configuration_key_is_refused(saved: Path, tmp_path: Path) -> None:
+def test_unknown_configuration_key_raises_an_error(saved: Path, tmp_path: Path) -> None:
     def misspell(file: Path) -> None:
         config = file.parent / "config.json"
         config.write_text(config.read_text().replace('"depth"', '"dept"'))
@@ -146,20 +145,37 @@ def test_tokenizer_and_generator_must_fit() -> None:
         )
 
 
-def test_the_two_generators_share_one_interface() -> None:
-    torch.manual_seed(0)
-    bert = MaskGITBert(side=4, codes=16, dim=16, depth=2, heads=2, hidden=32, num_classes=3, null_class=True).eval()
-    for model in (bert, tiny_generator(side=4, codes=16, dim=16)):
-        tokens, known = torch.randint(0, 16, (2, 16)), torch.rand(2, 16) < 0.5
-        label = torch.tensor([0, model.null_class])
-        whole = model.context(tokens, known, label)
-        positions = torch.tensor([[3, 0], [15, 7]])
-        some = model.context(tokens, known, label, positions=positions)
-        assert torch.allclose(some, whole.gather(1, positions.unsqueeze(-1).expand(-1, -1, 16)), atol=1e-5)
-        hidden = torch.where(known, tokens, 5)  # what stands at unknown positions is never read
-        assert torch.equal(model.context(hidden, known, label), whole)
-        losses, hits = model(tokens, label, known)
-        assert losses.shape == hits.shape == ((~known).sum(),)
+@pytest.mark.parametrize("trunk", [name for name in TRUNKS if name != "causal"])
+def test_generators_share_one_interface(trunk: str) -> None:
+    model = tiny_net(trunk)
+    tokens, known = torch.randint(0, 16, (2, 16)), torch.rand(2, 16) < 0.5
+    label, positions = torch.tensor([0, model.null_class]), torch.tensor([[3, 0], [15, 7]])
+    if model.capabilities.carried_features:
+        known = known.scatter(1, positions, False)  # rows of known tokens hold their features and cannot be asked for
+    whole = model.context(tokens, known, label)
+    some = model.context(tokens, known, label, positions=positions)
+    assert torch.allclose(some, whole.gather(1, positions.unsqueeze(-1).expand(-1, -1, 32)), atol=1e-5)
+    hidden = torch.where(known, tokens, 5)  # what stands at unknown positions is never read
+    assert torch.equal(model.context(hidden, known, label), whole)
+    losses, hits = model(tokens, label, known)
+    assert losses.shape == hits.shape == ((~known).sum(),)
+
+
+def test_class_names_belong_to_the_pipeline(tmp_path: Path) -> None:
+    names, parts = ("bag", "coat", "dress"), tiny_pipeline()
+    named = mgen.MaskedPipeline(
+        tokenizer=parts.tokenizer, generator=parts.generator, sampler=parts.sampler, class_names=names
+    )
+    named.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "model_index.json").read_text())["class_names"] == list(names)
+    assert "bag" not in (tmp_path / "generator" / "config.json").read_text()
+    for again in (mgen.load(tmp_path), mgen.MaskedPipeline.from_pretrained(tmp_path)):
+        assert tuple(again.class_names) == names
+    assert tuple(parts.class_names) == ("0000", "0001", "0002")
+    with pytest.raises(MgenError, match="2 class names for 3 classes"):
+        mgen.MaskedPipeline(
+            tokenizer=parts.tokenizer, generator=parts.generator, sampler=parts.sampler, class_names=names[:2]
+        )
 
 
 def test_bytes_are_made_as_the_papers_make_them() -> None:

@@ -13,11 +13,11 @@ import pytest
 import torch
 import yaml
 
+from mgen import create_model
 from mgen.convert import causal, enat, halton, himar, mage, mar, tokenbridge
 from mgen.convert.convert import FORMATS
 from mgen.evaluation.recipe import evaluation_settings, parse_evaluation
 from mgen.samplers import ParallelSampler
-from mgen.training.config import build_model
 from mgen.utils.config import read_config
 from mgen.utils.errors import MgenError
 from mgen.utils.folders import embedded, part
@@ -25,104 +25,97 @@ from mgen.zoo import recap
 from mgen.zoo.recipes import find_recipe, recipe_names, recipe_settings
 
 FOLDER = part("configs") / "recipes"
-MASKGIT, ENAT_L = {"class": "MaskGIT", "size": "L"}, {"class": "ENAT", "size": "L"}
-
-Row = tuple[dict[str, Any], dict[str, Any] | None]
+Row = tuple[str, dict[str, Any] | None]
 
 
-def size(cls: str, name: str, **settings: Any) -> dict[str, Any]:
-    return {"class": cls, "size": name, **settings}
+def of_halton(name: str, w: float) -> Row:
+    return f"halton-{name}", halton.halton_settings(step=32, w=w, temp_warmup=1)
 
 
-def of_halton(name: str, w: float, side: int = 16) -> Row:
-    return size("HaltonMaskGIT", name, side=side), halton.halton_settings(step=32, w=w, temp_warmup=1)
-
-
-def of_recap(steps: int, first: int, samp_temp: float, local: int = 1) -> Row:
-    return MASKGIT, recap.maskgit_settings(
-        gen_step=steps, pre_full_iters=first, num_cache_iters=local, samp_temp=samp_temp, conf_temp=5.5
+def of_recap(steps: int, first: int, samp_temp: float, cached: int = 1) -> Row:
+    return "maskgit-r-l", recap.maskgit_settings(
+        gen_step=steps, pre_full_iters=first, num_cache_iters=cached, samp_temp=samp_temp, conf_temp=5.5
     )
 
 
 def of_recap_mar(name: str, steps: int, cfg: float) -> Row:
-    return size("MAR", name), recap.mar_settings(
+    return f"mar-{name}", recap.mar_settings(
         num_iter=steps, cfg=cfg, pre_full_iters=steps // 2, num_cache_iters=1, diff_fast_ratio=0.4
     )
 
 
 def of_causal(name: str, cfg: float, side: int = 21) -> Row:
-    settings = {} if name.startswith("hita") else {"side": side}
     tokens = 128 + side**2 if name.startswith("hita") else side**2
-    return size("CausalGenerator", name, **settings), causal.generate_settings(cfg_scale=cfg, tokens=tokens)
+    return name, causal.generate_settings(cfg_scale=cfg, tokens=tokens)
 
 
 # Recipe → model, and settings from the official arguments (None: the recipe is the source itself).
 RECIPES: dict[str, Row] = {
-    "autonat-heuristic-8": (MASKGIT, None),
-    "autonat-l-imagenet256": (MASKGIT, None),
+    "autonat-heuristic-8": ("maskgit-r-l", None),
+    "autonat-l-imagenet256": ("maskgit-r-l", None),
     "enat-l-imagenet256": (
-        ENAT_L,
+        "enat-l",
         enat.sampler_settings(sample_steps=8, cfg_scale=2.5, mask_temp=1.5, samp_temp=6.0),
     ),
     "enat-l-imagenet512": (
-        size("ENAT", "L-512"),
+        "enat-l-512",
         enat.sampler_settings(sample_steps=8, cfg_scale=3.5, mask_temp=1.5, samp_temp=4.0),
     ),
-    "halton-base-confidence-imagenet256": (size("HaltonMaskGIT", "base"), halton.confidence_settings()),
-    "himar-b-imagenet256": (size("HiMAR", "B"), himar.himar_settings(num_iter=4, cfg=2.5, re_cfg=2.7)),
-    "himar-l-imagenet256": (size("HiMAR", "L"), himar.himar_settings(num_iter=4, cfg=3.5, re_cfg=3.5)),
-    "himar-h-imagenet256": (size("HiMAR", "H"), himar.himar_settings(num_iter=12, cfg=3.2, re_cfg=5.5)),
-    "himar-b-unguided-imagenet256": (size("HiMAR", "B"), himar.himar_settings(num_iter=4, re_cfg=2.7)),
-    "himar-l-unguided-imagenet256": (size("HiMAR", "L"), himar.himar_settings(num_iter=4, re_cfg=3.5)),
-    "himar-h-unguided-imagenet256": (size("HiMAR", "H"), himar.himar_settings(num_iter=12, re_cfg=5.5)),
+    "halton-base-confidence-imagenet256": ("halton-base", halton.confidence_settings()),
+    "himar-b-imagenet256": ("himar-b", himar.himar_settings(num_iter=4, cfg=2.5, re_cfg=2.7)),
+    "himar-l-imagenet256": ("himar-l", himar.himar_settings(num_iter=4, cfg=3.5, re_cfg=3.5)),
+    "himar-h-imagenet256": ("himar-h", himar.himar_settings(num_iter=12, cfg=3.2, re_cfg=5.5)),
+    "himar-b-unguided-imagenet256": ("himar-b", himar.himar_settings(num_iter=4, re_cfg=2.7)),
+    "himar-l-unguided-imagenet256": ("himar-l", himar.himar_settings(num_iter=4, re_cfg=3.5)),
+    "himar-h-unguided-imagenet256": ("himar-h", himar.himar_settings(num_iter=12, re_cfg=5.5)),
     **{
-        f"mar-{k.lower()}-unguided-imagenet256": (
-            size("MAR", k),
+        f"mar-{k}-unguided-imagenet256": (
+            f"mar-{k}",
             mar.sampler_settings(num_iter=256, num_sampling_steps="100", temperature=0.95),
         )
-        for k in "BLH"
+        for k in "blh"
     },
     "tokenbridge-l-imagenet256": (
-        size("MAR", "bridge-L"),
+        "tokenbridge-l",
         tokenbridge.tokenbridge_settings(num_iter=256, cfg=3.1, temperature=0.96),
     ),
     "tokenbridge-h-imagenet256": (
-        size("MAR", "bridge-H"),
+        "tokenbridge-h",
         tokenbridge.tokenbridge_settings(num_iter=256, cfg=3.45, temperature=0.91),
     ),
     "halton-tiny-imagenet256": of_halton("tiny", 1.5),
     "halton-small-imagenet256": of_halton("small", 1.0),
     "halton-base-imagenet256": of_halton("base", 0.7),
-    "halton-small-imagenet384": of_halton("small", 1.0, side=24),
-    "halton-base-imagenet384": of_halton("base", 0.7, side=24),
-    "halton-large-imagenet384": of_halton("large", 0.5, side=24),
-    "llamagen-b-imagenet256": of_causal("B", 2.0, side=16),
-    "llamagen-l-imagenet256": of_causal("L", 2.0, side=16),
-    "llamagen-b-imagenet384": of_causal("B", 2.0, side=24),
-    "llamagen-l-imagenet384": of_causal("L", 2.0, side=24),
-    "llamagen-xl-imagenet384": of_causal("XL", 1.75, side=24),
-    "llamagen-xxl-imagenet384": of_causal("XXL", 1.75, side=24),
-    "llamagen-3b-imagenet384": of_causal("3B", 1.65, side=24),
-    "hita-b-imagenet256": of_causal("hita-B", 2.0),
-    "hita-l-imagenet256": of_causal("hita-L", 2.0),
-    "hita-xl-imagenet256": of_causal("hita-XL", 1.75),
-    "hita-xxl-imagenet256": of_causal("hita-XXL", 1.75),
-    "hita-2b-imagenet256": of_causal("hita-2B", 1.65),
-    "mage-b-imagenet256": (size("MAGE", "B"), mage.sampler_settings(num_iter=20, temp=6.0)),
-    "mage-l-imagenet256": (size("MAGE", "L"), mage.sampler_settings(num_iter=20, temp=6.0)),
-    "mar-b-imagenet256": (size("MAR", "B"), mar.sampler_settings(num_iter=256, cfg=2.9)),
-    "mar-l-imagenet256": (size("MAR", "L"), mar.sampler_settings(num_iter=256, cfg=3.0)),
-    "mar-h-imagenet256": (size("MAR", "H"), mar.sampler_settings(num_iter=256, cfg=3.2)),
-    "maskgit-imagenet256": (size("MaskGITBert", "imagenet256"), None),
-    "maskgit-imagenet512": (size("MaskGITBert", "imagenet512"), None),
-    "maskgit-r-imagenet256": of_recap(32, 0, 0.75, local=0),
+    "halton-small-imagenet384": of_halton("small-384", 1.0),
+    "halton-base-imagenet384": of_halton("base-384", 0.7),
+    "halton-large-imagenet384": of_halton("large-384", 0.5),
+    "llamagen-b-imagenet256": of_causal("llamagen-b", 2.0, side=16),
+    "llamagen-l-imagenet256": of_causal("llamagen-l", 2.0, side=16),
+    "llamagen-b-imagenet384": of_causal("llamagen-b-384", 2.0, side=24),
+    "llamagen-l-imagenet384": of_causal("llamagen-l-384", 2.0, side=24),
+    "llamagen-xl-imagenet384": of_causal("llamagen-xl", 1.75, side=24),
+    "llamagen-xxl-imagenet384": of_causal("llamagen-xxl", 1.75, side=24),
+    "llamagen-3b-imagenet384": of_causal("llamagen-3b", 1.65, side=24),
+    "hita-b-imagenet256": of_causal("hita-b", 2.0),
+    "hita-l-imagenet256": of_causal("hita-l", 2.0),
+    "hita-xl-imagenet256": of_causal("hita-xl", 1.75),
+    "hita-xxl-imagenet256": of_causal("hita-xxl", 1.75),
+    "hita-2b-imagenet256": of_causal("hita-2b", 1.65),
+    "mage-b-imagenet256": ("mage-b", mage.sampler_settings(num_iter=20, temp=6.0)),
+    "mage-l-imagenet256": ("mage-l", mage.sampler_settings(num_iter=20, temp=6.0)),
+    "mar-b-imagenet256": ("mar-b", mar.sampler_settings(num_iter=256, cfg=2.9)),
+    "mar-l-imagenet256": ("mar-l", mar.sampler_settings(num_iter=256, cfg=3.0)),
+    "mar-h-imagenet256": ("mar-h", mar.sampler_settings(num_iter=256, cfg=3.2)),
+    "maskgit-imagenet256": ("maskgit-imagenet256", None),
+    "maskgit-imagenet512": ("maskgit-imagenet512", None),
+    "maskgit-r-imagenet256": of_recap(32, 0, 0.75, cached=0),
     "recap-maskgit-32-imagenet256": of_recap(32, 12, 0.75),
     "recap-maskgit-24-imagenet256": of_recap(24, 10, 0.72),
     "recap-maskgit-20-imagenet256": of_recap(20, 10, 0.68),
     "recap-maskgit-16-imagenet256": of_recap(16, 8, 0.65),
     "recap-maskgit-16-grouped-imagenet256": of_recap(16, 0, 0.65),
-    **{f"recap-mar-l-{t}-imagenet256": of_recap_mar("L", t, 3.0) for t in (96, 84, 56, 36)},
-    **{f"recap-mar-h-{t}-imagenet256": of_recap_mar("H", t, 3.2) for t in (128, 96, 48)},
+    **{f"recap-mar-l-{t}-imagenet256": of_recap_mar("l", t, 3.0) for t in (96, 84, 56, 36)},
+    **{f"recap-mar-h-{t}-imagenet256": of_recap_mar("h", t, 3.2) for t in (128, 96, 48)},
 }
 
 
@@ -139,23 +132,23 @@ def test_recipe(name: str) -> None:
     model, official = RECIPES[name]
     facts, (settings, where) = read_config(FOLDER / f"{name}.yaml"), recipe_settings(name)
     with torch.device("meta"):
-        generator = build_model(model)
+        generator = create_model(model)
     sampler = ParallelSampler.suited(generator, settings, where)
     sampler.check(generator)
     if official is not None:
         assert dict(sampler.config) == dict(ParallelSampler(**official).config)
         assert settings == official, "the recipe says other things, or the same in other words"
     assert facts["parameters"] == f"{sum(p.numel() for p in generator.parameters()) / 1e6:.1f} M"
-    assert FORMATS[facts["format"]].model == model["class"]
-    assert {"class": facts["model"].pop("class"), **facts["model"]} == model
-    assert facts.get("published", "a figure"), "a recipe without a published figure has no such key"
+    assert FORMATS[facts["format"]].model == type(generator).__name__
+    assert facts["model"] == model
+    assert facts.get("published", "a metric"), "a recipe without published metrics has no such key"
     assert re.findall(r"--recipe (\S+)", facts["run"]) == [name]
     convert = re.search(r"mgen convert (\S+)", facts["run"])
     assert convert is None or convert[1] == facts["format"]
 
 
 def test_evaluations_of_recap() -> None:
-    """Full and local evaluations of the settings of the published scripts."""
+    """Full and cached steps of the settings of the published scripts."""
     for name, counts in {
         "recap-maskgit-32": (22, 10),
         "recap-maskgit-24": (17, 7),
@@ -176,7 +169,7 @@ def test_first_step_of_halton_is_drawn_at_temperature_2() -> None:
 
 @pytest.mark.parametrize("name", EMBEDDED)
 def test_recipe_of_an_embedded_model_is_that_models_own(name: str) -> None:
-    """Its sampler is the one beside the weights, its figures are the measured ones, of as many images."""
+    """Its sampler is the one saved with the weights, its metrics are the measured ones, of as many images."""
     facts, evaluation = read_config(FOLDER / f"{name}.yaml"), evaluation_settings(name)
     sampler = ParallelSampler(**recipe_settings(name)[0])
     stored = json.loads((embedded(name) / "sampler" / "sampler_config.json").read_text())
@@ -190,8 +183,8 @@ def test_recipe_of_an_embedded_model_is_that_models_own(name: str) -> None:
     largest = max((key for key in measured if key.startswith("samples_")), key=lambda key: int(key.split("_")[1]))
     assert largest == EMBEDDED[name] == f"samples_{evaluation.count}"
     assert len(evaluation.published) == 3
-    for metric, figure in evaluation.published.items():
-        assert figure == float(f"{measured[largest][metric]:.3g}"), metric
+    for metric, value in evaluation.published.items():
+        assert value == float(f"{measured[largest][metric]:.3g}"), metric
 
 
 @pytest.mark.parametrize("name", [*RECIPES, *EMBEDDED])
@@ -206,11 +199,11 @@ def test_recipe_says_where_its_model_lies_and_how_it_is_evaluated(name: str) -> 
     if found.protocol in ("adm", "torch-fidelity") and "mage" not in name:
         expected = "VIRTUAL_imagenet512.npz" if size and size[1] == "512" else "VIRTUAL_imagenet256_labeled.npz"
         assert found.reference == expected and found.reference_get.endswith(expected)
-    if found.published:  # merging `extends:` adds figures to figures: those of another setting must not slip in
+    if found.published:  # merging `extends:` merges metrics too: those of another setting must not slip in
         for key in ("published", "tolerance"):
             assert own["evaluation"][key].keys() == getattr(found, key).keys()
         assert found.source
-    assert all(found.tolerance[metric] < 0.2 * figure for metric, figure in found.published.items())
+    assert all(found.tolerance[metric] < 0.2 * value for metric, value in found.published.items())
     assert not {"published", "labels"} & own.keys(), "these stand in evaluation:"
 
 
@@ -286,7 +279,7 @@ def test_evaluation_needs_a_protocol_and_a_mapping() -> None:
         parse_evaluation([1], "file")
 
 
-def test_unknown_recipe_names_its_neighbours() -> None:
+def test_unknown_recipe_names_the_nearest() -> None:
     for given, near in {
         "mar-l": "mar-l-imagenet256",
         "maskgit-imagnet256": "maskgit-imagenet256",
@@ -329,11 +322,11 @@ def test_shallow_runs_tell_the_operations_of_deep_ones(name: str, tmp_path: Path
 
 SHORT = {
     "short-mar": """
-model: {class: MAR, size: fmnist}
+model: fmnist-mar
 sampler: {steps: 6, order: random, guidance: 2.0, head: {steps: 4}, reuse: {cached: 1, full_first: 2}}
 """,
     "short-himar": """
-model: {class: HiMAR, size: fmnist, pivot_head_depth: 3}
+model: {name: fmnist-himar, first: {head: {depth: 3}}}
 sampler: {steps: 2, order: random, head: {steps: 3}, first_stage: {steps: 3, order: random, head: {steps: 4}}}
 """,
 }

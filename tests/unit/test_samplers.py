@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mgen.bench.standin import StandIn
+from mgen.bench.proxy import Proxy
 from mgen.cli import main
 from mgen.samplers import (
     ORDERS,
@@ -26,10 +26,10 @@ from mgen.samplers import (
 )
 from mgen.samplers.sequences import halton, priorities
 from mgen.utils.errors import MgenError
-from tests.helpers import tiny_generator, tiny_himar
+from tests.helpers import tiny_generator, tiny_himar, tiny_tokens
 
 GENERATOR = tiny_generator()
-LENGTH = GENERATOR.spec.length
+LENGTH = GENERATOR.tokens.length
 SCHEDULES = ["cosine", "arccos", "linear", "square", "pow2.5", "log", "exp", [0.9, 0.5, 0.45, 0.2, 0.1]]
 
 
@@ -99,28 +99,28 @@ def test_an_image_depends_on_its_seed_not_on_its_batch(order: str) -> None:
         assert torch.equal(alone.tokens[0], together.tokens[i])
 
 
-def test_only_unknown_positions_are_evaluated() -> None:
+def test_only_unknown_positions_are_computed() -> None:
     asked = []
     context = GENERATOR.context
 
     def spy(
-        tokens: Tensor, known: Tensor, condition: Tensor, *, positions: Tensor, visible: Any, memory: Any
+        tokens: Tensor, known: Tensor, class_ids: Tensor, *, positions: Tensor, visible: Any, cache: Any, keep: Any
     ) -> Tensor:
         asked.append(positions.shape[1])
         assert not known.gather(1, positions).any()
         assert visible == (known.sum(1).min(), known.sum(1).max())
-        return context(tokens, known, condition, positions=positions, visible=visible)
+        return context(tokens, known, class_ids, positions=positions, visible=visible)
 
     sampler = ParallelSampler(steps=6)
-    list(sampler(StandIn(GENERATOR, context=spy), torch.tensor([0, 1]), noise=noise_for(2, 6)))
+    list(sampler(Proxy(GENERATOR, context=spy), torch.tensor([0, 1]), noise=noise_for(2, 6)))
     assert asked == [LENGTH, *sampler.remaining(unknown=LENGTH, length=LENGTH)[:-1]]
     asked.clear()
     list(
         ParallelSampler(steps=6, order="random")(
-            StandIn(GENERATOR, context=spy), torch.tensor([0, 1]), noise=noise_for(2, 6)
+            Proxy(GENERATOR, context=spy), torch.tensor([0, 1]), noise=noise_for(2, 6)
         )
     )
-    assert sum(asked) == LENGTH  # a fixed order evaluates each position once
+    assert sum(asked) == LENGTH  # a fixed order computes each position once
 
 
 def test_a_draw_follows_the_distribution() -> None:
@@ -194,7 +194,7 @@ def test_bad_settings_are_named(settings: dict, words: str) -> None:
 
 
 def test_guidance_needs_a_null_class() -> None:
-    plain = tiny_generator(null_class=False)
+    plain = tiny_generator(classes={"null_class": False})
     with pytest.raises(MgenError, match="null class"):
         list(ParallelSampler(guidance=2.0)(plain, torch.tensor([0]), noise=noise_for(1, 8)))
 
@@ -271,11 +271,11 @@ def test_the_plan_says_what_a_run_does() -> None:
 
     def spied(tokens: Tensor, *args: Any, **options: Any) -> Tensor:
         seen.append(len(tokens))
-        return (GENERATOR.context if options else GENERATOR.local)(tokens, *args, **options)
+        return (GENERATOR.context if options else GENERATOR.cached_step)(tokens, *args, **options)
 
     known = [LENGTH]
     for step in sampler(
-        StandIn(GENERATOR, context=spied, local=spied), torch.tensor([0]), noise=sampler.make_noise(GENERATOR, [1])
+        Proxy(GENERATOR, context=spied, cached_step=spied), torch.tensor([0]), noise=sampler.make_noise(GENERATOR, [1])
     ):
         known.append(LENGTH - int(step.known.sum()))
     assert seen == [1 + step.null_rows for step in plan.steps]
@@ -302,7 +302,7 @@ def test_the_plan_of_two_stages_and_of_global_tokens() -> None:
     both = ParallelSampler(**settings, first_stage={**settings, "steps": 3}).plan(tiny_himar())
     assert both.first_stage is not None and (len(both.first_stage.steps), len(both.steps)) == (3, 2)
     assert str(both).startswith("first stage\n") and both.forward_passes == 5
-    mixed = ParallelSampler(steps=4, global_steps=1).plan(tiny_generator(side=4, global_tokens=5, codes=16))
+    mixed = ParallelSampler(steps=4, global_steps=1).plan(tiny_generator(tokens=tiny_tokens(side=4, global_tokens=5)))
     assert [(step.phase, step.count) for step in mixed.steps][0] == (0, 5) and mixed.steps[1].phase == 1
     assert "5 global" in str(mixed)
 

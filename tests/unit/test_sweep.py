@@ -143,14 +143,14 @@ def test_shipped_sweeps_are_well_formed() -> None:
 def test_a_benchmark_names_its_model_and_counts_its_passes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "bench.json"
     common = ["bench", "--tokenizer", "none", "--batch-size", "1", "--threads", "1", "--steps", "4", "--guidance", "2"]
-    reuse = ["--set", "reuse.local=1", "--set", "reuse.full_first=2"]
+    reuse = ["--set", "reuse.cached=1", "--set", "reuse.full_first=2"]
     windows = ["--model-set", "windows.side=2", "--model-set", "trunk.dropout=0.0"]
     assert main([*common, "--arch", "fmnist-maskgit", *windows, *reuse, "--json", str(file)]) == 0
     assert "fmnist-maskgit, windows.side=2, trunk.dropout=0.0 (trunk uvit)" in capsys.readouterr().out
     found = json.loads(file.read_text())
     assert found["trunk"] == "uvit" and found["steps"] == 4
     assert found["passes_per_image"] == {"full": 6, "cached": 2}  # the class's row and the null row of each
-    assert main([*common, "--config", "fmnist-himar", "--head-steps", "3", "--set", "pivots.steps=2"]) == 0
+    assert main([*common, "--config", "fmnist-himar", "--head-steps", "3", "--set", "first_stage.steps=2"]) == 0
     assert "trunk mae-two-stage" in capsys.readouterr().out
     for wrong, words in (
         (["--model-set", "trunk.dropout=0.0"], "--arch or --config"),

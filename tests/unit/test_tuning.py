@@ -11,16 +11,15 @@ import torch
 from mgen.cli import main
 from mgen.evaluation.extractors import make_extractor
 from mgen.evaluation.statistics import Reference, load_statistics
-from mgen.generators import ENAT
 from mgen.samplers import ParallelSampler, image_seed
 from mgen.tune.strategies import REACH, Space, applicable
 from mgen.tune.tuning import Distance, Outcome, Trace, compare, search
 from mgen.utils.errors import MgenError
 from mgen.zoo.recipes import recipe_settings
-from tests.helpers import tiny_generator, tiny_mar, tiny_pipeline, write_idx
+from tests.helpers import tiny_generator, tiny_mar, tiny_net, tiny_pipeline, tiny_tokens, write_idx
 
 GENERATOR, MAR = tiny_generator(), tiny_mar()
-LENGTH = GENERATOR.spec.length
+LENGTH = GENERATOR.tokens.length
 RISING = {"kind": "linear", "start": 1.0, "end": 3.0, "at": "start"}
 
 
@@ -97,7 +96,7 @@ def passes(sampler: ParallelSampler, generator: Any) -> int:
 
         return call
 
-    names = [name for name in ("context", "local", "encode") if hasattr(generator, name)]
+    names = ["context", "cached_step", *["carry"] * generator.capabilities.carried_features]
     with pytest.MonkeyPatch.context() as patch:
         for name in names:
             patch.setattr(generator, name, counted(getattr(generator, name)))
@@ -120,9 +119,8 @@ def passes(sampler: ParallelSampler, generator: Any) -> int:
 )
 @pytest.mark.parametrize("carries", [False, True])
 def test_forward_passes_of_the_plan_are_those_of_a_run(settings: dict[str, Any], carries: bool) -> None:
-    torch.manual_seed(0)
-    small = dict(side=8, codes=64, dim=32, encoder_depth=2, decoder_depth=1, heads=2, num_classes=3)
-    generator = ENAT(**small).eval() if carries else GENERATOR
+    tokens = tiny_tokens(side=8, vocab_size=64)
+    generator = tiny_net("enat", tokens=tokens, decoder_depth=1) if carries else GENERATOR
     sampler = ParallelSampler(**{"steps": 6, "guidance": 2.0, **settings})
     assert sampler.plan(generator).forward_passes == passes(sampler, generator)
 

@@ -106,7 +106,7 @@ def _add_cascade(
     head = generator.second.head
     assert isinstance(head, DiffusionTransformerHead)
     table.prefix = "first stage: "
-    diffusion.add_single(table, generator.first, sampler.pivot_sampler or sampler, batch_size)
+    diffusion.add_single(table, generator.first, sampler.first_stage or sampler, batch_size)
     table.prefix = ""
     joint.add_rows(table, head, sampler.config.head or {}, batch_size)
     plain, name = joint.plain_stages(generator), joint.settings_in_words(sampler)
