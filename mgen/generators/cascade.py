@@ -12,8 +12,8 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from mgen.generators.generator import Generator, LossOptions
-from mgen.generators.losses import image_losses, masked_positions
+from mgen.generators.generator import Generator
+from mgen.generators.losses import LossOptions, image_losses, masked_positions
 from mgen.generators.trunk import Capabilities, PassOptions, initialize_xavier, table
 from mgen.generators.trunks.two_stage import Stage
 from mgen.heads.head import Head, HeadNoise

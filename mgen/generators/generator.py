@@ -4,14 +4,14 @@ Notation: B batch, L tokens, M positions asked for, D width of the context. Wher
 (`windows`), "token" below is a window: L of them, each of s² ids or s²·C numbers.
 """
 
-from dataclasses import asdict, dataclass, replace
-from typing import Literal, Self
+from dataclasses import asdict, replace
+from typing import Self
 
 from torch import Tensor
 
 from mgen.generators.classes import Classes
 from mgen.generators.embedder import Embedder, TokenRows
-from mgen.generators.losses import masked_positions, token_losses
+from mgen.generators.losses import LossOptions, masked_positions, token_losses
 from mgen.generators.trunk import Capabilities, PassOptions, Trunk
 from mgen.heads.head import Head, HeadNoise
 from mgen.nn.cache import Cache, CachedStep
@@ -20,21 +20,6 @@ from mgen.nn.windows import Windows
 from mgen.tokens import TokenSpec
 from mgen.utils.config import Settings
 from mgen.utils.modeling import Model, public
-
-
-@dataclass(frozen=True, kw_only=True)
-class LossOptions:
-    """How the training loss is computed.
-
-    Args:
-        label_smoothing: of a head of ids. tokens: "all" counts given tokens too (Halton-MaskGIT as published).
-        head_tokens: "all" passes given tokens through a diffusion head too and drops their loss, as MAR's published code does; the
-            same loss for more work.
-    """
-
-    label_smoothing: float = 0.0
-    tokens: Literal["masked", "all"] = "masked"
-    head_tokens: Literal["masked", "all"] = "masked"
 
 
 @public

@@ -3,7 +3,8 @@
 Notation: B batch, L tokens, M masked ones where all images have as many, C numbers or ids of a token, K copies of a token.
 """
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,8 +15,20 @@ from mgen.heads.head import Head, HeadNoise, JointHead
 from mgen.nn.attention import gather_rows, take
 from mgen.nn.cache import span
 
-if TYPE_CHECKING:
-    from mgen.generators.generator import LossOptions
+
+@dataclass(frozen=True, kw_only=True)
+class LossOptions:
+    """How the training loss is computed.
+
+    Args:
+        label_smoothing: of a head of ids. tokens: "all" counts given tokens too (Halton-MaskGIT as published).
+        head_tokens: "all" passes given tokens through a diffusion head too and drops their loss, as MAR's published code does; the
+            same loss for more work.
+    """
+
+    label_smoothing: float = 0.0
+    tokens: Literal["masked", "all"] = "masked"
+    head_tokens: Literal["masked", "all"] = "masked"
 
 
 def masked_positions(known: Tensor) -> tuple[tuple[int, int], Tensor | None]:
@@ -34,7 +47,7 @@ def token_losses(
     where: Tensor | None,
     *,
     noise: HeadNoise | None,
-    options: "LossOptions",
+    options: LossOptions,
     global_tokens: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Loss and metric of every masked token (of a diffusion head of its K copies, of a joint head of every image), both flat.

@@ -122,7 +122,7 @@ NAMES = (
     ),
     Word(r"\b(codes|holistic_codes): int|\bcodes=\d|\bcodes: \d", "vocab_size"),
     Word(
-        r"--class [A-Z]|\bmodel: \{class: (?!VQGAN|KL|Llama|Hita|Fashion|Quantized)",
+        r"--class [A-Z]\w|\bmodel: \{class: (?!VQGAN|KL|Llama|Hita|Fashion|Quantized)",
         "a model of configs/models",
         ("tokenizers/*", "tests/*"),
     ),
