@@ -25,7 +25,7 @@ EXAMPLES = """  mgen eval samples                                   a folder of 
   mgen eval --recipe fmnist-maskgit                   as its recipe says, published values beside the measured ones
   mgen eval --recipe mar-l-imagenet256 --inception-weights FILE     a published setting: `mgen zoo mar-l-imagenet256` says what it needs
   accelerate launch --multi_gpu --num_processes 8 -m mgen eval --recipe mar-l-imagenet256 --inception-weights FILE
-  mgen eval fmnist-mar --chain ddim --head-steps 25 --set reuse.local=1    a model with another sampler
+  mgen eval fmnist-mar --chain ddim --head-steps 25 --set reuse.cached=1    a model with another sampler
   mgen eval samples.npz --protocol adm --inception-weights FILE --reference VIRTUAL_imagenet256_labeled.npz
   mgen eval fmnist --split test                       a data set itself: the lowest distance to expect
   mgen eval fmnist --split test --reconstruction fmnist-maskgit            how well a tokenizer reconstructs images
