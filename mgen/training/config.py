@@ -1,7 +1,6 @@
 """Settings of a training run. Every key of a file in configs/train/ is a field of these classes."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -242,7 +241,7 @@ def train_config(data: dict[str, Any]) -> TrainConfig:
     return config
 
 
-def build_model(settings: str | Mapping[str, Any], where: str = "model.") -> "Model":
+def build_model(settings: str | dict[str, Any], where: str = "model.") -> "Model":
     """The model that a `model:` section describes.
 
     Of a generator a name of configs/models, a mapping with `name` and overrides, or all its sections; of a tokenizer or classifier
@@ -257,7 +256,7 @@ def build_model(settings: str | Mapping[str, Any], where: str = "model.") -> "Mo
         saved_class,
     )
 
-    if not isinstance(settings, Mapping) or "class" not in settings:
+    if not isinstance(settings, dict) or "class" not in settings:
         return build_generator(named_config(settings, where.rstrip(".") or "model"), where)
     rest = {key: value for key, value in settings.items() if key not in ("class", "size")}
     try:
