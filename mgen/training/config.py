@@ -172,6 +172,7 @@ class TrainConfig:
     log: LogConfig = field(default_factory=LogConfig)
 
 
+GENERATORS = "A generator has no class: give a name of configs/models, such as maskgit-r-l, or its sections (tokens, trunk, head, …)"
 # Smallest and largest allowed values of settings that would otherwise fail late or silently do nothing.
 LIMITS: dict[str, tuple[float, float]] = {
     "steps": (1, math.inf),
@@ -243,9 +244,10 @@ def train_config(data: dict[str, Any]) -> TrainConfig:
 def build_model(settings: str | dict[str, Any], where: str = "model.") -> "Model":
     """The model that a `model:` section describes.
 
-    Of a generator a name of configs/models, a mapping with `name` and overrides, or everything written out; of a tokenizer or
-    classifier `class`, optionally `size`, then constructor arguments.
+    Of a generator a name of configs/models, a mapping with `name` and overrides, or all its sections; of a tokenizer or classifier
+    `class`, optionally `size` (a row of the class's table), then constructor arguments.
     """
+    from mgen.generators import Cascade, Generator
     from mgen.generators.build import build_model as build_generator
     from mgen.generators.presets import named_config
     from mgen.utils.modeling import (  # diffusers, which reading settings can do without
@@ -254,10 +256,15 @@ def build_model(settings: str | dict[str, Any], where: str = "model.") -> "Model
         saved_class,
     )
 
-    if isinstance(settings, str) or "class" not in settings:
+    if not isinstance(settings, dict) or "class" not in settings:
         return build_generator(named_config(settings, where.rstrip(".") or "model"), where)
     rest = {key: value for key, value in settings.items() if key not in ("class", "size")}
-    cls = saved_class(settings["class"], f"{where}class")
+    try:
+        cls = saved_class(settings["class"], f"{where}class")
+    except MgenError as error:
+        raise MgenError(f"{error}. {GENERATORS}") from error
+    if issubclass(cls, Generator | Cascade):
+        raise MgenError(f"{where}class is {settings['class']!r}, but is for tokenizers and classifiers. {GENERATORS}")
     sizes: dict[str, dict[str, Any]] = getattr(cls, "SIZES", {})
     size = settings.get("size")
     base = sizes[check_choice(f"{where}size", size, sizes)] if size is not None else {}

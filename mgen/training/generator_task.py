@@ -14,7 +14,7 @@ from mgen.tokenizers.base import Tokenizer
 from mgen.tokenizers.vision import give_vision
 from mgen.tokens import TokenSpec
 from mgen.training.cascade import CascadeObjective
-from mgen.training.config import GeneratorObjectiveConfig, TrainConfig
+from mgen.training.config import GENERATORS, GeneratorObjectiveConfig, TrainConfig
 from mgen.training.objectives import GeneratorObjective
 from mgen.training.parts import check_images, freeze, make_data, make_model
 from mgen.training.token_source import SMALL
@@ -29,7 +29,9 @@ class GeneratorTask:
         settings, model = config.objective, make_model(config)
         assert isinstance(settings, GeneratorObjectiveConfig)
         if not isinstance(model, Generator | Cascade):
-            raise MgenError(f"model.class={type(model).__name__} is not a generator: name one of mgen zoo, or set task")
+            raise MgenError(
+                f"model.class={type(model).__name__} is not a generator: set task to tokenizer or classifier. {GENERATORS}"
+            )
         self.config, self.settings, self.model = config, settings, model
         self.tokenizer = self._load_tokenizer()
         self.sampler = ParallelSampler.suited(model, settings.sampler, "objective.sampler")

@@ -93,7 +93,7 @@ def test_statistics_files(tmp_path: Path) -> None:
         frechet_distance(mean, cov, mean[:5], cov[:5, :5])
 
 
-def test_sources_keep_labels_and_refuse_mixed_sizes(tmp_path: Path) -> None:
+def test_sources_keep_labels_and_mixed_sizes_are_an_error(tmp_path: Path) -> None:
     from PIL import Image
 
     for i, c in enumerate((4, 7)):

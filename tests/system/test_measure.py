@@ -57,7 +57,7 @@ def test_one_measurement_whatever_the_batches_and_the_processes(tmp_path: Path) 
     )
 
 
-def test_another_measurement_in_the_same_folder_is_refused(tmp_path: Path) -> None:
+def test_another_measurement_in_the_same_folder_is_an_error(tmp_path: Path) -> None:
     images, extractor = pictures(10), Plain()
     begin(tmp_path, source_of(images), extractor, "p1")
     begin(tmp_path, source_of(images), extractor, "p1")
@@ -186,7 +186,7 @@ def test_every_dialect_of_statistics_is_read(tmp_path: Path) -> None:
         assert found.cov.dtype == np.float64 and np.allclose(found.cov, np.cov(rows, rowvar=False), atol=1e-5), path
 
 
-def test_what_is_no_covariance_is_refused_by_the_name_of_its_file(tmp_path: Path) -> None:
+def test_what_is_no_covariance_is_an_error_that_names_the_file(tmp_path: Path) -> None:
     mean, cov = np.zeros(12), np.eye(12)
     crooked, broken = cov.copy(), cov.copy()
     crooked[0, 1], broken[3, 3] = 0.5, np.nan
@@ -216,7 +216,7 @@ def test_images_that_nobody_would_compare_with_fashion_mnist(
     assert "must end in .safetensors or .npz" in capsys.readouterr().err
 
 
-def test_statistics_of_another_resize_are_refused(tmp_path: Path) -> None:
+def test_statistics_of_another_resize_are_an_error(tmp_path: Path) -> None:
     rows, extractor = np.random.default_rng(0).normal(size=(50, 12)), Plain()
     *_, own = dialects(tmp_path, extractor, rows)
     other = Plain()
@@ -361,7 +361,7 @@ evaluation:
 """
 
 
-def test_a_recipe_is_measured_beside_its_published_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_recipe_is_measured_beside_its_published_metrics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(RECIPE.replace("MODEL", "fmnist-maskgit"))
     line = ["eval", "--recipe", str(file), "--bootstrap", "0", "--out"]
@@ -450,7 +450,7 @@ def test_features_of_other_weights_or_counts_are_not_taken(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     "arguments", [["--steps", "3"], ["--set", "nonsense=1"], ["--dtype", "bf16"], ["--labels", "sorted"]]
 )
-def test_options_of_drawing_are_refused_where_nothing_is_drawn(
+def test_options_of_sampling_are_an_error_where_nothing_is_sampled(
     tmp_path: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     np.savez(tmp_path / "x.npz", arr_0=pictures(4).permute(0, 2, 3, 1).numpy())
