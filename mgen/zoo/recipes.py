@@ -1,4 +1,4 @@
-"""Recipes: what a published figure was made with and how it was measured, from shipped files or a user's own.
+"""Recipes: what a published metric was computed with and how, from shipped files or a user's own.
 
 A file of configs/recipes describes one setting of one model: where the weights are, `sampler:` its settings, `evaluation:` how it is
 measured and what was published. AutoNAT's strategy files are read as published.
@@ -25,13 +25,12 @@ class RecipeEvaluation:
     """The `evaluation:` section of a recipe.
 
     Attributes:
-        protocol: a name of mgen.evaluation.protocols, the one of the figures or the nearest to it.
+        protocol: a name of mgen.evaluation.protocols, the published one or the nearest to it.
         reference: file or folder that images are compared with, or a built-in name. reference_get: where it is published or how it is made.
         count: images. labels: plan of their classes. seed: of the draws and of a random plan.
         quantization: of drawn images to bytes. image_size: side in pixels that drawn images are brought to first; None: as drawn.
-        published: metric → figure, for exactly this setting; empty: none. tolerance: metric → distance that a faithful run may have
-            from it.
-        source: where the figures stand. note: where the official way of measuring differs from the protocol.
+        published: metric → value, for exactly this setting; empty: none. tolerance: metric → how far off a faithful run may be.
+        source: where the values were published. note: where the official way of measuring differs from the protocol.
     """
 
     protocol: str
