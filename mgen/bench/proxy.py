@@ -15,7 +15,7 @@ class Proxy:
         self.__dict__.update(replaced)
         self._inner: Any = inner
 
-    @property
+    @property  # type: ignore[misc]
     def __class__(self) -> type:  # type: ignore[override]
         """What isinstance sees: a proxy of a cascade is sampled as one."""
         return type(self._inner)
