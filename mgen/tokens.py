@@ -1,12 +1,11 @@
 """TokenSpec: the token format a tokenizer and a generator share."""
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
-from mgen.utils.config import build
+from mgen.utils.config import Settings, build
 from mgen.utils.errors import MgenError
 
 
@@ -67,7 +66,7 @@ class TokenSpec:
             raise MgenError(f"a square token grid is needed, this one is {self.grid}")
         return self.grid[0]
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Settings:
         """As written to JSON, without what has its default."""
         return {
             k: list(v) if k == "grid" and v else v for k, v in asdict(self).items() if v != getattr(DEFAULTS, k)
@@ -77,7 +76,7 @@ class TokenSpec:
         }
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> "TokenSpec":
+    def from_dict(cls, data: Settings) -> "TokenSpec":
         """From a mapping of a file; MgenError for an unknown key, a missing one or a value of the wrong type."""
         return build(cls, dict(data), "tokens.")
 
@@ -106,7 +105,7 @@ class TokenSpec:
         if self.scale and other.scale and abs(self.scale / other.scale - 1) > 5e-4:
             raise MgenError(
                 f"{by} was trained on latents times {other.scale}, the tokenizer's scale is {self.scale}: images would come out "
-                "washed out or burnt; use the tokenizer this generator was trained on, or set the scale of one of them"
+                "under- or over-saturated; use the tokenizer this generator was trained on, or set the scale of one of them"
             )
 
     def sizes(self) -> str:

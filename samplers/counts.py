@@ -1,20 +1,20 @@
 """Counts: how many tokens are still unknown after each step. One function per published rounding rule.
 
-| rule | revealed in a step | from |
+| rule | tokens revealed in a step | from |
 |---|---|---|
-| maskgit | floor of the fraction, at least one token | AutoNAT and MAGE; MaskGIT with exact cosines |
+| maskgit | floor of the fraction, at least one | AutoNAT, MAGE; MaskGIT with exact cosines |
 | maskgit-float32 | the same in float32, which loses a token where a fraction is 1/2 | MaskGIT (JAX) |
-| maskgit-r | floor, at least one token, which the last step then lacks | ReCAP's MaskGIT-r |
+| maskgit-r | floor, at least one, which the last step then lacks | ReCAP's MaskGIT-r |
 | mar | as maskgit, but the cosine of (π/2 · t) / T, just below 1/2 at two thirds of the steps | MAR, Hi-MAR, TokenBridge |
 | enat | floor, possibly none | ENAT |
-| halton | the number revealed is rounded down, in float32; at least t after t steps | Halton-MaskGIT |
+| halton | the number revealed so far is rounded down, in float32; at least t after t steps | Halton-MaskGIT |
 | halton-confidence | the same at progress (t − 1) / (T − 1) | Halton-MaskGIT's confidence sampler |
 """
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -23,61 +23,81 @@ from mgen.samplers.schedule import Float, Schedule, exponent, listed_fractions, 
 from mgen.utils.errors import MgenError, check_choice
 
 
-class Rule(Protocol):
-    """Tokens still unknown after each of the steps start … steps − 1, of `unknown` among `length` tokens at first."""
+@dataclass(frozen=True, kw_only=True)
+class Unmasking:
+    """Steps start … T − 1 of T, with `unknown` of L tokens unknown at first."""
 
-    def __call__(self, schedule: Schedule, *, steps: int, unknown: int, length: int, start: int) -> list[int]: ...
+    schedule: Schedule
+    steps: int
+    unknown: int
+    length: int
+    start: int
+
+    def floors(self, dtype: Float = np.float64) -> list[int]:
+        """floor(unknown · γ) after every step but the last."""
+        fractions, out = listed_fractions(self.schedule, self.steps), []
+        for t in range(self.start, self.steps - 1):
+            if fractions is not None:
+                fraction = fractions[t]
+            else:
+                ratio = float(dtype(t + 1) / dtype(self.steps))
+                fraction = mask_fraction(str(self.schedule), ratio, length=self.length, dtype=dtype)
+            out.append(int(np.floor(dtype(self.unknown) * dtype(fraction))))
+        return out
 
 
-def maskgit(
-    schedule: Schedule, *, steps: int, unknown: int, length: int, start: int, dtype: Float = np.float64
-) -> list[int]:
+def maskgit(run: Unmasking, dtype: Float = np.float64) -> list[int]:
     """Every step reveals at least one token and leaves at least one to the next."""
-    return _at_least_one(_floors(schedule, steps, unknown, length, start, dtype), unknown)
+    return _at_least_one(run.floors(dtype), run.unknown)
 
 
-def mar(schedule: Schedule, *, steps: int, unknown: int, length: int, start: int) -> list[int]:
+def mar(run: Unmasking) -> list[int]:
     """MaskGIT's rule with MAR's order of operations in the cosine: 39 steps of 256 tokens leave 127 after step 26, not 128."""
-    if schedule != "cosine":
-        return maskgit(schedule, steps=steps, unknown=unknown, length=length, start=start)
-    fractions = (math.cos(math.pi / 2 * (t + 1) / steps) for t in range(start, steps - 1))
-    return _at_least_one([math.floor(unknown * fraction) for fraction in fractions], unknown)
+    if run.schedule != "cosine":
+        return maskgit(run)
+    fractions = (math.cos(math.pi / 2 * (t + 1) / run.steps) for t in range(run.start, run.steps - 1))
+    return _at_least_one([math.floor(run.unknown * fraction) for fraction in fractions], run.unknown)
 
 
-def enat(schedule: Schedule, *, steps: int, unknown: int, length: int, start: int) -> list[int]:
-    """Steps may reveal nothing."""
+def _at_least_one(floors: list[int], unknown: int) -> list[int]:
     counts, now = [], unknown
-    for count in _floors(schedule, steps, unknown, length, start, np.float64):
+    for count in floors:
+        now = min(now, max(1, min(now - 1, count)))
+        counts.append(now)
+    return [*counts, 0]
+
+
+def enat(run: Unmasking) -> list[int]:
+    """Steps may reveal nothing."""
+    counts, now = [], run.unknown
+    for count in run.floors():
         now = min(now, count)
         counts.append(now)
     return [*counts, 0]
 
 
-def maskgit_r(schedule: Schedule, *, steps: int, unknown: int, length: int, start: int) -> list[int]:
-    """A step that would reveal nothing reveals one token, which the last step then lacks.
-
-    Raises:
-        MgenError: too few tokens are left for the last step.
-    """
-    counts = enat(schedule, steps=steps, unknown=unknown, length=length, start=start)
-    reveals = [max(1, before - after) for before, after in zip([unknown, *counts[:-1]], counts)]
-    reveals[-1] = unknown - sum(reveals[:-1])
+def maskgit_r(run: Unmasking) -> list[int]:
+    """A step that would reveal nothing reveals one token, which the last step then lacks."""
+    counts = enat(run)
+    reveals = [max(1, before - after) for before, after in zip([run.unknown, *counts[:-1]], counts)]
+    reveals[-1] = run.unknown - sum(reveals[:-1])
     if reveals[-1] < 1:
         raise MgenError(
-            f"counts maskgit-r: too few of the {unknown} tokens are left for the last of {steps} steps; use fewer steps, "
-            "or counts maskgit"
+            f"counts maskgit-r: too few of the {run.unknown} tokens are left for the last of {run.steps} steps; use fewer "
+            "steps, or counts maskgit"
         )
-    return [unknown - sum(reveals[: i + 1]) for i in range(len(reveals))]
+    return [run.unknown - sum(reveals[: i + 1]) for i in range(len(reveals))]
 
 
-def halton(
-    schedule: Schedule, *, steps: int, unknown: int, length: int, start: int, inclusive: bool = False
-) -> list[int]:
+def halton(run: Unmasking, inclusive: bool = False) -> list[int]:
     """Halton-MaskGIT's rule, see `halton_revealed`; after t steps at least t tokens are revealed."""
-    if not isinstance(schedule, str):
+    if not isinstance(run.schedule, str):
         raise MgenError("counts halton needs a named schedule, not a list: use counts maskgit")
-    shown = [halton_revealed(schedule, t, steps, unknown, inclusive=inclusive) for t in range(start, steps)]
-    return [*(unknown - min(unknown, max(i + 1, n)) for i, n in enumerate(shown[:-1])), 0]
+    shown = [
+        max(i + 1, halton_revealed(run.schedule, t, run.steps, run.unknown, inclusive=inclusive))
+        for i, t in enumerate(range(run.start, run.steps - 1))
+    ]
+    return [*(run.unknown - min(run.unknown, n) for n in shown), 0]
 
 
 def halton_revealed(schedule: str, t: int, steps: int, unknown: int, *, inclusive: bool) -> int:
@@ -106,7 +126,7 @@ def halton_revealed(schedule: str, t: int, steps: int, unknown: int, *, inclusiv
     return min(unknown, int(np.float32(unknown) * shown))
 
 
-RULES: dict[str, Rule | Callable[..., list[int]]] = {
+RULES: dict[str, Callable[[Unmasking], list[int]]] = {
     "maskgit": maskgit,
     "maskgit-float32": partial(maskgit, dtype=np.float32),
     "maskgit-r": maskgit_r,
@@ -139,26 +159,4 @@ def remaining_counts(
         if unknown > steps:
             raise MgenError(f"schedule single takes a step for each of {unknown} tokens, steps is {steps}")
         return [min(unknown, steps - 1 - step) for step in range(start, steps)]
-    return rule(schedule, steps=steps, unknown=unknown, length=length, start=start)
-
-
-def _floors(schedule: Schedule, steps: int, unknown: int, length: int, start: int, dtype: Float) -> list[int]:
-    """floor(unknown · γ) after every step but the last."""
-    fractions, out = listed_fractions(schedule, steps), []
-    for t in range(start, steps - 1):
-        if fractions is not None:
-            fraction = fractions[t]
-        else:
-            ratio = float(dtype(t + 1) / dtype(steps))
-            fraction = mask_fraction(str(schedule), ratio, length=length, dtype=dtype)
-        out.append(int(np.floor(dtype(unknown) * dtype(fraction))))
-    return out
-
-
-def _at_least_one(floors: list[int], unknown: int) -> list[int]:
-    """The counts held between 1 and one less than before; 0 after the last step."""
-    counts, now = [], unknown
-    for count in floors:
-        now = min(now, max(1, min(now - 1, count)))
-        counts.append(now)
-    return [*counts, 0]
+    return rule(Unmasking(schedule=schedule, steps=steps, unknown=unknown, length=length, start=start))

@@ -43,7 +43,7 @@ def decode(
             positions = candidates[:, : step.count] if order.settled else candidates
             z = context = forward.full(generator, state, step, positions, joint=draw.joint)
             drawn = draw(z, state, step, positions, preview=order.redraw)
-            choice = order.choose(state, step, candidates, drawn.log_prob)
+            choice = order.choose(state, step, candidates, drawn)
             if choice.rows is not None:  # the first draws settled the positions; their tokens are drawn a second time
                 z = gather_rows(z, choice.rows.repeat(len(z) // len(choice.rows), 1))
                 drawn = draw(z, state, step, choice.positions)

@@ -5,13 +5,14 @@ Image i of a run always gets the same numbers, whatever the batch size, the numb
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Union
+from typing import Union
 
 import torch
 from torch import Tensor
 
 from mgen.heads import NoiseSpec
 from mgen.utils import seeds
+from mgen.utils.config import Settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +56,7 @@ class Noise:
     first_stage: Union["Noise", None] = None
 
     def to(self, device: torch.device | str) -> "Noise":
-        moved: dict[str, Any] = {name: None if v is None else v.to(device) for name, v in vars(self).items()}
+        moved: Settings = {name: None if v is None else v.to(device) for name, v in vars(self).items()}
         return Noise(**moved)
 
     def at(self, step: int, positions: Tensor) -> Tensor:

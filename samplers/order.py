@@ -12,22 +12,23 @@ Notation: B images, L positions, M positions computed in a step, G positions of 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from mgen.samplers.forward import Drawn
 from mgen.samplers.noise import Noise, rows_at
 from mgen.samplers.plan import PlannedStep
 from mgen.samplers.sequences import SEQUENCES, priorities
 from mgen.samplers.state import State
 from mgen.tokens import TokenSpec
+from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError, check_choice
 from mgen.utils.modeling import check_keys
 
 RANKED = ("confidence", "remasking")
 ORDERS = tuple(sorted((*SEQUENCES, *RANKED)))
-Order = str | Sequence[int] | Mapping[str, Any]
+Order = str | Sequence[int] | Settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,8 +119,8 @@ class Strategy:
         """Positions (B, N) that the step and its group may reveal."""
         raise NotImplementedError
 
-    def choose(self, state: State, step: PlannedStep, candidates: Tensor, log_prob: Tensor | None) -> Choice:
-        """What the step reveals of them, given the log-probabilities (B, N) of a draw at each."""
+    def choose(self, state: State, step: PlannedStep, candidates: Tensor, drawn: Drawn) -> Choice:
+        """What the step reveals of them, given what was drawn: at all candidates, or, if `settled`, at those of the step."""
         raise NotImplementedError
 
     def reveal(self, state: State, step: PlannedStep, choice: Choice, tokens: Tensor) -> State:
@@ -143,7 +144,7 @@ class FixedOrder(Strategy):
             group = (group + length * (place >= step.group_quota)).sort(dim=1).values % length  # fillers stay behind
         return group
 
-    def choose(self, state: State, step: PlannedStep, candidates: Tensor, log_prob: Tensor | None) -> Choice:
+    def choose(self, state: State, step: PlannedStep, candidates: Tensor, drawn: Drawn) -> Choice:
         return first_of(candidates, step)
 
 
@@ -157,14 +158,14 @@ class Confidence(Strategy):
     def candidates(self, state: State, step: PlannedStep) -> Tensor:
         return state.unknown(step.stop, step.unknown)
 
-    def scores(self, step: PlannedStep, candidates: Tensor, log_prob: Tensor | None) -> Tensor:
+    def scores(self, step: PlannedStep, candidates: Tensor, drawn: Drawn) -> Tensor:
         """Confidence (B, N) of the draws."""
-        assert log_prob is not None
-        return log_prob + step.confidence_temperature * rows_at(self.gumbel[step.index], candidates)
+        assert drawn.log_prob is not None
+        return drawn.log_prob + step.confidence_temperature * rows_at(self.gumbel[step.index], candidates)
 
-    def choose(self, state: State, step: PlannedStep, candidates: Tensor, log_prob: Tensor | None) -> Choice:
+    def choose(self, state: State, step: PlannedStep, candidates: Tensor, drawn: Drawn) -> Choice:
         fillers = state.known.gather(1, candidates)
-        score = self.scores(step, candidates, log_prob).masked_fill(fillers, -torch.inf)
+        score = self.scores(step, candidates, drawn).masked_fill(fillers, -torch.inf)
         rank = score.argsort(dim=1, descending=True, stable=True)  # (B, N), the surest first
         best = rank[:, : step.group_size]
         group = candidates.gather(1, best)
@@ -186,8 +187,8 @@ class Remasking(Confidence):
         b, length = state.known.shape
         return torch.arange(length, device=state.known.device).expand(b, -1)
 
-    def choose(self, state: State, step: PlannedStep, candidates: Tensor, log_prob: Tensor | None) -> Choice:
-        score = self.scores(step, candidates, log_prob).masked_fill(state.known, torch.inf)
+    def choose(self, state: State, step: PlannedStep, candidates: Tensor, drawn: Drawn) -> Choice:
+        score = self.scores(step, candidates, drawn).masked_fill(state.known, torch.inf)
         target = step.done + step.quota + state.given.sum(1, keepdim=True)
         rank = score.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
         return Choice(positions=candidates, shown=(rank < target) | state.known, group=candidates)

@@ -3,10 +3,8 @@
 import dataclasses
 from collections.abc import Generator as Coroutine
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
-from diffusers import SchedulerMixin  # noqa: F401  (diffusers looks the base class up in this namespace)
 from torch import Tensor
 
 from mgen.generators import Cascade, Generator
@@ -56,7 +54,7 @@ class ParallelSampler(SamplerSettings):
         )
         if (sampler := self.first_stage) is None or not isinstance(generator, Cascade):
             return noise
-        # "pivots" is what seeds the images of all released versions.
+        # The word is part of the seed: another one would change every image.
         own = sampler.make_noise(generator.first, [seeds.fold(s, "pivots") for s in image_seeds])
         return dataclasses.replace(noise, first_stage=own)
 
@@ -98,8 +96,14 @@ class ParallelSampler(SamplerSettings):
         sampler, prefix = self.first_stage, None
         if sampler is not None and (given is None or first_stage is not None):
             assert noise.first_stage is not None
-            read = {"collect": True, "features_only": not complete_first_stage}
-            state = yield from sampler._run(generator.first, class_ids, noise.first_stage, first_stage, **read)
+            state = yield from sampler._run(
+                generator.first,
+                class_ids,
+                noise.first_stage,
+                first_stage,
+                collect=True,
+                features_only=not complete_first_stage,
+            )
             prefix = generator.prefix(state.features, None if first_stage is None else state.given)
         prefix = generator.prefix() if prefix is None else prefix
         yield from self._run(generator.second, class_ids, noise, given, prefix=prefix)
@@ -134,16 +138,15 @@ class ParallelSampler(SamplerSettings):
         hidden = [[p.length] * len(known) for p in phases]
         if given is not None:
             hidden = torch.stack([(~known[:, p.first : p.stop]).sum(1) for p in phases]).tolist()
-        end: dict[str, Any] = {"features_only": features_only, "unused_tail": unused_tail}
-        plan = make_plan(self, spec, able, hidden, device=device, **end)
+        plan = make_plan(self, spec, able, hidden, device=device, features_only=features_only, unused_tail=unused_tail)
         check_rows(self, plan)
         guided = any(step.null_rows for step in plan.steps)
         rows, cache = forward.start(generator, class_ids, guided=guided, carry=plan.carries, prefix=prefix)
         state = State(tokens=tokens, known=known, given=known.clone(), class_ids=rows, cache=cache)
         order = self.order.strategy(noise, spec, known, raster=self.reuse.inside == "raster")
         draw = forward.token_draw(generator, noise, self.config.head or {}, self.cached_head)
-        run = decode(generator, plan, order, draw, state, collect=collect)
-        for step, state, positions, drawn in run:
+        steps = decode(generator, plan, order, draw, state, collect=collect)
+        for step, state, positions, drawn in steps:
             if step.index == plan.count - 1 and spec.vocab_size is not None:
                 state.tokens.clamp_(max=spec.vocab_size - 1)  # a drawn mask, where the head can draw one
             shown = dict(tokens=state.tokens, known=state.known, positions=positions, drawn=drawn.tokens)

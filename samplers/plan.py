@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal, Required, TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -145,159 +145,132 @@ def make_plan(
         hidden: of each phase, the unknown tokens of each row before the run; None: one row that knows nothing.
         features_only: nobody reads the tokens of the last step, as in a first stage. unused_tail: so many steps, the last, are left out.
     """
-    phases = settings.phases(units.length, units.global_tokens)
-    table = _table(settings, units, able, phases, hidden or [[phase.length] for phase in phases], device)
+    planner = _Planner(settings, units, able, hidden, device)
     groups = [  # cut where a phase ends
-        [t for t in group if table.phase(t) == p]
+        [t for t in group if planner.phase(t) == p]
         for group in settings.groups()
-        for p in sorted({table.phase(t) for t in group})
+        for p in sorted({planner.phase(t) for t in group})
     ]
-    last = settings.config.steps - 1 if features_only and not able.log_prob else None
-    steps = [
-        step for i, group in enumerate(groups[: len(groups) - unused_tail]) for step in table.group(i, group, last)
-    ]
+    undrawn = settings.config.steps - 1 if features_only and not able.log_prob else None
+    kept = enumerate(groups[: len(groups) - unused_tail])
     return Plan(
-        steps=tuple(steps),
+        steps=tuple(step for number, group in kept for step in planner.group(number, group, undrawn)),
         count=settings.config.steps,
-        phases=len(phases),
-        carries=table.carries,
+        phases=len(planner.phases),
+        carries=planner.carries,
         ranked=settings.order.ranked,
         first_stage=first_stage,
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Table:
-    """Numbers of every step, from which the steps are made. Lists of T start at step 0, all others at the first step that is run."""
+class StepFields(TypedDict, total=False):
+    """Fields of a PlannedStep that its place in the group decides."""
 
-    settings: "SamplerSettings"
-    able: Capabilities
-    length: int
-    phases: Sequence[Phase]
-    phase_of: Sequence[int]
-    wanted: Sequence[int]  # most unknown tokens of the phase
-    fewest: Sequence[int]  # unknown tokens of a row
-    widest: Sequence[int]
-    most: Sequence[int]  # tokens revealed
-    reveal: Sequence[Sequence[int]]
-    on_device: Tensor  # (2, steps, B, 1): done and reveal
-    guidance: Sequence[float]
-    temperature: Sequence[float]
-    confidence_temperature: Sequence[float]
+    group: Required[int]
+    group_quota: Required[Tensor]
+    null_rows: bool
+    draws: bool
+    group_size: int
+    first: int
+    room: int
+    refresh: tuple[int, int]
+    prefix: bool
+    ends_group: bool
+
+
+class _Planner:
+    """Makes the steps of a plan from the numbers of unknown tokens and the values of all steps."""
+
+    def __init__(
+        self,
+        settings: "SamplerSettings",
+        units: TokenSpec,
+        able: Capabilities,
+        hidden: Sequence[Sequence[int]] | None,
+        device: torch.device | str,
+    ) -> None:
+        self.reuse, self.start, self.length = settings.reuse, settings.config.start, units.length
+        self.causal, self.carries = able.order == "causal", able.carried_features and self.reuse.features
+        self.phases = settings.phases(units.length, units.global_tokens)
+        self.phase_of = [i for i, phase in enumerate(self.phases) for _ in range(phase.steps)]
+        self.guidance, self.temperature, self.confidence_temperature = (
+            settings.values(name, units.length, units.global_tokens)
+            for name in ("guidance", "temperature", "confidence_temperature")
+        )
+        self.last_guided = max((t for t, s in enumerate(self.guidance) if s != 1), default=-1)
+        hidden = [[phase.length] for phase in self.phases] if hidden is None else hidden
+        after: list[Tensor] = []  # unknown tokens after each step, by row
+        self.wanted: list[int] = []  # most unknown tokens of the step's phase before it
+        for i, (phase, unknown) in enumerate(zip(self.phases, hidden)):
+            counts = {u: settings.left(phase, u) for u in set(unknown)}
+            later = torch.tensor(hidden[i + 1 :], dtype=torch.int64).sum(0)
+            left = torch.tensor([counts[u] for u in unknown]).T  # (steps, B)
+            after.append(left + later)
+            self.wanted += torch.cat([torch.tensor(unknown).unsqueeze(0), left[:-1]]).amax(1).tolist()
+        total, left = torch.tensor(hidden).sum(0, keepdim=True), torch.cat(after)  # (1, B), (steps run, B)
+        before = torch.cat([total, left[:-1]])
+        self.visible = list(zip((self.length - before.amax(1)).tolist(), (self.length - before.amin(1)).tolist()))
+        self.reveal: list[list[int]] = (before - left).tolist()
+        self.done, self.quota = torch.stack([total - before, before - left]).unsqueeze(-1).to(device)
 
     def phase(self, t: int) -> int:
-        return self.phase_of[t - self.settings.config.start]
+        return self.phase_of[t - self.start]
+
+    def count(self, t: int) -> int:
+        return max(self.reveal[t - self.start])
 
     def guided(self, t: int) -> bool:
         return self.guidance[t] != 1
 
-    @property
-    def carries(self) -> bool:
-        return self.able.carried_features and self.settings.reuse.features
-
     def null_rows(self, steps: Sequence[int]) -> bool:
         """Whether a full step for the draws of `steps` computes null rows, or must for features that later steps carry on."""
-        if any(map(self.guided, steps)):
-            return True
-        seen = self.fewest[steps[0] - self.settings.config.start] < self.length
-        carried = self.able.order == "causal" or (self.carries and seen)
-        return carried and any(map(self.guided, range(steps[0], len(self.guidance))))
+        read_later = self.causal or (self.carries and self.visible[steps[0] - self.start][1] > 0)
+        return any(map(self.guided, steps)) or (read_later and self.last_guided >= steps[0])
 
-    def group(self, number: int, group: Sequence[int], last: int | None) -> Iterator[PlannedStep]:
-        """The steps of a group. The first one that reveals something is the full one. `last` is a step that draws nothing."""
-        reuse, start = self.settings.reuse, self.settings.config.start
-        counts, end = [self.most[t - start] for t in group], group[-1]
+    def group(self, number: int, group: Sequence[int], undrawn: int | None) -> Iterator[PlannedStep]:
+        """The steps of a group. The first one that reveals something is the full one. The step `undrawn` draws nothing."""
+        counts, end = [self.count(t) for t in group], group[-1]
         while counts and not counts[0]:
-            kind: Kind = "carry" if self.carries else "none"
-            null_rows = self.carries and self.null_rows(group[:1])
-            yield self.step(number, group[0], kind, null_rows=null_rows, ends_group=group[0] == end)
+            nulls = self.carries and self.null_rows(group[:1])
+            quota = self.quota[group[0] - self.start]
+            own = StepFields(group=number, group_quota=quota, ends_group=group[0] == end, null_rows=nulls)
+            yield self.step(group[0], "carry" if self.carries else "none", **own)
             group, counts = group[1:], counts[1:]
-        size, first, before = sum(counts), 0, 0
-        guides = reuse.guides(group)
+        size, first, before, guides = sum(counts), 0, 0, self.reuse.guides(group)
         for i, (t, count) in enumerate(zip(group, counts)):
-            own: dict[str, Any] = dict(
-                guide=guides[i], draws=t != last, group_size=size, first=first, ends_group=t == end
-            )
+            own = StepFields(group=number, group_quota=self.quota[t - self.start], ends_group=t == end)
+            own["draws"], own["group_size"], own["first"] = t != undrawn, size, first
+            guide = guides[i]
             if i == 0:
-                rows = self.on_device[1, t - start : t - start + len(group)]
-                quota = rows.sum(0) if len(group) > 1 and reuse.inside == "raster" else None
-                own |= dict(null_rows=self.null_rows(group), room=size - counts[-1], group_quota=quota)
-                yield self.step(number, t, "full", **own)
+                own["null_rows"], own["room"] = self.null_rows(group), size - counts[-1]
+                if len(group) > 1 and self.reuse.inside == "raster":
+                    own["group_quota"] = self.quota[t - self.start : end + 1 - self.start].sum(0)
+                yield self.step(t, "full", guide=guide, **own)
             elif count:
-                own["null_rows"] = reuse.null_rows([self.guided(g) for g in guides[i:]])
-                own["refresh"] = reuse.refreshed(size=size, first=first, count=count, before=before)
-                yield self.step(number, t, "cached", prefix=reuse.prefix, **own)
+                own["null_rows"] = self.reuse.null_rows([self.guided(g) for g in guides[i:]])
+                own["refresh"] = self.reuse.refreshed(size=size, first=first, count=count, before=before)
+                own["prefix"] = self.reuse.prefix
+                yield self.step(t, "cached", guide=guide, **own)
             else:
-                yield self.step(number, t, "none", ends_group=t == end)
+                yield self.step(t, "none", guide=guide, **own)
             first, before = first + count, count or before
 
-    def step(
-        self,
-        number: int,
-        t: int,
-        kind: Kind,
-        *,
-        guide: int | None = None,
-        group_quota: Tensor | None = None,
-        **own: Any,
-    ) -> PlannedStep:
+    def step(self, t: int, kind: Kind, *, guide: int | None = None, **own: Unpack[StepFields]) -> PlannedStep:
         """Step t, with the guidance of step `guide` (t)."""
-        i, guide = t - self.settings.config.start, t if guide is None else guide
-        done, quota = self.on_device[:, i]
+        i, guide = t - self.start, t if guide is None else guide
         return PlannedStep(
             index=t,
-            phase=self.phase_of[i],
-            group=number,
             kind=kind,
+            phase=self.phase_of[i],
             reveal=tuple(self.reveal[i]),
-            count=self.most[i],
+            count=self.count(t),
             unknown=self.wanted[i],
             stop=self.phases[self.phase_of[i]].stop,
-            visible=(self.length - self.widest[i], self.length - self.fewest[i]),
+            visible=self.visible[i],
             guidance=self.guidance[guide] if self.guided(guide) else None,
             temperature=self.temperature[t],
             confidence_temperature=self.confidence_temperature[t],
-            quota=quota,
-            done=done,
-            group_quota=quota if group_quota is None else group_quota,
+            quota=self.quota[i],
+            done=self.done[i],
             **own,
         )
-
-
-def _table(
-    settings: "SamplerSettings",
-    units: TokenSpec,
-    able: Capabilities,
-    phases: Sequence[Phase],
-    hidden: Sequence[Sequence[int]],
-    device: torch.device | str,
-) -> _Table:
-    after, wanted = [], []  # of each step, by row
-    for i, (phase, unknown) in enumerate(zip(phases, hidden)):
-        counts = {u: settings.left(phase, u) for u in set(unknown)}
-        later = torch.tensor(hidden[i + 1 :], dtype=torch.int64).sum(0)
-        left = torch.tensor([counts[u] for u in unknown]).T  # (steps, B)
-        after.append(left + later)
-        wanted += torch.cat([torch.tensor(unknown).unsqueeze(0), left[:-1]]).amax(1).tolist()
-    total = torch.tensor(hidden).sum(0, keepdim=True)  # (1, B)
-    left = torch.cat(after)  # (steps run, B)
-    before = torch.cat([total, left[:-1]])
-    reveal = before - left
-    values = {
-        name: settings.values(name, units.length, units.global_tokens)
-        for name in ("guidance", "temperature", "confidence_temperature")
-    }
-    return _Table(
-        settings=settings,
-        able=able,
-        length=units.length,
-        phases=phases,
-        phase_of=[i for i, phase in enumerate(phases) for _ in range(phase.steps)],
-        wanted=wanted,
-        fewest=before.amin(1).tolist(),
-        widest=before.amax(1).tolist(),
-        most=reveal.amax(1).tolist(),
-        reveal=reveal.tolist(),
-        on_device=torch.stack([total - before, reveal]).unsqueeze(-1).to(device),
-        **values,
-    )

@@ -10,8 +10,9 @@ step to the next, and cached steps in between read what the last full one stored
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
+from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError, check_choice
 from mgen.utils.modeling import check_keys
 
@@ -55,7 +56,7 @@ class Reuse:
             raise MgenError(f"reuse.head_share is {self.head_share!r}: a share in 0 … 1 is needed")
 
     @classmethod
-    def of(cls, settings: Mapping[str, Any] | None) -> "Reuse":
+    def of(cls, settings: Settings | None) -> "Reuse":
         """From a mapping; MgenError for a key or value that is not allowed."""
         if settings is not None and not isinstance(settings, Mapping):
             raise MgenError(f"reuse is {settings!r}: expected a mapping, such as {{cached: 1, full_first: 12}}")
@@ -85,6 +86,6 @@ class Reuse:
     def null_rows(self, guided: Sequence[bool]) -> bool:
         """Whether a cached step computes null rows, for `guided` of itself and of the group's steps after it.
 
-        Where only the latest rows are refreshed, null rows that a later step reads must not be left out now.
+        Where only the latest rows are refreshed, unconditional rows that a later step reads must not be left out now.
         """
         return any(guided) if self.refresh == "latest" else guided[0]

@@ -1,7 +1,7 @@
 """The settings of a sampler: every choice of a decoding run as a configuration that is checked when it is made."""
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Self
 
 from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
@@ -14,6 +14,7 @@ from mgen.samplers.plan import Phase
 from mgen.samplers.reuse import Reuse
 from mgen.samplers.schedule import Schedule
 from mgen.samplers.values import Value, per_step, with_strength
+from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError
 from mgen.utils.modeling import check_keys, constructor_keys
 
@@ -52,9 +53,9 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
         temperature: Value = 1.0,
         confidence_temperature: Value = {"kind": "linear", "start": 4.5, "end": 0.0},  # noqa: B006  (JSON in the config)
         start: int = 0,
-        head: Mapping[str, Any] | None = None,
-        reuse: Mapping[str, Any] | None = None,
-        first_stage: Mapping[str, Any] | None = None,
+        head: Settings | None = None,
+        reuse: Settings | None = None,
+        first_stage: Settings | None = None,
         global_steps: int | None = None,
     ) -> None:
         for name, value in (("steps", steps), ("start", start)):
@@ -82,7 +83,7 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
             raise MgenError("first_stage: order remasking changes tokens whose context has been read: use confidence")
 
     @classmethod
-    def from_settings(cls, settings: Any, where: str) -> Self:
+    def from_settings(cls, settings: object, where: str) -> Self:
         """A sampler from a mapping of a file or a configuration; MgenError that names `where` for anything wrong in it."""
         if not isinstance(settings, Mapping):
             raise MgenError(f"{where} is {settings!r}: expected a mapping of sampler settings")
@@ -93,7 +94,7 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
             raise MgenError(f"{where}: {error}") from error
 
     @classmethod
-    def suited(cls, generator: Generator | Cascade, settings: Any = None, where: str = "sampler") -> Self:
+    def suited(cls, generator: Generator | Cascade, settings: object = None, where: str = "sampler") -> Self:
         """A sampler from `settings`; where they name no order, vectors are drawn in random order, ids by confidence.
 
         Generators of two stages draw the first one unless `first_stage` is None, in up to 32 steps, as published for 64 tokens.
@@ -115,7 +116,7 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
         return cls.from_settings(given, where)
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> Settings:
         """The arguments of the constructor, as they are written to files."""
         return {key: value for key, value in self.config.items() if not key.startswith("_")}
 
@@ -136,7 +137,7 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
         return None if own is None else type(self).from_settings(own, "sampler.first_stage")
 
     @property
-    def cached_head(self) -> dict[str, Any] | None:
+    def cached_head(self) -> Settings | None:
         """Settings of the head in cached steps; None: those of full steps."""
         if self.reuse.head_share == 1 or not self.reuse.cached:
             return None
@@ -191,14 +192,14 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
         guidance: float | None = None,
         chain: str | None = None,
         head_steps: int | None = None,
-        **settings: Any,
+        **replaced: object,
     ) -> Self:
         """A sampler with some settings replaced.
 
         A number for `guidance` replaces the end of its curve; `chain` and `head_steps` replace entries of `head`, and entries of
         `reuse` and `first_stage` those of the same name; first_stage=False leaves the first stage out.
         """
-        settings = {key: value for key, value in settings.items() if value is not None}
+        settings: Settings = {key: value for key, value in replaced.items() if value is not None}
         parts = {key: value for key, value in (("chain", chain), ("steps", head_steps)) if value is not None}
         if parts:
             settings["head"] = {**(self.config.head or {}), **settings.get("head", {}), **parts}

@@ -17,11 +17,11 @@ The default of `at` is `end` for linear, `start` for half-linear, and `inclusive
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
+from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError, check_choice, suggestion
 
-Value = float | Sequence[float] | Mapping[str, Any]
+Value = float | Sequence[float] | Settings
 KEYS = {
     "linear": {"start", "end", "at", "left", "least"},
     "half-linear": {"start", "end", "at", "left", "least"},
@@ -68,7 +68,7 @@ def per_step(
 
 
 def _curve(
-    value: Mapping[str, Any], steps: int, name: str, unknown: Sequence[int], length: int, group: Mapping[int, float]
+    value: Settings, steps: int, name: str, unknown: Sequence[int], length: int, group: Mapping[int, float]
 ) -> list[float]:
     kind = check_choice(f"{name}.kind", str(value.get("kind")), KEYS)
     for key in value:

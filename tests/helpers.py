@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from mgen.generators import Cascade, Generator, build_model
+from mgen.heads.categorical import OwnTable
 from mgen.pipelines.pipeline import MaskedPipeline
 from mgen.samplers import ParallelSampler
-from mgen.tokenizers import VQGAN, KLTokenizer
+from mgen.tokenizers import VQGAN, HitaTokenizer, KLTokenizer
 
 TOKENIZER = dict(image_size=32, in_channels=1, channels=8, multipliers=(1, 1, 2), blocks=1, mid_blocks=1, norm_groups=0)
 KL = dict(
@@ -23,6 +25,25 @@ KL = dict(
     norm_groups=4,
     encoder_attention=(),
     middle_attention=False,
+)
+HITA: dict[str, Any] = dict(
+    image_size=32,
+    in_channels=1,
+    channels=(8, 8, 8),
+    layers=1,
+    norm_groups=4,
+    global_tokens=6,
+    shift=3,
+    dim=16,
+    depth=2,
+    heads=2,
+    hidden=24,
+    vocab_size=32,
+    global_vocab_size=32,
+    latent=4,
+    global_latent=5,
+    dropout=0.0,
+    vision=None,
 )
 HALVES = dict(encoder_dim=32, encoder_depth=2, encoder_heads=2, decoder_dim=32, decoder_depth=2, decoder_heads=2)
 TRUNKS: dict[str, dict[str, Any]] = {
@@ -90,6 +111,12 @@ def tiny_net(trunk: str, seed: int = 0, **sections: Any) -> Any:
     return build_model(tiny_config(trunk, **sections)).eval()
 
 
+def head_table(net: Any) -> OwnTable | nn.Embedding:
+    """The table of ids that the head of a generator computes logits by: its own, which is zero at first, or the embedder's."""
+    own = [module for module in net.head.modules() if isinstance(module, OwnTable)]
+    return own[0] if own else net.embedder.token_table
+
+
 def tiny_tokenizer(seed: int = 0, **settings: Any) -> VQGAN:
     torch.manual_seed(seed)
     return VQGAN(**{**TOKENIZER, "latent": 4, "vocab_size": 64, **settings}).eval()
@@ -107,6 +134,11 @@ def tiny_generator(seed: int = 1, **sections: Any) -> Generator:
 def tiny_kl(seed: int = 0, **settings: Any) -> KLTokenizer:
     torch.manual_seed(seed)
     return KLTokenizer(**{**KL, "scale": 1.0, **settings}).eval()
+
+
+def tiny_hita(seed: int = 0, **settings: Any) -> HitaTokenizer:
+    torch.manual_seed(seed)
+    return HitaTokenizer(**{**HITA, **settings}).eval()
 
 
 def tiny_mar(seed: int = 1, **sections: Any) -> Generator:

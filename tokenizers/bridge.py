@@ -14,7 +14,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
 from mgen.nn.levels import check_range, dequantize, gaussian_levels, quantize
-from mgen.tokenizers.base import PosteriorTokenizer, register_tokenizer
+from mgen.tokenizers.base import PosteriorTokenizer, Tokenizer, register_tokenizer
 from mgen.tokenizers.kl import KLTokenizer
 from mgen.tokens import LevelSpec, TokenSpec
 from mgen.utils.errors import MgenError
@@ -115,9 +115,17 @@ class QuantizedKL(PosteriorTokenizer):
         return self.continuous.config.latent_channels, side, side
 
     def fingerprint(self) -> str:
-        """The fingerprint of the inner KL tokenizer: one cache of moments serves both, and any levels."""
+        """The fingerprint of the inner KL tokenizer: a cache of moments works for both and for any levels."""
         return self.continuous.fingerprint()
 
     def forward(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
         """Raise MgenError: there is nothing to train."""
         raise MgenError("a QuantizedKL is not trained: train its KLTokenizer, then run mgen convert quantize")
+
+
+def kl_tokenizer(tokenizer: Tokenizer, option: str) -> KLTokenizer:
+    """The KL tokenizer that a tokenizer is or holds; MgenError, naming the option that needs one, for others."""
+    found = tokenizer.continuous if isinstance(tokenizer, QuantizedKL) else tokenizer
+    if not isinstance(found, KLTokenizer):
+        raise MgenError(f"{option} is for KL tokenizers: a {type(tokenizer).__name__} makes ids")
+    return found

@@ -5,6 +5,8 @@ Zheng et al., "Holistic Tokenizer for Autoregressive Image Generation" (ICCV 202
 Notation: B batch, S holistic tokens, h × w grid, N = h·w patches, V vision tokens of width W, D width, F hidden width of the MLPs.
 """
 
+from typing import TypedDict
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -79,6 +81,18 @@ class VisionProjection(nn.Sequential):
             nn.Linear(dim, dim, bias=False),
             nn.LayerNorm(dim),
         )
+
+
+class StackSettings(TypedDict):
+    """The arguments that Gathering and Spreading share."""
+
+    dim: int
+    depth: int
+    heads: int
+    hidden: int
+    holistic: int
+    side: int
+    dropout: float
 
 
 class Gathering(nn.Module):

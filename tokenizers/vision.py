@@ -10,13 +10,14 @@ import contextlib
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mgen.tokenizers.base import Tokenizer
+from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError
 
 SIZE = 224  # pixels the encoder sees
@@ -52,6 +53,16 @@ def resized(images: Tensor, size: int = SIZE) -> Tensor:
     return (x.clamp(-1, 1) + 1) / 2
 
 
+class VisionTransformer(Protocol):
+    """What is used of timm's VisionTransformer."""
+
+    embed_dim: int
+    num_prefix_tokens: int
+    cls_token: Tensor
+
+    def forward_features(self, x: Tensor) -> Tensor: ...
+
+
 class VisionEncoder(nn.Module):
     """Images → class token and patch tokens of a vision transformer after its last norm; frozen, always in evaluation mode.
 
@@ -62,10 +73,10 @@ class VisionEncoder(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, vit: nn.Module) -> None:
+    def __init__(self, vit: VisionTransformer) -> None:
         super().__init__()
-        self.vit: Any = vit  # timm is not typed
-        self.width: int = self.vit.embed_dim
+        self.vit = vit
+        self.width = vit.embed_dim
         self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
         self.eval().requires_grad_(False)
@@ -93,7 +104,7 @@ def load_vision(path: str | Path, *, heads: int | None = None) -> VisionEncoder:
     Raises:
         MgenError: timm is not installed; the file is missing, damaged, or not of this layout.
     """
-    from mgen.convert.reading import read_state_dict
+    from mgen.utils.weights import read_state_dict
 
     try:
         import timm
@@ -104,7 +115,7 @@ def load_vision(path: str | Path, *, heads: int | None = None) -> VisionEncoder:
     try:
         width, _, patch, _ = state["patch_embed.proj.weight"].shape
         depth = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
-        settings: dict[str, Any] = {
+        settings: Settings = {
             "patch_size": patch,
             "embed_dim": width,
             "depth": depth,

@@ -1,11 +1,10 @@
-"""Quality and time of a generator with a diffusion head: chain of the head × decoding steps.
+"""Quality and time of a generator with a diffusion head, by sampler of the head (chain) and decoding steps.
 
     python tools/chain_table.py --model fmnist-mar --num-images 500 --jobs 2 --out docs/chains
 
-Every cell draws the same seeds, at the model's guidance and, for the ancestral chain, its temperature,
-and is measured against Fashion-MNIST's training images in features of fmnist-cnn. Cells that
-are there already (OUT.json) are kept, so an interrupted run goes on. Seconds are wall seconds per image of one job on one thread,
-drawing in batches of 100, with `--jobs` of them running side by side.
+Every cell uses the same seeds, the model's guidance and, for the ancestral chain, its temperature, and is compared with Fashion-MNIST's
+training images in features of fmnist-cnn. Finished cells (OUT.json) are kept, so an interrupted run resumes. Seconds are wall seconds
+per image of one job on one thread, in batches of 100, with `--jobs` jobs in parallel.
 """
 
 import argparse
@@ -31,11 +30,11 @@ DISTANCE, ACCURACY = "Fréchet distance (fmnist-cnn)", "class accuracy (fmnist-c
 
 
 def cell(task: tuple[str, int, str, int, int]) -> tuple[str, dict[str, Any]]:
-    """One setting, drawn and measured."""
+    """Sample and measure one setting."""
     model, count, chain, head_steps, steps = task
     torch.set_num_threads(1)
     pipe = load(model).optimize()
-    quiet = {} if chain == "ancestral" else {"temperature": 1.0}  # there is no noise that it could scale
+    quiet = {} if chain == "ancestral" else {"temperature": 1.0}  # the other chains add no noise to scale
     pipe.sampler = pipe.sampler.override(steps=steps, chain=chain, head_steps=head_steps, **quiet)
     extractor, classifier = make_extractor("fmnist-cnn"), make_extractor("fmnist-classifier")
     batch = min(100, count)
@@ -46,8 +45,8 @@ def cell(task: tuple[str, int, str, int, int]) -> tuple[str, dict[str, Any]]:
     outcome = result(
         measured, source, extractor, protocol=find_protocol("fmnist-cnn"), reference=reference, classifier=classifier
     )
-    metrics, drawn = outcome["metrics"], measured.total("seconds").item() / count
-    found = {"distance": metrics[DISTANCE], "accuracy": metrics[ACCURACY], "seconds_per_image": drawn}
+    metrics, seconds = outcome["metrics"], measured.total("seconds").item() / count
+    found = {"distance": metrics[DISTANCE], "accuracy": metrics[ACCURACY], "seconds_per_image": seconds}
     return f"{chain} {head_steps} × {steps}", found
 
 
@@ -73,7 +72,7 @@ def main() -> None:
 
 
 def table(cells: dict[str, Any]) -> str:
-    """Markdown: one row a chain; distance and seconds per image at each number of decoding steps."""
+    """Markdown with a row for each chain: distance and seconds per image for each number of decoding steps."""
     lines = ["| head chain | " + " | ".join(f"{s} steps" for s in STEPS) + " |", "|---" * (1 + len(STEPS)) + "|"]
     for chain, count in CHAINS:
         found = [cells[f"{chain} {count} × {s}"] for s in STEPS]

@@ -1,11 +1,11 @@
-"""Put a trained demo under mgen/zoo/embedded: weights, recipe, logs and measured metrics.
+"""Add a trained demo to mgen/zoo/embedded: weights, recipe, logs and measured metrics.
 
     python tools/embed_demo.py fmnist-maskgit --tokenizer runs/fmnist-vqgan-decoder/model --generator runs/fmnist-maskgit/model \\
         --extractor runs/fmnist-cnn/model --classifier runs/fmnist-classifier/model --logs runs \\
         sampler.guidance.end=3.5 sampler.confidence_temperature.start=6
     python tools/embed_demo.py fmnist-mar --tokenizer runs/fmnist-kl/model --generator runs/fmnist-mar/model --logs runs
 
-Every number in measured.json comes from `mgen eval` runs that this script makes, with the command beside it.
+Every number in measured.json comes from a run of `mgen eval` made here and is stored with its command.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from mgen.utils.config import apply_overrides
 from mgen.utils.files import atomic_folder, read_json, write_json
 from mgen.utils.folders import embedded, part
 
-# What each demo is, the training runs whose settings and logs go with it (the last is the generator's), and the larger number of
+# Description of each demo, its training runs whose settings and logs are copied (the generator's last), and the larger number of
 # samples to measure.
 DEMOS = {
     "fmnist-maskgit": (
@@ -47,8 +47,8 @@ def main() -> None:
     parser.add_argument("name", choices=DEMOS)
     parser.add_argument("--tokenizer", required=True)
     parser.add_argument("--generator", required=True, help="pipeline folder of the trained generator")
-    parser.add_argument("--extractor", help="trained fmnist-cnn, if it is to be embedded anew")
-    parser.add_argument("--classifier", help="trained fmnist-classifier, likewise")
+    parser.add_argument("--extractor", help="trained fmnist-cnn, to embed it again")
+    parser.add_argument("--classifier", help="trained fmnist-classifier, to embed it again")
     parser.add_argument("--logs", required=True, help="folder with the runs' metrics.jsonl and config.json")
     parser.add_argument(
         "overrides", nargs="*", metavar="sampler.key=value", help="settings other than the trained ones"
@@ -66,7 +66,7 @@ def main() -> None:
         sampler=sampler,
         class_names=pipe.config.class_names,
     )
-    pipe.generator.half()  # stored in half the bytes; loading makes fp32 of it, and the metrics below are those of what is stored
+    pipe.generator.half()  # stored in fp16, loaded as fp32; the metrics below are of the stored weights
     with atomic_folder(embedded(args.name)) as folder:
         pipe.save_pretrained(folder)
         for name in trained:
@@ -95,7 +95,7 @@ def main() -> None:
 
 
 def embed_classifiers(args: argparse.Namespace, runs: Path) -> None:
-    """Extractor and classifier, with their accuracies, and the extractor's statistics of the data."""
+    """Embed extractor and classifier with their accuracies, and the extractor's statistics of the data."""
     for name, source in (("fmnist-cnn", args.extractor), ("fmnist-classifier", args.classifier)):
         if source:
             with atomic_folder(embedded(name)) as folder:
@@ -112,13 +112,14 @@ def embed_classifiers(args: argparse.Namespace, runs: Path) -> None:
 
 
 def copy_logs(run: Path, folder: Path) -> None:
-    """The log and the settings of a training run."""
+    """Copy the log and the settings of a training run."""
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copy(run / "metrics.jsonl", folder / "metrics.jsonl")
     shutil.copy(run / "config.json", folder / "training.json")
 
 
-def evaluate(arguments: list[str]) -> dict:
+def evaluate(arguments: list[str]) -> dict[str, Any]:
+    """The result of mgen eval with these arguments, with the command."""
     with tempfile.TemporaryDirectory() as out:
         subprocess.run([sys.executable, "-m", "mgen", "eval", *arguments, "--out", out], check=True)
         outcome = read_json(Path(out) / "result.json")

@@ -1,11 +1,11 @@
-"""Speed and memory of the evaluation beside torch-fidelity's own loop, on the same images in one run.
+"""Speed and memory of the evaluation compared with torch-fidelity's own loop, on the same images in one run.
 
     python tools/evaluation_speed.py --num-images 200 --repeats 3
 
-Images of 256 px in a folder of PNGs through Inception (random weights unless --inception-weights is given): images per second of
-mgen's `measure`, which leaves features, logits and sums, and of torch-fidelity on the same folder (its loop and what it computes of
-the features; the matrix root, which both need once, is left out of both). The fastest of the repeats counts, the two take turns. Then, with
-a cheap extractor, the most memory that a pass over N and over 8 N images adds.
+PNG images of 256 px pass through Inception (random weights unless --inception-weights is given). Reported are images per second of
+mgen's `measure`, with features, logits and sums, and of torch-fidelity on the same folder, with statistics and score; the matrix root,
+which both compute once, is left out. The two take turns, and the fastest repeat counts. Then a cheap extractor shows how much memory a
+pass over N and over 8 N images adds.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from PIL import Image
 
 
 def random_inception(path: Path) -> Path:
-    """torch-fidelity's Inception with random weights, as its weights file; the official one has no num_batches_tracked either."""
+    """A weights file of torch-fidelity's Inception with random weights; like the official one, without num_batches_tracked."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     real, load_state = torch.load, FeatureExtractorInceptionV3.load_state_dict
@@ -32,9 +32,9 @@ def random_inception(path: Path) -> Path:
         made: Any = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path="none")
     finally:
         torch.load, FeatureExtractorInceptionV3.load_state_dict = real, load_state  # type: ignore[assignment]
-    draw = torch.Generator().manual_seed(0)
+    rng = torch.Generator().manual_seed(0)
     state = {
-        k: torch.randn(v.shape, generator=draw) * (2 / v[0].numel()) ** 0.5 if v.ndim > 1 else v
+        k: torch.randn(v.shape, generator=rng) * (2 / v[0].numel()) ** 0.5 if v.ndim > 1 else v
         for k, v in made.state_dict().items()
         if "num_batches" not in k
     }
@@ -44,9 +44,9 @@ def random_inception(path: Path) -> Path:
 
 def write_images(folder: Path, count: int, side: int) -> None:
     """Smooth random RGB images as PNG files."""
-    draw = torch.Generator().manual_seed(0)
+    rng = torch.Generator().manual_seed(0)
     for i in range(count):
-        coarse = torch.rand(1, 3, 8, 8, generator=draw)
+        coarse = torch.rand(1, 3, 8, 8, generator=rng)
         image = torch.nn.functional.interpolate(coarse, (side, side), mode="bicubic").clamp(0, 1)[0]
         array = (image * 255).to(torch.uint8).permute(1, 2, 0).numpy()
         Image.fromarray(array).save(folder / f"{i:06d}_class-{i % 10:04d}.png")
@@ -111,7 +111,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 
 
 def added_memory(count: int) -> float:
-    """MiB that a pass over `count` small images adds to the most that a pass over 500 took, in a process of its own."""
+    """MiB that a pass over `count` small images adds to the peak of a pass over 500, in a separate process."""
     code = MEMORY.format(root=str(Path(__file__).resolve().parents[1]), count=count)
     return float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
 

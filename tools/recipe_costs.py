@@ -1,14 +1,14 @@
-"""TFLOPs per image of the recipes, counted and written into them.
+"""Count TFLOPs per image of the recipes and write them into the files.
 
-    python tools/recipe_costs.py                                   all of them: into the line `tflops:` of each file
-    python tools/recipe_costs.py mar-l-imagenet256 --check         compare only; exit status 1 if a file states something else
+    python tools/recipe_costs.py                                   all recipes: writes the line `tflops:` of each file
+    python tools/recipe_costs.py mar-l-imagenet256 --check         compare only; exit status 1 if a file differs
 
-Counted is the network alone, trunk and head without the tokenizer's decoder, one image with the recipe's sampler, guidance included,
-one multiplication and addition as 2 (mgen/bench/flops.py). The model comes from the recipe's `model:` or, of an embedded one, from its own
-configuration; there are no weights, all happens on the meta device. `parameters:` is checked against the same model.
+The count covers the network only (trunk and head, not the tokenizer's decoder) for one image with the recipe's sampler and guidance; a
+multiplication and an addition count as 2 (mgen/bench/flops.py). The model comes from the recipe's `model:` or, if it is embedded, from
+its own configuration. It has no weights: everything runs on the meta device. `parameters:` is checked against the same model.
 
-Deep models are not run at their depth: operations are affine in the number of equal blocks, so two shallow runs, of trunk and head
-alike, tell those of a deep one exactly; and the shapes that an operation gives are worked out once. `--exact` does without both.
+Deep models run at two shallow depths instead of their own: the number of operations is affine in the number of blocks, in the trunk as
+in the head, so this is exact. The output shapes of an operation are computed once. `--exact` turns both off.
 """
 
 import argparse
@@ -16,7 +16,8 @@ import copy
 import re
 import sys
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,24 +29,24 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from mgen.bench.benchmark import RandomPipeline
 from mgen.bench.flops import count_run
-from mgen.generators import Cascade, Generator, build_model
-from mgen.generators.presets import complete, named_config
+from mgen.bench.proxy import AnyGenerator
+from mgen.generators.build import build_model
+from mgen.generators.presets import named_config
 from mgen.samplers import ParallelSampler
-from mgen.utils.config import read_config
+from mgen.utils.config import Settings, read_config
 from mgen.utils.errors import MgenError
 from mgen.utils.files import write_text
 from mgen.utils.folders import embedded
 from mgen.zoo.recipes import find_recipe, recipe_names, recipe_settings
 
-# Two shallow depths by type of trunk; of AutoNAT's, half of the blocks lie before the middle and half behind it.
+# Two shallow depths of a trunk; half of the blocks of a U-ViT come before its middle and half after it.
 SHALLOW = {"uvit": (2, 4)}
-
-Config = dict[str, Any]
+STAGES = ("first", "second")  # of a cascade
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Parameters of the generator, and operations of one image, in its trunk and in its head."""
+    """Parameters of the generator, and operations per image in its trunk and in its head."""
 
     parameters: int
     trunk: int
@@ -57,9 +58,9 @@ class Cost:
 
 
 class Remembered(TorchDispatchMode):
-    """Answers an operation on the meta device with the shapes that it gave for the same arguments before.
+    """Caches the output shapes of operations on the meta device by their arguments.
 
-    Torch works shapes out in Python, which takes most of the time of a count; the counter itself sees every operation all the same.
+    Torch computes shapes in Python, which takes most of the time of a count. The counter still sees every operation.
     """
 
     def __init__(self) -> None:
@@ -69,7 +70,7 @@ class Remembered(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         flat, tree = tree_flatten((args, kwargs or {}))
         tensors = [value for value in flat if isinstance(value, Tensor)]
-        # True, 1 and 1.0 are equal as keys, and not the same to an operation.
+        # True, 1 and 1.0 are equal as keys but differ for an operation.
         key = (func, tree, *(_layout(value) if isinstance(value, Tensor) else (type(value), value) for value in flat))
         if func._schema.is_mutable or not tensors or not all(value.is_meta for value in tensors):
             return func(*args, **(kwargs or {}))
@@ -96,72 +97,70 @@ def cost(name: str, *, exact: bool = False) -> Cost:
 
     Args:
         name: of a shipped recipe, or a file.
-        exact: run the model at its own depth, as `mgen bench` does.
+        exact: run the model at its own depth, like `mgen bench`.
     """
     facts = read_config(find_recipe(name))
-    remembered = nullcontext() if exact else Remembered()  # the runs of two depths take many of the same shapes
+    remembered = nullcontext() if exact else Remembered()  # the two depths share many shapes
     if "model" not in facts:
         from mgen.pipelines.pipeline import load
 
         generator = load(embedded(facts["folder"])).generator
         return _cost(generator, *_count(generator, name, remembered))
-    config = complete(named_config(facts["model"], f"{name}: model"))
-    generator = _build(config)
-    trunk, heads = _depths([config["trunk"]]), _depths(_heads(config)) or {1}
-    if exact or len(trunk) > 1 or len(heads) > 1:
+    generator = _build(named_config(facts["model"]))
+    config = {key: value for key, value in generator.config.items() if not key.startswith("_")}
+    trunk = {part[key] for part, key in _depths({"trunk": config["trunk"]})}
+    head = {part[key] for part, key in _depths({**config, "trunk": {}})} or {1}
+    if exact or len(trunk) > 1 or len(head) > 1:
         return _cost(generator, *_count(generator, name, remembered))
     low, high = SHALLOW.get(config["trunk"]["type"], (1, 2))
     counts = [_count(_build(_with_depth(config, depth)), name, remembered) for depth in (low, high)]
     parts = [
         first + (second - first) * (depth - low) // (high - low)
-        for first, second, depth in zip(*counts, (trunk.pop(), heads.pop()))
+        for first, second, depth in zip(*counts, (trunk.pop(), head.pop()))
     ]
     return _cost(generator, *parts)
 
 
-def _build(config: Config) -> Generator | Cascade:
+def _depths(config: Settings) -> Iterator[tuple[Settings, str]]:
+    """Where the depths of trunk and heads stand in a configuration: (section, key)."""
+    stages = [config, *(config[stage] for stage in STAGES if stage in config)]
+    for section in (config["trunk"], *(stage["head"] for stage in stages if "head" in stage)):
+        yield from ((section, key) for key in section if key.endswith("depth"))
+
+
+def _with_depth(config: Settings, depth: int) -> Settings:
+    """The configuration with another depth of trunk and heads."""
+    out = copy.deepcopy(config)
+    for section, key in _depths(out):
+        section[key] = depth
+    return out
+
+
+def _build(config: Settings) -> AnyGenerator:
     with torch.device("meta"):
         return build_model(config).eval()
 
 
-def _heads(config: Config) -> list[Config]:
-    """The sections of the heads, of a cascade two."""
-    return [config[name]["head"] for name in ("first", "second")] if "first" in config else [config["head"]]
-
-
-def _depths(sections: list[Config]) -> set[int]:
-    """All numbers of blocks in these sections."""
-    return {value for section in sections for key, value in section.items() if key.endswith("depth")}
-
-
-def _with_depth(config: Config, depth: int) -> Config:
-    """The configuration with as many blocks in every part of trunk and heads."""
-    changed = copy.deepcopy(config)
-    for section in (changed["trunk"], *_heads(changed)):
-        section.update({key: depth for key in section if key.endswith("depth")})
-    return changed
-
-
-def _count(generator: Generator | Cascade, name: str, context: Any) -> tuple[int, int]:
+def _count(generator: AnyGenerator, name: str, context: AbstractContextManager[object]) -> tuple[int, int]:
     """Operations of trunk and head, of one image, counted in the context given."""
     sampler = ParallelSampler.suited(generator, *recipe_settings(name))
     with context:
-        counts = count_run(RandomPipeline(generator=generator, tokenizer=None, sampler=sampler), sampler)
+        counts = count_run(RandomPipeline(generator, None, sampler), sampler)
     return counts.flops["trunk"], counts.flops["head"]
 
 
-def _cost(generator: Generator | Cascade, trunk: int, head: int) -> Cost:
+def _cost(generator: AnyGenerator, trunk: int, head: int) -> Cost:
     return Cost(parameters=sum(p.numel() for p in generator.parameters()), trunk=trunk, head=head)
 
 
 def stated(path: Path) -> str | None:
-    """The text behind `tflops:` in the file itself, not in what it extends."""
+    """The value of `tflops:` in the file itself, not in the one it extends."""
     found = re.search(r"^tflops: (\S+)", path.read_text(encoding="utf-8"), re.MULTILINE)
     return found[1] if found else None
 
 
 def state(path: Path, tflops: str) -> None:
-    """Write the line `tflops:`: in its place, or behind `parameters:`, or before `run:`. Comments stay."""
+    """Write the line `tflops:` in place, after `parameters:` or before `run:`. Keeps comments."""
     text = path.read_text(encoding="utf-8")
     line = f"tflops: {tflops}  # network only, one image\n"
     for pattern, put in (

@@ -3,25 +3,25 @@
 import argparse
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 COMMANDS = {
-    "sample": "draw images from a model (the embedded one by default)",
+    "sample": "sample images from a model (an embedded one by default)",
     "edit": "in-painting, out-painting, class editing and style of an image",
     "train": "train a generator, a tokenizer or a classifier",
-    "cache": "pass a data set through a tokenizer, once, into a token cache",
+    "cache": "tokenize a data set once, into a token cache",
     "eval": "measure images or a model: Fréchet distance, Inception Score, report",
-    "report": "one page from results: HTML, Markdown and JSON",
-    "stats": "reference statistics of any images, for mgen eval",
-    "tune": "search a sampling strategy, step by step, for a model",
-    "convert": "turn an official checkpoint into mgen's format",
-    "bench": "seconds, TFLOPs and where they go",
-    "zoo": "list models: inside the package, and published ones with their recipes",
+    "report": "put results on one page: HTML, Markdown and JSON",
+    "stats": "compute reference statistics of images, for mgen eval",
+    "tune": "search a sampling strategy for a model",
+    "convert": "convert an official checkpoint to mgen's format",
+    "bench": "measure seconds and TFLOPs per image, and where they go",
+    "zoo": "list embedded models, and published ones with their recipes",
 }
 
 
 class Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """Keeps the layout of examples and shows defaults."""
+    """Keep the layout of examples and show defaults."""
 
 
 def make_parser(command: str, description: str, examples: str) -> argparse.ArgumentParser:
@@ -32,16 +32,16 @@ def make_parser(command: str, description: str, examples: str) -> argparse.Argum
 
 
 def add_vision(parser: argparse.ArgumentParser) -> None:
-    """The option of commands that tokenize images."""
+    """Add the option of commands that tokenize images."""
     parser.add_argument(
         "--vision-weights",
         metavar="FILE",
-        help="dinov2_vitl14_reg4_pretrain.pth, the frozen encoder that Hita tokenizers look at images with",
+        help="dinov2_vitl14_reg4_pretrain.pth, the frozen vision encoder of Hita tokenizers",
     )
 
 
-def run(function: object, argv: Sequence[str] | None = None) -> int:
-    """Call a command; user errors become one line on stderr and exit status 2, Ctrl-C status 130."""
+def run(function: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None) -> int:
+    """Call a command. User-facing errors become one line on stderr and exit status 2; Ctrl-C gives status 130."""
     import warnings
 
     from mgen.utils.errors import MgenError
@@ -52,12 +52,12 @@ def run(function: object, argv: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = one_line
-            return function(argv) or 0  # type: ignore[operator]
+            return function(argv) or 0
     except MgenError as error:
         print(f"mgen: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("mgen: interrupted; run the same command again to go on", file=sys.stderr)
+        print("mgen: interrupted; rerun the same command to resume", file=sys.stderr)
         return 130
     except BrokenPipeError:
         return 141

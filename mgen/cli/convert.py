@@ -1,11 +1,19 @@
 """`mgen convert`: official checkpoints → mgen folders."""
 
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from mgen.cli import make_parser
 from mgen.utils.errors import MgenError
+
+if TYPE_CHECKING:
+    from mgen.generators import Generator
+    from mgen.pipelines.pipeline import MaskedPipeline
+    from mgen.tokenizers import QuantizedKL
+    from mgen.utils.config import Settings
+    from mgen.utils.modeling import Model
 
 EXAMPLES = """  mgen convert maskgit-vqgan vqgan_jax_strongaug.ckpt --out models/vqgan
   mgen convert maskgit nnet_ema.pth --tokenizer vqgan_jax_strongaug.ckpt --recipe autonat-l-imagenet256 --out models/autonat
@@ -24,7 +32,7 @@ EXAMPLES = """  mgen convert maskgit-vqgan vqgan_jax_strongaug.ckpt --out models
 
 With --tokenizer (or one in the same file) the result is a pipeline that `mgen sample --model DIR` takes; without, the model alone.
 The levels of `quantize` are compared by mgen eval … --levels, its channel_order is printed by mgen cache … --measure-order.
-Torch files are read as plain tensors only: a file that holds other Python objects is refused."""
+Torch files are read as plain tensors only: a file that holds other Python objects raises an error."""
 OWN = """  pipeline       join a saved generator with a tokenizer
   shuffle        a saved generator (or pipeline) with windows of tokens, as the start of a fine-tuning
   quantize       put levels to the latents of a KL tokenizer (folder, name, or official file): ids for every channel"""
@@ -59,36 +67,13 @@ def command(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--recipe", metavar="NAME|FILE", help="recipe whose sampler the pipeline gets")
     args = parser.parse_intermixed_args(argv)
 
-    from mgen.convert import convert
-    from mgen.utils.config import apply_overrides
     from mgen.utils.files import atomic_folder, check_writable
 
     out = Path(args.out)
     check_writable(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())) and not is_ours(out):
         raise MgenError(f"{out} exists and is no converted model: choose another --out")
-    if args.format == "pipeline":
-        product: Any = saved_generator(args.file)
-        report, names = f"{type(product).__name__} from {args.file}", ""
-        if not args.tokenizer or args.settings:
-            raise MgenError("pipeline joins a saved generator with --tokenizer, and takes no settings")
-    elif args.format == "quantize":
-        product, report = quantized(args.file, apply_overrides({}, args.settings))
-        names = ""
-    elif args.format == "shuffle":
-        product, report = windowed(args.file, apply_overrides({}, args.settings))
-        names = ""
-    else:
-        conversion = convert(args.format, args.file, raw=args.raw, **apply_overrides({}, args.settings))
-        product, report, names = conversion.model, conversion.report(), conversion.names()
-        inside = FORMATS[args.format].tokenizer_inside
-        if not args.tokenizer and inside and any(name.startswith(inside) for name in conversion.ignored):
-            args.tokenizer = args.file
-    if args.tokenizer or args.recipe:
-        if not args.tokenizer:
-            raise MgenError("--recipe makes a pipeline and needs --tokenizer too")
-        product, more, more_names = pipeline(product, args.tokenizer, args.recipe)
-        report, names = report + more, names + more_names
+    product, report, names = converted(args)
     with atomic_folder(out) as folder:
         product.save_pretrained(folder)
         (folder / "conversion.txt").write_text(f"{report}\n\n{names}\n")
@@ -97,11 +82,41 @@ def command(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def converted(args: Namespace) -> "tuple[Model | MaskedPipeline, str, str]":
+    """What the options ask for: a network or a pipeline, the report, and the table of weight names."""
+    from mgen.convert import convert
+    from mgen.convert.convert import FORMATS
+    from mgen.utils.config import apply_overrides
+
+    settings, tokenizer, names = apply_overrides({}, args.settings), args.tokenizer, ""
+    if args.format == "pipeline":
+        product: Model | MaskedPipeline = saved_generator(args.file)
+        report = f"{type(product).__name__} from {args.file}"
+        if not tokenizer or settings:
+            raise MgenError("pipeline joins a saved generator with --tokenizer, and takes no settings")
+    elif args.format == "quantize":
+        product, report = quantized(args.file, settings)
+    elif args.format == "shuffle":
+        product, report = windowed(args.file, settings)
+    else:
+        conversion = convert(args.format, args.file, raw=args.raw, **settings)
+        product, report, names = conversion.model, conversion.report(), conversion.names()
+        inside = FORMATS[args.format].tokenizer_inside
+        if inside and any(name.startswith(inside) for name in conversion.ignored):
+            tokenizer = tokenizer or args.file
+    if args.recipe and not tokenizer:
+        raise MgenError("--recipe makes a pipeline and needs --tokenizer too")
+    if tokenizer:
+        product, more, more_names = pipeline(product, tokenizer, args.recipe)
+        report, names = report + more, names + more_names
+    return product, report, names
+
+
 def is_ours(folder: Path) -> bool:
     return (folder / "conversion.txt").is_file()
 
 
-def saved_generator(folder: str) -> Any:
+def saved_generator(folder: str) -> "Model":
     """The generator of a folder that mgen train or mgen convert wrote."""
     from mgen.utils.files import read_json
     from mgen.utils.modeling import saved_class
@@ -112,7 +127,7 @@ def saved_generator(folder: str) -> Any:
     return saved_class(read_json(config).get("_class_name"), f"model class in {config}").from_pretrained(folder)
 
 
-def quantized(source: str, settings: dict[str, Any]) -> tuple[Any, str]:
+def quantized(source: str, settings: "Settings") -> "tuple[QuantizedKL, str]":
     """The KL tokenizer of `source` with levels (folder, name of a model, or official file), and the report."""
     from mgen.convert import convert
     from mgen.nn.levels import PUBLISHED_ORDER, best_range
@@ -121,7 +136,7 @@ def quantized(source: str, settings: dict[str, Any]) -> tuple[Any, str]:
     from mgen.utils.modeling import check_keys, constructor_keys
 
     check_keys(settings, constructor_keys(QuantizedKL) - {"kl", "in_channels"}, "")
-    found = convert("kl16", source).model if Path(source).is_file() else load_tokenizer(source)
+    found: object = convert("kl16", source).model if Path(source).is_file() else load_tokenizer(source)
     found = getattr(found, "continuous", found)
     if not isinstance(found, KLTokenizer):
         raise MgenError(f"{source} holds a {type(found).__name__}: quantize takes a KL tokenizer")
@@ -139,7 +154,7 @@ def quantized(source: str, settings: dict[str, Any]) -> tuple[Any, str]:
     )
 
 
-def windowed(source: str, settings: dict[str, Any]) -> tuple[Any, str]:
+def windowed(source: str, settings: "Settings") -> "tuple[Generator, str]":
     """The generator of `source` (its folder, or that of a pipeline) with windows of tokens, and the report."""
     from mgen.convert.shuffle import shuffled
 
@@ -155,7 +170,7 @@ def windowed(source: str, settings: dict[str, Any]) -> tuple[Any, str]:
     )
 
 
-def pipeline(generator: Any, tokenizer: str, recipe: str | None) -> tuple[Any, str, str]:
+def pipeline(generator: "Model", tokenizer: str, recipe: str | None) -> "tuple[MaskedPipeline, str, str]":
     """A pipeline of a generator with a tokenizer (official file or folder), and the lines to add to report and names."""
     from mgen.convert import convert
     from mgen.convert.convert import tokenizer_format

@@ -8,29 +8,32 @@ from mgen.utils.errors import MgenError
 
 EXAMPLES = """  mgen report eval-fmnist-maskgit                      one result, as report.html, report.md and report.json
   mgen report runs/steps-4 runs/steps-8 runs/steps-16 --out steps.html --title "MaskGIT over steps"
-  mgen report eval-*/result.json --out all.html --allow-mixed      several protocols: a table of each
+  mgen report eval-*/result.json --out all.html --allow-mixed      several protocols, one table each
 
-Several results stand in one table only if protocol, reference and, for distances, the number of images agree. The table has the
-settings in which they differ as columns; where those are one or two, and one is a number, there are curves over it (with
-matplotlib: pip install 'mgen[plots]'). The page is one file that fetches nothing: send it, or open it from the disk."""
+Results share a table only if protocol, reference and, for distances, the number of images agree. The settings in which they differ
+become columns. If one or two settings differ and one of them is numeric, the page also has curves over it (with matplotlib:
+pip install 'mgen[plots]'). The page is one file that loads nothing from elsewhere."""
 
 
 def command(argv: Sequence[str] | None = None) -> int:
     parser = make_parser("report", "Results of mgen eval on one page: HTML, Markdown and JSON.", EXAMPLES)
-    parser.add_argument("results", nargs="+", metavar="RESULT", help="a result.json, or a folder that holds one")
+    parser.add_argument("results", nargs="+", metavar="RESULT", help="a result.json, or a folder with one")
     parser.add_argument(
-        "--out", default="report.html", metavar="FILE", help="the page; the same name with .md and .json beside it"
+        "--out",
+        default="report.html",
+        metavar="FILE",
+        help="the page; .md and .json files of the same name are written next to it",
     )
-    parser.add_argument("--title", help="of the page; default: what was measured")
+    parser.add_argument("--title", help="title of the page; default: what was measured")
     parser.add_argument(
         "--allow-mixed",
         action="store_true",
-        help="results of several protocols, references or counts: on one page, in tables of their own",
+        help="allow results with different protocols, references or counts, in separate tables",
     )
     args = parser.parse_args(argv)
     out = Path(args.out)
     if out.suffix != ".html" or out.is_dir():
-        raise MgenError(f"--out {args.out}: expected the name of a page, such as report.html")
+        raise MgenError(f"--out {args.out}: expected a file name such as report.html")
 
     from mgen.reports.write import write_page
     from mgen.utils.files import check_writable

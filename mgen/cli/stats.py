@@ -1,6 +1,7 @@
 """`mgen stats`: reference statistics of any images, for any protocol."""
 
 import sys
+from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,14 +14,26 @@ EXAMPLES = """  mgen stats /data/imagenet/train --image-size 256 --protocol adm 
   mgen stats fmnist --split test --features 10000 --out test.safetensors
   accelerate launch --multi_gpu --num_processes 8 -m mgen stats /data/imagenet/train --image-size 256 --protocol adm --out ref.safetensors
 
-A file named .safetensors says how it was made, and mgen eval refuses it under another protocol. An interrupted command goes on when it is
-run again: the features measured so far lie in OUT.features until it is done."""
+A .safetensors file records how it was made, and mgen eval raises an error if the protocol differs. Rerun an interrupted command to
+resume: features are kept in OUT.features until it is done."""
 
 
 def command(argv: Sequence[str] | None = None) -> int:
-    parser = make_parser(
-        "stats", "Mean and covariance of the features of images: what mgen eval --reference takes.", EXAMPLES
-    )
+    parser = make_parser("stats", "Mean and covariance of the features of images, for mgen eval --reference.", EXAMPLES)
+    add_options(parser)
+    args = parser.parse_args(argv)
+    for name in ("batch_size", "num_images", "image_size"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise MgenError(f"--{name.replace('_', '-')} is {value}: it must be at least 1")
+    if args.features < 0 or (args.features and Path(args.out).suffix == ".npz"):
+        raise MgenError(
+            f"--features {args.features}: expected a number of at least 0, and a .safetensors file to store them"
+        )
+    return compute(args)
+
+
+def add_options(parser: ArgumentParser) -> None:
     parser.add_argument("path", help="folder of images, .npz (arr_0), or `fmnist`")
     parser.add_argument("--out", required=True, metavar="FILE", help=".safetensors, or .npz for other tools")
     parser.add_argument(
@@ -34,33 +47,27 @@ def command(argv: Sequence[str] | None = None) -> int:
         "--image-size",
         type=int,
         metavar="N",
-        help="cut the middle square and bring it to N pixels, as ADM does; default: as stored",
+        help="crop the middle square and resize it to N pixels, as ADM does; default: as stored",
     )
     parser.add_argument("--split", default="train", help="train or test, for fmnist")
-    parser.add_argument("--num-images", type=int, help="at most so many images; default: all")
+    parser.add_argument("--num-images", type=int, help="maximum number of images; default: all")
     parser.add_argument(
         "--features",
         type=int,
         default=0,
         metavar="N",
-        help="keep the features of N single images, for precision, recall and KID",
+        help="also store features of N single images, for precision, recall and KID",
     )
     parser.add_argument("--batch-size", type=int, default=100)
     parser.add_argument("--device", default="auto")
-    args = parser.parse_args(argv)
-    for name in ("batch_size", "num_images", "image_size"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise MgenError(f"--{name.replace('_', '-')} is {value}: at least 1 is needed")
-    if args.features < 0 or (args.features and Path(args.out).suffix == ".npz"):
-        raise MgenError(
-            f"--features {args.features}: a number of at least 0, and a file .safetensors, which keeps them"
-        )
-    from mgen.cli.inputs import open_source
+
+
+def compute(args: Namespace) -> int:
     from mgen.cli.sample import processes
     from mgen.evaluation.extractors import protocol_extractor
     from mgen.evaluation.measure import begin, measure
     from mgen.evaluation.protocols import find_protocol
+    from mgen.evaluation.sources import open_source
     from mgen.evaluation.statistics import check_statistics_name, save_statistics, spread_features
     from mgen.pipelines.pipeline import check_device
     from mgen.utils.files import check_writable
@@ -87,10 +94,10 @@ def command(argv: Sequence[str] | None = None) -> int:
         args.out,
         measured.sums(),
         extractor,
-        source.about.get("data") or args.path,
+        str(source.about.get("data") or args.path),
         spatial=measured.sums("spatial") if protocol.spatial else None,
         features=spread_features(measured, args.features) if args.features else None,
-        prepared=source.about.get("prepared", ""),
+        prepared=str(source.about.get("prepared", "")),
     )
     measured.remove()
     print(f"{source.count} images, protocol {protocol.name} ({extractor.resize})", file=sys.stderr)

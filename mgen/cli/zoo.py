@@ -1,4 +1,4 @@
-"""`mgen zoo`: which models there are, which of them are here, what their recipes say, and which architectures have a name."""
+"""`mgen zoo`: the models, which of them are on this machine, and their recipes; the architectures that have a name."""
 
 import json
 import re
@@ -14,41 +14,40 @@ if TYPE_CHECKING:
     from mgen.zoo import Entry
 
 EXAMPLES = """  mgen zoo                        a table: cost, published metrics, what is on this machine
-  mgen zoo mar-l-imagenet256      one recipe in full: how to get, convert, sample and evaluate it
-  mgen zoo --verbose              the table, with how to get the published ones
-  mgen zoo --json                 everything, machine-readable; of one recipe: mgen zoo NAME --json
+  mgen zoo mar-l-imagenet256      one recipe in full: how to get, convert, sample and evaluate the model
+  mgen zoo --verbose              the table, with how to get published models
+  mgen zoo --json                 everything, machine-readable; for one recipe: mgen zoo NAME --json
   mgen zoo --models "mar*"        names of architectures, for create_model, `model:` of a configuration and mgen bench --arch
 
-A published model counts as being on this machine if the folder that its recipe names is in the working directory or in $MGEN_MODELS."""
+A published model is on this machine if the folder that its recipe names is in the working directory or in $MGEN_MODELS."""
 
+Row = dict[str, Any]  # a recipe as read from YAML, with what is known about its model
 WIDTH = 118
 DISTANCE, ACCURACY = "Fréchet distance (fmnist-cnn)", "class accuracy (fmnist-classifier)"
 
 
 def command(argv: Sequence[str] | None = None) -> int:
-    parser = make_parser(
-        "zoo", "List the models inside the package and the published ones that mgen can run.", EXAMPLES
-    )
+    parser = make_parser("zoo", "List the embedded models and the published ones that mgen can run.", EXAMPLES)
     parser.add_argument("name", nargs="?", help="show one model or recipe in full")
     parser.add_argument(
-        "--verbose", action="store_true", help="also where to get published checkpoints and how to convert them"
+        "--verbose", action="store_true", help="also say where to get published checkpoints and how to convert them"
     )
-    parser.add_argument("--json", action="store_true", help="everything, machine-readable")
+    parser.add_argument("--json", action="store_true", help="print everything, machine-readable")
     parser.add_argument(
         "--models",
         nargs="?",
         const="*",
         metavar="PATTERN",
-        help='names of architectures instead, those of configs/models that match, such as "mar*"; default: all',
+        help='list the architectures of configs/models instead, those whose names match, such as "mar*"; default: all',
     )
     args = parser.parse_args(argv)
     if args.models is not None:
         if args.name is not None or args.verbose:
-            raise MgenError("--models lists names of architectures: leave out the name of a recipe and --verbose")
+            raise MgenError("--models lists architectures: leave out the name of a recipe and --verbose")
         found = architectures(args.models)
         print(json.dumps(found, indent=2, ensure_ascii=False) if args.json else "\n".join(listing(found)))
     elif args.json:
-        shown: Any = rows() if args.name is None else row_named(args.name)
+        shown: object = rows() if args.name is None else row_named(args.name)
         print(json.dumps(shown, indent=2, ensure_ascii=False))
     elif args.name is not None:
         print("\n".join(full(row_named(args.name))))
@@ -73,34 +72,32 @@ def listing(found: dict[str, str]) -> list[str]:
     return [f"{name:<{width}}  {about}" for name, about in found.items()]
 
 
-def rows() -> list[dict[str, Any]]:
-    """All there is to say of every model, embedded ones first, published ones by year, system, size of images and cost."""
+def rows() -> list[Row]:
+    """Everything known about every model: embedded ones first, then published ones by year, system, image size and cost."""
     from mgen.zoo import embedded_entries, recipe_entries
 
     inside, recipes = embedded_entries(), recipe_entries()
     every = [row(entry, inside, recipes) for entry in recipes]
     every += [row(entry, inside, recipes) for entry in inside if entry.name not in {other.name for other in recipes}]
-    return sorted(every, key=_place)
+    return sorted(every, key=_order)
 
 
-def row_named(name: str) -> dict[str, Any]:
-    """All there is to say of one model; MgenError if there is none of this name."""
+def row_named(name: str) -> Row:
+    """Everything known about one model; MgenError if there is none of this name."""
     from mgen.zoo import embedded_entries, recipe_entries
     from mgen.zoo.recipes import nearest
 
     inside, recipes = embedded_entries(), recipe_entries()
-    found = {
-        entry.name: entry for entry in [*inside, *recipes]
-    }  # of an embedded model the recipe, which names its folder
+    found = {entry.name: entry for entry in [*inside, *recipes]}  # recipes win: they name the folder
     if name not in found:
         raise MgenError(f"the zoo has no {name!r}: {nearest(name, sorted(found))}")
     return row(found[name], inside, recipes)
 
 
-def row(entry: "Entry", inside: "list[Entry]", recipes: "list[Entry]") -> dict[str, Any]:
-    """What a recipe says, its evaluation settings, what was measured of the model, where it lies; of a classifier what it is."""
+def row(entry: "Entry", inside: "list[Entry]", recipes: "list[Entry]") -> Row:
+    """A recipe with its evaluation settings, what was measured of the model, and where it is; for a classifier a description."""
+    from mgen.evaluation.recipe import parse_evaluation
     from mgen.zoo import description, local_folder, same_weights
-    from mgen.zoo.recipes import parse_evaluation
 
     measured = {other.name: other.facts for other in inside}
     folder = local_folder(entry)
@@ -116,8 +113,8 @@ def row(entry: "Entry", inside: "list[Entry]", recipes: "list[Entry]") -> dict[s
     return found
 
 
-def _place(row: dict[str, Any]) -> tuple[Any, ...]:
-    """Where a row stands in the table."""
+def _order(row: Row) -> tuple[object, ...]:
+    """Sort key of a row in the table."""
     if "sampler" not in row or row["embedded"]:
         return (0, "sampler" not in row, row["name"])
     year = re.search(r"\b20\d\d\b", row["system"])
@@ -133,20 +130,21 @@ def _place(row: dict[str, Any]) -> tuple[Any, ...]:
     )
 
 
-def steps(row: dict[str, Any]) -> str:
-    """Decoding steps; of two stages those of the first one in front."""
+def steps(row: Row) -> str:
+    """Decoding steps; those of a first stage come first."""
     sampler = row["sampler"]
-    first = sampler.get("first_stage")
-    return f"{first['steps']}+{sampler['steps']}" if first else str(sampler["steps"])
+    return (
+        f"{sampler['first_stage']['steps']}+{sampler['steps']}" if "first_stage" in sampler else str(sampler["steps"])
+    )
 
 
-def published(row: dict[str, Any], metric: str, text: str = "{:g}") -> str:
+def published(row: Row, metric: str, text: str = "{:g}") -> str:
     """A published metric, or a dash."""
     value = row.get("evaluation", {}).get("published", {}).get(metric)
     return "-" if value is None else text.format(value)
 
 
-def cells(row: dict[str, Any], *metrics: str) -> str:
+def cells(row: Row, *metrics: str) -> str:
     """One line of a table."""
     protocol = row.get("evaluation", {}).get("protocol", "-")
     tflops = f"{row['tflops']:.3g}" if "tflops" in row else "-"
@@ -160,8 +158,8 @@ def heading(*metrics: str) -> str:
     return f"  {'name':<38}{'parameters':>10} {'steps':>5} {'TFLOPs':>7} {shown}  {'protocol':<15}on this machine"
 
 
-def table(every: list[dict[str, Any]], *, verbose: bool) -> list[str]:
-    """The table for a person."""
+def table(every: list[Row], *, verbose: bool) -> list[str]:
+    """The table as lines of text."""
     from mgen.zoo import DEFAULT
 
     inside = [row for row in every if row["embedded"]]
@@ -185,8 +183,8 @@ def table(every: list[dict[str, Any]], *, verbose: bool) -> list[str]:
     return lines + [
         "",
         *wrapped(
-            f"{DEFAULT} is the default of mgen sample. TFLOPs: of one image, network alone, one multiplication and addition as 2. "
-            f"FID, IS: as published, -: nothing published for the setting. distance: {DISTANCE}, accuracy: {ACCURACY}, measured by this "
+            f"{DEFAULT} is the default of mgen sample. TFLOPs: per image, network only, a multiplication and an addition count as 2. "
+            f"FID, IS: as published; -: nothing published for the setting. distance: {DISTANCE}, accuracy: {ACCURACY}, measured by this "
             "project. Numbers of different protocols are not comparable.",
             0,
         ),
@@ -194,7 +192,7 @@ def table(every: list[dict[str, Any]], *, verbose: bool) -> list[str]:
 
 
 def wrapped(text: str, indent: int, end: str = "") -> list[str]:
-    """Words on lines of at most WIDTH characters, each after `indent` blanks; all lines but the last end with `end`."""
+    """Text wrapped to WIDTH characters, indented by `indent`; all lines but the last end with `end`."""
     lines = textwrap.wrap(text, WIDTH - indent - len(end), break_long_words=False, break_on_hyphens=False)
     return [" " * indent + line + (end if i < len(lines) - 1 else "") for i, line in enumerate(lines)]
 
@@ -203,12 +201,12 @@ def section(title: str, lines: Iterable[str]) -> list[str]:
     return ["", title, *lines]
 
 
-def full(row: dict[str, Any]) -> list[str]:
-    """Everything of one model, for a person."""
+def full(row: Row) -> list[str]:
+    """Everything known about one model, as lines of text."""
     if "sampler" not in row:
         return [row["name"], *wrapped(row["about"], 2), f"  on this machine  {row['path']}"]
-    here = row["path"] or f"not here: neither {row['folder']} nor a folder of that name in $MGEN_MODELS"
-    cost = f"{row['tflops']} TFLOPs an image, network alone" if "tflops" in row else "not counted"
+    here = row["path"] or f"not here: neither {row['folder']} nor a folder of that name in $MGEN_MODELS exists"
+    cost = f"{row['tflops']} TFLOPs per image, network only" if "tflops" in row else "not counted"
     lines = [f"{row['name']}: {row['system']}", *wrapped(row["about"], 2), ""]
     lines += [
         f"  parameters       {row['parameters']}",
@@ -229,11 +227,11 @@ def full(row: dict[str, Any]) -> list[str]:
     return lines + section("sampler", sampler(row["sampler"]))
 
 
-def evaluation(row: dict[str, Any]) -> list[str]:
-    """How a recipe is evaluated, and what was published."""
+def evaluation(row: Row) -> list[str]:
+    """How a recipe is evaluated and what was published, as lines of text."""
     e = row["evaluation"]
-    size = f", brought to {e['image_size']} px" if e["image_size"] else ""
-    cut = {"round": "", "half-up": ", halves rounded up to bytes", "truncate": ", cut off to bytes"}[e["quantization"]]
+    size = f", resized to {e['image_size']} px" if e["image_size"] else ""
+    cut = {"round": "", "half-up": ", rounded half up to bytes", "truncate": ", truncated to bytes"}[e["quantization"]]
     lines = [f"  mgen eval --recipe {row['name']}"]
     lines += [f"  {e['count']:,} images{size}{cut}, labels {e['labels']}, seed {e['seed']}, protocol {e['protocol']}"]
     lines += [f"  reference: {e['reference']}", *wrapped(e["reference_get"] or "", 2)]
@@ -245,10 +243,10 @@ def evaluation(row: dict[str, Any]) -> list[str]:
     return lines + (section("note", wrapped(e["note"], 2)) if e["note"] else [])
 
 
-def sampler(settings: dict[str, Any]) -> list[str]:
-    """Settings as they stand in a recipe."""
+def sampler(settings: Row) -> list[str]:
+    """Sampler settings as in a recipe, as lines of text."""
     import yaml
 
-    # YAML breaks a list after the number that passes the width, and numbers have up to 20 digits.
+    # YAML breaks a list only after the number that exceeds the width, and numbers have up to 20 digits.
     text = yaml.safe_dump(settings, default_flow_style=None, sort_keys=False, allow_unicode=True, width=WIDTH - 24)
     return ["  " + line for line in text.splitlines()]

@@ -7,6 +7,7 @@ import torch
 
 from mgen.convert.reading import Renamed, State
 from mgen.convert.shapes import count, ids
+from mgen.utils.config import Settings
 
 PUBLISHED_HEADS = {768: 12, 1024: 16, 1280: 20, 1536: 24, 1920: 32, 3200: 32}
 BOTH_SIDES = (768, 1024)  # LlamaGen-B and -L are published for 256 and for 384 px, the others for 384 alone
@@ -25,7 +26,7 @@ RULES = (
 STALE = re.compile(r"freqs_cis|causal_mask|kv_cache")
 
 
-def config(state: State) -> dict[str, Any]:
+def config(state: State) -> Settings:
     """The configuration as far as shapes tell it; heads and side follow the published sizes."""
     vocab_size, dim = state["tok_embeddings.weight"].shape
     global_tokens = state["slot_pos.weight"].shape[0] if "slot_pos.weight" in state else 0
@@ -47,7 +48,7 @@ def config(state: State) -> dict[str, Any]:
     }
 
 
-def notes(config: dict[str, Any]) -> list[str]:
+def notes(config: Settings) -> list[str]:
     """What a user should know of a conversion."""
     out, tokens, trunk = [], config["tokens"], config["trunk"]
     if not tokens.get("global_tokens") and trunk["dim"] in BOTH_SIDES and tokens["length"] == 256:
@@ -91,7 +92,7 @@ def generate_settings(
     top_p: float = 1.0,
     sample_logits: bool = True,
     tokens: int,
-) -> dict[str, Any]:
+) -> Settings:
     """Settings of a ParallelSampler from the arguments of the official `generate`, under their official names.
 
     Args:
@@ -101,7 +102,7 @@ def generate_settings(
     guidance: Any = cfg_scale if cfg_scale > 1 else 1.0  # as there: no guidance up to 1
     if cfg_interval >= 0 and cfg_scale > 1:
         guidance = [cfg_scale if t <= cfg_interval + 1 else 1.0 for t in range(tokens)]
-    head: dict[str, Any] = {"top_k": 1} if not sample_logits else {}
+    head: Settings = {"top_k": 1} if not sample_logits else {}
     if sample_logits and top_k > 0:
         head["top_k"] = top_k
     if sample_logits and top_p < 1:

@@ -4,7 +4,6 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,11 +23,13 @@ from mgen.convert import (
     maskgit_vqgan,
     tokenbridge,
 )
-from mgen.convert.reading import Renamed, State, read_weights
+from mgen.convert.reading import Renamed, State
 from mgen.generators import Cascade, Generator
 from mgen.generators.presets import model_name, override
+from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError, check_choice
 from mgen.utils.modeling import Model, check_keys
+from mgen.utils.weights import read_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,14 +51,14 @@ class Format:
     model: str
     about: str
     trunk: str | None = None
-    config: Callable[[State], dict[str, Any]]
+    config: Callable[[State], Settings]
     rename: Callable[..., Renamed]
     keys: tuple[str, ...] = ("state_dict", "model")
     raw_keys: tuple[str, ...] = ()
     buffers: tuple[str, ...] = ()
-    notes: Callable[[dict[str, Any]], list[str]] = lambda config: []
+    notes: Callable[[Settings], list[str]] = lambda config: []
     locate: Callable[[Path], Path] = Path
-    beside: Callable[[Path], dict[str, Any]] | None = None
+    beside: Callable[[Path], Settings] | None = None
     tokenizer: str | None = None
     tokenizer_inside: str | None = None
 
@@ -209,7 +210,7 @@ class Conversion:
     """A converted model and what became of every official name."""
 
     model: Model
-    config: dict[str, Any]
+    config: Settings
     mapped: dict[str, str] = field(default_factory=dict)
     ignored: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -238,7 +239,7 @@ def tokenizer_format(generator: Generator | Cascade) -> str:
     return name
 
 
-def convert(format_name: str, path: str | Path, *, raw: bool = False, **settings: Any) -> Conversion:
+def convert(format_name: str, path: str | Path, *, raw: bool = False, **settings: object) -> Conversion:
     """Our model with the weights of an official file.
 
     Args:
@@ -294,7 +295,7 @@ def convert(format_name: str, path: str | Path, *, raw: bool = False, **settings
     )
 
 
-def _with_side(settings: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+def _with_side(settings: Settings, found: Settings) -> Settings:
     """Settings in which `side`, of a square token grid, stands as sections of the configuration."""
     rest = {key: value for key, value in settings.items() if key != "side"}
     if "side" not in settings:

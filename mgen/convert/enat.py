@@ -1,10 +1,10 @@
 """ENAT-L: `nnet_ema.pth` (256 px) and `nnet_ema_512.pth`, bare state dicts of 358 fp32 tensors."""
 
 import re
-from typing import Any
 
 from mgen.convert.reading import Renamed, State
 from mgen.convert.shapes import ids
+from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError
 
 PUBLISHED = {1024: (2, 16)}  # by width: decoder blocks, heads
@@ -27,7 +27,7 @@ RULES = (
 )
 
 
-def config(state: State) -> dict[str, Any]:
+def config(state: State) -> Settings:
     """The configuration as far as shapes tell it; the split of the blocks and the heads are those of the published size."""
     state = {name.removeprefix("module."): value for name, value in state.items()}
     rows, dim = state["x_embedder.word_embeddings.weight"].shape
@@ -47,7 +47,7 @@ def config(state: State) -> dict[str, Any]:
     }
 
 
-def notes(config: dict[str, Any]) -> list[str]:
+def notes(config: Settings) -> list[str]:
     """What a user should know of a conversion."""
     trunk = config["trunk"]
     if trunk["dim"] in PUBLISHED:
@@ -58,7 +58,7 @@ def notes(config: dict[str, Any]) -> list[str]:
     ]
 
 
-def rename(state: State, config: dict[str, Any]) -> Renamed:
+def rename(state: State, config: Settings) -> Renamed:
     """Our names: the blocks are one list in the file, the first ones are the encoder's."""
     out = Renamed()
     encoder = config["trunk"]["encoder_depth"]
@@ -92,7 +92,7 @@ def official(name: str, encoder_depth: int) -> str:
     return name
 
 
-def sampler_settings(*, sample_steps: int, cfg_scale: float, mask_temp: float, samp_temp: float) -> dict[str, Any]:
+def sampler_settings(*, sample_steps: int, cfg_scale: float, mask_temp: float, samp_temp: float) -> Settings:
     """Settings of a ParallelSampler from the official arguments.
 
     Guidance c + w·(c − u) with w = cfg_scale · t / T at step t, 0 in the first; both temperatures fall as 1 − (t + 1) / T. That of

@@ -1,12 +1,12 @@
 """Halton-MaskGIT: `ImageNet_{256,384}_{tiny,small,base,large}.pth`, weights under `model_state_dict`, fp32."""
 
 import re
-from typing import Any
 
 import torch
 
 from mgen.convert.reading import Renamed, State
 from mgen.convert.shapes import count, ids
+from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError, check_choice
 
 PUBLISHED_HEADS = {384: 6, 512: 6, 768: 12, 1024: 16, 1152: 16}
@@ -29,7 +29,7 @@ RULES = (
 PACKED = {name: group for group in (("wq", "wk", "wv"), ("w1", "w3")) for name in group}
 
 
-def config(state: State) -> dict[str, Any]:
+def config(state: State) -> Settings:
     """The configuration as far as shapes tell it; heads follow the published sizes (64 numbers each elsewhere)."""
     state = {_bare(name): value for name, value in state.items()}
     if "in_proj.weight" in state:
@@ -53,7 +53,7 @@ def config(state: State) -> dict[str, Any]:
     }
 
 
-def notes(config: dict[str, Any]) -> list[str]:
+def notes(config: Settings) -> list[str]:
     """What a user should know of a conversion."""
     dim, heads = config["trunk"]["dim"], config["trunk"]["heads"]
     if PUBLISHED_HEADS.get(dim) == heads:
@@ -106,7 +106,7 @@ def halton_settings(
     top_k: int = -1,
     randomize: bool = False,
     sched_pow: float = 2.5,
-) -> dict[str, Any]:
+) -> Settings:
     """Settings of a ParallelSampler from the arguments of the official HaltonSampler, under their official names.
 
     Its temperature multiplies the logits; ours divides them. `sched_pow` is accepted and never used, as in the official code.
@@ -135,7 +135,7 @@ def confidence_settings(
     r_temp: float = 4.5,
     randomize: str = "linear",
     sched_mode: str = "arccos",
-) -> dict[str, Any]:
+) -> Settings:
     """Settings of a ParallelSampler from the arguments of the official ConfidenceSampler, under their official names.
 
     Every step draws all positions, known ones too, and ranks by the probability at the temperature of the draw.

@@ -1,13 +1,13 @@
 """Hi-MAR: `Hi-MAR-{B,L,H}/checkpoint-last.pth` (keys `model` and `model_ema`, both complete), fp32."""
 
 import re
-from typing import Any
 
 from torch import Tensor
 
 from mgen.convert import mar
 from mgen.convert.reading import Renamed, State
 from mgen.convert.shapes import count, vectors
+from mgen.utils.config import Settings
 
 RULES = (
     (r"^cond_tokens$", "default_tokens"),
@@ -39,7 +39,7 @@ FIRST_HEAD_RULES = tuple((a, b.replace("head.", "first_head.", 1)) for a, b in m
 HALVES = ("shared.mask_token", "shared.encoder_position", "shared.decoder_position")
 
 
-def config(state: State) -> dict[str, Any]:
+def config(state: State) -> Settings:
     """The configuration as far as shapes tell it; heads (64 numbers each, 80 at width 1280) follow the published sizes."""
     pivots, channels = state["cond_tokens"].shape[1:]
     length = state["diffusion_pos_embed_learned"].shape[1] - pivots
@@ -76,7 +76,7 @@ def config(state: State) -> dict[str, Any]:
     }
 
 
-def notes(config: dict[str, Any]) -> list[str]:
+def notes(config: Settings) -> list[str]:
     """What a user should know of a conversion."""
     published = {(768, 512), (1024, 512), (1280, 768)}
     trunk, head = config["trunk"], config["second"]["head"]
@@ -124,14 +124,14 @@ def himar_settings(
     temperature: float = 1.0,
     num_sampling_steps: str = "100",
     dense_sampling_steps: str = "250",
-) -> dict[str, Any]:
+) -> Settings:
     """Settings of a ParallelSampler from the arguments of the official evaluation, under their official names.
 
     Args:
         num_iter, cfg: of the tokens. re_cfg, num_sampling_steps: of the pivots, which take 4 · cond_scale steps.
         dense_sampling_steps: of the transformer head, a constant in the official code.
     """
-    common: dict[str, Any] = dict(cfg_schedule=cfg_schedule, temperature=temperature)
+    common: Settings = dict(cfg_schedule=cfg_schedule, temperature=temperature)
     pivots = mar.sampler_settings(num_iter=4 * cond_scale, cfg=re_cfg, num_sampling_steps=num_sampling_steps, **common)
     dense = mar.sampler_settings(num_iter=num_iter, cfg=cfg, num_sampling_steps=dense_sampling_steps, **common)
     return {**dense, "first_stage": pivots}

@@ -4,12 +4,12 @@ The frozen vision encoder is no part of them; it has its own file, `dinov2_vitl1
 """
 
 import re
-from typing import Any
 
 import torch
 
 from mgen.convert import llamagen
 from mgen.convert.reading import Renamed, State
+from mgen.utils.config import Settings
 
 IN, OUT = "encode_transformer.", "decode_transformer."
 CNN = ("encoder.", "decoder.", "quantize.", "quant_conv.", "post_quant_conv.")
@@ -39,7 +39,7 @@ RULES = (
 PROJECTION = r"(.*\.attn1)\.(?:to_([qkv])|([qkv])_proj)\.(weight|bias)"
 
 
-def config(state: State) -> dict[str, Any]:
+def config(state: State) -> Settings:
     """Constructor arguments that the shapes tell; heads (8), shift (4), groups of the norms (32) and dropout they do not."""
     out = llamagen.config(state)
     dim = out.pop("z_channels")
@@ -63,7 +63,7 @@ def config(state: State) -> dict[str, Any]:
     }
 
 
-def notes(config: dict[str, Any]) -> list[str]:
+def notes(config: Settings) -> list[str]:
     """What a user should know of a conversion."""
     if config["vision"] is None:
         return []

@@ -4,17 +4,17 @@ such as the f8 autoencoders of Stable Diffusion."""
 import inspect
 import re
 from pathlib import Path
-from typing import Any
 
 from mgen.convert.reading import Renamed, State
 from mgen.tokenizers.kl import KLTokenizer
+from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError
 from mgen.utils.files import read_json
 
 ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
 
 
-def config(state: State) -> dict[str, Any]:
+def config(state: State) -> Settings:
     """Constructor arguments that the shapes tell; image size, groups of the norms (32) and patch they do not.
 
     The scale belongs to the weights, not to the layout: 0.2325 is that of KL16, any other network gets none.
@@ -23,7 +23,7 @@ def config(state: State) -> dict[str, Any]:
     blocks = 1 + max(int(m[1]) for name in state if (m := re.match(r"encoder\.down\.0\.block\.(\d+)\.", name)))
     quant = "quant_conv.weight" in state
     z_channels = state["decoder.conv_in.weight"].shape[1]
-    out: dict[str, Any] = {
+    out: Settings = {
         "in_channels": state["encoder.conv_in.weight"].shape[1],
         "latent_channels": state["post_quant_conv.weight"].shape[1] if quant else z_channels,
         "channels": tuple(state[f"encoder.down.{i}.block.0.conv1.weight"].shape[0] for i in range(levels)),
@@ -42,7 +42,7 @@ def config(state: State) -> dict[str, Any]:
     return out | {"scale": 0.2325 if is_kl16 else None}
 
 
-def notes(config: dict[str, Any]) -> list[str]:
+def notes(config: Settings) -> list[str]:
     """What a user should know of a conversion."""
     if config.get("scale") is not None:
         return []
@@ -100,7 +100,7 @@ def diffusers_file(path: Path) -> Path:
     return path / WEIGHTS if path.is_dir() else path
 
 
-def diffusers_config(path: Path) -> dict[str, Any]:
+def diffusers_config(path: Path) -> Settings:
     """Constructor arguments from the config.json beside the weights; `patch` is chosen so that 256 px give 256 tokens.
 
     Raises:

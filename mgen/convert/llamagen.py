@@ -1,18 +1,18 @@
 """LlamaGen's VQ tokenizer: `vq_ds16_c2i.pt`, `vq_ds8_c2i.pt`, weights under `model`, and their safetensors mirrors, fp32."""
 
 import re
-from typing import Any
 
 import torch.nn.functional as F
 
 from mgen.convert.reading import Renamed, State
+from mgen.utils.config import Settings
 
 ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
 BLOCK = r"encoder\.conv_blocks\.(\d+)\.res\.(\d+)\."
 MIDDLE = {"0": "resnets.0", "1": "attentions.0", "2": "resnets.1"}
 
 
-def config(state: State) -> dict[str, Any]:
+def config(state: State) -> Settings:
     """Constructor arguments that the shapes tell; image size and groups of the norms (32) they do not."""
     blocks = [tuple(map(int, m.groups())) for name in state if (m := re.match(BLOCK, name))]
     levels, layers = (1 + max(numbers) for numbers in zip(*blocks))

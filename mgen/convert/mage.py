@@ -1,11 +1,11 @@
 """MAGE: `mage-vitb-1600.pth`, `mage-vitl-1600.pth` (key `model`); the VQGAN lies in the same file under `vqgan.`."""
 
 import re
-from typing import Any
 
 from mgen.convert.reading import Renamed, State
 from mgen.convert.shapes import count, ids
 from mgen.generators.classes import MAGE_ROW, MAGE_ROWS
+from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError, check_choice
 
 UNUSED = {
@@ -33,7 +33,7 @@ RULES = (
 HEADS = {768: (12, 16), 1024: (16, 16)}  # by encoder width, of the published models: encoder, decoder
 
 
-def config(state: State) -> dict[str, Any]:
+def config(state: State) -> Settings:
     """The configuration as far as shapes tell it; the numbers of heads are those of the published sizes."""
     rows, dim = state["token_emb.word_embeddings.weight"].shape
     positions, width = state["decoder_pos_embed_learned"].shape[1:]
@@ -55,7 +55,7 @@ def config(state: State) -> dict[str, Any]:
     }
 
 
-def notes(config: dict[str, Any]) -> list[str]:
+def notes(config: Settings) -> list[str]:
     """What a user should know of a conversion."""
     trunk = config["trunk"]
     if trunk["encoder_dim"] in HEADS:
@@ -88,7 +88,7 @@ def rename(state: State) -> Renamed:
     return out
 
 
-def sampler_settings(*, num_iter: int = 12, temp: float = 4.5, mask_schedule: str = "cosine") -> dict[str, Any]:
+def sampler_settings(*, num_iter: int = 12, temp: float = 4.5, mask_schedule: str = "cosine") -> Settings:
     """Settings of a ParallelSampler from the arguments of the official gen_img_uncond.py, under their official names."""
     check_choice("mask_schedule", mask_schedule, ("cosine",))
     return {

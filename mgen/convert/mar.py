@@ -7,6 +7,7 @@ import torch
 
 from mgen.convert.reading import Renamed, State
 from mgen.convert.shapes import count, vectors
+from mgen.utils.config import Settings
 from mgen.utils.errors import check_choice
 
 TOP = {
@@ -33,7 +34,7 @@ RULES = (
 )
 
 
-def config(state: State) -> dict[str, Any]:
+def config(state: State) -> Settings:
     """The configuration as far as shapes tell it; heads (64 numbers each, 80 at width 1280) follow the published sizes."""
     return {
         **trunk_config(state, state["diffusion_pos_embed_learned"].shape[1]),
@@ -45,7 +46,7 @@ def config(state: State) -> dict[str, Any]:
     }
 
 
-def trunk_config(state: State, length: int) -> dict[str, Any]:
+def trunk_config(state: State, length: int) -> Settings:
     """All but the head; `length` image tokens."""
     channels, positions = state["z_proj.weight"].shape[1], state["encoder_pos_embed_learned"].shape[1]
     encoder, decoder = state["z_proj.weight"].shape[0], state["mask_token"].shape[2]
@@ -66,7 +67,7 @@ def trunk_config(state: State, length: int) -> dict[str, Any]:
     }
 
 
-def notes(config: dict[str, Any]) -> list[str]:
+def notes(config: Settings) -> list[str]:
     """What a user should know of a conversion."""
     out, trunk = [], config["trunk"]
     for half in ("encoder", "decoder"):
@@ -102,7 +103,7 @@ def sampler_settings(
     cfg_schedule: str = "linear",
     temperature: float = 1.0,
     num_sampling_steps: str = "100",
-) -> dict[str, Any]:
+) -> Settings:
     """Settings of a ParallelSampler from the arguments of the official evaluation, under their official names."""
     check_choice("cfg_schedule", cfg_schedule, ("linear", "constant"))
     guidance: Any = cfg
@@ -119,7 +120,7 @@ def sampler_settings(
     }
 
 
-def _chain(steps: str) -> dict[str, Any]:
+def _chain(steps: str) -> Settings:
     """The official respacing text: "" for all steps, "100", or "ddim50" for every 20th timestep."""
     spacing = {"spacing": "stride"} if steps.startswith("ddim") else {}
     return {"chain": "ancestral", "steps": int(steps.removeprefix("ddim") or 1000), **spacing}

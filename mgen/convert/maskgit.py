@@ -1,10 +1,10 @@
 """PyTorch MaskGIT: `nnet_ema.pth` of AutoNAT, which ReCAP uses unchanged. A bare state dict of 314 fp32 tensors."""
 
 import re
-from typing import Any
 
 from mgen.convert.reading import Renamed, State
 from mgen.convert.shapes import ids
+from mgen.utils.config import Settings
 
 RULES = (
     (r"^token_emb\.word_embeddings\.", "embedder.table."),
@@ -23,7 +23,7 @@ RULES = (
 )
 
 
-def config(state: State) -> dict[str, Any]:
+def config(state: State) -> Settings:
     """The configuration as far as shapes tell it; the number of heads (8 as published) they do not."""
     state = _bare(state)
     rows, dim = state["token_emb.word_embeddings.weight"].shape
@@ -71,18 +71,3 @@ def official(name: str) -> str:
 
 def _bare(state: State) -> State:
     return {name.removeprefix("module."): value for name, value in state.items()}
-
-
-def strategy(yaml: dict[str, Any]) -> dict[str, Any]:
-    """Settings of a ParallelSampler from an AutoNAT strategy file (manual_ratios, manual_temp, manual_samp_temp, manual_cfg).
-
-    Its guidance w in c + w·(c − u) is s = 1 + w here.
-    """
-    return {
-        "steps": len(yaml["manual_cfg"]),
-        "order": "confidence",
-        "schedule": list(yaml["manual_ratios"]),
-        "confidence_temperature": list(yaml["manual_temp"]),
-        "temperature": list(yaml["manual_samp_temp"]),
-        "guidance": [1 + w for w in yaml["manual_cfg"]],
-    }

@@ -1,13 +1,13 @@
 """google-research/maskgit's transformer: flax msgpack of {'params': …}, fp32, dense kernels (in, out)."""
 
 import re
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from mgen.convert.reading import Renamed, State
 from mgen.convert.shapes import ids
+from mgen.utils.config import Settings
 
 LAYER = {
     "Attention_0/attention_output_ln/scale": "norm1.weight",
@@ -34,7 +34,7 @@ DENSE = {
 }
 
 
-def transformer_config(state: State) -> dict[str, Any]:
+def transformer_config(state: State) -> Settings:
     """The configuration as far as shapes tell it; the split of the vocabulary into codes and classes (published: 1024 and
     1000) they do not."""
     dim = state["params/Embed_0/word_embeddings/embedding"].shape[1]

@@ -4,12 +4,12 @@ All are brought to taming-style keys, which mgen.tokenizers.vqgan uses itself.
 """
 
 import re
-from typing import Any
 
 from mgen.convert.reading import Renamed, State
+from mgen.utils.config import Settings
 
 
-def config(state: State) -> dict[str, Any]:
+def config(state: State) -> Settings:
     """Constructor arguments that the shapes tell: all but the image size."""
     state = rename(state).state
     first = state["encoder.conv_in.weight"]

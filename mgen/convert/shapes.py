@@ -1,12 +1,12 @@
 """What the shapes of official weights tell, in the form of a model configuration."""
 
 import re
-from typing import Any
 
 from mgen.convert.reading import State
+from mgen.utils.config import Settings
 
 
-def ids(side: int, vocab_size: int, *, global_tokens: int = 0) -> dict[str, Any]:
+def ids(side: int, vocab_size: int, *, global_tokens: int = 0) -> Settings:
     """The `tokens` section of ids on a square grid, global ones in front."""
     place = {"length": side * side + global_tokens, "grid": [side, side]}
     return {"kind": "index", **place, "vocab_size": vocab_size} | (
@@ -14,7 +14,7 @@ def ids(side: int, vocab_size: int, *, global_tokens: int = 0) -> dict[str, Any]
     )
 
 
-def vectors(side: int, channels: int) -> dict[str, Any]:
+def vectors(side: int, channels: int) -> Settings:
     """The `tokens` section of vectors on a square grid; with 16 numbers they have the scale of KL16."""
     scale = 0.2325 if channels == 16 else None
     return {"kind": "vector", "length": side * side, "grid": [side, side], "channels": channels, "scale": scale}

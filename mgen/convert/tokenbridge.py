@@ -5,7 +5,7 @@
 
 import re
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,7 +14,12 @@ from mgen.convert import mar
 from mgen.convert.reading import Renamed, State
 from mgen.convert.shapes import count
 from mgen.nn.levels import PUBLISHED_ORDER, gaussian_levels
+from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError
+
+if TYPE_CHECKING:
+    from mgen.generators import Cascade, Generator
+    from mgen.tokenizers import Tokenizer
 
 BUFFERS = ("reconstruction_values", "boundaries", "channel_mask")
 TOP = {
@@ -35,7 +40,7 @@ RULES = (
 STACKED = {"token_embeddings": "head.tokens", "channel_heads": "head.out"}
 
 
-def config(state: State) -> dict[str, Any]:
+def config(state: State) -> Settings:
     """The configuration as far as shapes tell it; the trunk's heads and the order of channels are those published."""
     width, channels = state["condition_proj.weight"].shape[0], state["z_proj.weight"].shape[1]
     made = mar.trunk_config(state, state["output_pos_embed"].shape[1])
@@ -55,7 +60,7 @@ def config(state: State) -> dict[str, Any]:
     }
 
 
-def notes(config: dict[str, Any]) -> list[str]:
+def notes(config: Settings) -> list[str]:
     """What a user should know of a conversion."""
     out = mar.notes(config)
     if config["head"]["order"] is None:
@@ -66,7 +71,7 @@ def notes(config: dict[str, Any]) -> list[str]:
     return out
 
 
-def rename(state: State, config: dict[str, Any]) -> Renamed:
+def rename(state: State, config: Settings) -> Renamed:
     """Our names; tables lose their leading 1, what is separate for every slot becomes one tensor.
 
     Args:
@@ -135,7 +140,7 @@ def _near(a: Tensor, b: Tensor) -> bool:
 
 def tokenbridge_settings(
     *, num_iter: int = 256, cfg: float = 1.0, cfg_schedule: str = "linear", temperature: float = 1.0
-) -> dict[str, Any]:
+) -> Settings:
     """Settings of a ParallelSampler from the arguments of the official evaluation, under their official names.
 
     The schedule of tokens and of guidance is MAR's. Guidance mixes the vectors that the head takes.
@@ -144,12 +149,12 @@ def tokenbridge_settings(
     return {**settings, "head": {"guide": "context"}}
 
 
-def quantized_for(generator: Any, tokenizer: Any) -> Any:
+def quantized_for(generator: "Generator | Cascade", tokenizer: "Tokenizer") -> "Tokenizer":
     """`tokenizer`, or where it makes the numbers that the generator's ids stand for, a QuantizedKL of it with the same levels."""
     from mgen.tokenizers import QuantizedKL
 
     spec = generator.tokens
-    if spec.kind != "multi-index" or tokenizer.spec.kind != "vector":
+    if spec.kind != "multi-index" or spec.levels is None or tokenizer.spec.kind != "vector":
         return tokenizer
     made = QuantizedKL.wrap(
         tokenizer, levels=spec.vocab_size, channel_order=generator.head.config.order, **asdict(spec.levels)

@@ -1,26 +1,26 @@
-"""Token caches: a data set passed once through a tokenizer, as safetensors shards beside an index.
+"""Token caches: a data set passed once through a tokenizer, stored as safetensors shards with an index.
 
     index.json                   tokenizer fingerprint, token spec, counts, flips, classes
     shard-00000.safetensors      tokens (n, V, L) with V = 2 if horizontal flips are stored (view 1), labels (n,)
 
-Ids are stored in the smallest integer type that holds the vocabulary. Of a KL tokenizer, quantized or not, the posterior's
-`moments` (n, V, 2c, h, w) are stored instead, in fp32 or fp16, so that training can sample it afresh. Of every image a
-smaller copy can be encoded too, for generators that draw low-resolution pivots first (pivot_tokens or pivot_moments). The
-fingerprint is a hash over the tokenizer's configuration and encoder: a cache made by another tokenizer is refused, one with a
-newly trained decoder (or another scale) goes on to serve. Shards are memory-mapped: what a batch does not ask for is not
-read.
+Ids are stored in the smallest integer type that holds the vocabulary. KL tokenizers, quantized or not, store the posterior's
+`moments` (n, V, 2c, h, w) instead, in fp32 or fp16, so that training can sample it afresh. A smaller copy of every image can be
+encoded as well, for generators with a low-resolution first stage (first_stage_tokens or first_stage_moments). The fingerprint is
+a hash of the tokenizer's configuration and encoder: a cache made with another encoder raises an error, and one made before the
+decoder was retrained (or the scale changed) stays valid. Shards are memory-mapped, so only the rows of a batch are read.
 """
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from mgen.data.pivots import shrink
+from mgen.data.base import ImageData
+from mgen.data.first_stage import shrink
+from mgen.tokenizers.base import PosteriorTokenizer, Tokenizer
 from mgen.tokens import TokenSpec
 from mgen.utils.errors import MgenError, check_choice
 from mgen.utils.files import read_json, read_tensors, write_json, write_tensors
@@ -29,8 +29,8 @@ CACHE_VERSION = 1
 STORED = {"fp32": torch.float32, "fp16": torch.float16}
 
 
-def tokenizer_fingerprint(tokenizer: Any) -> str:
-    """SHA-256 over the configuration of a tokenizer and the weights that decide its ids or moments (not those of the decoder)."""
+def tokenizer_fingerprint(tokenizer: Tokenizer) -> str:
+    """See `Tokenizer.fingerprint`."""
     return tokenizer.fingerprint()
 
 
@@ -40,99 +40,128 @@ def _smallest(vocab_size: int) -> torch.dtype:
 
 @torch.inference_mode()
 def write_cache(
-    dataset: Any,
-    tokenizer: Any,
+    dataset: ImageData,
+    tokenizer: Tokenizer,
     out: str | Path,
     *,
     flips: bool = False,
     batch_size: int = 64,
     shard_size: int = 16384,
     dtype: str = "fp32",
-    pivot_size: int | None = None,
+    first_stage_size: int | None = None,
     source: str = "",
     progress: bool = True,
 ) -> Path:
-    """Encode `dataset` with `tokenizer` into the folder `out`; shards that are already there are kept (resume).
+    """Encode `dataset` with `tokenizer` into the folder `out`; existing shards are kept, so that an interrupted run resumes.
 
     Args:
-        flips: also store the tokens of the horizontally flipped image.
-        dtype: "fp32" or "fp16", of moments (fp16 halves the cache and rounds to 0.05 %).
-        pivot_size: side in pixels of a smaller copy of every image (see mgen.data.pivots), whose tokens are stored too.
-        source: a note of what the data is, kept in the index.
+        flips: also store the tokens of the horizontally flipped images.
+        dtype: of moments, "fp32" or "fp16" (half the size, rounds to 0.05 %).
+        first_stage_size: side in pixels of the smaller copies (see mgen.data.first_stage); None stores none.
+        source: description of the data, stored in the index.
 
     Raises:
-        MgenError: `out` holds a cache of another tokenizer or of other settings, or cannot be written.
+        MgenError: `out` holds a cache made with another tokenizer or other settings, or cannot be written.
     """
     out = Path(out)
-    count = len(dataset)
     check_choice("dtype", dtype, STORED)
-    stored = dtype if hasattr(tokenizer, "moments") else ""
-    if not stored and dtype != "fp32":
-        raise MgenError(f"dtype {dtype} is for the moments of a KL tokenizer: ids are whole numbers")
-    index = {
+    with_moments = isinstance(tokenizer, PosteriorTokenizer)
+    if not with_moments and dtype != "fp32":
+        raise MgenError(f"dtype {dtype} is for the moments of a KL tokenizer: ids are integers")
+    index = _index(
+        dataset,
+        tokenizer,
+        flips=flips,
+        shard_size=shard_size,
+        source=source,
+        moments=dtype if with_moments else None,
+        first_stage_size=first_stage_size,
+    )
+    _check_same(out / "index.json", index)
+    if first_stage_size is not None:  # raises for an impossible size before anything is written
+        tokenizer.encode(shrink(dataset.__getitems__([0])["image"].to(tokenizer.device), first_stage_size))
+    write_json(out / "index.json", index)
+    stored = STORED[dtype] if with_moments else _smallest(tokenizer.spec.vocab_size or 0)
+    with tqdm(total=len(dataset), unit="img", desc="tokenizing", disable=not progress) as bar:
+        for number, start in enumerate(range(0, len(dataset), shard_size)):
+            path = out / f"shard-{number:05d}.safetensors"
+            rows = range(start, min(start + shard_size, len(dataset)))
+            if path.exists():
+                bar.update(len(rows))
+                continue
+            parts: dict[str, list[Tensor]] = {}
+            for first in range(0, len(rows), batch_size):
+                batch = dataset.__getitems__(rows[first : first + batch_size])
+                for key, encoded in _encode(tokenizer, batch["image"], flips, first_stage_size).items():
+                    parts.setdefault(key, []).append(encoded.to(stored).cpu())
+                parts.setdefault("labels", []).append(batch["label"].to(torch.int32))
+                bar.update(len(batch["label"]))
+            if with_moments and not all(torch.isfinite(part).all() for made in parts.values() for part in made):
+                raise MgenError(f"the tokenizer's moments are not finite in {dtype}: use fp32, or another tokenizer")
+            write_tensors(path, {key: torch.cat(values) for key, values in parts.items()})
+    return out
+
+
+def _check_same(file: Path, index: dict[str, object]) -> None:
+    """Raise MgenError if the folder already holds a cache with another index."""
+    # Compared after a round trip through JSON, where tuples become lists.
+    if file.exists() and read_json(file) != json.loads(json.dumps(index)):
+        raise MgenError(
+            f"{file.parent} already holds a cache made with other data, settings or tokenizer: choose another --out"
+        )
+
+
+def _index(
+    dataset: ImageData,
+    tokenizer: Tokenizer,
+    *,
+    flips: bool,
+    shard_size: int,
+    source: str,
+    moments: str | None,
+    first_stage_size: int | None,
+) -> dict[str, object]:
+    """The contents of index.json."""
+    index: dict[str, object] = {
         "version": CACHE_VERSION,
         "fingerprint": tokenizer_fingerprint(tokenizer),
         "spec": tokenizer.spec.to_dict(),
-        "count": count,
+        "count": len(dataset),
         "flips": flips,
         "shard_size": shard_size,
         "num_classes": dataset.num_classes,
         "class_names": list(dataset.class_names),
         "source": source,
-    } | ({"moments": stored} if stored else {})
-    if pivot_size is not None:
-        index["pivot_size"] = pivot_size
-    # Compared after a round trip through JSON: tuples come back as lists.
-    if (out / "index.json").exists() and read_json(out / "index.json") != json.loads(json.dumps(index)):
-        raise MgenError(
-            f"{out} already holds a cache made from other data, settings or tokenizer: choose another --out"
-        )
-    if pivot_size is not None:  # raises for a size that cannot be, before the folder is bound to it
-        tokenizer.encode(shrink(dataset.__getitems__([0])["image"].to(next(tokenizer.parameters()).device), pivot_size))
-    write_json(out / "index.json", index)
-    name = "moments" if stored else "tokens"
-    encode = tokenizer.moments if stored else tokenizer.encode
-    kind = STORED[stored] if stored else _smallest(tokenizer.spec.vocab_size)
-    device = next(tokenizer.parameters()).device
-    with tqdm(total=count, unit="img", desc="tokenizing", disable=not progress) as bar:
-        for number, start in enumerate(range(0, count, shard_size)):
-            path = out / f"shard-{number:05d}.safetensors"
-            stop = min(start + shard_size, count)
-            if not path.exists():
-                parts: dict[str, list[Tensor]] = {}
-                labels = []
-                for first in range(start, stop, batch_size):
-                    batch = dataset.__getitems__(range(first, min(first + batch_size, stop)))
-                    image = batch["image"].to(device)
-                    views = [image, image.flip(-1)] if flips else [image]
-                    sizes = {name: views}
-                    if pivot_size is not None:
-                        sizes[f"pivot_{name}"] = [shrink(view, pivot_size) for view in views]
-                    for key, images in sizes.items():
-                        encoded = torch.stack([encode(v).to(kind).cpu() for v in images], dim=1)  # (B, V, …)
-                        parts.setdefault(key, []).append(encoded)
-                    labels.append(batch["label"].to(torch.int32))
-                    bar.update(len(image))
-                if stored and not all(torch.isfinite(part).all() for made in parts.values() for part in made):
-                    raise MgenError(
-                        f"the tokenizer made moments that are not finite ({stored}): use fp32, or another tokenizer"
-                    )
-                made = {key: torch.cat(values) for key, values in parts.items()}
-                write_tensors(path, {**made, "labels": torch.cat(labels)})
-            else:
-                bar.update(stop - start)
-    return out
+    }
+    if moments is not None:
+        index["moments"] = moments
+    if first_stage_size is not None:
+        index["first_stage_size"] = first_stage_size
+    return index
+
+
+def _encode(tokenizer: Tokenizer, images: Tensor, flips: bool, first_stage_size: int | None) -> dict[str, Tensor]:
+    """Tokens or moments (B, V, …) of images (B, C, H, W), and of their smaller copies if `first_stage_size` is given."""
+    name, encode = "tokens", tokenizer.encode
+    if isinstance(tokenizer, PosteriorTokenizer):
+        name, encode = "moments", tokenizer.moments
+    images = images.to(tokenizer.device)
+    views = [images, images.flip(-1)] if flips else [images]
+    sizes = {name: views}
+    if first_stage_size is not None:
+        sizes[f"first_stage_{name}"] = [shrink(view, first_stage_size) for view in views]
+    return {key: torch.stack([encode(view) for view in views], dim=1) for key, views in sizes.items()}
 
 
 class TokenCache:
-    """Tokens, or moments, of N images, and their `labels` (N,).
+    """Tokens or moments of N images, and their `labels` (N,).
 
     Args:
         path: folder written by `write_cache`.
-        fingerprint: of the tokenizer the tokens are meant for; None skips the check (nothing will be decoded).
+        fingerprint: of the tokenizer that will decode; None skips the check.
 
     Raises:
-        MgenError: no cache there, shards missing or damaged, or another tokenizer's cache.
+        MgenError: there is no cache, shards are missing or damaged, or it belongs to another tokenizer.
     """
 
     def __init__(self, path: str | Path, *, fingerprint: str | None = None) -> None:
@@ -151,12 +180,12 @@ class TokenCache:
         shards = -(-self.index["count"] // self.index["shard_size"])
         parts = [read_tensors(path / f"shard-{number:05d}.safetensors")[0] for number in range(shards)]
         self.name = "moments" if "moments" in self.index else "tokens"
-        names = [self.name] + ([f"pivot_{self.name}"] if "pivot_size" in self.index else [])
+        names = [self.name] + ([f"first_stage_{self.name}"] if "first_stage_size" in self.index else [])
         if any(name not in p for p in parts for name in (*names, "labels")):
             raise MgenError(
                 f"{path} has a shard without {' or '.join(names)} or labels: remove it and run mgen cache again"
             )
-        self.shards = {name: [p[name] for p in parts] for name in names}  # mapped from the files, not read
+        self.shards = {name: [p[name] for p in parts] for name in names}  # memory-mapped
         self.labels = torch.cat([p["labels"] for p in parts]).long()
         if len(self.labels) != self.index["count"]:
             raise MgenError(
@@ -171,7 +200,7 @@ class TokenCache:
         return len(self.labels)
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """A batch: tokens (B, V, L) int64 or moments (B, V, 2c, h, w) fp32 (all stored views), pivots likewise, and label (B,)."""
+        """A batch: all stored views of tokens (B, V, L) int64 or moments (B, V, 2c, h, w) fp32, of smaller copies too, and label (B,)."""
         index = torch.as_tensor(indices)
         shard, row = index // self.index["shard_size"], index % self.index["shard_size"]
         batch = {"label": self.labels[index]}

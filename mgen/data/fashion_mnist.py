@@ -19,35 +19,35 @@ FILES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
-# Debian's package dataset-fashion-mnist; torchvision's downloader puts the files in the second kind of place.
-PLACES = ("/usr/share/datasets/fashion-mnist", "~/.cache/mgen/FashionMNIST/raw")
+# Debian's package dataset-fashion-mnist, and where torchvision downloads to.
+FOLDERS = ("/usr/share/datasets/fashion-mnist", "~/.cache/mgen/FashionMNIST/raw")
 
 
 def find_fashion_mnist(root: str | Path | None = None, *, download: bool = True) -> Path:
-    """Folder that holds the IDX files: `root` if given, else a known place, else a torchvision download.
+    """Folder with the IDX files: `root` if given, else a known folder, else a torchvision download.
 
     Raises:
-        MgenError: no place has all four files and nothing could be downloaded.
+        MgenError: no folder has all four files and they could not be downloaded.
     """
     if root is not None and not Path(root).expanduser().is_dir():
         raise MgenError(f"no such folder: {root} (expected the four Fashion-MNIST IDX files in it)")
-    places = [Path(p).expanduser() for p in ((root,) if root is not None else PLACES)]
-    places += [p / "FashionMNIST" / "raw" for p in places]
-    for place in places:
-        if all(_file(place, name) for names in FILES.values() for name in names):
-            return place
+    folders = [Path(p).expanduser() for p in ((root,) if root is not None else FOLDERS)]
+    folders += [p / "FashionMNIST" / "raw" for p in folders]
+    for folder in folders:
+        if all(_file(folder, name) for names in FILES.values() for name in names):
+            return folder
     if root is not None or not download:
         raise MgenError(
-            f"{places[0]} lacks some of {', '.join(n for names in FILES.values() for n in names)} (plain or .gz)"
+            f"{folders[0]} lacks some of {', '.join(n for names in FILES.values() for n in names)} (plain or .gz)"
         )
     from torchvision.datasets import FashionMNIST as Downloader
 
     base = Path("~/.cache/mgen").expanduser()
     try:
         Downloader(str(base), download=True)
-    except Exception as error:  # torchvision raises many kinds here: network, disk, checksum
+    except Exception as error:  # network, disk and checksum errors are of many types
         raise MgenError(
-            f"Fashion-MNIST is not in {PLACES[0]} and could not be downloaded ({str(error).splitlines()[0][:120]}): "
+            f"Fashion-MNIST is not in {FOLDERS[0]} and could not be downloaded ({str(error).splitlines()[0][:120]}): "
             "apt-get install dataset-fashion-mnist, or give data.path=FOLDER with the four IDX files"
         ) from error
     return base / "FashionMNIST" / "raw"
@@ -77,7 +77,7 @@ class FashionMNIST:
     """All images of a split in memory: `images` (N, 1, 32, 32) uint8, `labels` (N,) int64."""
 
     num_classes = 10
-    class_names = FASHION_CLASSES
+    class_names: Sequence[str] = FASHION_CLASSES
 
     def __init__(self, *, root: str | Path | None = None, split: str = "train") -> None:
         if split not in FILES:

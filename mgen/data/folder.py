@@ -1,4 +1,4 @@
-"""Image folders, with the center crop of ADM (Dhariwal & Nichol, 2021, arXiv 2105.05233) that ImageNet figures rest on."""
+"""Image folders, with ADM's center crop (Dhariwal & Nichol, 2021, arXiv 2105.05233) that ImageNet results are based on."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".tif", ".ti
 
 
 def list_images(root: str | Path) -> list[Path]:
-    """All image files below `root`, sorted by path; MgenError if the folder is missing or has none."""
+    """All image files below `root`, sorted by path; MgenError if the folder is missing or has no images."""
     root = Path(root)
     if not root.is_dir():
         raise MgenError(f"no such folder: {root}")
@@ -25,7 +25,7 @@ def list_images(root: str | Path) -> list[Path]:
 
 
 def center_crop(image: Image.Image, size: int) -> Image.Image:
-    """Square of `size` pixels: halve by box filter while the short side is ≥ 2·size, bicubic to size, cut the center."""
+    """Square of `size` pixels: halve by box filter while the short side is ≥ 2·size, resize bicubically, crop the center."""
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = size / min(image.size)
@@ -35,17 +35,17 @@ def center_crop(image: Image.Image, size: int) -> Image.Image:
 
 
 def load_image(path: str | Path, *, size: int | None = None, channels: int = 3) -> Tensor:
-    """Image file as uint8 (channels, H, W); center-cropped to `size` if given. Transparency is laid on white, 16 bits are rounded to 8.
+    """Image file as uint8 (channels, H, W), center-cropped to `size` if given. Transparency becomes white, 16 bits are rounded to 8.
 
     Raises:
-        MgenError: the file is missing, is not a readable image, or holds floating-point numbers.
+        MgenError: the file is missing, unreadable, or holds floating-point numbers.
     """
     try:
         with Image.open(path) as file:
             image: Image.Image = file
             if image.mode == "F":
                 raise MgenError(f"{path} holds floating-point numbers: save it with 8 or 16 bits a channel")
-            if image.mode.startswith("I"):  # 16 bits of gray, which Pillow would cut off at 255
+            if image.mode.startswith("I"):  # 16-bit gray, which Pillow would clip at 255
                 deep = np.asarray(image).astype(np.int64).clip(0, 65535)
                 image = Image.fromarray(((deep + 128) // 257).astype(np.uint8))
             if image.mode in ("RGBA", "LA", "P"):
@@ -65,14 +65,14 @@ def load_image(path: str | Path, *, size: int | None = None, channels: int = 3) 
 
 
 class ImageFolder:
-    """Images below `root`; labels are the sorted names of its direct subfolders (all 0 without subfolders)."""
+    """Images below `root`. Classes are its direct subfolders, sorted by name; without subfolders all labels are 0."""
 
     def __init__(self, *, root: str | Path, image_size: int, channels: int = 3) -> None:
         self.files = list_images(root)
         self.image_size, self.channels = image_size, channels
         parts = [p.relative_to(root).parts for p in self.files]
         names = [p[0] if len(p) > 1 else "" for p in parts]
-        self.class_names = tuple(sorted(set(names)))
+        self.class_names: Sequence[str] = tuple(sorted(set(names)))
         self.num_classes = len(self.class_names)
         index = {name: i for i, name in enumerate(self.class_names)}
         self.labels = torch.tensor([index[name] for name in names])

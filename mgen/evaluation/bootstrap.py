@@ -1,10 +1,10 @@
-"""How much metrics would move with other images of the same model: the bootstrap (Efron, 1979) over features.
+"""How much metrics would vary with other images of the same model: the bootstrap (Efron, 1979) over features.
 
-A replicate draws N images with replacement and measures them again. Its Fréchet distance is larger than that of the images themselves
-(repeated images leave the covariance fewer directions), so only the spread of the replicates is reported.
+A replicate samples N images with replacement and measures them again. Its Fréchet distance is larger than that of the images
+themselves (repeated images reduce the rank of the covariance), so only the spread of the replicates is reported.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -17,9 +17,12 @@ from mgen.evaluation.scores import class_score
 from mgen.evaluation.statistics import FeatureSums
 from mgen.utils import seeds
 
+# Kind of features, mean (F,) and covariance (F, F).
+Gaussian = tuple[str, np.ndarray, np.ndarray]
+
 
 def multiplicities(count: int, replicate: int, seed: int) -> Tensor:
-    """How often each of `count` images is drawn, (N,), in one replicate."""
+    """How often each of `count` images is sampled, (N,), in one replicate."""
     chosen = torch.randint(count, (count,), generator=seeds.generator(seed, "bootstrap", replicate))
     return torch.bincount(chosen, minlength=count)
 
@@ -31,7 +34,7 @@ def weighted_sums(blocks: Iterable[Tensor], weights: Tensor) -> FeatureSums:
         own = weights[row : row + len(block)].to(block.dtype)
         sums = sums or FeatureSums(block.shape[1])
         scaled = block * own[:, None]
-        # The spread of replicates needs no float64 within a block; between blocks it costs nothing.
+        # float32 within a block is precise enough for a spread; adding blocks in float64 costs nothing.
         sums.count += int(own.sum())
         sums.sum += scaled.sum(0).double()
         sums.outer += (scaled.T @ block).double()
@@ -43,18 +46,18 @@ def weighted_sums(blocks: Iterable[Tensor], weights: Tensor) -> FeatureSums:
 def deviations(
     measured: Measured,
     *,
-    references: dict[str, tuple[str, np.ndarray, np.ndarray]],
+    references: Mapping[str, Gaussian],
     score: tuple[str, Tensor] | None,
-    means: dict[str, Tensor],
+    means: Mapping[str, Tensor],
     replicates: int,
     seed: int = 0,
     progress: bool = True,
 ) -> dict[str, float]:
-    """Standard deviation over replicates.
+    """Standard deviations of metrics over replicates.
 
     Args:
-        references: metric → kind of features, mean and covariance to be distant from. score: metric and splits of the classifier score.
-        means: metric → a number of each image (N,), whose mean it is.
+        references: Fréchet distance → kind of features, mean and covariance of the reference. score: name and splits of the classifier
+            score. means: metric → a number per image (N,), of which it is the mean.
     """
     found: dict[str, list[float]] = {}
     for replicate in tqdm(range(replicates), desc="bootstrap", unit="replicate", disable=not progress, leave=False):

@@ -1,4 +1,4 @@
-"""FashionCNN: a small classifier that serves as feature extractor (`fmnist-cnn`), class-accuracy classifier and perceptual loss.
+"""FashionCNN: a small classifier, used for features (`fmnist-cnn`), class accuracy (`fmnist-classifier`) and perceptual losses.
 
 Three stages of 3×3 convolutions with batch norm and ReLU, one in the first and two in the others, then mean and max pooling,
 a feature vector and class logits.

@@ -1,15 +1,16 @@
-"""Feature extractors: uint8 images → features and class logits, under a name that goes into every result.
+"""Feature extractors: uint8 images → features and class logits, with a name that every result states.
 
-"inception" is torch-fidelity's port of the TensorFlow network of 2015-12-05 behind published FID and IS. A figure from any
-other extractor is a Fréchet distance in that extractor's features, never called FID.
+"inception" is torch-fidelity's port of the TensorFlow network of 2015-12-05 behind published FID and IS. With
+any other extractor the metric is a Fréchet distance in its features and is never called FID.
 """
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mgen.evaluation.protocols import RESIZES
@@ -23,7 +24,7 @@ SPATIAL_CHANNELS = 7  # of the map that ADM's evaluator compares
 
 
 class Seen(NamedTuple):
-    """What an extractor makes of B images: features (B, F), logits (B, K), and features that keep places (B, S) if asked for."""
+    """Features (B, F) and logits (B, K) of B images, and spatial features (B, S) if requested."""
 
     features: Tensor
     logits: Tensor
@@ -31,12 +32,12 @@ class Seen(NamedTuple):
 
 
 class Extractor(Protocol):
-    """What the evaluation needs of an extractor.
+    """The contract of extractors.
 
     Attributes:
-        name: as shown in results. sha256: of its weights. resize: what it does to other image sizes.
-        channels: image channels it takes. size: pixels, or None for any. length: of its feature vector.
-        spatial_length: of its features that keep places, 0 without.
+        name: as shown in results. sha256: of its weights. resize: how other image sizes are handled.
+        channels: expected image channels. size: expected side in pixels, None for any. length: of the feature vector.
+        spatial_length: of the spatial features, 0 without.
     """
 
     name: str
@@ -53,7 +54,7 @@ class Extractor(Protocol):
 
 
 def match_channels(images: Tensor, channels: int) -> Tensor:
-    """Gray repeated to RGB, or RGB turned to gray by ITU-R 601 luma; uint8 (B, channels, H, W)."""
+    """Repeat gray to RGB, or convert RGB to gray by ITU-R 601 luma; uint8 (B, channels, H, W)."""
     if images.shape[1] == channels:
         return images
     if images.shape[1] == 1:
@@ -63,7 +64,7 @@ def match_channels(images: Tensor, channels: int) -> Tensor:
 
 
 class CNNExtractor:
-    """A FashionCNN folder as extractor: `fmnist-cnn` (embedded), or any that was trained with `mgen train`."""
+    """A FashionCNN as extractor: the embedded `fmnist-cnn`, or one trained with `mgen train`."""
 
     spatial_length = 0
 
@@ -90,8 +91,8 @@ class InceptionExtractor:
     """torch-fidelity's Inception v3: 2048 pooled features and the logits without bias that its IS uses.
 
     Args:
-        resize: "tensorflow", the network's own; "clean" or "clean-uint8", before it (Parmar et al., arXiv 2104.11222).
-        spatial: also the first 7 channels of the 17×17 map behind ADM's sFID, 2023 numbers an image.
+        resize: "tensorflow", inside the network; "clean" or "clean-uint8", before it (Parmar et al., arXiv 2104.11222).
+        spatial: also return the first 7 channels of the 17×17 map behind ADM's sFID, 2023 numbers per image.
     """
 
     name, channels = "inception-v3-compat", 3
@@ -107,7 +108,7 @@ class InceptionExtractor:
         if weights is None:
             try:
                 self.model: Any = FeatureExtractorInceptionV3(self.name, layers)
-            except Exception as error:  # urllib and torch.hub raise many kinds
+            except Exception as error:  # urllib and torch.hub raise many types
                 raise MgenError(
                     f"the Inception weights could not be downloaded ({str(error).splitlines()[0][:100]}): "
                     "give --inception-weights FILE (weights-inception-2015-12-05-6726825d.pth of torch-fidelity)"
@@ -117,11 +118,11 @@ class InceptionExtractor:
         else:
             self.model = self._from_file(Path(weights), layers, FeatureExtractorInceptionV3)
             self.sha256 = file_sha256(weights)
-        # Same features up to rounding; CPUs convolve faster in this layout.
+        # The same features up to rounding; convolutions are faster in this layout on CPUs.
         self.model = self.model.to(device, memory_format=torch.channels_last)
         self.device, self.kind, self.resize = device, resize, RESIZES[resize]
         self.spatial_length = SPATIAL_CHANNELS * 17 * 17 if spatial else 0
-        self._ready: Tensor | None = None  # what the first convolution sees instead of the network's own resize
+        self._ready: Tensor | None = None  # input of the first convolution, in place of the network's own resize
         self._map: Tensor | None = None
         if resize != "tensorflow":
             self.model.Conv2d_1a_3x3.register_forward_pre_hook(lambda *_: (self._ready,))
@@ -129,15 +130,15 @@ class InceptionExtractor:
             # The node mixed_6/conv of the TensorFlow graph.
             self.model.Mixed_6d.branch1x1.register_forward_hook(self._keep_map)
 
-    def _keep_map(self, module: Any, arguments: Any, output: Tensor) -> None:
+    def _keep_map(self, module: nn.Module, arguments: object, output: Tensor) -> None:
         self._map = output[:, :SPATIAL_CHANNELS]
 
-    def _from_file(self, path: Path, layers: list[str], cls: Any) -> Any:
-        from mgen.convert.reading import read_state_dict
+    def _from_file(self, path: Path, layers: list[str], cls: Callable[..., nn.Module]) -> nn.Module:
+        from mgen.utils.weights import read_state_dict
 
         state = read_state_dict(path)
         with tempfile.TemporaryDirectory() as folder:
-            # The class unpickles whatever file it gets, so it gets one that was read safely and written anew.
+            # The class unpickles any file, so it gets a copy that was read safely.
             torch.save(state, Path(folder) / "inception.pth")
             try:
                 return cls(self.name, layers, feature_extractor_weights_path=str(Path(folder) / "inception.pth"))
@@ -152,20 +153,20 @@ class InceptionExtractor:
             if self.kind != "tensorflow":
                 ready = clean_resize(x, cut=self.kind == "clean-uint8")
                 self._ready = ((ready - 128) / 128).contiguous(memory_format=torch.channels_last)
-                x = x.new_zeros(len(x), 3, 1, 1).expand(-1, -1, 299, 299)  # stands for the images until then
+                x = x.new_zeros(len(x), 3, 1, 1).expand(-1, -1, 299, 299)  # a placeholder, replaced by _ready
             features, logits = self.model(x)
         spatial = None
         if self._map is not None:
-            spatial = self._map.permute(0, 2, 3, 1).flatten(1).float().cpu()  # (B, 17·17·7), in the graph's layout
+            spatial = self._map.permute(0, 2, 3, 1).flatten(1).float().cpu()  # (B, 17·17·7), in TensorFlow's layout
         self._ready = self._map = None
         return Seen(features.float().cpu(), logits.float().cpu(), spatial)
 
 
 def clean_resize(images: Tensor, *, cut: bool = False) -> Tensor:
-    """uint8 (B, C, H, W) → float (B, C, 299, 299) in [0, 255]: antialiased bicubic, as clean-fid does with PIL, in floats.
+    """uint8 (B, C, H, W) → float (B, C, 299, 299) in [0, 255]: antialiased bicubic like clean-fid's, in floats.
 
     Args:
-        cut: cut the fractions off, as a conversion to bytes does (Halton-MaskGIT).
+        cut: drop the fractions, like a conversion to bytes (Halton-MaskGIT).
     """
     x = images.float()
     if x.shape[-2:] != (299, 299):
@@ -185,7 +186,7 @@ def make_extractor(
     """The extractor "inception", an embedded one ("fmnist-cnn", "fmnist-classifier"), or a folder of a FashionCNN.
 
     Args:
-        weights, resize, spatial: of Inception alone.
+        weights, resize, spatial: for Inception only.
     """
     device = torch.device(device)
     if name in ("inception", InceptionExtractor.name):
@@ -200,6 +201,6 @@ def make_extractor(
 
 
 def protocol_extractor(protocol: Protocol_, *, weights: str | Path | None, device: str | torch.device) -> Extractor:
-    """The extractor that a protocol measures with; see make_extractor."""
+    """The extractor of a protocol; see make_extractor."""
     resize = "tensorflow" if protocol.resize == "own" else protocol.resize
     return make_extractor(protocol.extractor, weights=weights, device=device, resize=resize, spatial=protocol.spatial)

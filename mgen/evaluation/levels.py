@@ -1,16 +1,16 @@
-"""Levels of a KL tokenizer's latents, compared: how many, of which form, over which range (see mgen/levels.py).
+"""Comparison of levels for a KL tokenizer's latents: how many, of which form, over which range (see mgen/nn/levels.py).
 
 Notation: N images, B of a batch, L tokens of C numbers each.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from mgen.data import ImageData
 from mgen.evaluation.extractors import Extractor
 from mgen.evaluation.frechet import frechet_distance
 from mgen.evaluation.pixels import psnr, ssim
@@ -18,17 +18,18 @@ from mgen.evaluation.reconstruction import count_ids, entropy, posterior_noise
 from mgen.evaluation.statistics import FeatureSums
 from mgen.nn.levels import FORMS, best_range, dequantize, gaussian_levels, quantize
 from mgen.pipelines.pipeline import to_uint8
+from mgen.tokenizers.kl import KLTokenizer
 
 BEST = "best"
 
 
 @dataclass(kw_only=True)
-class Row:
-    """One choice of levels and what it costs. levels is None for the latents as they are.
+class LevelRow:
+    """One choice of levels and its cost. `levels` is None for unquantized latents.
 
     Attributes:
-        range: r of [-r, r]. squared_error: mean over latent numbers times scale. entropy: bits per number, mean over channels.
-        outside: share of the numbers beyond the range. distance: to the originals.
+        range: r of [-r, r]. squared_error: mean over scaled latents. entropy: bits per number, mean over channels.
+        outside: share of the numbers outside the range. distance: Fréchet distance to the originals.
     """
 
     levels: int | None = None
@@ -42,10 +43,10 @@ class Row:
     distance: float = 0.0
 
 
-class Trial:
-    """One row in the making."""
+class LevelSums:
+    """Running sums behind one row."""
 
-    def __init__(self, row: Row, span: float, length: int) -> None:
+    def __init__(self, row: LevelRow, span: float, length: int) -> None:
         self.row, self.sums, self.used = row, FeatureSums(length), torch.zeros(1)
         self.error = self.beyond = self.numbers = 0.0
         if row.levels is not None and row.range is not None:
@@ -53,7 +54,7 @@ class Trial:
             self.range = {"low": -row.range, "high": row.range, "span": span}
 
     def apply(self, tokens: Tensor) -> Tensor:
-        """Tokens (B, L, C) as their levels give them back, counted."""
+        """Quantize and dequantize tokens (B, L, C), and count what is lost."""
         if self.row.levels is None or self.row.range is None:
             return tokens
         values = self.values.to(tokens.device)
@@ -66,12 +67,13 @@ class Trial:
         return out
 
     def update(self, truth: Tensor, images: Tensor, features: Tensor) -> None:
-        """uint8 images (B, C, H, W) both; features (B, F) of the second."""
+        """Add originals and reconstructions, uint8 (B, C, H, W), and features (B, F) of the reconstructions."""
         self.sums.update(features)
         self.row.psnr += psnr(truth, images).sum().item()
         self.row.ssim += ssim(truth, images).sum().item()
 
-    def finish(self, originals: FeatureSums) -> Row:
+    def finish(self, originals: FeatureSums) -> LevelRow:
+        """The row, compared with the features of the originals."""
         row = self.row
         row.psnr, row.ssim = row.psnr / self.sums.count, row.ssim / self.sums.count
         row.distance = frechet_distance(*self.sums.finish(), *originals.finish())
@@ -83,8 +85,8 @@ class Trial:
 
 @torch.inference_mode()
 def compare_levels(
-    dataset: Any,
-    tokenizer: Any,
+    dataset: ImageData,
+    tokenizer: KLTokenizer,
     extractor: Extractor,
     *,
     rows: Sequence[int],
@@ -95,18 +97,18 @@ def compare_levels(
     posterior: str = "mean",
     seed: int = 0,
     progress: bool = True,
-) -> list[Row]:
-    """Every number of levels × form × range on the images `rows`, which are encoded once; the first result has no levels.
+) -> list[LevelRow]:
+    """Every number of levels × form × range on the images `rows`, which are encoded once. The first row has no levels.
 
     Args:
-        tokenizer: a KLTokenizer. ranges: r of [-r, r], or "best", see mgen.nn.levels.best_range.
+        ranges: r of [-r, r], or "best", see mgen.nn.levels.best_range.
     """
-    trials = [Trial(Row(), span, extractor.length)]
+    choices = [LevelSums(LevelRow(), span, extractor.length)]
     for number in levels:
         for form in FORMS:
             for wanted in ranges:
                 r = best_range(number, span=span, form=form) if wanted == BEST else float(wanted)
-                trials.append(Trial(Row(levels=number, form=form, range=r), span, extractor.length))
+                choices.append(LevelSums(LevelRow(levels=number, form=form, range=r), span, extractor.length))
     originals = FeatureSums(extractor.length)
     with tqdm(total=len(rows), unit="img", desc="comparing levels", disable=not progress) as bar:
         for start in range(0, len(rows), batch_size):
@@ -115,15 +117,15 @@ def compare_levels(
             noise = posterior_noise(tokenizer, posterior, seed, indices)
             tokens, truth = tokenizer.encode(images.to(tokenizer.device), **noise), to_uint8(images)
             originals.update(extractor(truth).features)
-            for trial in trials:
-                made = to_uint8(tokenizer.decode(trial.apply(tokens))).cpu()
-                trial.update(truth, made, extractor(made).features)
+            for choice in choices:
+                made = to_uint8(tokenizer.decode(choice.apply(tokens))).cpu()
+                choice.update(truth, made, extractor(made).features)
             bar.update(len(images))
-    return [trial.finish(originals) for trial in trials]
+    return [choice.finish(originals) for choice in choices]
 
 
-def levels_markdown(rows: Sequence[Row], *, title: str, notes: Sequence[str], distance: str) -> str:
-    """The table with how it was made."""
+def levels_markdown(rows: Sequence[LevelRow], *, title: str, notes: Sequence[str], distance: str) -> str:
+    """The comparison in Markdown, with how it was made."""
     head = ["levels", "form", "range", "squared error", "entropy, bits", "outside, %", "PSNR, dB", "SSIM", distance]
     lines = ["# Levels", "", f"    {title}", "", *(f"{note}  " for note in notes), ""]
     lines += ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]

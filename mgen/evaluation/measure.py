@@ -1,17 +1,19 @@
-"""One pass of images through an extractor into shards of features: shared between processes, going on after a kill, in little memory.
+"""One pass of images through an extractor into shards of features: split between processes, resumable, in little memory.
 
-A shard holds what was seen of 500 images in a row; it is written whole or not at all. Shard s is measured by process s mod `world`. All
-metrics are computed from the shards in their order, so a number depends neither on the processes nor on interruptions; of the size
-of a batch features depend by their rounding, about 1e-6 of their size.
+A shard holds the features of 500 consecutive images and is written atomically. Process s mod `world` measures shard s. All metrics are
+computed from the shards in order, so they depend neither on the number of processes nor on interruptions. The batch size affects the
+rounding of features, relatively by about 1e-6.
 """
 
+import hashlib
+import json
 import random
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -22,13 +24,13 @@ from mgen.evaluation.extractors import Extractor
 from mgen.evaluation.sources import Batch, Source
 from mgen.evaluation.statistics import FeatureSums
 from mgen.utils.errors import MgenError
-from mgen.utils.files import read_json, write_json, write_tensors
+from mgen.utils.files import atomic_path, read_json, write_json, write_tensors
 
 SHARD = 500
 
 
 class Measured:
-    """The shards of a finished pass. Rows are in the order of the images; memory is that of a shard unless said otherwise."""
+    """The shards of a finished pass, rows in the order of the images. Methods need the memory of one shard unless stated otherwise."""
 
     def __init__(self, folder: Path, count: int, temporary: tempfile.TemporaryDirectory[str] | None = None) -> None:
         self.folder, self.count, self._temporary = folder, count, temporary
@@ -36,7 +38,7 @@ class Measured:
         missing = [file for file in self.files if not file.is_file()]
         if missing:
             raise MgenError(
-                f"{folder} misses {missing[0].name}: run the same command again (processes on several machines must share this folder)"
+                f"{missing[0].name} is missing in {folder}: rerun the same command (processes on several machines must share this folder)"
             )
         self.names: set[str] = set()
         if self.files:
@@ -55,11 +57,11 @@ class Measured:
         return torch.cat(list(self.blocks(name)))
 
     def total(self, name: str) -> Tensor:
-        """What adds up over batches, float64."""
+        """A quantity summed over batches, float64."""
         return torch.stack(list(self.blocks(f"total.{name}"))).sum(0)
 
     def sums(self, name: str = "features") -> FeatureSums:
-        """Sums of features for a mean and a covariance, added in float64."""
+        """Sums of features, in float64, that give their mean and covariance."""
         if name not in self._sums:
             sums: FeatureSums | None = None
             for block in self.blocks(name):
@@ -70,11 +72,9 @@ class Measured:
         return self._sums[name]
 
     def mapped(self, name: str) -> Tensor:
-        """All rows of float32 numbers (N, F), in a file that the system pages in and out as it needs to."""
+        """All rows (N, F) in float32, memory-mapped from a file."""
         file = self.folder / f"{name}.f32"
         if not file.is_file():
-            from mgen.utils.files import atomic_path
-
             with atomic_path(file) as path, open(path, "wb") as out:
                 for block in self.blocks(name):
                     out.write(block.float().numpy().tobytes())
@@ -101,7 +101,7 @@ def shard_file(folder: Path, start: int) -> Path:
 
 
 def remove_features(folder: Path) -> None:
-    """Delete what a measurement keeps in a folder, and the folder if it holds nothing else; any other folder stays as it is."""
+    """Delete the features in a folder, and the folder if nothing else is in it. Does nothing to folders without features."""
     if (folder / "features.json").is_file():
         for path in (*folder.glob("part-*.safetensors"), *folder.glob("*.f32"), folder / "features.json"):
             path.unlink()
@@ -109,11 +109,8 @@ def remove_features(folder: Path) -> None:
             folder.rmdir()
 
 
-def begin(folder: Path, source: Source, extractor: Extractor, protocol: str, **further: Any) -> None:
-    """Say in the folder what its shards are of; MgenError if those there are of something else."""
-    import hashlib
-    import json
-
+def begin(folder: Path, source: Source, extractor: Extractor, protocol: str, **further: object) -> None:
+    """Record in the folder what its shards are of; MgenError if it holds shards of something else."""
     key = hashlib.sha256(json.dumps([source.key, further], sort_keys=True, default=str).encode()).hexdigest()
     own = {"images": source.about, "extractor": extractor.sha256, "protocol": protocol, "key": key, "shard": SHARD}
     own = json.loads(json.dumps(own, default=str))
@@ -122,15 +119,15 @@ def begin(folder: Path, source: Source, extractor: Extractor, protocol: str, **f
         there = read_json(file)
         if any(there.get(name) != value for name, value in own.items()):
             raise MgenError(
-                f"{folder} holds the features of an interrupted measurement of other images or settings: choose another --out, or remove it"
+                f"{folder} holds features of an interrupted evaluation of other images or settings: choose another --out, or remove it"
             )
-        if there.get("count") != source.count:  # the last shard may have been of another length
+        if there.get("count") != source.count:  # the last shard may have had another length
             remove_features(folder)
     elif folder.is_dir() and (others := [p for p in folder.iterdir() if p.suffix not in (".f32", ".safetensors")]):
         raise MgenError(
             f"{folder} is needed for features, but holds {others[0].name}: choose another --out, or rename that folder"
         )
-    elif folder.is_dir():  # shards that do not say what they are of
+    elif folder.is_dir():  # shards without a record of what they are of
         for path in (*folder.glob("part-*.safetensors"), *folder.glob("*.f32")):
             path.unlink()
     write_json(file, {**own, "count": source.count})
@@ -147,17 +144,17 @@ def measure(
     rank: int = 0,
     world: int = 1,
     progress: bool = True,
-    wait: Any = None,
+    wait: Callable[[], None] | None = None,
 ) -> Measured:
-    """Pass all images through the extractor (and the classifier behind the class accuracy, if there is one).
+    """Pass all images through the extractor, and through the classifier behind the class accuracy if there is one.
 
     Args:
-        folder: of the shards, for going on; None: a temporary one, gone with the result.
-        batch_size: images at a time. examples: about so many images are kept for a grid, spread over all.
-        rank, world: this process of how many; only the first one gets the rows. wait: their barrier.
+        folder: of the shards, so that the pass can resume; None: a temporary one that is deleted with the result.
+        batch_size: images at a time. examples: about how many images to keep for a grid, spread over all.
+        rank, world: this process and the number of processes; only the first one gets the rows. wait: barrier between them.
 
     Raises:
-        MgenError: no images, features that are not finite, or a disk that is full.
+        MgenError: there are no images, features are not finite, or the disk is full.
     """
     if not source.count:
         raise MgenError("there are no images to evaluate")
@@ -165,11 +162,8 @@ def measure(
     if folder is None:
         temporary = tempfile.TemporaryDirectory(prefix="mgen-")
         folder = Path(temporary.name)
-    if rank == 0 and source.count <= SHARD * (world - 1) and progress:
-        print(
-            f"{source.count} images are {-(-source.count // SHARD)} shards of {SHARD}, one process each: {world} are more than needed",
-            file=sys.stderr,
-        )
+    if rank == 0 and progress:
+        _warn_of_idle(source.count, world)
     starts = range(rank * SHARD, source.count, SHARD * world)
     todo = [start for start in starts if not shard_file(folder, start).is_file()]
     ends = {start: min(start + SHARD, source.count) for start in starts}
@@ -194,50 +188,58 @@ def measure(
             _leave_nothing(folder)
         raise
     if todo and rank == 0:
-        for path in folder.glob("*.f32"):  # of the rows before
+        for path in folder.glob("*.f32"):  # they lack the new rows
             path.unlink()
     if wait is not None:
         wait()
     return Measured(folder, source.count if rank == 0 else 0, temporary)
 
 
+def _warn_of_idle(count: int, world: int) -> None:
+    """Say on stderr if there are more processes than shards."""
+    if count <= SHARD * (world - 1):
+        print(
+            f"{count} images are {-(-count // SHARD)} shards of {SHARD} images: {world} processes are more than needed",
+            file=sys.stderr,
+        )
+
+
 def _leave_nothing(folder: Path) -> None:
-    """Where no shard was finished, remove what `begin` wrote and the folders that are empty without it."""
+    """If no shard was finished, remove what `begin` wrote and the folders that are empty without it."""
     if any(folder.glob("part-*")):
         return
     (folder / "features.json").unlink(missing_ok=True)
-    for place in (folder, folder.parent):
-        if place.is_dir() and not any(place.iterdir()):
-            place.rmdir()
+    for empty in (folder, folder.parent):
+        if empty.is_dir() and not any(empty.iterdir()):
+            empty.rmdir()
 
 
 def read_ahead(source: Source, ranges: Sequence[tuple[int, int]]) -> Iterator[Batch]:
-    """The batches in order; where the source allows it, the next one is read while one is measured."""
+    """The batches in order; if the source allows it, the next one is read while one is measured."""
     if not source.ahead:
         yield from (source.read(*r) for r in ranges)
         return
     with ThreadPoolExecutor(1) as pool:
-        futures = [pool.submit(source.read, *r) for r in ranges[:2]]
+        ahead = deque(pool.submit(source.read, *r) for r in ranges[:2])
         for i in range(len(ranges)):
-            batch = futures[i].result()
+            batch = ahead.popleft().result()
             if i + 2 < len(ranges):
-                futures.append(pool.submit(source.read, *ranges[i + 2]))
-            futures[i] = None  # type: ignore[call-overload]  # frees its images
+                ahead.append(pool.submit(source.read, *ranges[i + 2]))
             yield batch
 
 
 def example_rows(count: int, wanted: int) -> list[int]:
-    """About `wanted` of the indices below `count`, spread so that classes in turn and classes in blocks are both seen."""
+    """About `wanted` of the indices below `count`, spread so that all classes appear whether images alternate or are sorted by class."""
     if count <= wanted:
         return list(range(count))
-    draw = random.Random(0)  # always the same; an even spacing would beat with the number of classes
-    return [draw.randrange(i * count // wanted, (i + 1) * count // wanted) for i in range(wanted)]
+    rng = random.Random(0)  # evenly spaced indices would interfere with the number of classes
+    return [rng.randrange(i * count // wanted, (i + 1) * count // wanted) for i in range(wanted)]
 
 
 def _seen(batch: Batch, extractor: Extractor, classifier: Extractor | None, kept: Sequence[int]) -> dict[str, Tensor]:
     seen = extractor(batch.images)
     if not torch.isfinite(seen.features).all():
-        raise MgenError("the extractor made NaN features: its weights or the images are damaged")
+        raise MgenError("the extractor gave NaN features: its weights or the images are damaged")
     out = {"features": seen.features, "logits": seen.logits, "labels": batch.labels}
     if seen.spatial is not None:
         out["spatial"] = seen.spatial

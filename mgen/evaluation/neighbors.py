@@ -1,31 +1,36 @@
-"""What rests on distances between single images: precision, recall, kernel distance, and the nearest training images.
+"""Metrics of single images: precision, recall, kernel distance, and the nearest training images.
 
-Precision and recall: Kynkäänniemi et al., "Improved Precision and Recall Metric" (arXiv 1904.06991), k = 3, by torch-fidelity, whose
-rule is that of ADM's evaluator (which rounds squared distances to half precision; here they are float32). Kernel distance (KID):
+Precision and recall: Kynkäänniemi et al., "Improved Precision and Recall Metric" (arXiv 1904.06991), k = 3, by torch-fidelity, with
+the same rule as ADM's evaluator (which rounds squared distances to half precision; here they are float32). Kernel distance (KID):
 Bińkowski et al. (arXiv 1801.01401), polynomial kernel of degree 3, 100 subsets, by torch-fidelity.
 """
 
+import base64
+import io
+import sys
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from mgen.evaluation.extractors import Extractor
-from mgen.evaluation.measure import SHARD, read_ahead
+from mgen.evaluation.measure import SHARD, Measured, read_ahead
+from mgen.evaluation.result import NearestImages, NearImage, NearRow
 from mgen.evaluation.sources import Source
 
-BLOCK = 2000  # rows of a block of distances: 2,000 × 50,000 of them take 400 MB
+BLOCK = 2000  # rows in a block of distances: 2,000 × 50,000 distances take 400 MB
 
 
 def precision_recall(features: Tensor, reference: Tensor, *, neighbors: int) -> tuple[float, float]:
-    """Share of images (N, F) within the reference's manifold, and of reference images (M, F) within theirs."""
+    """Share of images (N, F) inside the reference's manifold, and of reference images (M, F) inside theirs."""
     from torch_fidelity.metric_prc import calculate_precision_recall_part
 
     return calculate_precision_recall_part(features, reference, neighborhood=neighbors, batch_size=BLOCK)
 
 
 def kernel_distance(features: Tensor, reference: Tensor, *, size: int) -> tuple[float, float]:
-    """KID as mean and standard deviation over 100 subsets of `size` images each (fewer if there are fewer images)."""
+    """KID: mean and standard deviation over 100 subsets of `size` images each, or of all images if there are fewer."""
     from torch_fidelity.metric_kid import kid_features_to_metric
 
     size = min(size, len(features), len(reference))
@@ -35,7 +40,7 @@ def kernel_distance(features: Tensor, reference: Tensor, *, size: int) -> tuple[
 
 @dataclass(kw_only=True)
 class Nearest:
-    """For n images the k nearest of a data set: distances and indices (n, k), ascending."""
+    """The k nearest images of a data set for n images: distances and indices (n, k), ascending."""
 
     distances: Tensor
     indices: Tensor
@@ -44,15 +49,11 @@ class Nearest:
 def nearest(
     features: Tensor, source: Source, extractor: Extractor, *, k: int, own: Tensor | None = None, progress: bool = True
 ) -> Nearest:
-    """The nearest images of a data set in feature space (Euclidean), found in one pass and the memory of a batch.
+    """The nearest images of a data set in feature space (Euclidean), found in one pass with the memory of a batch.
 
     Args:
-        features: (n, F). own: index of each of them in the data set (n,), which does not count as its neighbor; -1: none.
+        features: (n, F). own: index (n,) of each image in the data set, which is not its own neighbor; -1: not in it.
     """
-    import sys
-
-    from tqdm import tqdm
-
     far = torch.full((len(features), k), torch.inf)
     best, where = far, torch.full((len(features), k), -1)
     ranges = [(a, min(a + SHARD, source.count)) for a in range(0, source.count, SHARD)]
@@ -66,3 +67,52 @@ def nearest(
             where = torch.cat([where, index], 1).gather(1, order)
             bar.update(stop - start)
     return Nearest(distances=best, indices=where)
+
+
+def nearest_rows(
+    measured: Measured, training: Source, extractor: Extractor, *, images: int = 12, k: int = 5
+) -> NearestImages:
+    """The nearest training images of some measured ones, for a result: a check for memorization.
+
+    "typical" is the median distance of a training image to its nearest other one; copies are far closer.
+    """
+    shown = measured.examples()
+    examples, labels = (t[:: max(1, len(t) // images)][:images] for t in shown)
+    rows = torch.arange(min(200, training.count)) * (training.count // min(200, training.count))
+    some = [training.read(int(i), int(i) + 1) for i in rows]
+    own = torch.cat([torch.full((len(examples),), -1), rows])
+    queries = torch.cat([extractor(examples).features, extractor(torch.cat([b.images for b in some])).features])
+    found = nearest(queries, training, extractor, k=k, own=own)
+    wanted = sorted(set(found.indices[: len(examples)].flatten().tolist()) - {-1})
+    read = {i: training.read(i, i + 1) for i in wanted}  # ascending, because an npz is a stream
+    out: list[NearRow] = []
+    for i in range(len(examples)):
+        neighbors: list[NearImage] = [
+            {"image": data_uri(read[index].images[0]), "label": int(read[index].labels[0]), "distance": away}
+            for index, away in zip(found.indices[i].tolist(), found.distances[i].tolist())
+            if index >= 0
+        ]
+        out.append(
+            {
+                "image": data_uri(examples[i]),
+                "label": int(labels[i]),
+                "distance": neighbors[0]["distance"],
+                "neighbors": neighbors,
+            }
+        )
+    return {
+        "data": training.title,
+        "count": training.count,
+        "rows": out,
+        "typical": found.distances[len(examples) :, 0].median().item(),
+        "note": f"typical: the median over {len(rows)} training images of the distance to the nearest other one",
+    }
+
+
+def data_uri(image: Tensor) -> str:
+    """A PNG of a uint8 image (C, H, W) as a data URI."""
+    from mgen.pipelines.pipeline import to_pil
+
+    stream = io.BytesIO()
+    to_pil(image[None])[0].save(stream, format="PNG")
+    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()

@@ -1,4 +1,4 @@
-"""Images of ADM's npz files, read as a stream: such a file of 50,000 images is larger than many a memory."""
+"""Images of ADM's npz files, read as a stream: a file of 50,000 images may not fit into memory."""
 
 import struct
 import threading
@@ -17,7 +17,7 @@ ERRORS = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, struct.er
 
 
 def npz_names(path: str | Path) -> list[str]:
-    """Names of the arrays of an npz file; MgenError if it is none."""
+    """Names of the arrays of an npz file; MgenError if it is not one."""
     try:
         with zipfile.ZipFile(path) as file:
             return [name.removesuffix(".npy") for name in file.namelist()]
@@ -26,12 +26,12 @@ def npz_names(path: str | Path) -> list[str]:
 
 
 class NpzImages:
-    """arr_0 uint8 (N, H, W, C) of an npz file, by index; `labels`: arr_1, class ids (N,), -1 if there are none.
+    """arr_0 uint8 (N, H, W, C) of an npz file, by index; `labels`: arr_1, class ids (N,), or -1 without arr_1.
 
-    Reading on costs nothing extra; reading what lies behind starts anew. One thread at a time.
+    Reading forward is fast; reading backward starts over. Reads from several threads are serialized.
 
     Raises:
-        MgenError: no npz, no arr_0, or images of another kind.
+        MgenError: the file is no npz, has no arr_0, or its images are not uint8 (N, H, W, C).
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -52,7 +52,7 @@ class NpzImages:
             raise MgenError(f"{path}: arr_0 holds no images")
         if labels.shape != (self.shape[0],) or labels.dtype.kind not in "iu":
             raise MgenError(
-                f"{path}: arr_1 has shape {labels.shape} of {labels.dtype}, expected whole numbers ({self.shape[0]},), a class id an image"
+                f"{path}: arr_1 has shape {labels.shape} of {labels.dtype}, expected integers ({self.shape[0]},), one class id per image"
             )
         self.labels = torch.from_numpy(labels.astype(np.int64))
 

@@ -1,8 +1,8 @@
-"""Distances between an image and its copy: PSNR and SSIM on the 0 … 255 scale, and LPIPS.
+"""Metrics of an image and its reconstruction: PSNR and SSIM on the 0 … 255 scale, and LPIPS.
 
 SSIM: Wang, Bovik, Sheikh and Simoncelli, "Image Quality Assessment: From Error Visibility to Structural Similarity" (IEEE
 Transactions on Image Processing 13, 2004). Equal to scikit-image's with gaussian_weights=True, sigma=1.5,
-use_sample_covariance=False and data_range=255 (tests/test_bridge.py). LPIPS: Zhang et al., "The Unreasonable Effectiveness of Deep
+use_sample_covariance=False and data_range=255 (tests/unit/test_bridge.py). LPIPS: Zhang et al., "The Unreasonable Effectiveness of Deep
 Features as a Perceptual Metric" (arXiv 1801.03924), by the authors' package.
 """
 
@@ -22,7 +22,7 @@ C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 def psnr(a: Tensor, b: Tensor) -> Tensor:
     """10 · log₁₀(255² / mean squared error) in dB for every image, (B,), of uint8 images (B, C, H, W).
 
-    The error is a mean over pixels and channels; equal images count as if one number of them were off by 1, so that means are finite.
+    The error is a mean over pixels and channels. Equal images count as if one value were off by 1, so that means stay finite.
     """
     error = (a.double() - b.double()).square().flatten(1)
     return 10 * torch.log10(255**2 / error.mean(1).clamp(min=1 / error.shape[1]))
@@ -31,13 +31,15 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
 def ssim(a: Tensor, b: Tensor) -> Tensor:
     """Structural similarity for every image, (B,), at most 1, of uint8 images (B, C, H, W).
 
-    A Gaussian window of 11 × 11 pixels with σ = 1.5 at all places where it fits, K₁ = 0.01, K₂ = 0.03; mean over places and channels.
+    A Gaussian window of 11 × 11 pixels with σ = 1.5 at all positions where it fits, K₁ = 0.01, K₂ = 0.03; mean over positions and channels.
 
     Raises:
         MgenError: images smaller than the window.
     """
     if min(a.shape[-2:]) < WINDOW:
-        raise MgenError(f"images of {a.shape[-2]}×{a.shape[-1]} pixels have no SSIM: its window has {WINDOW}×{WINDOW}")
+        raise MgenError(
+            f"images of {a.shape[-2]}×{a.shape[-1]} pixels are too small for SSIM: its window has {WINDOW}×{WINDOW}"
+        )
     window = torch.exp(
         -((torch.arange(WINDOW, dtype=torch.float64, device=a.device) - WINDOW // 2) ** 2) / (2 * SIGMA**2)
     )
@@ -56,20 +58,20 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
 
 
 class Lpips:
-    """LPIPS of the authors' package (version 0.1, network VGG16), whose linear weights the package holds.
+    """LPIPS of the authors' package (version 0.1, network VGG16); the package includes the linear weights.
 
     Args:
         weights: torchvision's vgg16-397923af.pth, the network's weights.
 
     Raises:
-        MgenError: the package is not installed, or the file is another.
+        MgenError: the package is not installed, or the file holds other weights.
     """
 
     def __init__(self, weights: str | Path, device: torch.device) -> None:
         import warnings
 
-        from mgen.convert.reading import read_state_dict
         from mgen.utils.files import file_sha256
+        from mgen.utils.weights import read_state_dict
 
         try:
             from lpips import LPIPS
@@ -77,9 +79,9 @@ class Lpips:
             raise MgenError("LPIPS needs the authors' package: pip install 'mgen[lpips]'") from error
         state = read_state_dict(weights)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of arguments of torchvision that the package still uses
+            warnings.simplefilter("ignore", UserWarning)  # the package uses deprecated torchvision arguments
             self.model: Any = LPIPS(net="vgg", pretrained=True, pnet_rand=True, verbose=False).eval().to(device)
-        # The package names layers by slice, net.slice2.5; torchvision by place, features.5.
+        # The package numbers layers within slices, net.slice2.5; torchvision numbers them throughout, features.5.
         for name, tensor in self.model.net.state_dict().items():
             source = state.get("features." + ".".join(name.split(".")[1:]))
             if source is None or source.shape != tensor.shape:
@@ -92,6 +94,6 @@ class Lpips:
 
     @torch.inference_mode()
     def __call__(self, a: Tensor, b: Tensor) -> Tensor:
-        """LPIPS of every image, (B,), of uint8 images (B, C, H, W); gray ones are repeated to RGB."""
+        """LPIPS of every image, (B,), of uint8 images (B, C, H, W); gray images are repeated to RGB."""
         x, y = (t.to(self.device).float().expand(-1, 3, -1, -1) / 127.5 - 1 for t in (a, b))
         return self.model(x, y).flatten().double().cpu()

@@ -1,32 +1,34 @@
-"""Named protocols: all that decides a number besides the images themselves.
+"""Named protocols: everything besides the images that determines a metric.
 
-The same images give another figure through another resize, another rule of the score's splits, another rounding to bytes. A protocol
-fixes these; a result carries its name and an id, a hash over what decides the numbers, and only results of equal id are compared.
+The same images give another value with another resize, other splits of the score, or another rounding to bytes. A protocol fixes
+these. A result states its name and an id, a hash of everything that determines the numbers; only results with equal ids are compared.
 
-| protocol | network and resize | score | further | who measures so |
+| protocol | network and resize | score | also measured | used by |
 |---|---|---|---|---|
 | torch-fidelity | Inception, TensorFlow 1's bilinear | 10 shuffled splits | KID, precision, recall | MAR, Hi-MAR, TokenBridge, MAGE |
 | adm | the same | splits of 5,000 in file order, mean only | sFID, precision, recall | ADM's evaluator: LlamaGen, Hita, xAR |
 | clean | Inception, antialiased bicubic | 10 shuffled splits | KID | clean-fid (Parmar et al., arXiv 2104.11222) |
-| halton | the same, cut off to bytes | 10 shuffled splits | precision, recall | Halton-MaskGIT |
-| reconstruction | as torch-fidelity | 10 shuffled splits | PSNR, SSIM, LPIPS where given | tokenizers, against the originals |
+| halton | the same, truncated to bytes | 10 shuffled splits | precision, recall | Halton-MaskGIT |
+| reconstruction | as torch-fidelity | 10 shuffled splits | PSNR, SSIM, optionally LPIPS | tokenizers, against the originals |
 | fmnist-cnn | the embedded extractor | 10 shuffled splits | KID, precision, recall | this project |
 """
 
 import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Literal, cast
 
+from mgen.evaluation.result import Facts
 from mgen.utils.errors import MgenError, check_choice
 
-PUBLISHED = 50000  # images behind a published figure
+PUBLISHED = 50000  # images behind published metrics
 Resize = Literal["tensorflow", "clean", "clean-uint8", "own"]
 Score = Literal["shuffled", "file order"]
+Quantization = Literal["round", "half-up", "truncate"]
 RESIZES: dict[str, str] = {
     "tensorflow": "TensorFlow 1 bilinear to 299 px inside the network",
     "clean": "antialiased bicubic to 299 px in floats",
-    "clean-uint8": "antialiased bicubic to 299 px, cut off to bytes",
+    "clean-uint8": "antialiased bicubic to 299 px, truncated to bytes",
     "own": "the extractor's own",
 }
 
@@ -37,13 +39,13 @@ class Protocol:
 
     Attributes:
         extractor: network of the features. resize: how images reach its size.
-        count: images of a published figure; fewer are measured all the same, and said.
-        score: splits of the classifier score: "shuffled", `splits` equal ones in an order drawn from seed 2020 (torch-fidelity), or
+        count: images of a published evaluation; fewer are allowed and noted in the result.
+        score: splits of the classifier score: "shuffled", `splits` equal ones in an order shuffled from seed 2020 (torch-fidelity), or
             "file order", consecutive ones of `splits` images each (ADM), where sorting the images by class changes the score.
-        spatial: also the distance in features that keep places (sFID). neighbors: k of precision and recall, 0: neither.
-        kid: images of each of the 100 subsets of the kernel distance, 0: none.
-        quantization: of drawn images to bytes: see mgen.pipelines.pipeline.to_uint8; stored images are taken as they are.
-        image_size: side in pixels that drawn images are brought to before; None: as drawn.
+        spatial: also the distance in spatial features (sFID). neighbors: k of precision and recall, 0: neither.
+        kid: images in each of the 100 subsets of the kernel distance, 0: none.
+        quantization: how sampled images become bytes, see mgen.pipelines.pipeline.to_uint8; stored images are left as they are.
+        image_size: side in pixels to resize sampled images to first; None: as sampled.
     """
 
     name: str
@@ -55,17 +57,17 @@ class Protocol:
     spatial: bool = False
     neighbors: int = 3
     kid: int = 0
-    quantization: Literal["round", "half-up", "truncate"] = "round"
+    quantization: Quantization = "round"
     image_size: int | None = None
 
     @property
     def id(self) -> str:
-        """Eight hexadecimal digits over what decides the numbers: not the name, and not the count, which is compared apart."""
+        """Eight hexadecimal digits of a hash of what determines the numbers, without the name and the count."""
         own = {key: value for key, value in asdict(self).items() if key not in ("name", "count")}
         return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:8]
 
-    def describe(self) -> dict[str, Any]:
-        """For a result."""
+    def describe(self) -> Facts:
+        """The protocol as a result states it."""
         rule = f"{self.splits} splits, shuffled from seed 2020" if self.score == "shuffled" else None
         return {
             "name": self.name,
@@ -94,14 +96,20 @@ PROTOCOLS = {
 }
 
 
-def find_protocol(name: str | None, *, extractor: str | None = None, **changes: Any) -> Protocol:
-    """The protocol of this name, or the one that an extractor alone implies, with `changes` (None: no change) laid over it.
+def find_protocol(
+    name: str | None,
+    *,
+    extractor: str | None = None,
+    image_size: int | None = None,
+    quantization: str | None = None,
+) -> Protocol:
+    """The protocol of this name, or the one that an extractor implies.
 
-    An extractor of one's own makes it "custom": its figures have no published counterpart. Changes (image_size and quantization of drawn
-    images, which papers choose differently under one protocol) leave the name and change the id.
+    Another extractor makes the protocol "custom", which has no published counterpart. Image size and quantization, which papers choose
+    differently under one protocol, change the id but not the name.
 
     Raises:
-        MgenError: unknown name, or an extractor that contradicts the protocol.
+        MgenError: the name is unknown, or the extractor contradicts the protocol.
     """
     if extractor == "inception-v3-compat":
         extractor = "inception"
@@ -109,7 +117,7 @@ def find_protocol(name: str | None, *, extractor: str | None = None, **changes: 
         found = PROTOCOLS[check_choice("--protocol", name, PROTOCOLS)]
         if extractor is not None and extractor != found.extractor:
             raise MgenError(
-                f"--protocol {name} measures in the features of {found.extractor}, not of {extractor}: leave one of the two options out"
+                f"--protocol {name} uses the features of {found.extractor}, not of {extractor}: leave one of the two options out"
             )
     elif extractor == "inception":
         found = PROTOCOLS["torch-fidelity"]
@@ -117,4 +125,8 @@ def find_protocol(name: str | None, *, extractor: str | None = None, **changes: 
         found = PROTOCOLS["fmnist-cnn"]
     else:
         found = replace(PROTOCOLS["fmnist-cnn"], name="custom", extractor=str(extractor))
-    return replace(found, **{key: value for key, value in changes.items() if value is not None})
+    return replace(
+        found,
+        image_size=found.image_size if image_size is None else image_size,
+        quantization=found.quantization if quantization is None else cast(Quantization, quantization),
+    )

@@ -1,51 +1,55 @@
-"""How much of an image a tokenizer keeps: reconstructions against the very images they were made of.
+"""How well a tokenizer reconstructs images: reconstructions compared with their originals.
 
 Notation: N images, B of a batch, L tokens of C ids or numbers each, Q ids.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from mgen.data import ImageData
 from mgen.evaluation.evaluate import metric_names
 from mgen.evaluation.extractors import Extractor
 from mgen.evaluation.frechet import frechet_distance
 from mgen.evaluation.measure import Measured
 from mgen.evaluation.pixels import Lpips, psnr, ssim
+from mgen.evaluation.result import Facts
 from mgen.evaluation.sources import Batch, Source
 from mgen.pipelines.pipeline import to_uint8
+from mgen.tokenizers.base import Tokenizer
 from mgen.utils import seeds
 from mgen.utils.errors import MgenError, check_choice
 
 POSTERIOR = ("mean", "sample")
 
 
-def posterior_noise(tokenizer: Any, posterior: str, seed: int, indices: Sequence[int]) -> dict[str, Tensor]:
-    """The argument `noise` of `encode` for these images: of every image its own, whatever else is in the batch; none for the mean.
+def posterior_noise(tokenizer: Tokenizer, posterior: str, seed: int, indices: Sequence[int]) -> dict[str, Tensor]:
+    """The argument `noise` of `encode` for these images, independent of the batch; empty for the posterior's mean.
 
     Raises:
-        MgenError: a sample is asked of a tokenizer without a posterior.
+        MgenError: a sample is requested from a tokenizer without a posterior.
     """
     if check_choice("posterior", posterior, POSTERIOR) == "mean":
         return {}
     if (shape := tokenizer.noise_shape()) is None:
-        raise MgenError(f"posterior sample: a {type(tokenizer).__name__} has none, only KL tokenizers do; leave it out")
+        raise MgenError(
+            f"posterior sample: a {type(tokenizer).__name__} has no posterior, only KL tokenizers do; leave it out"
+        )
     noise = [torch.randn(shape, generator=seeds.generator(seed, "posterior", i)) for i in indices]
     return {"noise": torch.stack(noise).to(tokenizer.device)}
 
 
 def distance_name(extractor: Extractor, count: int) -> str:
-    """Only Inception features make an rFID; the distance is that to the originals of the same images."""
+    """Name of the Fréchet distance to the originals: rFID with Inception features only."""
     name = metric_names(extractor, count)[0]
     return f"r{name}" if name.startswith("FID") else f"{name} to the originals"
 
 
 def count_ids(ids: Tensor, vocab_size: int, global_tokens: int = 0) -> Tensor:
-    """How often each id occurs, float64 (groups, Q), of ids (B, L) or (B, L, C) in 0 … Q-1.
+    """How often each id occurs, float64 (groups, Q), in ids (B, L) or (B, L, C) in 0 … Q-1.
 
-    Groups are the C channels, or the codebooks: the first `global_tokens` tokens have one of their own.
+    Groups are the C channels, or the codebooks: the first `global_tokens` tokens have their own.
     """
     if global_tokens:
         groups = [part.flatten() for part in ids.tensor_split([global_tokens], dim=1)]
@@ -55,13 +59,13 @@ def count_ids(ids: Tensor, vocab_size: int, global_tokens: int = 0) -> Tensor:
 
 
 def entropy(used: Tensor) -> float:
-    """Of ids that occur `used` times (groups, Q), in bits, mean over the groups."""
+    """Entropy in bits of ids that occur `used` times (groups, Q), mean over the groups."""
     share = used.double() / used.sum(1, keepdim=True)
     return torch.special.entr(share).sum(1).mean().item() / torch.log(torch.tensor(2.0)).item()
 
 
 def id_metrics(used: Tensor, kind: str) -> dict[str, float]:
-    """How many ids occur, and their entropy. kind: what the groups are, channels or codebooks."""
+    """How many ids occur, and their entropy. kind: "channels" or "codebooks", the meaning of the groups."""
     groups, vocab_size = used.shape
     mean = f", mean over {groups} {kind}" if groups > 1 else ""
     return {
@@ -71,8 +75,8 @@ def id_metrics(used: Tensor, kind: str) -> dict[str, float]:
 
 
 def reconstructions(
-    dataset: Any,
-    tokenizer: Any,
+    dataset: ImageData,
+    tokenizer: Tokenizer,
     *,
     name: str,
     rows: Sequence[int],
@@ -80,7 +84,7 @@ def reconstructions(
     seed: int = 0,
     lpips: Lpips | None = None,
 ) -> Source:
-    """The images `rows` of `dataset` as `tokenizer` gives them back, with the originals; `reconstruction_metrics` reads them out."""
+    """Reconstructions by `tokenizer` of the images `rows` of `dataset`, with the originals; `reconstruction_metrics` evaluates them."""
     check_choice("posterior", posterior, POSTERIOR)
     vocab_size, global_tokens = tokenizer.spec.vocab_size, tokenizer.spec.global_tokens
 
@@ -97,19 +101,19 @@ def reconstructions(
         totals = {"used": count_ids(tokens, vocab_size, global_tokens)} if vocab_size is not None else {}
         return Batch(images=images, labels=batch["label"], originals=truth, columns=columns, totals=totals)
 
-    about: dict[str, Any] = {"kind": "reconstruction", "data": name, "quantization": "round"}
+    about: Facts = {"kind": "reconstruction", "data": name, "quantization": "round"}
     if global_tokens:
-        about["codebooks"] = "global tokens and of the grid"
+        about["codebooks"] = "of global and of grid tokens"
     if tokenizer.noise_shape() is not None:
         about["posterior"] = posterior if posterior == "mean" else f"{posterior}, seed {seed}"
     if lpips is not None:
         about["lpips"] = lpips.about
-    names = getattr(dataset, "class_names", ())
-    return Source(count=len(rows), about=about, read=read, class_names=names, key=list(rows), ahead=False)
+    names, key = dataset.class_names, list(rows)
+    return Source(count=len(rows), about=about, read=read, class_names=names, key=key, ahead=False)
 
 
 def reconstruction_metrics(measured: Measured, source: Source, extractor: Extractor) -> dict[str, float]:
-    """The distance to the originals, and PSNR, SSIM, LPIPS and the use of the ids."""
+    """Fréchet distance to the originals, PSNR, SSIM, LPIPS and usage of the ids."""
     distance = frechet_distance(*measured.sums().finish(), *measured.sums("original").finish())
     out = {distance_name(extractor, measured.count): distance}
     titles = {

@@ -1,8 +1,8 @@
-"""The classifier score exp E KL(p(y|x) ‖ p(y)) of Salimans et al. (arXiv 1606.03498), the Inception Score on Inception's logits, streamed.
+"""The classifier score exp E KL(p(y|x) ‖ p(y)) of Salimans et al. (arXiv 1606.03498), the Inception Score for Inception's logits, streamed.
 
-Images are dealt to splits; a split's score needs its mean prediction and its mean entropy alone, so nothing is kept of an image. Two
-rules of dealing: torch-fidelity's (ten equal splits of shuffled images) and that of ADM's evaluator (splits of 5,000 in file order,
-where images sorted by class make every split poor in classes and the score small).
+The score of a split needs only its mean prediction and its mean entropy, so single images need not be kept. There are two rules for
+the splits: torch-fidelity's (ten equal splits of shuffled images) and that of ADM's evaluator (splits of 5,000 in file order; if the
+images are sorted by class, every split has few classes and the score is low).
 """
 
 from collections.abc import Iterable
@@ -18,13 +18,13 @@ SEED = 2020  # torch-fidelity's
 
 def split_of(count: int, protocol: Protocol) -> Tensor:
     """The split (N,) of every image, by the protocol's rule."""
-    place = np.arange(count)
+    rank = np.arange(count)
     if protocol.score == "file order":
-        return torch.from_numpy(place // protocol.splits)
+        return torch.from_numpy(rank // protocol.splits)
     splits = min(protocol.splits, count)
     edges = np.arange(1, splits) * count // splits
     out = np.empty(count, np.int64)
-    out[np.random.RandomState(SEED).permutation(count)] = np.searchsorted(edges, place, side="right")
+    out[np.random.RandomState(SEED).permutation(count)] = np.searchsorted(edges, rank, side="right")
     return torch.from_numpy(out)
 
 
@@ -32,7 +32,7 @@ def class_score(blocks: Iterable[Tensor], splits: Tensor, weights: Tensor | None
     """Mean and standard deviation over the splits.
 
     Args:
-        blocks: logits (n, K), all N rows in order. splits: of every image (N,). weights: how often each image counts (N,), once if None.
+        blocks: logits (n, K), all N rows in order. splits: of each image (N,). weights: how often each image counts (N,); None: once.
     """
     number = int(splits.max()) + 1
     sums: Tensor | None = None
@@ -49,7 +49,7 @@ def class_score(blocks: Iterable[Tensor], splits: Tensor, weights: Tensor | None
         size.index_add_(0, own, times)
         row += len(logits)
     assert sums is not None
-    there = size > 0  # weights may leave a split empty
-    mean = sums[there] / size[there, None]
-    scores = (torch.special.entr(mean).sum(1) - entropy[there] / size[there]).exp()
+    filled = size > 0  # weights may leave a split empty
+    mean = sums[filled] / size[filled, None]
+    scores = (torch.special.entr(mean).sum(1) - entropy[filled] / size[filled]).exp()
     return scores.mean().item(), scores.std(correction=0).item()

@@ -1,7 +1,7 @@
-"""Where evaluated images come from: a folder, npz files, a model that draws them, or a data set (reconstructions: reconstruction.py).
+"""Where evaluated images come from: a folder, npz files, a model that samples them, or a data set (reconstructions: reconstruction.py).
 
-A source is read by index, `read(start, stop)`, so that several processes share one and an interrupted measurement goes on. Class ids
-are -1 where unknown.
+A source is read by index, `read(start, stop)`, so that several processes can share it and an interrupted evaluation can resume.
+Unknown class ids are -1.
 """
 
 import re
@@ -11,16 +11,20 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from mgen.data import center_crop, list_images, load_image
+from mgen.data import FashionMNIST, ImageData, center_crop, list_images, load_image
 from mgen.evaluation.npz import NpzImages
+from mgen.evaluation.result import Facts
 from mgen.utils.errors import MgenError
 from mgen.utils.files import read_json
+
+if TYPE_CHECKING:
+    from mgen.pipelines.pipeline import MaskedPipeline
 
 
 @dataclass(kw_only=True)
@@ -28,8 +32,8 @@ class Batch:
     """Images start … stop of a source.
 
     Attributes:
-        images: uint8 (B, C, H, W). labels: class ids (B,). originals: of reconstructions, uint8 as `images`.
-        columns: further numbers of each image, (B,). totals: what adds up over batches, float64.
+        images: uint8 (B, C, H, W). labels: class ids (B,). originals: of reconstructions, uint8 like `images`.
+        columns: further numbers per image, (B,). totals: quantities to be summed over batches, float64.
     """
 
     images: Tensor
@@ -41,61 +45,46 @@ class Batch:
 
 @dataclass(kw_only=True)
 class Source:
-    """Images by index, with what a result must say of them.
+    """Images by index, with what a result says about them.
 
     Attributes:
-        about: what is said in a result. key: what else tells these images from others, for going on with a measurement.
-        ahead: whether reading a batch may overlap with measuring the one before it.
+        about: facts for the result. key: what else identifies these images, so that an evaluation resumes on the same ones only.
+        ahead: whether a batch may be read while the previous one is measured.
     """
 
     count: int
-    about: dict[str, Any]
+    about: Facts
     read: Callable[[int, int], Batch]
     class_names: Sequence[str] = ()
-    key: Any = None
+    key: object = None
     ahead: bool = True
+
+    @property
+    def title(self) -> str:
+        """What the images are, in a few words."""
+        about = self.about
+        return str(about.get("model") or about.get("path") or about.get("data") or about["kind"])
 
 
 def from_folder(
     path: Path, *, channels: int = 3, size: int | None = None, limit: int | None = None, threads: int = 4
 ) -> Source:
-    """Images below a folder; class ids from names like 000012_class-0003.png. `grid.png` and animations are left out.
+    """Images below a folder; class ids from names like 000012_class-0003.png. `grid.png` and animations are skipped.
 
-    A folder of npz shards that `mgen sample --format npz` wrote is read too.
+    Folders of npz shards, written by `mgen sample --format npz`, can be read as well.
 
     Args:
-        size: cut the middle square and bring it to so many pixels, as ADM does; None: all must be alike.
-        threads: that decode files.
+        size: crop the middle square and resize it to this side, as ADM does; None: all images must have one size.
+        threads: for decoding files.
     """
-    from mgen.pipelines.shards import ShardFolder, find_shards
+    from mgen.pipelines.shards import find_shards
 
     if find_shards(path):
-        shards = ShardFolder(path)
-        if size is not None and shards.read(0, 1)[0].shape[-2:] != (size, size):
-            raise MgenError(
-                f"{path} holds images that were drawn: only folders of pictures and npz files are brought to {size} px"
-            )
-        count = min(len(shards), limit or len(shards))
-
-        def stored(start: int, stop: int) -> Batch:
-            images, ids = shards.read(start, stop)
-            return Batch(images=images, labels=ids)
-
-        told = {"kind": "npz shards", "path": str(path), "quantization": "as stored"}
-        return Source(count=count, about=told, read=stored, key=[_stamp(s.path) for s in find_shards(path)])
+        return _from_shards(path, size=size, limit=limit)
     files = [f for f in list_images(path) if f.stem != "grid" and not _animated(f)][:limit]
-    if (path / "run.json").is_file():
-        run = read_json(path / "run.json")
-        planned = run.get("num_images", 0) if isinstance(run, dict) else 0
-        if len(files) < min(limit or planned, planned):
-            raise MgenError(
-                f"{path} holds {len(files)} of the {planned} images of its run: run the same mgen sample again, or measure what is "
-                f"there with --num-images {len(files)}"
-            )
+    _check_complete(path, len(files), limit)
     if not files:
-        raise MgenError(
-            f"{path} holds no images apart from a grid: run mgen sample --out {path}, or name another folder"
-        )
+        raise MgenError(f"{path} holds no images except a grid: run mgen sample --out {path}, or give another folder")
     found = [re.search(r"class-(\d+)", f.stem) for f in files]
     labels = torch.tensor([int(m[1]) if m else -1 for m in found])
     pool = ThreadPoolExecutor(threads)
@@ -107,37 +96,69 @@ def from_folder(
     def load(file: Path) -> Tensor:
         image = load_image(file, size=size, channels=channels)
         if image.shape != shape():
-            raise MgenError(f"{file} has another size than the other images: all must be alike")
+            raise MgenError(f"{file} differs in size from the other images: all must have one size")
         return image
 
     def read(start: int, stop: int) -> Batch:
         return Batch(images=torch.stack(list(pool.map(load, files[start:stop]))), labels=labels[start:stop])
 
-    about: dict[str, Any] = {"kind": "folder", "path": str(path), "quantization": "as stored"}
+    about: Facts = {"kind": "folder", "path": str(path), "quantization": "as stored"}
     if size is not None:
         about["prepared"] = f"center crop of {size} px (ADM's)"
     key = [(str(f.relative_to(path)), *_stamp(f)) for f in files]
     return Source(count=len(files), about=about, read=read, key=key)
 
 
+def _from_shards(path: Path, *, size: int | None, limit: int | None) -> Source:
+    """A folder of npz shards that `mgen sample --format npz` wrote."""
+    from mgen.pipelines.shards import ShardFolder, find_shards
+
+    shards = ShardFolder(path)
+    if size is not None and shards.read(0, 1)[0].shape[-2:] != (size, size):
+        raise MgenError(
+            f"{path} holds sampled images: only folders of pictures and npz files can be resized to {size} px"
+        )
+
+    def read(start: int, stop: int) -> Batch:
+        images, ids = shards.read(start, stop)
+        return Batch(images=images, labels=ids)
+
+    about: Facts = {"kind": "npz shards", "path": str(path), "quantization": "as stored"}
+    key = [_stamp(shard.path) for shard in find_shards(path)]
+    return Source(count=min(len(shards), limit or len(shards)), about=about, read=read, key=key)
+
+
+def _check_complete(path: Path, there: int, limit: int | None) -> None:
+    """Raise MgenError for the folder of an unfinished run of mgen sample, unless `limit` asks for no more than is there."""
+    if not (path / "run.json").is_file():
+        return
+    run = read_json(path / "run.json")
+    planned = run.get("num_images", 0) if isinstance(run, dict) else 0
+    if there < min(limit or planned, planned):
+        raise MgenError(
+            f"{path} holds {there} of the {planned} images of its run: rerun mgen sample to complete it, or measure these with "
+            f"--num-images {there}"
+        )
+
+
 def _stamp(file: Path) -> tuple[str, int, int]:
-    """What tells a file from others without reading it."""
+    """Identifies a file without reading it."""
     return file.name, file.stat().st_size, file.stat().st_mtime_ns
 
 
 def _animated(file: Path) -> bool:
-    """Whether a PNG beside the numbered images is an animation that mgen sample wrote."""
+    """Whether a PNG is an animation that mgen sample wrote next to the numbered images."""
     if file.suffix.lower() != ".png" or "class-" in file.stem or re.fullmatch(r"\d+", file.stem):
         return False
     try:
         with Image.open(file) as image:
             return getattr(image, "n_frames", 1) > 1
     except (OSError, SyntaxError, ValueError):
-        return False  # load_image will say what is wrong with it
+        return False  # load_image will report what is wrong with it
 
 
 def from_npz(path: Path, *, limit: int | None = None, size: int | None = None) -> Source:
-    """ADM's sample files: arr_0 uint8 (N, H, W, C), optionally arr_1 class ids (N,); read as a stream, never whole."""
+    """ADM's sample files: arr_0 uint8 (N, H, W, C), optionally arr_1 class ids (N,); read as a stream."""
     file = NpzImages(path)
     count = min(len(file), limit or len(file))
 
@@ -147,7 +168,7 @@ def from_npz(path: Path, *, limit: int | None = None, size: int | None = None) -
             images = torch.stack([_cropped(image, size) for image in images])
         return Batch(images=images, labels=file.labels[start:stop])
 
-    about: dict[str, Any] = {"kind": "npz", "path": str(path), "quantization": "as stored"}
+    about: Facts = {"kind": "npz", "path": str(path), "quantization": "as stored"}
     if size is not None:
         about["prepared"] = f"center crop of {size} px (ADM's)"
     return Source(count=count, about=about, read=read, key=_stamp(path))
@@ -160,7 +181,7 @@ def _cropped(image: Tensor, size: int) -> Tensor:
 
 
 def from_model(
-    pipe: Any,
+    pipe: "MaskedPipeline",
     *,
     name: str,
     count: int,
@@ -171,10 +192,10 @@ def from_model(
     image_size: int | None = None,
     quantization: str = "round",
 ) -> Source:
-    """Images drawn from a pipeline by its sampler; nothing is written to disk.
+    """Images sampled from a pipeline; nothing is written to disk.
 
     Args:
-        plan: of the class ids: balanced, sorted or random. batch_size: images drawn at a time; it changes nothing in fp32.
+        plan: of the class ids: balanced, sorted or random. batch_size: images sampled at a time; in fp32 it does not change them.
     """
     from mgen.pipelines.labels import label_plan
     from mgen.pipelines.pipeline import to_uint8
@@ -183,7 +204,7 @@ def from_model(
     label = label_plan(plan, classes=classes, count=count, seed=seed)
     plain = image_size is None and quantization == "round"
 
-    def draw(start: int, stop: int) -> Tensor:
+    def sample(start: int, stop: int) -> Tensor:
         images = pipe(
             [label(i) for i in range(start, stop)],
             seed=seed,
@@ -198,13 +219,13 @@ def from_model(
 
     def read(start: int, stop: int) -> Batch:
         began = time.perf_counter()
-        images = torch.cat([draw(a, min(a + batch_size, stop)) for a in range(start, stop, batch_size)])
+        images = torch.cat([sample(a, min(a + batch_size, stop)) for a in range(start, stop, batch_size)])
         labels = [label(i) for i in range(start, stop)]
         seconds = torch.tensor([time.perf_counter() - began], dtype=torch.float64)
         ids = torch.tensor([-1 if c is None else c for c in labels])
         return Batch(images=images, labels=ids, totals={"seconds": seconds})
 
-    about = {
+    about: Facts = {
         "kind": "model",
         "model": name,
         "seed": seed,
@@ -217,14 +238,40 @@ def from_model(
     return Source(count=count, about=about, read=read, class_names=pipe.class_names, ahead=False)
 
 
-def from_dataset(dataset: Any, *, name: str, limit: int | None = None) -> Source:
-    """The images of a data set as they are."""
+def from_dataset(dataset: ImageData, *, name: str, limit: int | None = None) -> Source:
+    """The images of a data set, unchanged."""
     from mgen.pipelines.pipeline import to_uint8
 
     def read(start: int, stop: int) -> Batch:
         batch = dataset.__getitems__(range(start, stop))
         return Batch(images=to_uint8(batch["image"]), labels=batch["label"])
 
-    about = {"kind": "data", "data": name, "quantization": "round"}
-    names = getattr(dataset, "class_names", ())
-    return Source(count=min(len(dataset), limit or len(dataset)), about=about, read=read, class_names=names)
+    about: Facts = {"kind": "data", "data": name, "quantization": "round"}
+    count = min(len(dataset), limit or len(dataset))
+    return Source(count=count, about=about, read=read, class_names=dataset.class_names)
+
+
+def open_source(
+    name: str, *, channels: int, split: str = "train", size: int | None = None, limit: int | None = None
+) -> Source:
+    """The images of `fmnist`, an npz or a folder as a source.
+
+    Args:
+        size: side in pixels to which the images of folders and npz files are cropped and resized; None: as stored.
+    """
+    path = Path(name)
+    if name == "fmnist" and size is not None:
+        raise MgenError("--image-size is for folders and npz files: fmnist has images of 32 px")
+    if name == "fmnist":
+        return from_dataset(FashionMNIST(split=split), name=f"fmnist {split}", limit=limit)
+    if path.suffix == ".npz":
+        if not path.is_file():
+            raise MgenError(f"no such file: {path}")
+        return from_npz(path, limit=limit, size=size)
+    if path.is_dir():
+        return from_folder(path, channels=channels, size=size, limit=limit)
+    from mgen.zoo.recipes import recipe_names
+
+    if name in recipe_names():
+        raise MgenError(f"{name} is a recipe: mgen eval --recipe {name} samples and measures its model")
+    raise MgenError(f"{name} is not a folder of images, an .npz, `fmnist` or a model (mgen zoo lists the models)")

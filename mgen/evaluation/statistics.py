@@ -1,11 +1,11 @@
-"""Mean and covariance of features, streamed in float64, merged by addition, and kept in files that say what they are of."""
+"""Mean and covariance of features: streamed in float64, merged by addition, stored in files that describe themselves."""
 
 import hashlib
 import pickle
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,13 +15,17 @@ from mgen.evaluation.extractors import Extractor
 from mgen.evaluation.protocols import RESIZES
 from mgen.utils.errors import MgenError
 from mgen.utils.files import atomic_path, file_sha256, read_tensors, write_tensors
+from mgen.utils.folders import embedded
 
-# References inside the package, by name → the split of Fashion-MNIST whose statistics they are.
+if TYPE_CHECKING:
+    from mgen.evaluation.measure import Measured
+
+# Built-in references → the split of Fashion-MNIST they were computed on.
 BUILTIN = {"fmnist-train": "train", "fmnist-test": "test"}
 
 
 class FeatureSums:
-    """Running sums of features (B, F) in float64; `+` merges two of them."""
+    """Running sums of features (B, F) in float64; `+` merges two."""
 
     def __init__(self, dim: int) -> None:
         self.count = 0
@@ -40,16 +44,16 @@ class FeatureSums:
         return out
 
     def finish(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean (F,) and unbiased covariance (F, F); MgenError below two images."""
+        """Mean (F,) and unbiased covariance (F, F); MgenError for fewer than two images."""
         if self.count < 2:
-            raise MgenError(f"{self.count} image(s) have no covariance: at least 2 are needed")
+            raise MgenError(f"a covariance needs at least 2 images, got {self.count}")
         mean = self.sum / self.count
         cov = (self.outer - self.count * torch.outer(mean, mean)) / (self.count - 1)
         return mean.numpy(), cov.numpy()
 
 
 def sha256_of(mean: np.ndarray, cov: np.ndarray) -> str:
-    """A name for statistics that lie in no file."""
+    """A hash of statistics that are not stored in a file."""
     return hashlib.sha256(mean.tobytes() + cov.tobytes()).hexdigest()
 
 
@@ -58,10 +62,10 @@ class Reference:
     """What images are compared with, and where it comes from.
 
     Attributes:
-        mean, cov: of features, (F,) and (F, F) float64. count: of images, None for files that do not say.
-        spatial: mean and covariance of features that keep places, for sFID. features: of single images (M, F), for precision, recall
-            and the kernel distance. prepared: how the images reached their size, "" for as they were. told: whether the file says its
-            network and resize.
+        mean, cov: of features, (F,) and (F, F) float64. count: number of images, None if the file does not state it.
+        spatial: mean and covariance of spatial features, for sFID. features: of single images (M, F), for precision, recall and the
+            kernel distance. prepared: how the images were resized, "" if they were not. described: whether the file states its network
+            and resize.
     """
 
     mean: np.ndarray
@@ -72,7 +76,7 @@ class Reference:
     spatial: tuple[np.ndarray, np.ndarray] | None = None
     features: Tensor | None = None
     prepared: str = ""
-    told: bool = True
+    described: bool = True
 
 
 def save_statistics(
@@ -87,7 +91,7 @@ def save_statistics(
 ) -> None:
     """Write mean and covariance with the extractor's name and hash, the resize, the count and the source.
 
-    A name ending in .npz gives the dialect that other tools read: mu, sigma (and mu_s, sigma_s), float64, and the rest as text.
+    A name ending in .npz selects the layout of other tools: mu, sigma (and mu_s, sigma_s) in float64, and the rest as text.
     """
     mean, cov = sums.finish()
     arrays = {"mu": mean, "sigma": cov}
@@ -110,7 +114,7 @@ def save_statistics(
 
 
 def check_statistics_name(path: str | Path, option: str) -> None:
-    """MgenError for a name under which `save_statistics` would write what nothing reads."""
+    """Raise MgenError unless `save_statistics` can write a file of this name."""
     if Path(path).suffix not in (".safetensors", ".npz"):
         raise MgenError(f"{option} {path}: the name must end in .safetensors or .npz")
 
@@ -118,14 +122,13 @@ def check_statistics_name(path: str | Path, option: str) -> None:
 def load_statistics(path: str | Path, extractor: Extractor) -> Reference:
     """Statistics from .safetensors (made by mgen), .npz (ADM, clean-fid, pytorch-fid, U-ViT, MAR) or .pt (torch-fidelity).
 
-    Keys: mu, sigma, of any float type; mu_s, sigma_s; features. ADM's file of the training set holds 10,000 images too, which
-    `mgen.cli.eval.find_reference` measures when they are needed.
+    Keys: mu, sigma, of any float type; mu_s, sigma_s; features. ADM's file of the training set also holds 10,000 images, which
+    `mgen.evaluation.references.find_reference` measures when they are needed.
 
     Raises:
-        MgenError: unreadable, of another extractor, resize or feature length.
+        MgenError: the file is unreadable, or made with another extractor, resize or feature length.
     """
     path = Path(path)
-    about: dict[str, str] = {}
     if path.suffix == ".safetensors":
         tensors, about = read_tensors(path)
         arrays = {k: v.double().numpy() for k, v in tensors.items() if k in KEYS}
@@ -133,22 +136,7 @@ def load_statistics(path: str | Path, extractor: Extractor) -> Reference:
         arrays = _read_arrays(path)
         own = {k: str(arrays.pop(k)) for k in ABOUT if k in arrays}
         about = own if "extractor_sha256" in own else {}  # other tools may use such names for something else
-    if "mu" not in arrays or "sigma" not in arrays:
-        raise MgenError(f"{path} has no mu and sigma, only {', '.join(sorted(arrays)) or 'nothing'}")
-    if about.get("extractor_sha256", extractor.sha256) != extractor.sha256:
-        raise MgenError(
-            f"{path} was made with extractor {about['extractor']!r} of other weights than {extractor.name!r}: use the same one"
-        )
-    if about.get("resize", extractor.resize) != extractor.resize:
-        raise MgenError(
-            f"{path} was made with the resize {about['resize']!r}, this protocol has {extractor.resize!r}: make statistics for it with "
-            "mgen stats"
-        )
-    if "mu_s" in arrays and not about and extractor.resize not in (RESIZES["tensorflow"], RESIZES["own"]):
-        raise MgenError(
-            f"{path} has mu_s: ADM's evaluator made it, with {RESIZES['tensorflow']}, not with {extractor.resize}: use --protocol adm or "
-            "torch-fidelity, or make statistics for this protocol, mgen stats"
-        )
+    _check_origin(path, arrays, about, extractor)
     mean, cov = _gaussian(arrays, "", extractor.length, path, extractor)
     spatial = None
     if "mu_s" in arrays and "sigma_s" in arrays and extractor.spatial_length:
@@ -156,7 +144,9 @@ def load_statistics(path: str | Path, extractor: Extractor) -> Reference:
     features = torch.from_numpy(arrays["features"]).float() if "features" in arrays else None
     if features is not None and features.shape[1:] != (extractor.length,):
         shape = tuple(features.shape)
-        raise MgenError(f"{path} holds features of shape {shape}, {extractor.name} makes {extractor.length} an image")
+        raise MgenError(
+            f"{path} holds features of shape {shape}, but {extractor.name} gives {extractor.length} per image"
+        )
     return Reference(
         mean=mean,
         cov=cov,
@@ -166,8 +156,28 @@ def load_statistics(path: str | Path, extractor: Extractor) -> Reference:
         spatial=spatial,
         features=features,
         prepared=about.get("prepared", ""),
-        told="resize" in about,
+        described="resize" in about,
     )
+
+
+def _check_origin(path: Path, arrays: dict[str, np.ndarray], about: dict[str, str], extractor: Extractor) -> None:
+    """Raise MgenError for statistics that are incomplete, or that another extractor or resize made."""
+    if "mu" not in arrays or "sigma" not in arrays:
+        raise MgenError(f"{path} has no mu and sigma, only {', '.join(sorted(arrays)) or 'nothing'}")
+    if about.get("extractor_sha256", extractor.sha256) != extractor.sha256:
+        raise MgenError(
+            f"{path} was made with extractor {about['extractor']!r}, not with the weights of {extractor.name!r}: use the same one"
+        )
+    if about.get("resize", extractor.resize) != extractor.resize:
+        raise MgenError(
+            f"{path} was made with the resize {about['resize']!r}, but this protocol uses {extractor.resize!r}: make statistics for it "
+            "with mgen stats"
+        )
+    if "mu_s" in arrays and not about and extractor.resize not in (RESIZES["tensorflow"], RESIZES["own"]):
+        raise MgenError(
+            f"{path} has mu_s, so ADM's evaluator made it, with {RESIZES['tensorflow']}, not with {extractor.resize}: use --protocol adm "
+            "or torch-fidelity, or make statistics for this protocol with mgen stats"
+        )
 
 
 def _gaussian(
@@ -179,22 +189,22 @@ def _gaussian(
     mean, cov = mean.astype(np.float64), cov.astype(np.float64)
     if mean.shape != (length,) or cov.shape != (length, length):
         raise MgenError(
-            f"{path} holds statistics of {mean.shape[-1:]} features, {extractor.name} has {length}: another extractor made it"
+            f"{path} holds statistics of {mean.shape[-1:]} features, but {extractor.name} has {length}: another extractor made it"
         )
     if not (np.isfinite(mean).all() and np.isfinite(cov).all()):
-        raise MgenError(f"{path}: mu{ending} or sigma{ending} holds NaN or infinity: make it anew")
-    # Rounding of a singular covariance reaches a little below zero; half precision further.
+        raise MgenError(f"{path}: mu{ending} or sigma{ending} holds NaN or infinity: make the file again")
+    # Rounding makes the eigenvalues of a singular covariance slightly negative, half precision more so.
     lowest, highest = np.linalg.eigvalsh(cov)[[0, -1]]
     if lowest < -1e-3 * max(highest, 0.0) or not np.allclose(cov, cov.T, atol=1e-3 * abs(highest)):
-        raise MgenError(f"{path}: sigma{ending} is no covariance: it is not symmetric, or has eigenvalues below zero")
+        raise MgenError(f"{path}: sigma{ending} is no covariance: it is not symmetric or has negative eigenvalues")
     return mean, cov
 
 
 _NUMPY: list[Any] = [np.ndarray, np.dtype, *(type(np.dtype(kind)) for kind in ("f4", "f8"))]
-_RECONSTRUCT = np.zeros(0).__reduce__()[0]  # its module has another name in every other numpy
+_RECONSTRUCT = np.zeros(0).__reduce__()[0]  # the name of its module depends on numpy's version
 _NUMPY += [(_RECONSTRUCT, f"{module}.multiarray._reconstruct") for module in ("numpy.core", "numpy._core")]
 KEYS = ("mu", "sigma", "mu_s", "sigma_s", "features")
-ABOUT = ("extractor", "extractor_sha256", "resize", "count", "source", "prepared")  # what a file of ours says of itself
+ABOUT = ("extractor", "extractor_sha256", "resize", "count", "source", "prepared")  # how our files describe themselves
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -204,7 +214,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as file:
                 return {k: file[k] for k in file.files if k in (*KEYS, *ABOUT)}
-        # torch-fidelity's caches hold numpy arrays; nothing else of a pickle is let in.
+        # torch-fidelity's caches hold numpy arrays; nothing else is unpickled.
         with torch.serialization.safe_globals(_NUMPY):
             data = torch.load(path, map_location="cpu", weights_only=True)
         return {k: torch.as_tensor(v).double().numpy() for k, v in data.items() if k in KEYS}
@@ -225,14 +235,12 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def builtin_file(name: str) -> Path:
-    """File of a built-in reference: statistics in the features of fmnist-cnn."""
-    from mgen.utils.folders import embedded
-
+    """File of a built-in reference, in the features of fmnist-cnn."""
     return embedded("fmnist-cnn") / f"statistics-{BUILTIN[name]}.safetensors"
 
 
-def spread_features(measured: Any, count: int) -> Tensor:
-    """Features of `count` images spread evenly over all: (M, F)."""
+def spread_features(measured: "Measured", count: int) -> Tensor:
+    """Features (M, F) of `count` images evenly spread over all."""
     rows = torch.arange(min(count, measured.count)) * measured.count // min(count, measured.count)
     out, first = [], 0
     for block in measured.blocks("features"):

@@ -2,7 +2,8 @@
 
 from mgen.generators.build import build_model
 from mgen.generators.cascade import Cascade
-from mgen.generators.generator import Generator, LossOptions
+from mgen.generators.generator import Generator
+from mgen.generators.losses import LossOptions
 from mgen.generators.presets import create_model, list_models, model_config
 from mgen.generators.trunk import Capabilities, Layout, Trunk, register_trunk
 

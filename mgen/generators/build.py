@@ -12,7 +12,7 @@ A cascade has `first:` and `second:` with tokens and head each, and one `trunk:`
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from mgen.generators.cascade import Cascade
 from mgen.generators.classes import Classes, ClassesConfig
@@ -24,10 +24,10 @@ from mgen.generators.trunks.two_stage import Stage, TwoStageMAE, TwoStageMAEConf
 from mgen.generators.trunks.windowed import WindowedTrunk, windowed_layout
 from mgen.heads.categorical import CategoricalConfig, CategoricalHead
 from mgen.heads.composite import PerCodebookHead, VectorWindowHead, WindowHead
-from mgen.heads.head import HEADS, Head, HeadInputs
+from mgen.heads.head import HEADS, Head, HeadInputs, JointHead
 from mgen.nn.windows import Windows
 from mgen.tokens import TokenSpec
-from mgen.utils.config import build
+from mgen.utils.config import Settings, build
 from mgen.utils.errors import MgenError, check_choice, suggestion
 
 EMBEDDER_OF = {"index": "lookup", "vector": "projection", "multi-index": "dequantize"}
@@ -47,21 +47,21 @@ class WindowsConfig:
     unit: Literal["window", "token"] = "window"
 
 
-def build_model(config: Mapping[str, Any], where: str = "model.") -> Generator | Cascade:
+def build_model(config: Settings, where: str = "model.") -> Generator | Cascade:
     """A generator, or a cascade where there are two stages; MgenError that names the key for anything wrong."""
     return build_cascade(config, where) if "first" in config or "second" in config else build_generator(config, where)
 
 
-def build_generator(config: Mapping[str, Any], where: str = "model.") -> Generator:
+def build_generator(config: Settings, where: str = "model.") -> Generator:
     """A generator with random weights from its configuration."""
     _check_sections(config, Generator.config_keys(), {"tokens", "trunk", "head"}, where)
     tokens = _tokens(config["tokens"])
-    trunk_cls, trunk_config = TRUNKS.configure(config["trunk"], f"{where}trunk")
+    chosen = TRUNKS.configure(config["trunk"], f"{where}trunk")
     classes_config = build(ClassesConfig, dict(config.get("classes") or {}), f"{where}classes.")
     settings = build(WindowsConfig, dict(config.get("windows") or {}), f"{where}windows.")
     windows = _windows(tokens, settings) if settings.side != 1 else None
     layout = Layout(length=tokens.length, grid=tokens.grid, global_tokens=tokens.global_tokens)
-    trunk = trunk_cls(trunk_config, layout=layout if windows is None else windowed_layout(layout, windows))  # type: ignore[call-arg]
+    trunk = chosen.build(layout=layout if windows is None else windowed_layout(layout, windows))
     if windows is not None and settings.unit == "token":
         trunk = WindowedTrunk(trunk, windows, blocks=settings.blocks)
     embedder = _embedder(config.get("embedder"), tokens, trunk, classes_config, f"{where}embedder")
@@ -72,7 +72,7 @@ def build_generator(config: Mapping[str, Any], where: str = "model.") -> Generat
     return Generator(tokens=tokens, embedder=embedder, trunk=trunk, head=head, classes=classes)
 
 
-def build_cascade(config: Mapping[str, Any], where: str = "model.") -> Cascade:
+def build_cascade(config: Settings, where: str = "model.") -> Cascade:
     """A cascade with random weights from its configuration."""
     _check_sections(config, Cascade.config_keys(), {"first", "second", "trunk"}, where)
     trunk = dict(config["trunk"])
@@ -95,10 +95,11 @@ def build_cascade(config: Mapping[str, Any], where: str = "model.") -> Cascade:
 
 
 def build_head(
-    settings: Mapping[str, Any], tokens: TokenSpec, width: int, embedder: Embedder, windows: WindowsConfig, where: str
+    settings: Settings, tokens: TokenSpec, width: int, embedder: Embedder, windows: WindowsConfig, where: str
 ) -> Head:
     """The head for these tokens; with two codebooks one for each, with windows one for a window."""
-    cls, config = HEADS.configure(settings, where)
+    chosen = HEADS.configure(settings, where)
+    cls, config = chosen
     if tokens.kind not in cls.token_kinds:
         raise MgenError(
             f"{where}.type {cls.type_name!r} draws tokens of kind {' or '.join(cls.token_kinds)}, these are of kind {tokens.kind!r}"
@@ -114,15 +115,19 @@ def build_head(
         if not isinstance(config, CategoricalConfig):
             raise MgenError(f"{where}: global tokens have a codebook of their own, which only a categorical head draws")
         return PerCodebookHead(config, inputs)
-    head = cls(config, inputs)  # type: ignore[call-arg]
+    head = chosen.build(inputs=inputs)
     if not joined:
         return head
+    if isinstance(head, JointHead):
+        raise MgenError(
+            f"{where}.type {cls.type_name!r} draws all positions together, windows are drawn one by one: use another head"
+        )
     if isinstance(head, CategoricalHead):
         return WindowHead(head, side=windows.side, blocks=windows.blocks)
     return VectorWindowHead(head, blocks=windows.blocks)
 
 
-def _check_sections(config: Mapping[str, Any], allowed: set[str], needed: set[str], where: str) -> None:
+def _check_sections(config: Settings, allowed: set[str], needed: set[str], where: str) -> None:
     for key in config:
         if key not in allowed:
             raise MgenError(f"unknown key '{where}{key}': {suggestion(str(key), allowed)}")
@@ -130,7 +135,7 @@ def _check_sections(config: Mapping[str, Any], allowed: set[str], needed: set[st
         raise MgenError(f"missing section '{where}{missing[0]}': a model needs {', '.join(sorted(needed))}")
 
 
-def _tokens(settings: Mapping[str, Any]) -> TokenSpec:
+def _tokens(settings: Settings) -> TokenSpec:
     tokens = TokenSpec.from_dict(settings)
     if tokens.kind != "vector" and (tokens.vocab_size or 0) < 1:
         raise MgenError(f"tokens.vocab_size is {tokens.vocab_size}: tokens of kind {tokens.kind!r} need at least 1")
@@ -150,12 +155,12 @@ def _windows(tokens: TokenSpec, settings: WindowsConfig) -> Windows:
 
 
 def _embedder(
-    settings: Mapping[str, Any] | None, tokens: TokenSpec, trunk: Trunk, classes: ClassesConfig, where: str
+    settings: Settings | None, tokens: TokenSpec, trunk: Trunk, classes: ClassesConfig, where: str
 ) -> Embedder:
     own = {"type": EMBEDDER_OF[tokens.kind], **(settings or {})}
-    cls, config = EMBEDDERS.configure(own, where)
+    chosen = EMBEDDERS.configure(own, where)
     shared = classes.table_rows if classes.table == "shared" else 0
-    return cls(config, tokens=tokens, width=trunk.width, extra=TableRows(classes=shared, mask=trunk.masks_inputs))  # type: ignore[call-arg]
+    return chosen.build(tokens=tokens, width=trunk.width, extra=TableRows(classes=shared, mask=trunk.masks_inputs))
 
 
 def _classes(config: ClassesConfig, width: int, embedder: Embedder) -> Classes:

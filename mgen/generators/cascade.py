@@ -6,21 +6,20 @@ Both stages are generators on one trunk; "features" are the context vectors of t
 Notation: B batch, S tokens of the first stage, L of the second, C numbers of a token, D width, K copies of a token in the loss.
 """
 
-from collections.abc import Mapping
 from dataclasses import asdict, replace
-from typing import Any, Self
+from typing import Self
 
 import torch
-from diffusers import ModelMixin  # noqa: F401  (diffusers looks the base class up in this namespace)
 from torch import Tensor, nn
 
-from mgen.generators.generator import Generator, LossOptions
-from mgen.generators.losses import image_losses, masked_positions
-from mgen.generators.trunk import Capabilities, initialize_xavier, table
+from mgen.generators.generator import Generator
+from mgen.generators.losses import LossOptions, image_losses, masked_positions
+from mgen.generators.trunk import Capabilities, PassOptions, initialize_xavier, table
 from mgen.generators.trunks.two_stage import Stage
 from mgen.heads.head import Head, HeadNoise
 from mgen.nn.windows import Windows
 from mgen.tokens import TokenSpec
+from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError
 from mgen.utils.modeling import Model, public
 
@@ -61,7 +60,7 @@ class Cascade(Model):
         self._note_config()
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any], **kwargs: Any) -> Self:  # type: ignore[override]
+    def from_config(cls, config: Settings, **kwargs: object) -> Self:
         """A cascade with random weights from a nested configuration, as in config.json; see mgen.generators.build."""
         from mgen.generators.build import build_cascade
 
@@ -198,7 +197,7 @@ class Cascade(Model):
         prefix = self.prefix(z.detach(), known[0] | dropped.unsqueeze(1))
         rows, classes = self.second.rows(tokens[1], known[1]), self.classes(class_ids[1])
         cache = self.second.trunk.start(classes, prefix=prefix)
-        z = self.second.trunk(rows, classes, visible=visible, cache=cache)  # (B, L, D)
+        z = self.second.trunk(rows, classes, PassOptions(visible=visible, cache=cache))  # (B, L, D)
         loss, metric = image_losses(
             self.second.head, z, tokens[1], known[1], where, noise=noise[1], label_smoothing=smoothing
         )

@@ -4,38 +4,22 @@ Notation: B batch, L tokens, M positions asked for, D width of the context. Wher
 (`windows`), "token" below is a window: L of them, each of s² ids or s²·C numbers.
 """
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, Self
+from dataclasses import asdict, replace
+from typing import Self
 
-from diffusers import ModelMixin  # noqa: F401  (diffusers looks the base class up in this namespace)
 from torch import Tensor
 
 from mgen.generators.classes import Classes
 from mgen.generators.embedder import Embedder, TokenRows
-from mgen.generators.losses import masked_positions, token_losses
-from mgen.generators.trunk import Capabilities, Trunk
+from mgen.generators.losses import LossOptions, masked_positions, token_losses
+from mgen.generators.trunk import Capabilities, PassOptions, Trunk
 from mgen.heads.head import Head, HeadNoise
 from mgen.nn.cache import Cache, CachedStep
 from mgen.nn.causal import optimize_layout
 from mgen.nn.windows import Windows
 from mgen.tokens import TokenSpec
+from mgen.utils.config import Settings
 from mgen.utils.modeling import Model, public
-
-
-@dataclass(frozen=True, kw_only=True)
-class LossOptions:
-    """How the training loss is computed.
-
-    Args:
-        label_smoothing: of a head of ids. tokens: "all" counts given tokens too (Halton-MaskGIT as published).
-        head_tokens: "all" passes given tokens through a diffusion head too and drops their loss, as MAR's published code does; the
-            same loss for more work.
-    """
-
-    label_smoothing: float = 0.0
-    tokens: Literal["masked", "all"] = "masked"
-    head_tokens: Literal["masked", "all"] = "masked"
 
 
 @public
@@ -59,7 +43,7 @@ class Generator(Model):
         embedder.reset_windows(head.unshuffle)
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any], **kwargs: Any) -> Self:  # type: ignore[override]
+    def from_config(cls, config: Settings, **kwargs: object) -> Self:
         """A generator with random weights from a nested configuration, as in config.json; see mgen.generators.build."""
         from mgen.generators.build import build_generator
 
@@ -146,13 +130,14 @@ class Generator(Model):
         Args:
             tokens: ids (B, L), vectors (B, L, C) or ids (B, L, C); whatever stands where `known` is False is ignored.
             known: bool (B, L), True where the token is given. class_ids: (B,) int64.
-            positions: int64 (B, M), the positions wanted; None for all. visible, cache, keep: see Trunk.forward.
+            positions: int64 (B, M), the positions wanted; None for all. visible, cache, keep: see PassOptions.
 
         Returns:
             (B, M, D), or (B, L, D).
         """
         rows = self.rows(tokens, known, sampling=cache is not None)
-        return self.trunk(rows, self.classes(class_ids), positions=positions, visible=visible, cache=cache, keep=keep)
+        options = PassOptions(positions=positions, visible=visible, cache=cache, keep=keep)
+        return self.trunk(rows, self.classes(class_ids), options)
 
     def cached_step(self, tokens: Tensor, class_ids: Tensor, cache: Cache, step: CachedStep) -> Tensor:
         """Context of the positions a cached step asks for, (B, asked, D); see Trunk.cached_step."""
@@ -170,7 +155,7 @@ class Generator(Model):
     ) -> None:
         """A carry-only step, of trunks that carry features: nothing is drawn; see Trunk.carry."""
         rows = self.rows(tokens, known, sampling=True)
-        self.trunk.carry(rows, self.classes(class_ids), visible=visible, cache=cache)
+        self.trunk.carry(rows, self.classes(class_ids), PassOptions(visible=visible, cache=cache))
 
     def rows(self, tokens: Tensor, known: Tensor, *, sampling: bool = False) -> TokenRows:
         """The tokens of a pass as the trunk reads them."""
@@ -202,12 +187,13 @@ class Generator(Model):
         """
         rows, classes = self.rows(tokens, known), self.classes(class_ids)
         if options.tokens == "all":
-            z = self.trunk.training_context(rows, classes, noise=trunk_noise, cache=cache)
+            z = self.trunk.training_context(rows, classes, PassOptions(cache=cache), noise=trunk_noise)
             return self.head.loss(z.flatten(0, 1), tokens.flatten(), label_smoothing=options.label_smoothing)
         visible, where = masked_positions(known)
         if self.tokens.global_tokens or self.head.joint or options.head_tokens == "all":
             where = None  # the head needs all positions, or to know which part a position belongs to
-        z = self.trunk.training_context(rows, classes, noise=trunk_noise, positions=where, visible=visible, cache=cache)
+        asked = PassOptions(positions=where, visible=visible, cache=cache)
+        z = self.trunk.training_context(rows, classes, asked, noise=trunk_noise)
         return token_losses(
             self.head,
             z,

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from mgen.generators.embedder import TokenRows
-from mgen.generators.trunk import Trunk, count_known, known_first
+from mgen.generators.trunk import FULL, PassOptions, Trunk, known_first
 from mgen.nn.attention import Keys, Rows, gather_rows
-from mgen.nn.cache import Cache, CachedStep, layer_for, span
+from mgen.nn.cache import Cache, CachedStep, span
 
 
 class AutoencoderCache(Cache):
@@ -48,11 +48,15 @@ class Layers(Protocol):
     """The layers of both halves."""
 
     token_norm: nn.LayerNorm
-    encoder_blocks: nn.ModuleList
     encoder_norm: nn.LayerNorm
     decoder_embed: nn.Linear
-    decoder_blocks: nn.ModuleList
     decoder_norm: nn.LayerNorm
+
+    @property
+    def encoder_blocks(self) -> nn.ModuleList: ...
+
+    @property
+    def decoder_blocks(self) -> nn.ModuleList: ...
 
 
 class MaskedAutoencoder(Trunk):
@@ -92,13 +96,7 @@ class MaskedAutoencoder(Trunk):
         return self.layers.decoder_blocks[i](x, positions=positions, **keys)
 
     def encode(
-        self,
-        rows: TokenRows,
-        classes: Tensor,
-        *,
-        visible: tuple[int, int] | None = None,
-        cache: Cache | None = None,
-        keep: int | None = None,
+        self, rows: TokenRows, classes: Tensor, options: PassOptions = FULL
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """The encoder on prefix and known tokens.
 
@@ -106,8 +104,8 @@ class MaskedAutoencoder(Trunk):
             features (B, S + V, D), with V the most tokens any image knows; the positions (B, V) of the tokens, ascending; and bool
             (B, S + V), False where an image with fewer known tokens is filled up (None: none is).
         """
-        known = rows.known
-        fewest, most = visible if visible is not None else count_known(known)
+        known, cache = rows.known, options.cache
+        fewest, most = options.counts(known)
         positions = known_first(known, most)  # (B, V)
         seen = rows.at(positions) + self.tables.encoder[positions]
         x = self.layers.token_norm(torch.cat([self.prefix(classes, cache), seen], dim=1))  # (B, S + V, D)
@@ -115,24 +113,18 @@ class MaskedAutoencoder(Trunk):
         if fewest != most:
             readable = torch.cat([known.new_ones(len(known), self.prefix_length), known.gather(1, positions)], dim=1)
         for i in range(len(self.layers.encoder_blocks)):
-            kept = layer_for(cache, f"encoder.{i}", keep, grows=True)
+            kept = options.layer(f"encoder.{i}", grows=True)
             x = self.encoder_block(i, x, cache, readable=readable, kept=kept)
         if isinstance(cache, AutoencoderCache):
             cache.visible = most
         return self.layers.encoder_norm(x), positions, readable
 
     def decode(
-        self,
-        features: Tensor,
-        seen_at: Tensor,
-        readable: Tensor | None = None,
-        *,
-        positions: Tensor | None = None,
-        cache: Cache | None = None,
-        keep: int | None = None,
+        self, features: Tensor, seen_at: Tensor, readable: Tensor | None = None, options: PassOptions = FULL
     ) -> Tensor:
-        """Context (B, M, E) at `positions` (B, M), or (B, L, E), of the encoder's result for tokens at `seen_at` (B, V)."""
+        """Context (B, M, E) at `options.positions`, or (B, L, E), of the encoder's result for tokens at `seen_at` (B, V)."""
         first, b, length, tables = self.prefix_length, len(features), self.length, self.tables
+        positions = options.positions
         rows = self.layers.decoder_embed(features)
         seen = rows[:, first:]
         if readable is not None:  # a filler stands at an unknown position, where the mask token belongs anyway
@@ -147,8 +139,8 @@ class MaskedAutoencoder(Trunk):
             read = (span(length, x) + first).contiguous()
         for i in range(len(self.layers.decoder_blocks)):
             last = i == len(self.layers.decoder_blocks) - 1
-            kept = layer_for(cache, f"decoder.{i}", keep)
-            x = self.decoder_block(i, x, cache, positions=read if last else None, kept=kept)
+            kept = options.layer(f"decoder.{i}")
+            x = self.decoder_block(i, x, options.cache, positions=read if last else None, kept=kept)
         if read is not None and not self.layers.decoder_blocks:
             x = gather_rows(x, read)
         x = self.layers.decoder_norm(x)
@@ -160,18 +152,8 @@ class MaskedAutoencoder(Trunk):
         super().start(classes, prefix=prefix)
         return AutoencoderCache()
 
-    def forward(
-        self,
-        rows: TokenRows,
-        classes: Tensor,
-        *,
-        positions: Tensor | None = None,
-        visible: tuple[int, int] | None = None,
-        cache: Cache | None = None,
-        keep: int | None = None,
-    ) -> Tensor:
-        features, seen_at, readable = self.encode(rows, classes, visible=visible, cache=cache, keep=keep)
-        return self.decode(features, seen_at, readable, positions=positions, cache=cache, keep=keep)
+    def forward(self, rows: TokenRows, classes: Tensor, options: PassOptions = FULL) -> Tensor:
+        return self.decode(*self.encode(rows, classes, options), options)
 
     def encode_step(self, rows: TokenRows, classes: Tensor, cache: Cache, step: CachedStep) -> Tensor:
         """Encoder features (B, n, D) of the drawn tokens among those computed anew, behind the prefix if it is computed too."""

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
 
 from mgen.generators.build import EMBEDDER_OF, WindowsConfig, build_model
 from mgen.generators.cascade import Cascade
@@ -15,10 +14,10 @@ from mgen.generators.trunk import TRUNKS
 from mgen.generators.trunks.two_stage import TwoStageMAE, TwoStageMAEConfig
 from mgen.heads.head import HEADS
 from mgen.tokens import TokenSpec
-from mgen.utils.config import build, merge, read_config
+from mgen.utils.config import Settings, build, merge, read_config
 from mgen.utils.errors import MgenError, suggestion
 from mgen.utils.folders import part
-from mgen.utils.registry import Registry
+from mgen.utils.registry import Registry, T
 
 # Levels that vectors get where a head of quantized channels is put in the place of one of vectors: TokenBridge's.
 LEVELS = {"vocab_size": 64, "levels": {"form": "published", "low": -5.0, "high": 5.0, "span": 3.0}}
@@ -29,7 +28,7 @@ def list_models(pattern: str = "*") -> list[str]:
     return sorted(name for name in (file.stem for file in _folder().glob("*.yaml")) if fnmatch(name, pattern))
 
 
-def model_config(name: str | Path, **overrides: Any) -> dict[str, Any]:
+def model_config(name: str | Path, **overrides: object) -> Settings:
     """The nested configuration of a model by its name, or of a YAML file, with sections overridden.
 
     A section that names another `type` replaces the old one instead of being laid over it. Where a head for other tokens is asked
@@ -50,7 +49,7 @@ def model_description(name: str) -> str:
     return first.lstrip("# ") if first.startswith("#") else ""
 
 
-def create_model(name: str | Path, **overrides: Any) -> Generator | Cascade:
+def create_model(name: str | Path, **overrides: object) -> Generator | Cascade:
     """A generator with random weights: `create_model("mar-b", head={"type": "channels"}, trunk={"dropout": 0.0})`.
 
     Args:
@@ -59,7 +58,7 @@ def create_model(name: str | Path, **overrides: Any) -> Generator | Cascade:
     return build_model(model_config(name, **overrides))
 
 
-def override(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+def override(config: Settings, overrides: Settings) -> Settings:
     """A configuration with sections overridden, see `model_config`."""
     out = dict(config)
     for key, value in overrides.items():
@@ -67,7 +66,7 @@ def override(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[st
         if not isinstance(value, Mapping) or not isinstance(old, Mapping):
             out[key] = value
         elif key in ("first", "second"):
-            out[key] = override(old, value)
+            out[key] = override(dict(old), dict(value))
         elif "type" in value and value["type"] != old.get("type"):
             out[key] = dict(value)
         else:
@@ -79,7 +78,7 @@ def override(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[st
     return out
 
 
-def named_config(settings: str | Mapping[str, Any], where: str = "model") -> dict[str, Any]:
+def named_config(settings: str | Settings, where: str = "model") -> Settings:
     """The configuration that a `model:` section means: a name, a mapping with `name` and overrides, or everything written out."""
     if isinstance(settings, str):
         return model_config(settings)
@@ -89,13 +88,13 @@ def named_config(settings: str | Mapping[str, Any], where: str = "model") -> dic
     return model_config(settings["name"], **overrides) if "name" in settings else overrides
 
 
-def model_name(config: Mapping[str, Any]) -> str | None:
+def model_name(config: Settings) -> str | None:
     """The name of the published model with this configuration, None if there is none; dropout and scale aside."""
     own = _sizes(complete(config))
     return next((name for name in list_models() if _sizes(complete(model_config(name))) == own), None)
 
 
-def complete(config: Mapping[str, Any]) -> dict[str, Any]:
+def complete(config: Settings) -> Settings:
     """The configuration with every default written out; nothing is built."""
     if "first" in config:
         trunk = build(TwoStageMAEConfig, {k: v for k, v in config["trunk"].items() if k != "type"}, "trunk.")
@@ -113,7 +112,7 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _complete_stage(config: Mapping[str, Any]) -> dict[str, Any]:
+def _complete_stage(config: Settings) -> Settings:
     tokens = TokenSpec.from_dict(config["tokens"])
     embedder = {"type": EMBEDDER_OF[tokens.kind], **(config.get("embedder") or {})}
     return {
@@ -123,12 +122,12 @@ def _complete_stage(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _complete_part(registry: Registry[Any], settings: Mapping[str, Any], where: str) -> dict[str, Any]:
+def _complete_part(registry: Registry[T], settings: Settings, where: str) -> Settings:
     cls, config = registry.configure(settings, where)
     return {"type": cls.type_name, **asdict(config)}
 
 
-def _sizes(settings: Any) -> Any:
+def _sizes(settings: object) -> object:
     """What tells sizes apart: all settings but dropout and the scale of latents."""
     if isinstance(settings, Mapping):
         return {
@@ -137,7 +136,7 @@ def _sizes(settings: Any) -> Any:
     return [_sizes(v) for v in settings] if isinstance(settings, list | tuple) else settings
 
 
-def _tokens_for(tokens: Mapping[str, Any], head: Any) -> dict[str, Any]:
+def _tokens_for(tokens: Settings, head: object) -> Settings:
     kinds = HEADS.get(head["type"]).token_kinds if isinstance(head, Mapping) and "type" in head else (tokens["kind"],)
     if tokens["kind"] == "vector" and kinds == ("multi-index",):
         return {**tokens, "kind": "multi-index", **LEVELS}

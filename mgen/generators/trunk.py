@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from mgen.generators.embedder import TokenRows
-from mgen.nn.cache import Cache, CachedStep
+from mgen.nn.cache import Cache, CachedStep, KVCache
 from mgen.utils.errors import MgenError
 from mgen.utils.registry import Configured, Registry
 
@@ -52,6 +52,41 @@ class Capabilities:
     def skips_tail(self) -> bool:
         """Whether the last tokens can be left undrawn."""
         return self.order == "causal" and not self.windows
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassOptions:
+    """What a full pass is asked for.
+
+    Args:
+        positions: int64 (B, M), the positions whose context is wanted; None for all.
+        visible: fewest and most known tokens of an image, where the caller knows them; saves reading them back from a GPU.
+        cache: of the run.
+        keep: None, or how many tokens the cached steps reveal that follow: keys and values are then kept.
+    """
+
+    positions: Tensor | None = None
+    visible: tuple[int, int] | None = None
+    cache: Cache | None = None
+    keep: int | None = None
+
+    def counts(self, known: Tensor) -> tuple[int, int]:
+        """Fewest and most known tokens of a row of bool known (B, L)."""
+        return self.visible if self.visible is not None else count_known(known)
+
+    def layer(self, name: str, *, grows: bool = False) -> KVCache | None:
+        """Where the keys and values of layer `name` are left; None if no cached step follows.
+
+        `grows`: the layer reads known tokens only, so the tokens of cached steps are appended behind the stored ones.
+        """
+        if self.cache is None or self.keep is None:
+            return None
+        layer = self.cache.layer(name)
+        layer.room = self.keep if grows else 0
+        return layer
+
+
+FULL = PassOptions()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,23 +135,8 @@ class Trunk(nn.Module, Configured):
             raise MgenError(f"trunk {self.type_name!r} reads no first stage")
         return Cache()
 
-    def forward(
-        self,
-        rows: TokenRows,
-        classes: Tensor,
-        *,
-        positions: Tensor | None = None,
-        visible: tuple[int, int] | None = None,
-        cache: Cache | None = None,
-        keep: int | None = None,
-    ) -> Tensor:
-        """A full pass: context (B, M, E) at `positions` int64 (B, M), or (B, L, E) for None.
-
-        Args:
-            rows: the tokens. classes: class vectors (B, D).
-            visible: fewest and most known tokens of an image, where the caller knows them; saves reading them back from a GPU.
-            cache: of the run. keep: None, or how many tokens the cached steps reveal that follow: keys and values are then kept.
-        """
+    def forward(self, rows: TokenRows, classes: Tensor, options: PassOptions = FULL) -> Tensor:
+        """A full pass: context (B, M, E) at `options.positions`, or (B, L, E), of tokens and class vectors (B, D)."""
         raise NotImplementedError
 
     def cached_step(self, rows: TokenRows, classes: Tensor, cache: Cache, step: CachedStep) -> Tensor:
@@ -126,7 +146,7 @@ class Trunk(nn.Module, Configured):
         """
         raise MgenError(f"trunk {self.type_name!r} has no cached step: use a sampler without reuse")
 
-    def carry(self, rows: TokenRows, classes: Tensor, *, visible: tuple[int, int] | None, cache: Cache) -> None:
+    def carry(self, rows: TokenRows, classes: Tensor, options: PassOptions) -> None:
         """A carry-only step: nothing is drawn, but carried features go on being projected, as published (ENAT)."""
 
     def training_noise(self, rank: Tensor, known: Tensor) -> Tensor | None:
@@ -134,17 +154,10 @@ class Trunk(nn.Module, Configured):
         return None
 
     def training_context(
-        self,
-        rows: TokenRows,
-        classes: Tensor,
-        *,
-        noise: Tensor | None = None,
-        positions: Tensor | None = None,
-        visible: tuple[int, int] | None = None,
-        cache: Cache | None = None,
+        self, rows: TokenRows, classes: Tensor, options: PassOptions = FULL, *, noise: Tensor | None = None
     ) -> Tensor:
         """Context in training, as `forward`; `noise` as `training_noise` made it."""
-        return self(rows, classes, positions=positions, visible=visible, cache=cache)
+        return self(rows, classes, options)
 
 
 def count_known(known: Tensor) -> tuple[int, int]:

@@ -1,15 +1,13 @@
 """Heads: context vector → token; a loss for training and a draw for sampling."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from mgen.heads.categorical import CategoricalHead, DrawSettings
 from mgen.heads.chains import ChainSettings
 from mgen.heads.channels import ChannelHead, ChannelSettings
 from mgen.heads.composite import PerCodebookHead, VectorWindowHead, WindowHead
 from mgen.heads.diffusion import DiffusionHead
 from mgen.heads.diffusion_transformer import DiffusionTransformerHead
-from mgen.heads.head import HEADS, Draw, Head, HeadInputs, HeadNoise, NoiseSpec, register_head
+from mgen.heads.head import HEADS, Draw, Head, HeadInputs, HeadNoise, JointHead, NoiseSpec, register_head
+from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError
 from mgen.utils.modeling import check_keys
 
@@ -28,6 +26,7 @@ __all__ = [
     "Head",
     "HeadInputs",
     "HeadNoise",
+    "JointHead",
     "NoiseSpec",
     "register_head",
     "WindowHead",
@@ -35,7 +34,7 @@ __all__ = [
 ]
 
 
-def check_draw(settings: Mapping[str, Any]) -> None:
+def check_draw(settings: Settings) -> None:
     """MgenError unless these are settings of some head's draw; whether of the head at hand, its own `check` tells."""
     kinds = (ChainSettings, DrawSettings, ChannelSettings)
     check_keys(dict(settings), {key for kind in kinds for key in kind.__dataclass_fields__}, "head.")
@@ -44,6 +43,6 @@ def check_draw(settings: Mapping[str, Any]) -> None:
             kind.of(settings)
             return
     raise MgenError(
-        f"head {dict(settings)} mixes settings of different heads: chain, steps, clip and eta are of a diffusion head, "
+        f"head {dict(settings)} mixes settings of different heads: chain, steps, clip and spacing are of a diffusion head, "
         "tempered and mask of a categorical one, guide of a channel head"
     )

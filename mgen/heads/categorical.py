@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mgen.heads.chains import ChainSettings
-from mgen.heads.head import Draw, Head, HeadInputs, HeadNoise, Settings, register_head
+from mgen.heads.head import Draw, Head, HeadInputs, HeadNoise, register_head
 from mgen.heads.logit_filter import check_cuts, choose, keep_likeliest
+from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError
 from mgen.utils.modeling import check_keys
 
@@ -78,7 +79,7 @@ class CategoricalConfig:
 
 
 @register_head("categorical", CategoricalConfig)
-class CategoricalHead(Head):
+class CategoricalHead(Head[DrawSettings]):
     """logits = LN(gelu(fc z)) Eᵀ + bias, with E the rows of a table of ids."""
 
     def __init__(self, config: CategoricalConfig, inputs: HeadInputs) -> None:

@@ -9,15 +9,15 @@ its place up on the device in every step. Its DDIM and DPM-Solver++ fit once the
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor
 
+from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError, check_choice
 from mgen.utils.modeling import check_keys
 
@@ -52,7 +52,7 @@ class ChainSettings:
             raise MgenError(f"head.clip is {self.clip}: a positive bound of |x0| is needed, or null for none")
 
     @classmethod
-    def of(cls, settings: Mapping[str, Any]) -> "ChainSettings":
+    def of(cls, settings: Settings) -> "ChainSettings":
         """From a mapping; MgenError for a key or value that is not allowed."""
         check_keys(dict(settings), set(cls.__dataclass_fields__), "head.")
         return cls(**settings)
@@ -176,6 +176,7 @@ class Chain:
         if s.chain == "ancestral":
             mean, log_variance = self.moments(k, x, x0, v)
             return mean if noise is None else mean + (0.5 * log_variance).exp() * (noise * temperature)
+        assert self.scheduler is not None
         return self.scheduler.step(x0, k, x).prev_sample
 
     def moments(self, k: int, x: Tensor, x0: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -188,7 +189,7 @@ class Chain:
         return mean, f * tables.log_high[k] + (1 - f) * tables.log_low[k]
 
 
-def check_draw_settings(settings: Mapping[str, Any], tables: Tables, temperatures: Sequence[float]) -> None:
+def check_draw_settings(settings: Settings, tables: Tables, temperatures: Sequence[float]) -> None:
     """MgenError for settings of a draw that the diffusion does not take, or temperatures (of all steps) that do nothing."""
     chain = Chain(ChainSettings.of(settings), tables).settings  # raises for too many steps
     if chain.noise_count == 1 and chain.steps > 1 and any(t != 1 for t in temperatures):
@@ -198,11 +199,11 @@ def check_draw_settings(settings: Mapping[str, Any], tables: Tables, temperature
         )
 
 
-def _scheduler(settings: ChainSettings, tables: Tables) -> Any:
+def _scheduler(settings: ChainSettings, tables: Tables) -> DDIMScheduler | DPMSolverMultistepScheduler | None:
     """diffusers' scheduler on the respaced betas, so that its steps are consecutive; asked with x0, clipped or not, as sample."""
     common = {"num_train_timesteps": settings.steps, "trained_betas": tables.betas, "prediction_type": "sample"}
     if settings.chain == "ddim":
-        made: Any = DDIMScheduler(**common, clip_sample=False, set_alpha_to_one=True, timestep_spacing="leading")
+        made = DDIMScheduler(**common, clip_sample=False, set_alpha_to_one=True, timestep_spacing="leading")
     elif settings.chain == "dpm-solver++":
         made = DPMSolverMultistepScheduler(**common, timestep_spacing="trailing", final_sigmas_type="zero")
     else:

@@ -16,7 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mgen.heads.chains import Chain, ChainSettings, Tables, check_draw_settings, cosine_betas
-from mgen.heads.head import Draw, Head, HeadInputs, HeadNoise, NoiseSpec, Settings, register_head
+from mgen.heads.head import Draw, Head, HeadInputs, HeadNoise, NoiseSpec, register_head
+from mgen.nn.blocks import Blocks
+from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError
 
 # Rows of one matrix product for the modulations: enough to be bound by arithmetic, few enough to stay near the cache.
@@ -94,7 +96,7 @@ class DiffusionConfig:
 
 
 @register_head("diffusion", DiffusionConfig)
-class DiffusionHead(Head):
+class DiffusionHead(Head[ChainPlan]):
     """p(token | context) as a diffusion."""
 
     token_kinds = ("vector",)
@@ -107,7 +109,7 @@ class DiffusionHead(Head):
         self.time = TimeEmbedding(c.width)
         self.cond = nn.Linear(self.width, c.width)
         self.input = nn.Linear(self.channels, c.width)
-        self.blocks = nn.ModuleList(ResBlock(c.width) for _ in range(c.depth))
+        self.blocks = Blocks(ResBlock(c.width) for _ in range(c.depth))
         self.out_adaln = nn.Linear(c.width, 2 * c.width)
         self.out = nn.Linear(c.width, 2 * self.channels)
         self.tables = Tables(cosine_betas(c.train_steps))
@@ -122,7 +124,7 @@ class DiffusionHead(Head):
     def modulations(self, y: Tensor) -> list[Tensor]:
         """Of every block (…, 3W), then of the output (…, 2W), for time plus condition y (…, W)."""
         y = F.silu(y)
-        return [*(block.adaln(y) for block in self.blocks), self.out_adaln(y)]  # type: ignore[operator, misc]
+        return [*(block.adaln(y) for block in self.blocks), self.out_adaln(y)]
 
     def answer(self, h: Tensor, modulations: list[Tensor]) -> Tensor:
         """(ε, v) as (…, 2C) of embedded tokens h (…, W)."""
@@ -236,7 +238,7 @@ def _decoder_nll(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
     def cdf(u: Tensor) -> Tensor:
         return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (u + 0.044715 * u**3)))
 
-    inverse, centred = (-log_scale).exp(), x - mean
-    above, below = cdf(inverse * (centred + 1 / 255)), cdf(inverse * (centred - 1 / 255))
+    inverse, centered = (-log_scale).exp(), x - mean
+    above, below = cdf(inverse * (centered + 1 / 255)), cdf(inverse * (centered - 1 / 255))
     mass = torch.where(x < -0.999, above, torch.where(x > 0.999, 1 - below, above - below))
     return -mass.clamp(min=1e-12).log()

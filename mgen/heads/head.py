@@ -8,21 +8,22 @@ Who calls what:
 Notation: B batch, M positions, D width of the context, C numbers or ids of a token, K copies of a token in the loss.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from mgen.nn.windows import TokenUnshuffle
 from mgen.tokens import TokenSpec
+from mgen.utils.config import Settings
 from mgen.utils.registry import Configured, Registry
 
 HEADS: Registry["Head"] = Registry("head", "mgen.heads")
 register_head = HEADS.register
 
-Settings = Mapping[str, Any]  # of a draw, from a sampler's `head:` section
+PlanT = TypeVar("PlanT")  # what the draws of a run share
 
 
 class Draw(NamedTuple):
@@ -72,22 +73,26 @@ class HeadInputs:
     first: int = 0
 
 
-class Head(nn.Module, Configured):
+class Head(nn.Module, Configured, Generic[PlanT]):
     """Base of the heads. The constructor takes (config, inputs: HeadInputs).
 
     Attributes:
         token_kinds: kinds of TokenSpec that it draws. metric: what `loss` gives besides the loss, by its name in the logs.
         has_log_prob: whether its draws have probabilities, by which positions can be ranked.
         joint: whether it draws all positions together, from the context of all.
-        width: D. unshuffle: takes the context of a window apart, None for heads of single tokens.
+        width: D.
     """
 
-    token_kinds: ClassVar[tuple[str, ...]] = ("index",)
-    metric: ClassVar[str] = "accuracy"
-    has_log_prob: ClassVar[bool] = True
+    token_kinds: tuple[str, ...] = ("index",)
+    metric: str = "accuracy"
+    has_log_prob: bool = True
     joint: ClassVar[bool] = False
     width: int
-    unshuffle: TokenUnshuffle | None = None
+
+    @property
+    def unshuffle(self) -> TokenUnshuffle | None:
+        """Takes the context of a window apart; None for heads of single tokens."""
+        return None
 
     def initialize(self, default: Callable[[nn.Module], None]) -> None:
         """Initial values; `default` is the trunk's rule, which heads without a rule of their own follow."""
@@ -111,12 +116,12 @@ class Head(nn.Module, Configured):
         """The random numbers that a draw with these settings takes."""
         return NoiseSpec()
 
-    def plan(self, settings: Settings) -> Any:
+    def plan(self, settings: Settings) -> PlanT:
         """What all draws of a run share, made once; passed to `sample`."""
         raise NotImplementedError
 
     def sample(
-        self, z: Tensor, *, noise: Tensor, plan: Any, temperature: float = 1.0, guidance: float | None = None
+        self, z: Tensor, *, noise: Tensor, plan: PlanT, temperature: float = 1.0, guidance: float | None = None
     ) -> Draw:
         """Draw a token at each position.
 
@@ -124,5 +129,48 @@ class Head(nn.Module, Configured):
             z: context (B, M, D), or (2B, M, D) with the rows of the null class after those of the class, if guided.
             noise: as `noise_spec` says, of the positions.
             plan: made by `plan`. temperature: of the draw. guidance: s in u + s·(c − u); None: z has no null rows.
+        """
+        raise NotImplementedError
+
+
+class JointHead(Head[PlanT]):
+    """Base of the heads that draw all L positions of an image together, from the context of all."""
+
+    joint: ClassVar[bool] = True
+
+    def loss(
+        self,
+        z: Tensor,
+        target: Tensor,
+        *,
+        noise: HeadNoise | None = None,
+        label_smoothing: float = 0.0,
+        masked: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Loss and metric (B, K) of every image and copy, for contexts z (B, L, D) and true tokens (B, L, C).
+
+        Args:
+            masked: bool (B, L), True where the error counts; None: everywhere.
+        """
+        raise NotImplementedError
+
+    def sample(
+        self,
+        z: Tensor,
+        *,
+        noise: Tensor,
+        plan: PlanT,
+        temperature: float = 1.0,
+        guidance: float | None = None,
+        tokens: Tensor | None = None,
+        known: Tensor | None = None,
+        unknown: Tensor | None = None,
+    ) -> Draw:
+        """Draw all positions, given the known tokens.
+
+        Args:
+            z: context (B, L, D), or (2B, L, D) with null rows. Others as for Head, and:
+            tokens, known: (B, L, C), and bool (B, L), True where a token is given; None: no token is.
+            unknown: (B, M), the positions that are not known, where the caller has them.
         """
         raise NotImplementedError

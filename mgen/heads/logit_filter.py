@@ -1,14 +1,12 @@
 """From logits to an id: which ids can be drawn, and the draw. Notation: V ids."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from mgen.utils.errors import MgenError
 
 
-def check_cuts(top_k: Any, top_p: Any) -> None:
+def check_cuts(top_k: object, top_p: object) -> None:
     """MgenError unless these are settings of `keep_likeliest`."""
     if top_k is not None and (not isinstance(top_k, int) or isinstance(top_k, bool) or top_k < 1):
         raise MgenError(f"head.top_k is {top_k!r}: a whole number of at least 1 is needed, or null for all ids")

@@ -2,7 +2,7 @@
 
 from mgen.nn.attention import Attention, Keys, attend, gather_rows, take
 from mgen.nn.blocks import MLP, PostNormBlock, PreNormBlock, ScaledBlock
-from mgen.nn.cache import Cache, CachedStep, KVCache, layer_for, span
+from mgen.nn.cache import Cache, CachedStep, KVCache, span
 from mgen.nn.windows import TokenShuffle, TokenUnshuffle, Windows
 
 __all__ = [
@@ -20,7 +20,6 @@ __all__ = [
     "Windows",
     "attend",
     "gather_rows",
-    "layer_for",
     "span",
     "take",
 ]

@@ -107,20 +107,6 @@ class Cache:
         return sum(x.numel() * x.element_size() for x in stored if isinstance(x, Tensor))
 
 
-def layer_for(cache: Cache | None, name: str, keep: int | None, *, grows: bool = False) -> KVCache | None:
-    """Where a full pass leaves the keys and values of layer `name`; None if no cached step follows.
-
-    Args:
-        keep: None if none follows, else how many tokens the cached steps will reveal.
-        grows: the layer reads known tokens only, so the tokens of cached steps are appended behind the stored ones.
-    """
-    if cache is None or keep is None:
-        return None
-    layer = cache.layer(name)
-    layer.room = keep if grows else 0
-    return layer
-
-
 def span(count: int, like: Tensor) -> Tensor:
     """0 … count − 1 for every row of `like` (B, …): (B, count)."""
     return torch.arange(count, device=like.device).expand(len(like), -1)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mgen.nn.attention import Attention
+from mgen.nn.attention import AttentionLayers
 from mgen.nn.modulated import GatedMLP
 from mgen.utils.errors import MgenError
 
@@ -34,7 +34,7 @@ def rotary_table(grid: tuple[int, int], head_dim: int, base: float = 10000.0) ->
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """x (…, N, d) with each pair of neighbouring numbers turned by the angle of its row in table (N, d / 2, 2), in fp32."""
+    """x (…, N, d) with each pair of neighboring numbers turned by the angle of its row in table (N, d / 2, 2), in fp32."""
     cos, sin = table.unbind(-1)  # (N, d / 2)
     a, b = x.float().unflatten(-1, (-1, 2)).unbind(-1)  # (…, N, d / 2)
     return torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2).to(x.dtype)
@@ -82,10 +82,10 @@ class LiveKV:
         return out[0], out[1]
 
 
-class CausalAttention(Attention):
-    """Self-attention of each row to itself and the rows before it. Arguments as for Attention."""
+class CausalAttention(AttentionLayers):
+    """Self-attention of each row to itself and the rows before it. Arguments as for AttentionLayers."""
 
-    def forward(self, x: Tensor, rows: CausalRows, kept: LiveKV | None = None) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor, rows: CausalRows, kept: LiveKV | None = None) -> Tensor:
         """(B, N, D) → (B, N, D).
 
         Args:
@@ -109,7 +109,7 @@ def optimize_layout(module: nn.Module, rows: int) -> None:
     """Lay the weights out in memory for products with `rows` rows; values, shapes and names stay, sums differ by rounding.
 
     A CPU multiplies one or two rows with a matrix of more outputs than inputs 1.1 to 1.9 times faster if it lies column by column, and
-    four or more rows up to 1.3 times slower (MKL on AVX2, fp32; the row "weights by columns" of mgen bench --savings).
+    four or more rows up to 1.3 times slower (MKL on AVX2, fp32; the row "weights by columns" of python -m tools.ablations).
     """
     few = rows <= 2
     with torch.inference_mode(False), torch.no_grad():  # the parameters must stay fit for training

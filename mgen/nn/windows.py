@@ -1,4 +1,4 @@
-"""Windows of s × s neighbouring tokens that are masked, drawn and computed as one (Token-Shuffle, arXiv 2504.17789).
+"""Windows of s × s neighboring tokens that are masked, drawn and computed as one (Token-Shuffle, arXiv 2504.17789).
 
 `Windows` is the layout; `TokenShuffle` joins the embeddings of a window's tokens to one row of the same width, by which the trunk's
 sequence is s² times shorter; `TokenUnshuffle` takes the rows of the trunk's result apart again.
@@ -26,7 +26,7 @@ class Windows:
         h, w = self.grid
         if not isinstance(self.side, int) or self.side < 1 or h % self.side or w % self.side:
             raise MgenError(
-                f"shuffle is {self.side!r}: a whole number that divides the token grid of {h}×{w} is needed"
+                f"windows.side is {self.side!r}: a whole number that divides the token grid of {h}×{w} is needed"
             )
 
     @property
@@ -37,10 +37,10 @@ class Windows:
     def spec(self, tokens: TokenSpec) -> TokenSpec:
         """Windows of these tokens: s² ids, or one vector of s²·C numbers."""
         s, (h, w) = self.side, self.grid
-        where = dict(length=self.count, grid=(h // s, w // s))
+        tokens = replace(tokens, length=self.count, grid=(h // s, w // s))
         if tokens.kind == "vector":
-            return replace(tokens, channels=s * s * tokens.channels, **where)  # type: ignore[arg-type]
-        return replace(tokens, kind="multi-index", channels=s * s, **where)  # type: ignore[arg-type]
+            return replace(tokens, channels=s * s * tokens.channels)
+        return replace(tokens, kind="multi-index", channels=s * s)
 
     def gather(self, x: Tensor) -> Tensor:
         """Rows (B, L, …) by window: (B, W, s², …)."""
@@ -109,7 +109,9 @@ class ResidualMLP(nn.Module):
 
 def _check_width(dim: int, side: int) -> None:
     if dim % side**2:
-        raise MgenError(f"shuffle {side} joins {side**2} tokens, of which the width {dim} is no multiple")
+        raise MgenError(
+            f"windows.side is {side}: the width {dim} is not a multiple of the {side**2} tokens of a window"
+        )
 
 
 class TokenShuffle(nn.Module):
@@ -130,7 +132,8 @@ class TokenShuffle(nn.Module):
         nn.init.orthogonal_(self.compress.weight)
         nn.init.zeros_(self.compress.bias)
         for block in self.blocks:
-            block.reset_parameters()  # type: ignore[operator]
+            assert isinstance(block, ResidualMLP)
+            block.reset_parameters()
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, s², D) → (…, D)."""
@@ -155,7 +158,8 @@ class TokenUnshuffle(nn.Module):
             nn.init.orthogonal_(self.expand.weight)
         nn.init.zeros_(self.expand.bias)
         for block in self.blocks:
-            block.reset_parameters()  # type: ignore[operator]
+            assert isinstance(block, ResidualMLP)
+            block.reset_parameters()
 
     def split(self, x: Tensor) -> Tensor:
         """(…, D) → (…, s², D / s²), not expanded yet."""

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mgen.data.pivots import shrink
+from mgen.data.first_stage import shrink
 from mgen.pipelines.pipeline import MaskedPipeline
 from mgen.samplers.forward import whole_units
 from mgen.utils.errors import MgenError
@@ -105,7 +105,7 @@ def restyle(tokenizer: Any, content: Tensor, style: Tensor) -> Tensor:
     spec, size = tokenizer.spec, (tokenizer.config.image_size,) * 2
     if not spec.global_tokens:
         raise MgenError(
-            f"{type(tokenizer).__name__} has no global tokens, which hold the style: use a HitaTokenizer (mgen convert "
+            f"{type(tokenizer).__name__} makes no global tokens, which hold the style: use a HitaTokenizer (mgen convert "
             "hita …, or mgen train --config fmnist-hita)"
         )
     if any(tuple(image.shape[1:]) != size for image in (content, style)):
@@ -123,9 +123,9 @@ def restyle(tokenizer: Any, content: Tensor, style: Tensor) -> Tensor:
 def _first_stage(pipe: MaskedPipeline, image: Tensor, mask: Tensor, count: int, dilate: int) -> tuple[Tensor, Tensor]:
     """The first stage's tokens of the image, and which of them are given (B, S): those that see nothing of the mask."""
     generator, device = pipe.generator, pipe.generator.device
-    grid = generator.first_stage_spec.grid
-    assert grid is not None
-    side = image.shape[-1] * grid[1] // generator.tokens.grid[1]
+    grid, own = generator.first_stage_spec.grid, generator.tokens.grid
+    assert grid is not None and own is not None
+    side = image.shape[-1] * grid[1] // own[1]
     tokens = pipe.tokenizer.encode(shrink(image[None].to(device).float() / 127.5 - 1, side))
     known = ~token_mask(mask, grid, dilate=dilate).to(device)
     return tokens.expand(count, *tokens.shape[1:]), known.expand(count, -1)

@@ -1,7 +1,7 @@
-"""Drawing many images: in parts, shared between processes, going on after an interruption.
+"""Sampling many images: in batches, shared between processes, resumable after an interruption.
 
 Image i of a run is a function of (weights, settings, seed, i) alone: the number of processes and interruptions change nothing, the
-batch size only how sums are rounded. The folder of a run, and what makes it resumable, is in mgen/runs.py.
+batch size only the rounding of sums. A run's folder, and what makes it resumable, is in mgen/pipelines/runs.py.
 """
 
 import re
@@ -26,10 +26,10 @@ from mgen.utils.files import atomic_path
 
 
 def chosen_classes(text: str | None, pipe: MaskedPipeline) -> Sequence[int | None]:
-    """Class ids from "0,3,7-9" or names ("bag,dress"), all classes for None; one None for an unconditional model.
+    """Class ids from "0,3,7-9" or names ("bag,dress"), all classes for None; [None] for an unconditional model.
 
     Raises:
-        MgenError: see parse_classes; or classes of an unconditional model.
+        MgenError: see parse_classes, or classes for an unconditional model.
     """
     if pipe.conditional:
         return parse_classes(text, pipe.generator.num_classes, pipe.class_names)
@@ -77,51 +77,51 @@ def complete_run(
     world: int = 1,
     wait: Callable[[], Any] = lambda: None,
 ) -> int:
-    """A run from beginning, or from where it stopped, to end; returns how many images this process drew.
+    """Start or resume a run and complete it; returns how many images this process sampled.
 
     Args:
-        about: see `begin_images`. rank, world: this process and how many there are. wait: a barrier of all of them.
+        about: see `begin_images`. rank, world: number of this process, and of all processes. wait: their barrier.
 
     Raises:
-        MgenError: the folder holds another run, a file cannot be written, or an image is missing at the end.
+        MgenError: the folder holds another run, a file can't be written, or an image is missing at the end.
     """
     if rank == 0:
         begin_images(run, about)
     wait()
-    drawn = run_images(pipe, run, batch_size=batch_size, rank=rank, world=world)
+    made = run_images(pipe, run, batch_size=batch_size, rank=rank, world=world)
     wait()
     if rank == 0:
         check_complete(run)
-    return drawn
+    return made
 
 
 def run_images(pipe: MaskedPipeline, run: Run, *, batch_size: int, rank: int = 0, world: int = 1) -> int:
-    """Draw the images of this process that are not there yet; returns how many.
+    """Sample the missing images of this process; returns how many.
 
-    Of PNGs the process draws batches rank, rank + world, … of the run, of npz such shards, and a batch always holds the same images:
-    in one of another size arithmetic may round otherwise, and an interrupted run would not end with the same bytes.
+    The process samples batches rank, rank + world, … of the run, or such shards with npz. A batch always holds the same images: in a
+    batch of another size sums may be rounded differently, and a resumed run would end with other bytes.
     """
-    work = _draw_pngs if run.format == "png" else _draw_shards
+    work = _sample_pngs if run.format == "png" else _sample_shards
     return work(pipe, run, batch_size=batch_size, rank=rank, world=world)
 
 
-def _draw_pngs(pipe: MaskedPipeline, run: Run, *, batch_size: int, rank: int, world: int) -> int:
+def _sample_pngs(pipe: MaskedPipeline, run: Run, *, batch_size: int, rank: int, world: int) -> int:
     there = names_in(run.out)
-    batch_size = min(batch_size, -(-run.count // world))  # a small run is shared too
+    batch_size = min(batch_size, -(-run.count // world))  # so that every process has work in a small run
     mine = _parts(0, run.count, batch_size)[rank::world]
     missing = {span: [i for i in range(*span) if run.file(i, i + 1) not in there] for span in mine}
     left = sum(map(len, missing.values()))
     with _bar(mine, left, rank) as bar:
         for span, lost in missing.items():
             if lost:
-                images = to_pil(draw(pipe, run, range(*span)))
+                images = to_pil(sample_images(pipe, run, range(*span)))
                 for i in lost:
                     save_png(images[i - span[0]], run.out / run.file(i, i + 1))
                 bar.update(len(lost))
     return left
 
 
-def _draw_shards(pipe: MaskedPipeline, run: Run, *, batch_size: int, rank: int, world: int) -> int:
+def _sample_shards(pipe: MaskedPipeline, run: Run, *, batch_size: int, rank: int, world: int) -> int:
     there, spans = names_in(run.out), run.spans
     if rank == 0 and world > len(spans):
         warnings.warn(f"{len(spans)} shards for {world} processes: give a smaller --shard-size", stacklevel=3)
@@ -132,33 +132,32 @@ def _draw_shards(pipe: MaskedPipeline, run: Run, *, batch_size: int, rank: int, 
 
         def images(start: int, stop: int) -> Iterator[Tensor]:
             for part in _parts(start, stop, batch_size):
-                yield draw(pipe, run, range(*part))
+                yield sample_images(pipe, run, range(*part))
                 bar.update(part[1] - part[0])
 
         for span in todo:
             write_npz(run.out / run.file(*span), images(*span), labels=run.ids(*span))
-            for shorter in there:  # the last shard of a run that is being prolonged
+            for shorter in there:  # the last shard of a run that is being extended
                 if shorter.startswith(f"images-{span[0]:06d}-") and SHARD.fullmatch(shorter):
                     (run.out / shorter).unlink(missing_ok=True)
     return left
 
 
 def _parts(start: int, stop: int, size: int) -> list[tuple[int, int]]:
-    """start … stop - 1 in parts of `size`, the last one maybe smaller: first index of each, and the one after its last."""
+    """start … stop - 1 in parts of `size`, the last one possibly smaller: first index of each, and the one after its last."""
     return [(first, min(first + size, stop)) for first in range(start, stop, size)]
 
 
 def _bar(spans: Sequence[tuple[int, int]], left: int, rank: int) -> Any:
-    """The progress of this process, shown by the first one."""
+    """Progress bar of this process; only the first process shows it."""
     total = sum(stop - start for start, stop in spans)
     return tqdm(total=total, initial=total - left, unit="img", desc="sampling", disable=rank > 0)
 
 
-def draw(pipe: MaskedPipeline, run: Run, indices: Sequence[int]) -> Tensor:
-    """Images of a run, uint8 (B, C, H, W).
+def sample_images(pipe: MaskedPipeline, run: Run, indices: Sequence[int]) -> Tensor:
+    """Images of a run, uint8 (B, C, H, W), resized to `run.image_size` if it is given and converted by `run.quantization`.
 
-    They are brought to `run.image_size` pixels first, if it is given, and then to bytes by `run.quantization`: see
-    mgen.pipelines.pipeline.to_uint8.
+    See mgen.pipelines.pixels.to_uint8.
     """
     plain = run.image_size is None and run.quantization == "round"
     images = pipe(
@@ -178,11 +177,11 @@ def check_complete(run: Run) -> None:
     """Raise MgenError unless every image of the run is there."""
     there = names_in(run.out)
     names = [run.file(*span) for span in run.spans]
-    # A listing may lag behind what other machines wrote; a look for the file itself does not.
+    # A listing may lag behind what other machines wrote; a query for the file itself does not.
     missing = [name for name in names if name not in there and not (run.out / name).is_file()]
     if missing:
         raise MgenError(
-            f"{len(missing)} of {len(names)} files are missing from {run.out}, the first is {missing[0]}: run the same command again; "
+            f"{len(missing)} of {len(names)} files are missing from {run.out}, the first is {missing[0]}: rerun the same command; "
             "processes on several machines must share the folder"
         )
     if run.format == "npz" and not torch.equal(ShardFolder(run.out).labels(), torch.tensor(run.ids(0, run.count))):
@@ -190,13 +189,13 @@ def check_complete(run: Run) -> None:
 
 
 def save_png(image: Image.Image, path: Path) -> None:
-    """Write a PNG whole or not at all."""
+    """Write a PNG completely or not at all."""
     with atomic_path(path) as temporary:
         image.save(temporary, format="PNG")
 
 
 def export_npz(run: Run, file: Path) -> None:
-    """All images of a complete run in one npz as ADM's evaluator takes it: arr_0 (N, H, W, 3), grey repeated; arr_1 class ids."""
+    """All images of a complete run in one npz for ADM's evaluator: arr_0 (N, H, W, 3), gray repeated; arr_1 class ids."""
     from mgen.data import load_image
 
     def parts() -> Iterator[Tensor]:
@@ -214,7 +213,7 @@ def export_npz(run: Run, file: Path) -> None:
 
 
 def read_back(run: Run, *, most_per_class: int = 10, most_classes: int = 20) -> tuple[Tensor, list[int]]:
-    """The images of a run that a grid shows: uint8 (n, C, H, W) and their classes, -1 for none."""
+    """The images of a run for a preview grid: uint8 (n, C, H, W) and their classes, -1 for none."""
     from mgen.data import load_image
 
     chosen: dict[int, list[int]] = {}

@@ -1,10 +1,10 @@
 """Label plans: which class each image of a run has.
 
-    balanced   class i mod C: all classes in turn, so that any stretch of a run is balanced
-    sorted     class ⌊i·C / N⌋: all images of a class together (MAR), so that the class depends on N
+    balanced   class i mod C: all classes in turn, so that every part of a run is balanced
+    sorted     class ⌊i·C / N⌋: class by class (MAR), so that the class depends on N
     random     uniform, from (seed, i) alone (ADM, LlamaGen)
 
-The order matters to a metric that looks at images in file order: ADM's evaluator splits them so for its score.
+The order matters for metrics that read images in file order: ADM's evaluator splits them this way for the Inception Score.
 """
 
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ class LabelPlan:
 
 
 def label_plan(name: str, *, classes: Sequence[int | None], count: int, seed: int) -> LabelPlan:
-    """The plan of this name for `count` images of `classes`; `seed` serves the random one.
+    """The plan of this name for `count` images of `classes`; `seed` is for the random one.
 
     Raises:
         MgenError: unknown name, no classes, or no images.

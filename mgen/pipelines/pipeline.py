@@ -1,6 +1,6 @@
 """Tokenizer + generator + sampler = images: a diffusers DiffusionPipeline, and functions to load one."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +32,30 @@ class PipelineOutput:
     images: Any
     tokens: Tensor
     classes: list[int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GivenTokens:
+    """Tokens of a run that stay as they are; the arguments of MaskedPipeline.__call__ by these names."""
+
+    tokens: Tensor | None
+    known: Tensor | None
+    first_stage: tuple[Tensor, Tensor] | None
+
+    def __post_init__(self) -> None:
+        if (self.tokens is None) != (self.known is None):
+            raise MgenError(
+                "tokens and known go together: ids (B, L) or vectors (B, L, C), and a bool mask (B, L) of those that are given"
+            )
+
+    def rows(self, rows: slice) -> "GivenTokens":
+        """Those of some images."""
+        tokens, known, first = self.tokens, self.known, self.first_stage
+        return GivenTokens(
+            tokens=None if tokens is None else tokens[rows],
+            known=None if known is None else known[rows],
+            first_stage=None if first is None else (first[0][rows], first[1][rows]),
+        )
 
 
 @public
@@ -114,19 +138,16 @@ class MaskedPipeline(DiffusionPipeline):
 
         Args:
             classes: class ids; None is the null class, and the only entry for an unconditional model.
-            seed: of the run. indices: number of each image in the run (default 0, 1, 2 …); image i is a function of
-                (seed, i) alone, whatever else is in the batch.
+            seed: of the run. indices: number of each image in the run (default 0, 1, 2 …); image i depends on (seed, i) alone.
             steps, guidance: replace the sampler's own; guidance is s in u + s·(c − u), 1 is none.
-            sampler: replaces the pipeline's sampler.
-            batch_size: images at a time (default: all).
+            sampler: replaces the pipeline's sampler. batch_size: images at a time (default: all).
             tokens, known: ids (B, L) or vectors (B, L, C), and a bool mask (B, L) of given ones, which stay as they are.
             first_stage: given tokens of the first stage, of a generator of two, and a bool mask, likewise.
             complete: sample tokens that reach no pixel too (of Hita's tokenizer the last ones), and first-stage tokens that nothing
                 reads. A callback and output_type "tokens" imply it.
             dtype: "fp32", or "bf16" or "fp16" for the generator under autocast; decoding is always in fp32.
-            output_type: "pil", "pt" (B, C, H, W) in [0, 1], "raw" (B, C, H, W) as the decoder returns it, about [-1, 1], "uint8"
-                (B, C, H, W), or "tokens" (no decoding).
-            callback: called with every Step.
+            output_type: "pil", "tokens" (no decoding), or images (B, C, H, W): "pt" in [0, 1], "uint8", or "raw" as the decoder
+                returns them, about [-1, 1]. callback: called with every Step.
 
         Raises:
             MgenError: class out of range, guidance without a null class, settings that do not fit.
@@ -134,37 +155,21 @@ class MaskedPipeline(DiffusionPipeline):
         check_choice("output_type", output_type, OUTPUTS)
         check_choice("dtype", dtype, DTYPES)
         ids = self.check_classes(classes)
-        if (tokens is None) != (known is None):
-            raise MgenError(
-                "tokens and known go together: ids (B, L) or vectors (B, L, C), and a bool mask (B, L) of those that are given"
-            )
-        indices = range(len(ids)) if indices is None else indices
+        given = GivenTokens(tokens=tokens, known=known, first_stage=first_stage)
+        seeds = [image_seed(seed, i) for i in (range(len(ids)) if indices is None else indices)]
         sampler = (sampler or self.sampler).override(steps=steps, guidance=guidance)
         sampler.check(self.generator)
-        device, size = self.generator.device, batch_size or max(1, len(ids))
+        size = batch_size or max(1, len(ids))
         complete = complete or callback is not None or output_type == "tokens"
         unused_tail = 0 if complete else self.tokenizer.unused_tail
-        cast = nullcontext() if dtype == "fp32" else torch.autocast(device.type, DTYPES[dtype])
-        spec = self.generator.units
-        guided = any(sampler.guided(spec.length, spec.global_tokens))
-        self.generator.optimize_layout(min(size, len(ids)) * (2 if guided else 1))
+        self._optimize_layout(sampler, min(size, len(ids)))
         total = -(-len(ids) // size) * self._steps(sampler, unused_tail)
         parts, images = [], []
         with tqdm(total=total, unit="step", disable=not progress, desc="sampling", leave=False) as bar:
             for first in range(0, len(ids), size):
                 rows = slice(first, first + size)
-                noise = sampler.make_noise(self.generator, [image_seed(seed, i) for i in indices[rows]]).to(device)
-                run = sampler(
-                    self.generator,
-                    torch.tensor(ids[rows], device=device),
-                    noise=noise,
-                    tokens=None if tokens is None else tokens[rows],
-                    known=None if known is None else known[rows],
-                    first_stage=None if first_stage is None else (first_stage[0][rows], first_stage[1][rows]),
-                    complete_first_stage=complete,
-                    unused_tail=unused_tail,
-                )
-                with cast:
+                run = self._run(sampler, ids[rows], seeds[rows], given.rows(rows), complete, unused_tail)
+                with nullcontext() if dtype == "fp32" else torch.autocast(self.generator.device.type, DTYPES[dtype]):
                     for step in run:
                         bar.update()
                         if callback is not None:
@@ -173,6 +178,34 @@ class MaskedPipeline(DiffusionPipeline):
                 if output_type != "tokens":
                     images.append(self.pixels(step.tokens) if output_type == "raw" else self.decode(step.tokens))
         return PipelineOutput(self._output(torch.cat(images), output_type) if images else None, torch.cat(parts), ids)
+
+    def _run(
+        self,
+        sampler: ParallelSampler,
+        ids: Sequence[int],
+        seeds: Sequence[int],
+        given: GivenTokens,
+        complete: bool,
+        unused_tail: int,
+    ) -> Iterator[Step]:
+        """The steps of one batch."""
+        device = self.generator.device
+        return sampler(
+            self.generator,
+            torch.tensor(ids, device=device),
+            noise=sampler.make_noise(self.generator, seeds).to(device),
+            tokens=given.tokens,
+            known=given.known,
+            first_stage=given.first_stage,
+            complete_first_stage=complete,
+            unused_tail=unused_tail,
+        )
+
+    def _optimize_layout(self, sampler: ParallelSampler, batch_size: int) -> None:
+        """Lay the generator's weights out for batches of this size, twice as many rows with guidance."""
+        units = self.generator.units
+        guided = any(sampler.guided(units.length, units.global_tokens))
+        self.generator.optimize_layout(batch_size * (2 if guided else 1))
 
     def _steps(self, sampler: ParallelSampler, unused_tail: int) -> int:
         """Steps of one batch, for the progress bar."""
@@ -218,7 +251,7 @@ def load(name: str | Path = DEFAULT, *, device: str | torch.device = "cpu") -> M
     return pipe.to(check_device(device))
 
 
-def load_tokenizer(name: str | Path, *, device: str | torch.device = "cpu") -> Any:
+def load_tokenizer(name: str | Path, *, device: str | torch.device = "cpu") -> Tokenizer:
     """The tokenizer of a pipeline, or a tokenizer saved on its own."""
     folder = resolve(name)
     if (folder / "model_index.json").is_file():
@@ -230,7 +263,7 @@ def load_tokenizer(name: str | Path, *, device: str | torch.device = "cpu") -> A
         tokenizer = saved_class(read_json(config).get("_class_name"), f"model class in {config}").from_pretrained(
             folder
         )
-    if not hasattr(tokenizer, "encode"):
+    if not isinstance(tokenizer, Tokenizer):
         raise MgenError(f"{folder} holds a {type(tokenizer).__name__}, not a tokenizer")
     return tokenizer.eval().to(check_device(device))
 

@@ -1,7 +1,7 @@
 """Folders of runs: run.json with the settings, and images named by index and class, or shards of them.
 
-Going on with other settings in the same folder is refused, and so are images there that the run would not draw. Files are
-written under a temporary name and renamed, so what is there is whole.
+Resuming with other settings raises an error, as do images in the folder that don't belong to the run. Files are written under a
+temporary name and renamed, so a file that exists is complete.
 """
 
 import json
@@ -21,19 +21,19 @@ from mgen.utils.files import read_json, write_json
 
 FORMATS = ("png", "npz")
 IMAGE = re.compile(r"(\d{6,})(?:_class-\d{4,})?\.png")
-# What run.json holds where it says nothing: older runs do not name these.
+# Values of settings that run.json leaves out.
 DEFAULTS = {"labels": "balanced", "format": "png", "image_size": None, "quantization": "round"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What a run draws, apart from the pipeline, and where to.
+    """The settings of a run besides the pipeline's, and its folder.
 
     Attributes:
         labels: class of every image; also the number of images and the seed.
         dtype: "fp32", "bf16" or "fp16" of the generator.
         format: "png", a file per image, or "npz", a file per `shard_size` images.
-        image_size, quantization: side that images are brought to, and how to bytes; see `mgen.pipelines.generation.draw`.
+        image_size, quantization: side that images are resized to, and conversion to bytes; see mgen.pipelines.pixels.
     """
 
     out: Path
@@ -88,7 +88,7 @@ def image_name(index: int, label: int | None) -> str:
 
 
 def begin_run(out: Path, settings: dict[str, Any]) -> None:
-    """Create the folder and write run.json, or check that the one there is the same run.
+    """Create the folder and write run.json, or check that the existing one is of the same run.
 
     Raises:
         MgenError: the folder holds another run.
@@ -98,7 +98,7 @@ def begin_run(out: Path, settings: dict[str, Any]) -> None:
 
 
 def check_run(out: Path, settings: dict[str, Any], *, defaults: Mapping[str, Any] | None = None) -> None:
-    """Raise MgenError unless a run.json in the folder, if there is one, is of the same run.
+    """Raise MgenError if the folder has a run.json of another run.
 
     Args:
         defaults: values of settings that a run.json may leave out.
@@ -109,7 +109,7 @@ def check_run(out: Path, settings: dict[str, Any], *, defaults: Mapping[str, Any
     settings, there = json.loads(json.dumps(settings)), read_json(file)
     if not isinstance(there, dict):
         raise MgenError(f"{file} does not describe a run: choose another --out, or remove the folder")
-    # The same weights may lie at another path, and a run may be prolonged.
+    # The same weights may be at another path, and a run may be extended.
     for key in sorted((settings.keys() | there.keys()) - {"num_images", "model"}):
         now, then = (values.get(key, defaults.get(key)) for values in (settings, there))
         if now != then:
@@ -117,18 +117,18 @@ def check_run(out: Path, settings: dict[str, Any], *, defaults: Mapping[str, Any
     if settings.get("labels") == "sorted" and there.get("num_images") != settings["num_images"]:
         raise MgenError(
             f"{out} holds a run of {there.get('num_images')} images in sorted classes, now {settings['num_images']}: with --labels "
-            "sorted the number decides which class an image has; choose another --out"
+            "sorted the class of an image depends on their number; choose another --out"
         )
 
 
 def begin_images(run: Run, about: Mapping[str, Any]) -> None:
-    """Begin or go on: check that what the folder holds is of this run, sweep up after killed processes, write run.json.
+    """Start or resume: check that the folder's files are of this run, remove leftovers of killed processes, write run.json.
 
     Args:
         about: settings for run.json besides those of `run`: model, weights, sampler.
 
     Raises:
-        MgenError: another run, or images that this run would not draw; nothing is changed then.
+        MgenError: another run, or images that don't belong to this one; nothing is changed then.
     """
     settings = {**about, **run.settings()}
     check_run(run.out, settings, defaults=DEFAULTS)
@@ -143,7 +143,7 @@ def begin_images(run: Run, about: Mapping[str, Any]) -> None:
 
 
 def _check_files(run: Run, names: set[str]) -> None:
-    """Raise MgenError for an image or a shard that is not of this run, as far as names tell."""
+    """Raise MgenError for an image or a shard that, by its name, is not of this run."""
     last = -1
     for name in sorted(names):
         image, shard = IMAGE.fullmatch(name), SHARD.fullmatch(name)
@@ -151,7 +151,7 @@ def _check_files(run: Run, names: set[str]) -> None:
             continue
         if "run.json" not in names:
             raise MgenError(
-                f"{run.out} holds {name} but no run.json that tells how it was drawn: choose another --out, or remove the images"
+                f"{run.out} holds {name} but no run.json that says how it was made: choose another --out, or remove the images"
             )
         if bool(image) != (run.format == "png"):
             raise MgenError(f"{run.out} holds {name}, no file of this run (--format {run.format}): remove it")
@@ -175,15 +175,15 @@ def _check_files(run: Run, names: set[str]) -> None:
 
 
 def remove_leftovers(folder: Path, pattern: str) -> None:
-    """Delete what killed processes were writing (see mgen.utils.files.atomic_path) to files whose names match."""
+    """Delete temporary files of killed processes (see mgen.utils.files.atomic_path) for files whose names match."""
     for name in names_in(folder):
         if re.fullmatch(rf"\.({pattern})\.\d+\.tmp\.\w+", name):
-            with suppress(OSError):  # in the way of nothing; a folder that takes no changes is noticed on writing
+            with suppress(OSError):  # harmless; a read-only folder is noticed on writing
                 (folder / name).unlink()
 
 
 def names_in(folder: Path) -> set[str]:
-    """Names in a folder, none if it is not there; one listing is faster than a look for each of 50,000 files."""
+    """Names in a folder, none if it doesn't exist; one listing is faster than 50,000 queries."""
     try:
         return set(os.listdir(folder))
     except (FileNotFoundError, NotADirectoryError):

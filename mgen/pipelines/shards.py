@@ -1,10 +1,10 @@
-"""Images in npz files: written as a stream, and read from a folder of shards.
+"""Images in npz files: written as a stream, read from a folder of shards.
 
     images-000000-000999.npz      images 0 … 999 of a run
         arr_0   uint8 (n, H, W, C)
         arr_1   int64 (n,)        class ids, -1 for none
 
-The arrays have the names of ADM's sample files (github.com/openai/guided-diffusion), and nothing is compressed.
+The arrays are named as in ADM's sample files (github.com/openai/guided-diffusion). Nothing is compressed.
 """
 
 import re
@@ -32,7 +32,7 @@ DAMAGED = (OSError, ValueError, EOFError, KeyError, NotImplementedError, zipfile
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """Images start … stop - 1 of a run, by the file's name."""
+    """Images start … stop - 1 of a run, according to the file's name."""
 
     start: int
     stop: int
@@ -48,9 +48,9 @@ def shard_name(start: int, stop: int) -> str:
 
 
 def find_shards(path: str | Path) -> list[Shard]:
-    """The shards of a folder in order, by their names alone; none if there are none or no such folder.
+    """The shards of a folder in order, by their names; an empty list if there are none or the folder doesn't exist.
 
-    Of two that begin alike the longer one counts: a run that is prolonged replaces its last, shorter shard.
+    Of two with the same start the longer one counts: a run that is extended replaces its last, shorter shard.
     """
     found: dict[int, Shard] = {}
     for file in Path(path).glob("images-*.npz"):
@@ -62,10 +62,10 @@ def find_shards(path: str | Path) -> list[Shard]:
 
 
 class ShardFolder:
-    """Images and classes of a folder of shards, by index; one shard is held in memory, the last one read.
+    """Images and classes of a folder of shards, by index; the last shard read stays in memory.
 
     Raises:
-        MgenError: no shards, some missing, fewer images than run.json tells of; on reading, a damaged shard or another kind of array.
+        MgenError: no shards, some missing, fewer images than run.json states; on reading, a damaged shard or another kind of array.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -78,18 +78,16 @@ class ShardFolder:
         for shard in self.shards:
             if shard.start > expected:
                 raise MgenError(
-                    f"images {expected} … {shard.start - 1} are missing from {path}: run the same mgen sample again to complete it"
+                    f"images {expected} … {shard.start - 1} are missing from {path}: rerun the same mgen sample to complete it"
                 )
             if shard.start < expected:
-                raise MgenError(
-                    f"{shard.path} holds images of the shard before it too: shards of two runs in one folder"
-                )
+                raise MgenError(f"{shard.path} overlaps the shard before it: the folder holds shards of two runs")
             expected = shard.stop
         run = read_json(self.path / "run.json") if (self.path / "run.json").is_file() else {}
         planned = run.get("num_images", expected) if isinstance(run, dict) else expected
         if expected < planned:
             raise MgenError(
-                f"{path} holds {expected} of the {planned} images of its run: run the same mgen sample again to complete it"
+                f"{path} holds {expected} of the {planned} images of its run: rerun the same mgen sample to complete it"
             )
         self._starts = [shard.start for shard in self.shards]
         self._kept: tuple[int, Tensor, Tensor] | None = None
@@ -114,7 +112,7 @@ class ShardFolder:
             rows = slice(start - shard.start, min(stop, shard.stop) - shard.start)
             if images and images[0].shape[1:] != here.shape[1:]:
                 raise MgenError(
-                    f"{shard.path} holds images of another size than the shard before it: all must be alike"
+                    f"{shard.path} holds images of another size than the shard before it: all must have the same size"
                 )
             images.append(here[rows])
             labels.append(ids[rows])
@@ -138,7 +136,7 @@ def _read(shard: Shard, names: Sequence[str]) -> list[Tensor]:
     except DAMAGED as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise MgenError(
-            f"cannot read {shard.path} ({reason}): damaged shard; remove it and run the same mgen sample again"
+            f"cannot read {shard.path} ({reason}): damaged shard; remove it and rerun the same mgen sample"
         ) from error
     for name, array in arrays.items():
         right = (
@@ -153,13 +151,13 @@ def _read(shard: Shard, names: Sequence[str]) -> list[Tensor]:
 
 
 def write_npz(path: str | Path, images: Iterable[Tensor], *, labels: Sequence[int]) -> None:
-    """Write arr_0 and arr_1 whole or not at all, part by part: memory does not grow with the number of images.
+    """Write arr_0 and arr_1 part by part, completely or not at all; memory does not grow with the number of images.
 
     Args:
         images: parts uint8 (n, C, H, W), as many images in all as there are labels.
 
     Raises:
-        MgenError: images of different sizes, or the file cannot be written.
+        MgenError: images of different sizes, or the file can't be written.
     """
     parts = iter(images)
     with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
@@ -171,7 +169,9 @@ def write_npz(path: str | Path, images: Iterable[Tensor], *, labels: Sequence[in
             for part in chain([first], parts):
                 block = part.cpu().permute(0, 2, 3, 1).contiguous().numpy()
                 if block.shape[1:] != shape:
-                    raise MgenError(f"image {written} is {block.shape[1:]}, the first one {shape}: all must be alike")
+                    raise MgenError(
+                        f"image {written} is {block.shape[1:]}, the first one {shape}: all must have the same size"
+                    )
                 file.write(block.data)
                 written += len(block)
         assert written == len(labels), f"{written} images, {len(labels)} labels"
@@ -181,7 +181,7 @@ def write_npz(path: str | Path, images: Iterable[Tensor], *, labels: Sequence[in
 
 
 def _member(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
-    # The date is fixed: equal images make equal files.
+    # The date is fixed, so that equal images make equal files.
     return archive.open(zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0)), "w", force_zip64=True)
 
 

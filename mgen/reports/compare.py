@@ -1,11 +1,11 @@
-"""Several results beside each other: which may stand in one table, what differs between them, and the table's columns."""
+"""Comparison of results: which may share a table, what differs between them, and the columns of the table."""
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
+from mgen.evaluation.result import Facts, Result
 from mgen.reports.data import (
     COST,
     column_numbers,
@@ -17,30 +17,30 @@ from mgen.reports.data import (
     plain,
     warnings,
 )
-from mgen.reports.read import Result, Run
+from mgen.reports.read import ReportRun
 from mgen.utils.errors import MgenError
 
-# A folder of a training run's checkpoint in a model's path: the part that is a number of steps.
+# The number of steps in the path of a training run's checkpoint.
 STEP = re.compile(r"(?i)\b((?:checkpoint|ckpt|step|steps|iter|epoch)[-_=]?)(\d+)(?![\d.])")
 
 
 @dataclass(kw_only=True)
 class Column:
-    """One column of a comparison. kind: setting, metric or cost; best: rows with the best value; better: lower, higher or None."""
+    """A column of a comparison. kind: setting, metric or cost; better: lower, higher or None; best: rows with the best value."""
 
     name: str
     kind: str
     cells: list[str]
-    values: list[Any]
+    values: Sequence[object]
     better: str | None = None
     best: set[int] = field(default_factory=set)
 
 
 @dataclass(kw_only=True)
 class Group:
-    """Runs whose numbers may be compared."""
+    """Runs whose numbers are comparable."""
 
-    runs: list[Run]
+    runs: list[ReportRun]
 
     @property
     def title(self) -> str:
@@ -62,30 +62,30 @@ class Group:
 
 
 def difference(a: Result, b: Result) -> str | None:
-    """Why the numbers of two results cannot be compared; None if they can."""
-    for what, key in (
-        ("protocols", "id"),
-        ("references", "sha256"),
-        ("extractors", "sha256"),
-        ("classifiers", "sha256"),
-    ):
-        mine, theirs = ((result[what[:-1]] or {}) for result in (a, b))
+    """Why the numbers of two results are not comparable; None if they are."""
+    parts: Sequence[tuple[str, str, Facts, Facts]] = (
+        ("protocols", "id", a["protocol"], b["protocol"]),
+        ("references", "sha256", a["reference"] or {}, b["reference"] or {}),
+        ("extractors", "sha256", a["extractor"], b["extractor"]),
+        ("classifiers", "sha256", a["classifier"] or {}, b["classifier"] or {}),
+    )
+    for what, key, mine, theirs in parts:
         if mine.get(key) == theirs.get(key):
             continue
         if what == "classifiers" and mine.get("name") != theirs.get("name"):
-            continue  # the names of the metrics tell them apart
+            continue  # the names of the metrics differ too
         names = [f"{part.get('name', '?')} ({str(part.get(key))[:8]})" if part else "none" for part in (mine, theirs)]
         return f"their {what} differ: {names[0]} and {names[1]}"
     if has_distance(a) and has_distance(b) and a["count"] != b["count"]:
-        return f"their distances are of {a['count']} and of {b['count']} images, and fall with the count"
+        return f"their distances are of {a['count']} and of {b['count']} images, and distances fall with the count"
     return None
 
 
-def grouped(runs: Sequence[Run], *, allow_mixed: bool) -> list[Group]:
-    """The runs in groups that may be compared, in their order.
+def grouped(runs: Sequence[ReportRun], *, allow_mixed: bool) -> list[Group]:
+    """The runs in groups of comparable ones, keeping their order.
 
     Raises:
-        MgenError: there would be more than one group, and `allow_mixed` is not set.
+        MgenError: there is more than one group, and `allow_mixed` is not set.
     """
     groups: list[Group] = []
     for run in runs:
@@ -93,7 +93,7 @@ def grouped(runs: Sequence[Run], *, allow_mixed: bool) -> list[Group]:
         if not allow_mixed and (found := next(((o, why) for o, why in reasons if why), None)):
             raise MgenError(
                 f"{found[0].title!r} (result {found[0].number}) and {run.title!r} (result {run.number}) cannot be compared: {found[1]}. "
-                "Measure them alike, or put them on one page in tables of their own: --allow-mixed"
+                "Measure them the same way, or allow separate tables on one page with --allow-mixed"
             )
         home = next((g for g in groups if not any(difference(o.result, run.result) for o in g.runs)), None)
         if home is None:
@@ -103,27 +103,30 @@ def grouped(runs: Sequence[Run], *, allow_mixed: bool) -> list[Group]:
     return groups
 
 
-def settings(result: Result) -> dict[str, Any]:
-    """What the images are and how they were drawn, flat; the sampler's keys without its name."""
+def settings(result: Result) -> Facts:
+    """What the images are and how they were sampled, flattened; the sampler's keys come without its name."""
     images = dict(result["images"])
-    sampler = flatten(images.pop("sampler", None) or {})
+    own = images.pop("sampler", None)
+    sampler = flatten(own) if isinstance(own, Mapping) else {}
     flat = {"count": result["count"], **flatten(images)}
     return flat | {(f"sampler.{key}" if key in flat else key): value for key, value in sampler.items()}
 
 
-def differing(results: Sequence[Result]) -> dict[str, list[Any]]:
-    """Settings that are not the same in all results, with their values; a key that a result lacks counts as None."""
+def differing(results: Sequence[Result]) -> dict[str, list[object]]:
+    """Settings that differ between the results, with their values; None where a result lacks the key."""
     flat = [settings(result) for result in results]
     keys = dict.fromkeys(key for one in flat for key in one)
     values = {key: [one.get(key) for one in flat] for key in keys}
-    found: dict[str, list[Any]] = {key: column for key, column in values.items() if any(x != column[0] for x in column)}
+    found: dict[str, list[object]] = {
+        key: column for key, column in values.items() if any(x != column[0] for x in column)
+    }
     if "model" in found:
         found.pop("weights_sha256", None)  # another model has other weights
         models = list(map(str, found["model"]))
-        steps = [int(match[-1][1]) for model in models if (match := STEP.findall(model))]
+        steps: list[object] = [int(match[-1][1]) for model in models if (match := STEP.findall(model))]
         if len(steps) == len(models):  # the same training at several steps, or several trainings
             del found["model"]
-            bases = [STEP.sub(r"\1…", model) for model in models]
+            bases: list[object] = [STEP.sub(r"\1…", model) for model in models]
             if len(set(bases)) > 1:
                 found["model"] = bases
             if len(set(steps)) > 1 and steps not in found.values():
@@ -141,11 +144,11 @@ def columns(group: Group) -> list[Column]:
     taken = {column.name for column in found}
     for name in group.metrics:
         if "deviation over" in name:
-            continue  # of another metric, in the part of each run
-        values = [result["metrics"].get(name) for result in results]
-        column = Column(name=name, kind="metric", cells=[metric(result, name) for result in results], values=values)
+            continue  # belongs to another metric; shown with each run
+        numbers = [result["metrics"].get(name) for result in results]
+        column = Column(name=name, kind="metric", cells=[metric(result, name) for result in results], values=numbers)
         column.better = group.better(name)
-        column.best = best_rows(values, column.better)
+        column.best = best_rows(numbers, column.better)
         found.append(column)
     costs = [result["cost"] or {} for result in results]
     for key in dict.fromkeys(key for cost in costs for key in cost):
@@ -162,7 +165,7 @@ def columns(group: Group) -> list[Column]:
 
 
 def best_rows(values: Sequence[float | None], better: str | None) -> set[int]:
-    """Where the best of values that differ stands."""
+    """The rows with the best value; empty if all values are equal."""
     there = [value for value in values if value is not None and math.isfinite(value)]
     if better not in ("lower", "higher") or len(set(there)) < 2:
         return set()
@@ -171,14 +174,14 @@ def best_rows(values: Sequence[float | None], better: str | None) -> set[int]:
 
 
 def same_for_all(group: Group) -> list[tuple[str, str]]:
-    """What the runs of a group share and a reader asks for first."""
+    """The most important settings that the runs of a group share."""
     results = [run.result for run in group.runs]
     shared, known = settings(results[0]), differing(results)
-    told = {"model"} if "training step" in known else set()
+    hidden = {"model"} if "training step" in known else set()
     keys = [
         key
         for key in ("model", "steps", "order", "schedule", "labels", "seed")
-        if key in shared.keys() - known.keys() - told
+        if key in shared.keys() - known.keys() - hidden
     ]
     rows: list[tuple[str, str]] = [(key, plain(shared[key])) for key in keys]
     cost = results[0]["cost"] or {}
@@ -188,7 +191,7 @@ def same_for_all(group: Group) -> list[tuple[str, str]]:
 
 
 def told_apart(group: Group) -> list[str]:
-    """What differs between the runs, in a few words of each; "" if that is nothing or too much."""
+    """What distinguishes each run, in a few words; "" if nothing or too much does."""
     known = [column for column in columns(group) if column.kind == "setting"]
     if not 0 < len(known) <= 3:
         return [""] * len(group.runs)
@@ -196,7 +199,7 @@ def told_apart(group: Group) -> list[str]:
 
 
 def run_names(groups: Sequence[Group]) -> dict[int, str]:
-    """A heading for each run: its title, and what sets it apart."""
+    """A heading for each run: its title and what distinguishes it."""
     return {
         run.number: f"{run.title}{': ' if words else ''}{words}"
         for group in groups
@@ -205,7 +208,7 @@ def run_names(groups: Sequence[Group]) -> dict[int, str]:
 
 
 def notes(group: Group) -> list[str]:
-    """What a reader must know before comparing; notes that are not on all runs name theirs."""
+    """What to know before comparing; notes on some of the runs name them."""
     on: dict[str, list[int]] = {}
     for run in group.runs:
         for text in warnings(run.result):
@@ -217,7 +220,7 @@ def notes(group: Group) -> list[str]:
 
 
 def best_of(group: Group) -> list[tuple[str, str, str, str]]:
-    """Name, best value, better direction and the runs that reach it, of each metric that has a direction."""
+    """Name, best value, direction and best runs of each metric that has a direction."""
     found, names = [], told_apart(group)
     for column in columns(group):
         if column.kind == "metric" and column.best:

@@ -1,7 +1,7 @@
-"""Metrics over the one setting in which results differ: found here, drawn by matplotlib as SVG for a page.
+"""Metrics plotted over the setting in which results differ, as SVG for a page, by matplotlib.
 
-The page's style sheet colors the curves, so that they follow its light and dark themes: the drawing has stand-ins for colors, which
-are replaced by the sheet's variables.
+The curves follow the page's light and dark themes: the plot uses placeholder colors, which are replaced by variables of the style
+sheet.
 """
 
 import io
@@ -10,14 +10,20 @@ import warnings
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
+from mgen.evaluation.result import Facts
 from mgen.reports.compare import Group, differing
 from mgen.reports.data import number, plain, plus_minus
 from mgen.reports.read import is_number
 
-INSTALL = "The curves need matplotlib: pip install 'mgen[plots]', then the same command again. Their numbers are in the tables."
-SERIES = 6  # colors of the style sheet: --series-1 …; later lines repeat them with other markers
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+INSTALL = (
+    "The curves need matplotlib: pip install 'mgen[plots]' and rerun the command. Their numbers are in the tables."
+)
+SERIES = 6  # colors in the style sheet, --series-1 …; further lines repeat them with other markers
 INK, GRID = "#010203", "#040506"
 MARKERS, DASHES = "osD^vPX", ("-", "--", "-.", ":")
 SVG, XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
@@ -37,7 +43,7 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """A metric over a setting. lines: name of the line (the value of a second setting, or "") and its points by x."""
+    """A metric over a setting. lines: name (the value of a second setting, or "") and points sorted by x."""
 
     metric: str
     setting: str
@@ -49,7 +55,7 @@ class Curve:
         return f"{self.metric} over {self.setting}"
 
     def table(self) -> tuple[list[str], list[list[str]]]:
-        """Heads and rows: the setting, and the metric of each line."""
+        """Column heads and rows: the setting, and the metric of each line."""
         xs = sorted({point.x for _, points in self.lines for point in points})
         heads = [self.setting, *(name or self.metric for name, _ in self.lines)]
         rows = []
@@ -60,7 +66,7 @@ class Curve:
 
 
 def find_curves(group: Group) -> tuple[list[Curve], str]:
-    """The curves of a group, and why there are none."""
+    """The curves of a group, and the reason if there are none."""
     if len(group.runs) < 2:
         return [], ""
     axes = _axes(differing([run.result for run in group.runs]))
@@ -68,20 +74,22 @@ def find_curves(group: Group) -> tuple[list[Curve], str]:
         return [], "No curves: no setting differs between these results."
     if len(axes) > 2:
         return [], f"No curves: more than two settings differ ({', '.join(axes)})."
-    numeric = {name: values for name, values in axes.items() if name != "seed" and all(map(is_number, values))}
+    numeric = {
+        name: [x for x in values if is_number(x)]
+        for name, values in axes.items()
+        if name != "seed" and all(map(is_number, values))
+    }
     if not numeric:
-        return (
-            [],
-            f"No curves: {' and '.join(axes)} {'is no number' if len(axes) == 1 else 'are no numbers'} to draw over.",
-        )
-    setting = max(numeric, key=lambda name: len(set(numeric[name])))  # the first of those with most values
-    xs = axes.pop(setting)
+        return [], f"No curves: {' and '.join(axes)} {'is' if len(axes) == 1 else 'are'} not numeric."
+    setting = max(numeric, key=lambda name: len(set(numeric[name])))  # the first one with the most values
+    xs = numeric[setting]
+    del axes[setting]
     other = next(iter(axes), None)
     names = [f"{other} {plain(value)}" for value in axes[other]] if other else [""] * len(xs)
     curves = []
     for metric in group.metrics:
         if "deviation" in metric:
-            continue  # of another metric
+            continue  # belongs to another metric
         lines: dict[str, list[Point]] = {}
         for run, x, name in zip(group.runs, xs, names):
             y = run.result["metrics"].get(metric)
@@ -94,10 +102,10 @@ def find_curves(group: Group) -> tuple[list[Curve], str]:
     return curves, ""
 
 
-def _axes(columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
-    """Settings that differ, where those of one dictionary that change together (guidance.start, guidance.end) are one."""
-    axes: dict[str, list[Any]] = {}
-    merged: dict[tuple[Any, ...], list[str]] = {}
+def _axes(columns: dict[str, list[object]]) -> dict[str, list[object]]:
+    """The settings that differ; those of one mapping that change together (guidance.start, guidance.end) count as one."""
+    axes: dict[str, list[object]] = {}
+    merged: dict[tuple[str, tuple[int, ...]], list[str]] = {}
     for key, values in columns.items():
         parent = key.rpartition(".")[0]
         seen = list(map(plain, values))
@@ -109,11 +117,11 @@ def _axes(columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
     return axes
 
 
-def draw(curve: Curve, prefix: str) -> str | None:
+def plot(curve: Curve, prefix: str) -> str | None:
     """The curve as an <svg> element for a page; None without matplotlib.
 
     Args:
-        prefix: begins the ids inside, so that those of several drawings on one page differ.
+        prefix: of the ids inside, so that those of several plots on one page differ.
     """
     try:
         import matplotlib
@@ -121,31 +129,39 @@ def draw(curve: Curve, prefix: str) -> str | None:
     except ImportError:
         return None
     with warnings.catch_warnings(), matplotlib.rc_context():
-        warnings.simplefilter("ignore")  # a script the measuring font lacks: the page has its own
-        matplotlib.rcdefaults()  # whatever the user's style is; the context puts it back
-        matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": prefix})  # text stays text; ids as before
+        warnings.simplefilter("ignore")  # about glyphs that matplotlib's font lacks; the page has its own font
+        matplotlib.rcdefaults()  # independent of the user's style, which the context restores
+        matplotlib.rcParams.update(
+            {"svg.fonttype": "none", "svg.hashsalt": prefix}
+        )  # text stays text; ids are reproducible
         figure = Figure(figsize=(4.6, 3.1 + 0.1 * len(curve.lines)), layout="constrained")
-        titles = _plot(figure, curve)
+        titles = _fill(figure, curve)
         file = io.StringIO()
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     return _for_page(file.getvalue(), prefix, curve, titles)
 
 
-def _plot(figure: Any, curve: Curve) -> dict[str, str]:
-    """Fill the figure; returns the words of each point by its id."""
+def _fill(figure: "Figure", curve: Curve) -> dict[str, str]:
+    """Plot the curve; returns the tooltip of each point by its id."""
     axes, titles, handles = figure.subplots(), {}, []
     for k, (name, points) in enumerate(curve.lines):
-        look = dict(color=f"#0a0b{k % SERIES:02x}", marker=MARKERS[k % len(MARKERS)])
+        color = f"#0a0b{k % SERIES:02x}"
         x, y = [p.x for p in points], [p.y for p in points]
-        (line,) = axes.plot(x, y, linestyle=DASHES[k // SERIES % len(DASHES)], linewidth=1.4, markersize=4.5, **look)
+        (line,) = axes.plot(
+            x,
+            y,
+            color=color,
+            marker=MARKERS[k % len(MARKERS)],
+            linestyle=DASHES[k // SERIES % len(DASHES)],
+            linewidth=1.4,
+            markersize=4.5,
+        )
         handles.append(line)
         for i, point in enumerate(points):
             if point.deviation:
-                axes.errorbar(
-                    [point.x], [point.y], yerr=point.deviation, fmt="none", ecolor=look["color"], capsize=2.5, lw=1
-                )
-            # An invisible disk over the marker, wide enough for a finger, to carry the point's words.
-            (spot,) = axes.plot([point.x], [point.y], marker="o", markersize=14, color=look["color"], alpha=0.0)
+                axes.errorbar([point.x], [point.y], yerr=point.deviation, fmt="none", ecolor=color, capsize=2.5, lw=1)
+            # An invisible disk over the marker, large enough to touch, carries the tooltip.
+            (spot,) = axes.plot([point.x], [point.y], marker="o", markersize=14, color=color, alpha=0.0)
             spot.set_gid(f"point-{k}-{i}")
             words = f"{curve.setting} {number(point.x)}{', ' + name if name else ''}: {point.text} (run {point.run})"
             titles[f"point-{k}-{i}"] = words
@@ -175,7 +191,7 @@ def _plot(figure: Any, curve: Curve) -> dict[str, str]:
 
 
 def _for_page(text: str, prefix: str, curve: Curve, titles: dict[str, str]) -> str:
-    """matplotlib's file as an element of a page: no addresses, own ids, colors of the style sheet, words at the points."""
+    """matplotlib's SVG as an element of a page: no links, unique ids, colors of the style sheet, tooltips at the points."""
     root = ET.fromstring(text)
     for parent in root.iter():
         for child in [c for c in parent if c.tag == f"{SVG}metadata"]:
@@ -193,7 +209,7 @@ def _for_page(text: str, prefix: str, curve: Curve, titles: dict[str, str]) -> s
                 value = f"{prefix}-{value}"
             value = re.sub(r"^#(?=[A-Za-z])", f"#{prefix}-", value) if key == "href" else value
             element.set(key, _colored(re.sub(r"url\(#", f"url(#{prefix}-", value)))
-        if element.tag == f"{SVG}text":  # the page's font instead of the one that was measured
+        if element.tag == f"{SVG}text":  # the page's font
             element.set("style", re.sub(r"font: ([\d.]+px) [^;]+", r"font-size: \1", element.get("style", "")))
         if element.tag == f"{SVG}style":
             element.text = (element.text or "").replace("*{", f"#{prefix} *{{")
@@ -202,7 +218,7 @@ def _for_page(text: str, prefix: str, curve: Curve, titles: dict[str, str]) -> s
     root.set("aria-label", f"{curve.title}; the values are in the table below")
     for size in ("width", "height", "version"):
         root.attrib.pop(size, None)
-    for element in root.iter():  # a page knows these elements without namespaces
+    for element in root.iter():  # HTML has these elements without namespaces
         element.tag = element.tag.removeprefix(SVG)
     return ET.tostring(root, encoding="unicode")
 
@@ -212,7 +228,7 @@ def _colored(value: str) -> str:
     return re.sub(r"#0a0b([0-9a-f]{2})", lambda match: f"var(--series-{int(match[1], 16) + 1})", value)
 
 
-def as_json(curves: Sequence[Curve]) -> list[dict[str, Any]]:
+def as_json(curves: Sequence[Curve]) -> list[Facts]:
     """The curves for report.json."""
     return [
         {

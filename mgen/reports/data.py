@@ -1,13 +1,13 @@
-"""The words and numbers of results that all forms of a report share."""
+"""Formatting of numbers and settings, shared by the page and the Markdown of a report."""
 
 import math
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
 
-from mgen.reports.read import Result
+from mgen.evaluation.result import Facts, NearestImages, Result
+from mgen.reports.read import is_number
 
-PUBLISHED = 50000  # images of a published figure
+PUBLISHED = 50000  # images behind published metrics
 COST = {
     "parameters": "parameters",
     "tflops_per_image": "TFLOPs per image",
@@ -17,11 +17,11 @@ COST = {
 }
 
 
-def number(value: Any) -> str:
-    """A number to four digits, whole ones in full; – for none."""
+def number(value: object) -> str:
+    """A number with four significant digits, integers in full; "–" for None."""
     if value is None:
         return "–"
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if not is_number(value):
         return plain(value)
     if isinstance(value, int) or not math.isfinite(value) or value == 0:
         return f"{value:,}" if isinstance(value, int) else f"{value:g}"
@@ -29,15 +29,15 @@ def number(value: Any) -> str:
 
 
 def plus_minus(value: float | None, deviation: float | None) -> str:
-    """A value and its standard deviation, to two digits of the deviation: 11.90 ± 0.21."""
+    """A value and its standard deviation, with two significant digits of the deviation: 11.90 ± 0.21."""
     if value is None or not deviation or not math.isfinite(deviation) or not math.isfinite(value):
         return number(value)
     digits = min(8, max(0, 1 - math.floor(math.log10(abs(deviation)))))
     return f"{value:,.{digits}f} ± {deviation:,.{digits}f}"
 
 
-def column_numbers(values: Iterable[Any]) -> list[str]:
-    """Numbers of one column to equal decimals, so that they can be compared at a glance."""
+def column_numbers(values: Iterable[object]) -> list[str]:
+    """Numbers of a column with equal decimals, so that they are easy to compare."""
     found = list(values)
     floats = [abs(x) for x in found if isinstance(x, float) and math.isfinite(x)]
     top = max(floats, default=0.0)
@@ -45,8 +45,8 @@ def column_numbers(values: Iterable[Any]) -> list[str]:
     return [f"{x:,.{digits}f}" if isinstance(x, float) and math.isfinite(x) else number(x) for x in found]
 
 
-def plain(value: Any) -> str:
-    """A setting in words."""
+def plain(value: object) -> str:
+    """A setting as text."""
     if value is None or value == "" or value == []:
         return "none"
     if isinstance(value, bool):
@@ -56,9 +56,9 @@ def plain(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one, with dotted keys."""
-    flat: dict[str, Any] = {}
+def flatten(settings: Mapping[str, object], prefix: str = "") -> Facts:
+    """Nested mappings as one, with dotted keys."""
+    flat: Facts = {}
     for key, value in settings.items():
         if isinstance(value, Mapping) and value:
             flat |= flatten(value, f"{prefix}{key}.")
@@ -68,7 +68,7 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def is_distance(metric: str) -> bool:
-    """Whether a metric is a distance between sets of images: then it depends on how many there are."""
+    """Whether a metric is a distance between sets of images, which depends on their number."""
     return re.search(r"\b[rs]?FID\b|\bKID\b|MMD|distance", metric) is not None
 
 
@@ -76,8 +76,8 @@ def has_distance(result: Result) -> bool:
     return any(map(is_distance, result["metrics"]))
 
 
-def class_name(result: Result, label: Any) -> str:
-    """The name of a class id, which may be text; the id itself if it has none."""
+def class_name(result: Result, label: object) -> str:
+    """The name of a class id, which may be text, or "class ID" if it has no name."""
     names, digits = result["class_names"], str(label)
     known = digits.isdecimal() and int(digits) < len(names)
     return str(names[int(digits)]) if known else ("unknown" if digits in ("-1", "None") else f"class {digits}")
@@ -90,7 +90,7 @@ def class_ids(result: Result) -> list[str]:
 
 
 def headline(result: Result) -> list[tuple[str, str, str]]:
-    """Name, value and better direction of the first two metrics that have a direction, and of the class accuracy."""
+    """Name, value and direction of the first two metrics that have a direction, and of the class accuracy."""
     names = [name for name in result["metrics"] if name in result["better"]] or list(result["metrics"])
     names = names[:2] + [name for name in names[2:] if name.startswith("class accuracy")][:1]
     return [(name, metric(result, name), direction(result["better"].get(name))) for name in names]
@@ -105,7 +105,7 @@ def metric(result: Result, name: str) -> str:
 
 
 def warnings(result: Result) -> list[str]:
-    """What a reader must know before comparing the numbers with others."""
+    """What to know before comparing the numbers with others."""
     found = [part.strip() for part in (result["note"] or "").split(";") if part.strip()]
     count = result["count"]
     if has_distance(result) and count < PUBLISHED and not any(f"{count} images" in part for part in found):
@@ -114,14 +114,14 @@ def warnings(result: Result) -> list[str]:
 
 
 def deviation_note(result: Result) -> str:
-    """What stands behind ±."""
+    """How the standard deviations were computed."""
     if not result["deviations"]:
         return "No deviations were computed."
     made = result["bootstrap"] or {}
     how = f" ({made['replicates']} replicates, seed {made.get('seed', 0)})" if "replicates" in made else ""
     kernel = any(name.startswith(("KID", "kernel")) for name in result["deviations"])
     return f"±: one standard deviation, by bootstrap over the images{how}" + (
-        "; of the kernel distance over its subsets." if kernel else "."
+        "; for the kernel distance over its subsets." if kernel else "."
     )
 
 
@@ -129,8 +129,8 @@ PUBLISHED_HEADS = ("metric", "published", "measured", "verdict")
 
 
 def published_rows(result: Result) -> list[list[str]]:
-    """Figures of a recipe beside the measured ones, under PUBLISHED_HEADS; none without a recipe."""
-    rows = (result.get("published") or {}).get("rows") or []
+    """A recipe's published values beside the measured ones, with the columns PUBLISHED_HEADS; empty without a recipe."""
+    rows = result["published"]["rows"] if result.get("published") else []
     return [
         [
             str(row.get("metric")),
@@ -144,15 +144,15 @@ def published_rows(result: Result) -> list[list[str]]:
 
 
 def cost_rows(result: Result) -> list[tuple[str, str]]:
-    """What the images cost, in words."""
+    """What the images cost, as text."""
     return [(COST.get(key, key.replace("_", " ")), number(value)) for key, value in (result["cost"] or {}).items()]
 
 
-def parts(result: Result) -> dict[str, dict[str, Any]]:
-    """Everything that decides the numbers, in groups, flat."""
+def parts(result: Result) -> dict[str, Facts]:
+    """Everything that determines the numbers, in groups, flattened."""
     images = dict(result["images"])
     sampler = images.pop("sampler", None)
-    groups = {
+    groups: dict[str, Facts] = {
         "Images": {"count": result["count"], **images},
         "Sampler": sampler if isinstance(sampler, dict) else {},
         "Protocol": result["protocol"],
@@ -165,7 +165,7 @@ def parts(result: Result) -> dict[str, dict[str, Any]]:
     return {name: flatten(group) for name, group in groups.items() if group}
 
 
-def nearest_note(nearest: Result) -> str:
+def nearest_note(nearest: NearestImages) -> str:
     """How to read the nearest training images."""
     typical, own = nearest.get("typical"), str(nearest.get("note") or "").strip()
     said = [
@@ -173,8 +173,8 @@ def nearest_note(nearest: Result) -> str:
     ]
     if typical:
         said.append(
-            f"A training image and its nearest other one are typically {number(typical)} apart: a drawn image much nearer than that "
-            "to a training image may be a copy of it. Distances below half of it are marked."
+            f"A training image and its nearest other one are typically {number(typical)} apart: a sampled image much nearer than that to a "
+            "training image may be a copy of it. Distances below half of it are marked."
         )
     return " ".join([*said, *([sentence(own)] if own else [])])
 
@@ -183,6 +183,6 @@ def sentence(words: str) -> str:
     return words[0].upper() + words[1:] + "." * (not words.endswith("."))
 
 
-def is_near(nearest: Result, distance: float) -> bool:
-    """Whether a drawn image is conspicuously near: below half of what is typical."""
+def is_near(nearest: NearestImages, distance: float) -> bool:
+    """Whether a sampled image is suspiciously near: below half of the typical distance."""
     return bool(nearest.get("typical")) and distance < nearest["typical"] / 2

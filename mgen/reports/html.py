@@ -1,8 +1,7 @@
-"""The building blocks of a report's page. Words come in as they are and leave escaped."""
+"""Building blocks of a report's page. Plain text is escaped."""
 
 from collections.abc import Iterable, Sequence
 from html import escape
-from typing import Any
 
 from mgen.reports.read import image_size, is_number
 
@@ -10,11 +9,11 @@ VOID = ("br", "img", "input")
 
 
 class Html(str):
-    """Text that is HTML already."""
+    """Text that is already HTML."""
 
 
-def tag(name: str, *content: str, **attributes: Any) -> Html:
-    """An element. Content that is not Html is escaped; attributes: class_ is class, _ is -, None and False leave one out."""
+def tag(name: str, *content: str, **attributes: object) -> Html:
+    """An element. Content that is not Html is escaped. Attributes: class_ means class, _ means -, None and False omit one."""
     words = []
     for key, value in attributes.items():
         if value is None or value is False or value == "":
@@ -26,22 +25,22 @@ def tag(name: str, *content: str, **attributes: Any) -> Html:
 
 
 def join(parts: Iterable[str], between: str = "") -> Html:
-    """Parts after each other, those that are not Html escaped."""
+    """Concatenated parts; those that are not Html are escaped."""
     return Html(between.join(part if isinstance(part, Html) else escape(part) for part in parts))
 
 
-def listing(lines: Iterable[str], **attributes: Any) -> Html:
-    """A list; nothing if there are no lines."""
+def listing(lines: Iterable[str], **attributes: object) -> Html:
+    """A list; empty text if there are no lines."""
     items = [tag("li", line) for line in lines]
     return tag("ul", *items, **attributes) if items else Html()
 
 
 def head(name: str, *, numeric: bool = False, sub: str = "") -> Html:
-    """The head of a column, with a smaller line beneath."""
+    """The head of a column, with a smaller line below."""
     return tag("th", tag("span", name, class_="name"), small(sub), scope="col", class_="num" if numeric else None)
 
 
-def row_head(*content: str, value: Any = None) -> Html:
+def row_head(*content: str, value: object = None) -> Html:
     return tag("th", *content, scope="row", data_value=value)
 
 
@@ -49,7 +48,7 @@ def small(text: str) -> Html:
     return tag("span", text, class_="sub") if text else Html()
 
 
-def cell(text: str, value: Any = None, *, numeric: bool = False, best: bool = False) -> Html:
+def cell(text: str, value: object = None, *, numeric: bool = False, best: bool = False) -> Html:
     """A cell; `value` is the number it is sorted by."""
     sort = repr(value) if is_number(value) else None
     return tag("td", text, class_=" ".join(["num"] * numeric + ["best"] * best), data_value=sort)
@@ -65,11 +64,11 @@ def table(
     id: str = "",
     long: bool = False,
 ) -> Html:
-    """A table that scrolls by itself where the page is too narrow.
+    """A table that scrolls on its own if the page is too narrow.
 
     Args:
-        heads, rows: cells. label: what it is, for those who hear the page. caption: words beneath, which do not scroll.
-        kind: classes. long: it also scrolls up and down.
+        heads, rows: cells. label: description for screen readers. caption: text below, which does not scroll.
+        kind: CSS classes. long: also scroll vertically.
     """
     shown = tag(
         "div",
@@ -89,7 +88,7 @@ def table(
 
 
 def picture(uri: str, *, alt: str, caption: Iterable[str], class_: str = "") -> Html:
-    """An image given as a data URI, with words beneath."""
+    """An image given as a data URI, with a caption."""
     width, height = image_size(uri)
     image = tag("img", src=uri, width=width, height=height, alt=alt, class_="small" if width <= 64 else None)
     return tag("figure", image, tag("figcaption", *caption), class_=class_)

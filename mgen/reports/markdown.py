@@ -1,9 +1,10 @@
-"""A report in Markdown: the same as the page, without its images and curves."""
+"""A report in Markdown: the same as the page, without images and curves."""
 
 import re
 from collections.abc import Iterable, Sequence
 from html import escape
 
+from mgen.evaluation.result import Result
 from mgen.reports.compare import Group, best_of, columns, notes, run_names, same_for_all
 from mgen.reports.curves import find_curves
 from mgen.reports.data import (
@@ -23,17 +24,17 @@ from mgen.reports.data import (
     published_rows,
     warnings,
 )
-from mgen.reports.read import Result, Run
+from mgen.reports.read import ReportRun
 
 
 def markdown(title: str, groups: Sequence[Group]) -> str:
-    """One run, or groups of runs, each group in a table of its own."""
+    """One run, or groups of runs with a table for each group."""
     runs = sorted((run for group in groups for run in group.runs), key=lambda run: run.number)
     lines = [f"# {words(title)}", ""]
     if len(runs) == 1:
         return "\n".join([*lines, *_run(runs[0], level=2)])
     if len(groups) > 1:
-        lines += ["> Measured in more than one way: compare numbers within a table, never between tables.", ""]
+        lines += ["> Measured in several ways: compare numbers within a table, not between tables.", ""]
     for group in groups:
         lines += _group(group)
     names = run_names(groups)
@@ -43,13 +44,13 @@ def markdown(title: str, groups: Sequence[Group]) -> str:
 
 
 def words(text: object) -> str:
-    """Text that Markdown shows as it is, in a line or in a cell."""
+    """Text escaped for Markdown, on one line."""
     line = " ".join(str(text).split())
     return re.sub(r"([\\`*|\[\]])", r"\\\1", escape(line, quote=False))
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1) -> list[str]:
-    """Columns from `left` on are numbers."""
+    """A table whose columns from `left` on are right-aligned."""
     rule = ["---"] * left + ["---:"] * (len(heads) - left)
     lines = [heads, rule, *([words(x) for x in row] for row in rows)]
     lines[0] = [words(x) for x in heads]
@@ -81,7 +82,7 @@ def _group(group: Group) -> list[str]:
     return lines
 
 
-def _run(run: Run, *, level: int) -> list[str]:
+def _run(run: ReportRun, *, level: int) -> list[str]:
     result, sharps = run.result, "#" * level
     shown = [f"{words(n)} **{words(v)}**{f' ({better})' if better else ''}" for n, v, better in headline(result)]
     lines = [f"{'; '.join(shown) or 'Nothing was measured'}; {result['count']:,} images.", ""]
@@ -125,5 +126,5 @@ def _nearest(result: Result, sharps: str) -> list[str]:
         near = ", near" if is_near(nearest, row["distance"]) else ""
         others = [f"{number(o['distance'])} ({class_name(result, o.get('label'))})" for o in row["neighbors"]]
         rows.append([class_name(result, row.get("label")), number(row["distance"]) + near, ", ".join(others)])
-    heads = ["drawn image", "nearest training image", "all of them"]
+    heads = ["sampled image", "nearest training image", "all of them"]
     return [f"{sharps} Nearest training images", "", words(nearest_note(nearest)), "", *_table(heads, rows, left=3)]

@@ -1,4 +1,4 @@
-"""A report as one HTML file: nothing is fetched, everything is escaped, and it can be read without its script."""
+"""A report as one HTML file that loads nothing from elsewhere, escapes everything, and is readable without its script."""
 
 import base64
 import hashlib
@@ -7,8 +7,9 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from string import Template
 
+from mgen.evaluation.result import Result
 from mgen.reports.compare import Column, Group, best_of, columns, notes, run_names, same_for_all
-from mgen.reports.curves import INSTALL, Curve, draw, find_curves
+from mgen.reports.curves import INSTALL, Curve, find_curves, plot
 from mgen.reports.data import (
     PUBLISHED_HEADS,
     class_ids,
@@ -28,11 +29,11 @@ from mgen.reports.data import (
     warnings,
 )
 from mgen.reports.html import Html, cell, head, join, listing, picture, row_head, small, table, tag
-from mgen.reports.read import Result, Run, is_number
+from mgen.reports.read import ReportRun, is_number
 from mgen.reports.style import CSS, JS
 
-MANY_CLASSES = 30  # more have a filter and a height of their own
-# The policy allows what is in the file and nothing else, whatever the results hold.
+MANY_CLASSES = 30  # more get a filter and scroll
+# The policy allows nothing but the contents of the file, whatever the results hold.
 POLICY = (
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; script-src 'sha256-"
     + base64.b64encode(hashlib.sha256(JS.encode()).digest()).decode()
@@ -60,16 +61,14 @@ $body
 
 
 def page(title: str, groups: Sequence[Group]) -> str:
-    """The page of one run, or of groups of runs, each group in a table of its own."""
+    """The page of one run, or of groups of runs with a table for each group."""
     runs = sorted((run for group in groups for run in group.runs), key=lambda run: run.number)
     body = [tag("h1", title)]
     if len(runs) == 1:
         body.append(_run(runs[0], folded=False))
     else:
         if len(groups) > 1:
-            body.append(
-                _notes(["Measured in more than one way: compare numbers within a table, never between tables."])
-            )
+            body.append(_notes(["Measured in several ways: compare numbers within a table, not between tables."]))
         body += [_group(group, index, mixed=len(groups) > 1) for index, group in enumerate(groups)]
         names = run_names(groups)
         links = [tag("li", tag("a", names[run.number], href=f"#run-{run.number}")) for run in runs]
@@ -81,9 +80,9 @@ def page(title: str, groups: Sequence[Group]) -> str:
 
 
 def _group(group: Group, index: int, *, mixed: bool) -> Html:
-    """The runs that may be compared: what is best, one table, curves."""
+    """Comparable runs: the best values, one table, curves."""
     found, reason = find_curves(group)
-    drawings = [draw(curve, f"curve-{index}-{i}") for i, curve in enumerate(found)]
+    plots = [plot(curve, f"curve-{index}-{i}") for i, curve in enumerate(found)]
     facts = "; ".join(f"{key} {value}" for key, value in same_for_all(group))
     out = [
         tag("h2", group.title) if mixed else tag("p", f"{group.title}.", class_="facts"),
@@ -101,10 +100,10 @@ def _group(group: Group, index: int, *, mixed: bool) -> Html:
     ]
     if found or reason:
         out.append(tag("h3", "Curves"))
-    if reason or None in drawings:
+    if reason or None in plots:
         out.append(tag("p", reason or INSTALL, class_="soft"))
     if found:
-        out.append(tag("div", *map(_curve, found, drawings), class_="curves"))
+        out.append(tag("div", *map(_curve, found, plots), class_="curves"))
     return tag("section", *out)
 
 
@@ -116,7 +115,7 @@ def _comparison(group: Group) -> Html:
         + [cell(c.cells[i], c.values[i], numeric=_numeric(c), best=i in c.best) for c in shown]
         for i, run in enumerate(group.runs)
     ]
-    best = " Set off: the best value of a column." if any(c.best for c in shown) else ""
+    best = " Highlighted: the best value of a column." if any(c.best for c in shown) else ""
     note = next((run.result for run in group.runs if run.result["deviations"]), group.runs[0].result)
     return table(heads, rows, label="Comparison", caption=deviation_note(note) + best, kind="sortable compare")
 
@@ -126,22 +125,22 @@ def _numeric(column: Column) -> bool:
 
 
 def _metric_head(name: str, better: str | None, *, numeric: bool = True) -> Html:
-    """A column's head; whose features or judgement a metric is of stands beneath its name, which keeps columns narrow."""
+    """The head of a column; the network in a metric's name goes on a line below, which keeps columns narrow."""
     match = re.fullmatch(r"([^()]+) \(([^()]+)\)", name)
     beneath = [match[2]] if match else []
     beneath += [direction(better)] if better else []
     return head(match[1] if match else name, numeric=numeric, sub=", ".join(beneath))
 
 
-def _curve(curve: Curve, drawing: str | None) -> Html:
+def _curve(curve: Curve, svg: str | None) -> Html:
     heads, rows = curve.table()
     cells = [[row_head(row[0]), *(cell(text, numeric=True) for text in row[1:])] for row in rows]
     numbers = table([head(heads[0]), *(head(h, numeric=True) for h in heads[1:])], cells, label=curve.title)
-    return tag("figure", tag("h4", curve.title), Html(drawing or ""), numbers)
+    return tag("figure", tag("h4", curve.title), Html(svg or ""), numbers)
 
 
-def _run(run: Run, *, folded: bool) -> Html:
-    """All about one result. folded: as one of several, its notes are above and its long tables open when asked to."""
+def _run(run: ReportRun, *, folded: bool) -> Html:
+    """Everything about one result. folded: one of several, with its notes in the group and its long tables collapsed."""
     result = run.result
     protocol, reference = result["protocol"], result["reference"]
     against = f"against {reference.get('name')}" if reference else "without a reference"
@@ -162,7 +161,7 @@ def _run(run: Run, *, folded: bool) -> Html:
 
 
 def _part(title: str, content: Html, *, folded: bool = False) -> Html:
-    """A part of a run under its heading; nothing if it is empty."""
+    """A part of a run with its heading; empty text if there is no content."""
     if not content:
         return content
     if folded:
@@ -171,7 +170,7 @@ def _part(title: str, content: Html, *, folded: bool = False) -> Html:
 
 
 def _verdict(result: Result) -> list[str]:
-    """The numbers in a line."""
+    """The most important numbers in a line."""
     words: list[str] = []
     for name, value, better in headline(result):
         words += [f"{name} ", tag("strong", value), f" ({better}); " if better else "; "]
@@ -212,20 +211,20 @@ def _published(result: Result) -> Html:
     return table(heads, rows, label="Published and measured", caption=note)
 
 
-def _grid(run: Run) -> Html:
+def _grid(run: ReportRun) -> Html:
     if run.grid is None:
-        return _part("Samples", tag("p", "There is no grid.png beside the result.", class_="soft"))
+        return _part("Samples", tag("p", "There is no grid.png next to the result.", class_="soft"))
     kind = "png" if run.grid.startswith(b"\x89PNG") else "jpeg"
     uri = f"data:image/{kind};base64,{base64.b64encode(run.grid).decode()}"
     words = f"Some of the {run.result['count']:,} images, one row per class where classes are known."
     if kind == "jpeg":
-        words += " Shown as JPEG: grid.png beside the result has the exact pixels."
+        words += " Shown as JPEG; grid.png next to the result has the exact pixels."
     names = ", ".join(str(name) for name in run.result["class_names"][:20])
     alt = f"Grid of samples{': ' if names else ''}{names}"
     return _part("Samples", picture(uri, alt=alt, caption=[words], class_="grid"))
 
 
-def _by_class(run: Run) -> Html:
+def _by_class(run: ReportRun) -> Html:
     result = run.result
     ids = class_ids(result)
     if not ids:
@@ -256,13 +255,13 @@ def _nearest(result: Result) -> Html:
     items = []
     for row in nearest["rows"]:
         label = class_name(result, row.get("label"))
-        figures = [picture(row["image"], alt=f"drawn image, {label}", caption=["drawn", tag("br"), label])]
+        pictures = [picture(row["image"], alt=f"sampled image, {label}", caption=["sampled", tag("br"), label])]
         for other in row["neighbors"]:
             label, text = class_name(result, other.get("label")), number(other["distance"])
             shown = tag("strong", f"{text}, near") if is_near(nearest, other["distance"]) else text
             caption = [shown, tag("br"), label]
-            figures.append(picture(other["image"], alt=f"training image, {label}, distance {text}", caption=caption))
-        items.append(tag("li", *figures))
+            pictures.append(picture(other["image"], alt=f"training image, {label}, distance {text}", caption=caption))
+        items.append(tag("li", *pictures))
     return join([tag("p", nearest_note(nearest), class_="soft"), tag("ul", *items, class_="nearest")])
 
 

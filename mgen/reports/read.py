@@ -1,19 +1,18 @@
-"""Results of mgen eval, read for a report: checked, so that what follows need not ask."""
+"""Results of mgen eval, read for a report and checked, so that the rest of the code can rely on them."""
 
 import base64
 import io
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeGuard, cast
 
 from PIL import Image
 
+from mgen.evaluation.result import FORMAT, NearestImages, Result
 from mgen.utils.errors import MgenError
 from mgen.utils.files import read_json
 
-Result = dict[str, Any]
-FORMAT = 2
 KEYS: dict[str, type | tuple[type, ...]] = {
     "title": str,
     "command": str,
@@ -41,8 +40,8 @@ DATA_URI = re.compile(r"data:image/(png|jpeg|gif|webp);base64,([A-Za-z0-9+/]+={0
 
 
 @dataclass(kw_only=True)
-class Run:
-    """One result on a report: its number there (from 1), the result, its grid as a PNG and the grid's path from the report."""
+class ReportRun:
+    """One result in a report: its number (from 1), the result, its grid as an image file, and the grid's path from the report."""
 
     number: int
     result: Result
@@ -55,10 +54,10 @@ class Run:
 
 
 def read_result(path: str | Path) -> tuple[Result, Path]:
-    """The result that a file or a folder with a result.json holds, checked, and the file.
+    """The checked result of a file, or of a folder with a result.json, and the path of the file.
 
     Raises:
-        MgenError: no such file, not JSON, of an older version, or keys are missing or of another kind.
+        MgenError: the file is missing or not JSON, has another format, or keys are missing or of the wrong type.
     """
     file = Path(path)
     if file.is_dir():
@@ -74,19 +73,19 @@ def read_result(path: str | Path) -> tuple[Result, Path]:
     return check_result(found, str(file)), file
 
 
-def check_result(result: Any, where: str) -> Result:
-    """Return `result`, its text fit for any file, if it is one of this version; else raise an MgenError that says what is wrong."""
+def check_result(result: object, where: str) -> Result:
+    """Return `result` with its text cleaned if it has the current format; else raise an MgenError that says what is wrong."""
     if not isinstance(result, dict) or "metrics" not in result:
         raise MgenError(f"{where} is not a result of mgen eval: give the result.json that it writes")
     if result.get("format") != FORMAT:
         newer = isinstance(result.get("format"), int) and result["format"] > FORMAT
         raise MgenError(
-            f"{where} has format {result['format']}, this version reads {FORMAT}: update mgen"
+            f"{where} has format {result['format']}, but this version reads {FORMAT}: update mgen"
             if newer
             else f"{where} was measured by an older version of mgen, whose numbers lack their protocol: {AGAIN}"
         )
     if missing := [key for key in KEYS if key not in result]:
-        raise MgenError(f"{where} lacks {', '.join(missing)}: it was cut or edited; {AGAIN}")
+        raise MgenError(f"{where} lacks {', '.join(missing)}: it was truncated or edited; {AGAIN}")
     for key, kind in KEYS.items():
         if not isinstance(result[key], kind) or isinstance(result[key], bool):
             raise MgenError(f"{where}: {key} is {type(result[key]).__name__}; it was edited, {AGAIN}")
@@ -97,13 +96,13 @@ def check_result(result: Any, where: str) -> Result:
     published = result.get("published") or {"rows": []}
     rows = published.get("rows") if isinstance(published, dict) else None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise MgenError(f"{where}: published does not hold rows of figures; it was edited, {AGAIN}")
+        raise MgenError(f"{where}: published does not hold rows of metrics; it was edited, {AGAIN}")
     _check_nearest(result["nearest"], where)
-    return _clean(result)
+    return cast(Result, _clean(result))
 
 
-def _clean(value: Any) -> Any:
-    """Text without what UTF-8 or XML cannot hold (names of files may be any bytes); keys become text, as in JSON."""
+def _clean(value: object) -> object:
+    """Replace characters that UTF-8 or XML cannot hold (file names may be any bytes); keys become text, as in JSON."""
     if isinstance(value, str):
         return re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]", "\ufffd", value)
     if isinstance(value, dict):
@@ -111,12 +110,14 @@ def _clean(value: Any) -> Any:
     return [_clean(part) for part in value] if isinstance(value, list | tuple) else value
 
 
-def _check_nearest(nearest: Result | None, where: str) -> None:
-    """Images must be in the file itself: a report never fetches anything."""
+def _check_nearest(nearest: NearestImages | None, where: str) -> None:
+    """Images must be in the file itself, because a report loads nothing from elsewhere."""
     try:
-        if not is_number((nearest or {}).get("typical") or 0):
+        if nearest is None:
+            return
+        if not is_number(nearest.get("typical") or 0):
             raise TypeError
-        for row in (nearest or {}).get("rows", []):
+        for row in nearest.get("rows", []):
             for shown in (row, *row["neighbors"]):
                 image_size(shown["image"])
                 if not is_number(shown["distance"]):
@@ -128,7 +129,7 @@ def _check_nearest(nearest: Result | None, where: str) -> None:
 
 
 def image_size(uri: str) -> tuple[int, int]:
-    """Width and height of an image given as a data URI; ValueError if it is none."""
+    """Width and height of an image given as a data URI; ValueError if it is not one."""
     if not (match := DATA_URI.fullmatch(uri)):
         raise ValueError("not an image as a data URI")
     try:
@@ -138,5 +139,6 @@ def image_size(uri: str) -> tuple[int, int]:
         raise ValueError(str(error)) from error
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Whether this is a number; True and False are not."""
     return isinstance(value, int | float) and not isinstance(value, bool)

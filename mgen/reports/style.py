@@ -1,4 +1,4 @@
-"""Style sheet and script of a report's page. Both stand in the page itself; without the script everything can still be read."""
+"""Style sheet and script of a report's page, both included in it. The page is readable without the script."""
 
 CSS = """
 :root {
@@ -139,8 +139,8 @@ for (const box of document.querySelectorAll(".command")) {
       await navigator.clipboard.writeText(code.textContent);
       done("Copied");
     } catch {
-      getSelection().selectAllChildren(code);  // marked, for the keys that copy
-      done(document.execCommand("copy") ? "Copied" : "Marked");
+      getSelection().selectAllChildren(code);  // selected, for the keyboard shortcut
+      done(document.execCommand("copy") ? "Copied" : "Selected");
     }
   });
   box.append(button);

@@ -1,28 +1,28 @@
-"""Reports of results: for people one HTML page and the same in Markdown, for programs JSON."""
+"""Reports of results: an HTML page, the same in Markdown, and JSON for programs."""
 
 import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 from torch import Tensor
 
+from mgen.evaluation.result import FORMAT, Facts, Result
 from mgen.reports.compare import Group, columns, grouped
 from mgen.reports.curves import as_json, find_curves
 from mgen.reports.markdown import markdown
 from mgen.reports.page import page
-from mgen.reports.read import FORMAT, Result, Run, check_result, read_result
+from mgen.reports.read import ReportRun, check_result, read_result
 from mgen.utils.errors import MgenError
 from mgen.utils.files import atomic_path, write_json, write_text
 from mgen.utils.grids import labeled_grid
 
-INLINE = 3 * 2**20  # a larger grid goes into the page as a JPEG
+INLINE = 3 * 2**20  # bytes; larger grids go into the page as JPEG
 
 
 def write_report(out: Path, result: Result, examples: Tensor, labels: Sequence[int]) -> list[Path]:
-    """Write grid.png, result.json, report.md and report.html into the folder `out`; all is made before anything is written.
+    """Write grid.png, result.json, report.md and report.html into the folder `out`; everything is rendered before anything is written.
 
     Args:
         result: of mgen eval, format 2. examples: uint8 (n, C, H, W). labels: class ids (n); −1 is unknown.
@@ -36,7 +36,7 @@ def write_report(out: Path, result: Result, examples: Tensor, labels: Sequence[i
     result = check_result(result, "the result")
     stream = io.BytesIO()
     labeled_grid(examples, labels, [str(name) for name in result["class_names"]]).save(stream, format="PNG")
-    run = Run(number=1, result=result, grid=for_page(stream.getvalue()))
+    run = ReportRun(number=1, result=result, grid=for_page(stream.getvalue()))
     groups = [Group(runs=[run])]
     texts = {"report.md": markdown(run.title, groups), "report.html": page(run.title, groups)}
     with atomic_path(out / "grid.png") as path:
@@ -48,13 +48,13 @@ def write_report(out: Path, result: Result, examples: Tensor, labels: Sequence[i
 
 
 def write_page(paths: Sequence[str], out: Path, *, title: str | None = None, allow_mixed: bool = False) -> list[Path]:
-    """Put the results that files or folders hold on one page; returns out.html, out.md and out.json.
+    """Put the results of files or folders on one page; returns out.html, out.md and out.json.
 
     Raises:
-        MgenError: a result cannot be read, one is given twice or would be overwritten, or they cannot be compared.
+        MgenError: a result is unreadable, given twice or would be overwritten, or the results are not comparable.
     """
     outputs = [out.with_suffix(suffix) for suffix in (".html", ".md", ".json")]
-    runs: list[Run] = []
+    runs: list[ReportRun] = []
     files: list[Path] = []
     for path in paths:
         result, file = read_result(path)
@@ -62,11 +62,11 @@ def write_page(paths: Sequence[str], out: Path, *, title: str | None = None, all
             raise MgenError(f"{path} is given twice: leave one out")
         files.append(file.resolve())
         grid = file.with_name("grid.png")
-        run = Run(number=len(runs) + 1, result=result, grid=_grid(grid) if grid.is_file() else None)
+        run = ReportRun(number=len(runs) + 1, result=result, grid=_grid(grid) if grid.is_file() else None)
         run.grid_path = Path(os.path.relpath(grid.resolve(), out.resolve().parent)).as_posix()
         runs.append(run)
     if taken := [path for path in outputs if path.resolve() in files]:
-        raise MgenError(f"{taken[0]} is a result, and would be overwritten: choose another --out")
+        raise MgenError(f"{taken[0]} is a result and would be overwritten: choose another --out")
     groups = grouped(runs, allow_mixed=allow_mixed)
     title = title or (runs[0].title if len(runs) == 1 else f"{len(runs)} results compared")
     texts = [page(title, groups), markdown(title, groups)]
@@ -76,8 +76,8 @@ def write_page(paths: Sequence[str], out: Path, *, title: str | None = None, all
     return outputs
 
 
-def summary(title: str, groups: Sequence[Group]) -> dict[str, Any]:
-    """The page for programs: groups of runs that may be compared, with their tables and curves, and all results."""
+def summary(title: str, groups: Sequence[Group]) -> Facts:
+    """The page for programs: groups of comparable runs with their tables and curves, and all results."""
     runs = sorted((run for group in groups for run in group.runs), key=lambda run: run.number)
     return {
         "format": FORMAT,
@@ -108,7 +108,7 @@ def _grid(file: Path) -> bytes:
 
 
 def for_page(png: bytes) -> bytes:
-    """A grid as it stands in the page: itself, or a JPEG if it is large. OSError if it is no image."""
+    """A grid for the page: unchanged, or as JPEG if it is large. OSError if it is no image."""
     with Image.open(io.BytesIO(png)) as image:
         image.load()
         if len(png) <= INLINE and image.format == "PNG":

@@ -29,6 +29,7 @@ from mgen.training.launch import make_accelerator
 from mgen.training.logs import Logger
 from mgen.training.noise import Augmentation
 from mgen.training.objectives import Logs, StepOptions, StepOutput
+from mgen.training.parts import check_prefixes
 from mgen.training.tasks import make_task
 from mgen.training.token_source import Batch
 from mgen.utils import seeds
@@ -351,6 +352,7 @@ def train(config: TrainConfig) -> Path:
 
 def decay_groups(model: torch.nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
     """Parameter groups of the optimizer: with weight decay, and without if there are such parameters."""
+    check_prefixes(model, config.no_decay, "optim.no_decay")
     groups: dict[float, list[torch.nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

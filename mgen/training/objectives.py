@@ -207,12 +207,14 @@ class GeneratorObjectiveBase(Objective[G]):
 
     def _check(self) -> None:
         """Raise MgenError for settings that the model does not take."""
-        model, config, name = self.model, self.config, type(self.model).__name__
+        model, config = self.model, self.config
+        name = "a cascade" if isinstance(model, Cascade) else f"trunk {model.trunk.type_name!r}"
         if config.reuse and not model.capabilities.carried_features:
             raise MgenError(f"objective.reuse is for models that carry features (ENAT), not for {name}: set it to 0")
         if config.loss_tokens == "all" and (model.tokens.kind != "index" or isinstance(model, Cascade)):
             raise MgenError(
-                f"objective.loss_tokens is 'all', but {name} of these tokens is trained on masked ones: use 'masked'"
+                f"objective.loss_tokens is 'all', but {name} with tokens of kind {model.tokens.kind!r} is trained on masked ones: use "
+                "'masked'"
             )
         if self.causal and config.mask != MaskConfig():
             raise MgenError(
@@ -233,7 +235,7 @@ class GeneratorObjectiveBase(Objective[G]):
             )
         if config.label_drop and model.null_class is None:
             raise MgenError(
-                "objective.label_drop needs a model with a null class: set model.null_class=true or objective.label_drop=0"
+                "objective.label_drop needs a model with a null class: set model.classes.null_class=true or objective.label_drop=0"
             )
 
     @property

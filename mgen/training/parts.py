@@ -1,9 +1,10 @@
 """Parts that the tasks share: the model with its initial weights, frozen parameters, the data and its check."""
 
+import difflib
 from pathlib import Path
 
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
 from mgen.training.config import TrainConfig, build_model
 from mgen.training.data import TrainingData, make_dataset
@@ -43,9 +44,23 @@ def load_weights(model: Model, folder: str) -> None:
 
 def freeze(model: Model, prefixes: tuple[str, ...]) -> None:
     """Keep parameters whose names start with one of these prefixes out of training."""
+    check_prefixes(model, prefixes, "optim.freeze")
     for name, parameter in model.named_parameters():
         if prefixes and name.startswith(prefixes):
             parameter.requires_grad_(False)
+
+
+def check_prefixes(model: nn.Module, prefixes: tuple[str, ...], where: str) -> None:
+    """Raise MgenError for a prefix with which no parameter's name starts."""
+    names = [name for name, _ in model.named_parameters()]
+    for prefix in prefixes:
+        if not any(name.startswith(prefix) for name in names):
+            near = difflib.get_close_matches(prefix, names, n=3, cutoff=0.0)
+            modules = sorted({name.split(".")[0] for name in names})
+            raise MgenError(
+                f"{where} has {prefix!r}, but no parameter's name starts with it: the nearest are {', '.join(near)}; all names start "
+                f"with one of {', '.join(modules)}"
+            )
 
 
 def make_data(config: TrainConfig, *, fingerprint: str | None = None) -> tuple[TrainingData, TrainingData | None]:

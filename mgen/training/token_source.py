@@ -3,12 +3,12 @@
 import torch
 from torch import Tensor
 
-from mgen.data.pivots import shrink
+from mgen.data.first_stage import shrink
 from mgen.training.noise import AugmentationNoise
 from mgen.utils.modeling import Model
 
 Batch = dict[str, Tensor]
-SMALL = "pivot_"  # prefix of the entries of a cache that hold smaller copies of the images
+SMALL = "first_stage_"  # prefix of the entries of a cache that hold smaller copies of the images
 
 
 class TokenSource:

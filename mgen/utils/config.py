@@ -1,22 +1,27 @@
-"""Configuration files: YAML with `extends:`, dotted overrides, typed dataclasses, unknown keys refused by name."""
+"""Configuration files: YAML with `extends:`, dotted overrides, typed dataclasses; unknown keys raise an error."""
 
 import dataclasses
 import re
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, Union, get_args, get_origin
 
 import yaml
 
 from mgen.utils.errors import MgenError, suggestion
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
+# A mapping parsed from YAML or JSON, or one bound for it. Whoever reads a value checks its type.
+Settings: TypeAlias = dict[str, Any]
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 1e-4 as a number; YAML 1.1 takes it for a string."""
+    """SafeLoader that reads 1e-4 as a number, which is a string in YAML 1.1."""
 
 
 _Loader.add_implicit_resolver(
@@ -24,8 +29,8 @@ _Loader.add_implicit_resolver(
 )
 
 
-def read_config(path: str | Path) -> dict[str, Any]:
-    """Mapping of a YAML file; `extends: other.yaml` (relative to the file) is merged below it.
+def read_config(path: str | Path) -> Settings:
+    """The mapping in a YAML file, merged over the file that `extends: other.yaml` names (relative to it).
 
     Raises:
         MgenError: the file is missing, is not YAML, or is not a mapping.
@@ -38,13 +43,13 @@ def read_config(path: str | Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise MgenError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):
-        raise MgenError(f"{path} holds no settings: expected a YAML mapping like 'task: generator'")
+        raise MgenError(f"{path} holds no settings: expected a YAML mapping such as 'task: generator'")
     base = data.pop("extends", None)
     return merge(read_config(path.parent / base), data) if base else data
 
 
-def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`over` laid on `base`, mapping by mapping; everything else is replaced."""
+def merge(base: Settings, over: Settings) -> Settings:
+    """`base` updated with `over`: mappings are merged recursively, other values replaced."""
     out = dict(base)
     for key, value in over.items():
         both = isinstance(value, dict) and isinstance(out.get(key), dict)
@@ -52,14 +57,14 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
-def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Lay `key.sub=value` texts on `data`; values are read as YAML."""
+def apply_overrides(data: Settings, overrides: Sequence[str]) -> Settings:
+    """Apply overrides such as "key.sub=value" to `data`; values are read as YAML."""
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals or not key:
             raise MgenError(f"override {text!r} is not of the form key.sub=value")
         try:
-            nested: Any = yaml.load(value, _Loader)
+            nested = yaml.load(value, _Loader)
         except yaml.YAMLError as error:
             raise MgenError(f"override {text!r}: the value is not valid YAML") from error
         for part in reversed(key.split(".")):
@@ -68,13 +73,13 @@ def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> dict[str,
     return data
 
 
-def build(cls: type[T], data: dict[str, Any], where: str = "") -> T:
-    """An instance of the dataclass `cls` from a mapping, converted field by field.
+def build(cls: type[T], data: Settings, where: str = "") -> T:
+    """An instance of the dataclass `cls` from a mapping, checked and converted field by field.
 
     Raises:
-        MgenError: unknown key (with the nearest valid one), missing key, or a value of the wrong type.
+        MgenError: a key is unknown or missing, or a value has the wrong type.
     """
-    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    fields = {f.name: f for f in dataclasses.fields(cls)}
     hints = typing.get_type_hints(cls)
     for key in data:
         if key not in fields:
@@ -84,10 +89,11 @@ def build(cls: type[T], data: dict[str, Any], where: str = "") -> T:
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and name not in values:
             raise MgenError(f"missing key '{where}{name}'")
-    return cls(**values)
+    make: Callable[..., T] = cls
+    return make(**values)
 
 
-def _convert(hint: Any, value: Any, where: str) -> Any:
+def _convert(hint: object, value: object, where: str) -> object:
     origin, args = get_origin(hint), get_args(hint)
     if hint is Any or (origin is dict and isinstance(value, dict)):
         return value

@@ -1,18 +1,18 @@
-"""Errors a user can mend, and the words that help to mend them."""
+"""User-facing errors, and helpers for their messages."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class MgenError(ValueError):
-    """Bad input or a bad environment: the message says what was given, what is allowed and what to do next.
+    """Bad input or a bad environment. The message says what was given, what is allowed and what to do next.
 
-    The command line prints the message as one line and exits with status 2; anything else is a bug and keeps its traceback.
+    The command line prints it as one line and exits with status 2. Any other exception is a bug and keeps its traceback.
     """
 
 
 def suggestion(given: str, allowed: Iterable[str]) -> str:
-    """The tail of an error about an unknown name: the nearest valid one, then all of them."""
+    """The end of an error message about an unknown name: the nearest valid name, then all of them."""
     names = sorted(allowed)
     near = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
@@ -20,7 +20,7 @@ def suggestion(given: str, allowed: Iterable[str]) -> str:
 
 
 def check_choice(what: str, given: str, allowed: Iterable[str]) -> str:
-    """Return `given` if it is one of `allowed`, else raise an MgenError that names the nearest."""
+    """Return `given` if it is allowed, else raise an MgenError that names the nearest valid name."""
     if given not in set(allowed):
         raise MgenError(f"unknown {what} {given!r}: {suggestion(given, allowed)}")
     return given

@@ -1,4 +1,4 @@
-"""Writing files whole or not at all, and telling why a file cannot be read or written."""
+"""Atomic writing of files, and errors that say why a file cannot be read or written."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ from mgen.utils.errors import MgenError
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Give a temporary name beside `path` to write to; rename it to `path` on success, remove it on any failure."""
+    """Yield a temporary path to write to; it is renamed to `path` on success and removed on failure."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp{path.suffix}")
     try:
@@ -34,7 +34,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """The same for a folder: filled under a temporary name, then put in the place of `path` (which may exist)."""
+    """The same for a folder, which replaces an existing `path`."""
     path = Path(path)
     temporary = None
     try:
@@ -62,13 +62,13 @@ def _cannot_write(path: Path, error: Exception) -> MgenError:
 
 
 def check_writable(path: str | Path) -> None:
-    """Raise MgenError if the folder `path` could not be created or written to; nothing is created."""
-    place = Path(path).absolute()
-    while not place.exists():
-        place = place.parent
-    if not place.is_dir() or not os.access(place, os.W_OK):
+    """Raise MgenError if the folder `path` cannot be created or written to. Creates nothing."""
+    folder = Path(path).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise MgenError(
-            f"cannot write to {path}: {place} is {'read-only' if place.is_dir() else 'a file'}; choose another folder"
+            f"cannot write to {path}: {folder} is {'read-only' if folder.is_dir() else 'a file'}; choose another folder"
         )
 
 
@@ -77,11 +77,12 @@ def write_text(path: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_json(path: str | Path, data: Any) -> None:
+def write_json(path: str | Path, data: object) -> None:
     write_text(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_json(path: str | Path) -> Any:
+    """The contents of a JSON file; MgenError if it cannot be read."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -97,7 +98,7 @@ def write_tensors(path: str | Path, tensors: dict[str, torch.Tensor], metadata: 
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """All tensors and the metadata of a safetensors file; MgenError if it is missing, truncated or something else."""
+    """All tensors and the metadata of a safetensors file; MgenError if it is missing or damaged."""
     if not Path(path).is_file():
         raise MgenError(f"no such file: {path}")
     try:

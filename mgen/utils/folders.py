@@ -1,7 +1,7 @@
-"""Where the parts of this package lie on disk, in a checkout and in an installed wheel alike.
+"""Where the parts of the package are on disk, in a checkout or an installed wheel.
 
-`tokenizers/`, `samplers/` and `configs/` stand at the top level of the repository but belong to the package: a wheel
-carries them as `mgen/tokenizers`, `mgen/samplers` and `mgen/configs`, a checkout has them beside the folder `mgen`.
+`tokenizers/`, `samplers/` and `configs/` are top-level folders of the repository but belong to the package: a wheel has them as
+`mgen/tokenizers`, `mgen/samplers` and `mgen/configs`, a checkout next to the folder `mgen`.
 """
 
 from pathlib import Path
@@ -10,11 +10,11 @@ PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def part(name: str) -> Path:
-    """Folder of the part `name` ("tokenizers", "samplers" or "configs"): inside the package if there, else beside it."""
+    """Folder of "tokenizers", "samplers" or "configs": inside the package in a wheel, next to it in a checkout."""
     inside = PACKAGE / name
     return inside if inside.is_dir() else PACKAGE.parent / name
 
 
 def embedded(name: str = "") -> Path:
-    """Folder of the weights shipped inside the package, or of the one called `name`."""
+    """Folder of the embedded models, or of the one called `name`."""
     return PACKAGE / "zoo" / "embedded" / name

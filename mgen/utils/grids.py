@@ -1,7 +1,8 @@
-"""Grids of images with their classes written beside them, and animations of a decoding."""
+"""Grids of images labeled with their classes, and animations."""
 
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import IO
 
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -23,7 +24,7 @@ def labeled_grid(
     groups: dict[int, list[int]] = {}
     for i, label in enumerate(labels):
         groups.setdefault(int(label), []).append(i)
-    if set(groups) == {-1}:  # nothing known: fill rows as they come
+    if set(groups) == {-1}:  # no known classes: fill the rows in order
         everything = groups[-1]
         groups = {-1 - r: everything[r * columns : (r + 1) * columns] for r in range(-(-len(everything) // columns))}
     chosen = [(label, group[:columns]) for label, group in sorted(groups.items(), key=lambda g: (g[0] < 0, abs(g[0])))][
@@ -45,8 +46,10 @@ def labeled_grid(
     return grid
 
 
-def save_animation(frames: Sequence[Image.Image], file: Any, suffix: str, *, milliseconds: int = 250) -> None:
-    """Write frames as .gif or .png (APNG), the last one held for two seconds."""
+def save_animation(
+    frames: Sequence[Image.Image], file: Path | IO[bytes], suffix: str, *, milliseconds: int = 250
+) -> None:
+    """Write frames as .gif or .png (APNG); the last one is shown for two seconds."""
     times = [milliseconds] * (len(frames) - 1) + [2000]
     kind = "GIF" if suffix == ".gif" else "PNG"
     frames[0].save(file, format=kind, save_all=True, append_images=list(frames[1:]), duration=times, loop=0)

@@ -1,14 +1,14 @@
-"""The base of every network here: diffusers' ModelMixin and ConfigMixin with strict loading.
+"""The base class of all networks: diffusers' ModelMixin and ConfigMixin with strict loading.
 
-diffusers fills a missing weight with random values and only warns; a generator that is quietly half random is the worst
-outcome this toolkit can have, so `Model.from_pretrained` raises instead. It also refuses unknown configuration keys.
+diffusers fills missing weights with random values and only warns. A half-random generator could go unnoticed, so
+`Model.from_pretrained` raises an error instead, also for unknown configuration keys.
 """
 
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -21,12 +21,12 @@ T = TypeVar("T", bound=type)
 
 
 def public(cls: T) -> T:
-    """Make a saved pipeline name this class as `mgen.<Class>`, so files may move without breaking what users saved."""
+    """Make saved pipelines name this class `mgen.<Class>`, so that modules can move without breaking saved pipelines."""
     cls.__module__ = "mgen"
     return cls
 
 
-def saved_class(name: object, where: str) -> Any:
+def saved_class(name: object, where: str) -> "type[Model]":
     """The network class that a saved configuration or a `class:` setting names; MgenError with the nearest name for others."""
     import mgen
 
@@ -34,20 +34,20 @@ def saved_class(name: object, where: str) -> Any:
     return known[check_choice(where, str(name), known)]
 
 
-def constructor_keys(cls: Callable[..., Any]) -> set[str]:
-    """Names of the keyword arguments that `cls` takes."""
+def constructor_keys(cls: Callable[..., object]) -> set[str]:
+    """Names of the keyword arguments of `cls`."""
     return set(inspect.signature(cls).parameters)
 
 
-def check_keys(given: dict[str, Any], allowed: set[str], where: str) -> None:
-    """Raise MgenError naming the nearest valid key if `given` has one that is not `allowed`."""
+def check_keys(given: Iterable[str], allowed: set[str], where: str) -> None:
+    """Raise MgenError for the first key that is not allowed, naming the nearest valid one."""
     for key in given:
         if key not in allowed:
             raise MgenError(f"unknown key '{where}{key}': {suggestion(key, allowed)}")
 
 
 class Model(ModelMixin, ConfigMixin):
-    """A network with a configuration; `save_pretrained` writes config.json and safetensors, `from_pretrained` is strict."""
+    """A network with a configuration. `save_pretrained` writes config.json and safetensors; `from_pretrained` is strict."""
 
     config_name = "config.json"
 
@@ -61,14 +61,14 @@ class Model(ModelMixin, ConfigMixin):
         return constructor_keys(cls)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: object) -> Self:
         """Load a folder written by `save_pretrained`.
 
         Raises:
-            MgenError: the folder or its files are missing or damaged, a configuration key is unknown, or the weights are
-                not exactly those of the model.
+            MgenError: the folder or its files are missing or damaged, a configuration key is unknown, or the weights are not exactly
+                those of the model.
         """
-        folder = Path(pretrained_model_name_or_path) / (kwargs.get("subfolder") or "")
+        folder = Path(pretrained_model_name_or_path) / str(kwargs.get("subfolder") or "")
         config_file = folder / cls.config_name
         if not config_file.is_file():
             raise MgenError(
@@ -80,7 +80,7 @@ class Model(ModelMixin, ConfigMixin):
             raise MgenError(f"{config_file} is not valid JSON ({error}): write the folder again") from error
         own = {key: value for key, value in config.items() if not key.startswith("_")}
         check_keys(own, cls.config_keys(), f"{config_file}: ")
-        # low_cpu_mem_usage would leave absent weights on the meta device, where the report below cannot see them.
+        # low_cpu_mem_usage would leave missing weights on the meta device, where the check below cannot see them.
         kwargs = {"torch_dtype": torch.float32, "low_cpu_mem_usage": False, **kwargs, "output_loading_info": True}
         try:
             model, info = super().from_pretrained(str(pretrained_model_name_or_path), **kwargs)
@@ -99,7 +99,7 @@ class Model(ModelMixin, ConfigMixin):
                 raise MgenError(
                     f"{folder}: weight {name!r} holds NaN or infinity; the checkpoint is damaged or diverged"
                 )
-        # diffusers notes the path a model came from and would save it with the next copy; nobody's folders belong there.
+        # diffusers records the path a model was loaded from; keep users' folders out of saved configurations.
         model._internal_dict = FrozenDict({k: v for k, v in model.config.items() if k != "_name_or_path"})
         return model
 

@@ -1,4 +1,4 @@
-"""Seeds as a function of what they are for: counter-based, so nothing depends on process count, batch size or restarts."""
+"""Counter-based seeds: derived from what they are for, so that nothing depends on processes, batch size or restarts."""
 
 import hashlib
 
@@ -6,7 +6,7 @@ import torch
 
 
 def fold(*parts: int | str) -> int:
-    """A 63-bit seed from integers and names; equal parts give equal seeds on every machine."""
+    """A 63-bit seed from integers and names, the same on every machine."""
     digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 

@@ -1,4 +1,4 @@
-"""What models there are: embedded in the package, and published ones that a recipe describes."""
+"""The models: those embedded in the package, and published ones that a recipe describes."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ DEFAULT = "fmnist-maskgit"
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A model: its name, its folder on this machine (None: not here), and what its recipe or measurements file says."""
+    """A model: its name, its folder on this machine (None: not here), and the contents of its recipe or measured.json."""
 
     name: str
     folder: Path | None
@@ -25,7 +25,7 @@ class Entry:
 
 
 def embedded_entries() -> list[Entry]:
-    """Models shipped inside the package, with what was measured of them."""
+    """Models inside the package, with what was measured of them."""
     found = []
     for folder in sorted(p for p in embedded().glob("*") if p.is_dir()):
         file = folder / "measured.json"
@@ -35,17 +35,17 @@ def embedded_entries() -> list[Entry]:
 
 
 def recipe_entries() -> list[Entry]:
-    """All shipped recipes, those of embedded models included, by name."""
+    """All shipped recipes by name, including those of embedded models."""
     from mgen.zoo.recipes import recipe_names
 
     return [recipe(name) for name in recipe_names()]
 
 
 def recipe(name: str | Path) -> Entry:
-    """A shipped recipe by its name, or a recipe file of one's own.
+    """A shipped recipe by name, or a user's recipe file.
 
     Raises:
-        MgenError: neither; the message has the nearest names.
+        MgenError: there is no such recipe or file; the message names the nearest recipes.
     """
     from mgen.utils.config import read_config
     from mgen.zoo.recipes import find_recipe
@@ -56,10 +56,10 @@ def recipe(name: str | Path) -> Entry:
 
 
 def local_folder(entry: Entry) -> Path | None:
-    """Where a model lies on this machine, None if it does not.
+    """The folder of a model on this machine; None if it is not here.
 
-    Looked at are the embedded models, the folder that the recipe names (`folder:`, what its `run:` writes) under the working directory,
-    and a folder of that name, with or without what stands before its last part, under $MGEN_MODELS.
+    Searched are the embedded models, the folder that the recipe names (`folder:`, written by its `run:`) in the working directory, and
+    that folder or one with the last part of its name in $MGEN_MODELS.
     """
     return _on_this_machine(entry.facts["folder"]) if "folder" in entry.facts else entry.folder
 
@@ -68,13 +68,13 @@ def _on_this_machine(folder: str) -> Path | None:
     inside = [embedded(folder)] if "/" not in folder else []
     models = os.environ.get("MGEN_MODELS")
     elsewhere = [Path(models) / Path(folder).name, Path(models) / folder] if models else []
-    # An unfinished conversion has no index, and a generator without a tokenizer draws no images: neither is a model to sample.
-    places = [*inside, Path(folder), *elsewhere]
-    return next((place for place in places if (place / "model_index.json").is_file()), None)
+    # Unfinished conversions and generators without a tokenizer have no index and cannot sample images.
+    folders = [*inside, Path(folder), *elsewhere]
+    return next((found for found in folders if (found / "model_index.json").is_file()), None)
 
 
 def description(name: str | Path) -> str:
-    """The comment at the head of a recipe's file: what the setting is and where it comes from."""
+    """The comment at the top of a recipe's file: what the setting is and where it comes from."""
     from mgen.zoo.recipes import find_recipe
 
     lines = re.match(r"(#.*\n)*", find_recipe(name).read_text(encoding="utf-8"))
@@ -82,14 +82,14 @@ def description(name: str | Path) -> str:
 
 
 def same_weights(entry: Entry, among: Iterable[Entry]) -> list[Entry]:
-    """Those other recipes `among` all that take the same weights: their files come from the same place and make the same model."""
+    """The other recipes in `among` with the same weights: the same download, model and format."""
     keys = ("get", "model", "format")
-    alike = [other for other in among if all(other.facts.get(key) == entry.facts.get(key) for key in keys)]
-    return [other for other in alike if other.name != entry.name and "model" in other.facts]
+    same = [other for other in among if all(other.facts.get(key) == entry.facts.get(key) for key in keys)]
+    return [other for other in same if other.name != entry.name and "model" in other.facts]
 
 
 def weights_sha256(name: str | Path) -> str:
-    """One hash over all weight files of a saved model."""
+    """One hash of all weight files of a saved model."""
     from mgen.utils.files import file_sha256
 
     files = sorted(resolve(name).rglob("*.safetensors"))
@@ -100,23 +100,23 @@ def resolve(name: str | Path) -> Path:
     """Folder of a saved model: a path, or the name of an embedded model.
 
     Raises:
-        MgenError: neither; the message names the nearest, or says how to get a published one.
+        MgenError: there is no such model; the message names the nearest one, or says how to get a published one.
     """
     names = [entry.name for entry in embedded_entries()]
-    # A bare name means the embedded model, unless a model of that name lies in the working directory.
+    # A bare name means the embedded model, unless the working directory has a model of that name.
     if str(name) in names and not (Path(name) / "model_index.json").is_file():
         return embedded(str(name))
     if Path(name).is_dir():
         return Path(name)
     if Path(name).is_file():
         raise MgenError(
-            f"{name} is a file, a model is a folder: turn a checkpoint into one with mgen convert FORMAT {name} --out DIR"
+            f"{name} is a file, but a model is a folder: convert a checkpoint with mgen convert FORMAT {name} --out DIR"
         )
     from mgen.zoo.recipes import recipe_names
 
     if str(name) in recipe_names():
         entry = recipe(name)
         if entry.folder is not None:
-            raise MgenError(f"{name} is a recipe; its model lies in {entry.folder}: give that folder")
+            raise MgenError(f"{name} is a recipe; its model is in {entry.folder}: give that folder")
         raise MgenError(f"{name} is published but not on this machine: {' '.join(entry.facts['get'].split())}")
-    raise MgenError(f"no model {str(name)!r}: not a folder, and not embedded. {suggestion(str(name), names)}")
+    raise MgenError(f"no model {str(name)!r}: neither a folder nor embedded. {suggestion(str(name), names)}")

@@ -1,4 +1,4 @@
-"""Hi-MAR's map head: the network, alone and guided, and the tables of its chain."""
+"""Hi-MAR's joint head: the network, alone and guided, and the tables of its chain."""
 
 from collections.abc import Callable
 from typing import Any

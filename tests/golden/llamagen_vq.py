@@ -80,10 +80,12 @@ def discriminator(case: Case, settings: dict[str, Any], loss: str) -> Discrimina
     return net.train()
 
 
-def training_step(case: Case, net: Any, config: TokenizerObjectiveConfig, judge: Discriminator) -> dict[str, Tensor]:
+def training_step(
+    case: Case, net: Any, config: TokenizerObjectiveConfig, discriminator: Discriminator
+) -> dict[str, Tensor]:
     """Both losses of a step as our objective makes them, before and after the discriminator takes part, and its own; returns the terms."""
     net.train()
-    objective = TokenizerObjective(net, config, Companions(discriminator=judge))
+    objective = TokenizerObjective(net, config, Companions(discriminator=discriminator))
     batch, noise = {"image": case.inputs["image"]}, TokenizerNoise(augmentation=AugmentationNoise())
     with torch.no_grad():
         before, _, _ = objective(batch, noise)
@@ -93,7 +95,7 @@ def training_step(case: Case, net: Any, config: TokenizerObjectiveConfig, judge:
     case.check("gen_loss", loss.detach(), atol=case.near("gen_loss", LOSS, 1e-6))
     case.check("image", compared.fake, atol=case.near("image", IMAGE))
     with torch.no_grad():
-        case.check("disc_loss", judge(*compared), atol=case.near("disc_loss", LOSS, 1e-6))
+        case.check("disc_loss", discriminator(*compared), atol=case.near("disc_loss", LOSS, 1e-6))
     none = torch.zeros(())
     case.check("vq_loss", config.codebook * terms["codebook"], atol=case.near("vq_loss", LOSS, 1e-6))
     case.check("commit_loss", config.commitment * terms["commitment"], atol=case.near("commit_loss", LOSS, 1e-6))

@@ -7,6 +7,7 @@ import torch
 from mgen.convert import convert, enat
 from mgen.generators import Generator, LossOptions, model_config
 from mgen.generators.presets import complete, override
+from mgen.generators.trunk import PassOptions
 from mgen.generators.trunks.enat import ENAT, ENATCache
 from mgen.samplers import Noise, ParallelSampler
 from mgen.training.carried import encode_features
@@ -40,7 +41,7 @@ def forward(case: Case) -> None:
         if before is not None:
             cache.carried = before.carried
         rows, classes, trunk = net.rows(ids, known), net.classes(label), net.trunk
-        features, positions, readable = trunk.encode(rows, classes, cache=cache)
+        features, positions, readable = trunk.encode(rows, classes, PassOptions(cache=cache))
         decoded = trunk.decode(rows, features, classes, readable)
         feat = trunk.arrange(features, positions, readable, decoded, known)
         if f"{name}/feat" in case.outputs:

@@ -15,9 +15,10 @@ from torch import Tensor
 from mgen.convert import convert, himar
 from mgen.convert.convert import Conversion
 from mgen.convert.himar import himar_settings
-from mgen.data.pivots import shrink
+from mgen.data.first_stage import shrink
 from mgen.generators import Cascade
 from mgen.generators.presets import model_name, override
+from mgen.generators.trunk import PassOptions
 from mgen.generators.trunks.two_stage import Stage
 from mgen.heads import HeadNoise
 from mgen.samplers import Noise, ParallelSampler
@@ -62,11 +63,13 @@ class Run:
         prefix = None if index == 0 else net.prefix(small_z)
         rows, classes = self.stage.rows(tokens, known), net.classes(labels)
         self.cache = self.stage.start(labels, prefix=prefix)
-        self.features, self.positions, self.readable = self.stage.trunk.encode(rows, classes, cache=self.cache)
+        self.features, self.positions, self.readable = self.stage.trunk.encode(
+            rows, classes, PassOptions(cache=self.cache)
+        )
 
     def context(self) -> Tensor:
         """Context (B, L, D) of the stage's own positions."""
-        return self.stage.trunk.decode(self.features, self.positions, self.readable, cache=self.cache)
+        return self.stage.trunk.decode(self.features, self.positions, self.readable, PassOptions(cache=self.cache))
 
     def complete(self) -> Tensor:
         """Context (B, S + L, D) at the positions of both stages; a run reads its own stage's only."""
@@ -77,7 +80,8 @@ class Run:
         tables = replace(trunk.tables, head=torch.cat([table[-first:], table[:-first]]))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Stage, "tables", tables)
-            return trunk.decode(self.features, self.positions, self.readable, positions=positions, cache=self.cache)
+            options = PassOptions(positions=positions, cache=self.cache)
+            return trunk.decode(self.features, self.positions, self.readable, options)
 
 
 @torch.inference_mode()
@@ -188,8 +192,8 @@ def run(case: Case, settings: dict[str, Any], noise: Noise) -> None:
         got = torch.stack(drafts[:-1])
         case.check("tokens_after_iter", got, atol=case.near("tokens_after_iter", 1e-5, share), rtol=1e-4)
     if "dense_z_iter0" in case.outputs:
-        twice = len(case.outputs["dense_z_iter0"]) == 2 * b
-        both = torch.cat([labels, torch.full_like(labels, net.null_class)]) if twice else labels
+        guided = len(case.outputs["dense_z_iter0"]) == 2 * b
+        both = torch.cat([labels, torch.full_like(labels, net.null_class)]) if guided else labels
         empty = torch.zeros(len(both), net.tokens.length, dtype=torch.bool)
         net.prefix = prefix  # type: ignore[method-assign]
         stage = Run(net, 1, torch.zeros(len(both), *net.tokens.shape), empty, both, features[0])

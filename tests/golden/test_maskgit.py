@@ -4,10 +4,11 @@ import torch
 import torch.nn.functional as F
 
 from mgen.convert import convert
-from mgen.convert.maskgit import official, strategy
+from mgen.convert.maskgit import official
 from mgen.generators import Generator, LossOptions, create_model
 from mgen.samplers import Noise, ParallelSampler
 from mgen.training.masking import known_from_uniform
+from mgen.zoo.recipes import autonat_settings
 from tests.golden import harness
 from tests.golden.harness import Case
 
@@ -56,7 +57,7 @@ def sample(case: Case) -> None:
     names = ("manual_ratios", "manual_temp", "manual_samp_temp", "manual_cfg")
     lists = published or {name: case.inputs[name].tolist() for name in names if name in case.inputs}
     lists = {"manual_cfg": [0.0] * steps, "manual_samp_temp": [1.0] * steps, **lists}
-    sampler = ParallelSampler(**strategy(lists))
+    sampler = ParallelSampler(**autonat_settings(lists))
     noise = Noise(
         tokens=case.inputs["categorical_gumbel"],
         confidence=case.inputs["confidence_gumbel"],
@@ -82,7 +83,7 @@ def test_guidance_forms_agree() -> None:
     """Official c + w·(c − u) equals ours u + s·(c − u) with s = 1 + w."""
     c, u = torch.randn(2, 50, generator=torch.Generator().manual_seed(0)).double()
     for w in (0.0, 1e-4, 0.9, 4.0):
-        s = strategy({"manual_ratios": [], "manual_temp": [], "manual_samp_temp": [1.0], "manual_cfg": [w]})[
+        s = autonat_settings({"manual_ratios": [], "manual_temp": [], "manual_samp_temp": [1.0], "manual_cfg": [w]})[
             "guidance"
         ][0]
         assert torch.allclose(torch.lerp(u, c, s), c + w * (c - u), atol=1e-12)

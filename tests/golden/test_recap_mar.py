@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mgen.convert.recap import mar_settings
+from mgen.generators.trunk import PassOptions
 from mgen.nn import CachedStep
 from mgen.samplers import Noise, ParallelSampler
-from mgen.zoo.recap import mar_settings
 from tests.golden import harness
 from tests.golden.harness import Case
 from tests.golden.test_mar import TRUNK, model, run, shuffled
@@ -34,8 +35,9 @@ def local_step(case: Case) -> None:
         )
         label = torch.cat([label, torch.full_like(label, net.null_class)])
     cache, trunk, classes = net.start(label), net.trunk, net.classes(label)
-    features, positions, readable = trunk.encode(net.rows(before, known), classes, cache=cache, keep=done)
-    z = trunk.decode(features, positions, readable, cache=cache, keep=done)
+    options = PassOptions(cache=cache, keep=done)
+    features, positions, readable = trunk.encode(net.rows(before, known), classes, options)
+    z = trunk.decode(features, positions, readable, options)
     seen = features.shape[1]  # behind these is room for the group
     last = len(trunk.encoder_blocks) - 1, len(trunk.decoder_blocks) - 1
     for name, got in {

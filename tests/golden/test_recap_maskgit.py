@@ -1,12 +1,12 @@
-"""ReCAP on the PyTorch MaskGIT: keys and values of a full evaluation, a local evaluation, complete grouped sampling."""
+"""ReCAP on the PyTorch MaskGIT: keys and values of a full evaluation, a cached step, complete grouped sampling."""
 
 import torch
 
 from mgen.convert import convert
+from mgen.convert.recap import maskgit_settings
 from mgen.generators import Generator
 from mgen.nn import CachedStep
 from mgen.samplers import Noise, ParallelSampler
-from mgen.zoo.recap import maskgit_settings
 from tests.golden import harness
 from tests.golden.harness import Case
 
@@ -27,7 +27,7 @@ def full_then_local(case: Case) -> None:
     cache, mask_id = net.start(label), net.embedder.mask_id
     z = net.context(ids, ids != mask_id, label, cache=cache, keep=0)
     case.check("full_logits", net.head.logits(z), atol=case.near("full_logits", LOGITS))
-    # Copies: the local evaluation overwrites them.
+    # Copies: the cached step overwrites them.
     k, v = cache.layer("in.0").k.clone(), cache.layer(f"out.{len(net.trunk.out_blocks) - 1}").v.clone()
     case.check("k_first_block", k.transpose(1, 2), atol=case.near("k_first_block", LOGITS))
     case.check("v_last_block", v.transpose(1, 2), atol=case.near("v_last_block", LOGITS))
@@ -106,7 +106,7 @@ def test_recap_maskgit_gives_the_official_numbers(case: Case) -> None:
 
 
 def test_published_settings_give_the_published_evaluations() -> None:
-    """T = 32 with 12 full steps first: 22 full and 10 local evaluations, and the published reveals."""
+    """T = 32 with 12 full steps first: 22 full passes and 10 cached steps, and the published reveals."""
     sampler = ParallelSampler(**maskgit_settings(gen_step=32, pre_full_iters=12, num_cache_iters=1, samp_temp=0.75))
     groups, counts = sampler.groups(), sampler.remaining(unknown=256, length=256)
     assert (len(groups), sum(len(group) - 1 for group in groups)) == (22, 10)

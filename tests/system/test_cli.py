@@ -178,8 +178,9 @@ def test_cache_and_train_commands(tmp_path: Path) -> None:
         assert main([*args, "--out", str(tmp_path / split)]) == 0
     config = tmp_path / "c.yaml"
     config.write_text(
-        f"task: generator\noutput: {tmp_path}/run\nsteps: 2\nbatch_size: 8\n"
-        "model: {class: MaskGITBert, side: 8, codes: 64, dim: 16, depth: 1, heads: 2, hidden: 16, num_classes: 10, null_class: true}\n"
+        f"task: generator\noutput: {tmp_path}/run\nsteps: 2\nbatch_size: 8\nmodel:\n"
+        "  name: fmnist-maskgit\n  tokens: {vocab_size: 64}\n  classes: {table: shared}\n"
+        "  trunk: {type: bert, dim: 16, depth: 1, heads: 2, hidden: 16}\n  head: {table: tied, loss_rows: table}\n"
         f"data: {{kind: cache, path: {tmp_path}/train, val_path: {tmp_path}/test}}\n"
         f"objective: {{tokenizer: {tmp_path}/tok}}\nlog: {{checkpoint_every: 1}}\n"
     )
@@ -245,18 +246,18 @@ def test_convert_makes_a_pipeline_that_samples(tmp_path: Path, capsys: pytest.Ca
         str(tmp_path / "vqgan.ckpt"),
         "--out",
         str(out),
-        "heads=4",
+        "trunk.heads=4",
     ]
     assert main([*args, "--recipe", "autonat-l-imagenet256"]) == 0
     assert "tensors mapped" in capsys.readouterr().out
     text = (out / "conversion.txt").read_text()
-    assert "token_emb.LayerNorm.weight -> token_embed.norm.weight" in text and "quantize.embedding.weight ->" in text
+    assert "token_emb.LayerNorm.weight -> trunk.token_norm.weight" in text and "quantize.embedding.weight ->" in text
     joined = ["convert", "pipeline", str(out / "generator"), "--tokenizer", str(out), "--out", str(tmp_path / "joined")]
     assert main(joined) == 0
     assert main(["sample", "--model", str(tmp_path / "joined"), "--num-images", "1", "--out", str(tmp_path / "j")]) == 0
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text("{}")
-    assert main(["convert", "maskgit", str(weights), "--out", str(tmp_path / "run"), "heads=4"]) == 2
+    assert main(["convert", "maskgit", str(weights), "--out", str(tmp_path / "run"), "trunk.heads=4"]) == 2
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["config.json"], "a folder that is not ours was replaced"
     assert (
         main(["sample", "--model", str(out), "--num-images", "2", "--classes", "7,999", "--out", str(tmp_path / "s")])
@@ -266,15 +267,15 @@ def test_convert_makes_a_pipeline_that_samples(tmp_path: Path, capsys: pytest.Ca
     assert main([*args, "--recipe", "autonat-l-imagenet256"]) == 0  # again, over itself
     jax = harness.root() / "maskgit_jax" / "checkpoint.msgpack"
     config = json.loads((harness.root() / "maskgit_jax" / "config.json").read_text())
-    settings = [f"codes={config['codebook_size']}", f"num_classes={config['num_class']}"]
+    settings = [f"tokens.vocab_size={config['codebook_size']}", f"classes.count={config['num_class']}"]
     assert main(["convert", "maskgit-jax", str(jax), "--out", str(tmp_path / "jax"), *settings]) == 0
 
 
 def test_bench_and_zoo(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["bench", "--model", str(model), "--batch-size", "2", "--json", str(tmp_path / "b.json")]) == 0
-    figures = json.loads((tmp_path / "b.json").read_text())
-    assert all(figures["seconds"][part] > 0 for part in ("trunk", "head", "decoder", "sampling"))
-    assert 0 < figures["share_of_peak"]["all"] < 1.5
+    numbers = json.loads((tmp_path / "b.json").read_text())
+    assert all(numbers["seconds"][part] > 0 for part in ("trunk", "head", "decoder", "sampling"))
+    assert 0 < numbers["share_of_peak"]["all"] < 1.5
     assert (
         main(["bench", "--config", "fmnist-maskgit", "--tokenizer", "none", "--batch-size", "1", "--steps", "2"]) == 0
     )
@@ -353,10 +354,13 @@ def bad_inputs(tmp_path: Path, model: Path) -> dict[str, tuple[list[str], str]]:
         ),
         "format of another system": (["convert", "maskgit-vqgan", str(files["wrong.safetensors"]), *out], "lacks"),
         "heads that do not divide": (
-            ["convert", "maskgit", str(files["wrong.safetensors"]), "heads=5", *out],
+            ["convert", "maskgit", str(files["wrong.safetensors"]), "trunk.heads=5", *out],
             "heads 5 does not divide",
         ),
-        "unknown setting": (["convert", "maskgit", str(files["wrong.safetensors"]), "heeds=4", *out], "heads"),
+        "unknown setting": (
+            ["convert", "maskgit", str(files["wrong.safetensors"]), "trunk.heeds=4", *out],
+            "did you mean 'heads'",
+        ),
         "folder empty": ([*evaluate, str(tmp_path / "empty")], "no images"),
         "image unreadable": ([*evaluate, str(tmp_path / "pictures")], "broken.png"),
         "nothing to evaluate": ([*evaluate, str(tmp_path / "nowhere")], "neither"),
@@ -393,7 +397,7 @@ def bad_inputs(tmp_path: Path, model: Path) -> dict[str, tuple[list[str], str]]:
             ["edit", str(tmp_path / "ok.png"), "--model", str(model), "--mask", str(tmp_path / "ok.png"), *out],
             "no pixel",
         ),
-        "bench class": (["bench", "--class", "MaskGTI"], "MaskGIT"),
+        "bench model": (["bench", "--arch", "fmnist-maskgti"], "did you mean 'fmnist-maskgit'"),
     }
 
 
@@ -412,14 +416,14 @@ def test_bad_input_is_one_line_status_two_and_leaves_nothing(
     assert not Path("/tmp/mgen-was-here").exists()
 
 
-def test_another_run_in_the_same_folder_is_refused(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_another_run_in_the_same_folder_is_an_error(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     base = ["sample", "--model", str(model), "--num-images", "2", "--out", str(tmp_path)]
     assert main(base) == 0
     assert main([*base, "--seed", "1"]) == 2
     assert "seed=0, now 1" in capsys.readouterr().err
 
 
-def test_nan_weights_are_refused_before_anything_is_written(
+def test_nan_weights_are_an_error_before_anything_is_written(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     import shutil
@@ -427,10 +431,10 @@ def test_nan_weights_are_refused_before_anything_is_written(
     shutil.copytree(model, tmp_path / "m")
     file = next((tmp_path / "m" / "generator").glob("*.safetensors"))
     state = load_file(file)
-    state["mid_block.mlp.fc1.weight"][0, 0] = float("inf")
+    state["trunk.mid_block.mlp.fc1.weight"][0, 0] = float("inf")
     save_file(state, file)
     assert main(["sample", "--model", str(tmp_path / "m"), "--out", str(tmp_path / "out")]) == 2
-    assert "mid_block.mlp.fc1.weight" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert "trunk.mid_block.mlp.fc1.weight" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("command", ["sample", "cache", "convert", "train"])
@@ -446,7 +450,7 @@ def test_writing_past_the_limit_is_one_line_and_leaves_no_part(command: str, mod
     arguments, limit = {
         "sample": (["--model", str(model), "--num-images", "2", "--out", str(tmp_path / "out")], 100),
         "cache": ([*data, "--tokenizer", str(model), "--out", str(tmp_path / "out")], 2000),
-        "convert": (["maskgit", weights, "--out", str(tmp_path / "out"), "heads=4"], 4000),
+        "convert": (["maskgit", weights, "--out", str(tmp_path / "out"), "trunk.heads=4"], 4000),
         "train": (["--config", str(tmp_path / "c.yaml")], 3000),
     }[command]
     code = (

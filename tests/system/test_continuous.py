@@ -21,12 +21,12 @@ from mgen.training.loop import train
 from mgen.utils.config import apply_overrides, read_config
 from mgen.utils.errors import MgenError
 from mgen.utils.folders import part
-from tests.helpers import CONTINUOUS, GENERATOR, tiny_continuous, tiny_kl, tiny_mar, tiny_tokenizer, write_idx
+from tests.helpers import tiny_config, tiny_continuous, tiny_kl, tiny_mar, tiny_tokenizer, tiny_tokens, write_idx
 from tests.system.test_training import launch
 
 NET = tiny_mar()
 SETS = Path(__file__).parents[1] / "golden" / "sets"
-LENGTH = NET.spec.length
+LENGTH = NET.tokens.length
 HEAD = {"steps": 8, "clip": 4.0}
 SHUFFLED = torch.randperm(LENGTH, generator=torch.Generator().manual_seed(0)).tolist()
 FIXED = [name for name in ORDERS if name not in ("confidence", "remasking")]
@@ -43,7 +43,7 @@ def test_any_order_and_schedule_draws_every_vector_once(order: Any, schedule: An
     sampler = ParallelSampler(steps=6, order=order, schedule=schedule, guidance=1.5, head=HEAD)
     steps = run(sampler, [0, 2], [1, 2])
     assert [(LENGTH - s.known.sum(1)).tolist() for s in steps[-1:]] == [[0, 0]]
-    assert sum(s.positions.shape[1] for s in steps) == LENGTH  # a fixed order evaluates each position once
+    assert sum(s.positions.shape[1] for s in steps) == LENGTH  # a fixed order draws each position once
     assert torch.isfinite(steps[-1].tokens).all() and steps[-1].tokens.shape == (2, LENGTH, 4)
 
 
@@ -98,7 +98,7 @@ def test_an_image_depends_on_its_seed_not_on_its_batch(chain: str) -> None:
     assert not torch.allclose(other[0], together[0], atol=1e-2)
 
 
-def test_what_stands_at_unknown_places_is_never_read() -> None:
+def test_what_stands_at_unknown_positions_is_never_read() -> None:
     tokens, known = torch.randn(2, LENGTH, 4), torch.rand(2, LENGTH) < torch.tensor([[0.3], [0.6]])
     label = torch.tensor([0, NET.null_class])
     z = NET.context(tokens, known, label)
@@ -235,7 +235,7 @@ def training(moments: tuple[Path, Path, Path], output: Path, **settings: Any) ->
         "output": str(output),
         "steps": 6,
         "batch_size": 12,
-        "model": {"class": "MAR", **CONTINUOUS, "num_classes": 10, "scale": None},
+        "model": tiny_config("mae", tokens=tiny_tokens("vector", side=8) | {"scale": None}, classes={"count": 10}),
         "data": {"kind": "cache", "path": str(moments[2]), "val_path": str(moments[2]), "flip": True},
         "objective": {
             "mask": {"distribution": "truncated-gaussian", "per": "batch", "rounding": "ceil"},
@@ -267,7 +267,8 @@ def test_a_generator_learns_from_moments(moments: tuple[Path, Path, Path], tmp_p
     seen = losses(tmp_path / "run")
     assert sum(seen[i] for i in range(51, 61)) < 0.8 * sum(seen[i] for i in range(1, 11))
     pipe = mgen.load(tmp_path / "run" / "model")
-    assert pipe.generator.config.scale == 1.3 and pipe.generator.config.class_names[0] == "T-shirt"
+    assert pipe.generator.tokens.scale == 1.3 and pipe.class_names[0] == "T-shirt"
+    assert json.loads((tmp_path / "run" / "model" / "model_index.json").read_text())["class_names"][0] == "T-shirt"
     assert (tmp_path / "run" / "previews").is_dir()
     line = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
     assert "mse" in line
@@ -287,9 +288,9 @@ def test_accumulation_and_passing_all_tokens_through_the_head_change_nothing(
 
 
 def test_resumed_run_repeats_the_uninterrupted_one(moments: tuple[Path, Path, Path], tmp_path: Path) -> None:
-    train(train_config(training(moments, tmp_path / "whole", **{"model.dropout": 0.1})))
-    train(train_config(training(moments, tmp_path / "cut", steps=3, **{"model.dropout": 0.1})))
-    train(train_config(training(moments, tmp_path / "cut", **{"model.dropout": 0.1})))
+    train(train_config(training(moments, tmp_path / "whole", **{"model.trunk.dropout": 0.1})))
+    train(train_config(training(moments, tmp_path / "cut", steps=3, **{"model.trunk.dropout": 0.1})))
+    train(train_config(training(moments, tmp_path / "cut", **{"model.trunk.dropout": 0.1})))
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
 
 
@@ -307,18 +308,23 @@ def test_moments_need_their_tokenizer(moments: tuple[Path, Path, Path], tmp_path
     with pytest.raises(MgenError, match="on a 8×8 grid"):
         wide = tiny_kl(scale=1.3, image_size=64)
         wide.save_pretrained(tmp_path / "wide")
-        settings = {"objective.tokenizer": str(tmp_path / "wide"), "model.side": 16}
+        settings = {
+            "objective.tokenizer": str(tmp_path / "wide"),
+            "model.tokens.length": 256,
+            "model.tokens.grid": [16, 16],
+        }
         train(train_config(training(moments, tmp_path / "c", **settings)))
     with pytest.raises(MgenError, match="kind 'index'"):
         config = training(moments, tmp_path / "d", **{"objective.tokenizer": None})
         config["objective"]["sampler"] = {}
-        train(train_config({**config, "model": {"class": "MaskGIT", **GENERATOR, "num_classes": 10}}))
+        model = tiny_config("uvit", tokens=tiny_tokens(side=8, vocab_size=64), classes={"count": 10})
+        train(train_config({**config, "model": model}))
     with pytest.raises(MgenError, match="low must lie below high"):
         train_config(training(moments, tmp_path / "e", **{"objective.mask.low": 0.9, "objective.mask.high": 0.5}))
     with pytest.raises(MgenError, match="objective.tokenizer"):
         train(train_config(training(moments, tmp_path / "a", **{"objective.tokenizer": None})))
     with pytest.raises(MgenError, match="scale"):
-        train(train_config(training(moments, tmp_path / "b", **{"model.scale": 0.2})))
+        train(train_config(training(moments, tmp_path / "b", **{"model.tokens.scale": 0.2})))
 
 
 # -- official checkpoints --------------------------------------------------------------------------------------------
@@ -330,18 +336,19 @@ def test_the_published_file_gives_ema_weights_and_raw_on_request(tmp_path: Path)
     raw = {name: value + 1 for name, value in ema.items()}
     rest = {"epoch": 3, "args": argparse.Namespace(lr=1e-4), "optimizer": {"state": {}}}
     torch.save({"model": raw, "model_ema": ema, **rest}, tmp_path / "checkpoint-last.pth")
-    heads = {"encoder_heads": 4, "decoder_heads": 4}
+    heads = {"trunk": {"encoder_heads": 4, "decoder_heads": 4}}
     a = convert("mar", tmp_path / "checkpoint-last.pth", **heads).model.state_dict()
     b = convert("mar", tmp_path / "checkpoint-last.pth", raw=True, **heads).model.state_dict()
-    assert torch.equal(a["fake_latent"], ema["fake_latent"]) and torch.equal(b["fake_latent"], raw["fake_latent"])
-    assert a["encoder_position"].shape == ema["encoder_pos_embed_learned"].shape[1:]
+    null_classes = [state["classes.vectors.weight"][-1:] for state in (a, b)]
+    assert torch.equal(null_classes[0], ema["fake_latent"]) and torch.equal(null_classes[1], raw["fake_latent"])
+    assert a["trunk.encoder_position"].shape == ema["encoder_pos_embed_learned"].shape[1:]
     with pytest.raises(MgenError, match="--raw"):
         convert("kl16", tmp_path / "checkpoint-last.pth", raw=True)
     with pytest.raises(MgenError, match="one set of weights"):
         convert("mar", SETS / "mar" / "weights.safetensors", raw=True, **heads)
     torch.save({"model": raw}, tmp_path / "no-ema.pth")
     assert "no EMA weights" in convert("mar", tmp_path / "no-ema.pth", **heads).report()
-    assert "encoder_heads=1 for width 64" in convert("mar", SETS / "mar" / "weights.safetensors").report()
+    assert "trunk.encoder_heads=1 for width 64" in convert("mar", SETS / "mar" / "weights.safetensors").report()
 
 
 def test_official_files_become_a_pipeline(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -351,7 +358,9 @@ def test_official_files_become_a_pipeline(tmp_path: Path, capsys: pytest.Capture
     kl = json.loads((root / "kl16" / "config.json").read_text())
     assert c["vae_embed_dim"] == kl["z_channels"]
     out, weights = tmp_path / "model", str(root / "kl16" / "weights.safetensors")
-    settings = [f"encoder_heads={c['encoder_num_heads']}", f"decoder_heads={c['decoder_num_heads']}", "scale=0.2325"]
+    settings = [f"trunk.{half}_heads={c[f'{half}_num_heads']}" for half in ("encoder", "decoder")] + [
+        "tokens.scale=0.2325"
+    ]
     recipe = read_config(part("configs") / "recipes" / "mar-b-imagenet256.yaml")
     recipe["sampler"]["steps"] = 8  # the published 256 need 256 tokens
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
@@ -363,7 +372,7 @@ def test_official_files_become_a_pipeline(tmp_path: Path, capsys: pytest.Capture
     pipe = mgen.load(out)
     assert pipe.sampler.config.counts == "mar" and pipe.tokenizer.config.scale == 0.2325
     images = pipe([0], steps=3, progress=False, sampler=pipe.sampler.override(head_steps=5), output_type="pt").images
-    side = pipe.generator.config.side * pipe.tokenizer.factor
+    side = pipe.generator.tokens.side * pipe.tokenizer.factor
     assert images.shape == (1, 3, side, side)
     save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
     assert main(["convert", "mar", str(tmp_path / "other.safetensors"), "--out", str(tmp_path / "m")]) == 2

@@ -1,4 +1,4 @@
-"""The embedded demo: it draws what it is asked for, and the metrics beside it are what it gives."""
+"""The embedded demos: they sample what they are asked for, as well as the metrics stored beside them say."""
 
 import json
 

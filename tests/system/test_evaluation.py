@@ -77,7 +77,7 @@ def test_statistics_files(tmp_path: Path) -> None:
     save_statistics(tmp_path / "s.safetensors", sums, extractor, "noise")
     reference = load_statistics(tmp_path / "s.safetensors", extractor)
     assert reference.count == 90 and np.array_equal(reference.cov, sums.finish()[1])
-    with pytest.raises(MgenError, match="other weights"):
+    with pytest.raises(MgenError, match="not with the weights"):
         load_statistics(tmp_path / "s.safetensors", classifier)
     mean, cov = sums.finish()
     np.savez(tmp_path / "s.npz", mu=mean.astype(np.float32), sigma=cov)
@@ -102,7 +102,7 @@ def test_sources_keep_labels_and_refuse_mixed_sizes(tmp_path: Path) -> None:
     batch = from_folder(tmp_path, channels=1).read(0, 2)
     assert batch.labels.tolist() == [4, 7] and batch.images.shape == (2, 1, 32, 32)
     Image.new("L", (16, 16)).save(tmp_path / "odd.png")
-    with pytest.raises(MgenError, match="another size"):
+    with pytest.raises(MgenError, match="differs in size"):
         from_folder(tmp_path, channels=1).read(0, 3)
     np.savez(tmp_path / "x.npz", arr_0=np.zeros((5, 8, 8, 3), np.uint8), arr_1=np.arange(5))
     source = from_npz(tmp_path / "x.npz", limit=4)

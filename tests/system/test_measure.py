@@ -10,12 +10,11 @@ import pytest
 import torch
 
 from mgen.cli import main
-from mgen.cli.inputs import find_reference
-from mgen.evaluation.evaluate import nearest_rows
 from mgen.evaluation.extractors import Extractor, make_extractor
 from mgen.evaluation.measure import Measured, begin, example_rows, measure, shard_file
-from mgen.evaluation.neighbors import nearest
+from mgen.evaluation.neighbors import nearest, nearest_rows
 from mgen.evaluation.npz import NpzImages
+from mgen.evaluation.references import find_reference
 from mgen.evaluation.sources import Batch, Source, from_folder, from_npz
 from mgen.evaluation.statistics import FeatureSums, load_statistics, save_statistics
 from mgen.pipelines.pipeline import to_pil
@@ -35,7 +34,7 @@ def test_one_measurement_whatever_the_batches_and_the_processes(tmp_path: Path) 
             measure(
                 source_of(images, labels), measure_rank, folder=folder, rank=1, world=2, batch_size=33, progress=False
             )
-            with pytest.raises(MgenError, match="misses part-00000000"):
+            with pytest.raises(MgenError, match="part-00000000.safetensors is missing"):
                 Measured(folder, 1230)
             assert sum(measure_rank.calls) == 500
     shared = measure(source_of(images, labels), Plain(), folder=folder, rank=0, world=2, batch_size=33, progress=False)
@@ -141,7 +140,7 @@ def test_too_many_processes_are_told(capsys: pytest.CaptureFixture[str], tmp_pat
         measure(images, Plain(), folder=tmp_path, rank=rank, world=2)
     assert "more than needed" not in capsys.readouterr().err
     measure(images, Plain(), folder=tmp_path, rank=0, world=3)
-    assert "600 images are 2 shards of 500, one process each: 3 are more than needed" in capsys.readouterr().err
+    assert "600 images are 2 shards of 500 images: 3 processes are more than needed" in capsys.readouterr().err
 
 
 def test_an_unfinished_run_is_not_taken_for_a_whole_one(tmp_path: Path) -> None:
@@ -201,7 +200,7 @@ def test_what_is_no_covariance_is_refused_by_the_name_of_its_file(tmp_path: Path
         with pytest.raises(MgenError, match=f"bad.npz.*{words}"):
             load_statistics(tmp_path / "bad.npz", Plain())
     np.savez(tmp_path / "silent.npz", mu=mean, sigma=cov)
-    assert not load_statistics(tmp_path / "silent.npz", Plain()).told
+    assert not load_statistics(tmp_path / "silent.npz", Plain()).described
 
 
 def test_images_that_nobody_would_compare_with_fashion_mnist(
@@ -276,7 +275,7 @@ def test_stats_then_eval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         assert {"mu", "sigma"} <= set(file.files) and file["mu"].dtype == np.float64
         assert str(file["prepared"]) == "center crop of 32 px (ADM's)"
     again = load_statistics(tmp_path / "r" / "ref.npz", make_extractor("fmnist-cnn"))
-    assert again.count == 30 and again.told and again.prepared == "center crop of 32 px (ADM's)"
+    assert again.count == 30 and again.described and again.prepared == "center crop of 32 px (ADM's)"
     line = ["eval", str(tmp_path), "--reference", str(tmp_path / "r" / "ref.safetensors"), "--bootstrap", "5"]
     out = tmp_path / "e"
     assert main([*line, "--nearest", str(tmp_path), "--out", str(out)]) == 0
@@ -388,7 +387,7 @@ def test_a_recipe_is_measured_beside_its_published_figures(tmp_path: Path, capsy
     file.write_text(RECIPE.replace("MODEL", "models/nowhere"))
     assert main([*line, str(tmp_path / "d")]) == 2 and "mgen zoo" in capsys.readouterr().err
     file.write_text(RECIPE.replace("MODEL", "fmnist-maskgit").replace("reference: fmnist-train", "reference: gone.npz"))
-    assert main([*line, str(tmp_path / "d")]) == 2 and "gone.npz is not here" in capsys.readouterr().err
+    assert main([*line, str(tmp_path / "d")]) == 2 and "gone.npz was not found" in capsys.readouterr().err
 
 
 def test_two_processes_measure_what_one_does(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def test_top_level_folders_are_not_packages() -> None:
 
 @pytest.mark.parametrize("where", ["root", "elsewhere"])
 def test_import_tokenizers_is_never_ours(where: str, tmp_path: Path) -> None:
-    """The well-known package of that name (here a stand-in on the path) is what `import tokenizers` gives."""
+    """The well-known package of that name (here a fake one on the path) is what `import tokenizers` gives."""
     (tmp_path / "site" / "tokenizers").mkdir(parents=True)
     (tmp_path / "site" / "tokenizers" / "__init__.py").write_text("theirs = True\n")
     code = (

@@ -89,7 +89,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("pages")
     many = example_result(classes=CLASSES)
-    many["by_class"][ACCURACY].pop("7")  # no judgement of one class: it sorts last
+    many["by_class"][ACCURACY].pop("7")  # no accuracy of one class: it sorts last
     many["images"]["sampler"]["a.long.key.without.an.end." * 4] = "x" * 300
     one = write_report(folder / "one", many, random_images(60), list(range(30)) * 2)[-1]
     paths = [
@@ -226,7 +226,7 @@ def test_the_command_can_be_copied(browser: Any, show: Show) -> None:
     button.click()
     from selenium.webdriver.support.ui import WebDriverWait
 
-    WebDriverWait(browser, 5, 0.05).until(lambda _: button.text in ("Copied", "Marked"))
+    WebDriverWait(browser, 5, 0.05).until(lambda _: button.text in ("Copied", "Selected"))
 
 
 def test_points_of_curves_tell_their_values(browser: Any, show: Show) -> None:

@@ -129,13 +129,13 @@ def test_batches_stay_the_same_whatever_is_there_and_whoever_draws(
     form: str, tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[tuple[int, ...]] = []
-    real = mgen.pipelines.generation.draw
+    real = mgen.pipelines.generation.sample_images
 
     def noting(pipe: Any, run: Run, indices: Any) -> Any:
         asked.append(tuple(indices))
         return real(pipe, run, indices)
 
-    monkeypatch.setattr(mgen.pipelines.generation, "draw", noting)
+    monkeypatch.setattr(mgen.pipelines.generation, "sample_images", noting)
     run = make_run(tmp_path, count=10, format=form, shard_size=4)
     begin(run)
     assert run_images(tiny, run, batch_size=3) == 10
@@ -280,7 +280,7 @@ def test_image_size_and_quantization(tiny: Any, tmp_path: Path) -> None:
     assert torch.equal(images, tiny(classes, output_type="uint8", **given).images)
 
 
-# ---- prolonging, and what is refused
+# ---- prolonging, and what raises an error
 
 
 @pytest.mark.parametrize("form", ["png", "npz"])

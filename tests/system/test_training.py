@@ -19,6 +19,7 @@ from mgen.training.loop import Trainer, train
 from mgen.training.masking import known_from_uniform, mask_fraction_from_uniform
 from mgen.training.noise import Augmentation
 from mgen.training.objectives import GeneratorObjective, StepOutput
+from mgen.training.parts import check_prefixes
 from mgen.utils.config import apply_overrides, build, read_config
 from mgen.utils.errors import MgenError
 from tests.helpers import TOKENIZER, tiny_config, tiny_tokenizer, tiny_tokens, write_idx
@@ -85,7 +86,7 @@ def test_resumed_run_repeats_the_uninterrupted_one(idx: Path, tokenizer: Path, t
         a, b = weights(tmp_path / "whole", name), weights(tmp_path / "cut", name)
         assert all(torch.equal(a[k], b[k]) for k in a)
     assert not torch.equal(
-        weights(tmp_path / "whole")["norm.weight"], weights(tmp_path / "whole", "model-raw")["norm.weight"]
+        weights(tmp_path / "whole")["trunk.norm.weight"], weights(tmp_path / "whole", "model-raw")["trunk.norm.weight"]
     )
 
 
@@ -93,7 +94,7 @@ def test_accumulation_computes_the_same_gradient(idx: Path, tokenizer: Path, tmp
     runs = {}
     for pieces in (1, 3):
         config = generator_run(
-            idx, tokenizer, tmp_path / str(pieces), accumulate=pieces, **{"model.dropout": 0.0, "steps": 3}
+            idx, tokenizer, tmp_path / str(pieces), accumulate=pieces, **{"model.trunk.dropout": 0.0, "steps": 3}
         )
         train(train_config(config))
         runs[pieces] = losses(tmp_path / str(pieces)), weights(tmp_path / str(pieces), "model-raw")
@@ -121,13 +122,15 @@ def launch(arguments: list[str], config: Path, *overrides: str) -> subprocess.Co
 CAUSAL = tiny_config("causal", tokens=TOKENS, classes={"count": 10})
 
 
-@pytest.mark.parametrize("name", ["MaskGIT", "CausalGenerator"])
-def test_two_processes_train_like_one(name: str, idx: Path, tokenizer: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("trunk", ["uvit", "causal"])
+def test_two_processes_train_like_one(trunk: str, idx: Path, tokenizer: Path, tmp_path: Path) -> None:
     import yaml
 
     # 96 images a step: the 48 validation images are one batch, fewer than there are processes.
-    config = generator_run(idx, tokenizer, tmp_path / "one", **{"model.dropout": 0.0, "steps": 4, "batch_size": 96})
-    if name != "MaskGIT":
+    config = generator_run(
+        idx, tokenizer, tmp_path / "one", **{"model.trunk.dropout": 0.0, "steps": 4, "batch_size": 96}
+    )
+    if trunk == "causal":
         config |= {"model": CAUSAL, "objective": {"tokenizer": str(tokenizer)}}
     train(train_config(config))
     (tmp_path / "c.yaml").write_text(yaml.safe_dump({**config, "output": str(tmp_path / "two")}))
@@ -347,6 +350,46 @@ def test_configuration_errors_name_the_nearest_key(tmp_path: Path) -> None:
     assert build(MaskConfig, {"mean": 1}).mean == 1.0
 
 
+@pytest.mark.parametrize("key", ["freeze", "no_decay"])
+def test_a_prefix_without_parameters_names_the_nearest(key: str, idx: Path, tokenizer: Path, tmp_path: Path) -> None:
+    def error(*prefixes: str) -> str:
+        config = generator_run(idx, tokenizer, tmp_path / "run", **{f"optim.{key}": list(prefixes)})
+        with pytest.raises(MgenError) as found:
+            Trainer(train_config(config))
+        return str(found.value)
+
+    nearest = {"norm.weight": "trunk.norm.weight", "haed.bias": "head.bias", "trunk.postion": "trunk.position"}
+    for prefix, name in nearest.items():
+        text = error("head.", prefix)
+        assert f"optim.{key} has '{prefix}'" in text and name in text and "classes, embedder, head, trunk" in text
+
+
+def test_prefixes_choose_what_is_frozen_and_what_does_not_decay(idx: Path, tokenizer: Path, tmp_path: Path) -> None:
+    settings = {"optim.freeze": ["trunk.in_blocks"], "optim.no_decay": ["head.", "embedder"], "optim.weight_decay": 0.1}
+    trainer = Trainer(train_config(generator_run(idx, tokenizer, tmp_path / "run", **settings)))
+    decay = {id(p): group["weight_decay"] for group in trainer.optimizer.param_groups for p in group["params"]}
+    for name, parameter in trainer.objective.model.named_parameters():
+        frozen, exempt = name.startswith("trunk.in_blocks"), name.startswith(("head.", "embedder"))
+        assert parameter.requires_grad != frozen
+        assert decay.get(id(parameter)) == (None if frozen else 0.0 if exempt else 0.1), name
+
+
+def test_a_model_is_named_named_with_changes_or_written_out() -> None:
+    from mgen.generators import model_config
+    from mgen.training.config import build_model
+
+    changes = {"trunk": {"dim": 48, "heads": 3}, "classes": {"count": 4}}
+    with torch.device("meta"):
+        named, changed = build_model("fmnist-maskgit"), build_model({"name": "fmnist-maskgit", **changes})
+        written = build_model(model_config("fmnist-maskgit", **changes))
+    assert named.config != changed.config and changed.config == written.config
+    assert (changed.trunk.width, changed.num_classes) == (48, 4)
+    cascade = {"name": "fmnist-himar", "first": {"head": {"depth": 1}}}
+    with torch.device("meta"):
+        depths = [len(build_model(settings).first.head.blocks) for settings in ("fmnist-himar", cascade)]
+    assert depths[1] == 1 < depths[0]
+
+
 def test_every_shipped_config_is_valid() -> None:
     from mgen.training.config import build_model
     from mgen.utils.folders import part
@@ -357,6 +400,8 @@ def test_every_shipped_config_is_valid() -> None:
         config = train_config(read_config(file))
         with torch.device("meta"):
             model = build_model(config.model)
+        for key in ("freeze", "no_decay"):
+            check_prefixes(model, getattr(config.optim, key), f"{file}: optim.{key}")
         if config.task == "generator":
             ParallelSampler.suited(model, config.objective.sampler, f"{file}: objective.sampler").check(model)
             kind = CascadeObjective if isinstance(model, Cascade) else GeneratorObjective
@@ -367,14 +412,17 @@ def test_every_shipped_config_is_valid() -> None:
 
 def test_data_and_model_must_fit(idx: Path, tokenizer: Path, tmp_path: Path) -> None:
     for overrides, words in [
-        ({"model.num_classes": 3}, "num_classes"),
-        ({"model.codes": 32}, "tokenizer"),
-        ({"model.null_class": False}, "null class"),
+        ({"model.classes.count": 3}, "10 classes, but model.classes.count is 3"),
+        ({"model.tokens.vocab_size": 32}, "tokenizer"),
+        ({"model.classes.null_class": False}, "null class"),
         ({"objective.tokenizer": None}, "objective.tokenizer"),
         ({"batch_size": 7, "accumulate": 2}, "not a multiple"),
         ({"objective.sampler": {"stepz": 3}}, "did you mean 'steps'"),
         ({"objective.sampler": {"guidance": "high"}}, "expected a number"),
-        ({"model.heads": 5}, "heads 5 does not divide"),
+        ({"model.trunk.heads": 5}, "heads 5 does not divide"),
+        ({"model.trunk.dropuot": 0.1}, "unknown key 'model.trunk.dropuot': did you mean 'dropout'"),
+        ({"model.dropout": 0.1}, "unknown key 'model.dropout'"),
+        ({"model": "fmnist-maskgti"}, "did you mean 'fmnist-maskgit'"),
         ({"init": str(tmp_path)}, "no saved model"),
     ]:
         with pytest.raises(MgenError, match=words):

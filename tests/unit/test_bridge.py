@@ -22,10 +22,11 @@ from mgen.evaluation.reconstruction import (
     reconstruction_metrics,
     reconstructions,
 )
-from mgen.nn.levels import FORMS, PUBLISHED_ORDER, best_range, dequantize, describe, gaussian_levels, quantize
+from mgen.nn.levels import FORMS, PUBLISHED_ORDER, best_range, dequantize, gaussian_levels, quantize
 from mgen.pipelines.pipeline import load_tokenizer, to_uint8
 from mgen.tokenizers import QuantizedKL
 from mgen.tokenizers.frequency import frequency_order, measure_order
+from mgen.tokens import LevelSpec
 from mgen.utils.errors import MgenError
 from tests.helpers import tiny_kl, tiny_tokenizer, write_idx
 
@@ -84,7 +85,7 @@ def test_ties_go_down_and_what_is_no_number_goes_somewhere() -> None:
 
 
 def test_squared_error_on_normal_numbers() -> None:
-    """The published figures (6 bits, ±5: 6.58e-4), and what a filled range is worth."""
+    """The published errors (6 bits, ±5: 6.58e-4), and what a filled range is worth."""
     assert squared_error(64, "published", 5.0) == pytest.approx(6.58e-4, rel=0.01)
     assert squared_error(64, "clean", best_range(64, form="clean")) == pytest.approx(6.62e-4, rel=0.01)
     assert squared_error(64, "clean", 3.0) < 0.4 * squared_error(64, "published", 3.0)
@@ -174,7 +175,7 @@ def test_a_generator_is_told_which_tokens_do_not_fit() -> None:
         tiny_bridge(form="published").spec.require(spec, by="G")
     assert spec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
     assert "levels" not in tiny_kl().spec.to_dict()
-    one, other = (describe(form="clean", low=-1.0, high=1.0, span=span) for span in (2.0, 3.0))
+    one, other = (str(LevelSpec(form="clean", low=-1.0, high=1.0, span=span)) for span in (2.0, 3.0))
     assert one == other  # the same numbers, whatever the scale they are written on
 
 
@@ -197,8 +198,8 @@ def test_one_cache_of_moments_serves_all_levels(tmp_path: Path) -> None:
 
 
 def test_channels_are_ordered_by_frequency() -> None:
-    place = torch.arange(16) / 16 * 2 * math.pi
-    waves = [torch.cos(k * place)[None, :] + torch.cos(k * place)[:, None] for k in (5, 1, 7, 3)]
+    angle = torch.arange(16) / 16 * 2 * math.pi
+    waves = [torch.cos(k * angle)[None, :] + torch.cos(k * angle)[:, None] for k in (5, 1, 7, 3)]
     strength = torch.tensor([1.0, 30.0, 0.1, 2.0]).view(1, 4, 1, 1)
     latents = torch.stack(waves)[None] * strength * torch.randn(6, 1, 1, 1) + torch.tensor([9.0, 0, 0, 9]).view(
         1, 4, 1, 1
@@ -319,15 +320,15 @@ def test_what_is_told_of_reconstructions_is_true(tmp_path: Path) -> None:
         expected = to_uint8(net.decode(ids))
     assert (images.int() - expected.int()).abs().max() <= 1
     assert torch.allclose(measured.rows("original"), extractor(to_uint8(truth)).features, atol=1e-5)
-    figures = reconstruction_metrics(measured, source, extractor)
+    metrics = reconstruction_metrics(measured, source, extractor)
     made, true = (np.cov(measured.rows(name).double().numpy(), rowvar=False) for name in ("features", "original"))
     moved = measured.rows("features").double().mean(0) - measured.rows("original").double().mean(0)
     distance = moved.square().sum().item() + np.trace(made + true - 2 * np.real(linalg.sqrtm(made @ true)))
-    assert figures.pop("Fréchet distance (fmnist-cnn) to the originals") == pytest.approx(distance, rel=1e-3, abs=1e-3)
+    assert metrics.pop("Fréchet distance (fmnist-cnn) to the originals") == pytest.approx(distance, rel=1e-3, abs=1e-3)
     share = torch.stack([torch.bincount(column, minlength=16) for column in ids.flatten(0, 1).T]).double()
     used, share = (share > 0).sum(1).double().mean().item(), share / share.sum(1, keepdim=True)
     bits = -(share * share.clamp(min=1e-30).log2()).sum(1).mean().item()
-    assert figures == {
+    assert metrics == {
         "PSNR in dB, mean over images": pytest.approx(psnr(to_uint8(truth), expected).mean().item(), abs=1e-3),
         "SSIM, mean over images": pytest.approx(ssim(to_uint8(truth), expected).mean().item(), abs=1e-4),
         "ids used of 16, mean over 4 channels": pytest.approx(used, abs=0.3),
@@ -350,9 +351,9 @@ def test_eval_of_reconstructions_of_a_folder(tmp_path: Path, pictures: Path, cap
     assert mean == metrics("bridge", "--posterior", "mean", "--batch-size", "9")
     assert metrics("bridge", "--posterior", "sample") != mean
     assert metrics("bridge", "--posterior", "sample", "--seed", "4") != metrics("bridge", "--posterior", "sample")
-    codes = metrics("vq")
-    assert 1 <= codes["ids used of 64"] <= 64 and "PSNR in dB, mean over images" in codes
-    assert "class accuracy by class" not in codes  # these are no garments
+    of_ids = metrics("vq")
+    assert 1 <= of_ids["ids used of 64"] <= 64 and "PSNR in dB, mean over images" in of_ids
+    assert "class accuracy by class" not in of_ids  # these are no garments
     capsys.readouterr()
     for arguments, text in (
         (["--posterior", "sample", "--reconstruction", str(tmp_path / "vq")], "VQGAN"),

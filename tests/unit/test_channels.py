@@ -1,4 +1,4 @@
-"""The head over channels: its fast draw is the plain one, and its loss and settings are what they say."""
+"""The channel head: its fast draw is the plain one, and its loss and settings are what they say."""
 
 from typing import Any
 
@@ -7,27 +7,36 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mgen.bench.savings.channels import PlainChannelHead, spread
-from mgen.heads import ChannelHead, ChannelSettings, check_draw
+from mgen.heads import ChannelHead, ChannelSettings, HeadInputs, check_draw
 from mgen.heads import channels as module
-from mgen.heads.choice import choose, keep_likeliest
+from mgen.heads.channels import ChannelConfig
+from mgen.heads.logit_filter import choose, keep_likeliest
+from mgen.tokens import TokenSpec
 from mgen.utils.errors import MgenError
+from tools.ablations.channels import PlainChannelHead, randomize
 
 C, Q, D, ORDER = 5, 7, 12, (3, 0, 4, 1, 2)
 
 
 def lively(head: ChannelHead) -> ChannelHead:
     """With weights under which ids depend on contexts and on each other: new modulations do nothing."""
-    spread(head)
+    randomize(head)
     with torch.no_grad():
         head.out.weight.mul_(2.5)
     return head.eval()
 
 
-def tiny_head(**settings: Any) -> ChannelHead:
+def new_head(channels: int = C, **settings: Any) -> ChannelHead:
     torch.manual_seed(0)
-    made = dict(channels=C, levels=Q, context_dim=D, width=16, depth=2, heads=2, order=ORDER)
-    return lively(ChannelHead(**{**made, **settings}))
+    tokens = TokenSpec(kind="multi-index", length=4, channels=channels, vocab_size=Q)
+    config = ChannelConfig(**{"width": 16, "depth": 2, "heads": 2, **settings})
+    made = ChannelHead(config, HeadInputs(tokens=tokens, width=D))
+    made.initialize(lambda module: None)
+    return made
+
+
+def tiny_head(channels: int = C, **settings: Any) -> ChannelHead:
+    return lively(new_head(channels, **{"order": ORDER, **settings}))
 
 
 def contexts(b: int = 3, m: int = 4, *, guided: bool = False) -> Tensor:
@@ -86,14 +95,14 @@ def test_guidance_of_logits_is_not_that_of_contexts() -> None:
 
 @torch.inference_mode()
 def test_ids_and_noise_are_in_the_tokenizers_order() -> None:
-    """The same weights with another order draw the same slots, written to other channels."""
+    """The same weights with another order draw the same ids, written to other channels."""
     head, plain = tiny_head(), tiny_head(order=None)
     plain.load_state_dict(head.state_dict())
     z, noise = contexts(), uniform()
     ids, _ = head.sample(z, noise=noise)
-    slots, _ = plain.sample(z, noise=noise[..., list(ORDER)])
-    assert torch.equal(ids[..., list(ORDER)], slots)
-    assert torch.equal(head.by_slot(ids), slots)
+    ids_in_order, _ = plain.sample(z, noise=noise[..., list(ORDER)])
+    assert torch.equal(ids[..., list(ORDER)], ids_in_order)
+    assert torch.equal(head.by_slot(ids), ids_in_order)
 
 
 @torch.inference_mode()
@@ -166,7 +175,7 @@ def test_runs_in_bf16() -> None:
 # -- training ----------------------------------------------------------------------------------------------------------
 
 
-def test_logits_see_earlier_slots_only() -> None:
+def test_logits_see_earlier_ids_only() -> None:
     head, z = tiny_head(), contexts(1, 1)
     ids = torch.zeros(1, 1, C, dtype=torch.int64)
     base = head.forced(z, ids)
@@ -194,7 +203,7 @@ def test_loss_is_the_mean_cross_entropy_of_the_channels() -> None:
 
 def test_new_head_starts_as_published() -> None:
     """Modulations at zero: every block is the identity, and the output does not depend on the context."""
-    head = ChannelHead(channels=C, levels=Q, context_dim=D, width=16, depth=2, heads=2)
+    head = new_head()
     ids = torch.zeros(2, C, dtype=torch.int64)
     logits = head.forced(torch.randn(2, D), ids)
     assert torch.equal(logits[0, 1:], logits[1, 1:]) and not torch.equal(logits[0, 0], logits[1, 0])
@@ -219,11 +228,11 @@ def test_one_channel_is_a_categorical_head() -> None:
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        (dict(order=(0, 1, 2, 3, 3)), r"channel order \[0, 1, 2, 3, 3\]"),
+        (dict(order=(0, 1, 2, 3, 3)), r"head.order is \[0, 1, 2, 3, 3\]"),
         (dict(order=(0, 1)), "expected each of 0 … 4 once"),
         (dict(heads=3), "the heads divide the width"),
-        (dict(channels=0, order=None), "at least 1"),
-        (dict(first="other"), "unknown first input"),
+        (dict(channels=0, order=None), "4 tokens of 0 channels of 7 ids"),
+        (dict(first="other"), "unknown head.first 'other'"),
     ],
 )
 def test_bad_sizes(settings: dict[str, Any], text: str) -> None:

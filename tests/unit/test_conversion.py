@@ -16,15 +16,21 @@ from tests.golden import harness
 VQGAN = harness.root() / "maskgit_vqgan" / "weights.safetensors"
 # Format → golden set, key of the weights in the official file, tokenizer, settings that shapes do not tell, recipe.
 SYSTEMS: dict[str, tuple[str, str | None, Path | None, list[str], str]] = {
-    "mage": ("mage", "model", None, ["encoder_heads=4", "decoder_heads=2"], "mage-b-imagenet256"),
+    "mage": ("mage", "model", None, ["trunk.encoder_heads=4", "trunk.decoder_heads=2"], "mage-b-imagenet256"),
     "halton": (
         "halton",
         "model_state_dict",
         harness.root() / "halton" / "tokenizer_weights.safetensors",
-        ["heads=4"],
+        ["trunk.heads=4"],
         "halton-base-imagenet256",
     ),
-    "enat": ("enat", None, VQGAN, ["heads=4", "encoder_depth=3", "decoder_depth=2"], "enat-l-imagenet256"),
+    "enat": (
+        "enat",
+        None,
+        VQGAN,
+        ["trunk.heads=4", "trunk.encoder_depth=3", "trunk.decoder_depth=2"],
+        "enat-l-imagenet256",
+    ),
 }
 
 
@@ -43,8 +49,8 @@ def converted(name: str, out: Path) -> Path:
 def test_converted_pipeline_samples(name: str, tmp_path: Path) -> None:
     model = converted(name, tmp_path / "model")
     pipe = load(model)
-    assert pipe.tokenizer.spec.length == pipe.generator.spec.length
-    assert pipe.tokenizer.config.image_size == pipe.tokenizer.factor * pipe.generator.config.side
+    assert pipe.tokenizer.spec.length == pipe.generator.tokens.length
+    assert pipe.tokenizer.config.image_size == pipe.tokenizer.factor * pipe.generator.tokens.side
     assert main(["sample", "--model", str(model), "--num-images", "2", "--out", str(tmp_path / "s")]) == 0
     ending = "" if name == "mage" else "_class-{:04d}"
     names = [f"{i:06d}{ending.format(i)}.png" for i in range(2)]
@@ -98,7 +104,7 @@ def test_pipeline_of_an_unconditional_model_takes_none(unconditional: Path) -> N
     pipe = load(unconditional)
     assert not pipe.conditional and not pipe.class_names
     tokens = pipe([None, None], steps=2, output_type="tokens", progress=False).tokens
-    assert tokens.shape == (2, pipe.generator.spec.length)
+    assert tokens.shape == (2, pipe.generator.tokens.length)
     with pytest.raises(MgenError, match="out of range"):
         pipe([1], steps=2, progress=False)
 

@@ -1,4 +1,4 @@
-"""The diffusion head: chains against diffusers' schedulers, draws, training, and what the savings leave unchanged."""
+"""The diffusion head: chains against diffusers' schedulers, draws, training, and the same draws in the plain form."""
 
 import math
 from typing import Any
@@ -9,20 +9,24 @@ from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mgen.bench.savings import savings
-from mgen.bench.savings.diffusion import PlainGenerator, PlainHead, spread
-from mgen.heads import DiffusionHead
+from mgen.heads import DiffusionHead, HeadInputs, HeadNoise
 from mgen.heads.chains import Chain, ChainSettings, Tables, cosine_betas, kept_timesteps
+from mgen.heads.diffusion import DiffusionConfig
 from mgen.samplers import ParallelSampler
+from mgen.tokens import TokenSpec
 from mgen.utils.errors import MgenError
 from tests.helpers import tiny_mar
+from tools.ablations import ablations
+from tools.ablations.diffusion import PlainGenerator, PlainHead, randomize
 
 TABLES = Tables(cosine_betas())
 
 
 def head(seed: int = 0) -> DiffusionHead:
     torch.manual_seed(seed)
-    made = DiffusionHead(channels=4, context_dim=16, width=32, depth=2).eval()
+    tokens = TokenSpec(kind="vector", length=5, channels=4)
+    made = DiffusionHead(DiffusionConfig(width=32, depth=2), HeadInputs(tokens=tokens, width=16)).eval()
+    made.initialize(lambda module: None)
     for layer in (made.out, made.out_adaln, *(block.adaln for block in made.blocks)):
         torch.nn.init.normal_(layer.weight, std=0.1)
     return made
@@ -39,7 +43,7 @@ def run(settings: ChainSettings, start: Tensor, temperature: float = 1.0, seed: 
     rng = torch.Generator().manual_seed(seed)
     chain.begin()
     for j, t in enumerate(chain.timesteps):
-        adds = settings.draws > 1 and j + 1 < settings.steps
+        adds = settings.noise_count > 1 and j + 1 < settings.steps
         noise = torch.randn(x.shape, generator=rng, dtype=x.dtype) if adds else None
         x = chain.step(j, x, best_eps(x, t), torch.zeros_like(x), noise, temperature)
     return x
@@ -142,7 +146,7 @@ def test_the_variational_term_trains_the_variance_alone() -> None:
     rng = torch.Generator().manual_seed(0)
     target, z = torch.randn(50, 4, generator=rng), torch.randn(50, 16, generator=rng)
     t, noise = torch.randint(1000, (50,), generator=rng), torch.randn(50, 4, generator=rng)
-    loss, mse = net.loss(z, target, t=t, noise=noise)
+    loss, mse = net.loss(z, target, noise=HeadNoise(t, noise))
     assert loss.shape == mse.shape == (50,) and (loss >= mse - 1e-5)[t > 0].all()  # the rest is a divergence
     (grad_mse,) = torch.autograd.grad(mse.sum(), net.out.weight, retain_graph=True)
     (grad_all,) = torch.autograd.grad(loss.sum(), net.out.weight)
@@ -160,12 +164,12 @@ def test_repeated_timesteps_share_one_embedding() -> None:
 
 @pytest.mark.parametrize("guidance", [None, 1.0, 3.0])
 @pytest.mark.parametrize("chain", ["ancestral", "ddim", "dpm-solver++"])
-def test_savings_leave_the_draw_unchanged(guidance: float | None, chain: str) -> None:
+def test_the_draw_is_that_of_the_plain_form(guidance: float | None, chain: str) -> None:
     net = head()
     rng = torch.Generator().manual_seed(0)
     z = torch.randn(2 if guidance is None else 4, 5, 16, generator=rng)
     settings = {"chain": chain, "steps": 12, "clip": 3.0}
-    noise = torch.randn(ChainSettings.of(settings).draws, 2, 5, 4, generator=rng)
+    noise = torch.randn(ChainSettings.of(settings).noise_count, 2, 5, 4, generator=rng)
     with torch.inference_mode():
         plan = net.plan(settings)
         draw = dict(noise=noise, plan=plan, guidance=guidance, temperature=0.9)
@@ -178,19 +182,20 @@ def test_savings_leave_the_draw_unchanged(guidance: float | None, chain: str) ->
             assert not torch.allclose(ours, net.sample(z, **{**draw, "guidance": 1.0})[0], atol=1e-2)
 
 
-def test_a_whole_run_is_that_of_the_plain_form() -> None:
+def test_a_complete_run_is_that_of_the_plain_form() -> None:
     net = tiny_mar()
-    spread(net.head)
+    assert isinstance(net.head, DiffusionHead)
+    randomize(net.head)
     sampler = ParallelSampler(steps=5, order="random", guidance=2.0, head={"steps": 10, "clip": 3.0})
     label, noise = torch.tensor([0, 2]), sampler.make_noise(net, [7, 8])
     *_, ours = sampler(net, label, noise=noise)
     *_, plain = sampler(PlainGenerator(net), label, noise=noise)
     assert torch.allclose(ours.tokens, plain.tokens, atol=1e-4)
-    assert (ours.tokens.abs() < 2.99).float().mean() > 0.9, "draws at the bound would agree whatever the head says"
-    rows = savings(net, sampler, batch_size=2, repeats=1, dtype="bf16")
-    assert len({row["saving"] for row in rows}) == 10
+    assert (ours.tokens.abs() < 2.99).float().mean() > 0.9, "draws at the bound would agree whatever the head computes"
+    rows = ablations(net, sampler, batch_size=2, repeats=1, dtype="bf16")
+    assert len({row["ablation"] for row in rows}) == 10
     assert all(row.get("difference", 0.0) < 1e-4 for row in rows[:-1])
-    assert 0 < rows[-1]["difference"] < 0.5 and "bf16" in rows[-1]["saving"]
+    assert 0 < rows[-1]["difference"] < 0.5 and "bf16" in rows[-1]["ablation"]
 
 
 def test_tokens_out_of_all_proportion_are_announced() -> None:

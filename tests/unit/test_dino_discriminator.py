@@ -17,28 +17,9 @@ from mgen.training.loop import Trainer, train
 from mgen.utils.config import read_config
 from mgen.utils.errors import MgenError
 from mgen.utils.folders import part
-from tests.helpers import write_idx
+from tests.helpers import HITA, write_idx
 
 SIDE = 16  # pixels that the tiny transformer sees
-HITA: dict[str, Any] = dict(
-    image_size=32,
-    in_channels=1,
-    channels=(8, 8, 8),
-    layers=1,
-    norm_groups=4,
-    global_tokens=6,
-    shift=3,
-    dim=16,
-    depth=1,
-    heads=2,
-    hidden=24,
-    vocab_size=32,
-    global_vocab_size=32,
-    latent=4,
-    global_latent=5,
-    dropout=0.0,
-    vision=None,
-)
 
 
 def tiny_vit(depth: int = 4) -> Any:
@@ -69,7 +50,7 @@ def pictures(count: int = 3, channels: int = 1, side: int = 32, seed: int = 0) -
     return torch.rand(count, channels, side, side, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
-def draws(coin: float, y: float = 0.6, x: float = 0.3) -> Tensor:
+def crops(coin: float, y: float = 0.6, x: float = 0.3) -> Tensor:
     return torch.tensor([coin, y, x]).expand(3, 3, 3)
 
 
@@ -147,19 +128,19 @@ def test_readouts_are_those_of_timm(dino_file: Path, tmp_path: Path) -> None:
 
 def test_larger_images_are_cropped_or_reduced_by_the_coin(dino_file: Path) -> None:
     net, images = tiny(dino_file), pictures(2, 3, 32)
-    assert torch.equal(net.fitted(images, draws(0.2)[0, 0]), images[..., 10:26, 5:21])  # ⌊0.6 · 17⌋ and ⌊0.3 · 17⌋
-    assert torch.equal(net.fitted(images, draws(0.2, 0.0, 0.99)[0, 0]), images[..., :16, 16:])
-    assert torch.allclose(net.fitted(images, draws(0.7)[0, 0]), F.avg_pool2d(images, 2))
+    assert torch.equal(net.fitted(images, crops(0.2)[0, 0]), images[..., 10:26, 5:21])  # ⌊0.6 · 17⌋ and ⌊0.3 · 17⌋
+    assert torch.equal(net.fitted(images, crops(0.2, 0.0, 0.99)[0, 0]), images[..., :16, 16:])
+    assert torch.allclose(net.fitted(images, crops(0.7)[0, 0]), F.avg_pool2d(images, 2))
     assert torch.allclose(net.fitted(images), F.avg_pool2d(images, 2))
     exact, small = pictures(2, 3, 16), pictures(2, 3, 8)
     for coin in (0.2, 0.7):
-        assert torch.equal(net.fitted(exact, draws(coin)[0, 0]), exact)
-        assert torch.equal(net.fitted(small, draws(coin)[0, 0]), F.interpolate(small, (16, 16), mode="bicubic"))
+        assert torch.equal(net.fitted(exact, crops(coin)[0, 0]), exact)
+        assert torch.equal(net.fitted(small, crops(coin)[0, 0]), F.interpolate(small, (16, 16), mode="bicubic"))
     gray = pictures(2)
     assert torch.equal(net.eval().scores(gray), net.scores(gray.expand(-1, 3, -1, -1)))
 
 
-def test_chance_comes_from_the_draws_alone(dino_file: Path) -> None:
+def test_randomness_comes_from_the_noise_alone(dino_file: Path) -> None:
     net, real, fake = tiny(dino_file).eval(), pictures(), pictures(seed=1)
     rng = torch.Generator().manual_seed(4)
     drawn = [net.crop_noise(3, rng) for _ in range(20)]
@@ -168,11 +149,11 @@ def test_chance_comes_from_the_draws_alone(dino_file: Path) -> None:
     assert torch.equal(net.crop_noise(2, torch.Generator().manual_seed(4)), drawn[0][:2])
     before = torch.get_rng_state()
     losses = [
-        (net(real, fake, d).item(), net.generator_loss(fake, d).item()) for d in (draws(0.2), draws(0.2), draws(0.7))
+        (net(real, fake, d).item(), net.generator_loss(fake, d).item()) for d in (crops(0.2), crops(0.2), crops(0.7))
     ]
     assert torch.equal(torch.get_rng_state(), before)
     assert losses[0] == losses[1] and all(a != b for a, b in zip(losses[1], losses[2]))
-    other = draws(0.7).clone()
+    other = crops(0.7).clone()
     other[:, 0, 0] = 0.2  # the coin of the tokenizer's call is not that of the discriminator's own
     assert net(real, fake, other).item() == losses[2][0] and net.generator_loss(fake, other).item() == losses[0][1]
 
@@ -194,7 +175,7 @@ def test_gradient_reaches_the_image_and_never_the_transformer(dino_file: Path) -
     net, real = tiny(dino_file), pictures()
     for coin in (0.2, 0.7):
         fake = pictures(seed=1).requires_grad_()
-        net.generator_loss(fake, draws(coin)).backward()
+        net.generator_loss(fake, crops(coin)).backward()
         assert fake.grad is not None and fake.grad.abs().sum() > 0
         inside = fake.grad[..., 10:26, 5:21].abs().sum()
         assert (inside == fake.grad.abs().sum()) == (coin < 0.5)
@@ -232,7 +213,7 @@ def run_settings(idx: Path, output: Path, dino_file: Path, **settings: Any) -> d
         "output": str(output),
         "steps": 3,
         "batch_size": 16,
-        "model": {"class": "HitaTokenizer", **HITA},
+        "model": {"class": "HitaTokenizer", **HITA, "depth": 1},
         "data": {"kind": "fmnist", "path": str(idx)},
         "objective": objective,
         "optim": {"lr": 1e-3, "betas": [0.9, 0.95], "clip": 1.0},
@@ -241,7 +222,7 @@ def run_settings(idx: Path, output: Path, dino_file: Path, **settings: Any) -> d
     }
 
 
-def figures(output: Path) -> list[tuple[float, ...]]:
+def logged(output: Path) -> list[tuple[float, ...]]:
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     names = ("step", "loss", "l2", "adversarial", "discriminator", "val_adversarial")
     return [tuple(line.get(name, -1.0) for name in names) for line in lines]
@@ -255,7 +236,7 @@ def idx(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_resumed_run_repeats_the_uninterrupted_one(idx: Path, dino_file: Path, tmp_path: Path) -> None:
     settings = run_settings(idx, tmp_path / "whole", dino_file)
     train(train_config(settings))
-    whole = figures(tmp_path / "whole")
+    whole = logged(tmp_path / "whole")
     assert [line[4] > 0 for line in whole] == [False, True, True, False] and whole[-1][5] > 0
     trainer = Trainer(train_config({**settings, "output": str(tmp_path / "cut")}))
     real = trainer.train_step
@@ -270,7 +251,7 @@ def test_a_resumed_run_repeats_the_uninterrupted_one(idx: Path, dino_file: Path,
         trainer.run()
     resumed = Trainer(train_config({**settings, "output": str(tmp_path / "cut")}))
     resumed.run()
-    assert figures(tmp_path / "cut") == whole
+    assert logged(tmp_path / "cut") == whole
     net = resumed.task.discriminator
     fresh = load_dino(dino_file)
     assert isinstance(net, DinoDiscriminator)
@@ -281,14 +262,14 @@ def test_accumulation_computes_the_same(idx: Path, dino_file: Path, tmp_path: Pa
     for pieces in (1, 2):
         settings = run_settings(idx, tmp_path / str(pieces), dino_file, accumulate=pieces, steps=2)
         train(train_config(settings))
-    one, two = figures(tmp_path / "1"), figures(tmp_path / "2")
+    one, two = logged(tmp_path / "1"), logged(tmp_path / "2")
     for a, b in zip(one[:2], two[:2]):
         assert a == pytest.approx(b, rel=2e-3)
 
 
 def test_a_step_in_bf16(idx: Path, dino_file: Path, tmp_path: Path) -> None:
     train(train_config(run_settings(idx, tmp_path / "run", dino_file, steps=2, precision="bf16")))
-    assert figures(tmp_path / "run")[1][4] > 0
+    assert logged(tmp_path / "run")[1][4] > 0
 
 
 def test_the_recipe_of_hita_u_uses_it() -> None:

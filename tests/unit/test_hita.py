@@ -23,32 +23,7 @@ from mgen.training.adversarial import Discriminator
 from mgen.training.config import build_model, train_config
 from mgen.training.loop import train
 from mgen.utils.errors import MgenError
-from tests.helpers import tiny_tokenizer, write_idx
-
-TINY: dict[str, Any] = dict(
-    image_size=32,
-    in_channels=1,
-    channels=(8, 8, 8),
-    layers=1,
-    norm_groups=4,
-    global_tokens=6,
-    shift=3,
-    dim=16,
-    depth=2,
-    heads=2,
-    hidden=24,
-    vocab_size=32,
-    global_vocab_size=32,
-    latent=4,
-    global_latent=5,
-    dropout=0.0,
-    vision=None,
-)
-
-
-def tiny_hita(seed: int = 0, **settings: Any) -> HitaTokenizer:
-    torch.manual_seed(seed)
-    return HitaTokenizer(**{**TINY, **settings}).eval()
+from tests.helpers import HITA, tiny_hita, tiny_tokenizer, write_idx
 
 
 def pictures(count: int = 2, side: int = 32, width: int | None = None) -> Tensor:
@@ -97,15 +72,15 @@ def test_the_last_tokens_cannot_reach_the_image() -> None:
     assert ids.shape == (2, net.spec.length) and net.spec.global_tokens == 6 and net.spec.grid == (8, 8)
     image = net.decode(ids)
 
-    def changed(place: int) -> Tensor:
+    def changed(position: int) -> Tensor:
         other = ids.clone()
-        other[:, place] = (other[:, place] + 1) % 32
+        other[:, position] = (other[:, position] + 1) % 32
         return net.decode(other)
 
-    for place in range(ids.shape[1] - net.unused_tail, ids.shape[1]):
-        assert torch.equal(changed(place), image)
+    for position in range(ids.shape[1] - net.unused_tail, ids.shape[1]):
+        assert torch.equal(changed(position), image)
     assert not torch.equal(changed(ids.shape[1] - net.unused_tail - 1), image)
-    assert all(not torch.equal(changed(place), image) for place in range(6))
+    assert all(not torch.equal(changed(position), image) for position in range(6))
     assert torch.equal(net.decode(ids, (8, 8)), image)
 
 
@@ -282,7 +257,7 @@ def test_training_with_vision_and_the_published_discriminator(tmp_path: Path, vi
     objective = {"l2": 8.0, "vision_weights": str(vision_file), "adversarial": 0.5, "discriminator_channels": 8}
     objective |= {"adversarial_loss": "half-hinge-softplus", "discriminator_norm": "batch", "discriminator_layers": 2}
     objective |= {"discriminator_weight": 0.5, "discriminator_betas": [0.9, 0.95]}
-    model = {"class": "HitaTokenizer", **TINY, "vision": 64, "vision_loss": True}
+    model = {"class": "HitaTokenizer", **HITA, "vision": 64, "vision_loss": True}
     settings = run_settings(tmp_path, model=model, objective=objective, steps=6)
     train(train_config(settings))
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]

@@ -13,23 +13,22 @@ import pytest
 import torch
 import yaml
 
-from mgen.convert import causal, enat, halton, himar, mage, mar, tokenbridge
+from mgen import create_model
+from mgen.convert import causal, enat, halton, himar, mage, mar, recap, tokenbridge
 from mgen.convert.convert import FORMATS
-from mgen.generators import create_model, model_config
+from mgen.evaluation.recipe import evaluation_settings, parse_evaluation
 from mgen.samplers import ParallelSampler
 from mgen.utils.config import read_config
 from mgen.utils.errors import MgenError
 from mgen.utils.folders import embedded, part
-from mgen.zoo import recap
-from mgen.zoo.recipes import evaluation_settings, find_recipe, parse_evaluation, recipe_names, recipe_settings
+from mgen.zoo.recipes import find_recipe, recipe_names, recipe_settings
 
 FOLDER = part("configs") / "recipes"
-
 Row = tuple[str, dict[str, Any] | None]
 
 
-def of_halton(model: str, w: float) -> Row:
-    return model, halton.halton_settings(step=32, w=w, temp_warmup=1)
+def of_halton(name: str, w: float) -> Row:
+    return f"halton-{name}", halton.halton_settings(step=32, w=w, temp_warmup=1)
 
 
 def of_recap(steps: int, first: int, samp_temp: float, cached: int = 1) -> Row:
@@ -38,15 +37,15 @@ def of_recap(steps: int, first: int, samp_temp: float, cached: int = 1) -> Row:
     )
 
 
-def of_recap_mar(model: str, steps: int, cfg: float) -> Row:
-    return model, recap.mar_settings(
+def of_recap_mar(name: str, steps: int, cfg: float) -> Row:
+    return f"mar-{name}", recap.mar_settings(
         num_iter=steps, cfg=cfg, pre_full_iters=steps // 2, num_cache_iters=1, diff_fast_ratio=0.4
     )
 
 
-def of_causal(model: str, cfg: float, side: int = 21) -> Row:
-    tokens = 128 + side**2 if model.startswith("hita") else side**2
-    return model, causal.generate_settings(cfg_scale=cfg, tokens=tokens)
+def of_causal(name: str, cfg: float, side: int = 21) -> Row:
+    tokens = 128 + side**2 if name.startswith("hita") else side**2
+    return name, causal.generate_settings(cfg_scale=cfg, tokens=tokens)
 
 
 # Recipe → model, and settings from the official arguments (None: the recipe is the source itself).
@@ -83,12 +82,12 @@ RECIPES: dict[str, Row] = {
         "tokenbridge-h",
         tokenbridge.tokenbridge_settings(num_iter=256, cfg=3.45, temperature=0.91),
     ),
-    "halton-tiny-imagenet256": of_halton("halton-tiny", 1.5),
-    "halton-small-imagenet256": of_halton("halton-small", 1.0),
-    "halton-base-imagenet256": of_halton("halton-base", 0.7),
-    "halton-small-imagenet384": of_halton("halton-small-384", 1.0),
-    "halton-base-imagenet384": of_halton("halton-base-384", 0.7),
-    "halton-large-imagenet384": of_halton("halton-large-384", 0.5),
+    "halton-tiny-imagenet256": of_halton("tiny", 1.5),
+    "halton-small-imagenet256": of_halton("small", 1.0),
+    "halton-base-imagenet256": of_halton("base", 0.7),
+    "halton-small-imagenet384": of_halton("small-384", 1.0),
+    "halton-base-imagenet384": of_halton("base-384", 0.7),
+    "halton-large-imagenet384": of_halton("large-384", 0.5),
     "llamagen-b-imagenet256": of_causal("llamagen-b", 2.0, side=16),
     "llamagen-l-imagenet256": of_causal("llamagen-l", 2.0, side=16),
     "llamagen-b-imagenet384": of_causal("llamagen-b-384", 2.0, side=24),
@@ -114,8 +113,8 @@ RECIPES: dict[str, Row] = {
     "recap-maskgit-20-imagenet256": of_recap(20, 10, 0.68),
     "recap-maskgit-16-imagenet256": of_recap(16, 8, 0.65),
     "recap-maskgit-16-grouped-imagenet256": of_recap(16, 0, 0.65),
-    **{f"recap-mar-l-{t}-imagenet256": of_recap_mar("mar-l", t, 3.0) for t in (96, 84, 56, 36)},
-    **{f"recap-mar-h-{t}-imagenet256": of_recap_mar("mar-h", t, 3.2) for t in (128, 96, 48)},
+    **{f"recap-mar-l-{t}-imagenet256": of_recap_mar("l", t, 3.0) for t in (96, 84, 56, 36)},
+    **{f"recap-mar-h-{t}-imagenet256": of_recap_mar("h", t, 3.2) for t in (128, 96, 48)},
 }
 
 
@@ -139,17 +138,16 @@ def test_recipe(name: str) -> None:
         assert dict(sampler.config) == dict(ParallelSampler(**official).config)
         assert settings == official, "the recipe says other things, or the same in other words"
     assert facts["parameters"] == f"{sum(p.numel() for p in generator.parameters()) / 1e6:.1f} M"
-    layout = FORMATS[facts["format"]]
-    assert (layout.model, layout.trunk) == (type(generator).__name__, model_config(model)["trunk"]["type"])
+    assert FORMATS[facts["format"]].model == type(generator).__name__
     assert facts["model"] == model
-    assert facts.get("published", "a number"), "a recipe without a published metric has no such key"
+    assert facts.get("published", "a metric"), "a recipe without published metrics has no such key"
     assert re.findall(r"--recipe (\S+)", facts["run"]) == [name]
     convert = re.search(r"mgen convert (\S+)", facts["run"])
     assert convert is None or convert[1] == facts["format"]
 
 
-def test_passes_of_recap() -> None:
-    """Full and cached passes of the settings of the published scripts."""
+def test_evaluations_of_recap() -> None:
+    """Full and cached steps of the settings of the published scripts."""
     for name, counts in {
         "recap-maskgit-32": (22, 10),
         "recap-maskgit-24": (17, 7),
@@ -170,7 +168,7 @@ def test_first_step_of_halton_is_drawn_at_temperature_2() -> None:
 
 @pytest.mark.parametrize("name", EMBEDDED)
 def test_recipe_of_an_embedded_model_is_that_models_own(name: str) -> None:
-    """Its sampler is the one beside the weights, its metrics are the measured ones, of as many images."""
+    """Its sampler is the one saved with the weights, its metrics are the measured ones, of as many images."""
     facts, evaluation = read_config(FOLDER / f"{name}.yaml"), evaluation_settings(name)
     sampler = ParallelSampler(**recipe_settings(name)[0])
     stored = json.loads((embedded(name) / "sampler" / "sampler_config.json").read_text())
@@ -200,7 +198,7 @@ def test_recipe_says_where_its_model_lies_and_how_it_is_evaluated(name: str) -> 
     if found.protocol in ("adm", "torch-fidelity") and "mage" not in name:
         expected = "VIRTUAL_imagenet512.npz" if size and size[1] == "512" else "VIRTUAL_imagenet256_labeled.npz"
         assert found.reference == expected and found.reference_get.endswith(expected)
-    if found.published:  # merging `extends:` adds metrics to metrics: those of another setting must not slip in
+    if found.published:  # merging `extends:` merges metrics too: those of another setting must not slip in
         for key in ("published", "tolerance"):
             assert own["evaluation"][key].keys() == getattr(found, key).keys()
         assert found.source
@@ -280,7 +278,7 @@ def test_evaluation_needs_a_protocol_and_a_mapping() -> None:
         parse_evaluation([1], "file")
 
 
-def test_unknown_recipe_names_its_neighbours() -> None:
+def test_unknown_recipe_names_the_nearest() -> None:
     for given, near in {
         "mar-l": "mar-l-imagenet256",
         "maskgit-imagnet256": "maskgit-imagenet256",

@@ -306,7 +306,7 @@ def test_what_does_not_fit_the_model_raises_an_error() -> None:
 
 
 def test_enat_takes_rows_with_different_numbers_of_given_tokens() -> None:
-    """Each image is what it is alone, though its neighbours have more or fewer tokens given."""
+    """Each image is what it is alone, though its neighbors have more or fewer tokens given."""
     net = make("enat")
     tokens, known = random_tokens(net, 3), torch.zeros(3, LENGTH, dtype=torch.bool)
     known[1, :5] = known[2, ::3] = True

@@ -1,6 +1,5 @@
-"""The diffusion-transformer head: its chain, draws and training, and what the savings leave unchanged."""
+"""The diffusion-transformer head: its chain, draws and training, and the same draws in the plain form."""
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,32 +8,41 @@ from diffusers import DDPMScheduler
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mgen.bench.savings.compare import Comparison
-from mgen.bench.savings.map_head import PlainMapHead, rows, spread
+from mgen.heads import HeadInputs, HeadNoise
 from mgen.heads.chains import Chain, ChainSettings, Tables, cosine_betas
-from mgen.heads.transformer import DiffusionTransformerHead
+from mgen.heads.diffusion_transformer import DiffusionTransformerConfig, DiffusionTransformerHead
+from mgen.tokens import TokenSpec
 from mgen.utils.errors import MgenError
+from tools.ablations.compare import AblationTable
+from tools.ablations.joint import PlainJointHead, add_rows, randomize
 
 TABLES = Tables(cosine_betas())
 B, L, C, D = 2, 24, 4, 16
 
 
-def head() -> DiffusionTransformerHead:
+def new_head(grid: tuple[int, int] = (4, 6), **settings: int) -> DiffusionTransformerHead:
     torch.manual_seed(0)
-    made = DiffusionTransformerHead(channels=C, grid=(4, 6), context_dim=D, width=32, depth=3, heads=4).eval()
-    spread(made)
+    tokens = TokenSpec(kind="vector", length=grid[0] * grid[1], grid=grid, channels=C)
+    made = DiffusionTransformerHead(DiffusionTransformerConfig(**settings), HeadInputs(tokens=tokens, width=D))
+    made.initialize(lambda module: None)
+    return made
+
+
+def head() -> DiffusionTransformerHead:
+    made = new_head(width=32, depth=3, heads=4).eval()
+    randomize(made)
     return made
 
 
 def draw(
-    net: DiffusionTransformerHead, settings: dict[str, Any], visible: int = 9, twice: bool = True
+    net: DiffusionTransformerHead, settings: dict[str, Any], visible: int = 9, guided: bool = True
 ) -> dict[str, Any]:
     """Arguments of `sample` at random, `visible` of the tokens known in every row."""
     rng = torch.Generator().manual_seed(1)
     order = torch.rand(B, L, generator=rng).argsort(1)
     return {
-        "z": torch.randn(2 * B if twice else B, L, D, generator=rng),
-        "noise": torch.randn(net.draws(settings).shape[0], B, L, C, generator=rng),
+        "z": torch.randn(2 * B if guided else B, L, D, generator=rng),
+        "noise": torch.randn(net.noise_spec(settings).shape[0], B, L, C, generator=rng),
         "tokens": torch.randn(B, L, C, generator=rng).clamp(-2, 2),
         "known": torch.zeros(B, L, dtype=torch.bool).scatter_(1, order[:, :visible], True),
         "unknown": order[:, visible:].sort(1).values,
@@ -75,16 +83,16 @@ def test_the_cleanest_step_has_the_variance_of_the_next() -> None:
     [{}, {"chain": "ddim"}, {"chain": "dpm-solver++"}],
     ids=["ancestral", "ddim", "dpm"],
 )
-def test_savings_leave_the_draw_unchanged(settings: dict[str, Any], guidance: float | None, visible: int) -> None:
+def test_the_draw_is_that_of_the_plain_form(settings: dict[str, Any], guidance: float | None, visible: int) -> None:
     net = head()
     options = draw(net, {"steps": 12, "clip": 3.0, **settings}, visible, guidance is not None)
     with torch.inference_mode():
         ours, _ = net.sample(**options, guidance=guidance, temperature=0.9)
-        plain, _ = PlainMapHead(net).sample(**options, guidance=guidance, temperature=0.9)
+        plain, _ = PlainJointHead(net).sample(**options, guidance=guidance, temperature=0.9)
         full, _ = net.sample(**{**options, "unknown": None}, guidance=guidance, temperature=0.9)
     assert torch.allclose(ours, plain, atol=1e-4) and torch.allclose(full, plain, atol=1e-4)
     assert (ours[~options["known"]].abs() < 2.99).float().mean() > 0.8, (
-        "draws at the bound agree whatever the head says"
+        "draws at the bound agree whatever the head computes"
     )
     assert torch.equal(ours[options["known"]], options["tokens"][options["known"]])
 
@@ -139,7 +147,7 @@ def test_the_draw_depends_on_everything_it_is_given() -> None:
 @pytest.mark.parametrize("chain", ["ancestral", "dpm-solver++"])
 def test_images_do_not_know_of_each_other(chain: str) -> None:
     net = head()
-    options = draw(net, {"chain": chain, "steps": 8, "clip": 3.0}, twice=False)
+    options = draw(net, {"chain": chain, "steps": 8, "clip": 3.0}, guided=False)
     with torch.inference_mode():
         both, _ = net.sample(**options)
         for i in range(B):
@@ -149,19 +157,19 @@ def test_images_do_not_know_of_each_other(chain: str) -> None:
 
 def test_rows_that_know_more_fill_up_with_known_positions() -> None:
     net = head()
-    options = draw(net, {"steps": 8, "clip": 3.0}, twice=False)
+    options = draw(net, {"steps": 8, "clip": 3.0}, guided=False)
     first = options["unknown"][0, 0]
     options["known"][0, first] = True  # row 0 knows one more; its list of positions stays as long
     with torch.inference_mode():
         ours, _ = net.sample(**options)
-        plain, _ = PlainMapHead(net).sample(**options)
+        plain, _ = PlainJointHead(net).sample(**options)
     assert torch.allclose(ours, plain, atol=1e-4)
     assert torch.equal(ours[0, first], options["tokens"][0, first])
 
 
 def test_one_step_jumps_to_the_answer() -> None:
     net = head()
-    options = draw(net, {"steps": 1}, twice=False)
+    options = draw(net, {"steps": 1}, guided=False)
     with torch.inference_mode():
         ours, _ = net.sample(**options)
         known, start = options["known"].unsqueeze(-1), options["noise"][0]
@@ -171,16 +179,15 @@ def test_one_step_jumps_to_the_answer() -> None:
     assert torch.allclose(ours, torch.where(known, options["tokens"], x0), atol=1e-5)
 
 
-def test_a_new_head_answers_zero() -> None:
-    torch.manual_seed(0)
-    net = DiffusionTransformerHead(channels=C, grid=(4, 4), context_dim=D, width=32, depth=2, heads=4)
+def test_a_new_head_predicts_zero() -> None:
+    net = new_head((4, 4), width=32, depth=2, heads=4)
     assert not net(torch.randn(B, 16, C), torch.tensor([0, 999]), torch.randn(B, 16, D)).any()
     zero = {name for name, weight in net.named_parameters() if weight.ndim == 2 and not weight.any()}
     assert zero == {f"{name}.weight" for name in ("blocks.0.adaln", "blocks.1.adaln", "out_adaln", "out")}
     assert "position" in net.state_dict() and "position" not in dict(net.named_parameters())
 
 
-def test_a_token_is_answered_by_its_place() -> None:
+def test_a_token_is_denoised_by_its_position() -> None:
     net, order = head(), torch.arange(L).roll(1)
     x, t, z = torch.randn(B, L, C), torch.tensor([5, 700]), torch.randn(B, L, D)
     with torch.inference_mode():
@@ -205,10 +212,10 @@ def test_the_loss_counts_masked_positions_and_averages_over_all() -> None:
     rng = torch.Generator().manual_seed(2)
     z, target = torch.randn(B, L, D, generator=rng), torch.randn(B, L, C, generator=rng)
     masked = torch.rand(B, L, generator=rng) < 0.4
-    made = [net.draw(L, copies, rng) for _ in range(B)]
-    t, noise = (torch.stack([one[name] for one in made]) for name in ("t", "noise"))
+    made = [net.training_noise(L, copies, rng) for _ in range(B)]
+    t, noise = torch.stack([one.t for one in made]), torch.stack([one.noise for one in made])
     assert t.shape == (B, copies) and noise.shape == (B, copies, L, C)
-    loss, mse = net.loss(z, target, masked=masked, t=t, noise=noise)
+    loss, mse = net.loss(z, target, masked=masked, noise=HeadNoise(t, noise))
     assert loss.shape == (B, copies) and torch.equal(loss.detach(), mse) and not mse.requires_grad
     for i in range(B):
         for k in range(copies):
@@ -220,18 +227,19 @@ def test_the_loss_counts_masked_positions_and_averages_over_all() -> None:
 def test_the_loss_trains_the_contexts() -> None:
     net = head()
     z = torch.randn(B, L, D, requires_grad=True)
-    draws = {"t": torch.tensor([[5], [700]]), "noise": torch.randn(B, 1, L, C)}
-    loss, _ = net.loss(z, torch.randn(B, L, C), masked=torch.ones(B, L, dtype=torch.bool), **draws)
+    noise = HeadNoise(torch.tensor([[5], [700]]), torch.randn(B, 1, L, C))
+    loss, _ = net.loss(z, torch.randn(B, L, C), masked=torch.ones(B, L, dtype=torch.bool), noise=noise)
     loss.sum().backward()
     assert z.grad is not None and (z.grad.abs().sum((1, 2)) > 0).all()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in net.parameters())
 
 
-def test_every_step_needs_fresh_draws() -> None:
+def test_every_step_needs_fresh_noise() -> None:
     net = head()
+    assert net.joint and not net.has_log_prob and net.metric == "mse"
     for settings, count in (({"steps": 7}, 7), ({"chain": "ddim", "steps": 7}, 1)):
-        draws = net.draws(settings)
-        assert draws.normal and draws.every_step and draws.shape == (count, C)
+        spec = net.noise_spec(settings)
+        assert spec.normal and spec.every_step and spec.shape == (count, C)
 
 
 @pytest.mark.parametrize(
@@ -250,9 +258,9 @@ def test_bad_settings_are_named(settings: dict[str, Any], temperatures: list[flo
 
 def test_widths_that_do_not_fit_are_named() -> None:
     with pytest.raises(MgenError, match="multiple of 4, such as 32"):
-        DiffusionTransformerHead(channels=C, grid=(4, 4), context_dim=D, width=30)
+        new_head((4, 4), width=30)
     with pytest.raises(MgenError, match="does not divide"):
-        DiffusionTransformerHead(channels=C, grid=(4, 4), context_dim=D, width=32, heads=5)
+        new_head((4, 4), width=32, heads=5)
 
 
 class NoReadBack(TorchDispatchMode):
@@ -273,11 +281,11 @@ def test_the_chain_never_waits_for_the_device(chain: str) -> None:
     with torch.inference_mode(), NoReadBack():
         net.sample(**options, guidance=2.0)
     with pytest.raises(AssertionError), torch.inference_mode(), NoReadBack():
-        PlainMapHead(net).sample(**options, guidance=2.0)
+        PlainJointHead(net).sample(**options, guidance=2.0)
 
 
-def test_every_saving_alone_gives_the_plain_numbers() -> None:
-    table = Comparison(torch.device("cpu"), 1)
+def test_every_optimization_alone_gives_the_plain_numbers() -> None:
+    table = AblationTable(torch.device("cpu"), 1)
     with torch.inference_mode():
-        rows(table, SimpleNamespace(head=head()), SimpleNamespace(config=SimpleNamespace(head={"clip": 3.0})), 2)
+        add_rows(table, head(), {"clip": 3.0}, 2)
     assert len(table.rows) == 6 and all(row["difference"] < 1e-4 for row in table.rows)

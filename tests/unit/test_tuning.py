@@ -1,4 +1,4 @@
-"""The search of a strategy: what its points mean, that it gains, goes on after a stop, and is judged on other images."""
+"""The search of a strategy: what its points mean, that it gains, resumes after a stop, and is tested on other images."""
 
 import json
 from pathlib import Path
@@ -150,7 +150,7 @@ def test_search_gains_and_measures_nothing_twice(tmp_path: Path) -> None:
     assert bowl.calls == 40
 
 
-def test_a_stopped_search_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
+def test_a_stopped_search_resumes_with_the_same_trials(tmp_path: Path) -> None:
     space = space_of(search=["guidance", "schedule"], knots=3)
     whole = search(space, Bowl(space), Trace(path=tmp_path / "a.jsonl"), trials=30, progress=False)
     with pytest.raises(KeyboardInterrupt):
@@ -199,7 +199,7 @@ def arguments(place: Path, out: Path, **options: Any) -> list[str]:
     return ["tune", *(f"--{name.replace('_', '-')}={value}" for name, value in given.items() if value is not None)]
 
 
-def test_command_writes_a_recipe_and_says_how_it_was_judged(
+def test_command_writes_a_recipe_and_says_how_it_was_tested(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     out = tmp_path / "out"

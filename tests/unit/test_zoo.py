@@ -134,7 +134,7 @@ def test_models_are_found_here_and_under_mgen_models(elsewhere: Path, monkeypatc
     line = next(line for line in table([row_named(NAME)], verbose=False) if NAME in line)
     assert line.endswith("here")
     assert "  on this machine  models/mar-l" in full(row_named(NAME))
-    with pytest.raises(MgenError, match="its model lies in models/mar-l"):
+    with pytest.raises(MgenError, match="its model is in models/mar-l"):
         zoo.resolve(NAME)
 
 

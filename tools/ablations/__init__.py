@@ -60,8 +60,8 @@ def prepare(generator: AnyGenerator, sampler: ParallelSampler) -> ParallelSample
         elif isinstance(head, ChannelHead):
             channels.randomize(head)
     settings = _clipped(sampler.settings, generator.head)
-    if isinstance(generator, Cascade) and settings.get("pivots"):
-        settings["pivots"] = _clipped(dict(settings["pivots"]), generator.first.head)
+    if isinstance(generator, Cascade) and settings.get("first_stage"):
+        settings["first_stage"] = _clipped(dict(settings["first_stage"]), generator.first.head)
     return ParallelSampler(**settings)
 
 
@@ -106,7 +106,7 @@ def _add_cascade(
     head = generator.second.head
     assert isinstance(head, DiffusionTransformerHead)
     table.prefix = "first stage: "
-    diffusion.add_single(table, generator.first, sampler.pivot_sampler or sampler, batch_size)
+    diffusion.add_single(table, generator.first, sampler.first_stage or sampler, batch_size)
     table.prefix = ""
     joint.add_rows(table, head, sampler.config.head or {}, batch_size)
     plain, name = joint.plain_stages(generator), joint.settings_in_words(sampler)

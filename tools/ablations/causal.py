@@ -45,7 +45,7 @@ class PlainCausal(Proxy):
     """A causal generator the plain way, with single optimizations switched on.
 
     Args:
-        guided: whether passes come with null rows behind those of the class.
+        guided: whether passes have null rows after those of the class.
         live: only the filled rows of the KV cache are read, in place. together: both halves of the guidance in one pass.
         own: the head of the token's codebook alone.
     """

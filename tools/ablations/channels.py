@@ -1,6 +1,6 @@
 """Ablations of a channel head. Ids stay the same.
 
-The plain form computes all slots up to the one it draws again for every slot, modulations included, and passes both halves of the
+The plain form computes all ids up to the one it draws again for every id, modulations included, and passes both halves of the
 guidance one after the other, in the trunk and, where it mixes logits, in the head.
 """
 
@@ -23,7 +23,7 @@ from tools.ablations.compare import AblationTable, complete_run, look_up_by_nonz
 
 @dataclass(frozen=True)
 class SharedBySlots:
-    """What the slots of a draw share: cond(z) (R, E), and if switched on, the modulations (R, C, …) of all slots and the keys and
+    """What the ids of a draw share: cond(z) (R, E), and if switched on, the modulations (R, C, …) of all ids and the keys and
     values (2, R, H, C, d) of every block."""
 
     cond: Tensor
@@ -36,7 +36,7 @@ class PlainChannelHead(Proxy):
 
     Args:
         cached: keys and values are kept, so that a slot computes its own row alone.
-        ahead: modulations of all slots in one product per block, ahead of them.
+        ahead: modulations of all ids in one product per block, ahead of them.
         together: one pass for both halves, where guidance mixes logits.
     """
 
@@ -74,7 +74,7 @@ class PlainChannelHead(Proxy):
         return Draw(ids, score)
 
     def _begin(self, z: Tensor) -> SharedBySlots:
-        """What the slots of context z (R, D) share."""
+        """What the ids of context z (R, D) share."""
         head: ChannelHead = self._inner
         cond, modulations, kept = head.cond(z), None, None
         if self.ahead:

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from mgen.bench.proxy import Proxy
-from mgen.generators.generator import Generator, LossOptions
+from mgen.generators.generator import Generator
+from mgen.generators.losses import LossOptions
 from mgen.heads.chains import ChainSettings
 from mgen.heads.composite import VectorWindowHead
 from mgen.heads.diffusion import ChainPlan, DiffusionHead

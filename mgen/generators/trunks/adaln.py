@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mgen.generators.embedder import TokenRows
-from mgen.generators.trunk import Layout, Trunk, initialize_xavier, register_trunk, table
+from mgen.generators.trunk import FULL, Layout, PassOptions, Trunk, initialize_xavier, register_trunk, table
 from mgen.nn.attention import Keys, Rows
-from mgen.nn.cache import Cache, CachedStep, layer_for
+from mgen.nn.blocks import Blocks
+from mgen.nn.cache import Cache, CachedStep
 from mgen.nn.modulated import ModulatedBlock, ModulatedNorm
 
 
@@ -58,7 +59,7 @@ class AdaLN(Trunk):
         c, self.config, self.width, self.context_width = config, config, config.dim, config.dim
         self.position = nn.Embedding(layout.length, c.dim)
         self.register = table(c.registers, c.dim)
-        self.blocks = nn.ModuleList(
+        self.blocks = Blocks(
             ModulatedBlock(c.dim, c.heads, head_dim=c.dim // c.heads, hidden=c.hidden, dropout=c.dropout)
             for _ in range(c.depth)
         )
@@ -82,21 +83,13 @@ class AdaLN(Trunk):
         super().start(classes, prefix=prefix)
         return ModulatedCache(self.modulations(classes))
 
-    def forward(
-        self,
-        rows: TokenRows,
-        classes: Tensor,
-        *,
-        positions: Tensor | None = None,
-        visible: tuple[int, int] | None = None,
-        cache: Cache | None = None,
-        keep: int | None = None,
-    ) -> Tensor:
+    def forward(self, rows: TokenRows, classes: Tensor, options: PassOptions = FULL) -> Tensor:
         x = self.with_registers(rows.masked() + self.position.weight)  # (B, S + L, D)
         # Only the positions that will be read pass the end of the last block. The registers stand in front of them; the
         # official code has them behind, which attention without positions cannot tell.
-        read = slice(self.config.registers, None) if positions is None else positions + self.config.registers
-        return self._blocks(x, classes, cache, read, lambda name: {"kept": layer_for(cache, name, keep)})
+        first, asked = self.config.registers, options.positions
+        read = slice(first, None) if asked is None else asked + first
+        return self._blocks(x, classes, options.cache, read, lambda name: {"kept": options.layer(name)})
 
     def cached_step(self, rows: TokenRows, classes: Tensor, cache: Cache, step: CachedStep) -> Tensor:
         at = step.rows(self.config.registers)  # (B, S + n) or (B, n)

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mgen.generators.embedder import TokenRows
-from mgen.generators.trunk import Layout, Trunk, register_trunk
+from mgen.generators.trunk import FULL, Layout, PassOptions, Trunk, register_trunk
 from mgen.nn import PostNormBlock
 from mgen.nn.attention import Keys, Rows
-from mgen.nn.cache import Cache, CachedStep, layer_for
+from mgen.nn.cache import Cache, CachedStep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,21 +63,12 @@ class BERT(Trunk):
         place = self.position.weight[: x.shape[1]] if at is None else self.position(at)
         return F.dropout(self.norm(x + place), self.config.dropout, self.training)
 
-    def forward(
-        self,
-        rows: TokenRows,
-        classes: Tensor,
-        *,
-        positions: Tensor | None = None,
-        visible: tuple[int, int] | None = None,
-        cache: Cache | None = None,
-        keep: int | None = None,
-    ) -> Tensor:
+    def forward(self, rows: TokenRows, classes: Tensor, options: PassOptions = FULL) -> Tensor:
         x = self.embed(torch.cat([classes.unsqueeze(1), rows.masked()], dim=1))  # (B, 1 + L, D)
         # Only the positions that will be read pass the end of the last block; the class token stands in front of them.
-        read = None if positions is None else positions + 1
-        x = self._blocks(x, read, lambda name: {"kept": layer_for(cache, name, keep)})
-        return x[:, 1:] if positions is None else x  # (B, L, D) or (B, M, D)
+        read = None if options.positions is None else options.positions + 1
+        x = self._blocks(x, read, lambda name: {"kept": options.layer(name)})
+        return x[:, 1:] if read is None else x  # (B, L, D) or (B, M, D)
 
     def cached_step(self, rows: TokenRows, classes: Tensor, cache: Cache, step: CachedStep) -> Tensor:
         at = step.rows(1)  # (B, 1 + n) or (B, n)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mgen.generators.embedder import TokenRows
-from mgen.generators.trunk import Capabilities, Layout, Trunk, count_known, register_trunk, table
+from mgen.generators.trunk import FULL, Capabilities, Layout, PassOptions, Trunk, register_trunk, table
 from mgen.nn import gather_rows
 from mgen.nn.cache import Cache
 from mgen.nn.causal import CausalBlock, CausalRows, LiveKV, rotary_table
@@ -111,27 +111,19 @@ class Causal(Trunk):
             parts.append(rows.span(max(first - 1, 0), stop - 1))  # of row p the token p − 1
         return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
 
-    def forward(
-        self,
-        rows: TokenRows,
-        classes: Tensor,
-        *,
-        positions: Tensor | None = None,
-        visible: tuple[int, int] | None = None,
-        cache: Cache | None = None,
-        keep: int | None = None,
-    ) -> Tensor:
+    def forward(self, rows: TokenRows, classes: Tensor, options: PassOptions = FULL) -> Tensor:
         """See Trunk.forward.
 
         With a cache, of a run that asks for one position after the other: the rows that are new since the last call are computed
         and the last of them is the context, (B, 1, D), of the first unknown token.
         """
+        cache = options.cache
         if cache is None:
             at = self.rows(0, self.length)
             z = self.norm(self._blocks(self.inputs(rows, classes, at.first, at.stop), at))
-            return z if positions is None else gather_rows(z, positions)
+            return z if options.positions is None else gather_rows(z, options.positions)
         assert isinstance(cache, CausalCache)
-        fewest, most = visible if visible is not None else count_known(rows.known)
+        fewest, most = options.counts(rows.known)
         if fewest != most:
             raise MgenError("a batch of the causal trunk continues from equally many given tokens: use batch_size 1")
         at = self.rows(cache.done, most + 1)

@@ -9,7 +9,7 @@ Notation: B batch, L rows, O tokens with features from the pass before, N newly 
 asked for, D width.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from mgen.generators.embedder import TokenRows
 from mgen.generators.trunk import (
+    FULL,
     Capabilities,
     Layout,
+    PassOptions,
     Trunk,
-    count_known,
     initialize_xavier,
     known_first,
     register_trunk,
@@ -28,7 +29,8 @@ from mgen.generators.trunk import (
 )
 from mgen.nn import MLP, attend, gather_rows
 from mgen.nn.attention import Rows
-from mgen.nn.cache import Cache, CachedStep, KVCache, layer_for, span
+from mgen.nn.blocks import Blocks
+from mgen.nn.cache import Cache, CachedStep, KVCache, span
 from mgen.utils.errors import MgenError
 
 
@@ -142,8 +144,8 @@ class ENAT(Trunk):
         self.token_norm = nn.LayerNorm(c.dim, eps=1e-6)
         self.carry_norm = nn.LayerNorm(c.dim, eps=1e-6)
         self.carry_mlp = MLP(c.dim, 4 * c.dim, approximate="tanh")
-        self.encoder_blocks = nn.ModuleList(ContextBlock(c.dim, c.heads) for _ in range(c.encoder_depth))
-        self.decoder_blocks = nn.ModuleList(ContextBlock(c.dim, c.heads) for _ in range(c.decoder_depth))
+        self.encoder_blocks = Blocks(ContextBlock(c.dim, c.heads) for _ in range(c.encoder_depth))
+        self.decoder_blocks = Blocks(ContextBlock(c.dim, c.heads) for _ in range(c.decoder_depth))
         self.norm = nn.LayerNorm(c.dim)
 
     def initialize(self, module: nn.Module) -> None:
@@ -176,21 +178,15 @@ class ENAT(Trunk):
         return F.dropout(self.token_norm(x + self.position(positions)), self.config.dropout, self.training)
 
     def encode(
-        self,
-        rows: TokenRows,
-        classes: Tensor,
-        *,
-        visible: tuple[int, int] | None = None,
-        cache: Cache | None = None,
-        keep: int | None = None,
+        self, rows: TokenRows, classes: Tensor, options: PassOptions = FULL
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Features (B, V, D) of the known tokens, their positions (B, V), and bool (B, V), False for fillers (None: no fillers).
 
         Where `cache` holds features of an earlier pass, only tokens revealed since are encoded. It is left with the features of
         this one, if it carries them.
         """
-        known, b = rows.known, len(rows.known)
-        fewest, most = visible if visible is not None else count_known(known)
+        known, b, cache = rows.known, len(rows.known), options.cache
+        fewest, most = options.counts(known)
         before = cache.carried if isinstance(cache, ENATCache) else None
         if before is None or not before.most:
             context, readable, old = None, None, known.new_empty(b, 0, dtype=torch.int64)
@@ -206,8 +202,8 @@ class ENAT(Trunk):
             readable = torch.cat([first, ~hidden.gather(1, new)], dim=1)  # (B, O + N)
         x = self.embed(rows.at(new), new)  # (B, N, D)
         for i, (block, modulation) in enumerate(zip(self.encoder_blocks, self._cached_modulations(classes, cache)[0])):
-            if count or keep is not None:
-                kept = layer_for(cache, f"encoder.{i}", keep, grows=True)
+            if count or options.keep is not None:
+                kept = options.layer(f"encoder.{i}", grows=True)
                 x = block(x, modulation, context, readable=readable, kept=kept)
         features, positions = (x if context is None else torch.cat([context, x], dim=1)), torch.cat([old, new], dim=1)
         if isinstance(cache, ENATCache) and cache.carry:
@@ -220,15 +216,11 @@ class ENAT(Trunk):
         features: Tensor,
         classes: Tensor,
         readable: Tensor | None = None,
-        *,
-        visible: tuple[int, int] | None = None,
-        positions: Tensor | None = None,
-        cache: Cache | None = None,
-        keep: int | None = None,
+        options: PassOptions = FULL,
     ) -> Tensor:
-        """The masked tokens (B, H, D) in ascending order, or those at `positions` (B, M), read from features (B, V, D)."""
-        known = rows.known
-        fewest, most = visible if visible is not None else count_known(known)
+        """The masked tokens (B, H, D) in ascending order, or those at `options.positions`, read from features (B, V, D)."""
+        known, cache, positions = rows.known, options.cache, options.positions
+        fewest, most = options.counts(known)
         length, seen = known.shape[1], features.shape[1]
         hidden = unknown_first(known, length - fewest)  # (B, H)
         if readable is not None or fewest != most:
@@ -236,13 +228,13 @@ class ENAT(Trunk):
             readable = torch.cat([first, ~known.gather(1, hidden)], dim=1)  # (B, V + H)
         x = self.masked_rows(rows, hidden)
         ranks = (~known).cumsum(1) - 1  # which of the masked tokens a position is
-        if isinstance(cache, ENATCache) and keep is not None:
+        if isinstance(cache, ENATCache) and options.keep is not None:
             cache.rows, cache.seen = ranks + seen, seen
         read = None if positions is None else ranks.gather(1, positions).clamp(min=0)
         context = features if seen else None
         for i, (block, modulation) in enumerate(zip(self.decoder_blocks, self._cached_modulations(classes, cache)[1])):
             wanted = read if i == len(self.decoder_blocks) - 1 else None
-            kept = layer_for(cache, f"decoder.{i}", keep)
+            kept = options.layer(f"decoder.{i}")
             x = block(x, modulation, context, positions=wanted, readable=readable, kept=kept)
         return x if self.decoder_blocks or read is None else gather_rows(x, read)
 
@@ -250,21 +242,12 @@ class ENAT(Trunk):
         """Mask rows (B, n, D) at positions (B, n)."""
         return self.embed(rows.mask.expand(*positions.shape, -1), positions)
 
-    def forward(
-        self,
-        rows: TokenRows,
-        classes: Tensor,
-        *,
-        positions: Tensor | None = None,
-        visible: tuple[int, int] | None = None,
-        cache: Cache | None = None,
-        keep: int | None = None,
-    ) -> Tensor:
-        """See Trunk.forward. Without `positions`, rows of known tokens hold their features, unused by sampling and loss."""
-        visible = visible if visible is not None else count_known(rows.known)
-        features, seen_at, readable = self.encode(rows, classes, visible=visible, cache=cache, keep=keep)
-        x = self.decode(rows, features, classes, readable, visible=visible, positions=positions, cache=cache, keep=keep)
-        if positions is None:
+    def forward(self, rows: TokenRows, classes: Tensor, options: PassOptions = FULL) -> Tensor:
+        """See Trunk.forward. Without positions, rows of known tokens hold their features, unused by sampling and loss."""
+        options = replace(options, visible=options.counts(rows.known))
+        features, seen_at, readable = self.encode(rows, classes, options)
+        x = self.decode(rows, features, classes, readable, options)
+        if options.positions is None:
             x = self.arrange(features, seen_at, readable, x, rows.known)
         return self.norm(x)
 
@@ -298,12 +281,12 @@ class ENAT(Trunk):
             x = block(x, modulation, known, positions=wanted if last else None, kept=kept, rows=at)
         return self.norm(x)
 
-    def carry(self, rows: TokenRows, classes: Tensor, *, visible: tuple[int, int] | None, cache: Cache) -> None:
-        self.encode(rows, classes, visible=visible, cache=cache)
+    def carry(self, rows: TokenRows, classes: Tensor, options: PassOptions) -> None:
+        self.encode(rows, classes, options)
 
     def encode_features(self, rows: TokenRows, classes: Tensor) -> ENATCache:
         """The features that a pass in this state leaves for the next one; training simulates the step before with it."""
         cache = ENATCache(None, carry=True)
-        self.encode(rows, classes, cache=cache)
+        self.encode(rows, classes, PassOptions(cache=cache))
         cache.carry = False
         return cache

@@ -15,9 +15,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mgen.generators.embedder import TokenRows
-from mgen.generators.trunk import Layout, Trunk, count_known, initialize_xavier, known_first, register_trunk, table
+from mgen.generators.trunk import (
+    FULL,
+    Layout,
+    PassOptions,
+    Trunk,
+    initialize_xavier,
+    known_first,
+    register_trunk,
+    table,
+)
 from mgen.nn import PreNormBlock, gather_rows
-from mgen.nn.cache import Cache, CachedStep, layer_for
+from mgen.nn.cache import Cache, CachedStep
 from mgen.utils.errors import MgenError
 
 
@@ -91,26 +100,17 @@ class MAGE(Trunk):
         place = self.position.weight[: x.shape[1]] if at is None else self.position(at)
         return F.dropout(self.token_norm(x + place), self.config.dropout, self.training)
 
-    def encode(
-        self, x: Tensor, read: Tensor | None = None, *, cache: Cache | None = None, keep: int | None = None
-    ) -> Tensor:
+    def encode(self, x: Tensor, read: Tensor | None = None, options: PassOptions = FULL) -> Tensor:
         """Encoder output of rows (B, 1 + N, D) that start with the class; `read` (B, R): the rows of it that are wanted, None: all."""
         for i, block in enumerate(self.encoder_blocks):
             last = i == len(self.encoder_blocks) - 1
-            x = block(x, positions=read if last else None, kept=layer_for(cache, f"encoder.{i}", keep))
+            x = block(x, positions=read if last else None, kept=options.layer(f"encoder.{i}"))
         return self.encoder_norm(x if self.encoder_blocks or read is None else gather_rows(x, read))
 
     def decode(
-        self,
-        features: Tensor,
-        seen_at: Tensor,
-        given: Tensor | None = None,
-        positions: Tensor | None = None,
-        *,
-        cache: Cache | None = None,
-        keep: int | None = None,
+        self, features: Tensor, seen_at: Tensor, given: Tensor | None = None, options: PassOptions = FULL
     ) -> Tensor:
-        """Decoder output (B, M, E) at `positions` (B, M), or (B, 1 + L, E) with the class token in front.
+        """Decoder output (B, M, E) at `options.positions`, or (B, 1 + L, E) with the class token in front.
 
         Args:
             features: encoder output (B, 1 + R, D), of the class and of tokens at `seen_at` (B, R).
@@ -118,44 +118,35 @@ class MAGE(Trunk):
         """
         rows = self.decoder_embed(features)
         filler, seen = rows[:, :1], rows[:, 1:]
-        if isinstance(cache, MAGECache):
-            cache.filler = filler
+        if isinstance(options.cache, MAGECache):
+            options.cache.filler = filler
         if given is not None:
             seen = torch.where(given.unsqueeze(-1), seen, filler)
         image = filler.expand(-1, self.length, -1)
         image = image.scatter(1, seen_at.unsqueeze(-1).expand_as(seen), seen)  # (B, L, E)
         x = torch.cat([filler, image], dim=1) + self.decoder_position  # (B, 1 + L, E)
-        read = None if positions is None else positions + 1
+        read = None if options.positions is None else options.positions + 1
         for i, block in enumerate(self.decoder_blocks):
             last = i == len(self.decoder_blocks) - 1
-            x = block(x, positions=read if last else None, kept=layer_for(cache, f"decoder.{i}", keep))
+            x = block(x, positions=read if last else None, kept=options.layer(f"decoder.{i}"))
         return self.decoder_norm(x if self.decoder_blocks or read is None else gather_rows(x, read))
 
     def start(self, classes: Tensor, *, prefix: Tensor | None = None, carry: bool = False) -> Cache:
         super().start(classes, prefix=prefix)
         return MAGECache()
 
-    def forward(
-        self,
-        rows: TokenRows,
-        classes: Tensor,
-        *,
-        positions: Tensor | None = None,
-        visible: tuple[int, int] | None = None,
-        cache: Cache | None = None,
-        keep: int | None = None,
-    ) -> Tensor:
+    def forward(self, rows: TokenRows, classes: Tensor, options: PassOptions = FULL) -> Tensor:
         """See Trunk.forward. Masked tokens enter the encoder, and known ones attend to them, as published."""
         known = rows.known
-        fewest, most = visible if visible is not None else count_known(known)
+        fewest, most = options.counts(known)
         x = self.embed(classes, rows.masked())  # (B, 1 + L, D)
         # The encoder's output is read at the class token and at known tokens only.
         seen_at = known_first(known, most)  # (B, V)
         read = torch.cat([seen_at.new_zeros(len(seen_at), 1), seen_at + 1], dim=1)  # (B, 1 + V)
-        features = self.encode(x, read, cache=cache, keep=keep)
+        features = self.encode(x, read, options)
         given = None if fewest == most else known.gather(1, seen_at)
-        x = self.decode(features, seen_at, given, positions, cache=cache, keep=keep)
-        return x[:, 1:] if positions is None else x
+        x = self.decode(features, seen_at, given, options)
+        return x[:, 1:] if options.positions is None else x
 
     def cached_step(self, rows: TokenRows, classes: Tensor, cache: Cache, step: CachedStep) -> Tensor:
         """See Trunk.cached_step. The class token fills every masked position: prefix=False keeps that filler."""
@@ -200,17 +191,10 @@ class MAGE(Trunk):
         return self.encode(self.embed(classes, rows.at(positions, given), positions)), positions, given
 
     def training_context(
-        self,
-        rows: TokenRows,
-        classes: Tensor,
-        *,
-        noise: Tensor | None = None,
-        positions: Tensor | None = None,
-        visible: tuple[int, int] | None = None,
-        cache: Cache | None = None,
+        self, rows: TokenRows, classes: Tensor, options: PassOptions = FULL, *, noise: Tensor | None = None
     ) -> Tensor:
         """See Trunk.training_context; `noise` bool (B, L): the tokens that do not enter the encoder."""
         if noise is None:
-            return self(rows, classes, positions=positions, visible=visible)
-        x = self.decode(*self.encode_kept(rows, classes, noise), positions)
-        return x[:, 1:] if positions is None else x
+            return self(rows, classes, options)
+        x = self.decode(*self.encode_kept(rows, classes, noise), options)
+        return x[:, 1:] if options.positions is None else x

@@ -6,8 +6,8 @@ stage sees the rows of the smaller image; the second has the first's context vec
 Notation: B batch, S rows of the first stage, L of the second, N buffer rows, D width.
 """
 
-from dataclasses import dataclass
-from typing import ClassVar, Unpack
+from dataclasses import dataclass, replace
+from typing import Unpack
 
 import torch
 import torch.nn.functional as F
@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from mgen.generators.embedder import TokenRows
 from mgen.generators.masked_autoencoder import AutoencoderCache, Layers, MaskedAutoencoder, Tables
-from mgen.generators.trunk import Layout, initialize_xavier, table
+from mgen.generators.trunk import FULL, Layout, PassOptions, initialize_xavier, table
 from mgen.nn import ScaledBlock
 from mgen.nn.attention import Keys, Rows
+from mgen.nn.blocks import Blocks
 from mgen.nn.cache import Cache
 from mgen.utils.errors import MgenError
 from mgen.utils.registry import Configured
@@ -49,7 +50,7 @@ class TwoStageMAEConfig:
 class TwoStageMAE(nn.Module, Configured):
     """The weights of both stages; `Stage` makes a trunk of each."""
 
-    type_name: ClassVar[str] = "mae-two-stage"
+    type_name = "mae-two-stage"
 
     def __init__(self, config: TwoStageMAEConfig, *, first: Layout, second: Layout) -> None:
         super().__init__()
@@ -62,8 +63,8 @@ class TwoStageMAE(nn.Module, Configured):
         self.head_position = table(tokens, c.dim)
         self.token_norm = nn.LayerNorm(c.dim, eps=1e-6)
 
-        def blocks(depth: int, heads: int) -> nn.ModuleList:
-            return nn.ModuleList(
+        def blocks(depth: int, heads: int) -> Blocks[ScaledBlock]:
+            return Blocks(
                 ScaledBlock(
                     c.dim,
                     heads,
@@ -114,7 +115,7 @@ class Stage(MaskedAutoencoder):
         shared: the weights. index: 0 or 1.
     """
 
-    type_name: ClassVar[str] = "stage"
+    type_name = "stage"
 
     def __init__(self, shared: TwoStageMAE, index: int) -> None:
         super().__init__()
@@ -172,18 +173,9 @@ class Stage(MaskedAutoencoder):
             extra = extra.repeat(-(-b // len(extra)), 1, 1)[:b]
         return torch.cat([rows, extra.expand(b, -1, -1)], dim=1)
 
-    def forward(
-        self,
-        rows: TokenRows,
-        classes: Tensor,
-        *,
-        positions: Tensor | None = None,
-        visible: tuple[int, int] | None = None,
-        cache: Cache | None = None,
-        keep: int | None = None,
-    ) -> Tensor:
-        cache = self.start(classes) if cache is None else cache
-        return super().forward(rows, classes, positions=positions, visible=visible, cache=cache, keep=keep)
+    def forward(self, rows: TokenRows, classes: Tensor, options: PassOptions = FULL) -> Tensor:
+        options = options if options.cache is not None else replace(options, cache=self.start(classes))
+        return super().forward(rows, classes, options)
 
     def encoder_block(
         self, i: int, x: Tensor, cache: Cache | None, *, positions: Rows | None = None, **keys: Unpack[Keys]

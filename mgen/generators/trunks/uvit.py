@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mgen.generators.embedder import TokenRows
-from mgen.generators.trunk import Layout, Trunk, register_trunk
+from mgen.generators.trunk import FULL, Layout, PassOptions, Trunk, register_trunk
 from mgen.nn import PreNormBlock, gather_rows
 from mgen.nn.attention import Keys, Rows
-from mgen.nn.cache import Cache, CachedStep, layer_for
+from mgen.nn.cache import Cache, CachedStep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,21 +80,12 @@ class UViT(Trunk):
         """The row of the class (B, 1, D)."""
         return self.class_norm(classes.unsqueeze(1) + self.class_position.weight)
 
-    def forward(
-        self,
-        rows: TokenRows,
-        classes: Tensor,
-        *,
-        positions: Tensor | None = None,
-        visible: tuple[int, int] | None = None,
-        cache: Cache | None = None,
-        keep: int | None = None,
-    ) -> Tensor:
+    def forward(self, rows: TokenRows, classes: Tensor, options: PassOptions = FULL) -> Tensor:
         x = torch.cat([self.class_token(classes), self.embed(rows.masked())], dim=1)  # (B, 1 + L, D)
         # Only the positions that will be read pass the end of the last block; the class token stands in front of them.
-        read = None if positions is None else positions + 1
-        x = self._blocks(x, read, lambda name: {"kept": layer_for(cache, name, keep)})
-        return x[:, 1:] if positions is None else x  # (B, L, D) or (B, M, D)
+        read = None if options.positions is None else options.positions + 1
+        x = self._blocks(x, read, lambda name: {"kept": options.layer(name)})
+        return x[:, 1:] if read is None else x  # (B, L, D) or (B, M, D)
 
     def cached_step(self, rows: TokenRows, classes: Tensor, cache: Cache, step: CachedStep) -> Tensor:
         at = step.rows(1)

@@ -8,12 +8,11 @@ Notation: B batch, L tokens, W = L / s² windows, M positions asked for, D width
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor, nn
 
 from mgen.generators.embedder import TokenRows
-from mgen.generators.trunk import Capabilities, Layout, Trunk
+from mgen.generators.trunk import FULL, Capabilities, Layout, PassOptions, Trunk
 from mgen.nn import TokenShuffle, TokenUnshuffle, Windows, gather_rows
 from mgen.nn.cache import Cache
 from mgen.utils.errors import MgenError
@@ -33,7 +32,7 @@ class _Joined(TokenRows):
 class WindowedTrunk(Trunk):
     """Joins the rows of a window, runs the inner trunk on windows and takes its context apart again."""
 
-    type_name: ClassVar[str] = "windowed"
+    type_name = "windowed"
 
     def __init__(self, trunk: Trunk, windows: Windows, *, blocks: int) -> None:
         super().__init__()
@@ -65,21 +64,12 @@ class WindowedTrunk(Trunk):
     def start(self, classes: Tensor, *, prefix: Tensor | None = None, carry: bool = False) -> Cache:
         return self.inner.start(classes, prefix=prefix)
 
-    def forward(
-        self,
-        rows: TokenRows,
-        classes: Tensor,
-        *,
-        positions: Tensor | None = None,
-        visible: tuple[int, int] | None = None,
-        cache: Cache | None = None,
-        keep: int | None = None,
-    ) -> Tensor:
+    def forward(self, rows: TokenRows, classes: Tensor, options: PassOptions = FULL) -> Tensor:
         x = self.join(self.windows.gather(rows.masked()))  # (B, W, D)
         joined = _Joined(rows.embedder, rows.tokens, rows.known, rows.sampling, x)
-        x = self.inner(joined, classes, cache=cache)
+        x = self.inner(joined, classes, PassOptions(cache=options.cache))
         parts = self.windows.scatter(self.unshuffle.split(x))  # (B, L, D / s²); what is not asked for is not expanded
-        return self.unshuffle.expand(parts if positions is None else gather_rows(parts, positions))
+        return self.unshuffle.expand(parts if options.positions is None else gather_rows(parts, options.positions))
 
 
 def windowed_layout(layout: Layout, windows: Windows) -> Layout:

@@ -1,0 +1,121 @@
+"""What to evaluate and how: the settings of one evaluation, checked for contradictions."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mgen.evaluation.protocols import Protocol, find_protocol
+from mgen.utils.errors import MgenError, check_choice
+
+# Settings that apply to sampled images only.
+SAMPLED_ONLY = ("labels", "seed", "image_size", "quantization")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalRequest:
+    """One evaluation. None and empty values leave a setting to the recipe or to its default.
+
+    Attributes:
+        path: folder of images, .npz, model (folder or name) or `fmnist`. recipe: name or file that says how to evaluate.
+        protocol, extractor, inception_weights, reference, classifier: see `mgen eval --help`.
+        num_images: maximum number of images. labels, seed, image_size, quantization, dtype: of a model's images.
+        sampling: options that change a model's sampler, as given; those not given are None or empty.
+        bootstrap: replicates. nearest: training images to search for copies. save_statistics: file for mean and covariance.
+        reconstruction: tokenizer whose reconstructions are evaluated. posterior, lpips_weights, vision_weights: of it.
+        levels, ranges: of a KL tokenizer's quantization, to compare; ranges may contain "best".
+        split: of fmnist. out: folder of the report. keep_features: keep the measured features.
+    """
+
+    path: str | None = None
+    recipe: str | None = None
+    protocol: str | None = None
+    extractor: str | None = None
+    inception_weights: str | None = None
+    reference: str | None = None
+    classifier: str | None = None
+    num_images: int | None = None
+    labels: str | None = None
+    seed: int | None = None
+    image_size: int | None = None
+    quantization: str | None = None
+    dtype: str = "fp32"
+    sampling: Mapping[str, object] = field(default_factory=dict)
+    bootstrap: int | None = None
+    nearest: str | None = None
+    save_statistics: str | None = None
+    reconstruction: str | None = None
+    posterior: str | None = None
+    lpips_weights: str | None = None
+    vision_weights: str | None = None
+    levels: tuple[int, ...] = ()
+    ranges: tuple[float | str, ...] = ()
+    split: str = "test"
+    batch_size: int = 100
+    out: str | None = None
+    keep_features: bool = False
+    command: str = ""
+
+    def __post_init__(self) -> None:
+        """Raise MgenError for settings that contradict each other."""
+        for name, least in (("batch_size", 1), ("num_images", 2), ("image_size", 1), ("bootstrap", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise MgenError(f"--{name.replace('_', '-')} is {value}: it must be at least {least}")
+        if self.bootstrap == 1:
+            raise MgenError("--bootstrap 1: one replicate has no spread; give 0 for none, or at least 2")
+        if self.reconstruction is None:
+            if self.posterior or self.levels or self.ranges or self.vision_weights:
+                raise MgenError("--posterior, --levels, --ranges and --vision-weights need --reconstruction TOKENIZER")
+            if self.lpips_weights:
+                raise MgenError(
+                    "--lpips-weights needs --reconstruction TOKENIZER: LPIPS compares images with originals"
+                )
+        if self.ranges and not self.levels:
+            raise MgenError("--ranges needs --levels: the numbers of levels to compare")
+        if not self.samples and (given := self.model_options):
+            raise MgenError(
+                f"{', '.join(given)}: for models only; stored and reconstructed images are measured as they are"
+            )
+
+    @property
+    def samples(self) -> bool:
+        """Whether the images are sampled from a model."""
+        return self.reconstruction is None and (self.path is None or is_model(self.path))
+
+    @property
+    def changes(self) -> list[str]:
+        """Options given that change what a recipe describes."""
+        given = {**self.sampling, **{name: getattr(self, name) for name in SAMPLED_ONLY}}
+        return [f"--{name.replace('_', '-')}" for name, value in given.items() if value not in (None, [])]
+
+    @property
+    def model_options(self) -> list[str]:
+        """Options given that apply to sampled images only; a seed is also used for reconstructions."""
+        return [name for name in self.changes if name != "--seed"] + ["--dtype"] * (self.dtype != "fp32")
+
+    @property
+    def folder(self) -> Path:
+        """Where the report goes."""
+        return Path(self.out or f"eval-{Path(self.path or 'images').stem or 'images'}")
+
+    def find_protocol(self) -> Protocol:
+        """The protocol that name, extractor, image size and quantization select."""
+        from mgen.pipelines.runs import QUANTIZATIONS
+
+        if self.quantization is not None:
+            check_choice("--quantization", self.quantization, QUANTIZATIONS)
+        name = self.protocol
+        if name is None and self.reconstruction and self.extractor in ("inception", "inception-v3-compat"):
+            name = "reconstruction"
+        return find_protocol(name, extractor=self.extractor, image_size=self.image_size, quantization=self.quantization)
+
+    def on_fashion_mnist(self, protocol: Protocol) -> bool:
+        """Whether the images are taken for Fashion-MNIST's, which gives a default classifier and reference."""
+        return protocol.extractor == "fmnist-cnn" and not (self.reconstruction and self.path != "fmnist")
+
+
+def is_model(path: str) -> bool:
+    """Whether this is a pipeline's folder or the name of an embedded model, not images."""
+    from mgen.zoo import embedded_entries
+
+    return (Path(path) / "model_index.json").is_file() or path in [entry.name for entry in embedded_entries()]

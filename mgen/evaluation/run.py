@@ -1,0 +1,275 @@
+"""One evaluation from request to result: what `mgen eval` does, apart from options and reports."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from mgen.data import FASHION_CLASSES, ImageData, ImageFolder
+from mgen.data.images import open_images
+from mgen.evaluation import evaluate
+from mgen.evaluation.extractors import Extractor, make_extractor, protocol_extractor
+from mgen.evaluation.levels import compare_levels, levels_markdown
+from mgen.evaluation.measure import Measured, begin, measure
+from mgen.evaluation.neighbors import nearest_rows
+from mgen.evaluation.pixels import Lpips
+from mgen.evaluation.protocols import Protocol
+from mgen.evaluation.published import apply_recipe
+from mgen.evaluation.reconstruction import distance_name, reconstruction_metrics, reconstructions
+from mgen.evaluation.references import find_reference
+from mgen.evaluation.request import EvalRequest, is_model
+from mgen.evaluation.result import Facts, Result
+from mgen.evaluation.sources import Source, from_model, open_source
+from mgen.evaluation.statistics import check_statistics_name, save_statistics, sha256_of
+from mgen.pipelines.pipeline import load, load_tokenizer
+from mgen.tokenizers.bridge import kl_tokenizer
+from mgen.tokenizers.vision import give_vision
+from mgen.utils.errors import MgenError
+from mgen.utils.files import check_writable, file_sha256, write_json, write_text
+from mgen.zoo import weights_sha256
+
+if TYPE_CHECKING:
+    from mgen.pipelines.pipeline import MaskedPipeline
+    from mgen.samplers import ParallelSampler
+
+ChooseSampler = Callable[["MaskedPipeline"], "ParallelSampler"]
+SMALL = 256  # features; with more the bootstrap is slow
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workers:
+    """The processes of an evaluation: this one's rank, their number, its device, and a barrier."""
+
+    rank: int
+    world: int
+    device: torch.device
+    wait: Callable[[], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """A finished evaluation: its result, the folder for the report, the measured images, and the pipeline that sampled them, if any."""
+
+    result: Result
+    folder: Path
+    measured: Measured
+    pipe: "MaskedPipeline | None"
+
+
+def run_evaluation(request: EvalRequest, workers: Workers, choose_sampler: ChooseSampler) -> Outcome | None:
+    """Measure what the request names; None in all processes but the first.
+
+    Args:
+        choose_sampler: gives the sampler for a pipeline's images.
+
+    Raises:
+        MgenError: settings contradict each other, or something is missing on this machine.
+    """
+    request, published = apply_recipe(request)
+    protocol = _check(request)
+    extractor = protocol_extractor(protocol, weights=request.inception_weights, device=workers.device)
+    classifier = _find_classifier(request, protocol, workers.device)
+    source, pipe = _find_source(request, protocol, extractor, workers.device, choose_sampler)
+    _check_comparable(request, source, pipe)
+    if request.nearest and open_source(request.nearest, channels=extractor.channels).count < 2:
+        raise MgenError(f"--nearest {request.nearest}: at least 2 images are needed")
+    reference = find_reference(
+        request.reference,
+        extractor,
+        builtin=request.on_fashion_mnist(protocol),
+        images=bool(protocol.neighbors or protocol.kid),
+        batch_size=request.batch_size,
+        folder=request.folder / "reference",
+        rank=workers.rank,
+        world=workers.world,
+        wait=workers.wait,
+    )
+    measured = _measure(request, protocol, source, extractor, classifier, workers)
+    if workers.rank > 0:
+        return None
+    result = evaluate.result(
+        measured,
+        source,
+        extractor,
+        protocol=protocol,
+        reference=reference,
+        classifier=classifier,
+        bootstrap=request.bootstrap if request.bootstrap is not None else (200 if extractor.length <= SMALL else 20),
+        more=reconstruction_metrics(measured, source, extractor) if request.reconstruction else None,
+    )
+    result["command"] = request.command
+    if request.reconstruction and reference is None:
+        originals = measured.sums("original").finish()
+        result["reference"] = {"name": "the originals", "count": measured.count, "sha256": sha256_of(*originals)}
+    if request.nearest:
+        # Training images come in all sizes: crop and resize them to the measured size.
+        size = None if request.nearest == "fmnist" else min(measured.examples()[0].shape[-2:])
+        training = open_source(request.nearest, channels=extractor.channels, size=size)
+        result["nearest"] = nearest_rows(measured, training, extractor)
+    if published is not None:
+        result["published"] = published.compare(result)
+    return Outcome(result=result, folder=request.folder, measured=measured, pipe=pipe)
+
+
+def _check(request: EvalRequest) -> Protocol:
+    """The protocol; MgenError if nothing is to be measured, or an output cannot be written."""
+    if request.path is None:
+        raise MgenError("nothing to measure: name a folder of images, an .npz, a model, `fmnist`, or --recipe NAME")
+    protocol = request.find_protocol()
+    check_writable(request.folder)
+    if request.save_statistics:
+        check_statistics_name(request.save_statistics, "--save-statistics")
+        check_writable(Path(request.save_statistics).parent)
+    return protocol
+
+
+def _find_classifier(request: EvalRequest, protocol: Protocol, device: torch.device) -> Extractor | None:
+    name = request.classifier or ("fmnist-classifier" if request.on_fashion_mnist(protocol) else "none")
+    return None if name == "none" else make_extractor(name, device=device)
+
+
+def _find_source(
+    request: EvalRequest,
+    protocol: Protocol,
+    extractor: Extractor,
+    device: torch.device,
+    choose_sampler: ChooseSampler,
+) -> tuple[Source, "MaskedPipeline | None"]:
+    """The images of the request, and the pipeline if they are sampled."""
+    path = str(request.path)
+    if request.reconstruction:
+        return _reconstructions(request, request.reconstruction, device), None
+    if not is_model(path):
+        found = open_source(path, channels=extractor.channels, split=request.split, limit=request.num_images)
+        if not found.class_names and extractor.name.startswith("fmnist"):
+            found.class_names = FASHION_CLASSES
+        return found, None
+    pipe = load(path, device=device).optimize()
+    pipe.sampler = choose_sampler(pipe)
+    source = from_model(
+        pipe,
+        name=path,
+        count=request.num_images or 1000,
+        batch_size=request.batch_size,
+        seed=request.seed or 0,
+        dtype=request.dtype,
+        plan=request.labels or "balanced",
+        image_size=protocol.image_size,
+        quantization=protocol.quantization,
+    )
+    source.about["weights_sha256"] = weights_sha256(path)
+    return source, pipe
+
+
+def _check_comparable(request: EvalRequest, source: Source, pipe: "MaskedPipeline | None") -> None:
+    """Raise MgenError if the default protocol would compare with Fashion-MNIST what nobody would."""
+    if request.protocol or request.extractor or request.reference or request.reconstruction:
+        return
+    what = None
+    if pipe is not None and pipe.generator.num_classes > 10:
+        what = f"has {pipe.generator.num_classes} classes"
+    elif pipe is None and (side := max(source.read(0, 1).images.shape[-2:])) > 64:
+        what = f"holds images of {side} px"
+    if what is not None:
+        raise MgenError(
+            f"{request.path} {what}, and without --protocol images are compared with Fashion-MNIST: choose one, such as --protocol "
+            "torch-fidelity or adm, and give its --reference"
+        )
+
+
+def _measure(
+    request: EvalRequest,
+    protocol: Protocol,
+    source: Source,
+    extractor: Extractor,
+    classifier: Extractor | None,
+    workers: Workers,
+) -> Measured:
+    """Measure the images; write their statistics if requested."""
+    folder = request.folder / "features"
+    if workers.rank == 0:
+        begin(folder, source, extractor, protocol.id, classifier=None if classifier is None else classifier.sha256)
+    workers.wait()
+    measured = measure(
+        source,
+        extractor,
+        classifier=classifier,
+        folder=folder,
+        batch_size=request.batch_size,
+        rank=workers.rank,
+        world=workers.world,
+        wait=workers.wait,
+    )
+    if workers.rank == 0 and request.save_statistics:
+        about = f"{request.path} {request.split if request.path == 'fmnist' else ''}".strip()
+        spatial = measured.sums("spatial") if protocol.spatial else None
+        save_statistics(request.save_statistics, measured.sums(), extractor, about, spatial=spatial)
+    return measured
+
+
+def _reconstructions(request: EvalRequest, name: str, device: torch.device) -> Source:
+    """The images of the request through the tokenizer of this name."""
+    tokenizer = load_tokenizer(name, device=device)
+    give_vision(tokenizer, request.vision_weights)
+    data, about = open_images(str(request.path), tokenizer, split=request.split)
+    source = reconstructions(
+        data,
+        tokenizer,
+        name=f"{about} through {name}",
+        rows=_rows(request, data),
+        posterior=request.posterior or "mean",
+        seed=request.seed or 0,
+        lpips=Lpips(request.lpips_weights, device) if request.lpips_weights else None,
+    )
+    source.about["tokenizer_sha256"] = weights_sha256(name)
+    if request.vision_weights:
+        source.about["vision_sha256"] = file_sha256(request.vision_weights)
+    files = data.files if isinstance(data, ImageFolder) else []
+    source.key = [source.key, [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]]
+    return source
+
+
+def _rows(request: EvalRequest, data: ImageData) -> range:
+    """The first images of fmnist; evenly spread ones of a folder, where classes follow each other."""
+    most = min(request.num_images or len(data), len(data))
+    return range(0, len(data), 1 if request.path == "fmnist" else len(data) // most)[:most]
+
+
+def run_levels(request: EvalRequest, device: torch.device) -> tuple[str, Path]:
+    """Compare levels for a KL tokenizer; returns the table in Markdown and the file it was written to, levels.md."""
+    protocol, name = _check(request), str(request.reconstruction)
+    extractor = protocol_extractor(protocol, weights=request.inception_weights, device=device)
+    tokenizer = kl_tokenizer(load_tokenizer(name, device=device), "--levels")
+    data, about = open_images(str(request.path), tokenizer, split=request.split)
+    indices, posterior = _rows(request, data), request.posterior or "mean"
+    rows = compare_levels(
+        data,
+        tokenizer,
+        extractor,
+        rows=indices,
+        batch_size=request.batch_size,
+        levels=request.levels,
+        ranges=request.ranges or (3.0, 5.0, "best"),
+        posterior=posterior,
+        seed=request.seed or 0,
+    )
+    distance = distance_name(extractor, len(indices))
+    notes = [
+        f"{len(indices)} images: {about}, through {name}; the posterior's {posterior}.",
+        "Squared error and entropy are per number of the scaled latents; outside: the share of numbers beyond the range.",
+    ]
+    table = levels_markdown(rows, title=request.command, notes=notes, distance=distance)
+    write_text(request.folder / "levels.md", table)
+    facts: Facts = {
+        "command": request.command,
+        "data": about,
+        "count": len(indices),
+        "posterior": posterior,
+        "distance": distance,
+        "extractor": {"name": extractor.name, "sha256": extractor.sha256},
+        "rows": [asdict(row) for row in rows],
+    }
+    write_json(request.folder / "levels.json", facts)
+    return table, request.folder / "levels.md"
