@@ -1,4 +1,4 @@
-"""`mgen zoo`: the models, which of them are on this machine, and their recipes."""
+"""`mgen zoo`: the models, which of them are on this machine, and their recipes; the architectures that have a name."""
 
 import json
 import re
@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from mgen.cli import make_parser
-from mgen.utils.errors import MgenError
+from mgen.utils.errors import MgenError, suggestion
 
 if TYPE_CHECKING:
     from mgen.zoo import Entry
@@ -17,6 +17,7 @@ EXAMPLES = """  mgen zoo                        a table: cost, published metrics
   mgen zoo mar-l-imagenet256      one recipe in full: how to get, convert, sample and evaluate the model
   mgen zoo --verbose              the table, with how to get published models
   mgen zoo --json                 everything, machine-readable; for one recipe: mgen zoo NAME --json
+  mgen zoo --models "mar*"        names of architectures, for create_model, `model:` of a configuration and mgen bench --arch
 
 A published model is on this machine if the folder that its recipe names is in the working directory or in $MGEN_MODELS."""
 
@@ -32,15 +33,43 @@ def command(argv: Sequence[str] | None = None) -> int:
         "--verbose", action="store_true", help="also say where to get published checkpoints and how to convert them"
     )
     parser.add_argument("--json", action="store_true", help="print everything, machine-readable")
+    parser.add_argument(
+        "--models",
+        nargs="?",
+        const="*",
+        metavar="PATTERN",
+        help='list the architectures of configs/models instead, those whose names match, such as "mar*"; default: all',
+    )
     args = parser.parse_args(argv)
-    if args.json:
-        found: object = rows() if args.name is None else row_named(args.name)
-        print(json.dumps(found, indent=2, ensure_ascii=False))
+    if args.models is not None:
+        if args.name is not None or args.verbose:
+            raise MgenError("--models lists architectures: leave out the name of a recipe and --verbose")
+        found = architectures(args.models)
+        print(json.dumps(found, indent=2, ensure_ascii=False) if args.json else "\n".join(listing(found)))
+    elif args.json:
+        shown: object = rows() if args.name is None else row_named(args.name)
+        print(json.dumps(shown, indent=2, ensure_ascii=False))
     elif args.name is not None:
         print("\n".join(full(row_named(args.name))))
     else:
         print("\n".join(table(rows(), verbose=args.verbose)))
     return 0
+
+
+def architectures(pattern: str) -> dict[str, str]:
+    """Models of configs/models whose names match, and the first line of their files; MgenError if there is none."""
+    from mgen.generators.presets import list_models, model_description
+
+    names = list_models(pattern)
+    if not names:
+        raise MgenError(f"--models {pattern}: no architecture has such a name: {suggestion(pattern, list_models())}")
+    return {name: model_description(name) for name in names}
+
+
+def listing(found: dict[str, str]) -> list[str]:
+    """Names and descriptions in two columns."""
+    width = max(map(len, found))
+    return [f"{name:<{width}}  {about}" for name, about in found.items()]
 
 
 def rows() -> list[Row]:

@@ -43,6 +43,12 @@ def model_config(name: str | Path, **overrides: object) -> Settings:
     return override(read_config(file), overrides)
 
 
+def model_description(name: str) -> str:
+    """The comment at the head of a model's file: the system, its size and where it comes from."""
+    first = (_folder() / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0]
+    return first.lstrip("# ") if first.startswith("#") else ""
+
+
 def create_model(name: str | Path, **overrides: object) -> Generator | Cascade:
     """A generator with random weights: `create_model("mar-b", head={"type": "channels"}, trunk={"dropout": 0.0})`.
 

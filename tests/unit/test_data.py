@@ -71,7 +71,7 @@ def test_transparency_is_laid_on_white_and_gray_is_converted(tmp_path: Path) -> 
     assert load_image(tmp_path / "gray.png", channels=1)[0, 0, 0] == 77
 
 
-def test_sixteen_bits_are_rounded_to_eight_and_floats_are_refused(tmp_path: Path) -> None:
+def test_sixteen_bits_are_rounded_to_eight_and_floats_raise_an_error(tmp_path: Path) -> None:
     deep = np.array([[0, 128, 129, 257, 30000, 65535]], dtype=np.uint16)
     Image.fromarray(deep).save(tmp_path / "deep.png")
     assert load_image(tmp_path / "deep.png", channels=1).flatten().tolist() == [0, 0, 1, 1, 117, 255]

@@ -50,7 +50,7 @@ def test_shift_is_taken_off_and_put_back() -> None:
         assert torch.allclose(plain.decode(a), shifted.decode(b), atol=1e-5)
 
 
-def test_odd_sizes_and_bad_scales_are_refused() -> None:
+def test_odd_sizes_and_bad_scales_raise_errors() -> None:
     net = tiny_kl(patch=2)
     with pytest.raises(MgenError, match="multiple of 8"):
         net.encode(torch.zeros(1, 1, 20, 32))

@@ -9,6 +9,7 @@ import pytest
 from mgen import zoo
 from mgen.cli import main
 from mgen.cli.zoo import full, row_named, rows, table
+from mgen.generators import list_models
 from mgen.utils.errors import MgenError
 from mgen.utils.files import write_json
 from mgen.utils.folders import embedded
@@ -95,6 +96,18 @@ def test_json(every: list[dict[str, Any]], elsewhere: Path, capsys: pytest.Captu
     assert len({row["name"] for row in every}) == len(every) == len(recipe_names()) + 2
     mine = next(row for row in every if row["name"] == "fmnist-maskgit")
     assert mine["embedded"] and Path(mine["path"]).is_dir() and mine["measured"]["samples_2000"]
+
+
+def test_architectures_are_listed_with_what_their_files_say(capsys: pytest.CaptureFixture) -> None:
+    assert main(["zoo", "--models"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list_models() and max(map(len, lines)) <= 120
+    assert all(len(line.split()) > 2 for line in lines), "a file of configs/models has no comment at its head"
+    assert main(["zoo", "--models", "mar-*", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert list(found) == ["mar-b", "mar-h", "mar-l"] and found["mar-l"].startswith("MAR-L (arXiv 2406.11838)")
+    assert main(["zoo", "--models", "mr-l"]) == 2 and "did you mean 'mar-l'" in capsys.readouterr().err
+    assert main(["zoo", NAME, "--models"]) == 2 and "leave out the name" in capsys.readouterr().err
 
 
 def test_verbose_says_how_to_get_them(every: list[dict[str, Any]]) -> None:
