@@ -11,7 +11,7 @@ from mgen.generators.classes import ClassesConfig
 from mgen.generators.embedder import EMBEDDERS
 from mgen.generators.generator import Generator
 from mgen.generators.trunk import TRUNKS
-from mgen.generators.trunks.two_stage import TwoStageMAEConfig
+from mgen.generators.trunks.two_stage import TwoStageMAE, TwoStageMAEConfig
 from mgen.heads.head import HEADS
 from mgen.tokens import TokenSpec
 from mgen.utils.config import Settings, build, merge, read_config
@@ -95,7 +95,7 @@ def complete(config: Settings) -> Settings:
         return {
             "first": _complete_stage(config["first"]),
             "second": _complete_stage(config["second"]),
-            "trunk": asdict(trunk),
+            "trunk": {"type": TwoStageMAE.type_name, **asdict(trunk)},
             "classes": asdict(build(ClassesConfig, dict(config.get("classes") or {}))),
         }
     return {

@@ -1,4 +1,4 @@
-"""The embedded demo: it draws what it is asked for, and the figures beside it are what it gives."""
+"""The embedded demos: they sample what they are asked for, as well as the metrics stored beside them say."""
 
 import json
 
@@ -27,12 +27,12 @@ def test_same_seed_same_image(demo: tuple[str, mgen.MaskedPipeline]) -> None:
     a = pipe([0, 9], seed=4, progress=False, output_type="uint8").images
     b = pipe([9], seed=4, indices=[1], progress=False, output_type="uint8").images
     # Sums of vectors are ordered by the batch's shape: a pixel next to a half may round either way.
-    assert (a[1].int() - b[0].int()).abs().max() <= (1 if pipe.generator.spec.kind == "vector" else 0)
+    assert (a[1].int() - b[0].int()).abs().max() <= (1 if pipe.generator.tokens.kind == "vector" else 0)
     assert not torch.equal(a[0], a[1])
 
 
 @pytest.mark.parametrize("name", list(DEMOS))
-def test_stated_figures_meet_the_aims(name: str) -> None:
+def test_stated_metrics_meet_the_aims(name: str) -> None:
     stated, discrete = (json.loads((embedded(n) / "measured.json").read_text()) for n in (name, "fmnist-maskgit"))
     distance = "Fréchet distance (fmnist-cnn)"
     # The continuous demo has the better tokenizer and, at as many parameters and images, the worse generator.

@@ -1,4 +1,4 @@
-"""Pipelines: saving, loading, drawing."""
+"""Pipelines: saving, loading, sampling."""
 
 import json
 from pathlib import Path
@@ -8,8 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import mgen
-from mgen.pipelines.pixels import to_uint8
-from mgen.pipelines.runs import QUANTIZATIONS
+from mgen.pipelines.pixels import QUANTIZATIONS, to_uint8
 from mgen.utils.errors import MgenError
 from tests.helpers import TRUNKS, tiny_generator, tiny_net, tiny_pipeline, tiny_tokenizer
 
@@ -21,7 +20,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_saved_pipeline_draws_the_same_images(saved: Path) -> None:
+def test_saved_pipeline_samples_the_same_images(saved: Path) -> None:
     a = tiny_pipeline()([0, 1, 2], seed=3, progress=False, output_type="uint8")
     b = mgen.load(saved)([0, 1, 2], seed=3, progress=False, output_type="uint8")
     c = mgen.MaskedPipeline.from_pretrained(saved)([0, 1, 2], seed=3, progress=False, output_type="uint8")
