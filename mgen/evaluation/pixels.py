@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.signal.windows import gaussian
 
 from mgen.utils.errors import MgenError
 
@@ -40,9 +41,7 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
         raise MgenError(
             f"images of {a.shape[-2]}×{a.shape[-1]} pixels are too small for SSIM: its window has {WINDOW}×{WINDOW}"
         )
-    window = torch.exp(
-        -((torch.arange(WINDOW, dtype=torch.float64, device=a.device) - WINDOW // 2) ** 2) / (2 * SIGMA**2)
-    )
+    window = gaussian(WINDOW, std=SIGMA, dtype=torch.float64, device=a.device)
     window = window / window.sum()
 
     def blur(x: Tensor) -> Tensor:

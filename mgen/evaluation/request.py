@@ -72,7 +72,9 @@ class EvalRequest:
                 )
         if self.ranges and not self.levels:
             raise MgenError("--ranges needs --levels: the numbers of levels to compare")
-        if not self.samples and (given := self.model_options):
+        # A seed is also used for reconstructions.
+        given = [name for name in self.changes if name != "--seed"] + ["--dtype"] * (self.dtype != "fp32")
+        if given and not self.samples:
             raise MgenError(
                 f"{', '.join(given)}: for models only; stored and reconstructed images are measured as they are"
             )
@@ -87,11 +89,6 @@ class EvalRequest:
         """Options given that change what a recipe describes."""
         given = {**self.sampling, **{name: getattr(self, name) for name in SAMPLED_ONLY}}
         return [f"--{name.replace('_', '-')}" for name, value in given.items() if value not in (None, [])]
-
-    @property
-    def model_options(self) -> list[str]:
-        """Options given that apply to sampled images only; a seed is also used for reconstructions."""
-        return [name for name in self.changes if name != "--seed"] + ["--dtype"] * (self.dtype != "fp32")
 
     @property
     def folder(self) -> Path:
