@@ -68,7 +68,7 @@ def compute(args: Namespace) -> int:
     from mgen.evaluation.measure import Workers, begin, measure, remove_features
     from mgen.evaluation.protocols import find_protocol
     from mgen.evaluation.sources import open_source
-    from mgen.evaluation.statistics import check_statistics_name, save_statistics, spread_features
+    from mgen.evaluation.statistics import check_statistics_name, save_statistics
     from mgen.pipelines.pipeline import check_device
     from mgen.utils.files import check_writable
 
@@ -94,7 +94,7 @@ def compute(args: Namespace) -> int:
         extractor,
         str(source.about.get("data") or args.path),
         spatial=measured.sums("spatial") if protocol.spatial else None,
-        features=spread_features(measured, args.features) if args.features else None,
+        features=measured.spread(args.features) if args.features else None,
         prepared=str(source.about.get("prepared", "")),
     )
     remove_features(folder)

@@ -32,8 +32,7 @@ def weighted_sums(blocks: Iterable[Tensor], weights: Tensor) -> FeatureSums:
     sums, row = None, 0
     for block in blocks:
         own = weights[row : row + len(block)].to(block.dtype)
-        sums = sums or FeatureSums(block.shape[1])
-        scaled = block * own[:, None]
+        sums, scaled = sums or FeatureSums(block.shape[1]), block * own[:, None]
         # float32 within a block is precise enough for a spread; adding blocks in float64 costs nothing.
         sums.count += int(own.sum())
         sums.sum += scaled.sum(0).double()

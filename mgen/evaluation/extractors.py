@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mgen.evaluation.cnn import FashionCNN
 from mgen.evaluation.protocols import RESIZES
 from mgen.evaluation.protocols import Protocol as Protocol_
 from mgen.utils.errors import MgenError, suggestion
 from mgen.utils.files import file_sha256
 from mgen.utils.folders import embedded
+from mgen.utils.weights import read_state_dict
 
 EMBEDDED = ("fmnist-cnn", "fmnist-classifier")
 SPATIAL_CHANNELS = 7  # of the map that ADM's evaluator compares
@@ -67,8 +69,6 @@ class CNNExtractor:
     spatial_length = 0
 
     def __init__(self, folder: Path, name: str, device: torch.device) -> None:
-        from mgen.evaluation.cnn import FashionCNN
-
         self.model = FashionCNN.from_pretrained(folder).eval().to(device)
         self.device, self.name = device, name
         self.sha256 = file_sha256(min(folder.glob("*.safetensors")))
@@ -131,8 +131,6 @@ class InceptionExtractor:
         self._map = output[:, :SPATIAL_CHANNELS]
 
     def _from_file(self, path: Path, layers: list[str], cls: Callable[..., nn.Module]) -> nn.Module:
-        from mgen.utils.weights import read_state_dict
-
         state = read_state_dict(path)
         with tempfile.TemporaryDirectory() as folder:
             # The class unpickles any file, so it gets a copy that was read safely.

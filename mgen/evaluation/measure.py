@@ -91,6 +91,11 @@ class Measured:
         width = next(self.blocks(name)).shape[1]
         return torch.from_file(str(file), shared=False, size=self.count * width).view(self.count, width)
 
+    def spread(self, count: int) -> Tensor:
+        """Features (M, F) of at most `count` images, evenly spread over all."""
+        rows = torch.arange(min(count, self.count)) * self.count // min(count, self.count)
+        return torch.cat([block[rows[rows // SHARD == i] % SHARD] for i, block in enumerate(self.blocks("features"))])
+
     def examples(self) -> tuple[Tensor, Tensor]:
         """The images kept for a grid, uint8 (n, C, H, W), and their labels (n,)."""
         images, labels = [], []

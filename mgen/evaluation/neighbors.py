@@ -18,6 +18,7 @@ from mgen.evaluation.extractors import Extractor
 from mgen.evaluation.measure import SHARD, Measured, read_ahead
 from mgen.evaluation.result import NearestImages, NearImage, NearRow
 from mgen.evaluation.sources import Source
+from mgen.pipelines.pixels import to_pil
 
 BLOCK = 2000  # rows in a block of distances: 2,000 × 50,000 distances take 400 MB
 
@@ -102,8 +103,6 @@ def nearest_rows(
 
 def data_uri(image: Tensor) -> str:
     """A PNG of a uint8 image (C, H, W) as a data URI."""
-    from mgen.pipelines.pipeline import to_pil
-
     stream = io.BytesIO()
     to_pil(image[None])[0].save(stream, format="PNG")
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()

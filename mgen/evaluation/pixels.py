@@ -6,6 +6,7 @@ use_sample_covariance=False and data_range=255 (tests/unit/test_bridge.py). LPIP
 Features as a Perceptual Metric" (arXiv 1801.03924), by the authors' package.
 """
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from torch import Tensor
 from torch.signal.windows import gaussian
 
 from mgen.utils.errors import MgenError
+from mgen.utils.files import file_sha256
+from mgen.utils.weights import read_state_dict
 
 WINDOW, SIGMA = 11, 1.5
 C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
@@ -67,11 +70,6 @@ class Lpips:
     """
 
     def __init__(self, weights: str | Path, device: torch.device) -> None:
-        import warnings
-
-        from mgen.utils.files import file_sha256
-        from mgen.utils.weights import read_state_dict
-
         try:
             from lpips import LPIPS
         except ImportError as error:

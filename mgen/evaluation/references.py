@@ -7,7 +7,7 @@ from mgen.evaluation.measure import ALONE, Workers, begin, measure
 from mgen.evaluation.npz import npz_names
 from mgen.evaluation.protocols import PUBLISHED
 from mgen.evaluation.sources import open_source
-from mgen.evaluation.statistics import BUILTIN, Reference, builtin_file, load_statistics, sha256_of, spread_features
+from mgen.evaluation.statistics import BUILTIN, Reference, builtin_file, load_statistics, sha256_of
 
 
 def find_reference(
@@ -55,5 +55,5 @@ def find_reference(
         sha256 = sha256_of(mean, cov)
         found = Reference(mean=mean, cov=cov, name=name, count=measured.count, sha256=sha256, spatial=spatial)
     if images:  # at most as many as behind published results: memory and time grow with the square
-        found.features = spread_features(measured, PUBLISHED)
+        found.features = measured.spread(PUBLISHED)
     return found

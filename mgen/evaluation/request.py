@@ -5,7 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mgen.evaluation.protocols import Protocol, find_protocol
+from mgen.pipelines.pixels import QUANTIZATIONS
 from mgen.utils.errors import MgenError, check_choice
+from mgen.zoo import embedded_entries
 
 # Settings that apply to sampled images only.
 SAMPLED_ONLY = ("labels", "seed", "image_size", "quantization")
@@ -97,8 +99,6 @@ class EvalRequest:
 
     def find_protocol(self) -> Protocol:
         """The protocol that name, extractor, image size and quantization select."""
-        from mgen.pipelines.runs import QUANTIZATIONS
-
         if self.quantization is not None:
             check_choice("--quantization", self.quantization, QUANTIZATIONS)
         name = self.protocol
@@ -113,6 +113,4 @@ class EvalRequest:
 
 def is_model(path: str) -> bool:
     """Whether this is a pipeline's folder or the name of an embedded model, not images."""
-    from mgen.zoo import embedded_entries
-
     return (Path(path) / "model_index.json").is_file() or path in [entry.name for entry in embedded_entries()]

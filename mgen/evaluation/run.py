@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -23,18 +22,15 @@ from mgen.evaluation.request import EvalRequest, is_model
 from mgen.evaluation.result import Facts, Result
 from mgen.evaluation.sources import Source, from_model, open_source
 from mgen.evaluation.statistics import check_statistics_name, save_statistics, sha256_of
-from mgen.pipelines.pipeline import load, load_tokenizer
+from mgen.pipelines.pipeline import MaskedPipeline, load, load_tokenizer
+from mgen.samplers import ParallelSampler
 from mgen.tokenizers.bridge import kl_tokenizer
 from mgen.tokenizers.vision import give_vision
 from mgen.utils.errors import MgenError
 from mgen.utils.files import check_writable, file_sha256, write_json, write_text
 from mgen.zoo import weights_sha256
 
-if TYPE_CHECKING:
-    from mgen.pipelines.pipeline import MaskedPipeline
-    from mgen.samplers import ParallelSampler
-
-ChooseSampler = Callable[["MaskedPipeline"], "ParallelSampler"]
+ChooseSampler = Callable[[MaskedPipeline], ParallelSampler]
 SMALL = 256  # features; with more the bootstrap is slow
 
 
@@ -45,7 +41,7 @@ class Outcome:
     result: Result
     folder: Path
     measured: Measured
-    pipe: "MaskedPipeline | None"
+    pipe: MaskedPipeline | None
 
 
 def run_evaluation(request: EvalRequest, workers: Workers, choose_sampler: ChooseSampler) -> Outcome | None:
@@ -117,7 +113,7 @@ def _check(request: EvalRequest) -> Protocol:
 
 def _find_source(
     request: EvalRequest, protocol: Protocol, extractor: Extractor, device: torch.device, choose_sampler: ChooseSampler
-) -> tuple[Source, "MaskedPipeline | None"]:
+) -> tuple[Source, MaskedPipeline | None]:
     """The images of the request, and the pipeline if they are sampled."""
     path = str(request.path)
     if request.reconstruction:
@@ -144,7 +140,7 @@ def _find_source(
     return source, pipe
 
 
-def _check_comparable(request: EvalRequest, source: Source, pipe: "MaskedPipeline | None") -> None:
+def _check_comparable(request: EvalRequest, source: Source, pipe: MaskedPipeline | None) -> None:
     """Raise MgenError if the default protocol would compare with Fashion-MNIST what nobody would."""
     if request.protocol or request.extractor or request.reference or request.reconstruction:
         return

@@ -10,20 +10,21 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from mgen.data import FashionMNIST, ImageData, center_crop, list_images, load_image
 from mgen.evaluation.npz import NpzImages
 from mgen.evaluation.result import Facts
+from mgen.pipelines.labels import label_plan
+from mgen.pipelines.pipeline import MaskedPipeline, to_uint8
+from mgen.pipelines.shards import ShardFolder, find_shards
 from mgen.utils.errors import MgenError
 from mgen.utils.files import read_json
-
-if TYPE_CHECKING:
-    from mgen.pipelines.pipeline import MaskedPipeline
+from mgen.zoo.recipes import recipe_names
 
 
 @dataclass(kw_only=True)
@@ -76,8 +77,6 @@ def from_folder(
         size: crop the middle square and resize it to this side, as ADM does; None: all images must have one size.
         threads: for decoding files.
     """
-    from mgen.pipelines.shards import find_shards
-
     if find_shards(path):
         return _from_shards(path, size=size, limit=limit)
     files = [f for f in list_images(path) if f.stem != "grid" and not _animated(f)][:limit]
@@ -109,8 +108,6 @@ def _stored(kind: str, path: Path, size: int | None = None) -> Facts:
 
 def _from_shards(path: Path, *, size: int | None, limit: int | None) -> Source:
     """A folder of npz shards that `mgen sample --format npz` wrote."""
-    from mgen.pipelines.shards import ShardFolder, find_shards
-
     shards = ShardFolder(path)
     if size is not None and shards.read(0, 1)[0].shape[-2:] != (size, size):
         raise MgenError(
@@ -157,8 +154,6 @@ def _animated(file: Path) -> bool:
 
 def from_npz(path: Path, *, limit: int | None = None, size: int | None = None) -> Source:
     """ADM's sample files: arr_0 uint8 (N, H, W, C), optionally arr_1 class ids (N,); read as a stream."""
-    from torchvision.transforms.functional import pil_to_tensor, to_pil_image
-
     file = NpzImages(path)
 
     def read(start: int, stop: int) -> Batch:
@@ -172,7 +167,7 @@ def from_npz(path: Path, *, limit: int | None = None, size: int | None = None) -
 
 
 def from_model(
-    pipe: "MaskedPipeline",
+    pipe: MaskedPipeline,
     *,
     name: str,
     count: int,
@@ -188,9 +183,6 @@ def from_model(
     Args:
         plan: of the class ids: balanced, sorted or random. batch_size: images sampled at a time; in fp32 it does not change them.
     """
-    from mgen.pipelines.labels import label_plan
-    from mgen.pipelines.pipeline import to_uint8
-
     classes: Sequence[int | None] = range(pipe.generator.num_classes) if pipe.conditional else [None]
     label = label_plan(plan, classes=classes, count=count, seed=seed)
 
@@ -221,7 +213,6 @@ def from_model(
 
 def from_dataset(dataset: ImageData, *, name: str, limit: int | None = None) -> Source:
     """The images of a data set, unchanged."""
-    from mgen.pipelines.pipeline import to_uint8
 
     def read(start: int, stop: int) -> Batch:
         batch = dataset.__getitems__(range(start, stop))
@@ -251,8 +242,6 @@ def open_source(
         return from_npz(path, limit=limit, size=size)
     if path.is_dir():
         return from_folder(path, channels=channels, size=size, limit=limit)
-    from mgen.zoo.recipes import recipe_names
-
     if name in recipe_names():
         raise MgenError(f"{name} is a recipe: mgen eval --recipe {name} samples and measures its model")
     raise MgenError(f"{name} is not a folder of images, an .npz, `fmnist` or a model (mgen zoo lists the models)")

@@ -4,7 +4,7 @@ import hashlib
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,9 +17,6 @@ from mgen.evaluation.result import Facts
 from mgen.utils.errors import MgenError
 from mgen.utils.files import atomic_path, file_sha256, read_tensors, write_tensors
 from mgen.utils.folders import embedded
-
-if TYPE_CHECKING:
-    from mgen.evaluation.measure import Measured
 
 # Built-in references → the split of Fashion-MNIST they were computed on.
 BUILTIN = {"fmnist-train": "train", "fmnist-test": "test"}
@@ -228,13 +225,3 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
 def builtin_file(name: str) -> Path:
     """File of a built-in reference, in the features of fmnist-cnn."""
     return embedded("fmnist-cnn") / f"statistics-{BUILTIN[name]}.safetensors"
-
-
-def spread_features(measured: "Measured", count: int) -> Tensor:
-    """Features (M, F) of `count` images evenly spread over all."""
-    rows = torch.arange(min(count, measured.count)) * measured.count // min(count, measured.count)
-    out, first = [], 0
-    for block in measured.blocks("features"):
-        out.append(block[rows[(rows >= first) & (rows < first + len(block))] - first])
-        first += len(block)
-    return torch.cat(out)
