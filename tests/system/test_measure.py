@@ -11,7 +11,7 @@ import torch
 
 from mgen.cli import main
 from mgen.evaluation.extractors import Extractor, make_extractor
-from mgen.evaluation.measure import Measured, begin, example_rows, measure, shard_file
+from mgen.evaluation.measure import Measured, Workers, begin, example_rows, measure, shard_file
 from mgen.evaluation.neighbors import nearest, nearest_rows
 from mgen.evaluation.npz import NpzImages
 from mgen.evaluation.references import find_reference
@@ -32,12 +32,24 @@ def test_one_measurement_whatever_the_batches_and_the_processes(tmp_path: Path) 
         if rank:
             measure_rank = Plain()
             measure(
-                source_of(images, labels), measure_rank, folder=folder, rank=1, world=2, batch_size=33, progress=False
+                source_of(images, labels),
+                measure_rank,
+                folder=folder,
+                workers=Workers(rank=1, world=2),
+                batch_size=33,
+                progress=False,
             )
             with pytest.raises(MgenError, match="part-00000000.safetensors is missing"):
                 Measured(folder, 1230)
             assert sum(measure_rank.calls) == 500
-    shared = measure(source_of(images, labels), Plain(), folder=folder, rank=0, world=2, batch_size=33, progress=False)
+    shared = measure(
+        source_of(images, labels),
+        Plain(),
+        folder=folder,
+        workers=Workers(rank=0, world=2),
+        batch_size=33,
+        progress=False,
+    )
     mean, cov = whole.sums().finish()
     assert np.allclose(shared.sums().finish()[0], mean, atol=1e-7) and np.allclose(
         shared.sums().finish()[1], cov, atol=1e-6
@@ -137,9 +149,9 @@ def test_training_images_of_other_sizes_are_cut_to_those_measured(tmp_path: Path
 def test_too_many_processes_are_told(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     images = source_of(pictures(600))
     for rank in (1, 0):
-        measure(images, Plain(), folder=tmp_path, rank=rank, world=2)
+        measure(images, Plain(), folder=tmp_path, workers=Workers(rank=rank, world=2))
     assert "more than needed" not in capsys.readouterr().err
-    measure(images, Plain(), folder=tmp_path, rank=0, world=3)
+    measure(images, Plain(), folder=tmp_path, workers=Workers(rank=0, world=3))
     assert "600 images are 2 shards of 500 images: 3 processes are more than needed" in capsys.readouterr().err
 
 
@@ -315,7 +327,7 @@ def measure_slowly(folder: Path, rank: int, world: int) -> None:
 
     source = Source(count=2600, about={"kind": "data"}, read=read, ahead=False)
     try:
-        measure(source, Plain(), folder=folder, batch_size=100, progress=False, rank=rank, world=world)
+        measure(source, Plain(), folder=folder, batch_size=100, progress=False, workers=Workers(rank=rank, world=world))
     except MgenError:
         os._exit(0)  # it looks for the other's shards, which may not be there yet
 
