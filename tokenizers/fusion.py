@@ -5,7 +5,7 @@ Zheng et al., "Holistic Tokenizer for Autoregressive Image Generation" (ICCV 202
 Notation: B batch, S holistic tokens, h × w grid, N = h·w patches, V vision tokens of width W, D width, F hidden width of the MLPs.
 """
 
-from typing import TypedDict
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -70,21 +70,13 @@ def positions_of(table: Tensor, grid: tuple[int, int]) -> Tensor:
     return F.interpolate(square, scale_factor=factors, mode="bicubic")[0].flatten(1).T  # (h·w, D)
 
 
-class VisionProjection(nn.Sequential):
-    """Vision tokens (B, V, W) → (B, V, D)."""
+@dataclass(frozen=True, kw_only=True)
+class Stack:
+    """A stack of transformer blocks and the tokens it reads.
 
-    def __init__(self, width: int, dim: int) -> None:
-        super().__init__(
-            nn.Linear(width, dim, bias=False),
-            nn.LayerNorm(dim),
-            nn.ReLU(),
-            nn.Linear(dim, dim, bias=False),
-            nn.LayerNorm(dim),
-        )
-
-
-class StackSettings(TypedDict):
-    """The arguments that Gathering and Spreading share."""
+    Args:
+        dim, depth, heads, hidden: D, blocks, heads, F. holistic: S. side: h = w of the position table. dropout: see FusionBlock.
+    """
 
     dim: int
     depth: int
@@ -94,6 +86,16 @@ class StackSettings(TypedDict):
     side: int
     dropout: float
 
+    def blocks(self) -> nn.ModuleList:
+        """Blocks of a causal stack."""
+        return nn.ModuleList(
+            FusionBlock(self.dim, self.heads, hidden=self.hidden, dropout=self.dropout) for _ in range(self.depth)
+        )
+
+    def table(self, *rows: int) -> nn.Parameter:
+        """A table of `rows` embeddings of width D, or a single one."""
+        return nn.Parameter(torch.randn(*rows, self.dim) * self.dim**-0.5)
+
 
 class Gathering(nn.Module):
     """Features of the patches → holistic tokens and patches, both informed by the whole image.
@@ -101,38 +103,29 @@ class Gathering(nn.Module):
     The first stack is bidirectional and includes the vision tokens; the second is causal, with the holistic tokens first.
 
     Args:
-        dim, depth, heads, hidden: D, blocks of each stack, heads, F. inner: heads times head width of the first stack.
-        holistic: S. side: h = w of the position table. vision: W; None without vision tokens. dropout: see FusionBlock.
+        stack: size of both stacks. inner: heads times head width of the first. vision: W; None without vision tokens.
     """
 
-    def __init__(
-        self,
-        *,
-        dim: int,
-        depth: int,
-        heads: int,
-        hidden: int,
-        inner: int,
-        holistic: int,
-        side: int,
-        vision: int | None,
-        dropout: float,
-    ) -> None:
+    def __init__(self, stack: Stack, *, inner: int, vision: int | None) -> None:
         super().__init__()
+        dim, heads = stack.dim, stack.heads
         if inner % heads:
             raise MgenError(
                 f"inner {inner} is not a multiple of heads {heads}: it is the number of heads times the width of a head"
             )
-        self.holistic = nn.Parameter(torch.randn(holistic, dim) * dim**-0.5)
-        self.position = nn.Parameter(torch.randn(side * side, dim) * dim**-0.5)
-        self.project = VisionProjection(vision, dim) if vision is not None else None
+        self.holistic, self.position = stack.table(stack.holistic), stack.table(stack.side**2)
+        self.project: nn.Module | None = None
+        if vision is not None:
+            first, second = nn.Linear(vision, dim, bias=False), nn.Linear(dim, dim, bias=False)
+            self.project = nn.Sequential(first, nn.LayerNorm(dim), nn.ReLU(), second, nn.LayerNorm(dim))
         self.norm1 = nn.LayerNorm(dim)
+        width, dropout = inner // heads, stack.dropout
         self.blocks1 = nn.ModuleList(
-            FusionBlock(dim, heads, hidden=hidden, head_dim=inner // heads, bias=False, out_dropout=dropout)
-            for _ in range(depth)
+            FusionBlock(dim, heads, hidden=stack.hidden, head_dim=width, bias=False, out_dropout=dropout)
+            for _ in range(stack.depth)
         )
         self.norm2 = nn.LayerNorm(dim)
-        self.blocks2 = nn.ModuleList(FusionBlock(dim, heads, hidden=hidden, dropout=dropout) for _ in range(depth))
+        self.blocks2 = stack.blocks()
 
     def forward(self, features: Tensor, vision: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Holistic tokens (B, S, D) and patches (B, D, h, w) of features (B, D, h, w) and, if used, vision tokens (B, V, W)."""
@@ -157,35 +150,21 @@ class Spreading(nn.Module):
     `shift` patches influence nothing and are not computed.
 
     Args:
-        dim, depth, heads, hidden: D, blocks, heads, F. holistic: S. side: h = w of the position table. dropout: see FusionBlock.
-        vision: W of the predicted vision tokens; None: predict none.
+        stack: its size. vision: W of the predicted vision tokens; None: predict none.
     """
 
-    def __init__(
-        self,
-        *,
-        dim: int,
-        depth: int,
-        heads: int,
-        hidden: int,
-        holistic: int,
-        side: int,
-        shift: int,
-        vision: int | None,
-        dropout: float,
-    ) -> None:
+    def __init__(self, stack: Stack, *, shift: int, vision: int | None) -> None:
         super().__init__()
-        if not 0 <= shift <= holistic:
-            raise MgenError(f"shift is {shift}: expected 0 to {holistic}, the number of holistic tokens")
+        if not 0 <= shift <= stack.holistic:
+            raise MgenError(f"shift is {shift}: expected 0 to {stack.holistic}, the number of holistic tokens")
         self.shift = shift
-        self.holistic_position = nn.Parameter(torch.randn(holistic, dim) * dim**-0.5)
-        self.position = nn.Parameter(torch.randn(side * side, dim) * dim**-0.5)
-        self.norm = nn.LayerNorm(dim)
-        self.blocks = nn.ModuleList(FusionBlock(dim, heads, hidden=hidden, dropout=dropout) for _ in range(depth))
+        self.holistic_position, self.position = stack.table(stack.holistic), stack.table(stack.side**2)
+        self.norm = nn.LayerNorm(stack.dim)
+        self.blocks = stack.blocks()
         if vision is not None:
-            self.query = nn.Parameter(torch.randn(dim) * dim**-0.5)
-            self.vision_norm = nn.LayerNorm(dim)
-            self.vision_out = nn.Linear(dim, vision)
+            self.query = stack.table()
+            self.vision_norm = nn.LayerNorm(stack.dim)
+            self.vision_out = nn.Linear(stack.dim, vision)
         self.apply(_initialize)
 
     def forward(self, holistic: Tensor, patches: Tensor) -> Tensor:

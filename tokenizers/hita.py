@@ -25,7 +25,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from mgen.tokenizers.base import Tokenizer, register_tokenizer
-from mgen.tokenizers.fusion import Gathering, Spreading, StackSettings
+from mgen.tokenizers.fusion import Gathering, Spreading, Stack
 from mgen.tokenizers.quantizers import codebook_usage
 from mgen.tokenizers.sphere import SphereQuantizer, sphere_vq
 from mgen.tokenizers.vision import HOW, VisionEncoder, load_vision
@@ -120,11 +120,11 @@ class HitaTokenizer(Tokenizer):
         # Saved, so that the position tables keep their size when the weights are used at another image size.
         side = position_side or image_size // self.factor
         self.register_to_config(position_side=side)
-        shared: StackSettings = dict(
+        stack = Stack(
             dim=dim, depth=depth, heads=heads, hidden=hidden, holistic=global_tokens, side=side, dropout=dropout
         )
-        self.gathering = Gathering(**shared, inner=inner or dim, vision=vision)
-        self.spreading = Spreading(**shared, shift=shift, vision=vision if vision_loss else None)
+        self.gathering = Gathering(stack, inner=inner or dim, vision=vision)
+        self.spreading = Spreading(stack, shift=shift, vision=vision if vision_loss else None)
         self.to_holistic = nn.Linear(dim, global_latent)
         self.holistic_quantize = SphereQuantizer(vocab_size=global_vocab_size, dim=global_latent)
         self.from_holistic = nn.Linear(global_latent, dim)

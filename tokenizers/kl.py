@@ -19,10 +19,10 @@ import torch
 from diffusers import AutoencoderKL
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
-from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
 from mgen.tokenizers.base import PosteriorTokenizer, register_tokenizer
+from mgen.tokenizers.sphere import set_stem
 from mgen.tokens import TokenSpec
 from mgen.utils.errors import MgenError
 
@@ -126,11 +126,7 @@ class KLTokenizer(PosteriorTokenizer):
             use_post_quant_conv=quant_conv,
             mid_block_add_attention=middle_attention,
         )
-        if stem is not None and stem != channels[0]:
-            self.vae.encoder.conv_in = nn.Conv2d(in_channels, stem, 3, padding=1)
-            self.vae.encoder.down_blocks[0].resnets[0] = ResnetBlock2D(
-                in_channels=stem, out_channels=channels[0], temb_channels=None, groups=norm_groups, eps=1e-6
-            )
+        set_stem(self.vae, stem)
         if z_channels is not None and z_channels != latent_channels:
             if not quant_conv:
                 raise MgenError(
@@ -220,19 +216,14 @@ def estimate_scale(tokenizer: KLTokenizer, batches: Iterable[Tensor]) -> float:
     Raises:
         MgenError: there are no images, or their latents are not finite or all equal.
     """
-    total = torch.zeros(3, dtype=torch.float64)  # count, sum, sum of squares
+    count, first, second = 0, 0.0, 0.0  # numbers, their sum, sum of squares
     for images in batches:
         posterior = tokenizer.posterior(tokenizer.moments(images.to(tokenizer.device)))
         mean = posterior.mean.double() - tokenizer.config.shift
-        total += torch.stack(
-            [
-                torch.tensor(float(mean.numel()), dtype=torch.float64),
-                mean.sum().cpu(),
-                (mean.square() + posterior.var.double()).sum().cpu(),
-            ]
-        )
-    count, first, second = total.tolist()
+        count += mean.numel()
+        first += mean.sum().item()
+        second += (mean.square() + posterior.var.double()).sum().item()
     variance = second / count - (first / count) ** 2 if count else 0.0
     if not 0 < variance < float("inf"):
-        raise MgenError(f"cannot estimate a scale from {count:.0f} latent numbers with variance {variance}")
+        raise MgenError(f"cannot estimate a scale from {count} latent numbers with variance {variance}")
     return variance**-0.5

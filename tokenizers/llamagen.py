@@ -13,18 +13,15 @@ Notation: B batch, C image channels, d numbers of a code, h = w = image side / 2
 | fmnist (32 px, gray) | 16 32 64 | 4 | 512 × 8 | (64 at 32 px) | 0.8 M |
 """
 
-import torch
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
-from mgen.tokenizers.base import Tokenizer, register_tokenizer
-from mgen.tokenizers.quantizers import Quantized, codebook_usage
+from mgen.tokenizers.base import CodebookTokenizer, register_tokenizer
 from mgen.tokenizers.sphere import SphereQuantizer, sphere_vq
-from mgen.tokens import TokenSpec
 
 
 @register_tokenizer
-class LlamaGenVQ(Tokenizer):
+class LlamaGenVQ(CodebookTokenizer):
     """Image ⇄ ids. Images are (B, C, H, W) in [-1, 1].
 
     `vq` is a diffusers VQModel with another quantizer, and diffusers can load what `vq.save_pretrained` writes; for a codebook
@@ -82,37 +79,10 @@ class LlamaGenVQ(Tokenizer):
     def quantize(self) -> SphereQuantizer:
         return self.vq.quantize
 
-    @property
-    def spec(self) -> TokenSpec:
-        side = self.config.image_size // self.factor
-        return TokenSpec(kind="index", length=side * side, grid=(side, side), vocab_size=self.config.vocab_size)
-
     def latents(self, images: Tensor) -> Tensor:
         """Features before quantization and normalization (B, d, h, w) of images (B, C, H, W) in [-1, 1]."""
         self.check_size(images)
         return self.vq.quant_conv(self.vq.encoder(images))
 
-    def encode(self, images: Tensor) -> Tensor:
-        """Ids (B, L) int64, row by row, of images (B, C, H, W) in [-1, 1]."""
-        return self.quantize.ids(self.latents(images)).flatten(1)  # (B, L)
-
-    @torch.no_grad()
-    def initialize_codebooks(self, images: Tensor, rng: torch.Generator) -> None:
-        """Place the codebook's rows on latents of these images (B, C, H, W); see VectorQuantizer.initialize."""
-        self.quantize.initialize(self.latents(images), rng)
-
     def decode_latents(self, z: Tensor) -> Tensor:
-        """Images (B, C, H, W), about [-1, 1] and not clamped, of code vectors z (B, d, h, w)."""
         return self.vq.decoder(self.vq.post_quant_conv(z))
-
-    def decode(self, ids: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
-        """Images of ids (B, L) int64 in 0 … vocab_size − 1; `grid` (h, w) if it is not square."""
-        side = round(ids.shape[1] ** 0.5)
-        values = self.quantize.lookup(ids.unflatten(1, grid or (side, side)))
-        return self.decode_latents(values.to(self.dtype))
-
-    def forward(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-        """For training: reconstructions (B, C, H, W), the quantizer's losses, usage and perplexity of the codebook."""
-        quantized: Quantized = self.quantize(self.latents(images))
-        usage = codebook_usage(quantized.ids, self.config.vocab_size)
-        return self.decode_latents(quantized.values), quantized.losses, usage
