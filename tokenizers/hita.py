@@ -76,6 +76,8 @@ class HitaTokenizer(Tokenizer):
     }
     DECODER_WEIGHTS = ("vq.decoder.", "vq.post_quant_conv.", "from_holistic.", "spreading.")
 
+    vision_encoder: VisionEncoder | None  # what `use_vision` loaded; it moves with the tokenizer to other devices
+
     @register_to_config
     def __init__(
         self,
@@ -128,14 +130,9 @@ class HitaTokenizer(Tokenizer):
         self.to_holistic = nn.Linear(dim, global_latent)
         self.holistic_quantize = SphereQuantizer(vocab_size=global_vocab_size, dim=global_latent)
         self.from_holistic = nn.Linear(global_latent, dim)
-        self._vision: list[VisionEncoder] = []  # in a list, so that it is neither trained nor saved with the model
+        self.__dict__["vision_encoder"] = None  # outside the module tree: neither trained nor saved with the model
 
     # -- the vision encoder --------------------------------------------------------------------------------------------
-
-    @property
-    def vision_encoder(self) -> VisionEncoder | None:
-        """The encoder that `use_vision` loaded; it moves with the tokenizer to other devices."""
-        return self._vision[0] if self._vision else None
 
     def use_vision(self, source: VisionEncoder | str | Path, *, heads: int | None = None) -> "HitaTokenizer":
         """Attach a vision encoder, or load it from a local file; returns the tokenizer.
@@ -154,12 +151,12 @@ class HitaTokenizer(Tokenizer):
             raise MgenError(
                 f"the vision encoder has tokens of width {encoder.width}, but this tokenizer takes {width}: give another file"
             )
-        self._vision = [encoder.to(self.device)]
+        self.__dict__["vision_encoder"] = encoder.to(self.device)
         return self
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "HitaTokenizer":
-        for encoder in self._vision:
-            encoder._apply(fn)
+        if self.vision_encoder is not None:
+            self.vision_encoder._apply(fn)
         return super()._apply(fn, recurse)
 
     def vision_tokens(self, images: Tensor) -> Tensor | None:
@@ -170,12 +167,12 @@ class HitaTokenizer(Tokenizer):
         """
         if self.config.vision is None:
             return None
-        if not self._vision:
+        if self.vision_encoder is None:
             raise MgenError(
                 "encoding with this Hita tokenizer needs its frozen vision encoder, DINOv2's dinov2_vitl14_reg4_pretrain.pth: "
                 f"{HOW}; decoding does not"
             )
-        return self._vision[0](images).to(self.dtype)
+        return self.vision_encoder(images).to(self.dtype)
 
     # -- images to ids -------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,6 @@ Notation: B batch, S side of the transformer's input (224), T = 1 + (S / 16)² t
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -18,9 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from mgen.tokenizers.vision import MEAN, STD
+from mgen.tokenizers.vision import MEAN, STD, load_transformer
 from mgen.training.adversarial import Adversary
 from mgen.utils.errors import MgenError
+from mgen.utils.weights import read_state_dict
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
@@ -66,13 +66,6 @@ def _head(width: int) -> nn.Sequential:
     return nn.Sequential(_block(width, 1), Residual(_block(width, 9)), spectral_norm(nn.Conv1d(width, 1, 1)))
 
 
-@dataclass(frozen=True)
-class Unregistered:
-    """Holds the frozen transformer outside the module tree: it is neither trained nor saved with the heads."""
-
-    vit: "VisionTransformer"
-
-
 class DinoDiscriminator(Adversary):
     """Logits of images (B, C, H, W) in [-1, 1], C 3 or 1 (gray), by one head for each readout of a frozen DINO.
 
@@ -83,6 +76,7 @@ class DinoDiscriminator(Adversary):
         loss, weight: see `Adversary`.
     """
 
+    vit: "VisionTransformer"
     mean: Tensor
     std: Tensor
 
@@ -96,18 +90,13 @@ class DinoDiscriminator(Adversary):
     ) -> None:
         super().__init__(loss=loss, weight=weight)
         vit = load_dino(path, heads=attention_heads)
-        self._frozen = Unregistered(vit)
+        self.__dict__["vit"] = vit  # outside the module tree: neither trained nor saved with the heads
         self.size: int = vit.patch_embed.img_size[0]  # pixels
         depth = len(vit.blocks)
         self.read_after = sorted({math.ceil(depth * k / 4) - 1 for k in (1, 2, 3, 4)})  # blocks 2, 5, 8, 11 of 12
         self.heads = nn.ModuleList(_head(vit.embed_dim) for _ in range(1 + len(self.read_after)))
         self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
-
-    @property
-    def vit(self) -> "VisionTransformer":
-        """The transformer, frozen."""
-        return self._frozen.vit
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         self.vit._apply(fn)
@@ -176,38 +165,14 @@ def load_dino(path: str | Path, *, heads: int | None = None) -> "VisionTransform
     Raises:
         MgenError: timm is not installed; the file is missing, damaged, or not of this layout.
     """
-    from mgen.convert.reading import read_state_dict
-
-    try:
-        import timm
-        from timm.models.vision_transformer import VisionTransformer
-    except ImportError as error:
-        raise MgenError("the DINO discriminator needs timm: pip install 'mgen[hita]', or pip install timm") from error
     state = read_state_dict(path)
     for name in ("cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight"):
         if name not in state:
             raise MgenError(f"{path} is not of timm's layout of {LAYOUT} ({FILE}): it lacks {name}")
     width, patch = state["patch_embed.proj.weight"].shape[0], state["patch_embed.proj.weight"].shape[-1]
-    if heads is None and width % 64:
-        raise MgenError(
-            f"{path} has width {width}, which is not a multiple of 64: give the number of heads, attention_heads=N"
-        )
-    try:
-        vit = timm.create_model(
-            LAYOUT,
-            pretrained=False,
-            num_classes=0,
-            img_size=patch * math.isqrt(state["pos_embed"].shape[1] - 1),
-            patch_size=patch,
-            embed_dim=width,
-            depth=1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks.")),
-            num_heads=heads or width // 64,
-            mlp_ratio=state["blocks.0.mlp.fc1.weight"].shape[0] / width,
-        )
-        vit.load_state_dict(state)
-    except (RuntimeError, ValueError, IndexError, AssertionError) as error:
-        raise MgenError(f"{path} does not fit {LAYOUT}: {str(error).splitlines()[-1].strip()[:160]}") from error
-    assert isinstance(vit, VisionTransformer)
+    side = patch * math.isqrt(state["pos_embed"].shape[1] - 1)
+    option = "attention_heads=N"
+    vit = load_transformer(path, state, LAYOUT, user="the DINO discriminator", heads=heads, option=option, side=side)
     with torch.no_grad():
         for i in range(len(vit.blocks)):  # of the keys, as published; no attention depends on it
             vit.get_parameter(f"blocks.{i}.attn.qkv.bias")[width : 2 * width] = 0.0

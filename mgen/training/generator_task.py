@@ -15,21 +15,22 @@ from mgen.tokens import TokenSpec
 from mgen.training.cascade import CascadeObjective
 from mgen.training.config import GeneratorObjectiveConfig, TrainConfig
 from mgen.training.objectives import GeneratorObjective
-from mgen.training.parts import check_images, freeze, make_data, make_model
+from mgen.training.parts import Task, check_images
 from mgen.training.token_source import SMALL
 from mgen.utils.errors import MgenError
 from mgen.utils.modeling import Model
 
 
-class GeneratorTask:
+class GeneratorTask(Task):
     """Train a generator on the tokens of a cache, or of images."""
 
     def __init__(self, config: TrainConfig) -> None:
-        settings, model = config.objective, make_model(config)
+        super().__init__(config)
+        settings, model = config.objective, self.model
         assert isinstance(settings, GeneratorObjectiveConfig)
         if not isinstance(model, Generator | Cascade):
             raise MgenError(f"model.class={type(model).__name__} is not a generator: name one of mgen zoo, or set task")
-        self.config, self.settings, self.model = config, settings, model
+        self.settings, self.model = settings, model
         self.tokenizer = self._load_tokenizer()
         self.sampler = ParallelSampler.suited(model, settings.sampler, "objective.sampler")
         self.sampler.check(model)
@@ -39,10 +40,7 @@ class GeneratorTask:
         else:
             self.objective = GeneratorObjective(model, settings, self.tokenizer)
         cached = self.tokenizer is not None and config.data.kind == "cache"
-        self.train_data, self.val_data = make_data(
-            config, fingerprint=tokenizer_fingerprint(self.tokenizer) if cached else None
-        )
-        freeze(model, config.optim.freeze)
+        self.load_data(fingerprint=tokenizer_fingerprint(self.tokenizer) if cached else None)
         self._check_data()
         names = tuple(self.train_data.class_names)
         self.class_names = names if model.conditional and len(names) == model.num_classes else None

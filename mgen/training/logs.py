@@ -35,7 +35,7 @@ class Logger:
             return
         try:
             with self.path.open("a") as file:
-                file.write(json.dumps({"step": step, **{k: _short(v) for k, v in values.items()}}) + "\n")
+                file.write(json.dumps({"step": step, **{k: float(f"{v:.7g}") for k, v in values.items()}}) + "\n")
         except OSError as error:
             raise MgenError(f"cannot write {self.path} ({error.strerror}): check permissions and free space") from error
         if self.board is not None:
@@ -54,10 +54,6 @@ def _tensorboard(output: Path, step: int) -> "SummaryWriter | None":
     except ImportError:
         return None
     return SummaryWriter(str(output / "tensorboard"), purge_step=step + 1 if step else None)
-
-
-def _short(value: float) -> float:
-    return float(f"{value:.7g}")
 
 
 def _step_of(line: str) -> float:
