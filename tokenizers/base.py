@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T", bound="type[Tokenizer]")
 TOKENIZERS: dict[str, "type[Tokenizer]"] = {}
+# Arguments that the convolutional sizes for Fashion-MNIST share.
+FMNIST: dict[str, object] = dict(image_size=32, in_channels=1, layers=1, norm_groups=8)
 
 
 def register_tokenizer(cls: T) -> T:

@@ -16,30 +16,49 @@ from mgen.nn.modulated import GatedMLP
 from mgen.utils.errors import MgenError
 
 
+@dataclass(frozen=True, kw_only=True)
+class Stack:
+    """Size of a stack of transformer blocks and of its tables.
+
+    Args:
+        dim, depth, heads, hidden: D, blocks, heads, F. holistic: S. side: h = w of the position table. dropout: see FusionBlock.
+    """
+
+    dim: int
+    depth: int
+    heads: int
+    hidden: int
+    holistic: int
+    side: int
+    dropout: float
+
+    def blocks(self, inner: int | None = None) -> nn.ModuleList:
+        """The blocks; for `inner` see FusionBlock."""
+        return nn.ModuleList(FusionBlock(self, inner) for _ in range(self.depth))
+
+    def table(self, *rows: int) -> nn.Parameter:
+        """A table of `rows` embeddings of width D, or a single one."""
+        return nn.Parameter(torch.randn(*rows, self.dim) * self.dim**-0.5)
+
+
 class FusionBlock(nn.Module):
     """x += attn(LN(x)); x += mlp(LN(x)). Positions are added before the first block only.
 
     Args:
-        dim, heads, head_dim, hidden: D, heads, width of a head, F. bias: of the q, k, v projection.
-        dropout: on the attention probabilities. out_dropout: on the attention's output.
+        inner: heads times head width, with q, k and v without biases and dropout on the attention's output, as published; None: D,
+            with biases, and dropout on the attention probabilities.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        heads: int,
-        *,
-        hidden: int,
-        head_dim: int | None = None,
-        bias: bool = True,
-        dropout: float = 0.0,
-        out_dropout: float = 0.0,
-    ) -> None:
+    def __init__(self, stack: Stack, inner: int | None = None) -> None:
         super().__init__()
+        dim, heads, drop = stack.dim, stack.heads, stack.dropout
         self.norm1 = nn.LayerNorm(dim)
-        self.attn = Attention(dim, heads, head_dim=head_dim, bias=bias, dropout=dropout, out_dropout=out_dropout)
+        if inner is None:
+            self.attn = Attention(dim, heads, bias=True, dropout=drop, out_dropout=0.0)
+        else:
+            self.attn = Attention(dim, heads, head_dim=inner // heads, bias=False, dropout=0.0, out_dropout=drop)
         self.norm2 = nn.LayerNorm(dim)
-        self.mlp = GatedMLP(dim, hidden, bias=True)
+        self.mlp = GatedMLP(dim, stack.hidden, bias=True)
 
     def forward(self, x: Tensor, *, causal: bool = False, readable: Tensor | None = None) -> Tensor:
         """(B, L, D) → (B, L, D).
@@ -70,33 +89,6 @@ def positions_of(table: Tensor, grid: tuple[int, int]) -> Tensor:
     return F.interpolate(square, scale_factor=factors, mode="bicubic")[0].flatten(1).T  # (h·w, D)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Stack:
-    """A stack of transformer blocks and the tokens it reads.
-
-    Args:
-        dim, depth, heads, hidden: D, blocks, heads, F. holistic: S. side: h = w of the position table. dropout: see FusionBlock.
-    """
-
-    dim: int
-    depth: int
-    heads: int
-    hidden: int
-    holistic: int
-    side: int
-    dropout: float
-
-    def blocks(self) -> nn.ModuleList:
-        """Blocks of a causal stack."""
-        return nn.ModuleList(
-            FusionBlock(self.dim, self.heads, hidden=self.hidden, dropout=self.dropout) for _ in range(self.depth)
-        )
-
-    def table(self, *rows: int) -> nn.Parameter:
-        """A table of `rows` embeddings of width D, or a single one."""
-        return nn.Parameter(torch.randn(*rows, self.dim) * self.dim**-0.5)
-
-
 class Gathering(nn.Module):
     """Features of the patches → holistic tokens and patches, both informed by the whole image.
 
@@ -119,11 +111,7 @@ class Gathering(nn.Module):
             first, second = nn.Linear(vision, dim, bias=False), nn.Linear(dim, dim, bias=False)
             self.project = nn.Sequential(first, nn.LayerNorm(dim), nn.ReLU(), second, nn.LayerNorm(dim))
         self.norm1 = nn.LayerNorm(dim)
-        width, dropout = inner // heads, stack.dropout
-        self.blocks1 = nn.ModuleList(
-            FusionBlock(dim, heads, hidden=stack.hidden, head_dim=width, bias=False, out_dropout=dropout)
-            for _ in range(stack.depth)
-        )
+        self.blocks1 = stack.blocks(inner)
         self.norm2 = nn.LayerNorm(dim)
         self.blocks2 = stack.blocks()
 

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from mgen.tokenizers.base import Tokenizer, register_tokenizer
+from mgen.tokenizers.base import FMNIST, Tokenizer, register_tokenizer
 from mgen.tokenizers.fusion import Gathering, Spreading, Stack
 from mgen.tokenizers.quantizers import codebook_usage
 from mgen.tokenizers.sphere import SphereQuantizer, sphere_vq
@@ -32,20 +32,7 @@ from mgen.tokenizers.vision import HOW, VisionEncoder, load_vision
 from mgen.tokens import TokenSpec
 from mgen.utils.errors import MgenError
 
-SMALL: dict[str, object] = dict(
-    image_size=32,
-    in_channels=1,
-    layers=1,
-    norm_groups=8,
-    dim=128,
-    depth=2,
-    heads=4,
-    hidden=256,
-    vocab_size=512,
-    global_vocab_size=512,
-    dropout=0.0,
-    vision=None,
-)
+STACKS = dict(dim=128, depth=2, heads=4, hidden=256, vocab_size=512, global_vocab_size=512, dropout=0.0, vision=None)
 
 
 @register_tokenizer
@@ -71,8 +58,8 @@ class HitaTokenizer(Tokenizer):
     SIZES = {
         "V": dict(),
         "U": dict(vision_loss=True),
-        "fmnist": dict(SMALL, channels=(16, 32, 64, 64), global_tokens=48),
-        "fmnist-8": dict(SMALL, channels=(16, 32, 64), global_tokens=16),
+        "fmnist": dict(FMNIST, **STACKS, channels=(16, 32, 64, 64), global_tokens=48),
+        "fmnist-8": dict(FMNIST, **STACKS, channels=(16, 32, 64), global_tokens=16),
     }
     DECODER_WEIGHTS = ("vq.decoder.", "vq.post_quant_conv.", "from_holistic.", "spreading.")
 
@@ -108,17 +95,7 @@ class HitaTokenizer(Tokenizer):
         if vision_loss and vision is None:
             raise MgenError("vision_loss needs the width of the vision encoder's tokens: set vision (1024 for ViT-L)")
         self.factor = 2 ** (len(channels) - 1)
-        self.vq = sphere_vq(
-            image_size=image_size,
-            in_channels=in_channels,
-            channels=channels,
-            layers=layers,
-            norm_groups=norm_groups,
-            z_channels=dim,
-            latent=latent,
-            vocab_size=vocab_size,
-            stem=stem,
-        )
+        self.vq = sphere_vq(self.config, z_channels=dim)
         # Saved, so that the position tables keep their size when the weights are used at another image size.
         side = position_side or image_size // self.factor
         self.register_to_config(position_side=side)

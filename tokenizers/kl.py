@@ -16,12 +16,13 @@ Notation: B batch, c latent channels, h = w latent side, p patch, L = (h/p)·(w/
 from collections.abc import Iterable
 
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 
-from mgen.tokenizers.base import PosteriorTokenizer, register_tokenizer
+from mgen.tokenizers.base import FMNIST, PosteriorTokenizer, register_tokenizer
 from mgen.tokenizers.sphere import set_stem
 from mgen.tokens import TokenSpec
 from mgen.utils.errors import MgenError
@@ -29,16 +30,12 @@ from mgen.utils.errors import MgenError
 
 def patchify(latents: Tensor, patch: int) -> Tensor:
     """Latents (B, c, h, w) → tokens (B, L, c·p²), row by row; the numbers of a token are in the order (c, p, p)."""
-    b, c, h, w = latents.shape
-    x = latents.reshape(b, c, h // patch, patch, w // patch, patch)
-    return x.permute(0, 2, 4, 1, 3, 5).reshape(b, -1, c * patch * patch)  # (B, L, C)
+    return F.pixel_unshuffle(latents, patch).flatten(2).transpose(1, 2)  # (B, L, C)
 
 
 def unpatchify(tokens: Tensor, patch: int, grid: tuple[int, int]) -> Tensor:
     """Tokens (B, L, c·p²) on `grid` → latents (B, c, h, w), the inverse of `patchify`."""
-    b, _, channels = tokens.shape
-    x = tokens.reshape(b, *grid, channels // patch**2, patch, patch)
-    return x.permute(0, 3, 1, 4, 2, 5).reshape(b, -1, grid[0] * patch, grid[1] * patch)  # (B, c, h, w)
+    return F.pixel_shuffle(tokens.transpose(1, 2).unflatten(2, grid), patch)  # (B, c, h, w)
 
 
 @register_tokenizer
@@ -63,15 +60,7 @@ class KLTokenizer(PosteriorTokenizer):
         "kl16": dict(),
         "sd-f8": dict(latent_channels=4, channels=(128, 256, 512, 512), encoder_attention=(), patch=2, scale=0.18215),
         "fmnist": dict(
-            image_size=32,
-            in_channels=1,
-            latent_channels=4,
-            channels=(16, 32, 64),
-            layers=1,
-            norm_groups=8,
-            encoder_attention=(),
-            middle_attention=False,
-            scale=None,
+            FMNIST, latent_channels=4, channels=(16, 32, 64), encoder_attention=(), middle_attention=False, scale=None
         ),
     }
     # The last two change the weights themselves, which the fingerprint covers.

@@ -16,7 +16,7 @@ Notation: B batch, C image channels, d numbers of a code, h = w = image side / 2
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
-from mgen.tokenizers.base import CodebookTokenizer, register_tokenizer
+from mgen.tokenizers.base import FMNIST, CodebookTokenizer, register_tokenizer
 from mgen.tokenizers.sphere import SphereQuantizer, sphere_vq
 
 
@@ -41,9 +41,7 @@ class LlamaGenVQ(CodebookTokenizer):
     SIZES = {
         "vq16": dict(),
         "vq8": dict(channels=(128, 256, 256, 512)),
-        "fmnist": dict(
-            image_size=32, in_channels=1, channels=(16, 32, 64), layers=1, norm_groups=8, z_channels=64, vocab_size=512
-        ),
+        "fmnist": dict(FMNIST, channels=(16, 32, 64), z_channels=64, vocab_size=512),
     }
     DECODER_WEIGHTS = ("vq.decoder.", "vq.post_quant_conv.")
 
@@ -63,17 +61,7 @@ class LlamaGenVQ(CodebookTokenizer):
     ) -> None:
         super().__init__()
         self.factor = 2 ** (len(channels) - 1)
-        self.vq = sphere_vq(
-            image_size=image_size,
-            in_channels=in_channels,
-            channels=channels,
-            layers=layers,
-            norm_groups=norm_groups,
-            z_channels=z_channels,
-            latent=latent,
-            vocab_size=vocab_size,
-            stem=stem,
-        )
+        self.vq = sphere_vq(self.config, z_channels=z_channels)
 
     @property
     def quantize(self) -> SphereQuantizer:

@@ -7,6 +7,7 @@ Notation: B batch, C image channels, H = W image side, d numbers of a code, h = 
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, VQModel
+from diffusers.configuration_utils import FrozenDict
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
@@ -51,46 +52,33 @@ def set_stem(vae: VQModel | AutoencoderKL, stem: int | None) -> None:
         )
 
 
-def sphere_vq(
-    *,
-    image_size: int,
-    in_channels: int,
-    channels: tuple[int, ...],
-    layers: int,
-    norm_groups: int,
-    z_channels: int,
-    latent: int,
-    vocab_size: int,
-    stem: int | None = None,
-) -> VQModel:
+def sphere_vq(config: FrozenDict, *, z_channels: int) -> VQModel:
     """diffusers' VQModel with attention at the last level and in the middle, and a SphereQuantizer as quantizer.
 
     Args:
-        channels: width of each level, finest first; every level but the last halves the side.
-        layers: residual blocks per level of the encoder (the decoder has one more). norm_groups: of the GroupNorms.
-        z_channels: width between the network and the 1×1 convolutions around the codes. latent: d. vocab_size: codebook rows.
-        stem: width of the first convolution, if it differs from channels[0]; diffusers' VQModel lacks this option.
+        config: of a LlamaGenVQ, or of a HitaTokenizer. z_channels: width around the 1×1 convolutions.
     """
+    channels, vocab_size, latent = tuple(config.channels), config.vocab_size, config.latent
     plain = len(channels) - 1
-    if image_size % 2**plain:
+    if config.image_size % 2**plain:
         raise MgenError(
-            f"image_size {image_size} is not a multiple of {2**plain}, the downsampling of {plain + 1} levels"
+            f"image_size {config.image_size} is not a multiple of {2**plain}, the downsampling of {plain + 1} levels"
         )
     vq = VQModel(
-        in_channels=in_channels,
-        out_channels=in_channels,
+        in_channels=config.in_channels,
+        out_channels=config.in_channels,
         down_block_types=("DownEncoderBlock2D",) * plain + ("AttnDownEncoderBlock2D",),
         up_block_types=("AttnUpDecoderBlock2D",) + ("UpDecoderBlock2D",) * plain,
-        block_out_channels=tuple(channels),
-        layers_per_block=layers,
+        block_out_channels=channels,
+        layers_per_block=config.layers,
         latent_channels=z_channels,
-        sample_size=image_size,
+        sample_size=config.image_size,
         num_vq_embeddings=vocab_size,
-        norm_num_groups=norm_groups,
+        norm_num_groups=config.norm_groups,
         vq_embed_dim=latent,
         lookup_from_codebook=True,
     )
     # diffusers' quantizer does not normalize; the names of the weights stay the same.
     vq.quantize = SphereQuantizer(vocab_size=vocab_size, dim=latent)
-    set_stem(vq, stem)
+    set_stem(vq, config.stem)
     return vq

@@ -6,9 +6,7 @@ comes from timm; Hita uses ViT-L/14 with 4 registers, `dinov2_vitl14_reg4_pretra
 Notation: B batch, C image channels, V = 1 + 16² tokens (class token first), W width.
 """
 
-import contextlib
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -135,26 +133,30 @@ def load_transformer(
     width = len(patch)
     if heads is None and width % 64:
         raise MgenError(f"{path} has width {width}, which is not a multiple of 64: give the number of heads, {option}")
+    logger = logging.getLogger("timm")
+    level = logger.level
+    logger.setLevel(logging.WARNING)  # it logs the expected resampling of the position table
     try:
-        with _quiet():
-            vit = timm.create_model(
-                layout,
-                pretrained=False,
-                num_classes=0,
-                patch_size=patch.shape[-1],
-                embed_dim=width,
-                depth=1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks.")),
-                num_heads=heads or width // 64,
-                mlp_ratio=state["blocks.0.mlp.fc1.weight"].shape[0] / width,
-                img_size=side,
-                reg_tokens=registers,
-            )
-            assert isinstance(vit, VisionTransformer)
-            if "mask_token" in state:  # Meta's names, for which timm has a translation
-                state = checkpoint_filter_fn(state, vit)
+        vit = timm.create_model(
+            layout,
+            pretrained=False,
+            num_classes=0,
+            patch_size=patch.shape[-1],
+            embed_dim=width,
+            depth=1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks.")),
+            num_heads=heads or width // 64,
+            mlp_ratio=state["blocks.0.mlp.fc1.weight"].shape[0] / width,
+            img_size=side,
+            reg_tokens=registers,
+        )
+        assert isinstance(vit, VisionTransformer)
+        if "mask_token" in state:  # Meta's names, for which timm has a translation
+            state = checkpoint_filter_fn(state, vit)
         vit.load_state_dict(state)
     except (RuntimeError, ValueError, IndexError, AssertionError) as error:
         raise MgenError(f"{path} does not fit {layout}: {str(error).splitlines()[-1].strip()[:160]}") from error
+    finally:
+        logger.setLevel(level)
     return vit
 
 
@@ -162,15 +164,3 @@ def give_vision(tokenizer: Tokenizer, path: str | Path | None) -> None:
     """Load the vision encoder of `path`, if one is given, into a tokenizer; MgenError if it takes none."""
     if path is not None:
         tokenizer.use_vision(path)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence timm, which logs the expected resampling of the position table."""
-    logger = logging.getLogger("timm")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

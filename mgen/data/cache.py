@@ -29,11 +29,6 @@ CACHE_VERSION = 1
 STORED = {"fp32": torch.float32, "fp16": torch.float16}
 
 
-def tokenizer_fingerprint(tokenizer: Tokenizer) -> str:
-    """See `Tokenizer.fingerprint`."""
-    return tokenizer.fingerprint()
-
-
 def _smallest(vocab_size: int) -> torch.dtype:
     return torch.uint8 if vocab_size <= 256 else torch.int16 if vocab_size <= 32768 else torch.int32
 

@@ -95,17 +95,16 @@ class Discriminator(Adversary):
         super().__init__(loss=loss, r1=r1, weight=weight)
         parts: list[nn.Module] = [nn.Conv2d(in_channels, channels, 4, 2, 1), nn.LeakyReLU(0.2)]
         width = channels
-        if check_choice("discriminator_norm", norm, ("group", "batch")) == "batch":
-            for layer in range(1, layers + 1):
-                wide, stride = channels * min(2**layer, 8), 2 if layer < layers else 1
-                parts += [nn.Conv2d(width, wide, 4, stride, 1, bias=False), nn.BatchNorm2d(wide), nn.LeakyReLU(0.2)]
-                width = wide
-            self.net = nn.Sequential(*parts, nn.Conv2d(width, 1, 4, 1, 1)).apply(_published_values)
-            return
-        for _ in range(layers - 1):
-            parts += [nn.Conv2d(width, 2 * width, 4, 2, 1, bias=False), nn.GroupNorm(8, 2 * width), nn.LeakyReLU(0.2)]
-            width *= 2
-        self.net = nn.Sequential(*parts, nn.Conv2d(width, 1, 3, 1, 1))
+        published = check_choice("discriminator_norm", norm, ("group", "batch")) == "batch"
+        for layer in range(1, layers + published):
+            wide = channels * (min(2**layer, 8) if published else 2**layer)
+            stride = 1 if published and layer == layers else 2
+            norms = nn.BatchNorm2d(wide) if published else nn.GroupNorm(8, wide)
+            parts += [nn.Conv2d(width, wide, 4, stride, 1, bias=False), norms, nn.LeakyReLU(0.2)]
+            width = wide
+        self.net = nn.Sequential(*parts, nn.Conv2d(width, 1, 4 if published else 3, 1, 1))
+        if published:
+            self.net.apply(_published_values)
 
     def scores(self, images: Tensor, crop: Tensor | None = None) -> Tensor:
         return self.net(images)

@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-import torch
-
 from mgen.training.adversarial import Adversary, PerceptualDistance
 from mgen.utils.modeling import Model
 
@@ -21,9 +19,3 @@ class Companions:
     tokenizer: Model | None = None
     perceptual: PerceptualDistance | None = None
     discriminator: Adversary | None = None
-
-    def to(self, device: torch.device) -> None:
-        """Move all of them to `device`."""
-        for network in (self.tokenizer, self.perceptual, self.discriminator):
-            if network is not None:
-                network.to(device)

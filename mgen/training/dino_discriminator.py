@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
+from torchvision.transforms.functional import normalize
 
 from mgen.tokenizers.vision import MEAN, STD, load_transformer
 from mgen.training.adversarial import Adversary
@@ -77,8 +78,6 @@ class DinoDiscriminator(Adversary):
     """
 
     vit: "VisionTransformer"
-    mean: Tensor
-    std: Tensor
 
     def __init__(
         self,
@@ -95,8 +94,6 @@ class DinoDiscriminator(Adversary):
         depth = len(vit.blocks)
         self.read_after = sorted({math.ceil(depth * k / 4) - 1 for k in (1, 2, 3, 4)})  # blocks 2, 5, 8, 11 of 12
         self.heads = nn.ModuleList(_head(vit.embed_dim) for _ in range(1 + len(self.read_after)))
-        self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         self.vit._apply(fn)
@@ -117,10 +114,11 @@ class DinoDiscriminator(Adversary):
     def scores(self, images: Tensor, crop: Tensor | None = None) -> Tensor:
         """Logits (B, readouts · T) of images; `crop` (3,) holds coin, y and x."""
         x = (self.fitted(images, crop).expand(-1, 3, -1, -1) + 1) / 2
-        readouts = self.readouts((x - self.mean) / self.std)
+        readouts = self.readouts(normalize(x, MEAN, STD))
         # In fp32 whatever the precision of the run: rounded products would make the spectral norm wrong.
         with torch.autocast(images.device.type, enabled=False):
-            logits = [head(x.to(self.mean.dtype).transpose(1, 2)) for head, x in zip(self.heads, readouts)]
+            dtype = next(self.heads.parameters()).dtype
+            logits = [head(x.to(dtype).transpose(1, 2)) for head, x in zip(self.heads, readouts)]
             return torch.cat(logits, dim=2).flatten(1)  # (B, readouts · T)
 
     def fitted(self, images: Tensor, crop: Tensor | None = None) -> Tensor:

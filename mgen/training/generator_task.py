@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mgen.data import TokenCache, tokenizer_fingerprint
+from mgen.data import TokenCache
 from mgen.generators import Cascade, Generator
 from mgen.pipelines.pipeline import MaskedPipeline, load_tokenizer
 from mgen.samplers import ParallelSampler
@@ -39,8 +39,8 @@ class GeneratorTask(Task):
             self.objective = CascadeObjective(model, settings, self.tokenizer)
         else:
             self.objective = GeneratorObjective(model, settings, self.tokenizer)
-        cached = self.tokenizer is not None and config.data.kind == "cache"
-        self.load_data(fingerprint=tokenizer_fingerprint(self.tokenizer) if cached else None)
+        cached_by = self.tokenizer if config.data.kind == "cache" else None
+        self.load_data(fingerprint=None if cached_by is None else cached_by.fingerprint())
         self._check_data()
         names = tuple(self.train_data.class_names)
         self.class_names = names if model.conditional and len(names) == model.num_classes else None

@@ -35,7 +35,6 @@ from mgen.training.token_source import Batch
 from mgen.utils import seeds
 from mgen.utils.errors import MgenError
 from mgen.utils.files import atomic_folder, atomic_path
-from mgen.utils.modeling import Model
 
 MOST_SKIPPED_IN_A_ROW = 50
 
@@ -62,36 +61,34 @@ class Trainer:
         self.task = TASKS[config.task](config)
         self.objective = self.task.objective
         # A step that does not continue from an earlier one leaves the projection of carried features without a gradient.
-        ddp.find_unused_parameters = _carries_features(self.objective.model)
+        model = self.objective.model
+        self.carries_features = isinstance(model, Generator) and model.capabilities.carried_features
+        ddp.find_unused_parameters = self.carries_features
         self.parameters = [p for p in self.objective.parameters() if p.requires_grad]
         if not self.parameters:
             raise MgenError("optim.freeze leaves no parameter to train: freeze fewer")
         optim = config.optim
-        groups = decay_groups(self.objective.model, optim)
+        groups = decay_groups(model, optim)
         optimizer = torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, foreach=True)
         self.schedule = get_scheduler(
             optim.schedule, optimizer, num_warmup_steps=optim.warmup, num_training_steps=config.steps
         )
         self.wrapped, self.optimizer = self.accelerator.prepare(self.objective, optimizer)
         self.device = self.accelerator.device
-        self.objective.companions.to(self.device)
+        for beside in filter(None, vars(self.objective.companions).values()):
+            beside.to(self.device)
         self.discriminator: DiscriminatorTrainer | None = None
         network = self.objective.companions.discriminator
         if network is not None and isinstance(config.objective, TokenizerObjectiveConfig):
             self.discriminator = DiscriminatorTrainer(network, config.objective, self.accelerator, optim.clip)
-        self.ema = self._make_ema()
+        self.ema: EMAModel | None = None
+        if config.ema is not None:
+            # diffusers' ramp is min(decay, (1 + t) / (10 + t)); min_decay lifts it to a constant.
+            decay, floor = config.ema.decay, 0.0 if config.ema.warmup else config.ema.decay
+            self.ema = EMAModel(self.parameters, decay=decay, min_decay=floor, foreach=True)
+            self.accelerator.register_for_checkpointing(self.ema)
         self.accelerator.register_for_checkpointing(self.schedule)
         self.step, self.skipped, self.skipped_in_a_row, self.seconds = 0, 0, 0, 0.0
-
-    def _make_ema(self) -> EMAModel | None:
-        settings = self.config.ema
-        if settings is None:
-            return None
-        # diffusers' ramp is min(decay, (1 + t) / (10 + t)); min_decay lifts it to a constant.
-        floor = 0.0 if settings.warmup else settings.decay
-        ema = EMAModel(self.parameters, decay=settings.decay, min_decay=floor, foreach=True)
-        self.accelerator.register_for_checkpointing(ema)
-        return ema
 
     # -- one step ------------------------------------------------------------------------------------------------------
 
@@ -126,7 +123,7 @@ class Trainer:
     def step_options(self, step: int) -> StepOptions:
         """The options of a step: whether the discriminator takes part, and the EMA weights for the features of an earlier step."""
         weights = None
-        if self.ema is not None and _carries_features(self.objective.model):
+        if self.ema is not None and self.carries_features:
             names = [name for name, p in self.objective.named_parameters() if p.requires_grad]
             weights = dict(zip(names, self.ema.shadow_params))
         return StepOptions(adversarial=step >= self.adversarial_start, ema_weights=weights)
@@ -309,11 +306,6 @@ class Trainer:
             if grid is not None:
                 with atomic_path(self.output / "previews" / f"{self.step:07d}-{name}.png") as path:
                     path.write_bytes(encode_png(grid.cpu()).numpy().tobytes())
-
-
-def _carries_features(model: Model) -> bool:
-    """Whether steps can continue from the features of an earlier step (ENAT)."""
-    return isinstance(model, Generator) and model.capabilities.carried_features
 
 
 def train(config: TrainConfig) -> Path:

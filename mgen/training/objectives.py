@@ -257,15 +257,9 @@ class GeneratorObjectiveBase(Objective[G]):
         if not self.in_phases:
             return known_from_uniform(fraction, uniform, mask.rounding, mask.visible), uniform
         assert mask.global_share is not None
-        known = known_in_phases(
-            fraction,
-            uniform,
-            global_tokens=self.model.tokens.global_tokens,
-            first=torch.rand(len(fraction), generator=rng) < mask.global_share,
-            rounding=mask.rounding,
-            visible=mask.visible,
-        )
-        return known, uniform
+        first = torch.rand(len(fraction), generator=rng) < mask.global_share
+        tokens = self.model.tokens.global_tokens
+        return known_in_phases(fraction, uniform, mask, global_tokens=tokens, first=first), uniform
 
     def make_generator_noise(self, count: int, rng: torch.Generator, augmentation: Augmentation) -> GeneratorNoise:
         """The noise of a step for a plain generator."""
