@@ -69,8 +69,7 @@ class Tokenizer(Model):
     def encode(self, images: Tensor) -> Tensor:
         """Tokens of images (B, C, H, W) in [-1, 1]: ids (B, L) or (B, L, K) int64, or vectors (B, L, K), row by row.
 
-        Raises:
-            MgenError: an image side is not a multiple of `factor`.
+        Raises an MgenError if an image side is not a multiple of `factor`.
         """
         raise NotImplementedError
 
@@ -94,11 +93,7 @@ class Tokenizer(Model):
         return self
 
     def use_vision(self, source: "VisionEncoder | str | Path", *, heads: int | None = None) -> Self:
-        """Attach a frozen vision encoder; only Hita tokenizers take one.
-
-        Raises:
-            MgenError: this tokenizer takes no vision encoder.
-        """
+        """Attach a frozen vision encoder, or load it from a local file; MgenError except for Hita tokenizers that take one."""
         raise MgenError(f"a {type(self).__name__} takes no vision encoder: leave the vision weights out")
 
     def fingerprint(self) -> str:

@@ -18,19 +18,15 @@ from mgen.utils.errors import MgenError
 
 @dataclass(frozen=True, kw_only=True)
 class Stack:
-    """Size of a stack of transformer blocks and of its tables.
+    """Size of a stack of transformer blocks and of its tables."""
 
-    Args:
-        dim, depth, heads, hidden: D, blocks, heads, F. holistic: S. side: h = w of the position table. dropout: see FusionBlock.
-    """
-
-    dim: int
-    depth: int
+    dim: int  # D
+    depth: int  # blocks
     heads: int
-    hidden: int
-    holistic: int
-    side: int
-    dropout: float
+    hidden: int  # F
+    holistic: int  # S
+    side: int  # h = w of the position table
+    dropout: float  # see FusionBlock
 
     def blocks(self, inner: int | None = None) -> nn.ModuleList:
         """The blocks; for `inner` see FusionBlock."""
@@ -61,11 +57,7 @@ class FusionBlock(nn.Module):
         self.mlp = GatedMLP(dim, stack.hidden, bias=True)
 
     def forward(self, x: Tensor, *, causal: bool = False, readable: Tensor | None = None) -> Tensor:
-        """(B, L, D) → (B, L, D).
-
-        Args:
-            causal: positions attend to themselves and earlier ones. readable: bool (L, L), True where a query may attend to a key.
-        """
+        """(B, L, D) → (B, L, D), causally or not; `readable`: bool (L, L), True where a query may attend to a key."""
         attn = self.attn
         q, k, v = attn.project(self.norm1(x), 0, 3)  # (B, H, L, d) each
         dropout = attn.dropout if self.training else 0.0

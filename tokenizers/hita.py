@@ -42,14 +42,12 @@ class HitaTokenizer(Tokenizer):
     With `vision`, encoding needs the frozen vision encoder that `use_vision` loads; decoding does not. The encoder is never saved.
 
     Args:
-        image_size: H = W in pixels, a multiple of 2^(levels - 1). The same weights work at any such size.
-        in_channels: C, 3 for RGB, 1 for gray.
+        image_size: H = W in pixels, a multiple of 2^(levels - 1). The weights work at any such size. in_channels: C.
         channels, layers, norm_groups, stem: of the convolutions, as in LlamaGenVQ.
         global_tokens: S. shift: number of positions by which the decoder reads a patch's feature early, 0 … S.
         dim, depth, heads, hidden: D, blocks of each of the three stacks, heads, F. dropout: in the stacks.
         inner: heads times head width in the first stack; None: D.
-        vocab_size, latent: rows of the patches' codebook and d. global_vocab_size, global_latent: the same of
-            the holistic tokens.
+        vocab_size, latent: rows of the patches' codebook and d. global_vocab_size, global_latent: those of the holistic tokens.
         vision: W; None for a tokenizer without a vision encoder.
         vision_loss: also train the holistic tokens to predict the vision tokens (Hita-U).
         position_side: h = w of the position tables; None: that of `image_size`.
@@ -112,14 +110,7 @@ class HitaTokenizer(Tokenizer):
     # -- the vision encoder --------------------------------------------------------------------------------------------
 
     def use_vision(self, source: VisionEncoder | str | Path, *, heads: int | None = None) -> "HitaTokenizer":
-        """Attach a vision encoder, or load it from a local file; returns the tokenizer.
-
-        Args:
-            source, heads: see `mgen.tokenizers.vision.load_vision`.
-
-        Raises:
-            MgenError: this tokenizer takes no vision encoder or one of another width, or the file cannot be read.
-        """
+        """See Tokenizer.use_vision and `mgen.tokenizers.vision.load_vision`; MgenError, too, for an encoder of another width."""
         width = self.config.vision
         if width is None:
             raise MgenError("this tokenizer has no vision encoder (vision: null): leave the vision weights out")
@@ -137,11 +128,7 @@ class HitaTokenizer(Tokenizer):
         return super()._apply(fn, recurse)
 
     def vision_tokens(self, images: Tensor) -> Tensor | None:
-        """Tokens (B, V, W) of images (B, C, H, W), class token first; None for a tokenizer without vision.
-
-        Raises:
-            MgenError: the vision encoder has not been loaded.
-        """
+        """Tokens (B, V, W) of images (B, C, H, W), class token first; None without vision, MgenError if its encoder is not loaded."""
         if self.config.vision is None:
             return None
         if self.vision_encoder is None:
@@ -174,11 +161,7 @@ class HitaTokenizer(Tokenizer):
     def latents(self, images: Tensor, vision: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Latents before quantization: holistic (B, d', 1, S) and of the patches (B, d, h, w), of images (B, C, H, W).
 
-        Args:
-            vision: vision tokens (B, V, W) of these images; None: computed here.
-
-        Raises:
-            MgenError: an image side is not a multiple of `factor`, or the vision encoder is missing.
+        Raises an MgenError if a side is not a multiple of `factor`, or without `vision` tokens (B, V, W) and vision encoder.
         """
         self.check_size(images)
         vision = self.vision_tokens(images) if vision is None else vision
@@ -206,8 +189,7 @@ class HitaTokenizer(Tokenizer):
     def lookup(self, ids: Tensor, grid: tuple[int, int] | None = None) -> tuple[Tensor, Tensor]:
         """Holistic codes (B, d', 1, S) and patch codes (B, d, h, w) of ids (B, S + N); `grid` (h, w) if it is not square.
 
-        Raises:
-            MgenError: the number of ids does not fit the grid, or an id is out of range.
+        Raises an MgenError if the number of ids does not fit the grid, or an id is out of range.
         """
         s, c = self.config.global_tokens, self.config
         side = round(max(ids.shape[1] - s, 0) ** 0.5)
@@ -240,11 +222,7 @@ class HitaTokenizer(Tokenizer):
         return self.decode_latents(holistic.to(self.dtype), patches.to(self.dtype))
 
     def predict_vision(self, holistic: Tensor, side: int = 16) -> Tensor:
-        """Predicted vision tokens (B, side², W), without the class token, of holistic codes (B, d', 1, S).
-
-        Raises:
-            MgenError: the tokenizer was made without `vision_loss`.
-        """
+        """Predicted vision tokens (B, side², W), without the class token, of holistic codes (B, d', 1, S); needs `vision_loss`."""
         if not self.config.vision_loss:
             raise MgenError("this tokenizer predicts no vision tokens: that takes vision_loss: true (Hita-U)")
         return self.spreading.vision_tokens(self.from_holistic(holistic.squeeze(2).transpose(1, 2)), side)

@@ -43,11 +43,9 @@ class KLTokenizer(PosteriorTokenizer):
     """Image ⇄ vectors. Images are (B, C, H, W) in [-1, 1]. `vae` is a diffusers AutoencoderKL: `vae.save_pretrained` exports it.
 
     Args:
-        image_size: H = W in pixels, a multiple of the downsampling factor times `patch`. The same weights work at any such size.
-        in_channels: C, 3 for RGB, 1 for gray.
+        image_size: H = W in pixels, a multiple of the downsampling factor times `patch`. The weights work at any such size. in_channels: C.
         latent_channels: c. channels: width of each level, finest first; every level but the last halves the side.
-        layers: residual blocks per level of the encoder (the decoder has one more).
-        norm_groups: groups of the GroupNorms.
+        layers: residual blocks per level of the encoder (the decoder has one more). norm_groups: groups of the GroupNorms.
         encoder_attention, decoder_attention: levels with attention after every block, 0 is the finest; KL16's decoder has none.
         middle_attention, quant_conv: attention in the middle; 1×1 convolutions around the latent.
         patch: p. scale: factor that brings the latents to unit variance; None: not measured yet, see `estimate_scale`.
@@ -146,13 +144,9 @@ class KLTokenizer(PosteriorTokenizer):
         return DiagonalGaussianDistribution(moments.float())
 
     def tokens(self, moments: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Tokens (B, L, C) of moments (B, 2c, h, w).
+        """Tokens (B, L, C) of moments (B, 2c, h, w): of the posterior's mean, or of a sample with standard normal `noise` (B, c, h, w).
 
-        Args:
-            noise: standard normal (B, c, h, w), to sample the posterior; None takes its mean.
-
-        Raises:
-            MgenError: the scale has not been set.
+        Raises an MgenError if the scale has not been set.
         """
         posterior = self.posterior(moments)
         z = posterior.mean if noise is None else posterior.mean + posterior.std * noise

@@ -28,13 +28,10 @@ class LlamaGenVQ(CodebookTokenizer):
     trained here, call `vq.quantize.normalize()` first.
 
     Args:
-        image_size: H = W in pixels, a multiple of 2^(levels - 1). The same weights work at any such size.
-        in_channels: C, 3 for RGB, 1 for gray.
+        image_size: H = W in pixels, a multiple of 2^(levels - 1). The weights work at any such size. in_channels: C.
         channels: width of each level, finest first; every level but the last halves the side and the last has attention.
-        layers: residual blocks per level of the encoder (the decoder has one more).
-        norm_groups: groups of the GroupNorms.
-        z_channels: width between the network and the 1×1 convolutions around the codes.
-        latent: d. vocab_size: codebook rows.
+        layers: residual blocks per level of the encoder (the decoder has one more). norm_groups: groups of the GroupNorms.
+        z_channels: width between the network and the 1×1 convolutions around the codes. latent: d. vocab_size: codebook rows.
         stem: width of the first convolution, if it differs from channels[0]; diffusers' VQModel lacks this option.
     """
 

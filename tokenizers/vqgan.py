@@ -126,8 +126,7 @@ class VQGAN(CodebookTokenizer):
     """Image ⇄ ids. Images are (B, C, H, W) in [-1, 1]; the network works on [0, 1], like the official one.
 
     Args:
-        image_size: H = W in pixels, a multiple of 2^(levels - 1). The same weights work at any such size.
-        in_channels: C, 3 for RGB, 1 for gray.
+        image_size: H = W in pixels, a multiple of 2^(levels - 1). The weights work at any such size. in_channels: C.
         channels, multipliers: base width and its factor per level. blocks, mid_blocks: residual blocks per level and in the middle.
         latent: channels of a code vector. vocab_size: codebook rows. `fsq_levels` overrides both.
         norm_groups: groups of the GroupNorms; 0 drops the norms and gives the convolutions biases (small models).

@@ -24,11 +24,7 @@ FOLDERS = ("/usr/share/datasets/fashion-mnist", "~/.cache/mgen/FashionMNIST/raw"
 
 
 def find_fashion_mnist(root: str | Path | None = None) -> Path:
-    """Folder with the IDX files: `root` if given, else a known folder, else a torchvision download.
-
-    Raises:
-        MgenError: no folder has all four files and they could not be downloaded.
-    """
+    """Folder with the IDX files: `root` if given, else a known folder, else a torchvision download; MgenError if all fail."""
     if root is not None and not Path(root).expanduser().is_dir():
         raise MgenError(f"no such folder: {root} (expected the four Fashion-MNIST IDX files in it)")
     folders = [Path(p).expanduser() for p in ((root,) if root is not None else FOLDERS)]

@@ -38,16 +38,11 @@ class FirstStageNoise(RowNoise):
 
 @dataclass(frozen=True, kw_only=True)
 class CascadeNoise(GeneratorNoise):
-    """Of a step of cascade training.
-
-    Args:
-        first: of the first stage. weight: as there, of the second.
-        without_first: bool (B,), images whose second stage is trained without features.
-    """
+    """Of a step of cascade training."""
 
     first: FirstStageNoise
-    weight: Tensor
-    without_first: Tensor
+    weight: Tensor  # (B,), as in `first`, of the second stage
+    without_first: Tensor  # bool (B,), images whose second stage is trained without features
 
 
 class CascadeObjective(GeneratorObjectiveBase[CascadeNoise]):

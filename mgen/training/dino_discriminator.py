@@ -155,13 +155,7 @@ class DinoDiscriminator(Adversary):
 def load_dino(path: str | Path, *, heads: int | None = None) -> "VisionTransformer":
     """timm's vision transformer with the weights of a file laid out as `dino_deitsmall16_pretrain.pth`, frozen.
 
-    Width, depth, patch and input side are those of the file's shapes.
-
-    Args:
-        path: torch file or safetensors. heads: attention heads; None: width / 64, as all published ones have.
-
-    Raises:
-        MgenError: timm is not installed; the file is missing, damaged, or not of this layout.
+    Width, depth, patch and input side are those of the file's shapes; see `load_transformer`, also for its errors.
     """
     state = read_state_dict(path)
     for name in ("cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight"):

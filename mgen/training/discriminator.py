@@ -13,11 +13,7 @@ from mgen.training.objectives import Compared
 
 
 class DiscriminatorTrainer:
-    """The discriminator's half of a step.
-
-    Args:
-        clip: largest gradient norm; None leaves gradients as they are.
-    """
+    """The discriminator's half of a step. `clip`: largest gradient norm; None leaves gradients as they are."""
 
     def __init__(
         self, discriminator: Adversary, config: TokenizerObjectiveConfig, accelerator: Accelerator, clip: float | None

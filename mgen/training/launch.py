@@ -14,10 +14,7 @@ LAUNCH_LINE = "accelerate launch --multi_gpu --num_processes {n} -m mgen.train -
 
 
 def make_accelerator(*, precision: str = "fp32", expected: int | None = None, **kwargs: object) -> Accelerator:
-    """The Accelerator of this run.
-
-    Args:
-        expected: number of processes that must take part; None: any. kwargs: of Accelerator.
+    """The Accelerator of this run, with `kwargs` of its constructor, by `expected` processes; None: any number.
 
     Raises:
         MgenError: the environment, the launcher's command line or `expected` asks for another number of processes than take

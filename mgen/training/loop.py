@@ -260,11 +260,7 @@ class Trainer:
 
     @torch.inference_mode()
     def evaluate(self, most: int = 10000) -> dict[str, float]:
-        """Mean loss and logged values on the validation data, with EMA weights; each process takes its share.
-
-        Args:
-            most: images; the validation data may have more.
-        """
+        """Mean loss and logged values on at most `most` validation images, with EMA weights; each process takes its share."""
         data, world, seed = self.task.val_data, self.accelerator.num_processes, self.config.seed
         if data is None:
             return {}

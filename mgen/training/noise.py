@@ -75,14 +75,10 @@ class AugmentationNoise(Noise):
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random changes of the training images. Evaluation uses the default: none.
+    """Random changes of the training images. Evaluation uses the default: none."""
 
-    Args:
-        flip: horizontal flips, each with probability 1/2. shift: largest shift in pixels, in both directions.
-    """
-
-    flip: bool = False
-    shift: int = 0
+    flip: bool = False  # horizontal flips, each with probability 1/2
+    shift: int = 0  # largest shift in pixels, in both directions
 
     def make_noise(self, count: int, rng: torch.Generator) -> AugmentationNoise:
         """Which of `count` images are flipped, and how far each is shifted."""

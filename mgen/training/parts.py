@@ -18,14 +18,9 @@ from mgen.utils.modeling import Model
 
 
 class Task:
-    """What the training loop needs to know about what it trains.
+    """What the training loop needs to know about what it trains."""
 
-    Attributes:
-        model: with its initial weights: those of the folder `init` if it is given. objective: the model and its loss.
-        train_data, val_data: the data; without validation data the second is None.
-    """
-
-    objective: Objective[Any]
+    objective: Objective[Any]  # the model and its loss
     train_data: ImageData
     val_data: ImageData | None
 
