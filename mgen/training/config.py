@@ -15,9 +15,7 @@ if TYPE_CHECKING:
 class DataConfig:
     kind: Literal["fmnist", "folder", "cache"] = "fmnist"
     path: str | None = None  # folder; None: Fashion-MNIST is looked for in its usual places, or downloaded
-    val_path: str | None = (
-        None  # folder or cache of the validation data; None: Fashion-MNIST's test split, else no validation
-    )
+    val_path: str | None = None  # the same of the validation data; None: Fashion-MNIST's test split, else no validation
     image_size: int = 256  # pixels, for "folder"
     channels: int = 3  # for "folder": 3 RGB, 1 gray
     flip: bool = False  # horizontal flips, each with probability 1/2
@@ -45,7 +43,7 @@ class OptimConfig:
 class EMAConfig:
     decay: float = 0.9999
     warmup: bool = (
-        True  # the decay rises as (1 + t) / (10 + t) up to `decay`; False: it is `decay` from the second step on
+        True  # the decay rises as (1 + t) / (10 + t) to `decay`; False: it is `decay` from the second step on
     )
 
 
@@ -104,7 +102,7 @@ class GeneratorObjectiveConfig:
     head_tokens: Literal["masked", "all"] = "masked"  # "all": a diffusion head sees visible tokens too, as published
     loss_tokens: Literal["masked", "all"] = "masked"  # tokens in the loss; Halton-MaskGIT is trained on all
     reuse: float = (
-        0.0  # share of the steps that continue from a simulated earlier step, for models that carry features (ENAT)
+        0.0  # share of steps that continue from a simulated earlier one, for models that carry features (ENAT)
     )
     reuse_label_drop: float = 0.0  # probability that the label is dropped in the step, though not in the earlier one
     tokenizer: str | None = None  # folder or name; needed to train on images, and to sample grids
