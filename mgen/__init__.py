@@ -6,7 +6,7 @@ Everything below is imported on first use, so `import mgen` is fast. `mgen.load(
 """
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin, SchedulerMixin
@@ -70,7 +70,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name not in _WHERE:
         raise AttributeError(f"module 'mgen' has no attribute {name!r}")
     value = getattr(importlib.import_module(_WHERE[name]), name)

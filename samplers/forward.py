@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mgen.generators import Generator
-from mgen.heads import Head
+from mgen.heads import Head, JointHead, PerCodebookHead
 from mgen.nn.attention import gather_rows
 from mgen.nn.cache import Cache, CachedStep
 from mgen.samplers.noise import Noise, rows_at
@@ -125,14 +125,13 @@ class TokenDraw:
 
     Args:
         head: of the generator. plans: what the draws of full and of cached steps share, made by the head.
-        noise: of the run. joint: see Capabilities. by_phase: the head has a part for each phase (global tokens, tokens of the grid).
+        noise: of the run. joint: see Capabilities.
     """
 
     head: Head
     plans: Settings
     noise: Noise
     joint: bool
-    by_phase: bool
 
     def context(self, z: Tensor, positions: Tensor) -> Tensor:
         """Of what a pass computed the context (B, M, D) at positions (B, M), without null rows."""
@@ -149,22 +148,36 @@ class TokenDraw:
         """
         if not step.draws:
             return Drawn(state.tokens.new_zeros(*positions.shape, *state.tokens.shape[2:]))
-        options: Settings = {"plan": self.plans[step.kind], "guidance": step.guidance}
-        if self.by_phase:
-            options["part"] = step.phase
         rows = z if step.guidance is not None else z[: len(positions)]
+        if isinstance(self.head, JointHead):
+            return self._draw_jointly(self.head, rows, state, step, positions)
         if preview:
             assert self.noise.candidates is not None
-            noise = rows_at(self.noise.candidates[step.index], positions)
-            return Drawn(*self.head.sample(rows, noise=noise, **options))
-        options["temperature"] = step.temperature
-        if not self.joint:
-            return Drawn(*self.head.sample(rows, noise=self.noise.at(step.index, positions), **options))
+            noise, temperature = rows_at(self.noise.candidates[step.index], positions), 1.0
+        else:
+            noise, temperature = self.noise.at(step.index, positions), step.temperature
+        plan, guidance = self.plans[step.kind], step.guidance
+        if isinstance(self.head, PerCodebookHead):
+            draw = self.head.sample(
+                rows, noise=noise, plan=plan, temperature=temperature, guidance=guidance, part=step.phase
+            )
+        else:
+            draw = self.head.sample(rows, noise=noise, plan=plan, temperature=temperature, guidance=guidance)
+        return Drawn(*draw)
+
+    def _draw_jointly(self, head: JointHead, z: Tensor, state: State, step: "PlannedStep", positions: Tensor) -> Drawn:
         assert self.noise.maps is not None
         even = step.visible[0] == step.visible[1]  # otherwise rows would be filled up
-        options["unknown"] = state.unknown(step.stop, step.unknown) if even else None
-        noise = self.noise.maps[step.index]
-        drawn, _ = self.head.sample(rows, noise=noise, tokens=state.tokens, known=state.known, **options)
+        drawn, _ = head.sample(
+            z,
+            noise=self.noise.maps[step.index],
+            plan=self.plans[step.kind],
+            temperature=step.temperature,
+            guidance=step.guidance,
+            tokens=state.tokens,
+            known=state.known,
+            unknown=state.unknown(step.stop, step.unknown) if even else None,
+        )
         return Drawn(gather_rows(drawn, positions), None, drawn)
 
 
@@ -172,5 +185,4 @@ def token_draw(generator: Generator, noise: Noise, head: Settings, cached: Setti
     """The draws of a run with settings `head`, in cached steps `cached` (None: the same)."""
     plan = generator.head.plan(head)
     plans = {"full": plan, "cached": plan if cached is None else generator.head.plan(cached)}
-    joint, by_phase = generator.head.joint, generator.units.global_tokens > 0
-    return TokenDraw(head=generator.head, plans=plans, noise=noise, joint=joint, by_phase=by_phase)
+    return TokenDraw(head=generator.head, plans=plans, noise=noise, joint=generator.head.joint)

@@ -5,7 +5,6 @@ from collections.abc import Generator as Coroutine
 from collections.abc import Iterator, Sequence
 
 import torch
-from diffusers import SchedulerMixin  # noqa: F401  (diffusers looks the base class up in this namespace)
 from torch import Tensor
 
 from mgen.generators import Cascade, Generator
@@ -18,7 +17,6 @@ from mgen.samplers.settings import SamplerSettings
 from mgen.samplers.state import State
 from mgen.samplers.step import Step
 from mgen.utils import seeds
-from mgen.utils.config import Settings
 from mgen.utils.modeling import public
 
 Given = tuple[Tensor, Tensor]  # tokens, and a bool mask of those that are given
@@ -98,8 +96,14 @@ class ParallelSampler(SamplerSettings):
         sampler, prefix = self.first_stage, None
         if sampler is not None and (given is None or first_stage is not None):
             assert noise.first_stage is not None
-            read = {"collect": True, "features_only": not complete_first_stage}
-            state = yield from sampler._run(generator.first, class_ids, noise.first_stage, first_stage, **read)
+            state = yield from sampler._run(
+                generator.first,
+                class_ids,
+                noise.first_stage,
+                first_stage,
+                collect=True,
+                features_only=not complete_first_stage,
+            )
             prefix = generator.prefix(state.features, None if first_stage is None else state.given)
         prefix = generator.prefix() if prefix is None else prefix
         yield from self._run(generator.second, class_ids, noise, given, prefix=prefix)
@@ -134,8 +138,7 @@ class ParallelSampler(SamplerSettings):
         hidden = [[p.length] * len(known) for p in phases]
         if given is not None:
             hidden = torch.stack([(~known[:, p.first : p.stop]).sum(1) for p in phases]).tolist()
-        last: Settings = {"features_only": features_only, "unused_tail": unused_tail}
-        plan = make_plan(self, spec, able, hidden, device=device, **last)
+        plan = make_plan(self, spec, able, hidden, device=device, features_only=features_only, unused_tail=unused_tail)
         check_rows(self, plan)
         guided = any(step.null_rows for step in plan.steps)
         rows, cache = forward.start(generator, class_ids, guided=guided, carry=plan.carries, prefix=prefix)

@@ -2,14 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal, Required, TypedDict, Unpack
 
 import torch
 from torch import Tensor
 
 from mgen.generators import Capabilities
 from mgen.tokens import TokenSpec
-from mgen.utils.config import Settings
 
 if TYPE_CHECKING:
     from mgen.samplers.settings import SamplerSettings
@@ -164,6 +163,21 @@ def make_plan(
     )
 
 
+class StepFields(TypedDict, total=False):
+    """Fields of a PlannedStep that its place in the group decides."""
+
+    group: Required[int]
+    group_quota: Required[Tensor]
+    null_rows: bool
+    draws: bool
+    group_size: int
+    first: int
+    room: int
+    refresh: tuple[int, int]
+    prefix: bool
+    ends_group: bool
+
+
 class _Planner:
     """Makes the steps of a plan from the numbers of unknown tokens and the values of all steps."""
 
@@ -217,27 +231,31 @@ class _Planner:
         """The steps of a group. The first one that reveals something is the full one. The step `undrawn` draws nothing."""
         counts, end = [self.count(t) for t in group], group[-1]
         while counts and not counts[0]:
-            own: Settings = dict(group=number, ends_group=group[0] == end)
-            own["null_rows"] = self.carries and self.null_rows(group[:1])
+            nulls = self.carries and self.null_rows(group[:1])
+            quota = self.quota[group[0] - self.start]
+            own = StepFields(group=number, group_quota=quota, ends_group=group[0] == end, null_rows=nulls)
             yield self.step(group[0], "carry" if self.carries else "none", **own)
             group, counts = group[1:], counts[1:]
         size, first, before, guides = sum(counts), 0, 0, self.reuse.guides(group)
         for i, (t, count) in enumerate(zip(group, counts)):
-            own = dict(group=number, ends_group=t == end, guide=guides[i], draws=t != undrawn)
-            own |= dict(group_size=size, first=first)
+            own = StepFields(group=number, group_quota=self.quota[t - self.start], ends_group=t == end)
+            own["draws"], own["group_size"], own["first"] = t != undrawn, size, first
+            guide = guides[i]
             if i == 0:
+                own["null_rows"], own["room"] = self.null_rows(group), size - counts[-1]
                 if len(group) > 1 and self.reuse.inside == "raster":
                     own["group_quota"] = self.quota[t - self.start : end + 1 - self.start].sum(0)
-                yield self.step(t, "full", null_rows=self.null_rows(group), room=size - counts[-1], **own)
+                yield self.step(t, "full", guide=guide, **own)
             elif count:
                 own["null_rows"] = self.reuse.null_rows([self.guided(g) for g in guides[i:]])
                 own["refresh"] = self.reuse.refreshed(size=size, first=first, count=count, before=before)
-                yield self.step(t, "cached", prefix=self.reuse.prefix, **own)
+                own["prefix"] = self.reuse.prefix
+                yield self.step(t, "cached", guide=guide, **own)
             else:
-                yield self.step(t, "none", **own)
+                yield self.step(t, "none", guide=guide, **own)
             first, before = first + count, count or before
 
-    def step(self, t: int, kind: Kind, *, guide: int | None = None, **own: Any) -> PlannedStep:
+    def step(self, t: int, kind: Kind, *, guide: int | None = None, **own: Unpack[StepFields]) -> PlannedStep:
         """Step t, with the guidance of step `guide` (t)."""
         i, guide = t - self.start, t if guide is None else guide
         return PlannedStep(
@@ -254,5 +272,5 @@ class _Planner:
             confidence_temperature=self.confidence_temperature[t],
             quota=self.quota[i],
             done=self.done[i],
-            **{"group_quota": self.quota[i], **own},
+            **own,
         )

@@ -1,7 +1,7 @@
 """The settings of a sampler: every choice of a decoding run as a configuration that is checked when it is made."""
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Self
 
 from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
@@ -83,7 +83,7 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
             raise MgenError("first_stage: order remasking changes tokens whose context has been read: use confidence")
 
     @classmethod
-    def from_settings(cls, settings: Any, where: str) -> Self:
+    def from_settings(cls, settings: object, where: str) -> Self:
         """A sampler from a mapping of a file or a configuration; MgenError that names `where` for anything wrong in it."""
         if not isinstance(settings, Mapping):
             raise MgenError(f"{where} is {settings!r}: expected a mapping of sampler settings")
@@ -94,7 +94,7 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
             raise MgenError(f"{where}: {error}") from error
 
     @classmethod
-    def suited(cls, generator: Generator | Cascade, settings: Any = None, where: str = "sampler") -> Self:
+    def suited(cls, generator: Generator | Cascade, settings: object = None, where: str = "sampler") -> Self:
         """A sampler from `settings`; where they name no order, vectors are drawn in random order, ids by confidence.
 
         Generators of two stages draw the first one unless `first_stage` is None, in up to 32 steps, as published for 64 tokens.
@@ -192,14 +192,14 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
         guidance: float | None = None,
         chain: str | None = None,
         head_steps: int | None = None,
-        **settings: Any,
+        **replaced: object,
     ) -> Self:
         """A sampler with some settings replaced.
 
         A number for `guidance` replaces the end of its curve; `chain` and `head_steps` replace entries of `head`, and entries of
         `reuse` and `first_stage` those of the same name; first_stage=False leaves the first stage out.
         """
-        settings = {key: value for key, value in settings.items() if value is not None}
+        settings: Settings = {key: value for key, value in replaced.items() if value is not None}
         parts = {key: value for key, value in (("chain", chain), ("steps", head_steps)) if value is not None}
         if parts:
             settings["head"] = {**(self.config.head or {}), **settings.get("head", {}), **parts}

@@ -4,25 +4,27 @@ FLOPs are counted in mgen.bench.flops: matrix products, convolutions and attenti
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
 from mgen.bench.flops import PARTS, Networks, count_run
-from mgen.bench.proxy import AnyGenerator, Proxy
+from mgen.bench.proxy import AnyGenerator, proxy
 from mgen.generators.build import build_model
 from mgen.generators.cascade import Cascade
 from mgen.generators.generator import Generator
 from mgen.generators.presets import model_name
 from mgen.heads import CategoricalHead
-from mgen.heads.head import Draw, Head
+from mgen.heads.head import Head
 from mgen.samplers import ParallelSampler
 from mgen.tokenizers import VQGAN, KLTokenizer, LlamaGenVQ, Tokenizer
+from mgen.utils.config import Settings
 from mgen.utils.errors import check_choice
 
 P = ParamSpec("P")
@@ -43,7 +45,7 @@ class RandomPipeline:
         return self.generator.device
 
 
-def random_pipeline(config: Mapping[str, Any], tokenizer: str | None) -> RandomPipeline:
+def random_pipeline(config: Settings, tokenizer: str | None) -> RandomPipeline:
     """A pipeline with random weights.
 
     Args:
@@ -64,7 +66,7 @@ def _random_tokenizer(generator: AnyGenerator, name: str) -> Tokenizer:
     """A tokenizer of a named size with random weights, for images of the generator's size."""
     from mgen.convert.tokenbridge import quantized_for
 
-    sizes: dict[str, tuple[type[Tokenizer], dict[str, Any]]]
+    sizes: dict[str, tuple[type[Tokenizer], Settings]]
     sizes = {size: (VQGAN, settings) for size, settings in VQGAN.SIZES.items()}
     sizes |= {size: (LlamaGenVQ, settings) for size, settings in LlamaGenVQ.SIZES.items()}
     sizes |= {size: (KLTokenizer, settings) for size, settings in KLTokenizer.SIZES.items() if settings.get("scale", 1)}
@@ -108,32 +110,28 @@ class Clock:
         return timed
 
 
-def timed(generator: AnyGenerator, clock: Clock) -> Proxy:
+def timed(generator: AnyGenerator, clock: Clock) -> AnyGenerator:
     """A proxy of the generator whose passes and head are timed."""
     if isinstance(generator, Cascade):
         stages = {
             name: timed(stage, clock) for name, stage in (("first", generator.first), ("second", generator.second))
         }
-        return Proxy(generator, **stages, head=stages["second"].head, prefix=clock.wrap("trunk", generator.prefix))
+        return proxy(generator, **stages, head=stages["second"].head, prefix=clock.wrap("trunk", generator.prefix))
     return _timed_stage(generator, clock)
 
 
-def _timed_stage(generator: Generator, clock: Clock) -> Proxy:
+def _timed_stage(generator: Generator, clock: Clock) -> Generator:
     passes = (generator.context, generator.cached_step, generator.carry, generator.start)
     trunk = {function.__name__: clock.wrap("trunk", function) for function in passes}
-    return Proxy(generator, head=_timed_head(generator.head, clock), **trunk)
+    return proxy(generator, head=_timed_head(generator.head, clock), **trunk)
 
 
-def _timed_head(head: Head, clock: Clock) -> Proxy:
+def _timed_head(head: Head, clock: Clock) -> Head:
     """A proxy whose network is timed: all of `sample`, or of a categorical head the logits without the draw."""
     if not isinstance(head, CategoricalHead):
-        return Proxy(head, plan=clock.wrap("head", head.plan), sample=clock.wrap("head", head.sample))
-    inner: Any = Proxy(head, logits=clock.wrap("head", head.logits))
-
-    def sample(*args: Any, **options: Any) -> Draw:
-        return CategoricalHead.sample(inner, *args, **options)
-
-    return Proxy(head, sample=sample)
+        return proxy(head, plan=clock.wrap("head", head.plan), sample=clock.wrap("head", head.sample))
+    inner = proxy(head, logits=clock.wrap("head", head.logits))
+    return proxy(head, sample=partial(CategoricalHead.sample, inner))
 
 
 def matmul_peak(dtype: torch.dtype, device: torch.device, *, size: int = 2048, seconds: float = 1.0) -> float:
@@ -190,7 +188,7 @@ def fastest(pipe: Networks, sampler: ParallelSampler, *, batch_size: int, repeat
     generator, device = pipe.generator, pipe.generator.device
     class_ids = torch.arange(batch_size, device=device) % generator.num_classes
 
-    def run(net: Any, steps: int | None = None) -> Tensor:
+    def run(net: AnyGenerator, steps: int | None = None) -> Tensor:
         noise = sampler.make_noise(generator, range(batch_size)).to(device)
         with autocast(dtype, device):
             *_, last = islice(sampler(net, class_ids, noise=noise), steps)

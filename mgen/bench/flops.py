@@ -7,18 +7,18 @@ counted is what is executed, cached steps and carried features included. One mul
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, ParamSpec, Protocol, TypeVar
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from mgen.bench.proxy import AnyGenerator, Proxy
+from mgen.bench.proxy import AnyGenerator, Proxy, proxy
 from mgen.generators.cascade import Cascade
 from mgen.generators.generator import Generator
 from mgen.heads.head import Draw, Head
-from mgen.nn.cache import Cache, CachedStep
+from mgen.nn.cache import CachedStep
 from mgen.samplers import ParallelSampler
 from mgen.tokenizers.base import Tokenizer
 from mgen.tokens import TokenSpec
@@ -77,49 +77,66 @@ def count_run(pipe: Networks, sampler: ParallelSampler, *, decode: bool = True) 
         decode: False leaves decoding out.
     """
     generator, counts = copy.deepcopy(pipe.generator).to("meta").requires_grad_(False), Counts()
-    proxy: Any = counted(generator, counts)
-    *_, step = sampler(proxy, torch.zeros(1, dtype=torch.int64), noise=sampler.make_noise(proxy, [0]))
+    watched = counted(generator, counts)
+    *_, step = sampler(watched, torch.zeros(1, dtype=torch.int64), noise=sampler.make_noise(watched, [0]))
     if decode and pipe.tokenizer is not None:
         tokenizer = copy.deepcopy(pipe.tokenizer).to("meta")
         counts.wrap("decoder", tokenizer.decode)(step.tokens, generator.tokens.grid)
     return counts
 
 
-def counted(generator: AnyGenerator, counts: Counts) -> Proxy:
+def counted(generator: AnyGenerator, counts: Counts) -> AnyGenerator:
     """A proxy of a generator on the meta device whose passes are counted and return zeros."""
     if isinstance(generator, Cascade):
         stages = {
             name: counted(stage, counts) for name, stage in (("first", generator.first), ("second", generator.second))
         }
-        return Proxy(generator, **stages, head=stages["second"].head, prefix=counts.wrap("trunk", generator.prefix))
+        return proxy(generator, **stages, head=stages["second"].head, prefix=counts.wrap("trunk", generator.prefix))
     return _counted_stage(generator, counts)
 
 
-def _counted_stage(generator: Generator, counts: Counts) -> Proxy:
+def _counted_stage(generator: Generator, counts: Counts) -> Generator:
     full, cached = counts.wrap("trunk", generator.context), counts.wrap("trunk", generator.cached_step)
     carry_only = counts.wrap("trunk", generator.carry)
 
-    def context(tokens: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        counts.full += len(tokens)
-        return torch.zeros(full(tokens, *args, **kwargs).shape)
+    def count_full(rows: int) -> None:
+        counts.full += rows
 
-    def cached_step(tokens: Tensor, class_ids: Tensor, cache: Cache, step: CachedStep) -> Tensor:
-        counts.cached += len(tokens)
-        return torch.zeros(cached(tokens, class_ids, cache, step).shape)
+    def count_cached(rows: int) -> None:
+        counts.cached += rows
 
-    def carry(tokens: Tensor, *args: Any, **kwargs: Any) -> None:
-        if generator.capabilities.carried_features:
-            counts.full += len(tokens)
-        carry_only(tokens, *args, **kwargs)
+    def count_carried(rows: int) -> None:
+        counts.full += rows if generator.capabilities.carried_features else 0
 
-    return Proxy(
+    return proxy(
         generator,
-        context=context,
-        cached_step=cached_step,
-        carry=carry,
+        context=_noted(_zeros(full), count_full),
+        cached_step=_noted(_zeros(cached), count_cached),
+        carry=_noted(carry_only, count_carried),
         start=counts.wrap("trunk", generator.start),
         head=CountedHead(generator.head, counts, generator.units),
     )
+
+
+def _noted(
+    function: Callable[Concatenate[Tensor, P], R], note: Callable[[int], None]
+) -> Callable[Concatenate[Tensor, P], R]:
+    """`function` of tokens and more, whose calls are noted with the number of the tokens' rows."""
+
+    def call(tokens: Tensor, *args: P.args, **kwargs: P.kwargs) -> R:
+        note(len(tokens))
+        return function(tokens, *args, **kwargs)
+
+    return call
+
+
+def _zeros(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
+    """`function` with zeros of its result's shape instead of the result."""
+
+    def call(*args: P.args, **kwargs: P.kwargs) -> Tensor:
+        return torch.zeros(function(*args, **kwargs).shape)
+
+    return call
 
 
 class CountedHead(Proxy):
@@ -133,12 +150,15 @@ class CountedHead(Proxy):
         self._head, self._counts, self._units = head, counts, units
         self._one: dict[tuple[object, ...], int] = {}
 
-    def sample(self, z: Tensor, *, noise: Tensor, plan: object, guidance: float | None = None, **options: Any) -> Draw:
+    def sample(
+        self, z: Tensor, *, noise: Tensor, plan: object, guidance: float | None = None, **options: object
+    ) -> Draw:
         """See Head.sample."""
         rows, positions = 1 if guidance is None else 2, z.shape[1]
         drawn = torch.zeros(len(z) // rows, positions, *self._units.shape[1:], dtype=self._units.dtype)
         if self._head.joint:
-            self._counts.wrap("head", self._head.sample)(z, noise=noise, plan=plan, guidance=guidance, **options)
+            whole: Callable[..., Draw] = self._counts.wrap("head", self._head.sample)
+            whole(z, noise=noise, plan=plan, guidance=guidance, **options)
             return Draw(drawn, None)
         part = {"part": options["part"]} if "part" in options else {}
         key = (id(plan), guidance is not None, *part.values())

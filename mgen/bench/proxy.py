@@ -1,11 +1,12 @@
 """Proxies: an object with some of its attributes replaced, to time or count a sampler's run without changing the model."""
 
-from typing import Any
+from typing import TypeVar, cast
 
 from mgen.generators.cascade import Cascade
 from mgen.generators.generator import Generator
 
 AnyGenerator = Generator | Cascade
+T = TypeVar("T")
 
 
 class Proxy:
@@ -13,14 +14,19 @@ class Proxy:
 
     def __init__(self, inner: object, **replaced: object) -> None:
         self.__dict__.update(replaced)
-        self._inner: Any = inner
+        self._inner = inner
 
-    @property
-    def __class__(self) -> type:  # type: ignore[override]
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
         """What isinstance sees: a proxy of a cascade is sampled as one."""
         return type(self._inner)
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         if name.startswith("__"):  # copying and pickling ask for these before there is an inner object
             raise AttributeError(name)
         return getattr(self._inner, name)
+
+
+def proxy(inner: T, **replaced: object) -> T:
+    """A `Proxy`, which passes for an object of the inner one's class, with isinstance and with type checkers."""
+    return cast(T, Proxy(inner, **replaced))

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, NotRequired, TypedDict
+from typing import Literal, NotRequired, TypedDict
 
 import torch
 from tqdm import tqdm
@@ -24,7 +24,7 @@ from mgen.bench.flops import Networks, count_run
 from mgen.bench.proxy import AnyGenerator
 from mgen.samplers import ParallelSampler
 from mgen.tune.strategies import own_settings
-from mgen.utils.config import merge, read_config
+from mgen.utils.config import Settings, merge, read_config
 from mgen.utils.errors import MgenError
 from mgen.utils.files import read_json, write_json
 from mgen.utils.folders import part
@@ -91,7 +91,7 @@ def read_sweep(name: str, sampler: ParallelSampler, generator: AnyGenerator) -> 
     return Sweep(base=str(data["base"]), runs=runs)
 
 
-def with_steps(own: dict[str, Any], settings: dict[str, Any], steps: int) -> dict[str, Any]:
+def with_steps(own: Settings, settings: Settings, steps: int) -> Settings:
     """Settings of a method laid on `own`, with a number of steps and `reuse.full_first` as one."""
     out = merge({**own, "steps": steps}, settings)
     reuse = out.get("reuse")

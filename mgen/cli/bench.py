@@ -4,7 +4,7 @@ import json
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mgen.cli import make_parser
 from mgen.cli.sample import add_sampler
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mgen.pipelines.pipeline import MaskedPipeline
     from mgen.samplers import ParallelSampler
     from mgen.tune.tuning import Distance
+    from mgen.utils.config import Settings
 
 EXAMPLES = """  mgen bench                                                   the embedded model
   mgen bench --arch maskgit-r-l --recipe autonat-l-imagenet256 --batch-size 4     paper size, random weights
@@ -150,7 +151,7 @@ def chosen_pipeline(args: Namespace) -> "RandomPipeline | MaskedPipeline":
     return pipe
 
 
-def chosen_config(args: Namespace) -> dict[str, Any]:
+def chosen_config(args: Namespace) -> "Settings":
     """The configuration of the generator that --arch or --config names, with --model-set."""
     from mgen.generators.presets import model_config, named_config, override
     from mgen.utils.config import apply_overrides, read_config

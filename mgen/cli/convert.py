@@ -3,10 +3,17 @@
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from mgen.cli import make_parser
 from mgen.utils.errors import MgenError
+
+if TYPE_CHECKING:
+    from mgen.generators import Generator
+    from mgen.pipelines.pipeline import MaskedPipeline
+    from mgen.tokenizers import QuantizedKL
+    from mgen.utils.config import Settings
+    from mgen.utils.modeling import Model
 
 EXAMPLES = """  mgen convert maskgit-vqgan vqgan_jax_strongaug.ckpt --out models/vqgan
   mgen convert maskgit nnet_ema.pth --tokenizer vqgan_jax_strongaug.ckpt --recipe autonat-l-imagenet256 --out models/autonat
@@ -75,7 +82,7 @@ def command(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def converted(args: Namespace) -> tuple[Any, str, str]:
+def converted(args: Namespace) -> "tuple[Model | MaskedPipeline, str, str]":
     """What the options ask for: a network or a pipeline, the report, and the table of weight names."""
     from mgen.convert import convert
     from mgen.convert.convert import FORMATS
@@ -83,7 +90,7 @@ def converted(args: Namespace) -> tuple[Any, str, str]:
 
     settings, tokenizer, names = apply_overrides({}, args.settings), args.tokenizer, ""
     if args.format == "pipeline":
-        product: Any = saved_generator(args.file)
+        product: Model | MaskedPipeline = saved_generator(args.file)
         report = f"{type(product).__name__} from {args.file}"
         if not tokenizer or settings:
             raise MgenError("pipeline joins a saved generator with --tokenizer, and takes no settings")
@@ -109,7 +116,7 @@ def is_ours(folder: Path) -> bool:
     return (folder / "conversion.txt").is_file()
 
 
-def saved_generator(folder: str) -> Any:
+def saved_generator(folder: str) -> "Model":
     """The generator of a folder that mgen train or mgen convert wrote."""
     from mgen.utils.files import read_json
     from mgen.utils.modeling import saved_class
@@ -120,7 +127,7 @@ def saved_generator(folder: str) -> Any:
     return saved_class(read_json(config).get("_class_name"), f"model class in {config}").from_pretrained(folder)
 
 
-def quantized(source: str, settings: dict[str, Any]) -> tuple[Any, str]:
+def quantized(source: str, settings: "Settings") -> "tuple[QuantizedKL, str]":
     """The KL tokenizer of `source` with levels (folder, name of a model, or official file), and the report."""
     from mgen.convert import convert
     from mgen.nn.levels import PUBLISHED_ORDER, best_range
@@ -129,7 +136,7 @@ def quantized(source: str, settings: dict[str, Any]) -> tuple[Any, str]:
     from mgen.utils.modeling import check_keys, constructor_keys
 
     check_keys(settings, constructor_keys(QuantizedKL) - {"kl", "in_channels"}, "")
-    found = convert("kl16", source).model if Path(source).is_file() else load_tokenizer(source)
+    found: object = convert("kl16", source).model if Path(source).is_file() else load_tokenizer(source)
     found = getattr(found, "continuous", found)
     if not isinstance(found, KLTokenizer):
         raise MgenError(f"{source} holds a {type(found).__name__}: quantize takes a KL tokenizer")
@@ -147,7 +154,7 @@ def quantized(source: str, settings: dict[str, Any]) -> tuple[Any, str]:
     )
 
 
-def windowed(source: str, settings: dict[str, Any]) -> tuple[Any, str]:
+def windowed(source: str, settings: "Settings") -> "tuple[Generator, str]":
     """The generator of `source` (its folder, or that of a pipeline) with windows of tokens, and the report."""
     from mgen.convert.shuffle import shuffled
 
@@ -163,7 +170,7 @@ def windowed(source: str, settings: dict[str, Any]) -> tuple[Any, str]:
     )
 
 
-def pipeline(generator: Any, tokenizer: str, recipe: str | None) -> tuple[Any, str, str]:
+def pipeline(generator: "Model", tokenizer: str, recipe: str | None) -> "tuple[MaskedPipeline, str, str]":
     """A pipeline of a generator with a tokenizer (official file or folder), and the lines to add to report and names."""
     from mgen.convert import convert
     from mgen.convert.convert import tokenizer_format

@@ -1,12 +1,19 @@
 """`mgen sample`: make images."""
 
 from argparse import ArgumentParser, Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from mgen.cli import make_parser
 from mgen.utils.errors import MgenError, check_choice
+
+if TYPE_CHECKING:
+    import torch
+
+    from mgen.bench.benchmark import RandomPipeline
+    from mgen.pipelines.pipeline import MaskedPipeline
+    from mgen.samplers import ParallelSampler
 
 EXAMPLES = """  mgen sample                                            the embedded model, 8 images per class, into samples/
   mgen sample --classes bag,dress --num-images 20 --guidance 3 --out bags
@@ -71,7 +78,7 @@ def add_sampler(parser: ArgumentParser) -> None:
     )
 
 
-def load_for(args: Namespace, device: Any = None) -> Any:
+def load_for(args: Namespace, device: "torch.device | None" = None) -> "MaskedPipeline":
     """The pipeline with the sampler that the options ask for."""
     from mgen.pipelines.pipeline import load
 
@@ -80,7 +87,7 @@ def load_for(args: Namespace, device: Any = None) -> Any:
     return pipe
 
 
-def chosen_sampler(pipe: Any, args: Namespace) -> Any:
+def chosen_sampler(pipe: "MaskedPipeline | RandomPipeline", args: Namespace) -> "ParallelSampler":
     """The pipeline's sampler, or the recipe's, with the settings that --set and the other options of `add_sampler` replace."""
     from mgen.samplers import ParallelSampler
     from mgen.utils.config import apply_overrides
@@ -103,7 +110,7 @@ def chosen_sampler(pipe: Any, args: Namespace) -> Any:
     return sampler
 
 
-def parse_order(text: str | None) -> Any:
+def parse_order(text: str | None) -> str | list[int] | None:
     """A name, or the positions of "3,0,1,2"."""
     if text is None or not all(part.strip().isdigit() for part in text.split(",")):
         return text
@@ -227,7 +234,7 @@ def sample(args: Namespace) -> int:
         image_size=args.image_size,
         quantization=args.quantization,
     )
-    about = {"sampler": pipe.sampler.settings}
+    about: dict[str, object] = {"sampler": pipe.sampler.settings}
     if rank == 0:
         about = {"model": args.model, "weights_sha256": weights_sha256(args.model), **about}
     complete_run(pipe, run, about=about, batch_size=args.batch_size, rank=rank, world=world, wait=wait)
@@ -244,7 +251,7 @@ def sample(args: Namespace) -> int:
     return 0
 
 
-def processes(device: str) -> tuple[int, int, str, Any]:
+def processes(device: str) -> tuple[int, int, str, Callable[[], None]]:
     """Rank, number of processes, device and a barrier: the launcher's if there is one, else one process."""
     import os
     from datetime import timedelta
@@ -264,11 +271,12 @@ def processes(device: str) -> tuple[int, int, str, Any]:
     return state.process_index, state.num_processes, str(state.device), state.wait_for_everyone
 
 
-def animate(pipe: Any, classes: Sequence[int | None], args: Namespace) -> None:
+def animate(pipe: "MaskedPipeline", classes: Sequence[int | None], args: Namespace) -> None:
     """Write an animation of the first images: unknown positions are gray, known ones show the image."""
     import torch
     from torch.nn.functional import interpolate
 
+    from mgen.generators import Cascade
     from mgen.pipelines.pixels import to_uint8
     from mgen.samplers import Step
     from mgen.utils.files import atomic_path
@@ -279,7 +287,9 @@ def animate(pipe: Any, classes: Sequence[int | None], args: Namespace) -> None:
     frames = []
 
     def show(step: Step) -> None:
-        grid = pipe.generator.first_stage_spec.grid if step.first_stage else spec.grid
+        net = pipe.generator
+        grid = (net.first_stage_spec if step.first_stage and isinstance(net, Cascade) else spec).grid
+        assert grid is not None and spec.grid is not None  # a tokenizer decodes only those
         with torch.autocast(pipe.generator.device.type, enabled=False):
             images = pipe.decode(step.draft)
         if step.first_stage:  # a smaller image

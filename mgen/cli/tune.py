@@ -4,14 +4,17 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 from mgen.cli import make_parser
 from mgen.utils.errors import MgenError, check_choice
 
 if TYPE_CHECKING:
     from mgen.evaluation.extractors import Extractor
+    from mgen.evaluation.statistics import Reference
     from mgen.tune.strategies import Space
+    from mgen.tune.tuning import Outcome
+    from mgen.utils.config import Settings
 
 EXAMPLES = """  mgen tune --steps 6 --out tune-6                            the embedded model; rerun to resume
   mgen sample --recipe tune-6/strategy.yaml                   sample with the strategy found
@@ -132,7 +135,16 @@ def tune(args: Namespace, line: str) -> int:
     return 0
 
 
-def search_settings(args: Namespace, space: "Space", extractor: "Extractor", sides: dict[str, Any]) -> dict[str, Any]:
+class Side(TypedDict):
+    """What is measured on one side, of the search or of the test."""
+
+    distance: str
+    images: int
+    seed: int
+    reference: str
+
+
+def search_settings(args: Namespace, space: "Space", extractor: "Extractor", sides: dict[str, Side]) -> "Settings":
     """What determines the result of a search; a folder is only resumed with the same."""
     from mgen.tune.strategies import own_settings
     from mgen.zoo import weights_sha256
@@ -150,7 +162,7 @@ def search_settings(args: Namespace, space: "Space", extractor: "Extractor", sid
     }
 
 
-def describe(args: Namespace, extractor: Any) -> dict[str, dict[str, Any]]:
+def describe(args: Namespace, extractor: "Extractor") -> dict[str, Side]:
     """What is measured for the search and for the test, and the name of the distance."""
     from mgen.evaluation.evaluate import metric_names
 
@@ -184,7 +196,7 @@ def describe(args: Namespace, extractor: Any) -> dict[str, dict[str, Any]]:
     }
 
 
-def given_references(args: Namespace, extractor: Any) -> dict[str, Any]:
+def given_references(args: Namespace, extractor: "Extractor") -> "dict[str, Reference]":
     """The statistics that the options name; none where halves of Fashion-MNIST serve, which are then there."""
     from mgen.data.fashion_mnist import find_fashion_mnist
     from mgen.evaluation.references import find_reference
@@ -204,7 +216,7 @@ def given_references(args: Namespace, extractor: Any) -> dict[str, Any]:
     return found
 
 
-def half(side: str, name: str, extractor: Any, args: Namespace) -> Any:
+def half(side: str, name: str, extractor: "Extractor", args: Namespace) -> "Reference":
     """The statistics of one half of Fashion-MNIST's training images; kept in the output folder."""
     from mgen.data import FashionMNIST
     from mgen.evaluation.measure import measure
@@ -220,7 +232,7 @@ def half(side: str, name: str, extractor: Any, args: Namespace) -> Any:
     return load_statistics(file, extractor)
 
 
-def verdict(outcome: Any, sides: dict[str, Any]) -> str:
+def verdict(outcome: "Outcome", sides: dict[str, Side]) -> str:
     """One sentence: which strategy is kept, and why."""
     (first, best), distance = (record["distance"] for record in outcome.test), sides["test"]["distance"]
     if outcome.better:
@@ -230,7 +242,7 @@ def verdict(outcome: Any, sides: dict[str, Any]) -> str:
     return f"The strategy found is not better on the test images ({distance} {best:.4f}, the start's {first:.4f}): the start is kept"
 
 
-def recipe(outcome: Any, space: Any, sides: dict[str, Any], model: str, line: str) -> str:
+def recipe(outcome: "Outcome", space: "Space", sides: dict[str, Side], model: str, line: str) -> str:
     """The file for `mgen sample --recipe`."""
     import yaml
 
@@ -251,7 +263,7 @@ def recipe(outcome: Any, space: Any, sides: dict[str, Any], model: str, line: st
     return "".join(f"# {' '.join(x.split())}\n" for x in lines) + text
 
 
-def report(outcome: Any, space: Any, sides: dict[str, Any], settings: dict[str, Any], line: str) -> str:
+def report(outcome: "Outcome", space: "Space", sides: dict[str, Side], settings: "Settings", line: str) -> str:
     """The report: what was searched, what was found, and how it was measured."""
     rows = [f"# Search of a strategy for {settings['model']}", "", f"    {line}", "", f"{verdict(outcome, sides)}.", ""]
     rows += ["| | | start | found | images | seed | compared with |", "|---|---|---|---|---|---|---|"]
@@ -277,7 +289,7 @@ def report(outcome: Any, space: Any, sides: dict[str, Any], settings: dict[str, 
     for name, values in first["strategy"].items():
         lists = (" ".join(f"{v:.3f}" for v in x) for x in (values, best["strategy"][name]))
         rows.append(f"| {name}{'' if name in space.search else ' (not searched)'} | " + " | ".join(lists) + " |")
-    facts = {
+    about = {
         "strategies measured": f"{len(outcome.tried)}, in {seconds:.0f} s",
         "numbers searched": f"{space.size}: " + ", ".join(f"{name} {size}" for name, size in space.sizes.items()),
         "most forward passes per image": space.limit or "any",
@@ -286,4 +298,4 @@ def report(outcome: Any, space: Any, sides: dict[str, Any], settings: dict[str, 
         "dtype": settings["dtype"],
         **{f"extractor: {key}": value for key, value in settings["extractor"].items()},
     }
-    return "\n".join([*rows, "", "| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in facts.items()), ""])
+    return "\n".join([*rows, "", "| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in about.items()), ""])

@@ -4,7 +4,6 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -240,7 +239,7 @@ def tokenizer_format(generator: Generator | Cascade) -> str:
     return name
 
 
-def convert(format_name: str, path: str | Path, *, raw: bool = False, **settings: Any) -> Conversion:
+def convert(format_name: str, path: str | Path, *, raw: bool = False, **settings: object) -> Conversion:
     """Our model with the weights of an official file.
 
     Args:

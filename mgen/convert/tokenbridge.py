@@ -5,7 +5,7 @@
 
 import re
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,6 +16,10 @@ from mgen.convert.shapes import count
 from mgen.nn.levels import PUBLISHED_ORDER, gaussian_levels
 from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError
+
+if TYPE_CHECKING:
+    from mgen.generators import Cascade, Generator
+    from mgen.tokenizers import Tokenizer
 
 BUFFERS = ("reconstruction_values", "boundaries", "channel_mask")
 TOP = {
@@ -145,12 +149,12 @@ def tokenbridge_settings(
     return {**settings, "head": {"guide": "context"}}
 
 
-def quantized_for(generator: Any, tokenizer: Any) -> Any:
+def quantized_for(generator: "Generator | Cascade", tokenizer: "Tokenizer") -> "Tokenizer":
     """`tokenizer`, or where it makes the numbers that the generator's ids stand for, a QuantizedKL of it with the same levels."""
     from mgen.tokenizers import QuantizedKL
 
     spec = generator.tokens
-    if spec.kind != "multi-index" or tokenizer.spec.kind != "vector":
+    if spec.kind != "multi-index" or spec.levels is None or tokenizer.spec.kind != "vector":
         return tokenizer
     made = QuantizedKL.wrap(
         tokenizer, levels=spec.vocab_size, channel_order=generator.head.config.order, **asdict(spec.levels)

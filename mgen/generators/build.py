@@ -24,7 +24,7 @@ from mgen.generators.trunks.two_stage import Stage, TwoStageMAE, TwoStageMAEConf
 from mgen.generators.trunks.windowed import WindowedTrunk, windowed_layout
 from mgen.heads.categorical import CategoricalConfig, CategoricalHead
 from mgen.heads.composite import PerCodebookHead, VectorWindowHead, WindowHead
-from mgen.heads.head import HEADS, Head, HeadInputs
+from mgen.heads.head import HEADS, Head, HeadInputs, JointHead
 from mgen.nn.windows import Windows
 from mgen.tokens import TokenSpec
 from mgen.utils.config import Settings, build
@@ -56,12 +56,12 @@ def build_generator(config: Settings, where: str = "model.") -> Generator:
     """A generator with random weights from its configuration."""
     _check_sections(config, Generator.config_keys(), {"tokens", "trunk", "head"}, where)
     tokens = _tokens(config["tokens"])
-    trunk_cls, trunk_config = TRUNKS.configure(config["trunk"], f"{where}trunk")
+    chosen = TRUNKS.configure(config["trunk"], f"{where}trunk")
     classes_config = build(ClassesConfig, dict(config.get("classes") or {}), f"{where}classes.")
     settings = build(WindowsConfig, dict(config.get("windows") or {}), f"{where}windows.")
     windows = _windows(tokens, settings) if settings.side != 1 else None
     layout = Layout(length=tokens.length, grid=tokens.grid, global_tokens=tokens.global_tokens)
-    trunk = trunk_cls(trunk_config, layout=layout if windows is None else windowed_layout(layout, windows))  # type: ignore[call-arg]
+    trunk = chosen.build(layout=layout if windows is None else windowed_layout(layout, windows))
     if windows is not None and settings.unit == "token":
         trunk = WindowedTrunk(trunk, windows, blocks=settings.blocks)
     embedder = _embedder(config.get("embedder"), tokens, trunk, classes_config, f"{where}embedder")
@@ -98,7 +98,8 @@ def build_head(
     settings: Settings, tokens: TokenSpec, width: int, embedder: Embedder, windows: WindowsConfig, where: str
 ) -> Head:
     """The head for these tokens; with two codebooks one for each, with windows one for a window."""
-    cls, config = HEADS.configure(settings, where)
+    chosen = HEADS.configure(settings, where)
+    cls, config = chosen
     if tokens.kind not in cls.token_kinds:
         raise MgenError(
             f"{where}.type {cls.type_name!r} draws tokens of kind {' or '.join(cls.token_kinds)}, these are of kind {tokens.kind!r}"
@@ -114,9 +115,13 @@ def build_head(
         if not isinstance(config, CategoricalConfig):
             raise MgenError(f"{where}: global tokens have a codebook of their own, which only a categorical head draws")
         return PerCodebookHead(config, inputs)
-    head = cls(config, inputs)  # type: ignore[call-arg]
+    head = chosen.build(inputs=inputs)
     if not joined:
         return head
+    if isinstance(head, JointHead):
+        raise MgenError(
+            f"{where}.type {cls.type_name!r} draws all positions together, windows are drawn one by one: use another head"
+        )
     if isinstance(head, CategoricalHead):
         return WindowHead(head, side=windows.side, blocks=windows.blocks)
     return VectorWindowHead(head, blocks=windows.blocks)
@@ -153,9 +158,9 @@ def _embedder(
     settings: Settings | None, tokens: TokenSpec, trunk: Trunk, classes: ClassesConfig, where: str
 ) -> Embedder:
     own = {"type": EMBEDDER_OF[tokens.kind], **(settings or {})}
-    cls, config = EMBEDDERS.configure(own, where)
+    chosen = EMBEDDERS.configure(own, where)
     shared = classes.table_rows if classes.table == "shared" else 0
-    return cls(config, tokens=tokens, width=trunk.width, extra=TableRows(classes=shared, mask=trunk.masks_inputs))  # type: ignore[call-arg]
+    return chosen.build(tokens=tokens, width=trunk.width, extra=TableRows(classes=shared, mask=trunk.masks_inputs))
 
 
 def _classes(config: ClassesConfig, width: int, embedder: Embedder) -> Classes:

@@ -7,10 +7,9 @@ Notation: B batch, S tokens of the first stage, L of the second, C numbers of a 
 """
 
 from dataclasses import asdict, replace
-from typing import Any, Self
+from typing import Self
 
 import torch
-from diffusers import ModelMixin  # noqa: F401  (diffusers looks the base class up in this namespace)
 from torch import Tensor, nn
 
 from mgen.generators.generator import Generator, LossOptions
@@ -61,7 +60,7 @@ class Cascade(Model):
         self._note_config()
 
     @classmethod
-    def from_config(cls, config: Settings, **kwargs: Any) -> Self:  # type: ignore[override]
+    def from_config(cls, config: Settings, **kwargs: object) -> Self:
         """A cascade with random weights from a nested configuration, as in config.json; see mgen.generators.build."""
         from mgen.generators.build import build_cascade
 

@@ -64,8 +64,9 @@ class Lookup(Embedder):
             return ids
         if positions is None:
             positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+        assert self.tokens.vocab_size is not None
         border = first - int(sampling and self.config.last_global == "published")
-        return ids + self.tokens.vocab_size * (positions >= border)  # type: ignore[operator]
+        return ids + self.tokens.vocab_size * (positions >= border)
 
     def forward(
         self, tokens: Tensor, known: Tensor | None = None, positions: Tensor | None = None, *, sampling: bool = False

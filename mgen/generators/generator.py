@@ -5,9 +5,8 @@ Notation: B batch, L tokens, M positions asked for, D width of the context. Wher
 """
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
-from diffusers import ModelMixin  # noqa: F401  (diffusers looks the base class up in this namespace)
 from torch import Tensor
 
 from mgen.generators.classes import Classes
@@ -59,7 +58,7 @@ class Generator(Model):
         embedder.reset_windows(head.unshuffle)
 
     @classmethod
-    def from_config(cls, config: Settings, **kwargs: Any) -> Self:  # type: ignore[override]
+    def from_config(cls, config: Settings, **kwargs: object) -> Self:
         """A generator with random weights from a nested configuration, as in config.json; see mgen.generators.build."""
         from mgen.generators.build import build_generator
 

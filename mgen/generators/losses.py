@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from mgen.generators.trunk import count_known, unknown_first
-from mgen.heads.head import Head, HeadNoise
+from mgen.heads.composite import PerCodebookHead
+from mgen.heads.head import Head, HeadNoise, JointHead
 from mgen.nn.attention import gather_rows, take
 from mgen.nn.cache import span
 
@@ -45,8 +46,8 @@ def token_losses(
             all are masked its mean is the sum of the two means (Hita, arXiv 2507.02358).
     """
     smoothing = options.label_smoothing
-    if head.joint:
-        losses, metric = head.loss(z, tokens, masked=~known, noise=noise)  # type: ignore[call-arg]
+    if isinstance(head, JointHead):
+        losses, metric = head.loss(z, tokens, masked=~known, noise=noise)
         return losses.mean(1), metric.mean(1)
     if noise is not None:
         if where is not None:
@@ -63,11 +64,11 @@ def token_losses(
         losses, metric = head.loss(z, take(tokens, where), label_smoothing=smoothing)
         return losses.flatten(), metric.flatten()
     masked = ~known
-    if not global_tokens:
+    if not isinstance(head, PerCodebookHead):
         return head.loss(z[masked], tokens[masked], label_smoothing=smoothing)
     length, s = known.shape[1], global_tokens
     part = (span(length, known) >= s)[masked]
-    losses, metric = head.loss(z[masked], tokens[masked], part=part, label_smoothing=smoothing)  # type: ignore[call-arg]
+    losses, metric = head.loss(z[masked], tokens[masked], part=part, label_smoothing=smoothing)
     return losses * torch.where(part, length / (length - s), length / s), metric
 
 
@@ -85,8 +86,8 @@ def image_losses(
 
     Of a joint head the mean over all elements. Arguments as in `token_losses`, but z is (B, L, D) always.
     """
-    if head.joint:
-        losses, metric = head.loss(z, tokens, masked=~known, noise=noise)  # type: ignore[call-arg]
+    if isinstance(head, JointHead):
+        losses, metric = head.loss(z, tokens, masked=~known, noise=noise)
         return losses.mean(1), metric.mean(1)
     if noise is None:
         losses, metric = head.loss(z[~known], tokens[~known], label_smoothing=label_smoothing)

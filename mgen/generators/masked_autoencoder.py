@@ -48,11 +48,15 @@ class Layers(Protocol):
     """The layers of both halves."""
 
     token_norm: nn.LayerNorm
-    encoder_blocks: nn.ModuleList
     encoder_norm: nn.LayerNorm
     decoder_embed: nn.Linear
-    decoder_blocks: nn.ModuleList
     decoder_norm: nn.LayerNorm
+
+    @property
+    def encoder_blocks(self) -> nn.ModuleList: ...
+
+    @property
+    def decoder_blocks(self) -> nn.ModuleList: ...
 
 
 class MaskedAutoencoder(Trunk):

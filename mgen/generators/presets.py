@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
 
 from mgen.generators.build import EMBEDDER_OF, WindowsConfig, build_model
 from mgen.generators.cascade import Cascade
@@ -18,7 +17,7 @@ from mgen.tokens import TokenSpec
 from mgen.utils.config import Settings, build, merge, read_config
 from mgen.utils.errors import MgenError, suggestion
 from mgen.utils.folders import part
-from mgen.utils.registry import Registry
+from mgen.utils.registry import Registry, T
 
 # Levels that vectors get where a head of quantized channels is put in the place of one of vectors: TokenBridge's.
 LEVELS = {"vocab_size": 64, "levels": {"form": "published", "low": -5.0, "high": 5.0, "span": 3.0}}
@@ -29,7 +28,7 @@ def list_models(pattern: str = "*") -> list[str]:
     return sorted(name for name in (file.stem for file in _folder().glob("*.yaml")) if fnmatch(name, pattern))
 
 
-def model_config(name: str | Path, **overrides: Any) -> Settings:
+def model_config(name: str | Path, **overrides: object) -> Settings:
     """The nested configuration of a model by its name, or of a YAML file, with sections overridden.
 
     A section that names another `type` replaces the old one instead of being laid over it. Where a head for other tokens is asked
@@ -44,7 +43,7 @@ def model_config(name: str | Path, **overrides: Any) -> Settings:
     return override(read_config(file), overrides)
 
 
-def create_model(name: str | Path, **overrides: Any) -> Generator | Cascade:
+def create_model(name: str | Path, **overrides: object) -> Generator | Cascade:
     """A generator with random weights: `create_model("mar-b", head={"type": "channels"}, trunk={"dropout": 0.0})`.
 
     Args:
@@ -61,7 +60,7 @@ def override(config: Settings, overrides: Settings) -> Settings:
         if not isinstance(value, Mapping) or not isinstance(old, Mapping):
             out[key] = value
         elif key in ("first", "second"):
-            out[key] = override(old, value)
+            out[key] = override(dict(old), dict(value))
         elif "type" in value and value["type"] != old.get("type"):
             out[key] = dict(value)
         else:
@@ -117,12 +116,12 @@ def _complete_stage(config: Settings) -> Settings:
     }
 
 
-def _complete_part(registry: Registry[Any], settings: Settings, where: str) -> Settings:
+def _complete_part(registry: Registry[T], settings: Settings, where: str) -> Settings:
     cls, config = registry.configure(settings, where)
     return {"type": cls.type_name, **asdict(config)}
 
 
-def _sizes(settings: Any) -> Any:
+def _sizes(settings: object) -> object:
     """What tells sizes apart: all settings but dropout and the scale of latents."""
     if isinstance(settings, Mapping):
         return {
@@ -131,7 +130,7 @@ def _sizes(settings: Any) -> Any:
     return [_sizes(v) for v in settings] if isinstance(settings, list | tuple) else settings
 
 
-def _tokens_for(tokens: Settings, head: Any) -> Settings:
+def _tokens_for(tokens: Settings, head: object) -> Settings:
     kinds = HEADS.get(head["type"]).token_kinds if isinstance(head, Mapping) and "type" in head else (tokens["kind"],)
     if tokens["kind"] == "vector" and kinds == ("multi-index",):
         return {**tokens, "kind": "multi-index", **LEVELS}

@@ -6,7 +6,7 @@ from mgen.heads.channels import ChannelHead, ChannelSettings
 from mgen.heads.composite import PerCodebookHead, VectorWindowHead, WindowHead
 from mgen.heads.diffusion import DiffusionHead
 from mgen.heads.diffusion_transformer import DiffusionTransformerHead
-from mgen.heads.head import HEADS, Draw, Head, HeadInputs, HeadNoise, NoiseSpec, register_head
+from mgen.heads.head import HEADS, Draw, Head, HeadInputs, HeadNoise, JointHead, NoiseSpec, register_head
 from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError
 from mgen.utils.modeling import check_keys
@@ -26,6 +26,7 @@ __all__ = [
     "Head",
     "HeadInputs",
     "HeadNoise",
+    "JointHead",
     "NoiseSpec",
     "register_head",
     "WindowHead",

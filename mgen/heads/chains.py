@@ -11,7 +11,6 @@ its place up on the device in every step. Its DDIM and DPM-Solver++ fit once the
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -177,6 +176,7 @@ class Chain:
         if s.chain == "ancestral":
             mean, log_variance = self.moments(k, x, x0, v)
             return mean if noise is None else mean + (0.5 * log_variance).exp() * (noise * temperature)
+        assert self.scheduler is not None
         return self.scheduler.step(x0, k, x).prev_sample
 
     def moments(self, k: int, x: Tensor, x0: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -199,11 +199,11 @@ def check_draw_settings(settings: Settings, tables: Tables, temperatures: Sequen
         )
 
 
-def _scheduler(settings: ChainSettings, tables: Tables) -> Any:
+def _scheduler(settings: ChainSettings, tables: Tables) -> DDIMScheduler | DPMSolverMultistepScheduler | None:
     """diffusers' scheduler on the respaced betas, so that its steps are consecutive; asked with x0, clipped or not, as sample."""
     common = {"num_train_timesteps": settings.steps, "trained_betas": tables.betas, "prediction_type": "sample"}
     if settings.chain == "ddim":
-        made: Any = DDIMScheduler(**common, clip_sample=False, set_alpha_to_one=True, timestep_spacing="leading")
+        made = DDIMScheduler(**common, clip_sample=False, set_alpha_to_one=True, timestep_spacing="leading")
     elif settings.chain == "dpm-solver++":
         made = DPMSolverMultistepScheduler(**common, timestep_spacing="trailing", final_sigmas_type="zero")
     else:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from mgen.heads.head import Draw, Head, HeadInputs, HeadNoise, NoiseSpec, register_head
 from mgen.heads.logit_filter import check_cuts, choose, keep_likeliest
-from mgen.nn.blocks import MLP
+from mgen.nn.blocks import MLP, Blocks
 from mgen.nn.modulated import modulate
 from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError, check_choice
@@ -159,7 +159,7 @@ class ChannelHead(Head[ChannelSettings]):
         self.slot_condition = nn.Parameter(torch.zeros(channels, width))
         self.slot_position = nn.Parameter(torch.zeros(channels, width))
         self.tokens = nn.Embedding((channels - 1) * levels, width)  # rows of a slot behind those of the slot before
-        self.blocks = nn.ModuleList(SlotBlock(width, c.heads, hidden=int(width * c.mlp_ratio)) for _ in range(c.depth))
+        self.blocks = Blocks(SlotBlock(width, c.heads, hidden=int(width * c.mlp_ratio)) for _ in range(c.depth))
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.out_adaln = nn.Linear(width, 2 * width)
         self.out = nn.Linear(width, channels * levels)  # likewise
@@ -176,7 +176,6 @@ class ChannelHead(Head[ChannelSettings]):
             nn.init.normal_(table, std=0.02)
         nn.init.normal_(self.tokens.weight)
         for layer in (self.out_adaln, *(block.adaln for block in self.blocks)):
-            assert isinstance(layer, nn.Linear)
             nn.init.zeros_(layer.weight)
 
     # -- the network ---------------------------------------------------------------------------------------------------
@@ -184,7 +183,7 @@ class ChannelHead(Head[ChannelSettings]):
     def modulations(self, conditions: Tensor) -> list[Tensor]:
         """Of every block (…, 6E), then of the output (…, 2E), for the conditions (…, E) of slots."""
         y = F.silu(conditions)
-        return [*(block.adaln(y) for block in self.blocks), self.out_adaln(y)]  # type: ignore[operator, misc]
+        return [*(block.adaln(y) for block in self.blocks), self.out_adaln(y)]
 
     def first_input(self, cond: Tensor, *, sampling: bool) -> Tensor:
         """Of the first slot, before its position is added, (R, E) for cond(z) (R, E)."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mgen.heads.categorical import CategoricalConfig, CategoricalHead, DrawSettings, OwnTable
 from mgen.heads.head import Draw, Head, HeadInputs, HeadNoise, NoiseSpec, PlanT
+from mgen.nn.blocks import Blocks
 from mgen.nn.windows import ResidualMLP, TokenUnshuffle
 from mgen.utils.config import Settings
 
@@ -30,7 +31,7 @@ class _Composite(Head[PlanT]):
         return self.inner.plan(settings)
 
 
-class PerCodebookHead(_Composite[DrawSettings]):
+class PerCodebookHead(Head[DrawSettings]):
     """Categorical heads for global tokens and for those of the grid, which have codebooks of their own.
 
     A draw evaluates the head of the step's part alone. Settings and noise are those of CategoricalHead.
@@ -41,51 +42,58 @@ class PerCodebookHead(_Composite[DrawSettings]):
         vocab_size, table = inputs.tokens.vocab_size, inputs.table
         assert vocab_size is not None
         if config.table == "own":
-            self.table = OwnTable(2 * vocab_size, inputs.width)
-            table = self.table  # type: ignore[assignment]
-        self.parts = nn.ModuleList(
+            table = self.table = OwnTable(2 * vocab_size, inputs.width)
+        self.parts = Blocks(
             CategoricalHead(config, HeadInputs(tokens=inputs.tokens, width=inputs.width, table=table, first=first))
             for first in (0, vocab_size)
         )
         self.width = inputs.width
 
     @property
-    def inner(self) -> Head:  # type: ignore[override]
-        return self.parts[0]  # type: ignore[return-value]
+    def settings(self) -> Settings:
+        return self.parts[0].settings
+
+    def check(self, settings: Settings, *, temperatures: Sequence[float]) -> None:
+        self.parts[0].check(settings, temperatures=temperatures)
+
+    def plan(self, settings: Settings) -> DrawSettings:
+        return self.parts[0].plan(settings)
 
     def initialize(self, default: Callable[[nn.Module], None]) -> None:
         super().initialize(default)
         if hasattr(self, "table"):
             nn.init.zeros_(self.table.weight)
 
-    def sample(  # type: ignore[override]
+    def sample(
         self,
         z: Tensor,
         *,
         noise: Tensor,
         plan: DrawSettings,
-        part: int,
         temperature: float = 1.0,
         guidance: float | None = None,
+        part: int = 0,
     ) -> Draw:
         """See CategoricalHead.sample. part: 0 for global tokens, 1 for the others; one for all of z."""
-        head = self.parts[part]
-        assert isinstance(head, CategoricalHead)
-        return head.sample(z, noise=noise, plan=plan, temperature=temperature, guidance=guidance)
+        return self.parts[part].sample(z, noise=noise, plan=plan, temperature=temperature, guidance=guidance)
 
-    def loss(  # type: ignore[override]
+    def loss(
         self,
         z: Tensor,
         target: Tensor,
         *,
-        part: Tensor,
         noise: HeadNoise | None = None,
         label_smoothing: float = 0.0,
+        part: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Cross entropy and hit of every token, both (n,), for z (n, D), target (n,) and part (n,), True outside the global ones."""
+        """Cross entropy and hit of every token, both (n,), for z (n, D) and target (n,).
+
+        Args:
+            part: bool (n,), True outside the global tokens; None: all are global.
+        """
+        part = torch.zeros_like(target, dtype=torch.bool) if part is None else part
         losses, hits = z.new_zeros(target.shape, dtype=torch.float32), z.new_zeros(target.shape, dtype=torch.float32)
         for head, own in zip(self.parts, (~part, part)):
-            assert isinstance(head, CategoricalHead)
             some = head.loss(z[own], target[own], label_smoothing=label_smoothing)
             losses, hits = (whole.masked_scatter(own, value) for whole, value in zip((losses, hits), some))
         return losses, hits
@@ -104,7 +112,7 @@ class WindowHead(_Composite[DrawSettings]):
         self.split = TokenUnshuffle(head.width, side, blocks=blocks)
 
     @property
-    def unshuffle(self) -> TokenUnshuffle:  # type: ignore[override]
+    def unshuffle(self) -> TokenUnshuffle:
         return self.split
 
     def noise_spec(self, settings: Settings) -> NoiseSpec:
@@ -145,7 +153,7 @@ class VectorWindowHead(_Composite[PlanT]):
         super().__init__()
         self.inner, self.width = head, head.width
         self.blocks = nn.Sequential(*(ResidualMLP(head.width) for _ in range(blocks)))
-        self.token_kinds, self.metric, self.has_log_prob = head.token_kinds, head.metric, head.has_log_prob  # type: ignore[misc]
+        self.token_kinds, self.metric, self.has_log_prob = head.token_kinds, head.metric, head.has_log_prob
 
     def initialize(self, default: Callable[[nn.Module], None]) -> None:
         self.inner.initialize(default)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from mgen.heads.chains import Chain, ChainSettings, Tables, check_draw_settings, cosine_betas
 from mgen.heads.head import Draw, Head, HeadInputs, HeadNoise, NoiseSpec, register_head
+from mgen.nn.blocks import Blocks
 from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError
 
@@ -108,7 +109,7 @@ class DiffusionHead(Head[ChainPlan]):
         self.time = TimeEmbedding(c.width)
         self.cond = nn.Linear(self.width, c.width)
         self.input = nn.Linear(self.channels, c.width)
-        self.blocks = nn.ModuleList(ResBlock(c.width) for _ in range(c.depth))
+        self.blocks = Blocks(ResBlock(c.width) for _ in range(c.depth))
         self.out_adaln = nn.Linear(c.width, 2 * c.width)
         self.out = nn.Linear(c.width, 2 * self.channels)
         self.tables = Tables(cosine_betas(c.train_steps))
@@ -123,7 +124,7 @@ class DiffusionHead(Head[ChainPlan]):
     def modulations(self, y: Tensor) -> list[Tensor]:
         """Of every block (…, 3W), then of the output (…, 2W), for time plus condition y (…, W)."""
         y = F.silu(y)
-        return [*(block.adaln(y) for block in self.blocks), self.out_adaln(y)]  # type: ignore[operator, misc]
+        return [*(block.adaln(y) for block in self.blocks), self.out_adaln(y)]
 
     def answer(self, h: Tensor, modulations: list[Tensor]) -> Tensor:
         """(ε, v) as (…, 2C) of embedded tokens h (…, W)."""

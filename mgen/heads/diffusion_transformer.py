@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from mgen.heads.chains import Chain, ChainSettings, Tables, check_draw_settings, cosine_betas
 from mgen.heads.diffusion import ChainPlan, TimeEmbedding, initialize_dit
-from mgen.heads.head import Draw, Head, HeadInputs, HeadNoise, NoiseSpec, register_head
+from mgen.heads.head import Draw, HeadInputs, HeadNoise, JointHead, NoiseSpec, register_head
 from mgen.nn.attention import Attention, gather_rows
-from mgen.nn.blocks import MLP
+from mgen.nn.blocks import MLP, Blocks
 from mgen.nn.modulated import modulate
 from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError
@@ -67,13 +67,12 @@ class DiffusionTransformerConfig:
 
 
 @register_head("diffusion-transformer", DiffusionTransformerConfig)
-class DiffusionTransformerHead(Head[ChainPlan]):
+class DiffusionTransformerHead(JointHead[ChainPlan]):
     """p(map | contexts) as a diffusion of all tokens together."""
 
     token_kinds = ("vector",)
     metric = "mse"
     has_log_prob = False  # a continuous draw has no probability to rank positions by
-    joint = True  # it draws all positions in every decoding step
 
     def __init__(self, config: DiffusionTransformerConfig, inputs: HeadInputs) -> None:
         super().__init__()
@@ -88,7 +87,7 @@ class DiffusionTransformerHead(Head[ChainPlan]):
         self.input = nn.Linear(self.channels, c.width)
         self.time = TimeEmbedding(c.width)
         self.cond = nn.Linear(self.width, c.width)
-        self.blocks = nn.ModuleList(MapBlock(c.width, c.heads, c.mlp_ratio) for _ in range(c.depth))
+        self.blocks = Blocks(MapBlock(c.width, c.heads, c.mlp_ratio) for _ in range(c.depth))
         self.out_adaln = nn.Linear(c.width, 2 * c.width)
         self.out = nn.Linear(c.width, self.channels)
         # Coordinates span 0 … 16 on every grid; columns come before rows, as published.
@@ -134,21 +133,21 @@ class DiffusionTransformerHead(Head[ChainPlan]):
         t = torch.randint(self.config.train_steps, (copies,), generator=rng)
         return HeadNoise(t, torch.randn(copies, length, self.channels, generator=rng))
 
-    def loss(  # type: ignore[override]
+    def loss(
         self,
         z: Tensor,
         target: Tensor,
         *,
-        masked: Tensor,
         noise: HeadNoise | None = None,
         label_smoothing: float = 0.0,
+        masked: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Loss per image and copy (B, K), and the same detached.
 
         Args:
             z: contexts (B, L, D), shared by the copies. target: clean tokens (B, L, C).
-            masked: bool (B, L), True where the error counts; all positions are noised, known ones as in sampling.
             noise: timesteps (B, K) and noise (B, K, L, C).
+            masked: bool (B, L), True where the error counts, None: everywhere; all positions are noised, known ones as in sampling.
 
         The square error's mean is over all positions, not over the masked ones: an image counts by what it hides, as published.
         """
@@ -162,7 +161,9 @@ class DiffusionTransformerHead(Head[ChainPlan]):
         x = signal * target.unsqueeze(1) + spread * eps_true  # (B, K, L, C)
         y = self.time(t).unsqueeze(2) + self.cond(z).unsqueeze(1)  # (B, K, L, W)
         eps = self.answer(self.embed(x).flatten(0, 1), y.flatten(0, 1)).float()  # (B·K, L, C)
-        error = (eps_true - eps.unflatten(0, t.shape)) * masked[:, None, :, None]
+        error = eps_true - eps.unflatten(0, t.shape)
+        if masked is not None:
+            error = error * masked[:, None, :, None]
         loss = error.square().mean((2, 3))  # (B, K)
         return loss, loss.detach()
 
@@ -182,16 +183,16 @@ class DiffusionTransformerHead(Head[ChainPlan]):
         steps = torch.tensor(chain.timesteps, device=self.input.weight.device)
         return ChainPlan(chain, self.time(steps))
 
-    def sample(  # type: ignore[override]
+    def sample(
         self,
         z: Tensor,
         *,
         noise: Tensor,
         plan: ChainPlan,
-        tokens: Tensor,
-        known: Tensor,
         temperature: float = 1.0,
         guidance: float | None = None,
+        tokens: Tensor | None = None,
+        known: Tensor | None = None,
         unknown: Tensor | None = None,
     ) -> Draw:
         """Draw the map, given its known tokens.
@@ -200,10 +201,10 @@ class DiffusionTransformerHead(Head[ChainPlan]):
             z: contexts (B, L, D), or (2B, L, D) with the rows of the null class after those of the class, if guided.
             noise: standard normal (draws, B, L, C): the start n0, then what each step but the last adds.
             plan: of this head, made by `plan`.
-            tokens: (B, L, C), read where `known` (B, L) is True: there the state is signal · token + noise · n0 before every
-                step, with the same n0 each time.
             temperature: factor of the noise that the steps add (not of the start).
             guidance: s in ε_u + s·(ε_c − ε_u), inside every step; None: z has no null rows.
+            tokens: (B, L, C), read where `known` (B, L) is True: there the state is signal · token + noise · n0 before every
+                step, with the same n0 each time. None: no token is known.
             unknown: (B, M), the positions that are not known; the last block then answers for these alone. Rows that know
                 more than others fill up with known positions, each at most once. None: the same draw by more work.
 
@@ -213,6 +214,8 @@ class DiffusionTransformerHead(Head[ChainPlan]):
         """
         chain, count = plan.chain, len(plan.chain.timesteps)
         cond, draws, start = self.cond(z), noise, noise[0]  # (R, L, W)
+        if tokens is None or known is None:
+            tokens, known = torch.zeros_like(start), torch.zeros_like(start[..., 0], dtype=torch.bool)
         visible, asked = known.unsqueeze(-1), unknown
         if unknown is not None:
             # The state is kept at these positions alone; those of the batch lie in it as rows of a table.

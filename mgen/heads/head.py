@@ -80,15 +80,19 @@ class Head(nn.Module, Configured, Generic[PlanT]):
         token_kinds: kinds of TokenSpec that it draws. metric: what `loss` gives besides the loss, by its name in the logs.
         has_log_prob: whether its draws have probabilities, by which positions can be ranked.
         joint: whether it draws all positions together, from the context of all.
-        width: D. unshuffle: takes the context of a window apart, None for heads of single tokens.
+        width: D.
     """
 
-    token_kinds: ClassVar[tuple[str, ...]] = ("index",)
-    metric: ClassVar[str] = "accuracy"
-    has_log_prob: ClassVar[bool] = True
+    token_kinds: tuple[str, ...] = ("index",)
+    metric: str = "accuracy"
+    has_log_prob: bool = True
     joint: ClassVar[bool] = False
     width: int
-    unshuffle: TokenUnshuffle | None = None
+
+    @property
+    def unshuffle(self) -> TokenUnshuffle | None:
+        """Takes the context of a window apart; None for heads of single tokens."""
+        return None
 
     def initialize(self, default: Callable[[nn.Module], None]) -> None:
         """Initial values; `default` is the trunk's rule, which heads without a rule of their own follow."""
@@ -125,5 +129,48 @@ class Head(nn.Module, Configured, Generic[PlanT]):
             z: context (B, M, D), or (2B, M, D) with the rows of the null class after those of the class, if guided.
             noise: as `noise_spec` says, of the positions.
             plan: made by `plan`. temperature: of the draw. guidance: s in u + s·(c − u); None: z has no null rows.
+        """
+        raise NotImplementedError
+
+
+class JointHead(Head[PlanT]):
+    """Base of the heads that draw all L positions of an image together, from the context of all."""
+
+    joint: ClassVar[bool] = True
+
+    def loss(
+        self,
+        z: Tensor,
+        target: Tensor,
+        *,
+        noise: HeadNoise | None = None,
+        label_smoothing: float = 0.0,
+        masked: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Loss and metric (B, K) of every image and copy, for contexts z (B, L, D) and true tokens (B, L, C).
+
+        Args:
+            masked: bool (B, L), True where the error counts; None: everywhere.
+        """
+        raise NotImplementedError
+
+    def sample(
+        self,
+        z: Tensor,
+        *,
+        noise: Tensor,
+        plan: PlanT,
+        temperature: float = 1.0,
+        guidance: float | None = None,
+        tokens: Tensor | None = None,
+        known: Tensor | None = None,
+        unknown: Tensor | None = None,
+    ) -> Draw:
+        """Draw all positions, given the known tokens.
+
+        Args:
+            z: context (B, L, D), or (2B, L, D) with null rows. Others as for Head, and:
+            tokens, known: (B, L, C), and bool (B, L), True where a token is given; None: no token is.
+            unknown: (B, M), the positions that are not known, where the caller has them.
         """
         raise NotImplementedError

@@ -36,8 +36,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0, readable: Tens
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
 
 
-class Attention(nn.Module):
-    """Self-attention.
+class AttentionLayers(nn.Module):
+    """The layers of self-attention: packed projections to q, k and v, and the output's.
 
     Args:
         dim, heads: D and H. bias: of the q, k, v projection. out_bias: of the output projection.
@@ -76,6 +76,10 @@ class Attention(nn.Module):
             normed = F.rms_norm(parts[..., : count - last, :], (self.inner,), eps=self.qk_norm)
             parts = torch.cat([normed, parts[..., count - last :, :]], dim=-2)
         return parts.unflatten(-1, (self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+class Attention(AttentionLayers):
+    """Self-attention, of all positions to all that may be read. Arguments as for AttentionLayers."""
 
     def forward(
         self,

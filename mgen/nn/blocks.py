@@ -1,12 +1,33 @@
 """Transformer blocks, pre-norm and post-norm. Both can be asked for the output at some positions only."""
 
-from typing import Unpack
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Generic, TypeVar, Unpack, overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mgen.nn.attention import Attention, Keys, Rows, gather_rows
+
+BlockT = TypeVar("BlockT", bound=nn.Module)
+
+
+class Blocks(nn.ModuleList, Generic[BlockT]):
+    """A ModuleList whose modules are all of one class, which type checkers then know."""
+
+    if TYPE_CHECKING:
+
+        def __init__(self, modules: Iterable[BlockT]) -> None: ...
+
+        def __iter__(self) -> Iterator[BlockT]: ...
+
+        @overload
+        def __getitem__(self, idx: slice) -> "Blocks[BlockT]": ...
+
+        @overload
+        def __getitem__(self, idx: int) -> BlockT: ...
+
+        def __getitem__(self, idx: int | slice) -> "Blocks[BlockT] | BlockT": ...
 
 
 class MLP(nn.Module):
@@ -77,7 +98,7 @@ class PreNormBlock(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
-class ScaledBlock(PreNormBlock):
+class ScaledBlock(nn.Module):
     """x += gate1 · attn(LN(x) · (1 + scale1)); x += gate2 · mlp(LN(x) · (1 + scale2)), alike for all tokens and images.
 
     The four vectors are those of a task: `modulation(task vector, task)`. So one block serves several tasks (Hi-MAR,
@@ -95,7 +116,11 @@ class ScaledBlock(PreNormBlock):
         attn_dropout: float = 0.0,
         dropout: float = 0.0,
     ) -> None:
-        super().__init__(dim, heads, mlp_ratio=mlp_ratio, eps=eps, attn_dropout=attn_dropout, dropout=dropout)
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=eps)
+        self.attn = Attention(dim, heads, dropout=attn_dropout, out_dropout=dropout)
+        self.norm2 = nn.LayerNorm(dim, eps=eps)
+        self.mlp = MLP(dim, int(dim * mlp_ratio), dropout=dropout, hidden_dropout=dropout)
         self.task_scale = nn.Parameter(torch.zeros(tasks, 4 * dim))
         self.task_shift = nn.Parameter(torch.tensor([0.0, 1.0, 0.0, 1.0]).repeat_interleave(dim).repeat(tasks, 1))
 
@@ -103,7 +128,7 @@ class ScaledBlock(PreNormBlock):
         """scale1, gate1, scale2, gate2 (D,) each, from the vector (4D,) that all blocks share."""
         return (vector * self.task_scale[task] + self.task_shift[task]).chunk(4)
 
-    def forward(  # type: ignore[override]
+    def forward(
         self, x: Tensor, *, modulation: tuple[Tensor, ...], positions: Rows | None = None, **keys: Unpack[Keys]
     ) -> Tensor:
         """(B, L, D) → (B, L, D), or (B, Q, D) at `positions`; `keys` as in Attention."""

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mgen.nn.attention import Attention
+from mgen.nn.attention import AttentionLayers
 from mgen.nn.modulated import GatedMLP
 from mgen.utils.errors import MgenError
 
@@ -82,10 +82,10 @@ class LiveKV:
         return out[0], out[1]
 
 
-class CausalAttention(Attention):
-    """Self-attention of each row to itself and the rows before it. Arguments as for Attention."""
+class CausalAttention(AttentionLayers):
+    """Self-attention of each row to itself and the rows before it. Arguments as for AttentionLayers."""
 
-    def forward(self, x: Tensor, rows: CausalRows, kept: LiveKV | None = None) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor, rows: CausalRows, kept: LiveKV | None = None) -> Tensor:
         """(B, N, D) → (B, N, D).
 
         Args:

@@ -37,10 +37,10 @@ class Windows:
     def spec(self, tokens: TokenSpec) -> TokenSpec:
         """Windows of these tokens: s² ids, or one vector of s²·C numbers."""
         s, (h, w) = self.side, self.grid
-        where = dict(length=self.count, grid=(h // s, w // s))
+        tokens = replace(tokens, length=self.count, grid=(h // s, w // s))
         if tokens.kind == "vector":
-            return replace(tokens, channels=s * s * tokens.channels, **where)  # type: ignore[arg-type]
-        return replace(tokens, kind="multi-index", channels=s * s, **where)  # type: ignore[arg-type]
+            return replace(tokens, channels=s * s * tokens.channels)
+        return replace(tokens, kind="multi-index", channels=s * s)
 
     def gather(self, x: Tensor) -> Tensor:
         """Rows (B, L, …) by window: (B, W, s², …)."""
@@ -132,7 +132,8 @@ class TokenShuffle(nn.Module):
         nn.init.orthogonal_(self.compress.weight)
         nn.init.zeros_(self.compress.bias)
         for block in self.blocks:
-            block.reset_parameters()  # type: ignore[operator]
+            assert isinstance(block, ResidualMLP)
+            block.reset_parameters()
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, s², D) → (…, D)."""
@@ -157,7 +158,8 @@ class TokenUnshuffle(nn.Module):
             nn.init.orthogonal_(self.expand.weight)
         nn.init.zeros_(self.expand.bias)
         for block in self.blocks:
-            block.reset_parameters()  # type: ignore[operator]
+            assert isinstance(block, ResidualMLP)
+            block.reset_parameters()
 
     def split(self, x: Tensor) -> Tensor:
         """(…, D) → (…, s², D / s²), not expanded yet."""

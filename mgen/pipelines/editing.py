@@ -123,9 +123,9 @@ def restyle(tokenizer: Any, content: Tensor, style: Tensor) -> Tensor:
 def _first_stage(pipe: MaskedPipeline, image: Tensor, mask: Tensor, count: int, dilate: int) -> tuple[Tensor, Tensor]:
     """The first stage's tokens of the image, and which of them are given (B, S): those that see nothing of the mask."""
     generator, device = pipe.generator, pipe.generator.device
-    grid = generator.first_stage_spec.grid
-    assert grid is not None
-    side = image.shape[-1] * grid[1] // generator.tokens.grid[1]
+    grid, own = generator.first_stage_spec.grid, generator.tokens.grid
+    assert grid is not None and own is not None
+    side = image.shape[-1] * grid[1] // own[1]
     tokens = pipe.tokenizer.encode(shrink(image[None].to(device).float() / 127.5 - 1, side))
     known = ~token_mask(mask, grid, dilate=dilate).to(device)
     return tokens.expand(count, *tokens.shape[1:]), known.expand(count, -1)

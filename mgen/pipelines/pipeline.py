@@ -251,7 +251,7 @@ def load(name: str | Path = DEFAULT, *, device: str | torch.device = "cpu") -> M
     return pipe.to(check_device(device))
 
 
-def load_tokenizer(name: str | Path, *, device: str | torch.device = "cpu") -> Any:
+def load_tokenizer(name: str | Path, *, device: str | torch.device = "cpu") -> Tokenizer:
     """The tokenizer of a pipeline, or a tokenizer saved on its own."""
     folder = resolve(name)
     if (folder / "model_index.json").is_file():
@@ -263,7 +263,7 @@ def load_tokenizer(name: str | Path, *, device: str | torch.device = "cpu") -> A
         tokenizer = saved_class(read_json(config).get("_class_name"), f"model class in {config}").from_pretrained(
             folder
         )
-    if not hasattr(tokenizer, "encode"):
+    if not isinstance(tokenizer, Tokenizer):
         raise MgenError(f"{folder} holds a {type(tokenizer).__name__}, not a tokenizer")
     return tokenizer.eval().to(check_device(device))
 

@@ -98,7 +98,7 @@ def batches(dataset: TrainingData, order: BatchOrder, workers: int = 0) -> DataL
     """Loader over `order`; the data set itself makes whole batches."""
     return DataLoader(
         dataset,  # type: ignore[arg-type]  # torch asks for __getitem__, but uses __getitems__ alone
-        batch_sampler=order,  # type: ignore[arg-type]
+        batch_sampler=order,
         collate_fn=_identity,
         num_workers=workers,
         persistent_workers=workers > 0,

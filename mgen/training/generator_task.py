@@ -10,6 +10,7 @@ from mgen.data import TokenCache, tokenizer_fingerprint
 from mgen.generators import Cascade, Generator
 from mgen.pipelines.pipeline import MaskedPipeline, load_tokenizer
 from mgen.samplers import ParallelSampler
+from mgen.tokenizers.base import Tokenizer
 from mgen.tokenizers.vision import give_vision
 from mgen.tokens import TokenSpec
 from mgen.training.cascade import CascadeObjective
@@ -38,19 +39,18 @@ class GeneratorTask:
             self.objective = CascadeObjective(model, settings, self.tokenizer)
         else:
             self.objective = GeneratorObjective(model, settings, self.tokenizer)
-        cached = self.tokenizer is not None and config.data.kind == "cache"
-        self.train_data, self.val_data = make_data(
-            config, fingerprint=tokenizer_fingerprint(self.tokenizer) if cached else None
-        )
+        maker = self.tokenizer if config.data.kind == "cache" else None
+        fingerprint = None if maker is None else tokenizer_fingerprint(maker)
+        self.train_data, self.val_data = make_data(config, fingerprint=fingerprint)
         freeze(model, config.optim.freeze)
         self._check_data()
         names = tuple(self.train_data.class_names)
         self.class_names = names if model.conditional and len(names) == model.num_classes else None
 
-    def _load_tokenizer(self) -> Model | None:
+    def _load_tokenizer(self) -> Tokenizer | None:
         settings = self.settings
         if settings.tokenizer:
-            tokenizer: Model = load_tokenizer(settings.tokenizer).eval().requires_grad_(False)
+            tokenizer = load_tokenizer(settings.tokenizer).eval().requires_grad_(False)
             give_vision(tokenizer, settings.vision_weights)
             adopt_tokenizer(self.model, tokenizer)
             return tokenizer
@@ -77,11 +77,11 @@ class GeneratorTask:
 
     def _check_cache(self, data: TokenCache) -> None:
         """Raise MgenError unless the tokens or moments of the cache are those that the model is trained on."""
-        if data.name == "tokens" or not hasattr(self.tokenizer, "moments"):
+        shape = None if self.tokenizer is None else self.tokenizer.noise_shape()
+        if data.name == "tokens" or shape is None:
             data.spec.require(self.model.tokens, by=type(self.model).__name__)
             return
-        assert self.tokenizer is not None
-        _, h, w = self.tokenizer.noise_shape()
+        _, h, w = shape
         rows, columns = data.__getitems__([0])["moments"].shape[-2:]
         if (rows, columns) != (h, w):
             raise MgenError(
@@ -127,6 +127,7 @@ class GeneratorTask:
         (self.model if self.tokenizer is None else self._pipeline()).save_pretrained(folder)
 
     def _pipeline(self) -> MaskedPipeline:
+        assert self.tokenizer is not None  # callers have checked
         return MaskedPipeline(
             tokenizer=self.tokenizer, generator=self.model, sampler=self.sampler, class_names=self.class_names
         )

@@ -6,12 +6,12 @@ Notation: T steps.
 
 import json
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from mgen.generators import Cascade, Generator
 from mgen.samplers import ParallelSampler
+from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError, check_choice
 
 NAMES = ("schedule", "confidence_temperature", "temperature", "guidance")
@@ -23,7 +23,7 @@ REACH = 4.0  # a knot stays within ± this
 Lists = dict[str, list[float]]
 
 
-def own_settings(sampler: ParallelSampler) -> dict[str, Any]:
+def own_settings(sampler: ParallelSampler) -> Settings:
     """The settings of a sampler as they are written to files."""
     return json.loads(json.dumps(sampler.settings))
 

@@ -31,6 +31,7 @@ from mgen.evaluation.sources import from_model
 from mgen.evaluation.statistics import Reference
 from mgen.samplers import ParallelSampler
 from mgen.tune.strategies import REACH, Lists, Space, own_settings
+from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError
 from mgen.utils.files import write_text
 
@@ -48,7 +49,7 @@ class Trace:
     """
 
     path: Path
-    records: dict[str, dict[str, Any]] = field(default_factory=dict)
+    records: dict[str, Settings] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for number, line in enumerate(self.path.read_text("utf-8").splitlines() if self.path.is_file() else (), 1):
@@ -64,7 +65,7 @@ class Trace:
         text = json.dumps([side, own_settings(sampler)], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    def measure(self, side: str, space: Space, lists: Lists, objective: Objective) -> dict[str, Any]:
+    def measure(self, side: str, space: Space, lists: Lists, objective: Objective) -> Settings:
         """The record of a strategy, which is measured unless it was before."""
         sampler = space.sampler(lists)
         key = self.key(side, sampler)
@@ -95,7 +96,7 @@ def search(space: Space, objective: Objective, trace: Trace, *, trials: int, pro
     Args:
         trials: different strategies at most, at least 1, including those that the trace holds of an interrupted search.
     """
-    tried: dict[str, dict[str, Any]] = {}
+    tried: dict[str, Settings] = {}
     best: tuple[float, np.ndarray] = (np.inf, np.zeros(space.size))
     with tqdm(total=trials, unit="strategy", desc="searching", disable=not progress) as bar:
 
@@ -133,9 +134,9 @@ def search(space: Space, objective: Objective, trace: Trace, *, trials: int, pro
 class Outcome:
     """Records of the start and of the best strategy, on the images of the search and on those of the test; and all that were tried."""
 
-    tried: list[dict[str, Any]]
-    search: tuple[dict[str, Any], dict[str, Any]]
-    test: tuple[dict[str, Any], dict[str, Any]]
+    tried: list[Settings]
+    search: tuple[Settings, Settings]
+    test: tuple[Settings, Settings]
 
     @property
     def better(self) -> bool:

@@ -4,15 +4,18 @@ import dataclasses
 import re
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypeVar, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, Union, get_args, get_origin
 
 import yaml
 
 from mgen.utils.errors import MgenError, suggestion
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
 # A mapping parsed from YAML or JSON, or one bound for it. Whoever reads a value checks its type.
 Settings: TypeAlias = dict[str, Any]
 
@@ -76,7 +79,7 @@ def build(cls: type[T], data: Settings, where: str = "") -> T:
     Raises:
         MgenError: a key is unknown or missing, or a value has the wrong type.
     """
-    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    fields = {f.name: f for f in dataclasses.fields(cls)}
     hints = typing.get_type_hints(cls)
     for key in data:
         if key not in fields:
@@ -86,10 +89,11 @@ def build(cls: type[T], data: Settings, where: str = "") -> T:
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and name not in values:
             raise MgenError(f"missing key '{where}{name}'")
-    return cls(**values)
+    make: Callable[..., T] = cls
+    return make(**values)
 
 
-def _convert(hint: Any, value: object, where: str) -> Any:
+def _convert(hint: object, value: object, where: str) -> object:
     origin, args = get_origin(hint), get_args(hint)
     if hint is Any or (origin is dict and isinstance(value, dict)):
         return value

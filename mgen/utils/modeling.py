@@ -8,7 +8,7 @@ import inspect
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -26,7 +26,7 @@ def public(cls: T) -> T:
     return cls
 
 
-def saved_class(name: object, where: str) -> Any:
+def saved_class(name: object, where: str) -> "type[Model]":
     """The network class that a saved configuration or a `class:` setting names; MgenError with the nearest name for others."""
     import mgen
 
@@ -61,14 +61,14 @@ class Model(ModelMixin, ConfigMixin):
         return constructor_keys(cls)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: object) -> Self:
         """Load a folder written by `save_pretrained`.
 
         Raises:
             MgenError: the folder or its files are missing or damaged, a configuration key is unknown, or the weights are not exactly
                 those of the model.
         """
-        folder = Path(pretrained_model_name_or_path) / (kwargs.get("subfolder") or "")
+        folder = Path(pretrained_model_name_or_path) / str(kwargs.get("subfolder") or "")
         config_file = folder / cls.config_name
         if not config_file.is_file():
             raise MgenError(

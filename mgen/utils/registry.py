@@ -4,13 +4,28 @@ import dataclasses
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar, cast
 
 from mgen.utils.config import Settings, build
 from mgen.utils.errors import MgenError, check_choice
 
-T = TypeVar("T")
-C = TypeVar("C", bound=type)
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="Configured")
+C = TypeVar("C", bound="type[Configured]")
+
+
+class Choice(NamedTuple, Generic[T]):
+    """A registered class and the config to build it with."""
+
+    cls: type[T]
+    config: "DataclassInstance"
+
+    def build(self, **parts: object) -> T:
+        """An instance; `parts` are what its constructor takes beside the config."""
+        make: Callable[..., T] = self.cls
+        return make(self.config, **parts)
 
 
 class Registry(Generic[T]):
@@ -26,14 +41,14 @@ class Registry(Generic[T]):
         self._classes: dict[str, type[T]] = {}
         self._loaded = False
 
-    def register(self, name: str, config: type) -> Callable[[C], C]:
+    def register(self, name: str, config: "type[DataclassInstance]") -> Callable[[C], C]:
         """Decorator: make the class known as `name`; `config` is the frozen dataclass of its settings."""
 
         def decorate(cls: C) -> C:
             if name in self._classes:
                 raise MgenError(f"{self.kind} {name!r} is registered twice: choose another name")
-            cls.type_name, cls.Config = name, config  # type: ignore[attr-defined]
-            self._classes[name] = cls
+            cls.type_name, cls.Config = name, config
+            self._classes[name] = cast("type[T]", cls)
             return cls
 
         return decorate
@@ -48,7 +63,7 @@ class Registry(Generic[T]):
         self._load()
         return self._classes[check_choice(f"{self.kind} type", str(name), self._classes)]
 
-    def configure(self, settings: Settings, where: str) -> tuple[type[T], Any]:
+    def configure(self, settings: Settings, where: str) -> Choice[T]:
         """The class that `type` names and its config made of the other settings, checked key by key.
 
         Raises:
@@ -60,7 +75,7 @@ class Registry(Generic[T]):
             )
         cls = self.get(settings["type"])
         own = {key: value for key, value in settings.items() if key != "type"}
-        return cls, build(cls.Config, own, f"{where}.")  # type: ignore[attr-defined]
+        return Choice(cls, build(cls.Config, own, f"{where}."))
 
     def _load(self) -> None:
         """Import every module of the package once, so that its decorators have run."""
@@ -75,8 +90,8 @@ class Registry(Generic[T]):
 class Configured:
     """Mixin of registered classes: `settings` gives back what builds the same component again."""
 
-    type_name: str
-    Config: type
+    type_name: ClassVar[str]
+    Config: ClassVar["type[DataclassInstance]"]
     config: Any
 
     @property

@@ -6,6 +6,7 @@ Liu et al., "ReCAP" (arXiv 2505.19089); `cache_decoding.py` of its MaskGIT and i
 from typing import Any
 
 from mgen.convert import mar
+from mgen.utils.config import Settings
 
 
 def maskgit_settings(
@@ -16,7 +17,7 @@ def maskgit_settings(
     samp_temp: float = 0.7,
     conf_temp: float = 5.5,
     cfg: bool = False,
-) -> dict[str, Any]:
+) -> Settings:
     """Settings of a ParallelSampler for MaskGIT-r (num_cache_iters 0: the base) and ReCAP on it.
 
     A first sample at temperature 1 decides the positions of a group, a second one its tokens. Steps that would reveal nothing borrow from
@@ -49,7 +50,7 @@ def mar_settings(
     cache_buffer: bool = False,
     diff_fast_ratio: float = 0.5,
     true_fast_ratio: bool = False,
-) -> dict[str, Any]:
+) -> Settings:
     """Settings of a ParallelSampler for ReCAP on MAR.
 
     A group is decoded row by row, and guidance reaches its end in the last step. `diff_fast_ratio` has no effect in the published code,

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from mgen.generators.embedder import TokenRows
 from mgen.generators.trunk import FULL, Layout, PassOptions, Trunk, initialize_xavier, register_trunk, table
 from mgen.nn.attention import Keys, Rows
+from mgen.nn.blocks import Blocks
 from mgen.nn.cache import Cache, CachedStep
 from mgen.nn.modulated import ModulatedBlock, ModulatedNorm
 
@@ -58,7 +59,7 @@ class AdaLN(Trunk):
         c, self.config, self.width, self.context_width = config, config, config.dim, config.dim
         self.position = nn.Embedding(layout.length, c.dim)
         self.register = table(c.registers, c.dim)
-        self.blocks = nn.ModuleList(
+        self.blocks = Blocks(
             ModulatedBlock(c.dim, c.heads, head_dim=c.dim // c.heads, hidden=c.hidden, dropout=c.dropout)
             for _ in range(c.depth)
         )

@@ -29,6 +29,7 @@ from mgen.generators.trunk import (
 )
 from mgen.nn import MLP, attend, gather_rows
 from mgen.nn.attention import Rows
+from mgen.nn.blocks import Blocks
 from mgen.nn.cache import Cache, CachedStep, KVCache, span
 from mgen.utils.errors import MgenError
 
@@ -143,8 +144,8 @@ class ENAT(Trunk):
         self.token_norm = nn.LayerNorm(c.dim, eps=1e-6)
         self.carry_norm = nn.LayerNorm(c.dim, eps=1e-6)
         self.carry_mlp = MLP(c.dim, 4 * c.dim, approximate="tanh")
-        self.encoder_blocks = nn.ModuleList(ContextBlock(c.dim, c.heads) for _ in range(c.encoder_depth))
-        self.decoder_blocks = nn.ModuleList(ContextBlock(c.dim, c.heads) for _ in range(c.decoder_depth))
+        self.encoder_blocks = Blocks(ContextBlock(c.dim, c.heads) for _ in range(c.encoder_depth))
+        self.decoder_blocks = Blocks(ContextBlock(c.dim, c.heads) for _ in range(c.decoder_depth))
         self.norm = nn.LayerNorm(c.dim)
 
     def initialize(self, module: nn.Module) -> None:

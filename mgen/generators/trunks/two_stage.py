@@ -7,7 +7,7 @@ Notation: B batch, S rows of the first stage, L of the second, N buffer rows, D 
 """
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Unpack
+from typing import Unpack
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from mgen.generators.masked_autoencoder import AutoencoderCache, Layers, MaskedA
 from mgen.generators.trunk import FULL, Layout, PassOptions, initialize_xavier, table
 from mgen.nn import ScaledBlock
 from mgen.nn.attention import Keys, Rows
+from mgen.nn.blocks import Blocks
 from mgen.nn.cache import Cache
 from mgen.utils.errors import MgenError
 from mgen.utils.registry import Configured
@@ -49,7 +50,7 @@ class TwoStageMAEConfig:
 class TwoStageMAE(nn.Module, Configured):
     """The weights of both stages; `Stage` makes a trunk of each."""
 
-    type_name: ClassVar[str] = "mae-two-stage"
+    type_name = "mae-two-stage"
 
     def __init__(self, config: TwoStageMAEConfig, *, first: Layout, second: Layout) -> None:
         super().__init__()
@@ -62,8 +63,8 @@ class TwoStageMAE(nn.Module, Configured):
         self.head_position = table(tokens, c.dim)
         self.token_norm = nn.LayerNorm(c.dim, eps=1e-6)
 
-        def blocks(depth: int, heads: int) -> nn.ModuleList:
-            return nn.ModuleList(
+        def blocks(depth: int, heads: int) -> Blocks[ScaledBlock]:
+            return Blocks(
                 ScaledBlock(
                     c.dim,
                     heads,
@@ -114,7 +115,7 @@ class Stage(MaskedAutoencoder):
         shared: the weights. index: 0 or 1.
     """
 
-    type_name: ClassVar[str] = "stage"
+    type_name = "stage"
 
     def __init__(self, shared: TwoStageMAE, index: int) -> None:
         super().__init__()

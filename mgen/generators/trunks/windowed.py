@@ -8,7 +8,6 @@ Notation: B batch, L tokens, W = L / s² windows, M positions asked for, D width
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -33,7 +32,7 @@ class _Joined(TokenRows):
 class WindowedTrunk(Trunk):
     """Joins the rows of a window, runs the inner trunk on windows and takes its context apart again."""
 
-    type_name: ClassVar[str] = "windowed"
+    type_name = "windowed"
 
     def __init__(self, trunk: Trunk, windows: Windows, *, blocks: int) -> None:
         super().__init__()
