@@ -1,11 +1,8 @@
 """Halton-MaskGIT: `ImageNet_{256,384}_{tiny,small,base,large}.pth`, weights under `model_state_dict`, fp32."""
 
-import re
-
 import torch
 
-from mgen.convert.reading import Renamed, State
-from mgen.convert.shapes import count, ids
+from mgen.convert.reading import Renamed, State, by_rules, count, ids, untold
 from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError, check_choice
 
@@ -58,9 +55,7 @@ def notes(config: Settings) -> list[str]:
     dim, heads = config["trunk"]["dim"], config["trunk"]["heads"]
     if PUBLISHED_HEADS.get(dim) == heads:
         return []
-    return [
-        f"trunk.heads={heads} for width {dim}: weights do not tell; give trunk.heads=N if the model was trained otherwise"
-    ]
+    return [untold(f"trunk.heads={heads} for width {dim}", "trunk.heads=N")]
 
 
 def rename(state: State) -> Renamed:
@@ -75,14 +70,11 @@ def rename(state: State) -> Renamed:
                 )
             out.ignored[name] = "the same tensor as tok_emb.weight"
             continue
-        new = bare
-        for pattern, ours in RULES:
-            new = re.sub(pattern, ours, new)
         prefix, layer, leaf = ["", *bare.rsplit(".", 2)][-3:]
         value = state[name]
         if layer in PACKED:
             value = torch.cat([state[names[f"{prefix}.{other}.{leaf}"]] for other in PACKED[layer]])
-        out.put(name, new, value)
+        out.put(name, by_rules(bare, RULES), value)
     if "reg_tokens.weight" not in names:  # ours has the parameter all the same, without rows
         out.state["trunk.register"] = torch.zeros(0, state[names["tok_emb.weight"]].shape[1])
     return out

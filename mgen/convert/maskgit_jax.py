@@ -5,8 +5,7 @@ import re
 import torch
 from torch import Tensor
 
-from mgen.convert.reading import Renamed, State
-from mgen.convert.shapes import ids
+from mgen.convert.reading import Renamed, State, count, ids
 from mgen.utils.config import Settings
 
 LAYER = {
@@ -28,10 +27,7 @@ TOP = {
     "params/MlmLayer_0/mlm_ln/bias": "head.norm.bias",
     "params/MlmLayer_0/mlm_bias/bias": "head.bias",
 }
-DENSE = {
-    "Mlp_0/intermediate_output/kernel": "mlp.fc1.weight",
-    "Mlp_0/layer_output/kernel": "mlp.fc2.weight",
-}
+DENSE = {"Mlp_0/intermediate_output/kernel": "mlp.fc1.weight", "Mlp_0/layer_output/kernel": "mlp.fc2.weight"}
 
 
 def transformer_config(state: State) -> Settings:
@@ -39,7 +35,6 @@ def transformer_config(state: State) -> Settings:
     1000) they do not."""
     dim = state["params/Embed_0/word_embeddings/embedding"].shape[1]
     length = state["params/Embed_0/position_embeddings/embedding"].shape[0] - 1
-    layers = {int(m[1]) for name in state if (m := re.match(r"params/TransformerLayer_(\d+)/", name))}
     first = "params/TransformerLayer_0/"
     return {
         "tokens": ids(round(length**0.5), 1024),
@@ -47,7 +42,7 @@ def transformer_config(state: State) -> Settings:
         "trunk": {
             "type": "bert",
             "dim": dim,
-            "depth": len(layers),
+            "depth": count(state, r"params/TransformerLayer_(\d+)/"),
             "heads": state[first + "Attention_0/self_attention/query/kernel"].shape[1],
             "hidden": state[first + "Mlp_0/intermediate_output/kernel"].shape[1],
         },

@@ -55,8 +55,7 @@ class Run:
     @property
     def spans(self) -> list[tuple[int, int]]:
         """First image of every file, and the one after its last."""
-        size = self.shard_size if self.format == "npz" else 1
-        return [(start, min(start + size, self.count)) for start in range(0, self.count, size)]
+        return spans(0, self.count, self.shard_size if self.format == "npz" else 1)
 
     def settings(self) -> dict[str, Any]:
         """For run.json."""
@@ -80,6 +79,11 @@ class Run:
     def ids(self, start: int, stop: int) -> list[int]:
         """Class ids of images start … stop - 1, -1 for none."""
         return [-1 if c is None else c for c in map(self.labels, range(start, stop))]
+
+
+def spans(start: int, stop: int, size: int) -> list[tuple[int, int]]:
+    """start … stop - 1 in parts of `size`, the last one possibly smaller: first index of each, and the one after its last."""
+    return [(first, min(first + size, stop)) for first in range(start, stop, size)]
 
 
 def image_name(index: int, label: int | None) -> str:

@@ -158,7 +158,7 @@ def _vgg_stages(path: Path) -> nn.ModuleList:
     """The five stages of torchvision's VGG16, from a local file of its weights."""
     from torchvision.models import vgg16
 
-    from mgen.convert.reading import read_state_dict
+    from mgen.utils.weights import read_state_dict
 
     state = read_state_dict(path)
     net = vgg16()

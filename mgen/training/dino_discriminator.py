@@ -176,7 +176,7 @@ def load_dino(path: str | Path, *, heads: int | None = None) -> "VisionTransform
     Raises:
         MgenError: timm is not installed; the file is missing, damaged, or not of this layout.
     """
-    from mgen.convert.reading import read_state_dict
+    from mgen.utils.weights import read_state_dict
 
     try:
         import timm

@@ -5,6 +5,7 @@ import re
 import types
 import typing
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, Union, get_args, get_origin
 
@@ -100,13 +101,11 @@ def _convert(hint: object, value: object, where: str) -> object:
     if origin in (Union, types.UnionType):
         if value is None and type(None) in args:
             return None
-        for arg in args:
-            if arg is not type(None):
-                try:
-                    return _convert(arg, value, where)
-                except MgenError:
-                    if arg is [a for a in args if a is not type(None)][-1]:
-                        raise
+        *others, last = (arg for arg in args if arg is not type(None))
+        for arg in others:
+            with suppress(MgenError):
+                return _convert(arg, value, where)
+        return _convert(last, value, where)
     if dataclasses.is_dataclass(hint) and isinstance(value, dict):
         return build(typing.cast(type, hint), value, f"{where}.")
     if origin is Literal:

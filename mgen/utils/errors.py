@@ -19,6 +19,11 @@ def suggestion(given: str, allowed: Iterable[str]) -> str:
     return f"{hint}Valid: {', '.join(names)}"
 
 
+def first_line(error: Exception, most: int = 200) -> str:
+    """What an error says, in one line of `most` characters."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:most]
+
+
 def check_choice(what: str, given: str, allowed: Iterable[str]) -> str:
     """Return `given` if it is allowed, else raise an MgenError that names the nearest valid name."""
     if given not in set(allowed):

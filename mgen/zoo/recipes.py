@@ -7,13 +7,11 @@ evaluated and what was published (read by mgen.evaluation.recipe). AutoNAT's str
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from mgen.utils.config import read_config
+from mgen.utils.config import Settings, read_config
 from mgen.utils.errors import MgenError
 from mgen.utils.folders import part
 
-Settings = dict[str, Any]  # of a sampler, as read from YAML
 AUTONAT_LISTS = ("manual_ratios", "manual_temp", "manual_samp_temp", "manual_cfg")
 
 
