@@ -9,8 +9,6 @@ from mgen.cli import make_parser
 from mgen.utils.errors import MgenError, check_choice
 
 if TYPE_CHECKING:
-    import torch
-
     from mgen.bench.benchmark import RandomPipeline
     from mgen.pipelines.pipeline import MaskedPipeline
     from mgen.samplers import ParallelSampler
@@ -78,7 +76,7 @@ def add_sampler(parser: ArgumentParser) -> None:
     )
 
 
-def load_for(args: Namespace, device: "torch.device | None" = None) -> "MaskedPipeline":
+def load_for(args: Namespace, device: str | None = None) -> "MaskedPipeline":
     """The pipeline with the sampler that the options ask for."""
     from mgen.pipelines.pipeline import load
 
@@ -200,14 +198,14 @@ def check_output(args: Namespace) -> None:
 def sample(args: Namespace) -> int:
     from mgen.pipelines.generation import chosen_classes, complete_run, export_npz, read_back, save_png
     from mgen.pipelines.labels import label_plan
-    from mgen.pipelines.pipeline import DTYPES, check_device
+    from mgen.pipelines.pipeline import DTYPES
     from mgen.pipelines.runs import Run
     from mgen.utils.grids import labeled_grid
     from mgen.zoo import weights_sha256
 
     check_choice("--dtype", args.dtype, DTYPES)
     rank, world, device, wait = processes(args.device)
-    pipe = load_for(args, check_device(device))
+    pipe = load_for(args, device)
     classes = chosen_classes(args.classes, pipe)
     if not pipe.conditional and args.labels != "balanced":
         raise MgenError(f"--labels {args.labels}: this model is unconditional and has no classes: leave the option out")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mgen.cli import add_vision, make_parser, run
-from mgen.utils.errors import MgenError
+from mgen.utils.errors import MgenError, suggestion
 
 EXAMPLES = """  mgen train --config configs/train/fmnist-maskgit.yaml
   mgen train --config fmnist-vqgan steps=200 output=runs/try
@@ -36,7 +36,6 @@ def command(argv: Sequence[str] | None = None) -> int:
 
 def find_config(name: str) -> Path:
     """The file at this path, or the shipped configuration of this name."""
-    from mgen.utils.errors import suggestion
     from mgen.utils.folders import part
 
     if Path(name).suffix in (".yaml", ".yml"):

@@ -79,7 +79,7 @@ def command(argv: Sequence[str] | None = None) -> int:
 
 def tune(args: Namespace, line: str) -> int:
     from mgen.evaluation.extractors import make_extractor
-    from mgen.pipelines.pipeline import DTYPES, check_device, load
+    from mgen.pipelines.pipeline import DTYPES, load
     from mgen.pipelines.runs import begin_run
     from mgen.samplers import ParallelSampler
     from mgen.tune import tuning
@@ -90,7 +90,7 @@ def tune(args: Namespace, line: str) -> int:
     check_choice("--dtype", args.dtype, DTYPES)
     out = Path(args.out)
     check_writable(out)
-    pipe = load(args.model, device=check_device(args.device)).optimize()
+    pipe = load(args.model, device=args.device).optimize()
     sampler = pipe.sampler
     if args.start:
         sampler = ParallelSampler.suited(pipe.generator, *recipe_settings(args.start))

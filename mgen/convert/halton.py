@@ -1,5 +1,7 @@
 """Halton-MaskGIT: `ImageNet_{256,384}_{tiny,small,base,large}.pth`, weights under `model_state_dict`, fp32."""
 
+import re
+
 import torch
 
 from mgen.convert.reading import Renamed, State, by_rules, count, ids, untold
@@ -7,7 +9,6 @@ from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError, check_choice
 
 PUBLISHED_HEADS = {384: 6, 512: 6, 768: 12, 1024: 16, 1152: 16}
-WRAPPERS = ("module.", "_orig_mod.")  # of parallel training and of torch.compile, in either order
 RULES = (
     (r"^cls_emb\.", "classes.vectors."),
     (r"^tok_emb\.", "embedder.table."),
@@ -81,10 +82,8 @@ def rename(state: State) -> Renamed:
 
 
 def _bare(name: str) -> str:
-    while name.startswith(WRAPPERS):
-        for wrapper in WRAPPERS:
-            name = name.removeprefix(wrapper)
-    return name
+    """The name without what parallel training and torch.compile put in front."""
+    return re.sub(r"^(module\.|_orig_mod\.)+", "", name)
 
 
 def halton_settings(

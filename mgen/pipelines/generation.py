@@ -24,11 +24,7 @@ from mgen.utils.files import atomic_path
 
 
 def chosen_classes(text: str | None, pipe: MaskedPipeline) -> Sequence[int | None]:
-    """Class ids from "0,3,7-9" or names ("bag,dress"), all classes for None; [None] for an unconditional model.
-
-    Raises:
-        MgenError: not a number, a range or a name, or out of range; classes for an unconditional model.
-    """
+    """Class ids from "0,3,7-9" or names ("bag,dress"), all for None; [None] for an unconditional model; MgenError for other texts."""
     if not pipe.conditional:
         if text is not None:
             raise MgenError(f"--classes {text}: this model is unconditional and has no classes: leave the option out")
@@ -140,10 +136,7 @@ def _bar(mine: Sequence[tuple[int, int]], left: int, rank: int) -> Any:
 
 
 def sample_images(pipe: MaskedPipeline, run: Run, indices: Sequence[int]) -> Tensor:
-    """Images of a run, uint8 (B, C, H, W), resized to `run.image_size` if it is given and converted by `run.quantization`.
-
-    See mgen.pipelines.pixels.to_uint8.
-    """
+    """Images of a run, uint8 (B, C, H, W); `run.image_size` and `run.quantization`: see mgen.pipelines.pixels.to_uint8."""
     images = pipe(
         [run.labels(i) for i in indices],
         indices=indices,

@@ -200,20 +200,23 @@ def decode_finite(tokenizer: Tokenizer, tokens: Tensor, grid: tuple[int, int] | 
 
 
 def load(name: str | Path = DEFAULT, *, device: str | torch.device = "cpu") -> MaskedPipeline:
-    """The pipeline of a folder written by `save_pretrained` or `mgen convert`, or of an embedded model.
-
-    Raises:
-        MgenError: no such model, or a damaged one.
-    """
-    folder = resolve(name)
+    """The pipeline of a folder (of `save_pretrained` or `mgen convert`) or of an embedded model; MgenError if it is missing or damaged."""
+    folder, device = resolve(name), check_device(device)
     if not (folder / "model_index.json").is_file():
-        raise MgenError(f"{folder} is no pipeline (model_index.json is missing){_what_it_is(folder)}")
+        what, config = (
+            "expected a folder written by save_pretrained, mgen train or mgen convert",
+            folder / "config.json",
+        )
+        if config.is_file():
+            name = read_json(config).get("_class_name")
+            what = f"it holds a {name} alone; join it with a tokenizer by mgen convert pipeline"
+        raise MgenError(f"{folder} is no pipeline (model_index.json is missing): {what}")
     index = read_json(folder / "model_index.json")
     parts = {part: _load_part(folder, part, index) for part in COMPONENTS}
     pipe = MaskedPipeline(**parts, class_names=index.get("class_names"))
     pipe.tokenizer.eval()
     pipe.generator.eval()
-    return pipe.to(check_device(device))
+    return pipe.to(device)
 
 
 def load_tokenizer(name: str | Path, *, device: str | torch.device = "cpu") -> Tokenizer:
@@ -255,10 +258,3 @@ def _load_part(folder: Path, part: str, index: dict[str, Any]) -> Any:
         own = {k: v for k, v in config.items() if not k.startswith("_")}
         return ParallelSampler.from_settings(own, str(folder / part))
     return saved_class(entry[1], f"model class in {folder / 'model_index.json'}").from_pretrained(folder / part)
-
-
-def _what_it_is(folder: Path) -> str:
-    config = folder / "config.json"
-    if config.is_file():
-        return f": it holds a {read_json(config).get('_class_name')} alone; join it with a tokenizer by mgen convert pipeline"
-    return ": expected a folder written by save_pretrained, mgen train or mgen convert"

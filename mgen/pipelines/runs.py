@@ -92,21 +92,13 @@ def image_name(index: int, label: int | None) -> str:
 
 
 def begin_run(out: Path, settings: dict[str, Any]) -> None:
-    """Create the folder and write run.json, or check that the existing one is of the same run.
-
-    Raises:
-        MgenError: the folder holds another run.
-    """
+    """Create the folder and write run.json, or check that the existing one is of the same run; MgenError if it is not."""
     check_run(out, settings)
     write_json(out / "run.json", settings)
 
 
 def check_run(out: Path, settings: dict[str, Any], *, defaults: Mapping[str, Any] | None = None) -> None:
-    """Raise MgenError if the folder has a run.json of another run.
-
-    Args:
-        defaults: values of settings that a run.json may leave out.
-    """
+    """Raise MgenError if the folder has a run.json of another run; `defaults`: values of settings that it may leave out."""
     file, defaults = out / "run.json", defaults or {}
     if not file.is_file():
         return

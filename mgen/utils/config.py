@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, Union, get_a
 
 import yaml
 
-from mgen.utils.errors import MgenError, suggestion
+from mgen.utils.errors import MgenError, check_keys, suggestion
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -31,11 +31,7 @@ _Loader.add_implicit_resolver(
 
 
 def read_config(path: str | Path) -> Settings:
-    """The mapping in a YAML file, merged over the file that `extends: other.yaml` names (relative to it).
-
-    Raises:
-        MgenError: the file is missing, is not YAML, or is not a mapping.
-    """
+    """The mapping in a YAML file, merged over the file that `extends: other.yaml` names (relative to it); MgenError if there is none."""
     path = Path(path)
     try:
         data = yaml.load(path.read_text(encoding="utf-8"), _Loader)
@@ -75,16 +71,10 @@ def apply_overrides(data: Settings, overrides: Sequence[str]) -> Settings:
 
 
 def build(cls: type[T], data: Settings, where: str = "") -> T:
-    """An instance of the dataclass `cls` from a mapping, checked and converted field by field.
-
-    Raises:
-        MgenError: a key is unknown or missing, or a value has the wrong type.
-    """
+    """A dataclass from a mapping, converted field by field; MgenError for an unknown or missing key or a value of the wrong type."""
     fields = {f.name: f for f in dataclasses.fields(cls)}
     hints = typing.get_type_hints(cls)
-    for key in data:
-        if key not in fields:
-            raise MgenError(f"unknown key '{where}{key}': {suggestion(key, fields)}")
+    check_keys(data, fields, where)
     values = {key: _convert(hints[key], value, f"{where}{key}") for key, value in data.items()}
     for name, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING

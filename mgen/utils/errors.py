@@ -1,7 +1,7 @@
 """User-facing errors, and helpers for their messages."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 
 class MgenError(ValueError):
@@ -29,3 +29,10 @@ def check_choice(what: str, given: str, allowed: Iterable[str]) -> str:
     if given not in set(allowed):
         raise MgenError(f"unknown {what} {given!r}: {suggestion(given, allowed)}")
     return given
+
+
+def check_keys(given: Iterable[str], allowed: Collection[str], where: str) -> None:
+    """Raise MgenError for the first key that is not allowed, naming the nearest valid one."""
+    for key in given:
+        if key not in allowed:
+            raise MgenError(f"unknown key '{where}{key}': {suggestion(key, allowed)}")

@@ -6,7 +6,7 @@ diffusers fills missing weights with random values and only warns. A half-random
 
 import inspect
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -15,7 +15,7 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import FrozenDict
 from safetensors import SafetensorError
 
-from mgen.utils.errors import MgenError, check_choice, first_line, suggestion
+from mgen.utils.errors import MgenError, check_choice, check_keys, first_line
 from mgen.utils.files import read_json
 
 T = TypeVar("T", bound=type)
@@ -44,13 +44,6 @@ def load_saved(folder: str | Path) -> "Model":
 def constructor_keys(cls: Callable[..., object]) -> set[str]:
     """Names of the keyword arguments of `cls`."""
     return set(inspect.signature(cls).parameters)
-
-
-def check_keys(given: Iterable[str], allowed: set[str], where: str) -> None:
-    """Raise MgenError for the first key that is not allowed, naming the nearest valid one."""
-    for key in given:
-        if key not in allowed:
-            raise MgenError(f"unknown key '{where}{key}': {suggestion(key, allowed)}")
 
 
 class Model(ModelMixin, ConfigMixin):

@@ -66,11 +66,9 @@ def _read_torch(path: Path, keys: tuple[str, ...]) -> tuple[State, str | None]:
         raise MgenError(
             f"cannot read {path} ({first_line(error, 160)}): truncated or damaged, download it again"
         ) from error
-    taken = None
-    for key in keys:
-        if isinstance(data, dict) and isinstance(data.get(key), dict):
-            data, taken = data[key], key
-            break
+    taken = next((key for key in keys if isinstance(data, dict) and isinstance(data.get(key), dict)), None)
+    if taken is not None:
+        data = data[taken]
     if not isinstance(data, dict) or not data or not all(isinstance(v, Tensor) for v in data.values()):
         raise MgenError(f"{path} holds no state dict (a mapping from names to tensors)")
     return data, taken

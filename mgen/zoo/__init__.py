@@ -41,11 +41,7 @@ def recipe_entries() -> list[Entry]:
 
 
 def recipe(name: str | Path) -> Entry:
-    """A shipped recipe by name, or a user's recipe file.
-
-    Raises:
-        MgenError: there is no such recipe or file; the message names the nearest recipes.
-    """
+    """A shipped recipe by name, or a user's recipe file; if there is none, an MgenError that names the nearest recipes."""
     file = find_recipe(name)
     facts = {"folder": f"models/{file.stem}", **read_config(file)}
     return Entry(name=file.stem, folder=_on_this_machine(facts["folder"]), facts=facts)

@@ -21,11 +21,7 @@ def recipe_names() -> list[str]:
 
 
 def find_recipe(name: str | Path) -> Path:
-    """The file of a shipped recipe, or the path itself if it is a file.
-
-    Raises:
-        MgenError: there is no such recipe or file; the message names the nearest recipes.
-    """
+    """The file of a shipped recipe, or the path itself if it is a file; else an MgenError that names the nearest recipes."""
     shipped = part("configs") / "recipes" / f"{name}.yaml"
     if shipped.is_file():
         return shipped
