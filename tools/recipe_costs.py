@@ -16,7 +16,7 @@ import copy
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +33,7 @@ from mgen.bench.proxy import AnyGenerator
 from mgen.generators.build import build_model
 from mgen.generators.presets import named_config
 from mgen.samplers import ParallelSampler
-from mgen.utils.config import read_config
+from mgen.utils.config import Settings, read_config
 from mgen.utils.errors import MgenError
 from mgen.utils.files import write_text
 from mgen.utils.folders import embedded
@@ -121,22 +121,22 @@ def cost(name: str, *, exact: bool = False) -> Cost:
     return _cost(generator, *parts)
 
 
-def _depths(config: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
+def _depths(config: Settings) -> Iterator[tuple[Settings, str]]:
     """Where the depths of trunk and heads stand in a configuration: (section, key)."""
-    sections = [config.get("trunk"), config.get("head"), *((config.get(stage) or {}).get("head") for stage in STAGES)]
-    for section in sections:
-        yield from ((section, key) for key in section or () if key.endswith("depth"))
+    stages = [config, *(config[stage] for stage in STAGES if stage in config)]
+    for section in (config["trunk"], *(stage["head"] for stage in stages if "head" in stage)):
+        yield from ((section, key) for key in section if key.endswith("depth"))
 
 
-def _with_depth(config: Mapping[str, Any], depth: int) -> dict[str, Any]:
+def _with_depth(config: Settings, depth: int) -> Settings:
     """The configuration with another depth of trunk and heads."""
-    out = copy.deepcopy(dict(config))
+    out = copy.deepcopy(config)
     for section, key in _depths(out):
         section[key] = depth
     return out
 
 
-def _build(config: Mapping[str, Any]) -> AnyGenerator:
+def _build(config: Settings) -> AnyGenerator:
     with torch.device("meta"):
         return build_model(config).eval()
 

@@ -23,12 +23,20 @@ from mgen.generators.presets import model_name
 from mgen.heads import CategoricalHead
 from mgen.heads.head import Head
 from mgen.samplers import ParallelSampler
-from mgen.tokenizers import VQGAN, KLTokenizer, LlamaGenVQ, Tokenizer
+from mgen.tokenizers import Tokenizer
 from mgen.utils.config import Settings
 from mgen.utils.errors import check_choice
 
 P = ParamSpec("P")
 R = TypeVar("R")
+# Published sizes of tokenizers, and their classes.
+TOKENIZER_OF = {
+    "maskgit-f16": "VQGAN",
+    "vq16": "LlamaGenVQ",
+    "vq8": "LlamaGenVQ",
+    "kl16": "KLTokenizer",
+    "sd-f8": "KLTokenizer",
+}
 
 
 @dataclass
@@ -50,8 +58,7 @@ def random_pipeline(config: Settings, tokenizer: str | None) -> RandomPipeline:
 
     Args:
         config: of the generator, nested as in configs/models.
-        tokenizer: a size of VQGAN, LlamaGenVQ or KLTokenizer, None (no decoding), or "auto": kl16 for vectors, vq16 for 16384 ids,
-            maskgit-f16 for other ids.
+        tokenizer: a name of TOKENIZER_OF, None (no decoding), or "auto": kl16 for vectors, vq16 for 16384 ids, maskgit-f16 for other ids.
     """
     torch.manual_seed(0)
     generator = build_model(config).eval()
@@ -65,13 +72,11 @@ def random_pipeline(config: Settings, tokenizer: str | None) -> RandomPipeline:
 def _random_tokenizer(generator: AnyGenerator, name: str) -> Tokenizer:
     """A tokenizer of a named size with random weights, for images of the generator's size."""
     from mgen.convert.tokenbridge import quantized_for
+    from mgen.training.config import build_model as build_tokenizer
 
-    sizes: dict[str, tuple[type[Tokenizer], Settings]]
-    sizes = {size: (VQGAN, settings) for size, settings in VQGAN.SIZES.items()}
-    sizes |= {size: (LlamaGenVQ, settings) for size, settings in LlamaGenVQ.SIZES.items()}
-    sizes |= {size: (KLTokenizer, settings) for size, settings in KLTokenizer.SIZES.items() if settings.get("scale", 1)}
-    cls, settings = sizes[check_choice("--tokenizer", name, sizes)]
-    made = cls(**settings)
+    cls = TOKENIZER_OF[check_choice("--tokenizer", name, TOKENIZER_OF)]
+    made = build_tokenizer({"class": cls, "size": name})
+    assert isinstance(made, Tokenizer)
     made.register_to_config(image_size=made.factor * generator.tokens.side)
     made = quantized_for(generator, made)
     made.spec.require(generator.tokens, by=describe(generator))

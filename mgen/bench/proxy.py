@@ -19,7 +19,7 @@ class Proxy:
     @property  # type: ignore[misc]
     def __class__(self) -> type:
         """What isinstance sees: a proxy of a cascade is sampled as one."""
-        return type(self._inner)
+        return self._inner.__class__
 
     def __getattr__(self, name: str) -> object:
         if name.startswith("__"):  # copying and pickling ask for these before there is an inner object

@@ -43,6 +43,6 @@ def check_draw(settings: Settings) -> None:
             kind.of(settings)
             return
     raise MgenError(
-        f"head {dict(settings)} mixes settings of different heads: chain, steps, clip and eta are of a diffusion head, "
+        f"head {dict(settings)} mixes settings of different heads: chain, steps, clip and spacing are of a diffusion head, "
         "tempered and mask of a categorical one, guide of a channel head"
     )

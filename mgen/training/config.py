@@ -157,7 +157,7 @@ class TrainConfig:
     task: Literal["generator", "tokenizer", "classifier"]
     output: str  # folder of logs, checkpoints and the finished model
     steps: int  # optimizer steps
-    model: Any  # `class`, optionally `size` (a row of the class's table), then constructor arguments
+    model: Any  # a name of configs/models or a mapping, see `build_model`
     batch_size: int = 64  # images per optimizer step, over all processes and accumulation steps
     accumulate: int = 1  # pieces into which each process cuts its share of the batch
     seed: int = 0

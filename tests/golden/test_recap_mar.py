@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mgen.convert.recap import mar_settings
 from mgen.generators.trunk import PassOptions
 from mgen.nn import CachedStep
 from mgen.samplers import Noise, ParallelSampler
-from mgen.zoo.recap import mar_settings
 from tests.golden import harness
 from tests.golden.harness import Case
 from tests.golden.test_mar import TRUNK, model, run, shuffled

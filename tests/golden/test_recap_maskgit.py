@@ -3,10 +3,10 @@
 import torch
 
 from mgen.convert import convert
+from mgen.convert.recap import maskgit_settings
 from mgen.generators import Generator
 from mgen.nn import CachedStep
 from mgen.samplers import Noise, ParallelSampler
-from mgen.zoo.recap import maskgit_settings
 from tests.golden import harness
 from tests.golden.harness import Case
 

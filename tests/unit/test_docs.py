@@ -82,7 +82,6 @@ CHANNELS = (
 )
 OFFICIAL = (
     "mgen/convert/*",
-    "mgen/zoo/recap.py",
     "tests/golden/*",
     "tests/unit/test_recipes.py",
 )  # names of official code

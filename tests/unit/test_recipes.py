@@ -14,14 +14,13 @@ import torch
 import yaml
 
 from mgen import create_model
-from mgen.convert import causal, enat, halton, himar, mage, mar, tokenbridge
+from mgen.convert import causal, enat, halton, himar, mage, mar, recap, tokenbridge
 from mgen.convert.convert import FORMATS
 from mgen.evaluation.recipe import evaluation_settings, parse_evaluation
 from mgen.samplers import ParallelSampler
 from mgen.utils.config import read_config
 from mgen.utils.errors import MgenError
 from mgen.utils.folders import embedded, part
-from mgen.zoo import recap
 from mgen.zoo.recipes import find_recipe, recipe_names, recipe_settings
 
 FOLDER = part("configs") / "recipes"
