@@ -34,32 +34,29 @@ def command(argv: Sequence[str] | None = None) -> int:
 
 
 def add_options(parser: ArgumentParser) -> None:
-    parser.add_argument("path", help="folder of images, .npz (arr_0), or `fmnist`")
-    parser.add_argument("--out", required=True, metavar="FILE", help=".safetensors, or .npz for other tools")
-    parser.add_argument(
-        "--protocol", help="adm, torch-fidelity, clean, halton, reconstruction or fmnist-cnn (the default)"
-    )
-    parser.add_argument("--extractor", help="instead of --protocol: fmnist-cnn, inception, or a folder of a FashionCNN")
-    parser.add_argument(
-        "--inception-weights", metavar="FILE", help="torch-fidelity's Inception weights; downloaded if not given"
-    )
-    parser.add_argument(
+    option = parser.add_argument
+    option("path", help="folder of images, .npz (arr_0), or `fmnist`")
+    option("--out", required=True, metavar="FILE", help=".safetensors, or .npz for other tools")
+    option("--protocol", help="adm, torch-fidelity, clean, halton, reconstruction or fmnist-cnn (the default)")
+    option("--extractor", help="instead of --protocol: fmnist-cnn, inception, or a folder of a FashionCNN")
+    option("--inception-weights", metavar="FILE", help="torch-fidelity's Inception weights; downloaded if not given")
+    option(
         "--image-size",
         type=int,
         metavar="N",
         help="crop the middle square and resize it to N pixels, as ADM does; default: as stored",
     )
-    parser.add_argument("--split", default="train", help="train or test, for fmnist")
-    parser.add_argument("--num-images", type=int, help="maximum number of images; default: all")
-    parser.add_argument(
+    option("--split", default="train", help="train or test, for fmnist")
+    option("--num-images", type=int, help="maximum number of images; default: all")
+    option(
         "--features",
         type=int,
         default=0,
         metavar="N",
         help="also store features of N single images, for precision, recall and KID",
     )
-    parser.add_argument("--batch-size", type=int, default=100)
-    parser.add_argument("--device", default="auto")
+    option("--batch-size", type=int, default=100)
+    option("--device", default="auto")
 
 
 def compute(args: Namespace) -> int:
