@@ -128,6 +128,7 @@ class MaskedPipeline(DiffusionPipeline):
         Raises:
             MgenError: class out of range, guidance without a null class, settings that do not fit.
         """
+        # Longer than 60 lines since every option of a run is an argument, with its documentation; the work is the loop at the end.
         check_choice("output_type", output_type, OUTPUTS)
         check_choice("dtype", dtype, DTYPES)
         ids = self.check_classes(classes)
