@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, ClassVar, Self, TypeVar
 import torch
 from torch import Tensor
 
+from mgen.tokenizers.quantizers import Quantized, VectorQuantizer, codebook_usage
 from mgen.tokens import TokenSpec
 from mgen.utils.errors import MgenError
 from mgen.utils.modeling import Model, public
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T", bound="type[Tokenizer]")
 TOKENIZERS: dict[str, "type[Tokenizer]"] = {}
+# Arguments that the convolutional sizes for Fashion-MNIST share.
+FMNIST: dict[str, object] = dict(image_size=32, in_channels=1, layers=1, norm_groups=8)
 
 
 def register_tokenizer(cls: T) -> T:
@@ -66,8 +69,7 @@ class Tokenizer(Model):
     def encode(self, images: Tensor) -> Tensor:
         """Tokens of images (B, C, H, W) in [-1, 1]: ids (B, L) or (B, L, K) int64, or vectors (B, L, K), row by row.
 
-        Raises:
-            MgenError: an image side is not a multiple of `factor`.
+        Raises an MgenError if an image side is not a multiple of `factor`.
         """
         raise NotImplementedError
 
@@ -91,11 +93,7 @@ class Tokenizer(Model):
         return self
 
     def use_vision(self, source: "VisionEncoder | str | Path", *, heads: int | None = None) -> Self:
-        """Attach a frozen vision encoder; only Hita tokenizers take one.
-
-        Raises:
-            MgenError: this tokenizer takes no vision encoder.
-        """
+        """Attach a frozen vision encoder, or load it from a local file; MgenError except for Hita tokenizers that take one."""
         raise MgenError(f"a {type(self).__name__} takes no vision encoder: leave the vision weights out")
 
     def fingerprint(self) -> str:
@@ -114,6 +112,45 @@ class Tokenizer(Model):
             raise MgenError(
                 f"image size {tuple(images.shape[-2:])} is not a multiple of {self.factor}: resize or crop it first"
             )
+
+
+class CodebookTokenizer(Tokenizer):
+    """A tokenizer whose tokens are the ids of one quantizer, `quantize`. Subclasses implement `latents` and `decode_latents`."""
+
+    @property
+    def spec(self) -> TokenSpec:
+        side = self.config.image_size // self.factor
+        return TokenSpec(kind="index", length=side * side, grid=(side, side), vocab_size=self.quantize.vocab_size)
+
+    def latents(self, images: Tensor) -> Tensor:
+        """Features before quantization (B, d, h, w) of images (B, C, H, W) in [-1, 1]."""
+        raise NotImplementedError
+
+    def decode_latents(self, z: Tensor) -> Tensor:
+        """Images (B, C, H, W), about [-1, 1] and not clamped, of code vectors z (B, d, h, w)."""
+        raise NotImplementedError
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Ids (B, L) int64, row by row, of images (B, C, H, W) in [-1, 1]."""
+        return self.quantize.ids(self.latents(images)).flatten(1)  # (B, L)
+
+    def decode(self, ids: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        """Images of ids (B, L) int64 in 0 … vocab_size − 1; `grid` (h, w) if it is not square."""
+        side = round(ids.shape[1] ** 0.5)
+        values = self.quantize.lookup(ids.unflatten(1, grid or (side, side)))
+        return self.decode_latents(values.to(self.dtype))
+
+    @torch.no_grad()
+    def initialize_codebooks(self, images: Tensor, rng: torch.Generator) -> None:
+        """Place the codebook's rows on latents of these images (B, C, H, W); see VectorQuantizer.initialize."""
+        if isinstance(self.quantize, VectorQuantizer):  # FSQ has nothing to initialize
+            self.quantize.initialize(self.latents(images), rng)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        """For training: reconstructions (B, C, H, W), the quantizer's losses, usage and perplexity of the codebook."""
+        quantized: Quantized = self.quantize(self.latents(images))
+        usage = codebook_usage(quantized.ids, self.quantize.vocab_size)
+        return self.decode_latents(quantized.values), quantized.losses, usage
 
 
 class PosteriorTokenizer(Tokenizer):

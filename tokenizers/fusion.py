@@ -5,7 +5,7 @@ Zheng et al., "Holistic Tokenizer for Autoregressive Image Generation" (ICCV 202
 Notation: B batch, S holistic tokens, h × w grid, N = h·w patches, V vision tokens of width W, D width, F hidden width of the MLPs.
 """
 
-from typing import TypedDict
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -16,37 +16,48 @@ from mgen.nn.modulated import GatedMLP
 from mgen.utils.errors import MgenError
 
 
+@dataclass(frozen=True, kw_only=True)
+class Stack:
+    """Size of a stack of transformer blocks and of its tables."""
+
+    dim: int  # D
+    depth: int  # blocks
+    heads: int
+    hidden: int  # F
+    holistic: int  # S
+    side: int  # h = w of the position table
+    dropout: float  # see FusionBlock
+
+    def blocks(self, inner: int | None = None) -> nn.ModuleList:
+        """The blocks; for `inner` see FusionBlock."""
+        return nn.ModuleList(FusionBlock(self, inner) for _ in range(self.depth))
+
+    def table(self, *rows: int) -> nn.Parameter:
+        """A table of `rows` embeddings of width D, or a single one."""
+        return nn.Parameter(torch.randn(*rows, self.dim) * self.dim**-0.5)
+
+
 class FusionBlock(nn.Module):
     """x += attn(LN(x)); x += mlp(LN(x)). Positions are added before the first block only.
 
     Args:
-        dim, heads, head_dim, hidden: D, heads, width of a head, F. bias: of the q, k, v projection.
-        dropout: on the attention probabilities. out_dropout: on the attention's output.
+        inner: heads times head width, with q, k and v without biases and dropout on the attention's output, as published; None: D,
+            with biases, and dropout on the attention probabilities.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        heads: int,
-        *,
-        hidden: int,
-        head_dim: int | None = None,
-        bias: bool = True,
-        dropout: float = 0.0,
-        out_dropout: float = 0.0,
-    ) -> None:
+    def __init__(self, stack: Stack, inner: int | None = None) -> None:
         super().__init__()
+        dim, heads, drop = stack.dim, stack.heads, stack.dropout
         self.norm1 = nn.LayerNorm(dim)
-        self.attn = Attention(dim, heads, head_dim=head_dim, bias=bias, dropout=dropout, out_dropout=out_dropout)
+        if inner is None:
+            self.attn = Attention(dim, heads, bias=True, dropout=drop, out_dropout=0.0)
+        else:
+            self.attn = Attention(dim, heads, head_dim=inner // heads, bias=False, dropout=0.0, out_dropout=drop)
         self.norm2 = nn.LayerNorm(dim)
-        self.mlp = GatedMLP(dim, hidden, bias=True)
+        self.mlp = GatedMLP(dim, stack.hidden, bias=True)
 
     def forward(self, x: Tensor, *, causal: bool = False, readable: Tensor | None = None) -> Tensor:
-        """(B, L, D) → (B, L, D).
-
-        Args:
-            causal: positions attend to themselves and earlier ones. readable: bool (L, L), True where a query may attend to a key.
-        """
+        """(B, L, D) → (B, L, D), causally or not; `readable`: bool (L, L), True where a query may attend to a key."""
         attn = self.attn
         q, k, v = attn.project(self.norm1(x), 0, 3)  # (B, H, L, d) each
         dropout = attn.dropout if self.training else 0.0
@@ -70,69 +81,31 @@ def positions_of(table: Tensor, grid: tuple[int, int]) -> Tensor:
     return F.interpolate(square, scale_factor=factors, mode="bicubic")[0].flatten(1).T  # (h·w, D)
 
 
-class VisionProjection(nn.Sequential):
-    """Vision tokens (B, V, W) → (B, V, D)."""
-
-    def __init__(self, width: int, dim: int) -> None:
-        super().__init__(
-            nn.Linear(width, dim, bias=False),
-            nn.LayerNorm(dim),
-            nn.ReLU(),
-            nn.Linear(dim, dim, bias=False),
-            nn.LayerNorm(dim),
-        )
-
-
-class StackSettings(TypedDict):
-    """The arguments that Gathering and Spreading share."""
-
-    dim: int
-    depth: int
-    heads: int
-    hidden: int
-    holistic: int
-    side: int
-    dropout: float
-
-
 class Gathering(nn.Module):
     """Features of the patches → holistic tokens and patches, both informed by the whole image.
 
     The first stack is bidirectional and includes the vision tokens; the second is causal, with the holistic tokens first.
 
     Args:
-        dim, depth, heads, hidden: D, blocks of each stack, heads, F. inner: heads times head width of the first stack.
-        holistic: S. side: h = w of the position table. vision: W; None without vision tokens. dropout: see FusionBlock.
+        stack: size of both stacks. inner: heads times head width of the first. vision: W; None without vision tokens.
     """
 
-    def __init__(
-        self,
-        *,
-        dim: int,
-        depth: int,
-        heads: int,
-        hidden: int,
-        inner: int,
-        holistic: int,
-        side: int,
-        vision: int | None,
-        dropout: float,
-    ) -> None:
+    def __init__(self, stack: Stack, *, inner: int, vision: int | None) -> None:
         super().__init__()
+        dim, heads = stack.dim, stack.heads
         if inner % heads:
             raise MgenError(
                 f"inner {inner} is not a multiple of heads {heads}: it is the number of heads times the width of a head"
             )
-        self.holistic = nn.Parameter(torch.randn(holistic, dim) * dim**-0.5)
-        self.position = nn.Parameter(torch.randn(side * side, dim) * dim**-0.5)
-        self.project = VisionProjection(vision, dim) if vision is not None else None
+        self.holistic, self.position = stack.table(stack.holistic), stack.table(stack.side**2)
+        self.project: nn.Module | None = None
+        if vision is not None:
+            first, second = nn.Linear(vision, dim, bias=False), nn.Linear(dim, dim, bias=False)
+            self.project = nn.Sequential(first, nn.LayerNorm(dim), nn.ReLU(), second, nn.LayerNorm(dim))
         self.norm1 = nn.LayerNorm(dim)
-        self.blocks1 = nn.ModuleList(
-            FusionBlock(dim, heads, hidden=hidden, head_dim=inner // heads, bias=False, out_dropout=dropout)
-            for _ in range(depth)
-        )
+        self.blocks1 = stack.blocks(inner)
         self.norm2 = nn.LayerNorm(dim)
-        self.blocks2 = nn.ModuleList(FusionBlock(dim, heads, hidden=hidden, dropout=dropout) for _ in range(depth))
+        self.blocks2 = stack.blocks()
 
     def forward(self, features: Tensor, vision: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Holistic tokens (B, S, D) and patches (B, D, h, w) of features (B, D, h, w) and, if used, vision tokens (B, V, W)."""
@@ -157,35 +130,21 @@ class Spreading(nn.Module):
     `shift` patches influence nothing and are not computed.
 
     Args:
-        dim, depth, heads, hidden: D, blocks, heads, F. holistic: S. side: h = w of the position table. dropout: see FusionBlock.
-        vision: W of the predicted vision tokens; None: predict none.
+        stack: its size. vision: W of the predicted vision tokens; None: predict none.
     """
 
-    def __init__(
-        self,
-        *,
-        dim: int,
-        depth: int,
-        heads: int,
-        hidden: int,
-        holistic: int,
-        side: int,
-        shift: int,
-        vision: int | None,
-        dropout: float,
-    ) -> None:
+    def __init__(self, stack: Stack, *, shift: int, vision: int | None) -> None:
         super().__init__()
-        if not 0 <= shift <= holistic:
-            raise MgenError(f"shift is {shift}: expected 0 to {holistic}, the number of holistic tokens")
+        if not 0 <= shift <= stack.holistic:
+            raise MgenError(f"shift is {shift}: expected 0 to {stack.holistic}, the number of holistic tokens")
         self.shift = shift
-        self.holistic_position = nn.Parameter(torch.randn(holistic, dim) * dim**-0.5)
-        self.position = nn.Parameter(torch.randn(side * side, dim) * dim**-0.5)
-        self.norm = nn.LayerNorm(dim)
-        self.blocks = nn.ModuleList(FusionBlock(dim, heads, hidden=hidden, dropout=dropout) for _ in range(depth))
+        self.holistic_position, self.position = stack.table(stack.holistic), stack.table(stack.side**2)
+        self.norm = nn.LayerNorm(stack.dim)
+        self.blocks = stack.blocks()
         if vision is not None:
-            self.query = nn.Parameter(torch.randn(dim) * dim**-0.5)
-            self.vision_norm = nn.LayerNorm(dim)
-            self.vision_out = nn.Linear(dim, vision)
+            self.query = stack.table()
+            self.vision_norm = nn.LayerNorm(stack.dim)
+            self.vision_out = nn.Linear(stack.dim, vision)
         self.apply(_initialize)
 
     def forward(self, holistic: Tensor, patches: Tensor) -> Tensor:

@@ -24,28 +24,15 @@ import torch.nn.functional as F
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from mgen.tokenizers.base import Tokenizer, register_tokenizer
-from mgen.tokenizers.fusion import Gathering, Spreading, StackSettings
+from mgen.tokenizers.base import FMNIST, Tokenizer, register_tokenizer
+from mgen.tokenizers.fusion import Gathering, Spreading, Stack
 from mgen.tokenizers.quantizers import codebook_usage
 from mgen.tokenizers.sphere import SphereQuantizer, sphere_vq
 from mgen.tokenizers.vision import HOW, VisionEncoder, load_vision
 from mgen.tokens import TokenSpec
 from mgen.utils.errors import MgenError
 
-SMALL: dict[str, object] = dict(
-    image_size=32,
-    in_channels=1,
-    layers=1,
-    norm_groups=8,
-    dim=128,
-    depth=2,
-    heads=4,
-    hidden=256,
-    vocab_size=512,
-    global_vocab_size=512,
-    dropout=0.0,
-    vision=None,
-)
+STACKS = dict(dim=128, depth=2, heads=4, hidden=256, vocab_size=512, global_vocab_size=512, dropout=0.0, vision=None)
 
 
 @register_tokenizer
@@ -55,14 +42,12 @@ class HitaTokenizer(Tokenizer):
     With `vision`, encoding needs the frozen vision encoder that `use_vision` loads; decoding does not. The encoder is never saved.
 
     Args:
-        image_size: H = W in pixels, a multiple of 2^(levels - 1). The same weights work at any such size.
-        in_channels: C, 3 for RGB, 1 for gray.
+        image_size: H = W in pixels, a multiple of 2^(levels - 1). The weights work at any such size. in_channels: C.
         channels, layers, norm_groups, stem: of the convolutions, as in LlamaGenVQ.
         global_tokens: S. shift: number of positions by which the decoder reads a patch's feature early, 0 … S.
         dim, depth, heads, hidden: D, blocks of each of the three stacks, heads, F. dropout: in the stacks.
         inner: heads times head width in the first stack; None: D.
-        vocab_size, latent: rows of the patches' codebook and d. global_vocab_size, global_latent: the same of
-            the holistic tokens.
+        vocab_size, latent: rows of the patches' codebook and d. global_vocab_size, global_latent: those of the holistic tokens.
         vision: W; None for a tokenizer without a vision encoder.
         vision_loss: also train the holistic tokens to predict the vision tokens (Hita-U).
         position_side: h = w of the position tables; None: that of `image_size`.
@@ -71,10 +56,12 @@ class HitaTokenizer(Tokenizer):
     SIZES = {
         "V": dict(),
         "U": dict(vision_loss=True),
-        "fmnist": dict(SMALL, channels=(16, 32, 64, 64), global_tokens=48),
-        "fmnist-8": dict(SMALL, channels=(16, 32, 64), global_tokens=16),
+        "fmnist": dict(FMNIST, **STACKS, channels=(16, 32, 64, 64), global_tokens=48),
+        "fmnist-8": dict(FMNIST, **STACKS, channels=(16, 32, 64), global_tokens=16),
     }
     DECODER_WEIGHTS = ("vq.decoder.", "vq.post_quant_conv.", "from_holistic.", "spreading.")
+
+    vision_encoder: VisionEncoder | None  # what `use_vision` loaded; it moves with the tokenizer to other devices
 
     @register_to_config
     def __init__(
@@ -106,46 +93,24 @@ class HitaTokenizer(Tokenizer):
         if vision_loss and vision is None:
             raise MgenError("vision_loss needs the width of the vision encoder's tokens: set vision (1024 for ViT-L)")
         self.factor = 2 ** (len(channels) - 1)
-        self.vq = sphere_vq(
-            image_size=image_size,
-            in_channels=in_channels,
-            channels=channels,
-            layers=layers,
-            norm_groups=norm_groups,
-            z_channels=dim,
-            latent=latent,
-            vocab_size=vocab_size,
-            stem=stem,
-        )
+        self.vq = sphere_vq(self.config, z_channels=dim)
         # Saved, so that the position tables keep their size when the weights are used at another image size.
         side = position_side or image_size // self.factor
         self.register_to_config(position_side=side)
-        shared: StackSettings = dict(
+        stack = Stack(
             dim=dim, depth=depth, heads=heads, hidden=hidden, holistic=global_tokens, side=side, dropout=dropout
         )
-        self.gathering = Gathering(**shared, inner=inner or dim, vision=vision)
-        self.spreading = Spreading(**shared, shift=shift, vision=vision if vision_loss else None)
+        self.gathering = Gathering(stack, inner=inner or dim, vision=vision)
+        self.spreading = Spreading(stack, shift=shift, vision=vision if vision_loss else None)
         self.to_holistic = nn.Linear(dim, global_latent)
         self.holistic_quantize = SphereQuantizer(vocab_size=global_vocab_size, dim=global_latent)
         self.from_holistic = nn.Linear(global_latent, dim)
-        self._vision: list[VisionEncoder] = []  # in a list, so that it is neither trained nor saved with the model
+        self.__dict__["vision_encoder"] = None  # outside the module tree: neither trained nor saved with the model
 
     # -- the vision encoder --------------------------------------------------------------------------------------------
 
-    @property
-    def vision_encoder(self) -> VisionEncoder | None:
-        """The encoder that `use_vision` loaded; it moves with the tokenizer to other devices."""
-        return self._vision[0] if self._vision else None
-
     def use_vision(self, source: VisionEncoder | str | Path, *, heads: int | None = None) -> "HitaTokenizer":
-        """Attach a vision encoder, or load it from a local file; returns the tokenizer.
-
-        Args:
-            source, heads: see `mgen.tokenizers.vision.load_vision`.
-
-        Raises:
-            MgenError: this tokenizer takes no vision encoder or one of another width, or the file cannot be read.
-        """
+        """See Tokenizer.use_vision and `mgen.tokenizers.vision.load_vision`; MgenError, too, for an encoder of another width."""
         width = self.config.vision
         if width is None:
             raise MgenError("this tokenizer has no vision encoder (vision: null): leave the vision weights out")
@@ -154,28 +119,24 @@ class HitaTokenizer(Tokenizer):
             raise MgenError(
                 f"the vision encoder has tokens of width {encoder.width}, but this tokenizer takes {width}: give another file"
             )
-        self._vision = [encoder.to(self.device)]
+        self.__dict__["vision_encoder"] = encoder.to(self.device)
         return self
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "HitaTokenizer":
-        for encoder in self._vision:
-            encoder._apply(fn)
+        if self.vision_encoder is not None:
+            self.vision_encoder._apply(fn)
         return super()._apply(fn, recurse)
 
     def vision_tokens(self, images: Tensor) -> Tensor | None:
-        """Tokens (B, V, W) of images (B, C, H, W), class token first; None for a tokenizer without vision.
-
-        Raises:
-            MgenError: the vision encoder has not been loaded.
-        """
+        """Tokens (B, V, W) of images (B, C, H, W), class token first; None without vision, MgenError if its encoder is not loaded."""
         if self.config.vision is None:
             return None
-        if not self._vision:
+        if self.vision_encoder is None:
             raise MgenError(
                 "encoding with this Hita tokenizer needs its frozen vision encoder, DINOv2's dinov2_vitl14_reg4_pretrain.pth: "
                 f"{HOW}; decoding does not"
             )
-        return self._vision[0](images).to(self.dtype)
+        return self.vision_encoder(images).to(self.dtype)
 
     # -- images to ids -------------------------------------------------------------------------------------------------
 
@@ -200,11 +161,7 @@ class HitaTokenizer(Tokenizer):
     def latents(self, images: Tensor, vision: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Latents before quantization: holistic (B, d', 1, S) and of the patches (B, d, h, w), of images (B, C, H, W).
 
-        Args:
-            vision: vision tokens (B, V, W) of these images; None: computed here.
-
-        Raises:
-            MgenError: an image side is not a multiple of `factor`, or the vision encoder is missing.
+        Raises an MgenError if a side is not a multiple of `factor`, or without `vision` tokens (B, V, W) and vision encoder.
         """
         self.check_size(images)
         vision = self.vision_tokens(images) if vision is None else vision
@@ -232,8 +189,7 @@ class HitaTokenizer(Tokenizer):
     def lookup(self, ids: Tensor, grid: tuple[int, int] | None = None) -> tuple[Tensor, Tensor]:
         """Holistic codes (B, d', 1, S) and patch codes (B, d, h, w) of ids (B, S + N); `grid` (h, w) if it is not square.
 
-        Raises:
-            MgenError: the number of ids does not fit the grid, or an id is out of range.
+        Raises an MgenError if the number of ids does not fit the grid, or an id is out of range.
         """
         s, c = self.config.global_tokens, self.config
         side = round(max(ids.shape[1] - s, 0) ** 0.5)
@@ -266,11 +222,7 @@ class HitaTokenizer(Tokenizer):
         return self.decode_latents(holistic.to(self.dtype), patches.to(self.dtype))
 
     def predict_vision(self, holistic: Tensor, side: int = 16) -> Tensor:
-        """Predicted vision tokens (B, side², W), without the class token, of holistic codes (B, d', 1, S).
-
-        Raises:
-            MgenError: the tokenizer was made without `vision_loss`.
-        """
+        """Predicted vision tokens (B, side², W), without the class token, of holistic codes (B, d', 1, S); needs `vision_loss`."""
         if not self.config.vision_loss:
             raise MgenError("this tokenizer predicts no vision tokens: that takes vision_loss: true (Hita-U)")
         return self.spreading.vision_tokens(self.from_holistic(holistic.squeeze(2).transpose(1, 2)), side)

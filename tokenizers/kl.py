@@ -16,29 +16,26 @@ Notation: B batch, c latent channels, h = w latent side, p patch, L = (h/p)·(w/
 from collections.abc import Iterable
 
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
-from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
-from mgen.tokenizers.base import PosteriorTokenizer, register_tokenizer
+from mgen.tokenizers.base import FMNIST, PosteriorTokenizer, register_tokenizer
+from mgen.tokenizers.sphere import set_stem
 from mgen.tokens import TokenSpec
 from mgen.utils.errors import MgenError
 
 
 def patchify(latents: Tensor, patch: int) -> Tensor:
     """Latents (B, c, h, w) → tokens (B, L, c·p²), row by row; the numbers of a token are in the order (c, p, p)."""
-    b, c, h, w = latents.shape
-    x = latents.reshape(b, c, h // patch, patch, w // patch, patch)
-    return x.permute(0, 2, 4, 1, 3, 5).reshape(b, -1, c * patch * patch)  # (B, L, C)
+    return F.pixel_unshuffle(latents, patch).flatten(2).transpose(1, 2)  # (B, L, C)
 
 
 def unpatchify(tokens: Tensor, patch: int, grid: tuple[int, int]) -> Tensor:
     """Tokens (B, L, c·p²) on `grid` → latents (B, c, h, w), the inverse of `patchify`."""
-    b, _, channels = tokens.shape
-    x = tokens.reshape(b, *grid, channels // patch**2, patch, patch)
-    return x.permute(0, 3, 1, 4, 2, 5).reshape(b, -1, grid[0] * patch, grid[1] * patch)  # (B, c, h, w)
+    return F.pixel_shuffle(tokens.transpose(1, 2).unflatten(2, grid), patch)  # (B, c, h, w)
 
 
 @register_tokenizer
@@ -46,11 +43,9 @@ class KLTokenizer(PosteriorTokenizer):
     """Image ⇄ vectors. Images are (B, C, H, W) in [-1, 1]. `vae` is a diffusers AutoencoderKL: `vae.save_pretrained` exports it.
 
     Args:
-        image_size: H = W in pixels, a multiple of the downsampling factor times `patch`. The same weights work at any such size.
-        in_channels: C, 3 for RGB, 1 for gray.
+        image_size: H = W in pixels, a multiple of the downsampling factor times `patch`. The weights work at any such size. in_channels: C.
         latent_channels: c. channels: width of each level, finest first; every level but the last halves the side.
-        layers: residual blocks per level of the encoder (the decoder has one more).
-        norm_groups: groups of the GroupNorms.
+        layers: residual blocks per level of the encoder (the decoder has one more). norm_groups: groups of the GroupNorms.
         encoder_attention, decoder_attention: levels with attention after every block, 0 is the finest; KL16's decoder has none.
         middle_attention, quant_conv: attention in the middle; 1×1 convolutions around the latent.
         patch: p. scale: factor that brings the latents to unit variance; None: not measured yet, see `estimate_scale`.
@@ -63,15 +58,7 @@ class KLTokenizer(PosteriorTokenizer):
         "kl16": dict(),
         "sd-f8": dict(latent_channels=4, channels=(128, 256, 512, 512), encoder_attention=(), patch=2, scale=0.18215),
         "fmnist": dict(
-            image_size=32,
-            in_channels=1,
-            latent_channels=4,
-            channels=(16, 32, 64),
-            layers=1,
-            norm_groups=8,
-            encoder_attention=(),
-            middle_attention=False,
-            scale=None,
+            FMNIST, latent_channels=4, channels=(16, 32, 64), encoder_attention=(), middle_attention=False, scale=None
         ),
     }
     # The last two change the weights themselves, which the fingerprint covers.
@@ -126,11 +113,7 @@ class KLTokenizer(PosteriorTokenizer):
             use_post_quant_conv=quant_conv,
             mid_block_add_attention=middle_attention,
         )
-        if stem is not None and stem != channels[0]:
-            self.vae.encoder.conv_in = nn.Conv2d(in_channels, stem, 3, padding=1)
-            self.vae.encoder.down_blocks[0].resnets[0] = ResnetBlock2D(
-                in_channels=stem, out_channels=channels[0], temb_channels=None, groups=norm_groups, eps=1e-6
-            )
+        set_stem(self.vae, stem)
         if z_channels is not None and z_channels != latent_channels:
             if not quant_conv:
                 raise MgenError(
@@ -161,13 +144,9 @@ class KLTokenizer(PosteriorTokenizer):
         return DiagonalGaussianDistribution(moments.float())
 
     def tokens(self, moments: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Tokens (B, L, C) of moments (B, 2c, h, w).
+        """Tokens (B, L, C) of moments (B, 2c, h, w): of the posterior's mean, or of a sample with standard normal `noise` (B, c, h, w).
 
-        Args:
-            noise: standard normal (B, c, h, w), to sample the posterior; None takes its mean.
-
-        Raises:
-            MgenError: the scale has not been set.
+        Raises an MgenError if the scale has not been set.
         """
         posterior = self.posterior(moments)
         z = posterior.mean if noise is None else posterior.mean + posterior.std * noise
@@ -220,19 +199,14 @@ def estimate_scale(tokenizer: KLTokenizer, batches: Iterable[Tensor]) -> float:
     Raises:
         MgenError: there are no images, or their latents are not finite or all equal.
     """
-    total = torch.zeros(3, dtype=torch.float64)  # count, sum, sum of squares
+    count, first, second = 0, 0.0, 0.0  # numbers, their sum, sum of squares
     for images in batches:
         posterior = tokenizer.posterior(tokenizer.moments(images.to(tokenizer.device)))
         mean = posterior.mean.double() - tokenizer.config.shift
-        total += torch.stack(
-            [
-                torch.tensor(float(mean.numel()), dtype=torch.float64),
-                mean.sum().cpu(),
-                (mean.square() + posterior.var.double()).sum().cpu(),
-            ]
-        )
-    count, first, second = total.tolist()
+        count += mean.numel()
+        first += mean.sum().item()
+        second += (mean.square() + posterior.var.double()).sum().item()
     variance = second / count - (first / count) ** 2 if count else 0.0
     if not 0 < variance < float("inf"):
-        raise MgenError(f"cannot estimate a scale from {count:.0f} latent numbers with variance {variance}")
+        raise MgenError(f"cannot estimate a scale from {count} latent numbers with variance {variance}")
     return variance**-0.5

@@ -13,40 +13,32 @@ Notation: B batch, C image channels, d numbers of a code, h = w = image side / 2
 | fmnist (32 px, gray) | 16 32 64 | 4 | 512 × 8 | (64 at 32 px) | 0.8 M |
 """
 
-import torch
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
-from mgen.tokenizers.base import Tokenizer, register_tokenizer
-from mgen.tokenizers.quantizers import Quantized, codebook_usage
+from mgen.tokenizers.base import FMNIST, CodebookTokenizer, register_tokenizer
 from mgen.tokenizers.sphere import SphereQuantizer, sphere_vq
-from mgen.tokens import TokenSpec
 
 
 @register_tokenizer
-class LlamaGenVQ(Tokenizer):
+class LlamaGenVQ(CodebookTokenizer):
     """Image ⇄ ids. Images are (B, C, H, W) in [-1, 1].
 
     `vq` is a diffusers VQModel with another quantizer, and diffusers can load what `vq.save_pretrained` writes; for a codebook
     trained here, call `vq.quantize.normalize()` first.
 
     Args:
-        image_size: H = W in pixels, a multiple of 2^(levels - 1). The same weights work at any such size.
-        in_channels: C, 3 for RGB, 1 for gray.
+        image_size: H = W in pixels, a multiple of 2^(levels - 1). The weights work at any such size. in_channels: C.
         channels: width of each level, finest first; every level but the last halves the side and the last has attention.
-        layers: residual blocks per level of the encoder (the decoder has one more).
-        norm_groups: groups of the GroupNorms.
-        z_channels: width between the network and the 1×1 convolutions around the codes.
-        latent: d. vocab_size: codebook rows.
+        layers: residual blocks per level of the encoder (the decoder has one more). norm_groups: groups of the GroupNorms.
+        z_channels: width between the network and the 1×1 convolutions around the codes. latent: d. vocab_size: codebook rows.
         stem: width of the first convolution, if it differs from channels[0]; diffusers' VQModel lacks this option.
     """
 
     SIZES = {
         "vq16": dict(),
         "vq8": dict(channels=(128, 256, 256, 512)),
-        "fmnist": dict(
-            image_size=32, in_channels=1, channels=(16, 32, 64), layers=1, norm_groups=8, z_channels=64, vocab_size=512
-        ),
+        "fmnist": dict(FMNIST, channels=(16, 32, 64), z_channels=64, vocab_size=512),
     }
     DECODER_WEIGHTS = ("vq.decoder.", "vq.post_quant_conv.")
 
@@ -66,53 +58,16 @@ class LlamaGenVQ(Tokenizer):
     ) -> None:
         super().__init__()
         self.factor = 2 ** (len(channels) - 1)
-        self.vq = sphere_vq(
-            image_size=image_size,
-            in_channels=in_channels,
-            channels=channels,
-            layers=layers,
-            norm_groups=norm_groups,
-            z_channels=z_channels,
-            latent=latent,
-            vocab_size=vocab_size,
-            stem=stem,
-        )
+        self.vq = sphere_vq(self.config, z_channels=z_channels)
 
     @property
     def quantize(self) -> SphereQuantizer:
         return self.vq.quantize
-
-    @property
-    def spec(self) -> TokenSpec:
-        side = self.config.image_size // self.factor
-        return TokenSpec(kind="index", length=side * side, grid=(side, side), vocab_size=self.config.vocab_size)
 
     def latents(self, images: Tensor) -> Tensor:
         """Features before quantization and normalization (B, d, h, w) of images (B, C, H, W) in [-1, 1]."""
         self.check_size(images)
         return self.vq.quant_conv(self.vq.encoder(images))
 
-    def encode(self, images: Tensor) -> Tensor:
-        """Ids (B, L) int64, row by row, of images (B, C, H, W) in [-1, 1]."""
-        return self.quantize.ids(self.latents(images)).flatten(1)  # (B, L)
-
-    @torch.no_grad()
-    def initialize_codebooks(self, images: Tensor, rng: torch.Generator) -> None:
-        """Place the codebook's rows on latents of these images (B, C, H, W); see VectorQuantizer.initialize."""
-        self.quantize.initialize(self.latents(images), rng)
-
     def decode_latents(self, z: Tensor) -> Tensor:
-        """Images (B, C, H, W), about [-1, 1] and not clamped, of code vectors z (B, d, h, w)."""
         return self.vq.decoder(self.vq.post_quant_conv(z))
-
-    def decode(self, ids: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
-        """Images of ids (B, L) int64 in 0 … vocab_size − 1; `grid` (h, w) if it is not square."""
-        side = round(ids.shape[1] ** 0.5)
-        values = self.quantize.lookup(ids.unflatten(1, grid or (side, side)))
-        return self.decode_latents(values.to(self.dtype))
-
-    def forward(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-        """For training: reconstructions (B, C, H, W), the quantizer's losses, usage and perplexity of the codebook."""
-        quantized: Quantized = self.quantize(self.latents(images))
-        usage = codebook_usage(quantized.ids, self.config.vocab_size)
-        return self.decode_latents(quantized.values), quantized.losses, usage

@@ -25,12 +25,9 @@ class Quantized(NamedTuple):
 
 
 class VectorQuantizer(nn.Module):
-    """Nearest-neighbor quantization.
+    """Nearest row of a codebook of `vocab_size` rows of length `dim`, the channels of z."""
 
-    Args:
-        vocab_size: number of codebook rows.
-        dim: length of a row, equal to the channels of z.
-    """
+    entropy = True  # whether to compute the entropy term, whose gradients take a number per vector and code
 
     def __init__(self, *, vocab_size: int, dim: int) -> None:
         super().__init__()
@@ -41,16 +38,20 @@ class VectorQuantizer(nn.Module):
     def vocab_size(self) -> int:
         return self.embedding.num_embeddings
 
+    def scaled(self, vectors: Tensor, dim: int) -> Tensor:
+        """Vectors along `dim` as they are compared, looked up and trained."""
+        return vectors
+
     def distances(self, z: Tensor) -> Tensor:
         """Squared distances (B, h, w, vocab_size) of z (B, C, h, w) to every code, in fp32 because rounding changes ids."""
-        flat = z.permute(0, 2, 3, 1).float()  # (B, h, w, C)
-        table = self.embedding.weight.float()
+        flat = self.scaled(z.float(), 1).permute(0, 2, 3, 1)  # (B, h, w, C)
+        table = self.scaled(self.embedding.weight.float(), -1)
         return flat.square().sum(-1, keepdim=True) + table.square().sum(-1) - 2 * flat @ table.T
 
     @torch.no_grad()
     def initialize(self, z: Tensor, rng: torch.Generator) -> None:
         """Place the rows on random vectors of z (B, C, h, w) with a little jitter, so that no code starts out of reach."""
-        vectors = z.permute(0, 2, 3, 1).flatten(0, 2)  # (N, C)
+        vectors = self.scaled(z, 1).permute(0, 2, 3, 1).flatten(0, 2)  # (N, C)
         rows = torch.randint(len(vectors), (self.vocab_size,), generator=rng)
         jitter = torch.randn(self.vocab_size, vectors.shape[1], generator=rng) * (0.01 * vectors.std().cpu())
         self.embedding.weight.copy_(vectors[rows.to(z.device)] + jitter.to(z.device))
@@ -61,20 +62,18 @@ class VectorQuantizer(nn.Module):
 
     def lookup(self, ids: Tensor) -> Tensor:
         """Rows of the codebook as a map (B, C, h, w) for ids (B, h, w)."""
-        return self.embedding(ids).permute(0, 3, 1, 2)
+        return self.scaled(self.embedding(ids).permute(0, 3, 1, 2), 1)
 
     def forward(self, z: Tensor) -> Quantized:
-        """Quantize z (B, C, h, w); losses: "codebook" |e - sg(z)|², "commitment" |z - sg(e)|², "entropy"."""
+        """Quantize z (B, C, h, w); losses: "codebook" |e - sg(z)|², "commitment" |z - sg(e)|², "entropy" if enabled."""
         with torch.autocast(z.device.type, enabled=False):
-            z = z.float()
-            distances = self.distances(z)
+            z = self.scaled(z.float(), 1)
+            distances = self.distances(z if self.entropy else z.detach())
             ids = distances.argmin(-1)  # (B, h, w)
             rows = self.lookup(ids).float()
-            losses = {
-                "codebook": F.mse_loss(rows, z.detach()),
-                "commitment": F.mse_loss(z, rows.detach()),
-                "entropy": entropy_loss(distances),
-            }
+            losses = {"codebook": F.mse_loss(rows, z.detach()), "commitment": F.mse_loss(z, rows.detach())}
+            if self.entropy:
+                losses["entropy"] = entropy_loss(distances)
             return Quantized(z + (rows - z).detach(), ids, losses)
 
 
@@ -82,8 +81,7 @@ def entropy_loss(distances: Tensor, temperature: float = 0.01) -> Tensor:
     """Mean entropy of the soft assignment minus the entropy of its mean: low for sharp choices and evenly used codes.
 
     Args:
-        distances: squared distances (…, vocab_size).
-        temperature: of the softmax over -distance (MaskGIT's configuration: 0.01).
+        distances: squared, (…, vocab_size). temperature: of the softmax over -distance (MaskGIT's configuration: 0.01).
     """
     log_p = F.log_softmax(-distances.flatten(0, -2) / temperature + 1e-5, dim=-1)  # (N, vocab_size)
     p = log_p.exp()
@@ -92,11 +90,7 @@ def entropy_loss(distances: Tensor, temperature: float = 0.01) -> Tensor:
 
 
 class FSQ(nn.Module):
-    """Finite scalar quantization.
-
-    Args:
-        levels: number of levels of each channel, at least 3; the vocabulary size is their product.
-    """
+    """Finite scalar quantization. `levels`: of each channel, at least 3; their product is the vocabulary size."""
 
     sizes: Tensor
     strides: Tensor
@@ -105,9 +99,8 @@ class FSQ(nn.Module):
         super().__init__()
         if not levels or min(levels) < 3:
             raise MgenError(f"FSQ levels {tuple(levels)}: every channel needs at least 3")
-        sizes = torch.tensor(levels)
         strides = torch.cumprod(torch.tensor((1, *levels[:-1])), 0)
-        self.register_buffer("sizes", sizes.view(-1, 1, 1), persistent=False)
+        self.register_buffer("sizes", torch.tensor(levels).view(-1, 1, 1), persistent=False)
         self.register_buffer("strides", strides.view(-1, 1, 1), persistent=False)
         self.vocab_size = math.prod(levels)
 

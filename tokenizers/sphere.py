@@ -6,20 +6,22 @@ Notation: B batch, C image channels, H = W image side, d numbers of a code, h = 
 
 import torch
 import torch.nn.functional as F
-from diffusers import VQModel
+from diffusers import AutoencoderKL, VQModel
+from diffusers.configuration_utils import FrozenDict
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
-from mgen.tokenizers.quantizers import Quantized, VectorQuantizer, entropy_loss
+from mgen.tokenizers.quantizers import VectorQuantizer
 from mgen.utils.errors import MgenError
 
 
 class SphereQuantizer(VectorQuantizer):
     """Nearest code by angle: latents and codes are normalized before they are compared, looked up and trained."""
 
+    entropy = False
+
     def __init__(self, *, vocab_size: int, dim: int) -> None:
         super().__init__(vocab_size=vocab_size, dim=dim)
-        self.entropy = False  # whether to compute the entropy term, whose gradients take a number per vector and code
         self.normalize()
 
     @torch.no_grad()
@@ -27,78 +29,56 @@ class SphereQuantizer(VectorQuantizer):
         """Normalize the stored rows. Training changes their length, which matters to other readers of the weights only."""
         self.embedding.weight.copy_(F.normalize(self.embedding.weight, dim=-1))
 
-    def distances(self, z: Tensor) -> Tensor:
-        """Squared distances (B, h, w, vocab_size) on the sphere, of z (B, d, h, w) (normalized here) to every code, in fp32."""
-        flat = F.normalize(z.float(), dim=1).permute(0, 2, 3, 1)  # (B, h, w, d)
-        table = F.normalize(self.embedding.weight.float(), dim=-1)
-        return flat.square().sum(-1, keepdim=True) + table.square().sum(-1) - 2 * flat @ table.T
+    def scaled(self, vectors: Tensor, dim: int) -> Tensor:
+        return F.normalize(vectors, dim=dim)
 
     def initialize(self, z: Tensor, rng: torch.Generator) -> None:
         """See VectorQuantizer.initialize."""
-        super().initialize(F.normalize(z, dim=1), rng)
+        super().initialize(z, rng)
         self.normalize()
 
-    def lookup(self, ids: Tensor) -> Tensor:
-        """Codes as a map (B, d, h, w) for ids (B, h, w)."""
-        return F.normalize(super().lookup(ids), dim=1)
 
-    def forward(self, z: Tensor) -> Quantized:
-        """Quantize z (B, d, h, w); losses "codebook" and "commitment" between unit vectors, "entropy" if enabled."""
-        with torch.autocast(z.device.type, enabled=False):
-            z = F.normalize(z.float(), dim=1)
-            distances = self.distances(z if self.entropy else z.detach())
-            ids = distances.argmin(-1)  # (B, h, w)
-            rows = self.lookup(ids).float()
-            losses = {"codebook": F.mse_loss(rows, z.detach()), "commitment": F.mse_loss(z, rows.detach())}
-            if self.entropy:
-                losses["entropy"] = entropy_loss(distances)
-            return Quantized(z + (rows - z).detach(), ids, losses)
+def set_stem(vae: VQModel | AutoencoderKL, stem: int | None) -> None:
+    """Give the first convolution of diffusers' encoder `stem` channels, if it has another number; None leaves it."""
+    c = vae.config
+    if stem is not None and stem != c.block_out_channels[0]:
+        vae.encoder.conv_in = nn.Conv2d(c.in_channels, stem, 3, padding=1)
+        vae.encoder.down_blocks[0].resnets[0] = ResnetBlock2D(
+            in_channels=stem,
+            out_channels=c.block_out_channels[0],
+            temb_channels=None,
+            groups=c.norm_num_groups,
+            eps=1e-6,
+        )
 
 
-def sphere_vq(
-    *,
-    image_size: int,
-    in_channels: int,
-    channels: tuple[int, ...],
-    layers: int,
-    norm_groups: int,
-    z_channels: int,
-    latent: int,
-    vocab_size: int,
-    stem: int | None = None,
-) -> VQModel:
+def sphere_vq(config: FrozenDict, *, z_channels: int) -> VQModel:
     """diffusers' VQModel with attention at the last level and in the middle, and a SphereQuantizer as quantizer.
 
     Args:
-        channels: width of each level, finest first; every level but the last halves the side.
-        layers: residual blocks per level of the encoder (the decoder has one more). norm_groups: of the GroupNorms.
-        z_channels: width between the network and the 1×1 convolutions around the codes. latent: d. vocab_size: codebook rows.
-        stem: width of the first convolution, if it differs from channels[0]; diffusers' VQModel lacks this option.
+        config: of a LlamaGenVQ, or of a HitaTokenizer. z_channels: width around the 1×1 convolutions.
     """
+    channels, vocab_size, latent = tuple(config.channels), config.vocab_size, config.latent
     plain = len(channels) - 1
-    if image_size % 2**plain:
+    if config.image_size % 2**plain:
         raise MgenError(
-            f"image_size {image_size} is not a multiple of {2**plain}, the downsampling of {plain + 1} levels"
+            f"image_size {config.image_size} is not a multiple of {2**plain}, the downsampling of {plain + 1} levels"
         )
     vq = VQModel(
-        in_channels=in_channels,
-        out_channels=in_channels,
+        in_channels=config.in_channels,
+        out_channels=config.in_channels,
         down_block_types=("DownEncoderBlock2D",) * plain + ("AttnDownEncoderBlock2D",),
         up_block_types=("AttnUpDecoderBlock2D",) + ("UpDecoderBlock2D",) * plain,
-        block_out_channels=tuple(channels),
-        layers_per_block=layers,
+        block_out_channels=channels,
+        layers_per_block=config.layers,
         latent_channels=z_channels,
-        sample_size=image_size,
+        sample_size=config.image_size,
         num_vq_embeddings=vocab_size,
-        norm_num_groups=norm_groups,
+        norm_num_groups=config.norm_groups,
         vq_embed_dim=latent,
         lookup_from_codebook=True,
     )
     # diffusers' quantizer does not normalize; the names of the weights stay the same.
     vq.quantize = SphereQuantizer(vocab_size=vocab_size, dim=latent)
-    if stem is not None and stem != channels[0]:
-        vq.encoder.conv_in = nn.Conv2d(in_channels, stem, 3, padding=1)
-        vq.encoder.down_blocks[0].resnets[0] = ResnetBlock2D(
-            in_channels=stem, out_channels=channels[0], temb_channels=None, groups=norm_groups, eps=1e-6
-        )
+    set_stem(vq, config.stem)
     return vq

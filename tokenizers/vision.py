@@ -6,19 +6,20 @@ comes from timm; Hita uses ViT-L/14 with 4 registers, `dinov2_vitl14_reg4_pretra
 Notation: B batch, C image channels, V = 1 + 16² tokens (class token first), W width.
 """
 
-import contextlib
 import logging
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mgen.tokenizers.base import Tokenizer
-from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError
+from mgen.utils.weights import State, read_state_dict
+
+if TYPE_CHECKING:
+    from timm.models.vision_transformer import VisionTransformer
 
 SIZE = 224  # pixels the encoder sees
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
@@ -53,27 +54,13 @@ def resized(images: Tensor, size: int = SIZE) -> Tensor:
     return (x.clamp(-1, 1) + 1) / 2
 
 
-class VisionTransformer(Protocol):
-    """What is used of timm's VisionTransformer."""
-
-    embed_dim: int
-    num_prefix_tokens: int
-    cls_token: Tensor
-
-    def forward_features(self, x: Tensor) -> Tensor: ...
-
-
 class VisionEncoder(nn.Module):
-    """Images → class token and patch tokens of a vision transformer after its last norm; frozen, always in evaluation mode.
-
-    Args:
-        vit: timm's VisionTransformer for images of 224 px.
-    """
+    """Images → class token and patch tokens of timm's `vit` for 224 px after its last norm; frozen, always in evaluation mode."""
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, vit: VisionTransformer) -> None:
+    def __init__(self, vit: "VisionTransformer") -> None:
         super().__init__()
         self.vit = vit
         self.width = vit.embed_dim
@@ -89,7 +76,7 @@ class VisionEncoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Tokens (B, V, W) of images (B, C, H, W) in [-1, 1], C 3 or 1 (gray), any size."""
         x = (resized(images).expand(-1, 3, -1, -1) - self.mean) / self.std
-        tokens = self.vit.forward_features(x.to(self.vit.cls_token.dtype))  # (B, 1 + registers + 16², W)
+        tokens = self.vit.forward_features(x.to(self.vit.patch_embed.proj.weight.dtype))  # (B, 1 + registers + 16², W)
         prefix = self.vit.num_prefix_tokens
         return torch.cat([tokens[:, :1], tokens[:, prefix:]], dim=1)
 
@@ -104,58 +91,76 @@ def load_vision(path: str | Path, *, heads: int | None = None) -> VisionEncoder:
     Raises:
         MgenError: timm is not installed; the file is missing, damaged, or not of this layout.
     """
-    from mgen.utils.weights import read_state_dict
+    state = read_state_dict(path)
+    for name in ("patch_embed.proj.weight", "blocks.0.mlp.fc1.weight", "register_tokens", "mask_token"):
+        if name not in state:
+            raise MgenError(
+                f"{path} does not have DINOv2's layout with registers (dinov2_vitl14_reg4_pretrain.pth): {name} is missing"
+            )
+    registers, option = state["register_tokens"].shape[1], "load_vision(…, heads=N)"
+    vit = load_transformer(
+        path, state, LAYOUT, user="the vision encoder", heads=heads, option=option, side=SIZE, registers=registers
+    )
+    return VisionEncoder(vit)
 
+
+def load_transformer(
+    path: str | Path,
+    state: State,
+    layout: str,
+    *,
+    user: str,
+    heads: int | None,
+    option: str,
+    side: int,
+    registers: int = 0,
+) -> "VisionTransformer":
+    """timm's vision transformer of `layout` with the weights of a file; width, depth and patch are those of their shapes.
+
+    Args:
+        path, state: the file, and what it holds. user, option: for messages: what needs timm, how to give the number of heads.
+        heads: attention heads; None: width / 64, as in all published ones. side: of its images, in pixels.
+
+    Raises:
+        MgenError: timm is not installed, or the weights do not fit.
+    """
     try:
         import timm
-        from timm.models.vision_transformer import checkpoint_filter_fn
+        from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
     except ImportError as error:
-        raise MgenError("the vision encoder needs timm: pip install 'mgen[hita]', or pip install timm") from error
-    state = read_state_dict(path)
-    try:
-        width, _, patch, _ = state["patch_embed.proj.weight"].shape
-        depth = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
-        settings: Settings = {
-            "patch_size": patch,
-            "embed_dim": width,
-            "depth": depth,
-            "mlp_ratio": state["blocks.0.mlp.fc1.weight"].shape[0] / width,
-            "reg_tokens": state["register_tokens"].shape[1],
-        }
-        state["mask_token"]  # timm recognizes the layout by this name
-    except (KeyError, ValueError) as error:
-        raise MgenError(
-            f"{path} does not have DINOv2's layout with registers (dinov2_vitl14_reg4_pretrain.pth): {error.args[0]} is missing"
-        ) from error
+        raise MgenError(f"{user} needs timm: pip install 'mgen[hita]', or pip install timm") from error
+    patch = state["patch_embed.proj.weight"]
+    width = len(patch)
     if heads is None and width % 64:
-        raise MgenError(
-            f"{path} has width {width}, which is not a multiple of 64: give the number of heads, load_vision(…, heads=N)"
-        )
-    with _quiet():
-        vit: Any = timm.create_model(
-            LAYOUT, pretrained=False, num_classes=0, img_size=SIZE, num_heads=heads or width // 64, **settings
-        )
-        renamed = checkpoint_filter_fn(state, vit)
+        raise MgenError(f"{path} has width {width}, which is not a multiple of 64: give the number of heads, {option}")
+    logger = logging.getLogger("timm")
+    level = logger.level
+    logger.setLevel(logging.WARNING)  # it logs the expected resampling of the position table
     try:
-        vit.load_state_dict(renamed)
-    except RuntimeError as error:
-        raise MgenError(f"{path} does not fit {LAYOUT}: {str(error).splitlines()[-1].strip()[:160]}") from error
-    return VisionEncoder(vit)
+        vit = timm.create_model(
+            layout,
+            pretrained=False,
+            num_classes=0,
+            patch_size=patch.shape[-1],
+            embed_dim=width,
+            depth=1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks.")),
+            num_heads=heads or width // 64,
+            mlp_ratio=state["blocks.0.mlp.fc1.weight"].shape[0] / width,
+            img_size=side,
+            reg_tokens=registers,
+        )
+        assert isinstance(vit, VisionTransformer)
+        if "mask_token" in state:  # Meta's names, for which timm has a translation
+            state = checkpoint_filter_fn(state, vit)
+        vit.load_state_dict(state)
+    except (RuntimeError, ValueError, IndexError, AssertionError) as error:
+        raise MgenError(f"{path} does not fit {layout}: {str(error).splitlines()[-1].strip()[:160]}") from error
+    finally:
+        logger.setLevel(level)
+    return vit
 
 
 def give_vision(tokenizer: Tokenizer, path: str | Path | None) -> None:
     """Load the vision encoder of `path`, if one is given, into a tokenizer; MgenError if it takes none."""
     if path is not None:
         tokenizer.use_vision(path)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence timm, which logs the expected resampling of the position table."""
-    logger = logging.getLogger("timm")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

@@ -14,11 +14,11 @@ Notation: B batch, C image channels, H = W image side, h = w = H / 2^(levels-1) 
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import register_to_config
+from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
-from mgen.tokenizers.base import Tokenizer, register_tokenizer
-from mgen.tokenizers.quantizers import FSQ, Quantized, VectorQuantizer, codebook_usage
-from mgen.tokens import TokenSpec
+from mgen.tokenizers.base import CodebookTokenizer, register_tokenizer
+from mgen.tokenizers.quantizers import FSQ, VectorQuantizer
 from mgen.utils.errors import MgenError, check_choice
 
 
@@ -63,28 +63,14 @@ def norm(channels: int, groups: int) -> nn.Module:
     return nn.GroupNorm(groups, channels, eps=1e-6) if groups else nn.Identity()
 
 
-class Upsample(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
-
-
-class Level(nn.Module):
+class Level(nn.Sequential):
     """The blocks of one resolution; in the decoder, all levels but the finest end with an upsampling."""
 
     def __init__(self, c_in: int, c_out: int, blocks: int, groups: int, shortcut: str, upsample: bool = False) -> None:
         super().__init__()
-        self.block = nn.ModuleList(ResBlock(c_in if b == 0 else c_out, c_out, groups, shortcut) for b in range(blocks))
+        self.block = nn.Sequential(*(ResBlock(c_out if b else c_in, c_out, groups, shortcut) for b in range(blocks)))
         if upsample:
-            self.upsample = Upsample(c_out)
-
-    def forward(self, x: Tensor) -> Tensor:
-        for block in self.block:
-            x = block(x)
-        return self.upsample(x) if hasattr(self, "upsample") else x
+            self.upsample = Upsample2D(c_out, use_conv=True)
 
 
 class Middle(nn.Sequential):
@@ -136,12 +122,11 @@ class Decoder(nn.Module):
 
 
 @register_tokenizer
-class VQGAN(Tokenizer):
+class VQGAN(CodebookTokenizer):
     """Image ⇄ ids. Images are (B, C, H, W) in [-1, 1]; the network works on [0, 1], like the official one.
 
     Args:
-        image_size: H = W in pixels, a multiple of 2^(levels - 1). The same weights work at any such size.
-        in_channels: C, 3 for RGB, 1 for gray.
+        image_size: H = W in pixels, a multiple of 2^(levels - 1). The weights work at any such size. in_channels: C.
         channels, multipliers: base width and its factor per level. blocks, mid_blocks: residual blocks per level and in the middle.
         latent: channels of a code vector. vocab_size: codebook rows. `fsq_levels` overrides both.
         norm_groups: groups of the GroupNorms; 0 drops the norms and gives the convolutions biases (small models).
@@ -184,35 +169,12 @@ class VQGAN(Tokenizer):
             FSQ(levels=tuple(fsq_levels)) if fsq_levels else VectorQuantizer(vocab_size=vocab_size, dim=latent)
         )
 
-    @property
-    def spec(self) -> TokenSpec:
-        side = self.config.image_size // self.factor
-        return TokenSpec(kind="index", length=side * side, grid=(side, side), vocab_size=self.quantize.vocab_size)
-
     def latents(self, images: Tensor) -> Tensor:
-        """Features before quantization (B, latent, h, w) of images (B, C, H, W) in [-1, 1]."""
         self.check_size(images)
         return self.encoder((images + 1) / 2)
 
-    def encode(self, images: Tensor) -> Tensor:
-        """Ids (B, L) int64, row by row, of images (B, C, H, W) in [-1, 1]."""
-        return self.quantize.ids(self.latents(images)).flatten(1)  # (B, L)
-
-    @torch.no_grad()
-    def initialize_codebooks(self, images: Tensor, rng: torch.Generator) -> None:
-        """Place the codebook's rows on latents of these images (B, C, H, W); see VectorQuantizer.initialize."""
-        if isinstance(self.quantize, VectorQuantizer):  # FSQ has nothing to initialize
-            self.quantize.initialize(self.latents(images), rng)
-
     def decode_latents(self, z: Tensor) -> Tensor:
-        """Images (B, C, H, W), about [-1, 1] and not clamped, of code vectors z (B, latent, h, w)."""
         return self.decoder(z) * 2 - 1
-
-    def decode(self, ids: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
-        """Images of ids (B, L) int64 in 0 … vocab_size − 1; `grid` (h, w) if it is not square."""
-        side = round(ids.shape[1] ** 0.5)
-        values = self.quantize.lookup(ids.unflatten(1, grid or (side, side)))
-        return self.decode_latents(values.to(self.dtype))
 
     def fuse(self) -> "VQGAN":
         """Fold the official shortcuts into their convolutions for inference. A fused model cannot be saved."""
@@ -220,9 +182,3 @@ class VQGAN(Tokenizer):
             if isinstance(module, ResBlock):
                 module.fuse()
         return self
-
-    def forward(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-        """For training: reconstructions (B, C, H, W), the quantizer's losses, usage and perplexity of the codebook."""
-        quantized: Quantized = self.quantize(self.latents(images))
-        usage = codebook_usage(quantized.ids, self.quantize.vocab_size)
-        return self.decode_latents(quantized.values), quantized.losses, usage

@@ -4,6 +4,7 @@ import json
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from mgen.cli import make_parser
@@ -35,62 +36,59 @@ def add_model(parser: ArgumentParser) -> None:
     """Options that choose the model, its sampler and the batch; see `chosen_pipeline` and `chosen_sampler`."""
     from mgen.zoo import DEFAULT
 
-    parser.add_argument("--model", default=DEFAULT, metavar="NAME|PATH", help="a saved pipeline")
-    parser.add_argument(
-        "--arch", metavar="NAME|FILE", help="instead of --model: a model of configs/models with random weights"
-    )
-    parser.add_argument(
+    option = parser.add_argument
+    option("--model", default=DEFAULT, metavar="NAME|PATH", help="a saved pipeline")
+    option("--arch", metavar="NAME|FILE", help="instead of --model: a model of configs/models with random weights")
+    option(
         "--config",
         metavar="NAME|FILE",
         help="instead of --model: the model of a training configuration, random weights",
     )
-    parser.add_argument(
+    option(
         "--model-set",
         action="append",
         default=[],
         metavar="KEY=VALUE",
         help="with --arch or --config: a setting of the model, such as trunk.dropout=0.0 or windows.side=2; may be repeated",
     )
-    parser.add_argument(
+    option(
         "--tokenizer",
         default="auto",
         help="with --arch or --config: maskgit-f16, vq16, vq8, kl16, sd-f8 or none (no decoding)",
     )
     add_sampler(parser)
-    parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--threads", type=int, help="CPU threads; default: torch's")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="fp32", help="fp32, bf16 or fp16, of the generator")
+    option("--batch-size", type=int, default=4)
+    option("--threads", type=int, help="CPU threads; default: torch's")
+    option("--device", default="cpu")
+    option("--dtype", default="fp32", help="fp32, bf16 or fp16, of the generator")
 
 
 def add_sweep(parser: ArgumentParser) -> None:
     """Options of --sweep."""
-    parser.add_argument(
+    option = parser.add_argument
+    option(
         "--sweep",
         metavar="NAME|FILE",
         help="compare methods over numbers of steps: a file of configs/sweeps (fmnist-maskgit, fmnist-mage, fmnist-enat, fmnist-mar, "
         "fmnist-himar, fmnist-himar-chains, "
         "fmnist-himar-ids, fmnist-bridge, maskgit-r, enat-l, mar-b) or your own; writes OUT/sweep.json, sweep.md, sweep.svg",
     )
-    parser.add_argument("--num-images", type=int, help="with --sweep on a trained model: images per distance")
-    parser.add_argument("--seed", type=int, default=0, help="with --sweep: of those images")
-    parser.add_argument(
-        "--extractor", default="fmnist-cnn", help="with --sweep: features in which the distance is measured"
-    )
-    parser.add_argument("--reference", help="with --sweep: statistics, as mgen eval takes them")
-    parser.add_argument("--inception-weights", metavar="FILE", help="with --extractor inception")
-    parser.add_argument(
-        "--retime", action="store_true", help="with --sweep: measure the seconds of rows in OUT/sweep.json again"
-    )
-    parser.add_argument("--out", default="sweep", metavar="DIR", help="with --sweep: the folder of its files")
+    option("--num-images", type=int, help="with --sweep on a trained model: images per distance")
+    option("--seed", type=int, default=0, help="with --sweep: of those images")
+    option("--extractor", default="fmnist-cnn", help="with --sweep: features in which the distance is measured")
+    option("--reference", help="with --sweep: statistics, as mgen eval takes them")
+    option("--inception-weights", metavar="FILE", help="with --extractor inception")
+    option("--retime", action="store_true", help="with --sweep: measure the seconds of rows in OUT/sweep.json again")
+    option("--out", default="sweep", metavar="DIR", help="with --sweep: the folder of its files")
 
 
 def command(argv: Sequence[str] | None = None) -> int:
     parser = make_parser("bench", "Time sampling, part by part, and count its floating-point operations.", EXAMPLES)
     add_model(parser)
     add_sweep(parser)
-    parser.add_argument("--repeats", type=int, default=1, help="timed runs after one warm-up step; the fastest counts")
-    parser.add_argument("--json", metavar="FILE", help="also write the numbers to a file")
+    option = parser.add_argument
+    option("--repeats", type=int, default=1, help="timed runs after one warm-up step; the fastest counts")
+    option("--json", metavar="FILE", help="also write the numbers to a file")
     args = parser.parse_args(argv)
 
     from mgen.bench import benchmark
@@ -102,17 +100,10 @@ def command(argv: Sequence[str] | None = None) -> int:
         words = [word for word in (argv if argv is not None else sys.argv[2:]) if word != "--retime"]
         return compare(pipe, sampler, args, "mgen bench " + " ".join(words))
     result = benchmark.bench(
-        pipe,
-        sampler,
-        model=named(args),
-        batch_size=args.batch_size,
-        repeats=args.repeats,
-        dtype=args.dtype,
+        pipe, sampler, model=named(args), batch_size=args.batch_size, repeats=args.repeats, dtype=args.dtype
     )
     print(benchmark.table(result))
     if args.json:
-        from dataclasses import asdict
-
         from mgen.utils.files import write_json
 
         write_json(args.json, asdict(result))

@@ -31,36 +31,37 @@ def command(argv: Sequence[str] | None = None) -> int:
 
 
 def add_options(parser: ArgumentParser) -> None:
-    parser.add_argument("--data", required=True, help="a folder of images (labels: its subfolders), or `fmnist`")
-    parser.add_argument("--data-path", help="folder of the four IDX files, for fmnist; default: search")
-    parser.add_argument("--split", default="train", help="train or test, for fmnist")
-    parser.add_argument("--tokenizer", default="fmnist-maskgit", help="folder or name of a tokenizer or pipeline")
-    parser.add_argument("--out", metavar="DIR", help="folder of the cache")
-    parser.add_argument(
+    option = parser.add_argument
+    option("--data", required=True, help="a folder of images (labels: its subfolders), or `fmnist`")
+    option("--data-path", help="folder of the four IDX files, for fmnist; default: search")
+    option("--split", default="train", help="train or test, for fmnist")
+    option("--tokenizer", default="fmnist-maskgit", help="folder or name of a tokenizer or pipeline")
+    option("--out", metavar="DIR", help="folder of the cache")
+    option(
         "--measure-scale",
         type=int,
         metavar="N",
         help="write no cache; print the scale that brings the latents of N images to unit variance",
     )
-    parser.add_argument(
+    option(
         "--measure-order",
         type=int,
         metavar="N",
         help="write no cache; print the latent channels sorted by frequency, lowest first, measured on N images",
     )
-    parser.add_argument("--image-size", type=int, help="pixels; default: the tokenizer's")
-    parser.add_argument("--flips", action="store_true", help="also store the horizontally flipped images")
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--shard-size", type=int, default=16384, help="images per shard")
-    parser.add_argument("--dtype", default="fp32", help="precision of the moments of a KL tokenizer: fp32 or fp16")
-    parser.add_argument(
+    option("--image-size", type=int, help="pixels; default: the tokenizer's")
+    option("--flips", action="store_true", help="also store the horizontally flipped images")
+    option("--batch-size", type=int, default=64)
+    option("--shard-size", type=int, default=16384, help="images per shard")
+    option("--dtype", default="fp32", help="precision of the moments of a KL tokenizer: fp32 or fp16")
+    option(
         "--first-stage-size",
         type=int,
         metavar="PIXELS",
         help="also store tokens of a smaller copy of every image, for Hi-MAR's first stage (published: 128 of 256)",
     )
     add_vision(parser)
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, auto")
+    option("--device", default="auto", help="cpu, cuda, cuda:1, auto")
 
 
 def tokenize(args: Namespace) -> int:

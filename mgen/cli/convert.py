@@ -43,35 +43,32 @@ def command(argv: Sequence[str] | None = None) -> int:
 
     formats = "\n".join(f"  {name:<14} {layout.about}" for name, layout in FORMATS.items())
     parser = make_parser(
-        "convert",
-        f"Turn an official checkpoint into mgen's format.\n\nformats:\n{formats}\n{OWN}",
-        EXAMPLES,
+        "convert", f"Turn an official checkpoint into mgen's format.\n\nformats:\n{formats}\n{OWN}", EXAMPLES
     )
-    parser.add_argument("format", metavar="FORMAT", help=", ".join([*FORMATS, "pipeline", "quantize", "shuffle"]))
-    parser.add_argument(
+    option = parser.add_argument
+    option("format", metavar="FORMAT", help=", ".join([*FORMATS, "pipeline", "quantize", "shuffle"]))
+    option(
         "file",
         metavar="FILE",
         help="the official file; for `pipeline`, `quantize` and `shuffle`, a saved generator or tokenizer",
     )
-    parser.add_argument(
+    option(
         "settings",
         nargs="*",
         metavar="key=value",
         help="what the shapes cannot tell, such as trunk.heads=12 or side=24",
     )
-    parser.add_argument("--out", required=True, metavar="DIR")
-    parser.add_argument(
-        "--tokenizer", metavar="FILE|DIR", help="official tokenizer file or converted folder: makes a pipeline"
-    )
-    parser.add_argument("--raw", action="store_true", help="take the weights without EMA, where the file holds both")
-    parser.add_argument("--recipe", metavar="NAME|FILE", help="recipe whose sampler the pipeline gets")
+    option("--out", required=True, metavar="DIR")
+    option("--tokenizer", metavar="FILE|DIR", help="official tokenizer file or converted folder: makes a pipeline")
+    option("--raw", action="store_true", help="take the weights without EMA, where the file holds both")
+    option("--recipe", metavar="NAME|FILE", help="recipe whose sampler the pipeline gets")
     args = parser.parse_intermixed_args(argv)
 
     from mgen.utils.files import atomic_folder, check_writable
 
     out = Path(args.out)
     check_writable(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not is_ours(out):
+    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not (out / "conversion.txt").is_file():
         raise MgenError(f"{out} exists and is no converted model: choose another --out")
     product, report, names = converted(args)
     with atomic_folder(out) as folder:
@@ -112,19 +109,13 @@ def converted(args: Namespace) -> "tuple[Model | MaskedPipeline, str, str]":
     return product, report, names
 
 
-def is_ours(folder: Path) -> bool:
-    return (folder / "conversion.txt").is_file()
-
-
 def saved_generator(folder: str) -> "Model":
     """The generator of a folder that mgen train or mgen convert wrote."""
-    from mgen.utils.files import read_json
-    from mgen.utils.modeling import saved_class
+    from mgen.utils.modeling import load_saved
 
-    config = Path(folder) / "config.json"
-    if not config.is_file():
+    if not (Path(folder) / "config.json").is_file():
         raise MgenError(f"no saved generator in {folder} (config.json is missing)")
-    return saved_class(read_json(config).get("_class_name"), f"model class in {config}").from_pretrained(folder)
+    return load_saved(folder)
 
 
 def quantized(source: str, settings: "Settings") -> "tuple[QuantizedKL, str]":

@@ -21,7 +21,8 @@ The picture is center-cropped to the model's size. Pixels outside the mask stay 
 
 def command(argv: Sequence[str] | None = None) -> int:
     parser = make_parser("edit", "Regenerate a part of an image, or give it the style of another image.", EXAMPLES)
-    parser.add_argument("image", help="image file")
+    option = parser.add_argument
+    option("image", help="image file")
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--mask", metavar="FILE", help="image whose bright pixels (≥ 128) are regenerated")
     where.add_argument("--box", metavar="L,T,R,B", help="box to regenerate, in pixels of the model's image size")
@@ -32,14 +33,12 @@ def command(argv: Sequence[str] | None = None) -> int:
         "--style", metavar="FILE", help="image whose global tokens the result gets, with a Hita tokenizer as --model"
     )
     add_vision(parser)
-    parser.add_argument(
-        "--class", "--classes", dest="classes", help="class ids or names of the result; default: none (null class)"
-    )
-    parser.add_argument("--num-images", type=int, default=4, help="variants per class")
-    parser.add_argument("--batch-size", type=int, default=40)
-    parser.add_argument("--dilate", type=int, default=1, help="token cells by which the mask grows")
-    parser.add_argument("--feather", type=float, default=0.0, help="softening of the seam, in pixels")
-    parser.add_argument("--out", default="edited", metavar="DIR")
+    option("--class", "--classes", dest="classes", help="class ids or names of the result; default: none (null class)")
+    option("--num-images", type=int, default=4, help="variants per class")
+    option("--batch-size", type=int, default=40)
+    option("--dilate", type=int, default=1, help="token cells by which the mask grows")
+    option("--feather", type=float, default=0.0, help="softening of the seam, in pixels")
+    option("--out", default="edited", metavar="DIR")
     add_sampling(parser)
     args = parser.parse_args(argv)
     if min(args.num_images, args.batch_size) < 1 or args.dilate < 0 or args.feather < 0:
@@ -81,8 +80,9 @@ def edit(args: Namespace) -> int:
 
     from mgen.data import load_image
     from mgen.pipelines import editing
-    from mgen.pipelines.generation import chosen_classes, image_name, save_png
+    from mgen.pipelines.generation import chosen_classes, save_png
     from mgen.pipelines.pixels import to_pil
+    from mgen.pipelines.runs import image_name
     from mgen.tokenizers.vision import give_vision
     from mgen.utils.grids import labeled_grid
 

@@ -157,8 +157,8 @@ def numbers(text: str, option: str, kind: type[N]) -> list[N]:
 
 def evaluate(args: Namespace, request: "EvalRequest") -> int:
     from mgen.cli.sample import processes
-    from mgen.evaluation.measure import remove_features
-    from mgen.evaluation.run import Workers, run_evaluation, run_levels
+    from mgen.evaluation.measure import Workers, remove_features
+    from mgen.evaluation.run import run_evaluation, run_levels
     from mgen.pipelines.pipeline import check_device
     from mgen.reports.write import write_report
 
@@ -178,8 +178,8 @@ def evaluate(args: Namespace, request: "EvalRequest") -> int:
     files = write_report(outcome.folder, outcome.result, examples, labels.tolist())
     show(outcome.result)
     if not request.keep_features:
-        outcome.measured.remove()
-        remove_features(outcome.folder / "reference")
+        for name in ("features", "reference"):
+            remove_features(outcome.folder / name)
     for file in files:
         print(file)
     return 0

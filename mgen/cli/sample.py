@@ -9,8 +9,6 @@ from mgen.cli import make_parser
 from mgen.utils.errors import MgenError, check_choice
 
 if TYPE_CHECKING:
-    import torch
-
     from mgen.bench.benchmark import RandomPipeline
     from mgen.pipelines.pipeline import MaskedPipeline
     from mgen.samplers import ParallelSampler
@@ -40,36 +38,36 @@ def add_sampling(parser: ArgumentParser) -> None:
     """Options shared by the commands that make images."""
     from mgen.zoo import DEFAULT
 
-    parser.add_argument("--model", default=DEFAULT, metavar="NAME|PATH", help="a model of `mgen zoo` or a folder")
-    parser.add_argument("--seed", type=int, default=0)
+    option = parser.add_argument
+    option("--model", default=DEFAULT, metavar="NAME|PATH", help="a model of `mgen zoo` or a folder")
+    option("--seed", type=int, default=0)
     add_sampler(parser)
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, auto")
-    parser.add_argument(
-        "--dtype", default="fp32", help="fp32, bf16 or fp16 (autocast of the generator; decoding is in fp32)"
-    )
+    option("--device", default="auto", help="cpu, cuda, cuda:1, auto")
+    option("--dtype", default="fp32", help="fp32, bf16 or fp16 (autocast of the generator; decoding is in fp32)")
 
 
 def add_sampler(parser: ArgumentParser) -> None:
     """Options that change a model's sampler; see `chosen_sampler`."""
-    parser.add_argument("--steps", type=int, help="decoding steps; default: the model's")
-    parser.add_argument("--guidance", type=float, help="s in u + s·(c − u), 1 is none; default: the model's")
-    parser.add_argument(
+    option = parser.add_argument
+    option("--steps", type=int, help="decoding steps; default: the model's")
+    option("--guidance", type=float, help="s in u + s·(c − u), 1 is none; default: the model's")
+    option(
         "--temperature",
         type=float,
         help="temperature of the tokens (of an ancestral chain: of its noise); default: the model's",
     )
-    parser.add_argument(
+    option(
         "--order",
         help="confidence, remasking, random, raster, halton, halton-rolled, or all positions as 3,0,1,…; default: the model's",
     )
-    parser.add_argument("--head-steps", type=int, help="steps of a diffusion head's chain; default: the model's")
-    parser.add_argument("--chain", help="ancestral, ddim or dpm-solver++, of a diffusion head; default: the model's")
-    parser.add_argument(
+    option("--head-steps", type=int, help="steps of a diffusion head's chain; default: the model's")
+    option("--chain", help="ancestral, ddim or dpm-solver++, of a diffusion head; default: the model's")
+    option(
         "--recipe",
         metavar="FILE",
         help="sampler settings: a recipe of `mgen zoo`, a YAML with a `sampler:` section, or an AutoNAT strategy file",
     )
-    parser.add_argument(
+    option(
         "--set",
         action="append",
         default=[],
@@ -78,7 +76,7 @@ def add_sampler(parser: ArgumentParser) -> None:
     )
 
 
-def load_for(args: Namespace, device: "torch.device | None" = None) -> "MaskedPipeline":
+def load_for(args: Namespace, device: str | None = None) -> "MaskedPipeline":
     """The pipeline with the sampler that the options ask for."""
     from mgen.pipelines.pipeline import load
 
@@ -98,23 +96,19 @@ def chosen_sampler(pipe: "MaskedPipeline | RandomPipeline", args: Namespace) -> 
         sampler = ParallelSampler.suited(pipe.generator, *recipe_settings(args.recipe))
     if args.set:
         sampler = ParallelSampler.from_settings(apply_overrides(sampler.settings, args.set), "sampler")
+    order: str | list[int] | None = args.order
+    if args.order and all(part.strip().isdigit() for part in args.order.split(",")):
+        order = [int(part) for part in args.order.split(",")]
     sampler = sampler.override(
         steps=args.steps,
         guidance=args.guidance,
         temperature=args.temperature,
-        order=parse_order(args.order),
+        order=order,
         head_steps=args.head_steps,
         chain=args.chain,
     )
     sampler.check(pipe.generator)
     return sampler
-
-
-def parse_order(text: str | None) -> str | list[int] | None:
-    """A name, or the positions of "3,0,1,2"."""
-    if text is None or not all(part.strip().isdigit() for part in text.split(",")):
-        return text
-    return [int(part) for part in text.split(",")]
 
 
 def command(argv: Sequence[str] | None = None) -> int:
@@ -123,49 +117,52 @@ def command(argv: Sequence[str] | None = None) -> int:
     add_output(parser)
     args = parser.parse_args(argv)
     check_output(args)
-    return show_plan(args) if args.show_plan else sample(args)
+    if args.show_plan:
+        pipe = load_for(args)
+        print(pipe.sampler.plan(pipe.generator))
+        return 0
+    return sample(args)
 
 
 def add_output(parser: ArgumentParser) -> None:
     """Options of what is sampled and written."""
-    parser.add_argument("--out", default="samples", metavar="DIR")
-    parser.add_argument("--classes", help="ids, ranges or names: 0,3,7-9 or bag,dress; default: all, in turn")
-    parser.add_argument("--num-images", type=int, help="default: 8 per class, at most 80")
-    parser.add_argument(
+    option = parser.add_argument
+    option("--out", default="samples", metavar="DIR")
+    option("--classes", help="ids, ranges or names: 0,3,7-9 or bag,dress; default: all, in turn")
+    option("--num-images", type=int, help="default: 8 per class, at most 80")
+    option(
         "--labels",
         default="balanced",
         help="order of the classes: balanced (in turn), sorted (all images of a class together) or random (uniform)",
     )
-    parser.add_argument("--batch-size", type=int, default=40)
-    parser.add_argument(
+    option("--batch-size", type=int, default=40)
+    option(
         "--format",
         default="png",
         help="png (a file per image) or npz (shards: arr_0 uint8 (n, H, W, C), arr_1 class ids)",
     )
-    parser.add_argument(
+    option(
         "--shard-size",
         type=int,
         help="images per shard of --format npz, default 1000; one process makes a shard, and starts it again after an interruption",
     )
-    parser.add_argument(
+    option(
         "--npz",
         metavar="FILE",
         help="at the end also write all images to one .npz in ADM's layout, gray repeated to three channels",
     )
-    parser.add_argument(
+    option(
         "--image-size",
         type=int,
         help="resize images to this side, bicubic without antialiasing, as LlamaGen does; default: as sampled",
     )
-    parser.add_argument(
+    option(
         "--quantization",
         default="round",
         help="to bytes: round, half-up (floor of 127.5 x + 128, as in LlamaGen), or truncate (as in MAGE)",
     )
-    parser.add_argument(
-        "--animation", metavar="FILE", help=".gif or .png (APNG): the first images while their tokens are revealed"
-    )
-    parser.add_argument(
+    option("--animation", metavar="FILE", help=".gif or .png (APNG): the first images while their tokens are revealed")
+    option(
         "--show-plan", action="store_true", help="print what every step does (tokens, guidance, forward pass) and exit"
     )
 
@@ -175,6 +172,8 @@ def check_output(args: Namespace) -> None:
     from mgen.pipelines.labels import PLANS
     from mgen.pipelines.pixels import QUANTIZATIONS
     from mgen.pipelines.runs import FORMATS
+    from mgen.pipelines.shards import SHARD
+    from mgen.utils.files import check_writable
 
     for name in ("num_images", "batch_size", "shard_size", "image_size"):
         value = getattr(args, name)
@@ -188,39 +187,25 @@ def check_output(args: Namespace) -> None:
     if args.shard_size and args.format != "npz":
         raise MgenError(f"--shard-size {args.shard_size} is for --format npz, this is {args.format}: leave it out")
     if args.npz:
-        check_npz(Path(args.npz))
-
-
-def show_plan(args: Namespace) -> int:
-    """Print the plan of a run; nothing is sampled."""
-    pipe = load_for(args)
-    print(pipe.sampler.plan(pipe.generator))
-    return 0
-
-
-def check_npz(file: Path) -> None:
-    """Raise MgenError for a name that --npz can't write, before hours are spent on the images."""
-    from mgen.pipelines.shards import SHARD
-    from mgen.utils.files import check_writable
-
-    if file.suffix != ".npz" or SHARD.fullmatch(file.name) or file.is_dir():
-        raise MgenError(
-            f"--npz {file}: expected a file name ending in .npz, not that of a shard (images-000000-000999.npz)"
-        )
-    check_writable(file.parent)
+        file = Path(args.npz)
+        if file.suffix != ".npz" or SHARD.fullmatch(file.name) or file.is_dir():
+            raise MgenError(
+                f"--npz {file}: expected a file name ending in .npz, not that of a shard (images-000000-000999.npz)"
+            )
+        check_writable(file.parent)
 
 
 def sample(args: Namespace) -> int:
     from mgen.pipelines.generation import chosen_classes, complete_run, export_npz, read_back, save_png
     from mgen.pipelines.labels import label_plan
-    from mgen.pipelines.pipeline import DTYPES, check_device
+    from mgen.pipelines.pipeline import DTYPES
     from mgen.pipelines.runs import Run
     from mgen.utils.grids import labeled_grid
     from mgen.zoo import weights_sha256
 
     check_choice("--dtype", args.dtype, DTYPES)
     rank, world, device, wait = processes(args.device)
-    pipe = load_for(args, check_device(device))
+    pipe = load_for(args, device)
     classes = chosen_classes(args.classes, pipe)
     if not pipe.conditional and args.labels != "balanced":
         raise MgenError(f"--labels {args.labels}: this model is unconditional and has no classes: leave the option out")

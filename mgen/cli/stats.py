@@ -34,50 +34,47 @@ def command(argv: Sequence[str] | None = None) -> int:
 
 
 def add_options(parser: ArgumentParser) -> None:
-    parser.add_argument("path", help="folder of images, .npz (arr_0), or `fmnist`")
-    parser.add_argument("--out", required=True, metavar="FILE", help=".safetensors, or .npz for other tools")
-    parser.add_argument(
-        "--protocol", help="adm, torch-fidelity, clean, halton, reconstruction or fmnist-cnn (the default)"
-    )
-    parser.add_argument("--extractor", help="instead of --protocol: fmnist-cnn, inception, or a folder of a FashionCNN")
-    parser.add_argument(
-        "--inception-weights", metavar="FILE", help="torch-fidelity's Inception weights; downloaded if not given"
-    )
-    parser.add_argument(
+    option = parser.add_argument
+    option("path", help="folder of images, .npz (arr_0), or `fmnist`")
+    option("--out", required=True, metavar="FILE", help=".safetensors, or .npz for other tools")
+    option("--protocol", help="adm, torch-fidelity, clean, halton, reconstruction or fmnist-cnn (the default)")
+    option("--extractor", help="instead of --protocol: fmnist-cnn, inception, or a folder of a FashionCNN")
+    option("--inception-weights", metavar="FILE", help="torch-fidelity's Inception weights; downloaded if not given")
+    option(
         "--image-size",
         type=int,
         metavar="N",
         help="crop the middle square and resize it to N pixels, as ADM does; default: as stored",
     )
-    parser.add_argument("--split", default="train", help="train or test, for fmnist")
-    parser.add_argument("--num-images", type=int, help="maximum number of images; default: all")
-    parser.add_argument(
+    option("--split", default="train", help="train or test, for fmnist")
+    option("--num-images", type=int, help="maximum number of images; default: all")
+    option(
         "--features",
         type=int,
         default=0,
         metavar="N",
         help="also store features of N single images, for precision, recall and KID",
     )
-    parser.add_argument("--batch-size", type=int, default=100)
-    parser.add_argument("--device", default="auto")
+    option("--batch-size", type=int, default=100)
+    option("--device", default="auto")
 
 
 def compute(args: Namespace) -> int:
     from mgen.cli.sample import processes
     from mgen.evaluation.extractors import protocol_extractor
-    from mgen.evaluation.measure import begin, measure
+    from mgen.evaluation.measure import Workers, begin, measure, remove_features
     from mgen.evaluation.protocols import find_protocol
     from mgen.evaluation.sources import open_source
-    from mgen.evaluation.statistics import check_statistics_name, save_statistics, spread_features
+    from mgen.evaluation.statistics import check_statistics_name, save_statistics
     from mgen.pipelines.pipeline import check_device
     from mgen.utils.files import check_writable
 
     check_statistics_name(args.out, "--out")
     check_writable(Path(args.out).parent)
-    rank, world, name, wait = processes(args.device)
-    device = check_device(name)
+    rank, world, device, wait = processes(args.device)
+    workers = Workers(rank=rank, world=world, device=check_device(device), wait=wait)
     protocol = find_protocol(args.protocol, extractor=args.extractor)
-    extractor = protocol_extractor(protocol, weights=args.inception_weights, device=device)
+    extractor = protocol_extractor(protocol, weights=args.inception_weights, device=workers.device)
     source = open_source(
         args.path, channels=extractor.channels, split=args.split, size=args.image_size, limit=args.num_images
     )
@@ -85,9 +82,7 @@ def compute(args: Namespace) -> int:
     if rank == 0:
         begin(folder, source, extractor, extractor.resize, spatial=protocol.spatial)
     wait()
-    measured = measure(
-        source, extractor, folder=folder, batch_size=args.batch_size, examples=0, rank=rank, world=world, wait=wait
-    )
+    measured = measure(source, extractor, folder=folder, batch_size=args.batch_size, examples=0, workers=workers)
     if rank > 0:
         return 0
     save_statistics(
@@ -96,10 +91,10 @@ def compute(args: Namespace) -> int:
         extractor,
         str(source.about.get("data") or args.path),
         spatial=measured.sums("spatial") if protocol.spatial else None,
-        features=spread_features(measured, args.features) if args.features else None,
+        features=measured.spread(args.features) if args.features else None,
         prepared=str(source.about.get("prepared", "")),
     )
-    measured.remove()
+    remove_features(folder)
     print(f"{source.count} images, protocol {protocol.name} ({extractor.resize})", file=sys.stderr)
     print(args.out)
     return 0

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mgen.cli import add_vision, make_parser, run
-from mgen.utils.errors import MgenError
+from mgen.utils.errors import MgenError, suggestion
 
 EXAMPLES = """  mgen train --config configs/train/fmnist-maskgit.yaml
   mgen train --config fmnist-vqgan steps=200 output=runs/try
@@ -15,10 +15,9 @@ The flag --multi_gpu also starts several processes on a CPU. Rerun the command t
 
 def command(argv: Sequence[str] | None = None) -> int:
     parser = make_parser("train", "Train a generator, a tokenizer or a classifier.", EXAMPLES)
-    parser.add_argument(
-        "--config", required=True, metavar="FILE", help="a YAML file, or the name of one in configs/train"
-    )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted settings that override the file")
+    option = parser.add_argument
+    option("--config", required=True, metavar="FILE", help="a YAML file, or the name of one in configs/train")
+    option("overrides", nargs="*", metavar="key=value", help="dotted settings that override the file")
     add_vision(parser)
     args = parser.parse_args(argv)
 
@@ -37,7 +36,6 @@ def command(argv: Sequence[str] | None = None) -> int:
 
 def find_config(name: str) -> Path:
     """The file at this path, or the shipped configuration of this name."""
-    from mgen.utils.errors import suggestion
     from mgen.utils.folders import part
 
     if Path(name).suffix in (".yaml", ".yml"):

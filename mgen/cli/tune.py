@@ -35,43 +35,38 @@ def command(argv: Sequence[str] | None = None) -> int:
         "Search mask fractions, temperatures and guidance, step by step, for the least Fréchet distance.",
         EXAMPLES,
     )
-    parser.add_argument("--model", default=DEFAULT, metavar="NAME|PATH", help="a model of `mgen zoo` or a folder")
-    parser.add_argument("--out", default="tune", metavar="DIR", help="for strategy.yaml, trace.jsonl and report.md")
-    parser.add_argument("--steps", type=int, help="decoding steps; default: the start's")
-    parser.add_argument(
+    option = parser.add_argument
+    option("--model", default=DEFAULT, metavar="NAME|PATH", help="a model of `mgen zoo` or a folder")
+    option("--out", default="tune", metavar="DIR", help="for strategy.yaml, trace.jsonl and report.md")
+    option("--steps", type=int, help="decoding steps; default: the start's")
+    option(
         "--start", metavar="NAME|FILE", help="sampler to start from: a recipe or strategy file; default: the model's"
     )
-    parser.add_argument(
+    option(
         "--search",
         metavar="LISTS",
         help="comma-separated: schedule, confidence_temperature, temperature, guidance; default: all that apply",
     )
-    parser.add_argument("--knots", type=int, default=2, help="numbers that bend each list; 1 shifts the whole list")
-    parser.add_argument("--trials", type=int, default=60, help="strategies to measure, including the start")
-    parser.add_argument(
+    option("--knots", type=int, default=2, help="numbers that bend each list; 1 shifts the whole list")
+    option("--trials", type=int, default=60, help="strategies to measure, including the start")
+    option(
         "--max-passes-per-image",
         type=int,
         metavar="N",
         help="most forward passes, with and without class; guidance is removed from the first steps until they fit",
     )
-    parser.add_argument("--num-images", type=int, default=500, help="images of each trial")
-    parser.add_argument("--test-images", type=int, default=1000, help="images of the final comparison")
-    parser.add_argument("--seed", type=int, default=0, help="of the search's images")
-    parser.add_argument("--test-seed", type=int, default=1, help="of the images of the final comparison")
-    parser.add_argument("--extractor", default="fmnist-cnn", help="fmnist-cnn, inception, or a folder of a FashionCNN")
-    parser.add_argument(
-        "--inception-weights", metavar="FILE", help="torch-fidelity's Inception weights; downloaded if not given"
-    )
-    parser.add_argument(
-        "--reference-search", help="folder or statistics file; default for fmnist-cnn: training images 0, 2, 4 …"
-    )
-    parser.add_argument(
-        "--reference-test", help="the same of other images; default for fmnist-cnn: training images 1, 3, 5 …"
-    )
-    parser.add_argument("--data-path", metavar="DIR", help="Fashion-MNIST's IDX files, if not in a known place")
-    parser.add_argument("--batch-size", type=int, default=100)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--dtype", default="fp32", help="fp32, bf16 or fp16, of the generator")
+    option("--num-images", type=int, default=500, help="images of each trial")
+    option("--test-images", type=int, default=1000, help="images of the final comparison")
+    option("--seed", type=int, default=0, help="of the search's images")
+    option("--test-seed", type=int, default=1, help="of the images of the final comparison")
+    option("--extractor", default="fmnist-cnn", help="fmnist-cnn, inception, or a folder of a FashionCNN")
+    option("--inception-weights", metavar="FILE", help="torch-fidelity's Inception weights; downloaded if not given")
+    option("--reference-search", help="folder or statistics file; default for fmnist-cnn: training images 0, 2, 4 …")
+    option("--reference-test", help="the same of other images; default for fmnist-cnn: training images 1, 3, 5 …")
+    option("--data-path", metavar="DIR", help="Fashion-MNIST's IDX files, if not in a known place")
+    option("--batch-size", type=int, default=100)
+    option("--device", default="auto")
+    option("--dtype", default="fp32", help="fp32, bf16 or fp16, of the generator")
     args = parser.parse_args(argv)
     if args.batch_size < 1 or min(args.num_images, args.test_images) < 2:
         raise MgenError("--batch-size must be at least 1, --num-images and --test-images at least 2")
@@ -84,8 +79,8 @@ def command(argv: Sequence[str] | None = None) -> int:
 
 def tune(args: Namespace, line: str) -> int:
     from mgen.evaluation.extractors import make_extractor
-    from mgen.pipelines.generation import begin_run
-    from mgen.pipelines.pipeline import DTYPES, check_device, load
+    from mgen.pipelines.pipeline import DTYPES, load
+    from mgen.pipelines.runs import begin_run
     from mgen.samplers import ParallelSampler
     from mgen.tune import tuning
     from mgen.tune.strategies import Space
@@ -95,7 +90,7 @@ def tune(args: Namespace, line: str) -> int:
     check_choice("--dtype", args.dtype, DTYPES)
     out = Path(args.out)
     check_writable(out)
-    pipe = load(args.model, device=check_device(args.device)).optimize()
+    pipe = load(args.model, device=args.device).optimize()
     sampler = pipe.sampler
     if args.start:
         sampler = ParallelSampler.suited(pipe.generator, *recipe_settings(args.start))
@@ -186,12 +181,7 @@ def describe(args: Namespace, extractor: "Extractor") -> dict[str, Side]:
     else:
         names = {"search": "fmnist train, images 0, 2, 4 …", "test": "fmnist train, images 1, 3, 5 …"}
     return {
-        side: {
-            "distance": metric_names(extractor, count)[0],
-            "images": count,
-            "seed": seed,
-            "reference": names[side],
-        }
+        side: {"distance": metric_names(extractor, count)[0], "images": count, "seed": seed, "reference": names[side]}
         for side, (count, seed) in counts.items()
     }
 

@@ -5,6 +5,8 @@ import re
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from itertools import groupby
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from mgen.cli import make_parser
@@ -23,17 +25,17 @@ A published model is on this machine if the folder that its recipe names is in t
 
 Row = dict[str, Any]  # a recipe as read from YAML, with what is known about its model
 WIDTH = 118
+COLUMNS = "  {:<38}{:>10} {:>5} {:>7} {:>9} {:>9}  {:<15}{}"
 DISTANCE, ACCURACY = "Fréchet distance (fmnist-cnn)", "class accuracy (fmnist-classifier)"
 
 
 def command(argv: Sequence[str] | None = None) -> int:
     parser = make_parser("zoo", "List the embedded models and the published ones that mgen can run.", EXAMPLES)
-    parser.add_argument("name", nargs="?", help="show one model or recipe in full")
-    parser.add_argument(
-        "--verbose", action="store_true", help="also say where to get published checkpoints and how to convert them"
-    )
-    parser.add_argument("--json", action="store_true", help="print everything, machine-readable")
-    parser.add_argument(
+    option = parser.add_argument
+    option("name", nargs="?", help="show one model or recipe in full")
+    option("--verbose", action="store_true", help="also say where to get published checkpoints and how to convert them")
+    option("--json", action="store_true", help="print everything, machine-readable")
+    option(
         "--models",
         nargs="?",
         const="*",
@@ -84,14 +86,12 @@ def rows() -> list[Row]:
 
 def row_named(name: str) -> Row:
     """Everything known about one model; MgenError if there is none of this name."""
-    from mgen.zoo import embedded_entries, recipe_entries
     from mgen.zoo.recipes import nearest
 
-    inside, recipes = embedded_entries(), recipe_entries()
-    found = {entry.name: entry for entry in [*inside, *recipes]}  # recipes win: they name the folder
+    found = {row["name"]: row for row in rows()}
     if name not in found:
         raise MgenError(f"the zoo has no {name!r}: {nearest(name, sorted(found))}")
-    return row(found[name], inside, recipes)
+    return found[name]
 
 
 def row(entry: "Entry", inside: "list[Entry]", recipes: "list[Entry]") -> Row:
@@ -133,9 +133,8 @@ def _order(row: Row) -> tuple[object, ...]:
 def steps(row: Row) -> str:
     """Decoding steps; those of a first stage come first."""
     sampler = row["sampler"]
-    return (
-        f"{sampler['first_stage']['steps']}+{sampler['steps']}" if "first_stage" in sampler else str(sampler["steps"])
-    )
+    first = f"{sampler['first_stage']['steps']}+" if "first_stage" in sampler else ""
+    return f"{first}{sampler['steps']}"
 
 
 def published(row: Row, metric: str, text: str = "{:g}") -> str:
@@ -148,14 +147,12 @@ def cells(row: Row, *metrics: str) -> str:
     """One line of a table."""
     protocol = row.get("evaluation", {}).get("protocol", "-")
     tflops = f"{row['tflops']:.3g}" if "tflops" in row else "-"
-    cost = f"{row['parameters']:>10} {steps(row):>5} {tflops:>7}"
-    shown = " ".join(f"{text:>9}" for text in metrics)
-    return f"  {row['name']:<38}{cost} {shown}  {protocol:<15}{'here' if row['path'] else '-'}"
+    here = "here" if row["path"] else "-"
+    return COLUMNS.format(row["name"], row["parameters"], steps(row), tflops, *metrics, protocol, here)
 
 
 def heading(*metrics: str) -> str:
-    shown = " ".join(f"{text:>9}" for text in metrics)
-    return f"  {'name':<38}{'parameters':>10} {'steps':>5} {'TFLOPs':>7} {shown}  {'protocol':<15}on this machine"
+    return COLUMNS.format("name", "parameters", "steps", "TFLOPs", *metrics, "protocol", "on this machine")
 
 
 def table(every: list[Row], *, verbose: bool) -> list[str]:
@@ -170,16 +167,12 @@ def table(every: list[Row], *, verbose: bool) -> list[str]:
         else:
             lines.append(f"  {row['name']:<38}{row['about']}")
     lines += ["", "published, to be downloaded and converted (mgen zoo NAME says how):", heading("FID", "IS")]
-    system = None
-    for row in every:
-        if row["embedded"]:
-            continue
-        if row["system"] != system:
-            system = row["system"]
-            lines.append(f" {system}")
-        lines.append(cells(row, published(row, "FID", "{:.2f}"), published(row, "Inception Score", "{:.1f}")))
-        if verbose:
-            lines += wrapped("get: " + row["get"], 6) + wrapped("run: " + row["run"], 6)
+    for system, group in groupby((row for row in every if not row["embedded"]), key=itemgetter("system")):
+        lines.append(f" {system}")
+        for row in group:
+            lines.append(cells(row, published(row, "FID", "{:.2f}"), published(row, "Inception Score", "{:.1f}")))
+            if verbose:
+                lines += wrapped("get: " + row["get"], 6) + wrapped("run: " + row["run"], 6)
     return lines + [
         "",
         *wrapped(
@@ -208,12 +201,8 @@ def full(row: Row) -> list[str]:
     here = row["path"] or f"not here: neither {row['folder']} nor a folder of that name in $MGEN_MODELS exists"
     cost = f"{row['tflops']} TFLOPs per image, network only" if "tflops" in row else "not counted"
     lines = [f"{row['name']}: {row['system']}", *wrapped(row["about"], 2), ""]
-    lines += [
-        f"  parameters       {row['parameters']}",
-        f"  steps            {steps(row)}",
-        f"  cost             {cost}",
-    ]
-    lines += [f"  on this machine  {here}"]
+    lines += [f"  parameters       {row['parameters']}", f"  steps            {steps(row)}"]
+    lines += [f"  cost             {cost}", f"  on this machine  {here}"]
     if row["same_weights"]:
         names = wrapped(", ".join(row["same_weights"]), 19)
         lines += ["  same weights     " + names[0].strip(), *names[1:]]

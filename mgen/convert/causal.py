@@ -5,8 +5,7 @@ from typing import Any
 
 import torch
 
-from mgen.convert.reading import Renamed, State
-from mgen.convert.shapes import count, ids
+from mgen.convert.reading import Renamed, State, by_rules, count, ids, untold
 from mgen.utils.config import Settings
 
 PUBLISHED_HEADS = {768: 12, 1024: 16, 1280: 20, 1536: 24, 1920: 32, 3200: 32}
@@ -33,9 +32,7 @@ def config(state: State) -> Settings:
     side = 21 if global_tokens else 16 if dim in BOTH_SIDES or dim not in PUBLISHED_HEADS else 24
     return {
         "tokens": ids(side, vocab_size, global_tokens=global_tokens),
-        "classes": {
-            "count": state["cls_embedding.embedding_table.weight"].shape[0] - 1
-        },  # the last row is the null class
+        "classes": {"count": len(state["cls_embedding.embedding_table.weight"]) - 1},  # the last row is the null class
         "embedder": {"type": "lookup", "last_global": "published" if global_tokens else "consistent"},
         "trunk": {
             "type": "causal",
@@ -54,10 +51,8 @@ def notes(config: Settings) -> list[str]:
     if not tokens.get("global_tokens") and trunk["dim"] in BOTH_SIDES and tokens["length"] == 256:
         out.append("side=16, the model for 256 px; weights do not tell: give side=24 for the one for 384 px")
     if PUBLISHED_HEADS.get(trunk["dim"]) != trunk["heads"]:
-        out.append(
-            f"trunk.heads={trunk['heads']}, grid {tokens['grid']} for width {trunk['dim']}: weights do not tell; give "
-            "trunk.heads=N and side=N if the model was trained otherwise"
-        )
+        given = f"trunk.heads={trunk['heads']}, grid {tokens['grid']} for width {trunk['dim']}"
+        out.append(untold(given, "trunk.heads=N and side=N"))
     return out
 
 
@@ -67,19 +62,14 @@ def rename(state: State) -> Renamed:
     for name, value in state.items():
         if STALE.search(name):
             out.ignored[name] = "a buffer that is made anew, not a weight"
-            continue
-        if name in ("slot_embeddings.weight", "tok_embeddings.weight"):
+        elif name in ("slot_embeddings.weight", "tok_embeddings.weight"):
             tables = [state[n] for n in ("slot_embeddings.weight", "tok_embeddings.weight") if n in state]
             out.put(name, "embedder.table.weight", torch.cat(tables))
-            continue
-        if m := re.match(r"layers\.(\d+)\.feed_forward\.w([13])\.weight$", name):
+        elif m := re.match(r"layers\.(\d+)\.feed_forward\.w([13])\.weight$", name):
             pair = [state[f"layers.{m[1]}.feed_forward.w{i}.weight"] for i in (1, 3)]
             out.put(name, f"trunk.blocks.{m[1]}.mlp.fc1.weight", torch.cat(pair))
-            continue
-        new = name
-        for pattern, ours in RULES:
-            new = re.sub(pattern, ours, new)
-        out.put(name, new, value)
+        else:
+            out.put(name, by_rules(name, RULES), value)
     return out
 
 
@@ -102,11 +92,8 @@ def generate_settings(
     guidance: Any = cfg_scale if cfg_scale > 1 else 1.0  # as there: no guidance up to 1
     if cfg_interval >= 0 and cfg_scale > 1:
         guidance = [cfg_scale if t <= cfg_interval + 1 else 1.0 for t in range(tokens)]
-    head: Settings = {"top_k": 1} if not sample_logits else {}
-    if sample_logits and top_k > 0:
-        head["top_k"] = top_k
-    if sample_logits and top_p < 1:
-        head["top_p"] = top_p
+    filters = ({"top_k": top_k} if top_k > 0 else {}) | ({"top_p": top_p} if top_p < 1 else {})
+    head = filters if sample_logits else {"top_k": 1}
     return {
         "steps": tokens,
         "order": "raster",

@@ -2,7 +2,8 @@
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -44,17 +45,17 @@ class Format:
         rename: official state → ours, with what became of every name; it may take the final configuration as `config`.
         tokenizer: of a generator, the format of the tokenizer it was published with.
         tokenizer_inside: how the names of that tokenizer begin, where the generator's file holds it too.
-        keys: where a torch file holds the weights, the first that is there; raw_keys: its weights without EMA.
+        keys: where a torch file holds the weights, the first that is there. ema: where it holds their EMA, which is preferred.
         buffers: tensors that only the weights without EMA hold, because nothing averages them.
     """
 
-    model: str
     about: str
-    trunk: str | None = None
     config: Callable[[State], Settings]
     rename: Callable[..., Renamed]
-    keys: tuple[str, ...] = ("state_dict", "model")
-    raw_keys: tuple[str, ...] = ()
+    model: str = "Generator"
+    trunk: str | None = None
+    keys: tuple[str, ...] = ("model", "state_dict")
+    ema: str | None = None
     buffers: tuple[str, ...] = ()
     notes: Callable[[Settings], list[str]] = lambda config: []
     locate: Callable[[Path], Path] = Path
@@ -70,6 +71,7 @@ FORMATS = {
         config=kl.config,
         notes=kl.notes,
         rename=kl.rename,
+        keys=("state_dict", "model"),
     ),
     "diffusers-vae": Format(
         model="KLTokenizer",
@@ -80,16 +82,15 @@ FORMATS = {
         beside=kl.diffusers_config,
     ),
     "enat": Format(
-        model="Generator",
         trunk="enat",
         about="ENAT-L, nnet_ema.pth and nnet_ema_512.pth",
         config=enat.config,
         notes=enat.notes,
         rename=enat.rename,
+        keys=("state_dict", "model"),
         tokenizer="maskgit-vqgan",
     ),
     "halton": Format(
-        model="Generator",
         trunk="adaln",
         about="Halton-MaskGIT, ImageNet_{256,384}_{tiny,small,base,large}.pth",
         config=halton.config,
@@ -105,8 +106,7 @@ FORMATS = {
         config=himar.config,
         notes=himar.notes,
         rename=himar.rename,
-        keys=("model_ema", "model", "state_dict"),
-        raw_keys=("model", "state_dict"),
+        ema="model_ema",
         tokenizer="kl16",
     ),
     "hita": Format(
@@ -115,22 +115,18 @@ FORMATS = {
         config=hita.config,
         notes=hita.notes,
         rename=hita.rename,
-        keys=("ema", "model", "state_dict"),
-        raw_keys=("model", "state_dict"),
+        ema="ema",
     ),
     "hita-gpt": Format(
-        model="Generator",
         trunk="causal",
         about="generators of Hita, GPT-{B,L,XL,XXL,2B}-{50,100,250,300}e.pt (EMA weights; --raw for the others)",
         config=causal.config,
         notes=causal.notes,
         rename=causal.rename,
-        keys=("ema", "model", "state_dict"),
-        raw_keys=("model", "state_dict"),
+        ema="ema",
         tokenizer="hita",
     ),
     "llamagen": Format(
-        model="Generator",
         trunk="causal",
         about="generators of LlamaGen, c2i_{B,L,XL,XXL,3B}_{256,384}.pt",
         config=causal.config,
@@ -144,40 +140,34 @@ FORMATS = {
         about="tokenizers of LlamaGen and Halton-MaskGIT, vq_ds16_c2i.pt and vq_ds8_c2i.pt",
         config=llamagen.config,
         rename=llamagen.rename,
-        keys=("model", "state_dict"),
     ),
     "mage": Format(
-        model="Generator",
         trunk="mage",
         about="MAGE-B/L pre-trained, mage-vitb-1600.pth; its VQGAN is in the same file",
         config=mage.config,
         notes=mage.notes,
         rename=mage.rename,
-        keys=("model", "state_dict"),
         tokenizer="maskgit-vqgan",
         tokenizer_inside="vqgan.",
     ),
     "mar": Format(
-        model="Generator",
         trunk="mae",
         about="MAR-B/L/H, checkpoint-last.pth (EMA weights; --raw for the others) or a flat safetensors mirror",
         config=mar.config,
         notes=mar.notes,
         rename=mar.rename,
-        keys=("model_ema", "model", "state_dict"),
-        raw_keys=("model", "state_dict"),
+        ema="model_ema",
         tokenizer="kl16",
     ),
     "maskgit": Format(
-        model="Generator",
         trunk="uvit",
         about="AutoNAT / MaskGIT-r U-ViT, nnet_ema.pth",
         config=maskgit.config,
         rename=maskgit.rename,
+        keys=("state_dict", "model"),
         tokenizer="maskgit-vqgan",
     ),
     "maskgit-jax": Format(
-        model="Generator",
         trunk="bert",
         about="google-research/maskgit transformer, maskgit_imagenet256_checkpoint (flax msgpack)",
         config=maskgit_jax.transformer_config,
@@ -189,16 +179,15 @@ FORMATS = {
         about="VQGAN in taming-style keys (vqgan_jax_strongaug.ckpt), open-muse keys or flax msgpack",
         config=maskgit_vqgan.config,
         rename=maskgit_vqgan.rename,
+        keys=("state_dict", "model"),
     ),
     "tokenbridge": Format(
-        model="Generator",
         trunk="mae",
         about="TokenBridge-L/H, checkpoint-last.pth (EMA weights; --raw for the others)",
         config=tokenbridge.config,
         notes=tokenbridge.notes,
         rename=tokenbridge.rename,
-        keys=("model_ema", "model", "state_dict"),
-        raw_keys=("model", "state_dict"),
+        ema="model_ema",
         buffers=tokenbridge.BUFFERS,
         tokenizer="kl16",
     ),
@@ -211,9 +200,9 @@ class Conversion:
 
     model: Model
     config: Settings
-    mapped: dict[str, str] = field(default_factory=dict)
-    ignored: dict[str, str] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+    mapped: dict[str, str]
+    ignored: dict[str, str]
+    notes: list[str]
 
     def report(self) -> str:
         """Lines for a person: what was mapped, what was ignored and why."""
@@ -254,17 +243,19 @@ def convert(format_name: str, path: str | Path, *, raw: bool = False, **settings
     import mgen
 
     layout = FORMATS[check_choice("format", format_name, FORMATS)]
-    if raw and not layout.raw_keys:
+    if raw and not layout.ema:
         raise MgenError(f"format {format_name!r} has one set of weights in a file: leave --raw out")
     path = layout.locate(Path(path))
-    official, taken = read_weights(path, layout.raw_keys if raw else layout.keys)
+    official, taken = read_weights(path, layout.keys if raw or not layout.ema else (layout.ema, *layout.keys))
     notes = [f"weights under {taken!r}"] if taken else []
-    if layout.buffers and taken is not None and taken not in layout.raw_keys:
-        official = {**_buffers(layout, path), **official}
+    if layout.buffers and taken == layout.ema:
+        with suppress(MgenError):  # it holds the EMA weights alone
+            other, _ = read_weights(path, layout.keys)
+            official = {**{name: other[name] for name in layout.buffers if name in other}, **official}
     if raw and taken is None:
         raise MgenError(f"{path} holds one set of weights: leave --raw out")
-    if layout.raw_keys and not raw and taken in layout.raw_keys:
-        notes.append(f"no EMA weights ({layout.keys[0]!r}) in the file")
+    if layout.ema and not raw and taken in layout.keys:
+        notes.append(f"no EMA weights ({layout.ema!r}) in the file")
     cls = getattr(mgen, layout.model)
     check_keys(settings, cls.config_keys() | ({"side"} if layout.trunk else set()), "")
     try:
@@ -307,29 +298,15 @@ def _with_side(settings: Settings, found: Settings) -> Settings:
     return override(rest, {"tokens": {**rest.get("tokens", {}), **place}})
 
 
-def _buffers(layout: Format, path: Path) -> State:
-    """The tensors that EMA weights lack, from the other weights of the file if it holds them."""
-    try:
-        other, _ = read_weights(path, layout.raw_keys)
-    except MgenError:  # it holds the EMA weights alone
-        return {}
-    return {name: other[name] for name in layout.buffers if name in other}
-
-
 def _load_exactly(model: Model, state: dict[str, Tensor], path: str | Path) -> None:
     own = model.state_dict()
-    missing = sorted(own.keys() - state.keys())
-    extra = sorted(state.keys() - own.keys())
-    wrong = [
-        f"{k} {tuple(state[k].shape)} for {tuple(own[k].shape)}"
-        for k in own.keys() & state.keys()
-        if own[k].shape != state[k].shape
-    ]
-    problems = [
-        f"{len(names)} {what}, e.g. {names[0]}"
-        for what, names in (("missing", missing), ("not expected", extra), ("of another shape", sorted(wrong)))
-        if names
-    ]
+    shapes = {k: (tuple(state[k].shape), tuple(own[k].shape)) for k in own.keys() & state.keys()}
+    found = {
+        "missing": own.keys() - state.keys(),
+        "not expected": state.keys() - own.keys(),
+        "of another shape": {f"{k} {given} for {right}" for k, (given, right) in shapes.items() if given != right},
+    }
+    problems = [f"{len(names)} {what}, e.g. {min(names)}" for what, names in found.items() if names]
     if problems:
         raise MgenError(f"{path} does not hold exactly the weights of {type(model).__name__}: {'; '.join(problems)}")
     for name, value in state.items():

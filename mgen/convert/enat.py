@@ -2,16 +2,13 @@
 
 import re
 
-from mgen.convert.reading import Renamed, State
-from mgen.convert.shapes import ids
+from mgen.convert.reading import BERT, Renamed, State, by_rules, count, ids, untold
 from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError
 
 PUBLISHED = {1024: (2, 16)}  # by width: decoder blocks, heads
 RULES = (
-    (r"^x_embedder\.word_embeddings\.", "embedder.table."),
-    (r"^x_embedder\.position_embeddings\.", "trunk.position."),
-    (r"^x_embedder\.LayerNorm\.", "trunk.token_norm."),
+    *BERT,
     (r"^y_embedder\.embedding_table\.", "classes.vectors."),
     (r"^prev_proj\.norm\.", "trunk.carry_norm."),
     (r"^prev_proj\.mlp\.", "trunk.carry_mlp."),
@@ -20,9 +17,6 @@ RULES = (
     (r"\.attn\.kv\.B\.", ".kv."),
     (r"\.attn\.proj\.", ".proj."),
     (r"\.adaLN_modulation\.1\.", ".adaln."),
-    (r"^mlm_layer\.fc\.", "head.fc."),
-    (r"^mlm_layer\.ln\.", "head.norm."),
-    (r"^mlm_layer\.bias$", "head.bias"),
     (r"^norm\.", "trunk.norm."),
 )
 
@@ -31,7 +25,6 @@ def config(state: State) -> Settings:
     """The configuration as far as shapes tell it; the split of the blocks and the heads are those of the published size."""
     state = {name.removeprefix("module."): value for name, value in state.items()}
     rows, dim = state["x_embedder.word_embeddings.weight"].shape
-    blocks = 1 + max(int(m[1]) for name in state if (m := re.match(r"blocks\.(\d+)\.", name)))
     decoder, heads = PUBLISHED.get(dim, (2, max(1, dim // 64)))
     return {
         "tokens": ids(round(state["x_embedder.position_embeddings.weight"].shape[0] ** 0.5), rows - 1),
@@ -39,7 +32,7 @@ def config(state: State) -> Settings:
         "trunk": {
             "type": "enat",
             "dim": dim,
-            "encoder_depth": blocks - decoder,
+            "encoder_depth": count(state, r"blocks\.(\d+)\.") - decoder,
             "decoder_depth": decoder,
             "heads": heads,
         },
@@ -52,10 +45,8 @@ def notes(config: Settings) -> list[str]:
     trunk = config["trunk"]
     if trunk["dim"] in PUBLISHED:
         return []
-    return [
-        f"trunk.heads={trunk['heads']}, {trunk['encoder_depth']} + {trunk['decoder_depth']} blocks: weights do not tell; give "
-        "trunk.heads=N, trunk.encoder_depth=N and trunk.decoder_depth=N if the model was trained otherwise"
-    ]
+    given = f"trunk.heads={trunk['heads']}, {trunk['encoder_depth']} + {trunk['decoder_depth']} blocks"
+    return [untold(given, "trunk.heads=N, trunk.encoder_depth=N and trunk.decoder_depth=N")]
 
 
 def rename(state: State, config: Settings) -> Renamed:
@@ -63,33 +54,16 @@ def rename(state: State, config: Settings) -> Renamed:
     out = Renamed()
     encoder = config["trunk"]["encoder_depth"]
     for name, value in state.items():
-        new = name.removeprefix("module.")
+        new = by_rules(name.removeprefix("module."), RULES)
         if new.startswith("prev_embedder."):
             out.ignored[name] = "never read by the published model"
             continue
-        for pattern, ours in RULES:
-            new = re.sub(pattern, ours, new)
         if m := re.match(r"blocks\.(\d+)\.(.*)", new):
             i = int(m[1])
             half, number = ("encoder", i) if i < encoder else ("decoder", i - encoder)
             new = f"trunk.{half}_blocks.{number}.{m[2]}"
         out.put(name, new, value.flatten() if new == "head.bias" else value)
     return out
-
-
-def official(name: str, encoder_depth: int) -> str:
-    """The official name of one of our parameters."""
-    for part, first in (("trunk.encoder_blocks", 0), ("trunk.decoder_blocks", encoder_depth)):
-        if m := re.match(rf"{part}\.(\d+)\.(.*)", name):
-            rest = m[2]
-            for theirs, ours in (("attn.q.", "q."), ("attn.kv.A.", "kv_context."), ("attn.kv.B.", "kv.")):
-                rest = re.sub(rf"^{re.escape(ours)}", theirs, rest)
-            rest = re.sub(r"^proj\.", "attn.proj.", rest)
-            return f"blocks.{int(m[1]) + first}.{re.sub(r'^adaln.', 'adaLN_modulation.1.', rest)}"
-    for pattern, ours in RULES:
-        if name.startswith(ours):
-            return re.sub(r"\\|\^|\$", "", pattern) + name[len(ours) :]
-    return name
 
 
 def sampler_settings(*, sample_steps: int, cfg_scale: float, mask_temp: float, samp_temp: float) -> Settings:

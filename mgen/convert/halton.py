@@ -4,13 +4,11 @@ import re
 
 import torch
 
-from mgen.convert.reading import Renamed, State
-from mgen.convert.shapes import count, ids
+from mgen.convert.reading import Renamed, State, by_rules, count, ids, untold
 from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError, check_choice
 
 PUBLISHED_HEADS = {384: 6, 512: 6, 768: 12, 1024: 16, 1152: 16}
-WRAPPERS = ("module.", "_orig_mod.")  # of parallel training and of torch.compile, in either order
 RULES = (
     (r"^cls_emb\.", "classes.vectors."),
     (r"^tok_emb\.", "embedder.table."),
@@ -58,9 +56,7 @@ def notes(config: Settings) -> list[str]:
     dim, heads = config["trunk"]["dim"], config["trunk"]["heads"]
     if PUBLISHED_HEADS.get(dim) == heads:
         return []
-    return [
-        f"trunk.heads={heads} for width {dim}: weights do not tell; give trunk.heads=N if the model was trained otherwise"
-    ]
+    return [untold(f"trunk.heads={heads} for width {dim}", "trunk.heads=N")]
 
 
 def rename(state: State) -> Renamed:
@@ -75,24 +71,19 @@ def rename(state: State) -> Renamed:
                 )
             out.ignored[name] = "the same tensor as tok_emb.weight"
             continue
-        new = bare
-        for pattern, ours in RULES:
-            new = re.sub(pattern, ours, new)
         prefix, layer, leaf = ["", *bare.rsplit(".", 2)][-3:]
         value = state[name]
         if layer in PACKED:
             value = torch.cat([state[names[f"{prefix}.{other}.{leaf}"]] for other in PACKED[layer]])
-        out.put(name, new, value)
+        out.put(name, by_rules(bare, RULES), value)
     if "reg_tokens.weight" not in names:  # ours has the parameter all the same, without rows
         out.state["trunk.register"] = torch.zeros(0, state[names["tok_emb.weight"]].shape[1])
     return out
 
 
 def _bare(name: str) -> str:
-    while name.startswith(WRAPPERS):
-        for wrapper in WRAPPERS:
-            name = name.removeprefix(wrapper)
-    return name
+    """The name without what parallel training and torch.compile put in front."""
+    return re.sub(r"^(module\.|_orig_mod\.)+", "", name)
 
 
 def halton_settings(

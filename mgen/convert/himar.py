@@ -1,12 +1,9 @@
 """Hi-MAR: `Hi-MAR-{B,L,H}/checkpoint-last.pth` (keys `model` and `model_ema`, both complete), fp32."""
 
-import re
-
 from torch import Tensor
 
 from mgen.convert import mar
-from mgen.convert.reading import Renamed, State
-from mgen.convert.shapes import count, vectors
+from mgen.convert.reading import Renamed, State, by_rules, count, untold, vectors
 from mgen.utils.config import Settings
 
 RULES = (
@@ -47,11 +44,7 @@ def config(state: State) -> Settings:
     return {
         "first": {
             "tokens": vectors(round(pivots**0.5), channels),
-            "head": {
-                "type": "diffusion",
-                "width": state["diffloss.net.input_proj.weight"].shape[0],
-                "depth": count(state, r"diffloss\.net\.res_blocks\.(\d+)\."),
-            },
+            "head": mar.head_config(state),
         },
         "second": {
             "tokens": vectors(round(length**0.5), channels),
@@ -82,10 +75,11 @@ def notes(config: Settings) -> list[str]:
     trunk, head = config["trunk"], config["second"]["head"]
     if (trunk["dim"], head["width"]) in published:
         return []
-    return [
-        f"trunk.heads={trunk['heads']} for width {trunk['dim']}, second.head.heads={head['heads']} for width {head['width']}: weights "
-        "do not tell; give them if the model was trained otherwise"
-    ]
+    first, second = (
+        f"trunk.heads={trunk['heads']} for width {trunk['dim']}",
+        f"heads={head['heads']} for width {head['width']}",
+    )
+    return [untold(f"{first}, second.head.{second}", "them")]
 
 
 def rename(state: State) -> Renamed:
@@ -94,23 +88,17 @@ def rename(state: State) -> Renamed:
     for name, value in state.items():
         if name == "cond_diffloss.net.c_pos_embed":
             out.ignored[name] = "loaded and never read by the official code"
-            continue
-        if mar.put_classes(out, state, name):
-            continue
-        new = name
-        for pattern, ours in (*RULES, *FIRST_HEAD_RULES):
-            new = re.sub(pattern, ours, new)
-        out.put(name, new, _reshaped(new, value))
+        elif not mar.put_classes(out, state, name):
+            new = by_rules(name, (*RULES, *FIRST_HEAD_RULES))
+            out.put(name, new, _reshaped(new, value))
     return out
 
 
 def _reshaped(name: str, value: Tensor) -> Tensor:
     if name in HALVES:
         return value.view(2, -1, value.shape[-1])
-    if name.endswith((".task_scale", ".task_shift")):
-        return value.flatten(1)  # (2, 1, 1, 4D)
     if value.ndim == 4:
-        return value.flatten(1)  # (out, in, 1, 1)
+        return value.flatten(1)  # tables of tasks (2, 1, 1, 4D), convolutions (out, in, 1, 1)
     return value[0] if value.ndim == 3 and len(value) == 1 else value
 
 

@@ -8,7 +8,7 @@ import re
 import torch
 
 from mgen.convert import llamagen
-from mgen.convert.reading import Renamed, State
+from mgen.convert.reading import Renamed, State, by_rules, count
 from mgen.utils.config import Settings
 
 IN, OUT = "encode_transformer.", "decode_transformer."
@@ -43,7 +43,6 @@ def config(state: State) -> Settings:
     """Constructor arguments that the shapes tell; heads (8), shift (4), groups of the norms (32) and dropout they do not."""
     out = llamagen.config(state)
     dim = out.pop("z_channels")
-    layers = {int(m[1]) for name in state if (m := re.match(rf"{IN}transformer1\.layers\.(\d+)\.", name))}
     first = f"{IN}transformer1.layers.0."
     side = round(state[f"{IN}pos_embed"].shape[1] ** 0.5)
     vision = state.get(f"{IN}proj.mlp.0.weight")
@@ -53,7 +52,7 @@ def config(state: State) -> Settings:
         "position_side": side,
         "global_tokens": state[f"{IN}carrier_tokens"].shape[1],
         "dim": dim,
-        "depth": 1 + max(layers),
+        "depth": count(state, rf"{IN}transformer1\.layers\.(\d+)\."),
         "hidden": state[f"{first}ffnet.w3.weight"].shape[1],
         "inner": state[f"{first}attn1.to_q.weight"].shape[0],
         "global_vocab_size": global_vocab_size,
@@ -103,6 +102,4 @@ def rename(state: State) -> Renamed:
 
 
 def _ours(name: str) -> str:
-    for pattern, ours in RULES:
-        name = re.sub(pattern, ours, name)
-    return name.replace(".attn1.", ".attn.")
+    return by_rules(name, RULES).replace(".attn1.", ".attn.")

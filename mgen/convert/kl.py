@@ -5,13 +5,11 @@ import inspect
 import re
 from pathlib import Path
 
-from mgen.convert.reading import Renamed, State
+from mgen.convert.reading import Renamed, State, attention, count
 from mgen.tokenizers.kl import KLTokenizer
 from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError
 from mgen.utils.files import read_json
-
-ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
 
 
 def config(state: State) -> Settings:
@@ -19,15 +17,14 @@ def config(state: State) -> Settings:
 
     The scale belongs to the weights, not to the layout: 0.2325 is that of KL16, any other network gets none.
     """
-    levels = 1 + max(int(m[1]) for name in state if (m := re.match(r"encoder\.down\.(\d+)\.", name)))
-    blocks = 1 + max(int(m[1]) for name in state if (m := re.match(r"encoder\.down\.0\.block\.(\d+)\.", name)))
+    levels = count(state, r"encoder\.down\.(\d+)\.")
     quant = "quant_conv.weight" in state
     z_channels = state["decoder.conv_in.weight"].shape[1]
     out: Settings = {
         "in_channels": state["encoder.conv_in.weight"].shape[1],
         "latent_channels": state["post_quant_conv.weight"].shape[1] if quant else z_channels,
         "channels": tuple(state[f"encoder.down.{i}.block.0.conv1.weight"].shape[0] for i in range(levels)),
-        "layers": blocks,
+        "layers": count(state, r"encoder\.down\.0\.block\.(\d+)\."),
         "encoder_attention": _with_attention(state, "encoder.down"),
         "decoder_attention": _with_attention(state, "decoder.up"),
         "middle_attention": "encoder.mid.attn_1.q.weight" in state,
@@ -53,7 +50,7 @@ def notes(config: Settings) -> list[str]:
 
 def rename(state: State) -> Renamed:
     """diffusers' names; the 1×1 convolutions of the attention become linear layers."""
-    levels = 1 + max(int(m[1]) for name in state if (m := re.match(r"decoder\.up\.(\d+)\.", name)))
+    levels = count(state, r"decoder\.up\.(\d+)\.")
     out = Renamed()
     for name, value in state.items():
         new = name
@@ -70,9 +67,7 @@ def rename(state: State) -> Renamed:
         new = re.sub(r"\.mid\.block_(\d)\.", lambda m: f".mid_block.resnets.{int(m[1]) - 1}.", new)
         new = new.replace(".mid.attn_1.", ".mid_block.attentions.0.")
         new = new.replace(".nin_shortcut.", ".conv_shortcut.").replace(".norm_out.", ".conv_norm_out.")
-        if m := re.match(r"(.*\.attentions\.\d+)\.(norm|q|k|v|proj_out)\.(weight|bias)$", new):
-            new = f"{m[1]}.{ATTENTION[m[2]]}.{m[3]}"
-            value = value[:, :, 0, 0] if value.ndim == 4 else value
+        new, value = attention(new, value)
         out.put(name, f"vae.{new}", value)
     return out
 
@@ -84,13 +79,8 @@ def _with_attention(state: State, part: str) -> tuple[int, ...]:
 # -- diffusers' own layout ---------------------------------------------------------------------------------------------
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 # Settings that KLTokenizer does not have, with the only value it can stand for.
-FIXED = {
-    "act_fn": "silu",
-    "latents_mean": None,
-    "latents_std": None,
-}
+FIXED = {"act_fn": "silu", "latents_mean": None, "latents_std": None}
 
 
 def diffusers_file(path: Path) -> Path:
@@ -141,8 +131,6 @@ def diffusers_rename(state: State) -> Renamed:
     """Ours are diffusers' names below `vae.`; files from before 2023 have other names in the attention."""
     out = Renamed()
     for name, value in state.items():
-        new = name
-        if m := re.match(r"(.*\.attentions\.\d+)\.(query|key|value|proj_attn)\.(weight|bias)$", name):
-            new = f"{m[1]}.{OLD_ATTENTION[m[2]]}.{m[3]}"
-        out.put(name, f"vae.{new}", value[:, :, 0, 0] if ".attentions." in name and value.ndim == 4 else value)
+        new, value = attention(name, value)
+        out.put(name, f"vae.{new}", value)
     return out

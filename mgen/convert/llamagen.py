@@ -4,10 +4,9 @@ import re
 
 import torch.nn.functional as F
 
-from mgen.convert.reading import Renamed, State
+from mgen.convert.reading import Renamed, State, attention
 from mgen.utils.config import Settings
 
-ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
 BLOCK = r"encoder\.conv_blocks\.(\d+)\.res\.(\d+)\."
 MIDDLE = {"0": "resnets.0", "1": "attentions.0", "2": "resnets.1"}
 
@@ -43,9 +42,7 @@ def rename(state: State) -> Renamed:
         new = new.replace(".res.", ".resnets.").replace(".attn.", ".attentions.")
         new = re.sub(r"\.(down|up)sample\.", r".\1samplers.0.", new)
         new = new.replace(".nin_shortcut.", ".conv_shortcut.").replace(".norm_out.", ".conv_norm_out.")
-        if m := re.match(r"(.*\.attentions\.\d+)\.(norm|q|k|v|proj_out)\.(weight|bias)$", new):
-            new = f"{m[1]}.{ATTENTION[m[2]]}.{m[3]}"
-            value = value[:, :, 0, 0] if value.ndim == 4 else value
+        new, value = attention(new, value)
         if name == "quantize.embedding.weight":
             value = F.normalize(value.float(), dim=-1)
         out.put(name, f"vq.{new}", value)

@@ -1,9 +1,6 @@
 """MAGE: `mage-vitb-1600.pth`, `mage-vitl-1600.pth` (key `model`); the VQGAN lies in the same file under `vqgan.`."""
 
-import re
-
-from mgen.convert.reading import Renamed, State
-from mgen.convert.shapes import count, ids
+from mgen.convert.reading import BERT, Renamed, State, by_rules, count, ids, untold
 from mgen.generators.classes import MAGE_ROW, MAGE_ROWS
 from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError, check_choice
@@ -19,16 +16,11 @@ UNUSED = {
     "vqgan.": "the tokenizer in the same file: mgen convert reads it by itself",
 }
 RULES = (
-    (r"^token_emb\.word_embeddings\.", "embedder.table."),
-    (r"^token_emb\.position_embeddings\.", "trunk.position."),
-    (r"^token_emb\.LayerNorm\.", "trunk.token_norm."),
+    *BERT,
     (r"^blocks\.", "trunk.encoder_blocks."),
     (r"^norm\.", "trunk.encoder_norm."),
     (r"^decoder_(embed|blocks|norm)\.", r"trunk.decoder_\1."),
     (r"^decoder_pos_embed_learned$", "trunk.decoder_position"),
-    (r"^mlm_layer\.fc\.", "head.fc."),
-    (r"^mlm_layer\.ln\.", "head.norm."),
-    (r"^mlm_layer\.bias$", "head.bias"),
 )
 HEADS = {768: (12, 16), 1024: (16, 16)}  # by encoder width, of the published models: encoder, decoder
 
@@ -60,10 +52,7 @@ def notes(config: Settings) -> list[str]:
     trunk = config["trunk"]
     if trunk["encoder_dim"] in HEADS:
         return []
-    return [
-        f"trunk.encoder_heads={trunk['encoder_heads']}, trunk.decoder_heads={trunk['decoder_heads']}: weights do not tell; give them "
-        "if the model was trained otherwise"
-    ]
+    return [untold(", ".join(f"trunk.{key}={trunk[key]}" for key in ("encoder_heads", "decoder_heads")), "them")]
 
 
 def rename(state: State) -> Renamed:
@@ -75,9 +64,7 @@ def rename(state: State) -> Renamed:
         if reason is not None and name != "decoder_pos_embed_learned":
             out.ignored[name] = reason
             continue
-        new = name
-        for pattern, ours in RULES:
-            new = re.sub(pattern, ours, new)
+        new = by_rules(name, RULES)
         if new == "trunk.position.weight":
             if len(value) < length:
                 raise MgenError(f"{name} has {len(value)} rows for {length} positions")

@@ -1,12 +1,10 @@
 """MAR: `checkpoint-last.pth` (keys `model` and `model_ema`) and the flat safetensors mirrors, fp32."""
 
-import re
 from typing import Any
 
 import torch
 
-from mgen.convert.reading import Renamed, State
-from mgen.convert.shapes import count, vectors
+from mgen.convert.reading import Renamed, State, by_rules, count, untold, vectors
 from mgen.utils.config import Settings
 from mgen.utils.errors import check_choice
 
@@ -36,14 +34,12 @@ RULES = (
 
 def config(state: State) -> Settings:
     """The configuration as far as shapes tell it; heads (64 numbers each, 80 at width 1280) follow the published sizes."""
-    return {
-        **trunk_config(state, state["diffusion_pos_embed_learned"].shape[1]),
-        "head": {
-            "type": "diffusion",
-            "width": state["diffloss.net.input_proj.weight"].shape[0],
-            "depth": count(state, r"diffloss\.net\.res_blocks\.(\d+)\."),
-        },
-    }
+    return {**trunk_config(state, state["diffusion_pos_embed_learned"].shape[1]), "head": head_config(state)}
+
+
+def head_config(state: State) -> Settings:
+    width, depth = len(state["diffloss.net.input_proj.weight"]), count(state, r"diffloss\.net\.res_blocks\.(\d+)\.")
+    return {"type": "diffusion", "width": width, "depth": depth}
 
 
 def trunk_config(state: State, length: int) -> Settings:
@@ -69,30 +65,20 @@ def trunk_config(state: State, length: int) -> Settings:
 
 def notes(config: Settings) -> list[str]:
     """What a user should know of a conversion."""
-    out, trunk = [], config["trunk"]
-    for half in ("encoder", "decoder"):
-        dim, own = trunk[f"{half}_dim"], trunk[f"{half}_heads"]
-        if dim not in PUBLISHED_WIDTHS:
-            out.append(
-                f"trunk.{half}_heads={own} for width {dim}: weights do not tell; give trunk.{half}_heads=N if the model was "
-                "trained otherwise"
-            )
-    return out
+    trunk = config["trunk"]
+    halves = [half for half in ("encoder", "decoder") if trunk[f"{half}_dim"] not in PUBLISHED_WIDTHS]
+    names = {f"trunk.{half}_heads": (trunk[f"{half}_heads"], trunk[f"{half}_dim"]) for half in halves}
+    return [untold(f"{name}={own} for width {dim}", f"{name}=N") for name, (own, dim) in names.items()]
 
 
 def rename(state: State) -> Renamed:
     """Our names; tables lose their leading 1, the null class's vector becomes the last row of the classes' table."""
     out = Renamed()
     for name, value in state.items():
-        if put_classes(out, state, name):
-            continue
         if name in TOP:
             out.put(name, TOP[name], value.flatten(0, -2))
-            continue
-        new = name
-        for pattern, ours in RULES:
-            new = re.sub(pattern, ours, new)
-        out.put(name, new, value)
+        elif not put_classes(out, state, name):
+            out.put(name, by_rules(name, RULES), value)
     return out
 
 
@@ -104,11 +90,16 @@ def sampler_settings(
     temperature: float = 1.0,
     num_sampling_steps: str = "100",
 ) -> Settings:
-    """Settings of a ParallelSampler from the arguments of the official evaluation, under their official names."""
+    """Settings of a ParallelSampler from the arguments of the official evaluation, under their official names.
+
+    Args:
+        num_sampling_steps: the respacing text: "" for all steps, "100", or "ddim50" for every 20th timestep.
+    """
     check_choice("cfg_schedule", cfg_schedule, ("linear", "constant"))
     guidance: Any = cfg
     if cfg_schedule == "linear" and cfg != 1.0:
         guidance = {"kind": "linear", "start": 1.0, "end": cfg, "at": "tokens", "left": 1}
+    spacing = {"spacing": "stride"} if num_sampling_steps.startswith("ddim") else {}
     return {
         "steps": num_iter,
         "order": "random",
@@ -116,14 +107,8 @@ def sampler_settings(
         "counts": "mar",
         "guidance": guidance,
         "temperature": temperature,
-        "head": _chain(num_sampling_steps),
+        "head": {"chain": "ancestral", "steps": int(num_sampling_steps.removeprefix("ddim") or 1000), **spacing},
     }
-
-
-def _chain(steps: str) -> Settings:
-    """The official respacing text: "" for all steps, "100", or "ddim50" for every 20th timestep."""
-    spacing = {"spacing": "stride"} if steps.startswith("ddim") else {}
-    return {"chain": "ancestral", "steps": int(steps.removeprefix("ddim") or 1000), **spacing}
 
 
 def put_classes(out: Renamed, state: State, name: str) -> bool:

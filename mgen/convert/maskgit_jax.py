@@ -5,15 +5,17 @@ import re
 import torch
 from torch import Tensor
 
-from mgen.convert.reading import Renamed, State
-from mgen.convert.shapes import ids
+from mgen.convert.reading import Renamed, State, count, ids
 from mgen.utils.config import Settings
 
 LAYER = {
     "Attention_0/attention_output_ln/scale": "norm1.weight",
     "Attention_0/attention_output_ln/bias": "norm1.bias",
+    "Attention_0/self_attention/out/kernel": "attn.proj.weight",
     "Attention_0/self_attention/out/bias": "attn.proj.bias",
+    "Mlp_0/intermediate_output/kernel": "mlp.fc1.weight",
     "Mlp_0/intermediate_output/bias": "mlp.fc1.bias",
+    "Mlp_0/layer_output/kernel": "mlp.fc2.weight",
     "Mlp_0/layer_output/bias": "mlp.fc2.bias",
     "Mlp_0/layer_output_ln/scale": "norm2.weight",
     "Mlp_0/layer_output_ln/bias": "norm2.bias",
@@ -23,14 +25,11 @@ TOP = {
     "params/Embed_0/position_embeddings/embedding": "trunk.position.weight",
     "params/Embed_0/embeddings_ln/scale": "trunk.norm.weight",
     "params/Embed_0/embeddings_ln/bias": "trunk.norm.bias",
+    "params/MlmLayer_0/mlm_dense/kernel": "head.fc.weight",
     "params/MlmLayer_0/mlm_dense/bias": "head.fc.bias",
     "params/MlmLayer_0/mlm_ln/scale": "head.norm.weight",
     "params/MlmLayer_0/mlm_ln/bias": "head.norm.bias",
     "params/MlmLayer_0/mlm_bias/bias": "head.bias",
-}
-DENSE = {
-    "Mlp_0/intermediate_output/kernel": "mlp.fc1.weight",
-    "Mlp_0/layer_output/kernel": "mlp.fc2.weight",
 }
 
 
@@ -39,7 +38,6 @@ def transformer_config(state: State) -> Settings:
     1000) they do not."""
     dim = state["params/Embed_0/word_embeddings/embedding"].shape[1]
     length = state["params/Embed_0/position_embeddings/embedding"].shape[0] - 1
-    layers = {int(m[1]) for name in state if (m := re.match(r"params/TransformerLayer_(\d+)/", name))}
     first = "params/TransformerLayer_0/"
     return {
         "tokens": ids(round(length**0.5), 1024),
@@ -47,7 +45,7 @@ def transformer_config(state: State) -> Settings:
         "trunk": {
             "type": "bert",
             "dim": dim,
-            "depth": len(layers),
+            "depth": count(state, r"params/TransformerLayer_(\d+)/"),
             "heads": state[first + "Attention_0/self_attention/query/kernel"].shape[1],
             "hidden": state[first + "Mlp_0/intermediate_output/kernel"].shape[1],
         },
@@ -61,16 +59,10 @@ def transformer(state: State) -> Renamed:
     for name, value in state.items():
         m = re.match(r"params/TransformerLayer_(\d+)/(.*)", name)
         block, rest = (f"trunk.blocks.{m[1]}", m[2]) if m else ("", "")
-        if name in TOP:
-            out.put(name, TOP[name], value)
-        elif name == "params/MlmLayer_0/mlm_dense/kernel":
-            out.put(name, "head.fc.weight", value.T)
-        elif rest in LAYER:
-            out.put(name, f"{block}.{LAYER[rest]}", value)
-        elif rest in DENSE:
-            out.put(name, f"{block}.{DENSE[rest]}", value.T)
-        elif rest == "Attention_0/self_attention/out/kernel":
-            out.put(name, f"{block}.attn.proj.weight", value.flatten(0, 1).T)  # (H, d, D) → (D, D)
+        if name in TOP or rest in LAYER:
+            new = TOP[name] if name in TOP else f"{block}.{LAYER[rest]}"
+            # Kernels are (in, out), that of the attention's output (H, d, D).
+            out.put(name, new, value.flatten(0, -2).T if name.endswith("/kernel") else value)
         elif q := re.match(r"(Attention_0/self_attention/)(query|key|value)/(kernel|bias)$", rest):
             packed = _packed(state, name[: -len(rest)] + q[1], q[3])
             out.put(name, f"{block}.attn.qkv.{'weight' if q[3] == 'kernel' else 'bias'}", packed)

@@ -5,26 +5,26 @@ All are brought to taming-style keys, which mgen.tokenizers.vqgan uses itself.
 
 import re
 
-from mgen.convert.reading import Renamed, State
+from mgen.convert.reading import Renamed, State, count
 from mgen.utils.config import Settings
+
+INNER = {"GroupNorm_0": "norm1", "GroupNorm_1": "norm2"}  # of a block of flax
+INNER |= {"Conv_0": "conv1", "Conv_1": "conv2", "Conv_2": "nin_shortcut"}
 
 
 def config(state: State) -> Settings:
     """Constructor arguments that the shapes tell: all but the image size."""
     state = rename(state).state
     first = state["encoder.conv_in.weight"]
-    levels = 1 + max(int(m[1]) for name in state if (m := re.match(r"encoder\.down\.(\d+)\.", name)))
-    blocks = 1 + max(int(m[1]) for name in state if (m := re.match(r"encoder\.down\.0\.block\.(\d+)\.", name)))
-    mids = max(int(m[1]) for name in state if (m := re.match(r"encoder\.mid\.block_(\d+)\.", name)))
-    channels = first.shape[0]
+    levels, channels = count(state, r"encoder\.down\.(\d+)\."), first.shape[0]
     widths = [state[f"encoder.down.{i}.block.0.conv2.weight"].shape[0] for i in range(levels)]
     vocab_size, latent = state["quantize.embedding.weight"].shape
     return {
         "in_channels": first.shape[1],
         "channels": channels,
         "multipliers": tuple(w // channels for w in widths),
-        "blocks": blocks,
-        "mid_blocks": mids,
+        "blocks": count(state, r"encoder\.down\.0\.block\.(\d+)\."),
+        "mid_blocks": count(state, r"encoder\.mid\.block_(\d+)\.") - 1,  # their names begin with 1
         "latent": latent,
         "vocab_size": vocab_size,
     }
@@ -52,10 +52,8 @@ def _from_flax(state: State) -> Renamed:
     Blocks are numbered in running order. Encoder: `blocks` per level, then the middle; decoder: the middle, then `blocks`
     per level from the coarsest. Flax has as many middle blocks as blocks per level.
     """
-    count = 1 + max(int(m[1]) for name in state if (m := re.match(r"params/encoder/ResBlock_(\d+)/", name)))
-    ups = max(int(m[1]) for name in state if (m := re.match(r"params/decoder/Conv_(\d+)/", name))) - 1
-    levels = ups + 1
-    blocks = count // (levels + 1)
+    levels = count(state, r"params/decoder/Conv_(\d+)/") - 1
+    blocks = count(state, r"params/encoder/ResBlock_(\d+)/") // (levels + 1)
     out = Renamed()
     for name, value in state.items():
         part, *path = name.removeprefix("params/").split("/")
@@ -66,20 +64,12 @@ def _from_flax(state: State) -> Renamed:
         kind, number = path[0].rsplit("_", 1)
         n = int(number)
         if kind == "ResBlock":
-            inner = {
-                "GroupNorm_0": "norm1",
-                "GroupNorm_1": "norm2",
-                "Conv_0": "conv1",
-                "Conv_1": "conv2",
-                "Conv_2": "nin_shortcut",
-            }
-            level, b = divmod(n, blocks) if part == "encoder" else divmod(n - blocks, blocks)
-            in_middle = n >= levels * blocks if part == "encoder" else n < blocks
-            if in_middle:
-                place = f"mid.block_{1 + (n - levels * blocks if part == 'encoder' else n)}"
+            level, b = divmod(n, blocks)  # in the encoder the middle is level `levels`, in the decoder level 0
+            if level == (levels if part == "encoder" else 0):
+                place = f"mid.block_{1 + b}"
             else:
-                place = f"down.{level}.block.{b}" if part == "encoder" else f"up.{levels - 1 - level}.block.{b}"
-            new = f"{part}.{place}.{inner[path[1]]}.{leaf}"
+                place = f"down.{level}.block.{b}" if part == "encoder" else f"up.{levels - level}.block.{b}"
+            new = f"{part}.{place}.{INNER[path[1]]}.{leaf}"
         elif kind == "GroupNorm":
             new = f"{part}.norm_out.{leaf}"
         elif n == 0:

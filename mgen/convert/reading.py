@@ -1,12 +1,26 @@
-"""The result of renaming an official file's tensors."""
+"""What all converters use: sizes from shapes, new names by rules, and the result."""
 
+import re
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from mgen.utils.weights import State, read_state_dict, read_weights
+from mgen.utils.config import Settings
+from mgen.utils.weights import State as State
 
-__all__ = ["Renamed", "State", "read_state_dict", "read_weights"]
+Rules = tuple[tuple[str, str], ...]
+# The embedding and the head of a BERT, which MaskGIT's PyTorch ports share.
+BERT: Rules = (
+    (r"^(?:token_emb|x_embedder)\.word_embeddings\.", "embedder.table."),
+    (r"^(?:token_emb|x_embedder)\.position_embeddings\.", "trunk.position."),
+    (r"^(?:token_emb|x_embedder)\.LayerNorm\.", "trunk.token_norm."),
+    (r"^mlm_layer\.fc\.", "head.fc."),
+    (r"^mlm_layer\.ln\.", "head.norm."),
+    (r"^mlm_layer\.bias$", "head.bias"),
+)
+# Layers of an attention, by LDM and by diffusers before 2023 → diffusers.
+ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
+ATTENTION |= {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
 @dataclass
@@ -21,3 +35,40 @@ class Renamed:
     def put(self, official: str, ours: str, value: Tensor) -> None:
         self.state[ours] = value.contiguous()
         self.names[official] = ours
+
+
+def by_rules(name: str, rules: Rules) -> str:
+    """The name after all rules, pairs of a regular expression and its replacement, in their order."""
+    for pattern, ours in rules:
+        name = re.sub(pattern, ours, name)
+    return name
+
+
+def attention(name: str, value: Tensor) -> tuple[str, Tensor]:
+    """diffusers' name of a layer of an autoencoder's attention, and its 1×1 convolution as a linear layer; others unchanged."""
+    if (m := re.match(r"(.*\.attentions\.\d+)\.(\w+)\.(weight|bias)$", name)) and m[2] in ATTENTION:
+        name = f"{m[1]}.{ATTENTION[m[2]]}.{m[3]}"
+    return name, value[:, :, 0, 0] if ".attentions." in name and value.ndim == 4 else value
+
+
+def untold(what: str, give: str) -> str:
+    """The note on settings that were taken from the published sizes."""
+    return f"{what}: weights do not tell; give {give} if the model was trained otherwise"
+
+
+def count(state: State, pattern: str) -> int:
+    """Layers whose number is the group of `pattern`, a regular expression for the beginning of a name."""
+    return 1 + max(int(m[1]) for name in state if (m := re.match(pattern, name)))
+
+
+def ids(side: int, vocab_size: int, *, global_tokens: int = 0) -> Settings:
+    """The `tokens` section of ids on a square grid, global ones in front."""
+    place = {"length": side * side + global_tokens, "grid": [side, side]}
+    own = {"global_tokens": global_tokens} if global_tokens else {}
+    return {"kind": "index", **place, "vocab_size": vocab_size, **own}
+
+
+def vectors(side: int, channels: int) -> Settings:
+    """The `tokens` section of vectors on a square grid; with 16 numbers they have the scale of KL16."""
+    scale = 0.2325 if channels == 16 else None
+    return {"kind": "vector", "length": side * side, "grid": [side, side], "channels": channels, "scale": scale}

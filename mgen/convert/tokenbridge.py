@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from mgen.convert import mar
-from mgen.convert.reading import Renamed, State
-from mgen.convert.shapes import count
+from mgen.convert.reading import Renamed, State, by_rules, count, untold
 from mgen.nn.levels import PUBLISHED_ORDER, gaussian_levels
 from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError
@@ -64,10 +63,7 @@ def notes(config: Settings) -> list[str]:
     """What a user should know of a conversion."""
     out = mar.notes(config)
     if config["head"]["order"] is None:
-        out.append(
-            f"{config['tokens']['channels']} channels, drawn in ascending order: weights do not tell; give head.order=[…] if the "
-            "model was trained otherwise"
-        )
+        out.append(untold(f"{config['tokens']['channels']} channels, drawn in ascending order", "head.order=[…]"))
     return out
 
 
@@ -90,10 +86,7 @@ def rename(state: State, config: Settings) -> Renamed:
         elif m := re.fullmatch(r"(token_embeddings|channel_heads)\.(\d+)\.(weight|bias)", name):
             stacked.setdefault(f"{STACKED[m[1]]}.{m[3]}", []).append((int(m[2]), name))
         else:
-            new = name
-            for pattern, ours in RULES:
-                new = re.sub(pattern, ours, new)
-            out.put(name, new, value)
+            out.put(name, by_rules(name, RULES), value)
     for ours, parts in stacked.items():
         parts.sort()
         whole = torch.cat([state[name] for _, name in parts])
@@ -109,22 +102,17 @@ def _levels(state: State, out: Renamed, span: float) -> None:
     expected, boundaries = gaussian_levels(levels, span=span)
     if "reconstruction_values" in state:
         values = state["reconstruction_values"]
-        if values.device.type != "meta":
-            if len(values) != levels or ((values.diff() <= 0).any() and not _near(values, expected)):
+        if not _near(values, expected):
+            if len(values) != levels or (values.diff() <= 0).any():
                 raise MgenError(f"reconstruction_values: expected {levels} ascending numbers, the levels of the head")
-            if not _near(values, expected):
-                out.notes.append(
-                    f"the levels are not the published ones of span {span:g}: they are taken from the file"
-                )
+            out.notes.append(f"the levels are not the published ones of span {span:g}: they are taken from the file")
         out.put("reconstruction_values", "embedder.level_values", values)
     else:
         out.state["embedder.level_values"] = expected
         out.notes.append(f"no level values in the file: those of {levels} levels of span {span:g} are computed anew")
     if "boundaries" in state:
-        own = _near(state["boundaries"], boundaries)
-        out.ignored["boundaries"] = "cells of the levels, nothing is decided by them" + (
-            "" if own else " (not the published ones)"
-        )
+        other = "" if _near(state["boundaries"], boundaries) else " (not the published ones)"
+        out.ignored["boundaries"] = f"cells of the levels, nothing is decided by them{other}"
     if "channel_mask" in state:
         mask = state["channel_mask"]
         if mask.device.type != "meta" and not torch.equal(mask < 0, torch.ones_like(mask, dtype=torch.bool).triu(1)):

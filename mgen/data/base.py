@@ -8,14 +8,10 @@ from tqdm import tqdm
 
 
 class ImageData(Protocol):
-    """Images with classes, read in batches by index.
-
-    Attributes:
-        num_classes: number of classes. class_names: their names, in the order of the labels.
-    """
+    """Images with classes, or what a cache holds in place of images, read in batches by index."""
 
     num_classes: int
-    class_names: Sequence[str]
+    class_names: Sequence[str]  # in the order of the labels
 
     def __len__(self) -> int: ...
 

@@ -29,11 +29,6 @@ CACHE_VERSION = 1
 STORED = {"fp32": torch.float32, "fp16": torch.float16}
 
 
-def tokenizer_fingerprint(tokenizer: Tokenizer) -> str:
-    """See `Tokenizer.fingerprint`."""
-    return tokenizer.fingerprint()
-
-
 def _smallest(vocab_size: int) -> torch.dtype:
     return torch.uint8 if vocab_size <= 256 else torch.int16 if vocab_size <= 32768 else torch.int32
 
@@ -68,16 +63,14 @@ def write_cache(
     with_moments = isinstance(tokenizer, PosteriorTokenizer)
     if not with_moments and dtype != "fp32":
         raise MgenError(f"dtype {dtype} is for the moments of a KL tokenizer: ids are integers")
-    index = _index(
-        dataset,
-        tokenizer,
-        flips=flips,
-        shard_size=shard_size,
-        source=source,
-        moments=dtype if with_moments else None,
-        first_stage_size=first_stage_size,
-    )
-    _check_same(out / "index.json", index)
+    moments = {"moments": dtype} if with_moments else {}
+    copies = {} if first_stage_size is None else {"first_stage_size": first_stage_size}
+    index = _index(dataset, tokenizer, flips=flips, shard_size=shard_size, source=source, **moments, **copies)
+    # Compared after a round trip through JSON, where tuples become lists.
+    if (out / "index.json").exists() and read_json(out / "index.json") != json.loads(json.dumps(index)):
+        raise MgenError(
+            f"{out} already holds a cache made with other data, settings or tokenizer: choose another --out"
+        )
     if first_stage_size is not None:  # raises for an impossible size before anything is written
         tokenizer.encode(shrink(dataset.__getitems__([0])["image"].to(tokenizer.device), first_stage_size))
     write_json(out / "index.json", index)
@@ -102,42 +95,17 @@ def write_cache(
     return out
 
 
-def _check_same(file: Path, index: dict[str, object]) -> None:
-    """Raise MgenError if the folder already holds a cache with another index."""
-    # Compared after a round trip through JSON, where tuples become lists.
-    if file.exists() and read_json(file) != json.loads(json.dumps(index)):
-        raise MgenError(
-            f"{file.parent} already holds a cache made with other data, settings or tokenizer: choose another --out"
-        )
-
-
-def _index(
-    dataset: ImageData,
-    tokenizer: Tokenizer,
-    *,
-    flips: bool,
-    shard_size: int,
-    source: str,
-    moments: str | None,
-    first_stage_size: int | None,
-) -> dict[str, object]:
+def _index(dataset: ImageData, tokenizer: Tokenizer, **settings: object) -> dict[str, object]:
     """The contents of index.json."""
-    index: dict[str, object] = {
+    return {
         "version": CACHE_VERSION,
-        "fingerprint": tokenizer_fingerprint(tokenizer),
+        "fingerprint": tokenizer.fingerprint(),
         "spec": tokenizer.spec.to_dict(),
         "count": len(dataset),
-        "flips": flips,
-        "shard_size": shard_size,
         "num_classes": dataset.num_classes,
         "class_names": list(dataset.class_names),
-        "source": source,
+        **settings,
     }
-    if moments is not None:
-        index["moments"] = moments
-    if first_stage_size is not None:
-        index["first_stage_size"] = first_stage_size
-    return index
 
 
 def _encode(tokenizer: Tokenizer, images: Tensor, flips: bool, first_stage_size: int | None) -> dict[str, Tensor]:

@@ -23,12 +23,8 @@ FILES = {
 FOLDERS = ("/usr/share/datasets/fashion-mnist", "~/.cache/mgen/FashionMNIST/raw")
 
 
-def find_fashion_mnist(root: str | Path | None = None, *, download: bool = True) -> Path:
-    """Folder with the IDX files: `root` if given, else a known folder, else a torchvision download.
-
-    Raises:
-        MgenError: no folder has all four files and they could not be downloaded.
-    """
+def find_fashion_mnist(root: str | Path | None = None) -> Path:
+    """Folder with the IDX files: `root` if given, else a known folder, else a torchvision download; MgenError if all fail."""
     if root is not None and not Path(root).expanduser().is_dir():
         raise MgenError(f"no such folder: {root} (expected the four Fashion-MNIST IDX files in it)")
     folders = [Path(p).expanduser() for p in ((root,) if root is not None else FOLDERS)]
@@ -36,7 +32,7 @@ def find_fashion_mnist(root: str | Path | None = None, *, download: bool = True)
     for folder in folders:
         if all(_file(folder, name) for names in FILES.values() for name in names):
             return folder
-    if root is not None or not download:
+    if root is not None:
         raise MgenError(
             f"{folders[0]} lacks some of {', '.join(n for names in FILES.values() for n in names)} (plain or .gz)"
         )
@@ -54,10 +50,7 @@ def find_fashion_mnist(root: str | Path | None = None, *, download: bool = True)
 
 
 def _file(folder: Path, name: str) -> Path | None:
-    for candidate in (folder / name, folder / f"{name}.gz"):
-        if candidate.is_file():
-            return candidate
-    return None
+    return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
 
 
 def read_idx(path: Path) -> np.ndarray:

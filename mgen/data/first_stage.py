@@ -7,10 +7,9 @@ from mgen.utils.errors import MgenError
 
 
 def shrink(images: Tensor, side: int) -> Tensor:
-    """Resize images (B, C, H, W) in [-1, 1] to side × side pixels: bicubic, neither antialiased nor clamped, as published.
+    """Images (B, C, H, W) in [-1, 1] as side × side pixels: bicubic, neither antialiased nor clamped, as published.
 
-    Raises:
-        MgenError: `side` is not smaller than the images' sides.
+    Raises an MgenError if `side` is not smaller than the images' sides.
     """
     if not 0 < side < min(images.shape[-2:]):
         raise MgenError(f"smaller copies of {side} pixels must be smaller than the images, {tuple(images.shape[-2:])}")

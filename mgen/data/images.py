@@ -10,11 +10,7 @@ from mgen.utils.errors import MgenError
 def open_images(
     name: str, tokenizer: Tokenizer, *, path: str | None = None, split: str = "test", image_size: int | None = None
 ) -> tuple[ImageData, str]:
-    """The images of `fmnist` or of a folder, sized for a tokenizer, and a short description of them.
-
-    Args:
-        path: folder of the IDX files, and split: of fmnist. image_size: of a folder's images; default: the tokenizer's.
-    """
+    """The images of `fmnist` (`path`: folder of its files) or of a folder, sized for a tokenizer, and a short description of them."""
     data: FashionMNIST | ImageFolder
     if name == "fmnist":
         data, source = FashionMNIST(root=path, split=split), f"fmnist {split}"

@@ -4,7 +4,7 @@ A replicate samples N images with replacement and measures them again. Its Fréc
 themselves (repeated images reduce the rank of the covariance), so only the spread of the replicates is reported.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
@@ -32,8 +32,7 @@ def weighted_sums(blocks: Iterable[Tensor], weights: Tensor) -> FeatureSums:
     sums, row = None, 0
     for block in blocks:
         own = weights[row : row + len(block)].to(block.dtype)
-        sums = sums or FeatureSums(block.shape[1])
-        scaled = block * own[:, None]
+        sums, scaled = sums or FeatureSums(block.shape[1]), block * own[:, None]
         # float32 within a block is precise enough for a spread; adding blocks in float64 costs nothing.
         sums.count += int(own.sum())
         sums.sum += scaled.sum(0).double()
@@ -69,8 +68,4 @@ def deviations(
             found.setdefault(score[0], []).append(class_score(measured.blocks("logits"), score[1], weights)[0])
         for name, column in means.items():
             found.setdefault(name, []).append((column.double() @ weights.double()).item() / measured.count)
-    return {name: _spread(values) for name, values in found.items()}
-
-
-def _spread(values: Sequence[float]) -> float:
-    return torch.tensor(values, dtype=torch.float64).std().item()
+    return {name: torch.tensor(values, dtype=torch.float64).std().item() for name, values in found.items()}

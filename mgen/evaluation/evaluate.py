@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 
-import torch
 from torch import Tensor
 
 from mgen.evaluation.bootstrap import Gaussian, deviations
@@ -15,7 +14,7 @@ from mgen.evaluation.frechet import frechet_distance
 from mgen.evaluation.measure import Measured
 from mgen.evaluation.neighbors import kernel_distance, precision_recall
 from mgen.evaluation.protocols import PUBLISHED, Protocol
-from mgen.evaluation.result import FORMAT, Facts, Result
+from mgen.evaluation.result import FORMAT, Result
 from mgen.evaluation.scores import class_score, split_of
 from mgen.evaluation.sources import Source
 from mgen.evaluation.statistics import Reference
@@ -91,7 +90,7 @@ def result(
         "images": source.about,
         "protocol": protocol.describe(),
         "extractor": {"name": extractor.name, "sha256": extractor.sha256, "resize": extractor.resize},
-        "reference": _reference_facts(reference),
+        "reference": None if reference is None else reference.describe(),
         "classifier": None if classifier is None else {"name": classifier.name, "sha256": classifier.sha256},
         "bootstrap": {"replicates": bootstrap, "seed": 0} if bootstrap else None,
         "cost": {},
@@ -108,18 +107,6 @@ def better(metric: str) -> str | None:
         return None
     lower = ("FID", "sFID", "rFID", "KID", "Fréchet", "kernel", "LPIPS")
     return "lower" if metric.startswith(lower) else "higher"
-
-
-def _reference_facts(reference: Reference | None) -> Facts | None:
-    if reference is None:
-        return None
-    return {
-        "name": reference.name,
-        "count": reference.count,
-        "sha256": reference.sha256,
-        "features": None if reference.features is None else len(reference.features),
-        "prepared": reference.prepared,
-    }
 
 
 def _frechet_distances(parts: _Parts) -> dict[str, Gaussian]:
@@ -184,14 +171,14 @@ def _single_images(parts: _Parts) -> None:
 def _class_accuracy(parts: _Parts, classifier: Extractor | None) -> dict[str, Tensor]:
     """Add the numbers by class; return the name of the class accuracy with a hit or miss (N,) of every image, if there is one."""
     labels = parts.measured.rows("labels")
-    name = "" if classifier is None else f"class accuracy ({classifier.name})"
-    if bool((labels < 0).any()):
-        if classifier is not None:
-            parts.missing[name] = "the images' classes are unknown"
-        return {}
-    classes, sizes = labels.unique(return_counts=True)
-    parts.by_class["images"] = {str(int(c)): int(n) for c, n in zip(classes, sizes)}
+    if known := bool((labels >= 0).all()):
+        classes, sizes = labels.unique(return_counts=True)
+        parts.by_class["images"] = {str(int(c)): int(n) for c, n in zip(classes, sizes)}
     if classifier is None:
+        return {}
+    name = f"class accuracy ({classifier.name})"
+    if not known:
+        parts.missing[name] = "the images' classes are unknown"
         return {}
     hits = (parts.measured.rows("guesses") == labels).float()
     parts.metrics[name] = hits.mean().item()
@@ -214,21 +201,14 @@ def _notes(parts: _Parts, *, distances: bool) -> Sequence[str]:
     if protocol.score == "file order":
         if count % protocol.splits:
             notes.append(f"{count} images are no multiple of {protocol.splits}: the last split of the score is shorter")
-        notes += _sorted_note(parts.measured.rows("labels"), protocol.splits)
+        labels = parts.measured.rows("labels")
+        classes = [len(part.unique()) for part in labels.split(protocol.splits)]
+        if (labels >= 0).all() and len(classes) > 1 and max(classes) < 0.5 * len(labels.unique()):
+            notes.append(
+                f"the images are sorted by class, {max(classes)} classes in a split of {protocol.splits}: this protocol computes its score "
+                "on splits in file order, and it is far lower for sorted images than for images in any other order"
+            )
     reference = parts.reference
     if reference is not None and not reference.described:
         notes.append(f"{reference.name} does not state its network and resize: assumed to be this protocol's")
     return notes
-
-
-def _sorted_note(labels: Tensor, size: int) -> Sequence[str]:
-    """A warning if images sorted by class make the splits of the score, `size` images each, poor in classes."""
-    if bool((labels < 0).any()):
-        return []
-    classes = [len(part.unique()) for part in torch.split(labels, size)]
-    if len(classes) < 2 or max(classes) >= 0.5 * len(labels.unique()):
-        return []
-    return [
-        f"the images are sorted by class, {max(classes)} classes in a split of {size}: this protocol computes its score on splits in "
-        "file order, and it is far lower for sorted images than for images in any other order"
-    ]

@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mgen.evaluation.cnn import FashionCNN
 from mgen.evaluation.protocols import RESIZES
 from mgen.evaluation.protocols import Protocol as Protocol_
 from mgen.utils.errors import MgenError, suggestion
 from mgen.utils.files import file_sha256
 from mgen.utils.folders import embedded
+from mgen.utils.weights import read_state_dict
 
 EMBEDDED = ("fmnist-cnn", "fmnist-classifier")
 SPATIAL_CHANNELS = 7  # of the map that ADM's evaluator compares
@@ -36,15 +38,13 @@ class Extractor(Protocol):
 
     Attributes:
         name: as shown in results. sha256: of its weights. resize: how other image sizes are handled.
-        channels: expected image channels. size: expected side in pixels, None for any. length: of the feature vector.
-        spatial_length: of the spatial features, 0 without.
+        channels: expected image channels. length: of the feature vector. spatial_length: of the spatial features, 0 without.
     """
 
     name: str
     sha256: str
     resize: str
     channels: int
-    size: int | None
     length: int
     spatial_length: int
 
@@ -69,11 +69,9 @@ class CNNExtractor:
     spatial_length = 0
 
     def __init__(self, folder: Path, name: str, device: torch.device) -> None:
-        from mgen.evaluation.cnn import FashionCNN
-
         self.model = FashionCNN.from_pretrained(folder).eval().to(device)
         self.device, self.name = device, name
-        self.sha256 = file_sha256(next(iter(sorted(folder.glob("*.safetensors")))))
+        self.sha256 = file_sha256(min(folder.glob("*.safetensors")))
         self.length = self.model.config.features
         self.size, self.channels = self.model.config.image_size, self.model.config.in_channels
         self.resize = f"antialiased bilinear to {self.size} px where sizes differ"
@@ -96,7 +94,6 @@ class InceptionExtractor:
     """
 
     name, channels = "inception-v3-compat", 3
-    size: int | None = None
     length = 2048
 
     def __init__(
@@ -134,8 +131,6 @@ class InceptionExtractor:
         self._map = output[:, :SPATIAL_CHANNELS]
 
     def _from_file(self, path: Path, layers: list[str], cls: Callable[..., nn.Module]) -> nn.Module:
-        from mgen.utils.weights import read_state_dict
-
         state = read_state_dict(path)
         with tempfile.TemporaryDirectory() as folder:
             # The class unpickles any file, so it gets a copy that was read safely.
@@ -143,8 +138,7 @@ class InceptionExtractor:
             try:
                 return cls(self.name, layers, feature_extractor_weights_path=str(Path(folder) / "inception.pth"))
             except RuntimeError as error:
-                lines = str(error).splitlines()
-                text = lines[1 if len(lines) > 1 else 0].strip()[:120]
+                text = str(error).splitlines()[:2][-1].strip()[:120]
                 raise MgenError(f"{path} does not hold torch-fidelity's Inception weights ({text})") from error
 
     def __call__(self, images: Tensor) -> Seen:
@@ -155,10 +149,9 @@ class InceptionExtractor:
                 self._ready = ((ready - 128) / 128).contiguous(memory_format=torch.channels_last)
                 x = x.new_zeros(len(x), 3, 1, 1).expand(-1, -1, 299, 299)  # a placeholder, replaced by _ready
             features, logits = self.model(x)
-        spatial = None
-        if self._map is not None:
-            spatial = self._map.permute(0, 2, 3, 1).flatten(1).float().cpu()  # (B, 17·17·7), in TensorFlow's layout
-        self._ready = self._map = None
+        found, self._ready, self._map = self._map, None, None
+        # (B, 17·17·7), in TensorFlow's layout
+        spatial = None if found is None else found.permute(0, 2, 3, 1).flatten(1).float().cpu()
         return Seen(features.float().cpu(), logits.float().cpu(), spatial)
 
 

@@ -5,6 +5,7 @@ Notation: N images, B of a batch, L tokens of C numbers each.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -19,8 +20,6 @@ from mgen.evaluation.statistics import FeatureSums
 from mgen.nn.levels import FORMS, best_range, dequantize, gaussian_levels, quantize
 from mgen.pipelines.pipeline import to_uint8
 from mgen.tokenizers.kl import KLTokenizer
-
-BEST = "best"
 
 
 @dataclass(kw_only=True)
@@ -47,8 +46,7 @@ class LevelSums:
     """Running sums behind one row."""
 
     def __init__(self, row: LevelRow, span: float, length: int) -> None:
-        self.row, self.sums, self.used = row, FeatureSums(length), torch.zeros(1)
-        self.error = self.beyond = self.numbers = 0.0
+        self.row, self.sums, self.used, self.numbers = row, FeatureSums(length), torch.zeros(1), 0
         if row.levels is not None and row.range is not None:
             self.values = gaussian_levels(row.levels, span=span, form=row.form)[0]
             self.range = {"low": -row.range, "high": row.range, "span": span}
@@ -61,8 +59,8 @@ class LevelSums:
         ids = quantize(tokens, values, **self.range)
         self.used = self.used + count_ids(ids, self.row.levels)
         out = dequantize(ids, values, **self.range)
-        self.error += (out - tokens).double().square().sum().item()
-        self.beyond += (tokens.abs() > self.row.range).sum().item()
+        self.row.squared_error += (out - tokens).double().square().sum().item()
+        self.row.outside = (self.row.outside or 0) + (tokens.abs() > self.row.range).sum().item()
         self.numbers += tokens.numel()
         return out
 
@@ -77,9 +75,9 @@ class LevelSums:
         row = self.row
         row.psnr, row.ssim = row.psnr / self.sums.count, row.ssim / self.sums.count
         row.distance = frechet_distance(*self.sums.finish(), *originals.finish())
-        if self.numbers:
-            row.entropy = entropy(self.used)
-            row.squared_error, row.outside = self.error / self.numbers, self.beyond / self.numbers
+        if row.outside is not None:
+            row.entropy, row.outside = entropy(self.used), row.outside / self.numbers
+            row.squared_error /= self.numbers
         return row
 
 
@@ -104,11 +102,9 @@ def compare_levels(
         ranges: r of [-r, r], or "best", see mgen.nn.levels.best_range.
     """
     choices = [LevelSums(LevelRow(), span, extractor.length)]
-    for number in levels:
-        for form in FORMS:
-            for wanted in ranges:
-                r = best_range(number, span=span, form=form) if wanted == BEST else float(wanted)
-                choices.append(LevelSums(LevelRow(levels=number, form=form, range=r), span, extractor.length))
+    for number, form, wanted in product(levels, FORMS, ranges):
+        r = best_range(number, span=span, form=form) if wanted == "best" else float(wanted)
+        choices.append(LevelSums(LevelRow(levels=number, form=form, range=r), span, extractor.length))
     originals = FeatureSums(extractor.length)
     with tqdm(total=len(rows), unit="img", desc="comparing levels", disable=not progress) as bar:
         for start in range(0, len(rows), batch_size):
@@ -130,9 +126,8 @@ def levels_markdown(rows: Sequence[LevelRow], *, title: str, notes: Sequence[str
     lines = ["# Levels", "", f"    {title}", "", *(f"{note}  " for note in notes), ""]
     lines += ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for row in rows:
-        if row.levels is None:
-            cells = ["none", "", "", "0", "", ""]
-        else:
+        cells = ["none", "", "", "0", "", ""]
+        if row.levels is not None:
             cells = [str(row.levels), row.form, f"±{row.range:.2f}", f"{row.squared_error:.2e}"]
             cells += [f"{row.entropy:.2f}", f"{100 * (row.outside or 0):.2f}"]
         cells += [f"{row.psnr:.2f}", f"{row.ssim:.4f}", f"{row.distance:.4f}"]

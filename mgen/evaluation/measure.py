@@ -13,6 +13,7 @@ import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -29,14 +30,26 @@ from mgen.utils.files import atomic_path, read_json, write_json, write_tensors
 SHARD = 500
 
 
+@dataclass(frozen=True, kw_only=True)
+class Workers:
+    """The processes of an evaluation: this one's rank, their number, its device, and a barrier."""
+
+    rank: int = 0
+    world: int = 1
+    device: torch.device = torch.device("cpu")
+    wait: Callable[[], None] = lambda: None
+
+
+ALONE = Workers()
+
+
 class Measured:
     """The shards of a finished pass, rows in the order of the images. Methods need the memory of one shard unless stated otherwise."""
 
     def __init__(self, folder: Path, count: int, temporary: tempfile.TemporaryDirectory[str] | None = None) -> None:
         self.folder, self.count, self._temporary = folder, count, temporary
         self.files = [shard_file(folder, start) for start in range(0, count, SHARD)]
-        missing = [file for file in self.files if not file.is_file()]
-        if missing:
+        if missing := [file for file in self.files if not file.is_file()]:
             raise MgenError(
                 f"{missing[0].name} is missing in {folder}: rerun the same command (processes on several machines must share this folder)"
             )
@@ -63,12 +76,9 @@ class Measured:
     def sums(self, name: str = "features") -> FeatureSums:
         """Sums of features, in float64, that give their mean and covariance."""
         if name not in self._sums:
-            sums: FeatureSums | None = None
+            self._sums[name] = FeatureSums(next(self.blocks(name)).shape[1])
             for block in self.blocks(name):
-                sums = sums or FeatureSums(block.shape[1])
-                sums.update(block)
-            assert sums is not None
-            self._sums[name] = sums
+                self._sums[name].update(block)
         return self._sums[name]
 
     def mapped(self, name: str) -> Tensor:
@@ -81,6 +91,11 @@ class Measured:
         width = next(self.blocks(name)).shape[1]
         return torch.from_file(str(file), shared=False, size=self.count * width).view(self.count, width)
 
+    def spread(self, count: int) -> Tensor:
+        """Features (M, F) of at most `count` images, evenly spread over all."""
+        rows = torch.arange(min(count, self.count)) * self.count // min(count, self.count)
+        return torch.cat([block[rows[rows // SHARD == i] % SHARD] for i, block in enumerate(self.blocks("features"))])
+
     def examples(self) -> tuple[Tensor, Tensor]:
         """The images kept for a grid, uint8 (n, C, H, W), and their labels (n,)."""
         images, labels = [], []
@@ -90,10 +105,6 @@ class Measured:
                     images.append(shard.get_tensor("examples"))
                     labels.append(shard.get_tensor("example_labels"))
         return torch.cat(images), torch.cat(labels)
-
-    def remove(self) -> None:
-        """Delete the shards."""
-        remove_features(self.folder)
 
 
 def shard_file(folder: Path, start: int) -> Path:
@@ -141,48 +152,47 @@ def measure(
     folder: Path | None = None,
     batch_size: int = 100,
     examples: int = 100,
-    rank: int = 0,
-    world: int = 1,
+    workers: Workers = ALONE,
     progress: bool = True,
-    wait: Callable[[], None] | None = None,
 ) -> Measured:
     """Pass all images through the extractor, and through the classifier behind the class accuracy if there is one.
 
     Args:
         folder: of the shards, so that the pass can resume; None: a temporary one that is deleted with the result.
         batch_size: images at a time. examples: about how many images to keep for a grid, spread over all.
-        rank, world: this process and the number of processes; only the first one gets the rows. wait: barrier between them.
+        workers: only the first one gets the rows.
 
     Raises:
         MgenError: there are no images, features are not finite, or the disk is full.
     """
     if not source.count:
         raise MgenError("there are no images to evaluate")
-    temporary = None
+    rank, world, temporary = workers.rank, workers.world, None
     if folder is None:
         temporary = tempfile.TemporaryDirectory(prefix="mgen-")
         folder = Path(temporary.name)
     if rank == 0 and progress:
         _warn_of_idle(source.count, world)
-    starts = range(rank * SHARD, source.count, SHARD * world)
-    todo = [start for start in starts if not shard_file(folder, start).is_file()]
-    ends = {start: min(start + SHARD, source.count) for start in starts}
-    done = sum(ends[start] - start for start in starts if start not in todo)
-    total = sum(ends[start] - start for start in starts)
+    shards = [range(start, min(start + SHARD, source.count)) for start in range(0, source.count, SHARD)][rank::world]
+    todo = [shard for shard in shards if not shard_file(folder, shard.start).is_file()]
+    total = sum(map(len, shards))
     hidden = not progress or rank > 0
     shown = example_rows(source.count, examples)
-    ranges = [(a, min(a + batch_size, ends[s])) for s in todo for a in range(s, ends[s], batch_size)]
+    ranges = [(a, min(a + batch_size, shard.stop)) for shard in todo for a in shard[::batch_size]]
+    bar = tqdm(
+        total=total, initial=total - sum(map(len, todo)), unit="img", desc="evaluating", file=sys.stderr, disable=hidden
+    )
     try:
-        with tqdm(total=total, initial=done, unit="img", desc="evaluating", file=sys.stderr, disable=hidden) as bar:
+        with bar:
             batches = read_ahead(source, ranges)
-            for start in todo:
+            for shard in todo:
                 parts = []
-                for first in range(start, ends[start], batch_size):
+                for first in shard[::batch_size]:
                     batch = next(batches)
                     kept = [i - first for i in shown if first <= i < first + len(batch.images)]
                     parts.append(_seen(batch, extractor, classifier, kept))
                     bar.update(len(batch.images))
-                write_tensors(shard_file(folder, start), _joined(parts))
+                write_tensors(shard_file(folder, shard.start), _joined(parts))
     except MgenError:
         if world == 1:
             _leave_nothing(folder)
@@ -190,8 +200,7 @@ def measure(
     if todo and rank == 0:
         for path in folder.glob("*.f32"):  # they lack the new rows
             path.unlink()
-    if wait is not None:
-        wait()
+    workers.wait()
     return Measured(folder, source.count if rank == 0 else 0, temporary)
 
 

@@ -8,7 +8,7 @@ Bińkowski et al. (arXiv 1801.01401), polynomial kernel of degree 3, 100 subsets
 import base64
 import io
 import sys
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from mgen.evaluation.extractors import Extractor
 from mgen.evaluation.measure import SHARD, Measured, read_ahead
 from mgen.evaluation.result import NearestImages, NearImage, NearRow
 from mgen.evaluation.sources import Source
+from mgen.pipelines.pixels import to_pil
 
 BLOCK = 2000  # rows in a block of distances: 2,000 × 50,000 distances take 400 MB
 
@@ -38,8 +39,7 @@ def kernel_distance(features: Tensor, reference: Tensor, *, size: int) -> tuple[
     return found["kernel_inception_distance_mean"], found["kernel_inception_distance_std"]
 
 
-@dataclass(kw_only=True)
-class Nearest:
+class Nearest(NamedTuple):
     """The k nearest images of a data set for n images: distances and indices (n, k), ascending."""
 
     distances: Tensor
@@ -54,8 +54,7 @@ def nearest(
     Args:
         features: (n, F). own: index (n,) of each image in the data set, which is not its own neighbor; -1: not in it.
     """
-    far = torch.full((len(features), k), torch.inf)
-    best, where = far, torch.full((len(features), k), -1)
+    best, where = torch.full((len(features), k), torch.inf), torch.full((len(features), k), -1)
     ranges = [(a, min(a + SHARD, source.count)) for a in range(0, source.count, SHARD)]
     with tqdm(total=source.count, unit="img", desc="nearest images", file=sys.stderr, disable=not progress) as bar:
         for (start, stop), batch in zip(ranges, read_ahead(source, ranges)):
@@ -76,8 +75,7 @@ def nearest_rows(
 
     "typical" is the median distance of a training image to its nearest other one; copies are far closer.
     """
-    shown = measured.examples()
-    examples, labels = (t[:: max(1, len(t) // images)][:images] for t in shown)
+    examples, labels = (t[:: max(1, len(t) // images)][:images] for t in measured.examples())
     rows = torch.arange(min(200, training.count)) * (training.count // min(200, training.count))
     some = [training.read(int(i), int(i) + 1) for i in rows]
     own = torch.cat([torch.full((len(examples),), -1), rows])
@@ -85,21 +83,15 @@ def nearest_rows(
     found = nearest(queries, training, extractor, k=k, own=own)
     wanted = sorted(set(found.indices[: len(examples)].flatten().tolist()) - {-1})
     read = {i: training.read(i, i + 1) for i in wanted}  # ascending, because an npz is a stream
+
+    def near(image: Tensor, label: Tensor, distance: float) -> NearImage:
+        return {"image": data_uri(image), "label": int(label), "distance": distance}
+
     out: list[NearRow] = []
-    for i in range(len(examples)):
-        neighbors: list[NearImage] = [
-            {"image": data_uri(read[index].images[0]), "label": int(read[index].labels[0]), "distance": away}
-            for index, away in zip(found.indices[i].tolist(), found.distances[i].tolist())
-            if index >= 0
-        ]
-        out.append(
-            {
-                "image": data_uri(examples[i]),
-                "label": int(labels[i]),
-                "distance": neighbors[0]["distance"],
-                "neighbors": neighbors,
-            }
-        )
+    for image, label, indices, distances in zip(examples, labels, found.indices.tolist(), found.distances.tolist()):
+        away = [(read[i], d) for i, d in zip(indices, distances) if i >= 0]
+        neighbors = [near(batch.images[0], batch.labels[0], d) for batch, d in away]
+        out.append({**near(image, label, neighbors[0]["distance"]), "neighbors": neighbors})
     return {
         "data": training.title,
         "count": training.count,
@@ -111,8 +103,6 @@ def nearest_rows(
 
 def data_uri(image: Tensor) -> str:
     """A PNG of a uint8 image (C, H, W) as a data URI."""
-    from mgen.pipelines.pipeline import to_pil
-
     stream = io.BytesIO()
     to_pil(image[None])[0].save(stream, format="PNG")
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()

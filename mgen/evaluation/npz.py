@@ -70,21 +70,23 @@ class NpzImages:
 
     def read(self, start: int, stop: int) -> Tensor:
         """Images start … stop as uint8 (n, C, H, W)."""
-        size = int(np.prod(self.shape[1:]))
         try:
             with self._lock:
                 if start < self._next:
                     self._begin()
                 while self._next < start:
-                    skipped = min(start - self._next, 256)
-                    if len(self._stream.read(skipped * size)) < skipped * size:
-                        raise EOFError("it ends early")
-                    self._next += skipped
-                block = self._stream.read((stop - start) * size)
-                if len(block) < (stop - start) * size:
-                    raise EOFError("it ends early")
-                self._next = stop
+                    self._take(min(start - self._next, 256))
+                block = self._take(stop - start)
         except ERRORS as error:
             raise MgenError(f"cannot read images {start} … {stop} of {self.path} ({error}): damaged file") from error
         array = np.frombuffer(block, np.uint8).reshape(stop - start, *self.shape[1:])
         return torch.from_numpy(array.copy()).permute(0, 3, 1, 2)
+
+    def _take(self, count: int) -> bytes:
+        """The bytes of the next images."""
+        size = count * int(np.prod(self.shape[1:]))
+        block = self._stream.read(size)
+        if len(block) < size:
+            raise EOFError("it ends early")
+        self._next += count
+        return block

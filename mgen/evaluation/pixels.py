@@ -6,14 +6,18 @@ use_sample_covariance=False and data_range=255 (tests/unit/test_bridge.py). LPIP
 Features as a Perceptual Metric" (arXiv 1801.03924), by the authors' package.
 """
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.signal.windows import gaussian
 
 from mgen.utils.errors import MgenError
+from mgen.utils.files import file_sha256
+from mgen.utils.weights import read_state_dict
 
 WINDOW, SIGMA = 11, 1.5
 C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
@@ -40,9 +44,7 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
         raise MgenError(
             f"images of {a.shape[-2]}×{a.shape[-1]} pixels are too small for SSIM: its window has {WINDOW}×{WINDOW}"
         )
-    window = torch.exp(
-        -((torch.arange(WINDOW, dtype=torch.float64, device=a.device) - WINDOW // 2) ** 2) / (2 * SIGMA**2)
-    )
+    window = gaussian(WINDOW, std=SIGMA, dtype=torch.float64, device=a.device)
     window = window / window.sum()
 
     def blur(x: Tensor) -> Tensor:
@@ -68,11 +70,6 @@ class Lpips:
     """
 
     def __init__(self, weights: str | Path, device: torch.device) -> None:
-        import warnings
-
-        from mgen.utils.files import file_sha256
-        from mgen.utils.weights import read_state_dict
-
         try:
             from lpips import LPIPS
         except ImportError as error:

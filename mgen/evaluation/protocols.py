@@ -83,25 +83,19 @@ class Protocol:
         }
 
 
-PROTOCOLS = {
-    p.name: p
-    for p in (
-        Protocol(name="torch-fidelity", kid=1000),
-        Protocol(name="adm", score="file order", splits=5000, spatial=True),
-        Protocol(name="clean", resize="clean", neighbors=0, kid=1000),
-        Protocol(name="halton", resize="clean-uint8"),
-        Protocol(name="reconstruction", neighbors=0),
-        Protocol(name="fmnist-cnn", extractor="fmnist-cnn", resize="own", kid=1000),
-    )
-}
+_NAMED = (
+    Protocol(name="torch-fidelity", kid=1000),
+    Protocol(name="adm", score="file order", splits=5000, spatial=True),
+    Protocol(name="clean", resize="clean", neighbors=0, kid=1000),
+    Protocol(name="halton", resize="clean-uint8"),
+    Protocol(name="reconstruction", neighbors=0),
+    Protocol(name="fmnist-cnn", extractor="fmnist-cnn", resize="own", kid=1000),
+)
+PROTOCOLS = {protocol.name: protocol for protocol in _NAMED}
 
 
 def find_protocol(
-    name: str | None,
-    *,
-    extractor: str | None = None,
-    image_size: int | None = None,
-    quantization: str | None = None,
+    name: str | None, *, extractor: str | None = None, image_size: int | None = None, quantization: str | None = None
 ) -> Protocol:
     """The protocol of this name, or the one that an extractor implies.
 

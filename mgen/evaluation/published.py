@@ -14,49 +14,43 @@ from mgen.zoo import embedded, local_folder, recipe
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """Published values of a recipe's metrics, and how far a faithful run may be from them.
+    """What a recipe of this name says was published.
 
     Attributes:
-        count: images behind the values. note: how this evaluation differs. changed: options given that change the recipe's setting.
+        note: how this evaluation differs. changed: options given that change the recipe's setting.
     """
 
     name: str
-    metrics: dict[str, float]
-    tolerance: dict[str, float]
-    count: int
+    settings: RecipeEvaluation
     note: str
     changed: list[str]
 
     def compare(self, result: Result) -> PublishedTable:
         """Every published value with the measured one and a verdict."""
-        rows: list[PublishedRow] = []
-        for metric, value in self.metrics.items():
-            # Below 50,000 images the name of a distance has the count.
-            measured = result["metrics"].get(metric, result["metrics"].get(f"{metric}-{self.count}"))
-            tolerance = self.tolerance.get(metric)
-            rows.append(
-                {
-                    "metric": metric,
-                    "published": value,
-                    "tolerance": tolerance,
-                    "measured": measured,
-                    "verdict": self._verdict(value, tolerance, measured, result["count"]),
-                }
-            )
-        return {"recipe": self.name, "rows": rows, "note": self.note}
+        return {"recipe": self.name, "rows": [self._row(m, result) for m in self.settings.published], "note": self.note}
 
-    def _verdict(self, published: float, tolerance: float | None, measured: float | None, count: int) -> str:
+    def _row(self, metric: str, result: Result) -> PublishedRow:
+        published, tolerance = self.settings.published[metric], self.settings.tolerance[metric]
+        wanted, count = self.settings.count, result["count"]
+        # Below 50,000 images the name of a distance has the count.
+        measured = result["metrics"].get(metric, result["metrics"].get(f"{metric}-{wanted}"))
         if self.changed:
-            return f"not comparable, {', '.join(self.changed)} given"
-        if count != self.count:
-            return f"not comparable, {count} images instead of {self.count}"
-        if measured is None:
-            return "not measured"
-        off = measured - published
-        words = f"off by {off:+.2g}" if abs(off) >= 1e-6 * abs(published) else "equal"
-        if tolerance is None:
-            return f"{words}, no tolerance stated"
-        return f"{words}, {'within' if abs(off) <= tolerance else 'OUTSIDE'} the tolerance"
+            verdict = f"not comparable, {', '.join(self.changed)} given"
+        elif count != wanted:
+            verdict = f"not comparable, {count} images instead of {wanted}"
+        elif measured is None:
+            verdict = "not measured"
+        else:
+            off = measured - published
+            words = f"off by {off:+.2g}" if abs(off) >= 1e-6 * abs(published) else "equal"
+            verdict = f"{words}, {'within' if abs(off) <= tolerance else 'OUTSIDE'} the tolerance"
+        return {
+            "metric": metric,
+            "published": published,
+            "tolerance": tolerance,
+            "measured": measured,
+            "verdict": verdict,
+        }
 
 
 def apply_recipe(request: EvalRequest) -> tuple[EvalRequest, Published | None]:
@@ -78,28 +72,18 @@ def apply_recipe(request: EvalRequest) -> tuple[EvalRequest, Published | None]:
     # A file under another name may still be the same reference, so this only says that it was given.
     if Path(reference).name != Path(settings.reference).name:
         changed.append("--reference")
-    published = Published(
-        name=Path(request.recipe).stem,
-        metrics=settings.published,
-        tolerance=settings.tolerance,
-        count=settings.count,
-        note="; ".join(_notes(request, settings)),
-        changed=changed,
-    )
-    filled = replace(request, path=path, protocol=settings.protocol, reference=reference)
-    if filled.samples:
-        own = {name: getattr(settings, name) for name in SAMPLED_ONLY if getattr(request, name) is None}
-        filled = replace(filled, num_images=request.num_images or settings.count, **own)
-    return filled, published
-
-
-def _notes(request: EvalRequest, settings: RecipeEvaluation) -> list[str]:
     notes = [settings.note] if settings.note else []
     if request.path is not None:
         notes.append(f"{request.path} is assumed to be what the recipe names")
     if request.dtype != "fp32":
         notes.append(f"sampled in {request.dtype}")
-    return notes
+    name = Path(request.recipe).stem
+    published = Published(name=name, settings=settings, note="; ".join(notes), changed=changed)
+    filled = replace(request, path=path, protocol=settings.protocol, reference=reference)
+    if filled.samples:
+        own = {name: getattr(settings, name) for name in SAMPLED_ONLY if getattr(request, name) is None}
+        filled = replace(filled, num_images=request.num_images or settings.count, **own)
+    return filled, published
 
 
 def model_of(name: str) -> str:

@@ -63,13 +63,10 @@ def parse_evaluation(section: object, where: str) -> RecipeEvaluation:
             raise MgenError("'evaluation' is not a mapping of keys such as protocol, reference and published")
         found = build(RecipeEvaluation, section, "evaluation.")
         check_choice("evaluation.protocol", found.protocol, PROTOCOLS)
-        least = {"count": 2, "seed": 0, "image_size": 1}
-        for key, value in least.items():
-            given = getattr(found, key)
-            if given is not None and given < value:
-                raise MgenError(f"'evaluation.{key}' is {given}: at least {value} is needed")
-        published = _numbers(found.published, "published")
-        tolerance = _numbers(found.tolerance, "tolerance")
+        for key, least in {"count": 2, "seed": 0, "image_size": 1}.items():
+            if (given := getattr(found, key)) is not None and given < least:
+                raise MgenError(f"'evaluation.{key}' is {given}: at least {least} is needed")
+        published, tolerance = _numbers(found.published, "published"), _numbers(found.tolerance, "tolerance")
         if published.keys() != tolerance.keys():
             odd = ", ".join(sorted(published.keys() ^ tolerance.keys()))
             raise MgenError(

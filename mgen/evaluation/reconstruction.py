@@ -33,9 +33,8 @@ def posterior_noise(tokenizer: Tokenizer, posterior: str, seed: int, indices: Se
     if check_choice("posterior", posterior, POSTERIOR) == "mean":
         return {}
     if (shape := tokenizer.noise_shape()) is None:
-        raise MgenError(
-            f"posterior sample: a {type(tokenizer).__name__} has no posterior, only KL tokenizers do; leave it out"
-        )
+        kind = type(tokenizer).__name__
+        raise MgenError(f"posterior sample: a {kind} has no posterior, only KL tokenizers do; leave it out")
     noise = [torch.randn(shape, generator=seeds.generator(seed, "posterior", i)) for i in indices]
     return {"noise": torch.stack(noise).to(tokenizer.device)}
 
@@ -108,22 +107,17 @@ def reconstructions(
         about["posterior"] = posterior if posterior == "mean" else f"{posterior}, seed {seed}"
     if lpips is not None:
         about["lpips"] = lpips.about
-    names, key = dataset.class_names, list(rows)
-    return Source(count=len(rows), about=about, read=read, class_names=names, key=key, ahead=False)
+    names = dataset.class_names
+    return Source(count=len(rows), about=about, read=read, class_names=names, key=list(rows), ahead=False)
 
 
 def reconstruction_metrics(measured: Measured, source: Source, extractor: Extractor) -> dict[str, float]:
     """Fréchet distance to the originals, PSNR, SSIM, LPIPS and usage of the ids."""
     distance = frechet_distance(*measured.sums().finish(), *measured.sums("original").finish())
     out = {distance_name(extractor, measured.count): distance}
-    titles = {
-        "psnr": "PSNR in dB, mean over images",
-        "ssim": "SSIM, mean over images",
-        "lpips": "LPIPS, mean over images",
-    }
-    for column, title in titles.items():
+    for column, title in {"psnr": "PSNR in dB", "ssim": "SSIM", "lpips": "LPIPS"}.items():
         if f"column.{column}" in measured.names:
-            out[title] = measured.rows(f"column.{column}").double().mean().item()
+            out[f"{title}, mean over images"] = measured.rows(f"column.{column}").double().mean().item()
     if "total.used" in measured.names:
         out |= id_metrics(measured.total("used"), "codebooks" if "codebooks" in source.about else "channels")
     return out

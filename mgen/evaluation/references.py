@@ -1,21 +1,13 @@
 """What images are compared with: statistics files, images to be measured first, or a file with both."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 from mgen.evaluation.extractors import Extractor
-from mgen.evaluation.measure import Measured, begin, measure
+from mgen.evaluation.measure import ALONE, Workers, begin, measure
 from mgen.evaluation.npz import npz_names
 from mgen.evaluation.protocols import PUBLISHED
 from mgen.evaluation.sources import open_source
-from mgen.evaluation.statistics import (
-    BUILTIN,
-    Reference,
-    builtin_file,
-    load_statistics,
-    sha256_of,
-    spread_features,
-)
+from mgen.evaluation.statistics import BUILTIN, Reference, builtin_file, load_statistics, sha256_of
 
 
 def find_reference(
@@ -26,9 +18,7 @@ def find_reference(
     images: bool = False,
     batch_size: int = 100,
     folder: Path | None = None,
-    rank: int = 0,
-    world: int = 1,
-    wait: Callable[[], None] | None = None,
+    workers: Workers = ALONE,
     progress: bool = True,
 ) -> Reference | None:
     """The reference of this name; None for "none", and in all processes but the first if images were measured.
@@ -37,7 +27,7 @@ def find_reference(
         name: fmnist-train, fmnist-test, a statistics file, an npz or a folder of images, or "none".
         builtin: whether a missing name means fmnist-train. images: whether features of single images are needed as well, for
             precision, recall and the kernel distance.
-        folder: where to keep measured features until the evaluation is done. rank, world, wait: see `measure`.
+        folder: where to keep measured features until the evaluation is done.
     """
     name = name or ("fmnist-train" if builtin else "none")
     if name == "none":
@@ -51,31 +41,19 @@ def find_reference(
         if not images or found.features is not None or "arr_0" not in arrays:
             return found
     source = open_source(name, channels=extractor.channels)
-    if folder is not None and rank == 0:
+    if folder is not None and workers.rank == 0:
         begin(folder, source, extractor, extractor.resize, reference=True, spatial=extractor.spatial_length)
-    if wait is not None:
-        wait()
+    workers.wait()
     measured = measure(
-        source,
-        extractor,
-        folder=folder,
-        batch_size=batch_size,
-        examples=0,
-        rank=rank,
-        world=world,
-        progress=progress,
-        wait=wait,
+        source, extractor, folder=folder, batch_size=batch_size, examples=0, workers=workers, progress=progress
     )
-    if rank > 0:
+    if workers.rank > 0:
         return None  # only the first process compares
     if found is None:
-        found = _reference_of(measured, name)
+        mean, cov = measured.sums().finish()
+        spatial = measured.sums("spatial").finish() if "spatial" in measured.names else None
+        sha256 = sha256_of(mean, cov)
+        found = Reference(mean=mean, cov=cov, name=name, count=measured.count, sha256=sha256, spatial=spatial)
     if images:  # at most as many as behind published results: memory and time grow with the square
-        found.features = spread_features(measured, PUBLISHED)
+        found.features = measured.spread(PUBLISHED)
     return found
-
-
-def _reference_of(measured: Measured, name: str) -> Reference:
-    mean, cov = measured.sums().finish()
-    spatial = measured.sums("spatial").finish() if "spatial" in measured.names else None
-    return Reference(mean=mean, cov=cov, name=name, count=measured.count, sha256=sha256_of(mean, cov), spatial=spatial)

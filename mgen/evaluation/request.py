@@ -5,7 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mgen.evaluation.protocols import Protocol, find_protocol
+from mgen.pipelines.pixels import QUANTIZATIONS
 from mgen.utils.errors import MgenError, check_choice
+from mgen.zoo import embedded_entries
 
 # Settings that apply to sampled images only.
 SAMPLED_ONLY = ("labels", "seed", "image_size", "quantization")
@@ -72,7 +74,9 @@ class EvalRequest:
                 )
         if self.ranges and not self.levels:
             raise MgenError("--ranges needs --levels: the numbers of levels to compare")
-        if not self.samples and (given := self.model_options):
+        # A seed is also used for reconstructions.
+        given = [name for name in self.changes if name != "--seed"] + ["--dtype"] * (self.dtype != "fp32")
+        if given and not self.samples:
             raise MgenError(
                 f"{', '.join(given)}: for models only; stored and reconstructed images are measured as they are"
             )
@@ -89,19 +93,12 @@ class EvalRequest:
         return [f"--{name.replace('_', '-')}" for name, value in given.items() if value not in (None, [])]
 
     @property
-    def model_options(self) -> list[str]:
-        """Options given that apply to sampled images only; a seed is also used for reconstructions."""
-        return [name for name in self.changes if name != "--seed"] + ["--dtype"] * (self.dtype != "fp32")
-
-    @property
     def folder(self) -> Path:
         """Where the report goes."""
         return Path(self.out or f"eval-{Path(self.path or 'images').stem or 'images'}")
 
     def find_protocol(self) -> Protocol:
         """The protocol that name, extractor, image size and quantization select."""
-        from mgen.pipelines.runs import QUANTIZATIONS
-
         if self.quantization is not None:
             check_choice("--quantization", self.quantization, QUANTIZATIONS)
         name = self.protocol
@@ -116,6 +113,4 @@ class EvalRequest:
 
 def is_model(path: str) -> bool:
     """Whether this is a pipeline's folder or the name of an embedded model, not images."""
-    from mgen.zoo import embedded_entries
-
     return (Path(path) / "model_index.json").is_file() or path in [entry.name for entry in embedded_entries()]

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -12,7 +11,7 @@ from mgen.data.images import open_images
 from mgen.evaluation import evaluate
 from mgen.evaluation.extractors import Extractor, make_extractor, protocol_extractor
 from mgen.evaluation.levels import compare_levels, levels_markdown
-from mgen.evaluation.measure import Measured, begin, measure
+from mgen.evaluation.measure import Measured, Workers, begin, measure
 from mgen.evaluation.neighbors import nearest_rows
 from mgen.evaluation.pixels import Lpips
 from mgen.evaluation.protocols import Protocol
@@ -23,29 +22,16 @@ from mgen.evaluation.request import EvalRequest, is_model
 from mgen.evaluation.result import Facts, Result
 from mgen.evaluation.sources import Source, from_model, open_source
 from mgen.evaluation.statistics import check_statistics_name, save_statistics, sha256_of
-from mgen.pipelines.pipeline import load, load_tokenizer
+from mgen.pipelines.pipeline import MaskedPipeline, load, load_tokenizer
+from mgen.samplers import ParallelSampler
 from mgen.tokenizers.bridge import kl_tokenizer
 from mgen.tokenizers.vision import give_vision
 from mgen.utils.errors import MgenError
 from mgen.utils.files import check_writable, file_sha256, write_json, write_text
 from mgen.zoo import weights_sha256
 
-if TYPE_CHECKING:
-    from mgen.pipelines.pipeline import MaskedPipeline
-    from mgen.samplers import ParallelSampler
-
-ChooseSampler = Callable[["MaskedPipeline"], "ParallelSampler"]
+ChooseSampler = Callable[[MaskedPipeline], ParallelSampler]
 SMALL = 256  # features; with more the bootstrap is slow
-
-
-@dataclass(frozen=True, kw_only=True)
-class Workers:
-    """The processes of an evaluation: this one's rank, their number, its device, and a barrier."""
-
-    rank: int
-    world: int
-    device: torch.device
-    wait: Callable[[], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +41,7 @@ class Outcome:
     result: Result
     folder: Path
     measured: Measured
-    pipe: "MaskedPipeline | None"
+    pipe: MaskedPipeline | None
 
 
 def run_evaluation(request: EvalRequest, workers: Workers, choose_sampler: ChooseSampler) -> Outcome | None:
@@ -70,7 +56,9 @@ def run_evaluation(request: EvalRequest, workers: Workers, choose_sampler: Choos
     request, published = apply_recipe(request)
     protocol = _check(request)
     extractor = protocol_extractor(protocol, weights=request.inception_weights, device=workers.device)
-    classifier = _find_classifier(request, protocol, workers.device)
+    on_fashion_mnist = request.on_fashion_mnist(protocol)
+    name = request.classifier or ("fmnist-classifier" if on_fashion_mnist else "none")
+    classifier = None if name == "none" else make_extractor(name, device=workers.device)
     source, pipe = _find_source(request, protocol, extractor, workers.device, choose_sampler)
     _check_comparable(request, source, pipe)
     if request.nearest and open_source(request.nearest, channels=extractor.channels).count < 2:
@@ -78,13 +66,11 @@ def run_evaluation(request: EvalRequest, workers: Workers, choose_sampler: Choos
     reference = find_reference(
         request.reference,
         extractor,
-        builtin=request.on_fashion_mnist(protocol),
+        builtin=on_fashion_mnist,
         images=bool(protocol.neighbors or protocol.kid),
         batch_size=request.batch_size,
         folder=request.folder / "reference",
-        rank=workers.rank,
-        world=workers.world,
-        wait=workers.wait,
+        workers=workers,
     )
     measured = _measure(request, protocol, source, extractor, classifier, workers)
     if workers.rank > 0:
@@ -125,18 +111,9 @@ def _check(request: EvalRequest) -> Protocol:
     return protocol
 
 
-def _find_classifier(request: EvalRequest, protocol: Protocol, device: torch.device) -> Extractor | None:
-    name = request.classifier or ("fmnist-classifier" if request.on_fashion_mnist(protocol) else "none")
-    return None if name == "none" else make_extractor(name, device=device)
-
-
 def _find_source(
-    request: EvalRequest,
-    protocol: Protocol,
-    extractor: Extractor,
-    device: torch.device,
-    choose_sampler: ChooseSampler,
-) -> tuple[Source, "MaskedPipeline | None"]:
+    request: EvalRequest, protocol: Protocol, extractor: Extractor, device: torch.device, choose_sampler: ChooseSampler
+) -> tuple[Source, MaskedPipeline | None]:
     """The images of the request, and the pipeline if they are sampled."""
     path = str(request.path)
     if request.reconstruction:
@@ -163,16 +140,14 @@ def _find_source(
     return source, pipe
 
 
-def _check_comparable(request: EvalRequest, source: Source, pipe: "MaskedPipeline | None") -> None:
+def _check_comparable(request: EvalRequest, source: Source, pipe: MaskedPipeline | None) -> None:
     """Raise MgenError if the default protocol would compare with Fashion-MNIST what nobody would."""
     if request.protocol or request.extractor or request.reference or request.reconstruction:
         return
-    what = None
-    if pipe is not None and pipe.generator.num_classes > 10:
-        what = f"has {pipe.generator.num_classes} classes"
-    elif pipe is None and (side := max(source.read(0, 1).images.shape[-2:])) > 64:
-        what = f"holds images of {side} px"
-    if what is not None:
+    side = 0 if pipe else max(source.read(0, 1).images.shape[-2:])
+    classes = pipe.generator.num_classes if pipe else 0
+    if classes > 10 or side > 64:
+        what = f"has {classes} classes" if pipe else f"holds images of {side} px"
         raise MgenError(
             f"{request.path} {what}, and without --protocol images are compared with Fashion-MNIST: choose one, such as --protocol "
             "torch-fidelity or adm, and give its --reference"
@@ -193,14 +168,7 @@ def _measure(
         begin(folder, source, extractor, protocol.id, classifier=None if classifier is None else classifier.sha256)
     workers.wait()
     measured = measure(
-        source,
-        extractor,
-        classifier=classifier,
-        folder=folder,
-        batch_size=request.batch_size,
-        rank=workers.rank,
-        world=workers.world,
-        wait=workers.wait,
+        source, extractor, classifier=classifier, folder=folder, batch_size=request.batch_size, workers=workers
     )
     if workers.rank == 0 and request.save_statistics:
         about = f"{request.path} {request.split if request.path == 'fmnist' else ''}".strip()

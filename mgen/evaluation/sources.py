@@ -9,22 +9,22 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from mgen.data import FashionMNIST, ImageData, center_crop, list_images, load_image
 from mgen.evaluation.npz import NpzImages
 from mgen.evaluation.result import Facts
+from mgen.pipelines.labels import label_plan
+from mgen.pipelines.pipeline import MaskedPipeline, to_uint8
+from mgen.pipelines.shards import ShardFolder, find_shards
 from mgen.utils.errors import MgenError
 from mgen.utils.files import read_json
-
-if TYPE_CHECKING:
-    from mgen.pipelines.pipeline import MaskedPipeline
+from mgen.zoo.recipes import recipe_names
 
 
 @dataclass(kw_only=True)
@@ -77,8 +77,6 @@ def from_folder(
         size: crop the middle square and resize it to this side, as ADM does; None: all images must have one size.
         threads: for decoding files.
     """
-    from mgen.pipelines.shards import find_shards
-
     if find_shards(path):
         return _from_shards(path, size=size, limit=limit)
     files = [f for f in list_images(path) if f.stem != "grid" and not _animated(f)][:limit]
@@ -87,32 +85,29 @@ def from_folder(
         raise MgenError(f"{path} holds no images except a grid: run mgen sample --out {path}, or give another folder")
     found = [re.search(r"class-(\d+)", f.stem) for f in files]
     labels = torch.tensor([int(m[1]) if m else -1 for m in found])
-    pool = ThreadPoolExecutor(threads)
-
-    @cache
-    def shape() -> torch.Size:
-        return load_image(files[0], size=size, channels=channels).shape
+    pool, shape = ThreadPoolExecutor(threads), load_image(files[0], size=size, channels=channels).shape
 
     def load(file: Path) -> Tensor:
         image = load_image(file, size=size, channels=channels)
-        if image.shape != shape():
+        if image.shape != shape:
             raise MgenError(f"{file} differs in size from the other images: all must have one size")
         return image
 
     def read(start: int, stop: int) -> Batch:
         return Batch(images=torch.stack(list(pool.map(load, files[start:stop]))), labels=labels[start:stop])
 
-    about: Facts = {"kind": "folder", "path": str(path), "quantization": "as stored"}
-    if size is not None:
-        about["prepared"] = f"center crop of {size} px (ADM's)"
     key = [(str(f.relative_to(path)), *_stamp(f)) for f in files]
-    return Source(count=len(files), about=about, read=read, key=key)
+    return Source(count=len(files), about=_stored("folder", path, size), read=read, key=key)
+
+
+def _stored(kind: str, path: Path, size: int | None = None) -> Facts:
+    """What a result says about images in files."""
+    prepared = {} if size is None else {"prepared": f"center crop of {size} px (ADM's)"}
+    return {"kind": kind, "path": str(path), "quantization": "as stored", **prepared}
 
 
 def _from_shards(path: Path, *, size: int | None, limit: int | None) -> Source:
     """A folder of npz shards that `mgen sample --format npz` wrote."""
-    from mgen.pipelines.shards import ShardFolder, find_shards
-
     shards = ShardFolder(path)
     if size is not None and shards.read(0, 1)[0].shape[-2:] != (size, size):
         raise MgenError(
@@ -123,9 +118,9 @@ def _from_shards(path: Path, *, size: int | None, limit: int | None) -> Source:
         images, ids = shards.read(start, stop)
         return Batch(images=images, labels=ids)
 
-    about: Facts = {"kind": "npz shards", "path": str(path), "quantization": "as stored"}
     key = [_stamp(shard.path) for shard in find_shards(path)]
-    return Source(count=min(len(shards), limit or len(shards)), about=about, read=read, key=key)
+    count = min(len(shards), limit or len(shards))
+    return Source(count=count, about=_stored("npz shards", path), read=read, key=key)
 
 
 def _check_complete(path: Path, there: int, limit: int | None) -> None:
@@ -160,28 +155,19 @@ def _animated(file: Path) -> bool:
 def from_npz(path: Path, *, limit: int | None = None, size: int | None = None) -> Source:
     """ADM's sample files: arr_0 uint8 (N, H, W, C), optionally arr_1 class ids (N,); read as a stream."""
     file = NpzImages(path)
-    count = min(len(file), limit or len(file))
 
     def read(start: int, stop: int) -> Batch:
         images = file.read(start, stop)
         if size is not None and images.shape[-2:] != (size, size):
-            images = torch.stack([_cropped(image, size) for image in images])
+            images = torch.stack([pil_to_tensor(center_crop(to_pil_image(image), size)) for image in images])
         return Batch(images=images, labels=file.labels[start:stop])
 
-    about: Facts = {"kind": "npz", "path": str(path), "quantization": "as stored"}
-    if size is not None:
-        about["prepared"] = f"center crop of {size} px (ADM's)"
-    return Source(count=count, about=about, read=read, key=_stamp(path))
-
-
-def _cropped(image: Tensor, size: int) -> Tensor:
-    from torchvision.transforms.functional import pil_to_tensor, to_pil_image
-
-    return pil_to_tensor(center_crop(to_pil_image(image), size))
+    count = min(len(file), limit or len(file))
+    return Source(count=count, about=_stored("npz", path, size), read=read, key=_stamp(path))
 
 
 def from_model(
-    pipe: "MaskedPipeline",
+    pipe: MaskedPipeline,
     *,
     name: str,
     count: int,
@@ -197,32 +183,19 @@ def from_model(
     Args:
         plan: of the class ids: balanced, sorted or random. batch_size: images sampled at a time; in fp32 it does not change them.
     """
-    from mgen.pipelines.labels import label_plan
-    from mgen.pipelines.pipeline import to_uint8
-
     classes: Sequence[int | None] = range(pipe.generator.num_classes) if pipe.conditional else [None]
     label = label_plan(plan, classes=classes, count=count, seed=seed)
-    plain = image_size is None and quantization == "round"
 
-    def sample(start: int, stop: int) -> Tensor:
-        images = pipe(
-            [label(i) for i in range(start, stop)],
-            seed=seed,
-            indices=range(start, stop),
-            dtype=dtype,
-            output_type="uint8" if plain else "raw",
-            progress=False,
-        ).images
-        if plain:
-            return images.cpu()
+    def sample(rows: range) -> Tensor:
+        ids = [label(i) for i in rows]
+        images = pipe(ids, seed=seed, indices=rows, dtype=dtype, output_type="raw", progress=False).images
         return to_uint8(images, size=image_size, quantization=quantization).cpu()
 
     def read(start: int, stop: int) -> Batch:
-        began = time.perf_counter()
-        images = torch.cat([sample(a, min(a + batch_size, stop)) for a in range(start, stop, batch_size)])
-        labels = [label(i) for i in range(start, stop)]
+        began, rows = time.perf_counter(), range(start, stop)
+        images = torch.cat([sample(rows[a : a + batch_size]) for a in range(0, len(rows), batch_size)])
         seconds = torch.tensor([time.perf_counter() - began], dtype=torch.float64)
-        ids = torch.tensor([-1 if c is None else c for c in labels])
+        ids = torch.tensor([-1 if (c := label(i)) is None else c for i in rows])
         return Batch(images=images, labels=ids, totals={"seconds": seconds})
 
     about: Facts = {
@@ -240,7 +213,6 @@ def from_model(
 
 def from_dataset(dataset: ImageData, *, name: str, limit: int | None = None) -> Source:
     """The images of a data set, unchanged."""
-    from mgen.pipelines.pipeline import to_uint8
 
     def read(start: int, stop: int) -> Batch:
         batch = dataset.__getitems__(range(start, stop))
@@ -260,9 +232,9 @@ def open_source(
         size: side in pixels to which the images of folders and npz files are cropped and resized; None: as stored.
     """
     path = Path(name)
-    if name == "fmnist" and size is not None:
-        raise MgenError("--image-size is for folders and npz files: fmnist has images of 32 px")
     if name == "fmnist":
+        if size is not None:
+            raise MgenError("--image-size is for folders and npz files: fmnist has images of 32 px")
         return from_dataset(FashionMNIST(split=split), name=f"fmnist {split}", limit=limit)
     if path.suffix == ".npz":
         if not path.is_file():
@@ -270,8 +242,6 @@ def open_source(
         return from_npz(path, limit=limit, size=size)
     if path.is_dir():
         return from_folder(path, channels=channels, size=size, limit=limit)
-    from mgen.zoo.recipes import recipe_names
-
     if name in recipe_names():
         raise MgenError(f"{name} is a recipe: mgen eval --recipe {name} samples and measures its model")
     raise MgenError(f"{name} is not a folder of images, an .npz, `fmnist` or a model (mgen zoo lists the models)")

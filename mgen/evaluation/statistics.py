@@ -1,31 +1,29 @@
-"""Mean and covariance of features: streamed in float64, merged by addition, stored in files that describe themselves."""
+"""Mean and covariance of features: streamed in float64, stored in files that describe themselves."""
 
 import hashlib
 import pickle
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mgen.evaluation.extractors import Extractor
+from mgen.evaluation.npz import ERRORS
 from mgen.evaluation.protocols import RESIZES
+from mgen.evaluation.result import Facts
 from mgen.utils.errors import MgenError
 from mgen.utils.files import atomic_path, file_sha256, read_tensors, write_tensors
 from mgen.utils.folders import embedded
-
-if TYPE_CHECKING:
-    from mgen.evaluation.measure import Measured
 
 # Built-in references → the split of Fashion-MNIST they were computed on.
 BUILTIN = {"fmnist-train": "train", "fmnist-test": "test"}
 
 
 class FeatureSums:
-    """Running sums of features (B, F) in float64; `+` merges two."""
+    """Running sums of features (B, F) in float64."""
 
     def __init__(self, dim: int) -> None:
         self.count = 0
@@ -37,11 +35,6 @@ class FeatureSums:
         self.count += len(x)
         self.sum += x.sum(0)
         self.outer += x.T @ x
-
-    def __add__(self, other: "FeatureSums") -> "FeatureSums":
-        out = FeatureSums(len(self.sum))
-        out.count, out.sum, out.outer = self.count + other.count, self.sum + other.sum, self.outer + other.outer
-        return out
 
     def finish(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean (F,) and unbiased covariance (F, F); MgenError for fewer than two images."""
@@ -77,6 +70,11 @@ class Reference:
     features: Tensor | None = None
     prepared: str = ""
     described: bool = True
+
+    def describe(self) -> Facts:
+        """The reference as a result states it."""
+        facts: Facts = {key: getattr(self, key) for key in ("name", "count", "sha256")}
+        return facts | {"features": None if self.features is None else len(self.features), "prepared": self.prepared}
 
 
 def save_statistics(
@@ -143,9 +141,8 @@ def load_statistics(path: str | Path, extractor: Extractor) -> Reference:
         spatial = _gaussian(arrays, "_s", extractor.spatial_length, path, extractor)
     features = torch.from_numpy(arrays["features"]).float() if "features" in arrays else None
     if features is not None and features.shape[1:] != (extractor.length,):
-        shape = tuple(features.shape)
         raise MgenError(
-            f"{path} holds features of shape {shape}, but {extractor.name} gives {extractor.length} per image"
+            f"{path} holds features of shape {tuple(features.shape)}, but {extractor.name} gives {extractor.length} per image"
         )
     return Reference(
         mean=mean,
@@ -201,8 +198,8 @@ def _gaussian(
 
 
 _NUMPY: list[Any] = [np.ndarray, np.dtype, *(type(np.dtype(kind)) for kind in ("f4", "f8"))]
-_RECONSTRUCT = np.zeros(0).__reduce__()[0]  # the name of its module depends on numpy's version
-_NUMPY += [(_RECONSTRUCT, f"{module}.multiarray._reconstruct") for module in ("numpy.core", "numpy._core")]
+# The name of the module of _reconstruct depends on numpy's version.
+_NUMPY += [(np.zeros(0).__reduce__()[0], f"{name}.multiarray._reconstruct") for name in ("numpy.core", "numpy._core")]
 KEYS = ("mu", "sigma", "mu_s", "sigma_s", "features")
 ABOUT = ("extractor", "extractor_sha256", "resize", "count", "source", "prepared")  # how our files describe themselves
 
@@ -218,16 +215,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
         with torch.serialization.safe_globals(_NUMPY):
             data = torch.load(path, map_location="cpu", weights_only=True)
         return {k: torch.as_tensor(v).double().numpy() for k, v in data.items() if k in KEYS}
-    except (
-        OSError,
-        ValueError,
-        EOFError,
-        RuntimeError,
-        AttributeError,
-        TypeError,
-        pickle.UnpicklingError,
-        zipfile.BadZipFile,
-    ) as error:
+    except (*ERRORS, RuntimeError, AttributeError, TypeError, pickle.UnpicklingError) as error:
         text = str(error).splitlines()[0][:120]
         raise MgenError(
             f"cannot read statistics from {path} ({text}): expected .safetensors, .npz or .pt with mu and sigma"
@@ -237,13 +225,3 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
 def builtin_file(name: str) -> Path:
     """File of a built-in reference, in the features of fmnist-cnn."""
     return embedded("fmnist-cnn") / f"statistics-{BUILTIN[name]}.safetensors"
-
-
-def spread_features(measured: "Measured", count: int) -> Tensor:
-    """Features (M, F) of `count` images evenly spread over all."""
-    rows = torch.arange(min(count, measured.count)) * measured.count // min(count, measured.count)
-    out, first = [], 0
-    for block in measured.blocks("features"):
-        out.append(block[rows[(rows >= first) & (rows < first + len(block))] - first])
-        first += len(block)
-    return torch.cat(out)

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mgen.data.first_stage import shrink
-from mgen.pipelines.pipeline import MaskedPipeline
+from mgen.pipelines.pipeline import MaskedPipeline, decode_finite
+from mgen.pipelines.pixels import to_uint8
 from mgen.samplers.forward import whole_units
 from mgen.utils.errors import MgenError
 
@@ -114,10 +115,7 @@ def restyle(tokenizer: Any, content: Tensor, style: Tensor) -> Tensor:
         )
     ids = tokenizer.encode(torch.stack([content, style]).to(tokenizer.device).float() / 127.5 - 1)  # (2, L)
     mixed = torch.cat([ids[1:, : spec.global_tokens], ids[:1, spec.global_tokens :]], dim=1)
-    images = tokenizer.decode(mixed, spec.grid).float()
-    if not torch.isfinite(images).all():
-        raise MgenError("the decoder returned NaN or infinite pixels: the tokenizer's weights are damaged")
-    return ((images[0].clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return to_uint8(decode_finite(tokenizer, mixed, spec.grid))[0]
 
 
 def _first_stage(pipe: MaskedPipeline, image: Tensor, mask: Tensor, count: int, dilate: int) -> tuple[Tensor, Tensor]:

@@ -17,37 +17,23 @@ from tqdm import tqdm
 
 from mgen.pipelines.pipeline import MaskedPipeline
 from mgen.pipelines.pixels import to_pil, to_uint8
-from mgen.pipelines.runs import Run, begin_images, names_in, remove_leftovers
-from mgen.pipelines.runs import begin_run as begin_run  # these two for mgen tune and mgen edit
-from mgen.pipelines.runs import image_name as image_name
+from mgen.pipelines.runs import Run, begin_images, names_in, remove_leftovers, spans
 from mgen.pipelines.shards import SHARD, ShardFolder, write_npz
 from mgen.utils.errors import MgenError
 from mgen.utils.files import atomic_path
 
 
 def chosen_classes(text: str | None, pipe: MaskedPipeline) -> Sequence[int | None]:
-    """Class ids from "0,3,7-9" or names ("bag,dress"), all classes for None; [None] for an unconditional model.
-
-    Raises:
-        MgenError: see parse_classes, or classes for an unconditional model.
-    """
-    if pipe.conditional:
-        return parse_classes(text, pipe.generator.num_classes, pipe.class_names)
-    if text is not None:
-        raise MgenError(f"--classes {text}: this model is unconditional and has no classes: leave the option out")
-    return [None]
-
-
-def parse_classes(text: str | None, count: int, names: Sequence[str] = ()) -> list[int]:
-    """Class ids from "0,3,7-9" or names ("bag,dress"); all classes for None.
-
-    Raises:
-        MgenError: not a number, a range or a name, or out of range.
-    """
+    """Class ids from "0,3,7-9" or names ("bag,dress"), all for None; [None] for an unconditional model; MgenError for other texts."""
+    if not pipe.conditional:
+        if text is not None:
+            raise MgenError(f"--classes {text}: this model is unconditional and has no classes: leave the option out")
+        return [None]
+    count = pipe.generator.num_classes
     if text is None:
         return list(range(count))
     out: list[int] = []
-    lookup = {name.lower(): i for i, name in enumerate(names)}
+    lookup = {name.lower(): i for i, name in enumerate(pipe.class_names)}
     for part in text.split(","):
         part = part.strip()
         first, dash, last = part.partition("-")
@@ -108,7 +94,7 @@ def run_images(pipe: MaskedPipeline, run: Run, *, batch_size: int, rank: int = 0
 def _sample_pngs(pipe: MaskedPipeline, run: Run, *, batch_size: int, rank: int, world: int) -> int:
     there = names_in(run.out)
     batch_size = min(batch_size, -(-run.count // world))  # so that every process has work in a small run
-    mine = _parts(0, run.count, batch_size)[rank::world]
+    mine = spans(0, run.count, batch_size)[rank::world]
     missing = {span: [i for i in range(*span) if run.file(i, i + 1) not in there] for span in mine}
     left = sum(map(len, missing.values()))
     with _bar(mine, left, rank) as bar:
@@ -122,16 +108,16 @@ def _sample_pngs(pipe: MaskedPipeline, run: Run, *, batch_size: int, rank: int, 
 
 
 def _sample_shards(pipe: MaskedPipeline, run: Run, *, batch_size: int, rank: int, world: int) -> int:
-    there, spans = names_in(run.out), run.spans
-    if rank == 0 and world > len(spans):
-        warnings.warn(f"{len(spans)} shards for {world} processes: give a smaller --shard-size", stacklevel=3)
-    mine = spans[rank::world]
+    there, shards = names_in(run.out), run.spans
+    if rank == 0 and world > len(shards):
+        warnings.warn(f"{len(shards)} shards for {world} processes: give a smaller --shard-size", stacklevel=3)
+    mine = shards[rank::world]
     todo = [span for span in mine if run.file(*span) not in there]
     left = sum(stop - start for start, stop in todo)
     with _bar(mine, left, rank) as bar:
 
         def images(start: int, stop: int) -> Iterator[Tensor]:
-            for part in _parts(start, stop, batch_size):
+            for part in spans(start, stop, batch_size):
                 yield sample_images(pipe, run, range(*part))
                 bar.update(part[1] - part[0])
 
@@ -143,33 +129,22 @@ def _sample_shards(pipe: MaskedPipeline, run: Run, *, batch_size: int, rank: int
     return left
 
 
-def _parts(start: int, stop: int, size: int) -> list[tuple[int, int]]:
-    """start … stop - 1 in parts of `size`, the last one possibly smaller: first index of each, and the one after its last."""
-    return [(first, min(first + size, stop)) for first in range(start, stop, size)]
-
-
-def _bar(spans: Sequence[tuple[int, int]], left: int, rank: int) -> Any:
+def _bar(mine: Sequence[tuple[int, int]], left: int, rank: int) -> Any:
     """Progress bar of this process; only the first process shows it."""
-    total = sum(stop - start for start, stop in spans)
+    total = sum(stop - start for start, stop in mine)
     return tqdm(total=total, initial=total - left, unit="img", desc="sampling", disable=rank > 0)
 
 
 def sample_images(pipe: MaskedPipeline, run: Run, indices: Sequence[int]) -> Tensor:
-    """Images of a run, uint8 (B, C, H, W), resized to `run.image_size` if it is given and converted by `run.quantization`.
-
-    See mgen.pipelines.pixels.to_uint8.
-    """
-    plain = run.image_size is None and run.quantization == "round"
+    """Images of a run, uint8 (B, C, H, W); `run.image_size` and `run.quantization`: see mgen.pipelines.pixels.to_uint8."""
     images = pipe(
         [run.labels(i) for i in indices],
         indices=indices,
         seed=run.labels.seed,
         dtype=run.dtype,
-        output_type="uint8" if plain else "raw",
+        output_type="raw",
         progress=False,
     ).images
-    if plain:
-        return images
     return to_uint8(images, size=run.image_size, quantization=run.quantization)
 
 
@@ -205,22 +180,21 @@ def export_npz(run: Run, file: Path) -> None:
             return
         folder = ShardFolder(run.out)
         for start, stop in run.spans:
-            for part in _parts(start, stop, 100):
+            for part in spans(start, stop, 100):
                 yield folder.read(*part)[0].expand(-1, 3, -1, -1)
 
     remove_leftovers(file.parent, re.escape(file.name))
     write_npz(file, tqdm(parts(), unit="part", desc=file.name, leave=False), labels=run.ids(0, run.count))
 
 
-def read_back(run: Run, *, most_per_class: int = 10, most_classes: int = 20) -> tuple[Tensor, list[int]]:
-    """The images of a run for a preview grid: uint8 (n, C, H, W) and their classes, -1 for none."""
+def read_back(run: Run) -> tuple[Tensor, list[int]]:
+    """Images of a run for a preview grid, uint8 (n, C, H, W), and their classes, -1 for none: 10 of each of 20 classes."""
     from mgen.data import load_image
 
     chosen: dict[int, list[int]] = {}
     for i, label in enumerate(run.ids(0, run.count)):
-        if label in chosen or len(chosen) < most_classes:
-            most = most_classes * most_per_class if label < 0 else most_per_class
-            if len(chosen.setdefault(label, [])) < most:
+        if label in chosen or len(chosen) < 20:
+            if len(chosen.setdefault(label, [])) < (200 if label < 0 else 10):
                 chosen[label].append(i)
     pairs = sorted((i, label) for label, indices in chosen.items() for i in indices)
     if run.format == "npz":

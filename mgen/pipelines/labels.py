@@ -42,11 +42,7 @@ class LabelPlan:
 
 
 def label_plan(name: str, *, classes: Sequence[int | None], count: int, seed: int) -> LabelPlan:
-    """The plan of this name for `count` images of `classes`; `seed` is for the random one.
-
-    Raises:
-        MgenError: unknown name, no classes, or no images.
-    """
+    """The plan of this name for images of `classes`, the random one from `seed`; MgenError: unknown name, no classes, or no images."""
     check_choice("--labels", name, PLANS)
     if not classes or count < 1:
         raise MgenError(f"a label plan of {count} images and {len(classes)} classes: at least one of each is needed")

@@ -1,6 +1,6 @@
 """Tokenizer + generator + sampler = images: a diffusers DiffusionPipeline, and functions to load one."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +15,9 @@ from mgen.generators import Cascade, Generator
 from mgen.pipelines.pixels import to_pil, to_uint8
 from mgen.samplers import ParallelSampler, Step, image_seed
 from mgen.tokenizers.base import Tokenizer
-from mgen.utils.errors import MgenError, check_choice
+from mgen.utils.errors import MgenError, check_choice, first_line
 from mgen.utils.files import read_json
-from mgen.utils.modeling import public, saved_class
+from mgen.utils.modeling import load_saved, public, saved_class
 from mgen.zoo import DEFAULT, resolve
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -32,30 +32,6 @@ class PipelineOutput:
     images: Any
     tokens: Tensor
     classes: list[int]
-
-
-@dataclass(frozen=True, kw_only=True)
-class GivenTokens:
-    """Tokens of a run that stay as they are; the arguments of MaskedPipeline.__call__ by these names."""
-
-    tokens: Tensor | None
-    known: Tensor | None
-    first_stage: tuple[Tensor, Tensor] | None
-
-    def __post_init__(self) -> None:
-        if (self.tokens is None) != (self.known is None):
-            raise MgenError(
-                "tokens and known go together: ids (B, L) or vectors (B, L, C), and a bool mask (B, L) of those that are given"
-            )
-
-    def rows(self, rows: slice) -> "GivenTokens":
-        """Those of some images."""
-        tokens, known, first = self.tokens, self.known, self.first_stage
-        return GivenTokens(
-            tokens=None if tokens is None else tokens[rows],
-            known=None if known is None else known[rows],
-            first_stage=None if first is None else (first[0][rows], first[1][rows]),
-        )
 
 
 @public
@@ -155,57 +131,43 @@ class MaskedPipeline(DiffusionPipeline):
         check_choice("output_type", output_type, OUTPUTS)
         check_choice("dtype", dtype, DTYPES)
         ids = self.check_classes(classes)
-        given = GivenTokens(tokens=tokens, known=known, first_stage=first_stage)
+        if (tokens is None) != (known is None):
+            raise MgenError(
+                "tokens and known go together: ids (B, L) or vectors (B, L, C), and a bool mask (B, L) of those that are given"
+            )
         seeds = [image_seed(seed, i) for i in (range(len(ids)) if indices is None else indices)]
         sampler = (sampler or self.sampler).override(steps=steps, guidance=guidance)
         sampler.check(self.generator)
-        size = batch_size or max(1, len(ids))
+        size, device = batch_size or max(1, len(ids)), self.generator.device
         complete = complete or callback is not None or output_type == "tokens"
         unused_tail = 0 if complete else self.tokenizer.unused_tail
-        self._optimize_layout(sampler, min(size, len(ids)))
+        units = self.generator.units
+        guided = any(sampler.guided(units.length, units.global_tokens))  # twice as many rows
+        self.generator.optimize_layout(min(size, len(ids)) * (2 if guided else 1))
         total = -(-len(ids) // size) * self._steps(sampler, unused_tail)
         parts, images = [], []
         with tqdm(total=total, unit="step", disable=not progress, desc="sampling", leave=False) as bar:
             for first in range(0, len(ids), size):
                 rows = slice(first, first + size)
-                run = self._run(sampler, ids[rows], seeds[rows], given.rows(rows), complete, unused_tail)
-                with nullcontext() if dtype == "fp32" else torch.autocast(self.generator.device.type, DTYPES[dtype]):
+                run = sampler(
+                    self.generator,
+                    torch.tensor(ids[rows], device=device),
+                    noise=sampler.make_noise(self.generator, seeds[rows]).to(device),
+                    tokens=None if tokens is None else tokens[rows],
+                    known=None if known is None else known[rows],
+                    first_stage=None if first_stage is None else (first_stage[0][rows], first_stage[1][rows]),
+                    complete_first_stage=complete,
+                    unused_tail=unused_tail,
+                )
+                with nullcontext() if dtype == "fp32" else torch.autocast(device.type, DTYPES[dtype]):
                     for step in run:
                         bar.update()
                         if callback is not None:
                             callback(step)
                 parts.append(step.tokens)
                 if output_type != "tokens":
-                    images.append(self.pixels(step.tokens) if output_type == "raw" else self.decode(step.tokens))
-        return PipelineOutput(self._output(torch.cat(images), output_type) if images else None, torch.cat(parts), ids)
-
-    def _run(
-        self,
-        sampler: ParallelSampler,
-        ids: Sequence[int],
-        seeds: Sequence[int],
-        given: GivenTokens,
-        complete: bool,
-        unused_tail: int,
-    ) -> Iterator[Step]:
-        """The steps of one batch."""
-        device = self.generator.device
-        return sampler(
-            self.generator,
-            torch.tensor(ids, device=device),
-            noise=sampler.make_noise(self.generator, seeds).to(device),
-            tokens=given.tokens,
-            known=given.known,
-            first_stage=given.first_stage,
-            complete_first_stage=complete,
-            unused_tail=unused_tail,
-        )
-
-    def _optimize_layout(self, sampler: ParallelSampler, batch_size: int) -> None:
-        """Lay the generator's weights out for batches of this size, twice as many rows with guidance."""
-        units = self.generator.units
-        guided = any(sampler.guided(units.length, units.global_tokens))
-        self.generator.optimize_layout(batch_size * (2 if guided else 1))
+                    images.append(decode_finite(self.tokenizer, step.tokens))
+        return PipelineOutput(_output(torch.cat(images), output_type) if images else None, torch.cat(parts), ids)
 
     def _steps(self, sampler: ParallelSampler, unused_tail: int) -> int:
         """Steps of one batch, for the progress bar."""
@@ -215,40 +177,46 @@ class MaskedPipeline(DiffusionPipeline):
 
     def decode(self, tokens: Tensor) -> Tensor:
         """Images (B, C, H, W) in [-1, 1] of ids (B, L) or vectors (B, L, C); MgenError if the decoder's output isn't finite."""
-        return self.pixels(tokens).clamp(-1, 1)
+        return decode_finite(self.tokenizer, tokens).clamp(-1, 1)
 
-    def pixels(self, tokens: Tensor) -> Tensor:
-        """As `decode`, without clamping: LlamaGen resizes before it clamps."""
-        images = self.tokenizer.decode(tokens).float()
-        if not torch.isfinite(images).all():
-            raise MgenError("the decoder returned NaN or infinite pixels: the tokenizer's weights are damaged")
-        return images
 
-    @staticmethod
-    def _output(images: Tensor, output_type: str) -> Any:
-        if output_type == "raw":
+def _output(images: Tensor, output_type: str) -> Any:
+    match output_type:
+        case "raw":
             return images
-        if output_type == "pt":
-            return (images + 1) / 2
-        images = to_uint8(images)
-        return images if output_type == "uint8" else to_pil(images)
+        case "pt":
+            return (images.clamp(-1, 1) + 1) / 2
+        case "uint8":
+            return to_uint8(images)
+    return to_pil(to_uint8(images))
+
+
+def decode_finite(tokenizer: Tokenizer, tokens: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+    """What the decoder makes of tokens, in fp32; MgenError if it isn't finite."""
+    images = tokenizer.decode(tokens, grid).float()
+    if not torch.isfinite(images).all():
+        raise MgenError("the decoder returned NaN or infinite pixels: the tokenizer's weights are damaged")
+    return images
 
 
 def load(name: str | Path = DEFAULT, *, device: str | torch.device = "cpu") -> MaskedPipeline:
-    """The pipeline of a folder written by `save_pretrained` or `mgen convert`, or of an embedded model.
-
-    Raises:
-        MgenError: no such model, or a damaged one.
-    """
-    folder = resolve(name)
+    """The pipeline of a folder (of `save_pretrained` or `mgen convert`) or of an embedded model; MgenError if it is missing or damaged."""
+    folder, device = resolve(name), check_device(device)
     if not (folder / "model_index.json").is_file():
-        raise MgenError(f"{folder} is no pipeline (model_index.json is missing){_what_it_is(folder)}")
+        what, config = (
+            "expected a folder written by save_pretrained, mgen train or mgen convert",
+            folder / "config.json",
+        )
+        if config.is_file():
+            name = read_json(config).get("_class_name")
+            what = f"it holds a {name} alone; join it with a tokenizer by mgen convert pipeline"
+        raise MgenError(f"{folder} is no pipeline (model_index.json is missing): {what}")
     index = read_json(folder / "model_index.json")
     parts = {part: _load_part(folder, part, index) for part in COMPONENTS}
     pipe = MaskedPipeline(**parts, class_names=index.get("class_names"))
     pipe.tokenizer.eval()
     pipe.generator.eval()
-    return pipe.to(check_device(device))
+    return pipe.to(device)
 
 
 def load_tokenizer(name: str | Path, *, device: str | torch.device = "cpu") -> Tokenizer:
@@ -257,12 +225,9 @@ def load_tokenizer(name: str | Path, *, device: str | torch.device = "cpu") -> T
     if (folder / "model_index.json").is_file():
         tokenizer = _load_part(folder, "tokenizer", read_json(folder / "model_index.json"))
     else:
-        config = folder / "config.json"
-        if not config.is_file():
+        if not (folder / "config.json").is_file():
             raise MgenError(f"no tokenizer in {folder} (neither model_index.json nor config.json)")
-        tokenizer = saved_class(read_json(config).get("_class_name"), f"model class in {config}").from_pretrained(
-            folder
-        )
+        tokenizer = load_saved(folder)
     if not isinstance(tokenizer, Tokenizer):
         raise MgenError(f"{folder} holds a {type(tokenizer).__name__}, not a tokenizer")
     return tokenizer.eval().to(check_device(device))
@@ -279,8 +244,9 @@ def check_device(device: str | torch.device) -> torch.device:
         torch.empty(0, device=found)
         return found
     except (RuntimeError, AssertionError) as error:
-        text = str(error).splitlines()[0][:100]
-        raise MgenError(f"device {str(device)!r} cannot be used here ({text}): try cpu or auto") from error
+        raise MgenError(
+            f"device {str(device)!r} cannot be used here ({first_line(error, 100)}): try cpu or auto"
+        ) from error
 
 
 def _load_part(folder: Path, part: str, index: dict[str, Any]) -> Any:
@@ -292,10 +258,3 @@ def _load_part(folder: Path, part: str, index: dict[str, Any]) -> Any:
         own = {k: v for k, v in config.items() if not k.startswith("_")}
         return ParallelSampler.from_settings(own, str(folder / part))
     return saved_class(entry[1], f"model class in {folder / 'model_index.json'}").from_pretrained(folder / part)
-
-
-def _what_it_is(folder: Path) -> str:
-    config = folder / "config.json"
-    if config.is_file():
-        return f": it holds a {read_json(config).get('_class_name')} alone; join it with a tokenizer by mgen convert pipeline"
-    return ": expected a folder written by save_pretrained, mgen train or mgen convert"

@@ -55,8 +55,7 @@ class Run:
     @property
     def spans(self) -> list[tuple[int, int]]:
         """First image of every file, and the one after its last."""
-        size = self.shard_size if self.format == "npz" else 1
-        return [(start, min(start + size, self.count)) for start in range(0, self.count, size)]
+        return spans(0, self.count, self.shard_size if self.format == "npz" else 1)
 
     def settings(self) -> dict[str, Any]:
         """For run.json."""
@@ -82,27 +81,24 @@ class Run:
         return [-1 if c is None else c for c in map(self.labels, range(start, stop))]
 
 
+def spans(start: int, stop: int, size: int) -> list[tuple[int, int]]:
+    """start … stop - 1 in parts of `size`, the last one possibly smaller: first index of each, and the one after its last."""
+    return [(first, min(first + size, stop)) for first in range(start, stop, size)]
+
+
 def image_name(index: int, label: int | None) -> str:
     """File name of an image: `000012_class-0003.png`, or `000012.png` without a class."""
     return f"{index:06d}.png" if label is None else f"{index:06d}_class-{label:04d}.png"
 
 
 def begin_run(out: Path, settings: dict[str, Any]) -> None:
-    """Create the folder and write run.json, or check that the existing one is of the same run.
-
-    Raises:
-        MgenError: the folder holds another run.
-    """
+    """Create the folder and write run.json, or check that the existing one is of the same run; MgenError if it is not."""
     check_run(out, settings)
     write_json(out / "run.json", settings)
 
 
 def check_run(out: Path, settings: dict[str, Any], *, defaults: Mapping[str, Any] | None = None) -> None:
-    """Raise MgenError if the folder has a run.json of another run.
-
-    Args:
-        defaults: values of settings that a run.json may leave out.
-    """
+    """Raise MgenError if the folder has a run.json of another run; `defaults`: values of settings that it may leave out."""
     file, defaults = out / "run.json", defaults or {}
     if not file.is_file():
         return

@@ -6,17 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mgen.evaluation.result import Facts, Result
-from mgen.reports.data import (
-    COST,
-    column_numbers,
-    direction,
-    flatten,
-    has_distance,
-    metric,
-    number,
-    plain,
-    warnings,
-)
+from mgen.reports import data
 from mgen.reports.read import ReportRun
 from mgen.utils.errors import MgenError
 
@@ -70,13 +60,13 @@ def difference(a: Result, b: Result) -> str | None:
         ("classifiers", "sha256", a["classifier"] or {}, b["classifier"] or {}),
     )
     for what, key, mine, theirs in parts:
-        if mine.get(key) == theirs.get(key):
+        # With other classifiers the names of the metrics differ too.
+        other = what == "classifiers" and mine.get("name") != theirs.get("name")
+        if other or mine.get(key) == theirs.get(key):
             continue
-        if what == "classifiers" and mine.get("name") != theirs.get("name"):
-            continue  # the names of the metrics differ too
         names = [f"{part.get('name', '?')} ({str(part.get(key))[:8]})" if part else "none" for part in (mine, theirs)]
         return f"their {what} differ: {names[0]} and {names[1]}"
-    if has_distance(a) and has_distance(b) and a["count"] != b["count"]:
+    if data.has_distance(a) and data.has_distance(b) and a["count"] != b["count"]:
         return f"their distances are of {a['count']} and of {b['count']} images, and distances fall with the count"
     return None
 
@@ -97,9 +87,8 @@ def grouped(runs: Sequence[ReportRun], *, allow_mixed: bool) -> list[Group]:
             )
         home = next((g for g in groups if not any(difference(o.result, run.result) for o in g.runs)), None)
         if home is None:
-            groups.append(Group(runs=[run]))
-        else:
-            home.runs.append(run)
+            groups.append(home := Group(runs=[]))
+        home.runs.append(run)
     return groups
 
 
@@ -107,8 +96,8 @@ def settings(result: Result) -> Facts:
     """What the images are and how they were sampled, flattened; the sampler's keys come without its name."""
     images = dict(result["images"])
     own = images.pop("sampler", None)
-    sampler = flatten(own) if isinstance(own, Mapping) else {}
-    flat = {"count": result["count"], **flatten(images)}
+    sampler = data.flatten(own) if isinstance(own, Mapping) else {}
+    flat = {"count": result["count"], **data.flatten(images)}
     return flat | {(f"sampler.{key}" if key in flat else key): value for key, value in sampler.items()}
 
 
@@ -117,9 +106,7 @@ def differing(results: Sequence[Result]) -> dict[str, list[object]]:
     flat = [settings(result) for result in results]
     keys = dict.fromkeys(key for one in flat for key in one)
     values = {key: [one.get(key) for one in flat] for key in keys}
-    found: dict[str, list[object]] = {
-        key: column for key, column in values.items() if any(x != column[0] for x in column)
-    }
+    found = {key: column for key, column in values.items() if any(x != column[0] for x in column)}
     if "model" in found:
         found.pop("weights_sha256", None)  # another model has other weights
         models = list(map(str, found["model"]))
@@ -139,28 +126,26 @@ def columns(group: Group) -> list[Column]:
     results = [run.result for run in group.runs]
     found = []
     for key, values in differing(results).items():
-        cells = [str(v)[:8] if key.endswith("sha256") and v else plain(v) for v in values]
+        cells = [str(v)[:8] if key.endswith("sha256") and v else data.plain(v) for v in values]
         found.append(Column(name=key, kind="setting", cells=cells, values=values))
     taken = {column.name for column in found}
     for name in group.metrics:
         if "deviation over" in name:
             continue  # belongs to another metric; shown with each run
         numbers = [result["metrics"].get(name) for result in results]
-        column = Column(name=name, kind="metric", cells=[metric(result, name) for result in results], values=numbers)
-        column.better = group.better(name)
-        column.best = best_rows(numbers, column.better)
-        found.append(column)
+        cells, better = [data.metric(result, name) for result in results], group.better(name)
+        best = best_rows(numbers, better)
+        found.append(Column(name=name, kind="metric", cells=cells, values=numbers, better=better, best=best))
     costs = [result["cost"] or {} for result in results]
     for key in dict.fromkeys(key for cost in costs for key in cost):
         values = [cost.get(key) for cost in costs]
         same = all(value == values[0] for value in values)
         if key in taken or (same and key not in ("tflops_per_image", "seconds_per_image")):
             continue
-        text = key == "hardware"
-        cells = [plain(v) if v is not None else "–" for v in values] if text else list(map(number, values))
-        if all(isinstance(value, float) for value in values):
-            cells = column_numbers(values)
-        found.append(Column(name=COST.get(key, key.replace("_", " ")), kind="cost", cells=cells, values=values))
+        cells = (
+            data.column_numbers(values) if all(isinstance(v, float) for v in values) else list(map(data.number, values))
+        )
+        found.append(Column(name=data.COST.get(key, key.replace("_", " ")), kind="cost", cells=cells, values=values))
     return found
 
 
@@ -178,15 +163,11 @@ def same_for_all(group: Group) -> list[tuple[str, str]]:
     results = [run.result for run in group.runs]
     shared, known = settings(results[0]), differing(results)
     hidden = {"model"} if "training step" in known else set()
-    keys = [
-        key
-        for key in ("model", "steps", "order", "schedule", "labels", "seed")
-        if key in shared.keys() - known.keys() - hidden
-    ]
-    rows: list[tuple[str, str]] = [(key, plain(shared[key])) for key in keys]
+    keys, common = ("model", "steps", "order", "schedule", "labels", "seed"), shared.keys() - known.keys() - hidden
+    rows = [(key, data.plain(shared[key])) for key in keys if key in common]
     cost = results[0]["cost"] or {}
     if "hardware" in cost and all((r["cost"] or {}).get("hardware") == cost["hardware"] for r in results):
-        rows.append(("seconds measured on", plain(cost["hardware"])))
+        rows.append(("seconds measured on", data.plain(cost["hardware"])))
     return rows
 
 
@@ -200,23 +181,18 @@ def told_apart(group: Group) -> list[str]:
 
 def run_names(groups: Sequence[Group]) -> dict[int, str]:
     """A heading for each run: its title and what distinguishes it."""
-    return {
-        run.number: f"{run.title}{': ' if words else ''}{words}"
-        for group in groups
-        for run, words in zip(group.runs, told_apart(group))
-    }
+    told = [pair for group in groups for pair in zip(group.runs, told_apart(group))]
+    return {run.number: f"{run.title}{': ' if words else ''}{words}" for run, words in told}
 
 
 def notes(group: Group) -> list[str]:
     """What to know before comparing; notes on some of the runs name them."""
     on: dict[str, list[int]] = {}
     for run in group.runs:
-        for text in warnings(run.result):
+        for text in data.warnings(run.result):
             on.setdefault(text, []).append(run.number)
-    return [
-        text if len(runs) == len(group.runs) else f"Run {', '.join(map(str, runs))}: {text}"
-        for text, runs in on.items()
-    ]
+    every = len(group.runs)
+    return [t if len(runs) == every else f"Run {', '.join(map(str, runs))}: {t}" for t, runs in on.items()]
 
 
 def best_of(group: Group) -> list[tuple[str, str, str, str]]:
@@ -228,5 +204,5 @@ def best_of(group: Group) -> list[tuple[str, str, str, str]]:
             numbers = ", ".join(str(group.runs[i].number) for i in best)
             name = names[best[0]] or group.runs[best[0]].title
             who = f"run {numbers} ({name})" if len(best) == 1 else f"runs {numbers}"
-            found.append((column.name, column.cells[best[0]], direction(column.better), who))
+            found.append((column.name, column.cells[best[0]], data.direction(column.better), who))
     return found

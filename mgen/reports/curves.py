@@ -9,7 +9,7 @@ import re
 import warnings
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from mgen.evaluation.result import Facts
@@ -58,10 +58,10 @@ class Curve:
         """Column heads and rows: the setting, and the metric of each line."""
         xs = sorted({point.x for _, points in self.lines for point in points})
         heads = [self.setting, *(name or self.metric for name, _ in self.lines)]
-        rows = []
-        for x in xs:
-            cells = [" and ".join(p.text for p in points if p.x == x) or "–" for _, points in self.lines]
-            rows.append([number(x), *cells])
+        rows = [
+            [number(x), *(" and ".join(p.text for p in points if p.x == x) or "–" for _, points in self.lines)]
+            for x in xs
+        ]
         return heads, rows
 
 
@@ -131,9 +131,8 @@ def plot(curve: Curve, prefix: str) -> str | None:
     with warnings.catch_warnings(), matplotlib.rc_context():
         warnings.simplefilter("ignore")  # about glyphs that matplotlib's font lacks; the page has its own font
         matplotlib.rcdefaults()  # independent of the user's style, which the context restores
-        matplotlib.rcParams.update(
-            {"svg.fonttype": "none", "svg.hashsalt": prefix}
-        )  # text stays text; ids are reproducible
+        # Text stays text; ids are reproducible.
+        matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": prefix})
         figure = Figure(figsize=(4.6, 3.1 + 0.1 * len(curve.lines)), layout="constrained")
         titles = _fill(figure, curve)
         file = io.StringIO()
@@ -145,18 +144,9 @@ def _fill(figure: "Figure", curve: Curve) -> dict[str, str]:
     """Plot the curve; returns the tooltip of each point by its id."""
     axes, titles, handles = figure.subplots(), {}, []
     for k, (name, points) in enumerate(curve.lines):
-        color = f"#0a0b{k % SERIES:02x}"
-        x, y = [p.x for p in points], [p.y for p in points]
-        (line,) = axes.plot(
-            x,
-            y,
-            color=color,
-            marker=MARKERS[k % len(MARKERS)],
-            linestyle=DASHES[k // SERIES % len(DASHES)],
-            linewidth=1.4,
-            markersize=4.5,
-        )
-        handles.append(line)
+        color, marker = f"#0a0b{k % SERIES:02x}", MARKERS[k % len(MARKERS)]
+        x, y, dashes = [p.x for p in points], [p.y for p in points], DASHES[k // SERIES % len(DASHES)]
+        handles += axes.plot(x, y, dashes, color=color, marker=marker, linewidth=1.4, markersize=4.5)
         for i, point in enumerate(points):
             if point.deviation:
                 axes.errorbar([point.x], [point.y], yerr=point.deviation, fmt="none", ecolor=color, capsize=2.5, lw=1)
@@ -179,12 +169,11 @@ def _fill(figure: "Figure", curve: Curve) -> dict[str, str]:
         spine.set_visible(side in ("left", "bottom"))
         spine.set_color(INK)
     axes.tick_params(colors=INK, labelsize=8)
-    axes.xaxis.label.set(color=INK, fontsize=9)
-    axes.yaxis.label.set(color=INK, fontsize=9)
-    if any(name for name, _ in curve.lines):
-        legend = figure.legend(
-            handles, [name for name, _ in curve.lines], loc="outside lower center", ncols=2, frameon=False, fontsize=8
-        )
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.label.set(color=INK, fontsize=9)
+    names = [name for name, _ in curve.lines]
+    if any(names):
+        legend = figure.legend(handles, names, loc="outside lower center", ncols=2, frameon=False, fontsize=8)
         for text in legend.get_texts():
             text.set(color=INK, parse_math=False)
     return titles
@@ -194,7 +183,7 @@ def _for_page(text: str, prefix: str, curve: Curve, titles: dict[str, str]) -> s
     """matplotlib's SVG as an element of a page: no links, unique ids, colors of the style sheet, tooltips at the points."""
     root = ET.fromstring(text)
     for parent in root.iter():
-        for child in [c for c in parent if c.tag == f"{SVG}metadata"]:
+        for child in parent.findall(f"{SVG}metadata"):
             parent.remove(child)
     for element in root.iter():
         if element.tag == f"{SVG}g" and element.get("id") in titles:
@@ -232,13 +221,8 @@ def as_json(curves: Sequence[Curve]) -> list[Facts]:
     """The curves for report.json."""
     return [
         {
-            "metric": curve.metric,
-            "setting": curve.setting,
-            "better": curve.better,
-            "lines": [
-                {"name": name, "points": [{"x": p.x, "y": p.y, "deviation": p.deviation, "run": p.run} for p in points]}
-                for name, points in curve.lines
-            ],
+            **asdict(curve),
+            "lines": [{"name": name, "points": list(map(asdict, points))} for name, points in curve.lines],
         }
         for curve in curves
     ]

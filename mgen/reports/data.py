@@ -4,10 +4,10 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 
+from mgen.evaluation.protocols import PUBLISHED
 from mgen.evaluation.result import Facts, NearestImages, Result
 from mgen.reports.read import is_number
 
-PUBLISHED = 50000  # images behind published metrics
 COST = {
     "parameters": "parameters",
     "tflops_per_image": "TFLOPs per image",
@@ -67,13 +67,9 @@ def flatten(settings: Mapping[str, object], prefix: str = "") -> Facts:
     return flat
 
 
-def is_distance(metric: str) -> bool:
-    """Whether a metric is a distance between sets of images, which depends on their number."""
-    return re.search(r"\b[rs]?FID\b|\bKID\b|MMD|distance", metric) is not None
-
-
 def has_distance(result: Result) -> bool:
-    return any(map(is_distance, result["metrics"]))
+    """Whether a metric is a distance between sets of images, which depends on their number."""
+    return any(re.search(r"\b[rs]?FID\b|\bKID\b|MMD|distance", metric) for metric in result["metrics"])
 
 
 def class_name(result: Result, label: object) -> str:
@@ -120,9 +116,8 @@ def deviation_note(result: Result) -> str:
     made = result["bootstrap"] or {}
     how = f" ({made['replicates']} replicates, seed {made.get('seed', 0)})" if "replicates" in made else ""
     kernel = any(name.startswith(("KID", "kernel")) for name in result["deviations"])
-    return f"±: one standard deviation, by bootstrap over the images{how}" + (
-        "; for the kernel distance over its subsets." if kernel else "."
-    )
+    end = "; for the kernel distance over its subsets." if kernel else "."
+    return f"±: one standard deviation, by bootstrap over the images{how}{end}"
 
 
 PUBLISHED_HEADS = ("metric", "published", "measured", "verdict")
@@ -130,17 +125,12 @@ PUBLISHED_HEADS = ("metric", "published", "measured", "verdict")
 
 def published_rows(result: Result) -> list[list[str]]:
     """A recipe's published values beside the measured ones, with the columns PUBLISHED_HEADS; empty without a recipe."""
-    rows = result["published"]["rows"] if result.get("published") else []
-    return [
-        [
-            str(row.get("metric")),
-            number(row.get("published"))
-            + (f" ± {number(row['tolerance'])}" if row.get("tolerance") is not None else ""),
-            number(row.get("measured")),
-            str(row.get("verdict")),
-        ]
-        for row in rows
-    ]
+    rows = []
+    for row in result["published"]["rows"] if result.get("published") else []:
+        tolerance = f" ± {number(row['tolerance'])}" if row.get("tolerance") is not None else ""
+        published = number(row.get("published")) + tolerance
+        rows.append([str(row.get("metric")), published, number(row.get("measured")), str(row.get("verdict"))])
+    return rows
 
 
 def cost_rows(result: Result) -> list[tuple[str, str]]:
@@ -168,15 +158,15 @@ def parts(result: Result) -> dict[str, Facts]:
 def nearest_note(nearest: NearestImages) -> str:
     """How to read the nearest training images."""
     typical, own = nearest.get("typical"), str(nearest.get("note") or "").strip()
-    said = [
+    said = (
         f"The nearest of {number(nearest.get('count'))} images of {nearest.get('data')}, by distance in feature space."
-    ]
+    )
     if typical:
-        said.append(
-            f"A training image and its nearest other one are typically {number(typical)} apart: a sampled image much nearer than that to a "
-            "training image may be a copy of it. Distances below half of it are marked."
+        said += (
+            f" A training image and its nearest other one are typically {number(typical)} apart: a sampled image much nearer than that "
+            "to a training image may be a copy of it. Distances below half of it are marked."
         )
-    return " ".join([*said, *([sentence(own)] if own else [])])
+    return f"{said} {sentence(own)}" if own else said
 
 
 def sentence(words: str) -> str:

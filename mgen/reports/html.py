@@ -70,20 +70,10 @@ def table(
         heads, rows: cells. label: description for screen readers. caption: text below, which does not scroll.
         kind: CSS classes. long: also scroll vertically.
     """
-    shown = tag(
-        "div",
-        tag(
-            "table",
-            tag("thead", tag("tr", *heads)) if heads else Html(),
-            tag("tbody", *(tag("tr", *row) for row in rows)),
-            class_=kind,
-            id=id,
-        ),
-        class_="scroll long" if long else "scroll",
-        role="region",
-        aria_label=label,
-        tabindex=0,
-    )
+    top = tag("thead", tag("tr", *heads)) if heads else Html()
+    shown = tag("table", top, tag("tbody", *(tag("tr", *row) for row in rows)), class_=kind, id=id)
+    scroll = "scroll long" if long else "scroll"
+    shown = tag("div", shown, class_=scroll, role="region", aria_label=label, tabindex=0)
     return join([shown, tag("p", caption, class_="caption")]) if caption else shown
 
 

@@ -5,25 +5,9 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 from mgen.evaluation.result import Result
+from mgen.reports import data
 from mgen.reports.compare import Group, best_of, columns, notes, run_names, same_for_all
 from mgen.reports.curves import find_curves
-from mgen.reports.data import (
-    PUBLISHED_HEADS,
-    class_ids,
-    class_name,
-    column_numbers,
-    cost_rows,
-    deviation_note,
-    headline,
-    is_near,
-    metric,
-    nearest_note,
-    number,
-    parts,
-    plain,
-    published_rows,
-    warnings,
-)
 from mgen.reports.read import ReportRun
 
 
@@ -52,8 +36,7 @@ def words(text: object) -> str:
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1) -> list[str]:
     """A table whose columns from `left` on are right-aligned."""
     rule = ["---"] * left + ["---:"] * (len(heads) - left)
-    lines = [heads, rule, *([words(x) for x in row] for row in rows)]
-    lines[0] = [words(x) for x in heads]
+    lines = [list(map(words, heads)), rule, *(list(map(words, row)) for row in rows)]
     return [f"| {' | '.join(line)} |" for line in lines] + [""]
 
 
@@ -63,20 +46,18 @@ def _notes(lines: Iterable[str]) -> list[str]:
 
 
 def _group(group: Group) -> list[str]:
-    lines = [f"## {words(group.title)}", ""]
-    lines += [
+    best = [
         f"- {words(name)} **{words(value)}** ({better}), {words(who)}" for name, value, better, who in best_of(group)
     ]
-    lines += ["", *_notes(notes(group))]
+    lines = [f"## {words(group.title)}", "", *best, "", *_notes(notes(group))]
     if facts := same_for_all(group):
         lines += [f"The same for all: {words('; '.join(f'{key} {value}' for key, value in facts))}.", ""]
     shown = columns(group)
     heads = ["run", *(c.name + (f" ({c.better} is better)" if c.better else "") for c in shown)]
     rows = [[f"{run.number} {run.title}", *(c.cells[i] for c in shown)] for i, run in enumerate(group.runs)]
-    lines += [*_table(heads, rows), deviation_note(group.runs[0].result), ""]
+    lines += [*_table(heads, rows), data.deviation_note(group.runs[0].result), ""]
     curves, reason = find_curves(group)
-    if reason:
-        lines += [words(reason), ""]
+    lines += [words(reason), ""] if reason else []
     for curve in curves:
         lines += [f"**{words(curve.title)}**", "", *_table(*curve.table())]
     return lines
@@ -84,36 +65,36 @@ def _group(group: Group) -> list[str]:
 
 def _run(run: ReportRun, *, level: int) -> list[str]:
     result, sharps = run.result, "#" * level
-    shown = [f"{words(n)} **{words(v)}**{f' ({better})' if better else ''}" for n, v, better in headline(result)]
+    shown = [f"{words(n)} **{words(v)}**{f' ({better})' if better else ''}" for n, v, better in data.headline(result)]
     lines = [f"{'; '.join(shown) or 'Nothing was measured'}; {result['count']:,} images.", ""]
-    lines += _notes(warnings(result))
+    lines += _notes(data.warnings(result))
     if result["command"]:
         lines += [f"    {' '.join(result['command'].split())}", ""]
     lines += [f"{sharps} Quality", ""]
-    rows = [[name, metric(result, name), result["better"].get(name, "")] for name in result["metrics"]]
-    lines += [*_table(["metric", "value", "better"], rows), deviation_note(result), ""]
+    rows = [[name, data.metric(result, name), result["better"].get(name, "")] for name in result["metrics"]]
+    lines += [*_table(["metric", "value", "better"], rows), data.deviation_note(result), ""]
     if result["missing"]:
         lines += ["Not computed:", ""]
-        lines += [f"- {words(name)}: {words(plain(why))}" for name, why in result["missing"].items()] + [""]
-    if published := published_rows(result):
-        lines += [f"{sharps} Published and measured", "", *_table(PUBLISHED_HEADS, published)]
+        lines += [f"- {words(name)}: {words(data.plain(why))}" for name, why in result["missing"].items()] + [""]
+    if published := data.published_rows(result):
+        lines += [f"{sharps} Published and measured", "", *_table(data.PUBLISHED_HEADS, published)]
         lines += [words(result["published"].get("note") or ""), ""]
-    if cost := cost_rows(result):
+    if cost := data.cost_rows(result):
         lines += [f"{sharps} Cost", "", *_table(["cost", "value"], cost)]
     if run.grid is not None:
         lines += [f"![grid of samples](<{run.grid_path}>)", ""]
     lines += _by_class(result, sharps) + _nearest(result, sharps)
     lines += [f"{sharps} How it was measured", ""]
-    settings = [[f"{name}: {key}", plain(value)] for name, part in parts(result).items() for key, value in part.items()]
-    return lines + _table(["setting", "value"], settings, left=2)
+    settings = [(f"{name}: {key}", value) for name, part in data.parts(result).items() for key, value in part.items()]
+    return lines + _table(["setting", "value"], [[key, data.plain(value)] for key, value in settings], left=2)
 
 
 def _by_class(result: Result, sharps: str) -> list[str]:
-    ids = class_ids(result)
+    ids = data.class_ids(result)
     if not ids:
         return []
-    texts = [column_numbers([column.get(c) for c in ids]) for column in result["by_class"].values()]
-    rows = [[class_name(result, c), c, *(text[i] for text in texts)] for i, c in enumerate(ids)]
+    texts = [data.column_numbers([column.get(c) for c in ids]) for column in result["by_class"].values()]
+    rows = [[data.class_name(result, c), c, *(text[i] for text in texts)] for i, c in enumerate(ids)]
     return [f"{sharps} Per class", "", *_table(["class", "id", *result["by_class"]], rows)]
 
 
@@ -123,8 +104,9 @@ def _nearest(result: Result, sharps: str) -> list[str]:
         return []
     rows = []
     for row in nearest["rows"]:
-        near = ", near" if is_near(nearest, row["distance"]) else ""
-        others = [f"{number(o['distance'])} ({class_name(result, o.get('label'))})" for o in row["neighbors"]]
-        rows.append([class_name(result, row.get("label")), number(row["distance"]) + near, ", ".join(others)])
+        near = ", near" if data.is_near(nearest, row["distance"]) else ""
+        others = [f"{data.number(o['distance'])} ({data.class_name(result, o.get('label'))})" for o in row["neighbors"]]
+        rows.append([data.class_name(result, row.get("label")), data.number(row["distance"]) + near, ", ".join(others)])
     heads = ["sampled image", "nearest training image", "all of them"]
-    return [f"{sharps} Nearest training images", "", words(nearest_note(nearest)), "", *_table(heads, rows, left=3)]
+    note = words(data.nearest_note(nearest))
+    return [f"{sharps} Nearest training images", "", note, "", *_table(heads, rows, left=3)]

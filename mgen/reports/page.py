@@ -8,26 +8,9 @@ from html import escape
 from string import Template
 
 from mgen.evaluation.result import Result
+from mgen.reports import data
 from mgen.reports.compare import Column, Group, best_of, columns, notes, run_names, same_for_all
 from mgen.reports.curves import INSTALL, Curve, find_curves, plot
-from mgen.reports.data import (
-    PUBLISHED_HEADS,
-    class_ids,
-    class_name,
-    column_numbers,
-    cost_rows,
-    deviation_note,
-    direction,
-    headline,
-    is_near,
-    metric,
-    nearest_note,
-    number,
-    parts,
-    plain,
-    published_rows,
-    warnings,
-)
 from mgen.reports.html import Html, cell, head, join, listing, picture, row_head, small, table, tag
 from mgen.reports.read import ReportRun, is_number
 from mgen.reports.style import CSS, JS
@@ -84,16 +67,11 @@ def _group(group: Group, index: int, *, mixed: bool) -> Html:
     found, reason = find_curves(group)
     plots = [plot(curve, f"curve-{index}-{i}") for i, curve in enumerate(found)]
     facts = "; ".join(f"{key} {value}" for key, value in same_for_all(group))
+    best = [join([f"{name} ", tag("strong", v), f" ({better}), {who}"]) for name, v, better, who in best_of(group)]
     out = [
         tag("h2", group.title) if mixed else tag("p", f"{group.title}.", class_="facts"),
         tag("p", f"The same for all: {facts}.", class_="facts") if facts else Html(),
-        listing(
-            [
-                join([f"{name} ", tag("strong", value), f" ({better}), {who}"])
-                for name, value, better, who in best_of(group)
-            ],
-            class_="verdict",
-        ),
+        listing(best, class_="verdict"),
         _notes(notes(group)),
         tag("h3", "Comparison") if len(group.runs) > 1 else Html(),
         _comparison(group),
@@ -117,7 +95,7 @@ def _comparison(group: Group) -> Html:
     ]
     best = " Highlighted: the best value of a column." if any(c.best for c in shown) else ""
     note = next((run.result for run in group.runs if run.result["deviations"]), group.runs[0].result)
-    return table(heads, rows, label="Comparison", caption=deviation_note(note) + best, kind="sortable compare")
+    return table(heads, rows, label="Comparison", caption=data.deviation_note(note) + best, kind="sortable compare")
 
 
 def _numeric(column: Column) -> bool:
@@ -128,7 +106,7 @@ def _metric_head(name: str, better: str | None, *, numeric: bool = True) -> Html
     """The head of a column; the network in a metric's name goes on a line below, which keeps columns narrow."""
     match = re.fullmatch(r"([^()]+) \(([^()]+)\)", name)
     beneath = [match[2]] if match else []
-    beneath += [direction(better)] if better else []
+    beneath += [data.direction(better)] if better else []
     return head(match[1] if match else name, numeric=numeric, sub=", ".join(beneath))
 
 
@@ -148,7 +126,7 @@ def _run(run: ReportRun, *, folded: bool) -> Html:
     out = [
         tag("p", *_verdict(result), class_="verdict"),
         tag("p", facts, class_="facts"),
-        Html() if folded else _notes(warnings(result)),
+        Html() if folded else _notes(data.warnings(result)),
         tag("div", tag("code", result["command"]), class_="command") if result["command"] else Html(),
         _metrics(result),
         _part("Published and measured", _published(result)),
@@ -162,17 +140,15 @@ def _run(run: ReportRun, *, folded: bool) -> Html:
 
 def _part(title: str, content: Html, *, folded: bool = False) -> Html:
     """A part of a run with its heading; empty text if there is no content."""
-    if not content:
-        return content
-    if folded:
+    if content and folded:
         return tag("details", tag("summary", tag("h3", title)), content)
-    return tag("section", tag("h3", title), content)
+    return tag("section", tag("h3", title), content) if content else content
 
 
 def _verdict(result: Result) -> list[str]:
     """The most important numbers in a line."""
     words: list[str] = []
-    for name, value, better in headline(result):
+    for name, value, better in data.headline(result):
         words += [f"{name} ", tag("strong", value), f" ({better}); " if better else "; "]
     return [*(words or ["Nothing was measured; "]), f"{result['count']:,} images."]
 
@@ -183,29 +159,28 @@ def _notes(lines: Iterable[str]) -> Html:
 
 
 def _metrics(result: Result) -> Html:
-    rows = [
-        [row_head(name, small(direction(result["better"].get(name)))), cell(metric(result, name), value, numeric=True)]
-        for name, value in result["metrics"].items()
-    ]
+    rows = []
+    for name, value in result["metrics"].items():
+        better = small(data.direction(result["better"].get(name)))
+        rows.append([row_head(name, better), cell(data.metric(result, name), value, numeric=True)])
     heads = [head("metric"), head("value", numeric=True)]
-    quality = table(heads, rows, label="Quality", caption=deviation_note(result))
+    quality = table(heads, rows, label="Quality", caption=data.deviation_note(result))
     side = []
-    if cost := cost_rows(result):
+    if cost := data.cost_rows(result):
         rows = [[row_head(name), tag("td", text, class_="num wrap")] for name, text in cost]
         side += [tag("h3", "Cost"), table([head("cost"), head("value", numeric=True)], rows, label="Cost")]
     if result["missing"]:
-        lines = [join([tag("b", f"{name}: "), plain(why)]) for name, why in result["missing"].items()]
+        lines = [join([tag("b", f"{name}: "), data.plain(why)]) for name, why in result["missing"].items()]
         side += [tag("h3", "Not computed"), listing(lines)]
     return tag("div", tag("div", tag("h3", "Quality"), quality), tag("div", *side) if side else Html(), class_="pair")
 
 
 def _published(result: Result) -> Html:
-    rows = [
-        [row_head(row[0]), *(cell(t, numeric=True) for t in row[1:3]), cell(row[3])] for row in published_rows(result)
-    ]
-    if not rows:
+    found = data.published_rows(result)
+    if not found:
         return Html()
-    name, *numbers, verdict = PUBLISHED_HEADS
+    rows = [[row_head(row[0]), *(cell(t, numeric=True) for t in row[1:3]), cell(row[3])] for row in found]
+    name, *numbers, verdict = data.PUBLISHED_HEADS
     heads = [head(name), *(head(n, numeric=True) for n in numbers), head(verdict)]
     note = str(result["published"].get("note") or "")
     return table(heads, rows, label="Published and measured", caption=note)
@@ -226,24 +201,22 @@ def _grid(run: ReportRun) -> Html:
 
 def _by_class(run: ReportRun) -> Html:
     result = run.result
-    ids = class_ids(result)
+    ids = data.class_ids(result)
     if not ids:
         return Html()
     shown = {name: [column.get(c) for c in ids] for name, column in result["by_class"].items()}
-    texts = {name: column_numbers(values) for name, values in shown.items()}
+    texts = {name: data.column_numbers(values) for name, values in shown.items()}
     heads = [head("class"), head("id", numeric=True)]
     heads += [_metric_head(name, result["better"].get(name)) for name in shown]
     rows = []
     for i, c in enumerate(ids):
-        cells = [cell(texts[name][i], values[i], numeric=True) for name, values in shown.items()]
-        rows.append([row_head(class_name(result, c)), cell(c, int(c) if c.isdecimal() else None, numeric=True), *cells])
-    many, name = len(ids) > MANY_CLASSES, f"classes-{run.number}"
-    field = Html()
+        cells = [cell(c, int(c) if c.isdecimal() else None, numeric=True)]
+        cells += [cell(texts[name][i], values[i], numeric=True) for name, values in shown.items()]
+        rows.append([row_head(data.class_name(result, c)), *cells])
+    many, name, field = len(ids) > MANY_CLASSES, f"classes-{run.number}", Html()
     if many:
-        field = tag(
-            "label", "Only classes with", tag("input", type="search", aria_controls=name, placeholder="name or id")
-        )
-        field = tag("p", field, tag("output"), class_="filter", hidden=True)
+        box = tag("input", type="search", aria_controls=name, placeholder="name or id")
+        field = tag("p", tag("label", "Only classes with", box), tag("output"), class_="filter", hidden=True)
     numbers = table(heads, rows, label="Per class", kind="sortable", id=name, long=many)
     return join([field, numbers])
 
@@ -254,24 +227,22 @@ def _nearest(result: Result) -> Html:
         return Html()
     items = []
     for row in nearest["rows"]:
-        label = class_name(result, row.get("label"))
+        label = data.class_name(result, row.get("label"))
         pictures = [picture(row["image"], alt=f"sampled image, {label}", caption=["sampled", tag("br"), label])]
         for other in row["neighbors"]:
-            label, text = class_name(result, other.get("label")), number(other["distance"])
-            shown = tag("strong", f"{text}, near") if is_near(nearest, other["distance"]) else text
+            label, text = data.class_name(result, other.get("label")), data.number(other["distance"])
+            shown = tag("strong", f"{text}, near") if data.is_near(nearest, other["distance"]) else text
             caption = [shown, tag("br"), label]
             pictures.append(picture(other["image"], alt=f"training image, {label}, distance {text}", caption=caption))
         items.append(tag("li", *pictures))
-    return join([tag("p", nearest_note(nearest), class_="soft"), tag("ul", *items, class_="nearest")])
+    return join([tag("p", data.nearest_note(nearest), class_="soft"), tag("ul", *items, class_="nearest")])
 
 
 def _settings(result: Result) -> Html:
     boxes = []
-    for name, settings in parts(result).items():
-        rows = []
-        for key, value in settings.items():
-            text = plain(value)
-            long = len(text) > 40 and " " not in text
-            rows.append([row_head(key), tag("td", text, class_="hash" if long else None)])
+    for name, settings in data.parts(result).items():
+        texts = {key: data.plain(value) for key, value in settings.items()}
+        long = {key for key, text in texts.items() if len(text) > 40 and " " not in text}
+        rows = [[row_head(k), tag("td", text, class_="hash" if k in long else None)] for k, text in texts.items()]
         boxes.append(tag("section", tag("h4", name), table([], rows, label=name)))
     return tag("div", *boxes, class_="settings")

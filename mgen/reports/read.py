@@ -3,8 +3,10 @@
 import base64
 import io
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import UnionType
 from typing import TypeGuard, cast
 
 from PIL import Image
@@ -13,28 +15,17 @@ from mgen.evaluation.result import FORMAT, NearestImages, Result
 from mgen.utils.errors import MgenError
 from mgen.utils.files import read_json
 
-KEYS: dict[str, type | tuple[type, ...]] = {
-    "title": str,
-    "command": str,
-    "created": str,
-    "metrics": dict,
-    "deviations": dict,
-    "better": dict,
-    "missing": dict,
-    "by_class": dict,
-    "class_names": list,
-    "count": int,
-    "images": dict,
-    "protocol": dict,
-    "extractor": dict,
-    "reference": (dict, type(None)),
-    "classifier": (dict, type(None)),
-    "bootstrap": (dict, type(None)),
-    "cost": (dict, type(None)),
-    "nearest": (dict, type(None)),
-    "note": (str, type(None)),
-    "versions": dict,
-}
+_KINDS: Sequence[tuple[type | UnionType, str]] = (
+    (str, "title command created"),
+    (dict, "metrics deviations better missing by_class"),
+    (list, "class_names"),
+    (int, "count"),
+    (dict, "images protocol extractor"),
+    (dict | None, "reference classifier bootstrap cost nearest"),
+    (str | None, "note"),
+    (dict, "versions"),
+)
+KEYS = {key: kind for kind, keys in _KINDS for key in keys.split()}
 AGAIN = "run mgen eval again"
 DATA_URI = re.compile(r"data:image/(png|jpeg|gif|webp);base64,([A-Za-z0-9+/]+={0,2})")
 

@@ -12,7 +12,9 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.transforms.functional import normalize
 
+from mgen.tokenizers.vision import MEAN, STD
 from mgen.utils.errors import MgenError, check_choice
 
 # Loss of the discriminator, loss of the tokenizer. The halves are taming's and LlamaGen's; Hita's tokenizer uses the softplus.
@@ -49,11 +51,9 @@ class Adversary(nn.Module):
 
     def generator_loss(self, fake: Tensor, crop: Tensor | None = None) -> Tensor:
         """The tokenizer's loss, low if the discriminator takes `fake` for real. The discriminator gets no gradient."""
-        for parameter in self.parameters():
-            parameter.requires_grad_(False)
+        self.requires_grad_(False)
         score = self.scores(fake, None if crop is None else crop[0, 0])
-        for parameter in self.parameters():
-            parameter.requires_grad_(True)
+        self.requires_grad_(True)
         return -score.mean() if self.tokenizer_loss == "mean" else F.softplus(-score).mean()
 
     def forward(self, real: Tensor, fake: Tensor, crop: Tensor | None = None) -> Tensor:
@@ -95,17 +95,16 @@ class Discriminator(Adversary):
         super().__init__(loss=loss, r1=r1, weight=weight)
         parts: list[nn.Module] = [nn.Conv2d(in_channels, channels, 4, 2, 1), nn.LeakyReLU(0.2)]
         width = channels
-        if check_choice("discriminator_norm", norm, ("group", "batch")) == "batch":
-            for layer in range(1, layers + 1):
-                wide, stride = channels * min(2**layer, 8), 2 if layer < layers else 1
-                parts += [nn.Conv2d(width, wide, 4, stride, 1, bias=False), nn.BatchNorm2d(wide), nn.LeakyReLU(0.2)]
-                width = wide
-            self.net = nn.Sequential(*parts, nn.Conv2d(width, 1, 4, 1, 1)).apply(_published_values)
-            return
-        for _ in range(layers - 1):
-            parts += [nn.Conv2d(width, 2 * width, 4, 2, 1, bias=False), nn.GroupNorm(8, 2 * width), nn.LeakyReLU(0.2)]
-            width *= 2
-        self.net = nn.Sequential(*parts, nn.Conv2d(width, 1, 3, 1, 1))
+        published = check_choice("discriminator_norm", norm, ("group", "batch")) == "batch"
+        for layer in range(1, layers + published):
+            wide = channels * (min(2**layer, 8) if published else 2**layer)
+            stride = 1 if published and layer == layers else 2
+            norms = nn.BatchNorm2d(wide) if published else nn.GroupNorm(8, wide)
+            parts += [nn.Conv2d(width, wide, 4, stride, 1, bias=False), norms, nn.LeakyReLU(0.2)]
+            width = wide
+        self.net = nn.Sequential(*parts, nn.Conv2d(width, 1, 4 if published else 3, 1, 1))
+        if published:
+            self.net.apply(_published_values)
 
     def scores(self, images: Tensor, crop: Tensor | None = None) -> Tensor:
         return self.net(images)
@@ -136,9 +135,7 @@ class PerceptualDistance(nn.Module):
     def maps(self, images: Tensor) -> list[Tensor]:
         if self.vgg is None:
             return self.cnn.maps(images)
-        mean = torch.tensor([0.485, 0.456, 0.406], device=images.device).view(3, 1, 1)
-        std = torch.tensor([0.229, 0.224, 0.225], device=images.device).view(3, 1, 1)
-        x = ((images + 1) / 2).expand(-1, 3, -1, -1).sub(mean).div(std)
+        x = normalize(((images + 1) / 2).expand(-1, 3, -1, -1), MEAN, STD)
         maps = []
         for stage in self.vgg:
             x = stage(x)
@@ -148,17 +145,15 @@ class PerceptualDistance(nn.Module):
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         with torch.no_grad():
             wanted = self.maps(b)
-        parts = [
-            (F.normalize(x, dim=1) - F.normalize(y, dim=1)).square().sum(1).mean() for x, y in zip(self.maps(a), wanted)
-        ]
-        return torch.stack(parts).mean()
+        pairs = zip(self.maps(a), wanted)
+        return torch.stack([(F.normalize(x) - F.normalize(y)).square().sum(1).mean() for x, y in pairs]).mean()
 
 
 def _vgg_stages(path: Path) -> nn.ModuleList:
     """The five stages of torchvision's VGG16, from a local file of its weights."""
     from torchvision.models import vgg16
 
-    from mgen.convert.reading import read_state_dict
+    from mgen.utils.weights import read_state_dict
 
     state = read_state_dict(path)
     net = vgg16()
@@ -168,11 +163,8 @@ def _vgg_stages(path: Path) -> nn.ModuleList:
             f"{path} is not torchvision's VGG16 (it has no {missing[0]}): give vgg16-397923af.pth, or the folder of a FashionCNN"
         )
     net.features.load_state_dict({k[9:]: v for k, v in state.items() if k.startswith("features.")})
+    for module in net.features:
+        if isinstance(module, nn.ReLU):
+            module.inplace = False  # it would overwrite a map that is still needed
     cuts = (0, 4, 9, 16, 23, 30)
-    return nn.ModuleList(nn.Sequential(*(_plain(m) for m in net.features[a:b])) for a, b in zip(cuts, cuts[1:]))
-
-
-def _plain(module: nn.Module) -> nn.Module:
-    return (
-        nn.ReLU() if isinstance(module, nn.ReLU) else module
-    )  # in place it would overwrite a map that is still needed
+    return nn.ModuleList(net.features[a:b] for a, b in zip(cuts, cuts[1:]))

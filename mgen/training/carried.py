@@ -28,11 +28,7 @@ class EncodeFeatures(nn.Module):
 def encode_features(
     model: Generator, tokens: Tensor, class_ids: Tensor, known: Tensor, weights: Mapping[str, Tensor] | None = None
 ) -> Cache:
-    """The features of a step in which `known` (B, L) was known, without dropout.
-
-    Args:
-        weights: "model.NAME" → tensor, in place of the model's own.
-    """
+    """The features of a step in which `known` (B, L) was known, without dropout; `weights` "model.NAME" → tensor replace the model's."""
     training = model.training
     model.eval()
     try:

@@ -38,16 +38,11 @@ class FirstStageNoise(RowNoise):
 
 @dataclass(frozen=True, kw_only=True)
 class CascadeNoise(GeneratorNoise):
-    """Of a step of cascade training.
-
-    Args:
-        first: of the first stage. weight: as there, of the second.
-        without_first: bool (B,), images whose second stage is trained without features.
-    """
+    """Of a step of cascade training."""
 
     first: FirstStageNoise
-    weight: Tensor
-    without_first: Tensor
+    weight: Tensor  # (B,), as in `first`, of the second stage
+    without_first: Tensor  # bool (B,), images whose second stage is trained without features
 
 
 class CascadeObjective(GeneratorObjectiveBase[CascadeNoise]):
@@ -60,19 +55,16 @@ class CascadeObjective(GeneratorObjectiveBase[CascadeNoise]):
         spec, first = model.tokens, model.first_stage_spec
         assert spec.grid is not None and first.grid is not None
         self.first_source = TokenSource(tokenizer, scale=(first.grid[0], spec.grid[0]))
-        for mask, length, name in (
-            (config.mask, spec.length, "mask"),
-            (config.first_stage.mask, first.length, "first_stage.mask"),
-        ):
-            if mask.rounding == "bernoulli":
-                raise MgenError(
-                    f"objective.{name}.rounding=bernoulli may mask no token of an image: use another rounding"
-                )
-            if mask.visible >= length:
-                raise MgenError(
-                    f"objective.{name}.visible is {mask.visible}, but at least one of {length} tokens must be masked: use at "
-                    f"most {length - 1}"
-                )
+        mask = config.first_stage.mask
+        if mask.rounding == "bernoulli":
+            raise MgenError(
+                "objective.first_stage.mask.rounding=bernoulli may mask no token of an image: use another rounding"
+            )
+        if mask.visible >= first.length:
+            raise MgenError(
+                f"objective.first_stage.mask.visible is {mask.visible}, but at least one of {first.length} tokens must be masked: "
+                f"use at most {first.length - 1}"
+            )
 
     def make_noise(
         self, count: int, rng: torch.Generator, *, augmentation: Augmentation, step: int = 0

@@ -13,12 +13,12 @@ from mgen.utils.files import read_json, write_json
 if TYPE_CHECKING:
     from mgen.training.loop import Trainer
 
+SAME = ("task", "batch_size", "seed")  # settings that a resumed run must share with its checkpoint
+
 
 def list_checkpoints(output: Path) -> list[Path]:
     """Complete checkpoints below `output`, oldest first."""
-    found = [
-        p for p in output.glob("checkpoint-*") if p.is_dir() and p.name[11:].isdigit() and (p / "state.json").is_file()
-    ]
+    found = [p.parent for p in output.glob("checkpoint-*/state.json") if p.parent.name[11:].isdigit()]
     return sorted(found, key=lambda p: int(p.name[11:]))
 
 
@@ -35,21 +35,16 @@ def save_checkpoint(trainer: "Trainer") -> None:
         accelerator.save_state(str(temporary), safe_serialization=True)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            state = {"step": step, "skipped": trainer.skipped, "seconds": trainer.seconds, "task": trainer.config.task}
-            write_json(
-                temporary / "state.json",
-                {**state, "batch_size": trainer.config.batch_size, "seed": trainer.config.seed},
-            )
+            state = {"step": step, "skipped": trainer.skipped, "seconds": trainer.seconds}
+            state |= {name: getattr(trainer.config, name) for name in SAME}
+            write_json(temporary / "state.json", state)
             if final.exists():
                 shutil.rmtree(final)
             temporary.rename(final)
             for old in list_checkpoints(output)[: -trainer.config.log.keep]:
                 shutil.rmtree(old)
-    except (
-        OSError,
-        RuntimeError,
-        SafetensorError,
-    ) as error:  # torch and safetensors report a full disk in their own ways
+    # torch and safetensors report a full disk in their own ways.
+    except (OSError, RuntimeError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0][:160]
         raise MgenError(f"cannot write {final} ({reason}): check permissions and free space") from error
@@ -63,9 +58,9 @@ def load_newest(trainer: "Trainer") -> bool:
         return False
     path = found[-1]
     state = read_json(path / "state.json")
-    if not {"step", "skipped", "seconds", "task", "batch_size", "seed"} <= state.keys():
+    if not {"step", "skipped", "seconds", *SAME} <= state.keys():
         raise MgenError(f"{path / 'state.json'} is incomplete: remove {path} to resume from the checkpoint before it")
-    for name in ("task", "batch_size", "seed"):
+    for name in SAME:
         if state[name] != getattr(trainer.config, name):
             raise MgenError(
                 f"{path} was trained with {name}={state[name]}, now it is {getattr(trainer.config, name)}: "

@@ -2,28 +2,14 @@
 
 from dataclasses import dataclass
 
-import torch
-
 from mgen.training.adversarial import Adversary, PerceptualDistance
 from mgen.utils.modeling import Model
 
 
 @dataclass(frozen=True, kw_only=True)
 class Companions:
-    """The networks beside the model. A plain object, so that an objective that holds one does not register them as submodules.
+    """The networks beside the model. A plain object, so that an objective that holds one does not register them as submodules."""
 
-    Args:
-        tokenizer: frozen, makes the tokens that a generator is trained on.
-        perceptual: frozen, compares images in a tokenizer's loss.
-        discriminator: trained by an optimizer of its own, see `mgen.training.discriminator`.
-    """
-
-    tokenizer: Model | None = None
-    perceptual: PerceptualDistance | None = None
-    discriminator: Adversary | None = None
-
-    def to(self, device: torch.device) -> None:
-        """Move all of them to `device`."""
-        for network in (self.tokenizer, self.perceptual, self.discriminator):
-            if network is not None:
-                network.to(device)
+    tokenizer: Model | None = None  # frozen, makes the tokens that a generator is trained on
+    perceptual: PerceptualDistance | None = None  # frozen, compares images in a tokenizer's loss
+    discriminator: Adversary | None = None  # trained by an optimizer of its own, see `mgen.training.discriminator`

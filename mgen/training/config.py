@@ -15,9 +15,7 @@ if TYPE_CHECKING:
 class DataConfig:
     kind: Literal["fmnist", "folder", "cache"] = "fmnist"
     path: str | None = None  # folder; None: Fashion-MNIST is looked for in its usual places, or downloaded
-    val_path: str | None = (
-        None  # folder or cache of the validation data; None: Fashion-MNIST's test split, else no validation
-    )
+    val_path: str | None = None  # the same of the validation data; None: Fashion-MNIST's test split, else no validation
     image_size: int = 256  # pixels, for "folder"
     channels: int = 3  # for "folder": 3 RGB, 1 gray
     flip: bool = False  # horizontal flips, each with probability 1/2
@@ -45,7 +43,7 @@ class OptimConfig:
 class EMAConfig:
     decay: float = 0.9999
     warmup: bool = (
-        True  # the decay rises as (1 + t) / (10 + t) up to `decay`; False: it is `decay` from the second step on
+        True  # the decay rises as (1 + t) / (10 + t) to `decay`; False: it is `decay` from the second step on
     )
 
 
@@ -104,7 +102,7 @@ class GeneratorObjectiveConfig:
     head_tokens: Literal["masked", "all"] = "masked"  # "all": a diffusion head sees visible tokens too, as published
     loss_tokens: Literal["masked", "all"] = "masked"  # tokens in the loss; Halton-MaskGIT is trained on all
     reuse: float = (
-        0.0  # share of the steps that continue from a simulated earlier step, for models that carry features (ENAT)
+        0.0  # share of steps that continue from a simulated earlier one, for models that carry features (ENAT)
     )
     reuse_label_drop: float = 0.0  # probability that the label is dropped in the step, though not in the earlier one
     tokenizer: str | None = None  # folder or name; needed to train on images, and to sample grids
@@ -172,6 +170,7 @@ class TrainConfig:
     log: LogConfig = field(default_factory=LogConfig)
 
 
+GENERATORS = "A generator has no class: give a name of configs/models, such as maskgit-r-l, or its sections (tokens, trunk, head, …)"
 # Smallest and largest allowed values of settings that would otherwise fail late or silently do nothing.
 LIMITS: dict[str, tuple[float, float]] = {
     "steps": (1, math.inf),
@@ -243,9 +242,10 @@ def train_config(data: dict[str, Any]) -> TrainConfig:
 def build_model(settings: str | dict[str, Any], where: str = "model.") -> "Model":
     """The model that a `model:` section describes.
 
-    Of a generator a name of configs/models, a mapping with `name` and overrides, or everything written out; of a tokenizer or
-    classifier `class`, optionally `size`, then constructor arguments.
+    Of a generator a name of configs/models, a mapping with `name` and overrides, or all its sections; of a tokenizer or classifier
+    `class`, optionally `size` (a row of the class's table), then constructor arguments.
     """
+    from mgen.generators import Cascade, Generator
     from mgen.generators.build import build_model as build_generator
     from mgen.generators.presets import named_config
     from mgen.utils.modeling import (  # diffusers, which reading settings can do without
@@ -254,10 +254,15 @@ def build_model(settings: str | dict[str, Any], where: str = "model.") -> "Model
         saved_class,
     )
 
-    if isinstance(settings, str) or "class" not in settings:
+    if not isinstance(settings, dict) or "class" not in settings:
         return build_generator(named_config(settings, where.rstrip(".") or "model"), where)
     rest = {key: value for key, value in settings.items() if key not in ("class", "size")}
-    cls = saved_class(settings["class"], f"{where}class")
+    try:
+        cls = saved_class(settings["class"], f"{where}class")
+    except MgenError as error:
+        raise MgenError(f"{error}. {GENERATORS}") from error
+    if issubclass(cls, Generator | Cascade):
+        raise MgenError(f"{where}class is {settings['class']!r}, but is for tokenizers and classifiers. {GENERATORS}")
     sizes: dict[str, dict[str, Any]] = getattr(cls, "SIZES", {})
     size = settings.get("size")
     base = sizes[check_choice(f"{where}size", size, sizes)] if size is not None else {}

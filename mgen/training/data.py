@@ -1,12 +1,12 @@
 """Training data, and its order: a pure function of (seed, step), so a run resumes exactly and on any number of processes."""
 
-from collections.abc import Iterator, Sequence
-from typing import Protocol, TypeVar
+from collections.abc import Iterator
+from typing import TypeVar
 
 import torch
 from torch.utils.data import DataLoader
 
-from mgen.data import FashionMNIST, ImageFolder, TokenCache
+from mgen.data import FashionMNIST, ImageData, ImageFolder, TokenCache
 from mgen.training.config import DataConfig
 from mgen.training.token_source import Batch
 from mgen.utils import seeds
@@ -15,21 +15,7 @@ from mgen.utils.errors import MgenError
 T = TypeVar("T")
 
 
-class TrainingData(Protocol):
-    """A data set that makes whole batches: "label" (B,) and "image" (B, C, H, W), or what a cache holds in place of images."""
-
-    @property
-    def num_classes(self) -> int: ...
-
-    @property
-    def class_names(self) -> Sequence[str]: ...
-
-    def __len__(self) -> int: ...
-
-    def __getitems__(self, indices: Sequence[int], /) -> Batch: ...
-
-
-def make_dataset(config: DataConfig, *, split: str, fingerprint: str | None = None) -> TrainingData | None:
+def make_dataset(config: DataConfig, *, split: str, fingerprint: str | None = None) -> ImageData | None:
     """The data of `split`, "train" or "test"; None if there is no validation data.
 
     Args:
@@ -94,7 +80,7 @@ class BatchOrder:
         return (self.stop - self.start) * self.pieces
 
 
-def batches(dataset: TrainingData, order: BatchOrder, workers: int = 0) -> DataLoader[Batch]:
+def batches(dataset: ImageData, order: BatchOrder, workers: int = 0) -> DataLoader[Batch]:
     """Loader over `order`; the data set itself makes whole batches."""
     return DataLoader(
         dataset,  # type: ignore[arg-type]  # torch asks for __getitem__, but uses __getitems__ alone

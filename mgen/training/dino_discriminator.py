@@ -9,7 +9,6 @@ Notation: B batch, S side of the transformer's input (224), T = 1 + (S / 16)² t
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -17,10 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
+from torchvision.transforms.functional import normalize
 
-from mgen.tokenizers.vision import MEAN, STD
+from mgen.tokenizers.vision import MEAN, STD, load_transformer
 from mgen.training.adversarial import Adversary
 from mgen.utils.errors import MgenError
+from mgen.utils.weights import read_state_dict
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
@@ -66,13 +67,6 @@ def _head(width: int) -> nn.Sequential:
     return nn.Sequential(_block(width, 1), Residual(_block(width, 9)), spectral_norm(nn.Conv1d(width, 1, 1)))
 
 
-@dataclass(frozen=True)
-class Unregistered:
-    """Holds the frozen transformer outside the module tree: it is neither trained nor saved with the heads."""
-
-    vit: "VisionTransformer"
-
-
 class DinoDiscriminator(Adversary):
     """Logits of images (B, C, H, W) in [-1, 1], C 3 or 1 (gray), by one head for each readout of a frozen DINO.
 
@@ -83,8 +77,7 @@ class DinoDiscriminator(Adversary):
         loss, weight: see `Adversary`.
     """
 
-    mean: Tensor
-    std: Tensor
+    vit: "VisionTransformer"
 
     def __init__(
         self,
@@ -96,18 +89,11 @@ class DinoDiscriminator(Adversary):
     ) -> None:
         super().__init__(loss=loss, weight=weight)
         vit = load_dino(path, heads=attention_heads)
-        self._frozen = Unregistered(vit)
+        self.__dict__["vit"] = vit  # outside the module tree: neither trained nor saved with the heads
         self.size: int = vit.patch_embed.img_size[0]  # pixels
         depth = len(vit.blocks)
         self.read_after = sorted({math.ceil(depth * k / 4) - 1 for k in (1, 2, 3, 4)})  # blocks 2, 5, 8, 11 of 12
         self.heads = nn.ModuleList(_head(vit.embed_dim) for _ in range(1 + len(self.read_after)))
-        self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
-
-    @property
-    def vit(self) -> "VisionTransformer":
-        """The transformer, frozen."""
-        return self._frozen.vit
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         self.vit._apply(fn)
@@ -128,10 +114,11 @@ class DinoDiscriminator(Adversary):
     def scores(self, images: Tensor, crop: Tensor | None = None) -> Tensor:
         """Logits (B, readouts · T) of images; `crop` (3,) holds coin, y and x."""
         x = (self.fitted(images, crop).expand(-1, 3, -1, -1) + 1) / 2
-        readouts = self.readouts((x - self.mean) / self.std)
+        readouts = self.readouts(normalize(x, MEAN, STD))
         # In fp32 whatever the precision of the run: rounded products would make the spectral norm wrong.
         with torch.autocast(images.device.type, enabled=False):
-            logits = [head(x.to(self.mean.dtype).transpose(1, 2)) for head, x in zip(self.heads, readouts)]
+            dtype = next(self.heads.parameters()).dtype
+            logits = [head(x.to(dtype).transpose(1, 2)) for head, x in zip(self.heads, readouts)]
             return torch.cat(logits, dim=2).flatten(1)  # (B, readouts · T)
 
     def fitted(self, images: Tensor, crop: Tensor | None = None) -> Tensor:
@@ -168,46 +155,16 @@ class DinoDiscriminator(Adversary):
 def load_dino(path: str | Path, *, heads: int | None = None) -> "VisionTransformer":
     """timm's vision transformer with the weights of a file laid out as `dino_deitsmall16_pretrain.pth`, frozen.
 
-    Width, depth, patch and input side are those of the file's shapes.
-
-    Args:
-        path: torch file or safetensors. heads: attention heads; None: width / 64, as all published ones have.
-
-    Raises:
-        MgenError: timm is not installed; the file is missing, damaged, or not of this layout.
+    Width, depth, patch and input side are those of the file's shapes; see `load_transformer`, also for its errors.
     """
-    from mgen.convert.reading import read_state_dict
-
-    try:
-        import timm
-        from timm.models.vision_transformer import VisionTransformer
-    except ImportError as error:
-        raise MgenError("the DINO discriminator needs timm: pip install 'mgen[hita]', or pip install timm") from error
     state = read_state_dict(path)
     for name in ("cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight"):
         if name not in state:
             raise MgenError(f"{path} is not of timm's layout of {LAYOUT} ({FILE}): it lacks {name}")
     width, patch = state["patch_embed.proj.weight"].shape[0], state["patch_embed.proj.weight"].shape[-1]
-    if heads is None and width % 64:
-        raise MgenError(
-            f"{path} has width {width}, which is not a multiple of 64: give the number of heads, attention_heads=N"
-        )
-    try:
-        vit = timm.create_model(
-            LAYOUT,
-            pretrained=False,
-            num_classes=0,
-            img_size=patch * math.isqrt(state["pos_embed"].shape[1] - 1),
-            patch_size=patch,
-            embed_dim=width,
-            depth=1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks.")),
-            num_heads=heads or width // 64,
-            mlp_ratio=state["blocks.0.mlp.fc1.weight"].shape[0] / width,
-        )
-        vit.load_state_dict(state)
-    except (RuntimeError, ValueError, IndexError, AssertionError) as error:
-        raise MgenError(f"{path} does not fit {LAYOUT}: {str(error).splitlines()[-1].strip()[:160]}") from error
-    assert isinstance(vit, VisionTransformer)
+    side = patch * math.isqrt(state["pos_embed"].shape[1] - 1)
+    option = "attention_heads=N"
+    vit = load_transformer(path, state, LAYOUT, user="the DINO discriminator", heads=heads, option=option, side=side)
     with torch.no_grad():
         for i in range(len(vit.blocks)):  # of the keys, as published; no attention depends on it
             vit.get_parameter(f"blocks.{i}.attn.qkv.bias")[width : 2 * width] = 0.0

@@ -13,22 +13,14 @@ from mgen.training.objectives import Compared
 
 
 class DiscriminatorTrainer:
-    """The discriminator's half of a step.
-
-    Args:
-        clip: largest gradient norm; None leaves gradients as they are.
-    """
+    """The discriminator's half of a step. `clip`: largest gradient norm; None leaves gradients as they are."""
 
     def __init__(
         self, discriminator: Adversary, config: TokenizerObjectiveConfig, accelerator: Accelerator, clip: float | None
     ) -> None:
-        self.discriminator, self.config, self.accelerator, self.clip = discriminator, config, accelerator, clip
-        optimizer = torch.optim.AdamW(
-            discriminator.parameters(),
-            lr=config.discriminator_lr,
-            betas=config.discriminator_betas,
-            weight_decay=0.0,
-        )
+        self.discriminator, self.accelerator, self.clip = discriminator, accelerator, clip or math.inf
+        parameters, betas = discriminator.parameters(), config.discriminator_betas
+        optimizer = torch.optim.AdamW(parameters, lr=config.discriminator_lr, betas=betas, weight_decay=0.0)
         self.wrapped, self.optimizer = accelerator.prepare(discriminator, optimizer)
 
     def backward(self, compared: Compared, pieces: int, *, last: bool) -> Tensor:
@@ -40,8 +32,7 @@ class DiscriminatorTrainer:
 
     def step(self) -> None:
         """Clip the gradient and step, unless the gradient is not finite."""
-        clip = self.clip or math.inf
-        norm = self.accelerator.clip_grad_norm_(self.discriminator.parameters(), clip)
+        norm = self.accelerator.clip_grad_norm_(self.discriminator.parameters(), self.clip)
         if torch.isfinite(torch.as_tensor(norm)):
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mgen.data import TokenCache, tokenizer_fingerprint
+from mgen.data import TokenCache
 from mgen.generators import Cascade, Generator
 from mgen.pipelines.pipeline import MaskedPipeline, load_tokenizer
 from mgen.samplers import ParallelSampler
@@ -14,23 +14,26 @@ from mgen.tokenizers.base import Tokenizer
 from mgen.tokenizers.vision import give_vision
 from mgen.tokens import TokenSpec
 from mgen.training.cascade import CascadeObjective
-from mgen.training.config import GeneratorObjectiveConfig, TrainConfig
+from mgen.training.config import GENERATORS, GeneratorObjectiveConfig, TrainConfig
 from mgen.training.objectives import GeneratorObjective
-from mgen.training.parts import check_images, freeze, make_data, make_model
+from mgen.training.parts import Task, check_images
 from mgen.training.token_source import SMALL
 from mgen.utils.errors import MgenError
 from mgen.utils.modeling import Model
 
 
-class GeneratorTask:
+class GeneratorTask(Task):
     """Train a generator on the tokens of a cache, or of images."""
 
     def __init__(self, config: TrainConfig) -> None:
-        settings, model = config.objective, make_model(config)
+        super().__init__(config)
+        settings, model = config.objective, self.model
         assert isinstance(settings, GeneratorObjectiveConfig)
         if not isinstance(model, Generator | Cascade):
-            raise MgenError(f"model.class={type(model).__name__} is not a generator: name one of mgen zoo, or set task")
-        self.config, self.settings, self.model = config, settings, model
+            raise MgenError(
+                f"model.class={type(model).__name__} is not a generator: set task to tokenizer or classifier. {GENERATORS}"
+            )
+        self.settings, self.model = settings, model
         self.tokenizer = self._load_tokenizer()
         self.sampler = ParallelSampler.suited(model, settings.sampler, "objective.sampler")
         self.sampler.check(model)
@@ -39,10 +42,8 @@ class GeneratorTask:
             self.objective = CascadeObjective(model, settings, self.tokenizer)
         else:
             self.objective = GeneratorObjective(model, settings, self.tokenizer)
-        maker = self.tokenizer if config.data.kind == "cache" else None
-        fingerprint = None if maker is None else tokenizer_fingerprint(maker)
-        self.train_data, self.val_data = make_data(config, fingerprint=fingerprint)
-        freeze(model, config.optim.freeze)
+        cached_by = self.tokenizer if config.data.kind == "cache" else None
+        self.load_data(fingerprint=None if cached_by is None else cached_by.fingerprint())
         self._check_data()
         names = tuple(self.train_data.class_names)
         self.class_names = names if model.conditional and len(names) == model.num_classes else None

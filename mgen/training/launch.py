@@ -1,9 +1,10 @@
 """The processes of a run: its Accelerator, which also works on CPUs, and a check that all processes were started."""
 
+import argparse
 import os
-from pathlib import Path
 
 import torch
+import yaml
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
@@ -13,10 +14,7 @@ LAUNCH_LINE = "accelerate launch --multi_gpu --num_processes {n} -m mgen.train -
 
 
 def make_accelerator(*, precision: str = "fp32", expected: int | None = None, **kwargs: object) -> Accelerator:
-    """The Accelerator of this run.
-
-    Args:
-        expected: number of processes that must take part; None: any. kwargs: of Accelerator.
+    """The Accelerator of this run, with `kwargs` of its constructor, by `expected` processes; None: any number.
 
     Raises:
         MgenError: the environment, the launcher's command line or `expected` asks for another number of processes than take
@@ -57,6 +55,7 @@ def _launcher_processes() -> int | None:
     if "WORLD_SIZE" in os.environ or "ACCELERATE_MIXED_PRECISION" not in os.environ:
         return None
     import psutil
+    from accelerate.commands.config.config_args import load_config_from_file
 
     try:
         parent = psutil.Process().parent()
@@ -65,29 +64,16 @@ def _launcher_processes() -> int | None:
         return None
     if not any("accelerate" in word for word in words):
         return None
-    count = _option(words, "--num_processes")
-    return _integer(count) if count is not None else _configured_processes(_option(words, "--config_file"))
-
-
-def _option(words: list[str], option: str) -> str | None:
-    """Value of `option` among command-line words, written with _ or -, after = or as the next word."""
-    for i, word in enumerate(words):
-        name, _, value = word.partition("=")
-        if name.startswith("--") and name.replace("-", "_") == option.replace("-", "_"):
-            return value or (words[i + 1] if i + 1 < len(words) else None)
-    return None
-
-
-def _configured_processes(file: str | None) -> int | None:
-    """num_processes in accelerate's configuration file: the given one, or the user's default."""
-    import yaml
-    from accelerate.commands.config.config_args import default_json_config_file, default_yaml_config_file
-
-    for path in (file,) if file else (default_yaml_config_file, default_json_config_file):
-        try:
-            data = yaml.safe_load(Path(path).read_text())  # JSON is YAML too
-        except (OSError, yaml.YAMLError):
-            continue
-        if isinstance(data, dict) and isinstance(data.get("num_processes"), int):
-            return data["num_processes"]
-    return None
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--num_processes", "--num-processes")
+    parser.add_argument("--config_file", "--config-file")
+    options = parser.parse_known_args(words)[0]
+    if options.num_processes is not None:
+        return _integer(options.num_processes)
+    try:
+        count = getattr(
+            load_config_from_file(options.config_file), "num_processes", None
+        )  # None: the user's default file
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    return count if count and count > 0 else None

@@ -1,5 +1,6 @@
 """Logs of a run: metrics.jsonl, TensorBoard if it is installed, and the settings as config.json."""
 
+import contextlib
 import dataclasses
 import json
 from pathlib import Path
@@ -20,6 +21,8 @@ class Logger:
         output: folder. step: at which the run starts or resumes. active: whether this process writes.
     """
 
+    board: "SummaryWriter | None" = None  # if TensorBoard is installed
+
     def __init__(self, output: Path, config: TrainConfig, *, step: int, active: bool) -> None:
         self.active = active
         if not active:
@@ -28,14 +31,18 @@ class Logger:
         write_json(output / "config.json", dataclasses.asdict(config))
         lines = self.path.read_text().splitlines() if self.path.is_file() and step else []
         write_text(self.path, "".join(f"{line}\n" for line in lines if _step_of(line) <= step))
-        self.board = _tensorboard(output, step) if config.log.tensorboard else None
+        if config.log.tensorboard:
+            with contextlib.suppress(ImportError):
+                from torch.utils.tensorboard import SummaryWriter
+
+                self.board = SummaryWriter(str(output / "tensorboard"), purge_step=step + 1 if step else None)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         if not self.active or not values:
             return
         try:
             with self.path.open("a") as file:
-                file.write(json.dumps({"step": step, **{k: _short(v) for k, v in values.items()}}) + "\n")
+                file.write(json.dumps({"step": step, **{k: float(f"{v:.7g}") for k, v in values.items()}}) + "\n")
         except OSError as error:
             raise MgenError(f"cannot write {self.path} ({error.strerror}): check permissions and free space") from error
         if self.board is not None:
@@ -43,21 +50,8 @@ class Logger:
                 self.board.add_scalar(name, value, step)
 
     def close(self) -> None:
-        if self.active and self.board is not None:
+        if self.board is not None:
             self.board.close()
-
-
-def _tensorboard(output: Path, step: int) -> "SummaryWriter | None":
-    """A writer for a run that starts or resumes at `step`; None if TensorBoard is not installed."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(str(output / "tensorboard"), purge_step=step + 1 if step else None)
-
-
-def _short(value: float) -> float:
-    return float(f"{value:.7g}")
 
 
 def _step_of(line: str) -> float:

@@ -30,12 +30,11 @@ from mgen.training.logs import Logger
 from mgen.training.noise import Augmentation
 from mgen.training.objectives import Logs, StepOptions, StepOutput
 from mgen.training.parts import check_prefixes
-from mgen.training.tasks import make_task
+from mgen.training.tasks import TASKS
 from mgen.training.token_source import Batch
 from mgen.utils import seeds
 from mgen.utils.errors import MgenError
 from mgen.utils.files import atomic_folder, atomic_path
-from mgen.utils.modeling import Model
 
 MOST_SKIPPED_IN_A_ROW = 50
 
@@ -46,53 +45,50 @@ class Trainer:
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
         self.augmentation = Augmentation(flip=config.data.flip, shift=config.data.shift)
-        self.adversarial_start = _adversarial_start(config)
-        if config.precision == "fp16" and self.adversarial_start is not None:
-            raise MgenError(
-                "precision fp16 cannot train with an adversarial term (one loss scale for two losses): use bf16 or fp32"
-            )
+        self.adversarial_start = math.inf  # the step from which the discriminator takes part
+        if isinstance(config.objective, TokenizerObjectiveConfig) and config.objective.adversarial:
+            self.adversarial_start = config.objective.adversarial_start
+            if config.precision == "fp16":
+                raise MgenError(
+                    "precision fp16 cannot train with an adversarial term (one loss scale for two losses): use bf16 or fp32"
+                )
         ddp = DistributedDataParallelKwargs()
         self.accelerator = make_accelerator(
             precision=config.precision, expected=config.processes, kwargs_handlers=[ddp]
         )
         self.output = Path(config.output)
         torch.manual_seed(seeds.fold(config.seed, "init"))
-        self.task = make_task(config)
+        self.task = TASKS[config.task](config)
         self.objective = self.task.objective
         # A step that does not continue from an earlier one leaves the projection of carried features without a gradient.
-        ddp.find_unused_parameters = _carries_features(self.objective.model)
+        model = self.objective.model
+        self.carries_features = isinstance(model, Generator) and model.capabilities.carried_features
+        ddp.find_unused_parameters = self.carries_features
         self.parameters = [p for p in self.objective.parameters() if p.requires_grad]
         if not self.parameters:
             raise MgenError("optim.freeze leaves no parameter to train: freeze fewer")
         optim = config.optim
-        groups = decay_groups(self.objective.model, optim)
+        groups = decay_groups(model, optim)
         optimizer = torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, foreach=True)
         self.schedule = get_scheduler(
             optim.schedule, optimizer, num_warmup_steps=optim.warmup, num_training_steps=config.steps
         )
         self.wrapped, self.optimizer = self.accelerator.prepare(self.objective, optimizer)
         self.device = self.accelerator.device
-        self.objective.companions.to(self.device)
-        self.discriminator = self._discriminator_trainer()
-        self.ema = self._make_ema()
+        for beside in filter(None, vars(self.objective.companions).values()):
+            beside.to(self.device)
+        self.discriminator: DiscriminatorTrainer | None = None
+        network = self.objective.companions.discriminator
+        if network is not None and isinstance(config.objective, TokenizerObjectiveConfig):
+            self.discriminator = DiscriminatorTrainer(network, config.objective, self.accelerator, optim.clip)
+        self.ema: EMAModel | None = None
+        if config.ema is not None:
+            # diffusers' ramp is min(decay, (1 + t) / (10 + t)); min_decay lifts it to a constant.
+            decay, floor = config.ema.decay, 0.0 if config.ema.warmup else config.ema.decay
+            self.ema = EMAModel(self.parameters, decay=decay, min_decay=floor, foreach=True)
+            self.accelerator.register_for_checkpointing(self.ema)
         self.accelerator.register_for_checkpointing(self.schedule)
         self.step, self.skipped, self.skipped_in_a_row, self.seconds = 0, 0, 0, 0.0
-
-    def _discriminator_trainer(self) -> DiscriminatorTrainer | None:
-        network, settings = self.objective.companions.discriminator, self.config.objective
-        if network is None or not isinstance(settings, TokenizerObjectiveConfig):
-            return None
-        return DiscriminatorTrainer(network, settings, self.accelerator, self.config.optim.clip)
-
-    def _make_ema(self) -> EMAModel | None:
-        settings = self.config.ema
-        if settings is None:
-            return None
-        # diffusers' ramp is min(decay, (1 + t) / (10 + t)); min_decay lifts it to a constant.
-        floor = 0.0 if settings.warmup else settings.decay
-        ema = EMAModel(self.parameters, decay=settings.decay, min_decay=floor, foreach=True)
-        self.accelerator.register_for_checkpointing(ema)
-        return ema
 
     # -- one step ------------------------------------------------------------------------------------------------------
 
@@ -127,11 +123,10 @@ class Trainer:
     def step_options(self, step: int) -> StepOptions:
         """The options of a step: whether the discriminator takes part, and the EMA weights for the features of an earlier step."""
         weights = None
-        if self.ema is not None and _carries_features(self.objective.model):
+        if self.ema is not None and self.carries_features:
             names = [name for name, p in self.objective.named_parameters() if p.requires_grad]
             weights = dict(zip(names, self.ema.shadow_params))
-        started = self.adversarial_start is not None and step >= self.adversarial_start
-        return StepOptions(adversarial=started, ema_weights=weights)
+        return StepOptions(adversarial=step >= self.adversarial_start, ema_weights=weights)
 
     def _to_device(self, batch: Batch) -> Batch:
         return {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
@@ -144,18 +139,15 @@ class Trainer:
         finite = bool(torch.isfinite(norm))
         if finite or self.accelerator.scaler is not None:
             self.optimizer.step()  # fp16's loss scaler skips the step itself, and must see it to lower its scale
-        if finite:
-            self.skipped_in_a_row = 0
-            if self.ema is not None:
-                self.ema.step(self.parameters)
-        else:
-            self.skipped += 1
-            self.skipped_in_a_row += 1
-            if self.skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
-                raise MgenError(
-                    f"{MOST_SKIPPED_IN_A_ROW} steps in a row had a gradient that is not finite: the run has diverged; "
-                    "resume from a checkpoint with a smaller optim.lr or with optim.clip"
-                )
+        self.skipped_in_a_row = 0 if finite else self.skipped_in_a_row + 1
+        self.skipped += not finite
+        if finite and self.ema is not None:
+            self.ema.step(self.parameters)
+        if self.skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
+            raise MgenError(
+                f"{MOST_SKIPPED_IN_A_ROW} steps in a row had a gradient that is not finite: the run has diverged; "
+                "resume from a checkpoint with a smaller optim.lr or with optim.clip"
+            )
         self.optimizer.zero_grad(set_to_none=True)
         self.schedule.step()
         return norm.detach()
@@ -165,7 +157,12 @@ class Trainer:
     def run(self) -> Path:
         """Train to the last step; returns the folder of the finished model."""
         config, main = self.config, self.accelerator.is_main_process
-        self._resume()
+        if not config.resume and list_checkpoints(self.output):
+            raise MgenError(
+                f"resume=false, but {self.output} holds checkpoints: choose another output folder or remove them"
+            )
+        if load_newest(self):
+            self._say(f"resuming from step {self.step} of {config.steps}")
         order = BatchOrder(
             count=len(self.task.train_data),
             batch=config.batch_size,
@@ -178,7 +175,8 @@ class Trainer:
         )
         logger = Logger(self.output, config, step=self.step, active=main)
         loader = iter(batches(self.task.train_data, order, config.data.workers))
-        clock = Clock(seconds=self.seconds, step=self.step)
+        now = time.perf_counter()
+        self.began, self.logged = now - self.seconds, (now, self.step)
         self.objective.train()
         with tqdm(total=config.steps, initial=self.step, unit="step", disable=not main, file=sys.stderr) as bar:
             while self.step < config.steps:
@@ -186,33 +184,27 @@ class Trainer:
                 self.step += 1
                 bar.update()
                 if self.step % config.log.every == 0 or self.step == config.steps:
-                    values = self._log_values(logs, clock)
+                    values = self._log_values(logs)
                     logger.write(self.step, values)
                     bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
-                self._after_step(logger, clock)
+                self._after_step(logger)
         return self._finish(logger)
 
-    def _resume(self) -> None:
-        """Continue from the newest checkpoint of the output folder, if there is one."""
-        if not self.config.resume and list_checkpoints(self.output):
-            raise MgenError(
-                f"resume=false, but {self.output} holds checkpoints: choose another output folder or remove them"
-            )
-        if load_newest(self):
-            self._say(f"resuming from step {self.step} of {self.config.steps}")
-
-    def _log_values(self, logs: Logs, clock: "Clock") -> dict[str, float]:
-        """The logged values of a step, as means over the processes, with learning rate and speed."""
-        size, self.seconds = self.config.batch_size, clock.seconds
-        return self._mean(logs) | {
+    def _log_values(self, logs: Logs) -> dict[str, float]:
+        """The logged values of a step, as means over the processes, with learning rate and speed since the last reading."""
+        size, now, (then, step) = self.config.batch_size, time.perf_counter(), self.logged
+        self.seconds, self.logged = now - self.began, (now, self.step)
+        names = sorted(logs)
+        means = self.accelerator.reduce(torch.stack([logs[name].to(self.device) for name in names]), "mean")
+        return dict(zip(names, means.tolist())) | {
             "lr": self.optimizer.param_groups[0]["lr"],
-            "images_per_second": clock.steps_per_second(self.step) * size,
+            "images_per_second": (self.step - step) / (now - then) * size,
             "seconds": self.seconds,
             "images": self.step * size,
             "skipped": self.skipped,
         }
 
-    def _after_step(self, logger: Logger, clock: "Clock") -> None:
+    def _after_step(self, logger: Logger) -> None:
         """Evaluate, preview, save and export if one of them is due."""
         log = self.config.log
         if self._due(log.evaluate_every):
@@ -220,7 +212,7 @@ class Trainer:
         if self._due(log.preview_every):
             self._preview()
         if self._due(log.checkpoint_every, at_end=True):
-            self.seconds = clock.seconds
+            self.seconds = time.perf_counter() - self.began
             save_checkpoint(self)
         if self._due(log.export_every):
             self._export()
@@ -252,11 +244,6 @@ class Trainer:
         if self.accelerator.is_main_process:
             tqdm.write(text, file=sys.stderr)
 
-    def _mean(self, logs: Logs) -> dict[str, float]:
-        names = sorted(logs)
-        stacked = torch.stack([logs[name].to(self.device) for name in names])
-        return dict(zip(names, self.accelerator.reduce(stacked, "mean").tolist()))
-
     @contextlib.contextmanager
     def _ema_weights(self) -> Iterator[None]:
         """The model with its EMA weights (or as it is, without EMA), in evaluation mode."""
@@ -273,11 +260,7 @@ class Trainer:
 
     @torch.inference_mode()
     def evaluate(self, most: int = 10000) -> dict[str, float]:
-        """Mean loss and logged values on the validation data, with EMA weights; each process takes its share.
-
-        Args:
-            most: images; the validation data may have more.
-        """
+        """Mean loss and logged values on at most `most` validation images, with EMA weights; each process takes its share."""
         data, world, seed = self.task.val_data, self.accelerator.num_processes, self.config.seed
         if data is None:
             return {}
@@ -321,30 +304,6 @@ class Trainer:
                     path.write_bytes(encode_png(grid.cpu()).numpy().tobytes())
 
 
-class Clock:
-    """The seconds of a run, over all its resumptions, and its speed since the last reading."""
-
-    def __init__(self, *, seconds: float, step: int) -> None:
-        self._last, self._last_step = time.perf_counter(), step
-        self._began = self._last - seconds
-
-    @property
-    def seconds(self) -> float:
-        return time.perf_counter() - self._began
-
-    def steps_per_second(self, step: int) -> float:
-        """Speed from the last call of this method to now, when the run is at `step`."""
-        now = time.perf_counter()
-        speed = (step - self._last_step) / (now - self._last)
-        self._last, self._last_step = now, step
-        return speed
-
-
-def _carries_features(model: Model) -> bool:
-    """Whether steps can continue from the features of an earlier step (ENAT)."""
-    return isinstance(model, Generator) and model.capabilities.carried_features
-
-
 def train(config: TrainConfig) -> Path:
     """Run the training that `config` describes; returns the folder of the finished model."""
     return Trainer(config).run()
@@ -356,15 +315,6 @@ def decay_groups(model: torch.nn.Module, config: OptimConfig) -> list[dict[str, 
     groups: dict[float, list[torch.nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            exempt = name.startswith(tuple(config.no_decay)) if config.no_decay else False
-            exempt = exempt or (not config.decay_all and parameter.ndim < 2)
+            exempt = name.startswith(tuple(config.no_decay)) or (not config.decay_all and parameter.ndim < 2)
             groups.setdefault(0.0 if exempt else config.weight_decay, []).append(parameter)
     return [{"params": parameters, "weight_decay": decay} for decay, parameters in groups.items()]
-
-
-def _adversarial_start(config: TrainConfig) -> int | None:
-    """The step from which the discriminator takes part; None: never."""
-    settings = config.objective
-    if isinstance(settings, TokenizerObjectiveConfig) and settings.adversarial:
-        return settings.adversarial_start
-    return None

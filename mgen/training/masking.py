@@ -61,17 +61,16 @@ def known_from_uniform(fraction: Tensor, uniform: Tensor, rounding: str = "round
 
 
 def known_in_phases(
-    fraction: Tensor, uniform: Tensor, *, global_tokens: int, first: Tensor, rounding: str = "round", visible: int = 0
+    fraction: Tensor, uniform: Tensor, mask: MaskConfig, *, global_tokens: int, first: Tensor
 ) -> Tensor:
     """Mask (B, L) as it occurs in the two phases of sampling: global tokens first, then the grid.
 
     Args:
-        fraction, uniform, rounding, visible: see known_from_uniform. global_tokens: number of global tokens; they come first.
+        fraction, uniform: see known_from_uniform. mask: its rounding and visible tokens. global_tokens: their number; they come first.
         first: bool (B,) or (1,), images in the first phase, where the whole grid is masked; the others see all global tokens.
     """
-    whole, grid = (
-        known_from_uniform(fraction, part, rounding, visible) for part in uniform.tensor_split([global_tokens], dim=1)
-    )
+    parts = uniform.tensor_split([global_tokens], dim=1)
+    whole, grid = (known_from_uniform(fraction, part, mask.rounding, mask.visible) for part in parts)
     first = first.unsqueeze(1).to(uniform.device)
     return torch.cat([whole | ~first, grid & ~first], dim=1)
 

@@ -18,29 +18,26 @@ if TYPE_CHECKING:
 T = TypeVar("T", bound="DataclassInstance")
 
 
+def combine(change: Callable[[list[Tensor]], Tensor], noises: Sequence[T]) -> T:
+    """One dataclass from several: each tensor is made from those of the same field, also in dataclasses inside; None stays None."""
+    changed: dict[str, object] = {}
+    for field in dataclasses.fields(noises[0]):
+        values = [getattr(noise, field.name) for noise in noises]
+        if isinstance(values[0], Tensor):
+            changed[field.name] = change(values)
+        elif dataclasses.is_dataclass(values[0]):
+            changed[field.name] = combine(change, values)
+    return dataclasses.replace(noises[0], **changed)
+
+
 def map_tensors(change: Callable[[Tensor], Tensor], noise: T) -> T:
     """A copy of the dataclass `noise`, and of the dataclasses inside it, with every tensor changed."""
-    changed: dict[str, object] = {}
-    for field in dataclasses.fields(noise):
-        value = getattr(noise, field.name)
-        if isinstance(value, Tensor):
-            changed[field.name] = change(value)
-        elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-            changed[field.name] = map_tensors(change, value)
-    return dataclasses.replace(noise, **changed)
+    return combine(lambda values: change(values[0]), [noise])
 
 
 def stack(images: Sequence[T]) -> T:
-    """One dataclass for a batch from one for each image; fields that are None stay None."""
-    first = images[0]
-    stacked: dict[str, object] = {}
-    for field in dataclasses.fields(first):
-        values = [getattr(image, field.name) for image in images]
-        if isinstance(values[0], Tensor):
-            stacked[field.name] = torch.stack(values)
-        elif dataclasses.is_dataclass(values[0]) and not isinstance(values[0], type):
-            stacked[field.name] = stack(values)
-    return dataclasses.replace(first, **stacked)
+    """One dataclass for a batch from one for each image."""
+    return combine(torch.stack, images)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,14 +75,10 @@ class AugmentationNoise(Noise):
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random changes of the training images. Evaluation uses the default: none.
+    """Random changes of the training images. Evaluation uses the default: none."""
 
-    Args:
-        flip: horizontal flips, each with probability 1/2. shift: largest shift in pixels, in both directions.
-    """
-
-    flip: bool = False
-    shift: int = 0
+    flip: bool = False  # horizontal flips, each with probability 1/2
+    shift: int = 0  # largest shift in pixels, in both directions
 
     def make_noise(self, count: int, rng: torch.Generator) -> AugmentationNoise:
         """Which of `count` images are flipped, and how far each is shifted."""

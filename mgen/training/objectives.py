@@ -53,14 +53,10 @@ class StepOutput(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class StepOptions:
-    """What a step depends on besides its batch and noise.
+    """What a step depends on besides its batch and noise."""
 
-    Args:
-        adversarial: whether the discriminator takes part; for tokenizers.
-        ema_weights: "model.NAME" → EMA weight, which encode the features of an earlier step; for generators that carry them.
-    """
-
-    adversarial: bool = False
+    adversarial: bool = False  # whether the discriminator takes part; for tokenizers
+    # "model.NAME" → EMA weight, which encode the features of an earlier step; for generators that carry them
     ema_weights: Mapping[str, Tensor] | None = None
 
 
@@ -68,11 +64,7 @@ DEFAULT_OPTIONS = StepOptions()
 
 
 class Objective(nn.Module, Generic[N]):
-    """Base of the objectives.
-
-    Args:
-        model: the network that is trained. companions: the networks beside it.
-    """
+    """Base of the objectives: `model` is the network that is trained, `companions` are those beside it."""
 
     def __init__(self, model: Model, companions: Companions | None = None) -> None:
         super().__init__()
@@ -172,21 +164,16 @@ class RowNoise(Noise):
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratorNoise(RowNoise):
-    """Of a step of generator training.
-
-    Args:
-        known: bool (B, L), True where a token is visible. label_drop: bool (B,), True where the null class replaces the label.
-        trunk: what the trunk randomizes, see Trunk.training_noise.
-        earlier_known: bool (B, L), what was visible in the simulated earlier step; None: the step continues from none.
-        second_label_drop: bool (B,), labels dropped for this step alone and not for the earlier one.
-    """
+    """Of a step of generator training."""
 
     augmentation: AugmentationNoise
-    known: Tensor
-    label_drop: Tensor
-    trunk: Tensor | None = None
-    earlier_known: Tensor | None = None
-    second_label_drop: Tensor | None = None
+    known: Tensor  # bool (B, L), True where a token is visible
+    label_drop: Tensor  # bool (B,), True where the null class replaces the label
+    trunk: Tensor | None = None  # what the trunk randomizes, see Trunk.training_noise
+    earlier_known: Tensor | None = (
+        None  # bool (B, L), visible in the simulated earlier step; None: the step continues from none
+    )
+    second_label_drop: Tensor | None = None  # bool (B,), labels dropped for this step alone and not for the earlier one
 
 
 G = TypeVar("G", bound=GeneratorNoise)
@@ -257,15 +244,9 @@ class GeneratorObjectiveBase(Objective[G]):
         if not self.in_phases:
             return known_from_uniform(fraction, uniform, mask.rounding, mask.visible), uniform
         assert mask.global_share is not None
-        known = known_in_phases(
-            fraction,
-            uniform,
-            global_tokens=self.model.tokens.global_tokens,
-            first=torch.rand(len(fraction), generator=rng) < mask.global_share,
-            rounding=mask.rounding,
-            visible=mask.visible,
-        )
-        return known, uniform
+        first = torch.rand(len(fraction), generator=rng) < mask.global_share
+        tokens = self.model.tokens.global_tokens
+        return known_in_phases(fraction, uniform, mask, global_tokens=tokens, first=first), uniform
 
     def make_generator_noise(self, count: int, rng: torch.Generator, augmentation: Augmentation) -> GeneratorNoise:
         """The noise of a step for a plain generator."""

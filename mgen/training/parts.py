@@ -1,24 +1,54 @@
-"""Parts that the tasks share: the model with its initial weights, frozen parameters, the data and its check."""
+"""What the tasks share: the model with its initial weights, frozen parameters, the data and its check."""
 
 import difflib
 from pathlib import Path
+from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from mgen.data import ImageData
 from mgen.training.config import TrainConfig, build_model
-from mgen.training.data import TrainingData, make_dataset
+from mgen.training.data import make_dataset
+from mgen.training.objectives import Objective
 from mgen.utils.errors import MgenError
 from mgen.utils.files import read_json, read_tensors
 from mgen.utils.modeling import Model
 
 
-def make_model(config: TrainConfig) -> Model:
-    """The model of the settings, with the weights of the folder `init` if it is given."""
-    model = build_model(config.model)
-    if config.init:
-        load_weights(model, config.init)
-    return model
+class Task:
+    """What the training loop needs to know about what it trains."""
+
+    objective: Objective[Any]  # the model and its loss
+    train_data: ImageData
+    val_data: ImageData | None
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
+        self.model = build_model(config.model)
+        if config.init:
+            load_weights(self.model, config.init)
+
+    def load_data(self, *, fingerprint: str | None = None) -> None:
+        """Open the data, for `fingerprint` see make_dataset, and freeze what is not trained."""
+        train = make_dataset(self.config.data, split="train", fingerprint=fingerprint)
+        assert train is not None  # make_dataset raises an error if there is none
+        self.train_data = train
+        self.val_data = make_dataset(self.config.data, split="test", fingerprint=fingerprint)
+        prefixes = self.config.optim.freeze
+        check_prefixes(self.model, prefixes, "optim.freeze")
+        for name, parameter in self.model.named_parameters():
+            if name.startswith(prefixes):
+                parameter.requires_grad_(False)
+
+    def preview(self, device: torch.device) -> Tensor | None:
+        """An image uint8 (C, H, W) that shows what the model has learned, if there is one."""
+        return None
+
+    def export(self, folder: Path) -> None:
+        """Write the model as users load it."""
+        self.model.save_pretrained(folder)
 
 
 def load_weights(model: Model, folder: str) -> None:
@@ -32,22 +62,11 @@ def load_weights(model: Model, folder: str) -> None:
     saved = read_json(path / "config.json").get("_class_name")
     if saved != type(model).__name__:
         raise MgenError(f"init: {folder} holds a {saved}, but this run trains a {type(model).__name__}")
-    state: dict[str, Tensor] = {}
-    for file in files:
-        state.update(read_tensors(file)[0])
     try:
-        model.load_state_dict({k: v.float() for k, v in state.items()})
+        model.load_state_dict({k: v.float() for file in files for k, v in read_tensors(file)[0].items()})
     except (RuntimeError, SafetensorError) as error:
         reason = str(error).splitlines()[1].strip()[:160]
         raise MgenError(f"init: the weights in {folder} do not fit the model: {reason}") from error
-
-
-def freeze(model: Model, prefixes: tuple[str, ...]) -> None:
-    """Keep parameters whose names start with one of these prefixes out of training."""
-    check_prefixes(model, prefixes, "optim.freeze")
-    for name, parameter in model.named_parameters():
-        if prefixes and name.startswith(prefixes):
-            parameter.requires_grad_(False)
 
 
 def check_prefixes(model: nn.Module, prefixes: tuple[str, ...], where: str) -> None:
@@ -63,14 +82,7 @@ def check_prefixes(model: nn.Module, prefixes: tuple[str, ...], where: str) -> N
             )
 
 
-def make_data(config: TrainConfig, *, fingerprint: str | None = None) -> tuple[TrainingData, TrainingData | None]:
-    """Training and validation data; for `fingerprint` see make_dataset."""
-    train = make_dataset(config.data, split="train", fingerprint=fingerprint)
-    assert train is not None  # make_dataset raises an error if there is none
-    return train, make_dataset(config.data, split="test", fingerprint=fingerprint)
-
-
-def check_images(data: TrainingData, network: Model, *, task: str) -> None:
+def check_images(data: ImageData, network: Model, *, task: str) -> None:
     """Raise MgenError unless the data has images of the size that the network was built for."""
     batch = data.__getitems__([0])
     if "image" not in batch:

@@ -1,89 +1,55 @@
 """What differs between training a generator, a tokenizer and a classifier: how it is built, previewed and exported."""
 
 from pathlib import Path
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from mgen.tokenizers.kl import KLTokenizer, estimate_scale
-from mgen.tokenizers.quantizers import VectorQuantizer
 from mgen.tokenizers.vision import give_vision
 from mgen.training.adversarial import Adversary, Discriminator, PerceptualDistance
 from mgen.training.companions import Companions
 from mgen.training.config import ClassifierObjectiveConfig, TokenizerObjectiveConfig, TrainConfig
-from mgen.training.data import TrainingData
 from mgen.training.dino_discriminator import FILE, DinoDiscriminator
 from mgen.training.generator_task import GeneratorTask
-from mgen.training.objectives import ClassifierObjective, Objective, TokenizerObjective
-from mgen.training.parts import check_images, freeze, make_data, make_model
+from mgen.training.objectives import ClassifierObjective, TokenizerObjective
+from mgen.training.parts import Task, check_images
 from mgen.utils import seeds
 from mgen.utils.errors import MgenError
-from mgen.utils.modeling import Model
 
 
-class Task(Protocol):
-    """Everything the training loop needs to know about what it trains."""
-
-    @property
-    def objective(self) -> Objective[Any]:
-        """The model and its loss."""
-
-    @property
-    def train_data(self) -> TrainingData: ...
-
-    @property
-    def val_data(self) -> TrainingData | None: ...
-
-    def preview(self, device: torch.device) -> Tensor | None:
-        """An image uint8 (C, H, W) that shows what the model has learned, if there is one."""
-
-    def export(self, folder: Path) -> None:
-        """Write the model as users load it."""
-
-
-class ClassifierTask:
+class ClassifierTask(Task):
     """Train a classifier of images."""
 
     def __init__(self, config: TrainConfig) -> None:
+        super().__init__(config)
         assert isinstance(config.objective, ClassifierObjectiveConfig)
-        self.model = make_model(config)
         self.objective = ClassifierObjective(self.model, config.objective)
-        self.train_data, self.val_data = make_data(config)
-        freeze(self.model, config.optim.freeze)
+        self.load_data()
         check_images(self.train_data, self.model, task=config.task)
 
-    def preview(self, device: torch.device) -> None:
-        """There is nothing to show."""
 
-    def export(self, folder: Path) -> None:
-        self.model.save_pretrained(folder)
-
-
-class TokenizerTask:
+class TokenizerTask(Task):
     """Train a tokenizer to reconstruct images."""
 
     def __init__(self, config: TrainConfig) -> None:
+        super().__init__(config)
         settings = config.objective
         assert isinstance(settings, TokenizerObjectiveConfig)
-        self.model = make_model(config)
         path = settings.perceptual_model if settings.perceptual else None
         perceptual = PerceptualDistance(path) if path else None
         adversarial = make_discriminator(settings, self.model.config.in_channels) if settings.adversarial else None
         give_vision(self.model, settings.vision_weights)
         companions = Companions(perceptual=perceptual, discriminator=adversarial)
         self.objective = TokenizerObjective(self.model, settings, companions)
-        self.train_data, self.val_data = make_data(config)
-        freeze(self.model, config.optim.freeze)
+        self.load_data()
         check_images(self.train_data, self.model, task=config.task)
         # A KL tokenizer without a scale gets the one of these data, measured anew for the weights of each export.
         self.measure_scale = isinstance(self.model, KLTokenizer) and self.model.config.scale is None
         if not config.init:
-            fill_codebooks(self.model, self.train_data, config.seed)
-
-    @property
-    def discriminator(self) -> Adversary | None:
-        return self.objective.companions.discriminator
+            count = len(self.train_data)
+            images = self.train_data.__getitems__(range(0, count, max(1, count // 64))[:64])["image"]
+            self.model.initialize_codebooks(images, seeds.generator(config.seed, "codebook"))
 
     @torch.inference_mode()
     def preview(self, device: torch.device) -> Tensor:
@@ -102,28 +68,10 @@ class TokenizerTask:
             rows = range(0, count, max(1, count // 2048))[:2048]
             parts = (self.train_data.__getitems__(rows[i : i + 64])["image"] for i in range(0, len(rows), 64))
             self.model.register_to_config(scale=estimate_scale(self.model, parts))
-        self.model.save_pretrained(folder)
+        super().export(folder)
 
 
-TASKS: dict[str, type[GeneratorTask] | type[TokenizerTask] | type[ClassifierTask]] = {
-    "generator": GeneratorTask,
-    "tokenizer": TokenizerTask,
-    "classifier": ClassifierTask,
-}
-
-
-def make_task(config: TrainConfig) -> Task:
-    """The task of the settings: model, objective and data."""
-    return TASKS[config.task](config)
-
-
-def fill_codebooks(model: Model, data: TrainingData, seed: int) -> None:
-    """Start the codes of a tokenizer with learned codebooks on latents of the data."""
-    if not isinstance(getattr(model, "quantize", None), VectorQuantizer):
-        return
-    rows = range(0, len(data), max(1, len(data) // 64))[:64]
-    images, rng = data.__getitems__(rows)["image"], seeds.generator(seed, "codebook")
-    model.initialize_codebooks(images, rng)
+TASKS: dict[str, type[Task]] = {"generator": GeneratorTask, "tokenizer": TokenizerTask, "classifier": ClassifierTask}
 
 
 def make_discriminator(config: TokenizerObjectiveConfig, channels: int) -> Adversary:

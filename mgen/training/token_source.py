@@ -41,7 +41,10 @@ class TokenSource:
         """
         for name in (f"{self.prefix}tokens", f"{self.prefix}moments"):
             if name in batch:
-                view = _choose_view(batch[name], augmentation.flip)
+                views, flip = batch[name], augmentation.flip
+                view = views[:, 0]
+                if flip is not None:
+                    view = torch.where(flip.view(-1, *[1] * (view.ndim - 1)), views[:, -1], view)
                 if name.endswith("tokens"):
                     return view
                 assert self.tokenizer is not None and posterior is not None
@@ -56,10 +59,3 @@ class TokenSource:
             if posterior is None:
                 return self.tokenizer.encode(images)
             return self.tokenizer.encode(images, noise=posterior)
-
-
-def _choose_view(views: Tensor, flip: Tensor | None) -> Tensor:
-    """The last of the views (B, V, …) of images that are flipped, else the first."""
-    if flip is None:
-        return views[:, 0]
-    return torch.where(flip.view(-1, *[1] * (views.ndim - 2)), views[:, -1], views[:, 0])

@@ -6,6 +6,7 @@ Notation: T steps.
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 
 import numpy as np
 
@@ -33,11 +34,9 @@ def applicable(sampler: ParallelSampler, generator: Generator | Cascade) -> list
     names = ["schedule"]
     if sampler.order.ranked:
         names.append("confidence_temperature")
-    try:
+    with suppress(MgenError):  # a chain that adds no noise
         sampler.override(temperature=0.9).check(generator)
         names.append("temperature")
-    except MgenError:
-        pass  # a chain that adds no noise
     return names + ["guidance"] * (generator.null_class is not None)
 
 
@@ -90,17 +89,13 @@ class Space:
         self.settings = own
         self.least = {name: min(LEAST[name], *lists[name]) for name in usable[1:]}
         self.start = self.project(lists)
-        self.held = self.start["guidance"] != self._rounded(lists["guidance"]) if "guidance" in lists else False
+        self.held = "guidance" in lists and self.start["guidance"] != _rounded(lists["guidance"])
         self.sizes = {
             name: min(knots + 1, c.steps) - 1 if name == "schedule" else min(knots, len(lists[name]))
             for name in self.search
         }
+        self.size = sum(self.sizes.values())  # numbers of a point
         self.sampler(self.start).check(generator)
-
-    @property
-    def size(self) -> int:
-        """Numbers of a point."""
-        return sum(self.sizes.values())
 
     def sampler(self, lists: Lists) -> ParallelSampler:
         """The start's sampler with other lists."""
@@ -127,26 +122,26 @@ class Space:
         for name, values in lists.items():
             x = np.asarray(values, dtype=float)
             x = np.minimum.accumulate(x.clip(0, 1)) if name == "schedule" else x.clip(min=self.least[name])
-            out[name] = self._rounded(x.tolist())
-        for step in range(self.settings["steps"]):
-            if self.limit is None or self.cost(out) <= self.limit:
-                return out
-            if "guidance" in out:
+            out[name] = _rounded(x.tolist())
+        if self.limit is None:
+            return out
+        for step in range(self.settings["steps"] if "guidance" in out else 0):
+            if self.cost(out) > self.limit:
                 out["guidance"][step] = 1.0
-        if self.limit is not None and self.cost(out) > self.limit:
+        if self.cost(out) > self.limit:
             raise MgenError(
                 f"{self.limit} forward passes per image are too few: these {self.settings['steps']} steps take {self.cost(out)} "
                 "without guidance; use fewer steps"
             )
         return out
 
-    @staticmethod
-    def _rounded(values: Sequence[float]) -> list[float]:
-        return [round(v, 6) for v in values]
-
     def cost(self, lists: Lists) -> int:
         """Forward passes per image."""
         return self.sampler(lists).plan(self.generator).forward_passes
+
+
+def _rounded(values: Sequence[float]) -> list[float]:
+    return [round(value, 6) for value in values]
 
 
 def _curve(knots: Sequence[float], count: int) -> np.ndarray:

@@ -16,6 +16,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -115,18 +116,11 @@ def search(space: Space, objective: Objective, trace: Trace, *, trials: int, pro
             return record["distance"]
 
         attempt(best[1])
-        try:
+        with suppress(_Spent):
             for radius in RADII:
                 options = {"rhobeg": radius, "tol": radius / 4, "maxiter": 100 * (space.size + trials)}
-                minimize(
-                    attempt,
-                    best[1].clip(-REACH, REACH),
-                    method="COBYLA",
-                    bounds=Bounds(-REACH, REACH),
-                    options=options,
-                )
-        except _Spent:
-            pass
+                start, bounds = best[1].clip(-REACH, REACH), Bounds(-REACH, REACH)
+                minimize(attempt, start, method="COBYLA", bounds=bounds, options=options)
     return list(tried.values())
 
 
@@ -172,12 +166,7 @@ class Distance:
     def __call__(self, sampler: ParallelSampler) -> float:
         self.pipe.sampler = sampler
         source = from_model(
-            self.pipe,
-            name="",
-            count=self.count,
-            batch_size=self.batch_size,
-            seed=self.seed,
-            dtype=self.dtype,
+            self.pipe, name="", count=self.count, batch_size=self.batch_size, seed=self.seed, dtype=self.dtype
         )
         measured = measure(source, self.extractor, batch_size=self.batch_size, examples=0, progress=self.progress)
         mean, cov = measured.sums().finish()

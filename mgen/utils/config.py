@@ -5,12 +5,13 @@ import re
 import types
 import typing
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, Union, get_args, get_origin
 
 import yaml
 
-from mgen.utils.errors import MgenError, suggestion
+from mgen.utils.errors import MgenError, check_keys, suggestion
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -30,11 +31,7 @@ _Loader.add_implicit_resolver(
 
 
 def read_config(path: str | Path) -> Settings:
-    """The mapping in a YAML file, merged over the file that `extends: other.yaml` names (relative to it).
-
-    Raises:
-        MgenError: the file is missing, is not YAML, or is not a mapping.
-    """
+    """The mapping in a YAML file, merged over the file that `extends: other.yaml` names (relative to it); MgenError if there is none."""
     path = Path(path)
     try:
         data = yaml.load(path.read_text(encoding="utf-8"), _Loader)
@@ -74,16 +71,10 @@ def apply_overrides(data: Settings, overrides: Sequence[str]) -> Settings:
 
 
 def build(cls: type[T], data: Settings, where: str = "") -> T:
-    """An instance of the dataclass `cls` from a mapping, checked and converted field by field.
-
-    Raises:
-        MgenError: a key is unknown or missing, or a value has the wrong type.
-    """
+    """A dataclass from a mapping, converted field by field; MgenError for an unknown or missing key or a value of the wrong type."""
     fields = {f.name: f for f in dataclasses.fields(cls)}
     hints = typing.get_type_hints(cls)
-    for key in data:
-        if key not in fields:
-            raise MgenError(f"unknown key '{where}{key}': {suggestion(key, fields)}")
+    check_keys(data, fields, where)
     values = {key: _convert(hints[key], value, f"{where}{key}") for key, value in data.items()}
     for name, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
@@ -100,13 +91,11 @@ def _convert(hint: object, value: object, where: str) -> object:
     if origin in (Union, types.UnionType):
         if value is None and type(None) in args:
             return None
-        for arg in args:
-            if arg is not type(None):
-                try:
-                    return _convert(arg, value, where)
-                except MgenError:
-                    if arg is [a for a in args if a is not type(None)][-1]:
-                        raise
+        *others, last = (arg for arg in args if arg is not type(None))
+        for arg in others:
+            with suppress(MgenError):
+                return _convert(arg, value, where)
+        return _convert(last, value, where)
     if dataclasses.is_dataclass(hint) and isinstance(value, dict):
         return build(typing.cast(type, hint), value, f"{where}.")
     if origin is Literal:

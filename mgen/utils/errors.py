@@ -1,7 +1,7 @@
 """User-facing errors, and helpers for their messages."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 
 class MgenError(ValueError):
@@ -19,8 +19,20 @@ def suggestion(given: str, allowed: Iterable[str]) -> str:
     return f"{hint}Valid: {', '.join(names)}"
 
 
+def first_line(error: Exception, most: int = 200) -> str:
+    """What an error says, in one line of `most` characters."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:most]
+
+
 def check_choice(what: str, given: str, allowed: Iterable[str]) -> str:
     """Return `given` if it is allowed, else raise an MgenError that names the nearest valid name."""
     if given not in set(allowed):
         raise MgenError(f"unknown {what} {given!r}: {suggestion(given, allowed)}")
     return given
+
+
+def check_keys(given: Iterable[str], allowed: Collection[str], where: str) -> None:
+    """Raise MgenError for the first key that is not allowed, naming the nearest valid one."""
+    for key in given:
+        if key not in allowed:
+            raise MgenError(f"unknown key '{where}{key}': {suggestion(key, allowed)}")

@@ -18,47 +18,46 @@ from mgen.utils.errors import MgenError
 
 
 @contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Create the folder that `path` is in; an error of writing becomes an MgenError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise MgenError(f"cannot write {path} ({reason}): check permissions and free space") from error
+
+
+@contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path to write to; it is renamed to `path` on success and removed on failure."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp{path.suffix}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        raise _cannot_write(path, error) from error
-    finally:
-        temporary.unlink(missing_ok=True) if path.parent.is_dir() else None
+    with _writing(path):
+        try:
+            yield temporary
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
     """The same for a folder, which replaces an existing `path`."""
     path = Path(path)
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    old = path.with_name(f".{path.name}.{os.getpid()}.old.tmp")
+    with _writing(path):
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
-        os.chmod(temporary, 0o755)
-        yield temporary
-        old = None
-        if path.exists():
-            old = path.with_name(f".{path.name}.{os.getpid()}.old.tmp")
-            os.replace(path, old)
-        os.replace(temporary, path)
-        if old is not None:
-            shutil.rmtree(old)
-    except (OSError, SafetensorError) as error:
-        raise _cannot_write(path, error) from error
-    finally:
-        if temporary is not None:
+        try:
+            os.chmod(temporary, 0o755)
+            yield temporary
+            if path.exists():
+                os.replace(path, old)
+            os.replace(temporary, path)
+            if old.exists():
+                shutil.rmtree(old)
+        finally:
             shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _cannot_write(path: Path, error: Exception) -> MgenError:
-    reason = getattr(error, "strerror", None) or error
-    return MgenError(f"cannot write {path} ({reason}): check permissions and free space")
 
 
 def check_writable(path: str | Path) -> None:
@@ -111,8 +110,5 @@ def read_tensors(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, s
 
 
 def file_sha256(path: str | Path) -> str:
-    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()

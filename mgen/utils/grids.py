@@ -27,9 +27,8 @@ def labeled_grid(
     if set(groups) == {-1}:  # no known classes: fill the rows in order
         everything = groups[-1]
         groups = {-1 - r: everything[r * columns : (r + 1) * columns] for r in range(-(-len(everything) // columns))}
-    chosen = [(label, group[:columns]) for label, group in sorted(groups.items(), key=lambda g: (g[0] < 0, abs(g[0])))][
-        :rows
-    ]
+    ordered = sorted(groups.items(), key=lambda g: (g[0] < 0, abs(g[0])))
+    chosen = [(label, group[:columns]) for label, group in ordered[:rows]]
     wide = max(len(group) for _, group in chosen)
     font = ImageFont.load_default(size=14)
     text = {label: names[label] if 0 <= label < len(names) else "" for label, _ in chosen}
@@ -46,10 +45,8 @@ def labeled_grid(
     return grid
 
 
-def save_animation(
-    frames: Sequence[Image.Image], file: Path | IO[bytes], suffix: str, *, milliseconds: int = 250
-) -> None:
-    """Write frames as .gif or .png (APNG); the last one is shown for two seconds."""
-    times = [milliseconds] * (len(frames) - 1) + [2000]
+def save_animation(frames: Sequence[Image.Image], file: Path | IO[bytes], suffix: str) -> None:
+    """Write frames as .gif or .png (APNG), four a second; the last one is shown for two seconds."""
+    times = [250] * (len(frames) - 1) + [2000]
     kind = "GIF" if suffix == ".gif" else "PNG"
     frames[0].save(file, format=kind, save_all=True, append_images=list(frames[1:]), duration=times, loop=0)

@@ -6,7 +6,7 @@ diffusers fills missing weights with random values and only warns. A half-random
 
 import inspect
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -15,7 +15,8 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import FrozenDict
 from safetensors import SafetensorError
 
-from mgen.utils.errors import MgenError, check_choice, suggestion
+from mgen.utils.errors import MgenError, check_choice, check_keys, first_line
+from mgen.utils.files import read_json
 
 T = TypeVar("T", bound=type)
 
@@ -34,16 +35,15 @@ def saved_class(name: object, where: str) -> "type[Model]":
     return known[check_choice(where, str(name), known)]
 
 
+def load_saved(folder: str | Path) -> "Model":
+    """The network of a folder written by `save_pretrained`, of the class that its config.json names."""
+    config = Path(folder) / Model.config_name
+    return saved_class(read_json(config).get("_class_name"), f"model class in {config}").from_pretrained(folder)
+
+
 def constructor_keys(cls: Callable[..., object]) -> set[str]:
     """Names of the keyword arguments of `cls`."""
     return set(inspect.signature(cls).parameters)
-
-
-def check_keys(given: Iterable[str], allowed: set[str], where: str) -> None:
-    """Raise MgenError for the first key that is not allowed, naming the nearest valid one."""
-    for key in given:
-        if key not in allowed:
-            raise MgenError(f"unknown key '{where}{key}': {suggestion(key, allowed)}")
 
 
 class Model(ModelMixin, ConfigMixin):
@@ -86,10 +86,10 @@ class Model(ModelMixin, ConfigMixin):
             model, info = super().from_pretrained(str(pretrained_model_name_or_path), **kwargs)
         except (SafetensorError, OSError, EOFError) as error:
             raise MgenError(
-                f"cannot read the weights in {folder} ({_first_line(error)}): missing or truncated file"
+                f"cannot read the weights in {folder} ({first_line(error)}): missing or truncated file"
             ) from error
         except (RuntimeError, ValueError) as error:
-            raise MgenError(f"the weights in {folder} do not fit their config.json: {_first_line(error)}") from error
+            raise MgenError(f"the weights in {folder} do not fit their config.json: {first_line(error)}") from error
         wrong = {key: info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[key]}
         if wrong:
             text = "; ".join(f"{len(names)} {key.replace('_', ' ')}, e.g. {names[0]}" for key, names in wrong.items())
@@ -102,7 +102,3 @@ class Model(ModelMixin, ConfigMixin):
         # diffusers records the path a model was loaded from; keep users' folders out of saved configurations.
         model._internal_dict = FrozenDict({k: v for k, v in model.config.items() if k != "_name_or_path"})
         return model
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

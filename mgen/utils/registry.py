@@ -64,11 +64,7 @@ class Registry(Generic[T]):
         return self._classes[check_choice(f"{self.kind} type", str(name), self._classes)]
 
     def configure(self, settings: Settings, where: str) -> Choice[T]:
-        """The class that `type` names and its config made of the other settings, checked key by key.
-
-        Raises:
-            MgenError: no `type`, an unknown one, an unknown key or a value of the wrong type; `where` is named.
-        """
+        """The class that `type` names and its config; MgenError, naming `where`, for unknown types and keys and values of wrong type."""
         if not isinstance(settings, Mapping) or "type" not in settings:
             raise MgenError(
                 f"{where} is {settings!r}: expected a mapping with `type`, one of {', '.join(self.names())}"

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mgen.utils.errors import MgenError
+from mgen.utils.errors import MgenError, first_line
 from mgen.utils.files import read_tensors
 
 State = dict[str, Tensor]
@@ -63,28 +63,25 @@ def _read_torch(path: Path, keys: tuple[str, ...]) -> tuple[State, str | None]:
             "re-save its state dict alone, or as safetensors"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise MgenError(f"cannot read {path} ({_first(error)}): truncated or damaged, download it again") from error
-    taken = None
-    for key in keys:
-        if isinstance(data, dict) and isinstance(data.get(key), dict):
-            data, taken = data[key], key
-            break
+        raise MgenError(
+            f"cannot read {path} ({first_line(error, 160)}): truncated or damaged, download it again"
+        ) from error
+    taken = next((key for key in keys if isinstance(data, dict) and isinstance(data.get(key), dict)), None)
+    if taken is not None:
+        data = data[taken]
     if not isinstance(data, dict) or not data or not all(isinstance(v, Tensor) for v in data.values()):
         raise MgenError(f"{path} holds no state dict (a mapping from names to tensors)")
     return data, taken
 
 
 def _read_flax(path: Path) -> State:
-    def array(payload: bytes) -> Tensor:
+    def leaf(code: int, payload: bytes) -> Tensor:
+        if code != 1:
+            raise ValueError(f"extension type {code}")
         shape, dtype, raw = msgpack.unpackb(payload, raw=False)
         if dtype not in ("float32", "float16", "float64", "int32", "int64", "uint8", "bool", "uint32"):
             raise ValueError(f"arrays of type {dtype}")
         return torch.from_numpy(np.frombuffer(raw, dtype).reshape(shape).copy())
-
-    def leaf(code: int, payload: bytes) -> Tensor:
-        if code != 1:
-            raise ValueError(f"extension type {code}")
-        return array(payload)
 
     def walk(node: object, prefix: str) -> State:
         if isinstance(node, Tensor):
@@ -94,18 +91,13 @@ def _read_flax(path: Path) -> State:
         if "__msgpack_chunked_array__" in node:
             chunks = [node["chunks"][str(i)] for i in range(len(node["chunks"]))]
             return {prefix: torch.cat(chunks).view([node["shape"][str(i)] for i in range(len(node["shape"]))])}
-        return {
-            k: v for key, child in node.items() for k, v in walk(child, f"{prefix}/{key}" if prefix else key).items()
-        }
+        below = (walk(child, f"{prefix}/{key}" if prefix else key) for key, child in node.items())
+        return {key: value for part in below for key, value in part.items()}
 
     try:
         tree = msgpack.unpackb(path.read_bytes(), ext_hook=leaf, raw=False, strict_map_key=False)
         return walk(tree, "")
     except (ValueError, TypeError, KeyError, msgpack.UnpackException) as error:
         raise MgenError(
-            f"cannot read {path} as flax msgpack ({_first(error)}): truncated or of another format"
+            f"cannot read {path} as flax msgpack ({first_line(error, 160)}): truncated or of another format"
         ) from error
-
-
-def _first(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

@@ -7,10 +7,11 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from mgen.utils.config import Settings, read_config
 from mgen.utils.errors import MgenError, suggestion
 from mgen.utils.folders import embedded
+from mgen.zoo.recipes import find_recipe, recipe_names
 
 DEFAULT = "fmnist-maskgit"
 
@@ -21,7 +22,7 @@ class Entry:
 
     name: str
     folder: Path | None
-    facts: dict[str, Any]
+    facts: Settings
 
 
 def embedded_entries() -> list[Entry]:
@@ -36,20 +37,11 @@ def embedded_entries() -> list[Entry]:
 
 def recipe_entries() -> list[Entry]:
     """All shipped recipes by name, including those of embedded models."""
-    from mgen.zoo.recipes import recipe_names
-
     return [recipe(name) for name in recipe_names()]
 
 
 def recipe(name: str | Path) -> Entry:
-    """A shipped recipe by name, or a user's recipe file.
-
-    Raises:
-        MgenError: there is no such recipe or file; the message names the nearest recipes.
-    """
-    from mgen.utils.config import read_config
-    from mgen.zoo.recipes import find_recipe
-
+    """A shipped recipe by name, or a user's recipe file; if there is none, an MgenError that names the nearest recipes."""
     file = find_recipe(name)
     facts = {"folder": f"models/{file.stem}", **read_config(file)}
     return Entry(name=file.stem, folder=_on_this_machine(facts["folder"]), facts=facts)
@@ -75,8 +67,6 @@ def _on_this_machine(folder: str) -> Path | None:
 
 def description(name: str | Path) -> str:
     """The comment at the top of a recipe's file: what the setting is and where it comes from."""
-    from mgen.zoo.recipes import find_recipe
-
     lines = re.match(r"(#.*\n)*", find_recipe(name).read_text(encoding="utf-8"))
     return " ".join(line.lstrip("# ") for line in (lines[0] if lines else "").splitlines())
 
@@ -112,8 +102,6 @@ def resolve(name: str | Path) -> Path:
         raise MgenError(
             f"{name} is a file, but a model is a folder: convert a checkpoint with mgen convert FORMAT {name} --out DIR"
         )
-    from mgen.zoo.recipes import recipe_names
-
     if str(name) in recipe_names():
         entry = recipe(name)
         if entry.folder is not None:

@@ -7,13 +7,11 @@ evaluated and what was published (read by mgen.evaluation.recipe). AutoNAT's str
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from mgen.utils.config import read_config
+from mgen.utils.config import Settings, read_config
 from mgen.utils.errors import MgenError
 from mgen.utils.folders import part
 
-Settings = dict[str, Any]  # of a sampler, as read from YAML
 AUTONAT_LISTS = ("manual_ratios", "manual_temp", "manual_samp_temp", "manual_cfg")
 
 
@@ -23,11 +21,7 @@ def recipe_names() -> list[str]:
 
 
 def find_recipe(name: str | Path) -> Path:
-    """The file of a shipped recipe, or the path itself if it is a file.
-
-    Raises:
-        MgenError: there is no such recipe or file; the message names the nearest recipes.
-    """
+    """The file of a shipped recipe, or the path itself if it is a file; else an MgenError that names the nearest recipes."""
     shipped = part("configs") / "recipes" / f"{name}.yaml"
     if shipped.is_file():
         return shipped

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mgen.convert import convert, kl
+from mgen.convert.reading import ATTENTION
 from mgen.pipelines.pipeline import to_uint8
 from mgen.tokenizers import KLTokenizer
 from mgen.utils.errors import MgenError
@@ -171,7 +172,7 @@ def official_names(net: KLTokenizer) -> dict[str, torch.Tensor]:
         new = new.replace(".mid_block.resnets.1.", ".mid.block_2.").replace(".mid_block.attentions.0.", ".mid.attn_1.")
         new = new.replace(".resnets.", ".block.").replace(".attentions.", ".attn.").replace("samplers.0.", "sample.")
         new = new.replace(".conv_shortcut.", ".nin_shortcut.").replace(".conv_norm_out.", ".norm_out.")
-        for theirs, ours in kl.ATTENTION.items():
+        for theirs, ours in ATTENTION.items():
             new = new.replace(f".{ours}.", f".{theirs}.")
         out[new] = value
     return out

@@ -3,8 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from mgen.convert import convert
-from mgen.convert.maskgit import official
+from mgen.convert import Conversion, convert
 from mgen.generators import Generator, LossOptions, create_model
 from mgen.samplers import Noise, ParallelSampler
 from mgen.training.masking import known_from_uniform
@@ -15,9 +14,13 @@ from tests.golden.harness import Case
 LOGITS, IMAGE, LOSS = 3e-5, 5e-5, 1e-5  # as the set's README asks; stated fp32–fp64 differences: 9e-6, 1.7e-6, 1e-6
 
 
-def model(case: Case) -> Generator:
+def converted(case: Case) -> Conversion:
     heads = case.config["nnet"]["num_heads"]
-    return convert("maskgit", case.folder / "weights.safetensors", trunk={"heads": heads}).model
+    return convert("maskgit", case.folder / "weights.safetensors", trunk={"heads": heads})
+
+
+def model(case: Case) -> Generator:
+    return converted(case).model
 
 
 @torch.inference_mode()
@@ -31,7 +34,8 @@ def forward(case: Case) -> None:
 
 
 def train(case: Case) -> None:
-    net, x0, label = model(case), case.inputs["x0"], case.inputs["context"].flatten()
+    conversion, x0, label = converted(case), case.inputs["x0"], case.inputs["context"].flatten()
+    net, official = conversion.model, {ours: name for name, ours in conversion.mapped.items()}
     known = known_from_uniform(case.inputs["mask_prob"], case.inputs["perm_uniform"])
     case.check("masked_ids", x0.masked_fill(~known, net.embedder.mask_id))
     case.check("labels", x0.masked_fill(known, -1))
@@ -43,7 +47,7 @@ def train(case: Case) -> None:
     case.check("loss", loss.detach(), atol=LOSS)
     loss.backward()
     for name, grad in harness.gradients(net):
-        key = f"grad/{official(name)}"
+        key = f"grad/{official[name]}"
         if key in case.outputs:
             case.check(key, grad.view(case.outputs[key].shape), atol=LOSS)
 

@@ -342,7 +342,7 @@ def bad_inputs(tmp_path: Path, model: Path) -> dict[str, tuple[list[str], str]]:
         "output is a file": ([*sample, "--out", str(tmp_path / "file")], "cannot write"),
         "checkpoint missing": ([*convert, str(tmp_path / "no.pth")], "no such checkpoint"),
         "checkpoint truncated": ([*convert, str(files["cut.safetensors"])], "truncated"),
-        "torch file truncated": ([*convert, str(files["cut.pth"])], "cut off"),
+        "torch file truncated": ([*convert, str(files["cut.pth"])], "the end of a torch file is missing"),
         "checkpoint of wrong keys": ([*convert, str(files["wrong.safetensors"])], "surplus"),
         "checkpoint with NaN": ([*convert, str(files["nan.safetensors"])], "norm.weight"),
         "pickled code": ([*convert, str(files["code.pth"])], "never runs code"),
@@ -363,7 +363,7 @@ def bad_inputs(tmp_path: Path, model: Path) -> dict[str, tuple[list[str], str]]:
         ),
         "folder empty": ([*evaluate, str(tmp_path / "empty")], "no images"),
         "image unreadable": ([*evaluate, str(tmp_path / "pictures")], "broken.png"),
-        "nothing to evaluate": ([*evaluate, str(tmp_path / "nowhere")], "neither"),
+        "nothing to evaluate": ([*evaluate, str(tmp_path / "nowhere")], "is not a folder of images"),
         "inception weights missing": (
             [*evaluate, str(tmp_path), "--extractor", "inception", "--inception-weights", "no.pth"],
             "no.pth",

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mgen.bench.flops import count_run
 from mgen.cli import main
-from mgen.data import FashionMNIST, TokenCache, tokenizer_fingerprint, write_cache
+from mgen.data import FashionMNIST, TokenCache, write_cache
 from mgen.data.first_stage import shrink
 from mgen.generators import Cascade
 from mgen.pipelines.editing import box_mask, edit
@@ -304,7 +304,7 @@ def test_a_cache_of_two_resolutions_holds_what_the_tokenizer_makes(data: dict[st
             ]
             + ["--out", str(tmp_path / kind)]
         )
-        cache = TokenCache(tmp_path / kind, fingerprint=tokenizer_fingerprint(tokenizer))
+        cache = TokenCache(tmp_path / kind, fingerprint=tokenizer.fingerprint())
         batch, images = cache.__getitems__([3, 7]), FashionMNIST(root=data["idx"]).__getitems__([3, 7])["image"]
         name = cache.name
         with torch.no_grad():

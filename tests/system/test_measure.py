@@ -11,7 +11,7 @@ import torch
 
 from mgen.cli import main
 from mgen.evaluation.extractors import Extractor, make_extractor
-from mgen.evaluation.measure import Measured, begin, example_rows, measure, shard_file
+from mgen.evaluation.measure import Measured, Workers, begin, example_rows, measure, shard_file
 from mgen.evaluation.neighbors import nearest, nearest_rows
 from mgen.evaluation.npz import NpzImages
 from mgen.evaluation.references import find_reference
@@ -32,12 +32,24 @@ def test_one_measurement_whatever_the_batches_and_the_processes(tmp_path: Path) 
         if rank:
             measure_rank = Plain()
             measure(
-                source_of(images, labels), measure_rank, folder=folder, rank=1, world=2, batch_size=33, progress=False
+                source_of(images, labels),
+                measure_rank,
+                folder=folder,
+                workers=Workers(rank=1, world=2),
+                batch_size=33,
+                progress=False,
             )
             with pytest.raises(MgenError, match="part-00000000.safetensors is missing"):
                 Measured(folder, 1230)
             assert sum(measure_rank.calls) == 500
-    shared = measure(source_of(images, labels), Plain(), folder=folder, rank=0, world=2, batch_size=33, progress=False)
+    shared = measure(
+        source_of(images, labels),
+        Plain(),
+        folder=folder,
+        workers=Workers(rank=0, world=2),
+        batch_size=33,
+        progress=False,
+    )
     mean, cov = whole.sums().finish()
     assert np.allclose(shared.sums().finish()[0], mean, atol=1e-7) and np.allclose(
         shared.sums().finish()[1], cov, atol=1e-6
@@ -57,7 +69,7 @@ def test_one_measurement_whatever_the_batches_and_the_processes(tmp_path: Path) 
     )
 
 
-def test_another_measurement_in_the_same_folder_is_refused(tmp_path: Path) -> None:
+def test_another_measurement_in_the_same_folder_is_an_error(tmp_path: Path) -> None:
     images, extractor = pictures(10), Plain()
     begin(tmp_path, source_of(images), extractor, "p1")
     begin(tmp_path, source_of(images), extractor, "p1")
@@ -137,9 +149,9 @@ def test_training_images_of_other_sizes_are_cut_to_those_measured(tmp_path: Path
 def test_too_many_processes_are_told(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     images = source_of(pictures(600))
     for rank in (1, 0):
-        measure(images, Plain(), folder=tmp_path, rank=rank, world=2)
+        measure(images, Plain(), folder=tmp_path, workers=Workers(rank=rank, world=2))
     assert "more than needed" not in capsys.readouterr().err
-    measure(images, Plain(), folder=tmp_path, rank=0, world=3)
+    measure(images, Plain(), folder=tmp_path, workers=Workers(rank=0, world=3))
     assert "600 images are 2 shards of 500 images: 3 processes are more than needed" in capsys.readouterr().err
 
 
@@ -186,7 +198,7 @@ def test_every_dialect_of_statistics_is_read(tmp_path: Path) -> None:
         assert found.cov.dtype == np.float64 and np.allclose(found.cov, np.cov(rows, rowvar=False), atol=1e-5), path
 
 
-def test_what_is_no_covariance_is_refused_by_the_name_of_its_file(tmp_path: Path) -> None:
+def test_what_is_no_covariance_is_an_error_that_names_the_file(tmp_path: Path) -> None:
     mean, cov = np.zeros(12), np.eye(12)
     crooked, broken = cov.copy(), cov.copy()
     crooked[0, 1], broken[3, 3] = 0.5, np.nan
@@ -216,7 +228,7 @@ def test_images_that_nobody_would_compare_with_fashion_mnist(
     assert "must end in .safetensors or .npz" in capsys.readouterr().err
 
 
-def test_statistics_of_another_resize_are_refused(tmp_path: Path) -> None:
+def test_statistics_of_another_resize_are_an_error(tmp_path: Path) -> None:
     rows, extractor = np.random.default_rng(0).normal(size=(50, 12)), Plain()
     *_, own = dialects(tmp_path, extractor, rows)
     other = Plain()
@@ -315,7 +327,7 @@ def measure_slowly(folder: Path, rank: int, world: int) -> None:
 
     source = Source(count=2600, about={"kind": "data"}, read=read, ahead=False)
     try:
-        measure(source, Plain(), folder=folder, batch_size=100, progress=False, rank=rank, world=world)
+        measure(source, Plain(), folder=folder, batch_size=100, progress=False, workers=Workers(rank=rank, world=world))
     except MgenError:
         os._exit(0)  # it looks for the other's shards, which may not be there yet
 
@@ -361,7 +373,7 @@ evaluation:
 """
 
 
-def test_a_recipe_is_measured_beside_its_published_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_recipe_is_measured_beside_its_published_metrics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(RECIPE.replace("MODEL", "fmnist-maskgit"))
     line = ["eval", "--recipe", str(file), "--bootstrap", "0", "--out"]
@@ -450,7 +462,7 @@ def test_features_of_other_weights_or_counts_are_not_taken(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     "arguments", [["--steps", "3"], ["--set", "nonsense=1"], ["--dtype", "bf16"], ["--labels", "sorted"]]
 )
-def test_options_of_drawing_are_refused_where_nothing_is_drawn(
+def test_options_of_sampling_are_an_error_where_nothing_is_sampled(
     tmp_path: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     np.savez(tmp_path / "x.npz", arr_0=pictures(4).permute(0, 2, 3, 1).numpy())

@@ -219,7 +219,7 @@ def test_several_results_stand_in_one_table_with_what_differs(tmp_path: Path) ->
     assert [file.read_text() for file in again] == [page, text, json.dumps(data, indent=2, ensure_ascii=False) + "\n"]
 
 
-def test_results_measured_otherwise_are_refused_or_kept_apart(tmp_path: Path) -> None:
+def test_results_measured_otherwise_are_an_error_or_kept_apart(tmp_path: Path) -> None:
     changes: dict[str, Any] = {
         "protocol": {"name": "custom", "id": "0000"},
         "reference": None,
@@ -390,13 +390,13 @@ def test_the_example_in_the_documentation_is_of_this_version() -> None:
 
 
 @pytest.mark.parametrize("published", ["x", {"rows": [1]}, {"rows": "x"}])
-def test_damaged_published_figures_are_explained(published: Any, tmp_path: Path) -> None:
+def test_damaged_published_metrics_are_explained(published: Any, tmp_path: Path) -> None:
     write_json(tmp_path / "result.json", {**example_result(), "published": published})
     with pytest.raises(MgenError, match="published does not hold rows"):
         read_result(tmp_path / "result.json")
 
 
-def test_published_figures_stand_beside_the_measured_ones(tmp_path: Path) -> None:
+def test_published_metrics_stand_beside_the_measured_ones(tmp_path: Path) -> None:
     row = {
         "metric": "FID",
         "published": 1.78,

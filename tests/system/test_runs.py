@@ -325,7 +325,7 @@ def test_runs_of_older_versions_go_on(tmp_path: Path) -> None:
 
 
 def test_foreign_images_are_noticed(tmp_path: Path) -> None:
-    def refused(name: str, message: str, **settings: Any) -> None:
+    def fails(name: str, message: str, **settings: Any) -> None:
         run = make_run(tmp_path / name.split(".")[0], **settings)
         begin(run)
         description = (run.out / "run.json").read_bytes()
@@ -334,15 +334,15 @@ def test_foreign_images_are_noticed(tmp_path: Path) -> None:
             begin(run)
         assert (run.out / "run.json").read_bytes() == description
 
-    refused("000003_class-0001.png", "it is 000003_class-0000.png")
-    refused("000003.png", "it is 000003_class-0000.png")
-    refused("000004_class-0001.png", "it is 000004.png", classes=[None])
-    refused("000009_class-0000.png", "--num-images 10 or more")
-    refused("images-000000-000002.npz", "no file of this run")
-    refused("000002_class-0002.png", "no file of this run", format="npz")
-    refused("images-000000-000004.npz", "shards are of 3", format="npz", shard_size=3)
-    refused("images-000001-000002.npz", "shards are of 3", format="npz", shard_size=3)
-    refused("images-000006-000008.npz", "--num-images 9 or more", format="npz", shard_size=3)
+    fails("000003_class-0001.png", "it is 000003_class-0000.png")
+    fails("000003.png", "it is 000003_class-0000.png")
+    fails("000004_class-0001.png", "it is 000004.png", classes=[None])
+    fails("000009_class-0000.png", "--num-images 10 or more")
+    fails("images-000000-000002.npz", "no file of this run")
+    fails("000002_class-0002.png", "no file of this run", format="npz")
+    fails("images-000000-000004.npz", "shards are of 3", format="npz", shard_size=3)
+    fails("images-000001-000002.npz", "shards are of 3", format="npz", shard_size=3)
+    fails("images-000006-000008.npz", "--num-images 9 or more", format="npz", shard_size=3)
     (tmp_path / "bare").mkdir()
     (tmp_path / "bare" / "000000_class-0000.png").write_bytes(b"")
     with pytest.raises(MgenError, match="no run.json"):
@@ -395,7 +395,7 @@ def test_full_disk_is_one_error_and_leaves_nothing_half_written(form: str, tiny:
         subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
-def test_refused_write_is_one_error(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_is_one_error(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
@@ -438,7 +438,7 @@ def test_command_writes_shards_grid_and_npz(model: Path, tmp_path: Path, capsys:
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["all.npz"]
 
 
-def test_command_refuses_what_cannot_be(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_impossible_options_are_one_line(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     args = ["sample", "--model", str(model), "--num-images", "2", "--out", str(tmp_path / "never")]
     (tmp_path / "x.npz").mkdir()
     (tmp_path / "file").write_text("")

@@ -347,6 +347,14 @@ def test_configuration_errors_name_the_nearest_key(tmp_path: Path) -> None:
         from mgen.training.config import build_model
 
         build_model({"class": "FashionCNN", "width": [8]})
+    for model, words in (
+        ({"class": "MaskGIT", "size": "L"}, "unknown model.class 'MaskGIT'.*A generator has no class"),
+        ({"class": "Generator", "trunk": {}}, "model.class is 'Generator'.*A generator has no class"),
+        (3, "model is 3: expected a name of a model, or a mapping"),
+        ({}, "missing section 'model.head'"),
+    ):
+        with pytest.raises(MgenError, match=words):
+            build_model(model)  # type: ignore[arg-type]
     assert build(MaskConfig, {"mean": 1}).mean == 1.0
 
 

@@ -12,7 +12,7 @@ from scipy import linalg
 from torch import Tensor
 
 from mgen.cli import main
-from mgen.data import FashionMNIST, TokenCache, tokenizer_fingerprint, write_cache
+from mgen.data import FashionMNIST, TokenCache, write_cache
 from mgen.evaluation.extractors import InceptionExtractor, make_extractor
 from mgen.evaluation.measure import measure
 from mgen.evaluation.pixels import psnr, ssim
@@ -183,13 +183,13 @@ def test_one_cache_of_moments_serves_all_levels(tmp_path: Path) -> None:
     data, kl, net = FashionMNIST(root=write_idx(tmp_path / "idx", count=24)), tiny_kl(scale=4.0), tiny_bridge()
     for name, tokenizer in (("kl", kl), ("bridge", net)):
         write_cache(data, tokenizer, tmp_path / name, batch_size=16, progress=False)
-    assert tokenizer_fingerprint(net) == tokenizer_fingerprint(kl) == tokenizer_fingerprint(tiny_bridge(levels=99))
-    assert tokenizer_fingerprint(net) != tokenizer_fingerprint(QuantizedKL.wrap(tiny_kl(seed=5)))
+    assert net.fingerprint() == kl.fingerprint() == tiny_bridge(levels=99).fingerprint()
+    assert net.fingerprint() != QuantizedKL.wrap(tiny_kl(seed=5)).fingerprint()
     with torch.inference_mode():
         noise = torch.randn(3, *net.noise_shape())
         expected = net.encode(data.__getitems__([3, 5, 7])["image"], noise=noise)
         for name in ("kl", "bridge"):
-            cache = TokenCache(tmp_path / name, fingerprint=tokenizer_fingerprint(net))
+            cache = TokenCache(tmp_path / name, fingerprint=net.fingerprint())
             moments = cache.__getitems__([3, 5, 7])["moments"][:, 0]
             assert (net.tokens(moments, noise) != expected).sum() <= 2  # batches of other sizes round otherwise
 

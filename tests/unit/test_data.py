@@ -14,7 +14,6 @@ from mgen.data import (
     center_crop,
     find_fashion_mnist,
     load_image,
-    tokenizer_fingerprint,
     write_cache,
 )
 from mgen.utils.errors import MgenError
@@ -84,7 +83,7 @@ def test_sixteen_bits_are_rounded_to_eight_and_floats_raise_an_error(tmp_path: P
 def test_cache_holds_what_the_tokenizer_says(tmp_path: Path, flips: bool) -> None:
     data, tokenizer = FashionMNIST(root=write_idx(tmp_path / "idx")), tiny_tokenizer()
     write_cache(data, tokenizer, tmp_path / "cache", flips=flips, shard_size=40, batch_size=16, progress=False)
-    cache = TokenCache(tmp_path / "cache", fingerprint=tokenizer_fingerprint(tokenizer))
+    cache = TokenCache(tmp_path / "cache", fingerprint=tokenizer.fingerprint())
     batch = data.__getitems__([3, 50, 95])
     stored = cache.__getitems__([3, 50, 95])
     with torch.inference_mode():
@@ -108,17 +107,17 @@ def test_cache_goes_on_where_it_stopped_and_refuses_another_tokenizer(tmp_path: 
     assert torch.equal(TokenCache(out).__getitems__(range(96))["tokens"], expected)
     other = tiny_tokenizer(seed=9)
     with pytest.raises(MgenError, match="another tokenizer"):
-        TokenCache(out, fingerprint=tokenizer_fingerprint(other))
+        TokenCache(out, fingerprint=other.fingerprint())
     with pytest.raises(MgenError, match="already holds a cache"):
         write_cache(data, other, out, shard_size=40, progress=False)
 
 
 def test_a_new_decoder_leaves_the_fingerprint() -> None:
     tokenizer = tiny_tokenizer()
-    before = tokenizer_fingerprint(tokenizer)
+    before = tokenizer.fingerprint()
     with torch.no_grad():
         tokenizer.decoder.conv_out.bias.add_(1)
-    assert tokenizer_fingerprint(tokenizer) == before
+    assert tokenizer.fingerprint() == before
     with torch.no_grad():
         tokenizer.quantize.embedding.weight.add_(1)
-    assert tokenizer_fingerprint(tokenizer) != before
+    assert tokenizer.fingerprint() != before

@@ -252,7 +252,7 @@ def test_a_resumed_run_repeats_the_uninterrupted_one(idx: Path, dino_file: Path,
     resumed = Trainer(train_config({**settings, "output": str(tmp_path / "cut")}))
     resumed.run()
     assert logged(tmp_path / "cut") == whole
-    net = resumed.task.discriminator
+    net = resumed.objective.companions.discriminator
     fresh = load_dino(dino_file)
     assert isinstance(net, DinoDiscriminator)
     assert all(torch.equal(a, b) for a, b in zip(net.vit.state_dict().values(), fresh.state_dict().values()))

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mgen.cli import main
-from mgen.data import FashionMNIST, TokenCache, tokenizer_fingerprint, write_cache
+from mgen.data import FashionMNIST, TokenCache, write_cache
 from mgen.evaluation.reconstruction import count_ids, id_metrics
 from mgen.pipelines.editing import restyle
 from mgen.pipelines.pipeline import load_tokenizer
@@ -126,7 +126,7 @@ def test_other_image_sizes_and_saved_folders(tmp_path: Path) -> None:
         ids = net.encode(pictures(1, side))
         assert torch.equal(again.encode(pictures(1, side)), ids)
         assert torch.equal(again.decode(ids), net.decode(ids))
-    assert tokenizer_fingerprint(again) == tokenizer_fingerprint(tiny_hita())
+    assert again.fingerprint() == tiny_hita().fingerprint()
 
 
 def test_settings_that_cannot_be() -> None:
@@ -334,9 +334,7 @@ def test_a_cache_of_ids_with_the_vision_encoder(
     line += ["--out", str(tmp_path / "cache"), "--device", "cpu"]
     assert main(line) == 2 and "--vision-weights" in capsys.readouterr().err
     assert main([*line, "--vision-weights", str(vision_file)]) == 0
-    cache = TokenCache(
-        tmp_path / "cache", fingerprint=tokenizer_fingerprint(net)
-    )  # of a tokenizer that holds no encoder
+    cache = TokenCache(tmp_path / "cache", fingerprint=net.fingerprint())  # of a tokenizer that holds no encoder
     assert cache.spec == net.spec
     images = FashionMNIST(root=idx).__getitems__([7, 2])["image"]
     with torch.inference_mode():

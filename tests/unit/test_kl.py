@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL
 
 from mgen.cli import main
 from mgen.convert import convert
-from mgen.data import FashionMNIST, TokenCache, tokenizer_fingerprint, write_cache
+from mgen.data import FashionMNIST, TokenCache, write_cache
 from mgen.tokenizers import KLTokenizer, estimate_scale
 from mgen.tokenizers.kl import patchify, unpatchify
 from mgen.training.config import train_config
@@ -97,7 +97,7 @@ def test_a_folder_of_diffusers_becomes_a_tokenizer(tmp_path: Path) -> None:
 def test_cache_holds_moments_and_the_posterior_is_sampled_from_them(tmp_path: Path, dtype: str) -> None:
     data, net = FashionMNIST(root=write_idx(tmp_path / "idx")), tiny_kl()
     write_cache(data, net, tmp_path / "c", flips=True, shard_size=40, batch_size=16, dtype=dtype, progress=False)
-    cache = TokenCache(tmp_path / "c", fingerprint=tokenizer_fingerprint(net))
+    cache = TokenCache(tmp_path / "c", fingerprint=net.fingerprint())
     stored = cache.__getitems__([95, 3, 50])["moments"]
     images = data.__getitems__([95, 3, 50])["image"]
     atol = 1e-6 if dtype == "fp32" else 3e-3
@@ -107,9 +107,9 @@ def test_cache_holds_moments_and_the_posterior_is_sampled_from_them(tmp_path: Pa
         noise = torch.randn(3, *net.noise_shape())
         assert torch.allclose(net.tokens(stored[:, 0], noise), net.encode(images, noise=noise), atol=4 * atol)
     other_scale = tiny_kl(scale=0.5)  # the cache holds moments, which know no scale
-    assert tokenizer_fingerprint(other_scale) == tokenizer_fingerprint(net)
+    assert other_scale.fingerprint() == net.fingerprint()
     with pytest.raises(MgenError, match="another tokenizer"):
-        TokenCache(tmp_path / "c", fingerprint=tokenizer_fingerprint(tiny_kl(seed=5)))
+        TokenCache(tmp_path / "c", fingerprint=tiny_kl(seed=5).fingerprint())
 
 
 @pytest.mark.parametrize("adversarial", [0.0, 0.1])
