@@ -17,6 +17,7 @@ from mgen.evaluation.scores import class_score
 from mgen.evaluation.statistics import FeatureSums
 from mgen.utils import seeds
 
+SEED = 0
 # Kind of features, mean (F,) and covariance (F, F).
 Gaussian = tuple[str, np.ndarray, np.ndarray]
 
@@ -49,8 +50,6 @@ def deviations(
     score: tuple[str, Tensor] | None,
     means: Mapping[str, Tensor],
     replicates: int,
-    seed: int = 0,
-    progress: bool = True,
 ) -> dict[str, float]:
     """Standard deviations of metrics over replicates.
 
@@ -59,8 +58,8 @@ def deviations(
             score. means: metric → a number per image (N,), of which it is the mean.
     """
     found: dict[str, list[float]] = {}
-    for replicate in tqdm(range(replicates), desc="bootstrap", unit="replicate", disable=not progress, leave=False):
-        weights = multiplicities(measured.count, replicate, seed)
+    for replicate in tqdm(range(replicates), desc="bootstrap", unit="replicate", leave=False):
+        weights = multiplicities(measured.count, replicate, SEED)
         for name, (kind, mean, cov) in references.items():
             sums = weighted_sums(measured.blocks(kind), weights)
             found.setdefault(name, []).append(frechet_distance(*sums.finish(), mean, cov))

@@ -265,8 +265,6 @@ def _seen(batch: Batch, extractor: Extractor, classifier: Extractor | None, kept
 
 
 def _joined(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    out = {}
-    for name in dict.fromkeys(name for part in parts for name in part):
-        found = [part[name] for part in parts if name in part]
-        out[name] = torch.stack(found).sum(0) if name.startswith("total.") else torch.cat(found)
-    return out
+    names = dict.fromkeys(name for part in parts for name in part)
+    found = {name: [part[name] for part in parts if name in part] for name in names}
+    return {name: torch.stack(x).sum(0) if name.startswith("total.") else torch.cat(x) for name, x in found.items()}

@@ -118,11 +118,7 @@ def _axes(columns: dict[str, list[object]]) -> dict[str, list[object]]:
 
 
 def plot(curve: Curve, prefix: str) -> str | None:
-    """The curve as an <svg> element for a page; None without matplotlib.
-
-    Args:
-        prefix: of the ids inside, so that those of several plots on one page differ.
-    """
+    """The curve as an <svg> element for a page, with a prefix of its own for the ids inside; None without matplotlib."""
     try:
         import matplotlib
         from matplotlib.figure import Figure
