@@ -175,7 +175,7 @@ def make_extractor(
     resize: str = "tensorflow",
     spatial: bool = False,
 ) -> Extractor:
-    """ "inception", with weights, resize and spatial, an embedded extractor ("fmnist-cnn", "fmnist-classifier"), or a FashionCNN's folder."""
+    """The extractor "inception" (weights, resize, spatial), an embedded one (fmnist-cnn, fmnist-classifier), or a FashionCNN's folder."""
     device = torch.device(device)
     if name in ("inception", InceptionExtractor.name):
         return InceptionExtractor(weights, device, resize=resize, spatial=spatial)

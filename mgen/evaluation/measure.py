@@ -76,9 +76,10 @@ class Measured:
     def sums(self, name: str = "features") -> FeatureSums:
         """Sums of features, in float64, that give their mean and covariance."""
         if name not in self._sums:
-            self._sums[name] = FeatureSums(next(self.blocks(name)).shape[1])
+            sums = FeatureSums(next(self.blocks(name)).shape[1])
             for block in self.blocks(name):
-                self._sums[name].update(block)
+                sums.update(block)
+            self._sums[name] = sums
         return self._sums[name]
 
     def mapped(self, name: str) -> Tensor:
