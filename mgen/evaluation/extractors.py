@@ -50,7 +50,6 @@ class Extractor(Protocol):
 
     def __call__(self, images: Tensor) -> Seen:
         """Features (B, F) float32 and logits (B, K) of images uint8 (B, channels, H, W)."""
-        ...
 
 
 def match_channels(images: Tensor, channels: int) -> Tensor:

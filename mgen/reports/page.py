@@ -116,8 +116,11 @@ def _run(run: ReportRun, *, folded: bool) -> Html:
     protocol, reference = result["protocol"], result["reference"]
     against = f"against {reference.get('name')}" if reference else "without a reference"
     facts = f"Protocol {protocol.get('name')} ({protocol.get('id')}), {against}. Measured {result['created']}."
+    words: list[str] = []
+    for name, value, better in data.headline(result):
+        words += [f"{name} ", tag("strong", value), f" ({better}); " if better else "; "]
     out = [
-        tag("p", *_verdict(result), class_="verdict"),
+        tag("p", *(words or ["Nothing was measured; "]), f"{result['count']:,} images.", class_="verdict"),
         tag("p", facts, class_="facts"),
         Html() if folded else _notes(data.warnings(result)),
         tag("div", tag("code", result["command"]), class_="command") if result["command"] else Html(),
@@ -136,14 +139,6 @@ def _part(title: str, content: Html, *, folded: bool = False) -> Html:
     if content and folded:
         return tag("details", tag("summary", tag("h3", title)), content)
     return tag("section", tag("h3", title), content) if content else content
-
-
-def _verdict(result: Result) -> list[str]:
-    """The most important numbers in a line."""
-    words: list[str] = []
-    for name, value, better in data.headline(result):
-        words += [f"{name} ", tag("strong", value), f" ({better}); " if better else "; "]
-    return [*(words or ["Nothing was measured; "]), f"{result['count']:,} images."]
 
 
 def _notes(lines: Iterable[str]) -> Html:
