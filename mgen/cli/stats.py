@@ -23,8 +23,7 @@ def command(argv: Sequence[str] | None = None) -> int:
     add_options(parser)
     args = parser.parse_args(argv)
     for name in ("batch_size", "num_images", "image_size"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
+        if (value := getattr(args, name)) is not None and value < 1:
             raise MgenError(f"--{name.replace('_', '-')} is {value}: it must be at least 1")
     if args.features < 0 or (args.features and Path(args.out).suffix == ".npz"):
         raise MgenError(

@@ -17,6 +17,7 @@ from mgen.evaluation.scores import class_score
 from mgen.evaluation.statistics import FeatureSums
 from mgen.utils import seeds
 
+SEED = 0
 # Kind of features, mean (F,) and covariance (F, F).
 Gaussian = tuple[str, np.ndarray, np.ndarray]
 
@@ -46,11 +47,9 @@ def deviations(
     measured: Measured,
     *,
     references: Mapping[str, Gaussian],
-    score: tuple[str, Tensor] | None,
+    score: tuple[str, Tensor],
     means: Mapping[str, Tensor],
     replicates: int,
-    seed: int = 0,
-    progress: bool = True,
 ) -> dict[str, float]:
     """Standard deviations of metrics over replicates.
 
@@ -58,14 +57,14 @@ def deviations(
         references: Fréchet distance → kind of features, mean and covariance of the reference. score: name and splits of the classifier
             score. means: metric → a number per image (N,), of which it is the mean.
     """
-    found: dict[str, list[float]] = {}
-    for replicate in tqdm(range(replicates), desc="bootstrap", unit="replicate", disable=not progress, leave=False):
-        weights = multiplicities(measured.count, replicate, seed)
+    rows: list[dict[str, float]] = []
+    for replicate in tqdm(range(replicates), desc="bootstrap", unit="replicate", leave=False):
+        weights = multiplicities(measured.count, replicate, SEED)
+        row: dict[str, float] = {}
         for name, (kind, mean, cov) in references.items():
-            sums = weighted_sums(measured.blocks(kind), weights)
-            found.setdefault(name, []).append(frechet_distance(*sums.finish(), mean, cov))
-        if score is not None:
-            found.setdefault(score[0], []).append(class_score(measured.blocks("logits"), score[1], weights)[0])
+            row[name] = frechet_distance(*weighted_sums(measured.blocks(kind), weights).finish(), mean, cov)
+        row[score[0]] = class_score(measured.blocks("logits"), score[1], weights)[0]
         for name, column in means.items():
-            found.setdefault(name, []).append((column.double() @ weights.double()).item() / measured.count)
-    return {name: torch.tensor(values, dtype=torch.float64).std().item() for name, values in found.items()}
+            row[name] = (column.double() @ weights.double()).item() / measured.count
+        rows.append(row)
+    return {name: torch.tensor([row[name] for row in rows], dtype=torch.float64).std().item() for name in rows[0]}

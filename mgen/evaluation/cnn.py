@@ -33,13 +33,10 @@ class FashionCNN(Model):
         num_classes: int = 10,
     ) -> None:
         super().__init__()
-        stages: list[nn.Module] = []
-        c_in = in_channels
-        for c_out in widths:
-            stages.append(nn.Sequential(*([_conv(c_in, c_out)] + [_conv(c_out, c_out)] * bool(stages))))
-            c_in = c_out
+        pairs = enumerate(zip((in_channels, *widths), widths))
+        stages = [nn.Sequential(_conv(c_in, c_out), *[_conv(c_out, c_out)] * (i > 0)) for i, (c_in, c_out) in pairs]
         self.stages = nn.ModuleList(stages)
-        self.project = nn.Linear(2 * c_in, features)
+        self.project = nn.Linear(2 * widths[-1], features)
         self.classify = nn.Linear(features, num_classes)
 
     def maps(self, images: Tensor) -> list[Tensor]:

@@ -8,7 +8,7 @@ from importlib.metadata import version
 
 from torch import Tensor
 
-from mgen.evaluation.bootstrap import Gaussian, deviations
+from mgen.evaluation.bootstrap import SEED, Gaussian, deviations
 from mgen.evaluation.extractors import Extractor, InceptionExtractor
 from mgen.evaluation.frechet import frechet_distance
 from mgen.evaluation.measure import Measured
@@ -30,7 +30,7 @@ def metric_names(extractor: Extractor, count: int, kind: str = "FID") -> tuple[s
     return f"Fréchet distance ({extractor.name})", f"classifier score ({extractor.name})"
 
 
-@dataclass(kw_only=True)
+@dataclass
 class _Parts:
     """What the parts of an evaluation add to a result, and what they share."""
 
@@ -55,7 +55,6 @@ def result(
     classifier: Extractor | None = None,
     bootstrap: int = 0,
     more: dict[str, float] | None = None,
-    progress: bool = True,
 ) -> Result:
     """The metrics of a protocol, with everything that determines them.
 
@@ -63,17 +62,13 @@ def result(
         bootstrap: replicates behind the standard deviations; 0: only metrics that come with a deviation have one.
         more: further metrics, of reconstructions.
     """
-    parts = _Parts(
-        measured=measured, extractor=extractor, protocol=protocol, reference=reference, metrics=dict(more or {})
-    )
+    parts = _Parts(measured, extractor, protocol, reference, dict(more or {}))
     gaussians = _frechet_distances(parts)
     score = _classifier_score(parts)
     _single_images(parts)
     hits = _class_accuracy(parts, classifier)
     if bootstrap:
-        parts.deviations |= deviations(
-            measured, references=gaussians, score=score, means=hits, replicates=bootstrap, progress=progress
-        )
+        parts.deviations |= deviations(measured, references=gaussians, score=score, means=hits, replicates=bootstrap)
     parts.notes += _notes(parts, distances=bool(gaussians or more))
     return {
         "format": FORMAT,
@@ -92,7 +87,7 @@ def result(
         "extractor": {"name": extractor.name, "sha256": extractor.sha256, "resize": extractor.resize},
         "reference": None if reference is None else reference.describe(),
         "classifier": None if classifier is None else {"name": classifier.name, "sha256": classifier.sha256},
-        "bootstrap": {"replicates": bootstrap, "seed": 0} if bootstrap else None,
+        "bootstrap": {"replicates": bootstrap, "seed": SEED} if bootstrap else None,
         "cost": {},
         "nearest": None,
         "note": "; ".join(parts.notes),

@@ -50,7 +50,6 @@ class Extractor(Protocol):
 
     def __call__(self, images: Tensor) -> Seen:
         """Features (B, F) float32 and logits (B, K) of images uint8 (B, channels, H, W)."""
-        ...
 
 
 def match_channels(images: Tensor, channels: int) -> Tensor:
@@ -158,8 +157,7 @@ class InceptionExtractor:
 def clean_resize(images: Tensor, *, cut: bool = False) -> Tensor:
     """uint8 (B, C, H, W) → float (B, C, 299, 299) in [0, 255]: antialiased bicubic like clean-fid's, in floats.
 
-    Args:
-        cut: drop the fractions, like a conversion to bytes (Halton-MaskGIT).
+    `cut` drops the fractions, like a conversion to bytes (Halton-MaskGIT).
     """
     x = images.float()
     if x.shape[-2:] != (299, 299):
@@ -176,11 +174,7 @@ def make_extractor(
     resize: str = "tensorflow",
     spatial: bool = False,
 ) -> Extractor:
-    """The extractor "inception", an embedded one ("fmnist-cnn", "fmnist-classifier"), or a folder of a FashionCNN.
-
-    Args:
-        weights, resize, spatial: for Inception only.
-    """
+    """The extractor "inception" (weights, resize, spatial), an embedded one (fmnist-cnn, fmnist-classifier), or a FashionCNN's folder."""
     device = torch.device(device)
     if name in ("inception", InceptionExtractor.name):
         return InceptionExtractor(weights, device, resize=resize, spatial=spatial)

@@ -21,6 +21,8 @@ from mgen.nn.levels import FORMS, best_range, dequantize, gaussian_levels, quant
 from mgen.pipelines.pipeline import to_uint8
 from mgen.tokenizers.kl import KLTokenizer
 
+SPAN = 3.0  # of the levels, see mgen.nn.levels
+
 
 @dataclass(kw_only=True)
 class LevelRow:
@@ -45,11 +47,11 @@ class LevelRow:
 class LevelSums:
     """Running sums behind one row."""
 
-    def __init__(self, row: LevelRow, span: float, length: int) -> None:
+    def __init__(self, length: int, row: LevelRow) -> None:
         self.row, self.sums, self.used, self.numbers = row, FeatureSums(length), torch.zeros(1), 0
         if row.levels is not None and row.range is not None:
-            self.values = gaussian_levels(row.levels, span=span, form=row.form)[0]
-            self.range = {"low": -row.range, "high": row.range, "span": span}
+            self.values = gaussian_levels(row.levels, span=SPAN, form=row.form)[0]
+            self.range = {"low": -row.range, "high": row.range, "span": SPAN}
 
     def apply(self, tokens: Tensor) -> Tensor:
         """Quantize and dequantize tokens (B, L, C), and count what is lost."""
@@ -91,22 +93,19 @@ def compare_levels(
     batch_size: int,
     levels: Sequence[int],
     ranges: Sequence[float | str],
-    span: float = 3.0,
-    posterior: str = "mean",
-    seed: int = 0,
-    progress: bool = True,
+    posterior: str,
+    seed: int,
 ) -> list[LevelRow]:
     """Every number of levels × form × range on the images `rows`, which are encoded once. The first row has no levels.
 
-    Args:
-        ranges: r of [-r, r], or "best", see mgen.nn.levels.best_range.
+    A range is r of [-r, r], or "best", see mgen.nn.levels.best_range.
     """
-    choices = [LevelSums(LevelRow(), span, extractor.length)]
+    choices = [LevelSums(extractor.length, LevelRow())]
     for number, form, wanted in product(levels, FORMS, ranges):
-        r = best_range(number, span=span, form=form) if wanted == "best" else float(wanted)
-        choices.append(LevelSums(LevelRow(levels=number, form=form, range=r), span, extractor.length))
+        r = best_range(number, span=SPAN, form=form) if wanted == "best" else float(wanted)
+        choices.append(LevelSums(extractor.length, LevelRow(levels=number, form=form, range=r)))
     originals = FeatureSums(extractor.length)
-    with tqdm(total=len(rows), unit="img", desc="comparing levels", disable=not progress) as bar:
+    with tqdm(total=len(rows), unit="img", desc="comparing levels") as bar:
         for start in range(0, len(rows), batch_size):
             indices = rows[start : start + batch_size]
             images = dataset.__getitems__(indices)["image"]

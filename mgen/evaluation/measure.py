@@ -76,9 +76,10 @@ class Measured:
     def sums(self, name: str = "features") -> FeatureSums:
         """Sums of features, in float64, that give their mean and covariance."""
         if name not in self._sums:
-            self._sums[name] = FeatureSums(next(self.blocks(name)).shape[1])
+            sums = FeatureSums(next(self.blocks(name)).shape[1])
             for block in self.blocks(name):
-                self._sums[name].update(block)
+                sums.update(block)
+            self._sums[name] = sums
         return self._sums[name]
 
     def mapped(self, name: str) -> Tensor:
@@ -265,8 +266,6 @@ def _seen(batch: Batch, extractor: Extractor, classifier: Extractor | None, kept
 
 
 def _joined(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    out = {}
-    for name in dict.fromkeys(name for part in parts for name in part):
-        found = [part[name] for part in parts if name in part]
-        out[name] = torch.stack(found).sum(0) if name.startswith("total.") else torch.cat(found)
-    return out
+    names = dict.fromkeys(name for part in parts for name in part)
+    found = {name: [part[name] for part in parts if name in part] for name in names}
+    return {name: torch.stack(x).sum(0) if name.startswith("total.") else torch.cat(x) for name, x in found.items()}

@@ -46,9 +46,7 @@ class Nearest(NamedTuple):
     indices: Tensor
 
 
-def nearest(
-    features: Tensor, source: Source, extractor: Extractor, *, k: int, own: Tensor | None = None, progress: bool = True
-) -> Nearest:
+def nearest(features: Tensor, source: Source, extractor: Extractor, *, k: int, own: Tensor | None = None) -> Nearest:
     """The nearest images of a data set in feature space (Euclidean), found in one pass with the memory of a batch.
 
     Args:
@@ -56,7 +54,7 @@ def nearest(
     """
     best, where = torch.full((len(features), k), torch.inf), torch.full((len(features), k), -1)
     ranges = [(a, min(a + SHARD, source.count)) for a in range(0, source.count, SHARD)]
-    with tqdm(total=source.count, unit="img", desc="nearest images", file=sys.stderr, disable=not progress) as bar:
+    with tqdm(total=source.count, unit="img", desc="nearest images", file=sys.stderr) as bar:
         for (start, stop), batch in zip(ranges, read_ahead(source, ranges)):
             found = torch.cdist(features, extractor(batch.images).features)
             index = torch.arange(start, stop).expand(len(features), -1)

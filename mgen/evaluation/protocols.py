@@ -39,7 +39,6 @@ class Protocol:
 
     Attributes:
         extractor: network of the features. resize: how images reach its size.
-        count: images of a published evaluation; fewer are allowed and noted in the result.
         score: splits of the classifier score: "shuffled", `splits` equal ones in an order shuffled from seed 2020 (torch-fidelity), or
             "file order", consecutive ones of `splits` images each (ADM), where sorting the images by class changes the score.
         spatial: also the distance in spatial features (sFID). neighbors: k of precision and recall, 0: neither.
@@ -51,7 +50,6 @@ class Protocol:
     name: str
     extractor: str = "inception"
     resize: Resize = "tensorflow"
-    count: int = PUBLISHED
     score: Score = "shuffled"
     splits: int = 10
     spatial: bool = False
@@ -62,8 +60,8 @@ class Protocol:
 
     @property
     def id(self) -> str:
-        """Eight hexadecimal digits of a hash of what determines the numbers, without the name and the count."""
-        own = {key: value for key, value in asdict(self).items() if key not in ("name", "count")}
+        """Eight hexadecimal digits of a hash of what determines the numbers, without the name."""
+        own = {key: value for key, value in asdict(self).items() if key != "name"}
         return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:8]
 
     def describe(self) -> Facts:
@@ -79,7 +77,7 @@ class Protocol:
             "score": rule or f"consecutive splits of {self.splits} images in file order",
             "neighbors": self.neighbors or None,
             "kid_subsets": f"100 of {self.kid} images, seed 2020" if self.kid else None,
-            "count": self.count,
+            "count": PUBLISHED,
         }
 
 
@@ -119,8 +117,4 @@ def find_protocol(
         found = PROTOCOLS["fmnist-cnn"]
     else:
         found = replace(PROTOCOLS["fmnist-cnn"], name="custom", extractor=str(extractor))
-    return replace(
-        found,
-        image_size=found.image_size if image_size is None else image_size,
-        quantization=found.quantization if quantization is None else cast(Quantization, quantization),
-    )
+    return replace(found, image_size=image_size, quantization=cast(Quantization, quantization or "round"))

@@ -19,7 +19,6 @@ def find_reference(
     batch_size: int = 100,
     folder: Path | None = None,
     workers: Workers = ALONE,
-    progress: bool = True,
 ) -> Reference | None:
     """The reference of this name; None for "none", and in all processes but the first if images were measured.
 
@@ -44,9 +43,7 @@ def find_reference(
     if folder is not None and workers.rank == 0:
         begin(folder, source, extractor, extractor.resize, reference=True, spatial=extractor.spatial_length)
     workers.wait()
-    measured = measure(
-        source, extractor, folder=folder, batch_size=batch_size, examples=0, workers=workers, progress=progress
-    )
+    measured = measure(source, extractor, folder=folder, batch_size=batch_size, examples=0, workers=workers)
     if workers.rank > 0:
         return None  # only the first process compares
     if found is None:

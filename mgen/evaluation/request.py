@@ -60,8 +60,7 @@ class EvalRequest:
     def __post_init__(self) -> None:
         """Raise MgenError for settings that contradict each other."""
         for name, least in (("batch_size", 1), ("num_images", 2), ("image_size", 1), ("bootstrap", 0)):
-            value = getattr(self, name)
-            if value is not None and value < least:
+            if (value := getattr(self, name)) is not None and value < least:
                 raise MgenError(f"--{name.replace('_', '-')} is {value}: it must be at least {least}")
         if self.bootstrap == 1:
             raise MgenError("--bootstrap 1: one replicate has no spread; give 0 for none, or at least 2")

@@ -1,8 +1,9 @@
 """One evaluation from request to result: what `mgen eval` does, apart from options and reports."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -34,8 +35,7 @@ ChooseSampler = Callable[[MaskedPipeline], ParallelSampler]
 SMALL = 256  # features; with more the bootstrap is slow
 
 
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
+class Outcome(NamedTuple):
     """A finished evaluation: its result, the folder for the report, the measured images, and the pipeline that sampled them, if any."""
 
     result: Result
@@ -45,10 +45,7 @@ class Outcome:
 
 
 def run_evaluation(request: EvalRequest, workers: Workers, choose_sampler: ChooseSampler) -> Outcome | None:
-    """Measure what the request names; None in all processes but the first.
-
-    Args:
-        choose_sampler: gives the sampler for a pipeline's images.
+    """Measure what the request names, a pipeline's images with the chosen sampler; None in all processes but the first.
 
     Raises:
         MgenError: settings contradict each other, or something is missing on this machine.
@@ -96,7 +93,7 @@ def run_evaluation(request: EvalRequest, workers: Workers, choose_sampler: Choos
         result["nearest"] = nearest_rows(measured, training, extractor)
     if published is not None:
         result["published"] = published.compare(result)
-    return Outcome(result=result, folder=request.folder, measured=measured, pipe=pipe)
+    return Outcome(result, request.folder, measured, pipe)
 
 
 def _check(request: EvalRequest) -> Protocol:

@@ -66,16 +66,13 @@ class Source:
         return str(about.get("model") or about.get("path") or about.get("data") or about["kind"])
 
 
-def from_folder(
-    path: Path, *, channels: int = 3, size: int | None = None, limit: int | None = None, threads: int = 4
-) -> Source:
+def from_folder(path: Path, *, channels: int = 3, size: int | None = None, limit: int | None = None) -> Source:
     """Images below a folder; class ids from names like 000012_class-0003.png. `grid.png` and animations are skipped.
 
     Folders of npz shards, written by `mgen sample --format npz`, can be read as well.
 
     Args:
         size: crop the middle square and resize it to this side, as ADM does; None: all images must have one size.
-        threads: for decoding files.
     """
     if find_shards(path):
         return _from_shards(path, size=size, limit=limit)
@@ -85,7 +82,7 @@ def from_folder(
         raise MgenError(f"{path} holds no images except a grid: run mgen sample --out {path}, or give another folder")
     found = [re.search(r"class-(\d+)", f.stem) for f in files]
     labels = torch.tensor([int(m[1]) if m else -1 for m in found])
-    pool, shape = ThreadPoolExecutor(threads), load_image(files[0], size=size, channels=channels).shape
+    pool, shape = ThreadPoolExecutor(4), load_image(files[0], size=size, channels=channels).shape
 
     def load(file: Path) -> Tensor:
         image = load_image(file, size=size, channels=channels)
@@ -226,11 +223,7 @@ def from_dataset(dataset: ImageData, *, name: str, limit: int | None = None) -> 
 def open_source(
     name: str, *, channels: int, split: str = "train", size: int | None = None, limit: int | None = None
 ) -> Source:
-    """The images of `fmnist`, an npz or a folder as a source.
-
-    Args:
-        size: side in pixels to which the images of folders and npz files are cropped and resized; None: as stored.
-    """
+    """The images of `fmnist`, an npz or a folder as a source; those in files cropped and resized to the side `size` in pixels, if given."""
     path = Path(name)
     if name == "fmnist":
         if size is not None:

@@ -108,7 +108,7 @@ def save_statistics(
             np.savez(temporary, **arrays, **{key: np.array(value) for key, value in about.items()})  # type: ignore[arg-type]
         return
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    write_tensors(path, tensors | ({} if features is None else {"features": features}), about)
+    write_tensors(path, tensors if features is None else {**tensors, "features": features}, about)
 
 
 def check_statistics_name(path: str | Path, option: str) -> None:
@@ -180,8 +180,8 @@ def _check_origin(path: Path, arrays: dict[str, np.ndarray], about: dict[str, st
 def _gaussian(
     arrays: dict[str, np.ndarray], ending: str, length: int, path: Path, extractor: Extractor
 ) -> tuple[np.ndarray, np.ndarray]:
-    mean, cov = (arrays[name + ending] for name in ("mu", "sigma"))
-    if not all(array.dtype.kind in "fiu" for array in (mean, cov)):
+    mean, cov = arrays["mu" + ending], arrays["sigma" + ending]
+    if mean.dtype.kind not in "fiu" or cov.dtype.kind not in "fiu":
         raise MgenError(f"{path}: mu{ending} and sigma{ending} are {mean.dtype} and {cov.dtype}, expected numbers")
     mean, cov = mean.astype(np.float64), cov.astype(np.float64)
     if mean.shape != (length,) or cov.shape != (length, length):

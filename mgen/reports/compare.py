@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from mgen.evaluation.result import Facts, Result
 from mgen.reports import data
-from mgen.reports.read import ReportRun
+from mgen.reports.read import ReportRun, is_number
 from mgen.utils.errors import MgenError
 
 # The number of steps in the path of a training run's checkpoint.
@@ -25,6 +25,10 @@ class Column:
     better: str | None = None
     best: set[int] = field(default_factory=set)
 
+    @property
+    def numeric(self) -> bool:
+        return all(v is None or is_number(v) for v in self.values)
+
 
 @dataclass(kw_only=True)
 class Group:
@@ -36,12 +40,9 @@ class Group:
     def title(self) -> str:
         result = self.runs[0].result
         protocol, reference = result["protocol"], result["reference"]
-        counts = sorted({run.result["count"] for run in self.runs})
-        return (
-            f"Protocol {protocol.get('name')} ({protocol.get('id')}), "
-            f"{'reference ' + str(reference.get('name')) if reference else 'no reference'}, "
-            f"{' or '.join(f'{count:,}' for count in counts)} images"
-        )
+        against = f"reference {reference.get('name')}" if reference else "no reference"
+        counts = " or ".join(f"{count:,}" for count in sorted({run.result["count"] for run in self.runs}))
+        return f"Protocol {protocol.get('name')} ({protocol.get('id')}), {against}, {counts} images"
 
     @property
     def metrics(self) -> list[str]:

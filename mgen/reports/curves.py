@@ -118,11 +118,7 @@ def _axes(columns: dict[str, list[object]]) -> dict[str, list[object]]:
 
 
 def plot(curve: Curve, prefix: str) -> str | None:
-    """The curve as an <svg> element for a page; None without matplotlib.
-
-    Args:
-        prefix: of the ids inside, so that those of several plots on one page differ.
-    """
+    """The curve as an <svg> element for a page, with a prefix of its own for the ids inside; None without matplotlib."""
     try:
         import matplotlib
         from matplotlib.figure import Figure
@@ -197,7 +193,8 @@ def _for_page(text: str, prefix: str, curve: Curve, titles: dict[str, str]) -> s
             if key == "id":
                 value = f"{prefix}-{value}"
             value = re.sub(r"^#(?=[A-Za-z])", f"#{prefix}-", value) if key == "href" else value
-            element.set(key, _colored(re.sub(r"url\(#", f"url(#{prefix}-", value)))
+            value = re.sub(r"url\(#", f"url(#{prefix}-", value).replace(INK, "var(--ink)").replace(GRID, "var(--rule)")
+            element.set(key, re.sub(r"#0a0b(..)", lambda match: f"var(--series-{int(match[1], 16) + 1})", value))
         if element.tag == f"{SVG}text":  # the page's font
             element.set("style", re.sub(r"font: ([\d.]+px) [^;]+", r"font-size: \1", element.get("style", "")))
         if element.tag == f"{SVG}style":
@@ -210,11 +207,6 @@ def _for_page(text: str, prefix: str, curve: Curve, titles: dict[str, str]) -> s
     for element in root.iter():  # HTML has these elements without namespaces
         element.tag = element.tag.removeprefix(SVG)
     return ET.tostring(root, encoding="unicode")
-
-
-def _colored(value: str) -> str:
-    value = value.replace(INK, "var(--ink)").replace(GRID, "var(--rule)")
-    return re.sub(r"#0a0b([0-9a-f]{2})", lambda match: f"var(--series-{int(match[1], 16) + 1})", value)
 
 
 def as_json(curves: Sequence[Curve]) -> list[Facts]:

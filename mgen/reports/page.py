@@ -9,19 +9,16 @@ from string import Template
 
 from mgen.evaluation.result import Result
 from mgen.reports import data
-from mgen.reports.compare import Column, Group, best_of, columns, notes, run_names, same_for_all
+from mgen.reports.compare import Group, best_of, columns, notes, run_names, same_for_all
 from mgen.reports.curves import INSTALL, Curve, find_curves, plot
 from mgen.reports.html import Html, cell, head, join, listing, picture, row_head, small, table, tag
-from mgen.reports.read import ReportRun, is_number
+from mgen.reports.read import ReportRun
 from mgen.reports.style import CSS, JS
 
 MANY_CLASSES = 30  # more get a filter and scroll
 # The policy allows nothing but the contents of the file, whatever the results hold.
-POLICY = (
-    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; script-src 'sha256-"
-    + base64.b64encode(hashlib.sha256(JS.encode()).digest()).decode()
-    + "'"
-)
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
+POLICY += f"script-src 'sha256-{base64.b64encode(hashlib.sha256(JS.encode()).digest()).decode()}'"
 _PAGE = Template(
     """<!DOCTYPE html>
 <html lang="en">
@@ -87,19 +84,15 @@ def _group(group: Group, index: int, *, mixed: bool) -> Html:
 
 def _comparison(group: Group) -> Html:
     shown = columns(group)
-    heads = [head("run"), *(_metric_head(c.name, c.better, numeric=_numeric(c)) for c in shown)]
+    heads = [head("run"), *(_metric_head(c.name, c.better, numeric=c.numeric) for c in shown)]
     rows = [
         [row_head(tag("a", f"{run.number} {run.title}", href=f"#run-{run.number}"), value=run.number)]
-        + [cell(c.cells[i], c.values[i], numeric=_numeric(c), best=i in c.best) for c in shown]
+        + [cell(c.cells[i], c.values[i], numeric=c.numeric, best=i in c.best) for c in shown]
         for i, run in enumerate(group.runs)
     ]
     best = " Highlighted: the best value of a column." if any(c.best for c in shown) else ""
     note = next((run.result for run in group.runs if run.result["deviations"]), group.runs[0].result)
     return table(heads, rows, label="Comparison", caption=data.deviation_note(note) + best, kind="sortable compare")
-
-
-def _numeric(column: Column) -> bool:
-    return all(v is None or is_number(v) for v in column.values)
 
 
 def _metric_head(name: str, better: str | None, *, numeric: bool = True) -> Html:
@@ -123,8 +116,11 @@ def _run(run: ReportRun, *, folded: bool) -> Html:
     protocol, reference = result["protocol"], result["reference"]
     against = f"against {reference.get('name')}" if reference else "without a reference"
     facts = f"Protocol {protocol.get('name')} ({protocol.get('id')}), {against}. Measured {result['created']}."
+    words: list[str] = []
+    for name, value, better in data.headline(result):
+        words += [f"{name} ", tag("strong", value), f" ({better}); " if better else "; "]
     out = [
-        tag("p", *_verdict(result), class_="verdict"),
+        tag("p", *(words or ["Nothing was measured; "]), f"{result['count']:,} images.", class_="verdict"),
         tag("p", facts, class_="facts"),
         Html() if folded else _notes(data.warnings(result)),
         tag("div", tag("code", result["command"]), class_="command") if result["command"] else Html(),
@@ -143,14 +139,6 @@ def _part(title: str, content: Html, *, folded: bool = False) -> Html:
     if content and folded:
         return tag("details", tag("summary", tag("h3", title)), content)
     return tag("section", tag("h3", title), content) if content else content
-
-
-def _verdict(result: Result) -> list[str]:
-    """The most important numbers in a line."""
-    words: list[str] = []
-    for name, value, better in data.headline(result):
-        words += [f"{name} ", tag("strong", value), f" ({better}); " if better else "; "]
-    return [*(words or ["Nothing was measured; "]), f"{result['count']:,} images."]
 
 
 def _notes(lines: Iterable[str]) -> Html:

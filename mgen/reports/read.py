@@ -103,16 +103,14 @@ def _clean(value: object) -> object:
 
 def _check_nearest(nearest: NearestImages | None, where: str) -> None:
     """Images must be in the file itself, because a report loads nothing from elsewhere."""
+    if nearest is None:
+        return
     try:
-        if nearest is None:
-            return
-        if not is_number(nearest.get("typical") or 0):
+        shown = [image for row in nearest.get("rows", []) for image in (row, *row["neighbors"])]
+        for image in shown:
+            image_size(image["image"])
+        if not all(map(is_number, [nearest.get("typical") or 0, *(image["distance"] for image in shown)])):
             raise TypeError
-        for row in nearest.get("rows", []):
-            for shown in (row, *row["neighbors"]):
-                image_size(shown["image"])
-                if not is_number(shown["distance"]):
-                    raise TypeError
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise MgenError(
             f"{where}: nearest does not hold rows of images (data:image/png;base64,…) with distances; {AGAIN}"

@@ -24,8 +24,8 @@ h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 .5rem; letter-spacing: -.
 h2 { font-size: 1.2rem; margin: 2.5rem 0 .75rem; padding-top: .75rem; border-top: 1px solid var(--rule); }
 h3 { font-size: 1rem; margin: 1.75rem 0 .5rem; }
 h1, h2, h3, p, li, td, th, figcaption { overflow-wrap: anywhere; }
-p { margin: .5rem 0; }
-a { color: var(--link); }
+p, details { margin: .5rem 0; }
+a, th button:hover { color: var(--link); }
 a:focus-visible, summary:focus-visible, button:focus-visible, input:focus-visible, [tabindex]:focus-visible {
   outline: 2px solid var(--link); outline-offset: 2px;
 }
@@ -43,7 +43,7 @@ button, input { font: inherit; color: inherit; }
 .copy, input {
   padding: .15rem .6rem; font-size: .84rem; background: var(--paper); border: 1px solid var(--soft); border-radius: 4px;
 }
-.copy { cursor: pointer; }
+.copy, summary { cursor: pointer; }
 nav ol { margin: .5rem 0; padding-left: 1.4rem; columns: 22rem; }
 .pair { display: grid; gap: 0 2.5rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 19rem), 1fr)); align-items: start; }
 .pair td.wrap { white-space: normal; }
@@ -52,8 +52,6 @@ nav ol { margin: .5rem 0; padding-left: 1.4rem; columns: 22rem; }
 .beside > * { max-width: 100%; min-width: 0; }
 .beside > :first-child:not(:only-child) { flex: 1 1 26rem; }
 .run .grid { max-width: 38rem; }
-details { margin: .5rem 0; }
-summary { cursor: pointer; }
 summary h3 { display: inline; }
 ul.verdict { margin: .75rem 0; padding-left: 1.1rem; font-size: 1rem; }
 .scroll { overflow-x: auto; margin: .5rem 0 1rem; }
@@ -75,7 +73,6 @@ th.num { white-space: normal; }
 .sub { display: block; font-size: .76rem; font-weight: 400; }
 .best { font-weight: 700; background: var(--best); }
 th button { all: unset; cursor: pointer; font-weight: 600; color: inherit; }
-th button:hover { color: var(--link); }
 th button::after { content: "\\2195"; margin-left: .3em; color: var(--soft); font-weight: 400; }
 th[aria-sort=ascending] button::after { content: "\\2191"; color: var(--ink); }
 th[aria-sort=descending] button::after { content: "\\2193"; color: var(--ink); }

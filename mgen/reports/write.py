@@ -62,9 +62,8 @@ def write_page(paths: Sequence[str], out: Path, *, title: str | None = None, all
             raise MgenError(f"{path} is given twice: leave one out")
         files.append(file.resolve())
         grid = file.with_name("grid.png")
-        run = ReportRun(number=len(runs) + 1, result=result, grid=_grid(grid) if grid.is_file() else None)
-        run.grid_path = Path(os.path.relpath(grid.resolve(), out.resolve().parent)).as_posix()
-        runs.append(run)
+        image, beside = _grid(grid) if grid.is_file() else None, os.path.relpath(grid.resolve(), out.resolve().parent)
+        runs.append(ReportRun(number=len(runs) + 1, result=result, grid=image, grid_path=Path(beside).as_posix()))
     if taken := [path for path in outputs if path.resolve() in files]:
         raise MgenError(f"{taken[0]} is a result and would be overwritten: choose another --out")
     groups = grouped(runs, allow_mixed=allow_mixed)

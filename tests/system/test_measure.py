@@ -112,9 +112,9 @@ def test_memory_holds_one_shard() -> None:
 def test_nearest_training_images() -> None:
     training, extractor = pictures(1300), Plain()
     queries = extractor(training[[1100, 7]]).features
-    found = nearest(queries, source_of(training), extractor, k=3, progress=False)
+    found = nearest(queries, source_of(training), extractor, k=3)
     assert found.indices[:, 0].tolist() == [1100, 7] and found.distances[:, 0].max() < 1e-2
-    other = nearest(queries, source_of(training), extractor, k=3, own=torch.tensor([1100, 7]), progress=False)
+    other = nearest(queries, source_of(training), extractor, k=3, own=torch.tensor([1100, 7]))
     assert other.indices[:, :2].tolist() == found.indices[:, 1:].tolist(), "an image is not its own neighbor"
     exact = torch.cdist(queries, extractor(training).features).topk(3, largest=False).values
     assert torch.allclose(found.distances, exact, atol=1e-4)
@@ -246,11 +246,11 @@ def test_a_reference_with_statistics_and_images_serves_both(tmp_path: Path) -> N
     np.savez(
         tmp_path / "r.npz", mu=rows.mean(0), sigma=np.cov(rows, rowvar=False), arr_0=images.permute(0, 2, 3, 1).numpy()
     )
-    found = find_reference(str(tmp_path / "r.npz"), extractor, images=3, progress=False)
+    found = find_reference(str(tmp_path / "r.npz"), extractor, images=3)
     assert np.allclose(found.mean, rows.mean(0)) and torch.allclose(found.features, extractor(images).features)
     assert find_reference(str(tmp_path / "r.npz"), extractor).features is None
     np.savez(tmp_path / "images.npz", arr_0=images.permute(0, 2, 3, 1).numpy())
-    measured = find_reference(str(tmp_path / "images.npz"), extractor, images=3, progress=False)
+    measured = find_reference(str(tmp_path / "images.npz"), extractor, images=3)
     assert (
         np.allclose(measured.mean, extractor(images).features.double().mean(0).numpy(), atol=1e-6)
         and measured.count == 40

@@ -199,7 +199,7 @@ def test_golden_numbers_of_the_adm_protocol(tmp_path: Path) -> None:
     source = source_of(images)
     measured = measure(source, given, batch_size=64, progress=False)
     given.name = "inception-v3-compat"
-    outcome = result(measured, source, given, protocol=protocol, reference=ref, progress=False)
+    outcome = result(measured, source, given, protocol=protocol, reference=ref)
 
     def distance(x: np.ndarray, y: np.ndarray) -> float:
         s1, s2 = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
@@ -230,7 +230,6 @@ def test_bootstrap_finds_the_spread_of_new_images() -> None:
             score=("score", split_of(400, find_protocol("fmnist-cnn"))),
             means={"mean": column},
             replicates=100,
-            progress=False,
         )
         for _ in range(2)
     ]
