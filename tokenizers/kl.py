@@ -177,10 +177,8 @@ class KLTokenizer(PosteriorTokenizer):
     def forward(
         self, images: Tensor, noise: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-        """For training: reconstructions (B, C, H, W), loss terms and metrics.
-
-        Loss: "kl", the divergence from the standard normal in nats per latent number. Metrics: root mean squares of the posterior's
-        means and standard deviations.
+        """For training: reconstructions (B, C, H, W); loss term "kl", the divergence from the standard normal in nats per latent
+        number; as metrics the root mean squares of the posterior's means and standard deviations.
         """
         posterior = self.posterior(self.moments(images))
         z = posterior.mean if noise is None else posterior.mean + posterior.std * noise

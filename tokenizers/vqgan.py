@@ -11,9 +11,11 @@ Notation: B batch, C image channels, H = W image side, h = w = H / 2^(levels-1) 
 | maskgit-f16 (256 and 512 px) | 128 | 1 1 2 2 4 | 2 | 1024 × 256 | 54.5 M |
 """
 
+from collections import OrderedDict
+
 import torch
 import torch.nn.functional as F
-from diffusers.configuration_utils import register_to_config
+from diffusers.configuration_utils import FrozenDict, register_to_config
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
@@ -73,24 +75,21 @@ class Level(nn.Sequential):
             self.upsample = Upsample2D(c_out, use_conv=True)
 
 
-class Middle(nn.Sequential):
-    def __init__(self, channels: int, blocks: int, groups: int, shortcut: str) -> None:
-        super().__init__()
-        for b in range(blocks):
-            self.add_module(f"block_{b + 1}", ResBlock(channels, channels, groups, shortcut))
+def middle(channels: int, blocks: int, groups: int, shortcut: str) -> nn.Sequential:
+    made = (ResBlock(channels, channels, groups, shortcut) for _ in range(blocks))
+    return nn.Sequential(OrderedDict((f"block_{b}", block) for b, block in enumerate(made, start=1)))
 
 
 class Encoder(nn.Module):
-    def __init__(
-        self, c: int, mult: tuple[int, ...], blocks: int, mid: int, c_in: int, z: int, groups: int, cut: str
-    ) -> None:
+    def __init__(self, config: FrozenDict, latent: int) -> None:
         super().__init__()
-        wide = [c, *(c * m for m in mult)]
-        self.conv_in = nn.Conv2d(c_in, c, 3, padding=1, bias=False)
-        self.down = nn.ModuleList(Level(a, b, blocks, groups, cut) for a, b in zip(wide, wide[1:]))
-        self.mid = Middle(wide[-1], mid, groups, cut)
-        self.norm_out = norm(wide[-1], groups)
-        self.conv_out = nn.Conv2d(wide[-1], z, 1)
+        c, form = config, (config.norm_groups, config.shortcut)
+        wide = [c.channels, *(c.channels * m for m in c.multipliers)]
+        self.conv_in = nn.Conv2d(c.in_channels, c.channels, 3, padding=1, bias=False)
+        self.down = nn.ModuleList(Level(a, b, c.blocks, *form) for a, b in zip(wide, wide[1:]))
+        self.mid = middle(wide[-1], c.mid_blocks, *form)
+        self.norm_out = norm(wide[-1], c.norm_groups)
+        self.conv_out = nn.Conv2d(wide[-1], latent, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_in(x)
@@ -100,19 +99,17 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    def __init__(
-        self, c: int, mult: tuple[int, ...], blocks: int, mid: int, c_out: int, z: int, groups: int, cut: str
-    ) -> None:
+    def __init__(self, config: FrozenDict, latent: int) -> None:
         super().__init__()
-        wide = [*(c * m for m in mult), c * mult[-1]]
-        self.conv_in = nn.Conv2d(z, wide[-1], 3, padding=1)
-        self.mid = Middle(wide[-1], mid, groups, cut)
+        c, form = config, (config.norm_groups, config.shortcut)
+        wide = [c.channels * m for m in (*c.multipliers, c.multipliers[-1])]
+        self.conv_in = nn.Conv2d(latent, wide[-1], 3, padding=1)
+        self.mid = middle(wide[-1], c.mid_blocks, *form)
         # Stored finest level first, as in the checkpoint; run from the coarsest.
-        self.up = nn.ModuleList(
-            Level(wide[i + 1], wide[i], blocks, groups, cut, upsample=i > 0) for i in range(len(mult))
-        )
-        self.norm_out = norm(wide[0], groups)
-        self.conv_out = nn.Conv2d(wide[0], c_out, 3, padding=1)
+        levels = enumerate(zip(wide[1:], wide))
+        self.up = nn.ModuleList(Level(a, b, c.blocks, *form, upsample=i > 0) for i, (a, b) in levels)
+        self.norm_out = norm(wide[0], c.norm_groups)
+        self.conv_out = nn.Conv2d(wide[0], c.in_channels, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
         x = self.mid(self.conv_in(z))
@@ -161,9 +158,7 @@ class VQGAN(CodebookTokenizer):
                 f"image_size {image_size} is not a multiple of {self.factor}, the downsampling of {len(multipliers)} levels"
             )
         latent = len(fsq_levels) if fsq_levels else latent
-        shape = (channels, tuple(multipliers), blocks, mid_blocks, in_channels, latent, norm_groups, shortcut)
-        self.encoder = Encoder(*shape)
-        self.decoder = Decoder(*shape)
+        self.encoder, self.decoder = Encoder(self.config, latent), Decoder(self.config, latent)
         self.quantize: FSQ | VectorQuantizer
         self.quantize = (
             FSQ(levels=tuple(fsq_levels)) if fsq_levels else VectorQuantizer(vocab_size=vocab_size, dim=latent)

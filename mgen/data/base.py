@@ -20,8 +20,8 @@ class ImageData(Protocol):
         ...
 
 
-def spread_batches(data: ImageData, most: int, batch_size: int) -> Iterator[Tensor]:
+def spread_batches(data: ImageData, most: int, batch_size: int, *, progress: bool = True) -> Iterator[Tensor]:
     """Batches (B, C, H, W) of up to `most` images, evenly spread over the data."""
     rows = range(0, len(data), max(1, len(data) // most))[:most]
-    for start in tqdm(range(0, len(rows), batch_size), unit="batch", desc="measuring"):
+    for start in tqdm(range(0, len(rows), batch_size), unit="batch", desc="measuring", disable=not progress):
         yield data.__getitems__(rows[start : start + batch_size])["image"]

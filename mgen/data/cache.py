@@ -125,8 +125,7 @@ class TokenCache:
     """Tokens or moments of N images, and their `labels` (N,).
 
     Args:
-        path: folder written by `write_cache`.
-        fingerprint: of the tokenizer that will decode; None skips the check.
+        path: folder written by `write_cache`. fingerprint: of the tokenizer that will decode; None skips the check.
 
     Raises:
         MgenError: there is no cache, shards are missing or damaged, or it belongs to another tokenizer.

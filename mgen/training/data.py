@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from mgen.data import FashionMNIST, ImageData, ImageFolder, TokenCache
-from mgen.training.config import DataConfig
+from mgen.training.config import DataConfig, TrainConfig
 from mgen.training.token_source import Batch
 from mgen.utils import seeds
 from mgen.utils.errors import MgenError
@@ -40,21 +40,18 @@ class BatchOrder:
     """Batches of indices for one process. Every epoch is a permutation, and epochs follow each other without a gap.
 
     Args:
-        count: images of the data. batch: images of a step, over all processes. pieces: of a process's share of the batch.
-        rank, world: number of this process, and of all. start, stop: steps.
+        count: images of the data. rank, world: number of this process, and of all. start: first step; the last is that of `config`.
     """
 
-    def __init__(
-        self, *, count: int, batch: int, pieces: int, rank: int, world: int, seed: int, start: int, stop: int
-    ) -> None:
-        if batch % (pieces * world):
+    def __init__(self, config: TrainConfig, *, count: int, rank: int, world: int, start: int) -> None:
+        self.batch, self.pieces, self.seed, self.stop = config.batch_size, config.accumulate, config.seed, config.steps
+        if self.batch % (self.pieces * world):
             raise MgenError(
-                f"batch_size {batch} is not a multiple of accumulate × processes = {pieces} × {world}: change one of them"
+                f"batch_size {self.batch} is not a multiple of accumulate × processes = {self.pieces} × {world}: change one of them"
             )
-        self.count, self.batch, self.pieces, self.seed = count, batch, pieces, seed
-        self.start, self.stop = start, stop
-        self.size = batch // (pieces * world)
-        self.first = rank * pieces * self.size
+        self.count, self.start = count, start
+        self.size = self.batch // (self.pieces * world)
+        self.first = rank * self.pieces * self.size
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
 
     def index(self, position: int) -> int:

@@ -163,18 +163,10 @@ class Trainer:
             )
         if load_newest(self):
             self._say(f"resuming from step {self.step} of {config.steps}")
-        order = BatchOrder(
-            count=len(self.task.train_data),
-            batch=config.batch_size,
-            pieces=config.accumulate,
-            rank=self.accelerator.process_index,
-            world=self.accelerator.num_processes,
-            seed=config.seed,
-            start=self.step,
-            stop=config.steps,
-        )
+        data, rank, world = self.task.train_data, self.accelerator.process_index, self.accelerator.num_processes
+        order = BatchOrder(config, count=len(data), rank=rank, world=world, start=self.step)
         logger = Logger(self.output, config, step=self.step, active=main)
-        loader = iter(batches(self.task.train_data, order, config.data.workers))
+        loader = iter(batches(data, order, config.data.workers))
         now = time.perf_counter()
         self.began, self.logged = now - self.seconds, (now, self.step)
         self.objective.train()

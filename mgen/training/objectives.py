@@ -317,15 +317,9 @@ class GeneratorObjective(GeneratorObjectiveBase[GeneratorNoise]):
             tokens = self.model.windows.to_windows(tokens)
         labels, carried = self.drop_labels(batch["label"], noise.label_drop), None
         if noise.earlier_known is not None:
-            weights = options.ema_weights
-            carried = encode_features(self.model, tokens, labels, noise.earlier_known, weights)
+            carried = encode_features(self.model, tokens, labels, noise.earlier_known, options.ema_weights)
+        labels, how, trunk = self.drop_labels(labels, noise.second_label_drop), self.loss_options, noise.trunk
         losses, metric = self.model(
-            tokens,
-            self.drop_labels(labels, noise.second_label_drop),
-            noise.known,
-            options=self.loss_options,
-            noise=noise.head,
-            trunk_noise=noise.trunk,
-            cache=carried,
+            tokens, labels, noise.known, options=how, noise=noise.head, trunk_noise=trunk, cache=carried
         )
         return StepOutput(losses.mean(), {self.model.head.metric: metric.mean()})

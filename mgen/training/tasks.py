@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mgen.data import spread_batches
 from mgen.tokenizers.kl import KLTokenizer, estimate_scale
 from mgen.tokenizers.vision import give_vision
 from mgen.training.adversarial import Adversary, Discriminator, PerceptualDistance
@@ -47,8 +48,7 @@ class TokenizerTask(Task):
         # A KL tokenizer without a scale gets the one of these data, measured anew for the weights of each export.
         self.measure_scale = isinstance(self.model, KLTokenizer) and self.model.config.scale is None
         if not config.init:
-            count = len(self.train_data)
-            images = self.train_data.__getitems__(range(0, count, max(1, count // 64))[:64])["image"]
+            images = next(spread_batches(self.train_data, 64, 64, progress=False))
             self.model.initialize_codebooks(images, seeds.generator(config.seed, "codebook"))
 
     @torch.inference_mode()
@@ -64,9 +64,7 @@ class TokenizerTask(Task):
     def export(self, folder: Path) -> None:
         if self.measure_scale:
             assert isinstance(self.model, KLTokenizer)
-            count = len(self.train_data)
-            rows = range(0, count, max(1, count // 2048))[:2048]
-            parts = (self.train_data.__getitems__(rows[i : i + 64])["image"] for i in range(0, len(rows), 64))
+            parts = spread_batches(self.train_data, 2048, 64, progress=False)
             self.model.register_to_config(scale=estimate_scale(self.model, parts))
         super().export(folder)
 
