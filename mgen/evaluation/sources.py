@@ -197,11 +197,11 @@ def from_model(
     Args:
         plan: of the class ids: balanced, sorted or random. batch_size: images sampled at a time; in fp32 it does not change them.
     """
-    from mgen.pipelines.labels import label_plan
+    from mgen.pipelines.labels import LabelPlan
     from mgen.pipelines.pipeline import to_uint8
 
     classes: Sequence[int | None] = range(pipe.generator.num_classes) if pipe.conditional else [None]
-    label = label_plan(plan, classes=classes, count=count, seed=seed)
+    label = LabelPlan(plan, classes=classes, count=count, seed=seed)
     plain = image_size is None and quantization == "round"
 
     def sample(start: int, stop: int) -> Tensor:
