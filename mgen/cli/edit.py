@@ -23,15 +23,11 @@ def command(argv: Sequence[str] | None = None) -> int:
     parser = make_parser("edit", "Regenerate a part of an image, or give it the style of another image.", EXAMPLES)
     option = parser.add_argument
     option("image", help="image file")
-    where = parser.add_mutually_exclusive_group(required=True)
-    where.add_argument("--mask", metavar="FILE", help="image whose bright pixels (≥ 128) are regenerated")
-    where.add_argument("--box", metavar="L,T,R,B", help="box to regenerate, in pixels of the model's image size")
-    where.add_argument(
-        "--outpaint", metavar="L,T,R,B", help="margins in pixels to generate around the shrunken picture"
-    )
-    where.add_argument(
-        "--style", metavar="FILE", help="image whose global tokens the result gets, with a Hita tokenizer as --model"
-    )
+    where = parser.add_mutually_exclusive_group(required=True).add_argument
+    where("--mask", metavar="FILE", help="image whose bright pixels (≥ 128) are regenerated")
+    where("--box", metavar="L,T,R,B", help="box to regenerate, in pixels of the model's image size")
+    where("--outpaint", metavar="L,T,R,B", help="margins in pixels to generate around the shrunken picture")
+    where("--style", metavar="FILE", help="image whose global tokens the result gets, with a Hita tokenizer as --model")
     add_vision(parser)
     option("--class", "--classes", dest="classes", help="class ids or names of the result; default: none (null class)")
     option("--num-images", type=int, default=4, help="variants per class")

@@ -116,7 +116,31 @@ def command(argv: Sequence[str] | None = None) -> int:
     add_sampling(parser)
     add_output(parser)
     args = parser.parse_args(argv)
-    check_output(args)
+
+    from mgen.pipelines.labels import PLANS
+    from mgen.pipelines.pixels import QUANTIZATIONS
+    from mgen.pipelines.runs import FORMATS
+    from mgen.pipelines.shards import SHARD
+    from mgen.utils.files import check_writable
+
+    for name in ("num_images", "batch_size", "shard_size", "image_size"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise MgenError(f"--{name.replace('_', '-')} is {value}: at least 1 is needed")
+    if args.animation and Path(args.animation).suffix not in (".gif", ".png"):
+        raise MgenError(f"--animation {args.animation}: the name must end in .gif or .png")
+    check_choice("--labels", args.labels, PLANS)
+    check_choice("--format", args.format, FORMATS)
+    check_choice("--quantization", args.quantization, QUANTIZATIONS)
+    if args.shard_size and args.format != "npz":
+        raise MgenError(f"--shard-size {args.shard_size} is for --format npz, this is {args.format}: leave it out")
+    if args.npz:
+        file = Path(args.npz)
+        if file.suffix != ".npz" or SHARD.fullmatch(file.name) or file.is_dir():
+            raise MgenError(
+                f"--npz {file}: expected a file name ending in .npz, not that of a shard (images-000000-000999.npz)"
+            )
+        check_writable(file.parent)
     if args.show_plan:
         pipe = load_for(args)
         print(pipe.sampler.plan(pipe.generator))
@@ -167,37 +191,9 @@ def add_output(parser: ArgumentParser) -> None:
     )
 
 
-def check_output(args: Namespace) -> None:
-    """Raise MgenError for values of `add_output` that cannot be, before anything is loaded."""
-    from mgen.pipelines.labels import PLANS
-    from mgen.pipelines.pixels import QUANTIZATIONS
-    from mgen.pipelines.runs import FORMATS
-    from mgen.pipelines.shards import SHARD
-    from mgen.utils.files import check_writable
-
-    for name in ("num_images", "batch_size", "shard_size", "image_size"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise MgenError(f"--{name.replace('_', '-')} is {value}: at least 1 is needed")
-    if args.animation and Path(args.animation).suffix not in (".gif", ".png"):
-        raise MgenError(f"--animation {args.animation}: the name must end in .gif or .png")
-    check_choice("--labels", args.labels, PLANS)
-    check_choice("--format", args.format, FORMATS)
-    check_choice("--quantization", args.quantization, QUANTIZATIONS)
-    if args.shard_size and args.format != "npz":
-        raise MgenError(f"--shard-size {args.shard_size} is for --format npz, this is {args.format}: leave it out")
-    if args.npz:
-        file = Path(args.npz)
-        if file.suffix != ".npz" or SHARD.fullmatch(file.name) or file.is_dir():
-            raise MgenError(
-                f"--npz {file}: expected a file name ending in .npz, not that of a shard (images-000000-000999.npz)"
-            )
-        check_writable(file.parent)
-
-
 def sample(args: Namespace) -> int:
     from mgen.pipelines.generation import chosen_classes, complete_run, export_npz, read_back, save_png
-    from mgen.pipelines.labels import label_plan
+    from mgen.pipelines.labels import LabelPlan
     from mgen.pipelines.pipeline import DTYPES
     from mgen.pipelines.runs import Run
     from mgen.utils.grids import labeled_grid
@@ -212,7 +208,7 @@ def sample(args: Namespace) -> int:
     count = args.num_images or min(80, 8 * len(classes))
     run = Run(
         out=Path(args.out),
-        labels=label_plan(args.labels, classes=classes, count=count, seed=args.seed),
+        labels=LabelPlan(args.labels, classes=classes, count=count, seed=args.seed),
         dtype=args.dtype,
         format=args.format,
         shard_size=args.shard_size or 1000,

@@ -54,9 +54,8 @@ def config(state: State) -> Settings:
 def notes(config: Settings) -> list[str]:
     """What a user should know of a conversion."""
     dim, heads = config["trunk"]["dim"], config["trunk"]["heads"]
-    if PUBLISHED_HEADS.get(dim) == heads:
-        return []
-    return [untold(f"trunk.heads={heads} for width {dim}", "trunk.heads=N")]
+    known = PUBLISHED_HEADS.get(dim) == heads
+    return [] if known else [untold(f"trunk.heads={heads} for width {dim}", "trunk.heads=N")]
 
 
 def rename(state: State) -> Renamed:

@@ -1,7 +1,5 @@
 """MAR: `checkpoint-last.pth` (keys `model` and `model_ema`) and the flat safetensors mirrors, fp32."""
 
-from typing import Any
-
 import torch
 
 from mgen.convert.reading import Renamed, State, by_rules, count, untold, vectors
@@ -96,16 +94,14 @@ def sampler_settings(
         num_sampling_steps: the respacing text: "" for all steps, "100", or "ddim50" for every 20th timestep.
     """
     check_choice("cfg_schedule", cfg_schedule, ("linear", "constant"))
-    guidance: Any = cfg
-    if cfg_schedule == "linear" and cfg != 1.0:
-        guidance = {"kind": "linear", "start": 1.0, "end": cfg, "at": "tokens", "left": 1}
+    linear = {"kind": "linear", "start": 1.0, "end": cfg, "at": "tokens", "left": 1}
     spacing = {"spacing": "stride"} if num_sampling_steps.startswith("ddim") else {}
     return {
         "steps": num_iter,
         "order": "random",
         "schedule": "cosine",
         "counts": "mar",
-        "guidance": guidance,
+        "guidance": linear if cfg_schedule == "linear" and cfg != 1.0 else cfg,
         "temperature": temperature,
         "head": {"chain": "ancestral", "steps": int(num_sampling_steps.removeprefix("ddim") or 1000), **spacing},
     }

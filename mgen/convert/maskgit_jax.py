@@ -3,7 +3,6 @@
 import re
 
 import torch
-from torch import Tensor
 
 from mgen.convert.reading import Renamed, State, count, ids
 from mgen.utils.config import Settings
@@ -64,14 +63,10 @@ def transformer(state: State) -> Renamed:
             # Kernels are (in, out), that of the attention's output (H, d, D).
             out.put(name, new, value.flatten(0, -2).T if name.endswith("/kernel") else value)
         elif q := re.match(r"(Attention_0/self_attention/)(query|key|value)/(kernel|bias)$", rest):
-            packed = _packed(state, name[: -len(rest)] + q[1], q[3])
-            out.put(name, f"{block}.attn.qkv.{'weight' if q[3] == 'kernel' else 'bias'}", packed)
+            # Query, key and value one below the other: kernels (D, H, d) → (3 H·d, D), biases (H, d) → (3 H·d,).
+            parts = [state[f"{name[: -len(rest)]}{q[1]}{part}/{q[3]}"] for part in ("query", "key", "value")]
+            packed = [part.flatten(1).T if q[3] == "kernel" else part.flatten() for part in parts]
+            out.put(name, f"{block}.attn.qkv.{'weight' if q[3] == 'kernel' else 'bias'}", torch.cat(packed))
         else:
             out.put(name, name, value)  # unknown: reported as not expected
     return out
-
-
-def _packed(state: State, prefix: str, leaf: str) -> Tensor:
-    """Query, key and value one below the other: kernels (D, H, d) → (3 H·d, D), biases (H, d) → (3 H·d,)."""
-    parts = [state[f"{prefix}{p}/{leaf}"] for p in ("query", "key", "value")]
-    return torch.cat([part.flatten(1).T if leaf == "kernel" else part.flatten() for part in parts])

@@ -56,16 +56,10 @@ def mar_settings(
     A group is decoded row by row, and guidance reaches its end in the last step. `diff_fast_ratio` has no effect in the published code,
     where chains in cached steps always have half the steps; `true_fast_ratio` applies it.
     """
-    base = mar.sampler_settings(
-        num_iter=num_iter,
-        cfg=cfg,
-        cfg_schedule=cfg_schedule,
-        temperature=temperature,
-        num_sampling_steps=num_sampling_steps,
-    )
-    guidance = base["guidance"]
-    if isinstance(guidance, dict):
-        guidance = {k: v for k, v in guidance.items() if k != "left"}
+    chain: Settings = dict(temperature=temperature, num_sampling_steps=num_sampling_steps)
+    base = mar.sampler_settings(num_iter=num_iter, cfg=cfg, cfg_schedule=cfg_schedule, **chain)
+    if isinstance(base["guidance"], dict):
+        del base["guidance"]["left"]
     reuse = {
         "cached": num_cache_iters,
         "full_first": pre_full_iters,
@@ -73,4 +67,4 @@ def mar_settings(
         "prefix": not cache_buffer,
         "head_share": diff_fast_ratio if true_fast_ratio else 0.5,
     }
-    return {**base, "guidance": guidance, "reuse": reuse}
+    return {**base, "reuse": reuse}

@@ -19,8 +19,9 @@ from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 from mgen.data import FashionMNIST, ImageData, center_crop, list_images, load_image
 from mgen.evaluation.npz import NpzImages
 from mgen.evaluation.result import Facts
-from mgen.pipelines.labels import label_plan
-from mgen.pipelines.pipeline import MaskedPipeline, to_uint8
+from mgen.pipelines.labels import LabelPlan
+from mgen.pipelines.pipeline import MaskedPipeline
+from mgen.pipelines.pixels import to_uint8
 from mgen.pipelines.shards import ShardFolder, find_shards
 from mgen.utils.errors import MgenError
 from mgen.utils.files import read_json
@@ -181,7 +182,7 @@ def from_model(
         plan: of the class ids: balanced, sorted or random. batch_size: images sampled at a time; in fp32 it does not change them.
     """
     classes: Sequence[int | None] = range(pipe.generator.num_classes) if pipe.conditional else [None]
-    label = label_plan(plan, classes=classes, count=count, seed=seed)
+    label = LabelPlan(plan, classes=classes, count=count, seed=seed)
 
     def sample(rows: range) -> Tensor:
         ids = [label(i) for i in rows]

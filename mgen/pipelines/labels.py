@@ -8,7 +8,7 @@ The order matters for metrics that read images in file order: ADM's evaluator sp
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 from mgen.utils import seeds
 from mgen.utils.errors import MgenError, check_choice
@@ -16,19 +16,30 @@ from mgen.utils.errors import MgenError, check_choice
 PLANS = ("balanced", "sorted", "random")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class LabelPlan:
-    """The class of image i is `plan(i)`; made by `label_plan`.
+    """The class of image i is `plan(i)`.
 
     Attributes:
         name: balanced, sorted or random. classes: class ids, or one None for a model without classes.
-        count: images of the run. seed: of the run.
+        count: images of the run. seed: of the run, for the random plan.
+
+    Raises:
+        MgenError: unknown name, no classes, or no images.
     """
 
     name: str
+    _: KW_ONLY
     classes: Sequence[int | None]
     count: int
     seed: int
+
+    def __post_init__(self) -> None:
+        check_choice("--labels", self.name, PLANS)
+        if not self.classes or self.count < 1:
+            raise MgenError(
+                f"a label plan of {self.count} images and {len(self.classes)} classes: at least one of each is needed"
+            )
 
     def __call__(self, index: int) -> int | None:
         """Class id of image `index` (0 … count - 1), None without classes."""
@@ -39,11 +50,3 @@ class LabelPlan:
         if self.name == "random":
             return self.classes[seeds.fold(self.seed, "label", index) % len(self.classes)]
         return self.classes[index % len(self.classes)]
-
-
-def label_plan(name: str, *, classes: Sequence[int | None], count: int, seed: int) -> LabelPlan:
-    """The plan of this name for images of `classes`, the random one from `seed`; MgenError: unknown name, no classes, or no images."""
-    check_choice("--labels", name, PLANS)
-    if not classes or count < 1:
-        raise MgenError(f"a label plan of {count} images and {len(classes)} classes: at least one of each is needed")
-    return LabelPlan(name=name, classes=classes, count=count, seed=seed)

@@ -11,7 +11,6 @@ import re
 import struct
 import zipfile
 import zlib
-from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -89,8 +88,7 @@ class ShardFolder:
             raise MgenError(
                 f"{path} holds {expected} of the {planned} images of its run: rerun the same mgen sample to complete it"
             )
-        self._starts = [shard.start for shard in self.shards]
-        self._kept: tuple[int, Tensor, Tensor] | None = None
+        self._kept: tuple[Shard, Tensor, Tensor] | None = None
 
     def __len__(self) -> int:
         return self.shards[-1].stop
@@ -105,26 +103,25 @@ class ShardFolder:
             raise MgenError(f"images {start} … {stop - 1} of {self.path}: it holds 0 … {len(self) - 1}")
         images: list[Tensor] = []
         labels: list[Tensor] = []
-        while start < stop:
-            number = bisect_right(self._starts, start) - 1
-            shard = self.shards[number]
-            here, ids = self._shard(number)
-            rows = slice(start - shard.start, min(stop, shard.stop) - shard.start)
+        for shard in self.shards:
+            if shard.stop <= start or stop <= shard.start:
+                continue
+            here, ids = self._shard(shard)
             if images and images[0].shape[1:] != here.shape[1:]:
                 raise MgenError(
                     f"{shard.path} holds images of another size than the shard before it: all must have the same size"
                 )
+            rows = slice(max(0, start - shard.start), stop - shard.start)
             images.append(here[rows])
             labels.append(ids[rows])
-            start = min(stop, shard.stop)
         return torch.cat(images), torch.cat(labels)
 
-    def _shard(self, number: int) -> tuple[Tensor, Tensor]:
+    def _shard(self, shard: Shard) -> tuple[Tensor, Tensor]:
         kept = self._kept
-        if kept is None or kept[0] != number:
+        if kept is None or kept[0] != shard:
             self._kept = None  # before the next one is read: never two in memory
-            images, labels = _read(self.shards[number], ("arr_0", "arr_1"))
-            self._kept = kept = (number, images.permute(0, 3, 1, 2), labels)
+            images, labels = _read(shard, ("arr_0", "arr_1"))
+            self._kept = kept = (shard, images.permute(0, 3, 1, 2), labels)
         return kept[1], kept[2]
 
 
@@ -139,13 +136,13 @@ def _read(shard: Shard, names: Sequence[str]) -> list[Tensor]:
             f"cannot read {shard.path} ({reason}): damaged shard; remove it and rerun the same mgen sample"
         ) from error
     for name, array in arrays.items():
-        right = (
-            array.dtype == np.uint8 and array.ndim == 4 and array.shape[3] in (1, 3)
-            if name == "arr_0"
-            else array.dtype.kind in "iu" and array.ndim == 1
-        )
+        if name == "arr_0":
+            expected = f"uint8 ({len(shard)}, H, W, C) with C = 1 or 3"
+            right = array.dtype == np.uint8 and array.ndim == 4 and array.shape[3] in (1, 3)
+        else:
+            expected = f"int64 ({len(shard)},)"
+            right = array.dtype.kind in "iu" and array.ndim == 1
         if not right or len(array) != len(shard):
-            expected = f"uint8 ({len(shard)}, H, W, C) with C = 1 or 3" if name == "arr_0" else f"int64 ({len(shard)},)"
             raise MgenError(f"{shard.path}: {name} is {array.dtype} {array.shape}, expected {expected}")
     return [torch.from_numpy(arrays[name] if name == "arr_0" else arrays[name].astype(np.int64)) for name in names]
 

@@ -25,7 +25,7 @@ import mgen
 import mgen.pipelines.generation
 from mgen.cli import main
 from mgen.pipelines.generation import Run, check_complete, complete_run, export_npz, run_images
-from mgen.pipelines.labels import label_plan
+from mgen.pipelines.labels import LabelPlan
 from mgen.pipelines.pipeline import to_uint8
 from mgen.pipelines.runs import begin_images
 from mgen.pipelines.shards import ShardFolder, find_shards, shard_name
@@ -41,7 +41,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def make_run(out: Path, *, count: int = 7, plan: str = "balanced", classes: Any = (0, 1, 2), **settings: Any) -> Run:
-    return Run(out=out, labels=label_plan(plan, classes=classes, count=count, seed=4), **settings)
+    return Run(out=out, labels=LabelPlan(plan, classes=classes, count=count, seed=4), **settings)
 
 
 def begin(run: Run) -> None:
