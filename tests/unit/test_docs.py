@@ -114,7 +114,7 @@ NAMES = (
         "cached step",
     ),
     Word(r"\bclass Memory\b|\bMemory\(|KeyValues|LiveKeys|nn[./]memory", "Cache, KV cache"),
-    Word(r"\.apart\(|\bunit\.fold\(|\.spread\(", "to_windows, to_tokens, expand"),
+    Word(r"\.apart\(|\bunit\.fold\(|\b(unit|windows)\.spread\(", "to_windows, to_tokens, expand"),
     Word(r"draw_noise|sampler\.draw\(", "make_noise"),
     Word(
         r"head_kind|pivot_spec|mask_unit|unit_spec|\bshuffle: \d|\bshuffle=\d",
@@ -122,7 +122,7 @@ NAMES = (
     ),
     Word(r"\b(codes|holistic_codes): int|\bcodes=\d|\bcodes: \d", "vocab_size"),
     Word(
-        r"--class [A-Z]\w|\bmodel: \{class: (?!VQGAN|KL|Llama|Hita|Fashion|Quantized)",
+        r"--class [A-Z][a-z]|\bmodel: \{class: (?!VQGAN|KL|Llama|Hita|Fashion|Quantized)",
         "a model of configs/models",
         ("tokenizers/*", "tests/*"),
     ),
