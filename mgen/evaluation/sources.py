@@ -4,6 +4,7 @@ A source is read by index, `read(start, stop)`, so that several processes can sh
 Unknown class ids are -1.
 """
 
+import functools
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -83,11 +84,15 @@ def from_folder(path: Path, *, channels: int = 3, size: int | None = None, limit
         raise MgenError(f"{path} holds no images except a grid: run mgen sample --out {path}, or give another folder")
     found = [re.search(r"class-(\d+)", f.stem) for f in files]
     labels = torch.tensor([int(m[1]) if m else -1 for m in found])
-    pool, shape = ThreadPoolExecutor(4), load_image(files[0], size=size, channels=channels).shape
+    pool = ThreadPoolExecutor(4)
+
+    @functools.cache
+    def shape() -> torch.Size:  # of the first image, read late: all options are checked before any image
+        return load_image(files[0], size=size, channels=channels).shape
 
     def load(file: Path) -> Tensor:
         image = load_image(file, size=size, channels=channels)
-        if image.shape != shape:
+        if image.shape != shape():
             raise MgenError(f"{file} differs in size from the other images: all must have one size")
         return image
 
