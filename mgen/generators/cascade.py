@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mgen.generators.generator import Generator
 from mgen.generators.losses import LossOptions, image_losses, masked_positions
-from mgen.generators.trunk import Capabilities, PassOptions, initialize_xavier, table
+from mgen.generators.trunk import Capabilities, PassOptions, initialize_layer, table
 from mgen.generators.trunks.two_stage import Stage
 from mgen.heads.head import Head, HeadNoise
 from mgen.nn.windows import Windows
@@ -46,7 +46,7 @@ class Cascade(Model):
         if first.classes is not second.classes:
             raise MgenError("the generators of a cascade need the same classes object")
         self.shared, self.classes = one.shared, first.classes
-        self.shared.apply(self.shared.initialize)
+        self.shared.apply(initialize_layer)
         # Registered part by part, so that shared weights are saved once.
         self.first_embedder, self.first_head = first.embedder, first.head
         self.second_embedder, self.second_head = second.embedder, second.head
@@ -56,7 +56,7 @@ class Cascade(Model):
         numbers = width if first.tokens.kind == "index" else first.tokens.channels
         self.default_tokens = table(first.tokens.length, numbers)
         self.feature_proj = nn.Linear(width, width)
-        self.feature_proj.apply(initialize_xavier)
+        initialize_layer(self.feature_proj)
         self._note_config()
 
     @classmethod

@@ -11,7 +11,9 @@ Training calls `training_noise` on the mask's ranks, then `training_context` onc
 Notation: B batch, L rows (tokens or windows of them), M positions asked for, D width of the rows, E width of the context.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -122,7 +124,7 @@ class Trunk(nn.Module, Configured):
 
     def initialize(self, module: nn.Module) -> None:
         """Initial values of one module, of the trunk itself or of embedder, classes and head around it (`nn.Module.apply`)."""
-        raise NotImplementedError
+        initialize_layer(module)
 
     def start(self, classes: Tensor, *, prefix: Tensor | None = None, carry: bool = False) -> Cache:
         """An empty cache for a run.
@@ -177,14 +179,22 @@ def unknown_first(known: Tensor, count: int) -> Tensor:
     return known.to(torch.uint8).argsort(dim=1, stable=True)[:, :count]
 
 
-def initialize_xavier(module: nn.Module) -> None:
-    """Linear layers Xavier-uniform with zero biases, embeddings normal with std 0.02."""
+normal: Callable[[Tensor], Tensor] = partial(nn.init.normal_, std=0.02)
+truncated_normal: Callable[[Tensor], Tensor] = partial(nn.init.trunc_normal_, std=0.02)
+
+
+def initialize_layer(
+    module: nn.Module,
+    linear: Callable[[Tensor], Tensor] = nn.init.xavier_uniform_,
+    embedding: Callable[[Tensor], Tensor] = normal,
+) -> None:
+    """Initial weights of a linear layer or a table by these functions, biases 0; nothing for other modules."""
     if isinstance(module, nn.Linear):
-        nn.init.xavier_uniform_(module.weight)
+        linear(module.weight)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
     elif isinstance(module, nn.Embedding):
-        nn.init.normal_(module.weight, std=0.02)
+        embedding(module.weight)
 
 
 def table(*shape: int) -> nn.Parameter:

@@ -1,6 +1,6 @@
 """Transformer blocks, pre-norm and post-norm. Both can be asked for the output at some positions only."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Generic, TypeVar, Unpack, overload
 
 import torch
@@ -30,6 +30,18 @@ class Blocks(nn.ModuleList, Generic[BlockT]):
         def __getitem__(self, idx: int | slice) -> "Blocks[BlockT] | BlockT": ...
 
 
+def run_blocks(
+    blocks: nn.ModuleList, x: Tensor, read: Rows | None, options: Callable[[int], Mapping[str, object]]
+) -> Tensor:
+    """x (B, N, D) after all blocks, or its rows `read` of these: only they pass the end of the last block.
+
+    `options` gives the keyword arguments of a block by its number, such as what its attention stores and reads (`Keys`).
+    """
+    for i, block in enumerate(blocks):
+        x = block(x, positions=read if i == len(blocks) - 1 else None, **options(i))
+    return x if len(blocks) or read is None else gather_rows(x, read)
+
+
 class MLP(nn.Module):
     """Two linear layers with GELU between: exact, or its tanh approximation (`approximate="tanh"`).
 
@@ -46,8 +58,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.dropout(F.gelu(self.fc1(x), approximate=self.approximate), self.hidden_dropout, self.training)
-        x = self.fc2(x)
-        return F.dropout(x, self.dropout, self.training)
+        return F.dropout(self.fc2(x), self.dropout, self.training)
 
 
 class PreNormBlock(nn.Module):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from mgen.generators.masked_autoencoder import Layers, MaskedAutoencoder, Tables
-from mgen.generators.trunk import Layout, initialize_xavier, register_trunk, table
+from mgen.generators.trunk import Layout, register_trunk, table
 from mgen.nn import PreNormBlock
 from mgen.nn.cache import Cache
 
@@ -67,10 +67,6 @@ class MAE(MaskedAutoencoder):
         self.decoder_embed = nn.Linear(c.encoder_dim, c.decoder_dim)
         self.decoder_blocks = blocks(c.decoder_dim, c.decoder_depth, c.decoder_heads)
         self.decoder_norm = nn.LayerNorm(c.decoder_dim, eps=1e-6)
-
-    def initialize(self, module: nn.Module) -> None:
-        """Official initial values: Xavier for linear layers, normal 0.02 for tables."""
-        initialize_xavier(module)
 
     @property
     def layers(self) -> Layers:

@@ -7,18 +7,15 @@ Notation: B batch, S rows of the first stage, L of the second, N buffer rows, D 
 """
 
 from dataclasses import dataclass, replace
-from typing import Unpack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mgen.generators.embedder import TokenRows
-from mgen.generators.masked_autoencoder import AutoencoderCache, Layers, MaskedAutoencoder, Tables
-from mgen.generators.trunk import FULL, Layout, PassOptions, initialize_xavier, table
-from mgen.nn import ScaledBlock
-from mgen.nn.attention import Keys, Rows
-from mgen.nn.blocks import Blocks
+from mgen.generators.masked_autoencoder import AutoencoderCache, Half, Layers, MaskedAutoencoder, Tables
+from mgen.generators.trunk import FULL, Layout, PassOptions, table
+from mgen.nn import Blocks, ScaledBlock
 from mgen.nn.cache import Cache
 from mgen.utils.errors import MgenError
 from mgen.utils.registry import Configured
@@ -86,10 +83,6 @@ class TwoStageMAE(nn.Module, Configured):
         self.encoder_norm, self.decoder_norm = nn.LayerNorm(c.dim, eps=1e-6), nn.LayerNorm(c.dim, eps=1e-6)
         self.decoder_embed = nn.Linear(c.dim, c.dim)
 
-    def initialize(self, module: nn.Module) -> None:
-        """Official initial values: Xavier for linear layers, normal 0.02 for tables."""
-        initialize_xavier(module)
-
     def modulations(self, stage: int) -> tuple[list[Modulation], list[Modulation]]:
         """Scales and gates of every block of the encoder, and of the decoder, in stage 0 or 1."""
         of_encoder = self.encoder_modulation(F.silu(self.encoder_task.weight[stage]))  # (4D,)
@@ -133,9 +126,6 @@ class Stage(MaskedAutoencoder):
     def layers(self) -> Layers:
         return self.shared
 
-    def initialize(self, module: nn.Module) -> None:
-        self.shared.initialize(module)
-
     @property
     def tables(self) -> Tables:
         m, first = self.shared, self.shared.lengths[0]
@@ -177,14 +167,6 @@ class Stage(MaskedAutoencoder):
         options = options if options.cache is not None else replace(options, cache=self.start(classes))
         return super().forward(rows, classes, options)
 
-    def encoder_block(
-        self, i: int, x: Tensor, cache: Cache | None, *, positions: Rows | None = None, **keys: Unpack[Keys]
-    ) -> Tensor:
+    def modulation(self, half: Half, i: int, cache: Cache | None) -> dict[str, object]:
         assert isinstance(cache, StageCache)
-        return self.shared.encoder_blocks[i](x, modulation=cache.encoder[i], positions=positions, **keys)
-
-    def decoder_block(
-        self, i: int, x: Tensor, cache: Cache | None, *, positions: Rows | None = None, **keys: Unpack[Keys]
-    ) -> Tensor:
-        assert isinstance(cache, StageCache)
-        return self.shared.decoder_blocks[i](x, modulation=cache.decoder[i], positions=positions, **keys)
+        return {"modulation": (cache.encoder if half == "encoder" else cache.decoder)[i]}
