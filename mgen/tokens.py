@@ -70,10 +70,7 @@ class TokenSpec:
         """As written to JSON, without what has its default."""
         return {
             k: list(v) if k == "grid" and v else v for k, v in asdict(self).items() if v != getattr(DEFAULTS, k)
-        } | {
-            "kind": self.kind,
-            "length": self.length,
-        }
+        } | {"kind": self.kind, "length": self.length}
 
     @classmethod
     def from_dict(cls, data: Settings) -> "TokenSpec":

@@ -74,11 +74,7 @@ class Cascade(Model):
 
     def _note_config(self) -> None:
         stages = {
-            name: {
-                "tokens": stage.tokens.to_dict(),
-                "embedder": stage.embedder.settings,
-                "head": stage.head.settings,
-            }
+            name: {"tokens": stage.tokens.to_dict(), "embedder": stage.embedder.settings, "head": stage.head.settings}
             for name, stage in (("first", self.first), ("second", self.second))
         }
         self.register_to_config(**stages, trunk=self.shared.settings, classes=asdict(self.classes.config))

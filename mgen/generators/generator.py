@@ -145,13 +145,7 @@ class Generator(Model):
         return self.trunk.cached_step(rows, self.classes(class_ids), cache, step)
 
     def carry(
-        self,
-        tokens: Tensor,
-        known: Tensor,
-        class_ids: Tensor,
-        *,
-        visible: tuple[int, int] | None = None,
-        cache: Cache,
+        self, tokens: Tensor, known: Tensor, class_ids: Tensor, *, visible: tuple[int, int] | None = None, cache: Cache
     ) -> None:
         """A carry-only step, of trunks that carry features: nothing is drawn; see Trunk.carry."""
         rows = self.rows(tokens, known, sampling=True)
@@ -195,12 +189,5 @@ class Generator(Model):
         asked = PassOptions(positions=where, visible=visible, cache=cache)
         z = self.trunk.training_context(rows, classes, asked, noise=trunk_noise)
         return token_losses(
-            self.head,
-            z,
-            tokens,
-            known,
-            where,
-            noise=noise,
-            options=options,
-            global_tokens=self.tokens.global_tokens,
+            self.head, z, tokens, known, where, noise=noise, options=options, global_tokens=self.tokens.global_tokens
         )

@@ -91,12 +91,7 @@ class PreNormBlock(nn.Module):
         self.mlp = MLP(dim, int(dim * mlp_ratio), dropout=dropout, hidden_dropout=dropout)
 
     def forward(
-        self,
-        x: Tensor,
-        *,
-        skip: Tensor | None = None,
-        positions: Rows | None = None,
-        **keys: Unpack[Keys],
+        self, x: Tensor, *, skip: Tensor | None = None, positions: Rows | None = None, **keys: Unpack[Keys]
     ) -> Tensor:
         """(B, L, D) → (B, L, D), or (B, Q, D) at `positions` (B, Q); `keys` (readable, kept, rows, until) as in Attention."""
         if skip is not None:

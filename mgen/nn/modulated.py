@@ -47,14 +47,7 @@ class ModulatedBlock(nn.Module):
         super().__init__()
         self.norm1 = nn.RMSNorm(dim, eps=eps)
         self.attn = Attention(
-            dim,
-            heads,
-            bias=False,
-            out_bias=False,
-            head_dim=head_dim,
-            qk_norm=eps,
-            dropout=dropout,
-            out_dropout=dropout,
+            dim, heads, bias=False, out_bias=False, head_dim=head_dim, qk_norm=eps, dropout=dropout, out_dropout=dropout
         )
         self.norm2 = nn.RMSNorm(dim, eps=eps)
         self.mlp = GatedMLP(dim, hidden, dropout=dropout)
