@@ -41,7 +41,7 @@ class LookupConfig:
 class Lookup(Embedder):
     """A table of rows: V ids, V more for the grid's ids where some tokens are global, then classes and the mask (TableRows)."""
 
-    def __init__(self, config: LookupConfig, *, tokens: TokenSpec, width: int, extra: TableRows = TableRows()) -> None:  # noqa: B008  (frozen)
+    def __init__(self, config: LookupConfig, *, tokens: TokenSpec, width: int, extra: TableRows) -> None:
         super().__init__()
         check_kind(tokens, "index", self.type_name)
         assert tokens.vocab_size is not None
@@ -80,18 +80,22 @@ class Lookup(Embedder):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProjectionConfig:
-    """`Projection` has no settings."""
+class NoSettings:
+    """`Projection` and `Dequantize` have no settings: the levels are those of the tokens."""
 
 
-class _Numbers(Embedder):
-    """Numbers of a token → one row, by a linear layer; a learned vector where there is no token yet."""
+@register_embedder("projection", NoSettings)
+class Projection(Embedder):
+    """Vectors (B, n, C) → rows, by one linear layer; a learned vector where there is no token yet."""
 
-    def __init__(self, tokens: TokenSpec, width: int, extra: TableRows) -> None:
+    kind = "vector"
+
+    def __init__(self, config: NoSettings, *, tokens: TokenSpec, width: int, extra: TableRows) -> None:
         super().__init__()
+        check_kind(tokens, self.kind, self.type_name)
         if extra.classes:
             raise MgenError("classes share the token table only where tokens are ids: use classes.table own")
-        self.tokens, self.width = tokens, width
+        self.config, self.tokens, self.width = config, tokens, width
         self.proj = nn.Linear(tokens.channels, width)
         if extra.mask:
             self.mask_row = nn.Parameter(torch.empty(width).normal_(std=0.02))
@@ -111,47 +115,19 @@ class _Numbers(Embedder):
         return x if known is None else torch.where(known.unsqueeze(-1), x, self.mask)
 
 
-@register_embedder("projection", ProjectionConfig)
-class Projection(_Numbers):
-    """Vectors (B, n, C) → rows, by one linear layer."""
-
-    def __init__(
-        self,
-        config: ProjectionConfig,
-        *,
-        tokens: TokenSpec,
-        width: int,
-        extra: TableRows = TableRows(),  # noqa: B008
-    ) -> None:
-        check_kind(tokens, "vector", self.type_name)
-        super().__init__(tokens, width, extra)
-        self.config = config
-
-
-@dataclass(frozen=True, kw_only=True)
-class DequantizeConfig:
-    """`Dequantize` has no settings: the levels are those of the tokens."""
-
-
-@register_embedder("dequantize", DequantizeConfig)
-class Dequantize(_Numbers):
+@register_embedder("dequantize", NoSettings)
+class Dequantize(Projection):
     """Ids (B, n, C) of quantized numbers enter as the numbers they stand for (TokenBridge, arXiv 2503.16430)."""
 
-    def __init__(
-        self,
-        config: DequantizeConfig,
-        *,
-        tokens: TokenSpec,
-        width: int,
-        extra: TableRows = TableRows(),  # noqa: B008
-    ) -> None:
-        check_kind(tokens, "multi-index", self.type_name)
+    kind = "multi-index"
+
+    def __init__(self, config: NoSettings, *, tokens: TokenSpec, width: int, extra: TableRows) -> None:
+        check_kind(tokens, self.kind, self.type_name)
         if tokens.levels is None or tokens.vocab_size is None:
             raise MgenError(
                 "tokens.levels is missing: which numbers the ids stand for, such as {form: published, low: -5, high: 5, span: 3}"
             )
-        super().__init__(tokens, width, extra)
-        self.config = config
+        super().__init__(config, tokens=tokens, width=width, extra=extra)
         values, _ = gaussian_levels(tokens.vocab_size, span=tokens.levels.span, form=tokens.levels.form)
         self.register_buffer("level_values", values)
         self.level_values: Tensor

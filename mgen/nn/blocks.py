@@ -97,10 +97,8 @@ class PreNormBlock(nn.Module):
         if skip is not None:
             x = self.skip_linear(torch.cat([x, skip], dim=-1))
         h = self.norm1(x)
-        if positions is None:
-            x = x + self.attn(h, **keys)
-        else:
-            x = gather_rows(x, positions) + self.attn(h, gather_rows(h, positions), **keys)
+        x, query = (x, None) if positions is None else (gather_rows(x, positions), gather_rows(h, positions))
+        x = x + self.attn(h, query, **keys)
         return x + self.mlp(self.norm2(x))
 
 
@@ -140,10 +138,8 @@ class ScaledBlock(nn.Module):
         """(B, L, D) → (B, L, D), or (B, Q, D) at `positions`; `keys` as in Attention."""
         scale1, gate1, scale2, gate2 = modulation
         h = _scaled_norm(self.norm1, x, scale1)
-        if positions is None:
-            x = torch.addcmul(x, gate1, self.attn(h, **keys))
-        else:
-            x = torch.addcmul(gather_rows(x, positions), gate1, self.attn(h, gather_rows(h, positions), **keys))
+        x, query = (x, None) if positions is None else (gather_rows(x, positions), gather_rows(h, positions))
+        x = torch.addcmul(x, gate1, self.attn(h, query, **keys))
         return torch.addcmul(x, gate2, self.mlp(_scaled_norm(self.norm2, x, scale2)))
 
 

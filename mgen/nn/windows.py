@@ -7,6 +7,7 @@ Notation: B batch, h × w token grid, L = h·w tokens, W = L / s² windows, D wi
 """
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -37,10 +38,8 @@ class Windows:
     def spec(self, tokens: TokenSpec) -> TokenSpec:
         """Windows of these tokens: s² ids, or one vector of s²·C numbers."""
         s, (h, w) = self.side, self.grid
-        tokens = replace(tokens, length=self.count, grid=(h // s, w // s))
-        if tokens.kind == "vector":
-            return replace(tokens, channels=s * s * tokens.channels)
-        return replace(tokens, kind="multi-index", channels=s * s)
+        kind: Literal["vector", "multi-index"] = "vector" if tokens.kind == "vector" else "multi-index"
+        return replace(tokens, kind=kind, length=self.count, grid=(h // s, w // s), channels=s * s * tokens.channels)
 
     def gather(self, x: Tensor) -> Tensor:
         """Rows (B, L, …) by window: (B, W, s², …)."""

@@ -9,6 +9,7 @@ Notation: B batch, L rows, K kept rows, M positions asked for, D encoder width, 
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from mgen.generators.embedder import TokenRows
 from mgen.generators.trunk import FULL, Layout, PassOptions, Trunk, known_first, register_trunk, table
-from mgen.nn import PreNormBlock, run_blocks
+from mgen.nn import Blocks, PreNormBlock, run_blocks
 from mgen.nn.cache import Cache, CachedStep
 from mgen.utils.errors import MgenError
 
@@ -62,20 +63,14 @@ class MAGE(Trunk):
         super().__init__()
         c, self.config, self.width, self.context_width = config, config, config.encoder_dim, config.decoder_dim
         self.length = layout.length
-
-        def blocks(dim: int, depth: int, heads: int) -> nn.ModuleList:
-            return nn.ModuleList(
-                PreNormBlock(dim, heads, mlp_ratio=c.mlp_ratio, eps=1e-6, attn_dropout=c.dropout, dropout=c.dropout)
-                for _ in range(depth)
-            )
-
+        block = partial(PreNormBlock, mlp_ratio=c.mlp_ratio, eps=1e-6, attn_dropout=c.dropout, dropout=c.dropout)
         self.position = nn.Embedding(1 + self.length, c.encoder_dim)
         self.token_norm = nn.LayerNorm(c.encoder_dim, eps=1e-6)
-        self.encoder_blocks = blocks(c.encoder_dim, c.encoder_depth, c.encoder_heads)
+        self.encoder_blocks = Blocks(block(c.encoder_dim, c.encoder_heads) for _ in range(c.encoder_depth))
         self.encoder_norm = nn.LayerNorm(c.encoder_dim, eps=1e-6)
         self.decoder_embed = nn.Linear(c.encoder_dim, c.decoder_dim)
         self.decoder_position = table(1 + self.length, c.decoder_dim)
-        self.decoder_blocks = blocks(c.decoder_dim, c.decoder_depth, c.decoder_heads)
+        self.decoder_blocks = Blocks(block(c.decoder_dim, c.decoder_heads) for _ in range(c.decoder_depth))
         self.decoder_norm = nn.LayerNorm(c.decoder_dim, eps=1e-6)
 
     def embed(self, classes: Tensor | None, x: Tensor, at: Tensor | None = None) -> Tensor:

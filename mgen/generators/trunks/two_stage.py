@@ -7,6 +7,7 @@ Notation: B batch, S rows of the first stage, L of the second, N buffer rows, D 
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -59,27 +60,13 @@ class TwoStageMAE(nn.Module, Configured):
         self.encoder_position, self.decoder_position = table(2, rows, c.dim), table(2, rows, c.dim)
         self.head_position = table(tokens, c.dim)
         self.token_norm = nn.LayerNorm(c.dim, eps=1e-6)
-
-        def blocks(depth: int, heads: int) -> Blocks[ScaledBlock]:
-            return Blocks(
-                ScaledBlock(
-                    c.dim,
-                    heads,
-                    tasks=2,
-                    mlp_ratio=c.mlp_ratio,
-                    eps=1e-6,
-                    attn_dropout=c.attn_dropout,
-                    dropout=c.dropout,
-                )
-                for _ in range(depth)
-            )
-
+        block = partial(
+            ScaledBlock, c.dim, tasks=2, mlp_ratio=c.mlp_ratio, eps=1e-6, attn_dropout=c.attn_dropout, dropout=c.dropout
+        )
         self.encoder_task, self.decoder_task = nn.Embedding(2, c.dim), nn.Embedding(2, c.dim)
         self.encoder_modulation, self.decoder_modulation = nn.Linear(c.dim, 4 * c.dim), nn.Linear(c.dim, 4 * c.dim)
-        self.encoder_blocks, self.decoder_blocks = (
-            blocks(depth, heads)
-            for depth, heads in ((c.encoder_depth, c.heads), (c.decoder_depth, c.decoder_heads or c.heads))
-        )
+        self.encoder_blocks = Blocks(block(c.heads) for _ in range(c.encoder_depth))
+        self.decoder_blocks = Blocks(block(c.decoder_heads or c.heads) for _ in range(c.decoder_depth))
         self.encoder_norm, self.decoder_norm = nn.LayerNorm(c.dim, eps=1e-6), nn.LayerNorm(c.dim, eps=1e-6)
         self.decoder_embed = nn.Linear(c.dim, c.dim)
 
