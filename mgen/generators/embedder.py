@@ -7,6 +7,7 @@ Notation: B batch, n positions, L positions of an image, C channels of a token, 
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -37,10 +38,11 @@ class Embedder(nn.Module, Configured):
     """Base of the embedders. The constructor takes (config, tokens, width, extra: TableRows).
 
     Attributes:
-        tokens: the tokens it takes. width: D.
+        kind: of tokens that it takes. tokens: these. width: D.
         windows: layout of windows that are masked and drawn as one, None for single tokens.
     """
 
+    kind: ClassVar[str]
     tokens: TokenSpec
     width: int
     windows: Windows | None = None

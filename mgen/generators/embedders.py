@@ -16,12 +16,6 @@ from mgen.tokens import TokenSpec
 from mgen.utils.errors import MgenError, check_choice
 
 
-def check_kind(tokens: TokenSpec, kind: str, name: str) -> None:
-    """MgenError unless an embedder can take tokens of this kind."""
-    if tokens.kind != kind:
-        raise MgenError(f"embedder {name!r} takes tokens of kind {kind!r}, these are of kind {tokens.kind!r}")
-
-
 @dataclass(frozen=True, kw_only=True)
 class LookupConfig:
     """Settings of `Lookup`.
@@ -41,9 +35,10 @@ class LookupConfig:
 class Lookup(Embedder):
     """A table of rows: V ids, V more for the grid's ids where some tokens are global, then classes and the mask (TableRows)."""
 
+    kind = "index"
+
     def __init__(self, config: LookupConfig, *, tokens: TokenSpec, width: int, extra: TableRows) -> None:
         super().__init__()
-        check_kind(tokens, "index", self.type_name)
         assert tokens.vocab_size is not None
         self.config, self.tokens, self.width = config, tokens, width
         self.ids = tokens.vocab_size * (2 if tokens.global_tokens else 1)
@@ -92,7 +87,6 @@ class Projection(Embedder):
 
     def __init__(self, config: NoSettings, *, tokens: TokenSpec, width: int, extra: TableRows) -> None:
         super().__init__()
-        check_kind(tokens, self.kind, self.type_name)
         if extra.classes:
             raise MgenError("classes share the token table only where tokens are ids: use classes.table own")
         self.config, self.tokens, self.width = config, tokens, width
@@ -122,7 +116,6 @@ class Dequantize(Projection):
     kind = "multi-index"
 
     def __init__(self, config: NoSettings, *, tokens: TokenSpec, width: int, extra: TableRows) -> None:
-        check_kind(tokens, self.kind, self.type_name)
         if tokens.levels is None or tokens.vocab_size is None:
             raise MgenError(
                 "tokens.levels is missing: which numbers the ids stand for, such as {form: published, low: -5, high: 5, span: 3}"

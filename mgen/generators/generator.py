@@ -22,8 +22,39 @@ from mgen.utils.config import Settings
 from mgen.utils.modeling import Model, public
 
 
+class Composed(Model):
+    """Base of the models that a nested configuration describes."""
+
+    classes: Classes
+
+    @classmethod
+    def from_config(cls, config: Settings, **kwargs: object) -> Self:
+        """One with random weights from a nested configuration, as in config.json; see mgen.generators.build."""
+        from mgen.generators.build import build_cascade, build_generator
+
+        own = {k: v for k, v in config.items() if not k.startswith("_")}
+        made = build_cascade(own) if "first" in cls.config_keys() else build_generator(own)
+        assert isinstance(made, cls)
+        return made
+
+    @property
+    def null_class(self) -> int | None:
+        """Class id that stands for "no class", or None if there is none."""
+        return self.classes.null_class
+
+    @property
+    def num_classes(self) -> int:
+        """Classes to choose from; an unconditional model has one, 0, that stands for everything."""
+        return self.classes.count
+
+    @property
+    def conditional(self) -> bool:
+        """Whether there are classes."""
+        return self.classes.config.count > 0
+
+
 @public
-class Generator(Model):
+class Generator(Composed):
     """A masked or causal generator, built from parts that are built first.
 
     Args:
@@ -37,19 +68,10 @@ class Generator(Model):
         self.embedder, self.trunk, self.head, self.classes = embedder, trunk, head, classes
         self._note_config()
         embedder.apply(trunk.initialize)
-        classes.initialize(trunk.initialize)
+        classes.apply(trunk.initialize)
         trunk.apply(trunk.initialize)
         head.initialize(trunk.initialize)
         embedder.reset_windows(head.unshuffle)
-
-    @classmethod
-    def from_config(cls, config: Settings, **kwargs: object) -> Self:
-        """A generator with random weights from a nested configuration, as in config.json; see mgen.generators.build."""
-        from mgen.generators.build import build_generator
-
-        made = build_generator({k: v for k, v in config.items() if not k.startswith("_")})
-        assert isinstance(made, cls)
-        return made
 
     @classmethod
     def config_keys(cls) -> set[str]:
@@ -87,21 +109,6 @@ class Generator(Model):
             joint=self.head.joint,
             windows=self.windows is not None,
         )
-
-    @property
-    def null_class(self) -> int | None:
-        """Class id that stands for "no class", or None if there is none."""
-        return self.classes.null_class
-
-    @property
-    def num_classes(self) -> int:
-        """Classes to choose from; an unconditional model has one, 0, that stands for everything."""
-        return self.classes.count
-
-    @property
-    def conditional(self) -> bool:
-        """Whether there are classes."""
-        return self.classes.config.count > 0
 
     def set_scale(self, scale: float | None) -> None:
         """Note the scale of the latents that the generator is trained on."""
@@ -188,6 +195,5 @@ class Generator(Model):
             where = None  # the head needs all positions, or to know which part a position belongs to
         asked = PassOptions(positions=where, visible=visible, cache=cache)
         z = self.trunk.training_context(rows, classes, asked, noise=trunk_noise)
-        return token_losses(
-            self.head, z, tokens, known, where, noise=noise, options=options, global_tokens=self.tokens.global_tokens
-        )
+        s = self.tokens.global_tokens
+        return token_losses(self.head, z, tokens, known, where, noise=noise, options=options, global_tokens=s)

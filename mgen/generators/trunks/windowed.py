@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from mgen.generators.embedder import TokenRows
-from mgen.generators.trunk import FULL, Capabilities, Layout, PassOptions, Trunk
+from mgen.generators.trunk import FULL, Capabilities, PassOptions, Trunk
 from mgen.nn import TokenShuffle, TokenUnshuffle, Windows, gather_rows
 from mgen.nn.cache import Cache
 from mgen.utils.errors import MgenError
@@ -70,9 +70,3 @@ class WindowedTrunk(Trunk):
         x = self.inner(joined, classes, PassOptions(cache=options.cache))
         parts = self.windows.scatter(self.unshuffle.split(x))  # (B, L, D / s²); what is not asked for is not expanded
         return self.unshuffle.expand(parts if options.positions is None else gather_rows(parts, options.positions))
-
-
-def windowed_layout(layout: Layout, windows: Windows) -> Layout:
-    """The layout of the windows."""
-    h, w = windows.grid
-    return Layout(length=windows.count, grid=(h // windows.side, w // windows.side))
