@@ -168,4 +168,4 @@ class Cascade(Composed):
         cache = self.second.trunk.start(classes, prefix=prefix)
         z = self.second.trunk(rows, classes, PassOptions(visible=visible, cache=cache))  # (B, L, D)
         second = image_losses(self.second.head, z, tokens[1], known[1], where, noise=noise[1], options=options)
-        return dict(zip(("loss", "metric", "first_stage_loss", "first_stage_metric"), (*second, *first)))
+        return {"loss": second[0], "metric": second[1], "first_stage_loss": first[0], "first_stage_metric": first[1]}

@@ -12,8 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from mgen.nn.attention import take
-from mgen.nn.windows import TokenUnshuffle, Windows
+from mgen.nn import TokenUnshuffle, Windows, take
 from mgen.tokens import TokenSpec
 from mgen.utils.errors import MgenError
 from mgen.utils.registry import Configured, Registry

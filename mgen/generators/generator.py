@@ -14,9 +14,8 @@ from mgen.generators.embedder import Embedder, TokenRows
 from mgen.generators.losses import LossOptions, masked_positions, token_losses
 from mgen.generators.trunk import Capabilities, PassOptions, Trunk
 from mgen.heads.head import Head, HeadNoise
-from mgen.nn.cache import Cache, CachedStep
+from mgen.nn import Cache, CachedStep, Windows
 from mgen.nn.causal import optimize_layout
-from mgen.nn.windows import Windows
 from mgen.tokens import TokenSpec
 from mgen.utils.config import Settings
 from mgen.utils.modeling import Model, public

@@ -12,8 +12,7 @@ from torch import Tensor
 from mgen.generators.trunk import count_known, unknown_first
 from mgen.heads.composite import PerCodebookHead
 from mgen.heads.head import Head, HeadNoise, JointHead
-from mgen.nn.attention import gather_rows, take
-from mgen.nn.cache import span
+from mgen.nn import gather_rows, span, take
 
 
 @dataclass(frozen=True, kw_only=True)

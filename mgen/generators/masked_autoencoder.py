@@ -16,9 +16,7 @@ from torch import Tensor, nn
 
 from mgen.generators.embedder import TokenRows
 from mgen.generators.trunk import FULL, PassOptions, Trunk, known_first
-from mgen.nn.attention import Keys, Rows
-from mgen.nn.blocks import run_blocks
-from mgen.nn.cache import Cache, CachedStep, span
+from mgen.nn import Cache, CachedStep, Keys, Rows, run_blocks, span
 
 Half = Literal["encoder", "decoder"]
 

@@ -100,17 +100,38 @@ class Layout:
     global_tokens: int = 0
 
 
+normal: Callable[[Tensor], Tensor] = partial(nn.init.normal_, std=0.02)
+truncated_normal: Callable[[Tensor], Tensor] = partial(nn.init.trunc_normal_, std=0.02)
+
+
+def initialize_layer(
+    module: nn.Module,
+    linear: Callable[[Tensor], Tensor] = nn.init.xavier_uniform_,
+    embedding: Callable[[Tensor], Tensor] = normal,
+) -> None:
+    """Initial weights of a linear layer or a table by these functions, biases 0; nothing for other modules."""
+    if isinstance(module, nn.Linear):
+        linear(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Embedding):
+        embedding(module.weight)
+
+
 class Trunk(nn.Module, Configured):
     """Base of the trunks. The constructor takes (config, layout).
 
     Attributes:
         width: D, of the rows and class vectors it reads. context_width: E.
+        linear_values, table_values: draw the initial weights of linear layers and of tables; the defaults are those of most systems.
         masks_inputs: whether unknown tokens enter as a mask row of the embedder; else the trunk has mask tokens of its own.
         partial_windows: whether a row may hold known and unknown tokens at once (Token-Shuffle, one token drawn at a time).
         needs_grid: whether the rows must have a grid.
     """
 
     capabilities: Capabilities = Capabilities()
+    linear_values: ClassVar[Callable[[Tensor], Tensor]] = staticmethod(nn.init.xavier_uniform_)
+    table_values: ClassVar[Callable[[Tensor], Tensor]] = staticmethod(normal)
     masks_inputs: ClassVar[bool] = True
     partial_windows: ClassVar[bool] = False
     needs_grid: ClassVar[bool] = False
@@ -124,7 +145,7 @@ class Trunk(nn.Module, Configured):
 
     def initialize(self, module: nn.Module) -> None:
         """Initial values of one module, of the trunk itself or of embedder, classes and head around it (`nn.Module.apply`)."""
-        initialize_layer(module)
+        initialize_layer(module, self.linear_values, self.table_values)
 
     def start(self, classes: Tensor, *, prefix: Tensor | None = None, carry: bool = False) -> Cache:
         """An empty cache for a run.
@@ -177,24 +198,6 @@ def known_first(known: Tensor, count: int) -> Tensor:
 def unknown_first(known: Tensor, count: int) -> Tensor:
     """Positions (B, count), unknown ones first, both kinds ascending."""
     return known.to(torch.uint8).argsort(dim=1, stable=True)[:, :count]
-
-
-normal: Callable[[Tensor], Tensor] = partial(nn.init.normal_, std=0.02)
-truncated_normal: Callable[[Tensor], Tensor] = partial(nn.init.trunc_normal_, std=0.02)
-
-
-def initialize_layer(
-    module: nn.Module,
-    linear: Callable[[Tensor], Tensor] = nn.init.xavier_uniform_,
-    embedding: Callable[[Tensor], Tensor] = normal,
-) -> None:
-    """Initial weights of a linear layer or a table by these functions, biases 0; nothing for other modules."""
-    if isinstance(module, nn.Linear):
-        linear(module.weight)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.Embedding):
-        embedding(module.weight)
 
 
 def table(*shape: int) -> nn.Parameter:

@@ -1,6 +1,6 @@
 """Layers shared by the generators: attention, transformer blocks, embeddings, and what a run keeps between evaluations."""
 
-from mgen.nn.attention import Attention, Keys, attend, gather_rows, take
+from mgen.nn.attention import Attention, Keys, Rows, attend, gather_rows, take
 from mgen.nn.blocks import MLP, Blocks, PostNormBlock, PreNormBlock, ScaledBlock, run_blocks
 from mgen.nn.cache import Cache, CachedStep, KVCache, span
 from mgen.nn.windows import TokenShuffle, TokenUnshuffle, Windows
@@ -15,6 +15,7 @@ __all__ = [
     "Keys",
     "PostNormBlock",
     "PreNormBlock",
+    "Rows",
     "ScaledBlock",
     "TokenShuffle",
     "TokenUnshuffle",

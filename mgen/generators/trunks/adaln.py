@@ -16,9 +16,7 @@ from torch import Tensor, nn
 
 from mgen.generators.embedder import TokenRows
 from mgen.generators.trunk import FULL, Layout, PassOptions, Trunk, register_trunk, table
-from mgen.nn.attention import Keys, Rows
-from mgen.nn.blocks import Blocks, run_blocks
-from mgen.nn.cache import Cache, CachedStep
+from mgen.nn import Blocks, Cache, CachedStep, Keys, Rows, run_blocks
 from mgen.nn.modulated import ModulatedBlock, ModulatedNorm
 
 

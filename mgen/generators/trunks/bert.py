@@ -13,9 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mgen.generators.embedder import TokenRows
-from mgen.generators.trunk import FULL, Layout, PassOptions, Trunk, initialize_layer, register_trunk, truncated_normal
-from mgen.nn import PostNormBlock, run_blocks
-from mgen.nn.cache import Cache, CachedStep
+from mgen.generators.trunk import FULL, Layout, PassOptions, Trunk, register_trunk, truncated_normal
+from mgen.nn import Cache, CachedStep, PostNormBlock, run_blocks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +38,8 @@ class BERT(Trunk):
     """Bidirectional post-norm trunk with the class as first token."""
 
     partial_windows = True
+    linear_values = staticmethod(truncated_normal)  # as the official code
+    table_values = staticmethod(truncated_normal)
 
     def __init__(self, config: BERTConfig, *, layout: Layout) -> None:
         super().__init__()
@@ -48,10 +49,6 @@ class BERT(Trunk):
         self.blocks = nn.ModuleList(
             PostNormBlock(c.dim, c.heads, hidden=c.hidden, dropout=c.dropout) for _ in range(c.depth)
         )
-
-    def initialize(self, module: nn.Module) -> None:
-        """Official initial values: weights truncated normal with std 0.02, biases 0."""
-        initialize_layer(module, linear=truncated_normal, embedding=truncated_normal)
 
     def embed(self, x: Tensor, at: Tensor | None = None) -> Tensor:
         """Rows (B, n, D) with their positions `at` (B, n) in the sequence, None: the first n."""

@@ -17,19 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mgen.generators.embedder import TokenRows
-from mgen.generators.trunk import (
-    FULL,
-    Capabilities,
-    Layout,
-    PassOptions,
-    Trunk,
-    initialize_layer,
-    normal,
-    register_trunk,
-    table,
-)
-from mgen.nn import gather_rows
-from mgen.nn.cache import Cache
+from mgen.generators.trunk import FULL, Capabilities, Layout, PassOptions, Trunk, normal, register_trunk, table
+from mgen.nn import Cache, gather_rows
 from mgen.nn.causal import CausalBlock, CausalRows, LiveKV, rotary_table
 from mgen.utils.errors import MgenError, check_choice
 
@@ -76,6 +65,7 @@ class Causal(Trunk):
     capabilities = Capabilities(order="causal", cached_steps=False)
     masks_inputs = False
     needs_grid = True
+    linear_values = staticmethod(normal)  # as the official code
 
     def __init__(self, config: CausalConfig, *, layout: Layout) -> None:
         super().__init__()
@@ -95,10 +85,6 @@ class Causal(Trunk):
         rotary = torch.cat([front, rotary_table(layout.grid, c.dim // c.heads, c.base)[:-1]])
         self.register_buffer("rotary", rotary, persistent=False)
         self.rotary: Tensor
-
-    def initialize(self, module: nn.Module) -> None:
-        """Official initial values: normal with std 0.02."""
-        initialize_layer(module, linear=normal)
 
     def start(self, classes: Tensor, *, prefix: Tensor | None = None, carry: bool = False) -> Cache:
         """See Trunk.start; keys and values are allocated when the first ones come."""

@@ -26,9 +26,7 @@ from mgen.generators.trunk import (
     register_trunk,
     unknown_first,
 )
-from mgen.nn import MLP, Blocks, attend, gather_rows, run_blocks
-from mgen.nn.attention import Rows
-from mgen.nn.cache import Cache, CachedStep, KVCache, span
+from mgen.nn import MLP, Blocks, Cache, CachedStep, KVCache, Rows, attend, gather_rows, run_blocks, span
 from mgen.utils.errors import MgenError
 
 

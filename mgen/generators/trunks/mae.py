@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from mgen.generators.masked_autoencoder import Layers, MaskedAutoencoder, Tables
 from mgen.generators.trunk import Layout, register_trunk, table
-from mgen.nn import Blocks, PreNormBlock
-from mgen.nn.cache import Cache
+from mgen.nn import Blocks, Cache, PreNormBlock
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from mgen.generators.embedder import TokenRows
 from mgen.generators.trunk import FULL, Layout, PassOptions, Trunk, known_first, register_trunk, table
-from mgen.nn import Blocks, PreNormBlock, run_blocks
-from mgen.nn.cache import Cache, CachedStep
+from mgen.nn import Blocks, Cache, CachedStep, PreNormBlock, run_blocks
 from mgen.utils.errors import MgenError
 
 

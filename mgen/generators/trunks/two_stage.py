@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from mgen.generators.embedder import TokenRows
 from mgen.generators.masked_autoencoder import AutoencoderCache, Half, Layers, MaskedAutoencoder, Tables
 from mgen.generators.trunk import FULL, Layout, PassOptions, table
-from mgen.nn import Blocks, ScaledBlock
-from mgen.nn.cache import Cache
+from mgen.nn import Blocks, Cache, ScaledBlock
 from mgen.utils.errors import MgenError
 from mgen.utils.registry import Configured
 

@@ -15,10 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mgen.generators.embedder import TokenRows
-from mgen.generators.trunk import FULL, Layout, PassOptions, Trunk, initialize_layer, register_trunk, truncated_normal
-from mgen.nn import PreNormBlock, run_blocks
-from mgen.nn.attention import Keys, Rows
-from mgen.nn.cache import Cache, CachedStep
+from mgen.generators.trunk import FULL, Layout, PassOptions, Trunk, register_trunk, truncated_normal
+from mgen.nn import Cache, CachedStep, Keys, PreNormBlock, Rows, run_blocks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +43,7 @@ class UViT(Trunk):
     """Bidirectional trunk with a class token in front and long skips."""
 
     partial_windows = True
+    linear_values = staticmethod(truncated_normal)  # as the official code
 
     def __init__(self, config: UViTConfig, *, layout: Layout) -> None:
         super().__init__()
@@ -61,10 +60,6 @@ class UViT(Trunk):
         self.mid_block = block()
         self.out_blocks = nn.ModuleList(block(c.skip) for _ in range(c.depth // 2))
         self.norm = nn.LayerNorm(c.dim)
-
-    def initialize(self, module: nn.Module) -> None:
-        """Official initial values: linear layers truncated normal, std 0.02, biases 0; embeddings normal, std 0.02."""
-        initialize_layer(module, linear=truncated_normal)
 
     def embed(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
         """Rows (B, n, D) with their positions (B, n), None: the first n."""

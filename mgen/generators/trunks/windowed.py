@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from mgen.generators.embedder import TokenRows
 from mgen.generators.trunk import FULL, Capabilities, PassOptions, Trunk
-from mgen.nn import TokenShuffle, TokenUnshuffle, Windows, gather_rows
-from mgen.nn.cache import Cache
+from mgen.nn import Cache, TokenShuffle, TokenUnshuffle, Windows, gather_rows
 from mgen.utils.errors import MgenError
 
 
