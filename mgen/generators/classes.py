@@ -66,8 +66,7 @@ class Classes(nn.Module):
 
     def rows(self, class_ids: Tensor) -> Tensor:
         """Rows of the table for class ids (B,)."""
-        own = class_ids if self.config.count else torch.full_like(class_ids, self.config.row)
-        return own + self.first
+        return self.first + (class_ids if self.config.count else torch.full_like(class_ids, self.config.row))
 
     def forward(self, class_ids: Tensor) -> Tensor:
         """Class vectors (B, D) of class ids (B,) int64."""

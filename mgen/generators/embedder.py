@@ -23,11 +23,7 @@ register_embedder = EMBEDDERS.register
 
 @dataclass(frozen=True, kw_only=True)
 class TableRows:
-    """Rows that a token table has behind those of the ids.
-
-    Args:
-        classes: so many, for classes that share the table (BERT, MAGE). mask: whether one stands for "no token yet", the last.
-    """
+    """Rows that a token table has behind those of the ids: of `classes` that share it (BERT, MAGE), then a `mask`, "no token yet"."""
 
     classes: int = 0
     mask: bool = False
@@ -85,21 +81,12 @@ class Embedder(nn.Module, Configured):
 
 @dataclass(frozen=True)
 class TokenRows:
-    """The tokens of one forward pass, embedded where and when the trunk asks.
-
-    Args:
-        embedder: the generator's. tokens: (B, L) or (B, L, C). known: bool (B, L). sampling: see Embedder.forward.
-    """
+    """The tokens (B, L) or (B, L, C) of one forward pass, known where bool (B, L), embedded where and when the trunk asks."""
 
     embedder: Embedder
     tokens: Tensor
     known: Tensor
     sampling: bool = False
-
-    @property
-    def mask(self) -> Tensor:
-        """The embedder's mask row (D,)."""
-        return self.embedder.mask
 
     def masked(self) -> Tensor:
         """All rows (B, L, D), the mask row where a token is unknown."""

@@ -134,8 +134,7 @@ class Dequantize(Projection):
 class Windowed(Embedder):
     """Windows of s × s neighboring tokens as one row each (Token-Shuffle, arXiv 2504.17789): they are masked and drawn as one.
 
-    Args:
-        embedder: of single tokens. windows: the layout. blocks: residual MLPs behind.
+    `embedder` is of single tokens; `blocks` residual MLPs stand behind it.
     """
 
     def __init__(self, embedder: Embedder, windows: Windows, *, blocks: int = 2) -> None:

@@ -54,11 +54,9 @@ class Composed(Model):
 
 @public
 class Generator(Composed):
-    """A masked or causal generator, built from parts that are built first.
+    """A masked or causal generator of the tokens that a tokenizer makes, built from parts that are built first.
 
-    Args:
-        tokens: what the tokenizer makes. embedder: tokens → rows. trunk: rows → context. head: context → tokens.
-        classes: class ids → class vectors.
+    embedder: tokens → rows. trunk: rows → context. head: context → tokens. classes: class ids → class vectors.
     """
 
     def __init__(self, *, tokens: TokenSpec, embedder: Embedder, trunk: Trunk, head: Head, classes: Classes) -> None:

@@ -21,8 +21,7 @@ class LossOptions:
 
     Args:
         label_smoothing: of a head of ids. tokens: "all" counts given tokens too (Halton-MaskGIT as published).
-        head_tokens: "all" passes given tokens through a diffusion head too and drops their loss, as MAR's published code does; the
-            same loss for more work.
+        head_tokens: "all" passes given tokens through a diffusion head too and drops their loss, as MAR's code does; the same loss.
     """
 
     label_smoothing: float = 0.0

@@ -34,12 +34,10 @@ class Capabilities:
 
     Args:
         order: "any", or "causal": tokens are drawn one after the other, each from those before it alone.
-        cached_steps: whether there is a `cached_step` (ReCAP).
+        cached_steps: whether there is a `cached_step` (ReCAP). log_prob: whether draws have one, by which positions can be ranked.
         carried_features: whether full passes read features of the pass before (ENAT); null rows must then see every pass.
-        log_prob: whether draws have a log-probability, by which positions can be ranked.
-        joint: whether the head draws all positions together, from the context of all.
-        windows: whether windows of tokens are masked and drawn as one.
-        two_stages: whether a first stage draws tokens whose context the second one reads.
+        joint: whether the head draws all positions together, from the context of all. windows: whether windows of tokens are masked
+            and drawn as one. two_stages: whether a first stage draws tokens whose context the second one reads.
     """
 
     order: Literal["any", "causal"] = "any"
@@ -61,9 +59,8 @@ class PassOptions:
     """What a full pass is asked for.
 
     Args:
-        positions: int64 (B, M), the positions whose context is wanted; None for all.
+        positions: int64 (B, M), the positions whose context is wanted; None for all. cache: of the run.
         visible: fewest and most known tokens of an image, where the caller knows them; saves reading them back from a GPU.
-        cache: of the run.
         keep: None, or how many tokens the cached steps reveal that follow: keys and values are then kept.
     """
 
@@ -126,7 +123,7 @@ class Trunk(nn.Module, Configured):
         linear_values, table_values: draw the initial weights of linear layers and of tables; the defaults are those of most systems.
         masks_inputs: whether unknown tokens enter as a mask row of the embedder; else the trunk has mask tokens of its own.
         partial_windows: whether a row may hold known and unknown tokens at once (Token-Shuffle, one token drawn at a time).
-        needs_grid: whether the rows must have a grid.
+        needs_grid: whether rows must have one.
     """
 
     capabilities: Capabilities = Capabilities()

@@ -43,10 +43,7 @@ def run_blocks(
 
 
 class MLP(nn.Module):
-    """Two linear layers with GELU between: exact, or its tanh approximation (`approximate="tanh"`).
-
-    `dropout` on the output, `hidden_dropout` after the GELU.
-    """
+    """Two linear layers with GELU between, exact or approximated by "tanh"; `hidden_dropout` behind that, `dropout` at the end."""
 
     def __init__(
         self, dim: int, hidden: int, *, approximate: str = "none", dropout: float = 0.0, hidden_dropout: float = 0.0
@@ -65,8 +62,7 @@ class PreNormBlock(nn.Module):
     """x += attn(LN(x)); x += mlp(LN(x)). With `skip`, x is first mixed with the output of an earlier block (U-ViT).
 
     Args:
-        dim, heads, mlp_ratio: width, heads, hidden width of the MLP over the width.
-        bias: of the q, k, v projection. eps: of the layer norms.
+        mlp_ratio: hidden width of the MLP over the width. bias: of the q, k, v projection. eps: of the layer norms.
         attn_dropout: on the attention probabilities. dropout: on the attention's output and after both layers of the MLP.
     """
 

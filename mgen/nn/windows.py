@@ -74,7 +74,7 @@ class Windows:
         """Tokens (B, n, s²) of windows (B, n), by their number in the grid."""
         s, columns = self.side, self.grid[1]
         corner = windows // (columns // s) * s * columns + windows % (columns // s) * s  # the first token of each
-        inside = (windows.new_tensor(range(s)).unsqueeze(1) * columns + windows.new_tensor(range(s))).flatten()  # (s²,)
+        inside = windows.new_tensor([row * columns + column for row in range(s) for column in range(s)])
         return corner.unsqueeze(-1) + inside
 
     def unfold(self, *, tokens: Tensor, known: Tensor, positions: Tensor, drawn: Tensor) -> dict[str, Tensor]:
@@ -116,8 +116,7 @@ def _check_width(dim: int, side: int) -> None:
 class TokenShuffle(nn.Module):
     """Embeddings of a window's tokens → one row: each is compressed to D / s² numbers, these stand side by side and are fused.
 
-    Args:
-        dim: D, a multiple of s². side: s. blocks: residual MLPs behind (arXiv 2504.17789).
+    D must be a multiple of s². `blocks` residual MLPs stand behind (arXiv 2504.17789).
     """
 
     def __init__(self, dim: int, side: int, *, blocks: int = 2) -> None:

@@ -34,9 +34,7 @@ from mgen.utils.errors import MgenError
 class ENATConfig:
     """Settings; defaults are those of ENAT-L.
 
-    Args:
-        dim, heads: D, attention heads. encoder_depth, decoder_depth: blocks for known and for masked tokens.
-        dropout: on embeddings, in training.
+    Args: D, blocks for known and for masked tokens, attention heads, dropout on embeddings in training.
     """
 
     dim: int = 1024
@@ -153,10 +151,8 @@ class ENAT(Trunk):
     def modulations(self, classes: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Of the encoder's and of the decoder's blocks, (B, 8, D) each: functions of the class alone."""
         y = F.silu(classes)
-        encoder, decoder = (
-            [block.adaln(y).unflatten(-1, (8, -1)) for block in blocks]
-            for blocks in (self.encoder_blocks, self.decoder_blocks)
-        )
+        halves = self.encoder_blocks, self.decoder_blocks
+        encoder, decoder = ([block.adaln(y).unflatten(-1, (8, -1)) for block in blocks] for blocks in halves)
         return encoder, decoder
 
     def start(self, classes: Tensor, *, prefix: Tensor | None = None, carry: bool = False) -> Cache:
@@ -238,7 +234,7 @@ class ENAT(Trunk):
 
     def masked_rows(self, rows: TokenRows, positions: Tensor) -> Tensor:
         """Mask rows (B, n, D) at positions (B, n)."""
-        return self.embed(rows.mask.expand(*positions.shape, -1), positions)
+        return self.embed(rows.embedder.mask.expand(*positions.shape, -1), positions)
 
     def forward(self, rows: TokenRows, classes: Tensor, options: PassOptions = FULL) -> Tensor:
         """See Trunk.forward. Without positions, rows of known tokens hold their features, unused by sampling and loss."""

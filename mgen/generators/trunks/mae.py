@@ -66,12 +66,8 @@ class MAE(MaskedAutoencoder):
 
     @property
     def tables(self) -> Tables:
-        return Tables(
-            encoder=self.encoder_position[self.prefix_length :],
-            decoder=self.decoder_position,
-            head=self.head_position,
-            mask=self.mask_token,
-        )
+        encoder = self.encoder_position[self.prefix_length :]
+        return Tables(encoder=encoder, decoder=self.decoder_position, head=self.head_position, mask=self.mask_token)
 
     def prefix(self, classes: Tensor, cache: Cache | None) -> Tensor:
         """The buffer (B, S, D): every row holds the class vector."""

@@ -43,9 +43,8 @@ class MAGEConfig:
 
     def __post_init__(self) -> None:
         if not 0 <= self.drop < 1:
-            raise MgenError(
-                f"trunk.drop is {self.drop}: expected a share of the tokens in 0 … 1, some of which must remain"
-            )
+            expected = "a share of the tokens in 0 … 1, some of which must remain"
+            raise MgenError(f"trunk.drop is {self.drop}: expected {expected}")
 
 
 class MAGECache(Cache):
@@ -62,6 +61,7 @@ class MAGE(Trunk):
         super().__init__()
         c, self.config, self.width, self.context_width = config, config, config.encoder_dim, config.decoder_dim
         self.length = layout.length
+        self.drop_count = math.ceil(self.length * c.drop)  # tokens that never enter the encoder in training
         block = partial(PreNormBlock, mlp_ratio=c.mlp_ratio, eps=1e-6, attn_dropout=c.dropout, dropout=c.dropout)
         self.position = nn.Embedding(1 + self.length, c.encoder_dim)
         self.token_norm = nn.LayerNorm(c.encoder_dim, eps=1e-6)
@@ -139,11 +139,6 @@ class MAGE(Trunk):
             self.decoder_blocks, x, step.wanted(1), lambda i: {"kept": cache.layer(f"decoder.{i}"), "rows": at}
         )
         return self.decoder_norm(x)
-
-    @property
-    def drop_count(self) -> int:
-        """Tokens that are dropped in training."""
-        return math.ceil(self.length * self.config.drop)
 
     def training_noise(self, rank: Tensor, known: Tensor) -> Tensor:
         """Tokens that never enter the encoder, bool (B, L): those of the lowest ranks (B, L), of which none may be known.

@@ -73,10 +73,8 @@ class TwoStageMAE(nn.Module, Configured):
         """Scales and gates of every block of the encoder, and of the decoder, in stage 0 or 1."""
         of_encoder = self.encoder_modulation(F.silu(self.encoder_task.weight[stage]))  # (4D,)
         of_decoder = self.decoder_modulation(F.silu(self.decoder_task.weight[stage]))
-        return (
-            [block.modulation(of_encoder, stage) for block in self.encoder_blocks],
-            [block.modulation(of_decoder, stage) for block in self.decoder_blocks],
-        )
+        encoder = [block.modulation(of_encoder, stage) for block in self.encoder_blocks]
+        return encoder, [block.modulation(of_decoder, stage) for block in self.decoder_blocks]
 
 
 class StageCache(AutoencoderCache):
@@ -88,11 +86,7 @@ class StageCache(AutoencoderCache):
 
 
 class Stage(MaskedAutoencoder):
-    """One stage as a trunk.
-
-    Args:
-        shared: the weights. index: 0 or 1.
-    """
+    """Stage `index`, 0 or 1, as a trunk on shared weights."""
 
     type_name = "stage"
 
@@ -118,13 +112,8 @@ class Stage(MaskedAutoencoder):
         own = slice(first, None) if self.index else slice(None, first)
         # In the first stage the tokens of the second stand behind, always masked.
         mask = m.mask_token[1, own] if self.index else m.mask_token[0]
-        at = slice(self.prefix_length, self.prefix_length + self.length)
-        return Tables(
-            encoder=m.encoder_position[self.index, at],
-            decoder=m.decoder_position[self.index],
-            head=m.head_position[own],
-            mask=mask,
-        )
+        encoder = m.encoder_position[self.index, self.prefix_length : self.prefix_length + self.length]
+        return Tables(encoder=encoder, decoder=m.decoder_position[self.index], head=m.head_position[own], mask=mask)
 
     def start(self, classes: Tensor, *, prefix: Tensor | None = None, carry: bool = False) -> Cache:
         """See Trunk.start; the second stage needs `prefix`, the rows of the first (Cascade.prefix)."""
