@@ -71,7 +71,9 @@ def build_generator(config: Settings, where: str = "model.") -> Generator:
     embedder = _embedder(config.get("embedder"), tokens, trunk, classes_config, f"{where}embedder")
     if windows is not None and settings.unit == "window":
         embedder = Windowed(embedder, windows, blocks=settings.blocks)
-    classes = _classes(classes_config, trunk.width, embedder)
+    inner = embedder.inner if isinstance(embedder, Windowed) else embedder
+    first = inner.ids if classes_config.table == "shared" and isinstance(inner, Lookup) else 0
+    classes = Classes(classes_config, width=trunk.width, table=embedder.token_table, first=first)
     head = build_head(config["head"], tokens, trunk.context_width, embedder, settings, f"{where}head")
     return Generator(tokens=tokens, embedder=embedder, trunk=trunk, head=head, classes=classes)
 
@@ -160,9 +162,3 @@ def _embedder(
         raise MgenError(f"embedder {name!r} takes tokens of kind {kind!r}, these are of kind {tokens.kind!r}")
     shared = classes.table_rows if classes.table == "shared" else 0
     return chosen.build(tokens=tokens, width=trunk.width, extra=TableRows(classes=shared, mask=trunk.masks_inputs))
-
-
-def _classes(config: ClassesConfig, width: int, embedder: Embedder) -> Classes:
-    inner = embedder.inner if isinstance(embedder, Windowed) else embedder
-    first = inner.ids if config.table == "shared" and isinstance(inner, Lookup) else 0
-    return Classes(config, width=width, table=embedder.token_table, first=first)

@@ -35,17 +35,14 @@ class Embedder(nn.Module, Configured):
     Attributes:
         kind: of tokens that it takes. tokens: these. width: D.
         windows: layout of windows that are masked and drawn as one, None for single tokens.
+        window_settings: the `windows` section of the configuration, None without windows.
     """
 
     kind: ClassVar[str]
     tokens: TokenSpec
     width: int
     windows: Windows | None = None
-
-    @property
-    def window_settings(self) -> dict[str, object] | None:
-        """The `windows` section of the configuration, None without windows."""
-        return None
+    window_settings: dict[str, object] | None = None
 
     @property
     def token_table(self) -> nn.Embedding | None:

@@ -137,20 +137,18 @@ class Windowed(Embedder):
     `embedder` is of single tokens; `blocks` residual MLPs stand behind it.
     """
 
+    windows: Windows
+
     def __init__(self, embedder: Embedder, windows: Windows, *, blocks: int = 2) -> None:
         super().__init__()
         self.inner, self.windows = embedder, windows
         self.tokens, self.width = embedder.tokens, embedder.width
+        self.window_settings = {"side": windows.side, "blocks": blocks, "unit": "window"}
         self.join = TokenShuffle(embedder.width, windows.side, blocks=blocks)
 
     @property
     def settings(self) -> dict[str, object]:
         return self.inner.settings
-
-    @property
-    def window_settings(self) -> dict[str, object]:
-        assert self.windows is not None
-        return {"side": self.windows.side, "blocks": len(self.join.blocks), "unit": "window"}
 
     @property
     def token_table(self) -> nn.Embedding | None:
@@ -163,14 +161,12 @@ class Windowed(Embedder):
 
     @property
     def mask(self) -> Tensor:
-        assert self.windows is not None
         return self.join(self.inner.mask.expand(self.windows.side**2, -1))
 
     def forward(
         self, tokens: Tensor, known: Tensor | None = None, positions: Tensor | None = None, *, sampling: bool = False
     ) -> Tensor:
         """Windows (B, n, s²) of ids or (B, n, s²·C) of numbers, known as a whole where bool (B, n): (B, n, D)."""
-        assert self.windows is not None
         parts = self.windows.side**2
         own = tokens.unflatten(2, (parts, -1)).flatten(1, 2)  # (B, n·s², C)
         own = own.squeeze(-1) if self.tokens.kind == "index" else own

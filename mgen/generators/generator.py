@@ -100,12 +100,8 @@ class Generator(Composed):
     @property
     def capabilities(self) -> Capabilities:
         """What a sampler may ask."""
-        return replace(
-            self.trunk.capabilities,
-            log_prob=self.head.has_log_prob,
-            joint=self.head.joint,
-            windows=self.windows is not None,
-        )
+        head, windows = self.head, self.windows is not None
+        return replace(self.trunk.capabilities, log_prob=head.has_log_prob, joint=head.joint, windows=windows)
 
     def set_scale(self, scale: float | None) -> None:
         """Note the scale of the latents that the generator is trained on."""

@@ -68,6 +68,7 @@ class MaskedAutoencoder(Trunk):
         prefix_length: S. length: L.
     """
 
+    cache_type = AutoencoderCache
     masks_inputs = False
     prefix_length: int
     length: int
@@ -142,10 +143,6 @@ class MaskedAutoencoder(Trunk):
         if positions is not None:
             return x + tables.head[positions]  # (B, M, E)
         return (x if read is not None else x[:, first:]) + tables.head  # (B, L, E)
-
-    def start(self, classes: Tensor, *, prefix: Tensor | None = None, carry: bool = False) -> Cache:
-        super().start(classes, prefix=prefix)
-        return AutoencoderCache()
 
     def forward(self, rows: TokenRows, classes: Tensor, options: PassOptions = FULL) -> Tensor:
         return self.decode(*self.encode(rows, classes, options), options)

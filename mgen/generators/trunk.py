@@ -97,14 +97,13 @@ class Layout:
     global_tokens: int = 0
 
 
-normal: Callable[[Tensor], Tensor] = partial(nn.init.normal_, std=0.02)
-truncated_normal: Callable[[Tensor], Tensor] = partial(nn.init.trunc_normal_, std=0.02)
+Initializer = Callable[[Tensor], Tensor]
+normal: Initializer = partial(nn.init.normal_, std=0.02)
+truncated_normal: Initializer = partial(nn.init.trunc_normal_, std=0.02)
 
 
 def initialize_layer(
-    module: nn.Module,
-    linear: Callable[[Tensor], Tensor] = nn.init.xavier_uniform_,
-    embedding: Callable[[Tensor], Tensor] = normal,
+    module: nn.Module, linear: Initializer = nn.init.xavier_uniform_, embedding: Initializer = normal
 ) -> None:
     """Initial weights of a linear layer or a table by these functions, biases 0; nothing for other modules."""
     if isinstance(module, nn.Linear):
@@ -120,29 +119,26 @@ class Trunk(nn.Module, Configured):
 
     Attributes:
         width: D, of the rows and class vectors it reads. context_width: E.
-        linear_values, table_values: draw the initial weights of linear layers and of tables; the defaults are those of most systems.
+        initial_values: draw the initial weights of linear layers and of tables; the defaults are those of most systems.
+        cache_type: what `start` makes, unless it is overridden.
         masks_inputs: whether unknown tokens enter as a mask row of the embedder; else the trunk has mask tokens of its own.
         partial_windows: whether a row may hold known and unknown tokens at once (Token-Shuffle, one token drawn at a time).
-        needs_grid: whether rows must have one.
+        needs_grid: whether rows must have one. window_settings: as of an embedder, where tokens of windows are drawn one by one.
     """
 
     capabilities: Capabilities = Capabilities()
-    linear_values: ClassVar[Callable[[Tensor], Tensor]] = staticmethod(nn.init.xavier_uniform_)
-    table_values: ClassVar[Callable[[Tensor], Tensor]] = staticmethod(normal)
+    initial_values: ClassVar[tuple[Initializer, Initializer]] = (nn.init.xavier_uniform_, normal)
+    cache_type: ClassVar[type[Cache]] = Cache
     masks_inputs: ClassVar[bool] = True
     partial_windows: ClassVar[bool] = False
     needs_grid: ClassVar[bool] = False
+    window_settings: dict[str, object] | None = None
     width: int
     context_width: int
 
-    @property
-    def window_settings(self) -> dict[str, object] | None:
-        """The `windows` section of the configuration, None without windows."""
-        return None
-
     def initialize(self, module: nn.Module) -> None:
         """Initial values of one module, of the trunk itself or of embedder, classes and head around it (`nn.Module.apply`)."""
-        initialize_layer(module, self.linear_values, self.table_values)
+        initialize_layer(module, *self.initial_values)
 
     def start(self, classes: Tensor, *, prefix: Tensor | None = None, carry: bool = False) -> Cache:
         """An empty cache for a run.
@@ -153,7 +149,7 @@ class Trunk(nn.Module, Configured):
         """
         if prefix is not None:
             raise MgenError(f"trunk {self.type_name!r} reads no first stage")
-        return Cache()
+        return self.cache_type()
 
     def forward(self, rows: TokenRows, classes: Tensor, options: PassOptions = FULL) -> Tensor:
         """A full pass: context (B, M, E) at `options.positions`, or (B, L, E), of tokens and class vectors (B, D)."""

@@ -38,8 +38,7 @@ class BERT(Trunk):
     """Bidirectional post-norm trunk with the class as first token."""
 
     partial_windows = True
-    linear_values = staticmethod(truncated_normal)  # as the official code
-    table_values = staticmethod(truncated_normal)
+    initial_values = (truncated_normal, truncated_normal)  # as the official code
 
     def __init__(self, config: BERTConfig, *, layout: Layout) -> None:
         super().__init__()

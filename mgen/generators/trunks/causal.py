@@ -65,7 +65,7 @@ class Causal(Trunk):
     capabilities = Capabilities(order="causal", cached_steps=False)
     masks_inputs = False
     needs_grid = True
-    linear_values = staticmethod(normal)  # as the official code
+    initial_values = (normal, normal)  # as the official code
 
     def __init__(self, config: CausalConfig, *, layout: Layout) -> None:
         super().__init__()

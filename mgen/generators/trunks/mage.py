@@ -57,6 +57,8 @@ class MAGECache(Cache):
 class MAGE(Trunk):
     """Encoder of class token and tokens, decoder that fills masked positions with the class token's output."""
 
+    cache_type = MAGECache
+
     def __init__(self, config: MAGEConfig, *, layout: Layout) -> None:
         super().__init__()
         c, self.config, self.width, self.context_width = config, config, config.encoder_dim, config.decoder_dim
@@ -107,10 +109,6 @@ class MAGE(Trunk):
         read = None if options.positions is None else options.positions + 1
         x = run_blocks(self.decoder_blocks, x, read, lambda i: {"kept": options.layer(f"decoder.{i}")})
         return self.decoder_norm(x)
-
-    def start(self, classes: Tensor, *, prefix: Tensor | None = None, carry: bool = False) -> Cache:
-        super().start(classes, prefix=prefix)
-        return MAGECache()
 
     def forward(self, rows: TokenRows, classes: Tensor, options: PassOptions = FULL) -> Tensor:
         """See Trunk.forward. Masked tokens enter the encoder, and known ones attend to them, as published."""

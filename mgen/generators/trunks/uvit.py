@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mgen.generators.embedder import TokenRows
-from mgen.generators.trunk import FULL, Layout, PassOptions, Trunk, register_trunk, truncated_normal
+from mgen.generators.trunk import FULL, Layout, PassOptions, Trunk, normal, register_trunk, truncated_normal
 from mgen.nn import Cache, CachedStep, Keys, PreNormBlock, Rows, run_blocks
 
 
@@ -43,7 +43,7 @@ class UViT(Trunk):
     """Bidirectional trunk with a class token in front and long skips."""
 
     partial_windows = True
-    linear_values = staticmethod(truncated_normal)  # as the official code
+    initial_values = (truncated_normal, normal)  # as the official code
 
     def __init__(self, config: UViTConfig, *, layout: Layout) -> None:
         super().__init__()

@@ -44,15 +44,12 @@ class WindowedTrunk(Trunk):
         self.width, self.context_width = trunk.width, trunk.context_width
         self.capabilities = Capabilities(order=trunk.capabilities.order, cached_steps=False)
         self.join = TokenShuffle(trunk.width, windows.side, blocks=blocks)
+        self.window_settings = {"side": windows.side, "blocks": blocks, "unit": "token"}
         self.unshuffle = TokenUnshuffle(trunk.context_width, windows.side, blocks=blocks)
 
     @property
     def settings(self) -> dict[str, object]:
         return self.inner.settings
-
-    @property
-    def window_settings(self) -> dict[str, object]:
-        return {"side": self.windows.side, "blocks": len(self.join.blocks), "unit": "token"}
 
     def initialize(self, module: nn.Module) -> None:
         self.inner.initialize(module)
