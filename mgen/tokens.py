@@ -1,6 +1,7 @@
 """TokenSpec: the token format a tokenizer and a generator share."""
 
 from dataclasses import asdict, dataclass
+from operator import attrgetter
 from typing import Literal
 
 import torch
@@ -19,9 +20,8 @@ class LevelSpec:
     span: float = 3.0
 
     def __str__(self) -> str:
-        return f"{self.form} in [{self.low:g}, {self.high:g}]" + (
-            f", span {self.span:g}" if self.form == "published" else ""
-        )
+        span = f", span {self.span:g}" if self.form == "published" else ""
+        return f"{self.form} in [{self.low:g}, {self.high:g}]{span}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,10 +30,9 @@ class TokenSpec:
 
     Args:
         kind: "index" (one id per position), "vector" (a real vector per position) or "multi-index" (one id per channel).
-        length: positions per image, L.
+        length: positions per image, L. channels: numbers per position (1 for "index").
         grid: (rows, columns) with rows · columns = length − global_tokens, or None for tokens without a place in the image.
         vocab_size: number of ids (kinds "index" and "multi-index"), else None.
-        channels: numbers per position (1 for "index").
         scale: factor that brought latents to unit variance ("vector" and "multi-index"; None: not known), 1.0 for "index".
         levels: of "multi-index", which numbers the ids stand for; None: unknown.
         global_tokens: so many positions, the first ones, describe the image as a whole and have no place in it (Hita,
@@ -68,12 +67,8 @@ class TokenSpec:
 
     def to_dict(self) -> Settings:
         """As written to JSON, without what has its default."""
-        return {
-            k: list(v) if k == "grid" and v else v for k, v in asdict(self).items() if v != getattr(DEFAULTS, k)
-        } | {
-            "kind": self.kind,
-            "length": self.length,
-        }
+        kept = {k: v for k, v in asdict(self).items() if k in ("kind", "length") or v != getattr(TokenSpec, k)}
+        return kept | ({"grid": list(self.grid)} if self.grid else {})
 
     @classmethod
     def from_dict(cls, data: Settings) -> "TokenSpec":
@@ -84,10 +79,8 @@ class TokenSpec:
         """Raise MgenError unless these tokens of a tokenizer are the tokens `other` that a generator `by` takes."""
         if self.kind != other.kind:
             raise MgenError(f"{by} takes tokens of kind {other.kind!r}, the tokenizer makes {self.kind!r}")
-        if any(
-            getattr(self, name) != getattr(other, name)
-            for name in ("length", "global_tokens", "vocab_size", "channels")
-        ):
+        sizes = attrgetter("length", "global_tokens", "vocab_size", "channels")
+        if sizes(self) != sizes(other):
             raise MgenError(
                 f"{by} takes {other.sizes()}, the tokenizer makes {self.sizes()}: use the tokenizer this generator was trained on"
             )
@@ -110,12 +103,8 @@ class TokenSpec:
 
     def sizes(self) -> str:
         """Words for an error text."""
-        each = {
-            "vector": f"{self.channels} numbers",
-            "multi-index": f"{self.channels} channels of {self.vocab_size} ids",
-        }
-        words = f"{self.length} tokens of " + each.get(self.kind, f"{self.vocab_size} ids")
-        return words + (f", the first {self.global_tokens} global" if self.global_tokens else "")
-
-
-DEFAULTS = TokenSpec(kind="index", length=0)
+        each = f"{self.channels} numbers" if self.kind == "vector" else f"{self.vocab_size} ids"
+        each = f"{self.channels} channels of {each}" if self.kind == "multi-index" else each
+        return f"{self.length} tokens of {each}" + (
+            f", the first {self.global_tokens} global" if self.global_tokens else ""
+        )

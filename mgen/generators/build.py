@@ -21,7 +21,7 @@ from mgen.generators.embedders import Lookup, Windowed
 from mgen.generators.generator import Generator
 from mgen.generators.trunk import TRUNKS, Layout, Trunk
 from mgen.generators.trunks.two_stage import Stage, TwoStageMAE, TwoStageMAEConfig
-from mgen.generators.trunks.windowed import WindowedTrunk, windowed_layout
+from mgen.generators.trunks.windowed import WindowedTrunk
 from mgen.heads.categorical import CategoricalConfig, CategoricalHead
 from mgen.heads.composite import PerCodebookHead, VectorWindowHead, WindowHead
 from mgen.heads.head import HEADS, Head, HeadInputs, JointHead
@@ -59,15 +59,21 @@ def build_generator(config: Settings, where: str = "model.") -> Generator:
     chosen = TRUNKS.configure(config["trunk"], f"{where}trunk")
     classes_config = build(ClassesConfig, dict(config.get("classes") or {}), f"{where}classes.")
     settings = build(WindowsConfig, dict(config.get("windows") or {}), f"{where}windows.")
-    windows = _windows(tokens, settings) if settings.side != 1 else None
-    layout = Layout(length=tokens.length, grid=tokens.grid, global_tokens=tokens.global_tokens)
-    trunk = chosen.build(layout=layout if windows is None else windowed_layout(layout, windows))
+    windows, rows = None, tokens
+    if settings.side != 1:
+        if tokens.grid is None or tokens.global_tokens:
+            raise MgenError("windows join tokens of a grid: these have none, or global tokens beside it")
+        windows = Windows(tokens.grid, settings.side)
+        rows = windows.spec(tokens)
+    trunk = chosen.build(layout=Layout(length=rows.length, grid=rows.grid, global_tokens=rows.global_tokens))
     if windows is not None and settings.unit == "token":
         trunk = WindowedTrunk(trunk, windows, blocks=settings.blocks)
     embedder = _embedder(config.get("embedder"), tokens, trunk, classes_config, f"{where}embedder")
     if windows is not None and settings.unit == "window":
         embedder = Windowed(embedder, windows, blocks=settings.blocks)
-    classes = _classes(classes_config, trunk.width, embedder)
+    inner = embedder.inner if isinstance(embedder, Windowed) else embedder
+    first = inner.ids if classes_config.table == "shared" and isinstance(inner, Lookup) else 0
+    classes = Classes(classes_config, width=trunk.width, table=embedder.token_table, first=first)
     head = build_head(config["head"], tokens, trunk.context_width, embedder, settings, f"{where}head")
     return Generator(tokens=tokens, embedder=embedder, trunk=trunk, head=head, classes=classes)
 
@@ -79,11 +85,10 @@ def build_cascade(config: Settings, where: str = "model.") -> Cascade:
     check_choice(f"{where}trunk.type of a cascade", str(trunk.pop("type", None)), (TwoStageMAE.type_name,))
     stages = [dict(config[name]) for name in ("first", "second")]
     specs = [_tokens(stage.get("tokens") or {}) for stage in stages]
-    layouts = [Layout(length=spec.length, grid=spec.grid) for spec in specs]
-    shared = TwoStageMAE(build(TwoStageMAEConfig, trunk, f"{where}trunk."), first=layouts[0], second=layouts[1])
-    classes = Classes(
-        build(ClassesConfig, dict(config.get("classes") or {}), f"{where}classes."), width=shared.config.dim
-    )
+    first, second = (Layout(length=spec.length, grid=spec.grid) for spec in specs)
+    shared = TwoStageMAE(build(TwoStageMAEConfig, trunk, f"{where}trunk."), first=first, second=second)
+    settings = build(ClassesConfig, dict(config.get("classes") or {}), f"{where}classes.")
+    classes = Classes(settings, width=shared.config.dim)
     made = []
     for index, (name, stage, tokens) in enumerate(zip(("first", "second"), stages, specs)):
         _check_sections(stage, {"tokens", "embedder", "head"}, {"tokens", "head"}, f"{where}{name}.")
@@ -148,22 +153,12 @@ def _tokens(settings: Settings) -> TokenSpec:
     return tokens
 
 
-def _windows(tokens: TokenSpec, settings: WindowsConfig) -> Windows:
-    if tokens.grid is None or tokens.global_tokens:
-        raise MgenError("windows join tokens of a grid: these have none, or global tokens beside it")
-    return Windows(tokens.grid, settings.side)
-
-
 def _embedder(
     settings: Settings | None, tokens: TokenSpec, trunk: Trunk, classes: ClassesConfig, where: str
 ) -> Embedder:
-    own = {"type": EMBEDDER_OF[tokens.kind], **(settings or {})}
-    chosen = EMBEDDERS.configure(own, where)
+    chosen = EMBEDDERS.configure({"type": EMBEDDER_OF[tokens.kind], **(settings or {})}, where)
+    if tokens.kind != (kind := chosen.cls.kind):
+        name = chosen.cls.type_name
+        raise MgenError(f"embedder {name!r} takes tokens of kind {kind!r}, these are of kind {tokens.kind!r}")
     shared = classes.table_rows if classes.table == "shared" else 0
     return chosen.build(tokens=tokens, width=trunk.width, extra=TableRows(classes=shared, mask=trunk.masks_inputs))
-
-
-def _classes(config: ClassesConfig, width: int, embedder: Embedder) -> Classes:
-    inner = embedder.inner if isinstance(embedder, Windowed) else embedder
-    first = inner.ids if config.table == "shared" and isinstance(inner, Lookup) else 0
-    return Classes(config, width=width, table=embedder.token_table, first=first)

@@ -12,20 +12,19 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from mgen.generators.generator import Generator
+from mgen.generators.generator import Composed, Generator
 from mgen.generators.losses import LossOptions, image_losses, masked_positions
-from mgen.generators.trunk import Capabilities, PassOptions, initialize_xavier, table
+from mgen.generators.trunk import Capabilities, PassOptions, initialize_layer, table
 from mgen.generators.trunks.two_stage import Stage
 from mgen.heads.head import Head, HeadNoise
 from mgen.nn.windows import Windows
 from mgen.tokens import TokenSpec
-from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError
-from mgen.utils.modeling import Model, public
+from mgen.utils.modeling import public
 
 
 @public
-class Cascade(Model):
+class Cascade(Composed):
     """Two generators that share a trunk; the second reads the first's context.
 
     Args:
@@ -37,16 +36,14 @@ class Cascade(Model):
         super().__init__()
         one, two = first.trunk, second.trunk
         if (
-            not isinstance(one, Stage)
-            or not isinstance(two, Stage)
-            or one.shared is not two.shared
+            not (isinstance(one, Stage) and isinstance(two, Stage) and one.shared is two.shared)
             or one.index == two.index
         ):
             raise MgenError("the generators of a cascade need the two stages of one two-stage trunk")
         if first.classes is not second.classes:
             raise MgenError("the generators of a cascade need the same classes object")
         self.shared, self.classes = one.shared, first.classes
-        self.shared.apply(self.shared.initialize)
+        self.shared.apply(initialize_layer)
         # Registered part by part, so that shared weights are saved once.
         self.first_embedder, self.first_head = first.embedder, first.head
         self.second_embedder, self.second_head = second.embedder, second.head
@@ -56,17 +53,8 @@ class Cascade(Model):
         numbers = width if first.tokens.kind == "index" else first.tokens.channels
         self.default_tokens = table(first.tokens.length, numbers)
         self.feature_proj = nn.Linear(width, width)
-        self.feature_proj.apply(initialize_xavier)
+        initialize_layer(self.feature_proj)
         self._note_config()
-
-    @classmethod
-    def from_config(cls, config: Settings, **kwargs: object) -> Self:
-        """A cascade with random weights from a nested configuration, as in config.json; see mgen.generators.build."""
-        from mgen.generators.build import build_cascade
-
-        made = build_cascade({k: v for k, v in config.items() if not k.startswith("_")})
-        assert isinstance(made, cls)
-        return made
 
     @classmethod
     def config_keys(cls) -> set[str]:
@@ -74,11 +62,7 @@ class Cascade(Model):
 
     def _note_config(self) -> None:
         stages = {
-            name: {
-                "tokens": stage.tokens.to_dict(),
-                "embedder": stage.embedder.settings,
-                "head": stage.head.settings,
-            }
+            name: {"tokens": stage.tokens.to_dict(), "embedder": stage.embedder.settings, "head": stage.head.settings}
             for name, stage in (("first", self.first), ("second", self.second))
         }
         self.register_to_config(**stages, trunk=self.shared.settings, classes=asdict(self.classes.config))
@@ -119,18 +103,6 @@ class Cascade(Model):
     @property
     def capabilities(self) -> Capabilities:
         return replace(self.second.capabilities, two_stages=True)
-
-    @property
-    def null_class(self) -> int | None:
-        return self.classes.null_class
-
-    @property
-    def num_classes(self) -> int:
-        return self.classes.count
-
-    @property
-    def conditional(self) -> bool:
-        return self.classes.config.count > 0
 
     def set_scale(self, scale: float | None) -> None:
         """Note the scale of the latents that both stages are trained on."""
@@ -187,18 +159,13 @@ class Cascade(Model):
             per image (B,): "loss" and "metric" of the second stage, "first_stage_loss" and "first_stage_metric". Of a joint head
             the mean over all elements, otherwise the sum over masked tokens.
         """
-        smoothing = options.label_smoothing
         visible, where = masked_positions(known[0])
         z = self.first.context(tokens[0], known[0], class_ids[0], visible=visible)  # (B, S, D)
-        first_loss, first_metric = image_losses(
-            self.first.head, z, tokens[0], known[0], where, noise=noise[0], label_smoothing=smoothing
-        )
+        first = image_losses(self.first.head, z, tokens[0], known[0], where, noise=noise[0], options=options)
         visible, where = masked_positions(known[1])
         prefix = self.prefix(z.detach(), known[0] | dropped.unsqueeze(1))
         rows, classes = self.second.rows(tokens[1], known[1]), self.classes(class_ids[1])
         cache = self.second.trunk.start(classes, prefix=prefix)
         z = self.second.trunk(rows, classes, PassOptions(visible=visible, cache=cache))  # (B, L, D)
-        loss, metric = image_losses(
-            self.second.head, z, tokens[1], known[1], where, noise=noise[1], label_smoothing=smoothing
-        )
-        return {"loss": loss, "metric": metric, "first_stage_loss": first_loss, "first_stage_metric": first_metric}
+        second = image_losses(self.second.head, z, tokens[1], known[1], where, noise=noise[1], options=options)
+        return {"loss": second[0], "metric": second[1], "first_stage_loss": first[0], "first_stage_metric": first[1]}

@@ -1,6 +1,5 @@
 """Classes: class id → class vector, with a null class for guidance or without; or one vector for every image."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -39,17 +38,11 @@ class ClassesConfig:
 
     @property
     def table_rows(self) -> int:
-        """Rows of the table."""
         return self.count + int(self.null_class) if self.count else self.rows
 
 
 class Classes(nn.Module):
-    """Class vectors.
-
-    Args:
-        config: see ClassesConfig. width: of a vector.
-        table, first: the embedder's table and its first row for classes, if it is shared.
-    """
+    """Class vectors of a width. `table`, `first`: the embedder's table and its first row for classes, if it is shared."""
 
     def __init__(self, config: ClassesConfig, *, width: int, table: nn.Embedding | None = None, first: int = 0) -> None:
         super().__init__()
@@ -71,14 +64,9 @@ class Classes(nn.Module):
         """The id of the null class, None if there is none."""
         return self.config.count if self.config.count and self.config.null_class else None
 
-    def initialize(self, default: Callable[[nn.Module], None]) -> None:
-        """Initial values by the trunk's rule."""
-        self.apply(default)
-
     def rows(self, class_ids: Tensor) -> Tensor:
         """Rows of the table for class ids (B,)."""
-        own = class_ids if self.config.count else torch.full_like(class_ids, self.config.row)
-        return own + self.first
+        return self.first + (class_ids if self.config.count else torch.full_like(class_ids, self.config.row))
 
     def forward(self, class_ids: Tensor) -> Tensor:
         """Class vectors (B, D) of class ids (B,) int64."""

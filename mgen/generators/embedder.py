@@ -7,12 +7,12 @@ Notation: B batch, n positions, L positions of an image, C channels of a token, 
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from mgen.nn.attention import take
-from mgen.nn.windows import TokenUnshuffle, Windows
+from mgen.nn import TokenUnshuffle, Windows, take
 from mgen.tokens import TokenSpec
 from mgen.utils.errors import MgenError
 from mgen.utils.registry import Configured, Registry
@@ -23,11 +23,7 @@ register_embedder = EMBEDDERS.register
 
 @dataclass(frozen=True, kw_only=True)
 class TableRows:
-    """Rows that a token table has behind those of the ids.
-
-    Args:
-        classes: so many, for classes that share the table (BERT, MAGE). mask: whether one stands for "no token yet", the last.
-    """
+    """Rows that a token table has behind those of the ids: of `classes` that share it (BERT, MAGE), then a `mask`, "no token yet"."""
 
     classes: int = 0
     mask: bool = False
@@ -37,18 +33,16 @@ class Embedder(nn.Module, Configured):
     """Base of the embedders. The constructor takes (config, tokens, width, extra: TableRows).
 
     Attributes:
-        tokens: the tokens it takes. width: D.
+        kind: of tokens that it takes. tokens: these. width: D.
         windows: layout of windows that are masked and drawn as one, None for single tokens.
+        window_settings: the `windows` section of the configuration, None without windows.
     """
 
+    kind: ClassVar[str]
     tokens: TokenSpec
     width: int
     windows: Windows | None = None
-
-    @property
-    def window_settings(self) -> dict[str, object] | None:
-        """The `windows` section of the configuration, None without windows."""
-        return None
+    window_settings: dict[str, object] | None = None
 
     @property
     def token_table(self) -> nn.Embedding | None:
@@ -84,21 +78,12 @@ class Embedder(nn.Module, Configured):
 
 @dataclass(frozen=True)
 class TokenRows:
-    """The tokens of one forward pass, embedded where and when the trunk asks.
-
-    Args:
-        embedder: the generator's. tokens: (B, L) or (B, L, C). known: bool (B, L). sampling: see Embedder.forward.
-    """
+    """The tokens (B, L) or (B, L, C) of one forward pass, known where bool (B, L), embedded where and when the trunk asks."""
 
     embedder: Embedder
     tokens: Tensor
     known: Tensor
     sampling: bool = False
-
-    @property
-    def mask(self) -> Tensor:
-        """The embedder's mask row (D,)."""
-        return self.embedder.mask
 
     def masked(self) -> Tensor:
         """All rows (B, L, D), the mask row where a token is unknown."""

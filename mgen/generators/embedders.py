@@ -16,12 +16,6 @@ from mgen.tokens import TokenSpec
 from mgen.utils.errors import MgenError, check_choice
 
 
-def check_kind(tokens: TokenSpec, kind: str, name: str) -> None:
-    """MgenError unless an embedder can take tokens of this kind."""
-    if tokens.kind != kind:
-        raise MgenError(f"embedder {name!r} takes tokens of kind {kind!r}, these are of kind {tokens.kind!r}")
-
-
 @dataclass(frozen=True, kw_only=True)
 class LookupConfig:
     """Settings of `Lookup`.
@@ -41,9 +35,10 @@ class LookupConfig:
 class Lookup(Embedder):
     """A table of rows: V ids, V more for the grid's ids where some tokens are global, then classes and the mask (TableRows)."""
 
-    def __init__(self, config: LookupConfig, *, tokens: TokenSpec, width: int, extra: TableRows = TableRows()) -> None:  # noqa: B008  (frozen)
+    kind = "index"
+
+    def __init__(self, config: LookupConfig, *, tokens: TokenSpec, width: int, extra: TableRows) -> None:
         super().__init__()
-        check_kind(tokens, "index", self.type_name)
         assert tokens.vocab_size is not None
         self.config, self.tokens, self.width = config, tokens, width
         self.ids = tokens.vocab_size * (2 if tokens.global_tokens else 1)
@@ -80,18 +75,21 @@ class Lookup(Embedder):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProjectionConfig:
-    """`Projection` has no settings."""
+class NoSettings:
+    """`Projection` and `Dequantize` have no settings: the levels are those of the tokens."""
 
 
-class _Numbers(Embedder):
-    """Numbers of a token → one row, by a linear layer; a learned vector where there is no token yet."""
+@register_embedder("projection", NoSettings)
+class Projection(Embedder):
+    """Vectors (B, n, C) → rows, by one linear layer; a learned vector where there is no token yet."""
 
-    def __init__(self, tokens: TokenSpec, width: int, extra: TableRows) -> None:
+    kind = "vector"
+
+    def __init__(self, config: NoSettings, *, tokens: TokenSpec, width: int, extra: TableRows) -> None:
         super().__init__()
         if extra.classes:
             raise MgenError("classes share the token table only where tokens are ids: use classes.table own")
-        self.tokens, self.width = tokens, width
+        self.config, self.tokens, self.width = config, tokens, width
         self.proj = nn.Linear(tokens.channels, width)
         if extra.mask:
             self.mask_row = nn.Parameter(torch.empty(width).normal_(std=0.02))
@@ -111,47 +109,18 @@ class _Numbers(Embedder):
         return x if known is None else torch.where(known.unsqueeze(-1), x, self.mask)
 
 
-@register_embedder("projection", ProjectionConfig)
-class Projection(_Numbers):
-    """Vectors (B, n, C) → rows, by one linear layer."""
-
-    def __init__(
-        self,
-        config: ProjectionConfig,
-        *,
-        tokens: TokenSpec,
-        width: int,
-        extra: TableRows = TableRows(),  # noqa: B008
-    ) -> None:
-        check_kind(tokens, "vector", self.type_name)
-        super().__init__(tokens, width, extra)
-        self.config = config
-
-
-@dataclass(frozen=True, kw_only=True)
-class DequantizeConfig:
-    """`Dequantize` has no settings: the levels are those of the tokens."""
-
-
-@register_embedder("dequantize", DequantizeConfig)
-class Dequantize(_Numbers):
+@register_embedder("dequantize", NoSettings)
+class Dequantize(Projection):
     """Ids (B, n, C) of quantized numbers enter as the numbers they stand for (TokenBridge, arXiv 2503.16430)."""
 
-    def __init__(
-        self,
-        config: DequantizeConfig,
-        *,
-        tokens: TokenSpec,
-        width: int,
-        extra: TableRows = TableRows(),  # noqa: B008
-    ) -> None:
-        check_kind(tokens, "multi-index", self.type_name)
+    kind = "multi-index"
+
+    def __init__(self, config: NoSettings, *, tokens: TokenSpec, width: int, extra: TableRows) -> None:
         if tokens.levels is None or tokens.vocab_size is None:
             raise MgenError(
                 "tokens.levels is missing: which numbers the ids stand for, such as {form: published, low: -5, high: 5, span: 3}"
             )
-        super().__init__(tokens, width, extra)
-        self.config = config
+        super().__init__(config, tokens=tokens, width=width, extra=extra)
         values, _ = gaussian_levels(tokens.vocab_size, span=tokens.levels.span, form=tokens.levels.form)
         self.register_buffer("level_values", values)
         self.level_values: Tensor
@@ -165,24 +134,21 @@ class Dequantize(_Numbers):
 class Windowed(Embedder):
     """Windows of s × s neighboring tokens as one row each (Token-Shuffle, arXiv 2504.17789): they are masked and drawn as one.
 
-    Args:
-        embedder: of single tokens. windows: the layout. blocks: residual MLPs behind.
+    `embedder` is of single tokens; `blocks` residual MLPs stand behind it.
     """
+
+    windows: Windows
 
     def __init__(self, embedder: Embedder, windows: Windows, *, blocks: int = 2) -> None:
         super().__init__()
         self.inner, self.windows = embedder, windows
         self.tokens, self.width = embedder.tokens, embedder.width
+        self.window_settings = {"side": windows.side, "blocks": blocks, "unit": "window"}
         self.join = TokenShuffle(embedder.width, windows.side, blocks=blocks)
 
     @property
     def settings(self) -> dict[str, object]:
         return self.inner.settings
-
-    @property
-    def window_settings(self) -> dict[str, object]:
-        assert self.windows is not None
-        return {"side": self.windows.side, "blocks": len(self.join.blocks), "unit": "window"}
 
     @property
     def token_table(self) -> nn.Embedding | None:
@@ -195,14 +161,12 @@ class Windowed(Embedder):
 
     @property
     def mask(self) -> Tensor:
-        assert self.windows is not None
         return self.join(self.inner.mask.expand(self.windows.side**2, -1))
 
     def forward(
         self, tokens: Tensor, known: Tensor | None = None, positions: Tensor | None = None, *, sampling: bool = False
     ) -> Tensor:
         """Windows (B, n, s²) of ids or (B, n, s²·C) of numbers, known as a whole where bool (B, n): (B, n, D)."""
-        assert self.windows is not None
         parts = self.windows.side**2
         own = tokens.unflatten(2, (parts, -1)).flatten(1, 2)  # (B, n·s², C)
         own = own.squeeze(-1) if self.tokens.kind == "index" else own

@@ -14,21 +14,49 @@ from mgen.generators.embedder import Embedder, TokenRows
 from mgen.generators.losses import LossOptions, masked_positions, token_losses
 from mgen.generators.trunk import Capabilities, PassOptions, Trunk
 from mgen.heads.head import Head, HeadNoise
-from mgen.nn.cache import Cache, CachedStep
+from mgen.nn import Cache, CachedStep, Windows
 from mgen.nn.causal import optimize_layout
-from mgen.nn.windows import Windows
 from mgen.tokens import TokenSpec
 from mgen.utils.config import Settings
 from mgen.utils.modeling import Model, public
 
 
-@public
-class Generator(Model):
-    """A masked or causal generator, built from parts that are built first.
+class Composed(Model):
+    """Base of the models that a nested configuration describes."""
 
-    Args:
-        tokens: what the tokenizer makes. embedder: tokens → rows. trunk: rows → context. head: context → tokens.
-        classes: class ids → class vectors.
+    classes: Classes
+
+    @classmethod
+    def from_config(cls, config: Settings, **kwargs: object) -> Self:
+        """One with random weights from a nested configuration, as in config.json; see mgen.generators.build."""
+        from mgen.generators.build import build_cascade, build_generator
+
+        own = {k: v for k, v in config.items() if not k.startswith("_")}
+        made = build_cascade(own) if "first" in cls.config_keys() else build_generator(own)
+        assert isinstance(made, cls)
+        return made
+
+    @property
+    def null_class(self) -> int | None:
+        """Class id that stands for "no class", or None if there is none."""
+        return self.classes.null_class
+
+    @property
+    def num_classes(self) -> int:
+        """Classes to choose from; an unconditional model has one, 0, that stands for everything."""
+        return self.classes.count
+
+    @property
+    def conditional(self) -> bool:
+        """Whether there are classes."""
+        return self.classes.config.count > 0
+
+
+@public
+class Generator(Composed):
+    """A masked or causal generator of the tokens that a tokenizer makes, built from parts that are built first.
+
+    embedder: tokens → rows. trunk: rows → context. head: context → tokens. classes: class ids → class vectors.
     """
 
     def __init__(self, *, tokens: TokenSpec, embedder: Embedder, trunk: Trunk, head: Head, classes: Classes) -> None:
@@ -37,19 +65,10 @@ class Generator(Model):
         self.embedder, self.trunk, self.head, self.classes = embedder, trunk, head, classes
         self._note_config()
         embedder.apply(trunk.initialize)
-        classes.initialize(trunk.initialize)
+        classes.apply(trunk.initialize)
         trunk.apply(trunk.initialize)
         head.initialize(trunk.initialize)
         embedder.reset_windows(head.unshuffle)
-
-    @classmethod
-    def from_config(cls, config: Settings, **kwargs: object) -> Self:
-        """A generator with random weights from a nested configuration, as in config.json; see mgen.generators.build."""
-        from mgen.generators.build import build_generator
-
-        made = build_generator({k: v for k, v in config.items() if not k.startswith("_")})
-        assert isinstance(made, cls)
-        return made
 
     @classmethod
     def config_keys(cls) -> set[str]:
@@ -81,27 +100,8 @@ class Generator(Model):
     @property
     def capabilities(self) -> Capabilities:
         """What a sampler may ask."""
-        return replace(
-            self.trunk.capabilities,
-            log_prob=self.head.has_log_prob,
-            joint=self.head.joint,
-            windows=self.windows is not None,
-        )
-
-    @property
-    def null_class(self) -> int | None:
-        """Class id that stands for "no class", or None if there is none."""
-        return self.classes.null_class
-
-    @property
-    def num_classes(self) -> int:
-        """Classes to choose from; an unconditional model has one, 0, that stands for everything."""
-        return self.classes.count
-
-    @property
-    def conditional(self) -> bool:
-        """Whether there are classes."""
-        return self.classes.config.count > 0
+        head, windows = self.head, self.windows is not None
+        return replace(self.trunk.capabilities, log_prob=head.has_log_prob, joint=head.joint, windows=windows)
 
     def set_scale(self, scale: float | None) -> None:
         """Note the scale of the latents that the generator is trained on."""
@@ -145,13 +145,7 @@ class Generator(Model):
         return self.trunk.cached_step(rows, self.classes(class_ids), cache, step)
 
     def carry(
-        self,
-        tokens: Tensor,
-        known: Tensor,
-        class_ids: Tensor,
-        *,
-        visible: tuple[int, int] | None = None,
-        cache: Cache,
+        self, tokens: Tensor, known: Tensor, class_ids: Tensor, *, visible: tuple[int, int] | None = None, cache: Cache
     ) -> None:
         """A carry-only step, of trunks that carry features: nothing is drawn; see Trunk.carry."""
         rows = self.rows(tokens, known, sampling=True)
@@ -194,13 +188,5 @@ class Generator(Model):
             where = None  # the head needs all positions, or to know which part a position belongs to
         asked = PassOptions(positions=where, visible=visible, cache=cache)
         z = self.trunk.training_context(rows, classes, asked, noise=trunk_noise)
-        return token_losses(
-            self.head,
-            z,
-            tokens,
-            known,
-            where,
-            noise=noise,
-            options=options,
-            global_tokens=self.tokens.global_tokens,
-        )
+        s = self.tokens.global_tokens
+        return token_losses(self.head, z, tokens, known, where, noise=noise, options=options, global_tokens=s)

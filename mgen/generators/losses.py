@@ -12,8 +12,7 @@ from torch import Tensor
 from mgen.generators.trunk import count_known, unknown_first
 from mgen.heads.composite import PerCodebookHead
 from mgen.heads.head import Head, HeadNoise, JointHead
-from mgen.nn.attention import gather_rows, take
-from mgen.nn.cache import span
+from mgen.nn import gather_rows, span, take
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +21,7 @@ class LossOptions:
 
     Args:
         label_smoothing: of a head of ids. tokens: "all" counts given tokens too (Halton-MaskGIT as published).
-        head_tokens: "all" passes given tokens through a diffusion head too and drops their loss, as MAR's published code does; the
-            same loss for more work.
+        head_tokens: "all" passes given tokens through a diffusion head too and drops their loss, as MAR's code does; the same loss.
     """
 
     label_smoothing: float = 0.0
@@ -34,9 +32,7 @@ class LossOptions:
 def masked_positions(known: Tensor) -> tuple[tuple[int, int], Tensor | None]:
     """Fewest and most known tokens of a row of known (B, L), and where all rows know as many the masked positions (B, M)."""
     fewest, most = count_known(known)
-    if fewest != most:
-        return (fewest, most), None
-    return (fewest, most), unknown_first(known, known.shape[1] - most)
+    return (fewest, most), unknown_first(known, known.shape[1] - most) if fewest == most else None
 
 
 def token_losses(
@@ -62,20 +58,20 @@ def token_losses(
     if isinstance(head, JointHead):
         losses, metric = head.loss(z, tokens, masked=~known, noise=noise)
         return losses.mean(1), metric.mean(1)
-    if noise is not None:
-        if where is not None:
+    if where is not None:
+        if noise is None:
+            losses, metric = head.loss(z, take(tokens, where), label_smoothing=smoothing)
+        else:
             losses, metric = _copies(head, z, tokens, where, noise)
-            return losses.flatten(), metric.flatten()
+        return losses.flatten(), metric.flatten()
+    if noise is not None:
         masked = (~known).unsqueeze(1).expand_as(noise.t)  # (B, K, L)
         if options.head_tokens == "all":
             losses, metric = head.loss(z.unsqueeze(1), tokens.unsqueeze(1), noise=noise)
             return losses[masked], metric[masked]
-        row, copy, position = masked.nonzero(as_tuple=True)
+        row, _, position = masked.nonzero(as_tuple=True)
         own = HeadNoise(noise.t[masked], noise.noise[masked])
         return head.loss(z[row, position], tokens[row, position], noise=own)
-    if where is not None:
-        losses, metric = head.loss(z, take(tokens, where), label_smoothing=smoothing)
-        return losses.flatten(), metric.flatten()
     masked = ~known
     if not isinstance(head, PerCodebookHead):
         return head.loss(z[masked], tokens[masked], label_smoothing=smoothing)
@@ -93,17 +89,16 @@ def image_losses(
     where: Tensor | None,
     *,
     noise: HeadNoise | None,
-    label_smoothing: float,
+    options: LossOptions,
 ) -> tuple[Tensor, Tensor]:
     """Loss and metric of each image, both (B,): summed over its masked tokens and averaged over copies.
 
     Of a joint head the mean over all elements. Arguments as in `token_losses`, but z is (B, L, D) always.
     """
     if isinstance(head, JointHead):
-        losses, metric = head.loss(z, tokens, masked=~known, noise=noise)
-        return losses.mean(1), metric.mean(1)
+        return token_losses(head, z, tokens, known, where, noise=noise, options=options)
     if noise is None:
-        losses, metric = head.loss(z[~known], tokens[~known], label_smoothing=label_smoothing)
+        losses, metric = head.loss(z[~known], tokens[~known], label_smoothing=options.label_smoothing)
         row = (~known).nonzero()[:, 0]
         return _by_row(losses, row, len(z)), _by_row(metric, row, len(z))
     if where is not None:

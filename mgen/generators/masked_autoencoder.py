@@ -7,16 +7,18 @@ Notation: B batch, L tokens to be drawn, V known ones, M positions asked for, S 
 width, E decoder width.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, Unpack
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from mgen.generators.embedder import TokenRows
 from mgen.generators.trunk import FULL, PassOptions, Trunk, known_first
-from mgen.nn.attention import Keys, Rows, gather_rows
-from mgen.nn.cache import Cache, CachedStep, span
+from mgen.nn import Cache, CachedStep, Keys, Rows, run_blocks, span
+
+Half = Literal["encoder", "decoder"]
 
 
 class AutoencoderCache(Cache):
@@ -66,6 +68,7 @@ class MaskedAutoencoder(Trunk):
         prefix_length: S. length: L.
     """
 
+    cache_type = AutoencoderCache
     masks_inputs = False
     prefix_length: int
     length: int
@@ -83,17 +86,16 @@ class MaskedAutoencoder(Trunk):
         """The rows in front of the tokens (B, S, D), with their positions, for class vectors (B, D)."""
         raise NotImplementedError
 
-    def encoder_block(
-        self, i: int, x: Tensor, cache: Cache | None, *, positions: Rows | None = None, **keys: Unpack[Keys]
-    ) -> Tensor:
-        """Block i of the encoder on x (B, N, D)."""
-        return self.layers.encoder_blocks[i](x, positions=positions, **keys)
+    def modulation(self, half: Half, i: int, cache: Cache | None) -> dict[str, object]:
+        """Arguments of block i of one half beside the keys."""
+        return {}
 
-    def decoder_block(
-        self, i: int, x: Tensor, cache: Cache | None, *, positions: Rows | None = None, **keys: Unpack[Keys]
+    def run(
+        self, half: Half, x: Tensor, cache: Cache | None, keys: Callable[[str], Keys], read: Rows | None = None
     ) -> Tensor:
-        """Block i of the decoder on x (B, N, E)."""
-        return self.layers.decoder_blocks[i](x, positions=positions, **keys)
+        """x (B, N, D or E), or its rows `read`, after the blocks of one half; `keys` says what the attention of a block stores or reads."""
+        blocks = self.layers.encoder_blocks if half == "encoder" else self.layers.decoder_blocks
+        return run_blocks(blocks, x, read, lambda i: {**keys(f"{half}.{i}"), **self.modulation(half, i, cache)})
 
     def encode(
         self, rows: TokenRows, classes: Tensor, options: PassOptions = FULL
@@ -112,9 +114,7 @@ class MaskedAutoencoder(Trunk):
         readable = None
         if fewest != most:
             readable = torch.cat([known.new_ones(len(known), self.prefix_length), known.gather(1, positions)], dim=1)
-        for i in range(len(self.layers.encoder_blocks)):
-            kept = options.layer(f"encoder.{i}", grows=True)
-            x = self.encoder_block(i, x, cache, readable=readable, kept=kept)
+        x = self.run("encoder", x, cache, lambda name: {"readable": readable, "kept": options.layer(name, grows=True)})
         if isinstance(cache, AutoencoderCache):
             cache.visible = most
         return self.layers.encoder_norm(x), positions, readable
@@ -137,20 +137,12 @@ class MaskedAutoencoder(Trunk):
         read = positions + first if positions is not None else None
         if read is None and x.shape[1] > first + length:
             read = (span(length, x) + first).contiguous()
-        for i in range(len(self.layers.decoder_blocks)):
-            last = i == len(self.layers.decoder_blocks) - 1
-            kept = options.layer(f"decoder.{i}")
-            x = self.decoder_block(i, x, options.cache, positions=read if last else None, kept=kept)
-        if read is not None and not self.layers.decoder_blocks:
-            x = gather_rows(x, read)
-        x = self.layers.decoder_norm(x)
+        x = self.layers.decoder_norm(
+            self.run("decoder", x, options.cache, lambda name: {"kept": options.layer(name)}, read)
+        )
         if positions is not None:
             return x + tables.head[positions]  # (B, M, E)
         return (x if read is not None else x[:, first:]) + tables.head  # (B, L, E)
-
-    def start(self, classes: Tensor, *, prefix: Tensor | None = None, carry: bool = False) -> Cache:
-        super().start(classes, prefix=prefix)
-        return AutoencoderCache()
 
     def forward(self, rows: TokenRows, classes: Tensor, options: PassOptions = FULL) -> Tensor:
         return self.decode(*self.encode(rows, classes, options), options)
@@ -167,9 +159,9 @@ class MaskedAutoencoder(Trunk):
             x = torch.cat([self.prefix(classes, cache), x], dim=1)  # (B, S + n, D)
             at = torch.cat([span(self.prefix_length, x), at], dim=1)
         x = self.layers.token_norm(x)
-        for i in range(len(self.layers.encoder_blocks) if x.shape[1] else 0):
-            kept = cache.layer(f"encoder.{i}")
-            x = self.encoder_block(i, x, cache, kept=kept, rows=at, until=behind + step.done)
+        if x.shape[1]:
+            until = behind + step.done
+            x = self.run("encoder", x, cache, lambda name: {"kept": cache.layer(name), "rows": at, "until": until})
         return self.layers.encoder_norm(x)
 
     def cached_step(self, rows: TokenRows, classes: Tensor, cache: Cache, step: CachedStep) -> Tensor:
@@ -178,8 +170,5 @@ class MaskedAutoencoder(Trunk):
         at, wanted = step.rows(self.prefix_length), step.wanted(self.prefix_length)
         masks = tables.masks(step.positions[:, step.drawn :]).to(x.dtype)
         x = torch.cat([x, masks], dim=1) + tables.decoder[at]  # (B, S + n, E) or (B, n, E)
-        for i in range(len(self.layers.decoder_blocks)):
-            last = i == len(self.layers.decoder_blocks) - 1
-            kept = cache.layer(f"decoder.{i}")
-            x = self.decoder_block(i, x, cache, positions=wanted if last else None, kept=kept, rows=at)
+        x = self.run("decoder", x, cache, lambda name: {"kept": cache.layer(name), "rows": at}, wanted)
         return self.layers.decoder_norm(x) + tables.head[step.group[:, slice(*step.asked)]]  # (B, asked, E)

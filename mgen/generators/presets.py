@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from fnmatch import fnmatch
+from fnmatch import filter as fnfilter
 from pathlib import Path
 
 from mgen.generators.build import EMBEDDER_OF, WindowsConfig, build_model
@@ -25,7 +25,7 @@ LEVELS = {"vocab_size": 64, "levels": {"form": "published", "low": -5.0, "high":
 
 def list_models(pattern: str = "*") -> list[str]:
     """Names of the models in configs/models that match a shell pattern, such as "mar*", sorted."""
-    return sorted(name for name in (file.stem for file in _folder().glob("*.yaml")) if fnmatch(name, pattern))
+    return sorted(fnfilter([file.stem for file in _folder().glob("*.yaml")], pattern))
 
 
 def model_config(name: str | Path, **overrides: object) -> Settings:
@@ -96,18 +96,19 @@ def model_name(config: Settings) -> str | None:
 
 def complete(config: Settings) -> Settings:
     """The configuration with every default written out; nothing is built."""
+    classes = asdict(build(ClassesConfig, dict(config.get("classes") or {})))
     if "first" in config:
         trunk = build(TwoStageMAEConfig, {k: v for k, v in config["trunk"].items() if k != "type"}, "trunk.")
         return {
             "first": _complete_stage(config["first"]),
             "second": _complete_stage(config["second"]),
             "trunk": {"type": TwoStageMAE.type_name, **asdict(trunk)},
-            "classes": asdict(build(ClassesConfig, dict(config.get("classes") or {}))),
+            "classes": classes,
         }
     return {
         **_complete_stage(config),
         "trunk": _complete_part(TRUNKS, config["trunk"], "trunk"),
-        "classes": asdict(build(ClassesConfig, dict(config.get("classes") or {}))),
+        "classes": classes,
         "windows": asdict(build(WindowsConfig, dict(config.get("windows") or {}))),
     }
 
@@ -130,9 +131,8 @@ def _complete_part(registry: Registry[T], settings: Settings, where: str) -> Set
 def _sizes(settings: object) -> object:
     """What tells sizes apart: all settings but dropout and the scale of latents."""
     if isinstance(settings, Mapping):
-        return {
-            k: _sizes(v) for k, v in settings.items() if not k.endswith("dropout") and k != "scale" and v is not None
-        }
+        kept = {k: v for k, v in settings.items() if not k.endswith("dropout") and k != "scale" and v is not None}
+        return {k: _sizes(v) for k, v in kept.items()}
     return [_sizes(v) for v in settings] if isinstance(settings, list | tuple) else settings
 
 

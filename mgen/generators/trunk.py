@@ -11,7 +11,9 @@ Training calls `training_noise` on the mask's ranks, then `training_context` onc
 Notation: B batch, L rows (tokens or windows of them), M positions asked for, D width of the rows, E width of the context.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -32,12 +34,10 @@ class Capabilities:
 
     Args:
         order: "any", or "causal": tokens are drawn one after the other, each from those before it alone.
-        cached_steps: whether there is a `cached_step` (ReCAP).
+        cached_steps: whether there is a `cached_step` (ReCAP). log_prob: whether draws have one, by which positions can be ranked.
         carried_features: whether full passes read features of the pass before (ENAT); null rows must then see every pass.
-        log_prob: whether draws have a log-probability, by which positions can be ranked.
-        joint: whether the head draws all positions together, from the context of all.
-        windows: whether windows of tokens are masked and drawn as one.
-        two_stages: whether a first stage draws tokens whose context the second one reads.
+        joint: whether the head draws all positions together, from the context of all. windows: whether windows of tokens are masked
+            and drawn as one. two_stages: whether a first stage draws tokens whose context the second one reads.
     """
 
     order: Literal["any", "causal"] = "any"
@@ -59,9 +59,8 @@ class PassOptions:
     """What a full pass is asked for.
 
     Args:
-        positions: int64 (B, M), the positions whose context is wanted; None for all.
+        positions: int64 (B, M), the positions whose context is wanted; None for all. cache: of the run.
         visible: fewest and most known tokens of an image, where the caller knows them; saves reading them back from a GPU.
-        cache: of the run.
         keep: None, or how many tokens the cached steps reveal that follow: keys and values are then kept.
     """
 
@@ -98,31 +97,48 @@ class Layout:
     global_tokens: int = 0
 
 
+Initializer = Callable[[Tensor], Tensor]
+normal: Initializer = partial(nn.init.normal_, std=0.02)
+truncated_normal: Initializer = partial(nn.init.trunc_normal_, std=0.02)
+
+
+def initialize_layer(
+    module: nn.Module, linear: Initializer = nn.init.xavier_uniform_, embedding: Initializer = normal
+) -> None:
+    """Initial weights of a linear layer or a table by these functions, biases 0; nothing for other modules."""
+    if isinstance(module, nn.Linear):
+        linear(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Embedding):
+        embedding(module.weight)
+
+
 class Trunk(nn.Module, Configured):
     """Base of the trunks. The constructor takes (config, layout).
 
     Attributes:
         width: D, of the rows and class vectors it reads. context_width: E.
+        initial_values: draw the initial weights of linear layers and of tables; the defaults are those of most systems.
+        cache_type: what `start` makes, unless it is overridden.
         masks_inputs: whether unknown tokens enter as a mask row of the embedder; else the trunk has mask tokens of its own.
         partial_windows: whether a row may hold known and unknown tokens at once (Token-Shuffle, one token drawn at a time).
-        needs_grid: whether the rows must have a grid.
+        needs_grid: whether rows must have one. window_settings: as of an embedder, where tokens of windows are drawn one by one.
     """
 
     capabilities: Capabilities = Capabilities()
+    initial_values: ClassVar[tuple[Initializer, Initializer]] = (nn.init.xavier_uniform_, normal)
+    cache_type: ClassVar[type[Cache]] = Cache
     masks_inputs: ClassVar[bool] = True
     partial_windows: ClassVar[bool] = False
     needs_grid: ClassVar[bool] = False
+    window_settings: dict[str, object] | None = None
     width: int
     context_width: int
 
-    @property
-    def window_settings(self) -> dict[str, object] | None:
-        """The `windows` section of the configuration, None without windows."""
-        return None
-
     def initialize(self, module: nn.Module) -> None:
         """Initial values of one module, of the trunk itself or of embedder, classes and head around it (`nn.Module.apply`)."""
-        raise NotImplementedError
+        initialize_layer(module, *self.initial_values)
 
     def start(self, classes: Tensor, *, prefix: Tensor | None = None, carry: bool = False) -> Cache:
         """An empty cache for a run.
@@ -133,7 +149,7 @@ class Trunk(nn.Module, Configured):
         """
         if prefix is not None:
             raise MgenError(f"trunk {self.type_name!r} reads no first stage")
-        return Cache()
+        return self.cache_type()
 
     def forward(self, rows: TokenRows, classes: Tensor, options: PassOptions = FULL) -> Tensor:
         """A full pass: context (B, M, E) at `options.positions`, or (B, L, E), of tokens and class vectors (B, D)."""
@@ -175,16 +191,6 @@ def known_first(known: Tensor, count: int) -> Tensor:
 def unknown_first(known: Tensor, count: int) -> Tensor:
     """Positions (B, count), unknown ones first, both kinds ascending."""
     return known.to(torch.uint8).argsort(dim=1, stable=True)[:, :count]
-
-
-def initialize_xavier(module: nn.Module) -> None:
-    """Linear layers Xavier-uniform with zero biases, embeddings normal with std 0.02."""
-    if isinstance(module, nn.Linear):
-        nn.init.xavier_uniform_(module.weight)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.Embedding):
-        nn.init.normal_(module.weight, std=0.02)
 
 
 def table(*shape: int) -> nn.Parameter:

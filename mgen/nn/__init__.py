@@ -1,25 +1,28 @@
 """Layers shared by the generators: attention, transformer blocks, embeddings, and what a run keeps between evaluations."""
 
-from mgen.nn.attention import Attention, Keys, attend, gather_rows, take
-from mgen.nn.blocks import MLP, PostNormBlock, PreNormBlock, ScaledBlock
+from mgen.nn.attention import Attention, Keys, Rows, attend, gather_rows, take
+from mgen.nn.blocks import MLP, Blocks, PostNormBlock, PreNormBlock, ScaledBlock, run_blocks
 from mgen.nn.cache import Cache, CachedStep, KVCache, span
 from mgen.nn.windows import TokenShuffle, TokenUnshuffle, Windows
 
 __all__ = [
-    "Keys",
     "MLP",
     "Attention",
-    "KVCache",
-    "CachedStep",
+    "Blocks",
     "Cache",
+    "CachedStep",
+    "KVCache",
+    "Keys",
     "PostNormBlock",
     "PreNormBlock",
+    "Rows",
     "ScaledBlock",
     "TokenShuffle",
     "TokenUnshuffle",
     "Windows",
     "attend",
     "gather_rows",
+    "run_blocks",
     "span",
     "take",
 ]

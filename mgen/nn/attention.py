@@ -25,8 +25,7 @@ class Keys(TypedDict, total=False):
 def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0, readable: Tensor | None = None) -> Tensor:
     """softmax(q kᵀ / √d) v for q (B, H, Q, d), k and v (B, H, L, d); the faster of two equal forms.
 
-    Args:
-        dropout: on the probabilities. readable: bool (B, L), True for the keys that may be read; None: all.
+    `dropout` is on the probabilities; `readable` bool (B, L), True for the keys that may be read, None: all.
     """
     small = q.device.type == "cpu" and q.requires_grad and q.dtype != torch.float32 and k.shape[2] <= EXPLICIT_KEYS
     if small and readable is None:
@@ -69,8 +68,8 @@ class AttentionLayers(nn.Module):
     def project(self, x: Tensor, first: int, count: int) -> tuple[Tensor, ...]:
         """`count` of q, k, v from number `first` on, (B, H, N, d) each, of x (B, N, D)."""
         rows = slice(first * self.inner, (first + count) * self.inner)
-        weight, bias = self.qkv.weight[rows], None if self.qkv.bias is None else self.qkv.bias[rows]
-        parts = F.linear(x, weight, bias).unflatten(-1, (count, self.inner))  # (B, N, count, H·d)
+        bias = None if self.qkv.bias is None else self.qkv.bias[rows]
+        parts = F.linear(x, self.qkv.weight[rows], bias).unflatten(-1, (count, self.inner))  # (B, N, count, H·d)
         if self.qk_norm is not None:
             last = first + count == 3  # v is not normalized
             normed = F.rms_norm(parts[..., : count - last, :], (self.inner,), eps=self.qk_norm)

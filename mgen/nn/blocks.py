@@ -1,6 +1,6 @@
 """Transformer blocks, pre-norm and post-norm. Both can be asked for the output at some positions only."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Generic, TypeVar, Unpack, overload
 
 import torch
@@ -30,11 +30,20 @@ class Blocks(nn.ModuleList, Generic[BlockT]):
         def __getitem__(self, idx: int | slice) -> "Blocks[BlockT] | BlockT": ...
 
 
-class MLP(nn.Module):
-    """Two linear layers with GELU between: exact, or its tanh approximation (`approximate="tanh"`).
+def run_blocks(
+    blocks: nn.ModuleList, x: Tensor, read: Rows | None, options: Callable[[int], Mapping[str, object]]
+) -> Tensor:
+    """x (B, N, D) after all blocks, or its rows `read` of these: only they pass the end of the last block.
 
-    `dropout` on the output, `hidden_dropout` after the GELU.
+    `options` gives the keyword arguments of a block by its number, such as what its attention stores and reads (`Keys`).
     """
+    for i, block in enumerate(blocks):
+        x = block(x, positions=read if i == len(blocks) - 1 else None, **options(i))
+    return x if len(blocks) or read is None else gather_rows(x, read)
+
+
+class MLP(nn.Module):
+    """Two linear layers with GELU between, exact or approximated by "tanh"; `hidden_dropout` behind that, `dropout` at the end."""
 
     def __init__(
         self, dim: int, hidden: int, *, approximate: str = "none", dropout: float = 0.0, hidden_dropout: float = 0.0
@@ -46,16 +55,14 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.dropout(F.gelu(self.fc1(x), approximate=self.approximate), self.hidden_dropout, self.training)
-        x = self.fc2(x)
-        return F.dropout(x, self.dropout, self.training)
+        return F.dropout(self.fc2(x), self.dropout, self.training)
 
 
 class PreNormBlock(nn.Module):
     """x += attn(LN(x)); x += mlp(LN(x)). With `skip`, x is first mixed with the output of an earlier block (U-ViT).
 
     Args:
-        dim, heads, mlp_ratio: width, heads, hidden width of the MLP over the width.
-        bias: of the q, k, v projection. eps: of the layer norms.
+        mlp_ratio: hidden width of the MLP over the width. bias: of the q, k, v projection. eps: of the layer norms.
         attn_dropout: on the attention probabilities. dropout: on the attention's output and after both layers of the MLP.
     """
 
@@ -80,21 +87,14 @@ class PreNormBlock(nn.Module):
         self.mlp = MLP(dim, int(dim * mlp_ratio), dropout=dropout, hidden_dropout=dropout)
 
     def forward(
-        self,
-        x: Tensor,
-        *,
-        skip: Tensor | None = None,
-        positions: Rows | None = None,
-        **keys: Unpack[Keys],
+        self, x: Tensor, *, skip: Tensor | None = None, positions: Rows | None = None, **keys: Unpack[Keys]
     ) -> Tensor:
         """(B, L, D) → (B, L, D), or (B, Q, D) at `positions` (B, Q); `keys` (readable, kept, rows, until) as in Attention."""
         if skip is not None:
             x = self.skip_linear(torch.cat([x, skip], dim=-1))
         h = self.norm1(x)
-        if positions is None:
-            x = x + self.attn(h, **keys)
-        else:
-            x = gather_rows(x, positions) + self.attn(h, gather_rows(h, positions), **keys)
+        x, query = (x, None) if positions is None else (gather_rows(x, positions), gather_rows(h, positions))
+        x = x + self.attn(h, query, **keys)
         return x + self.mlp(self.norm2(x))
 
 
@@ -134,10 +134,8 @@ class ScaledBlock(nn.Module):
         """(B, L, D) → (B, L, D), or (B, Q, D) at `positions`; `keys` as in Attention."""
         scale1, gate1, scale2, gate2 = modulation
         h = _scaled_norm(self.norm1, x, scale1)
-        if positions is None:
-            x = torch.addcmul(x, gate1, self.attn(h, **keys))
-        else:
-            x = torch.addcmul(gather_rows(x, positions), gate1, self.attn(h, gather_rows(h, positions), **keys))
+        x, query = (x, None) if positions is None else (gather_rows(x, positions), gather_rows(h, positions))
+        x = torch.addcmul(x, gate1, self.attn(h, query, **keys))
         return torch.addcmul(x, gate2, self.mlp(_scaled_norm(self.norm2, x, scale2)))
 
 

@@ -18,8 +18,7 @@ class CachedStep:
     Args:
         group: positions (B, G) decoded between two full passes, in the order in which they are revealed.
         done: how many of them, the first ones, already have their token; the others are masked.
-        fresh: range (from, to) in the group that is computed anew.
-        asked: range (from, to) in the group, inside `fresh`, whose context is returned.
+        fresh, asked: ranges (from, to) in the group: that is computed anew; inside it, whose context is returned.
         prefix: compute the prefix rows (class token, buffer, register) anew too, as published; False keeps them.
     """
 
@@ -64,14 +63,11 @@ class KVCache:
 
     def store(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Keep k and v (B, H, N, d); returns them."""
-        self.k, self.v = (self._with_room(x, self.room) for x in (k, v)) if self.room else (k, v)
+        self.k, self.v = k, v
+        if self.room:
+            free = k.new_empty(*k.shape[:2], self.room, k.shape[3])
+            self.k, self.v = torch.cat([k, free], dim=2), torch.cat([v, free], dim=2)
         return k, v
-
-    @staticmethod
-    def _with_room(x: Tensor, room: int) -> Tensor:
-        wider = x.new_empty(*x.shape[:2], x.shape[2] + room, x.shape[3])
-        wider[:, :, : x.shape[2]] = x
-        return wider
 
     def put(self, k: Tensor, v: Tensor, rows: Tensor, until: int | None = None) -> tuple[Tensor, Tensor]:
         """Write k and v (B, H, n, d) at rows (B, n); returns all keys and values, or the first `until` of them.
@@ -103,8 +99,7 @@ class Cache:
 
     def bytes(self) -> int:
         """Memory of the keys and values."""
-        stored = (x for kv in self._layers.values() for x in (getattr(kv, "k", None), getattr(kv, "v", None)))
-        return sum(x.numel() * x.element_size() for x in stored if isinstance(x, Tensor))
+        return sum(x.nbytes for kv in self._layers.values() for x in vars(kv).values() if isinstance(x, Tensor))
 
 
 def span(count: int, like: Tensor) -> Tensor:

@@ -27,10 +27,8 @@ def rotary_table(grid: tuple[int, int], head_dim: int, base: float = 10000.0) ->
     speeds = base ** (-torch.arange(0, half, 2).float() / half)  # (d / 4,)
     rows, columns = (torch.arange(n).float().unsqueeze(1) * speeds for n in grid)  # (h, d / 4), (w, d / 4)
     h, w = grid
-    angles = torch.cat([rows.unsqueeze(1).expand(h, w, -1), columns.unsqueeze(0).expand(h, w, -1)], dim=-1).flatten(
-        0, 1
-    )
-    return torch.stack([angles.cos(), angles.sin()], dim=-1)  # (h·w, d / 2, 2)
+    angles = torch.cat([rows.unsqueeze(1).expand(h, w, -1), columns.unsqueeze(0).expand(h, w, -1)], dim=-1)
+    return torch.stack([angles.cos(), angles.sin()], dim=-1).flatten(0, 1)  # (h·w, d / 2, 2)
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
@@ -42,7 +40,7 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class CausalRows:
-    """CausalRows first … stop − 1 of a sequence, and what their queries and keys get: `shift` (n, D) is added to the first n of them,
+    """Rows first … stop − 1 of a sequence, and what their queries and keys get: `shift` (n, D) is added to the first n of them,
     the others are turned by `turn` (N − n, d / 2, 2)."""
 
     first: int
@@ -55,9 +53,8 @@ class CausalRows:
         if self.shift is None:
             return rotate(x, self.turn)
         n = len(self.shift)
-        shifted = x[..., :n, :] + self.shift.unflatten(-1, (x.shape[-3], -1)).transpose(0, 1).to(
-            x.dtype
-        )  # (…, H, n, d)
+        shift = self.shift.unflatten(-1, (x.shape[-3], -1)).transpose(0, 1)  # (H, n, d)
+        shifted = x[..., :n, :] + shift.to(x.dtype)
         return shifted if n == x.shape[-2] else torch.cat([shifted, rotate(x[..., n:, :], self.turn)], dim=-2)
 
 
@@ -86,11 +83,7 @@ class CausalAttention(AttentionLayers):
     """Self-attention of each row to itself and the rows before it. Arguments as for AttentionLayers."""
 
     def forward(self, x: Tensor, rows: CausalRows, kept: LiveKV | None = None) -> Tensor:
-        """(B, N, D) → (B, N, D).
-
-        Args:
-            rows: which rows of the sequence x stands for; all of them from the first on unless `kept` holds those before.
-        """
+        """(B, N, D) → (B, N, D); x stands for `rows` of the sequence: all from the first on unless `kept` holds those before."""
         parts = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (3, B, H, N, d)
         (q, k), v = rows.place(parts[:2]).unbind(0), parts[2]  # turned together: few rows, many small products
         if kept is not None:
@@ -122,11 +115,7 @@ def optimize_layout(module: nn.Module, rows: int) -> None:
 
 
 class CausalBlock(nn.Module):
-    """x += attn(RMS(x)); x += mlp(RMS(x)), without biases.
-
-    Args:
-        dim, heads, hidden: D, H, F. eps: of the norms. dropout: on the attention's output and the MLP's, in training.
-    """
+    """x += attn(RMS(x)); x += mlp(RMS(x)), without biases. Args: D, H, F; `dropout` of the attention's output and the MLP's."""
 
     def __init__(self, dim: int, heads: int, *, hidden: int, eps: float = 1e-5, dropout: float = 0.0) -> None:
         super().__init__()

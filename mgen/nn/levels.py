@@ -82,8 +82,7 @@ def quantize(x: Tensor, values: Tensor, *, low: float, high: float, span: float)
         x: numbers of any shape. values: levels (Q,) of `gaussian_levels`, or those of a checkpoint.
         low, high: the range that -span and span stand for; what lies outside gets an outermost level.
     """
-    y = ((x.float() - low) / (high - low) * (2 * span) - span).clamp(-span, span)
-    y = y.contiguous()  # what bucketize wants
+    y = ((x.float() - low) / (high - low) * (2 * span) - span).clamp(-span, span).contiguous()  # as bucketize wants it
     # Equal levels (empty cells of the published form) count once, with their lowest index.
     sorted_values, place = values.unique(return_inverse=True)
     first = torch.full_like(sorted_values, len(values), dtype=torch.int64)

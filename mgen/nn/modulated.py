@@ -36,8 +36,7 @@ class ModulatedBlock(nn.Module):
     """x += gate1 · attn(RMS(x) · (1 + scale1) + shift1); x += gate2 · mlp(RMS(x) · (1 + scale2) + shift2).
 
     Args:
-        dim, heads, head_dim: width, heads, width of a head. hidden: F.
-        eps: of the norms, those of q and k too.
+        dim, heads, head_dim: width, heads, width of a head. hidden: F. eps: of the norms, those of q and k too.
         dropout: on the attention probabilities, on the attention's output and inside the MLP.
     """
 
@@ -47,32 +46,21 @@ class ModulatedBlock(nn.Module):
         super().__init__()
         self.norm1 = nn.RMSNorm(dim, eps=eps)
         self.attn = Attention(
-            dim,
-            heads,
-            bias=False,
-            out_bias=False,
-            head_dim=head_dim,
-            qk_norm=eps,
-            dropout=dropout,
-            out_dropout=dropout,
+            dim, heads, bias=False, out_bias=False, head_dim=head_dim, qk_norm=eps, dropout=dropout, out_dropout=dropout
         )
         self.norm2 = nn.RMSNorm(dim, eps=eps)
         self.mlp = GatedMLP(dim, hidden, dropout=dropout)
         self.adaln = nn.Linear(dim, 6 * dim)
 
     def forward(self, x: Tensor, modulation: Tensor, *, positions: Rows | None = None, **keys: Unpack[Keys]) -> Tensor:
-        """(B, L, D) → (B, L, D), or (B, Q, D) at `positions` (B, Q).
+        """(B, L, D) → (B, L, D), or (B, Q, D) at `positions` (B, Q); `keys` as in Attention.
 
-        Args:
-            modulation: (B, 6D), shift, scale and gate of the attention, then of the MLP.
-            keys: readable, kept, rows, until, as in Attention.
+        `modulation` (B, 6D): shift, scale and gate of the attention, then of the MLP.
         """
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation.unsqueeze(1).chunk(6, dim=-1)  # (B, 1, D) each
         h = modulate(self.norm1(x), shift1, scale1)
-        if positions is None:
-            x = torch.addcmul(x, gate1, self.attn(h, **keys))
-        else:
-            x = torch.addcmul(gather_rows(x, positions), gate1, self.attn(h, gather_rows(h, positions), **keys))
+        x, query = (x, None) if positions is None else (gather_rows(x, positions), gather_rows(h, positions))
+        x = torch.addcmul(x, gate1, self.attn(h, query, **keys))
         return torch.addcmul(x, gate2, self.mlp(modulate(self.norm2(x), shift2, scale2)))
 
 

@@ -7,6 +7,7 @@ Notation: B batch, h × w token grid, L = h·w tokens, W = L / s² windows, D wi
 """
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -37,10 +38,8 @@ class Windows:
     def spec(self, tokens: TokenSpec) -> TokenSpec:
         """Windows of these tokens: s² ids, or one vector of s²·C numbers."""
         s, (h, w) = self.side, self.grid
-        tokens = replace(tokens, length=self.count, grid=(h // s, w // s))
-        if tokens.kind == "vector":
-            return replace(tokens, channels=s * s * tokens.channels)
-        return replace(tokens, kind="multi-index", channels=s * s)
+        kind: Literal["vector", "multi-index"] = "vector" if tokens.kind == "vector" else "multi-index"
+        return replace(tokens, kind=kind, length=self.count, grid=(h // s, w // s), channels=s * s * tokens.channels)
 
     def gather(self, x: Tensor) -> Tensor:
         """Rows (B, L, …) by window: (B, W, s², …)."""
@@ -75,7 +74,7 @@ class Windows:
         """Tokens (B, n, s²) of windows (B, n), by their number in the grid."""
         s, columns = self.side, self.grid[1]
         corner = windows // (columns // s) * s * columns + windows % (columns // s) * s  # the first token of each
-        inside = (windows.new_tensor(range(s)).unsqueeze(1) * columns + windows.new_tensor(range(s))).flatten()  # (s²,)
+        inside = windows.new_tensor([row * columns + column for row in range(s) for column in range(s)])
         return corner.unsqueeze(-1) + inside
 
     def unfold(self, *, tokens: Tensor, known: Tensor, positions: Tensor, drawn: Tensor) -> dict[str, Tensor]:
@@ -117,8 +116,7 @@ def _check_width(dim: int, side: int) -> None:
 class TokenShuffle(nn.Module):
     """Embeddings of a window's tokens → one row: each is compressed to D / s² numbers, these stand side by side and are fused.
 
-    Args:
-        dim: D, a multiple of s². side: s. blocks: residual MLPs behind (arXiv 2504.17789).
+    D must be a multiple of s². `blocks` residual MLPs stand behind (arXiv 2504.17789).
     """
 
     def __init__(self, dim: int, side: int, *, blocks: int = 2) -> None:

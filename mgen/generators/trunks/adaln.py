@@ -15,10 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mgen.generators.embedder import TokenRows
-from mgen.generators.trunk import FULL, Layout, PassOptions, Trunk, initialize_xavier, register_trunk, table
-from mgen.nn.attention import Keys, Rows
-from mgen.nn.blocks import Blocks
-from mgen.nn.cache import Cache, CachedStep
+from mgen.generators.trunk import FULL, Layout, PassOptions, Trunk, register_trunk, table
+from mgen.nn import Blocks, Cache, CachedStep, Keys, Rows, run_blocks
 from mgen.nn.modulated import ModulatedBlock, ModulatedNorm
 
 
@@ -67,7 +65,7 @@ class AdaLN(Trunk):
 
     def initialize(self, module: nn.Module) -> None:
         """Official initial values: Xavier for linear layers, normal 0.02 for tables; the blocks' modulations start at zero."""
-        initialize_xavier(module)
+        super().initialize(module)
         if isinstance(module, ModulatedBlock):
             for packed, parts in ((module.attn.qkv, 3), (module.mlp.fc1, 2)):
                 for part in packed.weight.data.chunk(parts):
@@ -111,7 +109,5 @@ class AdaLN(Trunk):
             modulations = [part[: len(x)] for part in cache.modulations]
         else:
             modulations = self.modulations(classes)
-        for i, block in enumerate(self.blocks):
-            last = i == len(self.blocks) - 1
-            x = block(x, modulations[i], positions=read if last else None, **keys(f"{i}"))
+        x = run_blocks(self.blocks, x, read, lambda i: {"modulation": modulations[i], **keys(f"{i}")})
         return self.norm(x, modulations[-1])

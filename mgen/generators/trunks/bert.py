@@ -6,7 +6,6 @@ models have one table for ids, classes and the mask (classes.table: shared), and
 Notation: B batch, L rows, M positions asked for, D width.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -14,10 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mgen.generators.embedder import TokenRows
-from mgen.generators.trunk import FULL, Layout, PassOptions, Trunk, register_trunk
-from mgen.nn import PostNormBlock
-from mgen.nn.attention import Keys, Rows
-from mgen.nn.cache import Cache, CachedStep
+from mgen.generators.trunk import FULL, Layout, PassOptions, Trunk, register_trunk, truncated_normal
+from mgen.nn import Cache, CachedStep, PostNormBlock, run_blocks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +38,7 @@ class BERT(Trunk):
     """Bidirectional post-norm trunk with the class as first token."""
 
     partial_windows = True
+    initial_values = (truncated_normal, truncated_normal)  # as the official code
 
     def __init__(self, config: BERTConfig, *, layout: Layout) -> None:
         super().__init__()
@@ -51,13 +49,6 @@ class BERT(Trunk):
             PostNormBlock(c.dim, c.heads, hidden=c.hidden, dropout=c.dropout) for _ in range(c.depth)
         )
 
-    def initialize(self, module: nn.Module) -> None:
-        """Official initial values: weights truncated normal with std 0.02, biases 0."""
-        if isinstance(module, nn.Linear | nn.Embedding):
-            nn.init.trunc_normal_(module.weight, std=0.02)
-        if isinstance(module, nn.Linear) and module.bias is not None:
-            nn.init.zeros_(module.bias)
-
     def embed(self, x: Tensor, at: Tensor | None = None) -> Tensor:
         """Rows (B, n, D) with their positions `at` (B, n) in the sequence, None: the first n."""
         place = self.position.weight[: x.shape[1]] if at is None else self.position(at)
@@ -67,7 +58,7 @@ class BERT(Trunk):
         x = self.embed(torch.cat([classes.unsqueeze(1), rows.masked()], dim=1))  # (B, 1 + L, D)
         # Only the positions that will be read pass the end of the last block; the class token stands in front of them.
         read = None if options.positions is None else options.positions + 1
-        x = self._blocks(x, read, lambda name: {"kept": options.layer(name)})
+        x = run_blocks(self.blocks, x, read, lambda i: {"kept": options.layer(f"{i}")})
         return x[:, 1:] if read is None else x  # (B, L, D) or (B, M, D)
 
     def cached_step(self, rows: TokenRows, classes: Tensor, cache: Cache, step: CachedStep) -> Tensor:
@@ -75,9 +66,5 @@ class BERT(Trunk):
         x = rows.at(step.positions, step.known)
         if step.prefix:
             x = torch.cat([classes.unsqueeze(1), x], dim=1)
-        return self._blocks(self.embed(x, at), step.wanted(1), lambda name: {"kept": cache.layer(name), "rows": at})
-
-    def _blocks(self, x: Tensor, read: Rows | None, keys: Callable[[str], Keys]) -> Tensor:
-        for i, block in enumerate(self.blocks):
-            x = block(x, positions=read if i == len(self.blocks) - 1 else None, **keys(f"{i}"))
-        return x
+        x = self.embed(x, at)
+        return run_blocks(self.blocks, x, step.wanted(1), lambda i: {"kept": cache.layer(f"{i}"), "rows": at})

@@ -17,9 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mgen.generators.embedder import TokenRows
-from mgen.generators.trunk import FULL, Capabilities, Layout, PassOptions, Trunk, register_trunk, table
-from mgen.nn import gather_rows
-from mgen.nn.cache import Cache
+from mgen.generators.trunk import FULL, Capabilities, Layout, PassOptions, Trunk, normal, register_trunk, table
+from mgen.nn import Cache, gather_rows
 from mgen.nn.causal import CausalBlock, CausalRows, LiveKV, rotary_table
 from mgen.utils.errors import MgenError, check_choice
 
@@ -66,6 +65,7 @@ class Causal(Trunk):
     capabilities = Capabilities(order="causal", cached_steps=False)
     masks_inputs = False
     needs_grid = True
+    initial_values = (normal, normal)  # as the official code
 
     def __init__(self, config: CausalConfig, *, layout: Layout) -> None:
         super().__init__()
@@ -85,13 +85,6 @@ class Causal(Trunk):
         rotary = torch.cat([front, rotary_table(layout.grid, c.dim // c.heads, c.base)[:-1]])
         self.register_buffer("rotary", rotary, persistent=False)
         self.rotary: Tensor
-
-    def initialize(self, module: nn.Module) -> None:
-        """Official initial values: normal with std 0.02."""
-        if isinstance(module, nn.Linear | nn.Embedding):
-            nn.init.normal_(module.weight, std=0.02)
-        if isinstance(module, nn.Linear) and module.bias is not None:
-            nn.init.zeros_(module.bias)
 
     def start(self, classes: Tensor, *, prefix: Tensor | None = None, carry: bool = False) -> Cache:
         """See Trunk.start; keys and values are allocated when the first ones come."""
@@ -119,20 +112,19 @@ class Causal(Trunk):
         """
         cache = options.cache
         if cache is None:
-            at = self.rows(0, self.length)
-            z = self.norm(self._blocks(self.inputs(rows, classes, at.first, at.stop), at))
+            z = self.norm(self._blocks(rows, classes, self.rows(0, self.length)))
             return z if options.positions is None else gather_rows(z, options.positions)
         assert isinstance(cache, CausalCache)
         fewest, most = options.counts(rows.known)
         if fewest != most:
             raise MgenError("a batch of the causal trunk continues from equally many given tokens: use batch_size 1")
         at = self.rows(cache.done, most + 1)
-        z = self._blocks(self.inputs(rows, classes, at.first, at.stop), at, cache.live)
+        z = self._blocks(rows, classes, at, cache.live)
         cache.done = at.stop
         return self.norm(z[:, -1:])
 
-    def _blocks(self, x: Tensor, at: CausalRows, live: list[LiveKV] | None = None) -> Tensor:
-        x = F.dropout(x, self.config.dropout, self.training)
+    def _blocks(self, rows: TokenRows, classes: Tensor, at: CausalRows, live: list[LiveKV] | None = None) -> Tensor:
+        x = F.dropout(self.inputs(rows, classes, at.first, at.stop), self.config.dropout, self.training)
         for i, block in enumerate(self.blocks):
             x = block(x, at, None if live is None else live[i])
         return x

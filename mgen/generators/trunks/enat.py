@@ -22,15 +22,11 @@ from mgen.generators.trunk import (
     Layout,
     PassOptions,
     Trunk,
-    initialize_xavier,
     known_first,
     register_trunk,
     unknown_first,
 )
-from mgen.nn import MLP, attend, gather_rows
-from mgen.nn.attention import Rows
-from mgen.nn.blocks import Blocks
-from mgen.nn.cache import Cache, CachedStep, KVCache, span
+from mgen.nn import MLP, Blocks, Cache, CachedStep, KVCache, Rows, attend, gather_rows, run_blocks, span
 from mgen.utils.errors import MgenError
 
 
@@ -38,9 +34,7 @@ from mgen.utils.errors import MgenError
 class ENATConfig:
     """Settings; defaults are those of ENAT-L.
 
-    Args:
-        dim, heads: D, attention heads. encoder_depth, decoder_depth: blocks for known and for masked tokens.
-        dropout: on embeddings, in training.
+    Args: D, blocks for known and for masked tokens, attention heads, dropout on embeddings in training.
     """
 
     dim: int = 1024
@@ -150,17 +144,15 @@ class ENAT(Trunk):
 
     def initialize(self, module: nn.Module) -> None:
         """Official initial values: Xavier for linear layers, normal 0.02 for tables; modulations start at zero."""
-        initialize_xavier(module)
+        super().initialize(module)
         if isinstance(module, ContextBlock):
             nn.init.zeros_(module.adaln.weight)
 
     def modulations(self, classes: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Of the encoder's and of the decoder's blocks, (B, 8, D) each: functions of the class alone."""
         y = F.silu(classes)
-        encoder, decoder = (
-            [block.adaln(y).unflatten(-1, (8, -1)) for block in blocks]
-            for blocks in (self.encoder_blocks, self.decoder_blocks)
-        )
+        halves = self.encoder_blocks, self.decoder_blocks
+        encoder, decoder = ([block.adaln(y).unflatten(-1, (8, -1)) for block in blocks] for blocks in halves)
         return encoder, decoder
 
     def start(self, classes: Tensor, *, prefix: Tensor | None = None, carry: bool = False) -> Cache:
@@ -232,15 +224,17 @@ class ENAT(Trunk):
             cache.rows, cache.seen = ranks + seen, seen
         read = None if positions is None else ranks.gather(1, positions).clamp(min=0)
         context = features if seen else None
-        for i, (block, modulation) in enumerate(zip(self.decoder_blocks, self._cached_modulations(classes, cache)[1])):
-            wanted = read if i == len(self.decoder_blocks) - 1 else None
-            kept = options.layer(f"decoder.{i}")
-            x = block(x, modulation, context, positions=wanted, readable=readable, kept=kept)
-        return x if self.decoder_blocks or read is None else gather_rows(x, read)
+        modulations, shared = self._cached_modulations(classes, cache)[1], {"context": context, "readable": readable}
+        return run_blocks(
+            self.decoder_blocks,
+            x,
+            read,
+            lambda i: {"modulation": modulations[i], "kept": options.layer(f"decoder.{i}"), **shared},
+        )
 
     def masked_rows(self, rows: TokenRows, positions: Tensor) -> Tensor:
         """Mask rows (B, n, D) at positions (B, n)."""
-        return self.embed(rows.mask.expand(*positions.shape, -1), positions)
+        return self.embed(rows.embedder.mask.expand(*positions.shape, -1), positions)
 
     def forward(self, rows: TokenRows, classes: Tensor, options: PassOptions = FULL) -> Tensor:
         """See Trunk.forward. Without positions, rows of known tokens hold their features, unused by sampling and loss."""
@@ -275,10 +269,13 @@ class ENAT(Trunk):
         x = self.masked_rows(rows, positions[:, n:])
         at = cache.rows[: len(x)].gather(1, positions)
         wanted = slice(step.asked[0] - step.fresh[0] - n, step.asked[1] - step.fresh[0] - n)
-        for i, (block, modulation) in enumerate(zip(self.decoder_blocks, decoder)):
-            last = i == len(self.decoder_blocks) - 1
-            kept = cache.layer(f"decoder.{i}")
-            x = block(x, modulation, known, positions=wanted if last else None, kept=kept, rows=at)
+        shared = {"context": known, "rows": at}
+        x = run_blocks(
+            self.decoder_blocks,
+            x,
+            wanted,
+            lambda i: {"modulation": decoder[i], "kept": cache.layer(f"decoder.{i}"), **shared},
+        )
         return self.norm(x)
 
     def carry(self, rows: TokenRows, classes: Tensor, options: PassOptions) -> None:

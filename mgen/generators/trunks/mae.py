@@ -8,13 +8,13 @@ Notation: B batch, L rows, S prefix rows (the buffer), D encoder width, E decode
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor, nn
 
 from mgen.generators.masked_autoencoder import Layers, MaskedAutoencoder, Tables
-from mgen.generators.trunk import Layout, initialize_xavier, register_trunk, table
-from mgen.nn import PreNormBlock
-from mgen.nn.cache import Cache
+from mgen.generators.trunk import Layout, register_trunk, table
+from mgen.nn import Blocks, Cache, PreNormBlock
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,29 +48,17 @@ class MAE(MaskedAutoencoder):
         c, self.config, self.width, self.context_width = config, config, config.encoder_dim, config.decoder_dim
         self.prefix_length, self.length = c.prefix_length, layout.length
         rows = self.prefix_length + self.length
-
-        def blocks(dim: int, depth: int, heads: int) -> nn.ModuleList:
-            return nn.ModuleList(
-                PreNormBlock(
-                    dim, heads, mlp_ratio=c.mlp_ratio, eps=1e-6, attn_dropout=c.attn_dropout, dropout=c.dropout
-                )
-                for _ in range(depth)
-            )
-
+        block = partial(PreNormBlock, mlp_ratio=c.mlp_ratio, eps=1e-6, attn_dropout=c.attn_dropout, dropout=c.dropout)
         self.mask_token = table(1, c.decoder_dim)
         self.encoder_position = table(rows, c.encoder_dim)
         self.decoder_position = table(rows, c.decoder_dim)
         self.head_position = table(self.length, c.decoder_dim)
         self.token_norm = nn.LayerNorm(c.encoder_dim, eps=1e-6)
-        self.encoder_blocks = blocks(c.encoder_dim, c.encoder_depth, c.encoder_heads)
+        self.encoder_blocks = Blocks(block(c.encoder_dim, c.encoder_heads) for _ in range(c.encoder_depth))
         self.encoder_norm = nn.LayerNorm(c.encoder_dim, eps=1e-6)
         self.decoder_embed = nn.Linear(c.encoder_dim, c.decoder_dim)
-        self.decoder_blocks = blocks(c.decoder_dim, c.decoder_depth, c.decoder_heads)
+        self.decoder_blocks = Blocks(block(c.decoder_dim, c.decoder_heads) for _ in range(c.decoder_depth))
         self.decoder_norm = nn.LayerNorm(c.decoder_dim, eps=1e-6)
-
-    def initialize(self, module: nn.Module) -> None:
-        """Official initial values: Xavier for linear layers, normal 0.02 for tables."""
-        initialize_xavier(module)
 
     @property
     def layers(self) -> Layers:
@@ -78,12 +66,8 @@ class MAE(MaskedAutoencoder):
 
     @property
     def tables(self) -> Tables:
-        return Tables(
-            encoder=self.encoder_position[self.prefix_length :],
-            decoder=self.decoder_position,
-            head=self.head_position,
-            mask=self.mask_token,
-        )
+        encoder = self.encoder_position[self.prefix_length :]
+        return Tables(encoder=encoder, decoder=self.decoder_position, head=self.head_position, mask=self.mask_token)
 
     def prefix(self, classes: Tensor, cache: Cache | None) -> Tensor:
         """The buffer (B, S, D): every row holds the class vector."""

@@ -9,24 +9,15 @@ Notation: B batch, L rows, K kept rows, M positions asked for, D encoder width, 
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mgen.generators.embedder import TokenRows
-from mgen.generators.trunk import (
-    FULL,
-    Layout,
-    PassOptions,
-    Trunk,
-    initialize_xavier,
-    known_first,
-    register_trunk,
-    table,
-)
-from mgen.nn import PreNormBlock, gather_rows
-from mgen.nn.cache import Cache, CachedStep
+from mgen.generators.trunk import FULL, Layout, PassOptions, Trunk, known_first, register_trunk, table
+from mgen.nn import Blocks, Cache, CachedStep, PreNormBlock, run_blocks
 from mgen.utils.errors import MgenError
 
 
@@ -52,9 +43,8 @@ class MAGEConfig:
 
     def __post_init__(self) -> None:
         if not 0 <= self.drop < 1:
-            raise MgenError(
-                f"trunk.drop is {self.drop}: expected a share of the tokens in 0 … 1, some of which must remain"
-            )
+            expected = "a share of the tokens in 0 … 1, some of which must remain"
+            raise MgenError(f"trunk.drop is {self.drop}: expected {expected}")
 
 
 class MAGECache(Cache):
@@ -67,29 +57,22 @@ class MAGECache(Cache):
 class MAGE(Trunk):
     """Encoder of class token and tokens, decoder that fills masked positions with the class token's output."""
 
+    cache_type = MAGECache
+
     def __init__(self, config: MAGEConfig, *, layout: Layout) -> None:
         super().__init__()
         c, self.config, self.width, self.context_width = config, config, config.encoder_dim, config.decoder_dim
         self.length = layout.length
-
-        def blocks(dim: int, depth: int, heads: int) -> nn.ModuleList:
-            return nn.ModuleList(
-                PreNormBlock(dim, heads, mlp_ratio=c.mlp_ratio, eps=1e-6, attn_dropout=c.dropout, dropout=c.dropout)
-                for _ in range(depth)
-            )
-
+        self.drop_count = math.ceil(self.length * c.drop)  # tokens that never enter the encoder in training
+        block = partial(PreNormBlock, mlp_ratio=c.mlp_ratio, eps=1e-6, attn_dropout=c.dropout, dropout=c.dropout)
         self.position = nn.Embedding(1 + self.length, c.encoder_dim)
         self.token_norm = nn.LayerNorm(c.encoder_dim, eps=1e-6)
-        self.encoder_blocks = blocks(c.encoder_dim, c.encoder_depth, c.encoder_heads)
+        self.encoder_blocks = Blocks(block(c.encoder_dim, c.encoder_heads) for _ in range(c.encoder_depth))
         self.encoder_norm = nn.LayerNorm(c.encoder_dim, eps=1e-6)
         self.decoder_embed = nn.Linear(c.encoder_dim, c.decoder_dim)
         self.decoder_position = table(1 + self.length, c.decoder_dim)
-        self.decoder_blocks = blocks(c.decoder_dim, c.decoder_depth, c.decoder_heads)
+        self.decoder_blocks = Blocks(block(c.decoder_dim, c.decoder_heads) for _ in range(c.decoder_depth))
         self.decoder_norm = nn.LayerNorm(c.decoder_dim, eps=1e-6)
-
-    def initialize(self, module: nn.Module) -> None:
-        """Official initial values: Xavier for linear layers, normal 0.02 for tables."""
-        initialize_xavier(module)
 
     def embed(self, classes: Tensor | None, x: Tensor, at: Tensor | None = None) -> Tensor:
         """The class (B, D), if any, and rows (B, n, D) of tokens `at` positions (B, n), None: all, with their positions."""
@@ -102,10 +85,8 @@ class MAGE(Trunk):
 
     def encode(self, x: Tensor, read: Tensor | None = None, options: PassOptions = FULL) -> Tensor:
         """Encoder output of rows (B, 1 + N, D) that start with the class; `read` (B, R): the rows of it that are wanted, None: all."""
-        for i, block in enumerate(self.encoder_blocks):
-            last = i == len(self.encoder_blocks) - 1
-            x = block(x, positions=read if last else None, kept=options.layer(f"encoder.{i}"))
-        return self.encoder_norm(x if self.encoder_blocks or read is None else gather_rows(x, read))
+        x = run_blocks(self.encoder_blocks, x, read, lambda i: {"kept": options.layer(f"encoder.{i}")})
+        return self.encoder_norm(x)
 
     def decode(
         self, features: Tensor, seen_at: Tensor, given: Tensor | None = None, options: PassOptions = FULL
@@ -126,14 +107,8 @@ class MAGE(Trunk):
         image = image.scatter(1, seen_at.unsqueeze(-1).expand_as(seen), seen)  # (B, L, E)
         x = torch.cat([filler, image], dim=1) + self.decoder_position  # (B, 1 + L, E)
         read = None if options.positions is None else options.positions + 1
-        for i, block in enumerate(self.decoder_blocks):
-            last = i == len(self.decoder_blocks) - 1
-            x = block(x, positions=read if last else None, kept=options.layer(f"decoder.{i}"))
-        return self.decoder_norm(x if self.decoder_blocks or read is None else gather_rows(x, read))
-
-    def start(self, classes: Tensor, *, prefix: Tensor | None = None, carry: bool = False) -> Cache:
-        super().start(classes, prefix=prefix)
-        return MAGECache()
+        x = run_blocks(self.decoder_blocks, x, read, lambda i: {"kept": options.layer(f"decoder.{i}")})
+        return self.decoder_norm(x)
 
     def forward(self, rows: TokenRows, classes: Tensor, options: PassOptions = FULL) -> Tensor:
         """See Trunk.forward. Masked tokens enter the encoder, and known ones attend to them, as published."""
@@ -151,24 +126,17 @@ class MAGE(Trunk):
     def cached_step(self, rows: TokenRows, classes: Tensor, cache: Cache, step: CachedStep) -> Tensor:
         """See Trunk.cached_step. The class token fills every masked position: prefix=False keeps that filler."""
         assert isinstance(cache, MAGECache)
-        at, front = step.rows(1), int(step.prefix)
+        at = step.rows(1)
         x = self.embed(classes if step.prefix else None, rows.at(step.positions, step.known), step.positions)
-        seen = slice(0, front + step.drawn)
-        for i, block in enumerate(self.encoder_blocks):
-            last = i == len(self.encoder_blocks) - 1
-            x = block(x, positions=seen if last else None, kept=cache.layer(f"encoder.{i}"), rows=at)
-        x = self.decoder_embed(self.encoder_norm(x if self.encoder_blocks else x[:, seen]))
+        seen = slice(0, int(step.prefix) + step.drawn)
+        x = run_blocks(self.encoder_blocks, x, seen, lambda i: {"kept": cache.layer(f"encoder.{i}"), "rows": at})
+        x = self.decoder_embed(self.encoder_norm(x))
         filler = x[:, :1] if step.prefix else cache.filler[: len(x)]
         x = torch.cat([x, filler.expand(-1, at.shape[1] - x.shape[1], -1)], dim=1) + self.decoder_position[at]
-        for i, block in enumerate(self.decoder_blocks):
-            last = i == len(self.decoder_blocks) - 1
-            x = block(x, positions=step.wanted(1) if last else None, kept=cache.layer(f"decoder.{i}"), rows=at)
-        return self.decoder_norm(x if self.decoder_blocks else x[:, step.wanted(1)])
-
-    @property
-    def drop_count(self) -> int:
-        """Tokens that are dropped in training."""
-        return math.ceil(self.length * self.config.drop)
+        x = run_blocks(
+            self.decoder_blocks, x, step.wanted(1), lambda i: {"kept": cache.layer(f"decoder.{i}"), "rows": at}
+        )
+        return self.decoder_norm(x)
 
     def training_noise(self, rank: Tensor, known: Tensor) -> Tensor:
         """Tokens that never enter the encoder, bool (B, L): those of the lowest ranks (B, L), of which none may be known.

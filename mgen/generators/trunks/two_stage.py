@@ -7,19 +7,16 @@ Notation: B batch, S rows of the first stage, L of the second, N buffer rows, D 
 """
 
 from dataclasses import dataclass, replace
-from typing import Unpack
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mgen.generators.embedder import TokenRows
-from mgen.generators.masked_autoencoder import AutoencoderCache, Layers, MaskedAutoencoder, Tables
-from mgen.generators.trunk import FULL, Layout, PassOptions, initialize_xavier, table
-from mgen.nn import ScaledBlock
-from mgen.nn.attention import Keys, Rows
-from mgen.nn.blocks import Blocks
-from mgen.nn.cache import Cache
+from mgen.generators.masked_autoencoder import AutoencoderCache, Half, Layers, MaskedAutoencoder, Tables
+from mgen.generators.trunk import FULL, Layout, PassOptions, table
+from mgen.nn import Blocks, Cache, ScaledBlock
 from mgen.utils.errors import MgenError
 from mgen.utils.registry import Configured
 
@@ -62,42 +59,22 @@ class TwoStageMAE(nn.Module, Configured):
         self.encoder_position, self.decoder_position = table(2, rows, c.dim), table(2, rows, c.dim)
         self.head_position = table(tokens, c.dim)
         self.token_norm = nn.LayerNorm(c.dim, eps=1e-6)
-
-        def blocks(depth: int, heads: int) -> Blocks[ScaledBlock]:
-            return Blocks(
-                ScaledBlock(
-                    c.dim,
-                    heads,
-                    tasks=2,
-                    mlp_ratio=c.mlp_ratio,
-                    eps=1e-6,
-                    attn_dropout=c.attn_dropout,
-                    dropout=c.dropout,
-                )
-                for _ in range(depth)
-            )
-
+        block = partial(
+            ScaledBlock, c.dim, tasks=2, mlp_ratio=c.mlp_ratio, eps=1e-6, attn_dropout=c.attn_dropout, dropout=c.dropout
+        )
         self.encoder_task, self.decoder_task = nn.Embedding(2, c.dim), nn.Embedding(2, c.dim)
         self.encoder_modulation, self.decoder_modulation = nn.Linear(c.dim, 4 * c.dim), nn.Linear(c.dim, 4 * c.dim)
-        self.encoder_blocks, self.decoder_blocks = (
-            blocks(depth, heads)
-            for depth, heads in ((c.encoder_depth, c.heads), (c.decoder_depth, c.decoder_heads or c.heads))
-        )
+        self.encoder_blocks = Blocks(block(c.heads) for _ in range(c.encoder_depth))
+        self.decoder_blocks = Blocks(block(c.decoder_heads or c.heads) for _ in range(c.decoder_depth))
         self.encoder_norm, self.decoder_norm = nn.LayerNorm(c.dim, eps=1e-6), nn.LayerNorm(c.dim, eps=1e-6)
         self.decoder_embed = nn.Linear(c.dim, c.dim)
-
-    def initialize(self, module: nn.Module) -> None:
-        """Official initial values: Xavier for linear layers, normal 0.02 for tables."""
-        initialize_xavier(module)
 
     def modulations(self, stage: int) -> tuple[list[Modulation], list[Modulation]]:
         """Scales and gates of every block of the encoder, and of the decoder, in stage 0 or 1."""
         of_encoder = self.encoder_modulation(F.silu(self.encoder_task.weight[stage]))  # (4D,)
         of_decoder = self.decoder_modulation(F.silu(self.decoder_task.weight[stage]))
-        return (
-            [block.modulation(of_encoder, stage) for block in self.encoder_blocks],
-            [block.modulation(of_decoder, stage) for block in self.decoder_blocks],
-        )
+        encoder = [block.modulation(of_encoder, stage) for block in self.encoder_blocks]
+        return encoder, [block.modulation(of_decoder, stage) for block in self.decoder_blocks]
 
 
 class StageCache(AutoencoderCache):
@@ -109,11 +86,7 @@ class StageCache(AutoencoderCache):
 
 
 class Stage(MaskedAutoencoder):
-    """One stage as a trunk.
-
-    Args:
-        shared: the weights. index: 0 or 1.
-    """
+    """Stage `index`, 0 or 1, as a trunk on shared weights."""
 
     type_name = "stage"
 
@@ -133,22 +106,14 @@ class Stage(MaskedAutoencoder):
     def layers(self) -> Layers:
         return self.shared
 
-    def initialize(self, module: nn.Module) -> None:
-        self.shared.initialize(module)
-
     @property
     def tables(self) -> Tables:
         m, first = self.shared, self.shared.lengths[0]
         own = slice(first, None) if self.index else slice(None, first)
         # In the first stage the tokens of the second stand behind, always masked.
         mask = m.mask_token[1, own] if self.index else m.mask_token[0]
-        at = slice(self.prefix_length, self.prefix_length + self.length)
-        return Tables(
-            encoder=m.encoder_position[self.index, at],
-            decoder=m.decoder_position[self.index],
-            head=m.head_position[own],
-            mask=mask,
-        )
+        encoder = m.encoder_position[self.index, self.prefix_length : self.prefix_length + self.length]
+        return Tables(encoder=encoder, decoder=m.decoder_position[self.index], head=m.head_position[own], mask=mask)
 
     def start(self, classes: Tensor, *, prefix: Tensor | None = None, carry: bool = False) -> Cache:
         """See Trunk.start; the second stage needs `prefix`, the rows of the first (Cascade.prefix)."""
@@ -177,14 +142,6 @@ class Stage(MaskedAutoencoder):
         options = options if options.cache is not None else replace(options, cache=self.start(classes))
         return super().forward(rows, classes, options)
 
-    def encoder_block(
-        self, i: int, x: Tensor, cache: Cache | None, *, positions: Rows | None = None, **keys: Unpack[Keys]
-    ) -> Tensor:
+    def modulation(self, half: Half, i: int, cache: Cache | None) -> dict[str, object]:
         assert isinstance(cache, StageCache)
-        return self.shared.encoder_blocks[i](x, modulation=cache.encoder[i], positions=positions, **keys)
-
-    def decoder_block(
-        self, i: int, x: Tensor, cache: Cache | None, *, positions: Rows | None = None, **keys: Unpack[Keys]
-    ) -> Tensor:
-        assert isinstance(cache, StageCache)
-        return self.shared.decoder_blocks[i](x, modulation=cache.decoder[i], positions=positions, **keys)
+        return {"modulation": (cache.encoder if half == "encoder" else cache.decoder)[i]}

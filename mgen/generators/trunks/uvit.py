@@ -15,10 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mgen.generators.embedder import TokenRows
-from mgen.generators.trunk import FULL, Layout, PassOptions, Trunk, register_trunk
-from mgen.nn import PreNormBlock, gather_rows
-from mgen.nn.attention import Keys, Rows
-from mgen.nn.cache import Cache, CachedStep
+from mgen.generators.trunk import FULL, Layout, PassOptions, Trunk, normal, register_trunk, truncated_normal
+from mgen.nn import Cache, CachedStep, Keys, PreNormBlock, Rows, run_blocks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +43,7 @@ class UViT(Trunk):
     """Bidirectional trunk with a class token in front and long skips."""
 
     partial_windows = True
+    initial_values = (truncated_normal, normal)  # as the official code
 
     def __init__(self, config: UViTConfig, *, layout: Layout) -> None:
         super().__init__()
@@ -61,15 +60,6 @@ class UViT(Trunk):
         self.mid_block = block()
         self.out_blocks = nn.ModuleList(block(c.skip) for _ in range(c.depth // 2))
         self.norm = nn.LayerNorm(c.dim)
-
-    def initialize(self, module: nn.Module) -> None:
-        """Official initial values: linear layers truncated normal, std 0.02, biases 0; embeddings normal, std 0.02."""
-        if isinstance(module, nn.Linear):
-            nn.init.trunc_normal_(module.weight, std=0.02)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.Embedding):
-            nn.init.normal_(module.weight, std=0.02)
 
     def embed(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
         """Rows (B, n, D) with their positions (B, n), None: the first n."""
@@ -101,8 +91,6 @@ class UViT(Trunk):
             x = block(x, **keys(f"in.{i}"))
             skips.append(x)
         x = self.mid_block(x, **keys("mid"))
-        for i, block in enumerate(self.out_blocks):
-            last = i == len(self.out_blocks) - 1
-            skip = skips.pop() if self.config.skip else None
-            x = block(x, skip=skip, positions=read if last else None, **keys(f"out.{i}"))
-        return self.norm(x if self.out_blocks or read is None else gather_rows(x, read))
+        earlier = skips if self.config.skip else [None] * len(skips)
+        x = run_blocks(self.out_blocks, x, read, lambda i: {"skip": earlier.pop(), **keys(f"out.{i}")})
+        return self.norm(x)

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from mgen.generators.embedder import TokenRows
-from mgen.generators.trunk import FULL, Capabilities, Layout, PassOptions, Trunk
-from mgen.nn import TokenShuffle, TokenUnshuffle, Windows, gather_rows
-from mgen.nn.cache import Cache
+from mgen.generators.trunk import FULL, Capabilities, PassOptions, Trunk
+from mgen.nn import Cache, TokenShuffle, TokenUnshuffle, Windows, gather_rows
 from mgen.utils.errors import MgenError
 
 
@@ -45,15 +44,12 @@ class WindowedTrunk(Trunk):
         self.width, self.context_width = trunk.width, trunk.context_width
         self.capabilities = Capabilities(order=trunk.capabilities.order, cached_steps=False)
         self.join = TokenShuffle(trunk.width, windows.side, blocks=blocks)
+        self.window_settings = {"side": windows.side, "blocks": blocks, "unit": "token"}
         self.unshuffle = TokenUnshuffle(trunk.context_width, windows.side, blocks=blocks)
 
     @property
     def settings(self) -> dict[str, object]:
         return self.inner.settings
-
-    @property
-    def window_settings(self) -> dict[str, object]:
-        return {"side": self.windows.side, "blocks": len(self.join.blocks), "unit": "token"}
 
     def initialize(self, module: nn.Module) -> None:
         self.inner.initialize(module)
@@ -70,9 +66,3 @@ class WindowedTrunk(Trunk):
         x = self.inner(joined, classes, PassOptions(cache=options.cache))
         parts = self.windows.scatter(self.unshuffle.split(x))  # (B, L, D / s²); what is not asked for is not expanded
         return self.unshuffle.expand(parts if options.positions is None else gather_rows(parts, options.positions))
-
-
-def windowed_layout(layout: Layout, windows: Windows) -> Layout:
-    """The layout of the windows."""
-    h, w = windows.grid
-    return Layout(length=windows.count, grid=(h // windows.side, w // windows.side))
