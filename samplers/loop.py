@@ -41,7 +41,7 @@ def decode(
         elif step.kind == "full":
             candidates = order.candidates(state, step)
             positions = candidates[:, : step.count] if order.settled else candidates
-            z = context = forward.full(generator, state, step, positions, joint=draw.joint)
+            z = context = forward.full(generator, state, step, positions)
             drawn = draw(z, state, step, positions, preview=order.redraw)
             choice = order.choose(state, step, candidates, drawn)
             if choice.rows is not None:  # the first draws settled the positions; their tokens are drawn a second time
@@ -49,7 +49,7 @@ def decode(
                 drawn = draw(z, state, step, choice.positions)
         elif step.kind == "cached":
             choice = next_of(group, step)
-            z = forward.cached_step(generator, state, step, group, context, joint=draw.joint)
+            z = forward.cached_step(generator, state, step, group, context)
             drawn = draw(z, state, step, choice.positions)
         if step.count:
             positions, group = choice.positions, choice.group

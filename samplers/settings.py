@@ -102,18 +102,15 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
         given = {} if settings is None else settings
         if not isinstance(given, Mapping):
             return cls.from_settings(given, where)
-        able = generator.capabilities
-        if able.order == "causal":
-            given = {"steps": generator.units.length, "order": "raster", "schedule": "single", **given}
-        if not able.log_prob and "order" not in given:
-            given = {**given, "order": "random"}
-        if isinstance(generator, Cascade) and given.get("first_stage", {}) is not None:
-            stage, own = generator.first, given.get("first_stage", {})
-            if isinstance(own, Mapping):
-                order = {} if stage.capabilities.log_prob else {"order": "random"}
-                own = {"steps": min(32, stage.units.length), **order, **own}
-            given = {**given, "first_stage": own}
-        return cls.from_settings(given, where)
+        own: Settings = {} if generator.capabilities.log_prob else {"order": "random"}
+        if generator.capabilities.order == "causal":
+            own = {"steps": generator.units.length, "order": "raster", "schedule": "single"}
+        own |= given
+        stage = own.get("first_stage", {})
+        if isinstance(generator, Cascade) and isinstance(stage, Mapping):
+            order = {} if generator.first.capabilities.log_prob else {"order": "random"}
+            own["first_stage"] = {"steps": min(32, generator.first.units.length), **order, **stage}
+        return cls.from_settings(own, where)
 
     @property
     def settings(self) -> Settings:
@@ -146,10 +143,6 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
 
     # -- over the steps ------------------------------------------------------------------------------------------------
 
-    def groups(self) -> list[list[int]]:
-        """The steps that are run, cut into groups of one full step and the cached ones after it."""
-        return self.reuse.groups(self.config.start, self.config.steps)
-
     def phases(self, length: int, global_tokens: int = 0) -> list[Phase]:
         """The phases of a run on `length` tokens: one, or two with global tokens, which come first."""
         steps = self.config.steps
@@ -164,23 +157,24 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
     def remaining(self, *, unknown: int, length: int, steps: int | None = None) -> list[int]:
         """Tokens unknown after each step that is run, from `unknown` of `length` at first; `steps` replaces T."""
         c = self.config
-        steps = c.steps if steps is None else steps
-        return remaining_counts(c.schedule, steps=steps, unknown=unknown, length=length, start=c.start, counts=c.counts)
+        return remaining_counts(
+            c.schedule, steps=steps or c.steps, unknown=unknown, length=length, start=c.start, counts=c.counts
+        )
 
     def left(self, phase: Phase, unknown: int) -> list[int]:
         """Of `unknown` tokens of a phase at first, those left after each of its steps."""
-        if not unknown:
-            return [0] * phase.steps
-        return self.remaining(unknown=unknown, length=phase.length, steps=phase.steps + self.config.start)
+        steps = phase.steps + self.config.start
+        return self.remaining(unknown=unknown, length=phase.length, steps=steps) if unknown else [0] * phase.steps
 
     def values(self, name: str, length: int, global_tokens: int = 0) -> list[float]:
         """`guidance`, `temperature` or `confidence_temperature` at each of the T steps of a run on `length` tokens."""
         c, phases = self.config, self.phases(length, global_tokens)
+        groups = self.reuse.groups(c.start, c.steps)
         after = [length] * c.start
         for i, phase in enumerate(phases):
             later = sum(p.length for p in phases[i + 1 :])
             after += [left + later for left in self.left(phase, phase.length)]
-        return per_step(c[name], c.steps, name=name, unknown=after, length=length, groups=self.groups())
+        return per_step(c[name], c.steps, name=name, unknown=after, length=length, groups=groups)
 
     def guided(self, length: int, global_tokens: int = 0) -> list[bool]:
         """Whether each of the T steps draws with guidance."""
@@ -200,8 +194,7 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
         `reuse` and `first_stage` those of the same name; first_stage=False leaves the first stage out.
         """
         settings: Settings = {key: value for key, value in replaced.items() if value is not None}
-        parts = {key: value for key, value in (("chain", chain), ("steps", head_steps)) if value is not None}
-        if parts:
+        if parts := {key: value for key, value in (("chain", chain), ("steps", head_steps)) if value is not None}:
             settings["head"] = {**(self.config.head or {}), **settings.get("head", {}), **parts}
         for name in ("reuse", "first_stage"):
             if isinstance(settings.get(name), Mapping) and self.config[name]:
@@ -211,12 +204,12 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
         check_keys(settings, constructor_keys(type(self)), "sampler.")
         if guidance is not None:
             settings["guidance"] = with_strength(self.config.guidance, guidance)
-        own = self.settings
         try:
-            return type(self)(**{**own, **settings})
+            return type(self)(**{**self.settings, **settings})
         except MgenError as error:
-            if "steps" in settings and settings["steps"] != own["steps"]:
+            steps = self.config.steps
+            if settings.get("steps", steps) != steps:
                 raise MgenError(
-                    f"{error}; this sampler lists values for its {own['steps']} steps, so their number is fixed"
+                    f"{error}; this sampler lists values for its {steps} steps, so their number is fixed"
                 ) from error
             raise
