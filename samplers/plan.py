@@ -74,11 +74,6 @@ class PlannedStep:
     done: Tensor = field(repr=False, compare=False)
     group_quota: Tensor = field(repr=False, compare=False)
 
-    @property
-    def passes(self) -> int:
-        """Forward passes per image, with class and without."""
-        return 0 if self.kind == "none" else 1 + self.null_rows
-
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -99,7 +94,8 @@ class Plan:
     @property
     def forward_passes(self) -> int:
         """Forward passes per image, with class and without, of both stages; cached ones count as whole ones."""
-        return sum(s.passes for s in self.steps) + (self.first_stage.forward_passes if self.first_stage else 0)
+        own = sum(1 + step.null_rows for step in self.steps if step.kind != "none")
+        return own + (self.first_stage.forward_passes if self.first_stage else 0)
 
     def __str__(self) -> str:
         """The plan as text, one line per step."""
@@ -117,7 +113,7 @@ class Plan:
             f"{s.group + 1}",
             s.kind + (" + null class" if s.null_rows else ""),
             f"{most}" if fewest == most else f"{fewest}–{most}",
-            f"{s.unknown}" + (("", " global")[s.phase == 0] if self.phases > 1 else ""),
+            f"{s.unknown}" + (" global" if self.phases > 1 and s.phase == 0 else ""),
             "none" if s.guidance is None else f"{s.guidance:.4g}",
             f"{s.temperature:.4g}",
             f"{s.confidence_temperature:.4g}",
@@ -145,7 +141,7 @@ def make_plan(
     planner = _Planner(settings, units, able, hidden, device)
     groups = [  # cut where a phase ends
         [t for t in group if planner.phase(t) == p]
-        for group in settings.reuse.groups(settings.config.start, settings.config.steps)
+        for group in settings.groups()
         for p in sorted({planner.phase(t) for t in group})
     ]
     undrawn = settings.config.steps - 1 if features_only and not able.log_prob else None

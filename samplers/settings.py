@@ -13,7 +13,7 @@ from mgen.samplers.order import Order, OrderSettings
 from mgen.samplers.plan import Phase
 from mgen.samplers.reuse import Reuse
 from mgen.samplers.schedule import Schedule
-from mgen.samplers.values import Value, per_step, with_strength
+from mgen.samplers.values import Value, per_step
 from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError
 from mgen.utils.modeling import check_keys, constructor_keys
@@ -23,14 +23,11 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
     """How tokens are revealed and drawn. The defaults are MaskGIT's, without guidance.
 
     Args:
-        steps: T.
-        order: which positions come next: "confidence", "remasking", "random", "raster", "halton", "halton-rolled", a list of all
-            positions, or a mapping with options, e.g. {name: confidence, redraw: true} (see mgen.samplers.order).
-        schedule: mask fraction by name, or a list (see mgen.samplers.schedule).
-        counts: how mask fractions are rounded to tokens: a rule of mgen.samplers.counts.
-        guidance: s in u + s·(c − u), constant, listed or a curve (see mgen.samplers.values); 1 is none.
-        temperature: of the token draw; constant, listed or a curve.
-        confidence_temperature: factor of the Gumbel noise on confidences; constant, listed or a curve.
+        steps: T. order: which positions come next: "confidence", "remasking", "random", "raster", "halton", "halton-rolled", a list of
+            all positions, or a mapping with options, e.g. {name: confidence, redraw: true} (see mgen.samplers.order).
+        schedule: mask fraction by name, or a list (see mgen.samplers.schedule). counts: how it is rounded (mgen.samplers.counts).
+        guidance: s in u + s·(c − u); 1 is none. temperature: of the token draw. confidence_temperature: factor of the Gumbel noise on
+            confidences. Each is constant, listed or a curve (see mgen.samplers.values).
         start: first step that is run.
         head: how the head draws a token: a diffusion head by mgen.heads.chains.ChainSettings, e.g. {chain: ancestral, steps: 100}, a
             categorical one by mgen.heads.categorical.DrawSettings, e.g. {top_k: 100}.
@@ -143,6 +140,10 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
 
     # -- over the steps ------------------------------------------------------------------------------------------------
 
+    def groups(self) -> list[list[int]]:
+        """The steps that are run, cut into groups of one full step and the cached ones after it."""
+        return self.reuse.groups(self.config.start, self.config.steps)
+
     def phases(self, length: int, global_tokens: int = 0) -> list[Phase]:
         """The phases of a run on `length` tokens: one, or two with global tokens, which come first."""
         steps = self.config.steps
@@ -169,12 +170,11 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
     def values(self, name: str, length: int, global_tokens: int = 0) -> list[float]:
         """`guidance`, `temperature` or `confidence_temperature` at each of the T steps of a run on `length` tokens."""
         c, phases = self.config, self.phases(length, global_tokens)
-        groups = self.reuse.groups(c.start, c.steps)
         after = [length] * c.start
         for i, phase in enumerate(phases):
             later = sum(p.length for p in phases[i + 1 :])
             after += [left + later for left in self.left(phase, phase.length)]
-        return per_step(c[name], c.steps, name=name, unknown=after, length=length, groups=groups)
+        return per_step(c[name], c.steps, name=name, unknown=after, length=length, groups=self.groups())
 
     def guided(self, length: int, global_tokens: int = 0) -> list[bool]:
         """Whether each of the T steps draws with guidance."""
@@ -203,7 +203,8 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
             settings["first_stage"] = None
         check_keys(settings, constructor_keys(type(self)), "sampler.")
         if guidance is not None:
-            settings["guidance"] = with_strength(self.config.guidance, guidance)
+            curve = self.config.guidance
+            settings["guidance"] = {**curve, "end": guidance} if isinstance(curve, Mapping) else guidance
         try:
             return type(self)(**{**self.settings, **settings})
         except MgenError as error:
