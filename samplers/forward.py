@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from mgen.samplers.plan import PlannedStep
 
 
-# -- windows of tokens -------------------------------------------------------------------------------------------------
-
-
 def to_units(generator: Generator, tokens: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
     """Given tokens (B, L) or (B, L, C) and known (B, L) by unit.
 
@@ -51,16 +48,10 @@ def whole_units(generator: Generator, known: Tensor) -> Tensor:
     return known if windows is None else windows.expand(windows.whole(known))
 
 
-# -- forward passes ----------------------------------------------------------------------------------------------------
-
-
 def start(
     generator: Generator, class_ids: Tensor, *, guided: bool, carry: bool, prefix: Tensor | None
 ) -> tuple[Tensor, Cache]:
-    """The class ids (2B,) of a run, null classes behind the images' own, and its empty cache.
-
-    `prefix`: rows of a first stage, for a second one (see Cascade.prefix).
-    """
+    """The class ids (2B,) of a run, null classes behind the images' own, and its empty cache. `prefix`: see Cascade.prefix."""
     rows = torch.cat([class_ids, torch.full_like(class_ids, generator.null_class or 0)])
     return rows, generator.start(rows if guided else class_ids, prefix=prefix, carry=carry)
 
@@ -96,9 +87,6 @@ def _rows(state: State, step: "PlannedStep") -> tuple[Tensor, Tensor, Tensor]:
     return torch.cat([state.tokens, state.tokens]), state.known.repeat(2, 1), state.class_ids
 
 
-# -- draws -------------------------------------------------------------------------------------------------------------
-
-
 class Drawn(NamedTuple):
     """Tokens (B, M) or (B, M, C), their log-probabilities (B, M) if they have any, and of a joint head all positions (B, L, C)."""
 
@@ -114,11 +102,6 @@ class TokenDraw:
     head: Head
     plans: Settings
     noise: Noise
-
-    def context(self, z: Tensor, positions: Tensor) -> Tensor:
-        """Of what a pass computed the context (B, M, D) at positions (B, M), without null rows."""
-        own = z[: len(positions)]
-        return gather_rows(own, positions) if self.head.joint else own
 
     def __call__(
         self, z: Tensor, state: State, step: "PlannedStep", positions: Tensor, *, preview: bool = False

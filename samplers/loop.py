@@ -54,7 +54,8 @@ def decode(
             positions, group = choice.positions, choice.group
             state = order.reveal(state, step, choice, drawn.tokens)
             if collect:
-                state = state.collect(positions, draw.context(z, positions), choice.shown)
+                own = gather_rows(z[: len(positions)], positions) if generator.head.joint else z[: len(positions)]
+                state = state.collect(positions, own, choice.shown)
         yield step, state, positions, drawn
         if step.ends_group:
             state.cache.free()

@@ -93,8 +93,7 @@ def make_noise(
     """The noise of images with these seeds: one random generator per image.
 
     Args:
-        steps: T. length: L. spec: the random numbers that the head takes for one token.
-        fixed: a position is drawn once in the run. redraw: make `candidates` too.
+        steps: T. length: L. spec: of the head. fixed: a position is drawn once in the run. redraw: make `candidates` too.
         once: the same, and positions are never ranked: a run of as many steps as tokens stores nothing that it does not use.
     """
     rngs = [torch.Generator().manual_seed(s) for s in image_seeds]

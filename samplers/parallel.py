@@ -83,12 +83,9 @@ class ParallelSampler(SamplerSettings):
     def plan(self, generator: Generator | Cascade) -> Plan:
         """The plan of a run that is given no tokens, as `str` shows it."""
         self.check(generator)
-        return self._plan(generator)
-
-    def _plan(self, generator: Generator | Cascade) -> Plan:
         first = None
         if isinstance(generator, Cascade) and self.first_stage is not None:
-            first = self.first_stage._plan(generator.first)
+            first = self.first_stage.plan(generator.first)
         return make_plan(self, generator.units, generator.capabilities, first_stage=first)
 
     def make_noise(self, generator: Generator | Cascade, image_seeds: Sequence[int]) -> Noise:
@@ -141,10 +138,12 @@ class ParallelSampler(SamplerSettings):
         if isinstance(generator, Generator):
             yield from self._run(generator, class_ids, noise, given, unused_tail=tail)
             return
-        sampler, prefix = self.first_stage, None
-        if sampler is not None and (given is None or first_stage is not None):
+        sampler = self.first_stage
+        if sampler is None or (given is not None and first_stage is None):
+            prefix = generator.prefix()
+        else:
             assert noise.first_stage is not None
-            state = yield from sampler._run(
+            run = sampler._run(
                 generator.first,
                 class_ids,
                 noise.first_stage,
@@ -152,8 +151,8 @@ class ParallelSampler(SamplerSettings):
                 collect=True,
                 features_only=not complete_first_stage,
             )
+            state = yield from run
             prefix = generator.prefix(state.features, None if first_stage is None else state.given)
-        prefix = generator.prefix() if prefix is None else prefix
         yield from self._run(generator.second, class_ids, noise, given, prefix=prefix)
 
     def _run(

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -35,14 +36,13 @@ class PlannedStep:
     """One step.
 
     Args:
-        index: t. phase: with global tokens 0 for theirs and 1 for the others, else 0. group: number of its group (see Reuse).
+        index: t. phase: 1 for the tokens after global ones, else 0. group: number of its group (see Reuse).
         kind: "full", all tokens are computed; "cached", positions of the group; "carry", nothing is revealed, features alone are
             computed; "none", nothing is revealed.
-        reveal: tokens that each row reveals. count: the most of them.
+        reveal: tokens that each row reveals. count: the most of them. visible: fewest and most known tokens of a row before the step.
         unknown: most unknown tokens of the phase in a row before the step. stop: the position at which the phase's tokens end.
-        visible: fewest and most known tokens of a row before the step.
         guidance: s of the draw; None: not guided. temperature, confidence_temperature: of the draw and of the ranking.
-        null_rows: whether the forward pass computes the null class too.
+        null_rows: the forward pass computes the null class too.
         draws: False where only the context of the revealed tokens is read (the last step of a first stage).
         group_size: tokens of the whole group. first: of them, those revealed before the step. room: those revealed before its last.
         refresh: positions of the group that a cached step computes, from, to. prefix: whether it computes the class token too.
@@ -139,11 +139,8 @@ def make_plan(
         features_only: nobody reads the tokens of the last step, as in a first stage. unused_tail: so many steps, the last, are left out.
     """
     planner = _Planner(settings, units, able, hidden, device)
-    groups = [  # cut where a phase ends
-        [t for t in group if planner.phase(t) == p]
-        for group in settings.groups()
-        for p in sorted({planner.phase(t) for t in group})
-    ]
+    # Groups are cut where a phase ends.
+    groups = [list(part) for group in settings.groups() for _, part in groupby(group, planner.phase)]
     undrawn = settings.config.steps - 1 if features_only and not able.log_prob else None
     kept = enumerate(groups[: len(groups) - unused_tail])
     return Plan(

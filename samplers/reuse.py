@@ -65,8 +65,5 @@ class Reuse:
 
     def groups(self, start: int, steps: int) -> list[list[int]]:
         """The steps `start` … `steps` − 1 cut into groups; the first of each is full."""
-        first = min(start + self.full_first, steps)
-        size = 1 + self.cached
-        return [[t] for t in range(start, first)] + [
-            list(range(t, min(t + size, steps))) for t in range(first, steps, size)
-        ]
+        run, first, size = list(range(start, steps)), self.full_first, 1 + self.cached
+        return [[t] for t in run[:first]] + [run[i : i + size] for i in range(first, len(run), size)]

@@ -45,8 +45,7 @@ def per_step(
     if isinstance(value, str | bool) or value is None:
         raise MgenError(f"{name} is {value!r}: expected a number, a list of numbers or a curve")
     if isinstance(value, Mapping):
-        group = {t: (g + 1) / len(groups) for g, members in enumerate(groups) for t in members}
-        out = _curve(value, steps, name, unknown, length, group)
+        out = _curve(value, steps, name, unknown, length, groups)
     elif isinstance(value, Sequence):
         out = [float(x) for x in value]
         if len(out) == steps - 1:
@@ -63,7 +62,7 @@ def per_step(
 
 
 def _curve(
-    value: Settings, steps: int, name: str, unknown: Sequence[int], length: int, group: Mapping[int, float]
+    value: Settings, steps: int, name: str, unknown: Sequence[int], length: int, groups: Sequence[Sequence[int]]
 ) -> list[float]:
     kind = check_choice(f"{name}.kind", str(value.get("kind")), KINDS)
     keys = {"start", "end", "at", "least", KINDS[kind]}
@@ -75,6 +74,7 @@ def _curve(
     usual = {"linear": "end", "half-linear": "start"}.get(kind, "inclusive")
     least = float(value.get("least", -math.inf))
     at = check_choice(f"{name}.at", value.get("at", usual), ways)
+    group = {t: (g + 1) / len(groups) for g, members in enumerate(groups) for t in members}
     out = []
     for t in range(steps):
         if at == "tokens":

@@ -21,6 +21,7 @@ from mgen.generators.generator import Generator
 from mgen.generators.presets import model_name
 from mgen.heads import CategoricalHead
 from mgen.heads.head import Head
+from mgen.pipelines.pipeline import DTYPES
 from mgen.samplers import Noise, ParallelSampler
 from mgen.tokenizers import VQGAN, KLTokenizer, LlamaGenVQ, Tokenizer
 from mgen.utils.config import Settings
@@ -127,7 +128,6 @@ class BenchResult:
     """What `mgen bench` reports and writes as JSON.
 
     Args:
-        model: name of the model. trunk: type of its trunk. parameters: of the generator.
         passes_per_image: "full" and "cached" passes of the trunk; a pass of the null class counts too.
         seconds: of the fastest batch by part: trunk, head, decoder, sampling (everything around them) and total.
         tflops_per_image: by part, and total. peak_gflops: of a matrix product, measured.
@@ -152,10 +152,7 @@ class BenchResult:
 
 
 def autocast(dtype: str, device: torch.device) -> AbstractContextManager[object]:
-    """The context of a run in fp32, bf16 or fp16; MgenError for another name."""
-    from mgen.pipelines.pipeline import DTYPES
-
-    check_choice("--dtype", dtype, DTYPES)
+    """The context of a run in fp32, bf16 or fp16."""
     return nullcontext() if dtype == "fp32" else torch.autocast(device.type, DTYPES[dtype])
 
 
@@ -201,8 +198,6 @@ def bench(
     pipe: Networks, sampler: ParallelSampler, *, model: str, batch_size: int, repeats: int, dtype: str
 ) -> BenchResult:
     """Time and count one setting. `model`: its name in the report."""
-    from mgen.pipelines.pipeline import DTYPES
-
     generator, device = pipe.generator, pipe.generator.device
     seconds = fastest(pipe, sampler, batch_size=batch_size, repeats=repeats, dtype=dtype)
     counts = count_run(pipe, sampler)

@@ -121,8 +121,8 @@ class CountedHead(Proxy):
         rows, positions = 1 if guidance is None else 2, z.shape[1]
         drawn = torch.zeros(len(z) // rows, positions, *self._units.shape[1:], dtype=self._units.dtype)
         if self._head.joint:
-            whole: Callable[..., Draw] = self._counts.wrap("head", self._head.sample)
-            whole(z, noise=noise, plan=plan, guidance=guidance, **options)
+            sample: Callable[..., Draw] = self._counts.wrap("head", self._head.sample)
+            sample(z, noise=noise, plan=plan, guidance=guidance, **options)
             return Draw(drawn, None)
         part = {"part": options["part"]} if "part" in options else {}
         key = (id(plan), guidance is not None, *part.values())
@@ -130,7 +130,7 @@ class CountedHead(Proxy):
             counts = Counts()
             # Noise of ids is (B, M, …), that of a chain (steps, B, M, C).
             first = noise[:, :1, :1] if self._head.noise_spec({}).normal else noise[:1, :1]
-            sample: Callable[..., Draw] = counts.wrap("head", self._head.sample)
+            sample = counts.wrap("head", self._head.sample)
             sample(z[:rows, :1], noise=first, plan=plan, guidance=guidance, **part)
             self._one[key] = counts.total
         self._counts.flops["head"] += self._one[key] * positions

@@ -60,11 +60,7 @@ class Sweep:
 
 
 def read_sweep(name: str, sampler: ParallelSampler, generator: AnyGenerator) -> Sweep:
-    """A sweep of configs/sweeps or of a file, on top of the settings of `sampler`.
-
-    Raises:
-        MgenError: no such file, unknown keys, or settings that the generator does not take.
-    """
+    """A sweep of configs/sweeps or of a file, on top of the settings of `sampler`; MgenError for anything wrong in it."""
     shipped = part("configs") / "sweeps" / f"{name}.yaml"
     path = shipped if shipped.is_file() else Path(name)
     data = read_config(path)
@@ -72,19 +68,17 @@ def read_sweep(name: str, sampler: ParallelSampler, generator: AnyGenerator) -> 
     methods, steps = data.get("methods"), data.get("steps")
     if not isinstance(methods, dict) or not methods or not isinstance(steps, list) or data.get("base") not in methods:
         raise MgenError(f"{path} needs `steps` (a list), `methods` (a mapping) and `base`, one of the methods")
+    own, runs = merge(own_settings(sampler), data.get("sampler") or {}), []
     for method, settings in methods.items():
         if settings is not None and not isinstance(settings, dict):
             raise MgenError(
                 f"{path}: methods.{method} is {settings!r}: expected a mapping of sampler settings, or {{}}"
             )
-        own_steps = (settings or {}).get("steps", steps)
-        if not isinstance(own_steps, list) or not all(type(n) is int for n in own_steps):
-            raise MgenError(f"{path}: the steps of {method} are {own_steps!r}: expected a list of whole numbers")
-    own = merge(own_settings(sampler), data.get("sampler") or {})
-    runs = []
-    for method, settings in methods.items():
         settings = dict(settings or {})
-        for count in settings.pop("steps", steps):
+        counts = settings.pop("steps", steps)
+        if not isinstance(counts, list) or not all(type(n) is int for n in counts):
+            raise MgenError(f"{path}: the steps of {method} are {counts!r}: expected a list of whole numbers")
+        for count in counts:
             made = ParallelSampler.from_settings(with_steps(own, settings, count), f"{path}: methods.{method}")
             made.check(generator)
             runs.append((str(method), count, made))
