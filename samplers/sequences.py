@@ -26,7 +26,8 @@ def priorities(
     """
     b, length = noise.order.shape
     if global_tokens:
-        first, rest = order if order == "random" else "raster", order
+        first: str | Sequence[int] = "random" if order == "random" else "raster"
+        rest = order
         if not isinstance(order, str):
             first = [p for p in order if p < global_tokens]
             rest = [p - global_tokens for p in order if p >= global_tokens]
