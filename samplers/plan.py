@@ -218,7 +218,7 @@ class _Planner:
                 step = replace(step, kind="full", null_rows=self.null_rows(group), room=size - counts[-1])
                 if len(group) > 1 and reuse.inside == "raster":
                     step = replace(step, group_quota=self.quota[t - self.start : end + 1 - self.start].sum(0))
-            elif count and reuse.refresh == "latest":  # null rows that a later step reads must not be left out now
+            elif count and reuse.refresh == "latest":  # a later step reads null rows of this one
                 nulls = any(map(self.guided, guides[i:]))
                 step = replace(step, kind="cached", null_rows=nulls, refresh=(first - before, first + count))
             elif count:
