@@ -12,9 +12,11 @@
 """
 
 import math
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate, pairwise
 
 import numpy as np
 import torch
@@ -35,15 +37,12 @@ class Unmasking:
 
     def floors(self, dtype: Float = np.float64) -> list[int]:
         """floor(unknown · γ) after every step but the last."""
-        fractions, out = listed_fractions(self.schedule, self.steps), []
-        for t in range(self.start, self.steps - 1):
-            if fractions is not None:
-                fraction = fractions[t]
-            else:
-                ratio = float(dtype(t + 1) / dtype(self.steps))
-                fraction = mask_fraction(str(self.schedule), ratio, length=self.length, dtype=dtype)
-            out.append(int(np.floor(dtype(self.unknown) * dtype(fraction))))
-        return out
+        if isinstance(self.schedule, str):
+            ratios = [float(dtype(t + 1) / dtype(self.steps)) for t in range(self.steps - 1)]
+            fractions = [mask_fraction(self.schedule, r, length=self.length, dtype=dtype) for r in ratios]
+        else:
+            fractions = listed_fractions(self.schedule, self.steps)
+        return [int(np.floor(dtype(self.unknown) * dtype(x))) for x in fractions[self.start : self.steps - 1]]
 
 
 def maskgit(run: Unmasking, dtype: Float = np.float64) -> list[int]:
@@ -59,34 +58,26 @@ def mar(run: Unmasking) -> list[int]:
     return _at_least_one([math.floor(run.unknown * fraction) for fraction in fractions], run.unknown)
 
 
-def _at_least_one(floors: list[int], unknown: int) -> list[int]:
-    counts, now = [], unknown
-    for count in floors:
-        now = min(now, max(1, min(now - 1, count)))
-        counts.append(now)
-    return [*counts, 0]
+def _at_least_one(floors: Iterable[int], unknown: int) -> list[int]:
+    left = accumulate(floors, lambda now, count: min(now, max(1, min(now - 1, count))), initial=unknown)
+    return [*left, 0][1:]
 
 
 def enat(run: Unmasking) -> list[int]:
     """Steps may reveal nothing."""
-    counts, now = [], run.unknown
-    for count in run.floors():
-        now = min(now, count)
-        counts.append(now)
-    return [*counts, 0]
+    return [*accumulate(run.floors(), min, initial=run.unknown), 0][1:]
 
 
 def maskgit_r(run: Unmasking) -> list[int]:
     """A step that would reveal nothing reveals one token, which the last step then lacks."""
-    counts = enat(run)
-    reveals = [max(1, before - after) for before, after in zip([run.unknown, *counts[:-1]], counts)]
-    reveals[-1] = run.unknown - sum(reveals[:-1])
-    if reveals[-1] < 1:
+    reveals = [max(1, before - after) for before, after in pairwise([run.unknown, *enat(run)])]
+    left = list(accumulate(reveals[:-1], operator.sub, initial=run.unknown))
+    if left[-1] < 1:
         raise MgenError(
             f"counts maskgit-r: too few of the {run.unknown} tokens are left for the last of {run.steps} steps; use fewer "
             "steps, or counts maskgit"
         )
-    return [run.unknown - sum(reveals[: i + 1]) for i in range(len(reveals))]
+    return [*left, 0][1:]
 
 
 def halton(run: Unmasking, inclusive: bool = False) -> list[int]:

@@ -4,14 +4,16 @@ A full step computes all tokens, a cached step the positions of a group, a carry
 class is computed in the same pass: its rows stand behind those of the images' classes. The head then draws tokens.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from mgen.generators import Generator
-from mgen.heads import Head, JointHead, PerCodebookHead
+from mgen.heads import Draw, Head, JointHead, PerCodebookHead
 from mgen.nn.attention import gather_rows
 from mgen.nn.cache import Cache, CachedStep
 from mgen.samplers.noise import Noise, rows_at
@@ -21,9 +23,6 @@ from mgen.utils.errors import MgenError
 
 if TYPE_CHECKING:
     from mgen.samplers.plan import PlannedStep
-
-
-# -- windows of tokens -------------------------------------------------------------------------------------------------
 
 
 def to_units(generator: Generator, tokens: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
@@ -49,51 +48,31 @@ def whole_units(generator: Generator, known: Tensor) -> Tensor:
     return known if windows is None else windows.expand(windows.whole(known))
 
 
-def to_tokens(generator: Generator, **step: Tensor) -> dict[str, Tensor]:
-    """What a step shows (tokens, known, positions, drawn), by token instead of by unit."""
-    return step if generator.windows is None else generator.windows.unfold(**step)
-
-
-# -- forward passes ----------------------------------------------------------------------------------------------------
-
-
 def start(
     generator: Generator, class_ids: Tensor, *, guided: bool, carry: bool, prefix: Tensor | None
 ) -> tuple[Tensor, Cache]:
-    """The class ids (2B,) of a run, null classes behind the images' own, and its empty cache.
-
-    `prefix`: rows of a first stage, for a second one (see Cascade.prefix).
-    """
+    """The class ids (2B,) of a run, null classes behind the images' own, and its empty cache. `prefix`: see Cascade.prefix."""
     rows = torch.cat([class_ids, torch.full_like(class_ids, generator.null_class or 0)])
     return rows, generator.start(rows if guided else class_ids, prefix=prefix, carry=carry)
 
 
-def full(generator: Generator, state: State, step: "PlannedStep", positions: Tensor, *, joint: bool) -> Tensor:
+def full(generator: Generator, state: State, step: "PlannedStep", positions: Tensor) -> Tensor:
     """Context (B, M, D) of all tokens at `positions` (B, M), of a joint head (B, L, D); (2B, …) with null rows."""
-    asked = None if joint else positions.repeat(2, 1) if step.null_rows else positions
+    asked = None if generator.head.joint else positions.repeat(2, 1) if step.null_rows else positions
     keep = step.room if step.group_size > step.count else None
     return generator.context(*_rows(state, step), positions=asked, visible=step.visible, cache=state.cache, keep=keep)
 
 
-def cached_step(
-    generator: Generator, state: State, step: "PlannedStep", group: Tensor, whole: Tensor, *, joint: bool
-) -> Tensor:
+def cached_step(generator: Generator, state: State, step: "PlannedStep", group: Tensor, whole: Tensor) -> Tensor:
     """Context (B, M, D) of the step's positions of `group` (B, G), of a joint head (B, L, D); (2B, …) with null rows.
 
-    Args:
-        whole: the context of the last full step, in which that of cached ones is written for a joint head.
+    For a joint head it is written into `whole`, the context of the last full step.
     """
-    until = step.first + step.count
-    cached = CachedStep(
-        group=group.repeat(2, 1) if step.null_rows else group,
-        done=step.first,
-        fresh=step.refresh,
-        asked=(step.first, until),
-        prefix=step.prefix,
-    )
+    group, asked = group.repeat(2, 1) if step.null_rows else group, (step.first, step.first + step.count)
+    cached = CachedStep(group=group, done=step.first, fresh=step.refresh, asked=asked, prefix=step.prefix)
     tokens, _, class_ids = _rows(state, step)
     z = generator.cached_step(tokens, class_ids, state.cache, cached)
-    return put(whole[: len(z)], cached.group[:, step.first : until], z) if joint else z
+    return put(whole[: len(z)], group[:, slice(*asked)], z) if generator.head.joint else z
 
 
 def carry(generator: Generator, state: State, step: "PlannedStep") -> None:
@@ -108,9 +87,6 @@ def _rows(state: State, step: "PlannedStep") -> tuple[Tensor, Tensor, Tensor]:
     return torch.cat([state.tokens, state.tokens]), state.known.repeat(2, 1), state.class_ids
 
 
-# -- draws -------------------------------------------------------------------------------------------------------------
-
-
 class Drawn(NamedTuple):
     """Tokens (B, M) or (B, M, C), their log-probabilities (B, M) if they have any, and of a joint head all positions (B, L, C)."""
 
@@ -121,30 +97,18 @@ class Drawn(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class TokenDraw:
-    """Draws tokens from context vectors.
-
-    Args:
-        head: of the generator. plans: what the draws of full and of cached steps share, made by the head.
-        noise: of the run. joint: see Capabilities.
-    """
+    """Draws tokens from context vectors. `plans`: what the draws of full and of cached steps share, made by the head."""
 
     head: Head
     plans: Settings
     noise: Noise
-    joint: bool
-
-    def context(self, z: Tensor, positions: Tensor) -> Tensor:
-        """Of what a pass computed the context (B, M, D) at positions (B, M), without null rows."""
-        own = z[: len(positions)]
-        return gather_rows(own, positions) if self.joint else own
 
     def __call__(
         self, z: Tensor, state: State, step: "PlannedStep", positions: Tensor, *, preview: bool = False
     ) -> Drawn:
         """Tokens at positions (B, M) from their context z (B, M, D), of a joint head (B, L, D); (2B, …) with null rows.
 
-        Args:
-            preview: a first draw at temperature 1, which is not kept.
+        `preview`: a first draw at temperature 1, which is not kept.
         """
         if not step.draws:
             return Drawn(state.tokens.new_zeros(*positions.shape, *state.tokens.shape[2:]))
@@ -156,14 +120,11 @@ class TokenDraw:
             noise, temperature = rows_at(self.noise.candidates[step.index], positions), 1.0
         else:
             noise, temperature = self.noise.at(step.index, positions), step.temperature
-        plan, guidance = self.plans[step.kind], step.guidance
+        sample: Callable[..., Draw] = self.head.sample
         if isinstance(self.head, PerCodebookHead):
-            draw = self.head.sample(
-                rows, noise=noise, plan=plan, temperature=temperature, guidance=guidance, part=step.phase
-            )
-        else:
-            draw = self.head.sample(rows, noise=noise, plan=plan, temperature=temperature, guidance=guidance)
-        return Drawn(*draw)
+            sample = partial(sample, part=step.phase)
+        plan, guidance = self.plans[step.kind], step.guidance
+        return Drawn(*sample(rows, noise=noise, plan=plan, temperature=temperature, guidance=guidance))
 
     def _draw_jointly(self, head: JointHead, z: Tensor, state: State, step: "PlannedStep", positions: Tensor) -> Drawn:
         assert self.noise.maps is not None
@@ -179,10 +140,3 @@ class TokenDraw:
             unknown=state.unknown(step.stop, step.unknown) if even else None,
         )
         return Drawn(gather_rows(drawn, positions), None, drawn)
-
-
-def token_draw(generator: Generator, noise: Noise, head: Settings, cached: Settings | None) -> TokenDraw:
-    """The draws of a run with settings `head`, in cached steps `cached` (None: the same)."""
-    plan = generator.head.plan(head)
-    plans = {"full": plan, "cached": plan if cached is None else generator.head.plan(cached)}
-    return TokenDraw(head=generator.head, plans=plans, noise=noise, joint=generator.head.joint)

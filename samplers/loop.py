@@ -29,8 +29,7 @@ def decode(
 ) -> Iterator[tuple[PlannedStep, State, Tensor, Drawn]]:
     """Run the steps of a plan; yields each with the state after it, the positions (B, M) that it drew, and what it drew there.
 
-    Args:
-        collect: keep the context of every token at the step that revealed it, in `State.features`.
+    `collect`: keep the context of every token at the step that revealed it, in `State.features`.
     """
     nothing = state.known[:, :0].long(), Drawn(state.tokens[:, :0])
     context = group = torch.empty(0)  # of the last full step, and the positions of its group
@@ -41,7 +40,7 @@ def decode(
         elif step.kind == "full":
             candidates = order.candidates(state, step)
             positions = candidates[:, : step.count] if order.settled else candidates
-            z = context = forward.full(generator, state, step, positions, joint=draw.joint)
+            z = context = forward.full(generator, state, step, positions)
             drawn = draw(z, state, step, positions, preview=order.redraw)
             choice = order.choose(state, step, candidates, drawn)
             if choice.rows is not None:  # the first draws settled the positions; their tokens are drawn a second time
@@ -49,22 +48,19 @@ def decode(
                 drawn = draw(z, state, step, choice.positions)
         elif step.kind == "cached":
             choice = next_of(group, step)
-            z = forward.cached_step(generator, state, step, group, context, joint=draw.joint)
+            z = forward.cached_step(generator, state, step, group, context)
             drawn = draw(z, state, step, choice.positions)
         if step.count:
             positions, group = choice.positions, choice.group
             state = order.reveal(state, step, choice, drawn.tokens)
             if collect:
-                state = state.collect(positions, draw.context(z, positions), choice.shown)
+                own = gather_rows(z[: len(positions)], positions) if generator.head.joint else z[: len(positions)]
+                state = state.collect(positions, own, choice.shown)
         yield step, state, positions, drawn
         if step.ends_group:
             state.cache.free()
-    warn_if_exploded(state.tokens)
-
-
-def warn_if_exploded(tokens: Tensor) -> None:
-    """Warn of vectors far beyond unit variance. One text for all batches, so that a long run says it once."""
-    if tokens.is_floating_point() and not tokens.abs().amax().item() <= EXPLODED:
+    # One text for all batches, so that a long run says it once.
+    if state.tokens.is_floating_point() and not state.tokens.abs().amax().item() <= EXPLODED:
         warnings.warn(
             f"drawn tokens pass {EXPLODED:.0f}, where trained ones stay near 1: the head is undertrained or its chain too "
             "coarse; try head.clip=5, more head steps, or the weights without EMA",

@@ -3,8 +3,9 @@
 Image i of a run always gets the same numbers, whatever the batch size, the number of processes or an interruption.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Union
 
 import torch
@@ -28,7 +29,7 @@ class MapNoise:
         return torch.stack([torch.randn(self.shape, generator=rng) for rng in rngs], dim=1).to(self.device)
 
     def to(self, device: torch.device | str) -> "MapNoise":
-        return MapNoise(image_seeds=self.image_seeds, shape=self.shape, device=device)
+        return replace(self, device=device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,24 +93,21 @@ def make_noise(
     """The noise of images with these seeds: one random generator per image.
 
     Args:
-        steps: T. length: L. spec: the random numbers that the head takes for one token.
-        fixed: a position is drawn once in the run. redraw: make `candidates` too.
+        steps: T. length: L. spec: of the head. fixed: a position is drawn once in the run. redraw: make `candidates` too.
         once: the same, and positions are never ranked: a run of as many steps as tokens stores nothing that it does not use.
     """
     rngs = [torch.Generator().manual_seed(s) for s in image_seeds]
 
-    def normal(*shape: int) -> Tensor:
-        return torch.stack([torch.randn(shape, generator=rng) for rng in rngs], dim=1)
+    def draw(function: Callable[..., Tensor], *shape: int) -> Tensor:
+        return torch.stack([function(shape, generator=rng) for rng in rngs], dim=1)
 
-    def uniform(*shape: int) -> Tensor:
-        return torch.stack([torch.rand(shape, generator=rng) for rng in rngs], dim=1)
-
+    uniform = partial(draw, torch.rand)
     if spec.normal:
         order = uniform(1, length)[0]  # (B, L)
         count, channels = spec.shape
         if spec.every_step:
             return Noise(order=order, maps=MapNoise(image_seeds=image_seeds, shape=(count, length, channels)))
-        return Noise(order=order, chain=normal(count, length, channels))
+        return Noise(order=order, chain=draw(torch.randn, count, length, channels))
     if once:
         return Noise(order=torch.zeros(len(rngs), length), tokens=uniform(1, length, *spec.shape))
     if spec.shape:
@@ -120,12 +118,8 @@ def make_noise(
         candidates = uniform(steps, *own) if redraw else None
         return Noise(order=order, tokens=tokens, confidence=confidence, candidates=candidates)
     numbers = uniform(2 * steps + 1, length)  # (2T + 1, B, L)
-    return Noise(
-        tokens=numbers[:steps],
-        confidence=_gumbel(numbers[steps:-1]),
-        order=numbers[-1],
-        candidates=uniform(steps, length) if redraw else None,
-    )
+    tokens, confidence, candidates = numbers[:steps], numbers[steps:-1], uniform(steps, length) if redraw else None
+    return Noise(tokens=tokens, confidence=_gumbel(confidence), order=numbers[-1], candidates=candidates)
 
 
 def _gumbel(uniform: Tensor) -> Tensor:

@@ -33,11 +33,9 @@ Order = str | Sequence[int] | Settings
 
 @dataclass(frozen=True, kw_only=True)
 class OrderSettings:
-    """The setting `order:`.
+    """The setting `order:`: one of ORDERS, or "list" with `positions`, the first to be revealed first.
 
-    Args:
-        name: one of ORDERS, or "list". positions: of a list, all of them, the first to be revealed first.
-        redraw: rank one draw at temperature 1 and keep a second one.
+    `redraw`: rank one draw at temperature 1 and keep a second one.
     """
 
     name: str
@@ -46,11 +44,7 @@ class OrderSettings:
 
     @classmethod
     def of(cls, order: Order) -> "OrderSettings":
-        """From a name, a list of positions or a mapping {name: …}.
-
-        Raises:
-            MgenError: an unknown name or option, or a list that does not hold 0 … L − 1, each once.
-        """
+        """From a name, a list or a mapping; MgenError for unknown names and options, and lists but of 0 … L − 1, each once."""
         if isinstance(order, str):
             return cls(name=check_choice("order", order, ORDERS))
         if isinstance(order, Mapping):
@@ -73,23 +67,15 @@ class OrderSettings:
         return self.name in RANKED
 
     def strategy(self, noise: Noise, units: TokenSpec, known: Tensor, *, raster: bool) -> "Strategy":
-        """The strategy for one run.
-
-        Args:
-            known: (B, L), tokens that are given. raster: the positions of a group are revealed row by row.
-        """
-        if self.name == "remasking":
-            return Remasking(gumbel=_gumbel(noise), vocab_size=units.vocab_size)
-        if self.name == "confidence":
-            return Confidence(gumbel=_gumbel(noise), redraw=self.redraw)
+        """The strategy for a run with given tokens known (B, L); `raster`: the positions of a group are revealed row by row."""
+        if self.ranked:
+            assert noise.confidence is not None
+            if self.name == "remasking":
+                return Remasking(gumbel=noise.confidence, vocab_size=units.vocab_size)
+            return Confidence(gumbel=noise.confidence, redraw=self.redraw)
         priority = priorities(self.positions or self.name, noise, units.grid, units.global_tokens)  # (B, L)
         ranking = priority.masked_fill(known, -torch.inf).argsort(dim=1, descending=True, stable=True)
         return FixedOrder(ranking=ranking, raster=raster)
-
-
-def _gumbel(noise: Noise) -> Tensor:
-    assert noise.confidence is not None
-    return noise.confidence
 
 
 @dataclass(frozen=True, kw_only=True)

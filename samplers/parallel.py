@@ -7,16 +7,17 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from mgen.generators import Cascade, Generator
+from mgen.generators import Capabilities, Cascade, Generator
 from mgen.samplers import forward
-from mgen.samplers.checks import check_fits, check_given, check_rows
 from mgen.samplers.loop import decode
 from mgen.samplers.noise import Noise, make_noise
 from mgen.samplers.plan import Plan, make_plan
 from mgen.samplers.settings import SamplerSettings
 from mgen.samplers.state import State
 from mgen.samplers.step import Step
+from mgen.tokens import TokenSpec
 from mgen.utils import seeds
+from mgen.utils.errors import MgenError
 from mgen.utils.modeling import public
 
 Given = tuple[Tensor, Tensor]  # tokens, and a bool mask of those that are given
@@ -28,17 +29,63 @@ class ParallelSampler(SamplerSettings):
 
     def check(self, generator: Generator | Cascade) -> None:
         """Raise MgenError for settings that this generator or its kind of tokens does not take."""
-        check_fits(self, generator)
+        c, order, reuse = self.config, self.order, self.reuse
+        able, units, name = generator.capabilities, generator.units, type(generator).__name__
+        if self.first_stage is not None:
+            if not isinstance(generator, Cascade):
+                raise MgenError(f"{name} has no first stage: leave the sampler's first_stage out")
+            self.first_stage.check(generator.first)
+        self._check_steps(able, units, name)
+        if any(self.guided(units.length, units.global_tokens)[c.start :]) and generator.null_class is None:
+            raise MgenError(f"guidance {c.guidance} needs a null class, this {name} has none: use guidance 1")
+        if order.positions and len(order.positions) != units.length:
+            raise MgenError(f"order lists {len(order.positions)} positions, this model has {units.length}")
+        if order.name.startswith("halton") and units.grid is None:
+            raise MgenError("order 'halton' needs tokens with a position in the image: use random, raster or a list")
+        if reuse.cached and not able.cached_steps:
+            raise MgenError(f"{name} has no cached steps: set reuse.cached=0")
+        if able.carried_features and reuse.features and order.name == "remasking":
+            raise MgenError(
+                "order remasking changes known tokens, whose features this model carries on: set reuse.features=false"
+            )
+        if not able.log_prob:
+            if order.ranked:
+                raise MgenError(
+                    f"order '{order.name}' ranks draws by probability, which vectors don't have: use order random"
+                )
+            if c.steps > units.length:
+                raise MgenError(f"steps is {c.steps}, this model has {units.length} tokens: at most one step per token")
+        elif reuse.head_share != 1:
+            raise MgenError(f"reuse.head_share is {reuse.head_share}: only a diffusion head has steps to share")
+        temperatures = self.values("temperature", units.length, units.global_tokens)
+        for head in (c.head or {}, self.cached_head or c.head or {}):
+            generator.head.check(head, temperatures=temperatures)
+
+    def _check_steps(self, able: Capabilities, units: TokenSpec, name: str) -> None:
+        """Raise MgenError unless the steps fit tokens that are drawn one after the other, or global ones first."""
+        c, order = self.config, self.order
+        single = order.name == "raster" and c.schedule == "single" and c.steps == units.length and not c.start
+        if able.order == "causal" and not single:
+            raise MgenError(
+                f"{name} draws one token after the other: it needs steps {units.length}, order raster and schedule single, not "
+                f"steps {c.steps}, order {c.order} and schedule {c.schedule}"
+                + (f" from step {c.start} on" if c.start else "")
+            )
+        if not units.global_tokens:
+            if c.global_steps is not None:
+                raise MgenError(f"{name} has no global tokens: leave global_steps out")
+            return
+        if c.steps < 2:
+            raise MgenError("global tokens are drawn before the others: at least 2 steps are needed")
+        if c.start or order.name == "remasking" or not isinstance(c.schedule, str):
+            raise MgenError("start, order remasking and listed schedules don't work with global tokens: leave them out")
 
     def plan(self, generator: Generator | Cascade) -> Plan:
         """The plan of a run that is given no tokens, as `str` shows it."""
         self.check(generator)
-        return self._plan(generator)
-
-    def _plan(self, generator: Generator | Cascade) -> Plan:
         first = None
         if isinstance(generator, Cascade) and self.first_stage is not None:
-            first = self.first_stage._plan(generator.first)
+            first = self.first_stage.plan(generator.first)
         return make_plan(self, generator.units, generator.capabilities, first_stage=first)
 
     def make_noise(self, generator: Generator | Cascade, image_seeds: Sequence[int]) -> Noise:
@@ -52,11 +99,11 @@ class ParallelSampler(SamplerSettings):
             redraw=self.order.redraw,
             once=generator.capabilities.order == "causal",
         )
-        if (sampler := self.first_stage) is None or not isinstance(generator, Cascade):
+        if self.first_stage is None or not isinstance(generator, Cascade):
             return noise
         # The word is part of the seed: another one would change every image.
-        own = sampler.make_noise(generator.first, [seeds.fold(s, "pivots") for s in image_seeds])
-        return dataclasses.replace(noise, first_stage=own)
+        own = [seeds.fold(s, "pivots") for s in image_seeds]
+        return dataclasses.replace(noise, first_stage=self.first_stage.make_noise(generator.first, own))
 
     @torch.no_grad()
     def __call__(
@@ -74,10 +121,8 @@ class ParallelSampler(SamplerSettings):
         """Run the steps, one per iteration.
 
         Args:
-            generator: a Generator or a Cascade. class_ids: (B,).
-            noise: of the whole run (`make_noise`).
+            class_ids: (B,). noise: of the whole run (`make_noise`).
             tokens, known: ids (B, L) or vectors (B, L, C) and a bool mask (B, L) of those that are given; they never change.
-                Default: none.
             first_stage: the same for the first stage, (B, S) or (B, S, C), of a generator of two; without it a run with given
                 tokens leaves the first stage out.
             complete_first_stage: draw the tokens of the first stage's last step too, though nothing reads them.
@@ -93,10 +138,12 @@ class ParallelSampler(SamplerSettings):
         if isinstance(generator, Generator):
             yield from self._run(generator, class_ids, noise, given, unused_tail=tail)
             return
-        sampler, prefix = self.first_stage, None
-        if sampler is not None and (given is None or first_stage is not None):
+        sampler = self.first_stage
+        if sampler is None or (given is not None and first_stage is None):
+            prefix = generator.prefix()
+        else:
             assert noise.first_stage is not None
-            state = yield from sampler._run(
+            run = sampler._run(
                 generator.first,
                 class_ids,
                 noise.first_stage,
@@ -104,8 +151,8 @@ class ParallelSampler(SamplerSettings):
                 collect=True,
                 features_only=not complete_first_stage,
             )
+            state = yield from run
             prefix = generator.prefix(state.features, None if first_stage is None else state.given)
-        prefix = generator.prefix() if prefix is None else prefix
         yield from self._run(generator.second, class_ids, noise, given, prefix=prefix)
 
     def _run(
@@ -132,24 +179,31 @@ class ParallelSampler(SamplerSettings):
             known = torch.zeros(len(class_ids), spec.length, dtype=torch.bool, device=device)
         else:
             tokens, known = (x.clone() for x in forward.to_units(generator, *given))
-            check_given(able, known)
+            if able.order == "causal" and bool((known[:, 1:] & ~known[:, :-1]).any()):
+                raise MgenError("tokens are drawn one after the other: given tokens must be the first ones of an image")
         phases = self.phases(spec.length, spec.global_tokens)
         # The only read-back from the device before the end of a run, and none if no tokens are given.
         hidden = [[p.length] * len(known) for p in phases]
         if given is not None:
             hidden = torch.stack([(~known[:, p.first : p.stop]).sum(1) for p in phases]).tolist()
         plan = make_plan(self, spec, able, hidden, device=device, features_only=features_only, unused_tail=unused_tail)
-        check_rows(self, plan)
+        if self.reuse.cached and any(step.visible[0] != step.visible[1] for step in plan.steps):
+            raise MgenError(
+                "cached steps need as many given tokens in every image of a batch: use batch_size 1, or reuse.cached=0"
+            )
         guided = any(step.null_rows for step in plan.steps)
         rows, cache = forward.start(generator, class_ids, guided=guided, carry=plan.carries, prefix=prefix)
         state = State(tokens=tokens, known=known, given=known.clone(), class_ids=rows, cache=cache)
         order = self.order.strategy(noise, spec, known, raster=self.reuse.inside == "raster")
-        draw = forward.token_draw(generator, noise, self.config.head or {}, self.cached_head)
+        head, settings, cached = generator.head, self.config.head or {}, self.cached_head
+        plans = {"full": (shared := head.plan(settings)), "cached": shared if cached is None else head.plan(cached)}
+        draw = forward.TokenDraw(head=head, plans=plans, noise=noise)
         steps = decode(generator, plan, order, draw, state, collect=collect)
         for step, state, positions, drawn in steps:
             if step.index == plan.count - 1 and spec.vocab_size is not None:
                 state.tokens.clamp_(max=spec.vocab_size - 1)  # a drawn mask, where the head can draw one
             shown = dict(tokens=state.tokens, known=state.known, positions=positions, drawn=drawn.tokens)
-            shown = forward.to_tokens(generator, **shown)
+            if generator.windows is not None:
+                shown = generator.windows.unfold(**shown)
             yield Step(**shown, index=step.index, count=plan.count, first_stage=collect, map=drawn.map)
         return state

@@ -1,8 +1,9 @@
 """The plan of a run: everything that is settled before the first step, as an immutable table. Notation: B images, L positions."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Required, TypedDict, Unpack
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -35,14 +36,13 @@ class PlannedStep:
     """One step.
 
     Args:
-        index: t. phase: with global tokens 0 for theirs and 1 for the others, else 0. group: number of its group (see Reuse).
+        index: t. phase: 1 for the tokens after global ones, else 0. group: number of its group (see Reuse).
         kind: "full", all tokens are computed; "cached", positions of the group; "carry", nothing is revealed, features alone are
             computed; "none", nothing is revealed.
-        reveal: tokens that each row reveals. count: the most of them.
+        reveal: tokens that each row reveals. count: the most of them. visible: fewest and most known tokens of a row before the step.
         unknown: most unknown tokens of the phase in a row before the step. stop: the position at which the phase's tokens end.
-        visible: fewest and most known tokens of a row before the step.
         guidance: s of the draw; None: not guided. temperature, confidence_temperature: of the draw and of the ranking.
-        null_rows: whether the forward pass computes the null class too.
+        null_rows: the forward pass computes the null class too.
         draws: False where only the context of the revealed tokens is read (the last step of a first stage).
         group_size: tokens of the whole group. first: of them, those revealed before the step. room: those revealed before its last.
         refresh: positions of the group that a cached step computes, from, to. prefix: whether it computes the class token too.
@@ -74,11 +74,6 @@ class PlannedStep:
     done: Tensor = field(repr=False, compare=False)
     group_quota: Tensor = field(repr=False, compare=False)
 
-    @property
-    def passes(self) -> int:
-        """Forward passes per image, with class and without."""
-        return 0 if self.kind == "none" else 1 + self.null_rows
-
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -99,19 +94,17 @@ class Plan:
     @property
     def forward_passes(self) -> int:
         """Forward passes per image, with class and without, of both stages; cached ones count as whole ones."""
-        return sum(s.passes for s in self.steps) + (self.first_stage.forward_passes if self.first_stage else 0)
+        own = sum(1 + step.null_rows for step in self.steps if step.kind != "none")
+        return own + (self.first_stage.forward_passes if self.first_stage else 0)
 
     def __str__(self) -> str:
-        return self.table()
-
-    def table(self) -> str:
         """The plan as text, one line per step."""
         rows = [row[: None if self.ranked else -1] for row in (COLUMNS, *map(self._row, self.steps))]
         widths = [max(map(len, column)) for column in zip(*rows)]
         lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
         if self.first_stage is None:
             return "\n".join(lines)
-        return "\n".join(["first stage", self.first_stage.table(), "", "second stage", *lines])
+        return "\n".join(["first stage", str(self.first_stage), "", "second stage", *lines])
 
     def _row(self, s: PlannedStep) -> tuple[str, ...]:
         fewest, most = min(s.reveal), max(s.reveal)
@@ -120,7 +113,7 @@ class Plan:
             f"{s.group + 1}",
             s.kind + (" + null class" if s.null_rows else ""),
             f"{most}" if fewest == most else f"{fewest}–{most}",
-            f"{s.unknown}" + (("", " global")[s.phase == 0] if self.phases > 1 else ""),
+            f"{s.unknown}" + (" global" if self.phases > 1 and s.phase == 0 else ""),
             "none" if s.guidance is None else f"{s.guidance:.4g}",
             f"{s.temperature:.4g}",
             f"{s.confidence_temperature:.4g}",
@@ -146,11 +139,8 @@ def make_plan(
         features_only: nobody reads the tokens of the last step, as in a first stage. unused_tail: so many steps, the last, are left out.
     """
     planner = _Planner(settings, units, able, hidden, device)
-    groups = [  # cut where a phase ends
-        [t for t in group if planner.phase(t) == p]
-        for group in settings.groups()
-        for p in sorted({planner.phase(t) for t in group})
-    ]
+    # Groups are cut where a phase ends.
+    groups = [list(part) for group in settings.groups() for _, part in groupby(group, planner.phase)]
     undrawn = settings.config.steps - 1 if features_only and not able.log_prob else None
     kept = enumerate(groups[: len(groups) - unused_tail])
     return Plan(
@@ -161,21 +151,6 @@ def make_plan(
         ranked=settings.order.ranked,
         first_stage=first_stage,
     )
-
-
-class StepFields(TypedDict, total=False):
-    """Fields of a PlannedStep that its place in the group decides."""
-
-    group: Required[int]
-    group_quota: Required[Tensor]
-    null_rows: bool
-    draws: bool
-    group_size: int
-    first: int
-    room: int
-    refresh: tuple[int, int]
-    prefix: bool
-    ends_group: bool
 
 
 class _Planner:
@@ -229,39 +204,36 @@ class _Planner:
 
     def group(self, number: int, group: Sequence[int], undrawn: int | None) -> Iterator[PlannedStep]:
         """The steps of a group. The first one that reveals something is the full one. The step `undrawn` draws nothing."""
-        counts, end = [self.count(t) for t in group], group[-1]
+        counts, end, reuse = [self.count(t) for t in group], group[-1], self.reuse
         while counts and not counts[0]:
-            nulls = self.carries and self.null_rows(group[:1])
-            quota = self.quota[group[0] - self.start]
-            own = StepFields(group=number, group_quota=quota, ends_group=group[0] == end, null_rows=nulls)
-            yield self.step(group[0], "carry" if self.carries else "none", **own)
+            step = self.step(group[0], number, end, guide=group[0])
+            yield replace(step, kind="carry", null_rows=self.null_rows(group[:1])) if self.carries else step
             group, counts = group[1:], counts[1:]
-        size, first, before, guides = sum(counts), 0, 0, self.reuse.guides(group)
+        size, first, before = sum(counts), 0, 0
+        guides = [*group[:1], *group[:-1]] if reuse.late_guidance else group
         for i, (t, count) in enumerate(zip(group, counts)):
-            own = StepFields(group=number, group_quota=self.quota[t - self.start], ends_group=t == end)
-            own["draws"], own["group_size"], own["first"] = t != undrawn, size, first
-            guide = guides[i]
+            step = self.step(t, number, end, guide=guides[i])
+            step = replace(step, draws=t != undrawn, group_size=size, first=first)
             if i == 0:
-                own["null_rows"], own["room"] = self.null_rows(group), size - counts[-1]
-                if len(group) > 1 and self.reuse.inside == "raster":
-                    own["group_quota"] = self.quota[t - self.start : end + 1 - self.start].sum(0)
-                yield self.step(t, "full", guide=guide, **own)
+                step = replace(step, kind="full", null_rows=self.null_rows(group), room=size - counts[-1])
+                if len(group) > 1 and reuse.inside == "raster":
+                    step = replace(step, group_quota=self.quota[t - self.start : end + 1 - self.start].sum(0))
+            elif count and reuse.refresh == "latest":  # a later step reads null rows of this one
+                nulls = any(map(self.guided, guides[i:]))
+                step = replace(step, kind="cached", null_rows=nulls, refresh=(first - before, first + count))
             elif count:
-                own["null_rows"] = self.reuse.null_rows([self.guided(g) for g in guides[i:]])
-                own["refresh"] = self.reuse.refreshed(size=size, first=first, count=count, before=before)
-                own["prefix"] = self.reuse.prefix
-                yield self.step(t, "cached", guide=guide, **own)
-            else:
-                yield self.step(t, "none", guide=guide, **own)
+                step = replace(step, kind="cached", null_rows=self.guided(guides[i]), refresh=(0, size))
+            yield replace(step, prefix=reuse.prefix) if step.kind == "cached" else step
             first, before = first + count, count or before
 
-    def step(self, t: int, kind: Kind, *, guide: int | None = None, **own: Unpack[StepFields]) -> PlannedStep:
-        """Step t, with the guidance of step `guide` (t)."""
-        i, guide = t - self.start, t if guide is None else guide
+    def step(self, t: int, number: int, end: int, *, guide: int) -> PlannedStep:
+        """Step t of group `number`, which step `end` ends, with the guidance of step `guide`, as one that reveals nothing."""
+        i = t - self.start
         return PlannedStep(
             index=t,
-            kind=kind,
+            kind="none",
             phase=self.phase_of[i],
+            group=number,
             reveal=tuple(self.reveal[i]),
             count=self.count(t),
             unknown=self.wanted[i],
@@ -270,7 +242,8 @@ class _Planner:
             guidance=self.guidance[guide] if self.guided(guide) else None,
             temperature=self.temperature[t],
             confidence_temperature=self.confidence_temperature[t],
+            ends_group=t == end,
             quota=self.quota[i],
             done=self.done[i],
-            **own,
+            group_quota=self.quota[i],
         )

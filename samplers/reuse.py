@@ -8,7 +8,7 @@ ENAT (arXiv 2411.06959): full steps carry the features of visible tokens on. The
 step to the next, and cached steps in between read what the last full one stored.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -65,27 +65,5 @@ class Reuse:
 
     def groups(self, start: int, steps: int) -> list[list[int]]:
         """The steps `start` … `steps` − 1 cut into groups; the first of each is full."""
-        first = min(start + self.full_first, steps)
-        size = 1 + self.cached
-        return [[t] for t in range(start, first)] + [
-            list(range(t, min(t + size, steps))) for t in range(first, steps, size)
-        ]
-
-    def guides(self, group: Sequence[int]) -> Sequence[int]:
-        """For each step of a group the step whose guidance it draws with."""
-        return [group[0], *group[:-1]] if self.late_guidance else group
-
-    def refreshed(self, *, size: int, first: int, count: int, before: int) -> tuple[int, int]:
-        """Which positions of a group of `size` a cached step computes: from, to.
-
-        Args:
-            first, count: the step reveals positions first … first + count − 1. before: positions revealed by the step before.
-        """
-        return (0, size) if self.refresh == "group" else (first - before, first + count)
-
-    def null_rows(self, guided: Sequence[bool]) -> bool:
-        """Whether a cached step computes null rows, for `guided` of itself and of the group's steps after it.
-
-        Where only the latest rows are refreshed, unconditional rows that a later step reads must not be left out now.
-        """
-        return any(guided) if self.refresh == "latest" else guided[0]
+        run, first, size = list(range(start, steps)), self.full_first, 1 + self.cached
+        return [[t] for t in run[:first]] + [run[i : i + size] for i in range(first, len(run), size)]

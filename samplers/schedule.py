@@ -31,9 +31,7 @@ def mask_fraction(name: str, ratio: float, *, length: int, dtype: Float = np.flo
     """γ(ratio), clipped to [1e-6, 1] as in MaskGIT's code.
 
     Args:
-        name: see the table above.
-        ratio: progress in (0, 1].
-        length: N, used by "log" and "exp".
+        name: see the table above. ratio: progress in (0, 1]. length: N, used by "log" and "exp".
         dtype: the original JAX code works in float32, where a cosine that is 1/2 comes out just below, and the floor of a
             count then loses one token (256 tokens at ratio 2/3: 127, not 128).
     """
@@ -57,11 +55,7 @@ def mask_fraction(name: str, ratio: float, *, length: int, dtype: Float = np.flo
 
 
 def exponent(name: str) -> float:
-    """X of a schedule "powX".
-
-    Raises:
-        MgenError: another name.
-    """
+    """X of a schedule "powX"; MgenError for another name."""
     try:
         if not name.startswith("pow"):
             raise ValueError
@@ -72,14 +66,8 @@ def exponent(name: str) -> float:
         ) from None
 
 
-def listed_fractions(schedule: Schedule, steps: int) -> list[float] | None:
-    """The fractions of a schedule that is a list; None for a name.
-
-    Raises:
-        MgenError: neither a name nor a list of `steps` − 1 or `steps` fractions in [0, 1].
-    """
-    if isinstance(schedule, str):
-        return None
+def listed_fractions(schedule: Sequence[float], steps: int) -> list[float]:
+    """The fractions of a schedule that is a list; MgenError unless they are `steps` − 1 or `steps` numbers in [0, 1]."""
     if not isinstance(schedule, Sequence):
         raise MgenError(f"schedule is {schedule!r}: expected a name or a list of fractions")
     fractions = [float(x) for x in schedule]

@@ -26,31 +26,21 @@ def priorities(
     """
     b, length = noise.order.shape
     if global_tokens:
-        first: str | Sequence[int]
-        rest: str | Sequence[int]
-        if isinstance(order, str):
-            first, rest = "random" if order == "random" else "raster", order
-        else:
+        first: str | Sequence[int] = "random" if order == "random" else "raster"
+        rest = order
+        if not isinstance(order, str):
             first = [p for p in order if p < global_tokens]
             rest = [p - global_tokens for p in order if p >= global_tokens]
-        own = (
-            priorities(first, replace(noise, order=noise.order[:, :global_tokens]), None) + length,
-            priorities(rest, replace(noise, order=noise.order[:, global_tokens:]), grid),
-        )
-        return torch.cat(own, dim=1)
+        first_noise, rest_noise = (replace(noise, order=u) for u in noise.order.tensor_split([global_tokens], dim=1))
+        return torch.cat([priorities(first, first_noise, None) + length, priorities(rest, rest_noise, grid)], dim=1)
     if order == "random":
         return noise.order
-    roll = order == "halton-rolled"
-    if order in ("halton", "halton-rolled"):
+    listed: str | Sequence[int] = range(length) if order == "raster" else order
+    if isinstance(listed, str):
         assert grid is not None
-        order = halton(*grid)
-    elif order == "raster":
-        order = range(length)
-    priority = torch.empty(length, device=noise.order.device)
-    priority[torch.tensor(order, device=noise.order.device)] = torch.arange(
-        length, 0, -1, device=noise.order.device, dtype=torch.float32
-    )
-    if roll:  # the sequence, rolled forward by an offset in 0 … L − 1
+        listed = halton(*grid)
+    priority = length - torch.tensor(listed, device=noise.order.device).argsort().float()
+    if order == "halton-rolled":  # the sequence, rolled forward by an offset in 0 … L − 1
         offset = (noise.order[:, :1] * length).floor()
         return length - (length - priority + offset) % length  # (B, L)
     return priority.expand(b, length)

@@ -13,7 +13,7 @@ from mgen.samplers.order import Order, OrderSettings
 from mgen.samplers.plan import Phase
 from mgen.samplers.reuse import Reuse
 from mgen.samplers.schedule import Schedule
-from mgen.samplers.values import Value, per_step, with_strength
+from mgen.samplers.values import Value, per_step
 from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError
 from mgen.utils.modeling import check_keys, constructor_keys
@@ -23,14 +23,11 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
     """How tokens are revealed and drawn. The defaults are MaskGIT's, without guidance.
 
     Args:
-        steps: T.
-        order: which positions come next: "confidence", "remasking", "random", "raster", "halton", "halton-rolled", a list of all
-            positions, or a mapping with options, e.g. {name: confidence, redraw: true} (see mgen.samplers.order).
-        schedule: mask fraction by name, or a list (see mgen.samplers.schedule).
-        counts: how mask fractions are rounded to tokens: a rule of mgen.samplers.counts.
-        guidance: s in u + s·(c − u), constant, listed or a curve (see mgen.samplers.values); 1 is none.
-        temperature: of the token draw; constant, listed or a curve.
-        confidence_temperature: factor of the Gumbel noise on confidences; constant, listed or a curve.
+        steps: T. order: which positions come next: "confidence", "remasking", "random", "raster", "halton", "halton-rolled", a list of
+            all positions, or a mapping with options, e.g. {name: confidence, redraw: true} (see mgen.samplers.order).
+        schedule: mask fraction by name, or a list (see mgen.samplers.schedule). counts: how it is rounded (mgen.samplers.counts).
+        guidance: s in u + s·(c − u); 1 is none. temperature: of the token draw. confidence_temperature: factor of the Gumbel noise on
+            confidences. Each is constant, listed or a curve (see mgen.samplers.values).
         start: first step that is run.
         head: how the head draws a token: a diffusion head by mgen.heads.chains.ChainSettings, e.g. {chain: ancestral, steps: 100}, a
             categorical one by mgen.heads.categorical.DrawSettings, e.g. {top_k: 100}.
@@ -102,18 +99,15 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
         given = {} if settings is None else settings
         if not isinstance(given, Mapping):
             return cls.from_settings(given, where)
-        able = generator.capabilities
-        if able.order == "causal":
-            given = {"steps": generator.units.length, "order": "raster", "schedule": "single", **given}
-        if not able.log_prob and "order" not in given:
-            given = {**given, "order": "random"}
-        if isinstance(generator, Cascade) and given.get("first_stage", {}) is not None:
-            stage, own = generator.first, given.get("first_stage", {})
-            if isinstance(own, Mapping):
-                order = {} if stage.capabilities.log_prob else {"order": "random"}
-                own = {"steps": min(32, stage.units.length), **order, **own}
-            given = {**given, "first_stage": own}
-        return cls.from_settings(given, where)
+        own: Settings = {} if generator.capabilities.log_prob else {"order": "random"}
+        if generator.capabilities.order == "causal":
+            own = {"steps": generator.units.length, "order": "raster", "schedule": "single"}
+        own |= given
+        stage = own.get("first_stage", {})
+        if isinstance(generator, Cascade) and isinstance(stage, Mapping):
+            order = {} if generator.first.capabilities.log_prob else {"order": "random"}
+            own["first_stage"] = {"steps": min(32, generator.first.units.length), **order, **stage}
+        return cls.from_settings(own, where)
 
     @property
     def settings(self) -> Settings:
@@ -164,14 +158,14 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
     def remaining(self, *, unknown: int, length: int, steps: int | None = None) -> list[int]:
         """Tokens unknown after each step that is run, from `unknown` of `length` at first; `steps` replaces T."""
         c = self.config
-        steps = c.steps if steps is None else steps
-        return remaining_counts(c.schedule, steps=steps, unknown=unknown, length=length, start=c.start, counts=c.counts)
+        return remaining_counts(
+            c.schedule, steps=steps or c.steps, unknown=unknown, length=length, start=c.start, counts=c.counts
+        )
 
     def left(self, phase: Phase, unknown: int) -> list[int]:
         """Of `unknown` tokens of a phase at first, those left after each of its steps."""
-        if not unknown:
-            return [0] * phase.steps
-        return self.remaining(unknown=unknown, length=phase.length, steps=phase.steps + self.config.start)
+        steps = phase.steps + self.config.start
+        return self.remaining(unknown=unknown, length=phase.length, steps=steps) if unknown else [0] * phase.steps
 
     def values(self, name: str, length: int, global_tokens: int = 0) -> list[float]:
         """`guidance`, `temperature` or `confidence_temperature` at each of the T steps of a run on `length` tokens."""
@@ -200,8 +194,7 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
         `reuse` and `first_stage` those of the same name; first_stage=False leaves the first stage out.
         """
         settings: Settings = {key: value for key, value in replaced.items() if value is not None}
-        parts = {key: value for key, value in (("chain", chain), ("steps", head_steps)) if value is not None}
-        if parts:
+        if parts := {key: value for key, value in (("chain", chain), ("steps", head_steps)) if value is not None}:
             settings["head"] = {**(self.config.head or {}), **settings.get("head", {}), **parts}
         for name in ("reuse", "first_stage"):
             if isinstance(settings.get(name), Mapping) and self.config[name]:
@@ -210,13 +203,14 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
             settings["first_stage"] = None
         check_keys(settings, constructor_keys(type(self)), "sampler.")
         if guidance is not None:
-            settings["guidance"] = with_strength(self.config.guidance, guidance)
-        own = self.settings
+            curve = self.config.guidance
+            settings["guidance"] = {**curve, "end": guidance} if isinstance(curve, Mapping) else guidance
         try:
-            return type(self)(**{**own, **settings})
+            return type(self)(**{**self.settings, **settings})
         except MgenError as error:
-            if "steps" in settings and settings["steps"] != own["steps"]:
+            steps = self.config.steps
+            if settings.get("steps", steps) != steps:
                 raise MgenError(
-                    f"{error}; this sampler lists values for its {own['steps']} steps, so their number is fixed"
+                    f"{error}; this sampler lists values for its {steps} steps, so their number is fixed"
                 ) from error
             raise

@@ -32,6 +32,5 @@ class Step:
     def draft(self) -> Tensor:
         """The known tokens, and this step's draws at unknown positions that it computed; shaped like `tokens`."""
         known = self.known.view(*self.known.shape, *[1] * (self.tokens.ndim - 2))
-        if self.map is not None:
-            return torch.where(known, self.tokens, self.map)
-        return torch.where(known, self.tokens, put(self.tokens.clone(), self.positions, self.drawn))
+        drawn = put(self.tokens.clone(), self.positions, self.drawn) if self.map is None else self.map
+        return torch.where(known, self.tokens, drawn)

@@ -22,12 +22,7 @@ from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError, check_choice, suggestion
 
 Value = float | Sequence[float] | Settings
-KEYS = {
-    "linear": {"start", "end", "at", "left", "least"},
-    "half-linear": {"start", "end", "at", "left", "least"},
-    "power": {"start", "end", "at", "power", "least"},
-    "power-cosine": {"start", "end", "at", "power", "least"},
-}
+KINDS = {"linear": "left", "half-linear": "left", "power": "power", "power-cosine": "power"}  # a key of their own
 
 
 def per_step(
@@ -50,8 +45,7 @@ def per_step(
     if isinstance(value, str | bool) or value is None:
         raise MgenError(f"{name} is {value!r}: expected a number, a list of numbers or a curve")
     if isinstance(value, Mapping):
-        group = {t: (g + 1) / len(groups) for g, members in enumerate(groups) for t in members}
-        out = _curve(value, steps, name, unknown, length, group)
+        out = _curve(value, steps, name, unknown, length, groups)
     elif isinstance(value, Sequence):
         out = [float(x) for x in value]
         if len(out) == steps - 1:
@@ -68,18 +62,19 @@ def per_step(
 
 
 def _curve(
-    value: Settings, steps: int, name: str, unknown: Sequence[int], length: int, group: Mapping[int, float]
+    value: Settings, steps: int, name: str, unknown: Sequence[int], length: int, groups: Sequence[Sequence[int]]
 ) -> list[float]:
-    kind = check_choice(f"{name}.kind", str(value.get("kind")), KEYS)
+    kind = check_choice(f"{name}.kind", str(value.get("kind")), KINDS)
+    keys = {"start", "end", "at", "least", KINDS[kind]}
     for key in value:
-        if key not in KEYS[kind] | {"kind"}:
-            raise MgenError(f"unknown key '{name}.{key}': {suggestion(key, KEYS[kind])}")
+        if key not in keys | {"kind"}:
+            raise MgenError(f"unknown key '{name}.{key}': {suggestion(key, keys)}")
     start, end = float(value.get("start", 1.0)), float(value.get("end", 1.0))
-    straight = kind in ("linear", "half-linear")
-    ways = ("start", "end", "inclusive", "group") + (("tokens",) if straight else ())
+    ways = ("start", "end", "inclusive", "group") + (("tokens",) if KINDS[kind] == "left" else ())
     usual = {"linear": "end", "half-linear": "start"}.get(kind, "inclusive")
     least = float(value.get("least", -math.inf))
     at = check_choice(f"{name}.at", value.get("at", usual), ways)
+    group = {t: (g + 1) / len(groups) for g, members in enumerate(groups) for t in members}
     out = []
     for t in range(steps):
         if at == "tokens":
@@ -97,8 +92,3 @@ def _curve(
             p = (1 - math.cos(math.pi * p)) / 2
         out.append(max(least, start + (end - start) * p))
     return out
-
-
-def with_strength(value: Value, strength: float) -> Value:
-    """The same curve with another end, or the constant `strength` if it is no curve: what `--guidance` means."""
-    return {**value, "end": strength} if isinstance(value, Mapping) else strength

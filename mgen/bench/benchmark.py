@@ -15,20 +15,22 @@ import torch
 from torch import Tensor
 
 from mgen.bench.flops import PARTS, Networks, count_run
-from mgen.bench.proxy import AnyGenerator, proxy
+from mgen.bench.proxy import AnyGenerator, proxy, watched
 from mgen.generators.build import build_model
-from mgen.generators.cascade import Cascade
 from mgen.generators.generator import Generator
 from mgen.generators.presets import model_name
 from mgen.heads import CategoricalHead
 from mgen.heads.head import Head
-from mgen.samplers import ParallelSampler
+from mgen.pipelines.pipeline import DTYPES
+from mgen.samplers import Noise, ParallelSampler
 from mgen.tokenizers import VQGAN, KLTokenizer, LlamaGenVQ, Tokenizer
 from mgen.utils.config import Settings
 from mgen.utils.errors import check_choice
 
 P = ParamSpec("P")
 R = TypeVar("R")
+TOKENIZERS: dict[str, type[VQGAN | LlamaGenVQ | KLTokenizer]]
+TOKENIZERS = {"maskgit-f16": VQGAN, "vq16": LlamaGenVQ, "vq8": LlamaGenVQ, "kl16": KLTokenizer, "sd-f8": KLTokenizer}
 
 
 @dataclass
@@ -52,37 +54,24 @@ def random_pipeline(config: Settings, tokenizer: str | None) -> RandomPipeline:
         config: of the generator, nested as in configs/models.
         tokenizer: a published tokenizer, None (no decoding), or "auto": kl16 for vectors, vq16 for 16384 ids, maskgit-f16 for other ids.
     """
+    from mgen.convert.tokenbridge import quantized_for
+
     torch.manual_seed(0)
     generator = build_model(config).eval()
+    pipe = RandomPipeline(generator, None, ParallelSampler.suited(generator))
+    if tokenizer is None:
+        return pipe
     if tokenizer == "auto":
         ids = "vq16" if generator.tokens.vocab_size == 16384 else "maskgit-f16"
         tokenizer = ids if generator.tokens.kind == "index" else "kl16"
-    decoder = None if tokenizer is None else _random_tokenizer(generator, tokenizer)
-    return RandomPipeline(generator, decoder, ParallelSampler.suited(generator))
-
-
-def _random_tokenizer(generator: AnyGenerator, name: str) -> Tokenizer:
-    """A tokenizer of a named size with random weights, for images of the generator's size."""
-    from mgen.convert.tokenbridge import quantized_for
-
-    classes: dict[str, type[VQGAN | LlamaGenVQ | KLTokenizer]]
-    classes = {"maskgit-f16": VQGAN, "vq16": LlamaGenVQ, "vq8": LlamaGenVQ, "kl16": KLTokenizer, "sd-f8": KLTokenizer}
-    cls = classes[check_choice("--tokenizer", name, classes)]
-    made = cls(**cls.SIZES[name])
+    cls = TOKENIZERS[check_choice("--tokenizer", tokenizer, TOKENIZERS)]
+    made = cls(**cls.SIZES[tokenizer])
     made.register_to_config(image_size=made.factor * generator.tokens.side)
     made = quantized_for(generator, made)
-    made.spec.require(generator.tokens, by=describe(generator))
-    return made.eval().fuse().to(memory_format=torch.channels_last)
-
-
-def describe(generator: AnyGenerator) -> str:
-    """Its name in configs/models, or "a generator" with its trunk."""
-    return model_name(generator.config) or f"a generator with trunk {trunk_type(generator)}"
-
-
-def trunk_type(generator: AnyGenerator) -> str:
-    """The `type` of its trunk in the configuration."""
-    return str(generator.config["trunk"]["type"])
+    name = model_name(generator.config) or f"a generator with trunk {generator.config['trunk']['type']}"
+    made.spec.require(generator.tokens, by=name)
+    pipe.tokenizer = made.eval().fuse().to(memory_format=torch.channels_last)
+    return pipe
 
 
 class Clock:
@@ -107,17 +96,8 @@ class Clock:
         return timed
 
 
-def timed(generator: AnyGenerator, clock: Clock) -> AnyGenerator:
+def timed(generator: Generator, clock: Clock) -> Generator:
     """A proxy of the generator whose passes and head are timed."""
-    if isinstance(generator, Cascade):
-        stages = {
-            name: timed(stage, clock) for name, stage in (("first", generator.first), ("second", generator.second))
-        }
-        return proxy(generator, **stages, head=stages["second"].head, prefix=clock.wrap("trunk", generator.prefix))
-    return _timed_stage(generator, clock)
-
-
-def _timed_stage(generator: Generator, clock: Clock) -> Generator:
     passes = (generator.context, generator.cached_step, generator.carry, generator.start)
     trunk = {function.__name__: clock.wrap("trunk", function) for function in passes}
     return proxy(generator, head=_timed_head(generator.head, clock), **trunk)
@@ -148,7 +128,6 @@ class BenchResult:
     """What `mgen bench` reports and writes as JSON.
 
     Args:
-        model: name of the model. trunk: type of its trunk. parameters: of the generator.
         passes_per_image: "full" and "cached" passes of the trunk; a pass of the null class counts too.
         seconds: of the fastest batch by part: trunk, head, decoder, sampling (everything around them) and total.
         tflops_per_image: by part, and total. peak_gflops: of a matrix product, measured.
@@ -173,33 +152,38 @@ class BenchResult:
 
 
 def autocast(dtype: str, device: torch.device) -> AbstractContextManager[object]:
-    """The context of a run in fp32, bf16 or fp16; MgenError for another name."""
-    from mgen.pipelines.pipeline import DTYPES
-
-    check_choice("--dtype", dtype, DTYPES)
+    """The context of a run in fp32, bf16 or fp16."""
     return nullcontext() if dtype == "fp32" else torch.autocast(device.type, DTYPES[dtype])
+
+
+def make_noise(generator: AnyGenerator, sampler: ParallelSampler, batch_size: int) -> Noise:
+    """The noise of a batch, on the generator's device."""
+    return sampler.make_noise(generator, range(batch_size)).to(generator.device)
+
+
+def run_batch(
+    generator: AnyGenerator, sampler: ParallelSampler, noise: Noise, dtype: str, steps: int | None = None
+) -> Tensor:
+    """Draw the tokens of a batch, one image of each class in turn; the first `steps` steps only, if given."""
+    class_ids = torch.arange(len(noise.order), device=generator.device) % generator.num_classes
+    with autocast(dtype, generator.device):
+        *_, last = islice(sampler(generator, class_ids, noise=noise), steps)
+    return last.tokens
 
 
 def fastest(pipe: Networks, sampler: ParallelSampler, *, batch_size: int, repeats: int, dtype: str) -> dict[str, float]:
     """Seconds by part of the fastest of `repeats` batches."""
-    generator, device = pipe.generator, pipe.generator.device
-    class_ids = torch.arange(batch_size, device=device) % generator.num_classes
-
-    def run(net: AnyGenerator, steps: int | None = None) -> Tensor:
-        noise = sampler.make_noise(generator, range(batch_size)).to(device)
-        with autocast(dtype, device):
-            *_, last = islice(sampler(net, class_ids, noise=noise), steps)
-        return last.tokens
-
-    units = generator.units
+    generator, units = pipe.generator, pipe.generator.units
     guided = any(sampler.guided(units.length, units.global_tokens))
     generator.optimize_layout(batch_size * (2 if guided else 1))
-    run(generator, steps=1)  # the first step of a process is slow
+    run_batch(
+        generator, sampler, make_noise(generator, sampler, batch_size), dtype, steps=1
+    )  # the first step of a process is slow
     best: dict[str, float] = {}
     for _ in range(repeats):
-        clock = Clock(device)
-        start = clock.read()
-        tokens = run(timed(generator, clock))
+        clock = Clock(generator.device)
+        start, net = clock.read(), watched(generator, partial(timed, clock=clock), clock.wrap)
+        tokens = run_batch(net, sampler, make_noise(generator, sampler, batch_size), dtype)
         if pipe.tokenizer is not None:
             clock.wrap("decoder", pipe.tokenizer.decode)(tokens, generator.tokens.grid)
         total = clock.read() - start
@@ -214,8 +198,6 @@ def bench(
     pipe: Networks, sampler: ParallelSampler, *, model: str, batch_size: int, repeats: int, dtype: str
 ) -> BenchResult:
     """Time and count one setting. `model`: its name in the report."""
-    from mgen.pipelines.pipeline import DTYPES
-
     generator, device = pipe.generator, pipe.generator.device
     seconds = fastest(pipe, sampler, batch_size=batch_size, repeats=repeats, dtype=dtype)
     counts = count_run(pipe, sampler)
@@ -224,11 +206,11 @@ def bench(
     flops = {part: value * batch_size for part, value in counts.flops.items()}
     return BenchResult(
         model=model,
-        trunk=trunk_type(generator),
+        trunk=str(generator.config["trunk"]["type"]),
         parameters=sum(p.numel() for p in generator.parameters()),
         batch_size=batch_size,
         steps=sampler.config.steps,
-        passes_per_image={"full": counts.full, "cached": counts.cached},
+        passes_per_image=counts.passes,
         dtype=dtype,
         device=str(device),
         threads=torch.get_num_threads(),

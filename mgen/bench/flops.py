@@ -7,6 +7,7 @@ counted is what is executed, cached steps and carried features included. One mul
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 import torch
@@ -14,8 +15,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from mgen.bench.proxy import AnyGenerator, Proxy, proxy
-from mgen.generators.cascade import Cascade
+from mgen.bench.proxy import AnyGenerator, Proxy, proxy, watched
 from mgen.generators.generator import Generator
 from mgen.heads.head import Draw, Head
 from mgen.nn.cache import CachedStep
@@ -40,8 +40,7 @@ class Counts:
     """FLOPs of one image by part, and the passes of the trunk that took them; a row of the null class is a pass of its own."""
 
     flops: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PARTS, 0))
-    full: int = 0
-    cached: int = 0
+    passes: dict[str, int] = field(default_factory=lambda: {"full": 0, "cached": 0})
 
     @property
     def total(self) -> int:
@@ -71,72 +70,37 @@ def _to_meta(value: object) -> object:
 
 
 def count_run(pipe: Networks, sampler: ParallelSampler, *, decode: bool = True) -> Counts:
-    """The operations of one image: a run of `sampler` with the pipeline's generator, then decoding if there is a tokenizer.
-
-    Args:
-        decode: False leaves decoding out.
-    """
+    """The operations of one image: a run of `sampler` with the pipeline's generator, then decoding if there is a tokenizer and `decode`."""
     generator, counts = copy.deepcopy(pipe.generator).to("meta").requires_grad_(False), Counts()
-    watched = counted(generator, counts)
-    *_, step = sampler(watched, torch.zeros(1, dtype=torch.int64), noise=sampler.make_noise(watched, [0]))
+    net = watched(generator, partial(counted, counts=counts), counts.wrap)
+    *_, step = sampler(net, torch.zeros(1, dtype=torch.int64), noise=sampler.make_noise(net, [0]))
     if decode and pipe.tokenizer is not None:
         tokenizer = copy.deepcopy(pipe.tokenizer).to("meta")
         counts.wrap("decoder", tokenizer.decode)(step.tokens, generator.tokens.grid)
     return counts
 
 
-def counted(generator: AnyGenerator, counts: Counts) -> AnyGenerator:
+def counted(generator: Generator, counts: Counts) -> Generator:
     """A proxy of a generator on the meta device whose passes are counted and return zeros."""
-    if isinstance(generator, Cascade):
-        stages = {
-            name: counted(stage, counts) for name, stage in (("first", generator.first), ("second", generator.second))
-        }
-        return proxy(generator, **stages, head=stages["second"].head, prefix=counts.wrap("trunk", generator.prefix))
-    return _counted_stage(generator, counts)
 
+    def watch(kind: str, function: Callable[Concatenate[Tensor, P], Tensor | None]) -> Callable[..., Tensor | None]:
+        counted = counts.wrap("trunk", function)
 
-def _counted_stage(generator: Generator, counts: Counts) -> Generator:
-    full, cached = counts.wrap("trunk", generator.context), counts.wrap("trunk", generator.cached_step)
-    carry_only = counts.wrap("trunk", generator.carry)
+        def call(tokens: Tensor, *args: P.args, **kwargs: P.kwargs) -> Tensor | None:
+            counts.passes[kind] += len(tokens)
+            out = counted(tokens, *args, **kwargs)
+            return None if out is None else torch.zeros(out.shape)
 
-    def count_full(rows: int) -> None:
-        counts.full += rows
-
-    def count_cached(rows: int) -> None:
-        counts.cached += rows
-
-    def count_carried(rows: int) -> None:
-        counts.full += rows if generator.capabilities.carried_features else 0
+        return call
 
     return proxy(
         generator,
-        context=_noted(_zeros(full), count_full),
-        cached_step=_noted(_zeros(cached), count_cached),
-        carry=_noted(carry_only, count_carried),
+        context=watch("full", generator.context),
+        cached_step=watch("cached", generator.cached_step),
+        carry=watch("full", generator.carry),
         start=counts.wrap("trunk", generator.start),
         head=CountedHead(generator.head, counts, generator.units),
     )
-
-
-def _noted(
-    function: Callable[Concatenate[Tensor, P], R], note: Callable[[int], None]
-) -> Callable[Concatenate[Tensor, P], R]:
-    """`function` of tokens and more, whose calls are noted with the number of the tokens' rows."""
-
-    def call(tokens: Tensor, *args: P.args, **kwargs: P.kwargs) -> R:
-        note(len(tokens))
-        return function(tokens, *args, **kwargs)
-
-    return call
-
-
-def _zeros(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
-    """`function` with zeros of its result's shape instead of the result."""
-
-    def call(*args: P.args, **kwargs: P.kwargs) -> Tensor:
-        return torch.zeros(function(*args, **kwargs).shape)
-
-    return call
 
 
 class CountedHead(Proxy):
@@ -157,8 +121,8 @@ class CountedHead(Proxy):
         rows, positions = 1 if guidance is None else 2, z.shape[1]
         drawn = torch.zeros(len(z) // rows, positions, *self._units.shape[1:], dtype=self._units.dtype)
         if self._head.joint:
-            whole: Callable[..., Draw] = self._counts.wrap("head", self._head.sample)
-            whole(z, noise=noise, plan=plan, guidance=guidance, **options)
+            sample: Callable[..., Draw] = self._counts.wrap("head", self._head.sample)
+            sample(z, noise=noise, plan=plan, guidance=guidance, **options)
             return Draw(drawn, None)
         part = {"part": options["part"]} if "part" in options else {}
         key = (id(plan), guidance is not None, *part.values())
@@ -166,7 +130,7 @@ class CountedHead(Proxy):
             counts = Counts()
             # Noise of ids is (B, M, …), that of a chain (steps, B, M, C).
             first = noise[:, :1, :1] if self._head.noise_spec({}).normal else noise[:1, :1]
-            sample: Callable[..., Draw] = counts.wrap("head", self._head.sample)
+            sample = counts.wrap("head", self._head.sample)
             sample(z[:rows, :1], noise=first, plan=plan, guidance=guidance, **part)
             self._one[key] = counts.total
         self._counts.flops["head"] += self._one[key] * positions

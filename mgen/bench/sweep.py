@@ -12,14 +12,13 @@ where `reuse.full_first` may be a share of the steps (0.375 of 32 steps: the fir
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Literal, NotRequired, TypedDict
 
 import torch
 from tqdm import tqdm
 
-from mgen.bench.benchmark import Clock, autocast
+from mgen.bench.benchmark import Clock, make_noise, run_batch
 from mgen.bench.flops import Networks, count_run
 from mgen.bench.proxy import AnyGenerator
 from mgen.samplers import ParallelSampler
@@ -30,6 +29,7 @@ from mgen.utils.files import read_json, write_json
 from mgen.utils.folders import part
 from mgen.utils.modeling import check_keys
 
+Measure = Literal["distance", "seconds", "tflops"]
 # Two distances that differ by less than this share count as equal: sampling the images once more changes a distance about as much.
 EQUAL = 0.02
 
@@ -60,11 +60,7 @@ class Sweep:
 
 
 def read_sweep(name: str, sampler: ParallelSampler, generator: AnyGenerator) -> Sweep:
-    """A sweep of configs/sweeps or of a file, on top of the settings of `sampler`.
-
-    Raises:
-        MgenError: no such file, unknown keys, or settings that the generator does not take.
-    """
+    """A sweep of configs/sweeps or of a file, on top of the settings of `sampler`; MgenError for anything wrong in it."""
     shipped = part("configs") / "sweeps" / f"{name}.yaml"
     path = shipped if shipped.is_file() else Path(name)
     data = read_config(path)
@@ -72,19 +68,17 @@ def read_sweep(name: str, sampler: ParallelSampler, generator: AnyGenerator) -> 
     methods, steps = data.get("methods"), data.get("steps")
     if not isinstance(methods, dict) or not methods or not isinstance(steps, list) or data.get("base") not in methods:
         raise MgenError(f"{path} needs `steps` (a list), `methods` (a mapping) and `base`, one of the methods")
+    own, runs = merge(own_settings(sampler), data.get("sampler") or {}), []
     for method, settings in methods.items():
         if settings is not None and not isinstance(settings, dict):
             raise MgenError(
                 f"{path}: methods.{method} is {settings!r}: expected a mapping of sampler settings, or {{}}"
             )
-        own_steps = (settings or {}).get("steps", steps)
-        if not isinstance(own_steps, list) or not all(type(n) is int for n in own_steps):
-            raise MgenError(f"{path}: the steps of {method} are {own_steps!r}: expected a list of whole numbers")
-    own = merge(own_settings(sampler), data.get("sampler") or {})
-    runs = []
-    for method, settings in methods.items():
         settings = dict(settings or {})
-        for count in settings.pop("steps", steps):
+        counts = settings.pop("steps", steps)
+        if not isinstance(counts, list) or not all(type(n) is int for n in counts):
+            raise MgenError(f"{path}: the steps of {method} are {counts!r}: expected a list of whole numbers")
+        for count in counts:
             made = ParallelSampler.from_settings(with_steps(own, settings, count), f"{path}: methods.{method}")
             made.check(generator)
             runs.append((str(method), count, made))
@@ -122,24 +116,34 @@ def run_sweep(
     """
     settings = {f"{method}, {steps} steps": own_settings(sampler) for method, steps, sampler in sweep.runs}
     written = json.loads(json.dumps({**about, "settings": settings}))
-    rows = _kept_rows(file, written)
+    rows: list[Row] = []
+    if file.is_file():
+        found = read_json(file)
+        if found.get("about") != written:
+            raise MgenError(f"{file} holds a sweep with other settings: choose another --out, or remove it")
+        rows = found["rows"]
     done = {(row["method"], row["steps"]) for row in rows}
     todo = [run for run in sweep.runs if run[:2] not in done]
     to_time = sweep.runs if retime else todo
     if to_time:  # the first steps of a process are slow
         time_run(pipe.generator, to_time[0][2], batch_size, dtype, steps=1)
     with tqdm(total=len(to_time) * repeats + len(todo) * (distance is not None), unit="run", desc="sweep") as bar:
-        times = _time_all(pipe.generator, to_time, batch_size, repeats, dtype, bar)
+        times: dict[tuple[str, int], float] = {}
+        for method, steps, sampler in [*to_time] * repeats:  # in turn, so that all settings see the same machine
+            seconds = time_run(pipe.generator, sampler, batch_size, dtype) / batch_size
+            times[method, steps] = min(times.get((method, steps), seconds), seconds)
+            bar.update()
         for row in rows if retime else ():
             row["seconds"] = times[row["method"], row["steps"]]
         write_json(file, {"about": written, "base": sweep.base, "rows": rows})
         for method, steps, sampler in todo:
             counts = count_run(pipe, sampler, decode=False)
+            full, cached = counts.passes.values()
             row = Row(
                 method=method,
                 steps=steps,
-                full=counts.full,
-                cached=counts.cached,
+                full=full,
+                cached=cached,
                 tflops=counts.total / 1e12,
                 seconds=times[method, steps],
             )
@@ -151,46 +155,14 @@ def run_sweep(
     return rows
 
 
-def _kept_rows(file: Path, about: dict[str, object]) -> list[Row]:
-    if not file.is_file():
-        return []
-    found = read_json(file)
-    if found.get("about") != about:
-        raise MgenError(f"{file} holds a sweep with other settings: choose another --out, or remove it")
-    return found["rows"]
-
-
-def _time_all(
-    generator: AnyGenerator,
-    runs: Sequence[tuple[str, int, ParallelSampler]],
-    batch_size: int,
-    repeats: int,
-    dtype: str,
-    bar: tqdm,
-) -> dict[tuple[str, int], float]:
-    """Seconds per image of every (method, steps), in turn, so that all settings see the same machine."""
-    times = {(method, steps): float("inf") for method, steps, _ in runs}
-    for _ in range(repeats):
-        for method, steps, sampler in runs:
-            seconds = time_run(generator, sampler, batch_size, dtype) / batch_size
-            times[method, steps] = min(times[method, steps], seconds)
-            bar.update()
-    return times
-
-
 @torch.inference_mode()
 def time_run(
-    generator: AnyGenerator, sampler: ParallelSampler, batch_size: int, dtype: str = "fp32", steps: int | None = None
+    generator: AnyGenerator, sampler: ParallelSampler, batch_size: int, dtype: str, steps: int | None = None
 ) -> float:
-    """Wall seconds of one batch, without decoding; of the first `steps` steps only, if given."""
-    device = generator.device
-    class_ids = torch.arange(batch_size, device=device) % generator.num_classes
-    noise = sampler.make_noise(generator, range(batch_size)).to(device)
-    clock = Clock(device)
+    """Wall seconds of one batch, without its noise and decoding; of the first `steps` steps only, if given."""
+    noise, clock = make_noise(generator, sampler, batch_size), Clock(generator.device)
     start = clock.read()
-    with autocast(dtype, device):
-        for _ in islice(sampler(generator, class_ids, noise=noise), steps):
-            pass
+    run_batch(generator, sampler, noise, dtype, steps)
     return clock.read() - start
 
 
@@ -219,40 +191,40 @@ class Match:
 def equal_steps(rows: Sequence[Row], base: str) -> list[Speedup]:
     """Every row beside the base at the same number of steps."""
     first = {row["steps"]: row for row in rows if row["method"] == base}
-    out = []
-    for row in sorted(rows, key=lambda row: row["steps"]):
-        other = first.get(row["steps"])
-        if other is None:
-            out.append(Speedup(row=row))
-            continue
-        ratios = {"faster": other["seconds"] / row["seconds"], "predicted": other["tflops"] / row["tflops"]}
-        out.append(Speedup(row=row, **ratios))
-    return out
+    ordered = sorted(rows, key=lambda row: row["steps"])
+    pairs = [(row, first.get(row["steps"])) for row in ordered]
+    return [
+        Speedup(row=row, faster=other["seconds"] / row["seconds"], predicted=other["tflops"] / row["tflops"])
+        if other
+        else Speedup(row=row)
+        for row, other in pairs
+    ]
 
 
 def equal_distance(rows: Sequence[Row], base: str) -> list[Match]:
     """For every distance that the base reaches, the fastest setting of each method that reaches it too (within EQUAL)."""
-    out = []
-    for goal in frontier([row for row in rows if row["method"] == base], "seconds"):
-        for method in dict.fromkeys(row["method"] for row in rows):
-            fits = [r for r in rows if r["method"] == method and r["distance"] <= goal["distance"] * (1 + EQUAL)]
-            best = min(fits, key=lambda row: row["seconds"], default=None)
-            out.append(Match(goal=goal["distance"], method=method, row=best, base_seconds=goal["seconds"]))
-    return out
+    goals = frontier([row for row in rows if row["method"] == base], "seconds")
+    return _matches(rows, goals, reach="distance", least="seconds")
 
 
 def equal_time(rows: Sequence[Row], base: str) -> list[Match]:
     """For every time that the base takes, the least distance of each method within it (and EQUAL)."""
+    goals = sorted((row for row in rows if row["method"] == base), key=lambda row: row["seconds"])
+    return _matches(rows, goals, reach="seconds", least="distance")
+
+
+def _matches(rows: Sequence[Row], goals: Sequence[Row], *, reach: Measure, least: Measure) -> list[Match]:
+    """Of each method the row of the least `least` that reaches the goal's `reach`, for every goal."""
     out = []
-    for goal in sorted((row for row in rows if row["method"] == base), key=lambda row: row["seconds"]):
+    for goal in goals:
         for method in dict.fromkeys(row["method"] for row in rows):
-            fits = [r for r in rows if r["method"] == method and r["seconds"] <= goal["seconds"] * (1 + EQUAL)]
-            best = min(fits, key=lambda row: row["distance"], default=None)
-            out.append(Match(goal=goal["seconds"], method=method, row=best, base_seconds=goal["seconds"]))
+            fits = [row for row in rows if row["method"] == method and row[reach] <= goal[reach] * (1 + EQUAL)]
+            best = min(fits, key=lambda row: row[least], default=None)
+            out.append(Match(goal=goal[reach], method=method, row=best, base_seconds=goal["seconds"]))
     return out
 
 
-def frontier(rows: Sequence[Row], cost: Literal["seconds", "tflops"]) -> list[Row]:
+def frontier(rows: Sequence[Row], cost: Measure) -> list[Row]:
     """The rows that no other beats in both cost and distance, cheapest first."""
     out: list[Row] = []
     for row in sorted(rows, key=lambda row: (row[cost], row["distance"])):

@@ -2,9 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
-from mgen.bench.sweep import EQUAL, Row, equal_distance, equal_steps, equal_time, frontier
+from mgen.bench.sweep import EQUAL, Measure, Row, equal_distance, equal_steps, equal_time, frontier
 from mgen.utils.errors import MgenError
 from mgen.utils.files import atomic_path
 
@@ -27,56 +26,41 @@ def markdown(rows: Sequence[Row], base: str, about: Mapping[str, object]) -> str
 
 
 def _equal_steps(rows: Sequence[Row], base: str, trained: bool) -> list[str]:
-    header = ["steps", "method", "full + cached passes", "TFLOPs", "seconds", "faster", "predicted"]
-    lines = [
-        f"**At equal steps** (ratios to *{base}*: measured, and as the FLOPs predict)",
-        "",
-        *_header(*header, *(["distance"] if trained else [])),
-    ]
+    names = ["steps", "method", "full + cached passes", "TFLOPs", "seconds", "faster", "predicted"]
+    cells = []
     for found in equal_steps(rows, base):
         row = found.row
         ratios = ["–" if ratio is None else f"{ratio:.2f}×" for ratio in (found.faster, found.predicted)]
-        cells = [row["steps"], row["method"], f"{row['full']} + {row['cached']}", f"{row['tflops']:.4g}"]
-        cells += [f"{row['seconds']:.4g}", *ratios] + ([f"{row['distance']:.3f}"] if trained else [])
-        lines.append(_line(*cells))
-    return lines
+        cells.append([row["steps"], row["method"], f"{row['full']} + {row['cached']}", f"{row['tflops']:.4g}"])
+        cells[-1] += [f"{row['seconds']:.4g}", *ratios] + ([f"{row['distance']:.3f}"] if trained else [])
+    title = f"**At equal steps** (ratios to *{base}*: measured, and as the FLOPs predict)"
+    return _table(title, names + ["distance"] * trained, cells)
 
 
 def _equal_distance(rows: Sequence[Row], base: str) -> list[str]:
-    lines = [
-        f"**At equal distance** (at most {EQUAL:.0%} above what *{base}* reaches; the fastest setting)",
-        "",
-        *_header("distance", "method", "steps", "TFLOPs", "seconds", "faster"),
-    ]
+    cells = []
     for found in equal_distance(rows, base):
-        goal, row = f"{found.goal:.3f}", found.row
-        if row is None:
-            lines.append(_line(goal, found.method, "–", "–", "–", "not reached"))
-            continue
-        faster = f"{found.base_seconds / row['seconds']:.2f}×"
-        costs = [f"{row['tflops']:.4g}", f"{row['seconds']:.4g}", faster]
-        lines.append(_line(goal, found.method, row["steps"], *costs))
-    return lines
+        costs: list[object] = ["–", "–", "–", "not reached"]
+        if row := found.row:
+            faster = f"{found.base_seconds / row['seconds']:.2f}×"
+            costs = [row["steps"], f"{row['tflops']:.4g}", f"{row['seconds']:.4g}", faster]
+        cells.append([f"{found.goal:.3f}", found.method, *costs])
+    title = f"**At equal distance** (at most {EQUAL:.0%} above what *{base}* reaches; the fastest setting)"
+    return _table(title, ["distance", "method", "steps", "TFLOPs", "seconds", "faster"], cells)
 
 
 def _equal_time(rows: Sequence[Row], base: str) -> list[str]:
-    lines = [
-        f"**At equal time** (at most {EQUAL:.0%} above what *{base}* takes; the best setting)",
-        "",
-        *_header("seconds", "method", "steps", "distance"),
-    ]
+    cells = []
     for found in equal_time(rows, base):
         best = ["–", "–"] if found.row is None else [found.row["steps"], f"{found.row['distance']:.3f}"]
-        lines.append(_line(f"{found.goal:.4g}", found.method, *best))
-    return lines
+        cells.append([f"{found.goal:.4g}", found.method, *best])
+    title = f"**At equal time** (at most {EQUAL:.0%} above what *{base}* takes; the best setting)"
+    return _table(title, ["seconds", "method", "steps", "distance"], cells)
 
 
-def _header(*names: str) -> list[str]:
-    return [_line(*names), "|---" * len(names) + "|"]
-
-
-def _line(*cells: object) -> str:
-    return "| " + " | ".join(map(str, cells)) + " |"
+def _table(title: str, names: Sequence[str], cells: Sequence[Sequence[object]]) -> list[str]:
+    lines = ["| " + " | ".join(map(str, line)) + " |" for line in (names, *cells)]
+    return [title, "", lines[0], "|---" * len(names) + "|", *lines[1:]]
 
 
 def plot(rows: Sequence[Row], file: Path) -> None:
@@ -91,25 +75,22 @@ def plot(rows: Sequence[Row], file: Path) -> None:
         raise MgenError("the plot needs matplotlib: pip install 'mgen[plots]' (the tables are written)") from error
     trained = "distance" in rows[0]
     drawing = Figure(figsize=(11 if trained else 6, 4.5), layout="constrained")
-    costs: list[tuple[Literal["seconds", "tflops"], str]]
-    costs = [("seconds", "seconds per image"), ("tflops", "TFLOPs per image")]
-    costs = costs if trained else costs[:1]
+    costs: dict[Measure, str] = {"seconds": "seconds per image"}
+    if trained:
+        costs["tflops"] = "TFLOPs per image"
     axes = drawing.subplots(1, len(costs), squeeze=False)[0]
-    value: Literal["distance", "tflops"] = "distance" if trained else "tflops"
+    value: Measure = "distance" if trained else "tflops"
     label = "distance" if trained else "TFLOPs per image"
-    for panel, (cost, name) in zip(axes, costs):
+    for panel, (cost, name) in zip(axes, costs.items()):
         for method in dict.fromkeys(row["method"] for row in rows):
             own = sorted((row for row in rows if row["method"] == method), key=lambda row: row["steps"])
             panel.plot([r[cost] for r in own], [r[value] for r in own], marker="o", markersize=4, label=method)
-            for row in own:
-                panel.annotate(
-                    row["steps"], (row[cost], row[value]), fontsize=6, xytext=(3, 3), textcoords="offset points"
-                )
+            for r in own:
+                panel.annotate(r["steps"], (r[cost], r[value]), fontsize=6, xytext=(3, 3), textcoords="offset points")
         if trained:
             best = frontier(rows, cost)
-            panel.step(
-                [r[cost] for r in best], [r[value] for r in best], where="post", color="0.7", linewidth=5, zorder=0
-            )
+            points = [r[cost] for r in best], [r[value] for r in best]
+            panel.step(*points, where="post", color="0.7", linewidth=5, zorder=0)
         panel.set(xlabel=name, ylabel=label, xscale="log")
         panel.grid(alpha=0.3)
     drawing.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2 + trained, fontsize=7)
