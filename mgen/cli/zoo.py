@@ -47,7 +47,9 @@ def command(argv: Sequence[str] | None = None) -> int:
         if args.name is not None or args.verbose:
             raise MgenError("--models lists architectures: leave out the name of a recipe and --verbose")
         found = architectures(args.models)
-        print(json.dumps(found, indent=2, ensure_ascii=False) if args.json else "\n".join(listing(found)))
+        width = max(map(len, found))
+        listing = "\n".join(f"{name:<{width}}  {about}" for name, about in found.items())
+        print(json.dumps(found, indent=2, ensure_ascii=False) if args.json else listing)
     elif args.json:
         shown: object = rows() if args.name is None else row_named(args.name)
         print(json.dumps(shown, indent=2, ensure_ascii=False))
@@ -66,12 +68,6 @@ def architectures(pattern: str) -> dict[str, str]:
     if not names:
         raise MgenError(f"--models {pattern}: no architecture has such a name: {suggestion(pattern, list_models())}")
     return {name: model_description(name) for name in names}
-
-
-def listing(found: dict[str, str]) -> list[str]:
-    """Names and descriptions in two columns."""
-    width = max(map(len, found))
-    return [f"{name:<{width}}  {about}" for name, about in found.items()]
 
 
 def rows() -> list[Row]:
