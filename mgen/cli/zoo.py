@@ -75,9 +75,8 @@ def rows() -> list[Row]:
     from mgen.zoo import embedded_entries, recipe_entries
 
     inside, recipes = embedded_entries(), recipe_entries()
-    every = [row(entry, inside, recipes) for entry in recipes]
-    every += [row(entry, inside, recipes) for entry in inside if entry.name not in {other.name for other in recipes}]
-    return sorted(every, key=_order)
+    entries = {entry.name: entry for entry in (*inside, *recipes)}
+    return sorted((row(entry, inside, recipes) for entry in entries.values()), key=_order)
 
 
 def row_named(name: str) -> Row:

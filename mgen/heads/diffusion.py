@@ -74,6 +74,7 @@ class ChainHead(Head[ChainPlan]):
     token_kinds = ("vector",)
     metric = "mse"
     has_log_prob = False  # a continuous draw has no probability to rank positions by
+    channels: int
     time: TimeEmbedding
     input: nn.Linear
     tables: Tables
@@ -92,6 +93,11 @@ class ChainHead(Head[ChainPlan]):
             else:
                 nn.init.xavier_uniform_(module.weight)
 
+    def training_noise(self, length: int, copies: int, rng: torch.Generator) -> HeadNoise:
+        """Timesteps (K, L), of a joint head (K,), and noise (K, L, C) for the loss of one image."""
+        t = torch.randint(self.config.train_steps, (copies,) if self.joint else (copies, length), generator=rng)
+        return HeadNoise(t, torch.randn(copies, length, self.channels, generator=rng))
+
     def coefficients(self, noise: HeadNoise | None, device: torch.device) -> tuple[HeadNoise, dict[str, Tensor]]:
         """The noise, and TABLES at its timesteps t (…), (…, 1) each; MgenError without noise."""
         if noise is None:
@@ -108,6 +114,10 @@ class ChainHead(Head[ChainPlan]):
                 f"temperature {temperatures[0]} scales noise that the chain {chain.chain!r} does not add: use temperature 1 or "
                 "the ancestral chain"
             )
+
+    def noise_spec(self, settings: Settings) -> NoiseSpec:
+        """The start of the chain and what its steps add; fresh in every step where all positions go through the chain again."""
+        return NoiseSpec(True, (ChainSettings.of(settings).noise_count, self.channels), every_step=self.joint)
 
     def plan(self, settings: Settings) -> ChainPlan:
         chain = Chain(ChainSettings.of(settings), self.tables)
@@ -162,11 +172,6 @@ class DiffusionHead(ChainHead):
 
     # -- training ------------------------------------------------------------------------------------------------------
 
-    def training_noise(self, length: int, copies: int, rng: torch.Generator) -> HeadNoise:
-        """Timesteps (K, L) and noise (K, L, C) for the loss of one image's tokens."""
-        t = torch.randint(self.config.train_steps, (copies, length), generator=rng)
-        return HeadNoise(t, torch.randn(copies, length, self.channels, generator=rng))
-
     def loss(
         self, z: Tensor, target: Tensor, *, noise: HeadNoise | None = None, label_smoothing: float = 0.0
     ) -> tuple[Tensor, Tensor]:
@@ -193,10 +198,6 @@ class DiffusionHead(ChainHead):
         return mse + bits.mean(-1) / math.log(2), mse
 
     # -- sampling ------------------------------------------------------------------------------------------------------
-
-    def noise_spec(self, settings: Settings) -> NoiseSpec:
-        """The start of the chain and what its steps add."""
-        return NoiseSpec(normal=True, shape=(ChainSettings.of(settings).noise_count, self.channels))
 
     def sample(
         self, z: Tensor, *, noise: Tensor, plan: ChainPlan, temperature: float = 1.0, guidance: float | None = None

@@ -14,13 +14,12 @@ import torch.nn.functional as F
 from diffusers.models.embeddings import get_2d_sincos_pos_embed
 from torch import Tensor, nn
 
-from mgen.heads.chains import ChainSettings, Tables, cosine_betas
+from mgen.heads.chains import Tables, cosine_betas
 from mgen.heads.diffusion import ChainHead, ChainPlan, TimeEmbedding
-from mgen.heads.head import Draw, HeadInputs, HeadNoise, JointHead, NoiseSpec, mix, register_head
+from mgen.heads.head import Draw, HeadInputs, HeadNoise, JointHead, mix, register_head
 from mgen.nn.attention import Attention, gather_rows
 from mgen.nn.blocks import MLP, Blocks
 from mgen.nn.modulated import modulate
-from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError
 
 
@@ -118,11 +117,6 @@ class DiffusionTransformerHead(ChainHead, JointHead[ChainPlan]):
 
     # -- training ------------------------------------------------------------------------------------------------------
 
-    def training_noise(self, length: int, copies: int, rng: torch.Generator) -> HeadNoise:
-        """Timesteps (K,) and noise (K, L, C) for the loss of one image."""
-        t = torch.randint(self.config.train_steps, (copies,), generator=rng)
-        return HeadNoise(t, torch.randn(copies, length, self.channels, generator=rng))
-
     def loss(
         self,
         z: Tensor,
@@ -153,10 +147,6 @@ class DiffusionTransformerHead(ChainHead, JointHead[ChainPlan]):
         return loss, loss.detach()
 
     # -- sampling ------------------------------------------------------------------------------------------------------
-
-    def noise_spec(self, settings: Settings) -> NoiseSpec:
-        """Normal draws of a token in a decoding step, fresh in every one: all positions go through the chain every time."""
-        return NoiseSpec(normal=True, shape=(ChainSettings.of(settings).noise_count, self.channels), every_step=True)
 
     def sample(
         self,
