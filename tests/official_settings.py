@@ -178,13 +178,13 @@ def himar_settings(
     """Settings of a ParallelSampler from the arguments of the official evaluation, under their official names.
 
     Args:
-        num_iter, cfg: of the tokens. re_cfg, num_sampling_steps: of the pivots, which take 4 · cond_scale steps.
+        num_iter, cfg: of the tokens. re_cfg, num_sampling_steps: of the first stage, which takes 4 · cond_scale steps.
         dense_sampling_steps: of the transformer head, a constant in the official code.
     """
     common: Settings = dict(cfg_schedule=cfg_schedule, temperature=temperature)
-    pivots = mar_settings(num_iter=4 * cond_scale, cfg=re_cfg, num_sampling_steps=num_sampling_steps, **common)
+    first = mar_settings(num_iter=4 * cond_scale, cfg=re_cfg, num_sampling_steps=num_sampling_steps, **common)
     dense = mar_settings(num_iter=num_iter, cfg=cfg, num_sampling_steps=dense_sampling_steps, **common)
-    return {**dense, "first_stage": pivots}
+    return {**dense, "first_stage": first}
 
 
 def tokenbridge_settings(

@@ -90,12 +90,11 @@ def randomize(head: DiffusionHead) -> None:
 
 def add_rows(table: AblationTable, generator: Generator, sampler: ParallelSampler, batch_size: int, dtype: str) -> None:
     """All rows of a generator with a diffusion head."""
-    with torch.inference_mode():
-        add_single(table, generator, sampler, batch_size)
-    _add_training(table, generator, batch_size)
-    with torch.inference_mode():
-        name = f"{sampler.config.steps} steps × {ChainSettings.of(sampler.config.head or {}).steps} head steps"
-        complete_run(table, generator, sampler, batch_size, dtype, plain=PlainGenerator(generator), name=name)
+    add_single(table, generator, sampler, batch_size)
+    with torch.inference_mode(False):
+        _add_training(table, generator, batch_size)
+    name = f"{sampler.config.steps} steps × {ChainSettings.of(sampler.config.head or {}).steps} head steps"
+    complete_run(table, generator, sampler, batch_size, dtype, plain=PlainGenerator(generator), name=name)
 
 
 def _state(generator: Generator, batch_size: int, share: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
