@@ -139,23 +139,17 @@ class Chain:
             kept = pick(settings.steps, most)
         self.settings, self.tables = settings, tables.respace(kept)
         self.timesteps = kept[::-1]
-        self.scheduler: DDIMScheduler | DPMSolverMultistepScheduler | None = None
         # diffusers' schedulers get the respaced betas, so that their steps are consecutive, and are asked with x0, clipped or not.
-        common = {
-            "num_train_timesteps": settings.steps,
-            "trained_betas": self.tables.betas,
-            "prediction_type": "sample",
-        }
+        betas = self.tables.betas
+        made: DDIMScheduler | DPMSolverMultistepScheduler | None = None
+        common = {"num_train_timesteps": settings.steps, "trained_betas": betas, "prediction_type": "sample"}
         if settings.chain == "ddim":
-            self.scheduler = DDIMScheduler(
-                **common, clip_sample=False, set_alpha_to_one=True, timestep_spacing="leading"
-            )
+            made = DDIMScheduler(**common, clip_sample=False, set_alpha_to_one=True, timestep_spacing="leading")
         elif settings.chain == "dpm-solver++":
-            self.scheduler = DPMSolverMultistepScheduler(
-                **common, timestep_spacing="trailing", final_sigmas_type="zero"
-            )
-        if self.scheduler is not None:  # their ᾱ are rounded to fp32, which the noisiest steps magnify
-            self.scheduler.alphas_cumprod = torch.from_numpy(self.tables.alpha_bar)
+            made = DPMSolverMultistepScheduler(**common, timestep_spacing="trailing", final_sigmas_type="zero")
+        if made is not None:  # their ᾱ are rounded to fp32, which the noisiest steps magnify
+            made.alphas_cumprod = torch.from_numpy(self.tables.alpha_bar)
+        self.scheduler = made
 
     def begin(self) -> None:
         """Forget the previous chain (a multistep solver remembers its last answers)."""
