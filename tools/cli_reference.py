@@ -1,15 +1,12 @@
 """Writes docs/cli.md, the reference of every command, from the argument parsers themselves.
 
-    python tools/cli_reference.py            writes docs/cli.md
-    python tools/cli_reference.py --check    only says whether it is up to date
+    python tools/cli_reference.py
 
 tests/unit/test_docs.py compares the page with the parsers, so run this after changing an option or a help text.
 """
 
 import argparse
 import importlib
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 from unittest import mock
@@ -87,12 +84,9 @@ def usage(command: str, parser: argparse.ArgumentParser) -> str:
 def tables(parser: argparse.ArgumentParser) -> list[str]:
     """The positional arguments and the options of a parser, as Markdown tables."""
     actions = [a for a in parser._actions if a.help is not argparse.SUPPRESS and a.dest != "help"]
-    lines: list[str] = []
-    positional = [a for a in actions if not a.option_strings]
-    if positional:
-        lines += ["| argument | |", "|---|---|"]
-        lines += [f"| `{metavar(a)}` | {text(a)} |" for a in positional]
-        lines.append("")
+    lines = [f"| `{metavar(a)}` | {text(a)} |" for a in actions if not a.option_strings]
+    if lines:
+        lines = ["| argument | |", "|---|---|", *lines, ""]
     lines += ["| option | default | |", "|---|---|---|"]
     for action in actions:
         if action.option_strings:
@@ -120,25 +114,10 @@ def section(command: str) -> str:
 
 def page() -> str:
     """The whole page."""
-    contents = "\n".join(
-        ["| command | |", "|---|---|", *(f"| [`{name}`](#mgen-{name}) | {about} |" for name, about in COMMANDS.items())]
-    )
-    return "\n".join([HEAD, contents + "\n", *(section(name) for name in COMMANDS)])
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if the page is out of date")
-    args = parser.parse_args(argv)
-    made = page()
-    if args.check:
-        same = PAGE.is_file() and PAGE.read_text(encoding="utf-8") == made
-        print("up to date" if same else "out of date: run python tools/cli_reference.py")
-        return 0 if same else 1
-    PAGE.write_text(made, encoding="utf-8")
-    print(PAGE)
-    return 0
+    rows = [f"| [`{name}`](#mgen-{name}) | {about} |" for name, about in COMMANDS.items()]
+    return "\n".join([HEAD, "| command | |", "|---|---|", *rows, "", *map(section, COMMANDS)])
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    PAGE.write_text(page(), encoding="utf-8")
+    print(PAGE)

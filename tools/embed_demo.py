@@ -83,9 +83,7 @@ def main() -> None:
     evaluations = {
         "test_images": ["fmnist", "--split", "test"],
         "reconstructions_test": ["fmnist", "--split", "test", "--reconstruction", args.name],
-        "samples_200": [args.name, "--num-images", "200"],
-        "samples_500": [args.name, "--num-images", "500"],
-        f"samples_{most}": [args.name, "--num-images", str(most)],
+        **{f"samples_{n}": [args.name, "--num-images", str(n)] for n in (200, 500, most)},
     }
     for name, arguments in evaluations.items():
         outcome = evaluate(arguments)

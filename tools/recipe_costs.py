@@ -44,7 +44,7 @@ SHALLOW = {"uvit": (2, 4)}
 STAGES = ("first", "second")  # of a cascade
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Cost:
     """Parameters of the generator, and operations per image in its trunk and in its head."""
 
@@ -101,24 +101,22 @@ def cost(name: str, *, exact: bool = False) -> Cost:
     """
     facts = read_config(find_recipe(name))
     remembered = nullcontext() if exact else Remembered()  # the two depths share many shapes
-    if "model" not in facts:
+    if "model" in facts:
+        generator = _build(named_config(facts["model"]))
+    else:
         from mgen.pipelines.pipeline import load
 
         generator = load(embedded(facts["folder"])).generator
-        return _cost(generator, *_count(generator, name, remembered))
-    generator = _build(named_config(facts["model"]))
     config = {key: value for key, value in generator.config.items() if not key.startswith("_")}
     trunk = {part[key] for part, key in _depths({"trunk": config["trunk"]})}
     head = {part[key] for part, key in _depths({**config, "trunk": {}})} or {1}
-    if exact or len(trunk) > 1 or len(head) > 1:
-        return _cost(generator, *_count(generator, name, remembered))
-    low, high = SHALLOW.get(config["trunk"]["type"], (1, 2))
-    counts = [_count(_build(_with_depth(config, depth)), name, remembered) for depth in (low, high)]
-    parts = [
-        first + (second - first) * (depth - low) // (high - low)
-        for first, second, depth in zip(*counts, (trunk.pop(), head.pop()))
-    ]
-    return _cost(generator, *parts)
+    if exact or "model" not in facts or len(trunk) > 1 or len(head) > 1:
+        parts = _count(generator, name, remembered)
+    else:
+        low, high = SHALLOW.get(config["trunk"]["type"], (1, 2))
+        counts = [_count(_build(_with_depth(config, depth)), name, remembered) for depth in (low, high)]
+        parts = [a + (b - a) * (depth - low) // (high - low) for a, b, depth in zip(*counts, (trunk.pop(), head.pop()))]
+    return Cost(sum(p.numel() for p in generator.parameters()), *parts)
 
 
 def _depths(config: Settings) -> Iterator[tuple[Settings, str]]:
@@ -141,16 +139,12 @@ def _build(config: Settings) -> AnyGenerator:
         return build_model(config).eval()
 
 
-def _count(generator: AnyGenerator, name: str, context: AbstractContextManager[object]) -> tuple[int, int]:
+def _count(generator: AnyGenerator, name: str, context: AbstractContextManager[object]) -> list[int]:
     """Operations of trunk and head, of one image, counted in the context given."""
     sampler = ParallelSampler.suited(generator, *recipe_settings(name))
     with context:
         counts = count_run(RandomPipeline(generator, None, sampler), sampler)
-    return counts.flops["trunk"], counts.flops["head"]
-
-
-def _cost(generator: AnyGenerator, trunk: int, head: int) -> Cost:
-    return Cost(parameters=sum(p.numel() for p in generator.parameters()), trunk=trunk, head=head)
+    return [counts.flops["trunk"], counts.flops["head"]]
 
 
 def stated(path: Path) -> str | None:
@@ -186,11 +180,11 @@ def main() -> int:
         found = cost(name, exact=args.exact)
         tflops, parameters = f"{found.tflops:.4g}", f"{found.parameters / 1e6:.1f} M"
         problems = []
-        if read_config(path)["parameters"] != parameters:
-            problems.append(f"parameters: {read_config(path)['parameters']} in the file, {parameters} counted")
-        if args.check and stated(path) != tflops:
-            problems.append(f"tflops: {stated(path)} in the file")
-        if not args.check and stated(path) != tflops:
+        if (written := read_config(path)["parameters"]) != parameters:
+            problems.append(f"parameters: {written} in the file, {parameters} counted")
+        if (old := stated(path)) != tflops and args.check:
+            problems.append(f"tflops: {old} in the file")
+        elif old != tflops:
             state(path, tflops)
         wrong += bool(problems)
         seconds = time.process_time() - began

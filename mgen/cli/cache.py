@@ -79,22 +79,21 @@ def tokenize(args: Namespace) -> int:
     if args.measure_scale:
         kl = kl_tokenizer(tokenizer, "--measure-scale")
         print(f"{estimate_scale(kl, spread_batches(data, args.measure_scale, args.batch_size)):.6g}")
-        return 0
-    if args.measure_order:
+    elif args.measure_order:
         kl = kl_tokenizer(tokenizer, "--measure-order")
         order = measure_order(kl, spread_batches(data, args.measure_order, args.batch_size))
         print(f"[{','.join(map(str, order))}]")
-        return 0
-    out = write_cache(
-        data,
-        tokenizer,
-        args.out,
-        flips=args.flips,
-        batch_size=args.batch_size,
-        shard_size=args.shard_size,
-        dtype=args.dtype,
-        first_stage_size=args.first_stage_size,
-        source=source,
-    )
-    print(out)
+    else:
+        out = write_cache(
+            data,
+            tokenizer,
+            args.out,
+            flips=args.flips,
+            batch_size=args.batch_size,
+            shard_size=args.shard_size,
+            dtype=args.dtype,
+            first_stage_size=args.first_stage_size,
+            source=source,
+        )
+        print(out)
     return 0

@@ -56,80 +56,66 @@ def command(argv: Sequence[str] | None = None) -> int:
 
 
 def add_options(parser: ArgumentParser) -> None:
-    parser.add_argument(
+    option = parser.add_argument
+    option(
         "path",
         nargs="?",
         help="folder of images, .npz (arr_0), model (folder or name), or `fmnist`; default: the recipe's model",
     )
-    parser.add_argument(
+    option(
         "--protocol",
         help="adm, torch-fidelity, clean, halton, reconstruction or fmnist-cnn: network, resize, rounding, order; "
         "default: the recipe's, torch-fidelity with --extractor inception, else fmnist-cnn",
     )
-    parser.add_argument(
+    option(
         "--reference",
         help="statistics (.safetensors, .npz, .pt), folder or npz of images, fmnist-train, fmnist-test or none; "
         "default: fmnist-train for fmnist-cnn",
     )
-    parser.add_argument("--extractor", help="instead of --protocol: fmnist-cnn, inception, or a folder of a FashionCNN")
-    parser.add_argument(
-        "--inception-weights", metavar="FILE", help="torch-fidelity's Inception weights; downloaded if not given"
-    )
-    parser.add_argument(
+    option("--extractor", help="instead of --protocol: fmnist-cnn, inception, or a folder of a FashionCNN")
+    option("--inception-weights", metavar="FILE", help="torch-fidelity's Inception weights; downloaded if not given")
+    option(
         "--classifier", help="classifier for the class accuracy; default: fmnist-classifier with fmnist-cnn, else none"
     )
-    parser.add_argument("--num-images", type=int, help="maximum number of images; default: all, or 1000 from a model")
-    parser.add_argument(
-        "--labels", help="classes of a model's images: balanced (in turn, the default), sorted or random"
-    )
-    parser.add_argument(
-        "--image-size", type=int, metavar="N", help="resize a model's images to N pixels before measuring"
-    )
-    parser.add_argument(
-        "--quantization", help="how a model's images become bytes: round (the default), half-up or truncate"
-    )
-    parser.add_argument(
+    option("--num-images", type=int, help="maximum number of images; default: all, or 1000 from a model")
+    option("--labels", help="classes of a model's images: balanced (in turn, the default), sorted or random")
+    option("--image-size", type=int, metavar="N", help="resize a model's images to N pixels before measuring")
+    option("--quantization", help="how a model's images become bytes: round (the default), half-up or truncate")
+    option(
         "--bootstrap",
         type=int,
         metavar="N",
         help="replicates for standard deviations, 0 for none; default: 200, with Inception 20",
     )
-    parser.add_argument(
+    option(
         "--nearest",
         metavar="DATA",
         help="check for memorization: show the nearest training images in feature space; `fmnist`, a folder or an npz",
     )
-    parser.add_argument(
-        "--out", metavar="DIR", help="folder for result.json, report.html, report.md; default: eval-NAME"
-    )
-    parser.add_argument(
-        "--keep-features", action="store_true", help="keep OUT/features, one safetensors file per 500 images"
-    )
-    parser.add_argument(
-        "--save-statistics", metavar="FILE", help="also write mean and covariance, for use as --reference"
-    )
-    parser.add_argument("--split", default="test", help="train or test, for fmnist")
-    parser.add_argument("--seed", type=int, help="seed of a model's images; default: 0, or the recipe's")
-    parser.add_argument("--batch-size", type=int, default=100)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--dtype", default="fp32", help="precision of a model: fp32, bf16 or fp16")
+    option("--out", metavar="DIR", help="folder for result.json, report.html, report.md; default: eval-NAME")
+    option("--keep-features", action="store_true", help="keep OUT/features, one safetensors file per 500 images")
+    option("--save-statistics", metavar="FILE", help="also write mean and covariance, for use as --reference")
+    option("--split", default="test", help="train or test, for fmnist")
+    option("--seed", type=int, help="seed of a model's images; default: 0, or the recipe's")
+    option("--batch-size", type=int, default=100)
+    option("--device", default="auto")
+    option("--dtype", default="fp32", help="precision of a model: fp32, bf16 or fp16")
 
 
 def add_reconstruction_options(parser: ArgumentParser) -> None:
-    parser.add_argument(
+    option = parser.add_argument
+    option(
         "--reconstruction",
         metavar="TOKENIZER",
         help="measure this tokenizer's reconstructions of the images of PATH (`fmnist` or a folder) against the originals",
     )
-    parser.add_argument("--posterior", help="decode the mean or a sample of a KL tokenizer's posterior; default: mean")
-    parser.add_argument(
+    option("--posterior", help="decode the mean or a sample of a KL tokenizer's posterior; default: mean")
+    option(
         "--lpips-weights", metavar="FILE", help="torchvision's vgg16-397923af.pth, to measure LPIPS of reconstructions"
     )
     add_vision(parser)
-    parser.add_argument(
-        "--levels", metavar="Q,…", help="compare numbers of levels for a KL tokenizer's latents, in levels.md"
-    )
-    parser.add_argument("--ranges", metavar="R,…", help="with --levels: ranges [-R, R], or `best`; default: 3,5,best")
+    option("--levels", metavar="Q,…", help="compare numbers of levels for a KL tokenizer's latents, in levels.md")
+    option("--ranges", metavar="R,…", help="with --levels: ranges [-R, R], or `best`; default: 3,5,best")
 
 
 def request_of(args: Namespace, line: str) -> "EvalRequest":

@@ -47,7 +47,9 @@ def command(argv: Sequence[str] | None = None) -> int:
         if args.name is not None or args.verbose:
             raise MgenError("--models lists architectures: leave out the name of a recipe and --verbose")
         found = architectures(args.models)
-        print(json.dumps(found, indent=2, ensure_ascii=False) if args.json else "\n".join(listing(found)))
+        width = max(map(len, found))
+        listing = "\n".join(f"{name:<{width}}  {about}" for name, about in found.items())
+        print(json.dumps(found, indent=2, ensure_ascii=False) if args.json else listing)
     elif args.json:
         shown: object = rows() if args.name is None else row_named(args.name)
         print(json.dumps(shown, indent=2, ensure_ascii=False))
@@ -68,20 +70,13 @@ def architectures(pattern: str) -> dict[str, str]:
     return {name: model_description(name) for name in names}
 
 
-def listing(found: dict[str, str]) -> list[str]:
-    """Names and descriptions in two columns."""
-    width = max(map(len, found))
-    return [f"{name:<{width}}  {about}" for name, about in found.items()]
-
-
 def rows() -> list[Row]:
     """Everything known about every model: embedded ones first, then published ones by year, system, image size and cost."""
     from mgen.zoo import embedded_entries, recipe_entries
 
     inside, recipes = embedded_entries(), recipe_entries()
-    every = [row(entry, inside, recipes) for entry in recipes]
-    every += [row(entry, inside, recipes) for entry in inside if entry.name not in {other.name for other in recipes}]
-    return sorted(every, key=_order)
+    entries = {entry.name: entry for entry in (*inside, *recipes)}
+    return sorted((row(entry, inside, recipes) for entry in entries.values()), key=_order)
 
 
 def row_named(name: str) -> Row:

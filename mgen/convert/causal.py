@@ -1,7 +1,6 @@
 """LlamaGen's `c2i_{B,L,XL,XXL,3B}_{256,384}.pt` and Hita's `GPT-{B,L,XL,XXL,2B}-{50,100,250,300}e.pt`, fp32."""
 
 import re
-from typing import Any
 
 import torch
 
@@ -71,34 +70,3 @@ def rename(state: State) -> Renamed:
         else:
             out.put(name, by_rules(name, RULES), value)
     return out
-
-
-def generate_settings(
-    *,
-    cfg_scale: float = 1.0,
-    cfg_interval: int = -1,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    sample_logits: bool = True,
-    tokens: int,
-) -> Settings:
-    """Settings of a ParallelSampler from the arguments of the official `generate`, under their official names.
-
-    Args:
-        cfg_interval: last number k of the steps with guidance: the tokens 0 … k + 1 are guided; −1: all.
-        sample_logits: False takes the likeliest id. tokens: those of an image, S + N.
-    """
-    guidance: Any = cfg_scale if cfg_scale > 1 else 1.0  # as there: no guidance up to 1
-    if cfg_interval >= 0 and cfg_scale > 1:
-        guidance = [cfg_scale if t <= cfg_interval + 1 else 1.0 for t in range(tokens)]
-    filters = ({"top_k": top_k} if top_k > 0 else {}) | ({"top_p": top_p} if top_p < 1 else {})
-    head = filters if sample_logits else {"top_k": 1}
-    return {
-        "steps": tokens,
-        "order": "raster",
-        "schedule": "single",
-        "guidance": guidance,
-        "temperature": temperature,
-        **({"head": head} if head else {}),
-    }

@@ -4,7 +4,6 @@ import re
 
 from mgen.convert.reading import BERT, Renamed, State, by_rules, count, ids, untold
 from mgen.utils.config import Settings
-from mgen.utils.errors import MgenError
 
 PUBLISHED = {1024: (2, 16)}  # by width: decoder blocks, heads
 RULES = (
@@ -64,22 +63,3 @@ def rename(state: State, config: Settings) -> Renamed:
             new = f"trunk.{half}_blocks.{number}.{m[2]}"
         out.put(name, new, value.flatten() if new == "head.bias" else value)
     return out
-
-
-def sampler_settings(*, sample_steps: int, cfg_scale: float, mask_temp: float, samp_temp: float) -> Settings:
-    """Settings of a ParallelSampler from the official arguments.
-
-    Guidance c + w·(c − u) with w = cfg_scale · t / T at step t, 0 in the first; both temperatures fall as 1 − (t + 1) / T. That of
-    the draw stays at or above 1e-3.
-    """
-    if sample_steps < 1:
-        raise MgenError(f"sample_steps is {sample_steps}: at least 1 is needed")
-    return {
-        "steps": sample_steps,
-        "order": "confidence",
-        "schedule": "cosine",
-        "counts": "enat",
-        "guidance": {"kind": "linear", "start": 1.0, "end": 1.0 + cfg_scale, "at": "start"},
-        "temperature": {"kind": "linear", "start": samp_temp, "end": 0.0, "at": "end", "least": 1e-3},
-        "confidence_temperature": {"kind": "linear", "start": mask_temp, "end": 0.0, "at": "end"},
-    }

@@ -6,7 +6,7 @@ import torch
 
 from mgen.convert.reading import Renamed, State, by_rules, count, ids, untold
 from mgen.utils.config import Settings
-from mgen.utils.errors import MgenError, check_choice
+from mgen.utils.errors import MgenError
 
 PUBLISHED_HEADS = {384: 6, 512: 6, 768: 12, 1024: 16, 1152: 16}
 RULES = (
@@ -83,69 +83,3 @@ def rename(state: State) -> Renamed:
 def _bare(name: str) -> str:
     """The name without what parallel training and torch.compile put in front."""
     return re.sub(r"^(module\.|_orig_mod\.)+", "", name)
-
-
-def halton_settings(
-    *,
-    step: int = 64,
-    w: float = 4.0,
-    sm_temp_min: float = 1.0,
-    sm_temp_max: float = 1.0,
-    temp_pow: float = 1.0,
-    temp_warmup: int = 0,
-    top_k: int = -1,
-    randomize: bool = False,
-    sched_pow: float = 2.5,
-) -> Settings:
-    """Settings of a ParallelSampler from the arguments of the official HaltonSampler, under their official names.
-
-    Its temperature multiplies the logits; ours divides them. `sched_pow` is accepted and never used, as in the official code.
-    """
-    if min(sm_temp_min, sm_temp_max) <= 0:
-        raise MgenError(f"sm_temp_min {sm_temp_min}, sm_temp_max {sm_temp_max}: factors of the logits must be positive")
-    factors = [sm_temp_min + (sm_temp_max - sm_temp_min) * t / max(1, step - 1) for t in range(step)]
-    temperatures = [1 / (f**temp_pow * (0.5 if t < temp_warmup else 1.0)) for t, f in enumerate(factors)]
-    constant = len(set(temperatures)) == 1
-    return {
-        "steps": step,
-        "order": "halton-rolled" if randomize else "halton",
-        "schedule": "arccos",
-        "counts": "halton",
-        "guidance": 1.0 + w,
-        "temperature": temperatures[0] if constant else temperatures,
-        **({"head": {"top_k": top_k}} if top_k > 0 else {}),
-    }
-
-
-def confidence_settings(
-    *,
-    step: int = 12,
-    w: float = 3.0,
-    sm_temp: float = 1.0,
-    r_temp: float = 4.5,
-    randomize: str = "linear",
-    sched_mode: str = "arccos",
-) -> Settings:
-    """Settings of a ParallelSampler from the arguments of the official ConfidenceSampler, under their official names.
-
-    Every step draws all positions, known ones too, and ranks by the probability at the temperature of the draw.
-
-    Raises:
-        MgenError: `randomize` "random" or "warm_up" (uniform confidences), which aren't supported.
-    """
-    check_choice("sched_mode", sched_mode, ("arccos", "cosine", "linear", "square", "root"))
-    if randomize in ("random", "warm_up"):
-        raise MgenError(f"randomize {randomize!r} ranks by uniform numbers: use order random, or randomize linear")
-    if sm_temp <= 0:
-        raise MgenError(f"sm_temp is {sm_temp}: a factor of the logits must be positive")
-    linear = {"kind": "linear", "start": r_temp, "end": 0.0, "at": "inclusive"}
-    return {
-        "steps": step,
-        "order": "remasking",
-        "schedule": "pow0.5" if sched_mode == "root" else sched_mode,
-        "counts": "halton-confidence",
-        "guidance": {"kind": "linear", "start": 1.0, "end": 1.0 + w, "at": "inclusive"},
-        "temperature": 1 / sm_temp,
-        "confidence_temperature": linear if randomize == "linear" else 0.0,
-        "head": {"tempered": True},
-    }

@@ -100,26 +100,3 @@ def _reshaped(name: str, value: Tensor) -> Tensor:
     if value.ndim == 4:
         return value.flatten(1)  # tables of tasks (2, 1, 1, 4D), convolutions (out, in, 1, 1)
     return value[0] if value.ndim == 3 and len(value) == 1 else value
-
-
-def himar_settings(
-    *,
-    num_iter: int,
-    cfg: float = 1.0,
-    re_cfg: float = 1.0,
-    cond_scale: int = 8,
-    cfg_schedule: str = "linear",
-    temperature: float = 1.0,
-    num_sampling_steps: str = "100",
-    dense_sampling_steps: str = "250",
-) -> Settings:
-    """Settings of a ParallelSampler from the arguments of the official evaluation, under their official names.
-
-    Args:
-        num_iter, cfg: of the tokens. re_cfg, num_sampling_steps: of the pivots, which take 4 · cond_scale steps.
-        dense_sampling_steps: of the transformer head, a constant in the official code.
-    """
-    common: Settings = dict(cfg_schedule=cfg_schedule, temperature=temperature)
-    pivots = mar.sampler_settings(num_iter=4 * cond_scale, cfg=re_cfg, num_sampling_steps=num_sampling_steps, **common)
-    dense = mar.sampler_settings(num_iter=num_iter, cfg=cfg, num_sampling_steps=dense_sampling_steps, **common)
-    return {**dense, "first_stage": pivots}

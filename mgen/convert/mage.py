@@ -3,7 +3,7 @@
 from mgen.convert.reading import BERT, Renamed, State, by_rules, count, ids, untold
 from mgen.generators.classes import MAGE_ROW, MAGE_ROWS
 from mgen.utils.config import Settings
-from mgen.utils.errors import MgenError, check_choice
+from mgen.utils.errors import MgenError
 
 UNUSED = {
     "cls_token": "never read by the published model",
@@ -73,15 +73,3 @@ def rename(state: State) -> Renamed:
             value = value[0]
         out.put(name, new, value.flatten() if new == "head.bias" else value)
     return out
-
-
-def sampler_settings(*, num_iter: int = 12, temp: float = 4.5, mask_schedule: str = "cosine") -> Settings:
-    """Settings of a ParallelSampler from the arguments of the official gen_img_uncond.py, under their official names."""
-    check_choice("mask_schedule", mask_schedule, ("cosine",))
-    return {
-        "steps": num_iter,
-        "order": "confidence",
-        "schedule": "cosine",
-        "temperature": 1.0,
-        "confidence_temperature": {"kind": "linear", "start": temp, "end": 0.0, "at": "end"},
-    }

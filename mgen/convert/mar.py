@@ -4,7 +4,6 @@ import torch
 
 from mgen.convert.reading import Renamed, State, by_rules, count, untold, vectors
 from mgen.utils.config import Settings
-from mgen.utils.errors import check_choice
 
 TOP = {
     "mask_token": "trunk.mask_token",
@@ -78,33 +77,6 @@ def rename(state: State) -> Renamed:
         elif not put_classes(out, state, name):
             out.put(name, by_rules(name, RULES), value)
     return out
-
-
-def sampler_settings(
-    *,
-    num_iter: int,
-    cfg: float = 1.0,
-    cfg_schedule: str = "linear",
-    temperature: float = 1.0,
-    num_sampling_steps: str = "100",
-) -> Settings:
-    """Settings of a ParallelSampler from the arguments of the official evaluation, under their official names.
-
-    Args:
-        num_sampling_steps: the respacing text: "" for all steps, "100", or "ddim50" for every 20th timestep.
-    """
-    check_choice("cfg_schedule", cfg_schedule, ("linear", "constant"))
-    linear = {"kind": "linear", "start": 1.0, "end": cfg, "at": "tokens", "left": 1}
-    spacing = {"spacing": "stride"} if num_sampling_steps.startswith("ddim") else {}
-    return {
-        "steps": num_iter,
-        "order": "random",
-        "schedule": "cosine",
-        "counts": "mar",
-        "guidance": linear if cfg_schedule == "linear" and cfg != 1.0 else cfg,
-        "temperature": temperature,
-        "head": {"chain": "ancestral", "steps": int(num_sampling_steps.removeprefix("ddim") or 1000), **spacing},
-    }
 
 
 def put_classes(out: Renamed, state: State, name: str) -> bool:

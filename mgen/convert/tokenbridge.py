@@ -126,17 +126,6 @@ def _near(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and (a.device.type == "meta" or bool(torch.allclose(a.float(), b, rtol=0, atol=1e-4)))
 
 
-def tokenbridge_settings(
-    *, num_iter: int = 256, cfg: float = 1.0, cfg_schedule: str = "linear", temperature: float = 1.0
-) -> Settings:
-    """Settings of a ParallelSampler from the arguments of the official evaluation, under their official names.
-
-    The schedule of tokens and of guidance is MAR's. Guidance mixes the vectors that the head takes.
-    """
-    settings = mar.sampler_settings(num_iter=num_iter, cfg=cfg, cfg_schedule=cfg_schedule, temperature=temperature)
-    return {**settings, "head": {"guide": "context"}}
-
-
 def quantized_for(generator: "Generator | Cascade", tokenizer: "Tokenizer") -> "Tokenizer":
     """`tokenizer`, or where it makes the numbers that the generator's ids stand for, a QuantizedKL of it with the same levels."""
     from mgen.tokenizers import QuantizedKL

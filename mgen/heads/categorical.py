@@ -12,11 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mgen.heads.chains import ChainSettings
-from mgen.heads.head import Draw, Head, HeadInputs, HeadNoise, register_head
+from mgen.heads.head import Draw, Head, HeadInputs, HeadNoise, HeadSettings, mix, register_head
 from mgen.heads.logit_filter import check_cuts, choose, keep_likeliest
 from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError
-from mgen.utils.modeling import check_keys
 
 
 class OwnTable(nn.Linear):
@@ -27,7 +26,7 @@ class OwnTable(nn.Linear):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DrawSettings:
+class DrawSettings(HeadSettings):
     """How a categorical head draws an id.
 
     Args:
@@ -48,12 +47,6 @@ class DrawSettings:
             if not isinstance(getattr(self, name), bool):
                 raise MgenError(f"head.{name} is {getattr(self, name)!r}: expected true or false")
         check_cuts(self.top_k, self.top_p)
-
-    @classmethod
-    def of(cls, settings: Settings) -> "DrawSettings":
-        """From a mapping; MgenError for a key or value that is not allowed."""
-        check_keys(dict(settings), set(cls.__dataclass_fields__), "head.")
-        return cls(**settings)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,13 +119,11 @@ class CategoricalHead(Head[DrawSettings]):
         return losses.view(target.shape), (flat.argmax(-1) == goal).float().view(target.shape)
 
     def check(self, settings: Settings, *, temperatures: Sequence[float]) -> None:
-        """MgenError for settings of a draw that this head does not take."""
         if settings.keys() & ChainSettings.__dataclass_fields__.keys():
             raise MgenError(f"head {dict(settings)} is for a diffusion head; this generator draws ids")
         DrawSettings.of(settings)
 
     def plan(self, settings: Settings) -> DrawSettings:
-        """What every draw of a run shares; `settings` as in DrawSettings."""
         return DrawSettings.of(settings)
 
     def sample(
@@ -144,24 +135,18 @@ class CategoricalHead(Head[DrawSettings]):
         temperature: float = 1.0,
         guidance: float | None = None,
     ) -> Draw:
-        """Draw an id at each position.
+        """Draw an id at each position; arguments as in Head, and:
 
         Args:
-            z: context (B, M, D), or (2B, M, D) with the rows of the null class after those of the class, if guided.
             noise: uniform (B, M) in [0, 1), used by inverting the distribution function, or Gumbel (B, M, V), used as
                 argmax(logits / temperature + noise).
-            plan: made by `plan`.
             temperature: divides the logits of the draw; held above 1e-4, where the draw is the likeliest id.
-            guidance: s in u + s·(c − u); None: z has no null rows.
 
         Returns:
             ids (B, M) int64 and their log-probabilities (B, M) at temperature 1, or `plan.tempered`.
         """
         rows = self.vocab_size + int(self.config.mask_drawn and plan.mask)
-        logits = self.logits(z, rows).float()
-        if guidance is not None:
-            conditional, null = logits.chunk(2)
-            logits = torch.lerp(null, conditional, guidance)
+        logits = mix(self.logits(z, rows).float(), guidance)
         scaled = logits if temperature == 1.0 else logits / max(temperature, 1e-4)
         ranked = scaled if plan.tempered else logits
         scaled = keep_likeliest(scaled, top_k=plan.top_k, top_p=plan.top_p)

@@ -9,23 +9,20 @@ its place up on the device in every step. Its DDIM and DPM-Solver++ fit once the
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor
 
-from mgen.utils.config import Settings
+from mgen.heads.head import HeadSettings
 from mgen.utils.errors import MgenError, check_choice
-from mgen.utils.modeling import check_keys
-
-CHAINS = ("ancestral", "ddim", "dpm-solver++")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChainSettings:
+class ChainSettings(HeadSettings):
     """How a token is drawn by a diffusion head.
 
     Args:
@@ -42,7 +39,7 @@ class ChainSettings:
     spacing: str = "ends"
 
     def __post_init__(self) -> None:
-        check_choice("head.chain", self.chain, CHAINS)
+        check_choice("head.chain", self.chain, ("ancestral", "ddim", "dpm-solver++"))
         check_choice("head.spacing", self.spacing, ("ends", "stride"))
         if not isinstance(self.steps, int) or isinstance(self.steps, bool) or self.steps < 1:
             raise MgenError(f"head.steps is {self.steps!r}: a whole number of at least 1 is needed")
@@ -50,12 +47,6 @@ class ChainSettings:
             raise MgenError(f"head.steps is 1: the chain {self.chain!r} needs at least 2")
         if self.clip is not None and not 0 < self.clip < math.inf:
             raise MgenError(f"head.clip is {self.clip}: a positive bound of |x0| is needed, or null for none")
-
-    @classmethod
-    def of(cls, settings: Settings) -> "ChainSettings":
-        """From a mapping; MgenError for a key or value that is not allowed."""
-        check_keys(dict(settings), set(cls.__dataclass_fields__), "head.")
-        return cls(**settings)
 
     @property
     def noise_count(self) -> int:
@@ -76,11 +67,8 @@ def kept_timesteps(count: int, of: int = 1000) -> list[int]:
     """The `count` timesteps of a respaced chain, ascending, first and last included; Python's rounding, as published."""
     if count == 1:
         return [0]
-    stride, place, kept = (of - 1) / (count - 1), 0.0, []
-    for _ in range(count):
-        kept.append(round(place))
-        place += stride  # added up in floats, as published: a product would round other ties
-    return kept
+    # Strides are added up in floats, as published: a product would round other ties.
+    return [round(place) for place in accumulate([(of - 1) / (count - 1)] * (count - 1), initial=0.0)]
 
 
 def strided_timesteps(count: int, of: int = 1000) -> list[int]:
@@ -151,7 +139,17 @@ class Chain:
             kept = pick(settings.steps, most)
         self.settings, self.tables = settings, tables.respace(kept)
         self.timesteps = kept[::-1]
-        self.scheduler = _scheduler(settings, self.tables)
+        # diffusers' schedulers get the respaced betas, so that their steps are consecutive, and are asked with x0, clipped or not.
+        betas = self.tables.betas
+        made: DDIMScheduler | DPMSolverMultistepScheduler | None = None
+        common = {"num_train_timesteps": settings.steps, "trained_betas": betas, "prediction_type": "sample"}
+        if settings.chain == "ddim":
+            made = DDIMScheduler(**common, clip_sample=False, set_alpha_to_one=True, timestep_spacing="leading")
+        elif settings.chain == "dpm-solver++":
+            made = DPMSolverMultistepScheduler(**common, timestep_spacing="trailing", final_sigmas_type="zero")
+        if made is not None:  # their ᾱ are rounded to fp32, which the noisiest steps magnify
+            made.alphas_cumprod = torch.from_numpy(self.tables.alpha_bar)
+        self.scheduler = made
 
     def begin(self) -> None:
         """Forget the previous chain (a multistep solver remembers its last answers)."""
@@ -187,28 +185,3 @@ class Chain:
             return mean, x.new_full((), tables.log_fixed[k])  # written on the device, not brought there
         f = (v + 1) / 2
         return mean, f * tables.log_high[k] + (1 - f) * tables.log_low[k]
-
-
-def check_draw_settings(settings: Settings, tables: Tables, temperatures: Sequence[float]) -> None:
-    """MgenError for settings of a draw that the diffusion does not take, or temperatures (of all steps) that do nothing."""
-    chain = Chain(ChainSettings.of(settings), tables).settings  # raises for too many steps
-    if chain.noise_count == 1 and chain.steps > 1 and any(t != 1 for t in temperatures):
-        raise MgenError(
-            f"temperature {temperatures[0]} scales noise that the chain {chain.chain!r} does not add: use temperature 1 or "
-            "the ancestral chain"
-        )
-
-
-def _scheduler(settings: ChainSettings, tables: Tables) -> DDIMScheduler | DPMSolverMultistepScheduler | None:
-    """diffusers' scheduler on the respaced betas, so that its steps are consecutive; asked with x0, clipped or not, as sample."""
-    common = {"num_train_timesteps": settings.steps, "trained_betas": tables.betas, "prediction_type": "sample"}
-    if settings.chain == "ddim":
-        made = DDIMScheduler(**common, clip_sample=False, set_alpha_to_one=True, timestep_spacing="leading")
-    elif settings.chain == "dpm-solver++":
-        made = DPMSolverMultistepScheduler(**common, timestep_spacing="trailing", final_sigmas_type="zero")
-    else:
-        return None
-    made.alphas_cumprod = torch.from_numpy(
-        tables.alpha_bar
-    )  # theirs are rounded to fp32, which the noisiest steps magnify
-    return made

@@ -12,7 +12,7 @@ Sampling keeps keys and values, so a slot costs one pass of its own; modulations
 are one product per block, ahead of the slots.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,22 +20,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mgen.heads.head import Draw, Head, HeadInputs, HeadNoise, NoiseSpec, register_head
+from mgen.heads.head import Draw, Head, HeadInputs, HeadNoise, HeadSettings, NoiseSpec, mix, register_head
 from mgen.heads.logit_filter import check_cuts, choose, keep_likeliest
 from mgen.nn.blocks import MLP, Blocks
 from mgen.nn.modulated import modulate
 from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError, check_choice
-from mgen.utils.modeling import check_keys
 
-FIRST = ("published", "consistent")
-GUIDES = ("context", "logits")
 # Numbers that the modulations of one piece of the rows may take: 512 MB in fp32, 315 tokens of the published L.
 PIECE = 2**27
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChannelSettings:
+class ChannelSettings(HeadSettings):
     """How a channel head draws the ids of a token.
 
     Args:
@@ -51,13 +48,7 @@ class ChannelSettings:
 
     def __post_init__(self) -> None:
         check_cuts(self.top_k, self.top_p)
-        check_choice("head.guide", self.guide, GUIDES)
-
-    @classmethod
-    def of(cls, settings: Settings) -> "ChannelSettings":
-        """From a mapping; MgenError for a key or value that is not allowed."""
-        check_keys(dict(settings), set(cls.__dataclass_fields__), "head.")
-        return cls(**settings)
+        check_choice("head.guide", self.guide, ("context", "logits"))
 
 
 class SlotAttention(nn.Module):
@@ -129,7 +120,7 @@ class ChannelConfig:
                 f"head of depth {self.depth}, width {self.width} and {self.heads} heads: all must be at least 1, and the heads "
                 "divide the width"
             )
-        check_choice("head.first", self.first, FIRST)
+        check_choice("head.first", self.first, ("published", "consistent"))
 
 
 @register_head("channels", ChannelConfig)
@@ -232,16 +223,11 @@ class ChannelHead(Head[ChannelSettings]):
 
     # -- sampling ------------------------------------------------------------------------------------------------------
 
-    def check(self, settings: Settings, *, temperatures: Sequence[float]) -> None:
-        """MgenError for settings of a draw that this head does not take."""
-        ChannelSettings.of(settings)
-
     def noise_spec(self, settings: Settings) -> NoiseSpec:
         """A draw takes one uniform number per channel."""
         return NoiseSpec(shape=(self.channels,))
 
     def plan(self, settings: Settings) -> ChannelSettings:
-        """What every draw of a run shares; `settings` as in ChannelSettings."""
         return ChannelSettings.of(settings)
 
     def sample(
@@ -253,30 +239,26 @@ class ChannelHead(Head[ChannelSettings]):
         temperature: float = 1.0,
         guidance: float | None = None,
     ) -> Draw:
-        """Draw the ids of a token at each position.
+        """Draw the ids of a token at each position; arguments as in Head, and:
 
         Args:
-            z: context (B, M, D), or (2B, M, D) with the rows of the null class after those of the class, if guided.
             noise: uniform (B, M, C) in [0, 1), used by inverting the distribution function, or Gumbel (B, M, C, Q), used as
                 argmax(logits / temperature + noise); in the tokenizer's order of channels.
-            plan: made by `plan`.
             temperature: divides the logits of the draw; held above 1e-4, where the draw is the likeliest id.
-            guidance: s in u + s·(c − u), on what `plan.guide` names; None: z has no null rows.
+            guidance: on what `plan.guide` names.
 
         Returns:
             ids (B, M, C) int64 in the tokenizer's order, and the sum (B, M) of their log-probabilities at temperature 1, before
             top-k and top-p.
         """
         b, m = noise.shape[:2]
-        if guidance is not None and plan.guide == "context":
-            conditional, null = z.chunk(2)
-            z, guidance = torch.lerp(null, conditional, guidance), None
+        if plan.guide == "context":
+            z, guidance = mix(z, guidance), None
         halves = z.unflatten(0, (-1, b)).flatten(1, 2)  # (1 or 2, n, D)
         noise = noise.flatten(0, 1)  # (n, C) or (n, C, Q)
         row = self.channels * self.inner * (6 * len(self.blocks) + 2) * len(halves)  # numbers of its modulations
-        pieces = (
-            -(-b * m // max(1, PIECE // row)) or 1
-        )  # of about equal size: a small rest would cost a whole pass of its own
+        # Pieces of about equal size: a small rest would cost a whole pass of its own.
+        pieces = -(-b * m // max(1, PIECE // row)) or 1
         drawn = [
             self._draw(part.flatten(0, 1), numbers, plan, max(temperature, 1e-4), guidance)
             for part, numbers in zip(halves.tensor_split(pieces, dim=1), noise.tensor_split(pieces))
@@ -303,10 +285,7 @@ class ChannelHead(Head[ChannelSettings]):
             for block, modulation, layer in zip(self.blocks, modulations, kept):
                 x = block(x, modulation[slot].unsqueeze(1), layer, slot)
             x = self.final_norm(x.squeeze(1), modulations[-1][slot])
-            logits = F.linear(x, weights[slot], biases[slot]).float()  # (R, Q)
-            if guidance is not None:
-                conditional, null = logits.chunk(2)
-                logits = torch.lerp(null, conditional, guidance)
+            logits = mix(F.linear(x, weights[slot], biases[slot]).float(), guidance)  # (n, Q)
             scaled = keep_likeliest(logits / temperature, top_k=plan.top_k, top_p=plan.top_p)
             chosen = choose(scaled, noise[:, channel])  # (n,)
             ids[:, channel] = chosen

@@ -16,22 +16,26 @@ from mgen.utils.config import Settings
 
 
 class _Composite(Head[PlanT]):
-    """What the heads here share: settings and checks are those of the head inside."""
+    """What the heads here share: settings and checks are those of the leading head inside."""
 
     inner: Head[PlanT]
 
     @property
+    def lead(self) -> Head[PlanT]:
+        return self.inner
+
+    @property
     def settings(self) -> Settings:
-        return self.inner.settings
+        return self.lead.settings
 
     def check(self, settings: Settings, *, temperatures: Sequence[float]) -> None:
-        self.inner.check(settings, temperatures=temperatures)
+        self.lead.check(settings, temperatures=temperatures)
 
     def plan(self, settings: Settings) -> PlanT:
-        return self.inner.plan(settings)
+        return self.lead.plan(settings)
 
 
-class PerCodebookHead(Head[DrawSettings]):
+class PerCodebookHead(_Composite[DrawSettings]):
     """Categorical heads for global tokens and for those of the grid, which have codebooks of their own.
 
     A draw evaluates the head of the step's part alone. Settings and noise are those of CategoricalHead.
@@ -50,14 +54,8 @@ class PerCodebookHead(Head[DrawSettings]):
         self.width = inputs.width
 
     @property
-    def settings(self) -> Settings:
-        return self.parts[0].settings
-
-    def check(self, settings: Settings, *, temperatures: Sequence[float]) -> None:
-        self.parts[0].check(settings, temperatures=temperatures)
-
-    def plan(self, settings: Settings) -> DrawSettings:
-        return self.parts[0].plan(settings)
+    def lead(self) -> Head[DrawSettings]:
+        return self.parts[0]
 
     def initialize(self, default: Callable[[nn.Module], None]) -> None:
         super().initialize(default)

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mgen.heads.chains import Chain, ChainSettings, Tables, check_draw_settings, cosine_betas
-from mgen.heads.head import Draw, Head, HeadInputs, HeadNoise, NoiseSpec, register_head
+from mgen.heads.chains import Chain, ChainSettings, Tables, cosine_betas
+from mgen.heads.head import Draw, Head, HeadInputs, HeadNoise, NoiseSpec, mix, register_head
 from mgen.nn.blocks import Blocks
 from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError
@@ -60,30 +60,68 @@ class ResBlock(nn.Module):
         return torch.addcmul(h, gate, self.fc2(F.silu(self.fc1(x))))
 
 
-def initialize_dit(head: nn.Module) -> None:
-    """DiT's initial values: linear layers Xavier, time embedding normal 0.02, modulations and output zero (arXiv 2212.09748).
-
-    `head` is a DiffusionHead or a DiffusionTransformerHead, whose layers have these names.
-    """
-    for name, module in head.named_modules():
-        if not isinstance(module, nn.Linear):
-            continue
-        nn.init.zeros_(module.bias)
-        leaf = name.rsplit(".", 1)[-1]
-        if name.startswith("time."):
-            nn.init.normal_(module.weight, std=0.02)
-        elif leaf in ("adaln", "out_adaln", "out"):
-            nn.init.zeros_(module.weight)
-        else:
-            nn.init.xavier_uniform_(module.weight)
-
-
 @dataclass(frozen=True)
 class ChainPlan:
     """A chain and the time embeddings (N, W) of its steps, made once per run."""
 
     chain: Chain
     embedding: Tensor
+
+
+class ChainHead(Head[ChainPlan]):
+    """What heads that draw by a reverse chain share."""
+
+    token_kinds = ("vector",)
+    metric = "mse"
+    has_log_prob = False  # a continuous draw has no probability to rank positions by
+    channels: int
+    time: TimeEmbedding
+    input: nn.Linear
+    tables: Tables
+    _coefficients: Tensor | None = None  # (8, steps): TABLES in fp32 on the device of the loss, moved once
+
+    def initialize(self, default: Callable[[nn.Module], None]) -> None:
+        """DiT's: linear layers Xavier, time embedding normal 0.02, modulations and output zero (arXiv 2212.09748)."""
+        for name, module in self.named_modules():
+            if not isinstance(module, nn.Linear):
+                continue
+            nn.init.zeros_(module.bias)
+            if name.startswith("time."):
+                nn.init.normal_(module.weight, std=0.02)
+            elif name.rsplit(".", 1)[-1] in ("adaln", "out_adaln", "out"):
+                nn.init.zeros_(module.weight)
+            else:
+                nn.init.xavier_uniform_(module.weight)
+
+    def training_noise(self, length: int, copies: int, rng: torch.Generator) -> HeadNoise:
+        """Timesteps (K, L), of a joint head (K,), and noise (K, L, C) for the loss of one image."""
+        t = torch.randint(self.config.train_steps, (copies,) if self.joint else (copies, length), generator=rng)
+        return HeadNoise(t, torch.randn(copies, length, self.channels, generator=rng))
+
+    def coefficients(self, noise: HeadNoise | None, device: torch.device) -> tuple[HeadNoise, dict[str, Tensor]]:
+        """The noise, and TABLES at its timesteps t (…), (…, 1) each; MgenError without noise."""
+        if noise is None:
+            raise MgenError(f"the loss of a diffusion head needs noise: see {type(self).__name__}.training_noise")
+        if self._coefficients is None or self._coefficients.device != device:
+            stacked = torch.stack([torch.from_numpy(getattr(self.tables, name)) for name in TABLES])
+            self._coefficients = stacked.to(device, torch.float32)
+        return noise, dict(zip(TABLES, self._coefficients[:, noise.t].unsqueeze(-1)))
+
+    def check(self, settings: Settings, *, temperatures: Sequence[float]) -> None:
+        chain = Chain(ChainSettings.of(settings), self.tables).settings  # raises for too many steps
+        if chain.noise_count == 1 and chain.steps > 1 and any(t != 1 for t in temperatures):
+            raise MgenError(
+                f"temperature {temperatures[0]} scales noise that the chain {chain.chain!r} does not add: use temperature 1 or "
+                "the ancestral chain"
+            )
+
+    def noise_spec(self, settings: Settings) -> NoiseSpec:
+        """The start of the chain and what its steps add; fresh in every step where all positions go through the chain again."""
+        return NoiseSpec(True, (ChainSettings.of(settings).noise_count, self.channels), every_step=self.joint)
+
+    def plan(self, settings: Settings) -> ChainPlan:
+        chain = Chain(ChainSettings.of(settings), self.tables)
+        return ChainPlan(chain, self.time(torch.tensor(chain.timesteps, device=self.input.weight.device)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,12 +134,8 @@ class DiffusionConfig:
 
 
 @register_head("diffusion", DiffusionConfig)
-class DiffusionHead(Head[ChainPlan]):
+class DiffusionHead(ChainHead):
     """p(token | context) as a diffusion."""
-
-    token_kinds = ("vector",)
-    metric = "mse"
-    has_log_prob = False  # a continuous draw has no probability to rank positions by
 
     def __init__(self, config: DiffusionConfig, inputs: HeadInputs) -> None:
         super().__init__()
@@ -113,11 +147,6 @@ class DiffusionHead(Head[ChainPlan]):
         self.out_adaln = nn.Linear(c.width, 2 * c.width)
         self.out = nn.Linear(c.width, 2 * self.channels)
         self.tables = Tables(cosine_betas(c.train_steps))
-        self._tables: Tensor | None = None  # those of the loss, in fp32 on the device it runs on
-
-    def initialize(self, default: Callable[[nn.Module], None]) -> None:
-        """Xavier for linear layers, normal 0.02 for the time embedding; modulations and output start at zero."""
-        initialize_dit(self)
 
     # -- the network ---------------------------------------------------------------------------------------------------
 
@@ -143,11 +172,6 @@ class DiffusionHead(Head[ChainPlan]):
 
     # -- training ------------------------------------------------------------------------------------------------------
 
-    def training_noise(self, length: int, copies: int, rng: torch.Generator) -> HeadNoise:
-        """Timesteps (K, L) and noise (K, L, C) for the loss of one image's tokens."""
-        t = torch.randint(self.config.train_steps, (copies, length), generator=rng)
-        return HeadNoise(t, torch.randn(copies, length, self.channels, generator=rng))
-
     def loss(
         self, z: Tensor, target: Tensor, *, noise: HeadNoise | None = None, label_smoothing: float = 0.0
     ) -> tuple[Tensor, Tensor]:
@@ -158,13 +182,8 @@ class DiffusionHead(Head[ChainPlan]):
 
         The variational term is in bits per number, with ε detached: it trains the variance alone (arXiv 2102.09672, §3.1).
         """
-        if noise is None:
-            raise MgenError("the loss of a diffusion head needs noise: see DiffusionHead.training_noise")
+        noise, at = self.coefficients(noise, target.device)
         t, eps_true = noise.t, noise.noise
-        if self._tables is None or self._tables.device != target.device:
-            stacked = torch.stack([torch.from_numpy(getattr(self.tables, name)) for name in TABLES])
-            self._tables = stacked.to(target.device, torch.float32)  # (8, steps), moved once
-        at = dict(zip(TABLES, self._tables[:, t].unsqueeze(-1)))  # (…, 1) each
         x = at["signal"] * target + at["noise"] * eps_true
         eps, v = self(x, t, z).float().chunk(2, dim=-1)
         mse = (eps_true - eps).square().mean(-1)
@@ -180,31 +199,15 @@ class DiffusionHead(Head[ChainPlan]):
 
     # -- sampling ------------------------------------------------------------------------------------------------------
 
-    def check(self, settings: Settings, *, temperatures: Sequence[float]) -> None:
-        """MgenError for settings of a draw that this head does not take, or temperatures (of all steps) that do nothing."""
-        check_draw_settings(settings, self.tables, temperatures)
-
-    def noise_spec(self, settings: Settings) -> NoiseSpec:
-        """The start of the chain and what its steps add."""
-        return NoiseSpec(normal=True, shape=(ChainSettings.of(settings).noise_count, self.channels))
-
-    def plan(self, settings: Settings) -> ChainPlan:
-        """What every draw of a run shares; `settings` as in ChainSettings."""
-        chain = Chain(ChainSettings.of(settings), self.tables)
-        steps = torch.tensor(chain.timesteps, device=self.input.weight.device)
-        return ChainPlan(chain, self.time(steps))
-
     def sample(
         self, z: Tensor, *, noise: Tensor, plan: ChainPlan, temperature: float = 1.0, guidance: float | None = None
     ) -> Draw:
-        """Draw a token at each position.
+        """Draw a token at each position; arguments as in Head, and:
 
         Args:
-            z: context (B, M, D), or (2B, M, D) with the rows of the null class after those of the class, if guided.
             noise: standard normal (draws, B, M, C): the start, then what each step but the last adds.
-            plan: of this head, made by `plan`.
             temperature: factor of the noise that the steps add (not of the start).
-            guidance: s in ε_u + s·(ε_c − ε_u), inside every step; None: z has no null rows.
+            guidance: s in ε_u + s·(ε_c − ε_u), inside every step.
 
         Returns:
             tokens (B, M, C), and None: a continuous draw has no probability to rank positions by.
@@ -225,8 +228,7 @@ class DiffusionHead(Head[ChainPlan]):
             out = self.answer(h if guidance is None else h.repeat(2, 1), [part[j % ahead] for part in group]).float()
             eps, v = out.chunk(2, dim=-1)
             if guidance is not None:
-                conditional, null = eps.chunk(2)
-                eps, v = torch.lerp(null, conditional, guidance), v[: len(x)]
+                eps, v = mix(eps, guidance), v[: len(x)]
             added = draws[j + 1] if len(draws) > 1 and j + 1 < count else None
             x = chain.step(j, x, eps, v, added, temperature)
         return Draw(x.unflatten(0, (b, m)), None)  # (B, M, C)

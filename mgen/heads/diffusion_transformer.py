@@ -7,7 +7,6 @@ Notation: B batch, L positions of the map, D width of the context, C numbers of 
 chain, K copies of an image in training, M positions that are not known, R rows of the network (B, or 2B under guidance).
 """
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,13 +14,12 @@ import torch.nn.functional as F
 from diffusers.models.embeddings import get_2d_sincos_pos_embed
 from torch import Tensor, nn
 
-from mgen.heads.chains import Chain, ChainSettings, Tables, check_draw_settings, cosine_betas
-from mgen.heads.diffusion import ChainPlan, TimeEmbedding, initialize_dit
-from mgen.heads.head import Draw, HeadInputs, HeadNoise, JointHead, NoiseSpec, register_head
+from mgen.heads.chains import Tables, cosine_betas
+from mgen.heads.diffusion import ChainHead, ChainPlan, TimeEmbedding
+from mgen.heads.head import Draw, HeadInputs, HeadNoise, JointHead, mix, register_head
 from mgen.nn.attention import Attention, gather_rows
 from mgen.nn.blocks import MLP, Blocks
 from mgen.nn.modulated import modulate
-from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError
 
 
@@ -67,12 +65,8 @@ class DiffusionTransformerConfig:
 
 
 @register_head("diffusion-transformer", DiffusionTransformerConfig)
-class DiffusionTransformerHead(JointHead[ChainPlan]):
+class DiffusionTransformerHead(ChainHead, JointHead[ChainPlan]):
     """p(map | contexts) as a diffusion of all tokens together."""
-
-    token_kinds = ("vector",)
-    metric = "mse"
-    has_log_prob = False  # a continuous draw has no probability to rank positions by
 
     def __init__(self, config: DiffusionTransformerConfig, inputs: HeadInputs) -> None:
         super().__init__()
@@ -95,11 +89,6 @@ class DiffusionTransformerHead(JointHead[ChainPlan]):
         self.register_buffer("position", position)
         self.position: Tensor  # (L, W)
         self.tables = Tables(cosine_betas(c.train_steps))
-        self._scales: Tensor | None = None  # signal and noise of the loss, in fp32 on the device it runs on
-
-    def initialize(self, default: Callable[[nn.Module], None]) -> None:
-        """Xavier for linear layers, normal 0.02 for the time embedding; modulations and output start at zero."""
-        initialize_dit(self)
 
     # -- the network ---------------------------------------------------------------------------------------------------
 
@@ -128,11 +117,6 @@ class DiffusionTransformerHead(JointHead[ChainPlan]):
 
     # -- training ------------------------------------------------------------------------------------------------------
 
-    def training_noise(self, length: int, copies: int, rng: torch.Generator) -> HeadNoise:
-        """Timesteps (K,) and noise (K, L, C) for the loss of one image."""
-        t = torch.randint(self.config.train_steps, (copies,), generator=rng)
-        return HeadNoise(t, torch.randn(copies, length, self.channels, generator=rng))
-
     def loss(
         self,
         z: Tensor,
@@ -151,14 +135,9 @@ class DiffusionTransformerHead(JointHead[ChainPlan]):
 
         The square error's mean is over all positions, not over the masked ones: an image counts by what it hides, as published.
         """
-        if noise is None:
-            raise MgenError("the loss of a diffusion head needs noise: see DiffusionTransformerHead.training_noise")
+        noise, at = self.coefficients(noise, target.device)
         t, eps_true = noise.t, noise.noise
-        if self._scales is None or self._scales.device != target.device:
-            stacked = torch.stack([torch.from_numpy(self.tables.signal), torch.from_numpy(self.tables.noise)])
-            self._scales = stacked.to(target.device, torch.float32)  # (2, steps), moved once
-        signal, spread = self._scales[:, t, None, None]  # (B, K, 1, 1) each
-        x = signal * target.unsqueeze(1) + spread * eps_true  # (B, K, L, C)
+        x = at["signal"].unsqueeze(-1) * target.unsqueeze(1) + at["noise"].unsqueeze(-1) * eps_true  # (B, K, L, C)
         y = self.time(t).unsqueeze(2) + self.cond(z).unsqueeze(1)  # (B, K, L, W)
         eps = self.answer(self.embed(x).flatten(0, 1), y.flatten(0, 1)).float()  # (B·K, L, C)
         error = eps_true - eps.unflatten(0, t.shape)
@@ -168,20 +147,6 @@ class DiffusionTransformerHead(JointHead[ChainPlan]):
         return loss, loss.detach()
 
     # -- sampling ------------------------------------------------------------------------------------------------------
-
-    def check(self, settings: Settings, *, temperatures: Sequence[float]) -> None:
-        """MgenError for settings of a draw that this head does not take, or temperatures (of all steps) that do nothing."""
-        check_draw_settings(settings, self.tables, temperatures)
-
-    def noise_spec(self, settings: Settings) -> NoiseSpec:
-        """Normal draws of a token in a decoding step, fresh in every one: all positions go through the chain every time."""
-        return NoiseSpec(normal=True, shape=(ChainSettings.of(settings).noise_count, self.channels), every_step=True)
-
-    def plan(self, settings: Settings) -> ChainPlan:
-        """What every draw of a run shares; `settings` as in ChainSettings."""
-        chain = Chain(ChainSettings.of(settings), self.tables)
-        steps = torch.tensor(chain.timesteps, device=self.input.weight.device)
-        return ChainPlan(chain, self.time(steps))
 
     def sample(
         self,
@@ -195,14 +160,12 @@ class DiffusionTransformerHead(JointHead[ChainPlan]):
         known: Tensor | None = None,
         unknown: Tensor | None = None,
     ) -> Draw:
-        """Draw the map, given its known tokens.
+        """Draw the map, given its known tokens; arguments as in JointHead, and:
 
         Args:
-            z: contexts (B, L, D), or (2B, L, D) with the rows of the null class after those of the class, if guided.
             noise: standard normal (draws, B, L, C): the start n0, then what each step but the last adds.
-            plan: of this head, made by `plan`.
             temperature: factor of the noise that the steps add (not of the start).
-            guidance: s in ε_u + s·(ε_c − ε_u), inside every step; None: z has no null rows.
+            guidance: s in ε_u + s·(ε_c − ε_u), inside every step.
             tokens: (B, L, C), read where `known` (B, L) is True: there the state is signal · token + noise · n0 before every
                 step, with the same n0 each time. None: no token is known.
             unknown: (B, M), the positions that are not known; the last block then answers for these alone. Rows that know
@@ -234,10 +197,7 @@ class DiffusionTransformerHead(JointHead[ChainPlan]):
             h = self.embed(complete(chain.tables.signal[k] * tokens + chain.tables.noise[k] * start, x))
             # One state serves both halves: the null half's own state is never read.
             h = h if guidance is None else h.repeat(2, 1, 1)
-            eps = self.answer(h, plan.embedding[j] + cond, asked).float()  # (R, M, C)
-            if guidance is not None:
-                conditional, null = eps.chunk(2)
-                eps = torch.lerp(null, conditional, guidance)
+            eps = mix(self.answer(h, plan.embedding[j] + cond, asked).float(), guidance)  # (B, M, C)
             added = draws[j + 1] if len(draws) > 1 and j + 1 < count else None
             x = chain.step(j, x, eps, None, added, temperature)
         return Draw(complete(tokens, x), None)

@@ -10,7 +10,7 @@ Notation: B batch, M positions, D width of the context, C numbers or ids of a to
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Generic, NamedTuple, TypeVar
+from typing import ClassVar, Generic, NamedTuple, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from mgen.nn.windows import TokenUnshuffle
 from mgen.tokens import TokenSpec
 from mgen.utils.config import Settings
+from mgen.utils.errors import check_keys
 from mgen.utils.registry import Configured, Registry
 
 HEADS: Registry["Head"] = Registry("head", "mgen.heads")
@@ -31,6 +32,25 @@ class Draw(NamedTuple):
 
     tokens: Tensor
     log_prob: Tensor | None
+
+
+def mix(x: Tensor, guidance: float | None) -> Tensor:
+    """u + s·(c − u) (B, …) of rows (2B, …), those of the class before those of the null class; x itself without guidance s."""
+    if guidance is None:
+        return x
+    conditional, null = x.chunk(2)
+    return torch.lerp(null, conditional, guidance)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadSettings:
+    """Base of the settings of a draw."""
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """From a mapping; MgenError for a key or value that is not allowed."""
+        check_keys(dict(settings), set(cls.__dataclass_fields__), "head.")
+        return cls(**settings)
 
 
 @dataclass(frozen=True)
@@ -110,7 +130,7 @@ class Head(nn.Module, Configured, Generic[PlanT]):
 
     def check(self, settings: Settings, *, temperatures: Sequence[float]) -> None:
         """MgenError for settings of a draw that this head does not take, or temperatures (of all steps) that do nothing."""
-        raise NotImplementedError
+        self.plan(settings)
 
     def noise_spec(self, settings: Settings) -> NoiseSpec:
         """The random numbers that a draw with these settings takes."""

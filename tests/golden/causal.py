@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from mgen.convert import convert
-from mgen.convert.causal import generate_settings
 from mgen.convert.convert import Conversion
 from mgen.heads import categorical
 from mgen.nn.causal import rotary_table
 from mgen.pipelines.pipeline import to_uint8
 from mgen.samplers import Noise, ParallelSampler
 from tests.golden.harness import Case
+from tests.official_settings import generate_settings
 
 # Ten times the stated fp32–fp64 differences of the reference: logits 2.2e-6 … 4.6e-6, probabilities 1.4e-6, losses 1.1e-7 … 4.8e-7 (of
 # numbers near 4 … 8), gradients 5.5e-7, the rotary table 4.8e-8.

@@ -14,6 +14,7 @@ from mgen.training.carried import encode_features
 from mgen.training.masking import known_before, known_from_uniform
 from tests.golden import harness
 from tests.golden.harness import Case
+from tests.official_settings import enat_settings
 
 # The set asks for 3e-5, 1e-5, 2e-5 and 5e-5; the reference's own differences are 4.6e-6 (logits), 7e-7 (loss), 1.9e-6 (gradients).
 LOGITS, LOSS, GRADIENT, IMAGE = 3e-5, 1e-5, 2e-5, 5e-5
@@ -95,7 +96,7 @@ def train(case: Case) -> None:
 def generate(case: Case) -> None:
     net, label = model(case), case.inputs["context"].flatten()
     run = case.config["runs"].get(case.name, {})
-    sampler = ParallelSampler(**enat.sampler_settings(**run))
+    sampler = ParallelSampler(**enat_settings(**run))
     shape = (len(label), net.tokens.length)
     noise = Noise(
         tokens=case.inputs["categorical_gumbel"],

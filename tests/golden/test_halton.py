@@ -5,7 +5,6 @@ import re
 import torch
 
 from mgen.convert import convert
-from mgen.convert.halton import confidence_settings, halton_settings
 from mgen.generators import Generator, LossOptions
 from mgen.samplers import Noise, ParallelSampler
 from mgen.samplers.counts import halton_revealed
@@ -15,6 +14,7 @@ from mgen.training.config import MaskConfig
 from mgen.training.masking import known_from_uniform, mask_fraction_from_uniform
 from tests.golden import harness
 from tests.golden.harness import Case
+from tests.official_settings import confidence_settings, halton_settings
 
 # Ten times the stated fp32–fp64 differences of the reference (2.3e-6, 3.5e-6, 6.0e-8); the loss, where it states 6.1e-8, gets four
 # units in the last place of a number near 3.4.

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from mgen.convert import convert, himar
 from mgen.convert.convert import Conversion
-from mgen.convert.himar import himar_settings
 from mgen.data.first_stage import shrink
 from mgen.generators import Cascade
 from mgen.generators.presets import model_name, override
@@ -26,6 +25,7 @@ from mgen.tokenizers.kl import patchify, unpatchify
 from tests.golden import harness, himar_head
 from tests.golden.harness import Case
 from tests.golden.test_mar import class_rows
+from tests.official_settings import himar_settings
 
 # Ten times the reference's own fp32–fp64 difference: trunk 3.6e-6, MLP head 2.1e-6.
 TRUNK, HEAD = 3e-5, 2e-5

@@ -5,7 +5,6 @@ import math
 import torch
 
 from mgen.convert import convert
-from mgen.convert.mage import sampler_settings
 from mgen.generators import Generator, LossOptions
 from mgen.generators.trunks.mage import MAGE
 from mgen.samplers import Noise, ParallelSampler
@@ -14,6 +13,7 @@ from mgen.training.config import MaskConfig
 from mgen.training.masking import mask_fraction_from_uniform
 from tests.golden import harness
 from tests.golden.harness import Case
+from tests.official_settings import mage_settings
 
 # About ten times the reference's own fp32–fp64 differences: encoder 1.9e-6, logits 6.8e-6, tokenizer 2.9e-6, image 1.6e-6, loss 3e-7.
 FEATURES, LOGITS, IMAGE, LOSS = 2e-5, 5e-5, 3e-5, 3e-6
@@ -101,7 +101,7 @@ def genstep(case: Case) -> None:
 @torch.inference_mode()
 def sampling(case: Case) -> None:
     net, i = model(case), case.inputs
-    sampler = ParallelSampler(**sampler_settings(num_iter=int(i["num_iter"]), temp=float(i["temperature"])))
+    sampler = ParallelSampler(**mage_settings(num_iter=int(i["num_iter"]), temp=float(i["temperature"])))
     b = i["gumbel_tokens"].shape[1]
     noise = Noise(tokens=i["gumbel_tokens"], confidence=i["gumbel_conf"], order=torch.zeros(b, net.tokens.length))
     picks, masked, left = [], [], []

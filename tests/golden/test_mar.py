@@ -13,7 +13,6 @@ from torch import Tensor
 
 from mgen.convert import convert
 from mgen.convert.convert import Conversion
-from mgen.convert.mar import sampler_settings
 from mgen.generators import Generator, LossOptions
 from mgen.generators.presets import model_name
 from mgen.heads import HeadNoise
@@ -25,6 +24,7 @@ from mgen.training.loop import decay_groups
 from mgen.training.masking import known_from_uniform, mask_fraction_from_uniform
 from tests.golden import harness
 from tests.golden.harness import Case
+from tests.official_settings import mar_settings
 
 # Ten times the reference's own fp32–fp64 difference: trunk 1.9e-6, head 2.0e-6 (time embedding 9.3e-6), loss 2.1e-5 per row.
 TRUNK, HEAD, ROWS, GRADIENT = 2e-5, 2e-5, 2e-4, 1e-6
@@ -227,7 +227,7 @@ def arguments(case: Case) -> dict[str, Any]:
 @torch.inference_mode()
 def sample(case: Case) -> None:
     shared = next(c for c in harness.read_cases(case.system) if c.name == "noise").inputs
-    settings = sampler_settings(**arguments(case))
+    settings = mar_settings(**arguments(case))
     draws = ChainSettings.of(settings["head"]).noise_count
     chain = torch.cat([shared["init"].unsqueeze(0), shared["steps"][: draws - 1]])
     # The official code decodes from the end of its permutation.
@@ -240,7 +240,7 @@ def sample_seeded(case: Case) -> None:
     """The official run without injected noise: its order of draws, replayed into tables by position."""
     own = dict(case.config["seeded_case"])
     seed = own.pop("seed")
-    settings = sampler_settings(**{"num_sampling_steps": case.config["num_sampling_steps"], **own})
+    settings = mar_settings(**{"num_sampling_steps": case.config["num_sampling_steps"], **own})
     net, b = model(case), len(case.outputs["latents"])
     length, channels, steps = net.tokens.length, net.tokens.channels, settings["head"]["steps"]
     np.random.seed(seed)
@@ -295,7 +295,7 @@ def schedule(case: Case) -> None:
         if m[4] == "tokens":
             case.check(name, torch.tensor([length, *left]).diff().neg())
         else:
-            curve = sampler_settings(num_iter=steps, cfg=cfg)["guidance"]
+            curve = mar_settings(num_iter=steps, cfg=cfg)["guidance"]
             values = per_step(curve, steps, unknown=left, length=length)
             case.check(name, torch.tensor(values), atol=2e-6 * float(expected.abs().max()))
 

@@ -7,13 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mgen.convert.recap import mar_settings
 from mgen.generators.trunk import PassOptions
 from mgen.nn import CachedStep
 from mgen.samplers import Noise, ParallelSampler
 from tests.golden import harness
 from tests.golden.harness import Case
 from tests.golden.test_mar import TRUNK, model, run, shuffled
+from tests.official_settings import recap_mar_settings
 
 
 @torch.inference_mode()
@@ -65,7 +65,7 @@ def arguments(case: Case, **more: Any) -> dict[str, Any]:
 @torch.inference_mode()
 def sample(case: Case) -> None:
     shared = next(c for c in harness.read_cases(case.system) if c.name == "noise").inputs
-    settings = mar_settings(**arguments(case))
+    settings = recap_mar_settings(**arguments(case))
     chain = torch.cat([shared["init"].unsqueeze(0), shared["steps"][: settings["head"]["steps"] - 1]])
     noise = Noise(order=shared["orders"].argsort(1).float(), chain=chain)
     case.inputs.setdefault("labels", shared["labels"])
@@ -77,7 +77,7 @@ def sample_seeded(case: Case) -> None:
     """The official run without injected noise: its order of draws, replayed into tables by position."""
     own = dict(case.config["seeded_case"])
     seed = own.pop("seed")
-    settings = mar_settings(**arguments(case, **own))
+    settings = recap_mar_settings(**arguments(case, **own))
     net, b = model(case), len(case.outputs["latents"])
     length, channels = net.tokens.length, net.tokens.channels
     np.random.seed(seed)
@@ -109,7 +109,7 @@ def schedule(case: Case) -> None:
         m = re.fullmatch(r"L(\d+)_iter(\d+)_pre(\d+)_cache(\d+)_cfg([\d.]+)_(cfg|is_local|tokens)", name)
         assert m, f"schedule tensor {name} is of no known form"
         length, steps, first, local = (int(x) for x in m.groups()[:4])
-        settings = mar_settings(num_iter=steps, pre_full_iters=first, num_cache_iters=local, cfg=float(m[5]))
+        settings = recap_mar_settings(num_iter=steps, pre_full_iters=first, num_cache_iters=local, cfg=float(m[5]))
         sampler = ParallelSampler(**settings)
         got: Tensor
         if m[6] == "is_local":

@@ -3,12 +3,12 @@
 import torch
 
 from mgen.convert import convert
-from mgen.convert.recap import maskgit_settings
 from mgen.generators import Generator
 from mgen.nn import CachedStep
 from mgen.samplers import Noise, ParallelSampler
 from tests.golden import harness
 from tests.golden.harness import Case
+from tests.official_settings import recap_maskgit_settings
 
 LOGITS, IMAGE, SCHEDULE = 3e-5, 5e-5, 1e-6  # as the set asks; the reference's own difference in logits is 1e-5
 
@@ -55,13 +55,13 @@ def sample(case: Case) -> None:
     net, i = model(case), case.inputs
     run = case.config["runs"][case.name]
     settings = {k: v for k, v in run.items() if k != "script"}
-    sampler = ParallelSampler(**maskgit_settings(**settings))
+    sampler = ParallelSampler(**recap_maskgit_settings(**settings))
     label, length = i["context"].flatten(), net.tokens.length
     b, steps, groups = len(label), sampler.config.steps, sampler.groups()
     counts = sampler.remaining(unknown=length, length=length)
     revealed = [before - after for before, after in zip([length, *counts], counts)]
     guided = ParallelSampler(
-        **maskgit_settings(**{**settings, "cfg": True})
+        **recap_maskgit_settings(**{**settings, "cfg": True})
     )  # the set lists the weights of runs without guidance too
     weights = torch.tensor(guided.values("guidance", length)) - 1
     case.check("group_lengths", torch.tensor([len(group) for group in groups]))
@@ -107,7 +107,9 @@ def test_recap_maskgit_gives_the_official_numbers(case: Case) -> None:
 
 def test_published_settings_give_the_published_evaluations() -> None:
     """T = 32 with 12 full steps first: 22 full passes and 10 cached steps, and the published reveals."""
-    sampler = ParallelSampler(**maskgit_settings(gen_step=32, pre_full_iters=12, num_cache_iters=1, samp_temp=0.75))
+    sampler = ParallelSampler(
+        **recap_maskgit_settings(gen_step=32, pre_full_iters=12, num_cache_iters=1, samp_temp=0.75)
+    )
     groups, counts = sampler.groups(), sampler.remaining(unknown=256, length=256)
     assert (len(groups), sum(len(group) - 1 for group in groups)) == (22, 10)
     revealed = [before - after for before, after in zip([256, *counts], counts)]

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from mgen.convert import convert, tokenbridge
 from mgen.convert.convert import Conversion
-from mgen.convert.tokenbridge import tokenbridge_settings
 from mgen.generators import Generator
 from mgen.generators.presets import model_name
 from mgen.nn.levels import dequantize, quantize
@@ -23,6 +22,7 @@ from mgen.utils.errors import MgenError
 from tests.golden import harness, tokenbridge_tokens
 from tests.golden.harness import Case
 from tests.golden.test_mar import class_rows, shuffled
+from tests.official_settings import tokenbridge_settings
 
 # Ten times the reference's own fp32–fp64 difference: trunk 2.6e-6, logits 9.8e-6, log-probabilities 1.4e-5, gradients 4.8e-7.
 TRUNK, LOGITS, LOG_PROBS, GRADIENT = 2.6e-5, 1e-4, 1.4e-4, 5e-6

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from mgen.bench.proxy import Proxy
-from mgen.convert.causal import generate_settings
 from mgen.convert.convert import convert
 from mgen.nn.causal import CausalRows, LiveKV
 from mgen.pipelines.editing import edit
@@ -23,6 +22,7 @@ from mgen.training.noise import Augmentation
 from mgen.training.objectives import GeneratorObjective
 from mgen.utils.errors import MgenError
 from tests.helpers import head_table, tiny_generator, tiny_mar, tiny_net, tiny_tokens
+from tests.official_settings import generate_settings
 from tools.ablations import ablations
 
 GLOBAL: dict[str, Any] = {

@@ -14,7 +14,6 @@ import torch
 import yaml
 
 from mgen import create_model
-from mgen.convert import causal, enat, halton, himar, mage, mar, recap, tokenbridge
 from mgen.convert.convert import FORMATS
 from mgen.evaluation.recipe import evaluation_settings, parse_evaluation
 from mgen.samplers import ParallelSampler
@@ -22,30 +21,31 @@ from mgen.utils.config import read_config
 from mgen.utils.errors import MgenError
 from mgen.utils.folders import embedded, part
 from mgen.zoo.recipes import find_recipe, recipe_names, recipe_settings
+from tests import official_settings as official
 
 FOLDER = part("configs") / "recipes"
 Row = tuple[str, dict[str, Any] | None]
 
 
 def of_halton(name: str, w: float) -> Row:
-    return f"halton-{name}", halton.halton_settings(step=32, w=w, temp_warmup=1)
+    return f"halton-{name}", official.halton_settings(step=32, w=w, temp_warmup=1)
 
 
 def of_recap(steps: int, first: int, samp_temp: float, cached: int = 1) -> Row:
-    return "maskgit-r-l", recap.maskgit_settings(
+    return "maskgit-r-l", official.recap_maskgit_settings(
         gen_step=steps, pre_full_iters=first, num_cache_iters=cached, samp_temp=samp_temp, conf_temp=5.5
     )
 
 
 def of_recap_mar(name: str, steps: int, cfg: float) -> Row:
-    return f"mar-{name}", recap.mar_settings(
+    return f"mar-{name}", official.recap_mar_settings(
         num_iter=steps, cfg=cfg, pre_full_iters=steps // 2, num_cache_iters=1, diff_fast_ratio=0.4
     )
 
 
 def of_causal(name: str, cfg: float, side: int = 21) -> Row:
     tokens = 128 + side**2 if name.startswith("hita") else side**2
-    return name, causal.generate_settings(cfg_scale=cfg, tokens=tokens)
+    return name, official.generate_settings(cfg_scale=cfg, tokens=tokens)
 
 
 # Recipe → model, and settings from the official arguments (None: the recipe is the source itself).
@@ -54,33 +54,33 @@ RECIPES: dict[str, Row] = {
     "autonat-l-imagenet256": ("maskgit-r-l", None),
     "enat-l-imagenet256": (
         "enat-l",
-        enat.sampler_settings(sample_steps=8, cfg_scale=2.5, mask_temp=1.5, samp_temp=6.0),
+        official.enat_settings(sample_steps=8, cfg_scale=2.5, mask_temp=1.5, samp_temp=6.0),
     ),
     "enat-l-imagenet512": (
         "enat-l-512",
-        enat.sampler_settings(sample_steps=8, cfg_scale=3.5, mask_temp=1.5, samp_temp=4.0),
+        official.enat_settings(sample_steps=8, cfg_scale=3.5, mask_temp=1.5, samp_temp=4.0),
     ),
-    "halton-base-confidence-imagenet256": ("halton-base", halton.confidence_settings()),
-    "himar-b-imagenet256": ("himar-b", himar.himar_settings(num_iter=4, cfg=2.5, re_cfg=2.7)),
-    "himar-l-imagenet256": ("himar-l", himar.himar_settings(num_iter=4, cfg=3.5, re_cfg=3.5)),
-    "himar-h-imagenet256": ("himar-h", himar.himar_settings(num_iter=12, cfg=3.2, re_cfg=5.5)),
-    "himar-b-unguided-imagenet256": ("himar-b", himar.himar_settings(num_iter=4, re_cfg=2.7)),
-    "himar-l-unguided-imagenet256": ("himar-l", himar.himar_settings(num_iter=4, re_cfg=3.5)),
-    "himar-h-unguided-imagenet256": ("himar-h", himar.himar_settings(num_iter=12, re_cfg=5.5)),
+    "halton-base-confidence-imagenet256": ("halton-base", official.confidence_settings()),
+    "himar-b-imagenet256": ("himar-b", official.himar_settings(num_iter=4, cfg=2.5, re_cfg=2.7)),
+    "himar-l-imagenet256": ("himar-l", official.himar_settings(num_iter=4, cfg=3.5, re_cfg=3.5)),
+    "himar-h-imagenet256": ("himar-h", official.himar_settings(num_iter=12, cfg=3.2, re_cfg=5.5)),
+    "himar-b-unguided-imagenet256": ("himar-b", official.himar_settings(num_iter=4, re_cfg=2.7)),
+    "himar-l-unguided-imagenet256": ("himar-l", official.himar_settings(num_iter=4, re_cfg=3.5)),
+    "himar-h-unguided-imagenet256": ("himar-h", official.himar_settings(num_iter=12, re_cfg=5.5)),
     **{
         f"mar-{k}-unguided-imagenet256": (
             f"mar-{k}",
-            mar.sampler_settings(num_iter=256, num_sampling_steps="100", temperature=0.95),
+            official.mar_settings(num_iter=256, num_sampling_steps="100", temperature=0.95),
         )
         for k in "blh"
     },
     "tokenbridge-l-imagenet256": (
         "tokenbridge-l",
-        tokenbridge.tokenbridge_settings(num_iter=256, cfg=3.1, temperature=0.96),
+        official.tokenbridge_settings(num_iter=256, cfg=3.1, temperature=0.96),
     ),
     "tokenbridge-h-imagenet256": (
         "tokenbridge-h",
-        tokenbridge.tokenbridge_settings(num_iter=256, cfg=3.45, temperature=0.91),
+        official.tokenbridge_settings(num_iter=256, cfg=3.45, temperature=0.91),
     ),
     "halton-tiny-imagenet256": of_halton("tiny", 1.5),
     "halton-small-imagenet256": of_halton("small", 1.0),
@@ -100,11 +100,11 @@ RECIPES: dict[str, Row] = {
     "hita-xl-imagenet256": of_causal("hita-xl", 1.75),
     "hita-xxl-imagenet256": of_causal("hita-xxl", 1.75),
     "hita-2b-imagenet256": of_causal("hita-2b", 1.65),
-    "mage-b-imagenet256": ("mage-b", mage.sampler_settings(num_iter=20, temp=6.0)),
-    "mage-l-imagenet256": ("mage-l", mage.sampler_settings(num_iter=20, temp=6.0)),
-    "mar-b-imagenet256": ("mar-b", mar.sampler_settings(num_iter=256, cfg=2.9)),
-    "mar-l-imagenet256": ("mar-l", mar.sampler_settings(num_iter=256, cfg=3.0)),
-    "mar-h-imagenet256": ("mar-h", mar.sampler_settings(num_iter=256, cfg=3.2)),
+    "mage-b-imagenet256": ("mage-b", official.mage_settings(num_iter=20, temp=6.0)),
+    "mage-l-imagenet256": ("mage-l", official.mage_settings(num_iter=20, temp=6.0)),
+    "mar-b-imagenet256": ("mar-b", official.mar_settings(num_iter=256, cfg=2.9)),
+    "mar-l-imagenet256": ("mar-l", official.mar_settings(num_iter=256, cfg=3.0)),
+    "mar-h-imagenet256": ("mar-h", official.mar_settings(num_iter=256, cfg=3.2)),
     "maskgit-imagenet256": ("maskgit-imagenet256", None),
     "maskgit-imagenet512": ("maskgit-imagenet512", None),
     "maskgit-r-imagenet256": of_recap(32, 0, 0.75, cached=0),

@@ -86,17 +86,15 @@ def ablations(
     """
     check(generator)
     table = AblationTable(generator.device, repeats)
-    if isinstance(generator, Cascade):
-        with torch.inference_mode():
+    with torch.inference_mode():
+        if isinstance(generator, Cascade):
             _add_cascade(table, generator, sampler, batch_size, dtype)
-    elif generator.capabilities.order == "causal":
-        with torch.inference_mode():
+        elif generator.capabilities.order == "causal":
             causal.add_rows(table, generator, sampler, batch_size, dtype)
-    elif isinstance(generator.head, ChannelHead):
-        with torch.inference_mode():
+        elif isinstance(generator.head, ChannelHead):
             channels.add_rows(table, generator, sampler, batch_size, dtype)
-    else:
-        diffusion.add_rows(table, generator, sampler, batch_size, dtype)
+        else:
+            diffusion.add_rows(table, generator, sampler, batch_size, dtype)
     return table.rows
 
 

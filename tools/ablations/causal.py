@@ -51,13 +51,7 @@ class PlainCausal(Proxy):
     """
 
     def __init__(
-        self,
-        generator: Generator,
-        *,
-        guided: bool,
-        live: bool = False,
-        together: bool = False,
-        own: bool = False,
+        self, generator: Generator, *, guided: bool, live: bool = False, together: bool = False, own: bool = False
     ) -> None:
         both = isinstance(generator.head, PerCodebookHead) and not own
         head = PlainPerCodebookHead(generator.head) if both else generator.head

@@ -5,7 +5,6 @@ guidance one after the other, in the trunk and, where it mixes logits, in the he
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,21 +13,15 @@ from torch import Tensor, nn
 from mgen.bench.proxy import Proxy
 from mgen.generators.generator import Generator
 from mgen.heads.channels import ChannelHead, ChannelSettings
-from mgen.heads.head import Draw
+from mgen.heads.head import Draw, mix
 from mgen.heads.logit_filter import choose, keep_likeliest
 from mgen.nn.attention import gather_rows
 from mgen.samplers import ParallelSampler
 from tools.ablations.compare import AblationTable, complete_run, look_up_by_nonzero
 
-
-@dataclass(frozen=True)
-class SharedBySlots:
-    """What the ids of a draw share: cond(z) (R, E), and if switched on, the modulations (R, C, …) of all ids and the keys and
-    values (2, R, H, C, d) of every block."""
-
-    cond: Tensor
-    modulations: list[Tensor] | None
-    kept: list[Tensor] | None
+# What the ids of a draw share: cond(z) (R, E), and if switched on, the modulations (R, C, …) of all ids and the keys and values
+# (2, R, H, C, d) of every block.
+Shared = tuple[Tensor, list[Tensor] | None, list[Tensor] | None]
 
 
 class PlainChannelHead(Proxy):
@@ -40,8 +33,7 @@ class PlainChannelHead(Proxy):
         together: one pass for both halves, where guidance mixes logits.
     """
 
-    def __init__(self, head: ChannelHead, *, cached: bool = False, ahead: bool = False, together: bool = False) -> None:
-        super().__init__(head, cached=cached, ahead=ahead, together=together)
+    cached = ahead = together = False
 
     def sample(
         self,
@@ -54,26 +46,22 @@ class PlainChannelHead(Proxy):
     ) -> Draw:
         """See ChannelHead.sample."""
         head: ChannelHead = self._inner
-        if guidance is not None and plan.guide == "context":
-            conditional, null = z.chunk(2)
-            z, guidance = torch.lerp(null, conditional, guidance), None
+        if plan.guide == "context":
+            z, guidance = mix(z, guidance), None
         passes = z.chunk(2) if guidance is not None and not self.together else (z,)
         parts = [self._begin(part.flatten(0, 1)) for part in passes]
         ids = torch.zeros(*noise.shape[:2], head.channels, dtype=torch.int64, device=z.device)
         score = torch.zeros(noise.shape[:2], device=z.device)
         for slot, channel in enumerate(head.order):
             before = ids[..., list(head.order[:slot])].flatten(0, 1)  # (n, slot)
-            logits = torch.cat([self._logits(part, before, slot) for part in parts])
-            if guidance is not None:
-                conditional, null = logits.chunk(2)
-                logits = torch.lerp(null, conditional, guidance)
+            logits = mix(torch.cat([self._logits(*part, before, slot) for part in parts]), guidance)
             logits = logits.view(*ids.shape[:2], -1)  # (B, M, Q)
             scaled = keep_likeliest(logits / max(temperature, 1e-4), top_k=plan.top_k, top_p=plan.top_p)
             ids[..., channel] = choose(scaled, noise[:, :, channel])
             score = score + logits.log_softmax(-1).gather(-1, ids[..., channel, None]).squeeze(-1)
         return Draw(ids, score)
 
-    def _begin(self, z: Tensor) -> SharedBySlots:
+    def _begin(self, z: Tensor) -> Shared:
         """What the ids of context z (R, D) share."""
         head: ChannelHead = self._inner
         cond, modulations, kept = head.cond(z), None, None
@@ -82,22 +70,24 @@ class PlainChannelHead(Proxy):
         if self.cached:
             shape = 2, len(z), head.heads, head.channels, head.inner // head.heads
             kept = [cond.new_empty(shape) for _ in head.blocks]
-        return SharedBySlots(cond, modulations, kept)
+        return cond, modulations, kept
 
-    def _logits(self, shared: SharedBySlots, before: Tensor, slot: int) -> Tensor:
+    def _logits(
+        self, cond: Tensor, ahead: list[Tensor] | None, kept: list[Tensor] | None, before: Tensor, slot: int
+    ) -> Tensor:
         """Logits (R, Q) of a slot, given the ids (n, slot) of those before it."""
         head: ChannelHead = self._inner
-        cond, start = shared.cond, slot if self.cached else 0
+        start = slot if self.cached else 0
         rows = before + head.levels * torch.arange(slot, device=before.device)
         tokens = head.tokens(rows.repeat(len(cond) // len(before), 1))  # (R, slot, E)
         first = head.first_input(cond, sampling=True).unsqueeze(1)
         x = (torch.cat([first, tokens], dim=1) + head.slot_position[: slot + 1])[:, start:]
-        if shared.modulations is not None:
-            modulations = [m[:, start : slot + 1] for m in shared.modulations]
+        if ahead is not None:
+            modulations = [m[:, start : slot + 1] for m in ahead]
         else:
             modulations = head.modulations(cond.unsqueeze(1) + head.slot_condition[start : slot + 1])
         for i, (block, modulation) in enumerate(zip(head.blocks, modulations)):
-            x = block(x, modulation, None if shared.kept is None else shared.kept[i], slot)
+            x = block(x, modulation, None if kept is None else kept[i], slot)
         x = head.final_norm(x[:, -1], modulations[-1][:, -1])
         own = slice(slot * head.levels, (slot + 1) * head.levels)
         return nn.functional.linear(x, head.out.weight[own], head.out.bias[own]).float()

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, NotRequired, TypedDict
 
 import torch
@@ -81,16 +82,14 @@ def complete_run(
     class_ids = torch.arange(batch_size, device=device) % generator.num_classes
     noise = sampler.make_noise(generator, range(batch_size)).to(device)
     name = f"{name}, batch {batch_size}"
-    results: dict[str, Tensor] = {}
 
     def run(model: Any) -> Tensor:
         *_, last = sampler(model, class_ids, noise=noise)
         return last.tokens
 
+    @cache
     def first() -> Tensor:
-        if "plain" not in results:
-            results["plain"] = run(plain)
-        return results["plain"]
+        return run(plain)
 
     def cast() -> Tensor:
         with autocast(dtype, device):

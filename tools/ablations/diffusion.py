@@ -12,7 +12,7 @@ from mgen.generators.losses import LossOptions
 from mgen.heads.chains import ChainSettings
 from mgen.heads.composite import VectorWindowHead
 from mgen.heads.diffusion import ChainPlan, DiffusionHead
-from mgen.heads.head import Draw, Head, HeadNoise
+from mgen.heads.head import Draw, Head, HeadNoise, mix
 from mgen.nn.attention import gather_rows
 from mgen.samplers import ParallelSampler
 from tools.ablations.compare import AblationTable, complete_run, look_up_by_nonzero
@@ -33,10 +33,7 @@ class PlainHead(Proxy):
         one_state: one state for both halves of the guidance.
     """
 
-    def __init__(
-        self, head: Head, *, time_once: bool = False, cond_once: bool = False, one_state: bool = False
-    ) -> None:
-        super().__init__(head, time_once=time_once, cond_once=cond_once, one_state=one_state)
+    time_once = cond_once = one_state = False
 
     def sample(
         self, z: Tensor, *, noise: Tensor, plan: ChainPlan, temperature: float = 1.0, guidance: float | None = None
@@ -56,8 +53,7 @@ class PlainHead(Proxy):
             y = time + (head.cond(z) if cond is None else cond)
             eps, v = head.answer(head.input(rows), head.modulations(y)).float().chunk(2, dim=-1)
             if guidance is not None:
-                conditional, null = eps.chunk(2)
-                eps = torch.lerp(null, conditional, guidance).repeat(halves, 1)
+                eps = mix(eps, guidance).repeat(halves, 1)
                 v = v[: len(eps)]
             added = numbers[j + 1].repeat(halves, 1) if len(numbers) > 1 and j + 1 < len(chain.timesteps) else None
             x = chain.step(j, x, eps, v, added, temperature)
@@ -73,9 +69,7 @@ class PlainGenerator(Proxy):
     def context(self, tokens: Tensor, known: Tensor, class_ids: Tensor, *, positions: Tensor, **_: Any) -> Tensor:
         """See Generator.context."""
         z = self._inner.context(tokens, known, class_ids)
-        look_up_by_nonzero(
-            positions, z.shape[1]
-        )  # how the plain form finds its rows; ours are in the order of `positions`
+        look_up_by_nonzero(positions, z.shape[1])  # how the plain form finds its rows
         return gather_rows(z, positions)
 
 
@@ -96,12 +90,11 @@ def randomize(head: DiffusionHead) -> None:
 
 def add_rows(table: AblationTable, generator: Generator, sampler: ParallelSampler, batch_size: int, dtype: str) -> None:
     """All rows of a generator with a diffusion head."""
-    with torch.inference_mode():
-        add_single(table, generator, sampler, batch_size)
-    _add_training(table, generator, batch_size)
-    with torch.inference_mode():
-        name = f"{sampler.config.steps} steps × {ChainSettings.of(sampler.config.head or {}).steps} head steps"
-        complete_run(table, generator, sampler, batch_size, dtype, plain=PlainGenerator(generator), name=name)
+    add_single(table, generator, sampler, batch_size)
+    with torch.inference_mode(False):
+        _add_training(table, generator, batch_size)
+    name = f"{sampler.config.steps} steps × {ChainSettings.of(sampler.config.head or {}).steps} head steps"
+    complete_run(table, generator, sampler, batch_size, dtype, plain=PlainGenerator(generator), name=name)
 
 
 def _state(generator: Generator, batch_size: int, share: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -15,7 +15,7 @@ from mgen.generators.cascade import Cascade
 from mgen.heads.chains import ChainSettings, Tables
 from mgen.heads.diffusion import ChainPlan
 from mgen.heads.diffusion_transformer import DiffusionTransformerHead
-from mgen.heads.head import Draw, Settings
+from mgen.heads.head import Draw, Settings, mix
 from mgen.samplers import ParallelSampler
 from tools.ablations.compare import AblationTable
 from tools.ablations.diffusion import PlainGenerator
@@ -33,24 +33,7 @@ class PlainJointHead(Proxy):
         unknown_only: last block and output only at unknown positions.
     """
 
-    def __init__(
-        self,
-        head: DiffusionTransformerHead,
-        *,
-        time_once: bool = False,
-        cond_once: bool = False,
-        one_state: bool = False,
-        by_where: bool = False,
-        unknown_only: bool = False,
-    ) -> None:
-        super().__init__(
-            head,
-            time_once=time_once,
-            cond_once=cond_once,
-            one_state=one_state,
-            by_where=by_where,
-            unknown_only=unknown_only,
-        )
+    time_once = cond_once = one_state = by_where = unknown_only = False
 
     def sample(
         self,
@@ -75,16 +58,15 @@ class PlainJointHead(Proxy):
         chain.begin()
         for j, t in enumerate(chain.timesteps):
             x = self._overwrite(chain.tables, len(chain.timesteps) - 1 - j, x, given, start, visible)
-            time = plan.embedding[j] if self.time_once else self._time(t, z)
+            # (R, 1, W), or (W,)
+            time = plan.embedding[j] if self.time_once else head.time(torch.full((len(z), 1), t, device=z.device))
             y = time + (head.cond(z) if cond is None else cond)  # (R, L, W)
             if self.one_state and guided:
                 h = head.embed(x).repeat(2, 1, 1)
             else:
                 h = head.embed(x[:b].repeat(2, 1, 1) if guided else x)
             eps = head.answer(h, y, asked if asked is None or not guided else asked.repeat(2, 1)).float()
-            if guidance is not None:
-                conditional, null = eps.chunk(2)
-                eps = torch.lerp(null, conditional, guidance)
+            eps = mix(eps, guidance)
             if asked is not None:  # known tokens are overwritten whatever the chain makes of them
                 eps = torch.zeros_like(noise[0]).scatter_(1, asked.unsqueeze(-1).expand_as(eps), eps)
             added = noise[j + 1].repeat(halves, 1, 1) if len(noise) > 1 and j + 1 < len(chain.timesteps) else None
@@ -92,9 +74,6 @@ class PlainJointHead(Proxy):
         x = x[:b].clone()
         x[known] = tokens[known]
         return Draw(x, None)
-
-    def _time(self, t: int, z: Tensor) -> Tensor:
-        return self._inner.time(torch.full((len(z),), t, device=z.device)).unsqueeze(1)  # (R, 1, W)
 
     def _overwrite(self, tables: Tables, k: int, x: Tensor, given: Tensor, start: Tensor, visible: Tensor) -> Tensor:
         """x with its known positions as the chain would have them at step k from the clean end: signal · token + noise · n0."""

@@ -1,0 +1,259 @@
+"""Settings of our samplers from the arguments of the official scripts, under their official names and with their quirks.
+
+ReCAP uses the base models' weights: Liu et al. (arXiv 2505.19089), `cache_decoding.py` of its MaskGIT and its MAR example.
+"""
+
+from typing import Any
+
+from mgen.utils.config import Settings
+from mgen.utils.errors import MgenError, check_choice
+
+
+def generate_settings(
+    *,
+    cfg_scale: float = 1.0,
+    cfg_interval: int = -1,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    sample_logits: bool = True,
+    tokens: int,
+) -> Settings:
+    """Settings of a ParallelSampler from the arguments of the official `generate`, under their official names.
+
+    Args:
+        cfg_interval: last number k of the steps with guidance: the tokens 0 … k + 1 are guided; −1: all.
+        sample_logits: False takes the likeliest id. tokens: those of an image, S + N.
+    """
+    guidance: Any = cfg_scale if cfg_scale > 1 else 1.0  # as there: no guidance up to 1
+    if cfg_interval >= 0 and cfg_scale > 1:
+        guidance = [cfg_scale if t <= cfg_interval + 1 else 1.0 for t in range(tokens)]
+    filters = ({"top_k": top_k} if top_k > 0 else {}) | ({"top_p": top_p} if top_p < 1 else {})
+    head = filters if sample_logits else {"top_k": 1}
+    return {
+        "steps": tokens,
+        "order": "raster",
+        "schedule": "single",
+        "guidance": guidance,
+        "temperature": temperature,
+        **({"head": head} if head else {}),
+    }
+
+
+def halton_settings(
+    *,
+    step: int = 64,
+    w: float = 4.0,
+    sm_temp_min: float = 1.0,
+    sm_temp_max: float = 1.0,
+    temp_pow: float = 1.0,
+    temp_warmup: int = 0,
+    top_k: int = -1,
+    randomize: bool = False,
+    sched_pow: float = 2.5,
+) -> Settings:
+    """Settings of a ParallelSampler from the arguments of the official HaltonSampler, under their official names.
+
+    Its temperature multiplies the logits; ours divides them. `sched_pow` is accepted and never used, as in the official code.
+    """
+    if min(sm_temp_min, sm_temp_max) <= 0:
+        raise MgenError(f"sm_temp_min {sm_temp_min}, sm_temp_max {sm_temp_max}: factors of the logits must be positive")
+    factors = [sm_temp_min + (sm_temp_max - sm_temp_min) * t / max(1, step - 1) for t in range(step)]
+    temperatures = [1 / (f**temp_pow * (0.5 if t < temp_warmup else 1.0)) for t, f in enumerate(factors)]
+    constant = len(set(temperatures)) == 1
+    return {
+        "steps": step,
+        "order": "halton-rolled" if randomize else "halton",
+        "schedule": "arccos",
+        "counts": "halton",
+        "guidance": 1.0 + w,
+        "temperature": temperatures[0] if constant else temperatures,
+        **({"head": {"top_k": top_k}} if top_k > 0 else {}),
+    }
+
+
+def confidence_settings(
+    *,
+    step: int = 12,
+    w: float = 3.0,
+    sm_temp: float = 1.0,
+    r_temp: float = 4.5,
+    randomize: str = "linear",
+    sched_mode: str = "arccos",
+) -> Settings:
+    """Settings of a ParallelSampler from the arguments of the official ConfidenceSampler, under their official names.
+
+    Every step draws all positions, known ones too, and ranks by the probability at the temperature of the draw.
+
+    Raises:
+        MgenError: `randomize` "random" or "warm_up" (uniform confidences), which aren't supported.
+    """
+    check_choice("sched_mode", sched_mode, ("arccos", "cosine", "linear", "square", "root"))
+    if randomize in ("random", "warm_up"):
+        raise MgenError(f"randomize {randomize!r} ranks by uniform numbers: use order random, or randomize linear")
+    if sm_temp <= 0:
+        raise MgenError(f"sm_temp is {sm_temp}: a factor of the logits must be positive")
+    linear = {"kind": "linear", "start": r_temp, "end": 0.0, "at": "inclusive"}
+    return {
+        "steps": step,
+        "order": "remasking",
+        "schedule": "pow0.5" if sched_mode == "root" else sched_mode,
+        "counts": "halton-confidence",
+        "guidance": {"kind": "linear", "start": 1.0, "end": 1.0 + w, "at": "inclusive"},
+        "temperature": 1 / sm_temp,
+        "confidence_temperature": linear if randomize == "linear" else 0.0,
+        "head": {"tempered": True},
+    }
+
+
+def enat_settings(*, sample_steps: int, cfg_scale: float, mask_temp: float, samp_temp: float) -> Settings:
+    """Settings of a ParallelSampler from the official arguments.
+
+    Guidance c + w·(c − u) with w = cfg_scale · t / T at step t, 0 in the first; both temperatures fall as 1 − (t + 1) / T. That of
+    the draw stays at or above 1e-3.
+    """
+    if sample_steps < 1:
+        raise MgenError(f"sample_steps is {sample_steps}: at least 1 is needed")
+    return {
+        "steps": sample_steps,
+        "order": "confidence",
+        "schedule": "cosine",
+        "counts": "enat",
+        "guidance": {"kind": "linear", "start": 1.0, "end": 1.0 + cfg_scale, "at": "start"},
+        "temperature": {"kind": "linear", "start": samp_temp, "end": 0.0, "at": "end", "least": 1e-3},
+        "confidence_temperature": {"kind": "linear", "start": mask_temp, "end": 0.0, "at": "end"},
+    }
+
+
+def mage_settings(*, num_iter: int = 12, temp: float = 4.5, mask_schedule: str = "cosine") -> Settings:
+    """Settings of a ParallelSampler from the arguments of the official gen_img_uncond.py, under their official names."""
+    check_choice("mask_schedule", mask_schedule, ("cosine",))
+    return {
+        "steps": num_iter,
+        "order": "confidence",
+        "schedule": "cosine",
+        "temperature": 1.0,
+        "confidence_temperature": {"kind": "linear", "start": temp, "end": 0.0, "at": "end"},
+    }
+
+
+def mar_settings(
+    *,
+    num_iter: int,
+    cfg: float = 1.0,
+    cfg_schedule: str = "linear",
+    temperature: float = 1.0,
+    num_sampling_steps: str = "100",
+) -> Settings:
+    """Settings of a ParallelSampler from the arguments of the official evaluation, under their official names.
+
+    Args:
+        num_sampling_steps: the respacing text: "" for all steps, "100", or "ddim50" for every 20th timestep.
+    """
+    check_choice("cfg_schedule", cfg_schedule, ("linear", "constant"))
+    linear = {"kind": "linear", "start": 1.0, "end": cfg, "at": "tokens", "left": 1}
+    spacing = {"spacing": "stride"} if num_sampling_steps.startswith("ddim") else {}
+    return {
+        "steps": num_iter,
+        "order": "random",
+        "schedule": "cosine",
+        "counts": "mar",
+        "guidance": linear if cfg_schedule == "linear" and cfg != 1.0 else cfg,
+        "temperature": temperature,
+        "head": {"chain": "ancestral", "steps": int(num_sampling_steps.removeprefix("ddim") or 1000), **spacing},
+    }
+
+
+def himar_settings(
+    *,
+    num_iter: int,
+    cfg: float = 1.0,
+    re_cfg: float = 1.0,
+    cond_scale: int = 8,
+    cfg_schedule: str = "linear",
+    temperature: float = 1.0,
+    num_sampling_steps: str = "100",
+    dense_sampling_steps: str = "250",
+) -> Settings:
+    """Settings of a ParallelSampler from the arguments of the official evaluation, under their official names.
+
+    Args:
+        num_iter, cfg: of the tokens. re_cfg, num_sampling_steps: of the first stage, which takes 4 · cond_scale steps.
+        dense_sampling_steps: of the transformer head, a constant in the official code.
+    """
+    common: Settings = dict(cfg_schedule=cfg_schedule, temperature=temperature)
+    first = mar_settings(num_iter=4 * cond_scale, cfg=re_cfg, num_sampling_steps=num_sampling_steps, **common)
+    dense = mar_settings(num_iter=num_iter, cfg=cfg, num_sampling_steps=dense_sampling_steps, **common)
+    return {**dense, "first_stage": first}
+
+
+def tokenbridge_settings(
+    *, num_iter: int = 256, cfg: float = 1.0, cfg_schedule: str = "linear", temperature: float = 1.0
+) -> Settings:
+    """Settings of a ParallelSampler from the arguments of the official evaluation, under their official names.
+
+    The schedule of tokens and of guidance is MAR's. Guidance mixes the vectors that the head takes.
+    """
+    settings = mar_settings(num_iter=num_iter, cfg=cfg, cfg_schedule=cfg_schedule, temperature=temperature)
+    return {**settings, "head": {"guide": "context"}}
+
+
+def recap_maskgit_settings(
+    *,
+    gen_step: int = 8,
+    pre_full_iters: int = 0,
+    num_cache_iters: int = 0,
+    samp_temp: float = 0.7,
+    conf_temp: float = 5.5,
+    cfg: bool = False,
+) -> Settings:
+    """Settings of a ParallelSampler for MaskGIT-r (num_cache_iters 0: the base) and ReCAP on it.
+
+    A first sample at temperature 1 decides the positions of a group, a second one its tokens. Steps that would reveal nothing borrow from
+    the last one. The noise on confidences decreases by group. With `cfg`, w rises from 0.05 to 0.1 and lags by one in cached steps.
+    """
+    guidance: Any = {"kind": "linear", "start": 1.05, "end": 1.1, "at": "inclusive"} if cfg else 1.0
+    reuse = {"cached": num_cache_iters, "full_first": pre_full_iters, "late_guidance": True}
+    return {
+        "steps": gen_step,
+        "order": {"name": "confidence", "redraw": True},
+        "schedule": "pow2.5",
+        "counts": "maskgit-r",
+        "guidance": guidance,
+        "temperature": {"kind": "power", "start": 1.0, "end": samp_temp, "power": 0.5, "at": "inclusive"},
+        "confidence_temperature": {"kind": "linear", "start": conf_temp, "end": 0.0, "at": "group"},
+        # Without cached steps there are no groups: pre_full_iters then changes nothing.
+        **({"reuse": reuse} if num_cache_iters else {}),
+    }
+
+
+def recap_mar_settings(
+    *,
+    num_iter: int = 64,
+    cfg: float = 1.0,
+    cfg_schedule: str = "linear",
+    temperature: float = 1.0,
+    num_sampling_steps: str = "100",
+    pre_full_iters: int = 0,
+    num_cache_iters: int = 1,
+    cache_buffer: bool = False,
+    diff_fast_ratio: float = 0.5,
+    true_fast_ratio: bool = False,
+) -> Settings:
+    """Settings of a ParallelSampler for ReCAP on MAR.
+
+    A group is decoded row by row, and guidance reaches its end in the last step. `diff_fast_ratio` has no effect in the published code,
+    where chains in cached steps always have half the steps; `true_fast_ratio` applies it.
+    """
+    chain: Settings = dict(temperature=temperature, num_sampling_steps=num_sampling_steps)
+    base = mar_settings(num_iter=num_iter, cfg=cfg, cfg_schedule=cfg_schedule, **chain)
+    if isinstance(base["guidance"], dict):
+        del base["guidance"]["left"]
+    reuse = {
+        "cached": num_cache_iters,
+        "full_first": pre_full_iters,
+        "inside": "raster",
+        "prefix": not cache_buffer,
+        "head_share": diff_fast_ratio if true_fast_ratio else 0.5,
+    }
+    return {**base, "reuse": reuse}
