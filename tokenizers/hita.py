@@ -63,6 +63,8 @@ class HitaTokenizer(Tokenizer):
 
     vision_encoder: VisionEncoder | None  # what `use_vision` loaded; it moves with the tokenizer to other devices
 
+    # Many arguments on purpose: the saved configuration is flat, and token caches are matched by a hash of it; sections would make
+    # caches of the same tokenizer look foreign.
     @register_to_config
     def __init__(
         self,

@@ -65,6 +65,8 @@ class KLTokenizer(PosteriorTokenizer):
     CACHE_NEUTRAL = ("image_size", "patch", "scale", "shift", "stem", "z_channels")
     DECODER_WEIGHTS = ("vae.decoder.", "vae.post_quant_conv.")
 
+    # Many arguments on purpose: the saved configuration is flat, and token caches are matched by a hash of it; sections would make
+    # caches of the same tokenizer look foreign.
     @register_to_config
     def __init__(
         self,

@@ -42,7 +42,7 @@ def test_frechet_distance_equals_the_matrix_root(n: int) -> None:
     assert frechet_distance(*sums_of(a).finish(), *sums_of(a).finish()) < 1e-7
 
 
-def test_streaming_does_not_depend_on_the_batches_and_merges_by_addition() -> None:
+def test_streaming_does_not_depend_on_the_batches() -> None:
     x = gaussian(2, 101, 12)
     mean, cov = sums_of(x, 101).finish()
     assert np.allclose(cov, np.cov(x, rowvar=False), atol=1e-10)
