@@ -1,16 +1,17 @@
 """TokenSpec: the token format a tokenizer and a generator share."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from operator import attrgetter
 from typing import Literal
 
 import torch
 
-from mgen.utils.config import Settings, build
+from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError
+from mgen.utils.schema import build, schema
 
 
-@dataclass(frozen=True, kw_only=True)
+@schema
 class LevelSpec:
     """Which numbers the ids of quantized tokens stand for (see mgen.nn.levels): form, range and span of the levels."""
 
@@ -24,7 +25,7 @@ class LevelSpec:
         return f"{self.form} in [{self.low:g}, {self.high:g}]{span}"
 
 
-@dataclass(frozen=True, kw_only=True)
+@schema
 class TokenSpec:
     """The tokens of one image.
 

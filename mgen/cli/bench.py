@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from mgen.cli import make_parser
+from mgen.cli.parser import make_parser
 from mgen.cli.sample import add_sampler
 from mgen.utils.errors import MgenError, check_choice
 

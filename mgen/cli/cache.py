@@ -3,7 +3,7 @@
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 
-from mgen.cli import add_vision, make_parser
+from mgen.cli.parser import add_vision, make_parser
 from mgen.utils.errors import MgenError
 
 EXAMPLES = """  mgen cache --data fmnist --out caches/fmnist

@@ -4,7 +4,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from mgen.cli import add_vision, make_parser
+from mgen.cli.parser import add_vision, make_parser
 from mgen.cli.sample import add_sampling, load_for
 from mgen.utils.errors import MgenError
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, TypeVar
 
-from mgen.cli import add_vision, make_parser
+from mgen.cli.parser import add_vision, make_parser
 from mgen.cli.sample import add_sampler, chosen_sampler
 from mgen.utils.errors import MgenError
 

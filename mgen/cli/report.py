@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from mgen.cli import make_parser
+from mgen.cli.parser import make_parser
 from mgen.utils.errors import MgenError
 
 EXAMPLES = """  mgen report eval-fmnist-maskgit                      one result, as report.html, report.md and report.json

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mgen.cli import make_parser
+from mgen.cli.parser import make_parser
 from mgen.utils.errors import MgenError, check_choice
 
 if TYPE_CHECKING:

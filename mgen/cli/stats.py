@@ -5,7 +5,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from mgen.cli import make_parser
+from mgen.cli.parser import make_parser
 from mgen.utils.errors import MgenError
 
 EXAMPLES = """  mgen stats /data/imagenet/train --image-size 256 --protocol adm --inception-weights FILE --out imagenet256.safetensors

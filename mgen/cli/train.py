@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from mgen.cli import add_vision, make_parser, run
+from mgen.cli import run
+from mgen.cli.parser import add_vision, make_parser
 from mgen.utils.errors import MgenError, suggestion
 
 EXAMPLES = """  mgen train --config configs/train/fmnist-maskgit.yaml

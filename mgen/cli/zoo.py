@@ -9,7 +9,7 @@ from itertools import groupby
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
-from mgen.cli import make_parser
+from mgen.cli.parser import make_parser
 from mgen.utils.errors import MgenError, suggestion
 
 if TYPE_CHECKING:

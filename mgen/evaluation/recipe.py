@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Literal
 
 from mgen.evaluation.protocols import PROTOCOLS, Quantization
-from mgen.utils.config import build, read_config
+from mgen.utils.config import read_config
 from mgen.utils.errors import MgenError, check_choice
+from mgen.utils.schema import build, schema
 from mgen.zoo.recipes import find_recipe
 
 # Names of metrics in results. Those of Fashion-MNIST use other features and have their own names.
@@ -17,7 +18,7 @@ METRICS += ("Fréchet distance (fmnist-cnn)", "classifier score (fmnist-cnn)", "
 METRICS += ("precision (fmnist-cnn)", "recall (fmnist-cnn)")
 
 
-@dataclass(frozen=True, kw_only=True)
+@schema
 class RecipeEvaluation:
     """The `evaluation:` section of a recipe.
 

@@ -11,7 +11,6 @@ A cascade has `first:` and `second:` with tokens and head each, and one `trunk:`
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Literal
 
 from mgen.generators.cascade import Cascade
@@ -27,13 +26,14 @@ from mgen.heads.composite import PerCodebookHead, VectorWindowHead, WindowHead
 from mgen.heads.head import HEADS, Head, HeadInputs, JointHead
 from mgen.nn.windows import Windows
 from mgen.tokens import TokenSpec
-from mgen.utils.config import Settings, build
+from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError, check_choice, suggestion
+from mgen.utils.schema import build, schema
 
 EMBEDDER_OF = {"index": "lookup", "vector": "projection", "multi-index": "dequantize"}
 
 
-@dataclass(frozen=True, kw_only=True)
+@schema
 class WindowsConfig:
     """Windows of side × side tokens that the trunk computes as one row each (Token-Shuffle, arXiv 2504.17789).
 

@@ -1,18 +1,18 @@
 """Classes: class id → class vector, with a null class for guidance or without; or one vector for every image."""
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from mgen.utils.errors import MgenError, check_choice
+from mgen.utils.schema import schema
 
 # Of the published MAGE models: rows of the shared table for classes, and the one that stands for every image.
 MAGE_ROWS, MAGE_ROW = 1000, 76
 
 
-@dataclass(frozen=True, kw_only=True)
+@schema
 class ClassesConfig:
     """Settings.
 

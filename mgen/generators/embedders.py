@@ -14,9 +14,10 @@ from mgen.nn.levels import dequantize, gaussian_levels
 from mgen.nn.windows import TokenShuffle, TokenUnshuffle, Windows
 from mgen.tokens import TokenSpec
 from mgen.utils.errors import MgenError, check_choice
+from mgen.utils.schema import schema
 
 
-@dataclass(frozen=True, kw_only=True)
+@schema
 class LookupConfig:
     """Settings of `Lookup`.
 

@@ -14,10 +14,11 @@ from mgen.generators.trunk import TRUNKS
 from mgen.generators.trunks.two_stage import TwoStageMAE, TwoStageMAEConfig
 from mgen.heads.head import HEADS
 from mgen.tokens import TokenSpec
-from mgen.utils.config import Settings, build, merge, read_config
+from mgen.utils.config import Settings, merge, read_config
 from mgen.utils.errors import MgenError, suggestion
 from mgen.utils.folders import part
 from mgen.utils.registry import Registry, T
+from mgen.utils.schema import build
 
 # Levels that vectors get where a head of quantized channels is put in the place of one of vectors: TokenBridge's.
 LEVELS = {"vocab_size": 64, "levels": {"form": "published", "low": -5.0, "high": 5.0, "span": 3.0}}

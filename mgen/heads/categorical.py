@@ -16,6 +16,7 @@ from mgen.heads.head import Draw, Head, HeadInputs, HeadNoise, HeadSettings, mix
 from mgen.heads.logit_filter import check_cuts, choose, keep_likeliest
 from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError
+from mgen.utils.schema import schema
 
 
 class OwnTable(nn.Linear):
@@ -49,7 +50,7 @@ class DrawSettings(HeadSettings):
         check_cuts(self.top_k, self.top_p)
 
 
-@dataclass(frozen=True, kw_only=True)
+@schema
 class CategoricalConfig:
     """Settings; defaults are those of the PyTorch MaskGIT line.
 

@@ -26,6 +26,7 @@ from mgen.nn.blocks import MLP, Blocks
 from mgen.nn.modulated import modulate
 from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError, check_choice
+from mgen.utils.schema import schema
 
 # Numbers that the modulations of one piece of the rows may take: 512 MB in fp32, 315 tokens of the published L.
 PIECE = 2**27
@@ -96,7 +97,7 @@ class SlotBlock(nn.Module):
         return torch.addcmul(x, gate2, self.mlp(modulate(self.norm2(x), shift2, scale2)))
 
 
-@dataclass(frozen=True, kw_only=True)
+@schema
 class ChannelConfig:
     """Settings; defaults are those of TokenBridge-L.
 

@@ -20,6 +20,7 @@ from mgen.heads.head import Draw, Head, HeadInputs, HeadNoise, NoiseSpec, mix, r
 from mgen.nn.blocks import Blocks
 from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError
+from mgen.utils.schema import schema
 
 # Rows of one matrix product for the modulations: enough to be bound by arithmetic, few enough to stay near the cache.
 MODULATION_ROWS = 1024
@@ -124,7 +125,7 @@ class ChainHead(Head[ChainPlan]):
         return ChainPlan(chain, self.time(torch.tensor(chain.timesteps, device=self.input.weight.device)))
 
 
-@dataclass(frozen=True, kw_only=True)
+@schema
 class DiffusionConfig:
     """Settings; defaults are those of MAR-B. width: W. depth: residual blocks. train_steps: steps of the full diffusion."""
 

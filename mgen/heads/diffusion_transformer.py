@@ -7,8 +7,6 @@ Notation: B batch, L positions of the map, D width of the context, C numbers of 
 chain, K copies of an image in training, M positions that are not known, R rows of the network (B, or 2B under guidance).
 """
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from diffusers.models.embeddings import get_2d_sincos_pos_embed
@@ -21,6 +19,7 @@ from mgen.nn.attention import Attention, gather_rows
 from mgen.nn.blocks import MLP, Blocks
 from mgen.nn.modulated import modulate
 from mgen.utils.errors import MgenError
+from mgen.utils.schema import schema
 
 
 class MapBlock(nn.Module):
@@ -49,7 +48,7 @@ class MapBlock(nn.Module):
         return torch.addcmul(h, gate2, self.mlp(modulate(_norm(h), shift2, scale2)))
 
 
-@dataclass(frozen=True, kw_only=True)
+@schema
 class DiffusionTransformerConfig:
     """Settings; defaults are those of Hi-MAR-B.
 

@@ -1,17 +1,17 @@
 """Settings of a training run. Every key of a file in configs/train/ is a field of these classes."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from mgen.utils.config import build
 from mgen.utils.errors import MgenError, check_choice
+from mgen.utils.schema import build, schema
 
 if TYPE_CHECKING:
     from mgen.utils.modeling import Model
 
 
-@dataclass(kw_only=True)
+@schema
 class DataConfig:
     kind: Literal["fmnist", "folder", "cache"] = "fmnist"
     path: str | None = None  # folder; None: Fashion-MNIST is looked for in its usual places, or downloaded
@@ -23,7 +23,7 @@ class DataConfig:
     workers: int = 0  # loader processes, for "folder"
 
 
-@dataclass(kw_only=True)
+@schema
 class OptimConfig:
     lr: float = 1e-4
     betas: tuple[float, float] = (0.9, 0.999)
@@ -39,7 +39,7 @@ class OptimConfig:
     freeze: tuple[str, ...] = ()  # parameters whose names start with one of these are not trained
 
 
-@dataclass(kw_only=True)
+@schema
 class EMAConfig:
     decay: float = 0.9999
     warmup: bool = (
@@ -47,7 +47,7 @@ class EMAConfig:
     )
 
 
-@dataclass(kw_only=True)
+@schema
 class LogConfig:
     every: int = 50  # steps between lines of metrics.jsonl
     evaluate_every: int = 0  # steps between evaluations on the validation data; 0: only at the end
@@ -58,7 +58,7 @@ class LogConfig:
     tensorboard: bool = True  # if the package is installed
 
 
-@dataclass(kw_only=True)
+@schema
 class MaskConfig:
     """Which tokens are masked: the distribution of r, the share of masked tokens, and how r becomes a mask."""
 
@@ -79,7 +79,7 @@ class MaskConfig:
     global_share: float | None = 0.5
 
 
-@dataclass(kw_only=True)
+@schema
 class FirstStageConfig:
     """Training of a cascade, whose first stage samples the tokens of a smaller image (Hi-MAR)."""
 
@@ -92,7 +92,7 @@ class FirstStageConfig:
     token_weight: float = 0.6  # of the second stage's loss: 256 of 320 positions, times 0.75
 
 
-@dataclass(kw_only=True)
+@schema
 class GeneratorObjectiveConfig:
     mask: MaskConfig = field(default_factory=MaskConfig)
     first_stage: FirstStageConfig = field(default_factory=FirstStageConfig)
@@ -110,7 +110,7 @@ class GeneratorObjectiveConfig:
     sampler: dict[str, Any] = field(default_factory=dict)  # settings of the sample grids and of the exported pipeline
 
 
-@dataclass(kw_only=True)
+@schema
 class TokenizerObjectiveConfig:
     l2: float = 1.0
     l1: float = 0.0
@@ -137,7 +137,7 @@ class TokenizerObjectiveConfig:
     vision_weights: str | None = None  # file of the frozen vision encoder, for a Hita tokenizer that needs one
 
 
-@dataclass(kw_only=True)
+@schema
 class ClassifierObjectiveConfig:
     label_smoothing: float = 0.02
 
@@ -150,7 +150,7 @@ OBJECTIVES: dict[str, type[ObjectiveConfig]] = {
 }
 
 
-@dataclass(kw_only=True)
+@schema(frozen=False)
 class TrainConfig:
     task: Literal["generator", "tokenizer", "classifier"]
     output: str  # folder of logs, checkpoints and the finished model

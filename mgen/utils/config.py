@@ -1,48 +1,70 @@
-"""Configuration files: YAML with `extends:`, dotted overrides, typed dataclasses; unknown keys raise an error."""
+"""Settings files: YAML with `extends:`, and overrides such as key.sub=value. What the values may be, schemas say (mgen.utils.schema)."""
 
-import dataclasses
 import re
-import types
-import typing
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, Union, get_args, get_origin
+from typing import Any, TypeAlias
 
 import yaml
 
-from mgen.utils.errors import MgenError, check_keys, suggestion
+from mgen.utils.errors import MgenError, shown
+from mgen.utils.files import read_text
+from mgen.utils.plain import check_plain
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
-T = TypeVar("T", bound="DataclassInstance")
-# A mapping parsed from YAML or JSON, or one bound for it. Whoever reads a value checks its type.
+# A mapping parsed from YAML or JSON, or one bound for it.
 Settings: TypeAlias = dict[str, Any]
+
+MOST_BYTES = 2**20  # of a settings file
+MOST_VALUES = 100_000
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 1e-4 as a number, which is a string in YAML 1.1."""
+    """SafeLoader that reads 1e-4 as a number, which is a string in YAML 1.1, and dates as text; without merge keys."""
 
 
+# Dates would be no plain values, and merge keys (`<<`) can copy a list of keys any number of times.
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in found if not tag.endswith((":timestamp", ":merge"))]
+    for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
 )
 
 
 def read_config(path: str | Path) -> Settings:
-    """The mapping in a YAML file, merged over the file that `extends: other.yaml` names (relative to it); MgenError if there is none."""
-    path = Path(path)
-    try:
-        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except OSError as error:
-        raise MgenError(f"cannot read config {path} ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise MgenError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    """The mapping in a YAML file, merged over the file that `extends: other.yaml` names (relative to it).
+
+    Raises:
+        MgenError: there is no such file, it is larger than 1 MiB, no YAML, no mapping of plain values, or extends itself.
+    """
+    return _read(Path(path), ())
+
+
+def _read(path: Path, above: tuple[Path, ...]) -> Settings:
+    if path.resolve() in above:
+        raise MgenError(f"{path} extends itself, through {' and '.join(p.name for p in above)}: remove an `extends`")
+    data = parse_yaml(read_text(path, most=MOST_BYTES), str(path))
     if not isinstance(data, dict):
         raise MgenError(f"{path} holds no settings: expected a YAML mapping such as 'task: generator'")
     base = data.pop("extends", None)
-    return merge(read_config(path.parent / base), data) if base else data
+    if base is None:
+        return data
+    if not isinstance(base, str) or not base or "\0" in base:
+        raise MgenError(f"{path}: extends is {shown(base)}: expected the name of a YAML file")
+    return merge(_read(path.parent / base, (*above, path.resolve())), data)
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """The value that a YAML text stands for; MgenError that names `where` if it is not valid or holds more than plain values."""
+    try:
+        data = yaml.load(text, _Loader)
+    except RecursionError as error:
+        raise MgenError(f"{where} is nested too deeply") from error
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError) as error:  # constructors fail in their own ways
+        raise MgenError(f"{where} is not valid YAML: {' '.join(str(error).split())[:200]}") from error
+    check_plain(data, f"{where}: ", most=MOST_VALUES)
+    return data
 
 
 def merge(base: Settings, over: Settings) -> Settings:
@@ -56,62 +78,18 @@ def merge(base: Settings, over: Settings) -> Settings:
 
 def apply_overrides(data: Settings, overrides: Sequence[str]) -> Settings:
     """Apply overrides such as "key.sub=value" to `data`; values are read as YAML."""
+    given: set[str] = set()
     for text in overrides:
         key, equals, value = text.partition("=")
-        if not equals or not key:
-            raise MgenError(f"override {text!r} is not of the form key.sub=value")
-        try:
-            nested = yaml.load(value, _Loader)
-        except yaml.YAMLError as error:
-            raise MgenError(f"override {text!r}: the value is not valid YAML") from error
-        for part in reversed(key.split(".")):
+        parts = key.split(".")
+        if not equals or not all(parts):
+            raise MgenError(f"override {shown(text)} is not of the form key.sub=value")
+        if key in given:
+            raise MgenError(f"override {shown(key)} is given twice: leave one out")
+        given.add(key)
+        nested = parse_yaml(value, f"override {key}")
+        for part in reversed(parts):
             nested = {part: nested}
         data = merge(data, nested)
+    check_plain(data, most=MOST_VALUES)
     return data
-
-
-def build(cls: type[T], data: Settings, where: str = "") -> T:
-    """A dataclass from a mapping, converted field by field; MgenError for an unknown or missing key or a value of the wrong type."""
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    hints = typing.get_type_hints(cls)
-    check_keys(data, fields, where)
-    values = {key: _convert(hints[key], value, f"{where}{key}") for key, value in data.items()}
-    for name, field in fields.items():
-        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        if required and name not in values:
-            raise MgenError(f"missing key '{where}{name}'")
-    make: Callable[..., T] = cls
-    return make(**values)
-
-
-def _convert(hint: object, value: object, where: str) -> object:
-    origin, args = get_origin(hint), get_args(hint)
-    if hint is Any or (origin is dict and isinstance(value, dict)):
-        return value
-    if origin in (Union, types.UnionType):
-        if value is None and type(None) in args:
-            return None
-        *others, last = (arg for arg in args if arg is not type(None))
-        for arg in others:
-            with suppress(MgenError):
-                return _convert(arg, value, where)
-        return _convert(last, value, where)
-    if dataclasses.is_dataclass(hint) and isinstance(value, dict):
-        return build(typing.cast(type, hint), value, f"{where}.")
-    if origin is Literal:
-        if value in args:
-            return value
-        raise MgenError(f"'{where}' is {value!r}: {suggestion(str(value), map(str, args))}")
-    if origin is tuple and isinstance(value, list | tuple):
-        item = args[0]
-        if args[-1] is not Ellipsis and len(args) != len(value):
-            raise MgenError(f"'{where}' takes {len(args)} values, got {len(value)}")
-        return tuple(_convert(item, v, where) for v in value)
-    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    if hint is int and isinstance(value, int) and not isinstance(value, bool):
-        return value
-    if hint in (bool, str) and isinstance(value, hint):
-        return value
-    name = getattr(hint, "__name__", str(hint))
-    raise MgenError(f"'{where}' takes {name if origin is None else hint}, got {value!r}")

@@ -1,6 +1,7 @@
 """User-facing errors, and helpers for their messages."""
 
 import difflib
+import reprlib
 from collections.abc import Collection, Iterable
 
 
@@ -14,9 +15,21 @@ class MgenError(ValueError):
 def suggestion(given: str, allowed: Iterable[str]) -> str:
     """The end of an error message about an unknown name: the nearest valid name, then all of them."""
     names = sorted(allowed)
+    given = given[:100]
     near = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return f"{hint}Valid: {', '.join(names)}"
+
+
+def shown(value: object, most: int = 60) -> str:
+    """`repr` in at most about `most` characters, also of values whose own repr is huge or fails."""
+    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 200:
+        return f"a number of about {int(value.bit_length() * 0.30103) + 1} digits"
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = most
+    short.maxlevel, short.maxlist, short.maxtuple, short.maxdict = 3, 8, 8, 6
+    text = short.repr(value)
+    return text if len(text) <= 2 * most else f"{text[:most]} …"
 
 
 def first_line(error: Exception, most: int = 200) -> str:
@@ -26,8 +39,8 @@ def first_line(error: Exception, most: int = 200) -> str:
 
 def check_choice(what: str, given: str, allowed: Iterable[str]) -> str:
     """Return `given` if it is allowed, else raise an MgenError that names the nearest valid name."""
-    if given not in set(allowed):
-        raise MgenError(f"unknown {what} {given!r}: {suggestion(given, allowed)}")
+    if not isinstance(given, str) or given not in set(allowed):
+        raise MgenError(f"unknown {what} {shown(given)}: {suggestion(str(given)[:60], allowed)}")
     return given
 
 
@@ -35,4 +48,4 @@ def check_keys(given: Iterable[str], allowed: Collection[str], where: str) -> No
     """Raise MgenError for the first key that is not allowed, naming the nearest valid one."""
     for key in given:
         if key not in allowed:
-            raise MgenError(f"unknown key '{where}{key}': {suggestion(key, allowed)}")
+            raise MgenError(f"unknown key '{where}{key}': {suggestion(str(key), allowed)}")

@@ -1,20 +1,41 @@
-"""Atomic writing of files, and errors that say why a file cannot be read or written."""
+"""Reading files that others wrote, within bounds; atomic writing; errors that say why a file cannot be read or written.
 
+A file is written under a temporary name, `.NAME.HOST-PID.tmp`, and renamed when it is complete. What a killed process left behind is
+removed the next time a process writes into the folder.
+"""
+
+import contextlib
+import ctypes
 import hashlib
 import json
+import math
 import os
+import re
 import shutil
+import socket
+import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pydantic_core
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from mgen.utils.errors import MgenError
+from mgen.utils.errors import MgenError, first_line
+from mgen.utils.plain import check_plain
+
+MOST_JSON_BYTES = 64 * 2**20
+_HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]
+_LEFTOVER = re.compile(rf"\.(.+)\.{_HOST}-(\d+)\.(?:\w+\.)?(old|tmp)(?:\.\w+)?")
+_UMASK = os.umask(0)
+os.umask(_UMASK)
+
+
+# -- writing ---------------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -22,20 +43,28 @@ def _writing(path: Path) -> Iterator[None]:
     """Create the folder that `path` is in; an error of writing becomes an MgenError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep_once(path.parent)
         yield
     except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
+        reason = getattr(error, "strerror", None) or first_line(error)
         raise MgenError(f"cannot write {path} ({reason}): check permissions and free space") from error
+
+
+def _temporary(path: Path, kind: str = "tmp") -> Path:
+    # The name of a file may have 255 bytes; PIL and safetensors look at the suffix.
+    stem = path.name if len(os.fsencode(path.name)) < 200 else hashlib.sha256(os.fsencode(path.name)).hexdigest()
+    return path.with_name(f".{stem}.{_HOST}-{os.getpid()}.{kind}{path.suffix if kind == 'tmp' else ''}")
 
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path to write to; it is renamed to `path` on success and removed on failure."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp{path.suffix}")
+    """Yield a temporary path to write to; it is renamed to `path` on success and removed on failure. Links are followed."""
+    path = Path(os.path.realpath(path))
+    temporary = _temporary(path)
     with _writing(path):
         try:
             yield temporary
+            _usual_mode(temporary)
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -43,29 +72,92 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """The same for a folder, which replaces an existing `path`."""
-    path = Path(path)
-    old = path.with_name(f".{path.name}.{os.getpid()}.old.tmp")
+    """The same for a folder, which replaces an existing `path` in one step."""
+    path = Path(os.path.realpath(path))
     with _writing(path):
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+        temporary = Path(
+            tempfile.mkdtemp(prefix=f".{path.name[:150]}.{_HOST}-{os.getpid()}.", suffix=".tmp", dir=path.parent)
+        )
         try:
-            os.chmod(temporary, 0o755)
             yield temporary
-            if path.exists():
-                os.replace(path, old)
-            os.replace(temporary, path)
-            if old.exists():
-                shutil.rmtree(old)
+            for below in (temporary, *temporary.rglob("*")):
+                _usual_mode(below)
+            _swap(temporary, path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _usual_mode(path: Path) -> None:
+    """Give the mode of a new file or folder under the process's umask; temporary ones and safetensors are private."""
+    os.chmod(path, (0o777 if path.is_dir() else 0o666) & ~_UMASK)
+
+
+def _swap(new: Path, path: Path) -> None:
+    """Put the folder `new` in the place of `path`, which may exist and is then at `new`, to be removed."""
+    if not os.path.lexists(path):
+        os.replace(new, path)
+        return
+    with contextlib.suppress(AttributeError, OSError):  # not Linux, or a file system that cannot
+        exchange = ctypes.CDLL(None, use_errno=True).renameat2
+        if exchange(-100, os.fsencode(new), -100, os.fsencode(path), 2) == 0:  # AT_FDCWD, RENAME_EXCHANGE
+            return
+    old = _temporary(path, "old")  # killed between the two renames, the next process puts it back
+    os.replace(path, old)
+    os.replace(new, path)
+    shutil.rmtree(old)
+
+
+_swept: set[Path] = set()
+
+
+def _sweep_once(folder: Path) -> None:
+    if folder not in _swept:
+        _swept.add(folder)
+        sweep(folder)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed processes of this machine left in a folder, and put back a folder whose replacement they had begun."""
+    try:
+        names = os.listdir(folder)
+    except OSError:  # not there; one that can't be read is noticed by whoever needs it
+        return
+    for name in names:
+        if (left := _LEFTOVER.fullmatch(name)) and not _alive(int(left[2])):
+            there = folder / name
+            with contextlib.suppress(OSError):  # another process may be sweeping too
+                if left[3] == "old" and not os.path.lexists(folder / left[1]):
+                    os.replace(there, folder / left[1])
+                elif there.is_dir() and not there.is_symlink():
+                    shutil.rmtree(there)
+                else:
+                    there.unlink()
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def check_writable(path: str | Path) -> None:
     """Raise MgenError if the folder `path` cannot be created or written to. Creates nothing."""
     folder = Path(path).absolute()
-    while not folder.exists():
-        folder = folder.parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
+    try:
+        while not folder.exists():
+            if folder.is_symlink():
+                raise MgenError(
+                    f"cannot write to {path}: {folder} is a broken link; remove it or choose another folder"
+                )
+            folder = folder.parent
+        writable = folder.is_dir() and os.access(folder, os.W_OK)
+    except (OSError, ValueError) as error:
+        raise MgenError(f"cannot write to {path} ({getattr(error, 'strerror', None) or error})") from error
+    if not writable:
         raise MgenError(
             f"cannot write to {path}: {folder} is {'read-only' if folder.is_dir() else 'a file'}; choose another folder"
         )
@@ -77,17 +169,17 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_json(path: str | Path, data: object) -> None:
-    write_text(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+    """Write JSON; a number that is not finite, which JSON cannot hold, becomes null."""
+    write_text(path, json.dumps(finite(data), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_json(path: str | Path) -> Any:
-    """The contents of a JSON file; MgenError if it cannot be read."""
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise MgenError(f"cannot read {path} ({error.strerror})") from error
-    except ValueError as error:
-        raise MgenError(f"{path} is not valid JSON ({error})") from error
+def finite(data: object) -> object:
+    """`data` with null in place of NaN and infinity."""
+    if isinstance(data, float):
+        return data if math.isfinite(data) else None
+    if isinstance(data, Mapping):
+        return {key: finite(value) for key, value in data.items()}
+    return [finite(value) for value in data] if isinstance(data, list | tuple) else data
 
 
 def write_tensors(path: str | Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
@@ -96,10 +188,57 @@ def write_tensors(path: str | Path, tensors: dict[str, torch.Tensor], metadata: 
         save_file({name: value.contiguous() for name, value in tensors.items()}, temporary, metadata)
 
 
+# -- reading ---------------------------------------------------------------------------------------------------------------
+
+
+def check_file(path: str | Path) -> Path:
+    """The path, if a regular file is there, or a link to one; MgenError for anything else, such as a device or a pipe."""
+    path = Path(path)
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError as error:
+        broken = "a broken link" if path.is_symlink() else "no such file"
+        raise MgenError(f"{broken}: {path}") from error
+    except (OSError, ValueError) as error:
+        raise MgenError(f"cannot read {str(path)[:200]} ({getattr(error, 'strerror', None) or error})") from error
+    if not stat.S_ISREG(mode):
+        raise MgenError(f"cannot read {path}: it is {'a folder' if stat.S_ISDIR(mode) else 'no regular file'}")
+    return path
+
+
+def read_text(path: str | Path, *, most: int) -> str:
+    """The text of a UTF-8 file of `most` bytes at most; MgenError if it cannot be read."""
+    path = check_file(path)
+    try:
+        with path.open("rb") as file:
+            data = file.read(most + 1)
+        if len(data) > most:
+            raise MgenError(f"{path} is larger than {most / 2**20:g} MiB: not a file of this kind")
+        return data.decode("utf-8")
+    except OSError as error:
+        raise MgenError(f"cannot read {path} ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise MgenError(f"{path} is not text in UTF-8 ({error.reason} at byte {error.start})") from error
+
+
+def parse_json(text: str, where: str) -> Any:
+    """The value that a JSON text stands for; MgenError that names `where` if it isn't valid, or holds more than plain values."""
+    try:
+        data = pydantic_core.from_json(text, allow_inf_nan=False)
+    except ValueError as error:
+        raise MgenError(f"{where} is not valid JSON ({first_line(error)})") from error
+    check_plain(data, f"{where}: ")
+    return data
+
+
+def read_json(path: str | Path) -> Any:
+    """The contents of a JSON file; MgenError if it cannot be read. Give it to `mgen.utils.schema.build` to learn what it holds."""
+    return parse_json(read_text(path, most=MOST_JSON_BYTES), str(path))
+
+
 def read_tensors(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """All tensors and the metadata of a safetensors file; MgenError if it is missing or damaged."""
-    if not Path(path).is_file():
-        raise MgenError(f"no such file: {path}")
+    check_file(path)
     try:
         with safe_open(str(path), framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})

@@ -6,8 +6,9 @@ import pkgutil
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar, cast
 
-from mgen.utils.config import Settings, build
+from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError, check_choice
+from mgen.utils.schema import build
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

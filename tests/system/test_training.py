@@ -20,8 +20,9 @@ from mgen.training.masking import known_from_uniform, mask_fraction_from_uniform
 from mgen.training.noise import Augmentation
 from mgen.training.objectives import GeneratorObjective, StepOutput
 from mgen.training.parts import check_prefixes
-from mgen.utils.config import apply_overrides, build, read_config
+from mgen.utils.config import apply_overrides, read_config
 from mgen.utils.errors import MgenError
+from mgen.utils.schema import build
 from tests.helpers import TOKENIZER, tiny_config, tiny_tokenizer, tiny_tokens, write_idx
 
 TOKENS = tiny_tokens(side=8, vocab_size=64)
@@ -330,7 +331,7 @@ def test_configuration_errors_name_the_nearest_key(tmp_path: Path) -> None:
     assert (config.optim.lr, config.optim.warmup) == (1e-4, 3)
     for override, words in [
         ("optim.lrr=1", "unknown key 'optim.lrr': did you mean 'lr'"),
-        ("optim.lr=fast", "'optim.lr' takes float, got 'fast'"),
+        ("optim.lr=fast", "'optim.lr' takes a number, got 'fast'"),
         ("task=generater", "generator"),
         ("objective.label_smothing=0", "label_smoothing"),
         ("data.kind=fminst", "fmnist"),
@@ -339,7 +340,7 @@ def test_configuration_errors_name_the_nearest_key(tmp_path: Path) -> None:
         ("optim.lr=-1", "allowed are 0"),
         ("objective=3", "expected a mapping"),
         ("steps", "key.sub=value"),
-        ("optim.betas=[0.9]", "takes 2 values"),
+        ("optim.betas=[0.9]", "takes more values"),
     ]:
         with pytest.raises(MgenError, match=words.replace("[", r"\[")):
             train_config(apply_overrides(data, [override]))

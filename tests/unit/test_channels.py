@@ -232,7 +232,7 @@ def test_one_channel_is_a_categorical_head() -> None:
         (dict(order=(0, 1)), "expected each of 0 … 4 once"),
         (dict(heads=3), "the heads divide the width"),
         (dict(channels=0, order=None), "4 tokens of 0 channels of 7 ids"),
-        (dict(first="other"), "unknown head.first 'other'"),
+        (dict(first="other"), "first' is 'other'"),
     ],
 )
 def test_bad_sizes(settings: dict[str, Any], text: str) -> None:

@@ -218,7 +218,7 @@ def test_sections_are_overridden() -> None:
     for wrong, text in (
         ({"trunk": {"encoder_dimm": 3}}, "did you mean"),
         ({"head": {"type": "difusion"}}, "did you mean 'diffusion'"),
-        ({"trunk": {"type": "uvit", "dim": "wide"}}, "takes int"),
+        ({"trunk": {"type": "uvit", "dim": "wide"}}, "takes a whole number"),
         ({"had": {}}, "unknown key 'model.had'"),
         ({"head": {"type": "categorical"}}, "draws tokens of kind index"),
     ):

@@ -113,7 +113,7 @@ def test_bad_sweeps(tmp_path: Path) -> None:
     ):
         with pytest.raises(MgenError, match=words):
             sweep.read_sweep(str(write(tmp_path / "bad.yaml", **changes)), sampler, net)
-    with pytest.raises(MgenError, match="cannot read"):
+    with pytest.raises(MgenError, match="no such file"):
         sweep.read_sweep("nowhere", sampler, net)
 
 

@@ -4,8 +4,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from mgen.cli import Formatter, run
+from mgen.cli import run
 from mgen.cli.bench import add_model, chosen_pipeline
+from mgen.cli.parser import Formatter
 from mgen.cli.sample import chosen_sampler
 
 EXAMPLES = """examples:

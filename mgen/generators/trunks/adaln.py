@@ -8,7 +8,6 @@ Notation: B batch, L rows, M positions asked for, D width, F hidden width of the
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -18,9 +17,10 @@ from mgen.generators.embedder import TokenRows
 from mgen.generators.trunk import FULL, Layout, PassOptions, Trunk, register_trunk, table
 from mgen.nn import Blocks, Cache, CachedStep, Keys, Rows, run_blocks
 from mgen.nn.modulated import ModulatedBlock, ModulatedNorm
+from mgen.utils.schema import schema
 
 
-@dataclass(frozen=True, kw_only=True)
+@schema
 class AdaLNConfig:
     """Settings; defaults are those of Halton-MaskGIT base.
 

@@ -6,8 +6,6 @@ models have one table for ids, classes and the mask (classes.table: shared), and
 Notation: B batch, L rows, M positions asked for, D width.
 """
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,9 +13,10 @@ from torch import Tensor, nn
 from mgen.generators.embedder import TokenRows
 from mgen.generators.trunk import FULL, Layout, PassOptions, Trunk, register_trunk, truncated_normal
 from mgen.nn import Cache, CachedStep, PostNormBlock, run_blocks
+from mgen.utils.schema import schema
 
 
-@dataclass(frozen=True, kw_only=True)
+@schema
 class BERTConfig:
     """Settings; defaults are the published ones.
 

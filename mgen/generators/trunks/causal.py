@@ -9,7 +9,6 @@ place p (row 0 the class, row p token p − 1) and its context predicts token p;
 Notation: B batch, L rows (tokens or windows), S global ones, D width, F hidden width of the MLP.
 """
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -21,9 +20,10 @@ from mgen.generators.trunk import FULL, Capabilities, Layout, PassOptions, Trunk
 from mgen.nn import Cache, gather_rows
 from mgen.nn.causal import CausalBlock, CausalRows, LiveKV, rotary_table
 from mgen.utils.errors import MgenError, check_choice
+from mgen.utils.schema import schema
 
 
-@dataclass(frozen=True, kw_only=True)
+@schema
 class CausalConfig:
     """Settings; defaults are those of LlamaGen-B.
 

@@ -28,9 +28,10 @@ from mgen.generators.trunk import (
 )
 from mgen.nn import MLP, Blocks, Cache, CachedStep, KVCache, Rows, attend, gather_rows, run_blocks, span
 from mgen.utils.errors import MgenError
+from mgen.utils.schema import schema
 
 
-@dataclass(frozen=True, kw_only=True)
+@schema
 class ENATConfig:
     """Settings; defaults are those of ENAT-L.
 

@@ -7,7 +7,6 @@ Autoencoders" (arXiv 2111.06377).
 Notation: B batch, L rows, S prefix rows (the buffer), D encoder width, E decoder width.
 """
 
-from dataclasses import dataclass
 from functools import partial
 
 from torch import Tensor, nn
@@ -15,9 +14,10 @@ from torch import Tensor, nn
 from mgen.generators.masked_autoencoder import Layers, MaskedAutoencoder, Tables
 from mgen.generators.trunk import Layout, register_trunk, table
 from mgen.nn import Blocks, Cache, PreNormBlock
+from mgen.utils.schema import schema
 
 
-@dataclass(frozen=True, kw_only=True)
+@schema
 class MAEConfig:
     """Settings; defaults are those of MAR-B.
 

@@ -8,7 +8,6 @@ Notation: B batch, L rows, K kept rows, M positions asked for, D encoder width, 
 """
 
 import math
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -19,9 +18,10 @@ from mgen.generators.embedder import TokenRows
 from mgen.generators.trunk import FULL, Layout, PassOptions, Trunk, known_first, register_trunk, table
 from mgen.nn import Blocks, Cache, CachedStep, PreNormBlock, run_blocks
 from mgen.utils.errors import MgenError
+from mgen.utils.schema import schema
 
 
-@dataclass(frozen=True, kw_only=True)
+@schema
 class MAGEConfig:
     """Settings; defaults are those of MAGE-B.
 

@@ -6,7 +6,7 @@ stage sees the rows of the smaller image; the second has the first's context vec
 Notation: B batch, S rows of the first stage, L of the second, N buffer rows, D width.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -19,11 +19,12 @@ from mgen.generators.trunk import FULL, Layout, PassOptions, table
 from mgen.nn import Blocks, Cache, ScaledBlock
 from mgen.utils.errors import MgenError
 from mgen.utils.registry import Configured
+from mgen.utils.schema import schema
 
 Modulation = tuple[Tensor, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
+@schema
 class TwoStageMAEConfig:
     """Settings; defaults are those of Hi-MAR-B.
 

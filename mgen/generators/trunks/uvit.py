@@ -8,7 +8,6 @@ Notation: B batch, L rows, M positions asked for, D width.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -17,9 +16,10 @@ from torch import Tensor, nn
 from mgen.generators.embedder import TokenRows
 from mgen.generators.trunk import FULL, Layout, PassOptions, Trunk, normal, register_trunk, truncated_normal
 from mgen.nn import Cache, CachedStep, Keys, PreNormBlock, Rows, run_blocks
+from mgen.utils.schema import schema
 
 
-@dataclass(frozen=True, kw_only=True)
+@schema
 class UViTConfig:
     """Settings; defaults are those of AutoNAT-L.
 

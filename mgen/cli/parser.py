@@ -1,0 +1,101 @@
+"""The parser of a command: values are checked as they are read, and an error is one line."""
+
+import argparse
+import math
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from mgen.utils.errors import MgenError, shown
+
+N = TypeVar("N", int, float)
+LONGEST_NAME, LONGEST_PATH = 255, 4095  # bytes, of Linux
+
+
+def text(value: str) -> str:
+    """The type of options without another: any text that is not empty and holds no null character."""
+    if not value.strip():
+        raise argparse.ArgumentTypeError("the value is empty: leave the option out, or give a value")
+    if "\0" in value:
+        raise argparse.ArgumentTypeError("the value holds a null character")
+    return value
+
+
+def path(value: str) -> str:
+    """A file, a folder, or the name of a model; `~` becomes the home folder."""
+    value = os.path.expanduser(text(value))
+    longest = max(len(os.fsencode(part)) for part in Path(value).parts or (value,))
+    if longest > LONGEST_NAME or len(os.fsencode(os.path.abspath(value))) > LONGEST_PATH:
+        raise argparse.ArgumentTypeError(
+            f"{shown(value)} is too long: a name has {LONGEST_NAME} bytes at most, a path {LONGEST_PATH}"
+        )
+    return value
+
+
+def whole(low: int = -(2**63), high: int = 2**63 - 1) -> Callable[[str], int]:
+    """The type of whole numbers from `low` to `high`."""
+
+    def read(value: str) -> int:
+        if not re.fullmatch(r"[+-]?[0-9]{1,30}", value):
+            raise argparse.ArgumentTypeError(f"{shown(value)} is no whole number")
+        return _within(int(value), low, high)
+
+    return read
+
+
+def number(low: float = -math.inf, high: float = math.inf) -> Callable[[str], float]:
+    """The type of finite numbers from `low` to `high`."""
+
+    def read(value: str) -> float:
+        if not re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", value) or math.isinf(float(value)):
+            raise argparse.ArgumentTypeError(f"{shown(value)} is no finite number")
+        return _within(float(value), low, high)
+
+    return read
+
+
+def _within(value: N, low: N, high: N) -> N:
+    if not low <= value <= high:
+        limits = f"at least {low}" if value < low else f"at most {high}"
+        raise argparse.ArgumentTypeError(f"it is {value}, allowed is {limits}")
+    return value
+
+
+class Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Keep the layout of examples and show defaults."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose options are checked (see the types above) and whose errors are MgenErrors."""
+
+    def add_argument(self, *args: Any, **kwargs: Any) -> argparse.Action:
+        """As of ArgumentParser; int, float and no type become the checked ones of this module."""
+        if kwargs.get("action", "store") in ("store", "append") and "choices" not in kwargs:
+            kwargs["type"] = {None: text, int: whole(), float: number()}.get(kwargs.get("type"), kwargs.get("type"))
+        return super().add_argument(*args, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        raise MgenError(f"{message} (see {self.prog} --help)")
+
+
+def make_parser(command: str, description: str, examples: str) -> Parser:
+    """The parser of one command: description above, examples below the options."""
+    return Parser(
+        prog=f"mgen {command}",
+        description=description,
+        epilog=f"examples:\n{examples}",
+        formatter_class=Formatter,
+        allow_abbrev=False,
+    )
+
+
+def add_vision(parser: argparse.ArgumentParser) -> None:
+    """Add the option of commands that tokenize images."""
+    parser.add_argument(
+        "--vision-weights",
+        metavar="FILE",
+        type=path,
+        help="dinov2_vitl14_reg4_pretrain.pth, the frozen vision encoder of Hita tokenizers",
+    )
