@@ -126,6 +126,7 @@ _KINDS = {
     "none_required": "null",
     "string_too_short": "a text that is not empty",
 }
+_UNKNOWN = ("unexpected_keyword_argument", "unexpected_positional_argument", "extra_forbidden")
 _LIMITS = {
     "greater_than_equal": ("ge", "at least {}"),
     "greater_than": ("gt", "more than {}"),
@@ -136,7 +137,8 @@ _LIMITS = {
 
 def explained(error: ValidationError, cls: object, where: str) -> MgenError:
     """The first thing that a validation found, in one line."""
-    found = error.errors(include_url=False)
+    # An unknown key first: it often is a misspelled one that is missing.
+    found = sorted(error.errors(include_url=False), key=lambda e: e["type"] not in _UNKNOWN)
     top = _place(found[0]["loc"], cls)
     # One entry for each member of a union; one that got further than the others tells more.
     same = [e for e in found if _place(e["loc"], cls)[: len(top)] == top]
@@ -148,7 +150,7 @@ def _sentence(error: ErrorDetails, same: Iterable[ErrorDetails], cls: object, wh
     kind, given = error["type"], error["input"]
     place = _place(error["loc"], cls)
     name = f"{where}{'.'.join(map(str, place))}".rstrip(".")
-    if kind in ("unexpected_keyword_argument", "unexpected_positional_argument", "extra_forbidden"):
+    if kind in _UNKNOWN:
         return f"unknown key '{name}': {suggestion(str(place[-1]), _names(cls, place[:-1]))}"
     if kind in ("missing", "missing_argument", "missing_keyword_only_argument"):
         if place and isinstance(place[-1], int):
