@@ -30,7 +30,8 @@ P = ParamSpec("P")
 
 # Numbers of settings. All are finite.
 Size = Annotated[int, Field(ge=1, le=2**20)]  # widths, lengths, sides
-Depth = Annotated[int, Field(ge=0, le=1000)]  # numbers of layers
+Depth = Annotated[int, Field(ge=0, le=1000)]  # numbers of layers, where none will do
+Layers = Annotated[int, Field(ge=1, le=1000)]  # where one at least is needed
 Count = Annotated[int, Field(ge=1, le=2**53)]
 Natural = Annotated[int, Field(ge=0, le=2**53)]  # 0 and more
 Share = Annotated[float, Field(ge=0, le=1)]
