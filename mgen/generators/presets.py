@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from fnmatch import filter as fnfilter
 from pathlib import Path
 
-from mgen.generators.build import EMBEDDER_OF, build_model
+from mgen.generators.build import EMBEDDER_OF, build_model, configure
 from mgen.generators.cascade import Cascade
 from mgen.generators.generator import Generator
 from mgen.heads.head import HEADS
