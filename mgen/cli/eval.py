@@ -142,14 +142,15 @@ def numbers(text: str, option: str, kind: type[N]) -> list[N]:
 
 
 def evaluate(args: Namespace, request: "EvalRequest") -> int:
+    import torch
+
     from mgen.cli.sample import processes
     from mgen.evaluation.measure import Workers, remove_features
     from mgen.evaluation.run import run_evaluation, run_levels
-    from mgen.pipelines.pipeline import check_device
     from mgen.reports.write import write_report
 
     rank, world, device, wait = processes(args.device)
-    workers = Workers(rank=rank, world=world, device=check_device(device), wait=wait)
+    workers = Workers(rank=rank, world=world, device=torch.device(device), wait=wait)
     if request.levels:
         table, file = run_levels(request, workers.device)
         print(table)

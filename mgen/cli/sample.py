@@ -233,14 +233,16 @@ def sample(args: Namespace) -> int:
 
 
 def processes(device: str) -> tuple[int, int, str, Callable[[], None]]:
-    """Rank, number of processes, device and a barrier: the launcher's if there is one, else one process."""
+    """Rank, number of processes, checked device and a barrier: the launcher's if there is one, else one process."""
     import os
     from datetime import timedelta
 
     import torch
 
     from mgen.training.launch import check_processes
+    from mgen.utils.devices import check_device
 
+    device = check_device(device)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         check_processes(1)
         return 0, 1, device, lambda: None

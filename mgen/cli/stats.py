@@ -59,19 +59,20 @@ def add_options(parser: ArgumentParser) -> None:
 
 
 def compute(args: Namespace) -> int:
+    import torch
+
     from mgen.cli.sample import processes
     from mgen.evaluation.extractors import protocol_extractor
     from mgen.evaluation.measure import Workers, begin, measure, remove_features
     from mgen.evaluation.protocols import find_protocol
     from mgen.evaluation.sources import open_source
     from mgen.evaluation.statistics import check_statistics_name, save_statistics
-    from mgen.pipelines.pipeline import check_device
     from mgen.utils.files import check_writable
 
     check_statistics_name(args.out, "--out")
     check_writable(Path(args.out).parent)
     rank, world, device, wait = processes(args.device)
-    workers = Workers(rank=rank, world=world, device=check_device(device), wait=wait)
+    workers = Workers(rank=rank, world=world, device=torch.device(device), wait=wait)
     protocol = find_protocol(args.protocol, extractor=args.extractor)
     extractor = protocol_extractor(protocol, weights=args.inception_weights, device=workers.device)
     source = open_source(

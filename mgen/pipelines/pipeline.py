@@ -15,7 +15,8 @@ from mgen.generators import Cascade, Generator
 from mgen.pipelines.pixels import to_pil, to_uint8
 from mgen.samplers import ParallelSampler, Step, image_seed
 from mgen.tokenizers.base import Tokenizer
-from mgen.utils.errors import MgenError, check_choice, first_line
+from mgen.utils.devices import check_device
+from mgen.utils.errors import MgenError, check_choice
 from mgen.utils.files import read_json
 from mgen.utils.modeling import load_saved, public, saved_class
 from mgen.zoo import DEFAULT, resolve
@@ -232,22 +233,6 @@ def load_tokenizer(name: str | Path, *, device: str | torch.device = "cpu") -> T
     if not isinstance(tokenizer, Tokenizer):
         raise MgenError(f"{folder} holds a {type(tokenizer).__name__}, not a tokenizer")
     return tokenizer.eval().to(check_device(device))
-
-
-def check_device(device: str | torch.device) -> torch.device:
-    """A usable device; "auto" takes a GPU if there is one. MgenError for one that is not here."""
-    if device == "auto":
-        return torch.device(
-            "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        )
-    try:
-        found = torch.device(device)
-        torch.empty(0, device=found)
-        return found
-    except (RuntimeError, AssertionError) as error:
-        raise MgenError(
-            f"device {str(device)!r} cannot be used here ({first_line(error, 100)}): try cpu or auto"
-        ) from error
 
 
 def _load_part(folder: Path, part: str, index: dict[str, Any]) -> Any:
