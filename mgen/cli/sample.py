@@ -197,7 +197,8 @@ def sample(args: Namespace) -> int:
     from mgen.pipelines.pipeline import DTYPES
     from mgen.pipelines.runs import Run
     from mgen.utils.grids import labeled_grid
-    from mgen.zoo import weights_sha256
+    from mgen.zoo import resolve
+    from mgen.zoo.identity import identity
 
     check_choice("--dtype", args.dtype, DTYPES)
     rank, world, device, wait = processes(args.device)
@@ -217,7 +218,7 @@ def sample(args: Namespace) -> int:
     )
     about: dict[str, object] = {"sampler": pipe.sampler.settings}
     if rank == 0:
-        about = {"model": args.model, "weights_sha256": weights_sha256(args.model), **about}
+        about = {"model": args.model, **vars(identity(resolve(args.model))), **about}
     complete_run(pipe, run, about=about, batch_size=args.batch_size, rank=rank, world=world, wait=wait)
     if rank == 0:
         print(f"{count} images in {run.out}, none missing")

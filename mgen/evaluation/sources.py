@@ -23,9 +23,9 @@ from mgen.evaluation.result import Facts
 from mgen.pipelines.labels import LabelPlan
 from mgen.pipelines.pipeline import MaskedPipeline
 from mgen.pipelines.pixels import to_uint8
+from mgen.pipelines.run_file import read_run
 from mgen.pipelines.shards import ShardFolder, find_shards
 from mgen.utils.errors import MgenError
-from mgen.utils.files import read_json
 from mgen.zoo.recipes import recipe_names
 
 
@@ -128,10 +128,8 @@ def _from_shards(path: Path, *, size: int | None, limit: int | None) -> Source:
 
 def _check_complete(path: Path, there: int, limit: int | None) -> None:
     """Raise MgenError for the folder of an unfinished run of mgen sample, unless `limit` asks for no more than is there."""
-    if not (path / "run.json").is_file():
-        return
-    run = read_json(path / "run.json")
-    planned = run.get("num_images", 0) if isinstance(run, dict) else 0
+    run = read_run(path)
+    planned = 0 if run is None else run.num_images
     if there < min(limit or planned, planned):
         raise MgenError(
             f"{path} holds {there} of the {planned} images of its run: rerun mgen sample to complete it, or measure these with "

@@ -15,8 +15,9 @@ from typing import Any
 
 from mgen.pipelines.labels import LabelPlan
 from mgen.pipelines.pixels import QUANTIZATIONS
+from mgen.pipelines.run_file import read_run
 from mgen.pipelines.shards import SHARD, find_shards, shard_name
-from mgen.utils.errors import MgenError, check_choice
+from mgen.utils.errors import MgenError, check_choice, shown
 from mgen.utils.files import read_json, write_json
 
 FORMATS = ("png", "npz")
@@ -100,16 +101,19 @@ def begin_run(out: Path, settings: dict[str, Any]) -> None:
 def check_run(out: Path, settings: dict[str, Any], *, defaults: Mapping[str, Any] | None = None) -> None:
     """Raise MgenError if the folder has a run.json of another run; `defaults`: values of settings that it may leave out."""
     file, defaults = out / "run.json", defaults or {}
-    if not file.is_file():
+    if not file.exists() and not file.is_symlink():
         return
     settings, there = json.loads(json.dumps(settings)), read_json(file)
     if not isinstance(there, dict):
         raise MgenError(f"{file} does not describe a run: choose another --out, or remove the folder")
-    # The same weights may be at another path, and a run may be extended.
-    for key in sorted((settings.keys() | there.keys()) - {"num_images", "model"}):
+    skipped = {"num_images", "model"}  # the same weights may be at another path, and a run may be extended
+    if "model_sha256" not in there:  # of an older version, which knew a model by its weights
+        skipped.add("model_sha256")
+    for key in sorted((settings.keys() | there.keys()) - skipped):
         now, then = (values.get(key, defaults.get(key)) for values in (settings, there))
         if now != then:
-            raise MgenError(f"{out} holds a run with {key}={then}, now {now}: choose another --out, or remove it")
+            then, now = (value if isinstance(value, str) and len(value) < 70 else shown(value) for value in (then, now))
+            raise MgenError(f"{out} holds a run with {key[:60]}={then}, now {now}: choose another --out, or remove it")
     if settings.get("labels") == "sorted" and there.get("num_images") != settings["num_images"]:
         raise MgenError(
             f"{out} holds a run of {there.get('num_images')} images in sorted classes, now {settings['num_images']}: with --labels "
@@ -128,6 +132,7 @@ def begin_images(run: Run, about: Mapping[str, Any]) -> None:
     """
     settings = {**about, **run.settings()}
     check_run(run.out, settings, defaults=DEFAULTS)
+    read_run(run.out)  # raises for what a run can't be
     names = names_in(run.out)
     _check_files(run, names)
     remove_leftovers(run.out, r"\d{6,}(_class-\d{4,})?\.png|images-\d{6,}-\d{6,}\.npz|grid\.png|run\.json")

@@ -21,8 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mgen.pipelines.run_file import read_run
 from mgen.utils.errors import MgenError
-from mgen.utils.files import atomic_path, read_json
+from mgen.utils.files import atomic_path
 
 SHARD = re.compile(r"images-(\d{6,})-(\d{6,})\.npz")
 # What reading a damaged npz file can raise.
@@ -82,8 +83,8 @@ class ShardFolder:
             if shard.start < expected:
                 raise MgenError(f"{shard.path} overlaps the shard before it: the folder holds shards of two runs")
             expected = shard.stop
-        run = read_json(self.path / "run.json") if (self.path / "run.json").is_file() else {}
-        planned = run.get("num_images", expected) if isinstance(run, dict) else expected
+        run = read_run(self.path)
+        planned = expected if run is None else run.num_images
         if expected < planned:
             raise MgenError(
                 f"{path} holds {expected} of the {planned} images of its run: rerun the same mgen sample to complete it"

@@ -1,6 +1,5 @@
 """The models: those embedded in the package, and published ones that a recipe describes."""
 
-import hashlib
 import json
 import os
 import re
@@ -11,6 +10,7 @@ from pathlib import Path
 from mgen.utils.config import Settings, read_config
 from mgen.utils.errors import MgenError, suggestion
 from mgen.utils.folders import embedded
+from mgen.zoo.identity import identity
 from mgen.zoo.recipes import find_recipe, recipe_names
 
 DEFAULT = "fmnist-maskgit"
@@ -80,10 +80,7 @@ def same_weights(entry: Entry, among: Iterable[Entry]) -> list[Entry]:
 
 def weights_sha256(name: str | Path) -> str:
     """One hash of all weight files of a saved model."""
-    from mgen.utils.files import file_sha256
-
-    files = sorted(resolve(name).rglob("*.safetensors"))
-    return hashlib.sha256("".join(f"{f.parent.name}/{f.name} {file_sha256(f)}\n" for f in files).encode()).hexdigest()
+    return identity(resolve(name)).weights_sha256
 
 
 def resolve(name: str | Path) -> Path:
