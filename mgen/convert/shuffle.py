@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mgen.generators import Generator
-from mgen.generators.build import WindowsConfig, build_generator
+from mgen.generators.build import WindowsConfig, build_model
 from mgen.heads import VectorWindowHead
 from mgen.nn import TokenShuffle, TokenUnshuffle, Windows
 from mgen.utils.config import Settings
@@ -37,7 +37,8 @@ def shuffled(source: Generator, settings: Settings) -> tuple[Generator, float]:
         raise MgenError(f"this generator has windows of {source.config['windows']['side']} already: give one without")
     chosen = build(WindowsConfig, {"side": 2, **settings})
     config = {key: source.config[key] for key in Generator.config_keys()}
-    made, side = build_generator({**config, "windows": asdict(chosen)}), chosen.side
+    made, side = build_model({**config, "windows": asdict(chosen)}), chosen.side
+    assert isinstance(made, Generator)
     if side == 1:
         made.load_state_dict(source.state_dict())
         return made.eval(), 1.0
