@@ -59,6 +59,11 @@ def check_convolutions(
         raise MgenError(
             f"image_size {image_size} is not a multiple of {stride * patch}, the downsampling of {len(widths)} levels{behind}"
         )
+    if image_size > 1024 * stride * patch:
+        side = image_size // (stride * patch)
+        raise MgenError(
+            f"image_size {image_size} makes {side}×{side} tokens of an image: at most 1024×1024 are allowed"
+        )
 
 
 def register_tokenizer(cls: T) -> T:
@@ -145,7 +150,9 @@ class Tokenizer(Model):
         if not isinstance(images, Tensor):
             raise MgenError(f"images are a {type(images).__name__}: {wanted}")
         if not images.is_floating_point():
-            raise MgenError(f"images are of type {str(images.dtype)[6:]}: {wanted}; for 0 … 255 that is images / 127.5 - 1")
+            raise MgenError(
+                f"images are of type {str(images.dtype)[6:]}: {wanted}; for 0 … 255 that is images / 127.5 - 1"
+            )
         if images.ndim != 4 or images.shape[1] != self.config.in_channels or not images.numel():
             raise MgenError(f"images are of shape {tuple(images.shape)}: {wanted}")
         if any(side % self.factor for side in images.shape[-2:]):
