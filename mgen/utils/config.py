@@ -123,6 +123,13 @@ def merge(base: Settings, over: Settings) -> Settings:
     return out
 
 
+def _at(data: object, parts: Sequence[str]) -> object:
+    """The value at a place, None if there is none."""
+    for part in parts:
+        data = data.get(part) if isinstance(data, Mapping) else None
+    return data
+
+
 def apply_overrides(data: Settings, overrides: Sequence[str]) -> Settings:
     """Apply overrides such as "key.sub=value" to `data`; values are read as YAML."""
     given: set[str] = set()
@@ -137,6 +144,10 @@ def apply_overrides(data: Settings, overrides: Sequence[str]) -> Settings:
             raise MgenError(f"override {shown(key)} is given twice: leave one out")
         given.add(key)
         nested = parse_yaml(value, f"override {shown(key)}")
+        if nested == {} and isinstance(before := _at(data, parts), Mapping) and before:
+            raise MgenError(
+                f"override {shown(text)} is empty and changes nothing: give a key below it, as {key}.{next(iter(before))}=…"
+            )
         for part in reversed(parts):
             nested = {part: nested}
         data = merge(data, nested)
