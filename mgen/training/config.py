@@ -18,6 +18,7 @@ class DataConfig:
     val_path: str | None = None  # the same of the validation data; None: Fashion-MNIST's test split, else no validation
     image_size: int = 256  # pixels, for "folder"
     channels: int = 3  # for "folder": 3 RGB, 1 gray
+    classes: Literal["folders", "none"] = "folders"  # for "folder": its subfolders; "none": all images are of one class
     flip: bool = False  # horizontal flips, each with probability 1/2
     shift: int = 0  # random shifts by up to this many pixels in both directions
     workers: int = 0  # loader processes, for "folder"
