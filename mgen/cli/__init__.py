@@ -36,10 +36,10 @@ def run(function: Callable[[Sequence[str] | None], int | None], argv: Sequence[s
     from mgen.utils.errors import MgenError, Terminated, first_line
 
     def one_line(message: Warning | str, *_: object, **__: object) -> None:
-        print(f"mgen: warning: {' '.join(str(message).split())}", file=sys.stderr)
+        print(f"mgen: warning: {_line(str(message))}", file=sys.stderr)
 
     def fail(text: str) -> int:
-        print(f"mgen: error: {' '.join(text.split())}", file=sys.stderr)
+        print(f"mgen: error: {_line(text)}", file=sys.stderr)
         return 2
 
     with _sigterm_as_interrupt():
@@ -64,6 +64,12 @@ def run(function: Callable[[Sequence[str] | None], int | None], argv: Sequence[s
             return fail(f"{error.filename}: {error.strerror}")
         except Exception as error:
             return _report(error)
+
+
+def _line(text: str) -> str:
+    """A text in one line, without characters that a terminal would obey, which names of files can hold."""
+    text = " ".join(text.split())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 @contextlib.contextmanager
