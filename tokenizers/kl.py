@@ -137,8 +137,7 @@ class KLTokenizer(PosteriorTokenizer):
 
     def moments(self, images: Tensor) -> Tensor:
         """Mean and log-variance of the posterior, (B, 2c, h, w), of images (B, C, H, W) in [-1, 1]; not clamped."""
-        self.check_size(images)
-        h = self.vae.encoder(images)
+        h = self.vae.encoder(self.prepared(images))
         return h if self.vae.quant_conv is None else self.vae.quant_conv(h)
 
     def posterior(self, moments: Tensor) -> DiagonalGaussianDistribution:

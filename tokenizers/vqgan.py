@@ -165,8 +165,7 @@ class VQGAN(CodebookTokenizer):
         )
 
     def latents(self, images: Tensor) -> Tensor:
-        self.check_size(images)
-        return self.encoder((images + 1) / 2)
+        return self.encoder((self.prepared(images) + 1) / 2)
 
     def decode_latents(self, z: Tensor) -> Tensor:
         return self.decoder(z) * 2 - 1

@@ -33,7 +33,7 @@ def run(function: Callable[[Sequence[str] | None], int | None], argv: Sequence[s
     """
     import warnings
 
-    from mgen.utils.errors import MgenError, first_line
+    from mgen.utils.errors import MgenError, Terminated, first_line
 
     def one_line(message: Warning | str, *_: object, **__: object) -> None:
         print(f"mgen: warning: {' '.join(str(message).split())}", file=sys.stderr)
@@ -42,16 +42,18 @@ def run(function: Callable[[Sequence[str] | None], int | None], argv: Sequence[s
         print(f"mgen: error: {' '.join(text.split())}", file=sys.stderr)
         return 2
 
-    with _sigterm_as_interrupt() as terminated:
+    with _sigterm_as_interrupt():
         try:
             with warnings.catch_warnings():
                 warnings.showwarning = one_line
+                # Pillow warns at half the limit at which images are refused (mgen.data.image_files).
+                warnings.filterwarnings("ignore", "Image size .* exceeds limit")
                 return function(argv) or 0
         except MgenError as error:
             return fail(str(error))
         except KeyboardInterrupt as interrupt:
-            print(f"mgen: {interrupt or 'interrupted'}", file=sys.stderr)
-            return 143 if terminated else 130
+            print(f"mgen: {str(interrupt) or 'interrupted'}", file=sys.stderr)
+            return 143 if isinstance(interrupt, Terminated) else 130
         except BrokenPipeError:
             return 141
         except MemoryError as error:
@@ -65,20 +67,19 @@ def run(function: Callable[[Sequence[str] | None], int | None], argv: Sequence[s
 
 
 @contextlib.contextmanager
-def _sigterm_as_interrupt() -> Iterator[list[int]]:
-    """Let SIGTERM raise KeyboardInterrupt; yields a list that then holds the signal's number."""
-    received: list[int] = []
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """Let SIGTERM raise `Terminated`, a KeyboardInterrupt."""
+    from mgen.utils.errors import Terminated
 
     def stop(number: int, frame: object) -> None:
-        received.append(number)
-        raise KeyboardInterrupt("terminated")
+        raise Terminated("terminated")
 
     if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
-        yield received
+        yield
         return
     before = signal.signal(signal.SIGTERM, stop)
     try:
-        yield received
+        yield
     finally:
         signal.signal(signal.SIGTERM, before)
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, TypeVar
 
 import torch
 from diffusers import DiffusionPipeline
@@ -16,14 +16,26 @@ from mgen.pipelines.pixels import to_pil, to_uint8
 from mgen.samplers import ParallelSampler, Step, image_seed
 from mgen.tokenizers.base import Tokenizer
 from mgen.utils.devices import check_device
-from mgen.utils.errors import MgenError, check_choice
-from mgen.utils.files import read_json
-from mgen.utils.modeling import load_saved, public, saved_class
+from mgen.utils.errors import MgenError, check_choice, shown
+from mgen.utils.files import read_json, read_mapping
+from mgen.utils.modeling import DTYPES, load_saved, public, saved_class
+from mgen.utils.schema import Text, build, schema
 from mgen.zoo import DEFAULT, resolve
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+P = TypeVar("P", bound="MaskedPipeline")
+INDEX = "model_index.json"
 COMPONENTS = ("tokenizer", "generator", "sampler")
 OUTPUTS = ("pil", "pt", "raw", "uint8", "tokens")
+
+
+@schema(extra=True)
+class PipelineIndex:
+    """model_index.json: package and class of every part, and the names of the classes."""
+
+    tokenizer: tuple[Text, Text]
+    generator: tuple[Text, Text]
+    sampler: tuple[Text, Text]
+    class_names: tuple[Text, ...] | None = None
 
 
 @dataclass
@@ -55,7 +67,18 @@ class MaskedPipeline(DiffusionPipeline):
         class_names: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
+        for part, kind in ((tokenizer, Tokenizer), (generator, Generator | Cascade), (sampler, ParallelSampler)):
+            if not isinstance(part, kind):
+                raise MgenError(
+                    f"a pipeline is made of a Tokenizer, a Generator or Cascade and a ParallelSampler, not {shown(part)}"
+                )
         tokenizer.spec.require(generator.tokens, by=type(generator).__name__)
+        if class_names is not None and (
+            isinstance(class_names, str)
+            or not isinstance(class_names, Sequence)
+            or not all(isinstance(name, str) and name.strip() for name in class_names)
+        ):
+            raise MgenError(f"class_names is {shown(class_names)}: expected a list of texts that are not empty")
         if class_names is not None and len(class_names) != generator.num_classes:
             raise MgenError(f"{len(class_names)} class names for {generator.num_classes} classes: give one for each")
         self.register_modules(tokenizer=tokenizer, generator=generator, sampler=sampler)
@@ -63,6 +86,18 @@ class MaskedPipeline(DiffusionPipeline):
         self.tokenizer: Tokenizer
         self.generator: Generator | Cascade
         self.sampler: ParallelSampler
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Self:
+        """The pipeline of a folder or of an embedded model, as `load`.
+
+        Args:
+            torch_dtype, dtype: of all weights, fp32 by default. tokenizer, generator, sampler: take the place of the saved ones. Other
+                keyword arguments go to the networks.
+        """
+        folder = resolve(pretrained_model_name_or_path)
+        given = {part: kwargs.pop(part) for part in COMPONENTS if kwargs.get(part) is not None}
+        return _build(cls, folder, given, kwargs)
 
     @property
     def conditional(self) -> bool:
@@ -201,31 +236,45 @@ def decode_finite(tokenizer: Tokenizer, tokens: Tensor, grid: tuple[int, int] | 
     return images
 
 
-def load(name: str | Path = DEFAULT, *, device: str | torch.device = "cpu") -> MaskedPipeline:
-    """The pipeline of a folder (of `save_pretrained` or `mgen convert`) or of an embedded model; MgenError if it is missing or damaged."""
-    folder, device = resolve(name), check_device(device)
-    if not (folder / "model_index.json").is_file():
+def load(
+    name: str | Path = DEFAULT, *, device: str | torch.device = "cpu", dtype: str | torch.dtype = "fp32"
+) -> MaskedPipeline:
+    """The pipeline of a folder (of `save_pretrained` or `mgen convert`) or of an embedded model; MgenError if it is missing or damaged.
+
+    Args:
+        dtype: of all weights, fp32, bf16 or fp16. The option `dtype` of a call computes in bf16 or fp16 with weights in fp32.
+    """
+    device = check_device(device)
+    return _build(MaskedPipeline, resolve(name), {}, {"dtype": dtype}).to(device)
+
+
+def _build(cls: type[P], folder: Path, given: dict[str, Any], options: dict[str, Any]) -> P:
+    """The pipeline of a folder, with the parts that are given; `options` of Model.from_pretrained."""
+    if not (folder / INDEX).is_file():
         what, config = (
             "expected a folder written by save_pretrained, mgen train or mgen convert",
             folder / "config.json",
         )
         if config.is_file():
-            name = read_json(config).get("_class_name")
+            name = shown(read_mapping(config).get("_class_name")).strip("'")
             what = f"it holds a {name} alone; join it with a tokenizer by mgen convert pipeline"
         raise MgenError(f"{folder} is no pipeline (model_index.json is missing): {what}")
-    index = read_json(folder / "model_index.json")
-    parts = {part: _load_part(folder, part, index) for part in COMPONENTS}
-    pipe = MaskedPipeline(**parts, class_names=index.get("class_names"))
+    index = read_index(folder)
+    parts = {part: given.get(part) or _load_part(folder, part, index, options) for part in COMPONENTS}
+    try:
+        pipe = cls(**parts, class_names=index.class_names)
+    except MgenError as error:
+        raise MgenError(f"{folder / INDEX}: {error}") from error
     pipe.tokenizer.eval()
     pipe.generator.eval()
-    return pipe.to(device)
+    return pipe
 
 
 def load_tokenizer(name: str | Path, *, device: str | torch.device = "cpu") -> Tokenizer:
     """The tokenizer of a pipeline, or a tokenizer saved on its own."""
     folder = resolve(name)
-    if (folder / "model_index.json").is_file():
-        tokenizer = _load_part(folder, "tokenizer", read_json(folder / "model_index.json"))
+    if (folder / INDEX).is_file():
+        tokenizer = _load_part(folder, "tokenizer", read_index(folder), {})
     else:
         if not (folder / "config.json").is_file():
             raise MgenError(f"no tokenizer in {folder} (neither model_index.json nor config.json)")
@@ -235,12 +284,20 @@ def load_tokenizer(name: str | Path, *, device: str | torch.device = "cpu") -> T
     return tokenizer.eval().to(check_device(device))
 
 
-def _load_part(folder: Path, part: str, index: dict[str, Any]) -> Any:
-    entry = index.get(part)
-    if not isinstance(entry, list) or len(entry) != 2:
-        raise MgenError(f"{folder / 'model_index.json'} names no {part}: convert or save the pipeline again")
+def read_index(folder: Path) -> PipelineIndex:
+    """model_index.json of a folder; MgenError if it is damaged or names parts that aren't mgen's."""
+    index = build(PipelineIndex, read_json(folder / INDEX), f"{folder / INDEX}: ")
+    for part in COMPONENTS:
+        package, name = getattr(index, part)
+        if package.split(".")[0] != "mgen":
+            raise MgenError(f"{folder / INDEX}: {part} is {name} of {package}, which is no part of mgen")
+    return index
+
+
+def _load_part(folder: Path, part: str, index: PipelineIndex, options: dict[str, Any]) -> Any:
+    name = getattr(index, part)[1]
     if part == "sampler":
-        config = read_json(folder / part / ParallelSampler.config_name)
-        own = {k: v for k, v in config.items() if not k.startswith("_")}
-        return ParallelSampler.from_settings(own, str(folder / part))
-    return saved_class(entry[1], f"model class in {folder / 'model_index.json'}").from_pretrained(folder / part)
+        config = folder / part / ParallelSampler.config_name
+        own = {k: v for k, v in read_mapping(config).items() if not k.startswith("_")}
+        return ParallelSampler.from_settings(own, str(config))
+    return saved_class(name, f"model class in {folder / INDEX}").from_pretrained(folder / part, **options)

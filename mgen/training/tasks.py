@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from mgen.data import spread_batches
+from mgen.evaluation.cnn import FashionCNN
+from mgen.tokenizers.base import Tokenizer
 from mgen.tokenizers.kl import KLTokenizer, estimate_scale
 from mgen.tokenizers.vision import give_vision
 from mgen.training.adversarial import Adversary, Discriminator, PerceptualDistance
@@ -25,9 +27,14 @@ class ClassifierTask(Task):
     def __init__(self, config: TrainConfig) -> None:
         super().__init__(config)
         assert isinstance(config.objective, ClassifierObjectiveConfig)
+        if not isinstance(self.model, FashionCNN):
+            raise MgenError(
+                f"model.class={type(self.model).__name__} is no classifier: use FashionCNN, or another task"
+            )
         self.objective = ClassifierObjective(self.model, config.objective)
         self.load_data()
         check_images(self.train_data, self.model, task=config.task)
+        self.check_classes(self.model.config.num_classes, "model.num_classes")
 
 
 class TokenizerTask(Task):
@@ -37,6 +44,8 @@ class TokenizerTask(Task):
         super().__init__(config)
         settings = config.objective
         assert isinstance(settings, TokenizerObjectiveConfig)
+        if not isinstance(self.model, Tokenizer):
+            raise MgenError(f"model.class={type(self.model).__name__} is no tokenizer: use VQGAN, or another task")
         path = settings.perceptual_model if settings.perceptual else None
         perceptual = PerceptualDistance(path) if path else None
         adversarial = make_discriminator(settings, self.model.config.in_channels) if settings.adversarial else None

@@ -12,6 +12,10 @@ class MgenError(ValueError):
     """
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which commands handle like Ctrl-C."""
+
+
 def suggestion(given: str, allowed: Iterable[str]) -> str:
     """The end of an error message about an unknown name: the nearest valid name, then all of them."""
     names = sorted(allowed)

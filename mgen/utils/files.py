@@ -25,7 +25,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from mgen.utils.errors import MgenError, first_line
+from mgen.utils.errors import MgenError, first_line, shown
 from mgen.utils.plain import check_plain
 
 MOST_JSON_BYTES = 64 * 2**20
@@ -83,6 +83,18 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             for below in (temporary, *temporary.rglob("*")):
                 _usual_mode(below)
             _swap(temporary, path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def scratch_folder(path: str | Path) -> Iterator[Path]:
+    """Yield a folder for temporary files inside `path`, on the same file system; it is removed at the end."""
+    path = Path(path)
+    with _writing(path / "scratch"):
+        temporary = Path(tempfile.mkdtemp(prefix=f".scratch.{_HOST}-{os.getpid()}.", suffix=".tmp", dir=path))
+        try:
+            yield temporary
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
@@ -249,6 +261,14 @@ def parse_json(text: str, where: str) -> Any:
 def read_json(path: str | Path) -> Any:
     """The contents of a JSON file; MgenError if it cannot be read. Give it to `mgen.utils.schema.build` to learn what it holds."""
     return parse_json(read_text(path, most=MOST_JSON_BYTES), str(path))
+
+
+def read_mapping(path: str | Path) -> dict[str, Any]:
+    """The same for a file that holds a mapping; MgenError for anything else."""
+    data = read_json(path)
+    if not isinstance(data, dict):
+        raise MgenError(f"{path} holds {shown(data)}: expected a mapping")
+    return data
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
