@@ -17,7 +17,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
-from mgen.data import FASHION_CLASSES, FashionMNIST, ImageData, center_crop, list_images, load_image
+from mgen.data import FASHION_CLASSES, FashionMNIST, ImageData, center_crop, list_images, load_image, open_image
+from mgen.data.folder import sort_classes
 from mgen.evaluation.fashion import is_small, knows_fashion, like_samples, of_run
 from mgen.evaluation.npz import LARGEST_ID, NpzImages
 from mgen.evaluation.result import Facts
@@ -141,7 +142,7 @@ def _classes(root: Path, files: Sequence[Path]) -> tuple[Tensor, Sequence[str]]:
     found = [CLASS.search(f.stem) for f in files]
     parts = [f.relative_to(root).parts for f in files]
     if not any(found) and all(len(p) > 1 for p in parts):
-        names = sorted({p[0] for p in parts})
+        names = sort_classes({p[0] for p in parts})
         index = {name: i for i, name in enumerate(names)}
         return torch.tensor([index[p[0]] for p in parts]), names
     for file, match in zip(files, found):
