@@ -11,7 +11,10 @@ from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError
 from mgen.utils.schema import Listed, Positive, Size, build, schema
 
-Bound = Annotated[float, Field(ge=-1e6, le=1e6)]  # of a range
+# Of the levels of quantized numbers.
+Bound = Annotated[float, Field(ge=-1e6, le=1e6)]
+Span = Annotated[float, Field(gt=0, le=100)]
+Form = Literal["published", "clean"]
 
 
 def check_range(low: float, high: float) -> None:
@@ -24,10 +27,10 @@ def check_range(low: float, high: float) -> None:
 class LevelSpec:
     """Which numbers the ids of quantized tokens stand for (see mgen.nn.levels): form, range and span of the levels."""
 
-    form: Literal["published", "clean"] = "published"
+    form: Form = "published"
     low: Bound = -5.0
     high: Bound = 5.0
-    span: Annotated[float, Field(gt=0, le=100)] = 3.0
+    span: Span = 3.0
 
     def __post_init__(self) -> None:
         check_range(self.low, self.high)

@@ -142,7 +142,7 @@ def build_model(config: Settings, where: str = "model.") -> Generator | Cascade:
         MgenError: something is wrong, with the key, or the weights don't fit in memory, both before any is allocated.
     """
     parts = configure(config, where)
-    check_fits(parts.make, parts.settings, where.rstrip(". ") or "model")
+    check_fits(parts.make, parts.settings, "this model")
     return parts.make()
 
 
@@ -198,10 +198,8 @@ def _stage(config: Settings, windows: WindowsConfig, where: str) -> dict[str, An
     if tokens.kind not in head.cls.token_kinds:
         kinds = " or ".join(head.cls.token_kinds)
         raise MgenError(f"{name} draws tokens of kind {kinds}, these are of kind {tokens.kind!r}")
-    if windows.joins and (tokens.global_tokens or tokens.kind == "multi-index"):
-        raise MgenError(
-            "windows join ids or vectors of a grid: they go neither with global tokens nor with quantized vectors"
-        )
+    if windows.joins and tokens.kind == "multi-index":
+        raise MgenError("windows join ids or vectors of a grid: they don't go with quantized vectors")
     if tokens.global_tokens and not isinstance(head.config, CategoricalConfig):
         raise MgenError(f"{where}head: global tokens have a codebook of their own, which only a categorical head draws")
     if windows.joins and issubclass(head.cls, JointHead):

@@ -9,7 +9,7 @@ from mgen.generators.cascade import Cascade
 from mgen.generators.generator import Generator
 from mgen.heads.head import HEADS
 from mgen.utils.config import Settings, merge, read_config
-from mgen.utils.errors import MgenError, suggestion
+from mgen.utils.errors import MgenError, check_choice, shown
 from mgen.utils.folders import part
 
 # Levels that vectors get where a head of quantized channels is put in the place of one of vectors: TokenBridge's.
@@ -30,10 +30,10 @@ def model_config(name: str | Path, **overrides: object) -> Settings:
     Raises:
         MgenError: an unknown name; the message has the nearest.
     """
-    file = Path(name) if str(name).endswith((".yaml", ".yml")) else _folder() / f"{name}.yaml"
-    if not file.is_file():
-        raise MgenError(f"unknown model {str(name)!r}: {suggestion(str(name), list_models())}")
-    return override(read_config(file), overrides)
+    if str(name).endswith((".yaml", ".yml")):
+        return override(read_config(str(name)), overrides)
+    check_choice("model", str(name), list_models())
+    return override(read_config(_folder() / f"{name}.yaml"), overrides)
 
 
 def model_description(name: str) -> str:
@@ -64,9 +64,10 @@ def override(config: Settings, overrides: Settings) -> Settings:
             out[key] = dict(value)
         else:
             out[key] = merge(dict(old), dict(value))
-    if "head" in overrides and "tokens" not in overrides and isinstance(out.get("tokens"), Mapping):
-        out["tokens"] = _tokens_for(out["tokens"], out["head"])
-        if out["tokens"]["kind"] != config["tokens"]["kind"] and "embedder" not in overrides:
+    tokens = out.get("tokens")
+    if "head" in overrides and "tokens" not in overrides and isinstance(tokens, Mapping) and "kind" in tokens:
+        out["tokens"] = _tokens_for(dict(tokens), out["head"])
+        if out["tokens"]["kind"] != tokens["kind"] and "embedder" not in overrides:
             out["embedder"] = {"type": EMBEDDER_OF[out["tokens"]["kind"]]}
     return out
 
@@ -76,7 +77,7 @@ def named_config(settings: str | Settings, where: str = "model") -> Settings:
     if isinstance(settings, str):
         return model_config(settings)
     if not isinstance(settings, Mapping):
-        raise MgenError(f"{where} is {settings!r}: expected a name of a model, or a mapping")
+        raise MgenError(f"{where} is {shown(settings)}: expected a name of a model, or a mapping")
     overrides = {key: value for key, value in settings.items() if key != "name"}
     return model_config(settings["name"], **overrides) if "name" in settings else overrides
 
@@ -88,8 +89,8 @@ def model_name(config: Settings) -> str | None:
 
 
 def complete(config: Settings) -> Settings:
-    """The configuration with every default written out; nothing is built."""
-    return configure(config).settings
+    """The configuration, which may be one that was saved, with every default written out; nothing is built."""
+    return configure({key: value for key, value in config.items() if not key.startswith("_")}).settings
 
 
 def _sizes(settings: object) -> object:

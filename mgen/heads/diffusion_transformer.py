@@ -64,11 +64,11 @@ class DiffusionTransformerConfig:
     train_steps: TrainSteps = 1000
 
     def __post_init__(self) -> None:
-        check_heads(self.width, self.heads, width_name="width")
         if self.width % 4:
             raise MgenError(
                 f"width is {self.width}: its position table needs a multiple of 4, such as {self.width + 4 - self.width % 4}"
             )
+        check_heads(self.width, self.heads, width_name="width")
 
 
 @register_head("diffusion-transformer", DiffusionTransformerConfig)

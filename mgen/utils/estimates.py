@@ -1,6 +1,8 @@
 """Whether a network fits in memory, before any is allocated."""
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Concatenate, ParamSpec
 
 import torch
 from torch.nn.modules.module import (
@@ -10,7 +12,9 @@ from torch.nn.modules.module import (
 
 from mgen.utils.errors import MgenError
 from mgen.utils.limits import available_memory, check_memory
+from mgen.utils.schema import checked
 
+P = ParamSpec("P")
 SMALL = 10**9  # bytes
 
 
@@ -49,6 +53,18 @@ def check_fits(make: Callable[[], torch.nn.Module], settings: object, what: str)
         for hook in hooks:
             hook.remove()
     check_memory(size, f"the weights of {what}", "make it smaller, such as its width or its number of layers")
+
+
+def checked_network(init: Callable[Concatenate[Any, P], None]) -> Callable[Concatenate[Any, P], None]:
+    """Decorator of a network's constructor, below `register_to_config`: arguments are checked against their annotations
+    (mgen.utils.schema), and a network that can't fit in memory is refused, before a tensor is made."""
+
+    @functools.wraps(init)
+    def call(self: Any, *args: P.args, **kwargs: P.kwargs) -> None:
+        check_fits(lambda: type(self)(*args, **kwargs), self.config, f"this {type(self).__name__}")
+        init(self, *args, **kwargs)
+
+    return checked(call)
 
 
 def memory_of(model: torch.nn.Module, *, training: bool = False) -> int:

@@ -25,7 +25,7 @@ class UViTConfig:
     """Settings; defaults are those of AutoNAT-L.
 
     Args:
-        dim: D. depth: blocks outside the middle one, an even number, half before it. heads: of the attention. mlp_ratio: hidden width over D.
+        dim: D. depth: blocks outside the middle one, an even number. heads: of the attention. mlp_ratio: hidden width over D.
         qkv_bias: biases of the q, k, v projection. skip: long skips from the first half to the second.
         dropout: on embedded tokens, in training.
     """
