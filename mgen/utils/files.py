@@ -207,6 +207,21 @@ def check_writable(path: str | Path) -> None:
         )
 
 
+def check_output(path: str | Path) -> None:
+    """Raise MgenError if the file `path` cannot be written: its folder, see `check_writable`, or something else of that name."""
+    path = Path(os.path.realpath(path))
+    longest = max(map(len, map(os.fsencode, path.parts)))
+    if longest > 255 or len(os.fsencode(path)) > 4095:
+        raise MgenError(
+            f"cannot write {str(path)[:60]}…: the name is too long, 255 bytes are allowed and 4095 for a path"
+        )
+    if os.path.lexists(path) and not path.is_file():
+        raise MgenError(
+            f"cannot write {path}: it is {'a folder' if path.is_dir() else 'no regular file'}; choose another name"
+        )
+    check_writable(path.parent)
+
+
 def write_text(path: str | Path, text: str) -> None:
     with atomic_path(path) as temporary:
         # Names of files may hold bytes that are no text; here they become "?".
