@@ -16,15 +16,17 @@ Who calls what, in which order:
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Self, TypeVar
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from mgen.tokenizers.quantizers import Quantized, VectorQuantizer, codebook_usage
 from mgen.tokens import TokenSpec
 from mgen.utils.errors import MgenError
 from mgen.utils.modeling import Model, public
+from mgen.utils.schema import Listed, Size
 
 if TYPE_CHECKING:
     from mgen.tokenizers.vision import VisionEncoder
@@ -33,6 +35,28 @@ T = TypeVar("T", bound="type[Tokenizer]")
 TOKENIZERS: dict[str, "type[Tokenizer]"] = {}
 # Arguments that the convolutional sizes for Fashion-MNIST share.
 FMNIST: dict[str, object] = dict(image_size=32, in_channels=1, layers=1, norm_groups=8)
+# Widths of the levels of a convolutional network, finest first.
+Widths = Listed[Annotated[tuple[Size, ...], Field(min_length=1, max_length=16)]]
+
+
+def check_convolutions(
+    *, image_size: int, widths: tuple[int, ...], norm_groups: int, stem: int | None = None, patch: int = 1
+) -> None:
+    """Raise MgenError unless the groups of the norms divide all widths, and the downsampling the image.
+
+    Args:
+        widths: of every level, each half the side of the one before; stem: in front of them. norm_groups: 0 for none.
+        patch: side of the patches that are joined behind the last level.
+    """
+    wide = widths if stem is None else (stem, *widths)
+    if norm_groups and (odd := [width for width in wide if width % norm_groups]):
+        raise MgenError(f"norm_groups is {norm_groups}: it must divide the width of every level, and {odd[0]} is one")
+    stride = 2 ** (len(widths) - 1)
+    if image_size % (stride * patch):
+        behind = f" times patch {patch}" if patch > 1 else ""
+        raise MgenError(
+            f"image_size {image_size} is not a multiple of {stride * patch}, the downsampling of {len(widths)} levels{behind}"
+        )
 
 
 def register_tokenizer(cls: T) -> T:

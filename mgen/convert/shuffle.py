@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mgen.generators import Generator
-from mgen.generators.build import build_generator
+from mgen.generators.build import build_model
 from mgen.heads import VectorWindowHead
 from mgen.nn import TokenShuffle, TokenUnshuffle, Windows
 from mgen.utils.errors import MgenError
@@ -32,7 +32,7 @@ def shuffled(source: Generator, *, side: int = 2, unit: str = "window", blocks: 
     if source.config["windows"] is not None:
         raise MgenError(f"this generator has windows of {source.config['windows']['side']} already: give one without")
     config = {key: source.config[key] for key in Generator.config_keys()}
-    made = build_generator({**config, "windows": {"side": side, "unit": unit, "blocks": blocks}})
+    made = build_model({**config, "windows": {"side": side, "unit": unit, "blocks": blocks}})
     if side == 1:
         made.load_state_dict(source.state_dict())
         return made.eval(), 1.0

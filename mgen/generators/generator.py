@@ -29,10 +29,9 @@ class Composed(Model):
     @classmethod
     def from_config(cls, config: Mapping[str, Any], **kwargs: object) -> Self:
         """One with random weights from a nested configuration, as in config.json; see mgen.generators.build."""
-        from mgen.generators.build import build_cascade, build_generator
+        from mgen.generators.build import build_model
 
-        own = cls.own_config(config, "the configuration")
-        made = build_cascade(own) if "first" in cls.config_keys() else build_generator(own)
+        made = build_model(cls.own_config(config, "the configuration"), "")
         assert isinstance(made, cls)
         return made
 

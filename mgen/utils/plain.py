@@ -25,7 +25,11 @@ def check_plain(data: object, where: str = "", *, most: int = MOST_VALUES) -> No
             raise MgenError(f"{where.rstrip('.: ') or 'the settings'} holds more than {most:,} values: make it smaller")
         if len(place) > MOST_DEPTH:
             raise MgenError(f"{where.rstrip('.: ') or 'the settings'} is nested more than {MOST_DEPTH} levels deep")
-        if value is None or isinstance(value, str | bool):
+        if value is None or isinstance(value, bool):
+            continue
+        if isinstance(value, str):
+            if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
+                raise MgenError(f"{_name(where, place)} is {shown(value)}: half a character, which is no text in UTF-8")
             continue
         if isinstance(value, Mapping):
             for key, inner in value.items():
