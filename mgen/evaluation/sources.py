@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
-from mgen.data import FASHION_CLASSES, FashionMNIST, ImageData, center_crop, list_images, load_image, open_image
+from mgen.data import FASHION_CLASSES, FashionMNIST, ImageData, center_crop, list_images, load_image
 from mgen.data.folder import sort_classes
 from mgen.evaluation.fashion import is_small, knows_fashion, like_samples, of_run
 from mgen.evaluation.npz import LARGEST_ID, NpzImages
