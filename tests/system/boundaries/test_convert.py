@@ -542,7 +542,7 @@ SETTINGS: list[Any] = [
     row("tokens a list", "maskgit $maskgit trunk.heads=4 tokens=[1]", "tokens"),
     row("head a text", "maskgit $maskgit trunk.heads=4 head=a", "head"),
     row("head type a list", "maskgit $maskgit trunk.heads=4 head.type=[a]", "head"),
-    row("other trunk", "maskgit $maskgit trunk.type=bert", "trunk"),
+    row("trunk type a list", "maskgit $maskgit trunk.type=[bert]", "trunk"),
     row("side 0", "maskgit $maskgit trunk.heads=4 side=0", "side"),
     row("side -8", "maskgit $maskgit trunk.heads=4 side=-8", "side"),
     row("side text", "maskgit $maskgit trunk.heads=4 side=a", "side"),
