@@ -38,7 +38,12 @@ def add_model(parser: ArgumentParser) -> None:
 
     option = parser.add_argument
     option("--model", default=DEFAULT, metavar="NAME|PATH", type=path, help="a saved pipeline")
-    option("--arch", metavar="NAME|FILE", type=path, help="instead of --model: a model of configs/models with random weights")
+    option(
+        "--arch",
+        metavar="NAME|FILE",
+        type=path,
+        help="instead of --model: a model of configs/models with random weights",
+    )
     option(
         "--config",
         metavar="NAME|FILE",
@@ -77,7 +82,9 @@ def add_sweep(parser: ArgumentParser) -> None:
     )
     option("--num-images", type=whole(2), help="with --sweep on a trained model: images per distance")
     option("--seed", type=int, default=0, help="with --sweep: of those images")
-    option("--extractor", default="fmnist-cnn", type=path, help="with --sweep: features in which the distance is measured")
+    option(
+        "--extractor", default="fmnist-cnn", type=path, help="with --sweep: features in which the distance is measured"
+    )
     option("--reference", type=path, help="with --sweep: statistics, as mgen eval takes them")
     option("--inception-weights", metavar="FILE", type=path, help="with --extractor inception")
     option("--retime", action="store_true", help="with --sweep: measure the seconds of rows in OUT/sweep.json again")

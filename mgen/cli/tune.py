@@ -40,7 +40,10 @@ def command(argv: Sequence[str] | None = None) -> int:
     option("--out", default="tune", metavar="DIR", type=path, help="for strategy.yaml, trace.jsonl and report.md")
     option("--steps", type=whole(1, 2**20), help="decoding steps; default: the start's")
     option(
-        "--start", metavar="NAME|FILE", type=path, help="sampler to start from: a recipe or strategy file; default: the model's"
+        "--start",
+        metavar="NAME|FILE",
+        type=path,
+        help="sampler to start from: a recipe or strategy file; default: the model's",
     )
     option(
         "--search",
@@ -60,9 +63,22 @@ def command(argv: Sequence[str] | None = None) -> int:
     option("--seed", type=int, default=0, help="of the search's images")
     option("--test-seed", type=int, default=1, help="of the images of the final comparison")
     option("--extractor", default="fmnist-cnn", type=path, help="fmnist-cnn, inception, or a folder of a FashionCNN")
-    option("--inception-weights", metavar="FILE", type=path, help="torch-fidelity's Inception weights; downloaded if not given")
-    option("--reference-search", type=path, help="folder or statistics file; default for fmnist-cnn: training images 0, 2, 4 …")
-    option("--reference-test", type=path, help="the same of other images; default for fmnist-cnn: training images 1, 3, 5 …")
+    option(
+        "--inception-weights",
+        metavar="FILE",
+        type=path,
+        help="torch-fidelity's Inception weights; downloaded if not given",
+    )
+    option(
+        "--reference-search",
+        type=path,
+        help="folder or statistics file; default for fmnist-cnn: training images 0, 2, 4 …",
+    )
+    option(
+        "--reference-test",
+        type=path,
+        help="the same of other images; default for fmnist-cnn: training images 1, 3, 5 …",
+    )
     option("--data-path", metavar="DIR", type=path, help="Fashion-MNIST's IDX files, if not in a known place")
     option("--batch-size", type=whole(1), default=100)
     option("--device", default="auto")

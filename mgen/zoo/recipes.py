@@ -26,7 +26,8 @@ class Recipe:
 
     Attributes:
         system: its name and year. parameters: of the generator, such as "478.3 M". tflops: of one image, network only.
-        format: of `mgen convert`. model: a name of configs/models, or with overrides. get: where the weights are. run: commands that convert and sample.
+        format: of `mgen convert`. model: a name of configs/models, or with overrides.
+        get: where the weights are. run: commands that convert and sample.
         folder: that `run` makes. sampler: settings of the sampler. evaluation: how it is evaluated.
     """
 
