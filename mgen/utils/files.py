@@ -187,7 +187,7 @@ def sweep(folder: Path) -> None:
 
 
 def check_writable(path: str | Path) -> None:
-    """Raise MgenError if the folder `path` cannot be created or written to. Creates nothing."""
+    """Raise MgenError if the folder `path` cannot be created or written to. Leaves nothing."""
     folder = Path(path).absolute()
     try:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
@@ -199,6 +199,8 @@ def check_writable(path: str | Path) -> None:
                 )
             folder = folder.parent
         writable = folder.is_dir() and os.access(folder, os.W_OK)
+        if writable:  # of some file systems, such as /proc, only trying tells
+            os.rmdir(tempfile.mkdtemp(prefix=f".try.{_HOST}-{os.getpid()}.", suffix=".tmp", dir=folder))
     except (OSError, ValueError) as error:
         raise MgenError(f"cannot write to {path} ({getattr(error, 'strerror', None) or error})") from error
     if not writable:
