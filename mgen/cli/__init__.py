@@ -46,7 +46,7 @@ def run(function: Callable[[Sequence[str] | None], int | None], argv: Sequence[s
         try:
             with warnings.catch_warnings():
                 warnings.showwarning = one_line
-                # Pillow warns at half the limit at which images are refused (mgen.data.image_files).
+                # Pillow warns at half of our limit (mgen.data.image_files).
                 warnings.filterwarnings("ignore", "Image size .* exceeds limit")
                 return function(argv) or 0
         except MgenError as error:

@@ -58,8 +58,8 @@ class CacheIndex:
         if len(self.class_names) != self.num_classes:
             raise MgenError(f"num_classes is {self.num_classes}, but there are {len(self.class_names)} class_names")
         if len(set(self.class_names)) != self.num_classes:
-            twice = next(name for name in self.class_names if self.class_names.count(name) > 1)
-            raise MgenError(f"class_names has {shown(twice)} twice")
+            double = next(name for name in self.class_names if self.class_names.count(name) > 1)
+            raise MgenError(f"class_names has {shown(double)} twice")
         if self.moments is None and (self.spec.kind == "vector" or not 1 <= (self.spec.vocab_size or 0) < 2**31):
             raise MgenError("spec describes no ids (kind and vocab_size), and there are no moments")
         if self.moments is not None and self.spec.kind == "index":

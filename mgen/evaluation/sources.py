@@ -13,11 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
-from mgen.data import FashionMNIST, ImageData, center_crop, list_images, load_image
+from mgen.data import FashionMNIST, ImageData, center_crop, list_images, load_image, open_image
 from mgen.evaluation.npz import NpzImages
 from mgen.evaluation.result import Facts
 from mgen.pipelines.labels import LabelPlan
@@ -150,9 +149,9 @@ def _animated(file: Path) -> bool:
     if suffix not in (".png", ".gif") or "class-" in file.stem or re.fullmatch(r"\d+", file.stem):
         return False
     try:
-        with Image.open(file) as image:
-            return getattr(image, "n_frames", 1) > 1
-    except (OSError, SyntaxError, ValueError):
+        with open_image(file) as image:
+            return bool(getattr(image, "is_animated", False))
+    except MgenError:
         return False  # load_image will report what is wrong with it
 
 
