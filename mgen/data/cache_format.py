@@ -7,6 +7,7 @@ Every shard says which cache and which rows of it it holds (`Mark`, in its metad
 Version 1 of caches had no marks: such a cache can be read, but not extended.
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -74,6 +75,11 @@ class CacheIndex:
         """What all shards have in common, whatever images they hold."""
         return {key: value for key, value in self.to_dict().items() if key not in ("count", "source")}
 
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 of the settings, by which shards know their cache."""
+        return hashlib.sha256(json.dumps(self.settings(), sort_keys=True).encode()).hexdigest()
+
     @property
     def name(self) -> str:
         """The entry that shards hold, "tokens" or "moments"."""
@@ -117,15 +123,11 @@ def mark_shard(index: CacheIndex, shard: int, data: str, tensors: Mapping[str, T
     mark = Mark(
         shard=shard,
         rows=len(index.rows(shard)),
-        settings=_digest(index.settings()),
+        settings=index.digest,
         data=data,
         content=content_of(tensors),
     )
     return {MARK: json.dumps(asdict(mark))}
-
-
-def _digest(settings: Settings) -> str:
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def content_of(tensors: Mapping[str, Tensor]) -> str:
@@ -196,7 +198,7 @@ def _checked_mark(index: CacheIndex, shard: int, metadata: Mapping[str, str], da
     if MARK not in metadata:
         raise MgenError("it was not written by this version of mgen cache, or by another program since")
     mark = build(Mark, parse_json(metadata[MARK], "its metadata"), "its metadata: ")
-    if mark.settings != _digest(index.settings()):
+    if mark.settings != index.digest:
         raise MgenError("it belongs to another cache: another tokenizer, other classes or settings than in index.json")
     if mark.shard != shard:
         raise MgenError(f"it is shard {mark.shard}, under the name of shard {shard}")
