@@ -101,7 +101,7 @@ def edit(args: Namespace) -> int:
         first = {"guidance": 1.0} if pipe.sampler.config.first_stage else None
         pipe.sampler = pipe.sampler.override(guidance=1.0, first_stage=first)  # there is no class to guide towards
     else:
-        classes = chosen_classes(args.classes, pipe)
+        classes = chosen_classes(args.classes, pipe, "--class")
     labels = [c for c in classes for _ in range(args.num_images)]
     images = editing.edit(
         pipe,

@@ -129,7 +129,9 @@ def read_npz(path: str | Path, wanted: Mapping[str, Judge], expected: str = "an 
             with file.open(f"{name}.npy") as stream:
                 header = read_header(stream)
                 if wrong := wanted[name](header):
-                    raise MgenError(f"{path}: {name} is {header}, expected {wrong}")
+                    raise MgenError(
+                        f"{path}: {name} has shape {shown(header.shape)} of {header.dtype}, expected {wrong}"
+                    )
                 check_memory(2 * header.size, f"{path}: {name} of shape {shown(header.shape)}", "use a smaller file")
                 found[name] = read_array(stream, header)
     return found
