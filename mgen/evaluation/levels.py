@@ -20,6 +20,7 @@ from mgen.evaluation.statistics import FeatureSums
 from mgen.nn.levels import FORMS, best_range, dequantize, gaussian_levels, quantize
 from mgen.pipelines.pipeline import to_uint8
 from mgen.tokenizers.kl import KLTokenizer
+from mgen.utils.markdown import words
 
 SPAN = 3.0  # of the levels, see mgen.nn.levels
 
@@ -122,7 +123,7 @@ def compare_levels(
 def levels_markdown(rows: Sequence[LevelRow], *, title: str, notes: Sequence[str], distance: str) -> str:
     """The comparison in Markdown, with how it was made."""
     head = ["levels", "form", "range", "squared error", "entropy, bits", "outside, %", "PSNR, dB", "SSIM", distance]
-    lines = ["# Levels", "", f"    {title}", "", *(f"{note}  " for note in notes), ""]
+    lines = ["# Levels", "", f"    {' '.join(title.split())}", "", *(f"{words(note)}  " for note in notes), ""]
     lines += ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for row in rows:
         cells = ["none", "", "", "0", "", ""]

@@ -127,7 +127,7 @@ def begin(folder: Path, source: Source, extractor: Extractor, protocol: str, **f
     """Record in the folder what its shards are of; MgenError if it holds shards of something else."""
     key = hashlib.sha256(json.dumps([source.key, further], sort_keys=True, default=str).encode()).hexdigest()
     own = FeatureRecord(
-        images=json.loads(json.dumps(source.about, default=str)),
+        images=json.loads(json.dumps(source.about, default=str, ensure_ascii=False).encode(errors="replace")),
         extractor=extractor.sha256,
         protocol=protocol,
         key=key,
