@@ -145,7 +145,9 @@ class Tokenizer(Model):
         if not isinstance(images, Tensor):
             raise MgenError(f"images are a {type(images).__name__}: {wanted}")
         if not images.is_floating_point():
-            raise MgenError(f"images are of type {str(images.dtype)[6:]}: {wanted}; for 0 … 255 that is images / 127.5 - 1")
+            raise MgenError(
+                f"images are of type {str(images.dtype)[6:]}: {wanted}; for 0 … 255 that is images / 127.5 - 1"
+            )
         if images.ndim != 4 or images.shape[1] != self.config.in_channels or not images.numel():
             raise MgenError(f"images are of shape {tuple(images.shape)}: {wanted}")
         if any(side % self.factor for side in images.shape[-2:]):

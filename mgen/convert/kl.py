@@ -83,6 +83,7 @@ def _with_attention(state: State, part: str) -> tuple[int, ...]:
 
 # -- diffusers' own layout ---------------------------------------------------------------------------------------------
 
+
 @schema(extra=True)
 class AutoencoderConfig:
     """config.json of an AutoencoderKL, without what says nothing about the network; defaults are diffusers'."""
@@ -112,9 +113,7 @@ class AutoencoderConfig:
             if (given := getattr(self, name)) != only:
                 raise MgenError(f"{name} is {shown(given)}, which KLTokenizer cannot represent (only {only!r})")
         if self.in_channels != self.out_channels or self.use_quant_conv != self.use_post_quant_conv:
-            raise MgenError(
-                "encoder and decoder differ in channels or quant_conv, which KLTokenizer cannot represent"
-            )
+            raise MgenError("encoder and decoder differ in channels or quant_conv, which KLTokenizer cannot represent")
         levels = {len(self.block_out_channels), len(self.down_block_types), len(self.up_block_types)}
         if len(levels) > 1:
             raise MgenError("block_out_channels, down_block_types and up_block_types differ in length")

@@ -61,7 +61,9 @@ def count(state: State, pattern: str) -> int:
     """Layers whose number is the group of `pattern`, a regular expression for the beginning of a name."""
     layers = 1 + max(int(m[1]) for name in state if (m := re.match(pattern, name)))
     if layers > len(state):
-        raise MgenError(f"names that begin with {pattern} count up to {layers - 1}, in {len(state)} tensors: some are missing")
+        raise MgenError(
+            f"names that begin with {pattern} count up to {layers - 1}, in {len(state)} tensors: some are missing"
+        )
     return layers
 
 

@@ -204,8 +204,11 @@ def _stamp(file: Path) -> tuple[str, int, int]:
 
 
 def _animated(file: Path) -> bool:
-    """Whether a PNG is an animation that mgen sample wrote next to the numbered images."""
-    if file.suffix.lower() != ".png" or "class-" in file.stem or re.fullmatch(r"\d+", file.stem):
+    """Whether a file is an animation that mgen sample wrote next to the numbered images."""
+    suffix = file.suffix.lower()
+    if suffix == ".gif" and not (file.parent / "run.json").is_file():
+        return False
+    if suffix not in (".png", ".gif") or "class-" in file.stem or re.fullmatch(r"\d+", file.stem):
         return False
     try:
         with open_image(file) as image:

@@ -31,7 +31,7 @@ def make_dataset(config: DataConfig, *, split: str, fingerprint: str | None = No
             raise MgenError(f"data.kind={config.kind} needs data.path: give the folder of the {config.kind}")
         return None
     if config.kind == "folder":
-        return ImageFolder(root=path, image_size=config.image_size, channels=config.channels)
+        return ImageFolder(root=path, image_size=config.image_size, channels=config.channels, classes=config.classes)
     cache = TokenCache(path, fingerprint=fingerprint)
     if config.flip and split == "train" and not cache.flips:
         raise MgenError(f"data.flip is on, but {path} has no flipped views: run mgen cache with --flips")

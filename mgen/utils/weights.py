@@ -21,7 +21,7 @@ from mgen.utils.wrappers import EMA, RAW, State, bare, way_in
 
 # What diffusers and transformers call weights in a folder, full precision first.
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
-ENDINGS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json")
+ENDINGS: tuple[str, ...] = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json")
 ENDINGS += (".fp16.safetensors", ".safetensors.index.fp16.json", ".fp16.bin", ".bin.index.fp16.json")
 MOST_PICKLE = 64 * 2**20  # bytes of names and shapes beside the numbers
 
@@ -37,7 +37,9 @@ class ShardIndex:
             raise MgenError("weight_map is empty: it should name the shard of every tensor")
         for name in self.weight_map.values():
             if not re.fullmatch(r"[\w.-]+\.(safetensors|bin)", name):
-                raise MgenError(f"shard {shown(name)} is not the name of a .safetensors or .bin file in the same folder")
+                raise MgenError(
+                    f"shard {shown(name)} is not the name of a .safetensors or .bin file in the same folder"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +89,9 @@ class Checkpoint:
                 found = found[key]
             state, notes = bare(flatten(dict(found)) if self._flax else found)
         except MgenError as error:
-            raise MgenError(f"{self.path} holds {error}" if str(error).startswith("no ") else f"{self.path}: {error}") from error
+            raise MgenError(
+                f"{self.path} holds {error}" if str(error).startswith("no ") else f"{self.path}: {error}"
+            ) from error
         return Weights(
             state=state,
             under=under,
@@ -119,7 +123,9 @@ def find_weights(path: Path) -> Path:
     if shard := re.fullmatch(r"(.+)-(\d{5})-of-(\d{5})\.(safetensors|bin)", path.name):
         index = path.with_name(f"{shard[1]}.{shard[4]}.index.json")
         if int(shard[3]) > 1 and not index.is_file():
-            raise MgenError(f"{path} is one of {int(shard[3])} shards, and {index.name} is missing in its folder: get it too")
+            raise MgenError(
+                f"{path} is one of {int(shard[3])} shards, and {index.name} is missing in its folder: get it too"
+            )
         path = index if index.is_file() else path
     if not path.exists() and not path.is_symlink():
         raise MgenError(f"no such checkpoint file: {shown(str(path), 200)}")
@@ -157,7 +163,9 @@ def _read(path: Path) -> tuple[Mapping[Any, Any], bool]:
         _check_archive(path)
         return _read_torch(path, mmap=True), False
     if head[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04"):
-        check_memory(path.stat().st_size, f"reading {path}", "re-save it as safetensors, or use a machine with more memory")
+        check_memory(
+            path.stat().st_size, f"reading {path}", "re-save it as safetensors, or use a machine with more memory"
+        )
         return _read_torch(path, mmap=False), False
     if head[:4] == b"PK\x03\x04":
         raise MgenError(f"{path} is truncated (the end of a torch file is missing): download it again")
@@ -175,7 +183,9 @@ def _check_archive(path: Path) -> None:
         raise MgenError(f"cannot read {path} ({first_line(error, 160)}): damaged, download it again") from error
     names = {Path(member.filename).name for member in members}
     if "constants.pkl" in names:
-        raise MgenError(f"{path} is a TorchScript archive, which holds code: re-save its state dict alone, or as safetensors")
+        raise MgenError(
+            f"{path} is a TorchScript archive, which holds code: re-save its state dict alone, or as safetensors"
+        )
     if "data.pkl" not in names:
         raise MgenError(f"{path} is a zip archive that torch.save did not write: give the file of weights")
     if any(member.compress_type != zipfile.ZIP_STORED for member in members):
