@@ -106,7 +106,7 @@ def compare_levels(
         r = best_range(number, span=SPAN, form=form) if wanted == "best" else float(wanted)
         choices.append(LevelSums(extractor.length, LevelRow(levels=number, form=form, range=r)))
     originals = FeatureSums(extractor.length)
-    with tqdm(total=len(rows), unit="img", desc="comparing levels") as bar:
+    with tqdm(total=len(rows), unit="img", desc="comparing levels", delay=1) as bar:
         for start in range(0, len(rows), batch_size):
             indices = rows[start : start + batch_size]
             images = dataset.__getitems__(indices)["image"]

@@ -197,11 +197,19 @@ def _measure(
 ) -> Measured:
     """Measure the images; write their statistics if requested."""
     folder = request.folder / "features"
+    made: Sequence[Path] = ()
     if workers.rank == 0:
-        begin(folder, source, extractor, protocol.id, classifier=None if classifier is None else classifier.sha256)
+        other = None if classifier is None else classifier.sha256
+        made = begin(folder, source, extractor, protocol.id, classifier=other)
     workers.wait()
     measured = measure(
-        source, extractor, classifier=classifier, folder=folder, batch_size=request.batch_size, workers=workers
+        source,
+        extractor,
+        classifier=classifier,
+        folder=folder,
+        made=made,
+        batch_size=request.batch_size,
+        workers=workers,
     )
     if workers.rank == 0 and request.save_statistics:
         about = f"{request.path} {request.split or 'test' if request.path == 'fmnist' else ''}".strip()
