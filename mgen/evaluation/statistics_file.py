@@ -5,6 +5,7 @@ from it, and arrays by this module's own code, because numpy's functions for unp
 """
 
 import math
+import pickle
 import re
 import warnings
 import zipfile
@@ -225,6 +226,10 @@ def _unpickle(path: Path) -> object:
             return torch.load(path, map_location="cpu", weights_only=True)
     except MgenError:
         raise
+    except pickle.UnpicklingError as error:  # torch's text says how to run the code in it
+        raise MgenError(
+            f"cannot read statistics from {path} (it holds Python objects other than tensors and arrays of floats): expected {EXPECTED}"
+        ) from error
     except Exception as error:  # a crafted pickle can make the unpickler raise anything
         raise MgenError(
             f"cannot read statistics from {path} ({first_line(error, 120)}): expected {EXPECTED}, with tensors alone"
