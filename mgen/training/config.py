@@ -201,7 +201,7 @@ GENERATORS = "A generator has no class: give a name of configs/models, such as m
 
 def train_config(data: dict[str, Any]) -> TrainConfig:
     """A checked TrainConfig; which keys are allowed in `objective` depends on the task."""
-    objective = data.get("objective") or {}
+    objective = {} if data.get("objective") is None else data["objective"]
     if not isinstance(objective, dict):
         raise MgenError(f"'objective' is {shown(objective)}: expected a mapping")
     config = build(TrainConfig, {key: value for key, value in data.items() if key != "objective"})
