@@ -2,23 +2,38 @@
 
 from dataclasses import asdict
 from operator import attrgetter
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 
 from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError
-from mgen.utils.schema import build, schema
+from mgen.utils.schema import Listed, Positive, Size, build, schema
+
+# Of the levels of quantized numbers.
+Bound = Annotated[float, Field(ge=-1e6, le=1e6)]
+Span = Annotated[float, Field(gt=0, le=100)]
+Form = Literal["published", "clean"]
+
+
+def check_range(low: float, high: float) -> None:
+    """Raise MgenError unless low < high."""
+    if not low < high:
+        raise MgenError(f"range [{low:g}, {high:g}]: the lower number comes first")
 
 
 @schema
 class LevelSpec:
     """Which numbers the ids of quantized tokens stand for (see mgen.nn.levels): form, range and span of the levels."""
 
-    form: str = "published"
-    low: float = -5.0
-    high: float = 5.0
-    span: float = 3.0
+    form: Form = "published"
+    low: Bound = -5.0
+    high: Bound = 5.0
+    span: Span = 3.0
+
+    def __post_init__(self) -> None:
+        check_range(self.low, self.high)
 
     def __str__(self) -> str:
         span = f", span {self.span:g}" if self.form == "published" else ""
@@ -41,13 +56,26 @@ class TokenSpec:
     """
 
     kind: Literal["index", "vector", "multi-index"]
-    length: int
-    grid: tuple[int, int] | None = None
-    vocab_size: int | None = None
-    channels: int = 1
-    scale: float | None = 1.0
+    length: Size
+    grid: Listed[tuple[Size, Size]] | None = None
+    vocab_size: Size | None = None
+    channels: Size = 1
+    scale: Positive | None = 1.0
     levels: LevelSpec | None = None
-    global_tokens: int = 0
+    global_tokens: Annotated[int, Field(ge=0, le=2**20)] = 0
+
+    def __post_init__(self) -> None:
+        if (self.vocab_size is None) != (self.kind == "vector"):
+            needed = "none, as they are no ids" if self.kind == "vector" else "the number of ids"
+            raise MgenError(f"vocab_size is {self.vocab_size}: of tokens of kind {self.kind!r} it is {needed}")
+        if self.kind == "index" and self.channels != 1:
+            raise MgenError(f"channels is {self.channels}: tokens of kind 'index' are one id, so 1")
+        rows = self.length - self.global_tokens
+        if rows < 0 or (self.grid is not None and self.grid[0] * self.grid[1] != rows):
+            raise MgenError(
+                f"length is {self.length}, grid {self.grid and list(self.grid)}, global_tokens {self.global_tokens}: rows times "
+                "columns of the grid must be length − global_tokens"
+            )
 
     @property
     def shape(self) -> tuple[int, ...]:

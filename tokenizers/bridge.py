@@ -10,15 +10,20 @@ Notation: B batch, L tokens of C numbers each, Q levels; c, h, w channels and si
 | kl16 (published) | 16 | 64 | -5 … 5 | published |
 """
 
+from typing import Annotated, Any
+
 from diffusers.configuration_utils import register_to_config
+from pydantic import Field
 from torch import Tensor
 
-from mgen.nn.levels import check_range, dequantize, gaussian_levels, quantize
+from mgen.nn.levels import dequantize, gaussian_levels, quantize
 from mgen.tokenizers.base import PosteriorTokenizer, Tokenizer, register_tokenizer
 from mgen.tokenizers.kl import KLTokenizer
-from mgen.tokens import LevelSpec, TokenSpec
+from mgen.tokens import Bound, Form, LevelSpec, Span, TokenSpec, check_range
 from mgen.utils.errors import MgenError
+from mgen.utils.estimates import checked_network
 from mgen.utils.modeling import check_keys, constructor_keys
+from mgen.utils.schema import Listed, Natural, Size
 
 
 @register_tokenizer
@@ -34,23 +39,27 @@ class QuantizedKL(PosteriorTokenizer):
     """
 
     @register_to_config
+    @checked_network
     def __init__(
         self,
         *,
-        kl: dict[str, object],
-        image_size: int | None = None,
-        in_channels: int | None = None,
-        levels: int = 64,
-        low: float = -5.0,
-        high: float = 5.0,
-        span: float = 3.0,
-        form: str = "published",
-        channel_order: tuple[int, ...] | None = None,
+        kl: dict[str, Any],
+        image_size: Size | None = None,
+        in_channels: Size | None = None,
+        levels: Annotated[int, Field(ge=2, le=2**16)] = 64,
+        low: Bound = -5.0,
+        high: Bound = 5.0,
+        span: Span = 3.0,
+        form: Form = "published",
+        channel_order: Listed[tuple[Natural, ...]] | None = None,
     ) -> None:
         super().__init__()
         check_keys(kl, constructor_keys(KLTokenizer), "kl.")
         check_range(low, high)
-        self.continuous = KLTokenizer(**{**kl, **({} if image_size is None else {"image_size": image_size})})
+        try:
+            self.continuous = KLTokenizer(**{**kl, **({} if image_size is None else {"image_size": image_size})})
+        except MgenError as error:
+            raise MgenError(f"kl: {error}") from error
         own = self.continuous.config
         if own.scale is None:
             raise MgenError(

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from mgen.nn.attention import Attention
 from mgen.nn.modulated import GatedMLP
-from mgen.utils.errors import MgenError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,11 +91,7 @@ class Gathering(nn.Module):
 
     def __init__(self, stack: Stack, *, inner: int, vision: int | None) -> None:
         super().__init__()
-        dim, heads = stack.dim, stack.heads
-        if inner % heads:
-            raise MgenError(
-                f"inner {inner} is not a multiple of heads {heads}: it is the number of heads times the width of a head"
-            )
+        dim = stack.dim
         self.holistic, self.position = stack.table(stack.holistic), stack.table(stack.side**2)
         self.project: nn.Module | None = None
         if vision is not None:
@@ -135,8 +130,6 @@ class Spreading(nn.Module):
 
     def __init__(self, stack: Stack, *, shift: int, vision: int | None) -> None:
         super().__init__()
-        if not 0 <= shift <= stack.holistic:
-            raise MgenError(f"shift is {shift}: expected 0 to {stack.holistic}, the number of holistic tokens")
         self.shift = shift
         self.holistic_position, self.position = stack.table(stack.holistic), stack.table(stack.side**2)
         self.norm = nn.LayerNorm(stack.dim)

@@ -24,13 +24,16 @@ import torch.nn.functional as F
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from mgen.tokenizers.base import FMNIST, Tokenizer, register_tokenizer
+from mgen.nn.sizes import check_heads
+from mgen.tokenizers.base import FMNIST, Tokenizer, Widths, register_tokenizer
 from mgen.tokenizers.fusion import Gathering, Spreading, Stack
 from mgen.tokenizers.quantizers import codebook_usage
 from mgen.tokenizers.sphere import SphereQuantizer, sphere_vq
 from mgen.tokenizers.vision import HOW, VisionEncoder, load_vision
 from mgen.tokens import TokenSpec
 from mgen.utils.errors import MgenError
+from mgen.utils.estimates import checked_network
+from mgen.utils.schema import Depth, Layers, Natural, Rate, Size
 
 STACKS = dict(dim=128, depth=2, heads=4, hidden=256, vocab_size=512, global_vocab_size=512, dropout=0.0, vision=None)
 
@@ -66,34 +69,39 @@ class HitaTokenizer(Tokenizer):
     # Many arguments on purpose: the saved configuration is flat, and token caches are matched by a hash of it; sections would make
     # caches of the same tokenizer look foreign.
     @register_to_config
+    @checked_network
     def __init__(
         self,
         *,
-        image_size: int = 336,
-        in_channels: int = 3,
-        channels: tuple[int, ...] = (128, 128, 256, 256, 512),
-        layers: int = 2,
-        norm_groups: int = 32,
-        stem: int | None = None,
-        global_tokens: int = 128,
-        shift: int = 4,
-        dim: int = 512,
-        depth: int = 3,
-        heads: int = 8,
-        hidden: int = 1368,
-        inner: int | None = None,
-        dropout: float = 0.1,
-        vocab_size: int = 16384,
-        latent: int = 8,
-        global_vocab_size: int = 16384,
-        global_latent: int = 12,
-        vision: int | None = 1024,
+        image_size: Size = 336,
+        in_channels: Size = 3,
+        channels: Widths = (128, 128, 256, 256, 512),
+        layers: Layers = 2,
+        norm_groups: Size = 32,
+        stem: Size | None = None,
+        global_tokens: Size = 128,
+        shift: Natural = 4,
+        dim: Size = 512,
+        depth: Depth = 3,
+        heads: Size = 8,
+        hidden: Size = 1368,
+        inner: Size | None = None,
+        dropout: Rate = 0.1,
+        vocab_size: Size = 16384,
+        latent: Size = 8,
+        global_vocab_size: Size = 16384,
+        global_latent: Size = 12,
+        vision: Size | None = 1024,
         vision_loss: bool = False,
-        position_side: int | None = None,
+        position_side: Size | None = None,
     ) -> None:
         super().__init__()
         if vision_loss and vision is None:
             raise MgenError("vision_loss needs the width of the vision encoder's tokens: set vision (1024 for ViT-L)")
+        check_heads(dim, heads)
+        check_heads(inner or dim, heads, width_name="inner")
+        if shift > global_tokens:
+            raise MgenError(f"shift is {shift}: expected 0 to {global_tokens}, the number of global tokens")
         self.factor = 2 ** (len(channels) - 1)
         self.vq = sphere_vq(self.config, z_channels=dim)
         # Saved, so that the position tables keep their size when the weights are used at another image size.
@@ -165,14 +173,14 @@ class HitaTokenizer(Tokenizer):
 
         Raises an MgenError if a side is not a multiple of `factor`, or without `vision` tokens (B, V, W) and vision encoder.
         """
-        self.check_size(images)
+        images = self.prepared(images)
         vision = self.vision_tokens(images) if vision is None else vision
         holistic, patches = self.gathering(self.vq.encoder(images), vision)
         return self.to_holistic(holistic).transpose(1, 2).unsqueeze(2), self.vq.quant_conv(patches)
 
     def encode(self, images: Tensor) -> Tensor:
         """Ids (B, S + N) int64, the holistic ones first, then the patches row by row; see `latents`."""
-        holistic, patches = self.latents(images)
+        holistic, patches = self.latents(self.prepared(images, values=True))
         return torch.cat(
             [self.holistic_quantize.ids(holistic).flatten(1), self.quantize.ids(patches).flatten(1)], dim=1
         )

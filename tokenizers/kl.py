@@ -22,10 +22,12 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 
-from mgen.tokenizers.base import FMNIST, PosteriorTokenizer, register_tokenizer
+from mgen.tokenizers.base import FMNIST, PosteriorTokenizer, Widths, check_convolutions, register_tokenizer
 from mgen.tokenizers.sphere import set_stem
 from mgen.tokens import TokenSpec
 from mgen.utils.errors import MgenError
+from mgen.utils.estimates import checked_network
+from mgen.utils.schema import Layers, Listed, Natural, Positive, Size
 
 
 def patchify(latents: Tensor, patch: int) -> Tensor:
@@ -68,35 +70,33 @@ class KLTokenizer(PosteriorTokenizer):
     # Many arguments on purpose: the saved configuration is flat, and token caches are matched by a hash of it; sections would make
     # caches of the same tokenizer look foreign.
     @register_to_config
+    @checked_network
     def __init__(
         self,
         *,
-        image_size: int = 256,
-        in_channels: int = 3,
-        latent_channels: int = 16,
-        channels: tuple[int, ...] = (128, 128, 256, 256, 512),
-        layers: int = 2,
-        norm_groups: int = 32,
-        encoder_attention: tuple[int, ...] = (4,),
-        decoder_attention: tuple[int, ...] = (),
+        image_size: Size = 256,
+        in_channels: Size = 3,
+        latent_channels: Size = 16,
+        channels: Widths = (128, 128, 256, 256, 512),
+        layers: Layers = 2,
+        norm_groups: Size = 32,
+        encoder_attention: Listed[tuple[Natural, ...]] = (4,),
+        decoder_attention: Listed[tuple[Natural, ...]] = (),
         middle_attention: bool = True,
         quant_conv: bool = True,
-        patch: int = 1,
-        scale: float | None = 0.2325,
+        patch: Size = 1,
+        scale: Positive | None = 0.2325,
         shift: float = 0.0,
-        stem: int | None = None,
-        z_channels: int | None = None,
+        stem: Size | None = None,
+        z_channels: Size | None = None,
     ) -> None:
         super().__init__()
         self.stride = 2 ** (len(channels) - 1)
         self.factor = self.stride * patch
-        if patch < 1 or image_size % self.factor:
-            raise MgenError(
-                f"image_size {image_size} is not a multiple of {self.factor}: downsampling {self.stride} times patch {patch}"
-            )
-        if scale is not None and not 0 < scale < float("inf"):
-            raise MgenError(f"scale is {scale}: expected a positive factor, or null if it is still to be measured")
+        check_convolutions(image_size=image_size, widths=channels, stem=stem, norm_groups=norm_groups, patch=patch)
         depth = range(len(channels))
+        if beyond := [i for i in (*encoder_attention, *decoder_attention) if i not in depth]:
+            raise MgenError(f"attention at level {beyond[0]}: there are {len(channels)} levels of channels, from 0 on")
         down = ["AttnDownEncoderBlock2D" if i in encoder_attention else "DownEncoderBlock2D" for i in depth]
         up = ["AttnUpDecoderBlock2D" if i in decoder_attention else "UpDecoderBlock2D" for i in reversed(depth)]
         self.vae = AutoencoderKL(
@@ -137,8 +137,7 @@ class KLTokenizer(PosteriorTokenizer):
 
     def moments(self, images: Tensor) -> Tensor:
         """Mean and log-variance of the posterior, (B, 2c, h, w), of images (B, C, H, W) in [-1, 1]; not clamped."""
-        self.check_size(images)
-        h = self.vae.encoder(images)
+        h = self.vae.encoder(self.prepared(images))
         return h if self.vae.quant_conv is None else self.vae.quant_conv(h)
 
     def posterior(self, moments: Tensor) -> DiagonalGaussianDistribution:

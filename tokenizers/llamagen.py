@@ -16,8 +16,10 @@ Notation: B batch, C image channels, d numbers of a code, h = w = image side / 2
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
-from mgen.tokenizers.base import FMNIST, CodebookTokenizer, register_tokenizer
+from mgen.tokenizers.base import FMNIST, CodebookTokenizer, Widths, register_tokenizer
 from mgen.tokenizers.sphere import SphereQuantizer, sphere_vq
+from mgen.utils.estimates import checked_network
+from mgen.utils.schema import Layers, Size
 
 
 @register_tokenizer
@@ -43,18 +45,19 @@ class LlamaGenVQ(CodebookTokenizer):
     DECODER_WEIGHTS = ("vq.decoder.", "vq.post_quant_conv.")
 
     @register_to_config
+    @checked_network
     def __init__(
         self,
         *,
-        image_size: int = 256,
-        in_channels: int = 3,
-        channels: tuple[int, ...] = (128, 128, 256, 256, 512),
-        layers: int = 2,
-        norm_groups: int = 32,
-        z_channels: int = 256,
-        latent: int = 8,
-        vocab_size: int = 16384,
-        stem: int | None = None,
+        image_size: Size = 256,
+        in_channels: Size = 3,
+        channels: Widths = (128, 128, 256, 256, 512),
+        layers: Layers = 2,
+        norm_groups: Size = 32,
+        z_channels: Size = 256,
+        latent: Size = 8,
+        vocab_size: Size = 16384,
+        stem: Size | None = None,
     ) -> None:
         super().__init__()
         self.factor = 2 ** (len(channels) - 1)
@@ -66,8 +69,7 @@ class LlamaGenVQ(CodebookTokenizer):
 
     def latents(self, images: Tensor) -> Tensor:
         """Features before quantization and normalization (B, d, h, w) of images (B, C, H, W) in [-1, 1]."""
-        self.check_size(images)
-        return self.vq.quant_conv(self.vq.encoder(images))
+        return self.vq.quant_conv(self.vq.encoder(self.prepared(images)))
 
     def decode_latents(self, z: Tensor) -> Tensor:
         return self.vq.decoder(self.vq.post_quant_conv(z))

@@ -7,13 +7,18 @@ arXiv 1711.00937, eq. 1–3), with the entropy term of MaskGIT's training config
 """
 
 import math
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from mgen.utils.errors import MgenError
+from mgen.utils.schema import Listed, checked
+
+# Levels of every channel of finite scalar quantization.
+FSQLevels = Listed[Annotated[tuple[Annotated[int, Field(ge=3, le=2**12)], ...], Field(min_length=1, max_length=64)]]
 
 
 class Quantized(NamedTuple):
@@ -95,10 +100,11 @@ class FSQ(nn.Module):
     sizes: Tensor
     strides: Tensor
 
-    def __init__(self, *, levels: tuple[int, ...]) -> None:
+    @checked
+    def __init__(self, *, levels: FSQLevels) -> None:
         super().__init__()
-        if not levels or min(levels) < 3:
-            raise MgenError(f"FSQ levels {tuple(levels)}: every channel needs at least 3")
+        if math.prod(levels) > 2**20:
+            raise MgenError(f"FSQ levels {list(levels)} make {math.prod(levels):,} ids: at most {2**20:,} are allowed")
         strides = torch.cumprod(torch.tensor((1, *levels[:-1])), 0)
         self.register_buffer("sizes", torch.tensor(levels).view(-1, 1, 1), persistent=False)
         self.register_buffer("strides", strides.view(-1, 1, 1), persistent=False)

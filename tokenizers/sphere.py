@@ -11,8 +11,8 @@ from diffusers.configuration_utils import FrozenDict
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
+from mgen.tokenizers.base import check_convolutions
 from mgen.tokenizers.quantizers import VectorQuantizer
-from mgen.utils.errors import MgenError
 
 
 class SphereQuantizer(VectorQuantizer):
@@ -60,10 +60,7 @@ def sphere_vq(config: FrozenDict, *, z_channels: int) -> VQModel:
     """
     channels, vocab_size, latent = tuple(config.channels), config.vocab_size, config.latent
     plain = len(channels) - 1
-    if config.image_size % 2**plain:
-        raise MgenError(
-            f"image_size {config.image_size} is not a multiple of {2**plain}, the downsampling of {plain + 1} levels"
-        )
+    check_convolutions(image_size=config.image_size, widths=channels, stem=config.stem, norm_groups=config.norm_groups)
     vq = VQModel(
         in_channels=config.in_channels,
         out_channels=config.in_channels,

@@ -12,6 +12,7 @@ Notation: B batch, C image channels, H = W image side, h = w = H / 2^(levels-1) 
 """
 
 from collections import OrderedDict
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +20,10 @@ from diffusers.configuration_utils import FrozenDict, register_to_config
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
-from mgen.tokenizers.base import CodebookTokenizer, register_tokenizer
-from mgen.tokenizers.quantizers import FSQ, VectorQuantizer
-from mgen.utils.errors import MgenError, check_choice
+from mgen.tokenizers.base import CodebookTokenizer, Widths, check_convolutions, register_tokenizer
+from mgen.tokenizers.quantizers import FSQ, FSQLevels, VectorQuantizer
+from mgen.utils.estimates import checked_network
+from mgen.utils.schema import Depth, Layers, Natural, Size
 
 
 class ResBlock(nn.Module):
@@ -135,38 +137,33 @@ class VQGAN(CodebookTokenizer):
     DECODER_WEIGHTS = ("decoder.",)
 
     @register_to_config
+    @checked_network
     def __init__(
         self,
         *,
-        image_size: int = 256,
-        in_channels: int = 3,
-        channels: int = 128,
-        multipliers: tuple[int, ...] = (1, 1, 2, 2, 4),
-        blocks: int = 2,
-        mid_blocks: int = 2,
-        latent: int = 256,
-        vocab_size: int = 1024,
-        norm_groups: int = 32,
-        shortcut: str = "output",
-        fsq_levels: tuple[int, ...] | None = None,
+        image_size: Size = 256,
+        in_channels: Size = 3,
+        channels: Size = 128,
+        multipliers: Widths = (1, 1, 2, 2, 4),
+        blocks: Layers = 2,
+        mid_blocks: Depth = 2,
+        latent: Size = 256,
+        vocab_size: Size = 1024,
+        norm_groups: Natural = 32,
+        shortcut: Literal["output", "input"] = "output",
+        fsq_levels: FSQLevels | None = None,
     ) -> None:
         super().__init__()
-        check_choice("shortcut", shortcut, ("output", "input"))
+        wide = tuple(channels * factor for factor in multipliers)
+        check_convolutions(image_size=image_size, widths=wide, stem=channels, norm_groups=norm_groups)
         self.factor = 2 ** (len(multipliers) - 1)
-        if image_size % self.factor:
-            raise MgenError(
-                f"image_size {image_size} is not a multiple of {self.factor}, the downsampling of {len(multipliers)} levels"
-            )
         latent = len(fsq_levels) if fsq_levels else latent
         self.encoder, self.decoder = Encoder(self.config, latent), Decoder(self.config, latent)
         self.quantize: FSQ | VectorQuantizer
-        self.quantize = (
-            FSQ(levels=tuple(fsq_levels)) if fsq_levels else VectorQuantizer(vocab_size=vocab_size, dim=latent)
-        )
+        self.quantize = FSQ(levels=fsq_levels) if fsq_levels else VectorQuantizer(vocab_size=vocab_size, dim=latent)
 
     def latents(self, images: Tensor) -> Tensor:
-        self.check_size(images)
-        return self.encoder((images + 1) / 2)
+        return self.encoder((self.prepared(images) + 1) / 2)
 
     def decode_latents(self, z: Tensor) -> Tensor:
         return self.decoder(z) * 2 - 1

@@ -124,7 +124,8 @@ def chosen_pipeline(args: Namespace) -> "RandomPipeline | MaskedPipeline":
 
     import torch
 
-    from mgen.pipelines.pipeline import DTYPES, check_device, load
+    from mgen.pipelines.pipeline import DTYPES, load
+    from mgen.utils.devices import check_device
 
     check_choice("--dtype", args.dtype, DTYPES)
     if args.threads:

@@ -197,7 +197,8 @@ def sample(args: Namespace) -> int:
     from mgen.pipelines.pipeline import DTYPES
     from mgen.pipelines.runs import Run
     from mgen.utils.grids import labeled_grid
-    from mgen.zoo import weights_sha256
+    from mgen.zoo import resolve
+    from mgen.zoo.identity import identity
 
     check_choice("--dtype", args.dtype, DTYPES)
     rank, world, device, wait = processes(args.device)
@@ -217,7 +218,7 @@ def sample(args: Namespace) -> int:
     )
     about: dict[str, object] = {"sampler": pipe.sampler.settings}
     if rank == 0:
-        about = {"model": args.model, "weights_sha256": weights_sha256(args.model), **about}
+        about = {"model": args.model, **vars(identity(resolve(args.model))), **about}
     complete_run(pipe, run, about=about, batch_size=args.batch_size, rank=rank, world=world, wait=wait)
     if rank == 0:
         print(f"{count} images in {run.out}, none missing")
@@ -233,14 +234,16 @@ def sample(args: Namespace) -> int:
 
 
 def processes(device: str) -> tuple[int, int, str, Callable[[], None]]:
-    """Rank, number of processes, device and a barrier: the launcher's if there is one, else one process."""
+    """Rank, number of processes, checked device and a barrier: the launcher's if there is one, else one process."""
     import os
     from datetime import timedelta
 
     import torch
 
     from mgen.training.launch import check_processes
+    from mgen.utils.devices import check_device
 
+    device = check_device(device)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         check_processes(1)
         return 0, 1, device, lambda: None

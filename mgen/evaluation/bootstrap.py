@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from mgen.evaluation.frechet import frechet_distance
+from mgen.evaluation.frechet import distance
 from mgen.evaluation.measure import Measured
 from mgen.evaluation.scores import class_score
 from mgen.evaluation.statistics import FeatureSums
@@ -62,7 +62,7 @@ def deviations(
         weights = multiplicities(measured.count, replicate, SEED)
         row: dict[str, float] = {}
         for name, (kind, mean, cov) in references.items():
-            row[name] = frechet_distance(*weighted_sums(measured.blocks(kind), weights).finish(), mean, cov)
+            row[name] = distance(*weighted_sums(measured.blocks(kind), weights).finish(), mean, cov)
         row[score[0]] = class_score(measured.blocks("logits"), score[1], weights)[0]
         for name, column in means.items():
             row[name] = (column.double() @ weights.double()).item() / measured.count

@@ -5,12 +5,18 @@ a feature vector and class logits.
 Notation: B batch, C channels, F features.
 """
 
+from typing import Annotated
+
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import register_to_config
+from pydantic import Field
 from torch import Tensor, nn
 
+from mgen.utils.errors import MgenError
+from mgen.utils.estimates import checked_network
 from mgen.utils.modeling import Model, public
+from mgen.utils.schema import Listed, Size
 
 
 @public
@@ -23,16 +29,19 @@ class FashionCNN(Model):
     """
 
     @register_to_config
+    @checked_network
     def __init__(
         self,
         *,
-        image_size: int = 32,
-        in_channels: int = 1,
-        widths: tuple[int, ...] = (28, 56, 112),
-        features: int = 64,
-        num_classes: int = 10,
+        image_size: Size = 32,
+        in_channels: Size = 1,
+        widths: Listed[Annotated[tuple[Size, ...], Field(min_length=1, max_length=16)]] = (28, 56, 112),
+        features: Size = 64,
+        num_classes: Size = 10,
     ) -> None:
         super().__init__()
+        if image_size < 2 ** (len(widths) - 1):
+            raise MgenError(f"image_size {image_size} is too small to be halved by {len(widths)} stages")
         pairs = enumerate(zip((in_channels, *widths), widths))
         stages = [nn.Sequential(_conv(c_in, c_out), *[_conv(c_out, c_out)] * (i > 0)) for i, (c_in, c_out) in pairs]
         self.stages = nn.ModuleList(stages)

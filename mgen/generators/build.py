@@ -11,7 +11,10 @@ A cascade has `first:` and `second:` with tokens and head each, and one `trunk:`
 """
 
 from collections.abc import Mapping
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import Field
 
 from mgen.generators.cascade import Cascade
 from mgen.generators.classes import Classes, ClassesConfig
@@ -27,9 +30,12 @@ from mgen.heads.head import HEADS, Head, HeadInputs, JointHead
 from mgen.nn.windows import Windows
 from mgen.tokens import TokenSpec
 from mgen.utils.config import Settings
-from mgen.utils.errors import MgenError, check_choice, suggestion
-from mgen.utils.schema import build, schema
+from mgen.utils.errors import MgenError, check_choice, shown, suggestion
+from mgen.utils.estimates import check_fits
+from mgen.utils.registry import Choice
+from mgen.utils.schema import Depth, build, schema
 
+C = TypeVar("C")
 EMBEDDER_OF = {"index": "lookup", "vector": "projection", "multi-index": "dequantize"}
 
 
@@ -42,91 +48,181 @@ class WindowsConfig:
         unit: what is masked and drawn as one: "window", or "token": any mask will do, but no cached steps.
     """
 
-    side: int = 1
-    blocks: int = 2
+    side: Annotated[int, Field(ge=1, le=64)] = 1
+    blocks: Depth = 2
     unit: Literal["window", "token"] = "window"
+
+    @property
+    def joins(self) -> bool:
+        """Whether windows are masked and drawn as one."""
+        return self.side > 1 and self.unit == "window"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageParts:
+    """What one set of tokens is built from, checked."""
+
+    tokens: TokenSpec
+    embedder: Choice[Embedder]
+    head: Choice[Head]
+
+    @property
+    def settings(self) -> Settings:
+        """The configuration with every default written out."""
+        return {"tokens": asdict(self.tokens), "embedder": self.embedder.settings, "head": self.head.settings}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorParts(StageParts):
+    """What a generator is built from, checked. Nothing is built yet."""
+
+    trunk: Choice[Trunk]
+    classes: ClassesConfig
+    windows: WindowsConfig
+
+    @property
+    def settings(self) -> Settings:
+        own = {"trunk": self.trunk.settings, "classes": asdict(self.classes), "windows": asdict(self.windows)}
+        return super().settings | own
+
+    def make(self) -> Generator:
+        """A generator with random weights."""
+        tokens, own, windows, rows = self.tokens, self.windows, None, self.tokens
+        if own.side != 1 and tokens.grid is not None:
+            windows = Windows(tokens.grid, own.side)
+            rows = windows.spec(tokens)
+        trunk = self.trunk.build(layout=Layout(length=rows.length, grid=rows.grid, global_tokens=rows.global_tokens))
+        if windows is not None and own.unit == "token":
+            trunk = WindowedTrunk(trunk, windows, blocks=own.blocks)
+        embedder = make_embedder(self, trunk, self.classes)
+        if windows is not None and own.unit == "window":
+            embedder = Windowed(embedder, windows, blocks=own.blocks)
+        inner = embedder.inner if isinstance(embedder, Windowed) else embedder
+        first = inner.ids if self.classes.table == "shared" and isinstance(inner, Lookup) else 0
+        classes = Classes(self.classes, width=trunk.width, table=embedder.token_table, first=first)
+        head = make_head(self, trunk.context_width, embedder, own)
+        return Generator(tokens=tokens, embedder=embedder, trunk=trunk, head=head, classes=classes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CascadeParts:
+    """What a cascade is built from, checked. Nothing is built yet."""
+
+    first: StageParts
+    second: StageParts
+    trunk: TwoStageMAEConfig
+    classes: ClassesConfig
+
+    @property
+    def settings(self) -> Settings:
+        """The configuration with every default written out."""
+        trunk = {"type": TwoStageMAE.type_name, **asdict(self.trunk)}
+        stages = {"first": self.first.settings, "second": self.second.settings}
+        return {**stages, "trunk": trunk, "classes": asdict(self.classes)}
+
+    def make(self) -> Cascade:
+        """A cascade with random weights."""
+        stages = self.first, self.second
+        first, second = (Layout(length=stage.tokens.length, grid=stage.tokens.grid) for stage in stages)
+        shared = TwoStageMAE(self.trunk, first=first, second=second)
+        classes = Classes(self.classes, width=shared.config.dim)
+        made = []
+        for index, parts in enumerate(stages):
+            trunk = Stage(shared, index)
+            embedder = make_embedder(parts, trunk, self.classes)
+            head = make_head(parts, trunk.context_width, embedder, WindowsConfig())
+            made.append(Generator(tokens=parts.tokens, embedder=embedder, trunk=trunk, head=head, classes=classes))
+        return Cascade(first=made[0], second=made[1])
 
 
 def build_model(config: Settings, where: str = "model.") -> Generator | Cascade:
-    """A generator, or a cascade where there are two stages; MgenError that names the key for anything wrong."""
-    return build_cascade(config, where) if "first" in config or "second" in config else build_generator(config, where)
+    """A generator, or a cascade where there are two stages, with random weights.
+
+    Raises:
+        MgenError: something is wrong, with the key, or the weights don't fit in memory, both before any is allocated.
+    """
+    parts = configure(config, where)
+    check_fits(parts.make, parts.settings, "this model")
+    return parts.make()
 
 
-def build_generator(config: Settings, where: str = "model.") -> Generator:
-    """A generator with random weights from its configuration."""
+def configure(config: Settings, where: str = "model.") -> GeneratorParts | CascadeParts:
+    """The parts of a model from its configuration; MgenError that names the key for anything wrong. Builds nothing."""
+    if not isinstance(config, Mapping):
+        raise MgenError(f"{where.rstrip('.: ') or 'the model'} is {shown(config)}: expected a mapping")
+    if "first" in config or "second" in config:
+        return _cascade_parts(config, where)
+    return _generator_parts(config, where)
+
+
+def _generator_parts(config: Settings, where: str) -> GeneratorParts:
     _check_sections(config, Generator.config_keys(), {"tokens", "trunk", "head"}, where)
-    tokens = _tokens(config["tokens"])
-    chosen = TRUNKS.configure(config["trunk"], f"{where}trunk")
-    classes_config = build(ClassesConfig, dict(config.get("classes") or {}), f"{where}classes.")
-    settings = build(WindowsConfig, dict(config.get("windows") or {}), f"{where}windows.")
-    windows, rows = None, tokens
-    if settings.side != 1:
-        if tokens.grid is None or tokens.global_tokens:
+    windows = _section(WindowsConfig, config, "windows", where)
+    parts = GeneratorParts(
+        **_stage(config, windows, where),
+        trunk=TRUNKS.configure(config["trunk"], f"{where}trunk"),
+        classes=_section(ClassesConfig, config, "classes", where),
+        windows=windows,
+    )
+    if windows.side != 1:
+        if parts.tokens.grid is None or parts.tokens.global_tokens:
             raise MgenError("windows join tokens of a grid: these have none, or global tokens beside it")
-        windows = Windows(tokens.grid, settings.side)
-        rows = windows.spec(tokens)
-    trunk = chosen.build(layout=Layout(length=rows.length, grid=rows.grid, global_tokens=rows.global_tokens))
-    if windows is not None and settings.unit == "token":
-        trunk = WindowedTrunk(trunk, windows, blocks=settings.blocks)
-    embedder = _embedder(config.get("embedder"), tokens, trunk, classes_config, f"{where}embedder")
-    if windows is not None and settings.unit == "window":
-        embedder = Windowed(embedder, windows, blocks=settings.blocks)
-    inner = embedder.inner if isinstance(embedder, Windowed) else embedder
-    first = inner.ids if classes_config.table == "shared" and isinstance(inner, Lookup) else 0
-    classes = Classes(classes_config, width=trunk.width, table=embedder.token_table, first=first)
-    head = build_head(config["head"], tokens, trunk.context_width, embedder, settings, f"{where}head")
-    return Generator(tokens=tokens, embedder=embedder, trunk=trunk, head=head, classes=classes)
+        Windows(parts.tokens.grid, windows.side)  # raises if they don't divide the grid
+    return parts
 
 
-def build_cascade(config: Settings, where: str = "model.") -> Cascade:
-    """A cascade with random weights from its configuration."""
+def _cascade_parts(config: Settings, where: str) -> CascadeParts:
     _check_sections(config, Cascade.config_keys(), {"first", "second", "trunk"}, where)
     trunk = dict(config["trunk"])
-    check_choice(f"{where}trunk.type of a cascade", str(trunk.pop("type", None)), (TwoStageMAE.type_name,))
-    stages = [dict(config[name]) for name in ("first", "second")]
-    specs = [_tokens(stage.get("tokens") or {}) for stage in stages]
-    first, second = (Layout(length=spec.length, grid=spec.grid) for spec in specs)
-    shared = TwoStageMAE(build(TwoStageMAEConfig, trunk, f"{where}trunk."), first=first, second=second)
-    settings = build(ClassesConfig, dict(config.get("classes") or {}), f"{where}classes.")
-    classes = Classes(settings, width=shared.config.dim)
-    made = []
-    for index, (name, stage, tokens) in enumerate(zip(("first", "second"), stages, specs)):
-        _check_sections(stage, {"tokens", "embedder", "head"}, {"tokens", "head"}, f"{where}{name}.")
-        part = Stage(shared, index)
-        embedder = _embedder(stage.get("embedder"), tokens, part, classes.config, f"{where}{name}.embedder")
-        head = build_head(stage["head"], tokens, part.context_width, embedder, WindowsConfig(), f"{where}{name}.head")
-        made.append(Generator(tokens=tokens, embedder=embedder, trunk=part, head=head, classes=classes))
-    return Cascade(first=made[0], second=made[1])
+    check_choice(f"{where}trunk.type of a cascade", trunk.pop("type", None), (TwoStageMAE.type_name,))
+    stages = {}
+    for name in ("first", "second"):
+        _check_sections(config[name], {"tokens", "embedder", "head"}, {"tokens", "head"}, f"{where}{name}.")
+        stages[name] = StageParts(**_stage(config[name], WindowsConfig(), f"{where}{name}."))
+    classes = _section(ClassesConfig, config, "classes", where)
+    return CascadeParts(**stages, trunk=build(TwoStageMAEConfig, trunk, f"{where}trunk."), classes=classes)
 
 
-def build_head(
-    settings: Settings, tokens: TokenSpec, width: int, embedder: Embedder, windows: WindowsConfig, where: str
-) -> Head:
+def _stage(config: Settings, windows: WindowsConfig, where: str) -> dict[str, Any]:
+    """Tokens, embedder and head that fit together."""
+    tokens = build(TokenSpec, config["tokens"], f"{where}tokens.")
+    given = config.get("embedder")
+    if isinstance(given, Mapping) or given is None:
+        given = {"type": EMBEDDER_OF[tokens.kind], **(given or {})}
+    embedder = EMBEDDERS.configure(given, f"{where}embedder")
+    if tokens.kind != (kind := embedder.cls.kind):
+        name = embedder.cls.type_name
+        raise MgenError(f"embedder {name!r} takes tokens of kind {kind!r}, these are of kind {tokens.kind!r}")
+    head = HEADS.configure(config["head"], f"{where}head")
+    name = f"{where}head.type {head.cls.type_name!r}"
+    if tokens.kind not in head.cls.token_kinds:
+        kinds = " or ".join(head.cls.token_kinds)
+        raise MgenError(f"{name} draws tokens of kind {kinds}, these are of kind {tokens.kind!r}")
+    if windows.joins and tokens.kind == "multi-index":
+        raise MgenError("windows join ids or vectors of a grid: they don't go with quantized vectors")
+    if tokens.global_tokens and not isinstance(head.config, CategoricalConfig):
+        raise MgenError(f"{where}head: global tokens have a codebook of their own, which only a categorical head draws")
+    if windows.joins and issubclass(head.cls, JointHead):
+        raise MgenError(f"{name} draws all positions together, windows are drawn one by one: use another head")
+    return {"tokens": tokens, "embedder": embedder, "head": head}
+
+
+def make_embedder(parts: StageParts, trunk: Trunk, classes: ClassesConfig) -> Embedder:
+    """The embedder of these tokens for this trunk."""
+    shared = classes.table_rows if classes.table == "shared" else 0
+    rows = TableRows(classes=shared, mask=trunk.masks_inputs)
+    return parts.embedder.build(tokens=parts.tokens, width=trunk.width, extra=rows)
+
+
+def make_head(parts: StageParts, width: int, embedder: Embedder, windows: WindowsConfig) -> Head:
     """The head for these tokens; with two codebooks one for each, with windows one for a window."""
-    chosen = HEADS.configure(settings, where)
-    cls, config = chosen
-    if tokens.kind not in cls.token_kinds:
-        raise MgenError(
-            f"{where}.type {cls.type_name!r} draws tokens of kind {' or '.join(cls.token_kinds)}, these are of kind {tokens.kind!r}"
-        )
-    joined = windows.side > 1 and windows.unit == "window"
-    if joined and (tokens.global_tokens or tokens.kind == "multi-index"):
-        raise MgenError(
-            "windows join ids or vectors of a grid: they go neither with global tokens nor with quantized vectors"
-        )
-    drawn = embedder.units if joined and tokens.kind == "vector" else tokens
+    drawn = embedder.units if windows.joins and parts.tokens.kind == "vector" else parts.tokens
     inputs = HeadInputs(tokens=drawn, width=width, table=embedder.token_table)
-    if tokens.global_tokens:
-        if not isinstance(config, CategoricalConfig):
-            raise MgenError(f"{where}: global tokens have a codebook of their own, which only a categorical head draws")
+    if isinstance(config := parts.head.config, CategoricalConfig) and parts.tokens.global_tokens:
         return PerCodebookHead(config, inputs)
-    head = chosen.build(inputs=inputs)
-    if not joined:
+    head = parts.head.build(inputs=inputs)
+    if not windows.joins:
         return head
-    if isinstance(head, JointHead):
-        raise MgenError(
-            f"{where}.type {cls.type_name!r} draws all positions together, windows are drawn one by one: use another head"
-        )
     if isinstance(head, CategoricalHead):
         return WindowHead(head, side=windows.side, blocks=windows.blocks)
     return VectorWindowHead(head, blocks=windows.blocks)
@@ -135,30 +231,15 @@ def build_head(
 def _check_sections(config: Settings, allowed: set[str], needed: set[str], where: str) -> None:
     for key in config:
         if key not in allowed:
-            raise MgenError(f"unknown key '{where}{key}': {suggestion(str(key), allowed)}")
-    if missing := sorted(key for key in needed if not isinstance(config.get(key), Mapping)):
-        raise MgenError(f"missing section '{where}{missing[0]}': a model needs {', '.join(sorted(needed))}")
+            raise MgenError(f"unknown key '{where}{shown(key)[1:-1]}': {suggestion(str(key), allowed)}")
+    for key in sorted(needed):
+        if key not in config:
+            raise MgenError(f"missing section '{where}{key}': a model needs {', '.join(sorted(needed))}")
+        if not isinstance(config[key], Mapping):
+            raise MgenError(f"'{where}{key}' takes a mapping, got {shown(config[key])}")
 
 
-def _tokens(settings: Settings) -> TokenSpec:
-    tokens = TokenSpec.from_dict(settings)
-    if tokens.kind != "vector" and (tokens.vocab_size or 0) < 1:
-        raise MgenError(f"tokens.vocab_size is {tokens.vocab_size}: tokens of kind {tokens.kind!r} need at least 1")
-    rows = tokens.length - tokens.global_tokens
-    if tokens.length < 1 or rows < 0 or (tokens.grid is not None and tokens.grid[0] * tokens.grid[1] != rows):
-        raise MgenError(
-            f"tokens.length is {tokens.length}, tokens.grid {tokens.grid}, tokens.global_tokens {tokens.global_tokens}: rows times "
-            "columns of the grid must be length − global_tokens"
-        )
-    return tokens
-
-
-def _embedder(
-    settings: Settings | None, tokens: TokenSpec, trunk: Trunk, classes: ClassesConfig, where: str
-) -> Embedder:
-    chosen = EMBEDDERS.configure({"type": EMBEDDER_OF[tokens.kind], **(settings or {})}, where)
-    if tokens.kind != (kind := chosen.cls.kind):
-        name = chosen.cls.type_name
-        raise MgenError(f"embedder {name!r} takes tokens of kind {kind!r}, these are of kind {tokens.kind!r}")
-    shared = classes.table_rows if classes.table == "shared" else 0
-    return chosen.build(tokens=tokens, width=trunk.width, extra=TableRows(classes=shared, mask=trunk.masks_inputs))
+def _section(cls: type[C], config: Settings, key: str, where: str) -> C:
+    """The schema of a section that may be left out."""
+    given = config.get(key)
+    return build(cls, {} if given is None else given, f"{where}{key}.")

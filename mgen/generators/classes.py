@@ -1,12 +1,13 @@
 """Classes: class id → class vector, with a null class for guidance or without; or one vector for every image."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
-from mgen.utils.errors import MgenError, check_choice
-from mgen.utils.schema import schema
+from mgen.utils.errors import MgenError
+from mgen.utils.schema import Natural, Size, schema
 
 # Of the published MAGE models: rows of the shared table for classes, and the one that stands for every image.
 MAGE_ROWS, MAGE_ROW = 1000, 76
@@ -23,18 +24,15 @@ class ClassesConfig:
         rows, row: of an unconditional model, so many rows of which `row` is read (MAGE has 1000 and reads the 77th).
     """
 
-    count: int = 1000
+    count: Annotated[int, Field(ge=0, le=2**20)] = 1000
     null_class: bool = True
     table: Literal["own", "shared"] = "own"
-    rows: int = 1
-    row: int = 0
+    rows: Size = 1
+    row: Natural = 0
 
     def __post_init__(self) -> None:
-        check_choice("classes.table", self.table, ("own", "shared"))
-        if self.count < 0 or not 0 <= self.row < self.rows:
-            raise MgenError(
-                f"classes.count is {self.count}, classes.row {self.row} of {self.rows} rows: expected count ≥ 0 and a row that is there"
-            )
+        if self.row >= self.rows:
+            raise MgenError(f"row is {self.row} of {self.rows} rows, counted from 0: it must be one that is there")
 
     @property
     def table_rows(self) -> int:

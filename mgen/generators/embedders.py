@@ -3,7 +3,6 @@
 Notation: B batch, n positions, C channels of a token, V ids of a codebook, D width, s side of a window.
 """
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -13,7 +12,7 @@ from mgen.generators.embedder import Embedder, TableRows, register_embedder
 from mgen.nn.levels import dequantize, gaussian_levels
 from mgen.nn.windows import TokenShuffle, TokenUnshuffle, Windows
 from mgen.tokens import TokenSpec
-from mgen.utils.errors import MgenError, check_choice
+from mgen.utils.errors import MgenError
 from mgen.utils.schema import schema
 
 
@@ -27,9 +26,6 @@ class LookupConfig:
     """
 
     last_global: Literal["published", "consistent"] = "consistent"
-
-    def __post_init__(self) -> None:
-        check_choice("embedder.last_global", self.last_global, ("published", "consistent"))
 
 
 @register_embedder("lookup", LookupConfig)
@@ -75,7 +71,7 @@ class Lookup(Embedder):
         return self.table(ids)
 
 
-@dataclass(frozen=True, kw_only=True)
+@schema
 class NoSettings:
     """`Projection` and `Dequantize` have no settings: the levels are those of the tokens."""
 

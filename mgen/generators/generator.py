@@ -4,8 +4,9 @@ Notation: B batch, L tokens, M positions asked for, D width of the context. Wher
 (`windows`), "token" below is a window: L of them, each of s² ids or s²·C numbers.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, replace
-from typing import Self
+from typing import Any, Self
 
 from torch import Tensor
 
@@ -17,7 +18,6 @@ from mgen.heads.head import Head, HeadNoise
 from mgen.nn import Cache, CachedStep, Windows
 from mgen.nn.causal import optimize_layout
 from mgen.tokens import TokenSpec
-from mgen.utils.config import Settings
 from mgen.utils.modeling import Model, public
 
 
@@ -27,12 +27,11 @@ class Composed(Model):
     classes: Classes
 
     @classmethod
-    def from_config(cls, config: Settings, **kwargs: object) -> Self:
+    def from_config(cls, config: Mapping[str, Any], **kwargs: object) -> Self:
         """One with random weights from a nested configuration, as in config.json; see mgen.generators.build."""
-        from mgen.generators.build import build_cascade, build_generator
+        from mgen.generators.build import build_model
 
-        own = {k: v for k, v in config.items() if not k.startswith("_")}
-        made = build_cascade(own) if "first" in cls.config_keys() else build_generator(own)
+        made = build_model(cls.own_config(config, "the configuration"), "")
         assert isinstance(made, cls)
         return made
 

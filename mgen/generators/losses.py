@@ -3,7 +3,6 @@
 Notation: B batch, L tokens, M masked ones where all images have as many, C numbers or ids of a token, K copies of a token.
 """
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -13,9 +12,10 @@ from mgen.generators.trunk import count_known, unknown_first
 from mgen.heads.composite import PerCodebookHead
 from mgen.heads.head import Head, HeadNoise, JointHead
 from mgen.nn import gather_rows, span, take
+from mgen.utils.schema import Rate, schema
 
 
-@dataclass(frozen=True, kw_only=True)
+@schema
 class LossOptions:
     """How the training loss is computed.
 
@@ -24,7 +24,7 @@ class LossOptions:
         head_tokens: "all" passes given tokens through a diffusion head too and drops their loss, as MAR's code does; the same loss.
     """
 
-    label_smoothing: float = 0.0
+    label_smoothing: Rate = 0.0
     tokens: Literal["masked", "all"] = "masked"
     head_tokens: Literal["masked", "all"] = "masked"
 

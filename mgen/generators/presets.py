@@ -1,24 +1,17 @@
 """Published systems as files: `create_model("mar-b")` and `list_models("mar*")` read configs/models."""
 
+import functools
 from collections.abc import Mapping
-from dataclasses import asdict
 from fnmatch import filter as fnfilter
 from pathlib import Path
 
-from mgen.generators.build import EMBEDDER_OF, WindowsConfig, build_model
+from mgen.generators.build import EMBEDDER_OF, build_model, configure
 from mgen.generators.cascade import Cascade
-from mgen.generators.classes import ClassesConfig
-from mgen.generators.embedder import EMBEDDERS
 from mgen.generators.generator import Generator
-from mgen.generators.trunk import TRUNKS
-from mgen.generators.trunks.two_stage import TwoStageMAE, TwoStageMAEConfig
 from mgen.heads.head import HEADS
-from mgen.tokens import TokenSpec
 from mgen.utils.config import Settings, merge, read_config
-from mgen.utils.errors import MgenError, suggestion
+from mgen.utils.errors import MgenError, check_choice, shown
 from mgen.utils.folders import part
-from mgen.utils.registry import Registry, T
-from mgen.utils.schema import build
 
 # Levels that vectors get where a head of quantized channels is put in the place of one of vectors: TokenBridge's.
 LEVELS = {"vocab_size": 64, "levels": {"form": "published", "low": -5.0, "high": 5.0, "span": 3.0}}
@@ -38,10 +31,10 @@ def model_config(name: str | Path, **overrides: object) -> Settings:
     Raises:
         MgenError: an unknown name; the message has the nearest.
     """
-    file = Path(name) if str(name).endswith((".yaml", ".yml")) else _folder() / f"{name}.yaml"
-    if not file.is_file():
-        raise MgenError(f"unknown model {str(name)!r}: {suggestion(str(name), list_models())}")
-    return override(read_config(file), overrides)
+    if str(name).endswith((".yaml", ".yml")):
+        return override(read_config(str(name)), overrides)
+    check_choice("model", str(name), list_models())
+    return override(read_config(_folder() / f"{name}.yaml"), overrides)
 
 
 def model_description(name: str) -> str:
@@ -72,9 +65,10 @@ def override(config: Settings, overrides: Settings) -> Settings:
             out[key] = dict(value)
         else:
             out[key] = merge(dict(old), dict(value))
-    if "head" in overrides and "tokens" not in overrides and isinstance(out.get("tokens"), Mapping):
-        out["tokens"] = _tokens_for(out["tokens"], out["head"])
-        if out["tokens"]["kind"] != config["tokens"]["kind"] and "embedder" not in overrides:
+    tokens = out.get("tokens")
+    if "head" in overrides and "tokens" not in overrides and isinstance(tokens, Mapping) and "kind" in tokens:
+        out["tokens"] = _tokens_for(dict(tokens), out["head"])
+        if out["tokens"]["kind"] != tokens["kind"] and "embedder" not in overrides:
             out["embedder"] = {"type": EMBEDDER_OF[out["tokens"]["kind"]]}
     return out
 
@@ -84,7 +78,7 @@ def named_config(settings: str | Settings, where: str = "model") -> Settings:
     if isinstance(settings, str):
         return model_config(settings)
     if not isinstance(settings, Mapping):
-        raise MgenError(f"{where} is {settings!r}: expected a name of a model, or a mapping")
+        raise MgenError(f"{where} is {shown(settings)}: expected a name of a model, or a mapping")
     overrides = {key: value for key, value in settings.items() if key != "name"}
     return model_config(settings["name"], **overrides) if "name" in settings else overrides
 
@@ -92,41 +86,17 @@ def named_config(settings: str | Settings, where: str = "model") -> Settings:
 def model_name(config: Settings) -> str | None:
     """The name of the published model with this configuration, None if there is none; dropout and scale aside."""
     own = _sizes(complete(config))
-    return next((name for name in list_models() if _sizes(complete(model_config(name))) == own), None)
+    return next((name for name, sizes in _published().items() if sizes == own), None)
+
+
+@functools.cache
+def _published() -> dict[str, object]:
+    return {name: _sizes(complete(model_config(name))) for name in list_models()}
 
 
 def complete(config: Settings) -> Settings:
-    """The configuration with every default written out; nothing is built."""
-    classes = asdict(build(ClassesConfig, dict(config.get("classes") or {})))
-    if "first" in config:
-        trunk = build(TwoStageMAEConfig, {k: v for k, v in config["trunk"].items() if k != "type"}, "trunk.")
-        return {
-            "first": _complete_stage(config["first"]),
-            "second": _complete_stage(config["second"]),
-            "trunk": {"type": TwoStageMAE.type_name, **asdict(trunk)},
-            "classes": classes,
-        }
-    return {
-        **_complete_stage(config),
-        "trunk": _complete_part(TRUNKS, config["trunk"], "trunk"),
-        "classes": classes,
-        "windows": asdict(build(WindowsConfig, dict(config.get("windows") or {}))),
-    }
-
-
-def _complete_stage(config: Settings) -> Settings:
-    tokens = TokenSpec.from_dict(config["tokens"])
-    embedder = {"type": EMBEDDER_OF[tokens.kind], **(config.get("embedder") or {})}
-    return {
-        "tokens": asdict(tokens),
-        "embedder": _complete_part(EMBEDDERS, embedder, "embedder"),
-        "head": _complete_part(HEADS, config["head"], "head"),
-    }
-
-
-def _complete_part(registry: Registry[T], settings: Settings, where: str) -> Settings:
-    cls, config = registry.configure(settings, where)
-    return {"type": cls.type_name, **asdict(config)}
+    """The configuration, which may be one that was saved, with every default written out; nothing is built."""
+    return configure({key: value for key, value in config.items() if not key.startswith("_")}).settings
 
 
 def _sizes(settings: object) -> object:

@@ -1,5 +1,7 @@
 """Heads: context vector → token; a loss for training and a draw for sampling."""
 
+from collections.abc import Mapping
+
 from mgen.heads.categorical import CategoricalHead, DrawSettings
 from mgen.heads.chains import ChainSettings
 from mgen.heads.channels import ChannelHead, ChannelSettings
@@ -8,8 +10,7 @@ from mgen.heads.diffusion import DiffusionHead
 from mgen.heads.diffusion_transformer import DiffusionTransformerHead
 from mgen.heads.head import HEADS, Draw, Head, HeadInputs, HeadNoise, JointHead, NoiseSpec, register_head
 from mgen.utils.config import Settings
-from mgen.utils.errors import MgenError
-from mgen.utils.modeling import check_keys
+from mgen.utils.errors import MgenError, check_keys, shown
 
 __all__ = [
     "CategoricalHead",
@@ -36,13 +37,15 @@ __all__ = [
 
 def check_draw(settings: Settings) -> None:
     """MgenError unless these are settings of some head's draw; whether of the head at hand, its own `check` tells."""
+    if not isinstance(settings, Mapping):
+        raise MgenError(f"head is {shown(settings)}: expected a mapping")
     kinds = (ChainSettings, DrawSettings, ChannelSettings)
-    check_keys(dict(settings), {key for kind in kinds for key in kind.__dataclass_fields__}, "head.")
+    check_keys(settings, {key for kind in kinds for key in kind.__dataclass_fields__}, "head.")
     for kind in kinds:
         if settings.keys() <= kind.__dataclass_fields__.keys():
             kind.of(settings)
             return
     raise MgenError(
-        f"head {dict(settings)} mixes settings of different heads: chain, steps, clip and spacing are of a diffusion head, "
+        f"head {shown(dict(settings))} mixes settings of different heads: chain, steps, clip and spacing are of a diffusion head, "
         "tempered and mask of a categorical one, guide of a channel head"
     )

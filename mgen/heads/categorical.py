@@ -4,7 +4,6 @@ Notation: B batch, M positions, D width, V ids.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -13,7 +12,8 @@ from torch import Tensor, nn
 
 from mgen.heads.chains import ChainSettings
 from mgen.heads.head import Draw, Head, HeadInputs, HeadNoise, HeadSettings, mix, register_head
-from mgen.heads.logit_filter import check_cuts, choose, keep_likeliest
+from mgen.heads.logit_filter import TopK, TopP, choose, keep_likeliest
+from mgen.nn.sizes import Epsilon
 from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError
 from mgen.utils.schema import schema
@@ -26,7 +26,7 @@ class OwnTable(nn.Linear):
         super().__init__(dim, rows, bias=False)
 
 
-@dataclass(frozen=True, kw_only=True)
+@schema
 class DrawSettings(HeadSettings):
     """How a categorical head draws an id.
 
@@ -38,16 +38,10 @@ class DrawSettings(HeadSettings):
         mask: where the head has a logit for the mask (Halton-MaskGIT), let it be drawn, as published.
     """
 
-    top_k: int | None = None
-    top_p: float | None = None
+    top_k: TopK = None
+    top_p: TopP = None
     tempered: bool = False
     mask: bool = True
-
-    def __post_init__(self) -> None:
-        for name in ("tempered", "mask"):
-            if not isinstance(getattr(self, name), bool):
-                raise MgenError(f"head.{name} is {getattr(self, name)!r}: expected true or false")
-        check_cuts(self.top_k, self.top_p)
 
 
 @schema
@@ -67,7 +61,7 @@ class CategoricalConfig:
     transform: bool = True
     bias: bool = True
     approximate: Literal["none", "tanh"] = "none"
-    eps: float = 1e-5
+    eps: Epsilon = 1e-5
     mask_drawn: bool = False
     loss_rows: Literal["ids", "table"] = "ids"
 

@@ -9,19 +9,23 @@ its place up on the device in every step. Its DDIM and DPM-Solver++ fit once the
 """
 
 import math
-from dataclasses import dataclass
 from itertools import accumulate
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+from pydantic import Field
 from torch import Tensor
 
 from mgen.heads.head import HeadSettings
-from mgen.utils.errors import MgenError, check_choice
+from mgen.utils.errors import MgenError
+from mgen.utils.schema import Positive, schema
+
+TrainSteps = Annotated[int, Field(ge=1, le=100_000)]  # of a full diffusion, and at most so many are drawn with
 
 
-@dataclass(frozen=True, kw_only=True)
+@schema
 class ChainSettings(HeadSettings):
     """How a token is drawn by a diffusion head.
 
@@ -33,20 +37,14 @@ class ChainSettings(HeadSettings):
             which names a spacing and no chain). DPM-Solver++ has a spacing of its own.
     """
 
-    chain: str = "ancestral"
-    steps: int = 100
-    clip: float | None = None
-    spacing: str = "ends"
+    chain: Literal["ancestral", "ddim", "dpm-solver++"] = "ancestral"
+    steps: TrainSteps = 100
+    clip: Positive | None = None
+    spacing: Literal["ends", "stride"] = "ends"
 
     def __post_init__(self) -> None:
-        check_choice("head.chain", self.chain, ("ancestral", "ddim", "dpm-solver++"))
-        check_choice("head.spacing", self.spacing, ("ends", "stride"))
-        if not isinstance(self.steps, int) or isinstance(self.steps, bool) or self.steps < 1:
-            raise MgenError(f"head.steps is {self.steps!r}: a whole number of at least 1 is needed")
         if self.steps == 1 and self.chain != "ancestral":
-            raise MgenError(f"head.steps is 1: the chain {self.chain!r} needs at least 2")
-        if self.clip is not None and not 0 < self.clip < math.inf:
-            raise MgenError(f"head.clip is {self.clip}: a positive bound of |x0| is needed, or null for none")
+            raise MgenError(f"steps is 1: the chain {self.chain!r} needs at least 2")
 
     @property
     def noise_count(self) -> int:

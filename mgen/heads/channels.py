@@ -13,7 +13,6 @@ are one product per block, ahead of the slots.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -21,18 +20,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mgen.heads.head import Draw, Head, HeadInputs, HeadNoise, HeadSettings, NoiseSpec, mix, register_head
-from mgen.heads.logit_filter import check_cuts, choose, keep_likeliest
+from mgen.heads.logit_filter import TopK, TopP, choose, keep_likeliest
 from mgen.nn.blocks import MLP, Blocks
 from mgen.nn.modulated import modulate
+from mgen.nn.sizes import Ratio, check_heads
 from mgen.utils.config import Settings
-from mgen.utils.errors import MgenError, check_choice
-from mgen.utils.schema import schema
+from mgen.utils.errors import MgenError
+from mgen.utils.schema import Layers, Listed, Natural, Size, schema
 
 # Numbers that the modulations of one piece of the rows may take: 512 MB in fp32, 315 tokens of the published L.
 PIECE = 2**27
 
 
-@dataclass(frozen=True, kw_only=True)
+@schema
 class ChannelSettings(HeadSettings):
     """How a channel head draws the ids of a token.
 
@@ -43,13 +43,9 @@ class ChannelSettings(HeadSettings):
             which takes a pass of the head for each.
     """
 
-    top_k: int | None = None
-    top_p: float | None = None
-    guide: str = "context"
-
-    def __post_init__(self) -> None:
-        check_cuts(self.top_k, self.top_p)
-        check_choice("head.guide", self.guide, ("context", "logits"))
+    top_k: TopK = None
+    top_p: TopP = None
+    guide: Literal["context", "logits"] = "context"
 
 
 class SlotAttention(nn.Module):
@@ -108,20 +104,15 @@ class ChannelConfig:
             "consistent": cond(z) alone, as in training.
     """
 
-    width: int = 1024
-    depth: int = 4
-    heads: int = 8
-    mlp_ratio: float = 4.0
-    order: tuple[int, ...] | None = None
+    width: Size = 1024
+    depth: Layers = 4
+    heads: Size = 8
+    mlp_ratio: Ratio = 4.0
+    order: Listed[tuple[Natural, ...]] | None = None
     first: Literal["published", "consistent"] = "published"
 
     def __post_init__(self) -> None:
-        if min(self.depth, self.heads) < 1 or self.width % self.heads:
-            raise MgenError(
-                f"head of depth {self.depth}, width {self.width} and {self.heads} heads: all must be at least 1, and the heads "
-                "divide the width"
-            )
-        check_choice("head.first", self.first, ("published", "consistent"))
+        check_heads(self.width, self.heads, width_name="width")
 
 
 @register_head("channels", ChannelConfig)

@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mgen.heads.chains import Chain, ChainSettings, Tables, cosine_betas
+from mgen.heads.chains import Chain, ChainSettings, Tables, TrainSteps, cosine_betas
 from mgen.heads.head import Draw, Head, HeadInputs, HeadNoise, NoiseSpec, mix, register_head
 from mgen.nn.blocks import Blocks
 from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError
-from mgen.utils.schema import schema
+from mgen.utils.schema import Depth, Size, schema
 
 # Rows of one matrix product for the modulations: enough to be bound by arithmetic, few enough to stay near the cache.
 MODULATION_ROWS = 1024
@@ -129,9 +129,9 @@ class ChainHead(Head[ChainPlan]):
 class DiffusionConfig:
     """Settings; defaults are those of MAR-B. width: W. depth: residual blocks. train_steps: steps of the full diffusion."""
 
-    width: int = 1024
-    depth: int = 6
-    train_steps: int = 1000
+    width: Size = 1024
+    depth: Depth = 6
+    train_steps: TrainSteps = 1000
 
 
 @register_head("diffusion", DiffusionConfig)

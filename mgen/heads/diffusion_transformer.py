@@ -12,14 +12,15 @@ import torch.nn.functional as F
 from diffusers.models.embeddings import get_2d_sincos_pos_embed
 from torch import Tensor, nn
 
-from mgen.heads.chains import Tables, cosine_betas
+from mgen.heads.chains import Tables, TrainSteps, cosine_betas
 from mgen.heads.diffusion import ChainHead, ChainPlan, TimeEmbedding
 from mgen.heads.head import Draw, HeadInputs, HeadNoise, JointHead, mix, register_head
 from mgen.nn.attention import Attention, gather_rows
 from mgen.nn.blocks import MLP, Blocks
 from mgen.nn.modulated import modulate
+from mgen.nn.sizes import Ratio, check_heads
 from mgen.utils.errors import MgenError
-from mgen.utils.schema import schema
+from mgen.utils.schema import Layers, Size, schema
 
 
 class MapBlock(nn.Module):
@@ -56,11 +57,18 @@ class DiffusionTransformerConfig:
         width: W. depth: blocks. heads: of the attention. mlp_ratio: hidden width of the MLP over W. train_steps: of the full diffusion.
     """
 
-    width: int = 512
-    depth: int = 6
-    heads: int = 8
-    mlp_ratio: float = 4.0
-    train_steps: int = 1000
+    width: Size = 512
+    depth: Layers = 6
+    heads: Size = 8
+    mlp_ratio: Ratio = 4.0
+    train_steps: TrainSteps = 1000
+
+    def __post_init__(self) -> None:
+        if self.width % 4:
+            raise MgenError(
+                f"width is {self.width}: its position table needs a multiple of 4, such as {self.width + 4 - self.width % 4}"
+            )
+        check_heads(self.width, self.heads, width_name="width")
 
 
 @register_head("diffusion-transformer", DiffusionTransformerConfig)
@@ -70,10 +78,6 @@ class DiffusionTransformerHead(ChainHead, JointHead[ChainPlan]):
     def __init__(self, config: DiffusionTransformerConfig, inputs: HeadInputs) -> None:
         super().__init__()
         c, tokens = config, inputs.tokens
-        if c.width % 4:
-            raise MgenError(
-                f"head.width is {c.width}: its position table needs a multiple of 4, such as {c.width + 4 - c.width % 4}"
-            )
         if tokens.grid is None:
             raise MgenError("head 'diffusion-transformer' draws the whole token grid: tokens.grid is needed")
         self.config, self.width, self.channels, self.grid = c, inputs.width, tokens.channels, tokens.grid

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from mgen.nn.windows import TokenUnshuffle
 from mgen.tokens import TokenSpec
 from mgen.utils.config import Settings
-from mgen.utils.errors import check_keys
 from mgen.utils.registry import Configured, Registry
+from mgen.utils.schema import build, schema
 
 HEADS: Registry["Head"] = Registry("head", "mgen.heads")
 register_head = HEADS.register
@@ -42,15 +42,14 @@ def mix(x: Tensor, guidance: float | None) -> Tensor:
     return torch.lerp(null, conditional, guidance)
 
 
-@dataclass(frozen=True, kw_only=True)
+@schema
 class HeadSettings:
     """Base of the settings of a draw."""
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
         """From a mapping; MgenError for a key or value that is not allowed."""
-        check_keys(dict(settings), set(cls.__dataclass_fields__), "head.")
-        return cls(**settings)
+        return build(cls, settings, "head.")
 
 
 @dataclass(frozen=True)

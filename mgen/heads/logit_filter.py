@@ -1,17 +1,16 @@
 """From logits to an id: which ids can be drawn, and the draw. Notation: V ids."""
 
+from typing import Annotated
+
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from mgen.utils.errors import MgenError
+from mgen.utils.schema import Count
 
-
-def check_cuts(top_k: object, top_p: object) -> None:
-    """MgenError unless these are settings of `keep_likeliest`."""
-    if top_k is not None and (not isinstance(top_k, int) or isinstance(top_k, bool) or top_k < 1):
-        raise MgenError(f"head.top_k is {top_k!r}: a whole number of at least 1 is needed, or null for all ids")
-    if top_p is not None and (not isinstance(top_p, int | float) or isinstance(top_p, bool) or not 0 < top_p <= 1):
-        raise MgenError(f"head.top_p is {top_p!r}: a probability above 0 and up to 1 is needed, or null for all ids")
+# Settings of `keep_likeliest`; None: all ids can be drawn.
+TopK = Count | None
+TopP = Annotated[float, Field(gt=0, le=1)] | None
 
 
 def keep_likeliest(logits: Tensor, *, top_k: int | None = None, top_p: float | None = None) -> Tensor:

@@ -3,6 +3,7 @@
 from mgen.nn.attention import Attention, Keys, Rows, attend, gather_rows, take
 from mgen.nn.blocks import MLP, Blocks, PostNormBlock, PreNormBlock, ScaledBlock, run_blocks
 from mgen.nn.cache import Cache, CachedStep, KVCache, span
+from mgen.nn.sizes import Epsilon, Ratio, check_heads
 from mgen.nn.windows import TokenShuffle, TokenUnshuffle, Windows
 
 __all__ = [
@@ -12,15 +13,18 @@ __all__ = [
     "Cache",
     "CachedStep",
     "KVCache",
+    "Epsilon",
     "Keys",
     "PostNormBlock",
     "PreNormBlock",
+    "Ratio",
     "Rows",
     "ScaledBlock",
     "TokenShuffle",
     "TokenUnshuffle",
     "Windows",
     "attend",
+    "check_heads",
     "gather_rows",
     "run_blocks",
     "span",

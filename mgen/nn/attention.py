@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mgen.nn.cache import KVCache
-from mgen.utils.errors import MgenError
 
 # CPUs with bf16 matrix units train faster with explicit attention up to about this many keys; in fp32 the forms are equal.
 EXPLICIT_KEYS = 128
@@ -57,9 +56,6 @@ class AttentionLayers(nn.Module):
         out_dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        if not isinstance(heads, int) or heads < 1 or (head_dim is None and dim % heads):
-            fits = [h for h in (1, 2, 3, 4, 6, 8, 12, 16) if dim % h == 0]
-            raise MgenError(f"heads {heads!r} does not divide the width {dim}: give a divisor, such as {fits}")
         self.heads, self.dropout, self.out_dropout, self.qk_norm = heads, dropout, out_dropout, qk_norm
         self.inner = dim if head_dim is None else heads * head_dim
         self.qkv = nn.Linear(dim, 3 * self.inner, bias=bias)

@@ -17,12 +17,16 @@ from mgen.nn.modulated import GatedMLP
 from mgen.utils.errors import MgenError
 
 
-def rotary_table(grid: tuple[int, int], head_dim: int, base: float = 10000.0) -> Tensor:
-    """cos and sin (h·w, d / 2, 2) of the angles of every cell, row by row, in fp32; MgenError for a d that is no multiple of 4."""
+def check_rotary(head_dim: int) -> None:
+    """Raise MgenError for heads of a width that is no multiple of 4."""
     if head_dim % 4:
         raise MgenError(
             f"heads of width {head_dim} cannot be turned with row and column: the width must be a multiple of 4"
         )
+
+
+def rotary_table(grid: tuple[int, int], head_dim: int, base: float = 10000.0) -> Tensor:
+    """cos and sin (h·w, d / 2, 2) of the angles of every cell, row by row, in fp32, of heads that `check_rotary` lets pass."""
     half = head_dim // 2
     speeds = base ** (-torch.arange(0, half, 2).float() / half)  # (d / 4,)
     rows, columns = (torch.arange(n).float().unsqueeze(1) * speeds for n in grid)  # (h, d / 4), (w, d / 4)

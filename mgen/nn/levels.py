@@ -69,12 +69,6 @@ def best_range(levels: int, *, span: float = 3.0, form: str = "published") -> fl
     return float(optimize.minimize_scalar(squared_error, bounds=(0.5, 16.0), method="bounded").x)
 
 
-def check_range(low: float, high: float) -> None:
-    """Raise MgenError unless low < high, both finite."""
-    if not -math.inf < low < high < math.inf:
-        raise MgenError(f"range [{low}, {high}]: two finite numbers are needed, the lower one first")
-
-
 def quantize(x: Tensor, values: Tensor, *, low: float, high: float, span: float) -> Tensor:
     """Index of the nearest level, int64 of the shape of x; a tie goes to the lower one, NaN to 0, infinities to the ends.
 

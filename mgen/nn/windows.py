@@ -25,9 +25,9 @@ class Windows:
 
     def __post_init__(self) -> None:
         h, w = self.grid
-        if not isinstance(self.side, int) or self.side < 1 or h % self.side or w % self.side:
+        if h % self.side or w % self.side:
             raise MgenError(
-                f"windows.side is {self.side!r}: a whole number that divides the token grid of {h}×{w} is needed"
+                f"windows.side is {self.side}: a whole number that divides the token grid of {h}×{w} is needed"
             )
 
     @property

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, TypeVar
 
 import torch
 from diffusers import DiffusionPipeline
@@ -12,17 +12,34 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mgen.generators import Cascade, Generator
+from mgen.pipelines.arguments import call_options, check_callback, check_given, check_indices, check_tokens, number
+from mgen.pipelines.classes import class_ids
 from mgen.pipelines.pixels import to_pil, to_uint8
+from mgen.pipelines.sizes import check_batch
 from mgen.samplers import ParallelSampler, Step, image_seed
+from mgen.samplers.parallel import Given
 from mgen.tokenizers.base import Tokenizer
-from mgen.utils.errors import MgenError, check_choice, first_line
-from mgen.utils.files import read_json
-from mgen.utils.modeling import load_saved, public, saved_class
+from mgen.utils.devices import check_device
+from mgen.utils.errors import MgenError, check_choice, shown
+from mgen.utils.files import read_json, read_mapping
+from mgen.utils.modeling import DTYPES, load_saved, public, saved_class
+from mgen.utils.schema import Text, build, schema
 from mgen.zoo import DEFAULT, resolve
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+P = TypeVar("P", bound="MaskedPipeline")
+INDEX = "model_index.json"
 COMPONENTS = ("tokenizer", "generator", "sampler")
-OUTPUTS = ("pil", "pt", "raw", "uint8", "tokens")
+Classes = Sequence[int | str | None]
+
+
+@schema(extra=True)
+class PipelineIndex:
+    """model_index.json: package and class of every part, and the names of the classes."""
+
+    tokenizer: tuple[Text, Text]
+    generator: tuple[Text, Text]
+    sampler: tuple[Text, Text]
+    class_names: tuple[Text, ...] | None = None
 
 
 @dataclass
@@ -54,7 +71,18 @@ class MaskedPipeline(DiffusionPipeline):
         class_names: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
+        for part, kind in ((tokenizer, Tokenizer), (generator, Generator | Cascade), (sampler, ParallelSampler)):
+            if not isinstance(part, kind):
+                raise MgenError(
+                    f"a pipeline is made of a Tokenizer, a Generator or Cascade and a ParallelSampler, not {shown(part)}"
+                )
         tokenizer.spec.require(generator.tokens, by=type(generator).__name__)
+        if class_names is not None and (
+            isinstance(class_names, str)
+            or not isinstance(class_names, Sequence)
+            or not all(isinstance(name, str) and name.strip() for name in class_names)
+        ):
+            raise MgenError(f"class_names is {shown(class_names)}: expected a list of texts that are not empty")
         if class_names is not None and len(class_names) != generator.num_classes:
             raise MgenError(f"{len(class_names)} class names for {generator.num_classes} classes: give one for each")
         self.register_modules(tokenizer=tokenizer, generator=generator, sampler=sampler)
@@ -62,6 +90,18 @@ class MaskedPipeline(DiffusionPipeline):
         self.tokenizer: Tokenizer
         self.generator: Generator | Cascade
         self.sampler: ParallelSampler
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Self:
+        """The pipeline of a folder or of an embedded model, as `load`.
+
+        Args:
+            torch_dtype, dtype: of all weights, fp32 by default. tokenizer, generator, sampler: take the place of the saved ones. Other
+                keyword arguments go to the networks.
+        """
+        folder = resolve(pretrained_model_name_or_path)
+        given = {part: kwargs.pop(part) for part in COMPONENTS if kwargs.get(part) is not None}
+        return _build(cls, folder, given, kwargs)
 
     @property
     def conditional(self) -> bool:
@@ -80,20 +120,15 @@ class MaskedPipeline(DiffusionPipeline):
         self.tokenizer.fuse().to(memory_format=torch.channels_last)
         return self
 
-    def check_classes(self, classes: Sequence[int | None]) -> list[int]:
-        """Class ids with None turned into the null class (0 if there are no classes); MgenError for one out of range."""
-        count, null = self.generator.num_classes, self.generator.null_class if self.conditional else 0
-        for c in classes:
-            if c is None and null is None:
-                raise MgenError("this generator has no null class: give a class for every image")
-            if c is not None and not 0 <= c < count:
-                raise MgenError(f"class {c} is out of range: this model has classes 0 … {count - 1}")
-        return [null if c is None else c for c in classes]  # type: ignore[misc]
+    def check_classes(self, classes: Classes) -> list[int]:
+        """Class ids of ids, names and None, which is the null class (0 if there are no classes); MgenError for anything else."""
+        null = self.generator.null_class if self.conditional else 0
+        return class_ids(classes, self.class_names, null, self.conditional)
 
     @torch.inference_mode()
     def __call__(
         self,
-        classes: Sequence[int | None],
+        classes: Classes,
         *,
         seed: int = 0,
         indices: Sequence[int] | None = None,
@@ -113,7 +148,7 @@ class MaskedPipeline(DiffusionPipeline):
         """Sample one image per entry of `classes`.
 
         Args:
-            classes: class ids; None is the null class, and the only entry for an unconditional model.
+            classes: class ids or names; None is the null class, and the only entry for an unconditional model.
             seed: of the run. indices: number of each image in the run (default 0, 1, 2 …); image i depends on (seed, i) alone.
             steps, guidance: replace the sampler's own; guidance is s in u + s·(c − u), 1 is none.
             sampler: replaces the pipeline's sampler. batch_size: images at a time (default: all).
@@ -129,22 +164,22 @@ class MaskedPipeline(DiffusionPipeline):
             MgenError: class out of range, guidance without a null class, settings that do not fit.
         """
         # Longer than 60 lines since every option of a run is an argument, with its documentation; the work is the loop at the end.
-        check_choice("output_type", output_type, OUTPUTS)
         check_choice("dtype", dtype, DTYPES)
+        check_callback(callback)
+        options = call_options(
+            seed=seed, batch_size=batch_size, complete=complete, progress=progress, output_type=output_type
+        )
         ids = self.check_classes(classes)
-        if (tokens is None) != (known is None):
-            raise MgenError(
-                "tokens and known go together: ids (B, L) or vectors (B, L, C), and a bool mask (B, L) of those that are given"
-            )
-        seeds = [image_seed(seed, i) for i in (range(len(ids)) if indices is None else indices)]
-        sampler = (sampler or self.sampler).override(steps=steps, guidance=guidance)
-        sampler.check(self.generator)
-        size, device = batch_size or max(1, len(ids)), self.generator.device
+        seeds = [image_seed(options.seed, i) for i in check_indices(indices, len(ids))]
+        given, pivots = self._given(tokens, known, first_stage, len(ids))
+        sampler = self._sampler(sampler, steps, guidance)
+        size, device = min(options.batch_size or len(ids), len(ids)), self.generator.device
+        check_batch(self, sampler, size, len(ids))
         complete = complete or callback is not None or output_type == "tokens"
         unused_tail = 0 if complete else self.tokenizer.unused_tail
         units = self.generator.units
         guided = any(sampler.guided(units.length, units.global_tokens))  # twice as many rows
-        self.generator.optimize_layout(min(size, len(ids)) * (2 if guided else 1))
+        self.generator.optimize_layout(size * (2 if guided else 1))
         total = -(-len(ids) // size) * self._steps(sampler, unused_tail)
         parts, images = [], []
         with tqdm(total=total, unit="step", disable=not progress, desc="sampling", leave=False) as bar:
@@ -154,9 +189,9 @@ class MaskedPipeline(DiffusionPipeline):
                     self.generator,
                     torch.tensor(ids[rows], device=device),
                     noise=sampler.make_noise(self.generator, seeds[rows]).to(device),
-                    tokens=None if tokens is None else tokens[rows],
-                    known=None if known is None else known[rows],
-                    first_stage=None if first_stage is None else (first_stage[0][rows], first_stage[1][rows]),
+                    tokens=None if given is None else given[0][rows],
+                    known=None if given is None else given[1][rows],
+                    first_stage=None if pivots is None else (pivots[0][rows], pivots[1][rows]),
                     complete_first_stage=complete,
                     unused_tail=unused_tail,
                 )
@@ -170,6 +205,33 @@ class MaskedPipeline(DiffusionPipeline):
                     images.append(decode_finite(self.tokenizer, step.tokens))
         return PipelineOutput(_output(torch.cat(images), output_type) if images else None, torch.cat(parts), ids)
 
+    def _sampler(self, sampler: ParallelSampler | None, steps: int | None, guidance: float | None) -> ParallelSampler:
+        """The sampler of a call; MgenError unless it fits the generator."""
+        if sampler is not None and not isinstance(sampler, ParallelSampler):
+            raise MgenError(
+                f"sampler is {shown(sampler)}: expected a ParallelSampler, such as pipe.sampler.override(…)"
+            )
+        chosen = (sampler or self.sampler).override(steps=number(steps), guidance=number(guidance))  # type: ignore[arg-type]
+        chosen.check(self.generator)
+        return chosen
+
+    def _given(
+        self, tokens: Tensor | None, known: Tensor | None, first_stage: object, count: int
+    ) -> list[Given | None]:
+        """The given tokens of a call, of the image and of its first stage, on the generator's device."""
+        found = [check_given(tokens, known, self.generator.tokens, count), None]
+        if first_stage is not None:
+            if not isinstance(self.generator, Cascade):
+                raise MgenError(f"{type(self.generator).__name__} has no first stage: leave first_stage out")
+            if not isinstance(first_stage, tuple | list) or len(first_stage) != 2:
+                raise MgenError(
+                    f"first_stage is {shown(first_stage)}: expected its tokens and a bool mask of given ones"
+                )
+            names = ("first_stage[0]", "first_stage[1]")
+            found[1] = check_given(first_stage[0], first_stage[1], self.generator.first_stage_spec, count, names)
+        device = self.generator.device
+        return [None if pair is None else (pair[0].to(device), pair[1].to(device)) for pair in found]
+
     def _steps(self, sampler: ParallelSampler, unused_tail: int) -> int:
         """Steps of one batch, for the progress bar."""
         stages = [s for s in (sampler, sampler.first_stage) if s is not None]
@@ -177,8 +239,12 @@ class MaskedPipeline(DiffusionPipeline):
         return sum(s.config.steps - s.config.start for s in stages) - skipped
 
     def decode(self, tokens: Tensor) -> Tensor:
-        """Images (B, C, H, W) in [-1, 1] of ids (B, L) or vectors (B, L, C); MgenError if the decoder's output isn't finite."""
-        return decode_finite(self.tokenizer, tokens).clamp(-1, 1)
+        """Images (B, C, H, W) in [-1, 1] of ids (B, L) or vectors (B, L, C).
+
+        Raises:
+            MgenError: tokens of another shape or type, ids outside of the vocabulary, a decoder whose output isn't finite.
+        """
+        return decode_finite(self.tokenizer, check_tokens(tokens, self.tokenizer.spec)).clamp(-1, 1)
 
 
 def _output(images: Tensor, output_type: str) -> Any:
@@ -200,31 +266,45 @@ def decode_finite(tokenizer: Tokenizer, tokens: Tensor, grid: tuple[int, int] | 
     return images
 
 
-def load(name: str | Path = DEFAULT, *, device: str | torch.device = "cpu") -> MaskedPipeline:
-    """The pipeline of a folder (of `save_pretrained` or `mgen convert`) or of an embedded model; MgenError if it is missing or damaged."""
-    folder, device = resolve(name), check_device(device)
-    if not (folder / "model_index.json").is_file():
+def load(
+    name: str | Path = DEFAULT, *, device: str | torch.device = "cpu", dtype: str | torch.dtype = "fp32"
+) -> MaskedPipeline:
+    """The pipeline of a folder (of `save_pretrained` or `mgen convert`) or of an embedded model; MgenError if it is missing or damaged.
+
+    Args:
+        dtype: of all weights, fp32, bf16 or fp16. The option `dtype` of a call computes in bf16 or fp16 with weights in fp32.
+    """
+    device = check_device(device)
+    return _build(MaskedPipeline, resolve(name), {}, {"dtype": dtype}).to(device)
+
+
+def _build(cls: type[P], folder: Path, given: dict[str, Any], options: dict[str, Any]) -> P:
+    """The pipeline of a folder, with the parts that are given; `options` of Model.from_pretrained."""
+    if not (folder / INDEX).is_file():
         what, config = (
             "expected a folder written by save_pretrained, mgen train or mgen convert",
             folder / "config.json",
         )
         if config.is_file():
-            name = read_json(config).get("_class_name")
+            name = shown(read_mapping(config).get("_class_name")).strip("'")
             what = f"it holds a {name} alone; join it with a tokenizer by mgen convert pipeline"
         raise MgenError(f"{folder} is no pipeline (model_index.json is missing): {what}")
-    index = read_json(folder / "model_index.json")
-    parts = {part: _load_part(folder, part, index) for part in COMPONENTS}
-    pipe = MaskedPipeline(**parts, class_names=index.get("class_names"))
+    index = read_index(folder)
+    parts = {part: given.get(part) or _load_part(folder, part, index, options) for part in COMPONENTS}
+    try:
+        pipe = cls(**parts, class_names=index.class_names)
+    except MgenError as error:
+        raise MgenError(f"{folder / INDEX}: {error}") from error
     pipe.tokenizer.eval()
     pipe.generator.eval()
-    return pipe.to(device)
+    return pipe
 
 
 def load_tokenizer(name: str | Path, *, device: str | torch.device = "cpu") -> Tokenizer:
     """The tokenizer of a pipeline, or a tokenizer saved on its own."""
     folder = resolve(name)
-    if (folder / "model_index.json").is_file():
-        tokenizer = _load_part(folder, "tokenizer", read_json(folder / "model_index.json"))
+    if (folder / INDEX).is_file():
+        tokenizer = _load_part(folder, "tokenizer", read_index(folder), {})
     else:
         if not (folder / "config.json").is_file():
             raise MgenError(f"no tokenizer in {folder} (neither model_index.json nor config.json)")
@@ -234,28 +314,20 @@ def load_tokenizer(name: str | Path, *, device: str | torch.device = "cpu") -> T
     return tokenizer.eval().to(check_device(device))
 
 
-def check_device(device: str | torch.device) -> torch.device:
-    """A usable device; "auto" takes a GPU if there is one. MgenError for one that is not here."""
-    if device == "auto":
-        return torch.device(
-            "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        )
-    try:
-        found = torch.device(device)
-        torch.empty(0, device=found)
-        return found
-    except (RuntimeError, AssertionError) as error:
-        raise MgenError(
-            f"device {str(device)!r} cannot be used here ({first_line(error, 100)}): try cpu or auto"
-        ) from error
+def read_index(folder: Path) -> PipelineIndex:
+    """model_index.json of a folder; MgenError if it is damaged or names parts that aren't mgen's."""
+    index = build(PipelineIndex, read_json(folder / INDEX), f"{folder / INDEX}: ")
+    for part in COMPONENTS:
+        package, name = getattr(index, part)
+        if package.split(".")[0] != "mgen":
+            raise MgenError(f"{folder / INDEX}: {part} is {name} of {package}, which is no part of mgen")
+    return index
 
 
-def _load_part(folder: Path, part: str, index: dict[str, Any]) -> Any:
-    entry = index.get(part)
-    if not isinstance(entry, list) or len(entry) != 2:
-        raise MgenError(f"{folder / 'model_index.json'} names no {part}: convert or save the pipeline again")
+def _load_part(folder: Path, part: str, index: PipelineIndex, options: dict[str, Any]) -> Any:
+    name = getattr(index, part)[1]
     if part == "sampler":
-        config = read_json(folder / part / ParallelSampler.config_name)
-        own = {k: v for k, v in config.items() if not k.startswith("_")}
-        return ParallelSampler.from_settings(own, str(folder / part))
-    return saved_class(entry[1], f"model class in {folder / 'model_index.json'}").from_pretrained(folder / part)
+        config = folder / part / ParallelSampler.config_name
+        own = {k: v for k, v in read_mapping(config).items() if not k.startswith("_")}
+        return ParallelSampler.from_settings(own, str(config))
+    return saved_class(name, f"model class in {folder / INDEX}").from_pretrained(folder / part, **options)

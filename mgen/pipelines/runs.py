@@ -7,16 +7,17 @@ temporary name and renamed, so a file that exists is complete.
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from mgen.pipelines.labels import LabelPlan
 from mgen.pipelines.pixels import QUANTIZATIONS
+from mgen.pipelines.run_file import read_run
 from mgen.pipelines.shards import SHARD, find_shards, shard_name
-from mgen.utils.errors import MgenError, check_choice
+from mgen.utils.errors import MgenError, check_choice, shown
 from mgen.utils.files import read_json, write_json
 
 FORMATS = ("png", "npz")
@@ -53,9 +54,9 @@ class Run:
         return self.labels.count
 
     @property
-    def spans(self) -> list[tuple[int, int]]:
+    def spans(self) -> "Spans":
         """First image of every file, and the one after its last."""
-        return spans(0, self.count, self.shard_size if self.format == "npz" else 1)
+        return Spans(range(0, self.count, self.shard_size if self.format == "npz" else 1), self.count)
 
     def settings(self) -> dict[str, Any]:
         """For run.json."""
@@ -76,14 +77,43 @@ class Run:
         """File name of a span."""
         return shard_name(start, stop) if self.format == "npz" else image_name(start, self.labels(start))
 
-    def ids(self, start: int, stop: int) -> list[int]:
+    def ids(self, start: int, stop: int) -> Iterator[int]:
         """Class ids of images start … stop - 1, -1 for none."""
-        return [-1 if c is None else c for c in map(self.labels, range(start, stop))]
+        return (-1 if c is None else c for c in map(self.labels, range(start, stop)))
 
 
-def spans(start: int, stop: int, size: int) -> list[tuple[int, int]]:
-    """start … stop - 1 in parts of `size`, the last one possibly smaller: first index of each, and the one after its last."""
-    return [(first, min(first + size, stop)) for first in range(start, stop, size)]
+def spans(start: int, stop: int, size: int) -> "Spans":
+    """start … stop - 1 in parts of `size`, the last one possibly smaller."""
+    return Spans(range(start, stop, size), stop)
+
+
+class Spans(Sequence[tuple[int, int]]):
+    """Parts of a run: first index of each, and the one after its last. A run of any length takes no memory.
+
+    Args:
+        starts: the first indices; their step is the size of a part. stop: of the last part.
+    """
+
+    def __init__(self, starts: range, stop: int, size: int | None = None) -> None:
+        self.starts, self.stop, self.size = starts, stop, size or starts.step
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    @overload
+    def __getitem__(self, index: int) -> tuple[int, int]: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Spans": ...
+    def __getitem__(self, index: int | slice) -> "tuple[int, int] | Spans":
+        if isinstance(index, slice):
+            return Spans(self.starts[index], self.stop, self.size)
+        start = self.starts[index]
+        return start, min(start + self.size, self.stop)
+
+    @property
+    def total(self) -> int:
+        """Indices in all parts together."""
+        return len(self) * self.size - max(0, self.starts[-1] + self.size - self.stop) if self.starts else 0
 
 
 def image_name(index: int, label: int | None) -> str:
@@ -100,16 +130,19 @@ def begin_run(out: Path, settings: dict[str, Any]) -> None:
 def check_run(out: Path, settings: dict[str, Any], *, defaults: Mapping[str, Any] | None = None) -> None:
     """Raise MgenError if the folder has a run.json of another run; `defaults`: values of settings that it may leave out."""
     file, defaults = out / "run.json", defaults or {}
-    if not file.is_file():
+    if not file.exists() and not file.is_symlink():
         return
     settings, there = json.loads(json.dumps(settings)), read_json(file)
     if not isinstance(there, dict):
         raise MgenError(f"{file} does not describe a run: choose another --out, or remove the folder")
-    # The same weights may be at another path, and a run may be extended.
-    for key in sorted((settings.keys() | there.keys()) - {"num_images", "model"}):
+    skipped = {"num_images", "model"}  # the same weights may be at another path, and a run may be extended
+    if "model_sha256" not in there:  # of an older version, which knew a model by its weights
+        skipped.add("model_sha256")
+    for key in sorted((settings.keys() | there.keys()) - skipped):
         now, then = (values.get(key, defaults.get(key)) for values in (settings, there))
         if now != then:
-            raise MgenError(f"{out} holds a run with {key}={then}, now {now}: choose another --out, or remove it")
+            then, now = (value if isinstance(value, str) and len(value) < 70 else shown(value) for value in (then, now))
+            raise MgenError(f"{out} holds a run with {key[:60]}={then}, now {now}: choose another --out, or remove it")
     if settings.get("labels") == "sorted" and there.get("num_images") != settings["num_images"]:
         raise MgenError(
             f"{out} holds a run of {there.get('num_images')} images in sorted classes, now {settings['num_images']}: with --labels "
@@ -128,6 +161,7 @@ def begin_images(run: Run, about: Mapping[str, Any]) -> None:
     """
     settings = {**about, **run.settings()}
     check_run(run.out, settings, defaults=DEFAULTS)
+    read_run(run.out)  # raises for what a run can't be
     names = names_in(run.out)
     _check_files(run, names)
     remove_leftovers(run.out, r"\d{6,}(_class-\d{4,})?\.png|images-\d{6,}-\d{6,}\.npz|grid\.png|run\.json")

@@ -11,7 +11,7 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -21,8 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mgen.pipelines.run_file import read_run
 from mgen.utils.errors import MgenError
-from mgen.utils.files import atomic_path, read_json
+from mgen.utils.files import atomic_path
 
 SHARD = re.compile(r"images-(\d{6,})-(\d{6,})\.npz")
 # What reading a damaged npz file can raise.
@@ -82,8 +83,8 @@ class ShardFolder:
             if shard.start < expected:
                 raise MgenError(f"{shard.path} overlaps the shard before it: the folder holds shards of two runs")
             expected = shard.stop
-        run = read_json(self.path / "run.json") if (self.path / "run.json").is_file() else {}
-        planned = run.get("num_images", expected) if isinstance(run, dict) else expected
+        run = read_run(self.path)
+        planned = expected if run is None else run.num_images
         if expected < planned:
             raise MgenError(
                 f"{path} holds {expected} of the {planned} images of its run: rerun the same mgen sample to complete it"
@@ -96,6 +97,10 @@ class ShardFolder:
     def labels(self) -> Tensor:
         """Class ids int64 (N,), -1 for none; the images are not read."""
         return torch.cat([_read(shard, ("arr_1",))[0] for shard in self.shards])
+
+    def labels_by_shard(self) -> Iterator[list[int]]:
+        """The same, of one shard after the other."""
+        return (_read(shard, ("arr_1",))[0].tolist() for shard in self.shards)
 
     def read(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """Images start … stop - 1 as uint8 (n, C, H, W), and their class ids int64 (n,)."""
@@ -147,7 +152,7 @@ def _read(shard: Shard, names: Sequence[str]) -> list[Tensor]:
     return [torch.from_numpy(arrays[name] if name == "arr_0" else arrays[name].astype(np.int64)) for name in names]
 
 
-def write_npz(path: str | Path, images: Iterable[Tensor], *, labels: Sequence[int]) -> None:
+def write_npz(path: str | Path, images: Iterable[Tensor], *, labels: Sequence[int] | np.ndarray[Any, Any]) -> None:
     """Write arr_0 and arr_1 part by part, completely or not at all; memory does not grow with the number of images.
 
     Args:

@@ -37,7 +37,7 @@ def make_dataset(config: DataConfig, *, split: str, fingerprint: str | None = No
         check_memory(
             4.0 * config.channels * side * side, what, "set it to the side of the images that the model is for"
         )
-        return ImageFolder(root=path, image_size=config.image_size, channels=config.channels)
+        return ImageFolder(root=path, image_size=config.image_size, channels=config.channels, classes=config.classes)
     cache = TokenCache(path, fingerprint=fingerprint)
     if config.flip and split == "train" and not cache.flips:
         raise MgenError(f"data.flip is on, but {path} has no flipped views: run mgen cache with --flips")

@@ -45,10 +45,10 @@ class GeneratorTask(Task):
         self.tokens_fingerprint = None if self.tokenizer is None else self.tokenizer.fingerprint()
         self.load_data(fingerprint=self.tokens_fingerprint if config.data.kind == "cache" else None)
         if isinstance(self.train_data, TokenCache):
-            self.tokens_fingerprint = self.train_data.index["fingerprint"]
+            self.tokens_fingerprint = self.train_data.index.fingerprint
         self._check_data()
         names = tuple(self.train_data.class_names)
-        self.class_names = names if model.conditional and any(names) else None
+        self.class_names = names if model.conditional else None
 
     def _load_tokenizer(self) -> Tokenizer | None:
         settings = self.settings

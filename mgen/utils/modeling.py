@@ -5,8 +5,7 @@ diffusers fills missing weights with random values and only warns. A half-random
 """
 
 import inspect
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -15,10 +14,12 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import FrozenDict
 from safetensors import SafetensorError
 
-from mgen.utils.errors import MgenError, check_choice, check_keys, first_line
-from mgen.utils.files import read_json
+from mgen.utils.errors import MgenError, check_choice, check_keys, first_line, shown
+from mgen.utils.files import check_writable, read_mapping, scratch_folder
+from mgen.utils.weight_files import check_weights, move_weights
 
 T = TypeVar("T", bound=type)
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def public(cls: T) -> T:
@@ -32,18 +33,27 @@ def saved_class(name: object, where: str) -> "type[Model]":
     import mgen
 
     known = {n: c for n in mgen.__all__ if isinstance(c := getattr(mgen, n), type) and issubclass(c, Model)}
-    return known[check_choice(where, str(name), known)]
+    return known[check_choice(where, name if isinstance(name, str) else shown(name), known)]
 
 
 def load_saved(folder: str | Path) -> "Model":
     """The network of a folder written by `save_pretrained`, of the class that its config.json names."""
     config = Path(folder) / Model.config_name
-    return saved_class(read_json(config).get("_class_name"), f"model class in {config}").from_pretrained(folder)
+    return saved_class(read_mapping(config).get("_class_name"), f"model class in {config}").from_pretrained(folder)
 
 
 def constructor_keys(cls: Callable[..., object]) -> set[str]:
     """Names of the keyword arguments of `cls`."""
     return set(inspect.signature(cls).parameters)
+
+
+def check_dtype(dtype: object) -> torch.dtype:
+    """fp32, bf16 or fp16, by name or as torch.float32 …; MgenError for anything else."""
+    if isinstance(dtype, str) and dtype in DTYPES:
+        return DTYPES[dtype]
+    if isinstance(dtype, torch.dtype) and dtype in DTYPES.values():
+        return dtype
+    raise MgenError(f"dtype is {shown(dtype)}: choose torch.float32, torch.bfloat16 or torch.float16")
 
 
 class Model(ModelMixin, ConfigMixin):
@@ -61,29 +71,61 @@ class Model(ModelMixin, ConfigMixin):
         return constructor_keys(cls)
 
     @classmethod
+    def own_config(cls, config: object, where: str) -> dict[str, Any]:
+        """The entries of a configuration that are the network's, not diffusers'; MgenError for no mapping and for unknown keys."""
+        if not isinstance(config, Mapping):
+            raise MgenError(f"{where} is {shown(config)}: expected a mapping, as in {cls.config_name}")
+        own = {key: value for key, value in config.items() if not str(key).startswith("_")}
+        check_keys(own, cls.config_keys(), f"{where}: ")
+        return own
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], **kwargs: Any) -> Self:
+        """One with random weights from a configuration, as in config.json; MgenError for anything wrong in it."""
+        cls.own_config(config, "the configuration")
+        return super().from_config(config, **kwargs)
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """Write config.json and the weights into a folder; weight files that an earlier save left there are removed."""
+        if kwargs.get("push_to_hub"):  # which uploads the folder
+            super().save_pretrained(str(save_directory), **kwargs)
+            return
+        check_writable(save_directory)
+        with scratch_folder(save_directory) as scratch:
+            super().save_pretrained(str(scratch), **kwargs)
+            move_weights(scratch, Path(save_directory), kwargs.get("variant"))
+
+    @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: object) -> Self:
         """Load a folder written by `save_pretrained`.
+
+        Args:
+            torch_dtype, dtype: of the weights, fp32 by default. Other keyword arguments as of diffusers.
 
         Raises:
             MgenError: the folder or its files are missing or damaged, a configuration key is unknown, or the weights are not exactly
                 those of the model.
         """
+        if not isinstance(pretrained_model_name_or_path, str | Path):
+            raise MgenError(f"model is {shown(pretrained_model_name_or_path)}: expected the path of a folder")
         folder = Path(pretrained_model_name_or_path) / str(kwargs.get("subfolder") or "")
+        names = [kwargs.pop(key, None) for key in ("dtype", "torch_dtype")]
+        dtype = check_dtype(next((name for name in names if name is not None), torch.float32))
         config_file = folder / cls.config_name
         if not config_file.is_file():
             raise MgenError(
                 f"no {cls.config_name} in {folder}: expected a folder written by save_pretrained or mgen convert"
             )
+        cls.own_config(read_mapping(config_file), str(config_file))
+        safe = check_weights(folder, kwargs.get("variant"))
+        # low_cpu_mem_usage would leave missing weights on the meta device, where the check below cannot see them. Tables that a
+        # constructor computes are made in fp32, whatever the weights become.
+        given = {"low_cpu_mem_usage": False, "use_safetensors": safe, **kwargs}
+        given |= {"torch_dtype": torch.float32, "output_loading_info": True}
         try:
-            config = json.loads(config_file.read_text())
-        except ValueError as error:
-            raise MgenError(f"{config_file} is not valid JSON ({error}): write the folder again") from error
-        own = {key: value for key, value in config.items() if not key.startswith("_")}
-        check_keys(own, cls.config_keys(), f"{config_file}: ")
-        # low_cpu_mem_usage would leave missing weights on the meta device, where the check below cannot see them.
-        kwargs = {"torch_dtype": torch.float32, "low_cpu_mem_usage": False, **kwargs, "output_loading_info": True}
-        try:
-            model, info = super().from_pretrained(str(pretrained_model_name_or_path), **kwargs)
+            model, info = super().from_pretrained(str(pretrained_model_name_or_path), **given)
+        except MgenError as error:  # of the constructor
+            raise MgenError(f"{config_file}: {error}") from error
         except (SafetensorError, OSError, EOFError) as error:
             raise MgenError(
                 f"cannot read the weights in {folder} ({first_line(error)}): missing or truncated file"
@@ -94,11 +136,16 @@ class Model(ModelMixin, ConfigMixin):
         if wrong:
             text = "; ".join(f"{len(names)} {key.replace('_', ' ')}, e.g. {names[0]}" for key, names in wrong.items())
             raise MgenError(f"the weights in {folder} are not those of {cls.__name__}: {text}")
-        for name, weight in model.named_parameters():
-            if not torch.isfinite(weight).all():
-                raise MgenError(
-                    f"{folder}: weight {name!r} holds NaN or infinity; the checkpoint is damaged or diverged"
-                )
+        _check_finite(model, f"{folder}: weight %s holds NaN or infinity; the checkpoint is damaged or diverged")
         # diffusers records the path a model was loaded from; keep users' folders out of saved configurations.
         model._internal_dict = FrozenDict({k: v for k, v in model.config.items() if k != "_name_or_path"})
+        if dtype != torch.float32:
+            model.to(dtype)
+            _check_finite(model, f"{folder}: weight %s is too large for {dtype}: load it in torch.bfloat16")
         return model
+
+
+def _check_finite(model: torch.nn.Module, text: str) -> None:
+    for name, weight in model.state_dict().items():
+        if not torch.isfinite(weight).all():
+            raise MgenError(text % repr(name))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar, cast
 
 from mgen.utils.config import Settings
-from mgen.utils.errors import MgenError, check_choice
+from mgen.utils.errors import MgenError, check_choice, shown
 from mgen.utils.schema import build
 
 if TYPE_CHECKING:
@@ -27,6 +27,11 @@ class Choice(NamedTuple, Generic[T]):
         """An instance; `parts` are what its constructor takes beside the config."""
         make: Callable[..., T] = self.cls
         return make(self.config, **parts)
+
+    @property
+    def settings(self) -> Settings:
+        """`type` and all settings."""
+        return {"type": self.cls.type_name, **dataclasses.asdict(self.config)}
 
 
 class Registry(Generic[T]):
@@ -62,13 +67,13 @@ class Registry(Generic[T]):
     def get(self, name: str) -> type[T]:
         """The class of that name; MgenError with the nearest name if there is none."""
         self._load()
-        return self._classes[check_choice(f"{self.kind} type", str(name), self._classes)]
+        return self._classes[check_choice(f"{self.kind} type", name, self._classes)]
 
     def configure(self, settings: Settings, where: str) -> Choice[T]:
         """The class that `type` names and its config; MgenError, naming `where`, for unknown types and keys and values of wrong type."""
         if not isinstance(settings, Mapping) or "type" not in settings:
             raise MgenError(
-                f"{where} is {settings!r}: expected a mapping with `type`, one of {', '.join(self.names())}"
+                f"{where} is {shown(settings)}: expected a mapping with `type`, one of {', '.join(self.names())}"
             )
         cls = self.get(settings["type"])
         own = {key: value for key, value in settings.items() if key != "type"}

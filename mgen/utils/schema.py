@@ -16,24 +16,23 @@ import dataclasses
 import functools
 import json
 import os
-import types
-import typing
-from collections.abc import Callable, Hashable, Iterable, Mapping
-from typing import Annotated, Any, ParamSpec, TypeVar, cast, dataclass_transform, get_args, get_origin, overload
+from collections.abc import Callable, Hashable, Mapping
+from typing import Annotated, Any, ParamSpec, TypeVar, cast, dataclass_transform, overload
 
-from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError, validate_call
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, validate_call
 from pydantic.dataclasses import dataclass as pydantic_dataclass
-from pydantic_core import ErrorDetails
 
-from mgen.utils.errors import MgenError, shown, suggestion
+from mgen.utils.errors import MgenError, shown
 from mgen.utils.plain import check_plain
+from mgen.utils.schema_errors import explained
 
 T = TypeVar("T")
 P = ParamSpec("P")
 
 # Numbers of settings. All are finite.
 Size = Annotated[int, Field(ge=1, le=2**20)]  # widths, lengths, sides
-Depth = Annotated[int, Field(ge=0, le=10_000)]  # numbers of layers
+Depth = Annotated[int, Field(ge=0, le=1000)]  # numbers of layers, where none will do
+Layers = Annotated[int, Field(ge=1, le=1000)]  # where one at least is needed
 Count = Annotated[int, Field(ge=1, le=2**53)]
 Natural = Annotated[int, Field(ge=0, le=2**53)]  # 0 and more
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -41,6 +40,8 @@ Rate = Annotated[float, Field(ge=0, lt=1)]  # of dropout
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Text = Annotated[str, Field(min_length=1)]
+# `Listed[tuple[Size, ...]]` takes a list too, also in Python. Not for tuples of schemas.
+Listed = Annotated[T, BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)]
 
 
 def _path(value: str) -> str:
@@ -113,7 +114,7 @@ def build(cls: type[T], data: Mapping[str, Any], where: str = "") -> T:
     check_plain(data, where)
     try:
         # As JSON, so that lists can become tuples and mappings schemas, and nothing else is converted.
-        made: T = _adapter(cls).validate_json(json.dumps(data))
+        made: T = _adapter(cast(Hashable, cls)).validate_json(json.dumps(data, default=dict))
         return made
     except ValidationError as error:
         raise explained(error, cls, where) from error
@@ -122,130 +123,3 @@ def build(cls: type[T], data: Mapping[str, Any], where: str = "") -> T:
 @functools.cache
 def _adapter(cls: Hashable) -> TypeAdapter[Any]:
     return TypeAdapter(cast(type, cls))
-
-
-# -- error texts -----------------------------------------------------------------------------------------------------------
-
-_KINDS = {
-    "int_type": "a whole number",
-    "int_from_float": "a whole number",
-    "float_type": "a number",
-    "finite_number": "a finite number",
-    "string_type": "a text",
-    "bool_type": "true or false",
-    "tuple_type": "a list",
-    "list_type": "a list",
-    "dict_type": "a mapping",
-    "mapping_type": "a mapping",
-    "dataclass_type": "a mapping",
-    "none_required": "null",
-    "string_too_short": "a text that is not empty",
-}
-_UNKNOWN = ("unexpected_keyword_argument", "unexpected_positional_argument", "extra_forbidden")
-_LIMITS = {
-    "greater_than_equal": ("ge", "at least {}"),
-    "greater_than": ("gt", "more than {}"),
-    "less_than_equal": ("le", "at most {}"),
-    "less_than": ("lt", "less than {}"),
-}
-
-
-def explained(error: ValidationError, cls: object, where: str) -> MgenError:
-    """The first thing that a validation found, in one line."""
-    # An unknown key first: it often is a misspelled one that is missing.
-    found = sorted(error.errors(include_url=False), key=lambda e: e["type"] not in _UNKNOWN)
-    top = _place(found[0]["loc"], cls)
-    # One entry for each member of a union; one that got further than the others tells more.
-    same = [e for e in found if _place(e["loc"], cls)[: len(top)] == top]
-    deepest = max(same, key=lambda e: len(_place(e["loc"], cls)))
-    return MgenError(_sentence(deepest, same, cls, where))
-
-
-def _sentence(error: ErrorDetails, same: Iterable[ErrorDetails], cls: object, where: str) -> str:
-    kind, given = error["type"], error["input"]
-    place = _place(error["loc"], cls)
-    name = f"{where}{'.'.join(map(str, place))}".rstrip(".")
-    if kind in _UNKNOWN:
-        return f"unknown key '{name}': {suggestion(str(place[-1]), _names(cls, place[:-1]))}"
-    if kind in ("missing", "missing_argument", "missing_keyword_only_argument"):
-        if place and isinstance(place[-1], int):
-            return f"'{where}{'.'.join(map(str, place[:-1]))}' takes more values: got {shown(given)}"
-        return f"missing key '{name}'"
-    if kind == "too_long" and isinstance(given, list | tuple):
-        return f"'{name}' takes {error['ctx'].get('max_length')} values, got {len(given)}: {shown(given)}"
-    if isinstance(own := error.get("ctx", {}).get("error"), MgenError):  # of a __post_init__ or a validator
-        return f"{name.rstrip(': ')}: {own}" if name else str(own)
-    if kind == "literal_error":
-        allowed = [str(v).strip("'") for v in error["ctx"]["expected"].replace(" or ", ", ").split(", ")]
-        return f"'{name}' is {shown(given)}: {suggestion(str(given), allowed)}"
-    if kind in _LIMITS:
-        limit, phrase = _LIMITS[kind]
-        return f"'{name}' is {shown(given)}: allowed is {phrase.format(error['ctx'][limit])}"
-    words = list(dict.fromkeys(_KINDS[e["type"]] for e in same if e["type"] in _KINDS))
-    if not words:
-        return f"'{name}' is {shown(given)}: {error['msg'][:1].lower()}{error['msg'][1:]}"
-    return f"'{name}' takes {' or '.join(words)}, got {shown(given)}"
-
-
-def _place(loc: tuple[int | str, ...], cls: object) -> tuple[int | str, ...]:
-    """The keys of a location, without the names that pydantic gives to the members of a union."""
-    place: list[int | str] = []
-    hints = [cls]
-    for part in loc:
-        below = [h for hint in hints for h in _below(hint, part)]
-        if below:
-            place.append(part)
-            hints = below
-        elif part == loc[-1] and any(_fields(hint) for hint in hints) and not _is_member(part, hints):
-            place.append(part)  # an unknown key
-    return tuple(place)
-
-
-def _is_member(part: int | str, hints: list[object]) -> bool:
-    """Whether `part` is the name of a member of a union among `hints`."""
-    names = {getattr(m, "__name__", "") for hint in hints for m in _members(hint)}
-    return isinstance(part, str) and (part in names or "[" in part)
-
-
-def _members(hint: object) -> list[object]:
-    """The types that a hint allows, but None."""
-    if get_origin(hint) is Annotated:
-        return _members(get_args(hint)[0])
-    if get_origin(hint) in (typing.Union, types.UnionType):
-        return [m for arg in get_args(hint) for m in _members(arg)]
-    return [] if hint is type(None) else [hint]
-
-
-def _fields(hint: object) -> dict[str, object]:
-    """Names and hints of a dataclass or function, {} for other types."""
-    found: dict[str, object] = {}
-    for member in _members(hint):
-        if dataclasses.is_dataclass(member):
-            found |= {f.name: f.type for f in dataclasses.fields(member)} | {
-                k: v for k, v in typing.get_type_hints(member, include_extras=True).items()
-            }
-        elif callable(member) and not isinstance(member, type) and hasattr(member, "__annotations__"):
-            found |= {k: v for k, v in typing.get_type_hints(member, include_extras=True).items() if k != "return"}
-    return found
-
-
-def _below(hint: object, part: int | str) -> list[object]:
-    """What the hint says about its entry `part`; empty if it has none of that name."""
-    out: list[object] = []
-    for member in _members(hint):
-        origin, args = get_origin(member), get_args(member)
-        if isinstance(part, str) and part in (fields := _fields(member)):
-            out.append(fields[part])
-        elif isinstance(part, int) and origin in (tuple, list) and args:
-            out.append(args[part] if origin is tuple and Ellipsis not in args and part < len(args) else args[0])
-        elif isinstance(part, str) and origin is dict and args:
-            out.append(args[1])
-    return out
-
-
-def _names(cls: object, place: tuple[int | str, ...]) -> list[str]:
-    """Valid keys at a place."""
-    hints = [cls]
-    for part in place:
-        hints = [h for hint in hints for h in _below(hint, part)]
-    return [name for hint in hints for name in _fields(hint)]

@@ -230,8 +230,8 @@ def test_one_channel_is_a_categorical_head() -> None:
     [
         (dict(order=(0, 1, 2, 3, 3)), r"head.order is \[0, 1, 2, 3, 3\]"),
         (dict(order=(0, 1)), "expected each of 0 … 4 once"),
-        (dict(heads=3), "the heads divide the width"),
-        (dict(channels=0, order=None), "4 tokens of 0 channels of 7 ids"),
+        (dict(heads=3), "heads 3 does not divide width 16"),
+        (dict(channels=0, order=None), "channels' is 0: allowed is at least 1"),
         (dict(first="other"), "first' is 'other'"),
     ],
 )
@@ -243,10 +243,10 @@ def test_bad_sizes(settings: dict[str, Any], text: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        ({"guide": "both"}, "unknown head.guide 'both'"),
-        ({"top_p": 0.0}, "head.top_p is 0.0"),
-        ({"top_p": 1.5}, "head.top_p is 1.5"),
-        ({"top_k": 0}, "head.top_k is 0"),
+        ({"guide": "both"}, "'head.guide' is 'both'"),
+        ({"top_p": 0.0}, "'head.top_p' is 0.0"),
+        ({"top_p": 1.5}, "'head.top_p' is 1.5"),
+        ({"top_k": 0}, "'head.top_k' is 0"),
         ({"guide": "logits", "chain": "ddim"}, "mixes settings"),
         ({"guid": "logits"}, "did you mean 'guide'"),
     ],

@@ -131,7 +131,7 @@ def test_clip_bounds_the_answer() -> None:
         ({"chain": "dimm"}, "ddim"),
         ({"steps": 0}, "at least 1"),
         ({"steps": 2000}, "at most 1000"),
-        ({"clip": -1.0}, "positive"),
+        ({"clip": -1.0}, "allowed is more than 0"),
         ({"eta": 0.5}, "unknown key 'head.eta'"),
         ({"stepz": 5}, "did you mean 'steps'"),
     ],

@@ -8,16 +8,19 @@ Notation: B batch, L rows, M positions asked for, D width, F hidden width of the
 """
 
 from collections.abc import Callable
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from mgen.generators.embedder import TokenRows
 from mgen.generators.trunk import FULL, Layout, PassOptions, Trunk, register_trunk, table
 from mgen.nn import Blocks, Cache, CachedStep, Keys, Rows, run_blocks
 from mgen.nn.modulated import ModulatedBlock, ModulatedNorm
-from mgen.utils.schema import schema
+from mgen.utils.errors import MgenError
+from mgen.utils.schema import Depth, Rate, Size, schema
 
 
 @schema
@@ -30,12 +33,16 @@ class AdaLNConfig:
         dropout: on the attention probabilities, on the attention's output and inside the MLP, in training.
     """
 
-    dim: int = 768
-    depth: int = 12
-    heads: int = 12
-    hidden: int = 2048
-    registers: int = 1
-    dropout: float = 0.1
+    dim: Size = 768
+    depth: Depth = 12
+    heads: Size = 12
+    hidden: Size = 2048
+    registers: Annotated[int, Field(ge=0, le=1024)] = 1
+    dropout: Rate = 0.1
+
+    def __post_init__(self) -> None:
+        if self.heads > self.dim:
+            raise MgenError(f"heads is {self.heads}: at most one for each of the {self.dim} numbers of dim")
 
 
 class ModulatedCache(Cache):

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from mgen.generators.embedder import TokenRows
 from mgen.generators.trunk import FULL, Layout, PassOptions, Trunk, register_trunk, truncated_normal
-from mgen.nn import Cache, CachedStep, PostNormBlock, run_blocks
-from mgen.utils.schema import schema
+from mgen.nn import Cache, CachedStep, PostNormBlock, check_heads, run_blocks
+from mgen.utils.schema import Depth, Rate, Size, schema
 
 
 @schema
@@ -25,11 +25,14 @@ class BERTConfig:
         dropout: on embeddings, attention probabilities and both outputs of a block, in training.
     """
 
-    dim: int = 768
-    depth: int = 24
-    heads: int = 16
-    hidden: int = 3072
-    dropout: float = 0.1
+    dim: Size = 768
+    depth: Depth = 24
+    heads: Size = 16
+    hidden: Size = 3072
+    dropout: Rate = 0.1
+
+    def __post_init__(self) -> None:
+        check_heads(self.dim, self.heads)
 
 
 @register_trunk("bert", BERTConfig)

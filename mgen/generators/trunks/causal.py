@@ -9,18 +9,19 @@ place p (row 0 the class, row p token p − 1) and its context predicts token p;
 Notation: B batch, L rows (tokens or windows), S global ones, D width, F hidden width of the MLP.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from mgen.generators.embedder import TokenRows
 from mgen.generators.trunk import FULL, Capabilities, Layout, PassOptions, Trunk, normal, register_trunk, table
-from mgen.nn import Cache, gather_rows
-from mgen.nn.causal import CausalBlock, CausalRows, LiveKV, rotary_table
-from mgen.utils.errors import MgenError, check_choice
-from mgen.utils.schema import schema
+from mgen.nn import Cache, Epsilon, check_heads, gather_rows
+from mgen.nn.causal import CausalBlock, CausalRows, LiveKV, check_rotary, rotary_table
+from mgen.utils.errors import MgenError
+from mgen.utils.schema import Depth, Rate, Size, schema
 
 
 @schema
@@ -34,17 +35,18 @@ class CausalConfig:
         dropout: on embedded tokens, the attention's output and the MLP's, in training.
     """
 
-    dim: int = 768
-    depth: int = 12
-    heads: int = 12
-    hidden: int = 2048
-    base: float = 10000.0
-    eps: float = 1e-5
+    dim: Size = 768
+    depth: Depth = 12
+    heads: Size = 12
+    hidden: Size = 2048
+    base: Annotated[float, Field(ge=1, le=1e12)] = 10000.0
+    eps: Epsilon = 1e-5
     first_row: Literal["zeros", "identity"] = "zeros"
-    dropout: float = 0.1
+    dropout: Rate = 0.1
 
     def __post_init__(self) -> None:
-        check_choice("trunk.first_row", self.first_row, ("zeros", "identity"))
+        check_heads(self.dim, self.heads)
+        check_rotary(self.dim // self.heads)
 
 
 class CausalCache(Cache):

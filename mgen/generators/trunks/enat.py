@@ -26,9 +26,8 @@ from mgen.generators.trunk import (
     register_trunk,
     unknown_first,
 )
-from mgen.nn import MLP, Blocks, Cache, CachedStep, KVCache, Rows, attend, gather_rows, run_blocks, span
-from mgen.utils.errors import MgenError
-from mgen.utils.schema import schema
+from mgen.nn import MLP, Blocks, Cache, CachedStep, KVCache, Rows, attend, check_heads, gather_rows, run_blocks, span
+from mgen.utils.schema import Depth, Rate, Size, schema
 
 
 @schema
@@ -38,11 +37,14 @@ class ENATConfig:
     Args: D, blocks for known and for masked tokens, attention heads, dropout on embeddings in training.
     """
 
-    dim: int = 1024
-    encoder_depth: int = 22
-    decoder_depth: int = 2
-    heads: int = 16
-    dropout: float = 0.1
+    dim: Size = 1024
+    encoder_depth: Depth = 22
+    decoder_depth: Depth = 2
+    heads: Size = 16
+    dropout: Rate = 0.1
+
+    def __post_init__(self) -> None:
+        check_heads(self.dim, self.heads)
 
 
 class ContextBlock(nn.Module):
@@ -53,8 +55,6 @@ class ContextBlock(nn.Module):
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
-        if dim % heads:
-            raise MgenError(f"heads {heads} does not divide the width {dim}")
         self.heads = heads
         self.norm = nn.LayerNorm(dim, elementwise_affine=False, eps=1e-6)
         self.q = nn.Linear(dim, dim)

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from mgen.generators.masked_autoencoder import Layers, MaskedAutoencoder, Tables
 from mgen.generators.trunk import Layout, register_trunk, table
-from mgen.nn import Blocks, Cache, PreNormBlock
-from mgen.utils.schema import schema
+from mgen.nn import Blocks, Cache, PreNormBlock, Ratio, check_heads
+from mgen.utils.schema import Depth, Rate, Size, schema
 
 
 @schema
@@ -27,16 +27,20 @@ class MAEConfig:
         attn_dropout, dropout: on attention probabilities; on the attention's output and the layers of the MLPs; in training.
     """
 
-    encoder_dim: int = 768
-    encoder_depth: int = 12
-    encoder_heads: int = 12
-    decoder_dim: int = 768
-    decoder_depth: int = 12
-    decoder_heads: int = 12
-    mlp_ratio: float = 4.0
-    prefix_length: int = 64
-    attn_dropout: float = 0.1
-    dropout: float = 0.1
+    encoder_dim: Size = 768
+    encoder_depth: Depth = 12
+    encoder_heads: Size = 12
+    decoder_dim: Size = 768
+    decoder_depth: Depth = 12
+    decoder_heads: Size = 12
+    mlp_ratio: Ratio = 4.0
+    prefix_length: Size = 64
+    attn_dropout: Rate = 0.1
+    dropout: Rate = 0.1
+
+    def __post_init__(self) -> None:
+        check_heads(self.encoder_dim, self.encoder_heads, width_name="encoder_dim", name="encoder_heads")
+        check_heads(self.decoder_dim, self.decoder_heads, width_name="decoder_dim", name="decoder_heads")
 
 
 @register_trunk("mae", MAEConfig)

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from mgen.generators.embedder import TokenRows
 from mgen.generators.trunk import FULL, Layout, PassOptions, Trunk, known_first, register_trunk, table
-from mgen.nn import Blocks, Cache, CachedStep, PreNormBlock, run_blocks
+from mgen.nn import Blocks, Cache, CachedStep, PreNormBlock, Ratio, check_heads, run_blocks
 from mgen.utils.errors import MgenError
-from mgen.utils.schema import schema
+from mgen.utils.schema import Depth, Rate, Size, schema
 
 
 @schema
@@ -31,20 +31,19 @@ class MAGEConfig:
         dropout: on embeddings, attention probabilities, and the outputs of attention and of both layers of the MLPs.
     """
 
-    encoder_dim: int = 768
-    encoder_depth: int = 12
-    encoder_heads: int = 12
-    decoder_dim: int = 768
-    decoder_depth: int = 8
-    decoder_heads: int = 16
-    mlp_ratio: float = 4.0
-    drop: float = 0.5
-    dropout: float = 0.1
+    encoder_dim: Size = 768
+    encoder_depth: Depth = 12
+    encoder_heads: Size = 12
+    decoder_dim: Size = 768
+    decoder_depth: Depth = 8
+    decoder_heads: Size = 16
+    mlp_ratio: Ratio = 4.0
+    drop: Rate = 0.5
+    dropout: Rate = 0.1
 
     def __post_init__(self) -> None:
-        if not 0 <= self.drop < 1:
-            expected = "a share of the tokens in 0 … 1, some of which must remain"
-            raise MgenError(f"trunk.drop is {self.drop}: expected {expected}")
+        check_heads(self.encoder_dim, self.encoder_heads, width_name="encoder_dim", name="encoder_heads")
+        check_heads(self.decoder_dim, self.decoder_heads, width_name="decoder_dim", name="decoder_heads")
 
 
 class MAGECache(Cache):

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from mgen.generators.embedder import TokenRows
 from mgen.generators.masked_autoencoder import AutoencoderCache, Half, Layers, MaskedAutoencoder, Tables
 from mgen.generators.trunk import FULL, Layout, PassOptions, table
-from mgen.nn import Blocks, Cache, ScaledBlock
+from mgen.nn import Blocks, Cache, Ratio, ScaledBlock, check_heads
 from mgen.utils.errors import MgenError
 from mgen.utils.registry import Configured
-from mgen.utils.schema import schema
+from mgen.utils.schema import Depth, Rate, Size, schema
 
 Modulation = tuple[Tensor, ...]
 
@@ -34,15 +34,20 @@ class TwoStageMAEConfig:
         attn_dropout, dropout: on attention probabilities; on the attention's output and the layers of the MLPs; in training.
     """
 
-    dim: int = 768
-    encoder_depth: int = 12
-    decoder_depth: int = 12
-    heads: int = 12
-    decoder_heads: int | None = None
-    mlp_ratio: float = 4.0
-    prefix_length: int = 64
-    attn_dropout: float = 0.1
-    dropout: float = 0.1
+    dim: Size = 768
+    encoder_depth: Depth = 12
+    decoder_depth: Depth = 12
+    heads: Size = 12
+    decoder_heads: Size | None = None
+    mlp_ratio: Ratio = 4.0
+    prefix_length: Size = 64
+    attn_dropout: Rate = 0.1
+    dropout: Rate = 0.1
+
+    def __post_init__(self) -> None:
+        check_heads(self.dim, self.heads)
+        if self.decoder_heads is not None:
+            check_heads(self.dim, self.decoder_heads, name="decoder_heads")
 
 
 class TwoStageMAE(nn.Module, Configured):

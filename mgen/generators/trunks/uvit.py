@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from mgen.generators.embedder import TokenRows
 from mgen.generators.trunk import FULL, Layout, PassOptions, Trunk, normal, register_trunk, truncated_normal
-from mgen.nn import Cache, CachedStep, Keys, PreNormBlock, Rows, run_blocks
-from mgen.utils.schema import schema
+from mgen.nn import Cache, CachedStep, Keys, PreNormBlock, Ratio, Rows, check_heads, run_blocks
+from mgen.utils.errors import MgenError
+from mgen.utils.schema import Depth, Rate, Size, schema
 
 
 @schema
@@ -24,18 +25,25 @@ class UViTConfig:
     """Settings; defaults are those of AutoNAT-L.
 
     Args:
-        dim: D. depth: blocks outside the middle one, half before it. heads: of the attention. mlp_ratio: hidden width over D.
+        dim: D. depth: blocks outside the middle one, an even number. heads: of the attention. mlp_ratio: hidden width over D.
         qkv_bias: biases of the q, k, v projection. skip: long skips from the first half to the second.
         dropout: on embedded tokens, in training.
     """
 
-    dim: int = 768
-    depth: int = 24
-    heads: int = 8
-    mlp_ratio: float = 4.0
+    dim: Size = 768
+    depth: Depth = 24
+    heads: Size = 8
+    mlp_ratio: Ratio = 4.0
     qkv_bias: bool = False
     skip: bool = True
-    dropout: float = 0.1
+    dropout: Rate = 0.1
+
+    def __post_init__(self) -> None:
+        check_heads(self.dim, self.heads)
+        if self.depth % 2:
+            raise MgenError(
+                f"depth is {self.depth}: an even number is needed, as half of the blocks stand on either side of the middle one"
+            )
 
 
 @register_trunk("uvit", UViTConfig)

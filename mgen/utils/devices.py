@@ -1,0 +1,45 @@
+"""Devices to compute on, by name."""
+
+import re
+
+import torch
+
+from mgen.utils.errors import MgenError, first_line, shown
+
+KINDS = ("cpu", "cuda", "mps", "xpu")
+
+
+def check_device(name: object) -> str:
+    """The name of a usable device; "auto" takes a GPU if there is one.
+
+    Args:
+        name: "auto", "cpu", "cuda", "cuda:1", "mps", "xpu", or a torch.device.
+
+    Raises:
+        MgenError: anything else, such as "meta", which holds no numbers, or "cuda:7" on a machine with fewer GPUs.
+    """
+    text = str(name) if isinstance(name, str | torch.device) else ""
+    if text == "auto":
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    match = re.fullmatch(rf"({'|'.join(KINDS)})(:[0-9]{{1,3}})?", text)
+    if not match:
+        raise MgenError(f"device {shown(name)} cannot be used: choose auto, cpu, cuda, cuda:1, mps or xpu")
+    kind, index = match[1], int((match[2] or ":0")[1:])
+    count = _count(kind)
+    if index >= count:
+        there = f"this machine has {kind}:0 … {kind}:{count - 1}" if count > 1 else f"this machine has only {kind}:0"
+        raise MgenError(
+            f"device {text!r} is not here: {there if count else f'this machine has no {kind}'}; choose another, or auto"
+        )
+    try:
+        torch.zeros(1, device=text).add_(1)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise MgenError(f"device {text!r} cannot be used ({first_line(error, 100)}): try cpu or auto") from error
+    return kind if kind in ("cpu", "mps") else text
+
+
+def _count(kind: str) -> int:
+    """Number of devices of a kind."""
+    if kind in ("cpu", "mps"):
+        return int(kind == "cpu" or torch.backends.mps.is_available())
+    return int((torch.cuda if kind == "cuda" else torch.xpu).device_count())

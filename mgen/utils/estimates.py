@@ -1,0 +1,90 @@
+"""Whether a network fits in memory, before any is allocated."""
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Concatenate, ParamSpec
+
+import torch
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_parameter_registration_hook,
+)
+
+from mgen.utils.errors import MgenError
+from mgen.utils.limits import available_memory, check_memory
+from mgen.utils.schema import checked
+
+P = ParamSpec("P")
+SMALL = 10**9  # bytes
+
+
+class _TooLarge(Exception):
+    """Stops the construction of a network that can't fit."""
+
+
+def check_fits(make: Callable[[], torch.nn.Module], settings: object, what: str) -> None:
+    """Raise MgenError if the weights of the network that `make` builds don't fit in memory, with the number.
+
+    A network that may be large by the numbers in its settings is built without memory first, on torch's device "meta": tensors have
+    a shape there and no values. That draws no random numbers, takes a hundredth of the time of a large network, and finds whatever
+    else its constructors refuse.
+    """
+    if _upper_bound(settings) < SMALL or torch.get_default_device().type == "meta":
+        return
+    free, size = available_memory(), 0
+
+    def count(module: torch.nn.Module, name: str, value: torch.Tensor | None) -> None:
+        nonlocal size
+        size += 0 if value is None else value.numel() * value.element_size()
+        if size > 2 * free:  # no need to see the rest
+            raise _TooLarge
+
+    hooks = [register_module_parameter_registration_hook(count), register_module_buffer_registration_hook(count)]
+    try:
+        with torch.device("meta"):
+            size = memory_of(make())
+    except _TooLarge:
+        pass
+    except MgenError:
+        raise
+    except Exception:  # a layer that can't be built without values
+        return
+    finally:
+        for hook in hooks:
+            hook.remove()
+    check_memory(size, f"the weights of {what}", "make it smaller, such as its width or its number of layers")
+
+
+def checked_network(init: Callable[Concatenate[Any, P], None]) -> Callable[Concatenate[Any, P], None]:
+    """Decorator of a network's constructor, below `register_to_config`: arguments are checked against their annotations
+    (mgen.utils.schema), and a network that can't fit in memory is refused, before a tensor is made."""
+
+    @functools.wraps(init)
+    def call(self: Any, *args: P.args, **kwargs: P.kwargs) -> None:
+        check_fits(lambda: type(self)(*args, **kwargs), self.config, f"this {type(self).__name__}")
+        init(self, *args, **kwargs)
+
+    return checked(call)
+
+
+def memory_of(model: torch.nn.Module, *, training: bool = False) -> int:
+    """Bytes of a network's weights and buffers; in training with Adam of gradients and two moments too."""
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    return weights * (4 if training else 1) + sum(b.numel() * b.element_size() for b in model.buffers())
+
+
+def _upper_bound(settings: object) -> float:
+    """More bytes than any network with these settings has: weights are numbered by products of two sizes, for some layers."""
+    first, second, *rest = sorted((*_numbers(settings), 1.0, 1.0, 1.0), reverse=True)
+    return 4 * 40 * first * second * sum(rest)
+
+
+def _numbers(settings: object) -> Iterator[float]:
+    if isinstance(settings, Mapping):
+        for value in settings.values():
+            yield from _numbers(value)
+    elif isinstance(settings, list | tuple):
+        for value in settings:
+            yield from _numbers(value)
+    elif isinstance(settings, int | float) and not isinstance(settings, bool):
+        yield min(abs(settings), 1e30)
