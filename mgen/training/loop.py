@@ -185,7 +185,7 @@ class Trainer:
             if self.step:
                 self._say(f"resuming from step {self.step} of {self.config.steps}")
             if changed:
-                self._say(f"changed settings: {told(changed)}")
+                self._say(f"changed settings: {told(changed, 30)}")
             logger = Logger(self.output, self.config, step=self.step, active=main)
             try:
                 self._train(logger)

@@ -1,48 +1,17 @@
-"""Training: settings out of range, checkpoints that were changed, data and weights that don't fit, runs that are stopped or diverge."""
+"""Training: settings out of range, data and models that don't fit each other."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-import yaml
-from safetensors.torch import load_file
 
-from mgen.cli import main
 from mgen.training.config import train_config
-from mgen.training.loop import train
-from mgen.utils.config import read_config
+from mgen.training.loop import Trainer
 from tests.system.boundaries.harness import Parts, Refused, row
+from tests.system.boundaries.training import CNN, VQGAN, folders, settings_of, written
 
 LONG = "a" * 300
-# What a generator's settings are replaced by, for the other tasks.
-VQGAN = {
-    "class": "VQGAN",
-    "image_size": 32,
-    "in_channels": 1,
-    "channels": 8,
-    "multipliers": [1, 1, 2],
-    "blocks": 1,
-    "norm_groups": 0,
-}
-VQGAN |= {"mid_blocks": 1, "latent": 4, "vocab_size": 64}
-CNN = {"class": "FashionCNN", "widths": [8, 8, 16], "features": 8, "num_classes": 3}
-
-
-def settings_of(parts: Parts, task: str = "generator", **sections: Any) -> dict[str, Any]:
-    """Settings of a small run on `images`, into the folder `trained`."""
-    settings = read_config(parts["config"]) | {"task": task}
-    if task != "generator":
-        settings |= {"model": VQGAN if task == "tokenizer" else CNN, "objective": {}}
-    return {**settings, **sections}
-
-
-def written(settings: dict[str, Any], name: str = "own.yaml") -> str:
-    """A file of these settings in the test's folder."""
-    Path(name).write_text(yaml.safe_dump(settings))
-    return name
 
 
 # -- settings ----------------------------------------------------------------------------------------------------------------
@@ -83,7 +52,7 @@ SETTINGS: list[tuple[str, str]] = [
     ('output="\\u0020"', "no path"),
     (f"output={LONG}", "255 bytes"),
     (f"output={'a/' * 2500}x", "4095"),
-    ('output="a\\0b"', "no path"),
+    ('output="a\\0b"', "null character"),
     ("output=/proc/nothing/here", "cannot write"),
     ("output=/dev/null", "cannot write"),
     ("task=", "has no value"),
@@ -185,7 +154,7 @@ SETTINGS: list[tuple[str, str]] = [
     ("objective.sampler=5", "mapping"),
     ("objective.sampler.steps=0", "steps"),
     ("objective.sampler.stepz=3", "did you mean 'steps'"),
-    ("optim={}", "changes nothing"),
+    ("objective={}", "changes nothing"),
     ("nothing=5", "unknown key 'nothing'"),
     ("stepz=5", "did you mean 'steps'"),
     ("optim.lrr=5", "did you mean 'lr'"),
@@ -212,14 +181,15 @@ def test_settings(refused: Refused, given: str, words: tuple[str, ...]) -> None:
 
 
 OTHER_TASKS: list[tuple[str, dict[str, Any], str]] = [
-    ("tokenizer", {"model": {**VQGAN, "size": "L"}}, "no named sizes"),
+    ("tokenizer", {"model": {**VQGAN, "size": "L"}}, "unknown model.size"),
     ("tokenizer", {"model": {"class": "HitaTokenizer", "size": "L"}}, "unknown model.size 'L'"),
     ("tokenizer", {"model": {"class": "HitaTokenizer", "size": 5}}, "unknown model.size 5"),
     ("tokenizer", {"model": {"class": "HitaTokenizer", "size": ["V"]}}, "unknown model.size"),
     ("tokenizer", {"model": {**VQGAN, "class_names": ["a"]}}, "unknown key 'model.class_names'"),
-    ("tokenizer", {"model": {**VQGAN, "class": None}}, "unknown model.class None"),
+    ("tokenizer", {"model": {**VQGAN, "class": None}}, "unknown model.class"),
     ("tokenizer", {"model": {**VQGAN, "class": ["VQGAN"]}}, "unknown model.class"),
     ("tokenizer", {"model": {"latent": 4}}, "model.class"),
+    ("classifier", {"model": {**CNN, "size": "L"}}, "no named sizes"),
     ("tokenizer", {"model": "maskgit-r-l"}, "model.class"),
     ("tokenizer", {"model": CNN}, "no tokenizer"),
     ("tokenizer", {"objective": {"l2": -1}}, "at least 0"),
@@ -267,164 +237,26 @@ def test_files_of_settings(refused: Refused, text: str, words: tuple[str, ...]) 
     refused(["train", "--config", "own.yaml"], *words)
 
 
-# -- resuming ----------------------------------------------------------------------------------------------------------------
+# -- data --------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def begun(parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of two steps, with checkpoints of both."""
-    folder = tmp_path_factory.mktemp("begun") / "trained"
-    settings = settings_of(parts) | {
-        "output": str(folder),
-        "log": {"every": 1, "checkpoint_every": 1, "tensorboard": False},
-    }
-    train(train_config(settings))
-    return folder
+def test_validation_classes_have_the_numbers_of_the_training_classes(parts: Parts, refused: Refused) -> None:
+    folders("val", coat=2, dress=1)
+    settings = settings_of(parts, "classifier") | {"batch_size": 4}
+    settings["data"] = {**settings["data"], "val_path": "val"}
+    data = Trainer(train_config(settings)).task.val_data
+    assert data is not None and list(data.class_names) == ["bag", "coat", "dress"] and data.num_classes == 3
+    assert data.__getitems__([0, 1, 2])["label"].tolist() == [1, 1, 2]
+    folders("val", Dress=1, zebra=1)
+    refused(["train", "--config", written(settings)], "classes that the training data lack", "'Dress', 'zebra'")
 
 
-@pytest.fixture
-def trained(begun: Path, here: Path) -> Path:
-    """A copy of it, where `@config` trains."""
-    return Path(shutil.copytree(begun, here / "trained"))
-
-
-def again(**changed: str) -> list[str]:
-    """The command that resumes it."""
-    return [
-        "train",
-        "--config",
-        "@config",
-        "steps=4",
-        "log.checkpoint_every=1",
-        *(f"{k}={v}" for k, v in changed.items()),
-    ]
-
-
-def change(folder: Path, **values: object) -> None:
-    """Overwrite keys of the newest checkpoint's state.json; "-" removes one."""
-    file = folder / "checkpoint-0000002" / "state.json"
-    state = {**json.loads(file.read_text()), **values}
-    file.write_text(json.dumps({k: v for k, v in state.items() if v != "-"}))
-
-
-STATES: list[tuple[str, dict[str, object], str]] = [
-    ("step null", {"step": None}, "'step' takes a whole number"),
-    ("step -1", {"step": -1}, "'step' is -1"),
-    ("step 10**9", {"step": 10**9}, "the folder's name says 2"),
-    ("step 10**12", {"step": 10**12}, "at most"),
-    ("step 10**30", {"step": 10**30}, "64 bits"),
-    ("step 1.5", {"step": 1.5}, "whole number"),
-    ("step 2.0", {"step": 2.0}, "whole number"),
-    ("step true", {"step": True}, "whole number"),
-    ("step text", {"step": "2"}, "whole number"),
-    ("step 1", {"step": 1}, "the folder's name says 2"),
-    ("step 3", {"step": 3}, "the folder's name says 2"),
-    ("no step", {"step": "-"}, "missing key"),
-    ("seconds text", {"seconds": "5"}, "'seconds' takes a number"),
-    ("seconds null", {"seconds": None}, "'seconds' takes a number"),
-    ("seconds negative", {"seconds": -1.0}, "'seconds' is -1"),
-    ("seconds 1e300", {"seconds": 1e300}, "at most"),
-    ("no seconds", {"seconds": "-"}, "missing key"),
-    ("skipped -1", {"skipped": -1}, "at least 0"),
-    ("skipped 5", {"skipped": 5}, "skipped is 5"),
-    ("skipped text", {"skipped": "no"}, "whole number"),
-    ("version 3", {"version": 3}, "'version' is 3"),
-    ("unknown key", {"other": 3}, "unknown key"),
-    ("settings null", {"settings": None}, "mapping"),
-    ("settings list", {"settings": []}, "mapping"),
-    ("settings empty", {"settings": {}}, "missing key"),
-    ("model null", {"model": None}, "mapping"),
-    ("model empty", {"model": {}}, "other settings"),
-    ("data null", {"data": None}, "mapping"),
-    ("data images text", {"data": {"images": "12", "class_names": [], "tokens": None}}, "whole number"),
-    ("data images 0", {"data": {"images": 0, "class_names": [], "tokens": None}}, "at least 1"),
-    ("data class names numbers", {"data": {"images": 12, "class_names": [1], "tokens": None}}, "text"),
-    ("ema steps null", {"ema_steps": None}, "ema_steps"),
-    ("ema steps -1", {"ema_steps": -1}, "at least 0"),
-    ("ema steps 10**9", {"ema_steps": 10**9}, "ema_steps"),
-    ("scaler list", {"scaler": []}, "mapping"),
-    (
-        "scaler of another run",
-        {
-            "scaler": {
-                "scale": 1.0,
-                "growth_factor": 2.0,
-                "backoff_factor": 0.5,
-                "growth_interval": 9,
-                "growth_tracker": 1,
-            }
-        },
-        "scaler",
-    ),
-]
-
-
-@pytest.mark.parametrize(("values", "words"), [row(name, values, words) for name, values, words in STATES])
-def test_states_that_no_run_writes(
-    refused: Refused, trained: Path, values: dict[str, object], words: tuple[str, ...]
-) -> None:
-    change(trained, **values)
-    refused(again(), *words, "checkpoint-0000002")
-
-
-@pytest.mark.parametrize("text", ["[]", "null", "5", '"a"', "[" * 50 + "]" * 50])
-def test_states_that_are_no_mapping(refused: Refused, trained: Path, text: str) -> None:
-    (trained / "checkpoint-0000002" / "state.json").write_text(text)
-    refused(again(), "checkpoint-0000002", "expected a mapping")
-
-
-CHANGED: list[tuple[str, str, str]] = [
-    ("seed", "1", "seed was 0, now it is 1"),
-    ("batch_size", "6", "batch_size was 4, now it is 6"),
-    ("precision", "bf16", "precision"),
-    ("model.trunk.heads", "4", "model.trunk.heads was 2, now it is 4"),
-    ("model.trunk.dropout", "0.1", "model.trunk.dropout"),
-    ("model.trunk.dim", "48", "model.trunk.dim"),
-    ("data.flip", "true", "data.flip"),
-    ("data.shift", "1", "data.shift"),
-    ("data.kind", "fmnist data.path=@idx model.classes.count=10", "data.kind"),
-    ("objective.label_drop", "0.5", "objective.label_drop"),
-    ("objective.mask.distribution", "uniform", "objective.mask.distribution"),
-    ("optim.betas", "[0.5,0.5]", "optim.betas"),
-    ("optim.freeze", "[head]", "optim.freeze"),
-    ("optim.decay_all", "false", "optim.decay_all"),
-    ("ema", "null", "ema"),
-    ("init", "@pipeline", "init"),
-    ("steps", "1", "'steps' is 1"),
-]
-
-
-@pytest.mark.parametrize(("key", "value", "words"), [pytest.param(*c, id=c[0]) for c in CHANGED])
-def test_settings_that_a_resumed_run_must_keep(
-    refused: Refused, trained: Path, key: str, value: str, words: str
-) -> None:
-    command = [word for word in again() if not word.startswith(f"{key}=")]
-    refused([*command, *f"{key}={value}".split(" ")], words)
-
-
-APPLIED = [
-    "optim.lr=0.5",
-    "optim.weight_decay=0.5",
-    "optim.clip=0.1",
-    "ema.decay=0.1",
-    "ema.warmup=false",
-    "optim.schedule=cosine",
-]
-
-
-def test_settings_that_may_change_are_applied_and_told(
-    trained: Path, begun: Path, parts: Parts, capsys: pytest.CaptureFixture[str]
-) -> None:
-    unchanged = shutil.copytree(begun, "unchanged")
-    command = [word.replace("@config", str(parts["config"])) for word in again()]
-    assert main([*command, f"output={unchanged}"]) == 0 and main([*command, "output=trained/", *APPLIED]) == 0
-    said = capsys.readouterr().err
-    kept, config = (
-        (load_file(Path(p) / "checkpoint-0000004" / "ema.safetensors") for p in (unchanged, trained)),
-        json.loads(Path("trained/config.json").read_text()),
-    )
-    a, b = kept
-    assert not all(torch.equal(a[k], b[k]) for k in a)
-    for word in ("optim.lr was 0.0001, now it is 0.5", "optim.weight_decay", "ema.decay"):
-        assert word in said
-    assert config["optim"]["lr"] == 0.5 and config["ema"] == {"decay": 0.1, "warmup": False} and config["steps"] == 4
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_damaged_image_is_named(refused: Refused, parts: Parts, here: Path, workers: int) -> None:
+    data = Path(shutil.copytree(parts["images"], here / "images"))
+    for file in data.rglob("*.png"):
+        file.write_bytes(file.read_bytes()[:60])
+    settings = settings_of(parts)
+    settings["data"] = {**settings["data"], "path": "images", "workers": workers}
+    line = refused(["train", "--config", written(settings)], ".png", "cannot read image")
+    assert "Original" not in line and "worker" not in line
