@@ -87,6 +87,7 @@ class Trainer:
         self.schedule = get_scheduler(
             optim.schedule, optimizer, num_warmup_steps=optim.warmup, num_training_steps=config.steps
         )
+        self.schedule._step_count = 2  # torch would warn if the first step is skipped
         self.wrapped, self.optimizer = self.accelerator.prepare(self.objective, optimizer)
         self.device = self.accelerator.device
         for beside in filter(None, vars(self.objective.companions).values()):
