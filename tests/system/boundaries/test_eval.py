@@ -1,4 +1,4 @@
-"""mgen eval: what it is given is refused in words, and what is measured is what was meant."""
+"""mgen eval: what it cannot measure raises an error in words, and what is measured is what was meant."""
 
 import io
 import json
@@ -241,7 +241,7 @@ def test_npz(refused: Refused, here: Path, arrays: dict[str, Any], words: tuple[
 
 
 def test_npy_batches_are_read(refused: Refused, here: Path) -> None:
-    """uint8 (N, H, W, C), as clean-fid takes them; others are refused."""
+    """uint8 (N, H, W, C), as clean-fid takes them; others raise an error."""
     images = pictures(8).permute(0, 2, 3, 1).numpy()
     np.save(here / "x.npy", images)
     assert torch.equal(
