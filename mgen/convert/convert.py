@@ -139,7 +139,7 @@ FORMATS = {
     ),
     "llamagen-vq": Format(
         model="LlamaGenVQ",
-        about="tokenizers of LlamaGen and Halton-MaskGIT, vq_ds16_c2i.pt and vq_ds8_c2i.pt (an EMA if the file has one; --raw for the others)",
+        about="tokenizers of LlamaGen and Halton-MaskGIT, vq_ds{16,8}_c2i.pt (EMA weights if there are any; --raw for the others)",
         config=llamagen.config,
         rename=llamagen.rename,
         ema="ema",

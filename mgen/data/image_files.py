@@ -53,7 +53,8 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
     """
     most_pixels()  # also tells Pillow
     if not os.path.lexists(path):
-        raise MgenError(f"no such image: {path}")
+        name = os.fspath(path)
+        raise MgenError(f"no such image: {name if name.isprintable() and len(name) < 1000 else shown(name, 200)}")
     check_file(path)
     try:
         with Image.open(path, formats=_formats()) as image:

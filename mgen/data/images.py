@@ -21,24 +21,23 @@ def open_images(
     Args:
         image_size: of a folder, in pixels; None: the tokenizer's. classes: of a folder, see ImageFolder.
     """
-    data: FashionMNIST | ImageFolder
-    expected = tokenizer.config.in_channels
-    if name == "fmnist":
-        if image_size not in (None, 32):
-            raise MgenError(f"image size {image_size} is for folders: fmnist has images of 32 px")
-        data, source = FashionMNIST(root=path, split=split), f"fmnist {split}"
-    else:
-        size = image_size or tokenizer.config.image_size
-        if size % tokenizer.factor:
-            raise MgenError(
-                f"image size {size} is not a multiple of {tokenizer.factor}, the downsampling of the {type(tokenizer).__name__}"
-            )
-        data = ImageFolder(root=name, image_size=size, channels=expected, classes=classes)
-        tokenizer.register_to_config(image_size=size)  # the weights work at any size; the spec follows this one
-        source = f"{name} at {size} px"
-    channels = data.__getitems__([0])["image"].shape[1]
-    if channels != expected:
+    channels, factor = tokenizer.config.in_channels, tokenizer.factor
+    size = 32 if name == "fmnist" else image_size or tokenizer.config.image_size
+    if image_size not in (None, size):
+        raise MgenError(f"image size {image_size} is for folders: fmnist has images of 32 px")
+    if size % factor:
         raise MgenError(
-            f"{name} has images of {channels} channel(s), but the tokenizer takes {expected}: choose another tokenizer"
+            f"image size {size} is not a multiple of {factor}, the downsampling of the {type(tokenizer).__name__}"
         )
-    return data, source
+    if name == "fmnist" and channels != 1:
+        raise MgenError(f"fmnist has images of 1 channel, but the tokenizer takes {channels}: choose another tokenizer")
+    if name == "fmnist":
+        data: StampedData = FashionMNIST(root=path, split=split)
+    else:
+        if size // factor > 2**10:
+            raise MgenError(
+                f"image size {size} is too large: the {type(tokenizer).__name__} makes (size / {factor})² tokens, at most 2²⁰"
+            )
+        data = ImageFolder(root=name, image_size=size, channels=channels, classes=classes)
+    tokenizer.register_to_config(image_size=size)  # the weights work at any size; the spec follows this one
+    return data, f"fmnist {split}" if name == "fmnist" else f"{name} at {size} px"

@@ -120,7 +120,7 @@ def _difference(old: Settings, new: Settings) -> str:
         "num_classes": "other classes",
         "class_names": "other classes",
     }
-    for key in (*words, *new):
+    for key in (*words, *old, *new):
         if old.get(key) != new.get(key):
             return words.get(key) or f"{key} {shown(old.get(key))}, now {shown(new.get(key))}"
     return ""
@@ -130,9 +130,13 @@ def _check_room(
     out: Path, index: CacheIndex, dataset: StampedData, tokenizer: Tokenizer, missing: list[int], batch_size: int
 ) -> None:
     """Raise MgenError if memory or disk are too small, by the tokens of one image."""
+    rows, side = max(len(index.rows(shard)) for shard in missing), tokenizer.config.image_size
+    check_batch(tokenizer, side, min(batch_size, rows))
     images = dataset.__getitems__([index.rows(missing[0])[0]])["image"]
-    rows = max(len(index.rows(shard)) for shard in missing)
-    check_batch(tokenizer, images.shape[-1], min(batch_size, rows))
+    if images.shape[-2:] != (side, side):
+        raise MgenError(
+            f"the data has images of {tuple(images.shape[-2:])}, but the tokenizer is set to image_size {side}"
+        )
     made = _encode(tokenizer, images, index)
     size = 4 + sum(tensor.numel() for tensor in made.values()) * index.dtype.itemsize
     count = sum(len(index.rows(shard)) for shard in missing)

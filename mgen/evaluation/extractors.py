@@ -43,6 +43,7 @@ class Extractor(Protocol):
     Attributes:
         name: as shown in results. sha256: of its weights. resize: how other image sizes are handled.
         channels: expected image channels. length: of the feature vector. spatial_length: of the spatial features, 0 without.
+        classes: number of logits.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Extractor(Protocol):
     channels: int
     length: int
     spatial_length: int
+    classes: int
 
     def __call__(self, images: Tensor) -> Seen:
         """Features (B, F) float32 and logits (B, K) of images uint8 (B, channels, H, W)."""
@@ -82,7 +84,7 @@ class CNNExtractor:
         if not (file := folder / WEIGHTS).is_file():
             raise MgenError(f"{folder} holds no {WEIGHTS}: save the network again, as one file of safetensors")
         self.sha256 = file_sha256(file)
-        self.length = self.model.config.features
+        self.length, self.classes = self.model.config.features, self.model.config.num_classes
         self.size, self.channels = self.model.config.image_size, self.model.config.in_channels
         self.resize = f"antialiased bilinear to {self.size} px where sizes differ"
 
@@ -104,7 +106,7 @@ class InceptionExtractor:
     """
 
     name, channels = "inception-v3-compat", 3
-    length = 2048
+    length, classes = 2048, 1008
 
     def __init__(
         self, weights: str | Path | None, device: torch.device, *, resize: str = "tensorflow", spatial: bool = False
@@ -161,7 +163,7 @@ def download_inception() -> Path:
     return file
 
 
-def read_inception(file: Path, name: str) -> nn.Module:
+def read_inception(file: Path, name: str) -> Any:
     """torch-fidelity's network with the weights of a file, of which only tensors are read; MgenError if they don't fit it exactly."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 

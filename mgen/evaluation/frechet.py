@@ -27,7 +27,8 @@ def frechet_distance(mean1: np.ndarray, cov1: np.ndarray, mean2: np.ndarray, cov
             )
     if mean1.shape != mean2.shape or cov1.shape != cov2.shape:
         raise MgenError(
-            f"features of shape {shown(mean1.shape)} cannot be compared with a reference of shape {shown(mean2.shape)}, made by another extractor"
+            f"features of shape {shown(mean1.shape)} cannot be compared with a reference of shape {shown(mean2.shape)}, which another "
+            "extractor made"
         )
     for name, (mean, cov) in given.items():
         check_gaussian(mean, cov, f"{name} mean", f"{name} covariance")

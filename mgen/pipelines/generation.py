@@ -7,50 +7,37 @@ batch size only the rounding of sums. A run's folder, and what makes it resumabl
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from mgen.pipelines.classes import read_classes
 from mgen.pipelines.pipeline import MaskedPipeline
 from mgen.pipelines.pixels import to_pil, to_uint8
-from mgen.pipelines.runs import Run, begin_images, names_in, remove_leftovers, spans
-from mgen.pipelines.shards import SHARD, ShardFolder, write_npz
-from mgen.utils.errors import MgenError
+from mgen.pipelines.runs import IMAGE, Run, begin_images, names_in, remove_leftovers, spans
+from mgen.pipelines.shards import SHARD, ShardFolder, find_shards, write_npz
+from mgen.pipelines.sizes import check_run_size, image_numbers
+from mgen.utils.errors import MgenError, shown
 from mgen.utils.files import atomic_path
 
 
-def chosen_classes(text: str | None, pipe: MaskedPipeline) -> Sequence[int | None]:
-    """Class ids from "0,3,7-9" or names ("bag,dress"), all for None; [None] for an unconditional model; MgenError for other texts."""
+def chosen_classes(text: str | None, pipe: MaskedPipeline, option: str = "--classes") -> Sequence[int | None]:
+    """Class ids of a text (see `read_classes`), all for None; [None] for an unconditional model; MgenError for other texts."""
     if not pipe.conditional:
         if text is not None:
-            raise MgenError(f"--classes {text}: this model is unconditional and has no classes: leave the option out")
-        return [None]
-    count = pipe.generator.num_classes
-    if text is None:
-        return list(range(count))
-    out: list[int] = []
-    lookup = {name.lower(): i for i, name in enumerate(pipe.class_names)}
-    for part in text.split(","):
-        part = part.strip()
-        first, dash, last = part.partition("-")
-        if part.lower() in lookup:
-            out.append(lookup[part.lower()])
-        elif first.isdigit() and (last.isdigit() or not dash):
-            out += range(int(first), int(last or first) + 1)
-        else:
             raise MgenError(
-                f"--classes: {part!r} is neither a class id, a range like 0-9, nor a class name of this model"
+                f"{option} {shown(text)}: this model is unconditional and has no classes: leave the option out"
             )
-    for c in out:
-        if not 0 <= c < count:
-            raise MgenError(f"class {c} is out of range: this model has classes 0 … {count - 1}")
-    if not out:
-        raise MgenError("--classes names no class")
-    return out
+        return [None]
+    if text is None:
+        return list(range(pipe.generator.num_classes))
+    return read_classes(text, pipe.class_names, option)
 
 
 def complete_run(
@@ -72,6 +59,7 @@ def complete_run(
         MgenError: the folder holds another run, a file can't be written, or an image is missing at the end.
     """
     if rank == 0:
+        check_run_size(run, batch_size, image_numbers(pipe.tokenizer.config))
         begin_images(run, about)
     wait()
     made = run_images(pipe, run, batch_size=batch_size, rank=rank, world=world)
@@ -95,16 +83,17 @@ def _sample_pngs(pipe: MaskedPipeline, run: Run, *, batch_size: int, rank: int, 
     there = names_in(run.out)
     batch_size = min(batch_size, -(-run.count // world))  # so that every process has work in a small run
     mine = spans(0, run.count, batch_size)[rank::world]
-    missing = {span: [i for i in range(*span) if run.file(i, i + 1) not in there] for span in mine}
-    left = sum(map(len, missing.values()))
-    with _bar(mine, left, rank) as bar:
-        for span, lost in missing.items():
-            if lost:
-                images = to_pil(sample_images(pipe, run, range(*span)))
+    done = sum(1 for name in there if (m := IMAGE.fullmatch(name)) and int(m[1]) // batch_size % world == rank)
+    made = 0
+    with _bar(mine.total, done, rank) as bar:
+        for start, stop in mine:
+            if lost := [i for i in range(start, stop) if run.file(i, i + 1) not in there]:
+                images = to_pil(sample_images(pipe, run, range(start, stop)))
                 for i in lost:
-                    save_png(images[i - span[0]], run.out / run.file(i, i + 1))
+                    save_png(images[i - start], run.out / run.file(i, i + 1))
                 bar.update(len(lost))
-    return left
+                made += len(lost)
+    return made
 
 
 def _sample_shards(pipe: MaskedPipeline, run: Run, *, batch_size: int, rank: int, world: int) -> int:
@@ -112,27 +101,30 @@ def _sample_shards(pipe: MaskedPipeline, run: Run, *, batch_size: int, rank: int
     if rank == 0 and world > len(shards):
         warnings.warn(f"{len(shards)} shards for {world} processes: give a smaller --shard-size", stacklevel=3)
     mine = shards[rank::world]
-    todo = [span for span in mine if run.file(*span) not in there]
-    left = sum(stop - start for start, stop in todo)
-    with _bar(mine, left, rank) as bar:
+    done = sum(len(s) for s in find_shards(run.out) if s.start // run.shard_size % world == rank)
+    made = 0
+    with _bar(mine.total, done, rank) as bar:
 
         def images(start: int, stop: int) -> Iterator[Tensor]:
             for part in spans(start, stop, batch_size):
                 yield sample_images(pipe, run, range(*part))
                 bar.update(part[1] - part[0])
 
-        for span in todo:
-            write_npz(run.out / run.file(*span), images(*span), labels=run.ids(*span))
+        for span in mine:
+            if run.file(*span) in there:
+                continue
+            labels = np.fromiter(run.ids(*span), np.int64, span[1] - span[0])
+            write_npz(run.out / run.file(*span), images(*span), labels=labels)
+            made += span[1] - span[0]
             for shorter in there:  # the last shard of a run that is being extended
                 if shorter.startswith(f"images-{span[0]:06d}-") and SHARD.fullmatch(shorter):
                     (run.out / shorter).unlink(missing_ok=True)
-    return left
+    return made
 
 
-def _bar(mine: Sequence[tuple[int, int]], left: int, rank: int) -> Any:
+def _bar(total: int, done: int, rank: int) -> Any:
     """Progress bar of this process; only the first process shows it."""
-    total = sum(stop - start for start, stop in mine)
-    return tqdm(total=total, initial=total - left, unit="img", desc="sampling", disable=rank > 0)
+    return tqdm(total=total, initial=min(done, total), unit="img", desc="sampling", disable=rank > 0)
 
 
 def sample_images(pipe: MaskedPipeline, run: Run, indices: Sequence[int]) -> Tensor:
@@ -150,17 +142,21 @@ def sample_images(pipe: MaskedPipeline, run: Run, indices: Sequence[int]) -> Ten
 
 def check_complete(run: Run) -> None:
     """Raise MgenError unless every image of the run is there."""
-    there = names_in(run.out)
-    names = [run.file(*span) for span in run.spans]
-    # A listing may lag behind what other machines wrote; a query for the file itself does not.
-    missing = [name for name in names if name not in there and not (run.out / name).is_file()]
+    there, missing, first = names_in(run.out), 0, ""
+    for span in run.spans:
+        name = run.file(*span)
+        # A listing may lag behind what other machines wrote; a query for the file itself does not.
+        if name not in there and not (run.out / name).is_file():
+            missing, first = missing + 1, first or name
     if missing:
         raise MgenError(
-            f"{len(missing)} of {len(names)} files are missing from {run.out}, the first is {missing[0]}: rerun the same command; "
+            f"{missing} of {len(run.spans)} files are missing from {run.out}, the first is {first}: rerun the same command; "
             "processes on several machines must share the folder"
         )
-    if run.format == "npz" and not torch.equal(ShardFolder(run.out).labels(), torch.tensor(run.ids(0, run.count))):
-        raise MgenError(f"the shards in {run.out} are not those of this run: remove them, or choose another --out")
+    if run.format == "npz":
+        expected = run.ids(0, run.count)
+        if any(shard != list(islice(expected, len(shard))) for shard in ShardFolder(run.out).labels_by_shard()):
+            raise MgenError(f"the shards in {run.out} are not those of this run: remove them, or choose another --out")
 
 
 def save_png(image: Image.Image, path: Path) -> None:
@@ -184,7 +180,11 @@ def export_npz(run: Run, file: Path) -> None:
                 yield folder.read(*part)[0].expand(-1, 3, -1, -1)
 
     remove_leftovers(file.parent, re.escape(file.name))
-    write_npz(file, tqdm(parts(), unit="part", desc=file.name, leave=False), labels=run.ids(0, run.count))
+    write_npz(
+        file,
+        tqdm(parts(), unit="part", desc=file.name, leave=False),
+        labels=np.fromiter(run.ids(0, run.count), np.int64, run.count),
+    )
 
 
 def read_back(run: Run) -> tuple[Tensor, list[int]]:

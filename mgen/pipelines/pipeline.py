@@ -12,8 +12,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mgen.generators import Cascade, Generator
+from mgen.pipelines.arguments import call_options, check_callback, check_given, check_indices, check_tokens, number
+from mgen.pipelines.classes import class_ids
 from mgen.pipelines.pixels import to_pil, to_uint8
+from mgen.pipelines.sizes import check_batch
 from mgen.samplers import ParallelSampler, Step, image_seed
+from mgen.samplers.parallel import Given
 from mgen.tokenizers.base import Tokenizer
 from mgen.utils.devices import check_device
 from mgen.utils.errors import MgenError, check_choice, shown
@@ -25,7 +29,7 @@ from mgen.zoo import DEFAULT, resolve
 P = TypeVar("P", bound="MaskedPipeline")
 INDEX = "model_index.json"
 COMPONENTS = ("tokenizer", "generator", "sampler")
-OUTPUTS = ("pil", "pt", "raw", "uint8", "tokens")
+Classes = Sequence[int | str | None]
 
 
 @schema(extra=True)
@@ -116,20 +120,15 @@ class MaskedPipeline(DiffusionPipeline):
         self.tokenizer.fuse().to(memory_format=torch.channels_last)
         return self
 
-    def check_classes(self, classes: Sequence[int | None]) -> list[int]:
-        """Class ids with None turned into the null class (0 if there are no classes); MgenError for one out of range."""
-        count, null = self.generator.num_classes, self.generator.null_class if self.conditional else 0
-        for c in classes:
-            if c is None and null is None:
-                raise MgenError("this generator has no null class: give a class for every image")
-            if c is not None and not 0 <= c < count:
-                raise MgenError(f"class {c} is out of range: this model has classes 0 … {count - 1}")
-        return [null if c is None else c for c in classes]  # type: ignore[misc]
+    def check_classes(self, classes: Classes) -> list[int]:
+        """Class ids of ids, names and None, which is the null class (0 if there are no classes); MgenError for anything else."""
+        null = self.generator.null_class if self.conditional else 0
+        return class_ids(classes, self.class_names, null, self.conditional)
 
     @torch.inference_mode()
     def __call__(
         self,
-        classes: Sequence[int | None],
+        classes: Classes,
         *,
         seed: int = 0,
         indices: Sequence[int] | None = None,
@@ -149,7 +148,7 @@ class MaskedPipeline(DiffusionPipeline):
         """Sample one image per entry of `classes`.
 
         Args:
-            classes: class ids; None is the null class, and the only entry for an unconditional model.
+            classes: class ids or names; None is the null class, and the only entry for an unconditional model.
             seed: of the run. indices: number of each image in the run (default 0, 1, 2 …); image i depends on (seed, i) alone.
             steps, guidance: replace the sampler's own; guidance is s in u + s·(c − u), 1 is none.
             sampler: replaces the pipeline's sampler. batch_size: images at a time (default: all).
@@ -165,22 +164,22 @@ class MaskedPipeline(DiffusionPipeline):
             MgenError: class out of range, guidance without a null class, settings that do not fit.
         """
         # Longer than 60 lines since every option of a run is an argument, with its documentation; the work is the loop at the end.
-        check_choice("output_type", output_type, OUTPUTS)
         check_choice("dtype", dtype, DTYPES)
+        check_callback(callback)
+        options = call_options(
+            seed=seed, batch_size=batch_size, complete=complete, progress=progress, output_type=output_type
+        )
         ids = self.check_classes(classes)
-        if (tokens is None) != (known is None):
-            raise MgenError(
-                "tokens and known go together: ids (B, L) or vectors (B, L, C), and a bool mask (B, L) of those that are given"
-            )
-        seeds = [image_seed(seed, i) for i in (range(len(ids)) if indices is None else indices)]
-        sampler = (sampler or self.sampler).override(steps=steps, guidance=guidance)
-        sampler.check(self.generator)
-        size, device = batch_size or max(1, len(ids)), self.generator.device
+        seeds = [image_seed(options.seed, i) for i in check_indices(indices, len(ids))]
+        given, stage = self._given(tokens, known, first_stage, len(ids))
+        sampler = self._sampler(sampler, steps, guidance)
+        size, device = min(options.batch_size or len(ids), len(ids)), self.generator.device
+        check_batch(self, sampler, size, len(ids))
         complete = complete or callback is not None or output_type == "tokens"
         unused_tail = 0 if complete else self.tokenizer.unused_tail
         units = self.generator.units
         guided = any(sampler.guided(units.length, units.global_tokens))  # twice as many rows
-        self.generator.optimize_layout(min(size, len(ids)) * (2 if guided else 1))
+        self.generator.optimize_layout(size * (2 if guided else 1))
         total = -(-len(ids) // size) * self._steps(sampler, unused_tail)
         parts, images = [], []
         with tqdm(total=total, unit="step", disable=not progress, desc="sampling", leave=False) as bar:
@@ -190,9 +189,9 @@ class MaskedPipeline(DiffusionPipeline):
                     self.generator,
                     torch.tensor(ids[rows], device=device),
                     noise=sampler.make_noise(self.generator, seeds[rows]).to(device),
-                    tokens=None if tokens is None else tokens[rows],
-                    known=None if known is None else known[rows],
-                    first_stage=None if first_stage is None else (first_stage[0][rows], first_stage[1][rows]),
+                    tokens=None if given is None else given[0][rows],
+                    known=None if given is None else given[1][rows],
+                    first_stage=None if stage is None else (stage[0][rows], stage[1][rows]),
                     complete_first_stage=complete,
                     unused_tail=unused_tail,
                 )
@@ -206,6 +205,33 @@ class MaskedPipeline(DiffusionPipeline):
                     images.append(decode_finite(self.tokenizer, step.tokens))
         return PipelineOutput(_output(torch.cat(images), output_type) if images else None, torch.cat(parts), ids)
 
+    def _sampler(self, sampler: ParallelSampler | None, steps: int | None, guidance: float | None) -> ParallelSampler:
+        """The sampler of a call; MgenError unless it fits the generator."""
+        if sampler is not None and not isinstance(sampler, ParallelSampler):
+            raise MgenError(
+                f"sampler is {shown(sampler)}: expected a ParallelSampler, such as pipe.sampler.override(…)"
+            )
+        chosen = (sampler or self.sampler).override(steps=number(steps), guidance=number(guidance))  # type: ignore[arg-type]
+        chosen.check(self.generator)
+        return chosen
+
+    def _given(
+        self, tokens: Tensor | None, known: Tensor | None, first_stage: object, count: int
+    ) -> list[Given | None]:
+        """The given tokens of a call, of the image and of its first stage, on the generator's device."""
+        found = [check_given(tokens, known, self.generator.tokens, count), None]
+        if first_stage is not None:
+            if not isinstance(self.generator, Cascade):
+                raise MgenError(f"{type(self.generator).__name__} has no first stage: leave first_stage out")
+            if not isinstance(first_stage, tuple | list) or len(first_stage) != 2:
+                raise MgenError(
+                    f"first_stage is {shown(first_stage)}: expected its tokens and a bool mask of given ones"
+                )
+            names = ("first_stage[0]", "first_stage[1]")
+            found[1] = check_given(first_stage[0], first_stage[1], self.generator.first_stage_spec, count, names)
+        device = self.generator.device
+        return [None if pair is None else (pair[0].to(device), pair[1].to(device)) for pair in found]
+
     def _steps(self, sampler: ParallelSampler, unused_tail: int) -> int:
         """Steps of one batch, for the progress bar."""
         stages = [s for s in (sampler, sampler.first_stage) if s is not None]
@@ -213,8 +239,12 @@ class MaskedPipeline(DiffusionPipeline):
         return sum(s.config.steps - s.config.start for s in stages) - skipped
 
     def decode(self, tokens: Tensor) -> Tensor:
-        """Images (B, C, H, W) in [-1, 1] of ids (B, L) or vectors (B, L, C); MgenError if the decoder's output isn't finite."""
-        return decode_finite(self.tokenizer, tokens).clamp(-1, 1)
+        """Images (B, C, H, W) in [-1, 1] of ids (B, L) or vectors (B, L, C).
+
+        Raises:
+            MgenError: tokens of another shape or type, ids outside of the vocabulary, a decoder whose output isn't finite.
+        """
+        return decode_finite(self.tokenizer, check_tokens(tokens, self.tokenizer.spec)).clamp(-1, 1)
 
 
 def _output(images: Tensor, output_type: str) -> Any:

@@ -7,11 +7,11 @@ temporary name and renamed, so a file that exists is complete.
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from mgen.pipelines.labels import LabelPlan
 from mgen.pipelines.pixels import QUANTIZATIONS
@@ -54,9 +54,9 @@ class Run:
         return self.labels.count
 
     @property
-    def spans(self) -> list[tuple[int, int]]:
+    def spans(self) -> "Spans":
         """First image of every file, and the one after its last."""
-        return spans(0, self.count, self.shard_size if self.format == "npz" else 1)
+        return Spans(range(0, self.count, self.shard_size if self.format == "npz" else 1), self.count)
 
     def settings(self) -> dict[str, Any]:
         """For run.json."""
@@ -77,14 +77,43 @@ class Run:
         """File name of a span."""
         return shard_name(start, stop) if self.format == "npz" else image_name(start, self.labels(start))
 
-    def ids(self, start: int, stop: int) -> list[int]:
+    def ids(self, start: int, stop: int) -> Iterator[int]:
         """Class ids of images start … stop - 1, -1 for none."""
-        return [-1 if c is None else c for c in map(self.labels, range(start, stop))]
+        return (-1 if c is None else c for c in map(self.labels, range(start, stop)))
 
 
-def spans(start: int, stop: int, size: int) -> list[tuple[int, int]]:
-    """start … stop - 1 in parts of `size`, the last one possibly smaller: first index of each, and the one after its last."""
-    return [(first, min(first + size, stop)) for first in range(start, stop, size)]
+def spans(start: int, stop: int, size: int) -> "Spans":
+    """start … stop - 1 in parts of `size`, the last one possibly smaller."""
+    return Spans(range(start, stop, size), stop)
+
+
+class Spans(Sequence[tuple[int, int]]):
+    """Parts of a run: first index of each, and the one after its last. A run of any length takes no memory.
+
+    Args:
+        starts: the first indices; their step is the size of a part. stop: of the last part.
+    """
+
+    def __init__(self, starts: range, stop: int, size: int | None = None) -> None:
+        self.starts, self.stop, self.size = starts, stop, size or starts.step
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    @overload
+    def __getitem__(self, index: int) -> tuple[int, int]: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Spans": ...
+    def __getitem__(self, index: int | slice) -> "tuple[int, int] | Spans":
+        if isinstance(index, slice):
+            return Spans(self.starts[index], self.stop, self.size)
+        start = self.starts[index]
+        return start, min(start + self.size, self.stop)
+
+    @property
+    def total(self) -> int:
+        """Indices in all parts together."""
+        return len(self) * self.size - max(0, self.starts[-1] + self.size - self.stop) if self.starts else 0
 
 
 def image_name(index: int, label: int | None) -> str:

@@ -11,7 +11,7 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -98,6 +98,10 @@ class ShardFolder:
         """Class ids int64 (N,), -1 for none; the images are not read."""
         return torch.cat([_read(shard, ("arr_1",))[0] for shard in self.shards])
 
+    def labels_by_shard(self) -> Iterator[list[int]]:
+        """The same, of one shard after the other."""
+        return (_read(shard, ("arr_1",))[0].tolist() for shard in self.shards)
+
     def read(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """Images start … stop - 1 as uint8 (n, C, H, W), and their class ids int64 (n,)."""
         if not 0 <= start < stop <= len(self):
@@ -148,7 +152,7 @@ def _read(shard: Shard, names: Sequence[str]) -> list[Tensor]:
     return [torch.from_numpy(arrays[name] if name == "arr_0" else arrays[name].astype(np.int64)) for name in names]
 
 
-def write_npz(path: str | Path, images: Iterable[Tensor], *, labels: Sequence[int]) -> None:
+def write_npz(path: str | Path, images: Iterable[Tensor], *, labels: Sequence[int] | np.ndarray[Any, Any]) -> None:
     """Write arr_0 and arr_1 part by part, completely or not at all; memory does not grow with the number of images.
 
     Args:

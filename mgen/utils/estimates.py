@@ -65,7 +65,7 @@ def check_fits(make: Callable[[], torch.nn.Module], settings: object, what: str,
 
 def checked_network(init: Callable[Concatenate[Any, P], None]) -> Callable[Concatenate[Any, P], None]:
     """Decorator of a network's constructor, below `register_to_config`: arguments are checked against their annotations
-    (mgen.utils.schema), and a network that can't fit in memory is refused, before a tensor is made."""
+    (mgen.utils.schema), and one that can't fit in memory raises an error before a tensor is made."""
 
     @functools.wraps(init)
     def call(self: Any, *args: P.args, **kwargs: P.kwargs) -> None:

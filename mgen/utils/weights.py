@@ -21,7 +21,7 @@ from mgen.utils.wrappers import EMA, RAW, State, bare, way_in
 
 # What diffusers and transformers call weights in a folder, full precision first.
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
-ENDINGS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json")
+ENDINGS: tuple[str, ...] = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json")
 ENDINGS += (".fp16.safetensors", ".safetensors.index.fp16.json", ".fp16.bin", ".bin.index.fp16.json")
 MOST_PICKLE = 64 * 2**20  # bytes of names and shapes beside the numbers
 

@@ -19,7 +19,7 @@ MOST_MAPPINGS = 4  # around each other
 # Parts of names that data parallelism and averaging, torch.compile, FSDP and activation checkpoints add.
 PREFIXES = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 COUNTER = "n_averaged"  # in which torch's AveragedModel counts
-_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool)
+_INTEGERS: tuple[torch.dtype, ...] = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool)
 _INTEGERS += (torch.uint16, torch.uint32, torch.uint64)
 
 State = dict[str, Tensor]
