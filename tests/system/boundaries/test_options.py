@@ -1,4 +1,4 @@
-"""Every option of every command, as the parsers list them, with the odd values of its type; each is refused, and by its name.
+"""Every option of every command, as the parsers list them, with the odd values of its type; each raises an error that names it.
 
 Rows come from the parsers, so a new option is covered the day it is added.
 """
