@@ -87,7 +87,9 @@ def check_duration(pipe: Networks, sampler: ParallelSampler, images: int) -> Non
     """Raise MgenError if sampling so many images takes more than a year on the fastest machine there is."""
     if images >= NOTICED:
         seconds = count_run(pipe, sampler).total * images / FASTEST.get(pipe.generator.device.type, FASTEST["cuda"])
-        check_time(seconds, f"sampling {images:,} images in {sampler.config.steps} steps", "ask for fewer images or steps")
+        check_time(
+            seconds, f"sampling {images:,} images in {sampler.config.steps} steps", "ask for fewer images or steps"
+        )
 
 
 def counted(generator: Generator, counts: Counts) -> Generator:
