@@ -52,7 +52,7 @@ def run(function: Callable[[Sequence[str] | None], int | None], argv: Sequence[s
         try:
             with warnings.catch_warnings():
                 warnings.showwarning = warn
-                # Pillow warns at half the limit at which images are refused (mgen.data.image_files).
+                # Pillow warns at half of our limit (mgen.data.image_files).
                 warnings.filterwarnings("ignore", "Image size .* exceeds limit")
                 try:
                     return function(argv) or 0

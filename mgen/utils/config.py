@@ -131,6 +131,13 @@ def merge(base: Settings, over: Settings) -> Settings:
     return out
 
 
+def _at(data: object, parts: Sequence[str]) -> object:
+    """The value at a dotted key, None if there is none."""
+    for part in parts:
+        data = data.get(part) if isinstance(data, dict) else None
+    return data
+
+
 def apply_overrides(data: Settings, overrides: Sequence[str]) -> Settings:
     """Apply overrides such as "key.sub=value" to `data`; values are read as YAML."""
     given: set[str] = set()
@@ -144,7 +151,11 @@ def apply_overrides(data: Settings, overrides: Sequence[str]) -> Settings:
         if key in given:
             raise MgenError(f"override {shown(key)} is given twice: leave one out")
         given.add(key)
+        if not value.strip():
+            raise MgenError(f"override {shown(text)} has no value: leave it out, or write {key}=null for none")
         nested = parse_yaml(value, f"override {shown(key)}")
+        if nested == {} and _at(data, parts):
+            raise MgenError(f"override {shown(text)} changes nothing, since mappings are merged: name a key in it")
         for part in reversed(parts):
             nested = {part: nested}
         data = merge(data, nested)

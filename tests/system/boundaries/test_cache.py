@@ -338,8 +338,8 @@ CACHE = ["cache", "--data", "@images", "--tokenizer", "@pipeline"]
 OPTIONS = [
     row("image size 31", [*CACHE, "--out", "o", "--image-size", "31"], "31", "multiple of 4"),
     row("image size 0", [*CACHE, "--out", "o", "--image-size", "0"], "--image-size", "at least 1"),
-    row("image size 10**6", [*CACHE, "--out", "o", "--image-size", "1000000"], "GB of memory"),
-    row("image size 12000", [*CACHE, "--out", "o", "--image-size", "12000"], "GB of memory", "--image-size"),
+    row("image size 10**6", [*CACHE, "--out", "o", "--image-size", "1000000"], "1000000", "too large"),
+    row("image size 12000", [*CACHE, "--out", "o", "--image-size", "12000"], "12000", "too large"),
     row("image size 10**30", [*CACHE, "--out", "o", "--image-size", str(10**30)], "--image-size", "no whole number"),
     row("image size 2**64", [*CACHE, "--out", "o", "--image-size", str(2**64)], "--image-size", "at most"),
     row("image size superscript", [*CACHE, "--out", "o", "--image-size", "³²"], "no whole number"),
