@@ -253,13 +253,14 @@ def sweep_distance(pipe: "RandomPipeline | MaskedPipeline", args: Namespace) -> 
     from mgen.evaluation.extractors import make_extractor
     from mgen.evaluation.fashion import knows_fashion
     from mgen.evaluation.references import find_reference
+    from mgen.pipelines.pipeline import MaskedPipeline
     from mgen.tune.tuning import Distance
     from mgen.zoo import weights_sha256
 
     if args.num_images is None or args.num_images < 2:
         raise MgenError("--sweep on a trained model needs --num-images, at least 2 (500 and more tell methods apart)")
     extractor = make_extractor(args.extractor, weights=args.inception_weights, device=pipe.device)
-    own = args.extractor == "fmnist-cnn" and knows_fashion(pipe)
+    own = args.extractor == "fmnist-cnn" and isinstance(pipe, MaskedPipeline) and knows_fashion(pipe)
     reference = find_reference(args.reference, extractor, builtin=own)
     if reference is None:
         raise MgenError(
