@@ -246,6 +246,7 @@ def sweep_distance(pipe: "RandomPipeline | MaskedPipeline", args: Namespace) -> 
     """How --sweep measures the images of a trained model, and what its files say about that."""
     from mgen.evaluation.evaluate import metric_names
     from mgen.evaluation.extractors import make_extractor
+    from mgen.evaluation.fashion import require_fashion
     from mgen.evaluation.references import find_reference
     from mgen.tune.tuning import Distance
     from mgen.zoo import weights_sha256
@@ -253,6 +254,8 @@ def sweep_distance(pipe: "RandomPipeline | MaskedPipeline", args: Namespace) -> 
     if args.num_images is None or args.num_images < 2:
         raise MgenError("--sweep on a trained model needs --num-images, at least 2 (500 and more tell methods apart)")
     extractor = make_extractor(args.extractor, weights=args.inception_weights, device=pipe.device)
+    if args.reference is None and args.extractor == "fmnist-cnn":
+        require_fashion(pipe, named(args), "--reference, statistics of images that mgen stats makes")
     reference = find_reference(args.reference, extractor, builtin=args.extractor == "fmnist-cnn")
     if reference is None:
         raise MgenError(
