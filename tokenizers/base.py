@@ -15,6 +15,7 @@ Who calls what, in which order:
 
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Self, TypeVar
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T", bound="type[Tokenizer]")
 TOKENIZERS: dict[str, "type[Tokenizer]"] = {}
+LARGEST_VALUE = 10.0  # of an image; by far more than bicubic resizing adds to [-1, 1]
 # Arguments that the convolutional sizes for Fashion-MNIST share.
 FMNIST: dict[str, object] = dict(image_size=32, in_channels=1, layers=1, norm_groups=8)
 # Widths of the levels of a convolutional network, finest first.
@@ -56,6 +58,11 @@ def check_convolutions(
         behind = f" times patch {patch}" if patch > 1 else ""
         raise MgenError(
             f"image_size {image_size} is not a multiple of {stride * patch}, the downsampling of {len(widths)} levels{behind}"
+        )
+    if image_size > 1024 * stride * patch:
+        side = image_size // (stride * patch)
+        raise MgenError(
+            f"image_size {image_size} makes {side}×{side} tokens of an image: at most 1024×1024 are allowed"
         )
 
 
@@ -93,7 +100,7 @@ class Tokenizer(Model):
     def encode(self, images: Tensor) -> Tensor:
         """Tokens of images (B, C, H, W) in [-1, 1]: ids (B, L) or (B, L, K) int64, or vectors (B, L, K), row by row.
 
-        Raises an MgenError if an image side is not a multiple of `factor`.
+        Raises an MgenError for what is no batch of such images, see `prepared`.
         """
         raise NotImplementedError
 
@@ -130,12 +137,32 @@ class Tokenizer(Model):
                 digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
-    def check_size(self, images: Tensor) -> None:
-        """Raise MgenError unless both sides of images (B, C, H, W) are multiples of `factor`."""
+    def prepared(self, images: Tensor, *, values: bool = False) -> Tensor:
+        """Images (B, C, H, W) in the precision of the weights.
+
+        Args:
+            values: also look at the values. They may leave [-1, 1] by some, as resized images do, but not lie in 0 … 255.
+
+        Raises:
+            MgenError: these are no images of this tokenizer.
+        """
+        wanted = f"a {type(self).__name__} takes float images (B, {self.config.in_channels}, H, W) in [-1, 1]"
+        if not isinstance(images, Tensor):
+            raise MgenError(f"images are a {type(images).__name__}: {wanted}")
+        if not images.is_floating_point():
+            raise MgenError(
+                f"images are of type {str(images.dtype)[6:]}: {wanted}; for 0 … 255 that is images / 127.5 - 1"
+            )
+        if images.ndim != 4 or images.shape[1] != self.config.in_channels or not images.numel():
+            raise MgenError(f"images are of shape {tuple(images.shape)}: {wanted}")
         if any(side % self.factor for side in images.shape[-2:]):
             raise MgenError(
                 f"image size {tuple(images.shape[-2:])} is not a multiple of {self.factor}: resize or crop it first"
             )
+        if values and not (most := images.detach().abs().amax().item()) <= LARGEST_VALUE:
+            what = "not finite" if not math.isfinite(most) else f"up to {most:g}"
+            raise MgenError(f"values of images are {what}: {wanted}; for 0 … 255 that is images / 127.5 - 1")
+        return images.to(self.dtype)
 
 
 class CodebookTokenizer(Tokenizer):
@@ -156,7 +183,7 @@ class CodebookTokenizer(Tokenizer):
 
     def encode(self, images: Tensor) -> Tensor:
         """Ids (B, L) int64, row by row, of images (B, C, H, W) in [-1, 1]."""
-        return self.quantize.ids(self.latents(images)).flatten(1)  # (B, L)
+        return self.quantize.ids(self.latents(self.prepared(images, values=True))).flatten(1)  # (B, L)
 
     def decode(self, ids: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
         """Images of ids (B, L) int64 in 0 … vocab_size − 1; `grid` (h, w) if it is not square."""
@@ -193,4 +220,4 @@ class PosteriorTokenizer(Tokenizer):
 
     def encode(self, images: Tensor, *, noise: Tensor | None = None) -> Tensor:
         """Tokens (B, L, K), row by row, of images (B, C, H, W) in [-1, 1]; `noise` as in `tokens`."""
-        return self.tokens(self.moments(images), noise)
+        return self.tokens(self.moments(self.prepared(images, values=True)), noise)

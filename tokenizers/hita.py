@@ -173,14 +173,14 @@ class HitaTokenizer(Tokenizer):
 
         Raises an MgenError if a side is not a multiple of `factor`, or without `vision` tokens (B, V, W) and vision encoder.
         """
-        self.check_size(images)
+        images = self.prepared(images)
         vision = self.vision_tokens(images) if vision is None else vision
         holistic, patches = self.gathering(self.vq.encoder(images), vision)
         return self.to_holistic(holistic).transpose(1, 2).unsqueeze(2), self.vq.quant_conv(patches)
 
     def encode(self, images: Tensor) -> Tensor:
         """Ids (B, S + N) int64, the holistic ones first, then the patches row by row; see `latents`."""
-        holistic, patches = self.latents(images)
+        holistic, patches = self.latents(self.prepared(images, values=True))
         return torch.cat(
             [self.holistic_quantize.ids(holistic).flatten(1), self.quantize.ids(patches).flatten(1)], dim=1
         )

@@ -24,10 +24,10 @@ from torch import Tensor, nn
 
 from mgen.tokenizers.base import FMNIST, PosteriorTokenizer, Widths, check_convolutions, register_tokenizer
 from mgen.tokenizers.sphere import set_stem
-from mgen.tokens import TokenSpec
+from mgen.tokens import Bound, Scale, TokenSpec
 from mgen.utils.errors import MgenError
 from mgen.utils.estimates import checked_network
-from mgen.utils.schema import Layers, Listed, Natural, Positive, Size
+from mgen.utils.schema import Layers, Listed, Natural, Size
 
 
 def patchify(latents: Tensor, patch: int) -> Tensor:
@@ -85,8 +85,8 @@ class KLTokenizer(PosteriorTokenizer):
         middle_attention: bool = True,
         quant_conv: bool = True,
         patch: Size = 1,
-        scale: Positive | None = 0.2325,
-        shift: float = 0.0,
+        scale: Scale | None = 0.2325,
+        shift: Bound = 0.0,
         stem: Size | None = None,
         z_channels: Size | None = None,
     ) -> None:
@@ -137,8 +137,7 @@ class KLTokenizer(PosteriorTokenizer):
 
     def moments(self, images: Tensor) -> Tensor:
         """Mean and log-variance of the posterior, (B, 2c, h, w), of images (B, C, H, W) in [-1, 1]; not clamped."""
-        self.check_size(images)
-        h = self.vae.encoder(images)
+        h = self.vae.encoder(self.prepared(images))
         return h if self.vae.quant_conv is None else self.vae.quant_conv(h)
 
     def posterior(self, moments: Tensor) -> DiagonalGaussianDistribution:

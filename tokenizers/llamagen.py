@@ -69,8 +69,7 @@ class LlamaGenVQ(CodebookTokenizer):
 
     def latents(self, images: Tensor) -> Tensor:
         """Features before quantization and normalization (B, d, h, w) of images (B, C, H, W) in [-1, 1]."""
-        self.check_size(images)
-        return self.vq.quant_conv(self.vq.encoder(images))
+        return self.vq.quant_conv(self.vq.encoder(self.prepared(images)))
 
     def decode_latents(self, z: Tensor) -> Tensor:
         return self.vq.decoder(self.vq.post_quant_conv(z))

@@ -163,8 +163,7 @@ class VQGAN(CodebookTokenizer):
         self.quantize = FSQ(levels=fsq_levels) if fsq_levels else VectorQuantizer(vocab_size=vocab_size, dim=latent)
 
     def latents(self, images: Tensor) -> Tensor:
-        self.check_size(images)
-        return self.encoder((images + 1) / 2)
+        return self.encoder((self.prepared(images) + 1) / 2)
 
     def decode_latents(self, z: Tensor) -> Tensor:
         return self.decoder(z) * 2 - 1

@@ -11,11 +11,12 @@ where `reuse.full_first` may be a share of the steps (0.375 of 32 steps: the fir
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal, NotRequired, TypedDict
+from typing import Annotated, Any, Literal, NotRequired, TypedDict, cast
 
 import torch
+from pydantic import Field
 from tqdm import tqdm
 
 from mgen.bench.benchmark import Clock, make_noise, run_batch
@@ -24,10 +25,10 @@ from mgen.bench.proxy import AnyGenerator
 from mgen.samplers import ParallelSampler
 from mgen.tune.strategies import own_settings
 from mgen.utils.config import Settings, merge, read_config
-from mgen.utils.errors import MgenError
+from mgen.utils.errors import MgenError, shown
 from mgen.utils.files import read_json, write_json
 from mgen.utils.folders import part
-from mgen.utils.modeling import check_keys
+from mgen.utils.schema import Natural, Positive, Size, Text, build, schema
 
 Measure = Literal["distance", "seconds", "tflops"]
 # Two distances that differ by less than this share count as equal: sampling the images once more changes a distance about as much.
@@ -59,30 +60,67 @@ class Sweep:
     runs: Sequence[tuple[str, int, ParallelSampler]]
 
 
+StepNumbers = Annotated[tuple[Size, ...], Field(min_length=1, max_length=1000)]
+
+
+@schema
+class SweepFile:
+    """A sweep's file; see the head of this module."""
+
+    base: Text
+    steps: StepNumbers
+    methods: dict[Text, dict[str, Any] | None]
+    sampler: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.base not in self.methods:
+            raise MgenError(f"base is {shown(self.base)}: it must be one of the methods, {', '.join(self.methods)}")
+
+
+@schema
+class MethodSteps:
+    """The `steps` of one method."""
+
+    steps: StepNumbers
+
+
+@schema
+class SweepRow:
+    """A `Row` in sweep.json."""
+
+    method: Text
+    steps: Size
+    full: Natural
+    cached: Natural
+    tflops: Positive
+    seconds: Positive
+    distance: float | None = None
+
+
+@schema
+class SweepResult:
+    """sweep.json: rows, and what decides their numbers."""
+
+    about: dict[str, Any]
+    base: Text
+    rows: tuple[SweepRow, ...]
+
+
 def read_sweep(name: str, sampler: ParallelSampler, generator: AnyGenerator) -> Sweep:
     """A sweep of configs/sweeps or of a file, on top of the settings of `sampler`; MgenError for anything wrong in it."""
-    shipped = part("configs") / "sweeps" / f"{name}.yaml"
-    path = shipped if shipped.is_file() else Path(name)
-    data = read_config(path)
-    check_keys(data, {"base", "steps", "methods", "sampler"}, f"{path}: ")
-    methods, steps = data.get("methods"), data.get("steps")
-    if not isinstance(methods, dict) or not methods or not isinstance(steps, list) or data.get("base") not in methods:
-        raise MgenError(f"{path} needs `steps` (a list), `methods` (a mapping) and `base`, one of the methods")
-    own, runs = merge(own_settings(sampler), data.get("sampler") or {}), []
-    for method, settings in methods.items():
-        if settings is not None and not isinstance(settings, dict):
-            raise MgenError(
-                f"{path}: methods.{method} is {settings!r}: expected a mapping of sampler settings, or {{}}"
-            )
-        settings = dict(settings or {})
-        counts = settings.pop("steps", steps)
-        if not isinstance(counts, list) or not all(type(n) is int for n in counts):
-            raise MgenError(f"{path}: the steps of {method} are {counts!r}: expected a list of whole numbers")
-        for count in counts:
-            made = ParallelSampler.from_settings(with_steps(own, settings, count), f"{path}: methods.{method}")
+    shipped = {file.stem: file for file in (part("configs") / "sweeps").glob("*.yaml")}
+    path = shipped.get(name, Path(name))
+    data = build(SweepFile, read_config(path), f"{path}: ")
+    own, runs = merge(own_settings(sampler), data.sampler), []
+    for method, given in data.methods.items():
+        where, settings = f"{path}: methods.{method}", dict(given or {})
+        own_steps = settings.pop("steps", None)
+        counts = data.steps if own_steps is None else build(MethodSteps, {"steps": own_steps}, f"{where}.").steps
+        for count in dict.fromkeys(counts):
+            made = ParallelSampler.from_settings(with_steps(own, settings, count), where)
             made.check(generator)
-            runs.append((str(method), count, made))
-    return Sweep(base=str(data["base"]), runs=runs)
+            runs.append((method, count, made))
+    return Sweep(base=data.base, runs=runs)
 
 
 def with_steps(own: Settings, settings: Settings, steps: int) -> Settings:
@@ -90,6 +128,10 @@ def with_steps(own: Settings, settings: Settings, steps: int) -> Settings:
     out = merge({**own, "steps": steps}, settings)
     reuse = out.get("reuse")
     if isinstance(reuse, dict) and isinstance(first := reuse.get("full_first"), float):
+        if not 0 <= first <= 1:
+            raise MgenError(
+                f"reuse.full_first is {first:g}: give a whole number of steps, or a share of them from 0 to 1"
+            )
         out["reuse"] = {**reuse, "full_first": round(first * steps)}
     return out
 
@@ -116,12 +158,7 @@ def run_sweep(
     """
     settings = {f"{method}, {steps} steps": own_settings(sampler) for method, steps, sampler in sweep.runs}
     written = json.loads(json.dumps({**about, "settings": settings}))
-    rows: list[Row] = []
-    if file.is_file():
-        found = read_json(file)
-        if found.get("about") != written:
-            raise MgenError(f"{file} holds a sweep with other settings: choose another --out, or remove it")
-        rows = found["rows"]
+    rows = read_rows(file, written, measured=distance is not None) if file.exists() else []
     done = {(row["method"], row["steps"]) for row in rows}
     todo = [run for run in sweep.runs if run[:2] not in done]
     to_time = sweep.runs if retime else todo
@@ -152,6 +189,20 @@ def run_sweep(
                 bar.update()
             rows.append(row)
             write_json(file, {"about": written, "base": sweep.base, "rows": rows})
+    return rows
+
+
+def read_rows(file: Path, about: Settings, *, measured: bool) -> list[Row]:
+    """The rows of an earlier run; MgenError if it had other settings. measured: whether rows have a distance."""
+    found = build(SweepResult, read_json(file), f"{file}: ")
+    if found.about != about:
+        raise MgenError(f"{file} holds a sweep with other settings: choose another --out, or remove it")
+    rows: list[Row] = []
+    for row in found.rows:
+        kept = {name: value for name, value in asdict(row).items() if value is not None}
+        if ("distance" in kept) != measured:
+            raise MgenError(f"{file}: a row of {row.method} has {'no' if measured else 'a'} distance: remove the file")
+        rows.append(cast(Row, kept))
     return rows
 
 

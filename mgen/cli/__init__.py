@@ -3,8 +3,10 @@
 import argparse
 import contextlib
 import difflib
+import errno
 import importlib
 import io
+import os
 import signal
 import sys
 import threading
@@ -25,62 +27,86 @@ COMMANDS = {
 }
 
 
+# Errors without a file name that are the machine's, not mgen's: full disks and pipes, too many open files, no working folder.
+MACHINE = {getattr(errno, name) for name in "ENOSPC EDQUOT EFBIG EIO EROFS EMFILE ENFILE ENOMEM ENOENT".split()}
+
+
 def run(function: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None) -> int:
     """Call a command; returns its exit status.
 
-    2: bad input or a bad environment, told in one line. 130 and 143: stopped by Ctrl-C or SIGTERM, which is handled like Ctrl-C. 70: an
-    error inside mgen, whose trace is written to a file.
+    2: bad input or a bad environment, told in one line. 130 and 143: stopped by Ctrl-C or SIGTERM, which is handled like Ctrl-C. 141:
+    nobody reads the output any more. 70: an error inside mgen, whose trace is written to a file.
     """
     import warnings
 
-    from mgen.utils.errors import MgenError, first_line
+    from mgen.utils.errors import MgenError, Terminated, first_line, one_line
 
-    def one_line(message: Warning | str, *_: object, **__: object) -> None:
-        print(f"mgen: warning: {' '.join(str(message).split())}", file=sys.stderr)
+    def warn(message: Warning | str, *_: object, **__: object) -> None:
+        print(f"mgen: warning: {one_line(str(message))}", file=sys.stderr)
 
     def fail(text: str) -> int:
-        print(f"mgen: error: {' '.join(text.split())}", file=sys.stderr)
+        print(f"mgen: error: {one_line(text)}", file=sys.stderr)
         return 2
 
-    with _sigterm_as_interrupt() as terminated:
+    with _sigterm_as_interrupt():
         try:
             with warnings.catch_warnings():
-                warnings.showwarning = one_line
-                return function(argv) or 0
+                warnings.showwarning = warn
+                # Pillow warns at half of our limit (mgen.data.image_files).
+                warnings.filterwarnings("ignore", "Image size .* exceeds limit")
+                try:
+                    return function(argv) or 0
+                finally:  # also after --help, which exits
+                    if sys.stdout is not None:
+                        sys.stdout.flush()
         except MgenError as error:
             return fail(str(error))
         except KeyboardInterrupt as interrupt:
-            print(f"mgen: {interrupt or 'interrupted'}", file=sys.stderr)
-            return 143 if terminated else 130
+            print(f"mgen: {str(interrupt) or 'interrupted'}", file=sys.stderr)
+            return 143 if isinstance(interrupt, Terminated) else 130
         except BrokenPipeError:
+            _drop_output()
             return 141
         except MemoryError as error:
-            return fail(f"out of memory ({first_line(error)}): ask for less at once, such as a smaller batch size")
+            return fail(f"out of memory ({first_line(error)}): {LESS}")
         except OSError as error:  # of the environment: permissions, full disks, names that a file system refuses
-            if error.filename is None:
-                return _report(error)
-            return fail(f"{error.filename}: {error.strerror}")
+            if error.filename is not None:
+                return fail(f"{error.filename}: {error.strerror}")
+            if error.errno in MACHINE:
+                _drop_output()
+                return fail(f"{error.strerror}: check free space, open files and the working folder")
+            return _report(error)
         except Exception as error:
+            if type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error):  # of torch
+                return fail(f"out of memory ({first_line(error)}): {LESS}")
             return _report(error)
 
 
+LESS = "ask for less at once, such as a smaller batch size"
+
+
+def _drop_output() -> None:
+    """Send what is still to be printed nowhere, so that the interpreter does not fail on it at its end."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 @contextlib.contextmanager
-def _sigterm_as_interrupt() -> Iterator[list[int]]:
-    """Let SIGTERM raise KeyboardInterrupt; yields a list that then holds the signal's number."""
-    received: list[int] = []
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """Let SIGTERM raise `Terminated`, a KeyboardInterrupt."""
+    from mgen.utils.errors import Terminated
 
     def stop(number: int, frame: object) -> None:
-        received.append(number)
-        raise KeyboardInterrupt("terminated")
+        raise Terminated("terminated")
 
     if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
-        yield received
+        yield
         return
     before = signal.signal(signal.SIGTERM, stop)
     try:
-        yield received
+        yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)  # None if it was not set in Python
 
 
 @contextlib.contextmanager
@@ -97,27 +123,44 @@ def _report(error: Exception) -> int:
     import tempfile
     import traceback
 
-    from mgen.utils.errors import first_line
+    from mgen.utils.errors import first_line, one_line
 
     trace = "".join(traceback.format_exception(error))
-    with tempfile.NamedTemporaryFile("w", prefix="mgen-error-", suffix=".txt", delete=False, encoding="utf-8") as file:
-        file.write(trace)
-    print(
-        f"mgen: internal error: {type(error).__name__}: {first_line(error)}; the trace is in {file.name}; please report",
-        file=sys.stderr,
-    )
+    place = "the trace could not be written"
+    with contextlib.suppress(OSError):
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="mgen-error-", suffix=".txt", delete=False, encoding="utf-8", errors="replace"
+        ) as file:
+            file.write(trace)
+        place = f"the trace is in {file.name}"
+    said = one_line(f"{type(error).__name__}: {first_line(error)}")
+    print(f"mgen: internal error: {said}; {place}; please report", file=sys.stderr)
     return 70
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `mgen` and `python -m mgen`."""
-    from mgen import __version__
-
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal of another encoding shows "?" for what it lacks
             stream.reconfigure(errors="replace")
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv and argv[0] in COMMANDS:
+        return run(lambda rest: importlib.import_module(f"mgen.cli.{argv[0]}").command(rest), argv[1:])
+    return run(lambda argv: top_level(argv or ()), argv)
+
+
+def top_level(argv: Sequence[str]) -> int:
+    """`mgen` without a command: its help or version; MgenError for a command that there is not."""
+    from mgen import __version__
+    from mgen.cli.parser import Parser
+    from mgen.utils.errors import MgenError, shown
+
+    if argv and not argv[0].startswith("-"):
+        near = difflib.get_close_matches(argv[0][:60], COMMANDS, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise MgenError(f"no command {shown(argv[0])}: {hint}Commands: {', '.join(COMMANDS)}")
     lines = "\n".join(f"  {name:<8} {text}" for name, text in COMMANDS.items())
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="mgen",
         description="Masked generative image synthesis: sample, edit, train, evaluate.",
         epilog=f"commands:\n{lines}\n\n`mgen COMMAND --help` shows a command's options and examples.\n\n"
@@ -125,15 +168,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"mgen {__version__}")
-    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help=", ".join(COMMANDS))
-    argv = list(sys.argv[1:] if argv is None else argv)
-    if not argv:
-        parser.print_help()
-        return 0
-    if argv[0] not in COMMANDS and not argv[0].startswith("-"):
-        near = difflib.get_close_matches(argv[0], COMMANDS, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        print(f"mgen: error: no command {argv[0][:60]!r}: {hint}Commands: {', '.join(COMMANDS)}", file=sys.stderr)
-        return 2
-    command = parser.parse_args(argv[:1]).command
-    return run(importlib.import_module(f"mgen.cli.{command}").command, argv[1:])
+    parser.add_argument("command", nargs="?", metavar="COMMAND", help=", ".join(COMMANDS))
+    parser.parse_args(argv[:1])
+    parser.print_help()
+    return 0

@@ -3,8 +3,9 @@
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 
-from mgen.cli.parser import add_vision, make_parser
+from mgen.cli.parser import add_vision, make_parser, path, whole
 from mgen.utils.errors import MgenError
+from mgen.utils.files import check_writable
 
 EXAMPLES = """  mgen cache --data fmnist --out caches/fmnist
   mgen cache --data fmnist --split test --out caches/fmnist-test
@@ -13,6 +14,7 @@ EXAMPLES = """  mgen cache --data fmnist --out caches/fmnist
   mgen cache --data fmnist --tokenizer models/kl --measure-order 2000      channels by frequency, for mgen convert quantize …
   mgen cache --data fmnist --tokenizer models/kl --first-stage-size 16 --out caches/two        two resolutions, for Hi-MAR
   mgen cache --data /data/imagenet/train --tokenizer models/hita --vision-weights dinov2_vitl14_reg4_pretrain.pth --out caches/hita
+  mgen cache --verify caches/fmnist      check every row, after a copy for example
 
 For KL tokenizers the moments of the posterior are stored, which training samples afresh.
 Rerun an interrupted command to resume. Train on the cache with data.kind=cache data.path=caches/fmnist."""
@@ -22,41 +24,68 @@ def command(argv: Sequence[str] | None = None) -> int:
     parser = make_parser("cache", "Tokenize a data set once, into a sharded token cache.", EXAMPLES)
     add_options(parser)
     args = parser.parse_args(argv)
-    counts = [args.batch_size, args.shard_size, args.measure_scale, args.measure_order]
-    if any(count is not None and count < 1 for count in counts):
-        raise MgenError("--batch-size, --shard-size, --measure-scale and --measure-order must be at least 1")
-    if args.out is None and args.measure_scale is None and args.measure_order is None:
+    if args.verify:
+        check_unused(args, "--verify", ("data", "out"))
+        return verify(args.verify)
+    if args.data is None:
+        raise MgenError("--data is missing: give a folder of images, or fmnist")
+    if args.data == "fmnist":
+        check_unused(args, "--data fmnist", ("image_size", "classes"))
+    else:
+        check_unused(args, "a folder of images", ("data_path", "split"))
+    measures = [name for name in ("measure_scale", "measure_order") if getattr(args, name)]
+    if measures:
+        check_unused(
+            args, f"--{measures[0].replace('_', '-')}", ("out", "flips", "shard_size", "dtype", "first_stage_size")
+        )
+    elif args.out is None:
         raise MgenError("--out is missing: give the folder for the cache")
+    else:
+        check_writable(args.out)
     return tokenize(args)
+
+
+def check_unused(args: Namespace, mode: str, names: Sequence[str]) -> None:
+    """Raise MgenError for the first of these options that is given, though it has no effect with `mode`."""
+    for name in names:
+        if getattr(args, name):
+            raise MgenError(f"--{name.replace('_', '-')} has no effect with {mode}: leave it out")
 
 
 def add_options(parser: ArgumentParser) -> None:
     option = parser.add_argument
-    option("--data", required=True, help="a folder of images (labels: its subfolders), or `fmnist`")
-    option("--data-path", help="folder of the four IDX files, for fmnist; default: search")
-    option("--split", default="train", help="train or test, for fmnist")
-    option("--tokenizer", default="fmnist-maskgit", help="folder or name of a tokenizer or pipeline")
-    option("--out", metavar="DIR", help="folder of the cache")
+    option("--data", type=path, help="a folder of images (classes: its subfolders), or `fmnist`")
+    option("--data-path", type=path, metavar="DIR", help="folder of the four IDX files, for fmnist; default: search")
+    option("--split", choices=("train", "test"), help="of fmnist; default: train")
     option(
+        "--classes",
+        choices=("folders", "none"),
+        help="none: all images of the folder are of one class; default: folders",
+    )
+    option("--tokenizer", default="fmnist-maskgit", type=path, help="folder or name of a tokenizer or pipeline")
+    option("--out", metavar="DIR", type=path, help="folder of the cache")
+    modes = parser.add_mutually_exclusive_group().add_argument
+    modes(
         "--measure-scale",
-        type=int,
+        type=whole(1),
         metavar="N",
         help="write no cache; print the scale that brings the latents of N images to unit variance",
     )
-    option(
+    modes(
         "--measure-order",
-        type=int,
+        type=whole(1),
         metavar="N",
         help="write no cache; print the latent channels sorted by frequency, lowest first, measured on N images",
     )
-    option("--image-size", type=int, help="pixels; default: the tokenizer's")
+    modes("--verify", metavar="DIR", type=path, help="write no cache; check every row of the one in DIR")
+    option("--image-size", type=whole(1), metavar="PIXELS", help="default: the tokenizer's")
     option("--flips", action="store_true", help="also store the horizontally flipped images")
-    option("--batch-size", type=int, default=64)
-    option("--shard-size", type=int, default=16384, help="images per shard")
-    option("--dtype", default="fp32", help="precision of the moments of a KL tokenizer: fp32 or fp16")
+    option("--batch-size", type=whole(1), default=64)
+    option("--shard-size", type=whole(1), help="images per shard; default: 16384")
+    option("--dtype", choices=("fp32", "fp16"), help="of the moments of a KL tokenizer; default: fp32")
     option(
         "--first-stage-size",
-        type=int,
+        type=whole(1),
         metavar="PIXELS",
         help="also store tokens of a smaller copy of every image, for Hi-MAR's first stage (published: 128 of 256)",
     )
@@ -64,9 +93,18 @@ def add_options(parser: ArgumentParser) -> None:
     option("--device", default="auto", help="cpu, cuda, cuda:1, auto")
 
 
+def verify(folder: str) -> int:
+    from mgen.data import TokenCache
+
+    cache = TokenCache(folder, full=True)
+    print(f"{folder}: {len(cache)} images in {cache.index.shards} shards, nothing wrong")
+    return 0
+
+
 def tokenize(args: Namespace) -> int:
     from mgen.data import spread_batches, write_cache
     from mgen.data.images import open_images
+    from mgen.data.write_cache import check_batch
     from mgen.pipelines.pipeline import load_tokenizer
     from mgen.tokenizers.bridge import kl_tokenizer
     from mgen.tokenizers.frequency import measure_order
@@ -75,25 +113,34 @@ def tokenize(args: Namespace) -> int:
 
     tokenizer = load_tokenizer(args.tokenizer, device=args.device)
     give_vision(tokenizer, args.vision_weights)
-    data, source = open_images(args.data, tokenizer, path=args.data_path, split=args.split, image_size=args.image_size)
-    if args.measure_scale:
-        kl = kl_tokenizer(tokenizer, "--measure-scale")
-        print(f"{estimate_scale(kl, spread_batches(data, args.measure_scale, args.batch_size)):.6g}")
-    elif args.measure_order:
-        kl = kl_tokenizer(tokenizer, "--measure-order")
-        order = measure_order(kl, spread_batches(data, args.measure_order, args.batch_size))
-        print(f"[{','.join(map(str, order))}]")
-    else:
+    count = args.measure_scale or args.measure_order
+    data, source = open_images(
+        args.data,
+        tokenizer,
+        path=args.data_path,
+        split=args.split or "train",
+        image_size=args.image_size,
+        classes=args.classes or ("any" if count else "folders"),
+    )
+    if not count:
         out = write_cache(
             data,
             tokenizer,
             args.out,
             flips=args.flips,
             batch_size=args.batch_size,
-            shard_size=args.shard_size,
-            dtype=args.dtype,
+            shard_size=args.shard_size or 16384,
+            dtype=args.dtype or "fp32",
             first_stage_size=args.first_stage_size,
             source=source,
         )
         print(out)
+        return 0
+    kl = kl_tokenizer(tokenizer, "--measure-scale" if args.measure_scale else "--measure-order")
+    check_batch(tokenizer, tokenizer.config.image_size, min(args.batch_size, count, len(data)))
+    batches = spread_batches(data, count, args.batch_size)
+    if args.measure_scale:
+        print(f"{estimate_scale(kl, batches):.6g}")
+    else:
+        print(f"[{','.join(map(str, measure_order(kl, batches)))}]")
     return 0

@@ -1,17 +1,17 @@
 """`mgen convert`: official checkpoints → mgen folders."""
 
+import re
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mgen.cli.parser import make_parser
-from mgen.utils.errors import MgenError
+from mgen.cli.parser import make_parser, path
+from mgen.utils.errors import MgenError, shown
 
 if TYPE_CHECKING:
     from mgen.generators import Generator
     from mgen.pipelines.pipeline import MaskedPipeline
-    from mgen.tokenizers import QuantizedKL
     from mgen.utils.config import Settings
     from mgen.utils.modeling import Model
 
@@ -33,6 +33,10 @@ EXAMPLES = """  mgen convert maskgit-vqgan vqgan_jax_strongaug.ckpt --out models
 With --tokenizer (or one in the same file) the result is a pipeline that `mgen sample --model DIR` takes; without, the model alone.
 The levels of `quantize` are compared by mgen eval … --levels, its channel_order is printed by mgen cache … --measure-order.
 Torch files are read as plain tensors only: a file that holds other Python objects raises an error."""
+# What a conversion leaves in its folder.
+WRITTEN = re.compile(
+    r"conversion\.txt|config\.json|model_index\.json|diffusion_pytorch_model.*|generator|tokenizer|sampler|README\.md"
+)
 OWN = """  pipeline       join a saved generator with a tokenizer
   shuffle        a saved generator (or pipeline) with windows of tokens, as the start of a fine-tuning
   quantize       put levels to the latents of a KL tokenizer (folder, name, or official file): ids for every channel"""
@@ -50,7 +54,8 @@ def command(argv: Sequence[str] | None = None) -> int:
     option(
         "file",
         metavar="FILE",
-        help="the official file; for `pipeline`, `quantize` and `shuffle`, a saved generator or tokenizer",
+        type=path,
+        help="the official file, or its folder; for `pipeline`, `quantize` and `shuffle`, a saved generator or tokenizer",
     )
     option(
         "settings",
@@ -58,34 +63,62 @@ def command(argv: Sequence[str] | None = None) -> int:
         metavar="key=value",
         help="what the shapes cannot tell, such as trunk.heads=12 or side=24",
     )
-    option("--out", required=True, metavar="DIR")
-    option("--tokenizer", metavar="FILE|DIR", help="official tokenizer file or converted folder: makes a pipeline")
+    option("--out", required=True, metavar="DIR", type=path)
+    option(
+        "--tokenizer",
+        metavar="FILE|DIR",
+        type=path,
+        help="official tokenizer file or converted folder: makes a pipeline",
+    )
     option("--raw", action="store_true", help="take the weights without EMA, where the file holds both")
-    option("--recipe", metavar="NAME|FILE", help="recipe whose sampler the pipeline gets")
+    option("--recipe", metavar="NAME|FILE", type=path, help="recipe whose sampler the pipeline gets")
     args = parser.parse_intermixed_args(argv)
 
-    from mgen.utils.files import atomic_folder, check_writable
+    from mgen.utils.files import atomic_folder
+    from mgen.utils.limits import check_disk
 
     out = Path(args.out)
-    check_writable(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not (out / "conversion.txt").is_file():
-        raise MgenError(f"{out} exists and is no converted model: choose another --out")
+    check_out(out, [name for name in (args.file, args.tokenizer, args.recipe) if name])
     product, report, names = converted(args)
+    check_disk(out, size_of(product), f"the converted model in {out}")
     with atomic_folder(out) as folder:
         product.save_pretrained(folder)
-        (folder / "conversion.txt").write_text(f"{report}\n\n{names}\n")
+        (folder / "conversion.txt").write_text(f"{report}\n\n{names}\n", encoding="utf-8", errors="backslashreplace")
     print(report)
     print(out)
     return 0
+
+
+def check_out(out: Path, sources: Sequence[str]) -> None:
+    """Raise MgenError unless `out`, which will be replaced, can be written and holds nothing but an earlier conversion."""
+    from mgen.utils.files import check_writable
+
+    check_writable(out)
+    check_writable(out.resolve().parent)
+    if out.resolve() == Path.cwd():
+        raise MgenError(f"--out {out} is the working directory: give another folder for the model")
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    if not (out / "conversion.txt").is_file():
+        raise MgenError(f"{out} exists and is no converted model: choose another --out")
+    foreign = sorted(entry.name for entry in out.iterdir() if not WRITTEN.fullmatch(entry.name))
+    if foreign:
+        raise MgenError(f"{out} would be replaced, and holds {shown(foreign[0])} too: move it, or choose another --out")
+    for source in sources:
+        if Path(source).exists() and Path(source).resolve().is_relative_to(out.resolve()):
+            raise MgenError(f"{source} lies in --out {out}, which would be replaced: choose another --out")
 
 
 def converted(args: Namespace) -> "tuple[Model | MaskedPipeline, str, str]":
     """What the options ask for: a network or a pipeline, the report, and the table of weight names."""
     from mgen.convert import convert
     from mgen.convert.convert import FORMATS
+    from mgen.convert.quantize import quantized
     from mgen.utils.config import apply_overrides
 
     settings, tokenizer, names = apply_overrides({}, args.settings), args.tokenizer, ""
+    if args.raw and args.format in ("pipeline", "quantize", "shuffle"):
+        raise MgenError(f"--raw is for official files with an EMA: {args.format} takes what was saved, leave it out")
     if args.format == "pipeline":
         product: Model | MaskedPipeline = saved_generator(args.file)
         report = f"{type(product).__name__} from {args.file}"
@@ -109,6 +142,12 @@ def converted(args: Namespace) -> "tuple[Model | MaskedPipeline, str, str]":
     return product, report, names
 
 
+def size_of(product: "Model | MaskedPipeline") -> int:
+    """Bytes of the weights, as they will be saved."""
+    parts = [product.tokenizer, product.generator] if hasattr(product, "sampler") else [product]
+    return sum(tensor.nbytes for part in parts for tensor in part.state_dict().values())
+
+
 def saved_generator(folder: str) -> "Model":
     """The generator of a folder that mgen train or mgen convert wrote."""
     from mgen.utils.modeling import load_saved
@@ -118,43 +157,13 @@ def saved_generator(folder: str) -> "Model":
     return load_saved(folder)
 
 
-def quantized(source: str, settings: "Settings") -> "tuple[QuantizedKL, str]":
-    """The KL tokenizer of `source` with levels (folder, name of a model, or official file), and the report."""
-    from mgen.convert import convert
-    from mgen.nn.levels import PUBLISHED_ORDER, best_range
-    from mgen.pipelines.pipeline import load_tokenizer
-    from mgen.tokenizers import KLTokenizer, QuantizedKL
-    from mgen.utils.modeling import check_keys, constructor_keys
-
-    check_keys(settings, constructor_keys(QuantizedKL) - {"kl", "in_channels"}, "")
-    found: object = convert("kl16", source).model if Path(source).is_file() else load_tokenizer(source)
-    found = getattr(found, "continuous", found)
-    if not isinstance(found, KLTokenizer):
-        raise MgenError(f"{source} holds a {type(found).__name__}: quantize takes a KL tokenizer")
-    try:
-        if (order := settings.get("channel_order")) is not None:
-            settings["channel_order"] = PUBLISHED_ORDER if order == "published" else tuple(order)
-        made = QuantizedKL.wrap(found, **settings)
-    except TypeError as error:
-        raise MgenError(f"settings {settings} do not fit QuantizedKL: {error}") from error
-    spec, c = made.spec, made.config
-    best = best_range(c.levels, span=c.span, form=c.form)
-    return made, (
-        f"QuantizedKL of {source}: {spec.sizes()}, {spec.levels}\n"
-        f"  note: for latents of unit variance these levels err least in [{-best:.2f}, {best:.2f}]; measure others with mgen eval --levels"
-    )
-
-
 def windowed(source: str, settings: "Settings") -> "tuple[Generator, str]":
     """The generator of `source` (its folder, or that of a pipeline) with windows of tokens, and the report."""
     from mgen.convert.shuffle import shuffled
 
     inside = Path(source) / "generator"
     found = saved_generator(str(inside) if inside.is_dir() else source)
-    try:
-        made, share = shuffled(found, **settings)
-    except TypeError as error:
-        raise MgenError(f"settings {settings} do not fit: give side=2, and unit=window or token, blocks=N") from error
+    made, share = shuffled(found, settings)
     return made, (
         f"{source} with windows of {made.config['windows']['side']}×{made.config['windows']['side']}: {made.units.sizes()}\n"
         f"  note: its pair keeps {share:.1%} of the variance of the embeddings; train it on: mgen train --config … init=THIS"

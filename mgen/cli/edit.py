@@ -71,7 +71,7 @@ def restyle(args: Namespace) -> int:
     tokenizer = load_tokenizer(args.model, device=args.device)
     give_vision(tokenizer, args.vision_weights)
     size, channels = tokenizer.config.image_size, tokenizer.config.in_channels
-    content, style = (load_image(path, size=size, channels=channels) for path in (args.image, args.style))
+    content, style = (load_image(path, size=size, channels=channels, upright=True) for path in (args.image, args.style))
     result = editing.restyle(tokenizer, content, style).cpu()
     out = Path(args.out)
     save_png(to_pil(result[None])[0], out / "restyled.png")
@@ -96,9 +96,9 @@ def edit(args: Namespace) -> int:
     pipe = load_for(args)
     give_vision(pipe.tokenizer, args.vision_weights)
     size, channels = pipe.tokenizer.config.image_size, pipe.tokenizer.config.in_channels
-    image = load_image(args.image, size=size, channels=channels)
+    image = load_image(args.image, size=size, channels=channels, upright=True)
     if args.mask:
-        mask = load_image(args.mask, size=size, channels=1)[0] >= 128
+        mask = load_image(args.mask, size=size, channels=1, upright=True)[0] >= 128
     elif args.box:
         mask = editing.box_mask(four(args.box, "--box"), (size, size))
     else:

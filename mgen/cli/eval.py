@@ -1,14 +1,14 @@
 """`mgen eval`: measure images, a model, or a tokenizer's reconstructions."""
 
 import sys
-from argparse import ArgumentParser, Namespace
-from collections.abc import Sequence
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, TypeVar
 
-from mgen.cli.parser import add_vision, make_parser
+from mgen.cli.parser import add_vision, make_parser, number, path, whole
 from mgen.cli.sample import add_sampler, chosen_sampler
-from mgen.utils.errors import MgenError
+from mgen.utils.errors import MgenError, shown
 
 if TYPE_CHECKING:
     import torch
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mgen.evaluation.result import Facts, Result
     from mgen.pipelines.pipeline import MaskedPipeline
 
-N = TypeVar("N", int, float)
+N = TypeVar("N")
 
 EXAMPLES = """  mgen eval samples                                   a folder of images (class ids from their names)
   mgen eval fmnist-maskgit --num-images 5000 --nearest fmnist      a model, sampled and measured without writing images
@@ -60,7 +60,8 @@ def add_options(parser: ArgumentParser) -> None:
     option(
         "path",
         nargs="?",
-        help="folder of images, .npz (arr_0), model (folder or name), or `fmnist`; default: the recipe's model",
+        type=path,
+        help="folder of images, .npz (arr_0), .npy, model (folder or name), or `fmnist`; default: the recipe's model",
     )
     option(
         "--protocol",
@@ -69,13 +70,21 @@ def add_options(parser: ArgumentParser) -> None:
     )
     option(
         "--reference",
-        help="statistics (.safetensors, .npz, .pt), folder or npz of images, fmnist-train, fmnist-test or none; "
-        "default: fmnist-train for fmnist-cnn",
+        type=path,
+        help="statistics (.safetensors, .npz, .pt), folder or npz of images, fmnist-train, fmnist-test or none; default: fmnist-train for "
+        "Fashion-MNIST and models trained on it",
     )
-    option("--extractor", help="instead of --protocol: fmnist-cnn, inception, or a folder of a FashionCNN")
-    option("--inception-weights", metavar="FILE", help="torch-fidelity's Inception weights; downloaded if not given")
+    option("--extractor", type=path, help="instead of --protocol: fmnist-cnn, inception, or a folder of a FashionCNN")
     option(
-        "--classifier", help="classifier for the class accuracy; default: fmnist-classifier with fmnist-cnn, else none"
+        "--inception-weights",
+        metavar="FILE",
+        type=path,
+        help="torch-fidelity's Inception weights; downloaded if not given",
+    )
+    option(
+        "--classifier",
+        type=path,
+        help="classifier for the class accuracy; default: fmnist-classifier for Fashion-MNIST and models trained on it, else none",
     )
     option("--num-images", type=int, help="maximum number of images; default: all, or 1000 from a model")
     option("--labels", help="classes of a model's images: balanced (in turn, the default), sorted or random")
@@ -90,12 +99,15 @@ def add_options(parser: ArgumentParser) -> None:
     option(
         "--nearest",
         metavar="DATA",
+        type=path,
         help="check for memorization: show the nearest training images in feature space; `fmnist`, a folder or an npz",
     )
-    option("--out", metavar="DIR", help="folder for result.json, report.html, report.md; default: eval-NAME")
+    option("--out", metavar="DIR", type=path, help="folder for result.json, report.html, report.md; default: eval-NAME")
     option("--keep-features", action="store_true", help="keep OUT/features, one safetensors file per 500 images")
-    option("--save-statistics", metavar="FILE", help="also write mean and covariance, for use as --reference")
-    option("--split", default="test", help="train or test, for fmnist")
+    option(
+        "--save-statistics", metavar="FILE", type=path, help="also write mean and covariance, for use as --reference"
+    )
+    option("--split", help="train or test, for fmnist; default: test")
     option("--seed", type=int, help="seed of a model's images; default: 0, or the recipe's")
     option("--batch-size", type=int, default=100)
     option("--device", default="auto")
@@ -107,11 +119,15 @@ def add_reconstruction_options(parser: ArgumentParser) -> None:
     option(
         "--reconstruction",
         metavar="TOKENIZER",
+        type=path,
         help="measure this tokenizer's reconstructions of the images of PATH (`fmnist` or a folder) against the originals",
     )
     option("--posterior", help="decode the mean or a sample of a KL tokenizer's posterior; default: mean")
     option(
-        "--lpips-weights", metavar="FILE", help="torchvision's vgg16-397923af.pth, to measure LPIPS of reconstructions"
+        "--lpips-weights",
+        metavar="FILE",
+        type=path,
+        help="torchvision's vgg16-397923af.pth, to measure LPIPS of reconstructions",
     )
     add_vision(parser)
     option("--levels", metavar="Q,…", help="compare numbers of levels for a KL tokenizer's latents, in levels.md")
@@ -123,22 +139,21 @@ def request_of(args: Namespace, line: str) -> "EvalRequest":
     from mgen.evaluation.request import EvalRequest
 
     given = {field.name: getattr(args, field.name) for field in fields(EvalRequest) if hasattr(args, field.name)}
-    given["levels"] = tuple(numbers(args.levels, "--levels", int)) if args.levels else ()
+    given["levels"] = tuple(numbers(args.levels, "--levels", whole(2, 2**16))) if args.levels else ()
     ranges = args.ranges.split(",") if args.ranges else []
-    given["ranges"] = tuple(r if r == "best" else numbers(r, "--ranges", float)[0] for r in ranges)
+    given["ranges"] = tuple(r if r == "best" else numbers(r, "--ranges", number(1e-6, 1e6))[0] for r in ranges)
     sampling = {name: getattr(args, name) for name in SAMPLING}
     return EvalRequest(**given, sampling=sampling, command=line)
 
 
-def numbers(text: str, option: str, kind: type[N]) -> list[N]:
-    """Positive numbers from a comma-separated list."""
+def numbers(text: str, option: str, read: Callable[[str], N]) -> list[N]:
+    """Numbers from a comma-separated list."""
     try:
-        found = [kind(part) for part in text.split(",")]
-    except ValueError as error:
-        raise MgenError(f"{option} {text!r}: expected comma-separated numbers, such as 16,64") from error
-    if not all(0 < number < float("inf") for number in found):
-        raise MgenError(f"{option} {text!r}: the numbers must be positive")
-    return found
+        return [read(part.strip()) for part in text.split(",")]
+    except ArgumentTypeError as error:
+        raise MgenError(
+            f"{option} {shown(text)}: {error}; expected positive numbers separated by commas, such as 16,64"
+        ) from error
 
 
 def evaluate(args: Namespace, request: "EvalRequest") -> int:

@@ -1,6 +1,7 @@
 """The parser of a command: values are checked as they are read, and an error is one line."""
 
 import argparse
+import difflib
 import math
 import os
 import re
@@ -70,13 +71,17 @@ class Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsH
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose options are checked (see the types above) and whose errors are MgenErrors."""
 
-    def add_argument(self, *args: Any, **kwargs: Any) -> argparse.Action:
-        """As of ArgumentParser; int, float and no type become the checked ones of this module."""
-        if kwargs.get("action", "store") in ("store", "append") and "choices" not in kwargs:
-            kwargs["type"] = {None: text, int: whole(), float: number()}.get(kwargs.get("type"), kwargs.get("type"))
-        return super().add_argument(*args, **kwargs)
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        # The types of options without one, and of those that say int or float, also in groups.
+        for kind, reader in ((None, text), (int, whole()), (float, number())):
+            self.register("type", kind, reader)
 
     def error(self, message: str) -> NoReturn:
+        if unknown := re.match(r"unrecognized arguments: (--[a-z-]+)", message):
+            names = [name for action in self._actions for name in action.option_strings if name.startswith("--")]
+            near = difflib.get_close_matches(unknown[1], names, n=1, cutoff=0.6)
+            message += f": did you mean {near[0]}?" if near else ""
         raise MgenError(f"{message} (see {self.prog} --help)")
 
 

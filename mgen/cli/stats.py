@@ -5,7 +5,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from mgen.cli.parser import make_parser
+from mgen.cli.parser import make_parser, path, whole
 from mgen.utils.errors import MgenError
 
 EXAMPLES = """  mgen stats /data/imagenet/train --image-size 256 --protocol adm --inception-weights FILE --out imagenet256.safetensors
@@ -22,39 +22,41 @@ def command(argv: Sequence[str] | None = None) -> int:
     parser = make_parser("stats", "Mean and covariance of the features of images, for mgen eval --reference.", EXAMPLES)
     add_options(parser)
     args = parser.parse_args(argv)
-    for name in ("batch_size", "num_images", "image_size"):
-        if (value := getattr(args, name)) is not None and value < 1:
-            raise MgenError(f"--{name.replace('_', '-')} is {value}: it must be at least 1")
-    if args.features < 0 or (args.features and Path(args.out).suffix == ".npz"):
-        raise MgenError(
-            f"--features {args.features}: expected a number of at least 0, and a .safetensors file to store them"
-        )
+    if args.features and Path(args.out).suffix == ".npz":
+        raise MgenError(f"--features {args.features}: features are stored in a .safetensors file, not in {args.out}")
+    if args.split is not None and args.path != "fmnist":
+        raise MgenError(f"--split {args.split} is for `fmnist`: {args.path} has no splits")
     return compute(args)
 
 
 def add_options(parser: ArgumentParser) -> None:
     option = parser.add_argument
-    option("path", help="folder of images, .npz (arr_0), or `fmnist`")
-    option("--out", required=True, metavar="FILE", help=".safetensors, or .npz for other tools")
+    option("path", type=path, help="folder of images, .npz (arr_0), .npy, or `fmnist`")
+    option("--out", required=True, metavar="FILE", type=path, help=".safetensors, or .npz for other tools")
     option("--protocol", help="adm, torch-fidelity, clean, halton, reconstruction or fmnist-cnn (the default)")
-    option("--extractor", help="instead of --protocol: fmnist-cnn, inception, or a folder of a FashionCNN")
-    option("--inception-weights", metavar="FILE", help="torch-fidelity's Inception weights; downloaded if not given")
+    option("--extractor", type=path, help="instead of --protocol: fmnist-cnn, inception, or a folder of a FashionCNN")
+    option(
+        "--inception-weights",
+        metavar="FILE",
+        type=path,
+        help="torch-fidelity's Inception weights; downloaded if not given",
+    )
     option(
         "--image-size",
-        type=int,
+        type=whole(1, 2**15),
         metavar="N",
         help="crop the middle square and resize it to N pixels, as ADM does; default: as stored",
     )
-    option("--split", default="train", help="train or test, for fmnist")
-    option("--num-images", type=int, help="maximum number of images; default: all")
+    option("--split", help="train or test, for fmnist; default: train")
+    option("--num-images", type=whole(1), help="maximum number of images; default: all")
     option(
         "--features",
-        type=int,
+        type=whole(0, 10**7),
         default=0,
         metavar="N",
         help="also store features of N single images, for precision, recall and KID",
     )
-    option("--batch-size", type=int, default=100)
+    option("--batch-size", type=whole(1, 10**6), default=100)
     option("--device", default="auto")
 
 
@@ -62,27 +64,35 @@ def compute(args: Namespace) -> int:
     import torch
 
     from mgen.cli.sample import processes
-    from mgen.evaluation.extractors import protocol_extractor
+    from mgen.evaluation.extractors import any_size, protocol_extractor
     from mgen.evaluation.measure import Workers, begin, measure, remove_features
-    from mgen.evaluation.protocols import find_protocol
+    from mgen.evaluation.protocols import check_weights, find_protocol
     from mgen.evaluation.sources import open_source
     from mgen.evaluation.statistics import check_statistics_name, save_statistics
-    from mgen.utils.files import check_writable
+    from mgen.utils.files import check_output
 
+    folder = Path(f"{args.out}.features")
     check_statistics_name(args.out, "--out")
-    check_writable(Path(args.out).parent)
+    check_output(args.out)
+    check_output(folder / "features.json")
     rank, world, device, wait = processes(args.device)
     workers = Workers(rank=rank, world=world, device=torch.device(device), wait=wait)
     protocol = find_protocol(args.protocol, extractor=args.extractor)
+    check_weights(protocol, args.inception_weights)
     extractor = protocol_extractor(protocol, weights=args.inception_weights, device=workers.device)
     source = open_source(
-        args.path, channels=extractor.channels, split=args.split, size=args.image_size, limit=args.num_images
+        args.path,
+        channels=extractor.channels,
+        split=args.split or "train",
+        size=args.image_size,
+        limit=args.num_images,
+        any_size=any_size(extractor),
     )
-    folder = Path(f"{args.out}.features")
-    if rank == 0:
-        begin(folder, source, extractor, extractor.resize, spatial=protocol.spatial)
+    made = begin(folder, source, extractor, extractor.resize, spatial=protocol.spatial) if rank == 0 else []
     wait()
-    measured = measure(source, extractor, folder=folder, batch_size=args.batch_size, examples=0, workers=workers)
+    measured = measure(
+        source, extractor, folder=folder, made=made, batch_size=args.batch_size, examples=0, workers=workers
+    )
     if rank > 0:
         return 0
     save_statistics(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
-from mgen.cli.parser import make_parser
+from mgen.cli.parser import make_parser, path, whole
 from mgen.utils.errors import MgenError, check_choice
 
 if TYPE_CHECKING:
@@ -36,42 +36,56 @@ def command(argv: Sequence[str] | None = None) -> int:
         EXAMPLES,
     )
     option = parser.add_argument
-    option("--model", default=DEFAULT, metavar="NAME|PATH", help="a model of `mgen zoo` or a folder")
-    option("--out", default="tune", metavar="DIR", help="for strategy.yaml, trace.jsonl and report.md")
-    option("--steps", type=int, help="decoding steps; default: the start's")
+    option("--model", default=DEFAULT, metavar="NAME|PATH", type=path, help="a model of `mgen zoo` or a folder")
+    option("--out", default="tune", metavar="DIR", type=path, help="for strategy.yaml, trace.jsonl and report.md")
+    option("--steps", type=whole(1, 2**20), help="decoding steps; default: the start's")
     option(
-        "--start", metavar="NAME|FILE", help="sampler to start from: a recipe or strategy file; default: the model's"
+        "--start",
+        metavar="NAME|FILE",
+        type=path,
+        help="sampler to start from: a recipe or strategy file; default: the model's",
     )
     option(
         "--search",
         metavar="LISTS",
         help="comma-separated: schedule, confidence_temperature, temperature, guidance; default: all that apply",
     )
-    option("--knots", type=int, default=2, help="numbers that bend each list; 1 shifts the whole list")
-    option("--trials", type=int, default=60, help="strategies to measure, including the start")
+    option("--knots", type=whole(1, 1000), default=2, help="numbers that bend each list; 1 shifts the whole list")
+    option("--trials", type=whole(2), default=60, help="strategies to measure, including the start")
     option(
         "--max-passes-per-image",
-        type=int,
+        type=whole(1),
         metavar="N",
         help="most forward passes, with and without class; guidance is removed from the first steps until they fit",
     )
-    option("--num-images", type=int, default=500, help="images of each trial")
-    option("--test-images", type=int, default=1000, help="images of the final comparison")
+    option("--num-images", type=whole(2), default=500, help="images of each trial")
+    option("--test-images", type=whole(2), default=1000, help="images of the final comparison")
     option("--seed", type=int, default=0, help="of the search's images")
     option("--test-seed", type=int, default=1, help="of the images of the final comparison")
-    option("--extractor", default="fmnist-cnn", help="fmnist-cnn, inception, or a folder of a FashionCNN")
-    option("--inception-weights", metavar="FILE", help="torch-fidelity's Inception weights; downloaded if not given")
-    option("--reference-search", help="folder or statistics file; default for fmnist-cnn: training images 0, 2, 4 …")
-    option("--reference-test", help="the same of other images; default for fmnist-cnn: training images 1, 3, 5 …")
-    option("--data-path", metavar="DIR", help="Fashion-MNIST's IDX files, if not in a known place")
-    option("--batch-size", type=int, default=100)
+    option("--extractor", default="fmnist-cnn", type=path, help="fmnist-cnn, inception, or a folder of a FashionCNN")
+    option(
+        "--inception-weights",
+        metavar="FILE",
+        type=path,
+        help="torch-fidelity's Inception weights; downloaded if not given",
+    )
+    option(
+        "--reference-search",
+        type=path,
+        help="folder or statistics file; default for fmnist-cnn: training images 0, 2, 4 …",
+    )
+    option(
+        "--reference-test",
+        type=path,
+        help="the same of other images; default for fmnist-cnn: training images 1, 3, 5 …",
+    )
+    option("--data-path", metavar="DIR", type=path, help="Fashion-MNIST's IDX files, if not in a known place")
+    option("--batch-size", type=whole(1), default=100)
     option("--device", default="auto")
     option("--dtype", default="fp32", help="fp32, bf16 or fp16, of the generator")
     args = parser.parse_args(argv)
-    if args.batch_size < 1 or min(args.num_images, args.test_images) < 2:
-        raise MgenError("--batch-size must be at least 1, --num-images and --test-images at least 2")
-    if args.trials < 2:
-        raise MgenError(f"--trials is {args.trials}: at least 2 are needed, the start and one more")
+    if args.inception_weights and args.extractor != "inception":
+        raise MgenError(f"--inception-weights is for --extractor inception, this is {args.extractor}: leave it out")
     if args.seed == args.test_seed:
         raise MgenError(f"--seed and --test-seed are both {args.seed}: the final comparison needs images of its own")
     return tune(args, "mgen tune " + " ".join(argv if argv is not None else sys.argv[2:]))

@@ -1,8 +1,7 @@
 """The registry of official formats, and the conversion that is strict on every key."""
 
 import inspect
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,11 +25,14 @@ from mgen.convert import (
 )
 from mgen.convert.reading import Renamed, State
 from mgen.generators import Cascade, Generator
-from mgen.generators.presets import model_name, override
+from mgen.generators.presets import complete, model_name, override
 from mgen.utils.config import Settings
-from mgen.utils.errors import MgenError, check_choice
+from mgen.utils.errors import MgenError, check_choice, first_line, shown
+from mgen.utils.limits import check_memory
 from mgen.utils.modeling import Model, check_keys
-from mgen.utils.weights import read_weights
+from mgen.utils.weights import Checkpoint, Weights
+
+MOST_SIDE = 1024  # tokens along a side of the grid
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,11 +43,12 @@ class Format:
         model: name of our class. about: one line for help texts. trunk: of a generator, the type of its trunk.
         config: shapes → configuration, as far as shapes tell; the rest are the published values.
         notes: final arguments → lines that the user should read.
-        locate: path as given → the file of the weights. beside: that file → arguments from a file next to it.
+        locate: path as given → the file of the weights, or its folder. beside: that file → arguments from a file next to it.
         rename: official state → ours, with what became of every name; it may take the final configuration as `config`.
         tokenizer: of a generator, the format of the tokenizer it was published with.
         tokenizer_inside: how the names of that tokenizer begin, where the generator's file holds it too.
-        keys: where a torch file holds the weights, the first that is there. ema: where it holds their EMA, which is preferred.
+        keys: where official files hold the weights, beside the places that all formats share. ema: where they hold an EMA, if the
+            official scripts prefer it.
         buffers: tensors that only the weights without EMA hold, because nothing averages them.
     """
 
@@ -54,7 +57,7 @@ class Format:
     rename: Callable[..., Renamed]
     model: str = "Generator"
     trunk: str | None = None
-    keys: tuple[str, ...] = ("model", "state_dict")
+    keys: tuple[str, ...] = ("model",)
     ema: str | None = None
     buffers: tuple[str, ...] = ()
     notes: Callable[[Settings], list[str]] = lambda config: []
@@ -71,14 +74,14 @@ FORMATS = {
         config=kl.config,
         notes=kl.notes,
         rename=kl.rename,
-        keys=("state_dict", "model"),
+        keys=("state_dict",),
     ),
     "diffusers-vae": Format(
         model="KLTokenizer",
         about="folder of diffusers' AutoencoderKL, e.g. sd-vae-ft-mse (f8, 4 channels: tokens of 2×2 patches)",
         config=lambda state: {},
         rename=kl.diffusers_rename,
-        locate=kl.diffusers_file,
+        locate=kl.diffusers_folder,
         beside=kl.diffusers_config,
     ),
     "enat": Format(
@@ -87,8 +90,8 @@ FORMATS = {
         config=enat.config,
         notes=enat.notes,
         rename=enat.rename,
-        keys=("state_dict", "model"),
         tokenizer="maskgit-vqgan",
+        keys=("state_dict",),
     ),
     "halton": Format(
         trunk="adaln",
@@ -96,8 +99,8 @@ FORMATS = {
         config=halton.config,
         notes=halton.notes,
         rename=halton.rename,
-        keys=("model_state_dict", "state_dict", "model"),
         tokenizer="llamagen-vq",
+        keys=("model_state_dict",),
     ),
     "himar": Format(
         model="Cascade",
@@ -132,14 +135,14 @@ FORMATS = {
         config=causal.config,
         notes=causal.notes,
         rename=causal.rename,
-        keys=("model", "module", "state_dict"),
         tokenizer="llamagen-vq",
     ),
     "llamagen-vq": Format(
         model="LlamaGenVQ",
-        about="tokenizers of LlamaGen and Halton-MaskGIT, vq_ds16_c2i.pt and vq_ds8_c2i.pt",
+        about="tokenizers of LlamaGen and Halton-MaskGIT, vq_ds{16,8}_c2i.pt (EMA weights if there are any; --raw for the others)",
         config=llamagen.config,
         rename=llamagen.rename,
+        ema="ema",
     ),
     "mage": Format(
         trunk="mage",
@@ -164,8 +167,8 @@ FORMATS = {
         about="AutoNAT / MaskGIT-r U-ViT, nnet_ema.pth",
         config=maskgit.config,
         rename=maskgit.rename,
-        keys=("state_dict", "model"),
         tokenizer="maskgit-vqgan",
+        keys=("state_dict",),
     ),
     "maskgit-jax": Format(
         trunk="bert",
@@ -179,7 +182,7 @@ FORMATS = {
         about="VQGAN in taming-style keys (vqgan_jax_strongaug.ckpt), open-muse keys or flax msgpack",
         config=maskgit_vqgan.config,
         rename=maskgit_vqgan.rename,
-        keys=("state_dict", "model"),
+        keys=("state_dict",),
     ),
     "tokenbridge": Format(
         trunk="mae",
@@ -245,35 +248,35 @@ def convert(format_name: str, path: str | Path, *, raw: bool = False, **settings
     layout = FORMATS[check_choice("format", format_name, FORMATS)]
     if raw and not layout.ema:
         raise MgenError(f"format {format_name!r} has one set of weights in a file: leave --raw out")
-    path = layout.locate(Path(path))
-    official, taken = read_weights(path, layout.keys if raw or not layout.ema else (layout.ema, *layout.keys))
-    notes = [f"weights under {taken!r}"] if taken else []
-    if layout.buffers and taken == layout.ema:
-        with suppress(MgenError):  # it holds the EMA weights alone
-            other, _ = read_weights(path, layout.keys)
-            official = {**{name: other[name] for name in layout.buffers if name in other}, **official}
-    if raw and taken is None:
-        raise MgenError(f"{path} holds one set of weights: leave --raw out")
-    if layout.ema and not raw and taken in layout.keys:
-        notes.append(f"no EMA weights ({layout.ema!r}) in the file")
     cls = getattr(mgen, layout.model)
     check_keys(settings, cls.config_keys() | ({"side"} if layout.trunk else set()), "")
+    file = Checkpoint(layout.locate(Path(path)))
+    weights = file.weights(averaged=bool(layout.ema) and not raw, keys=layout.keys, ema=layout.ema)
+    path, official = file.path, weights.state
+    if raw and not weights.both:
+        held = "EMA weights alone" if weights.averaged else "one set of weights"
+        raise MgenError(f"{path} holds {held}: leave --raw out")
+    if layout.buffers and weights.averaged and weights.both:
+        other = file.weights(keys=layout.keys).state
+        official = {**{name: other[name] for name in layout.buffers if name in other}, **official}
+    size = 4 * sum(value.numel() for value in official.values())
+    check_memory(size, f"the weights in {path} in fp32", "use a machine with more memory")
     try:
         found = {**layout.config(official), **(layout.beside(path) if layout.beside else {})}
-        config = override(found, _with_side(settings, found)) if layout.trunk else {**found, **settings}
+    except (MgenError, *_NONSENSE) as error:
+        raise _of_another_format(error, path, format_name) from error
+    config = _configured(found, settings, is_generator=layout.trunk is not None)
+    try:
         takes_config = "config" in inspect.signature(layout.rename).parameters
         renamed = layout.rename(official, config=config) if takes_config else layout.rename(official)
-    except MgenError:
-        raise
-    except KeyError as error:
-        raise MgenError(f"{path} is not of format {format_name!r}: it lacks {error.args[0]}") from error
-    except (ValueError, IndexError, RuntimeError) as error:
-        raise MgenError(f"{path} is not of format {format_name!r}: its names are those of another system") from error
+    except (MgenError, *_NONSENSE) as error:
+        raise _of_another_format(error, path, format_name) from error
     try:
         model = cls.from_config(config) if layout.trunk else cls(**config)
-    except (TypeError, ValueError) as error:
-        raise MgenError(f"{path} does not fit {layout.model} with {config}: {error}") from error
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise MgenError(f"{path} does not fit {layout.model}: {error}") from error
     _load_exactly(model, renamed.state, path)
+    notes = _where_found(weights, layout)
     if layout.trunk:
         name = model_name(config)
         notes.append(f"model: {name} (mgen zoo)" if name else "model: none of configs/models has these sizes")
@@ -286,16 +289,62 @@ def convert(format_name: str, path: str | Path, *, raw: bool = False, **settings
     )
 
 
+# What reading sizes from names and shapes of another system can raise.
+_NONSENSE = (LookupError, ValueError, TypeError, RuntimeError, ArithmeticError)
+
+
+def _of_another_format(error: Exception, path: Path, format_name: str) -> MgenError:
+    """What is wrong with a file whose names or shapes do not serve."""
+    if isinstance(error, MgenError):
+        return error
+    if isinstance(error, KeyError):
+        return MgenError(f"{path} is not of format {format_name!r}: it lacks {shown(error.args[0]).strip(chr(39))}")
+    return MgenError(f"{path} is not of format {format_name!r}: its names or shapes are those of another system")
+
+
+def _configured(found: Settings, settings: Settings, *, is_generator: bool) -> Settings:
+    """What was read from the shapes with the settings of the user, checked before anything is made of it."""
+    if not is_generator:
+        return {**found, **settings}
+    try:
+        config = override(found, _with_side(settings, found))
+        complete(config)
+    except MgenError:
+        raise
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
+        raise MgenError(
+            f"settings {shown(settings, 200)} do not fit: give sections of a model's configuration, such as trunk.heads=12 "
+            f"({first_line(error, 100)})"
+        ) from error
+    return config
+
+
+def _where_found(weights: Weights, layout: Format) -> list[str]:
+    """Notes on where the weights were found, and on what the file holds besides."""
+    notes = [f"weights under {' → '.join(map(repr, weights.under))}"] if weights.under else []
+    if weights.both and layout.ema:
+        notes.append("EMA weights taken; --raw takes the others" if weights.averaged else "weights without EMA taken")
+    elif weights.both:
+        notes.append("the file holds EMA weights too, which the official scripts do not take")
+    elif weights.averaged:
+        notes.append("these are EMA weights; the file holds no others")
+    elif layout.ema and weights.under:
+        notes.append(f"no EMA weights ({layout.ema!r}) in the file")
+    return notes + weights.notes
+
+
 def _with_side(settings: Settings, found: Settings) -> Settings:
     """Settings in which `side`, of a square token grid, stands as sections of the configuration."""
     rest = {key: value for key, value in settings.items() if key != "side"}
     if "side" not in settings:
         return rest
-    side = settings["side"]
-    if "tokens" not in found or not isinstance(side, int) or side < 1:
-        raise MgenError(f"side is {side!r}: a whole number of at least 1 is needed, of a model with one token grid")
+    side, tokens = settings["side"], rest.get("tokens", {})
+    if "tokens" not in found or type(side) is not int or not 1 <= side <= MOST_SIDE or not isinstance(tokens, Mapping):
+        raise MgenError(
+            f"side is {shown(side)}: a whole number from 1 to {MOST_SIDE} is needed, of a model with one token grid"
+        )
     place = {"grid": [side, side], "length": side * side + found["tokens"].get("global_tokens", 0)}
-    return override(rest, {"tokens": {**rest.get("tokens", {}), **place}})
+    return {**rest, "tokens": {**tokens, **place}}
 
 
 def _load_exactly(model: Model, state: dict[str, Tensor], path: str | Path) -> None:
@@ -306,10 +355,15 @@ def _load_exactly(model: Model, state: dict[str, Tensor], path: str | Path) -> N
         "not expected": state.keys() - own.keys(),
         "of another shape": {f"{k} {given} for {right}" for k, (given, right) in shapes.items() if given != right},
     }
-    problems = [f"{len(names)} {what}, e.g. {min(names)}" for what, names in found.items() if names]
+    problems = [f"{len(names)} {what}, e.g. {min(names)[:200]}" for what, names in found.items() if names]
     if problems:
         raise MgenError(f"{path} does not hold exactly the weights of {type(model).__name__}: {'; '.join(problems)}")
+    floats = {}
     for name, value in state.items():
-        if not torch.isfinite(value).all():
-            raise MgenError(f"{path}: {name} holds NaN or infinity; the file is damaged")
-    model.load_state_dict({name: value.float() for name, value in state.items()})
+        if own[name].is_floating_point() and not value.is_floating_point():
+            raise MgenError(f"{path}: {name} holds whole numbers ({value.dtype}): quantized weights are not read")
+        floats[name] = value.float()
+        if not torch.isfinite(floats[name]).all():
+            what = "NaN or infinity; the file is damaged" if not torch.isfinite(value).all() else "numbers beyond fp32"
+            raise MgenError(f"{path}: {name} holds {what}")
+    model.load_state_dict(floats)

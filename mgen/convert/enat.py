@@ -22,7 +22,6 @@ RULES = (
 
 def config(state: State) -> Settings:
     """The configuration as far as shapes tell it; the split of the blocks and the heads are those of the published size."""
-    state = {name.removeprefix("module."): value for name, value in state.items()}
     rows, dim = state["x_embedder.word_embeddings.weight"].shape
     decoder, heads = PUBLISHED.get(dim, (2, max(1, dim // 64)))
     return {
@@ -53,7 +52,7 @@ def rename(state: State, config: Settings) -> Renamed:
     out = Renamed()
     encoder = config["trunk"]["encoder_depth"]
     for name, value in state.items():
-        new = by_rules(name.removeprefix("module."), RULES)
+        new = by_rules(name, RULES)
         if new.startswith("prev_embedder."):
             out.ignored[name] = "never read by the published model"
             continue

@@ -1,7 +1,5 @@
 """Halton-MaskGIT: `ImageNet_{256,384}_{tiny,small,base,large}.pth`, weights under `model_state_dict`, fp32."""
 
-import re
-
 import torch
 
 from mgen.convert.reading import Renamed, State, by_rules, count, ids, untold
@@ -29,7 +27,6 @@ PACKED = {name: group for group in (("wq", "wk", "wv"), ("w1", "w3")) for name i
 
 def config(state: State) -> Settings:
     """The configuration as far as shapes tell it; heads follow the published sizes (64 numbers each elsewhere)."""
-    state = {_bare(name): value for name, value in state.items()}
     if "in_proj.weight" in state:
         raise MgenError(
             "this Halton-MaskGIT joins 2×2 tokens (proj 2), which trunk adaln does not: only proj 1 is read"
@@ -60,26 +57,19 @@ def notes(config: Settings) -> list[str]:
 
 def rename(state: State) -> Renamed:
     """Our names; q, k, v and the two layers in front of the MLP's product are packed into one each."""
-    names = {_bare(name): name for name in state}
     out = Renamed()
-    for bare, name in names.items():
-        if bare == "head.weight":
-            if not torch.equal(state[name], state[names["tok_emb.weight"]]):
+    for name, value in state.items():
+        if name == "head.weight":
+            if not torch.equal(value, state["tok_emb.weight"]):
                 raise MgenError(
                     "head.weight and tok_emb.weight differ: this is no Halton-MaskGIT, where they are one tensor"
                 )
             out.ignored[name] = "the same tensor as tok_emb.weight"
             continue
-        prefix, layer, leaf = ["", *bare.rsplit(".", 2)][-3:]
-        value = state[name]
+        prefix, layer, leaf = ["", *name.rsplit(".", 2)][-3:]
         if layer in PACKED:
-            value = torch.cat([state[names[f"{prefix}.{other}.{leaf}"]] for other in PACKED[layer]])
-        out.put(name, by_rules(bare, RULES), value)
-    if "reg_tokens.weight" not in names:  # ours has the parameter all the same, without rows
-        out.state["trunk.register"] = torch.zeros(0, state[names["tok_emb.weight"]].shape[1])
+            value = torch.cat([state[f"{prefix}.{other}.{leaf}"] for other in PACKED[layer]])
+        out.put(name, by_rules(name, RULES), value)
+    if "reg_tokens.weight" not in state:  # ours has the parameter all the same, without rows
+        out.state["trunk.register"] = torch.zeros(0, state["tok_emb.weight"].shape[1])
     return out
-
-
-def _bare(name: str) -> str:
-    """The name without what parallel training and torch.compile put in front."""
-    return re.sub(r"^(module\.|_orig_mod\.)+", "", name)

@@ -3,13 +3,18 @@ such as the f8 autoencoders of Stable Diffusion."""
 
 import inspect
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
 
 from mgen.convert.reading import Renamed, State, attention, count
 from mgen.tokenizers.kl import KLTokenizer
 from mgen.utils.config import Settings
-from mgen.utils.errors import MgenError
+from mgen.utils.errors import MgenError, shown
 from mgen.utils.files import read_json
+from mgen.utils.schema import Positive, Size, build, schema
 
 
 def config(state: State) -> Settings:
@@ -78,16 +83,49 @@ def _with_attention(state: State, part: str) -> tuple[int, ...]:
 
 # -- diffusers' own layout ---------------------------------------------------------------------------------------------
 
-WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+@schema(extra=True)
+class AutoencoderConfig:
+    """config.json of an AutoencoderKL, without what says nothing about the network; defaults are diffusers'."""
+
+    class_name: str = "AutoencoderKL"
+    in_channels: Size = 3
+    out_channels: Size = 3
+    latent_channels: Size = 4
+    block_out_channels: Annotated[tuple[Size, ...], Field(min_length=1, max_length=16)]
+    down_block_types: tuple[str, ...]
+    up_block_types: tuple[str, ...]
+    layers_per_block: Size = 1
+    norm_num_groups: Size = 32
+    mid_block_add_attention: bool = True
+    use_quant_conv: bool = True
+    use_post_quant_conv: bool = True
+    scaling_factor: Positive = 0.18215
+    shift_factor: float | None = None
+    act_fn: str = "silu"
+    latents_mean: tuple[float, ...] | None = None
+    latents_std: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.class_name != "AutoencoderKL":
+            raise MgenError(f"it is of a {shown(self.class_name)}, not of an AutoencoderKL")
+        for name, only in FIXED.items():
+            if (given := getattr(self, name)) != only:
+                raise MgenError(f"{name} is {shown(given)}, which KLTokenizer cannot represent (only {only!r})")
+        if self.in_channels != self.out_channels or self.use_quant_conv != self.use_post_quant_conv:
+            raise MgenError("encoder and decoder differ in channels or quant_conv, which KLTokenizer cannot represent")
+        levels = {len(self.block_out_channels), len(self.down_block_types), len(self.up_block_types)}
+        if len(levels) > 1:
+            raise MgenError("block_out_channels, down_block_types and up_block_types differ in length")
+
+
 # Settings that KLTokenizer does not have, with the only value it can stand for.
 FIXED = {"act_fn": "silu", "latents_mean": None, "latents_std": None}
 
 
-def diffusers_file(path: Path) -> Path:
-    """The weights of a saved AutoencoderKL: its folder, that of a pipeline with a `vae`, or the file itself."""
-    if (path / "vae" / "config.json").is_file():
-        path = path / "vae"
-    return path / WEIGHTS if path.is_dir() else path
+def diffusers_folder(path: Path) -> Path:
+    """Where the weights of a saved AutoencoderKL are: its folder, that of a pipeline with a `vae`, or the file itself."""
+    return path / "vae" if (path / "vae" / "config.json").is_file() else path
 
 
 def diffusers_config(path: Path) -> Settings:
@@ -97,34 +135,28 @@ def diffusers_config(path: Path) -> Settings:
         MgenError: no config.json, or one of another class or with settings that have no counterpart here.
     """
     file = path.parent / "config.json"
-    c = read_json(file)
-    if c.get("_class_name", "AutoencoderKL") != "AutoencoderKL":
-        raise MgenError(f"{file} is of a {c['_class_name']}, not of an AutoencoderKL")
-    for name, value in FIXED.items():
-        if c.get(name, value) != value:
-            raise MgenError(f"{file}: {name} is {c[name]!r}, which KLTokenizer cannot represent (only {value!r})")
-    quant = {c.get("use_quant_conv", True), c.get("use_post_quant_conv", True)}
-    if len(quant) > 1 or c.get("in_channels", 3) != c.get("out_channels", 3):
-        raise MgenError(
-            f"{file}: encoder and decoder differ in channels or quant_conv, which KLTokenizer cannot represent"
-        )
-    channels = tuple(c["block_out_channels"])
-    down, up = c["down_block_types"], c["up_block_types"][::-1]
-    stride = 2 ** (len(channels) - 1)
+    data = read_json(file)
+    if isinstance(data, dict) and "_class_name" in data:
+        data = {**data, "class_name": data["_class_name"]}
+    c = build(AutoencoderConfig, data, f"{file}: ")
     return {
-        "in_channels": c.get("in_channels", 3),
-        "latent_channels": c.get("latent_channels", 4),
-        "channels": channels,
-        "layers": c.get("layers_per_block", 1),
-        "norm_groups": c.get("norm_num_groups", 32),
-        "encoder_attention": tuple(i for i, name in enumerate(down) if name.startswith("Attn")),
-        "decoder_attention": tuple(i for i, name in enumerate(up) if name.startswith("Attn")),
-        "middle_attention": c.get("mid_block_add_attention", True),
-        "quant_conv": quant.pop(),
-        "patch": max(1, 16 // stride),
-        "scale": c.get("scaling_factor", 0.18215),
-        "shift": c.get("shift_factor") or 0.0,
+        "in_channels": c.in_channels,
+        "latent_channels": c.latent_channels,
+        "channels": c.block_out_channels,
+        "layers": c.layers_per_block,
+        "norm_groups": c.norm_num_groups,
+        "encoder_attention": _attention_levels(c.down_block_types),
+        "decoder_attention": _attention_levels(c.up_block_types[::-1]),
+        "middle_attention": c.mid_block_add_attention,
+        "quant_conv": c.use_quant_conv,
+        "patch": max(1, 16 // 2 ** (len(c.block_out_channels) - 1)),
+        "scale": c.scaling_factor,
+        "shift": c.shift_factor or 0.0,
     }
+
+
+def _attention_levels(types: Sequence[str]) -> tuple[int, ...]:
+    return tuple(i for i, name in enumerate(types) if name.startswith("Attn"))
 
 
 def diffusers_rename(state: State) -> Renamed:

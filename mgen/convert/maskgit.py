@@ -14,7 +14,6 @@ RULES = (
 
 def config(state: State) -> Settings:
     """The configuration as far as shapes tell it; the number of heads (8 as published) they do not."""
-    state = {name.removeprefix("module."): value for name, value in state.items()}
     rows, dim = state["token_emb.word_embeddings.weight"].shape
     length = state["token_emb.position_embeddings.weight"].shape[0]
     return {
@@ -37,10 +36,9 @@ def rename(state: State) -> Renamed:
     """Our names; the head's bias (1, 1, codes + 1) becomes flat."""
     out = Renamed()
     for name, value in state.items():
-        new = name.removeprefix("module.")
-        if "position_ids" in new:
+        if "position_ids" in name:
             out.ignored[name] = "a constant, not a weight"
             continue
-        new = by_rules(new, RULES)
+        new = by_rules(name, RULES)
         out.put(name, new, value.flatten() if new == "head.bias" else value)
     return out

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from mgen.utils.config import Settings
-from mgen.utils.weights import State as State
+from mgen.utils.errors import MgenError
+from mgen.utils.wrappers import State as State
 
 Rules = tuple[tuple[str, str], ...]
 # The embedding and the head of a BERT, which MaskGIT's PyTorch ports share.
@@ -58,7 +59,12 @@ def untold(what: str, give: str) -> str:
 
 def count(state: State, pattern: str) -> int:
     """Layers whose number is the group of `pattern`, a regular expression for the beginning of a name."""
-    return 1 + max(int(m[1]) for name in state if (m := re.match(pattern, name)))
+    layers = 1 + max(int(m[1]) for name in state if (m := re.match(pattern, name)))
+    if layers > len(state):
+        raise MgenError(
+            f"names that begin with {pattern} count up to {layers - 1}, in {len(state)} tensors: some are missing"
+        )
+    return layers
 
 
 def ids(side: int, vocab_size: int, *, global_tokens: int = 0) -> Settings:

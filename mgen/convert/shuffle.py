@@ -5,24 +5,28 @@ is the principal components of the embeddings, so that together they give every 
 MLPs that do nothing yet; tables of positions by token as means over windows. With side 1 the function is the same.
 """
 
+from dataclasses import asdict
+
 import torch
 from torch import Tensor
 
 from mgen.generators import Generator
-from mgen.generators.build import build_model
+from mgen.generators.build import WindowsConfig, build_model
 from mgen.heads import VectorWindowHead
 from mgen.nn import TokenShuffle, TokenUnshuffle, Windows
+from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError
+from mgen.utils.schema import build
 
 SAMPLES = 8192  # embeddings from which the components are taken
 
 
 @torch.no_grad()
-def shuffled(source: Generator, *, side: int = 2, unit: str = "window", blocks: int = 2) -> tuple[Generator, float]:
-    """A copy of a generator with windows of `side` × `side` tokens, and the share of the embeddings' variance that it keeps.
+def shuffled(source: Generator, settings: Settings) -> tuple[Generator, float]:
+    """A copy of a generator with windows of tokens, and the share of the embeddings' variance that it keeps.
 
     Args:
-        unit, blocks: see mgen.generators.build.WindowsConfig.
+        settings: see mgen.generators.build.WindowsConfig; side is 2 unless given.
 
     Raises:
         MgenError: a generator that cannot have windows or has some already, a width or grid that they do not fit.
@@ -31,8 +35,10 @@ def shuffled(source: Generator, *, side: int = 2, unit: str = "window", blocks: 
         raise MgenError("windows are for generators of one stage")
     if source.config["windows"] is not None:
         raise MgenError(f"this generator has windows of {source.config['windows']['side']} already: give one without")
+    chosen = build(WindowsConfig, {"side": 2, **settings})
     config = {key: source.config[key] for key in Generator.config_keys()}
-    made = build_model({**config, "windows": {"side": side, "unit": unit, "blocks": blocks}})
+    made, side = build_model({**config, "windows": asdict(chosen)}), chosen.side
+    assert isinstance(made, Generator)
     if side == 1:
         made.load_state_dict(source.state_dict())
         return made.eval(), 1.0

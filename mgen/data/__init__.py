@@ -1,20 +1,25 @@
 """Data: Fashion-MNIST, image folders, sharded token caches. Batches are fetched by a list of indices."""
 
-from mgen.data.base import ImageData, spread_batches
-from mgen.data.cache import TokenCache, write_cache
+from mgen.data.base import ImageData, StampedData, spread_batches
+from mgen.data.cache import TokenCache
 from mgen.data.fashion_mnist import FASHION_CLASSES, FashionMNIST, find_fashion_mnist
-from mgen.data.folder import ImageFolder, center_crop, list_images, load_image
+from mgen.data.folder import ImageFolder
+from mgen.data.image_files import center_crop, load_image, open_image
+from mgen.data.listing import list_images
+from mgen.data.write_cache import write_cache
 
 __all__ = [
     "FASHION_CLASSES",
     "FashionMNIST",
     "ImageData",
     "ImageFolder",
+    "StampedData",
     "TokenCache",
     "center_crop",
     "find_fashion_mnist",
     "list_images",
     "load_image",
+    "open_image",
     "spread_batches",
     "write_cache",
 ]

@@ -20,6 +20,14 @@ class ImageData(Protocol):
         ...
 
 
+class StampedData(ImageData, Protocol):
+    """Images that a cache can be made of: it notices when they change."""
+
+    def stamp(self, rows: range) -> str:
+        """A digest of what these images and their labels are, without reading large files."""
+        ...
+
+
 def spread_batches(data: ImageData, most: int, batch_size: int, *, progress: bool = True) -> Iterator[Tensor]:
     """Batches (B, C, H, W) of up to `most` images, evenly spread over the data."""
     rows = range(0, len(data), max(1, len(data) // most))[:most]

@@ -4,7 +4,10 @@ Read from a folder with the four IDX files, plain or gzipped. Shoes face left in
 """
 
 import gzip
+import hashlib
+import math
 import struct
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,13 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mgen.utils.errors import MgenError
+from mgen.utils.errors import MgenError, first_line, shown
+from mgen.utils.files import check_file
 
 FASHION_CLASSES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 FILES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
+SIDES = (28, 28)  # of an image
+MOST_IMAGES = 2**18
 # Debian's package dataset-fashion-mnist, and where torchvision downloads to.
 FOLDERS = ("/usr/share/datasets/fashion-mnist", "~/.cache/mgen/FashionMNIST/raw")
 
@@ -43,7 +49,7 @@ def find_fashion_mnist(root: str | Path | None = None) -> Path:
         Downloader(str(base), download=True)
     except Exception as error:  # network, disk and checksum errors are of many types
         raise MgenError(
-            f"Fashion-MNIST is not in {FOLDERS[0]} and could not be downloaded ({str(error).splitlines()[0][:120]}): "
+            f"Fashion-MNIST is not in {FOLDERS[0]} and could not be downloaded ({first_line(error, 120)}): "
             "apt-get install dataset-fashion-mnist, or give data.path=FOLDER with the four IDX files"
         ) from error
     return base / "FashionMNIST" / "raw"
@@ -53,17 +59,31 @@ def _file(folder: Path, name: str) -> Path | None:
     return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
 
 
-def read_idx(path: Path) -> np.ndarray:
-    """Array of an IDX file of unsigned bytes, plain or gzipped."""
+def read_idx(path: str | Path, *, item: tuple[int, ...] = SIDES) -> np.ndarray:
+    """Array (N, *item) of an IDX file of unsigned bytes, plain or gzipped; no more is read than its header says.
+
+    Raises:
+        MgenError: the file is missing, damaged, of another shape or type, empty, or holds another number of bytes than its header says.
+    """
+    path = check_file(path)
     try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        zeros, kind, dims = struct.unpack(">HBB", data[:4])
-        shape = struct.unpack(f">{dims}I", data[4 : 4 + 4 * dims])
-        if zeros or kind != 8:
-            raise ValueError("not an IDX file of unsigned bytes")
-        return np.frombuffer(data, np.uint8, offset=4 + 4 * dims).reshape(shape)
-    except (OSError, EOFError, ValueError, struct.error) as error:
-        raise MgenError(f"cannot read {path} ({error}): damaged download? Fetch it again") from error
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            zeros, kind, dims = struct.unpack(">HBB", file.read(4))
+            if zeros or kind != 8 or dims != 1 + len(item):
+                raise ValueError(f"not an IDX file of unsigned bytes in {1 + len(item)} dimensions")
+            count, *sides = struct.unpack(f">{dims}I", file.read(4 * dims))
+            if tuple(sides) != item or not 1 <= count <= MOST_IMAGES:
+                shape = "×".join(map(str, (count, *sides)))
+                raise ValueError(
+                    f"it holds {shape} numbers, expected {'×'.join(map(str, ('N', *item)))}, N at most {MOST_IMAGES}"
+                )
+            size = count * math.prod(item)
+            data = file.read(size + 1)
+        if len(data) != size:
+            raise ValueError(f"{'more' if len(data) > size else 'fewer'} bytes than the {size} that its header says")
+        return np.frombuffer(data, np.uint8).reshape(count, *item)
+    except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
+        raise MgenError(f"cannot read {path} ({first_line(error)}): damaged download? Fetch it again") from error
 
 
 class FashionMNIST:
@@ -74,9 +94,18 @@ class FashionMNIST:
 
     def __init__(self, *, root: str | Path | None = None, split: str = "train") -> None:
         if split not in FILES:
-            raise MgenError(f"unknown split {split!r}: Fashion-MNIST has {', '.join(FILES)}")
+            raise MgenError(f"unknown split {shown(split)}: Fashion-MNIST has {', '.join(FILES)}")
         folder = find_fashion_mnist(root)
-        images, labels = (read_idx(path) for name in FILES[split] if (path := _file(folder, name)))
+        of_images, of_labels = (path for name in FILES[split] if (path := _file(folder, name)))
+        images, labels = read_idx(of_images), read_idx(of_labels, item=())
+        if len(images) != len(labels):
+            raise MgenError(
+                f"{of_images} holds {len(images)} images, but {of_labels} {len(labels)} labels: fetch both again"
+            )
+        if labels.max() >= self.num_classes:
+            raise MgenError(
+                f"{of_labels} holds label {labels.max()}: Fashion-MNIST has classes 0 … {self.num_classes - 1}"
+            )
         self.images = torch.from_numpy(np.pad(images, ((0, 0), (2, 2), (2, 2)))[:, None])  # (N, 1, 32, 32)
         self.labels = torch.from_numpy(labels.astype(np.int64))
 
@@ -87,3 +116,10 @@ class FashionMNIST:
         """A batch: image (B, 1, 32, 32) float in [-1, 1] and label (B,)."""
         index = torch.as_tensor(indices)
         return {"image": self.images[index].float() / 127.5 - 1, "label": self.labels[index]}
+
+    def stamp(self, rows: range) -> str:
+        """A digest of these images and labels."""
+        part = slice(rows.start, rows.stop)
+        digest = hashlib.sha256(self.images[part].numpy().tobytes())
+        digest.update(self.labels[part].numpy().tobytes())
+        return digest.hexdigest()

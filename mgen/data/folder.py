@@ -1,81 +1,72 @@
-"""Image folders, with ADM's center crop (Dhariwal & Nichol, 2021, arXiv 2105.05233) that ImageNet results are based on."""
+"""Image folders, whose subfolders are the classes."""
 
-from collections.abc import Sequence
+import hashlib
+import os
+import re
+import warnings
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Literal, TypeAlias
 
-import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from mgen.data.image_files import check_channels, load_image
+from mgen.data.listing import class_folders, list_images
 from mgen.utils.errors import MgenError
+from mgen.utils.schema import Size, checked
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".tif", ".tiff")
-
-
-def list_images(root: str | Path) -> list[Path]:
-    """All image files below `root`, sorted by path; MgenError if the folder is missing or has no images."""
-    root = Path(root)
-    if not root.is_dir():
-        raise MgenError(f"no such folder: {root}")
-    files = sorted(p for p in root.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
-    if not files:
-        raise MgenError(f"no images below {root}: expected files ending in {', '.join(IMAGE_SUFFIXES)}")
-    return files
+# Where classes come from: subfolders, which there must be; nowhere, all images are of one class; subfolders if there are any.
+ClassRule: TypeAlias = Literal["folders", "none", "any"]
 
 
-def center_crop(image: Image.Image, size: int) -> Image.Image:
-    """Square of `size` pixels: halve by box filter while the short side is ≥ 2·size, resize bicubically, crop the center."""
-    while min(image.size) >= 2 * size:
-        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-    scale = size / min(image.size)
-    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
-    left, top = (image.width - size) // 2, (image.height - size) // 2
-    return image.crop((left, top, left + size, top + size))
-
-
-def load_image(path: str | Path, *, size: int | None = None, channels: int = 3) -> Tensor:
-    """Image file as uint8 (channels, H, W), center-cropped to `size` if given. Transparency becomes white, 16 bits are rounded to 8.
-
-    Raises:
-        MgenError: the file is missing, unreadable, or holds floating-point numbers.
-    """
-    try:
-        with Image.open(path) as file:
-            image: Image.Image = file
-            if image.mode == "F":
-                raise MgenError(f"{path} holds floating-point numbers: save it with 8 or 16 bits a channel")
-            if image.mode.startswith("I"):  # 16-bit gray, which Pillow would clip at 255
-                deep = np.asarray(image).astype(np.int64).clip(0, 65535)
-                image = Image.fromarray(((deep + 128) // 257).astype(np.uint8))
-            if image.mode in ("RGBA", "LA", "P"):
-                rgba = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-            image = image.convert("L" if channels == 1 else "RGB")
-    except MgenError:
-        raise
-    except FileNotFoundError as error:
-        raise MgenError(f"no such image: {path}") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise MgenError(f"cannot read image {path} ({error}): damaged file? Remove or replace it") from error
-    if size is not None:
-        image = center_crop(image, size)
-    array = np.array(image)
-    return torch.from_numpy(array[None] if array.ndim == 2 else array.transpose(2, 0, 1).copy())
+def sort_classes(names: Iterable[str]) -> list[str]:
+    """Class names in the order of their ids: as numbers if all are numbers (0, 1, … 10, 11), else as text."""
+    names = sorted(names)
+    return sorted(names, key=int) if all(re.fullmatch("[0-9]+", name) for name in names) else names
 
 
 class ImageFolder:
-    """Images below `root`. Classes are its direct subfolders, sorted by name; without subfolders all labels are 0."""
+    """Images below `root`, center-cropped to `image_size` pixels. Classes are its direct subfolders, see `sort_classes`.
 
-    def __init__(self, *, root: str | Path, image_size: int, channels: int = 3) -> None:
-        self.files = list_images(root)
+    Args:
+        classes: "folders" raises an error for images without a class folder; "none": all images are of one class; "any": folders if
+            there are any.
+
+    Raises:
+        MgenError: see `list_images`; or images lie outside of class folders.
+    """
+
+    @checked
+    def __init__(
+        self, *, root: str | Path, image_size: Size, channels: int = 3, classes: ClassRule = "folders"
+    ) -> None:
+        check_channels(channels)
+        self.root = Path(root)
+        self.files = list_images(self.root)
         self.image_size, self.channels = image_size, channels
-        parts = [p.relative_to(root).parts for p in self.files]
-        names = [p[0] if len(p) > 1 else "" for p in parts]
-        self.class_names: Sequence[str] = tuple(sorted(set(names)))
+        names = self._names(classes)
+        self.class_names: Sequence[str] = tuple(sort_classes(set(names)))
         self.num_classes = len(self.class_names)
         index = {name: i for i, name in enumerate(self.class_names)}
         self.labels = torch.tensor([index[name] for name in names])
+
+    def _names(self, classes: ClassRule) -> list[str]:
+        """The name of the class of every image."""
+        parts = [file.relative_to(self.root).parts for file in self.files]
+        outside = [p[0] for p in parts if len(p) == 1]
+        if classes == "none" or (classes == "any" and len(outside) == len(parts)):
+            return ["images"] * len(parts)
+        if classes == "folders" and outside:
+            raise MgenError(
+                f"{self.root} holds {len(outside)} images outside of class folders, such as {outside[0]}: make one folder per class, or "
+                "take all images as one class with data.classes=none (mgen cache: --classes none)"
+            )
+        names = [p[0] if len(p) > 1 else "" for p in parts]
+        if empty := sorted(set(class_folders(self.root)) - set(names)):
+            some = ", ".join(empty[:5]) + (", …" if len(empty) > 5 else "")
+            warnings.warn(f"{self.root}: folders without readable images are no classes: {some}", stacklevel=3)
+        return names
 
     def __len__(self) -> int:
         return len(self.files)
@@ -84,3 +75,15 @@ class ImageFolder:
         """A batch: image (B, C, size, size) float in [-1, 1] and label (B,)."""
         images = torch.stack([load_image(self.files[i], size=self.image_size, channels=self.channels) for i in indices])
         return {"image": images.float() / 127.5 - 1, "label": self.labels[torch.as_tensor(indices)]}
+
+    def stamp(self, rows: range) -> str:
+        """A digest of names, sizes, times and labels of these images: another one if any was replaced, moved or removed."""
+        digest = hashlib.sha256()
+        for i in rows:
+            try:
+                about = self.files[i].stat()
+            except OSError as error:
+                raise MgenError(f"cannot read {self.files[i]} ({error.strerror}): run the command again") from error
+            name = os.fsencode(self.files[i].relative_to(self.root))
+            digest.update(b"%s\0%d\0%d\0%d\n" % (name, about.st_size, about.st_mtime_ns, int(self.labels[i])))
+        return digest.hexdigest()

@@ -1,27 +1,43 @@
 """Images by name, as a tokenizer takes them."""
 
-from mgen.data.base import ImageData
+from mgen.data.base import StampedData
 from mgen.data.fashion_mnist import FashionMNIST
-from mgen.data.folder import ImageFolder
+from mgen.data.folder import ClassRule, ImageFolder
 from mgen.tokenizers.base import Tokenizer
 from mgen.utils.errors import MgenError
 
 
 def open_images(
-    name: str, tokenizer: Tokenizer, *, path: str | None = None, split: str = "test", image_size: int | None = None
-) -> tuple[ImageData, str]:
-    """The images of `fmnist` (`path`: folder of its files) or of a folder, sized for a tokenizer, and a short description of them."""
-    data: FashionMNIST | ImageFolder
-    if name == "fmnist":
-        data, source = FashionMNIST(root=path, split=split), f"fmnist {split}"
-    else:
-        size = image_size or tokenizer.config.image_size
-        tokenizer.register_to_config(image_size=size)  # the weights work at any size; the spec follows this one
-        data = ImageFolder(root=name, image_size=size, channels=tokenizer.config.in_channels)
-        source = f"{name} at {size} px"
-    channels, expected = data.__getitems__([0])["image"].shape[1], tokenizer.config.in_channels
-    if channels != expected:
+    name: str,
+    tokenizer: Tokenizer,
+    *,
+    path: str | None = None,
+    split: str = "test",
+    image_size: int | None = None,
+    classes: ClassRule = "any",
+) -> tuple[StampedData, str]:
+    """The images of `fmnist` (`path`: folder of its files) or of a folder, sized for a tokenizer, and a short description of them.
+
+    Args:
+        image_size: of a folder, in pixels; None: the tokenizer's. classes: of a folder, see ImageFolder.
+    """
+    channels, factor = tokenizer.config.in_channels, tokenizer.factor
+    size = 32 if name == "fmnist" else image_size or tokenizer.config.image_size
+    if image_size not in (None, size):
+        raise MgenError(f"image size {image_size} is for folders: fmnist has images of 32 px")
+    if size % factor:
         raise MgenError(
-            f"{name} has images of {channels} channel(s), but the tokenizer takes {expected}: choose another tokenizer"
+            f"image size {size} is not a multiple of {factor}, the downsampling of the {type(tokenizer).__name__}"
         )
-    return data, source
+    if name == "fmnist" and channels != 1:
+        raise MgenError(f"fmnist has images of 1 channel, but the tokenizer takes {channels}: choose another tokenizer")
+    if name == "fmnist":
+        data: StampedData = FashionMNIST(root=path, split=split)
+    else:
+        if size // factor > 2**10:
+            raise MgenError(
+                f"image size {size} is too large: the {type(tokenizer).__name__} makes (size / {factor})² tokens, at most 2²⁰"
+            )
+        data = ImageFolder(root=name, image_size=size, channels=channels, classes=classes)
+    tokenizer.register_to_config(image_size=size)  # the weights work at any size; the spec follows this one
+    return data, f"fmnist {split}" if name == "fmnist" else f"{name} at {size} px"

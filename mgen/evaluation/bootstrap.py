@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from mgen.evaluation.frechet import frechet_distance
+from mgen.evaluation.frechet import distance
 from mgen.evaluation.measure import Measured
 from mgen.evaluation.scores import class_score
 from mgen.evaluation.statistics import FeatureSums
@@ -58,11 +58,11 @@ def deviations(
             score. means: metric → a number per image (N,), of which it is the mean.
     """
     rows: list[dict[str, float]] = []
-    for replicate in tqdm(range(replicates), desc="bootstrap", unit="replicate", leave=False):
+    for replicate in tqdm(range(replicates), desc="bootstrap", unit="replicate", leave=False, delay=1):
         weights = multiplicities(measured.count, replicate, SEED)
         row: dict[str, float] = {}
         for name, (kind, mean, cov) in references.items():
-            row[name] = frechet_distance(*weighted_sums(measured.blocks(kind), weights).finish(), mean, cov)
+            row[name] = distance(*weighted_sums(measured.blocks(kind), weights).finish(), mean, cov)
         row[score[0]] = class_score(measured.blocks("logits"), score[1], weights)[0]
         for name, column in means.items():
             row[name] = (column.double() @ weights.double()).item() / measured.count

@@ -8,8 +8,9 @@ from importlib.metadata import version
 
 from torch import Tensor
 
+from mgen.data import FASHION_CLASSES
 from mgen.evaluation.bootstrap import SEED, Gaussian, deviations
-from mgen.evaluation.extractors import Extractor, InceptionExtractor
+from mgen.evaluation.extractors import INCEPTION_SHA256, Extractor, InceptionExtractor
 from mgen.evaluation.frechet import frechet_distance
 from mgen.evaluation.measure import Measured
 from mgen.evaluation.neighbors import kernel_distance, precision_recall
@@ -66,7 +67,7 @@ def result(
     gaussians = _frechet_distances(parts)
     score = _classifier_score(parts)
     _single_images(parts)
-    hits = _class_accuracy(parts, classifier)
+    hits = _class_accuracy(parts, classifier, source.class_names)
     if bootstrap:
         parts.deviations |= deviations(measured, references=gaussians, score=score, means=hits, replicates=bootstrap)
     parts.notes += _notes(parts, distances=bool(gaussians or more))
@@ -120,6 +121,8 @@ def _frechet_distances(parts: _Parts) -> dict[str, Gaussian]:
         parts.missing |= {name: "no reference was given" for name in [distance] + ["sFID"] * spatial}
     for name, (kind, mean, cov) in gaussians.items():
         parts.metrics[name] = frechet_distance(*parts.measured.sums(kind).finish(), mean, cov)
+        if kind == "features" and parts.metrics[name] <= 1e-7 * float(cov.trace()):
+            parts.notes.append("the images and the reference have equal statistics: they are probably the same images")
     return gaussians
 
 
@@ -156,14 +159,16 @@ def _single_images(parts: _Parts) -> None:
     if protocol.neighbors:
         parts.metrics |= dict(zip(names, precision_recall(mapped, features, neighbors=protocol.neighbors)))
     if protocol.kid:
-        parts.metrics[kernel], parts.deviations[kernel] = kernel_distance(mapped, features, size=protocol.kid)
+        parts.metrics[kernel], deviation = kernel_distance(mapped, features, size=protocol.kid)
+        if max(measured.count, len(features)) > min(measured.count, len(features), protocol.kid):
+            parts.deviations[kernel] = deviation  # else every subset is the whole
         if (most := min(measured.count, len(features))) < protocol.kid:
             parts.notes.append(
                 f"the kernel distance is over subsets of {most} images, not {protocol.kid}: no more were available"
             )
 
 
-def _class_accuracy(parts: _Parts, classifier: Extractor | None) -> dict[str, Tensor]:
+def _class_accuracy(parts: _Parts, classifier: Extractor | None, names: Sequence[str]) -> dict[str, Tensor]:
     """Add the numbers by class; return the name of the class accuracy with a hit or miss (N,) of every image, if there is one."""
     labels = parts.measured.rows("labels")
     if known := bool((labels >= 0).all()):
@@ -172,8 +177,13 @@ def _class_accuracy(parts: _Parts, classifier: Extractor | None) -> dict[str, Te
     if classifier is None:
         return {}
     name = f"class accuracy ({classifier.name})"
-    if not known:
-        parts.missing[name] = "the images' classes are unknown"
+    reason = "" if known else "the images' classes are unknown"
+    if known and (highest := int(labels.max())) >= classifier.classes:
+        reason = f"the images have class ids up to {highest}, the classifier knows {classifier.classes} classes"
+    elif known and classifier.name == "fmnist-classifier" and tuple(names) not in ((), FASHION_CLASSES):
+        reason = "the images' classes are not those of Fashion-MNIST"
+    if reason:
+        parts.missing[name] = reason
         return {}
     hits = (parts.measured.rows("guesses") == labels).float()
     parts.metrics[name] = hits.mean().item()
@@ -186,6 +196,10 @@ def _notes(parts: _Parts, *, distances: bool) -> Sequence[str]:
     protocol, count, notes = parts.protocol, parts.measured.count, []
     if parts.extractor.name != InceptionExtractor.name:
         notes.append(f"measured in the features of {parts.extractor.name}: not an FID and not comparable with one")
+    elif parts.extractor.sha256 != INCEPTION_SHA256:
+        notes.append(
+            f"the Inception weights are not the published ones ({parts.extractor.sha256[:8]}…): not comparable with published numbers"
+        )
     if protocol.name == "custom":
         notes.append("the extractor belongs to no named protocol: there are no published numbers to compare with")
     if distances and count < PUBLISHED:

@@ -4,8 +4,7 @@
 any other extractor the metric is a Fréchet distance in its features and is never called FID.
 """
 
-import tempfile
-from collections.abc import Callable
+import io
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -16,12 +15,17 @@ from torch.nn import functional as F
 from mgen.evaluation.cnn import FashionCNN
 from mgen.evaluation.protocols import RESIZES
 from mgen.evaluation.protocols import Protocol as Protocol_
-from mgen.utils.errors import MgenError, suggestion
+from mgen.utils.errors import MgenError, first_line, suggestion
 from mgen.utils.files import file_sha256
 from mgen.utils.folders import embedded
 from mgen.utils.weights import read_state_dict
 
 EMBEDDED = ("fmnist-cnn", "fmnist-classifier")
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+INCEPTION_URL = (
+    "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
+)
+INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 SPATIAL_CHANNELS = 7  # of the map that ADM's evaluator compares
 
 
@@ -39,6 +43,7 @@ class Extractor(Protocol):
     Attributes:
         name: as shown in results. sha256: of its weights. resize: how other image sizes are handled.
         channels: expected image channels. length: of the feature vector. spatial_length: of the spatial features, 0 without.
+        classes: number of logits.
     """
 
     name: str
@@ -47,19 +52,25 @@ class Extractor(Protocol):
     channels: int
     length: int
     spatial_length: int
+    classes: int
 
     def __call__(self, images: Tensor) -> Seen:
         """Features (B, F) float32 and logits (B, K) of images uint8 (B, channels, H, W)."""
 
 
+def any_size(extractor: Extractor) -> bool:
+    """Whether each image may have a size of its own: clean-fid resizes them one by one."""
+    return extractor.resize in (RESIZES["clean"], RESIZES["clean-uint8"])
+
+
 def match_channels(images: Tensor, channels: int) -> Tensor:
-    """Repeat gray to RGB, or convert RGB to gray by ITU-R 601 luma; uint8 (B, channels, H, W)."""
+    """Repeat gray to RGB, or convert RGB to gray by ITU-R 601 luma, rounded as Pillow does; uint8 (B, channels, H, W)."""
     if images.shape[1] == channels:
         return images
     if images.shape[1] == 1:
         return images.expand(-1, channels, -1, -1)
-    weights = torch.tensor([0.299, 0.587, 0.114], device=images.device).view(3, 1, 1)
-    return (images[:, :3] * weights).sum(1, keepdim=True).round().to(torch.uint8)
+    weights = torch.tensor([19595, 38470, 7471], dtype=torch.int32, device=images.device).view(3, 1, 1)
+    return ((images[:, :3] * weights).sum(1, keepdim=True) + 2**15 >> 16).to(torch.uint8)
 
 
 class CNNExtractor:
@@ -70,8 +81,10 @@ class CNNExtractor:
     def __init__(self, folder: Path, name: str, device: torch.device) -> None:
         self.model = FashionCNN.from_pretrained(folder).eval().to(device)
         self.device, self.name = device, name
-        self.sha256 = file_sha256(min(folder.glob("*.safetensors")))
-        self.length = self.model.config.features
+        if not (file := folder / WEIGHTS).is_file():
+            raise MgenError(f"{folder} holds no {WEIGHTS}: save the network again, as one file of safetensors")
+        self.sha256 = file_sha256(file)
+        self.length, self.classes = self.model.config.features, self.model.config.num_classes
         self.size, self.channels = self.model.config.image_size, self.model.config.in_channels
         self.resize = f"antialiased bilinear to {self.size} px where sizes differ"
 
@@ -93,27 +106,14 @@ class InceptionExtractor:
     """
 
     name, channels = "inception-v3-compat", 3
-    length = 2048
+    length, classes = 2048, 1008
 
     def __init__(
         self, weights: str | Path | None, device: torch.device, *, resize: str = "tensorflow", spatial: bool = False
     ) -> None:
-        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-
-        layers = ["2048", "logits_unbiased"]
-        if weights is None:
-            try:
-                self.model: Any = FeatureExtractorInceptionV3(self.name, layers)
-            except Exception as error:  # urllib and torch.hub raise many types
-                raise MgenError(
-                    f"the Inception weights could not be downloaded ({str(error).splitlines()[0][:100]}): "
-                    "give --inception-weights FILE (weights-inception-2015-12-05-6726825d.pth of torch-fidelity)"
-                ) from error
-            cached = Path(torch.hub.get_dir()) / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth"
-            self.sha256 = file_sha256(cached)
-        else:
-            self.model = self._from_file(Path(weights), layers, FeatureExtractorInceptionV3)
-            self.sha256 = file_sha256(weights)
+        file = download_inception() if weights is None else Path(weights)
+        self.model: Any = read_inception(file, self.name)
+        self.sha256 = file_sha256(file)
         # The same features up to rounding; convolutions are faster in this layout on CPUs.
         self.model = self.model.to(device, memory_format=torch.channels_last)
         self.device, self.kind, self.resize = device, resize, RESIZES[resize]
@@ -129,17 +129,6 @@ class InceptionExtractor:
     def _keep_map(self, module: nn.Module, arguments: object, output: Tensor) -> None:
         self._map = output[:, :SPATIAL_CHANNELS]
 
-    def _from_file(self, path: Path, layers: list[str], cls: Callable[..., nn.Module]) -> nn.Module:
-        state = read_state_dict(path)
-        with tempfile.TemporaryDirectory() as folder:
-            # The class unpickles any file, so it gets a copy that was read safely.
-            torch.save(state, Path(folder) / "inception.pth")
-            try:
-                return cls(self.name, layers, feature_extractor_weights_path=str(Path(folder) / "inception.pth"))
-            except RuntimeError as error:
-                text = str(error).splitlines()[:2][-1].strip()[:120]
-                raise MgenError(f"{path} does not hold torch-fidelity's Inception weights ({text})") from error
-
     def __call__(self, images: Tensor) -> Seen:
         x = match_channels(images, 3).to(self.device)
         with torch.inference_mode():
@@ -152,6 +141,44 @@ class InceptionExtractor:
         # (B, 17·17·7), in TensorFlow's layout
         spatial = None if found is None else found.permute(0, 2, 3, 1).flatten(1).float().cpu()
         return Seen(features.float().cpu(), logits.float().cpu(), spatial)
+
+
+def download_inception() -> Path:
+    """torch-fidelity's weights in torch's cache, downloaded if they aren't there; MgenError unless the file is the published one."""
+    file = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_URL.rsplit("/", 1)[1]
+    if not file.is_file():
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(INCEPTION_URL, str(file), hash_prefix=INCEPTION_SHA256)
+        except Exception as error:  # urllib and torch.hub raise many types
+            raise MgenError(
+                f"the Inception weights could not be downloaded ({first_line(error, 100)}): give --inception-weights FILE ({file.name} of "
+                "torch-fidelity)"
+            ) from error
+    if (found := file_sha256(file)) != INCEPTION_SHA256:
+        raise MgenError(
+            f"{file} is not the published file (SHA-256 {found[:8]}…, expected {INCEPTION_SHA256[:8]}…): remove it, and it is downloaded "
+            "again"
+        )
+    return file
+
+
+def read_inception(file: Path, name: str) -> Any:
+    """torch-fidelity's network with the weights of a file, of which only tensors are read; MgenError if they don't fit it exactly."""
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    state = {key: value.detach() for key, value in read_state_dict(file).items()}
+    if odd := next((k for k, v in state.items() if v.is_complex() or not torch.isfinite(v).all()), None):
+        raise MgenError(f"{file} does not hold torch-fidelity's Inception weights ({odd} holds no finite numbers)")
+    # The class unpickles whatever it is given, so it gets a copy in memory of what was read safely.
+    copy = io.BytesIO()
+    torch.save(state, copy)
+    copy.seek(0)
+    try:
+        return FeatureExtractorInceptionV3(name, ["2048", "logits_unbiased"], feature_extractor_weights_path=copy)
+    except RuntimeError as error:
+        text = str(error).splitlines()[:2][-1].strip()[:120]
+        raise MgenError(f"{file} does not hold torch-fidelity's Inception weights ({text})") from error
 
 
 def clean_resize(images: Tensor, *, cut: bool = False) -> Tensor:

@@ -5,6 +5,7 @@ computed from the shards in order, so they depend neither on the number of proce
 rounding of features, relatively by about 1e-6.
 """
 
+import contextlib
 import hashlib
 import json
 import random
@@ -13,7 +14,7 @@ import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -21,11 +22,13 @@ from safetensors import safe_open
 from torch import Tensor
 from tqdm import tqdm
 
-from mgen.evaluation.extractors import Extractor
-from mgen.evaluation.sources import Batch, Source
+from mgen.evaluation.extractors import Extractor, Seen
+from mgen.evaluation.feature_files import FeatureRecord, damage, read_record, write_shard
+from mgen.evaluation.sources import Batch, Images, Source
 from mgen.evaluation.statistics import FeatureSums
 from mgen.utils.errors import MgenError
-from mgen.utils.files import atomic_path, read_json, write_json, write_tensors
+from mgen.utils.files import atomic_path, make_folders, write_json
+from mgen.utils.limits import check_disk
 
 SHARD = 500
 
@@ -121,19 +124,28 @@ def remove_features(folder: Path) -> None:
             folder.rmdir()
 
 
-def begin(folder: Path, source: Source, extractor: Extractor, protocol: str, **further: object) -> None:
-    """Record in the folder what its shards are of; MgenError if it holds shards of something else."""
+def begin(folder: Path, source: Source, extractor: Extractor, protocol: str, **further: object) -> list[Path]:
+    """Record in the folder what its shards are of; returns the folders made for it. MgenError if it holds shards of something else."""
     key = hashlib.sha256(json.dumps([source.key, further], sort_keys=True, default=str).encode()).hexdigest()
-    own = {"images": source.about, "extractor": extractor.sha256, "protocol": protocol, "key": key, "shard": SHARD}
-    own = json.loads(json.dumps(own, default=str))
+    own = FeatureRecord(
+        images=json.loads(json.dumps(source.about, default=str, ensure_ascii=False).encode(errors="replace")),
+        extractor=extractor.sha256,
+        protocol=protocol,
+        key=key,
+        shard=SHARD,
+        count=source.count,
+    )
+    check_disk(
+        folder, 4 * source.count * (extractor.length + 10), f"features of {source.count} images", "measure fewer"
+    )
     file = folder / "features.json"
     if file.is_file():
-        there = read_json(file)
-        if any(there.get(name) != value for name, value in own.items()):
+        there = read_record(file)
+        if not own.same(there):
             raise MgenError(
                 f"{folder} holds features of an interrupted evaluation of other images or settings: choose another --out, or remove it"
             )
-        if there.get("count") != source.count:  # the last shard may have had another length
+        if there.count != source.count:  # the last shard may have had another length
             remove_features(folder)
     elif folder.is_dir() and (others := [p for p in folder.iterdir() if p.suffix not in (".f32", ".safetensors")]):
         raise MgenError(
@@ -142,7 +154,9 @@ def begin(folder: Path, source: Source, extractor: Extractor, protocol: str, **f
     elif folder.is_dir():  # shards without a record of what they are of
         for path in (*folder.glob("part-*.safetensors"), *folder.glob("*.f32")):
             path.unlink()
-    write_json(file, {**own, "count": source.count})
+    made = make_folders(folder)
+    write_json(file, asdict(own))
+    return made
 
 
 def measure(
@@ -151,6 +165,7 @@ def measure(
     *,
     classifier: Extractor | None = None,
     folder: Path | None = None,
+    made: Sequence[Path] = (),
     batch_size: int = 100,
     examples: int = 100,
     workers: Workers = ALONE,
@@ -159,7 +174,8 @@ def measure(
     """Pass all images through the extractor, and through the classifier behind the class accuracy if there is one.
 
     Args:
-        folder: of the shards, so that the pass can resume; None: a temporary one that is deleted with the result.
+        folder: of the shards, so that the pass can resume; None: a temporary one that is deleted with the result. made: what `begin`
+            made for it, to be removed if no shard is finished.
         batch_size: images at a time. examples: about how many images to keep for a grid, spread over all.
         workers: only the first one gets the rows.
 
@@ -175,13 +191,13 @@ def measure(
     if rank == 0 and progress:
         _warn_of_idle(source.count, world)
     shards = [range(start, min(start + SHARD, source.count)) for start in range(0, source.count, SHARD)][rank::world]
-    todo = [shard for shard in shards if not shard_file(folder, shard.start).is_file()]
+    shown = example_rows(source.count, examples)
+    todo = [shard for shard in shards if not _kept(folder, shard, shown, extractor, classifier)]
     total = sum(map(len, shards))
     hidden = not progress or rank > 0
-    shown = example_rows(source.count, examples)
     ranges = [(a, min(a + batch_size, shard.stop)) for shard in todo for a in shard[::batch_size]]
     bar = tqdm(
-        total=total, initial=total - sum(map(len, todo)), unit="img", desc="evaluating", file=sys.stderr, disable=hidden
+        total=total, initial=total - sum(map(len, todo)), unit="img", desc="evaluating", file=sys.stderr, disable=hidden, delay=1
     )
     try:
         with bar:
@@ -193,16 +209,31 @@ def measure(
                     kept = [i - first for i in shown if first <= i < first + len(batch.images)]
                     parts.append(_seen(batch, extractor, classifier, kept))
                     bar.update(len(batch.images))
-                write_tensors(shard_file(folder, shard.start), _joined(parts))
+                write_shard(shard_file(folder, shard.start), _joined(parts))
     except MgenError:
         if world == 1:
-            _leave_nothing(folder)
+            _leave_nothing(folder, made)
         raise
     if todo and rank == 0:
         for path in folder.glob("*.f32"):  # they lack the new rows
             path.unlink()
     workers.wait()
     return Measured(folder, source.count if rank == 0 else 0, temporary)
+
+
+def _kept(folder: Path, shard: range, shown: Sequence[int], extractor: Extractor, classifier: Extractor | None) -> bool:
+    """Whether the features of these images are there and whole; a damaged file is measured again, with a word."""
+    file = shard_file(folder, shard.start)
+    if not file.is_file():
+        return False
+    needed = {"guesses"} if classifier is not None else set()
+    if extractor.spatial_length:
+        needed.add("spatial")
+    if any(row in shard for row in shown):
+        needed |= {"examples", "example_labels"}
+    if why := damage(file, len(shard), extractor.length, needed):
+        print(f"{file} is damaged ({why}): its images are measured again", file=sys.stderr)
+    return not why
 
 
 def _warn_of_idle(count: int, world: int) -> None:
@@ -214,14 +245,14 @@ def _warn_of_idle(count: int, world: int) -> None:
         )
 
 
-def _leave_nothing(folder: Path) -> None:
-    """If no shard was finished, remove what `begin` wrote and the folders that are empty without it."""
+def _leave_nothing(folder: Path, made: Sequence[Path]) -> None:
+    """If no shard was finished, remove what `begin` wrote and made."""
     if any(folder.glob("part-*")):
         return
     (folder / "features.json").unlink(missing_ok=True)
-    for empty in (folder, folder.parent):
-        if empty.is_dir() and not any(empty.iterdir()):
-            empty.rmdir()
+    for new in made:
+        with contextlib.suppress(OSError):  # something else is in it
+            new.rmdir()
 
 
 def read_ahead(source: Source, ranges: Sequence[tuple[int, int]]) -> Iterator[Batch]:
@@ -246,8 +277,25 @@ def example_rows(count: int, wanted: int) -> list[int]:
     return [rng.randrange(i * count // wanted, (i + 1) * count // wanted) for i in range(wanted)]
 
 
+def features_of(extractor: Extractor, images: Images) -> Seen:
+    """What the extractor sees; images of several sizes go through it by size."""
+    if isinstance(images, Tensor):
+        return extractor(images)
+    by_size: dict[torch.Size, list[int]] = {}
+    for i, image in enumerate(images):
+        by_size.setdefault(image.shape, []).append(i)
+    parts = [extractor(torch.stack([images[i] for i in rows])) for rows in by_size.values()]
+    order = torch.tensor([i for rows in by_size.values() for i in rows]).argsort()
+    spatial = [part.spatial for part in parts if part.spatial is not None]
+    return Seen(
+        torch.cat([part.features for part in parts])[order],
+        torch.cat([part.logits for part in parts])[order],
+        torch.cat(spatial)[order] if spatial else None,
+    )
+
+
 def _seen(batch: Batch, extractor: Extractor, classifier: Extractor | None, kept: Sequence[int]) -> dict[str, Tensor]:
-    seen = extractor(batch.images)
+    seen = features_of(extractor, batch.images)
     if not torch.isfinite(seen.features).all():
         raise MgenError("the extractor gave NaN features: its weights or the images are damaged")
     out = {"features": seen.features, "logits": seen.logits, "labels": batch.labels}
@@ -256,11 +304,11 @@ def _seen(batch: Batch, extractor: Extractor, classifier: Extractor | None, kept
     if batch.originals is not None:
         out["original"] = extractor(batch.originals).features
     if classifier is not None:
-        out["guesses"] = classifier(batch.images).logits.argmax(1)
+        out["guesses"] = features_of(classifier, batch.images).logits.argmax(1)
     out |= {f"column.{name}": column for name, column in batch.columns.items()}
     out |= {f"total.{name}": total for name, total in batch.totals.items()}
     if kept:
-        out["examples"] = batch.images[kept].cpu()
+        out["examples"] = batch.shown(kept)
         out["example_labels"] = batch.labels[kept]
     return out
 

@@ -15,9 +15,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mgen.evaluation.extractors import Extractor
-from mgen.evaluation.measure import SHARD, Measured, read_ahead
+from mgen.evaluation.measure import SHARD, Measured, features_of, read_ahead
 from mgen.evaluation.result import NearestImages, NearImage, NearRow
-from mgen.evaluation.sources import Source
+from mgen.evaluation.sources import Batch, Source
 from mgen.pipelines.pixels import to_pil
 
 BLOCK = 2000  # rows in a block of distances: 2,000 × 50,000 distances take 400 MB
@@ -54,9 +54,9 @@ def nearest(features: Tensor, source: Source, extractor: Extractor, *, k: int, o
     """
     best, where = torch.full((len(features), k), torch.inf), torch.full((len(features), k), -1)
     ranges = [(a, min(a + SHARD, source.count)) for a in range(0, source.count, SHARD)]
-    with tqdm(total=source.count, unit="img", desc="nearest images", file=sys.stderr) as bar:
+    with tqdm(total=source.count, unit="img", desc="nearest images", file=sys.stderr, delay=1) as bar:
         for (start, stop), batch in zip(ranges, read_ahead(source, ranges)):
-            found = torch.cdist(features, extractor(batch.images).features)
+            found = torch.cdist(features, features_of(extractor, batch.images).features)
             index = torch.arange(start, stop).expand(len(features), -1)
             if own is not None:
                 found = found.masked_fill(index == own[:, None], torch.inf)
@@ -77,7 +77,7 @@ def nearest_rows(
     rows = torch.arange(min(200, training.count)) * (training.count // min(200, training.count))
     some = [training.read(int(i), int(i) + 1) for i in rows]
     own = torch.cat([torch.full((len(examples),), -1), rows])
-    queries = torch.cat([extractor(examples).features, extractor(torch.cat([b.images for b in some])).features])
+    queries = torch.cat([extractor(examples).features, extractor(torch.cat([b.stacked() for b in some])).features])
     found = nearest(queries, training, extractor, k=k, own=own)
     wanted = sorted(set(found.indices[: len(examples)].flatten().tolist()) - {-1})
     read = {i: training.read(i, i + 1) for i in wanted}  # ascending, because an npz is a stream
@@ -85,10 +85,18 @@ def nearest_rows(
     def near(image: Tensor, label: Tensor, distance: float) -> NearImage:
         return {"image": data_uri(image), "label": int(label), "distance": distance}
 
+    def neighbor(batch: Batch, distance: float) -> NearImage:
+        found, label = near(batch.stacked()[0], batch.labels[0], distance), int(batch.labels[0])
+        if (
+            0 <= label < len(training.class_names)
+        ):  # ids of the training data may mean other classes than those of the images
+            found["name"] = training.class_names[label]
+        return found
+
     out: list[NearRow] = []
     for image, label, indices, distances in zip(examples, labels, found.indices.tolist(), found.distances.tolist()):
         away = [(read[i], d) for i, d in zip(indices, distances) if i >= 0]
-        neighbors = [near(batch.images[0], batch.labels[0], d) for batch, d in away]
+        neighbors = [neighbor(batch, d) for batch, d in away]
         out.append({**near(image, label, neighbors[0]["distance"]), "neighbors": neighbors})
     return {
         "data": training.title,

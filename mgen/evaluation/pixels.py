@@ -85,6 +85,8 @@ class Lpips:
                 raise MgenError(
                     f"{weights} does not hold torchvision's VGG16 (vgg16-397923af.pth): features of {name} are missing"
                 )
+            if source.is_complex() or not torch.isfinite(source).all():
+                raise MgenError(f"{weights} is damaged: features of {name} hold no finite numbers")
             tensor.copy_(source)
         self.about = {"network": "vgg16, version 0.1", "sha256": file_sha256(weights)}
         self.device = device

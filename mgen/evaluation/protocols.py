@@ -118,3 +118,12 @@ def find_protocol(
     else:
         found = replace(PROTOCOLS["fmnist-cnn"], name="custom", extractor=str(extractor))
     return replace(found, image_size=image_size, quantization=cast(Quantization, quantization or "round"))
+
+
+def check_weights(protocol: Protocol, inception_weights: object) -> None:
+    """Raise MgenError for Inception weights that the protocol doesn't use."""
+    if inception_weights is not None and protocol.extractor != "inception":
+        raise MgenError(
+            f"--inception-weights has no effect with the features of {protocol.extractor}: leave it out, or choose a --protocol with "
+            "Inception"
+        )

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Literal
 
 from mgen.evaluation.protocols import PROTOCOLS, Quantization
-from mgen.utils.config import read_config
 from mgen.utils.errors import MgenError, check_choice
 from mgen.utils.schema import build, schema
-from mgen.zoo.recipes import find_recipe
+from mgen.zoo.recipes import find_recipe, read_recipe
 
 # Names of metrics in results. Those of Fashion-MNIST use other features and have their own names.
 METRICS: tuple[str, ...] = ("FID", "sFID", "Inception Score", "precision", "recall")
@@ -53,7 +52,7 @@ def evaluation_settings(name: str | Path) -> RecipeEvaluation | None:
         MgenError: there is no such file, or a key, metric or value is not allowed.
     """
     path = find_recipe(name)
-    section = read_config(path).get("evaluation")
+    section = read_recipe(path).get("evaluation")
     return None if section is None else parse_evaluation(section, str(path))
 
 

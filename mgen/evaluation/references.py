@@ -1,13 +1,14 @@
 """What images are compared with: statistics files, images to be measured first, or a file with both."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from mgen.evaluation.extractors import Extractor
+from mgen.evaluation.extractors import Extractor, any_size
 from mgen.evaluation.measure import ALONE, Workers, begin, measure
-from mgen.evaluation.npz import npz_names
 from mgen.evaluation.protocols import PUBLISHED
 from mgen.evaluation.sources import open_source
 from mgen.evaluation.statistics import BUILTIN, Reference, builtin_file, load_statistics, sha256_of
+from mgen.utils.arrays import npz_names
 
 
 def find_reference(
@@ -23,7 +24,7 @@ def find_reference(
     """The reference of this name; None for "none", and in all processes but the first if images were measured.
 
     Args:
-        name: fmnist-train, fmnist-test, a statistics file, an npz or a folder of images, or "none".
+        name: fmnist-train, fmnist-test, a statistics file, an npz, a .npy or a folder of images, or "none".
         builtin: whether a missing name means fmnist-train. images: whether features of single images are needed as well, for
             precision, recall and the kernel distance.
         folder: where to keep measured features until the evaluation is done.
@@ -35,15 +36,16 @@ def find_reference(
         return load_statistics(builtin_file(name), extractor)
     path, found = Path(name), None
     arrays = npz_names(path) if path.suffix == ".npz" and path.is_file() else []
-    if not path.is_dir() and (not arrays or "mu" in arrays):
+    if not path.is_dir() and path.suffix != ".npy" and (not arrays or "mu" in arrays):
         found = load_statistics(path, extractor)
         if not images or found.features is not None or "arr_0" not in arrays:
             return found
-    source = open_source(name, channels=extractor.channels)
+    source = open_source(name, channels=extractor.channels, any_size=any_size(extractor))
+    made: Sequence[Path] = ()
     if folder is not None and workers.rank == 0:
-        begin(folder, source, extractor, extractor.resize, reference=True, spatial=extractor.spatial_length)
+        made = begin(folder, source, extractor, extractor.resize, reference=True, spatial=extractor.spatial_length)
     workers.wait()
-    measured = measure(source, extractor, folder=folder, batch_size=batch_size, examples=0, workers=workers)
+    measured = measure(source, extractor, folder=folder, made=made, batch_size=batch_size, examples=0, workers=workers)
     if workers.rank > 0:
         return None  # only the first process compares
     if found is None:

@@ -4,11 +4,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mgen.evaluation.protocols import Protocol, find_protocol
+from mgen.data.fashion_mnist import FILES as SPLITS
+from mgen.evaluation.protocols import Protocol, check_weights, find_protocol
 from mgen.pipelines.pixels import QUANTIZATIONS
-from mgen.utils.errors import MgenError, check_choice
+from mgen.utils.errors import MgenError, check_choice, shown
 from mgen.zoo import embedded_entries
 
+LIMITS = {  # smallest and largest value
+    "batch_size": (1, 10**6),
+    "num_images": (2, 10**12),
+    "image_size": (1, 2**15),
+    "bootstrap": (0, 10**5),
+    "seed": (-(2**63), 2**63 - 1),
+}
+# Settings that have no effect where levels are compared.
+NOT_OF_LEVELS = ("classifier", "reference", "nearest", "save_statistics", "lpips_weights", "recipe", "bootstrap")
 # Settings that apply to sampled images only.
 SAMPLED_ONLY = ("labels", "seed", "image_size", "quantization")
 
@@ -25,7 +35,7 @@ class EvalRequest:
         bootstrap: replicates. nearest: training images to search for copies. save_statistics: file for mean and covariance.
         reconstruction: tokenizer whose reconstructions are evaluated. posterior, lpips_weights, vision_weights: of it.
         levels, ranges: of a KL tokenizer's quantization, to compare; ranges may contain "best".
-        split: of fmnist. out: folder of the report. keep_features: keep the measured features.
+        split: of fmnist; default: test. out: folder of the report. keep_features: keep the measured features.
     """
 
     path: str | None = None
@@ -51,7 +61,7 @@ class EvalRequest:
     vision_weights: str | None = None
     levels: tuple[int, ...] = ()
     ranges: tuple[float | str, ...] = ()
-    split: str = "test"
+    split: str | None = None
     batch_size: int = 100
     out: str | None = None
     keep_features: bool = False
@@ -59,11 +69,16 @@ class EvalRequest:
 
     def __post_init__(self) -> None:
         """Raise MgenError for settings that contradict each other."""
-        for name, least in (("batch_size", 1), ("num_images", 2), ("image_size", 1), ("bootstrap", 0)):
-            if (value := getattr(self, name)) is not None and value < least:
-                raise MgenError(f"--{name.replace('_', '-')} is {value}: it must be at least {least}")
+        for name, (least, most) in LIMITS.items():
+            if (value := getattr(self, name)) is None:
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+                limit = f"at most {most}" if isinstance(value, int) and value > most else f"at least {least}"
+                raise MgenError(f"{_option(name)} is {shown(value)}: it must be {limit}")
         if self.bootstrap == 1:
             raise MgenError("--bootstrap 1: one replicate has no spread; give 0 for none, or at least 2")
+        if self.split is not None:
+            check_choice("--split", self.split, SPLITS)
         if self.reconstruction is None:
             if self.posterior or self.levels or self.ranges or self.vision_weights:
                 raise MgenError("--posterior, --levels, --ranges and --vision-weights need --reconstruction TOKENIZER")
@@ -73,12 +88,25 @@ class EvalRequest:
                 )
         if self.ranges and not self.levels:
             raise MgenError("--ranges needs --levels: the numbers of levels to compare")
-        # A seed is also used for reconstructions.
-        given = [name for name in self.changes if name != "--seed"] + ["--dtype"] * (self.dtype != "fp32")
+        self._check_effect()
+
+    def _check_effect(self) -> None:
+        """Raise MgenError for settings that would change nothing."""
+        # A seed is also used for samples of a posterior.
+        given = [name for name in self.changes if name != "--seed" or self.reconstruction is None]
+        given += ["--dtype"] * (self.dtype != "fp32")
         if given and not self.samples:
             raise MgenError(
                 f"{', '.join(given)}: for models only; stored and reconstructed images are measured as they are"
             )
+        if self.recipe and not self.samples:
+            raise MgenError(
+                f"--recipe {self.recipe}: for models only; name the recipe's --protocol and --reference instead (see mgen zoo)"
+            )
+        if self.split is not None and self.path not in (None, "fmnist"):
+            raise MgenError(f"--split {self.split} is for `fmnist`: {self.path} has no splits")
+        if self.levels and (useless := [_option(n) for n in NOT_OF_LEVELS if getattr(self, n) is not None]):
+            raise MgenError(f"{', '.join(useless)}: without effect where --levels are compared; leave it out")
 
     @property
     def samples(self) -> bool:
@@ -89,7 +117,7 @@ class EvalRequest:
     def changes(self) -> list[str]:
         """Options given that change what a recipe describes."""
         given = {**self.sampling, **{name: getattr(self, name) for name in SAMPLED_ONLY}}
-        return [f"--{name.replace('_', '-')}" for name, value in given.items() if value not in (None, [])]
+        return [_option(name) for name, value in given.items() if value not in (None, [])]
 
     @property
     def folder(self) -> Path:
@@ -103,11 +131,15 @@ class EvalRequest:
         name = self.protocol
         if name is None and self.reconstruction and self.extractor in ("inception", "inception-v3-compat"):
             name = "reconstruction"
-        return find_protocol(name, extractor=self.extractor, image_size=self.image_size, quantization=self.quantization)
+        found = find_protocol(
+            name, extractor=self.extractor, image_size=self.image_size, quantization=self.quantization
+        )
+        check_weights(found, self.inception_weights)
+        return found
 
-    def on_fashion_mnist(self, protocol: Protocol) -> bool:
-        """Whether the images are taken for Fashion-MNIST's, which gives a default classifier and reference."""
-        return protocol.extractor == "fmnist-cnn" and not (self.reconstruction and self.path != "fmnist")
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def is_model(path: str) -> bool:

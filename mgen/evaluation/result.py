@@ -7,11 +7,12 @@ Facts = dict[str, object]  # settings and other facts for the reader of a result
 
 
 class NearImage(TypedDict):
-    """An image as a data URI, its class id (-1: unknown), and its distance to the sampled image."""
+    """An image as a data URI, its class id (-1: unknown) and name, if its data has names, and its distance to the sampled image."""
 
     image: str
     label: int
     distance: float
+    name: NotRequired[str]
 
 
 class NearRow(NearImage):

@@ -1,6 +1,6 @@
 """One evaluation from request to result: what `mgen eval` does, apart from options and reports."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +10,8 @@ import torch
 from mgen.data import FASHION_CLASSES, ImageData, ImageFolder
 from mgen.data.images import open_images
 from mgen.evaluation import evaluate
-from mgen.evaluation.extractors import Extractor, make_extractor, protocol_extractor
+from mgen.evaluation.extractors import Extractor, any_size, make_extractor, protocol_extractor
+from mgen.evaluation.fashion import HOW
 from mgen.evaluation.levels import compare_levels, levels_markdown
 from mgen.evaluation.measure import Measured, Workers, begin, measure
 from mgen.evaluation.neighbors import nearest_rows
@@ -28,10 +29,11 @@ from mgen.samplers import ParallelSampler
 from mgen.tokenizers.bridge import kl_tokenizer
 from mgen.tokenizers.vision import give_vision
 from mgen.utils.errors import MgenError
-from mgen.utils.files import check_writable, file_sha256, write_json, write_text
+from mgen.utils.files import check_output, check_writable, file_sha256, read_json, write_json, write_text
 from mgen.zoo import weights_sha256
 
 ChooseSampler = Callable[[MaskedPipeline], ParallelSampler]
+PRESUMED = "compared with Fashion-MNIST, as samples of a model of it: their run, or their names and size, say so"
 SMALL = 256  # features; with more the bootstrap is slow
 
 
@@ -53,12 +55,12 @@ def run_evaluation(request: EvalRequest, workers: Workers, choose_sampler: Choos
     request, published = apply_recipe(request)
     protocol = _check(request)
     extractor = protocol_extractor(protocol, weights=request.inception_weights, device=workers.device)
-    on_fashion_mnist = request.on_fashion_mnist(protocol)
+    source, pipe = _find_source(request, protocol, extractor, workers.device, choose_sampler)
+    on_fashion_mnist = protocol.extractor == "fmnist-cnn" and source.fashion
+    _check_comparable(request, protocol, source, pipe)
     name = request.classifier or ("fmnist-classifier" if on_fashion_mnist else "none")
     classifier = None if name == "none" else make_extractor(name, device=workers.device)
-    source, pipe = _find_source(request, protocol, extractor, workers.device, choose_sampler)
-    _check_comparable(request, source, pipe)
-    if request.nearest and open_source(request.nearest, channels=extractor.channels).count < 2:
+    if request.nearest and open_source(request.nearest, channels=_channels(extractor)).count < 2:
         raise MgenError(f"--nearest {request.nearest}: at least 2 images are needed")
     reference = find_reference(
         request.reference,
@@ -83,13 +85,15 @@ def run_evaluation(request: EvalRequest, workers: Workers, choose_sampler: Choos
         more=reconstruction_metrics(measured, source, extractor) if request.reconstruction else None,
     )
     result["command"] = request.command
+    if on_fashion_mnist and request.reference is None and source.about["kind"] not in ("model", "data"):
+        result["note"] = "; ".join(filter(None, [result["note"], PRESUMED]))
     if request.reconstruction and reference is None:
         originals = measured.sums("original").finish()
         result["reference"] = {"name": "the originals", "count": measured.count, "sha256": sha256_of(*originals)}
     if request.nearest:
         # Training images come in all sizes: crop and resize them to the measured size.
         size = None if request.nearest == "fmnist" else min(measured.examples()[0].shape[-2:])
-        training = open_source(request.nearest, channels=extractor.channels, size=size)
+        training = open_source(request.nearest, channels=_channels(extractor), size=size)
         result["nearest"] = nearest_rows(measured, training, extractor)
     if published is not None:
         result["published"] = published.compare(result)
@@ -102,10 +106,31 @@ def _check(request: EvalRequest) -> Protocol:
         raise MgenError("nothing to measure: name a folder of images, an .npz, a model, `fmnist`, or --recipe NAME")
     protocol = request.find_protocol()
     check_writable(request.folder)
+    if request.levels:
+        _check_own(request.folder, ("levels.json", "levels.md"), {"command", "rows"})
+    else:
+        _check_own(request.folder, ("result.json", "grid.png", "report.md", "report.html"), {"format", "metrics"})
     if request.save_statistics:
         check_statistics_name(request.save_statistics, "--save-statistics")
-        check_writable(Path(request.save_statistics).parent)
+        check_output(request.save_statistics)
     return protocol
+
+
+def _check_own(folder: Path, names: Sequence[str], keys: set[str]) -> None:
+    """Raise MgenError if files of these names cannot be written, or are of something else; the first, with these keys, tells."""
+    for name in names:
+        check_output(folder / name)
+    there = [name for name in names if (folder / name).exists()]
+    if not there:
+        return
+    try:
+        data = read_json(folder / names[0])
+    except MgenError:
+        data = None
+    if not isinstance(data, dict) or not keys <= data.keys():
+        raise MgenError(
+            f"{folder} holds {' and '.join(there)}, which mgen eval did not write and does not replace: choose another --out"
+        )
 
 
 def _find_source(
@@ -116,8 +141,14 @@ def _find_source(
     if request.reconstruction:
         return _reconstructions(request, request.reconstruction, device), None
     if not is_model(path):
-        found = open_source(path, channels=extractor.channels, split=request.split, limit=request.num_images)
-        if not found.class_names and extractor.name.startswith("fmnist"):
+        found = open_source(
+            path,
+            channels=_channels(extractor),
+            split=request.split or "test",
+            limit=request.num_images,
+            any_size=any_size(extractor),
+        )
+        if not found.class_names and found.fashion:
             found.class_names = FASHION_CLASSES
         return found, None
     pipe = load(path, device=device).optimize()
@@ -137,18 +168,23 @@ def _find_source(
     return source, pipe
 
 
-def _check_comparable(request: EvalRequest, source: Source, pipe: MaskedPipeline | None) -> None:
-    """Raise MgenError if the default protocol would compare with Fashion-MNIST what nobody would."""
-    if request.protocol or request.extractor or request.reference or request.reconstruction:
+def _channels(extractor: Extractor) -> int | None:
+    """Channels to load images with: three for Inception; else as they are stored, so that reports show colors."""
+    return extractor.channels if extractor.channels > 1 else None
+
+
+def _check_comparable(request: EvalRequest, protocol: Protocol, source: Source, pipe: MaskedPipeline | None) -> None:
+    """Raise MgenError if images that aren't known to be Fashion-MNIST's would be compared with it for want of a reference."""
+    if source.fashion or request.reference or request.reconstruction or protocol.extractor != "fmnist-cnn":
         return
-    side = 0 if pipe else max(source.read(0, 1).images.shape[-2:])
-    classes = pipe.generator.num_classes if pipe else 0
-    if classes > 10 or side > 64:
-        what = f"has {classes} classes" if pipe else f"holds images of {side} px"
-        raise MgenError(
-            f"{request.path} {what}, and without --protocol images are compared with Fashion-MNIST: choose one, such as --protocol "
-            "torch-fidelity or adm, and give its --reference"
-        )
+    if pipe is None:
+        side = max(source.read(0, 1).stacked().shape[-2:])
+        what = f"holds images of {side} px, and nothing says that they are Fashion-MNIST's or of a model trained on it"
+    else:
+        names = ", ".join(list(pipe.class_names)[:3])
+        what = f"has {pipe.generator.num_classes} classes ({names or 'without names'}{', …' * (len(pipe.class_names) > 3)}), "
+        what += "not those of Fashion-MNIST, or its images are others"
+    raise MgenError(f"{request.path} {what}: {HOW}")
 
 
 def _measure(
@@ -161,14 +197,22 @@ def _measure(
 ) -> Measured:
     """Measure the images; write their statistics if requested."""
     folder = request.folder / "features"
+    made: Sequence[Path] = ()
     if workers.rank == 0:
-        begin(folder, source, extractor, protocol.id, classifier=None if classifier is None else classifier.sha256)
+        other = None if classifier is None else classifier.sha256
+        made = begin(folder, source, extractor, protocol.id, classifier=other)
     workers.wait()
     measured = measure(
-        source, extractor, classifier=classifier, folder=folder, batch_size=request.batch_size, workers=workers
+        source,
+        extractor,
+        classifier=classifier,
+        folder=folder,
+        made=made,
+        batch_size=request.batch_size,
+        workers=workers,
     )
     if workers.rank == 0 and request.save_statistics:
-        about = f"{request.path} {request.split if request.path == 'fmnist' else ''}".strip()
+        about = f"{request.path} {request.split or 'test' if request.path == 'fmnist' else ''}".strip()
         spatial = measured.sums("spatial") if protocol.spatial else None
         save_statistics(request.save_statistics, measured.sums(), extractor, about, spatial=spatial)
     return measured
@@ -178,7 +222,7 @@ def _reconstructions(request: EvalRequest, name: str, device: torch.device) -> S
     """The images of the request through the tokenizer of this name."""
     tokenizer = load_tokenizer(name, device=device)
     give_vision(tokenizer, request.vision_weights)
-    data, about = open_images(str(request.path), tokenizer, split=request.split)
+    data, about = open_images(str(request.path), tokenizer, split=request.split or "test")
     source = reconstructions(
         data,
         tokenizer,
@@ -188,6 +232,7 @@ def _reconstructions(request: EvalRequest, name: str, device: torch.device) -> S
         seed=request.seed or 0,
         lpips=Lpips(request.lpips_weights, device) if request.lpips_weights else None,
     )
+    source.fashion = request.path == "fmnist"
     source.about["tokenizer_sha256"] = weights_sha256(name)
     if request.vision_weights:
         source.about["vision_sha256"] = file_sha256(request.vision_weights)
@@ -207,7 +252,7 @@ def run_levels(request: EvalRequest, device: torch.device) -> tuple[str, Path]:
     protocol, name = _check(request), str(request.reconstruction)
     extractor = protocol_extractor(protocol, weights=request.inception_weights, device=device)
     tokenizer = kl_tokenizer(load_tokenizer(name, device=device), "--levels")
-    data, about = open_images(str(request.path), tokenizer, split=request.split)
+    data, about = open_images(str(request.path), tokenizer, split=request.split or "test")
     indices, posterior = _rows(request, data), request.posterior or "mean"
     rows = compare_levels(
         data,
@@ -226,7 +271,6 @@ def run_levels(request: EvalRequest, device: torch.device) -> tuple[str, Path]:
         "Squared error and entropy are per number of the scaled latents; outside: the share of numbers beyond the range.",
     ]
     table = levels_markdown(rows, title=request.command, notes=notes, distance=distance)
-    write_text(request.folder / "levels.md", table)
     facts: Facts = {
         "command": request.command,
         "data": about,
@@ -236,5 +280,6 @@ def run_levels(request: EvalRequest, device: torch.device) -> tuple[str, Path]:
         "extractor": {"name": extractor.name, "sha256": extractor.sha256},
         "rows": [asdict(row) for row in rows],
     }
-    write_json(request.folder / "levels.json", facts)
+    write_json(request.folder / "levels.json", facts)  # first: it says whose the other is
+    write_text(request.folder / "levels.md", table)
     return table, request.folder / "levels.md"

@@ -13,20 +13,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
-from mgen.data import FashionMNIST, ImageData, center_crop, list_images, load_image
-from mgen.evaluation.npz import NpzImages
+from mgen.data import FASHION_CLASSES, FashionMNIST, ImageData, center_crop, list_images, load_image, open_image
+from mgen.data.folder import sort_classes
+from mgen.evaluation.fashion import is_small, knows_fashion, like_samples, of_run
+from mgen.evaluation.npz import LARGEST_ID, NpzImages
 from mgen.evaluation.result import Facts
 from mgen.pipelines.labels import LabelPlan
 from mgen.pipelines.pipeline import MaskedPipeline
 from mgen.pipelines.pixels import to_uint8
-from mgen.pipelines.run_file import read_run
+from mgen.pipelines.run_file import RunFile, read_run
 from mgen.pipelines.shards import ShardFolder, find_shards
-from mgen.utils.errors import MgenError
+from mgen.utils.errors import MgenError, shown
+from mgen.utils.files import check_file
+from mgen.utils.limits import check_memory
 from mgen.zoo.recipes import recipe_names
+
+Images = Tensor | Sequence[Tensor]  # uint8 (B, C, H, W), or (C, H, W) of several sizes
+SHOWN = 256  # side in pixels of the examples of images of several sizes
+CLASS = re.compile("class-([0-9]+)")
+GRAY = ("1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N")  # of Pillow's modes
 
 
 @dataclass(kw_only=True)
@@ -34,15 +42,25 @@ class Batch:
     """Images start … stop of a source.
 
     Attributes:
-        images: uint8 (B, C, H, W). labels: class ids (B,). originals: of reconstructions, uint8 like `images`.
+        images: of one size, unless the source allows several. labels: class ids (B,). originals: of reconstructions, like `images`.
         columns: further numbers per image, (B,). totals: quantities to be summed over batches, float64.
     """
 
-    images: Tensor
+    images: Images
     labels: Tensor
     originals: Tensor | None = None
     columns: dict[str, Tensor] = field(default_factory=dict)
     totals: dict[str, Tensor] = field(default_factory=dict)
+
+    def stacked(self) -> Tensor:
+        """The images (B, C, H, W) of one size."""
+        return self.images if isinstance(self.images, Tensor) else torch.stack(list(self.images))
+
+    def shown(self, rows: Sequence[int]) -> Tensor:
+        """Some of the images for a grid, (n, C, H, W) on the CPU; of several sizes, their middle squares."""
+        if isinstance(self.images, Tensor):
+            return self.images[list(rows)].cpu()
+        return torch.stack([_square(self.images[i].cpu(), SHOWN) for i in rows])
 
 
 @dataclass(kw_only=True)
@@ -51,7 +69,8 @@ class Source:
 
     Attributes:
         about: facts for the result. key: what else identifies these images, so that an evaluation resumes on the same ones only.
-        ahead: whether a batch may be read while the previous one is measured.
+        ahead: whether a batch may be read while the previous one is measured. fashion: whether they are known to be images like
+            Fashion-MNIST's, see mgen.evaluation.fashion.
     """
 
     count: int
@@ -60,6 +79,7 @@ class Source:
     class_names: Sequence[str] = ()
     key: object = None
     ahead: bool = True
+    fashion: bool = False
 
     @property
     def title(self) -> str:
@@ -68,39 +88,80 @@ class Source:
         return str(about.get("model") or about.get("path") or about.get("data") or about["kind"])
 
 
-def from_folder(path: Path, *, channels: int = 3, size: int | None = None, limit: int | None = None) -> Source:
+def from_folder(
+    path: Path, *, channels: int | None = 3, size: int | None = None, limit: int | None = None, any_size: bool = False
+) -> Source:
     """Images below a folder; class ids from names like 000012_class-0003.png. `grid.png` and animations are skipped.
 
     Folders of npz shards, written by `mgen sample --format npz`, can be read as well.
 
     Args:
-        size: crop the middle square and resize it to this side, as ADM does; None: all images must have one size.
+        channels: 1 or 3; None: 1 if the images are gray, else 3. size: crop the middle square and resize it to this side, as ADM does;
+            None: all images must have one size, unless `any_size`.
     """
+    run = read_run(path)
     if find_shards(path):
-        return _from_shards(path, size=size, limit=limit)
+        return _from_shards(path, run, size=size, limit=limit)
     files = [f for f in list_images(path) if f.stem != "grid" and not _animated(f)][:limit]
-    _check_complete(path, len(files), limit)
+    _check_complete(path, run, len(files), limit)
     if not files:
         raise MgenError(f"{path} holds no images except a grid: run mgen sample --out {path}, or give another folder")
-    found = [re.search(r"class-(\d+)", f.stem) for f in files]
-    labels = torch.tensor([int(m[1]) if m else -1 for m in found])
+    labels, names = _classes(path, files)
+    key = [(str(f.relative_to(path)), *_stamp(f)) for f in files]
+    depth = channels or (1 if all(_is_gray(f) for f in files[:: max(1, len(files) // 20)]) else 3)
     pool = ThreadPoolExecutor(4)
 
     @functools.cache
     def shape() -> torch.Size:  # of the first image, read late: all options are checked before any image
-        return load_image(files[0], size=size, channels=channels).shape
+        return load_image(files[0], size=size, channels=depth).shape
 
     def load(file: Path) -> Tensor:
-        image = load_image(file, size=size, channels=channels)
-        if image.shape != shape():
-            raise MgenError(f"{file} differs in size from the other images: all must have one size")
+        image = load_image(file, size=size, channels=depth)
+        if image.shape != shape() and not any_size:
+            raise MgenError(
+                f"{file} differs in size from the other images: all must have one size, except with --protocol clean, which resizes each; "
+                "mgen stats --image-size crops and resizes them"
+            )
         return image
 
     def read(start: int, stop: int) -> Batch:
-        return Batch(images=torch.stack(list(pool.map(load, files[start:stop]))), labels=labels[start:stop])
+        images = list(pool.map(load, files[start:stop]))
+        same = all(image.shape == images[0].shape for image in images)
+        # If sizes may differ, examples must look alike in all batches.
+        return Batch(images=torch.stack(images) if same and not any_size else images, labels=labels[start:stop])
 
-    key = [(str(f.relative_to(path)), *_stamp(f)) for f in files]
-    return Source(count=len(files), about=_stored("folder", path, size), read=read, key=key)
+    fashion = like_samples(path, files, run)
+    return Source(
+        count=len(files), about=_stored("folder", path, size), read=read, key=key, class_names=names, fashion=fashion
+    )
+
+
+def _classes(root: Path, files: Sequence[Path]) -> tuple[Tensor, Sequence[str]]:
+    """Class ids from the names of the files, else from the subfolders they are in, whose names come second; -1 if unknown."""
+    found = [CLASS.search(f.stem) for f in files]
+    parts = [f.relative_to(root).parts for f in files]
+    if not any(found) and all(len(p) > 1 for p in parts):
+        names = sort_classes({p[0] for p in parts})
+        index = {name: i for i, name in enumerate(names)}
+        return torch.tensor([index[p[0]] for p in parts]), names
+    for file, match in zip(files, found):
+        if match and (len(match[1]) > 10 or int(match[1]) > LARGEST_ID):
+            raise MgenError(f"{file.name[:60]}: a class id in a file's name is at most {LARGEST_ID}: rename the file")
+    return torch.tensor([int(m[1]) if m else -1 for m in found]), ()
+
+
+def _is_gray(file: Path) -> bool:
+    """Whether an image holds shades of gray; loading it will tell what is wrong with it."""
+    try:
+        with open_image(file) as image:
+            return image.mode in GRAY
+    except MgenError:
+        return True
+
+
+def _square(image: Tensor, side: int) -> Tensor:
+    """The middle square of an image (C, H, W) at `side` pixels."""
+    return pil_to_tensor(center_crop(to_pil_image(image), side))
 
 
 def _stored(kind: str, path: Path, size: int | None = None) -> Facts:
@@ -109,7 +170,7 @@ def _stored(kind: str, path: Path, size: int | None = None) -> Facts:
     return {"kind": kind, "path": str(path), "quantization": "as stored", **prepared}
 
 
-def _from_shards(path: Path, *, size: int | None, limit: int | None) -> Source:
+def _from_shards(path: Path, run: RunFile | None, *, size: int | None, limit: int | None) -> Source:
     """A folder of npz shards that `mgen sample --format npz` wrote."""
     shards = ShardFolder(path)
     if size is not None and shards.read(0, 1)[0].shape[-2:] != (size, size):
@@ -123,12 +184,11 @@ def _from_shards(path: Path, *, size: int | None, limit: int | None) -> Source:
 
     key = [_stamp(shard.path) for shard in find_shards(path)]
     count = min(len(shards), limit or len(shards))
-    return Source(count=count, about=_stored("npz shards", path), read=read, key=key)
+    return Source(count=count, about=_stored("npz shards", path), read=read, key=key, fashion=of_run(run))
 
 
-def _check_complete(path: Path, there: int, limit: int | None) -> None:
+def _check_complete(path: Path, run: RunFile | None, there: int, limit: int | None) -> None:
     """Raise MgenError for the folder of an unfinished run of mgen sample, unless `limit` asks for no more than is there."""
-    run = read_run(path)
     planned = 0 if run is None else run.num_images
     if there < min(limit or planned, planned):
         raise MgenError(
@@ -139,32 +199,38 @@ def _check_complete(path: Path, there: int, limit: int | None) -> None:
 
 def _stamp(file: Path) -> tuple[str, int, int]:
     """Identifies a file without reading it."""
-    return file.name, file.stat().st_size, file.stat().st_mtime_ns
+    about = check_file(file).stat()
+    return file.name, about.st_size, about.st_mtime_ns
 
 
 def _animated(file: Path) -> bool:
-    """Whether a PNG is an animation that mgen sample wrote next to the numbered images."""
-    if file.suffix.lower() != ".png" or "class-" in file.stem or re.fullmatch(r"\d+", file.stem):
+    """Whether a file is an animation that mgen sample wrote next to the numbered images."""
+    suffix = file.suffix.lower()
+    if suffix == ".gif" and not (file.parent / "run.json").is_file():
+        return False
+    if suffix not in (".png", ".gif") or "class-" in file.stem or re.fullmatch(r"\d+", file.stem):
         return False
     try:
-        with Image.open(file) as image:
-            return getattr(image, "n_frames", 1) > 1
-    except (OSError, SyntaxError, ValueError):
+        with open_image(file) as image:
+            return bool(getattr(image, "is_animated", False))
+    except MgenError:
         return False  # load_image will report what is wrong with it
 
 
 def from_npz(path: Path, *, limit: int | None = None, size: int | None = None) -> Source:
-    """ADM's sample files: arr_0 uint8 (N, H, W, C), optionally arr_1 class ids (N,); read as a stream."""
+    """ADM's sample files: arr_0 uint8 (N, H, W, C), optionally arr_1 class ids (N,); or the images as .npy. Read as a stream."""
     file = NpzImages(path)
 
     def read(start: int, stop: int) -> Batch:
         images = file.read(start, stop)
         if size is not None and images.shape[-2:] != (size, size):
-            images = torch.stack([pil_to_tensor(center_crop(to_pil_image(image), size)) for image in images])
+            images = torch.stack([_square(image, size) for image in images])
         return Batch(images=images, labels=file.labels[start:stop])
 
     count = min(len(file), limit or len(file))
-    return Source(count=count, about=_stored("npz", path, size), read=read, key=_stamp(path))
+    about = _stored(path.suffix[1:] or "npz", path, size)
+    fashion = file.shape[3] == 1 and is_small(file.shape[1:3]) and int(file.labels.max()) < len(FASHION_CLASSES)
+    return Source(count=count, about=about, read=read, key=_stamp(path), fashion=fashion)
 
 
 def from_model(
@@ -184,6 +250,10 @@ def from_model(
     Args:
         plan: of the class ids: balanced, sorted or random. batch_size: images sampled at a time; in fp32 it does not change them.
     """
+    if image_size is not None:
+        rows, channels = min(batch_size, count), pipe.tokenizer.config.in_channels
+        what = f"a batch of {rows} images of {image_size}×{image_size} pixels"
+        check_memory(5.0 * rows * channels * image_size**2, what, "choose a smaller --image-size or --batch-size")
     classes: Sequence[int | None] = range(pipe.generator.num_classes) if pipe.conditional else [None]
     label = LabelPlan(plan, classes=classes, count=count, seed=seed)
 
@@ -209,7 +279,9 @@ def from_model(
         "quantization": quantization,
         "image_size": image_size,
     }
-    return Source(count=count, about=about, read=read, class_names=pipe.class_names, ahead=False)
+    return Source(
+        count=count, about=about, read=read, class_names=pipe.class_names, ahead=False, fashion=knows_fashion(pipe)
+    )
 
 
 def from_dataset(dataset: ImageData, *, name: str, limit: int | None = None) -> Source:
@@ -221,24 +293,37 @@ def from_dataset(dataset: ImageData, *, name: str, limit: int | None = None) -> 
 
     about: Facts = {"kind": "data", "data": name, "quantization": "round"}
     count = min(len(dataset), limit or len(dataset))
-    return Source(count=count, about=about, read=read, class_names=dataset.class_names)
+    fashion = isinstance(dataset, FashionMNIST)
+    return Source(count=count, about=about, read=read, class_names=dataset.class_names, fashion=fashion)
 
 
 def open_source(
-    name: str, *, channels: int, split: str = "train", size: int | None = None, limit: int | None = None
+    name: str,
+    *,
+    channels: int | None,
+    split: str = "train",
+    size: int | None = None,
+    limit: int | None = None,
+    any_size: bool = False,
 ) -> Source:
-    """The images of `fmnist`, an npz or a folder as a source; those in files cropped and resized to the side `size` in pixels, if given."""
+    """The images of `fmnist`, an npz, a .npy or a folder as a source; those in files cropped and resized to the side `size`, if given.
+
+    Args:
+        channels, any_size: of a folder's images, see `from_folder`.
+    """
     path = Path(name)
+    if size is not None:
+        check_memory(8.0 * size * size, f"an image of {size}×{size} pixels", "choose a smaller --image-size")
     if name == "fmnist":
         if size is not None:
             raise MgenError("--image-size is for folders and npz files: fmnist has images of 32 px")
         return from_dataset(FashionMNIST(split=split), name=f"fmnist {split}", limit=limit)
-    if path.suffix == ".npz":
-        if not path.is_file():
-            raise MgenError(f"no such file: {path}")
+    if path.suffix in (".npz", ".npy") and not path.is_dir():
         return from_npz(path, limit=limit, size=size)
     if path.is_dir():
-        return from_folder(path, channels=channels, size=size, limit=limit)
+        return from_folder(path, channels=channels, size=size, limit=limit, any_size=any_size)
     if name in recipe_names():
         raise MgenError(f"{name} is a recipe: mgen eval --recipe {name} samples and measures its model")
-    raise MgenError(f"{name} is not a folder of images, an .npz, `fmnist` or a model (mgen zoo lists the models)")
+    raise MgenError(
+        f"{shown(name)} is not a folder of images, an .npz, a .npy, `fmnist` or a model (mgen zoo lists the models)"
+    )

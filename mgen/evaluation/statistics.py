@@ -1,21 +1,20 @@
 """Mean and covariance of features: streamed in float64, stored in files that describe themselves."""
 
 import hashlib
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mgen.evaluation.extractors import Extractor
-from mgen.evaluation.npz import ERRORS
+from mgen.evaluation.frechet import check_gaussian, check_values
 from mgen.evaluation.protocols import RESIZES
 from mgen.evaluation.result import Facts
+from mgen.evaluation.statistics_file import About, Shape, Stored, open_statistics
 from mgen.utils.errors import MgenError
-from mgen.utils.files import atomic_path, file_sha256, read_tensors, write_tensors
+from mgen.utils.files import atomic_path, file_sha256, write_tensors
 from mgen.utils.folders import embedded
 
 # Built-in references → the split of Fashion-MNIST they were computed on.
@@ -124,102 +123,61 @@ def load_statistics(path: str | Path, extractor: Extractor) -> Reference:
     `mgen.evaluation.references.find_reference` measures when they are needed.
 
     Raises:
-        MgenError: the file is unreadable, or made with another extractor, resize or feature length.
+        MgenError: the file is unreadable, made with another extractor, resize or feature length, or its numbers are no statistics.
     """
     path = Path(path)
-    if path.suffix == ".safetensors":
-        tensors, about = read_tensors(path)
-        arrays = {k: v.double().numpy() for k, v in tensors.items() if k in KEYS}
-    else:
-        arrays = _read_arrays(path)
-        own = {k: str(arrays.pop(k)) for k in ABOUT if k in arrays}
-        about = own if "extractor_sha256" in own else {}  # other tools may use such names for something else
-    _check_origin(path, arrays, about, extractor)
-    mean, cov = _gaussian(arrays, "", extractor.length, path, extractor)
-    spatial = None
-    if "mu_s" in arrays and "sigma_s" in arrays and extractor.spatial_length:
-        spatial = _gaussian(arrays, "_s", extractor.spatial_length, path, extractor)
-    features = torch.from_numpy(arrays["features"]).float() if "features" in arrays else None
-    if features is not None and features.shape[1:] != (extractor.length,):
-        raise MgenError(
-            f"{path} holds features of shape {tuple(features.shape)}, but {extractor.name} gives {extractor.length} per image"
-        )
+    stored = open_statistics(path)
+    _check_origin(path, stored, extractor)
+    f, s = extractor.length, extractor.spatial_length
+    shapes: dict[str, Shape] = {"mu": (f,), "sigma": (f, f)}
+    with_spatial = bool(s) and {"mu_s", "sigma_s"} <= set(stored.names)
+    if with_spatial:
+        shapes |= {"mu_s": (s,), "sigma_s": (s, s)}
+    if "features" in stored.names:
+        shapes["features"] = (None, f)
+    arrays, about = stored.read(shapes), stored.about
+    mean, cov = _gaussian(arrays, "", path)
+    features = arrays.get("features")
+    if features is not None:
+        check_values(features, f"{path}: features")
     return Reference(
         mean=mean,
         cov=cov,
-        name=about.get("source", path.name),
-        count=int(about["count"]) if about.get("count", "").isdigit() else None,
+        name=about.source or path.name,
+        count=about.count,
         sha256=file_sha256(path),
-        spatial=spatial,
-        features=features,
-        prepared=about.get("prepared", ""),
-        described="resize" in about,
+        spatial=_gaussian(arrays, "_s", path) if with_spatial else None,
+        features=None if features is None else torch.from_numpy(features.astype(np.float32)),
+        prepared=about.prepared,
+        described=about.resize is not None,
     )
 
 
-def _check_origin(path: Path, arrays: dict[str, np.ndarray], about: dict[str, str], extractor: Extractor) -> None:
+def _check_origin(path: Path, stored: Stored, extractor: Extractor) -> None:
     """Raise MgenError for statistics that are incomplete, or that another extractor or resize made."""
-    if "mu" not in arrays or "sigma" not in arrays:
-        raise MgenError(f"{path} has no mu and sigma, only {', '.join(sorted(arrays)) or 'nothing'}")
-    if about.get("extractor_sha256", extractor.sha256) != extractor.sha256:
+    about, names = stored.about, stored.names
+    if "mu" not in names or "sigma" not in names:
+        raise MgenError(f"{path} has no mu and sigma, only {', '.join(sorted(names)) or 'nothing'}")
+    if about.extractor_sha256 not in (None, extractor.sha256):
         raise MgenError(
-            f"{path} was made with extractor {about['extractor']!r}, not with the weights of {extractor.name!r}: use the same one"
+            f"{path} was made with extractor {about.extractor!r}, not with the weights of {extractor.name!r}: use the same one"
         )
-    if about.get("resize", extractor.resize) != extractor.resize:
+    if about.resize not in (None, extractor.resize):
         raise MgenError(
-            f"{path} was made with the resize {about['resize']!r}, but this protocol uses {extractor.resize!r}: make statistics for it "
+            f"{path} was made with the resize {about.resize!r}, but this protocol uses {extractor.resize!r}: make statistics for it "
             "with mgen stats"
         )
-    if "mu_s" in arrays and not about and extractor.resize not in (RESIZES["tensorflow"], RESIZES["own"]):
+    if "mu_s" in names and about == About() and extractor.resize not in (RESIZES["tensorflow"], RESIZES["own"]):
         raise MgenError(
             f"{path} has mu_s, so ADM's evaluator made it, with {RESIZES['tensorflow']}, not with {extractor.resize}: use --protocol adm "
             "or torch-fidelity, or make statistics for this protocol with mgen stats"
         )
 
 
-def _gaussian(
-    arrays: dict[str, np.ndarray], ending: str, length: int, path: Path, extractor: Extractor
-) -> tuple[np.ndarray, np.ndarray]:
-    mean, cov = arrays["mu" + ending], arrays["sigma" + ending]
-    if mean.dtype.kind not in "fiu" or cov.dtype.kind not in "fiu":
-        raise MgenError(f"{path}: mu{ending} and sigma{ending} are {mean.dtype} and {cov.dtype}, expected numbers")
-    mean, cov = mean.astype(np.float64), cov.astype(np.float64)
-    if mean.shape != (length,) or cov.shape != (length, length):
-        raise MgenError(
-            f"{path} holds statistics of {mean.shape[-1:]} features, but {extractor.name} has {length}: another extractor made it"
-        )
-    if not (np.isfinite(mean).all() and np.isfinite(cov).all()):
-        raise MgenError(f"{path}: mu{ending} or sigma{ending} holds NaN or infinity: make the file again")
-    # Rounding makes the eigenvalues of a singular covariance slightly negative, half precision more so.
-    lowest, highest = np.linalg.eigvalsh(cov)[[0, -1]]
-    if lowest < -1e-3 * max(highest, 0.0) or not np.allclose(cov, cov.T, atol=1e-3 * abs(highest)):
-        raise MgenError(f"{path}: sigma{ending} is no covariance: it is not symmetric or has negative eigenvalues")
+def _gaussian(arrays: dict[str, np.ndarray], ending: str, path: Path) -> tuple[np.ndarray, np.ndarray]:
+    mean, cov = arrays["mu" + ending].astype(np.float64), arrays["sigma" + ending].astype(np.float64)
+    check_gaussian(mean, cov, f"{path}: mu{ending}", f"{path}: sigma{ending}")
     return mean, cov
-
-
-_NUMPY: list[Any] = [np.ndarray, np.dtype, *(type(np.dtype(kind)) for kind in ("f4", "f8"))]
-# The name of the module of _reconstruct depends on numpy's version.
-_NUMPY += [(np.zeros(0).__reduce__()[0], f"{name}.multiarray._reconstruct") for name in ("numpy.core", "numpy._core")]
-KEYS = ("mu", "sigma", "mu_s", "sigma_s", "features")
-ABOUT = ("extractor", "extractor_sha256", "resize", "count", "source", "prepared")  # how our files describe themselves
-
-
-def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    if not path.is_file():
-        raise MgenError(f"no such statistics file: {path}")
-    try:
-        if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as file:
-                return {k: file[k] for k in file.files if k in (*KEYS, *ABOUT)}
-        # torch-fidelity's caches hold numpy arrays; nothing else is unpickled.
-        with torch.serialization.safe_globals(_NUMPY):
-            data = torch.load(path, map_location="cpu", weights_only=True)
-        return {k: torch.as_tensor(v).double().numpy() for k, v in data.items() if k in KEYS}
-    except (*ERRORS, RuntimeError, AttributeError, TypeError, pickle.UnpicklingError) as error:
-        text = str(error).splitlines()[0][:120]
-        raise MgenError(
-            f"cannot read statistics from {path} ({text}): expected .safetensors, .npz or .pt with mu and sigma"
-        ) from error
 
 
 def builtin_file(name: str) -> Path:

@@ -1,5 +1,6 @@
 """Published systems as files: `create_model("mar-b")` and `list_models("mar*")` read configs/models."""
 
+import functools
 from collections.abc import Mapping
 from fnmatch import filter as fnfilter
 from pathlib import Path
@@ -85,7 +86,12 @@ def named_config(settings: str | Settings, where: str = "model") -> Settings:
 def model_name(config: Settings) -> str | None:
     """The name of the published model with this configuration, None if there is none; dropout and scale aside."""
     own = _sizes(complete(config))
-    return next((name for name in list_models() if _sizes(complete(model_config(name))) == own), None)
+    return next((name for name, sizes in _published().items() if sizes == own), None)
+
+
+@functools.cache
+def _published() -> dict[str, object]:
+    return {name: _sizes(complete(model_config(name))) for name in list_models()}
 
 
 def complete(config: Settings) -> Settings:

@@ -1,47 +1,59 @@
-"""Settings of a training run. Every key of a file in configs/train/ is a field of these classes."""
+"""Settings of a training run. Every key of a file in configs/train/ is a field of these classes, which say what its values may be."""
 
-import math
 from dataclasses import field
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-from mgen.utils.errors import MgenError, check_choice
-from mgen.utils.schema import build, schema
+from pydantic import Field
+
+from mgen.utils.errors import MgenError, check_choice, shown
+from mgen.utils.schema import PathText, Positive, Rate, Share, Size, Text, build, schema
 
 if TYPE_CHECKING:
     from mgen.utils.modeling import Model
+
+MOST_STEPS = 10**9
+Steps = Annotated[int, Field(ge=1, le=MOST_STEPS)]
+Every = Annotated[int, Field(ge=0, le=MOST_STEPS)]  # steps between events; 0: only at the end
+LearningRate = Annotated[float, Field(ge=0, le=1000)]
+Weight = Annotated[float, Field(ge=0, le=1e6)]  # of a term of a loss
+Betas: TypeAlias = tuple[Rate, Rate]
+Shape = Annotated[float, Field(ge=1e-6, le=1e6)]  # of a beta distribution
 
 
 @schema
 class DataConfig:
     kind: Literal["fmnist", "folder", "cache"] = "fmnist"
-    path: str | None = None  # folder; None: Fashion-MNIST is looked for in its usual places, or downloaded
-    val_path: str | None = None  # the same of the validation data; None: Fashion-MNIST's test split, else no validation
-    image_size: int = 256  # pixels, for "folder"
-    channels: int = 3  # for "folder": 3 RGB, 1 gray
+    path: PathText | None = None  # folder; None: Fashion-MNIST is looked for in its usual places, or downloaded
+    val_path: PathText | None = (
+        None  # the same of the validation data; None: Fashion-MNIST's test split, else no validation
+    )
+    image_size: Size = 256  # pixels, for "folder"
+    channels: Literal[1, 3] = 3  # for "folder": 3 RGB, 1 gray
+    classes: Literal["folders", "none"] = "folders"  # "none": images in no class folders, which all are of one class
     flip: bool = False  # horizontal flips, each with probability 1/2
-    shift: int = 0  # random shifts by up to this many pixels in both directions
-    workers: int = 0  # loader processes, for "folder"
+    shift: Annotated[int, Field(ge=0, le=2**20)] = 0  # random shifts by up to this many pixels in both directions
+    workers: Annotated[int, Field(ge=0, le=256)] = 0  # loader processes, for "folder"
 
 
 @schema
 class OptimConfig:
-    lr: float = 1e-4
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 0.0
+    lr: LearningRate = 1e-4
+    betas: Betas = (0.9, 0.999)
+    eps: Share = 1e-8
+    weight_decay: Weight = 0.0
     schedule: Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"] = (
         "constant"
     )
-    warmup: int = 0  # steps of linear warm-up
-    clip: float | None = None  # largest gradient norm; None: no clipping
+    warmup: Every = 0  # steps of linear warm-up
+    clip: Positive | None = None  # largest gradient norm; None: no clipping
     decay_all: bool = True  # False: no weight decay on vectors (biases, norms)
-    no_decay: tuple[str, ...] = ()  # no weight decay on parameters whose names start with one of these
-    freeze: tuple[str, ...] = ()  # parameters whose names start with one of these are not trained
+    no_decay: tuple[Text, ...] = ()  # no weight decay on parameters whose names start with one of these
+    freeze: tuple[Text, ...] = ()  # parameters whose names start with one of these are not trained
 
 
 @schema
 class EMAConfig:
-    decay: float = 0.9999
+    decay: Share = 0.9999
     warmup: bool = (
         True  # the decay rises as (1 + t) / (10 + t) to `decay`; False: it is `decay` from the second step on
     )
@@ -49,12 +61,14 @@ class EMAConfig:
 
 @schema
 class LogConfig:
-    every: int = 50  # steps between lines of metrics.jsonl
-    evaluate_every: int = 0  # steps between evaluations on the validation data; 0: only at the end
-    preview_every: int = 0  # steps between sample grids from raw and EMA weights; 0: only at the end
-    checkpoint_every: int = 1000  # steps between checkpoints; 0: only at the end
-    export_every: int = 0  # steps between exports of OUTPUT/model, ready for mgen sample; 0: only at the end
-    keep: int = 2  # how many checkpoints are kept; older ones are removed once a new one is complete
+    every: Steps = 50  # steps between lines of metrics.jsonl
+    evaluate_every: Every = 0  # steps between evaluations on the validation data; 0: only at the end
+    preview_every: Every = 0  # steps between sample grids from raw and EMA weights; 0: only at the end
+    checkpoint_every: Every = 1000  # steps between checkpoints; 0: only at the end
+    export_every: Every = 0  # steps between exports of OUTPUT/model, ready for mgen sample; 0: only at the end
+    keep: Annotated[int, Field(ge=1)] = (
+        2  # how many checkpoints are kept; older ones are removed once a new one is complete
+    )
     tensorboard: bool = True  # if the package is installed
 
 
@@ -63,20 +77,24 @@ class MaskConfig:
     """Which tokens are masked: the distribution of r, the share of masked tokens, and how r becomes a mask."""
 
     distribution: Literal["cosine", "arccos", "beta", "truncated-gaussian", "uniform"] = "cosine"
-    alpha: float = 12.0  # beta: AutoNAT's Beta(12, 3)
-    beta: float = 3.0
+    alpha: Shape = 12.0  # beta: AutoNAT's Beta(12, 3)
+    beta: Shape = 3.0
     mean: float = 1.0  # truncated Gaussian: MAR's N(1, 0.25) cut to [0.7, 1]
-    std: float = 0.25
-    low: float = 0.7
-    high: float = 1.0
+    std: Annotated[float, Field(ge=1e-6)] = 0.25
+    low: Share = 0.7
+    high: Share = 1.0
     per: Literal["sample", "batch"] = "sample"  # r for each image, or one for the whole batch (MAR)
     # How length · r becomes a number of masked tokens; "bernoulli": each token is masked with probability r.
     rounding: Literal["round", "ceil", "floor", "bernoulli"] = "round"
-    visible: int = 0  # at least this many tokens stay visible
+    visible: Annotated[int, Field(ge=0)] = 0  # at least this many tokens stay visible
     # For tokenizers with global tokens: in this share of the images r applies to the global tokens and the whole grid is
     # masked; in the others all global tokens are visible and r applies to the grid, as in the two phases of sampling.
     # None: r applies to all tokens together.
-    global_share: float | None = 0.5
+    global_share: Share | None = 0.5
+
+    def __post_init__(self) -> None:
+        if not self.low < self.high:
+            raise MgenError(f"low is {self.low}, high {self.high}: low must lie below high")
 
 
 @schema
@@ -86,60 +104,68 @@ class FirstStageConfig:
     mask: MaskConfig = field(
         default_factory=lambda: MaskConfig(distribution="truncated-gaussian", per="batch", rounding="ceil")
     )
-    keep: float = 0.25  # share of the images whose second stage is trained with features of the first
-    warmup: int = 0  # optimizer steps over which that share rises from 0 (published: those of 100 epochs)
-    weight: float = 0.4  # of the first stage's loss: 64 of 320 positions, times 2
-    token_weight: float = 0.6  # of the second stage's loss: 256 of 320 positions, times 0.75
+    keep: Share = 0.25  # share of the images whose second stage is trained with features of the first
+    warmup: Every = 0  # optimizer steps over which that share rises from 0 (published: those of 100 epochs)
+    weight: Weight = 0.4  # of the first stage's loss: 64 of 320 positions, times 2
+    token_weight: Weight = 0.6  # of the second stage's loss: 256 of 320 positions, times 0.75
 
 
 @schema
 class GeneratorObjectiveConfig:
     mask: MaskConfig = field(default_factory=MaskConfig)
     first_stage: FirstStageConfig = field(default_factory=FirstStageConfig)
-    label_drop: float = 0.1  # probability that the class is replaced by the null class
-    label_smoothing: float = 0.1  # of a cross entropy
-    diffusion_batch_mul: int = 4  # copies of each masked token in the loss of a diffusion head, each with its own noise
+    label_drop: Share = 0.1  # probability that the class is replaced by the null class
+    label_smoothing: Share = 0.1  # of a cross entropy
+    diffusion_batch_mul: Annotated[int, Field(ge=1, le=1024)] = (
+        4  # copies of each masked token in the loss of a diffusion head, each with its own noise
+    )
     head_tokens: Literal["masked", "all"] = "masked"  # "all": a diffusion head sees visible tokens too, as published
     loss_tokens: Literal["masked", "all"] = "masked"  # tokens in the loss; Halton-MaskGIT is trained on all
-    reuse: float = (
+    reuse: Share = (
         0.0  # share of steps that continue from a simulated earlier one, for models that carry features (ENAT)
     )
-    reuse_label_drop: float = 0.0  # probability that the label is dropped in the step, though not in the earlier one
-    tokenizer: str | None = None  # folder or name; needed to train on images, and to sample grids
-    vision_weights: str | None = None  # file of the tokenizer's frozen vision encoder (Hita), to train on images
+    reuse_label_drop: Share = 0.0  # probability that the label is dropped in the step, though not in the earlier one
+    tokenizer: PathText | None = None  # folder or name; needed to train on images, and to sample grids
+    vision_weights: PathText | None = None  # file of the tokenizer's frozen vision encoder (Hita), to train on images
     sampler: dict[str, Any] = field(default_factory=dict)  # settings of the sample grids and of the exported pipeline
 
 
 @schema
 class TokenizerObjectiveConfig:
-    l2: float = 1.0
-    l1: float = 0.0
-    codebook: float = 1.0
-    commitment: float = 0.25
-    entropy: float = 0.0
-    kl: float = 2e-8  # per latent number; LDM's 1e-6 is for sums: at f16 with 16 channels this is 1e-6 · 4096 / 196608
-    perceptual: float = 0.0
-    perceptual_model: str | None = None  # folder of a FashionCNN, or a file of torchvision VGG16 weights
-    adversarial: float = 0.0
-    adversarial_start: int = 0  # step from which the discriminator takes part
+    l2: Weight = 1.0
+    l1: Weight = 0.0
+    codebook: Weight = 1.0
+    commitment: Weight = 0.25
+    entropy: Weight = 0.0
+    kl: Weight = 2e-8  # per latent number; LDM's 1e-6 is for sums: at f16 with 16 channels this is 1e-6 · 4096 / 196608
+    perceptual: Weight = 0.0
+    perceptual_model: PathText | None = None  # folder of a FashionCNN, or a file of torchvision VGG16 weights
+    adversarial: Weight = 0.0
+    adversarial_start: Every = 0  # step from which the discriminator takes part
     # "half-hinge": the discriminator's hinge loss times 1/2 (LlamaGen); "…-softplus": and the tokenizer's loss is non-saturating (Hita)
     adversarial_loss: Literal["hinge", "half-hinge", "half-hinge-softplus", "non-saturating"] = "non-saturating"
-    r1: float = 0.0  # weight of the R1 penalty on real images (discriminator "patch")
+    r1: Weight = 0.0  # weight of the R1 penalty on real images (discriminator "patch")
     discriminator: Literal["patch", "dino"] = "patch"  # "dino": heads on a frozen DINO, for Hita-U
-    discriminator_weights: str | None = None  # "dino": file of the frozen DINO, dino_deitsmall16_pretrain.pth
-    discriminator_channels: int = 64  # "patch", like the next two
-    discriminator_layers: int = 3  # how often the discriminator halves the side
+    discriminator_weights: PathText | None = None  # "dino": file of the frozen DINO, dino_deitsmall16_pretrain.pth
+    discriminator_channels: Annotated[int, Field(ge=1, le=4096)] = 64  # "patch", like the next two
+    discriminator_layers: Annotated[int, Field(ge=1, le=10)] = 3  # how often the discriminator halves the side
     discriminator_norm: Literal["group", "batch"] = "group"  # "batch": the published network
-    discriminator_weight: float = 1.0  # factor of the discriminator's loss
-    discriminator_lr: float = 1e-4
-    discriminator_betas: tuple[float, float] = (0.0, 0.99)
-    vision: float = 1.0  # of the vision tokens that Hita-U predicts from the global tokens
-    vision_weights: str | None = None  # file of the frozen vision encoder, for a Hita tokenizer that needs one
+    discriminator_weight: Weight = 1.0  # factor of the discriminator's loss
+    discriminator_lr: LearningRate = 1e-4
+    discriminator_betas: Betas = (0.0, 0.99)
+    vision: Weight = 1.0  # of the vision tokens that Hita-U predicts from the global tokens
+    vision_weights: PathText | None = None  # file of the frozen vision encoder, for a Hita tokenizer that needs one
+
+    def __post_init__(self) -> None:
+        if self.discriminator == "patch" and self.discriminator_norm == "group" and self.discriminator_channels % 4:
+            raise MgenError(
+                f"discriminator_channels is {self.discriminator_channels}: group norm needs a multiple of 4"
+            )
 
 
 @schema
 class ClassifierObjectiveConfig:
-    label_smoothing: float = 0.02
+    label_smoothing: Share = 0.02
 
 
 ObjectiveConfig: TypeAlias = GeneratorObjectiveConfig | TokenizerObjectiveConfig | ClassifierObjectiveConfig
@@ -153,16 +179,16 @@ OBJECTIVES: dict[str, type[ObjectiveConfig]] = {
 @schema(frozen=False)
 class TrainConfig:
     task: Literal["generator", "tokenizer", "classifier"]
-    output: str  # folder of logs, checkpoints and the finished model
-    steps: int  # optimizer steps
+    output: PathText  # folder of logs, checkpoints and the finished model
+    steps: Steps  # optimizer steps
     model: Any  # a name of configs/models or a mapping, see `build_model`
-    batch_size: int = 64  # images per optimizer step, over all processes and accumulation steps
-    accumulate: int = 1  # pieces into which each process cuts its share of the batch
+    batch_size: Annotated[int, Field(ge=1)] = 64  # images per optimizer step, over all processes and accumulation steps
+    accumulate: Annotated[int, Field(ge=1)] = 1  # pieces into which each process cuts its share of the batch
     seed: int = 0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     resume: bool = True  # continue from the newest checkpoint in `output`
-    init: str | None = None  # folder of weights to start from
-    processes: int | None = None  # raise an error unless exactly this many processes take part
+    init: PathText | None = None  # folder of weights to start from
+    processes: Annotated[int, Field(ge=1)] | None = None  # raise an error unless exactly this many processes take part
     data: DataConfig = field(default_factory=DataConfig)
     objective: ObjectiveConfig = field(default_factory=GeneratorObjectiveConfig)  # that of the task
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -171,70 +197,18 @@ class TrainConfig:
 
 
 GENERATORS = "A generator has no class: give a name of configs/models, such as maskgit-r-l, or its sections (tokens, trunk, head, …)"
-# Smallest and largest allowed values of settings that would otherwise fail late or silently do nothing.
-LIMITS: dict[str, tuple[float, float]] = {
-    "steps": (1, math.inf),
-    "batch_size": (1, math.inf),
-    "accumulate": (1, math.inf),
-    "data.image_size": (1, math.inf),
-    "data.channels": (1, 3),
-    "data.shift": (0, math.inf),
-    "data.workers": (0, math.inf),
-    "objective.label_drop": (0, 1),
-    "objective.label_smoothing": (0, 1),
-    "objective.reuse": (0, 1),
-    "objective.reuse_label_drop": (0, 1),
-    "objective.mask.visible": (0, math.inf),
-    "objective.first_stage.keep": (0, 1),
-    "objective.first_stage.warmup": (0, math.inf),
-    "objective.first_stage.weight": (0, math.inf),
-    "objective.first_stage.token_weight": (0, math.inf),
-    "objective.diffusion_batch_mul": (1, math.inf),
-    "objective.discriminator_layers": (1, math.inf),
-    "objective.discriminator_channels": (1, math.inf),
-    "objective.mask.std": (1e-6, math.inf),
-    "objective.mask.alpha": (1e-6, math.inf),
-    "objective.mask.beta": (1e-6, math.inf),
-    "objective.mask.low": (0, 1),
-    "objective.mask.high": (0, 1),
-    "objective.mask.global_share": (0, 1),
-    "optim.lr": (0, math.inf),
-    "optim.eps": (0, math.inf),
-    "optim.warmup": (0, math.inf),
-    "optim.weight_decay": (0, math.inf),
-    "optim.clip": (1e-12, math.inf),
-    "ema.decay": (0, 1),
-    "log.every": (1, math.inf),
-    "log.evaluate_every": (0, math.inf),
-    "log.preview_every": (0, math.inf),
-    "log.checkpoint_every": (0, math.inf),
-    "log.export_every": (0, math.inf),
-    "log.keep": (1, math.inf),
-}
 
 
 def train_config(data: dict[str, Any]) -> TrainConfig:
     """A checked TrainConfig; which keys are allowed in `objective` depends on the task."""
-    objective = data.get("objective") or {}
+    objective = {} if data.get("objective") is None else data["objective"]
     if not isinstance(objective, dict):
-        raise MgenError(f"'objective' is {objective!r}: expected a mapping")
+        raise MgenError(f"'objective' is {shown(objective)}: expected a mapping")
     config = build(TrainConfig, {key: value for key, value in data.items() if key != "objective"})
     config.objective = build(OBJECTIVES[config.task], objective, "objective.")
     if config.task != "generator" and (not isinstance(config.model, dict) or "class" not in config.model):
         raise MgenError(
             "missing key 'model.class': give the name of a tokenizer or classifier, such as VQGAN or FashionCNN"
-        )
-    for name, (low, high) in LIMITS.items():
-        value: Any = config
-        for part in name.split("."):
-            value = getattr(value, part, None)
-        if value is not None and not low <= value <= high:
-            allowed = f"{low} … {high}" if high < math.inf else f"{low} and more"
-            raise MgenError(f"'{name}' is {value}: allowed are {allowed}")
-    mask = getattr(config.objective, "mask", None)
-    if mask is not None and not mask.low < mask.high:
-        raise MgenError(
-            f"'objective.mask.low' is {mask.low}, 'objective.mask.high' {mask.high}: low must lie below high"
         )
     return config
 
@@ -265,6 +239,8 @@ def build_model(settings: str | dict[str, Any], where: str = "model.") -> "Model
         raise MgenError(f"{where}class is {settings['class']!r}, but is for tokenizers and classifiers. {GENERATORS}")
     sizes: dict[str, dict[str, Any]] = getattr(cls, "SIZES", {})
     size = settings.get("size")
+    if size is not None and not sizes:
+        raise MgenError(f"{where}size is {shown(size)}, but {cls.__name__} has no named sizes: leave it out")
     base = sizes[check_choice(f"{where}size", size, sizes)] if size is not None else {}
     check_keys(rest, constructor_keys(cls), where)
     try:

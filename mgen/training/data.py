@@ -1,6 +1,8 @@
 """Training data, and its order: a pure function of (seed, step), so a run resumes exactly and on any number of processes."""
 
-from collections.abc import Iterator
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
 import torch
@@ -10,7 +12,8 @@ from mgen.data import FashionMNIST, ImageData, ImageFolder, TokenCache
 from mgen.training.config import DataConfig, TrainConfig
 from mgen.training.token_source import Batch
 from mgen.utils import seeds
-from mgen.utils.errors import MgenError
+from mgen.utils.errors import MgenError, first_line, shown
+from mgen.utils.limits import check_memory
 
 T = TypeVar("T")
 
@@ -29,7 +32,12 @@ def make_dataset(config: DataConfig, *, split: str, fingerprint: str | None = No
             raise MgenError(f"data.kind={config.kind} needs data.path: give the folder of the {config.kind}")
         return None
     if config.kind == "folder":
-        return ImageFolder(root=path, image_size=config.image_size, channels=config.channels)
+        side = config.image_size
+        what = f"an image of data.image_size {side}"
+        check_memory(
+            4.0 * config.channels * side * side, what, "set it to the side of the images that the model is for"
+        )
+        return ImageFolder(root=path, image_size=config.image_size, channels=config.channels, classes=config.classes)
     cache = TokenCache(path, fingerprint=fingerprint)
     if config.flip and split == "train" and not cache.flips:
         raise MgenError(f"data.flip is on, but {path} has no flipped views: run mgen cache with --flips")
@@ -45,10 +53,6 @@ class BatchOrder:
 
     def __init__(self, config: TrainConfig, *, count: int, rank: int, world: int, start: int) -> None:
         self.batch, self.pieces, self.seed, self.stop = config.batch_size, config.accumulate, config.seed, config.steps
-        if self.batch % (self.pieces * world):
-            raise MgenError(
-                f"batch_size {self.batch} is not a multiple of accumulate × processes = {self.pieces} × {world}: change one of them"
-            )
         self.count, self.start = count, start
         self.size = self.batch // (self.pieces * world)
         self.first = rank * self.pieces * self.size
@@ -77,16 +81,74 @@ class BatchOrder:
         return (self.stop - self.start) * self.pieces
 
 
-def batches(dataset: ImageData, order: BatchOrder, workers: int = 0) -> DataLoader[Batch]:
-    """Loader over `order`; the data set itself makes whole batches."""
-    return DataLoader(
-        dataset,  # type: ignore[arg-type]  # torch asks for __getitem__, but uses __getitems__ alone
+def batches(dataset: ImageData, order: BatchOrder, workers: int = 0) -> Iterator[Batch]:
+    """The batches of `order`; the data set itself makes whole batches, in `workers` processes if there are any."""
+    loader: DataLoader[Batch | MgenError] = DataLoader(
+        _Told(dataset),  # type: ignore[arg-type]  # torch asks for __getitem__, but uses __getitems__ alone
         batch_sampler=order,
         collate_fn=_identity,
         num_workers=workers,
         persistent_workers=workers > 0,
+        worker_init_fn=_own_group if workers else None,
     )
+    try:
+        for batch in loader:
+            if isinstance(batch, MgenError):
+                raise batch
+            yield batch
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise MgenError(
+            f"a process that reads the data has ended ({first_line(error)}): give it more memory, or set data.workers to fewer"
+        ) from error
+
+
+class _Told:
+    """A data set whose errors arrive as they are; a loader process would wrap them into a trace."""
+
+    def __init__(self, data: ImageData) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch | MgenError:
+        try:
+            return self.data.__getitems__(indices)
+        except MgenError as error:
+            return error
+
+
+def _own_group(worker: int) -> None:
+    """Let a Ctrl-C, or a signal to the group of the run, pass by a loader process: the run needs it for the last step."""
+    with contextlib.suppress(OSError):
+        os.setpgid(0, 0)
 
 
 def _identity(batch: T) -> T:
     return batch
+
+
+class Renumbered:
+    """A data set whose labels are those of the same classes in another list of names.
+
+    Raises:
+        MgenError: it has a class that the list lacks.
+    """
+
+    def __init__(self, data: ImageData, class_names: Sequence[str]) -> None:
+        if unknown := [name for name in data.class_names if name not in class_names]:
+            raise MgenError(
+                f"data.val_path has {'classes' if len(unknown) > 1 else 'a class'} that the training data lack: {shown(unknown)}; "
+                f"those are {shown(list(class_names))}: rename or remove their images"
+            )
+        self.data, self.class_names, self.num_classes = data, class_names, len(class_names)
+        self.ids = torch.tensor([list(class_names).index(name) for name in data.class_names])
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        batch = self.data.__getitems__(indices)
+        return {**batch, "label": self.ids[batch["label"]]}

@@ -42,11 +42,13 @@ class GeneratorTask(Task):
             self.objective = CascadeObjective(model, settings, self.tokenizer)
         else:
             self.objective = GeneratorObjective(model, settings, self.tokenizer)
-        cached_by = self.tokenizer if config.data.kind == "cache" else None
-        self.load_data(fingerprint=None if cached_by is None else cached_by.fingerprint())
+        self.tokens_fingerprint = None if self.tokenizer is None else self.tokenizer.fingerprint()
+        self.load_data(fingerprint=self.tokens_fingerprint if config.data.kind == "cache" else None)
+        if isinstance(self.train_data, TokenCache):
+            self.tokens_fingerprint = self.train_data.index.fingerprint
         self._check_data()
         names = tuple(self.train_data.class_names)
-        self.class_names = names if model.conditional and len(names) == model.num_classes else None
+        self.class_names = names if model.conditional else None
 
     def _load_tokenizer(self) -> Tokenizer | None:
         settings = self.settings
@@ -71,10 +73,10 @@ class GeneratorTask(Task):
                 self._check_small_images(some, path)
         if isinstance(data, TokenCache):
             self._check_cache(data)
-        if model.conditional and data.num_classes > model.num_classes:
-            raise MgenError(
-                f"the data has {data.num_classes} classes, but model.classes.count is {model.num_classes}: raise it"
-            )
+            if isinstance(self.val_data, TokenCache):
+                self._check_cache(self.val_data)
+        if model.conditional:
+            self.check_classes(model.num_classes, "model.classes.count")
 
     def _check_cache(self, data: TokenCache) -> None:
         """Raise MgenError unless the tokens or moments of the cache are those that the model is trained on."""

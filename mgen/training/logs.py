@@ -3,12 +3,13 @@
 import contextlib
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mgen.training.config import TrainConfig
 from mgen.utils.errors import MgenError
-from mgen.utils.files import write_json, write_text
+from mgen.utils.files import finite, write_json, write_text
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -27,6 +28,7 @@ class Logger:
         self.active = active
         if not active:
             return
+        self.new = not (output / "config.json").exists()
         self.path = output / "metrics.jsonl"
         write_json(output / "config.json", dataclasses.asdict(config))
         lines = self.path.read_text().splitlines() if self.path.is_file() and step else []
@@ -42,12 +44,21 @@ class Logger:
             return
         try:
             with self.path.open("a") as file:
-                file.write(json.dumps({"step": step, **{k: float(f"{v:.7g}") for k, v in values.items()}}) + "\n")
+                line = finite({"step": step, **{k: float(f"{v:.7g}") for k, v in values.items()}})
+                file.write(json.dumps(line, allow_nan=False) + "\n")
         except OSError as error:
             raise MgenError(f"cannot write {self.path} ({error.strerror}): check permissions and free space") from error
         if self.board is not None:
             for name, value in values.items():
                 self.board.add_scalar(name, value, step)
+
+    def discard(self) -> None:
+        """Remove the logs of a new run that could not begin."""
+        self.close()
+        if self.active and self.new:
+            self.path.unlink(missing_ok=True)
+            (self.path.parent / "config.json").unlink(missing_ok=True)
+            shutil.rmtree(self.path.parent / "tensorboard", ignore_errors=True)
 
     def close(self) -> None:
         if self.board is not None:

@@ -21,20 +21,32 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mgen.generators import Generator
-from mgen.training.checkpoints import list_checkpoints, load_newest, save_checkpoint
+from mgen.training.checkpoints import (
+    Diverged,
+    check_finite,
+    list_checkpoints,
+    own_tensors,
+    save_checkpoint,
+    trained,
+)
 from mgen.training.config import OptimConfig, TokenizerObjectiveConfig, TrainConfig
 from mgen.training.data import BatchOrder, batches
 from mgen.training.discriminator import DiscriminatorTrainer
+from mgen.training.estimate import check_step
 from mgen.training.launch import make_accelerator
+from mgen.training.lock import locked
 from mgen.training.logs import Logger
 from mgen.training.noise import Augmentation
 from mgen.training.objectives import Logs, StepOptions, StepOutput
 from mgen.training.parts import check_prefixes
+from mgen.training.resume import resume
+from mgen.training.settings import plain, told
+from mgen.training.stopping import StopRequest
 from mgen.training.tasks import TASKS
 from mgen.training.token_source import Batch
 from mgen.utils import seeds
 from mgen.utils.errors import MgenError
-from mgen.utils.files import atomic_folder, atomic_path
+from mgen.utils.files import atomic_folder, atomic_path, check_writable
 
 MOST_SKIPPED_IN_A_ROW = 50
 
@@ -52,11 +64,13 @@ class Trainer:
                 raise MgenError(
                     "precision fp16 cannot train with an adversarial term (one loss scale for two losses): use bf16 or fp32"
                 )
+        self.output = Path(config.output)
+        check_writable(self.output)
         ddp = DistributedDataParallelKwargs()
         self.accelerator = make_accelerator(
             precision=config.precision, expected=config.processes, kwargs_handlers=[ddp]
         )
-        self.output = Path(config.output)
+        check_pieces(config, self.accelerator.num_processes)
         torch.manual_seed(seeds.fold(config.seed, "init"))
         self.task = TASKS[config.task](config)
         self.objective = self.task.objective
@@ -73,6 +87,7 @@ class Trainer:
         self.schedule = get_scheduler(
             optim.schedule, optimizer, num_warmup_steps=optim.warmup, num_training_steps=config.steps
         )
+        self.schedule._step_count = 2  # torch would warn if the first step is skipped
         self.wrapped, self.optimizer = self.accelerator.prepare(self.objective, optimizer)
         self.device = self.accelerator.device
         for beside in filter(None, vars(self.objective.companions).values()):
@@ -86,9 +101,9 @@ class Trainer:
             # diffusers' ramp is min(decay, (1 + t) / (10 + t)); min_decay lifts it to a constant.
             decay, floor = config.ema.decay, 0.0 if config.ema.warmup else config.ema.decay
             self.ema = EMAModel(self.parameters, decay=decay, min_decay=floor, foreach=True)
-            self.accelerator.register_for_checkpointing(self.ema)
-        self.accelerator.register_for_checkpointing(self.schedule)
         self.step, self.skipped, self.skipped_in_a_row, self.seconds = 0, 0, 0, 0.0
+        self.model_config = plain(model.config)  # an export may add what it measures
+        check_step(self)
 
     # -- one step ------------------------------------------------------------------------------------------------------
 
@@ -102,7 +117,7 @@ class Trainer:
         for piece in range(pieces):
             rows, last = order.rows(piece), piece == pieces - 1
             noise = self.objective.add_row_noise(whole.rows(rows), rows, config.seed, "rows", step)
-            batch = self._to_device(next(loader))
+            batch = self.to_device(next(loader))
             # The global generators are used by dropout only; seeding them here makes resumed and whole runs agree.
             torch.manual_seed(seeds.fold(config.seed, "dropout", step, piece, self.accelerator.process_index))
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
@@ -128,7 +143,7 @@ class Trainer:
             weights = dict(zip(names, self.ema.shadow_params))
         return StepOptions(adversarial=step >= self.adversarial_start, ema_weights=weights)
 
-    def _to_device(self, batch: Batch) -> Batch:
+    def to_device(self, batch: Batch) -> Batch:
         return {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
 
     def _apply(self) -> Tensor:
@@ -144,7 +159,7 @@ class Trainer:
         if finite and self.ema is not None:
             self.ema.step(self.parameters)
         if self.skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
-            raise MgenError(
+            raise Diverged(
                 f"{MOST_SKIPPED_IN_A_ROW} steps in a row had a gradient that is not finite: the run has diverged; "
                 "resume from a checkpoint with a smaller optim.lr or with optim.clip"
             )
@@ -155,22 +170,45 @@ class Trainer:
     # -- the run -------------------------------------------------------------------------------------------------------
 
     def run(self) -> Path:
-        """Train to the last step; returns the folder of the finished model."""
-        config, main = self.config, self.accelerator.is_main_process
-        if not config.resume and list_checkpoints(self.output):
-            raise MgenError(
-                f"resume=false, but {self.output} holds checkpoints: choose another output folder or remove them"
-            )
-        if load_newest(self):
-            self._say(f"resuming from step {self.step} of {config.steps}")
-        data, rank, world = self.task.train_data, self.accelerator.process_index, self.accelerator.num_processes
+        """Train to the last step; returns the folder of the finished model.
+
+        Raises:
+            MgenError: the run cannot be resumed, another training uses its folder, or it has diverged.
+            KeyboardInterrupt: it was stopped by a signal, after a checkpoint; `Terminated` for SIGTERM.
+        """
+        main = self.accelerator.is_main_process
+        with locked(self.output, active=main):
+            if not self.config.resume and list_checkpoints(self.output):
+                raise MgenError(
+                    f"resume=false, but {self.output} holds checkpoints: choose another output folder or remove them"
+                )
+            changed = resume(self)
+            if self.step:
+                self._say(f"resuming from step {self.step} of {self.config.steps}")
+            if changed:
+                self._say(f"changed settings: {told(changed, 30)}")
+            logger = Logger(self.output, self.config, step=self.step, active=main)
+            try:
+                self._train(logger)
+                return self._finish(logger)
+            except MgenError as error:
+                if not isinstance(error, Diverged) and not list_checkpoints(self.output):
+                    logger.discard()
+                raise
+            finally:
+                logger.close()
+
+    def _train(self, logger: Logger) -> None:
+        """All steps from the current one on."""
+        config, data, main = self.config, self.task.train_data, self.accelerator.is_main_process
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
         order = BatchOrder(config, count=len(data), rank=rank, world=world, start=self.step)
-        logger = Logger(self.output, config, step=self.step, active=main)
         loader = iter(batches(data, order, config.data.workers))
         now = time.perf_counter()
         self.began, self.logged = now - self.seconds, (now, self.step)
         self.objective.train()
-        with tqdm(total=config.steps, initial=self.step, unit="step", disable=not main, file=sys.stderr) as bar:
+        bar = tqdm(total=config.steps, initial=self.step, unit="step", disable=not main, file=sys.stderr)
+        with bar, StopRequest(self.accelerator) as stop:
             while self.step < config.steps:
                 logs = self.train_step(loader, order)
                 self.step += 1
@@ -179,8 +217,14 @@ class Trainer:
                     values = self._log_values(logs)
                     logger.write(self.step, values)
                     bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
-                self._after_step(logger)
-        return self._finish(logger)
+                    if self.step == config.steps:
+                        self._check_learned(values["loss"])
+                signal = stop.agreed()
+                self._after_step(logger, stopping=signal > 0)
+                if signal:
+                    raise stop.interrupt(
+                        signal, f"stopped after step {self.step} of {config.steps}{self._how_to_go_on()}"
+                    )
 
     def _log_values(self, logs: Logs) -> dict[str, float]:
         """The logged values of a step, as means over the processes, with learning rate and speed since the last reading."""
@@ -196,32 +240,50 @@ class Trainer:
             "skipped": self.skipped,
         }
 
-    def _after_step(self, logger: Logger) -> None:
-        """Evaluate, preview, save and export if one of them is due."""
+    def _after_step(self, logger: Logger, *, stopping: bool) -> None:
+        """Evaluate, preview, save and export if one of them is due; save if the run stops now."""
         log = self.config.log
         if self._due(log.evaluate_every):
             logger.write(self.step, self.evaluate())
         if self._due(log.preview_every):
             self._preview()
-        if self._due(log.checkpoint_every, at_end=True):
+        if stopping or self._due(log.checkpoint_every, at_end=True):
             self.seconds = time.perf_counter() - self.began
             save_checkpoint(self)
         if self._due(log.export_every):
             self._export()
 
     def _finish(self, logger: Logger) -> Path:
-        if not self._due(self.config.log.evaluate_every):
-            logger.write(self.step, self.evaluate())
-        self._preview()
-        self._export()
-        logger.close()
+        try:
+            values = {} if self._due(self.config.log.evaluate_every) else self.evaluate()
+            logger.write(self.step, values)
+            self._check_learned(values.get("val_loss", 0.0))
+            self._preview()
+            self._export()
+        except KeyboardInterrupt as interrupt:
+            raise type(interrupt)(f"stopped after the last step{self._how_to_go_on()}") from interrupt
         self.accelerator.wait_for_everyone()
         self._say(f"finished: {self.output / 'model'}")
         self.accelerator.end_training()
         return self.output / "model"
 
+    def _how_to_go_on(self) -> str:
+        return f"; rerun the command to go on from {self.output}/checkpoint-{self.step:07d}"
+
+    def _check_learned(self, loss: float) -> None:
+        """Raise Diverged if most steps were skipped, or the last loss is not finite."""
+        if 2 * self.skipped > self.step or not math.isfinite(loss):
+            raise Diverged(
+                f"the run has diverged: {self.skipped} of {self.step} steps had a gradient that is not finite, the last loss is "
+                f"{loss:.4g}; no model was exported: start again with a smaller optim.lr, or with optim.clip"
+            )
+
     def _export(self) -> None:
         """Write `model` (with the EMA weights if there are any) and `model-raw` (only if there is an EMA)."""
+        check_finite(own_tensors(self.objective), f"model after step {self.step}")
+        if self.ema is not None:
+            names = trained(self.objective)
+            check_finite(dict(zip(names, self.ema.shadow_params)), f"averaged model after step {self.step}")
         if self.accelerator.is_main_process:
             with self._ema_weights(), atomic_folder(self.output / "model") as folder:
                 self.task.export(folder)
@@ -265,7 +327,7 @@ class Trainer:
         count = torch.zeros((), device=self.device)
         with self._ema_weights(), self.accelerator.autocast():
             for start in own:
-                batch = self._to_device(data.__getitems__(range(start, min(start + size, len(data), most))))
+                batch = self.to_device(data.__getitems__(range(start, min(start + size, len(data), most))))
                 n = len(batch["label"])
                 rng = seeds.generator(seed, "evaluate", start)
                 noise = self.objective.make_noise(n, rng, augmentation=Augmentation())
@@ -294,6 +356,15 @@ class Trainer:
             if grid is not None:
                 with atomic_path(self.output / "previews" / f"{self.step:07d}-{name}.png") as path:
                     path.write_bytes(encode_png(grid.cpu()).numpy().tobytes())
+
+
+def check_pieces(config: TrainConfig, world: int) -> None:
+    """Raise MgenError unless the batch can be cut into equal pieces."""
+    if config.batch_size % (config.accumulate * world):
+        raise MgenError(
+            f"batch_size {config.batch_size} is not a multiple of accumulate × processes = {config.accumulate} × {world}: change one "
+            "of them"
+        )
 
 
 def train(config: TrainConfig) -> Path:

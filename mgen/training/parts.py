@@ -5,15 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from mgen.data import ImageData
 from mgen.training.config import TrainConfig, build_model
-from mgen.training.data import make_dataset
+from mgen.training.data import Renumbered, make_dataset
+from mgen.training.initial import load_weights
 from mgen.training.objectives import Objective
 from mgen.utils.errors import MgenError
-from mgen.utils.files import read_json, read_tensors
 from mgen.utils.modeling import Model
 
 
@@ -23,6 +22,7 @@ class Task:
     objective: Objective[Any]  # the model and its loss
     train_data: ImageData
     val_data: ImageData | None
+    tokens_fingerprint: str | None = None  # of the tokenizer that makes the tokens, or made the cache
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
@@ -42,6 +42,20 @@ class Task:
             if name.startswith(prefixes):
                 parameter.requires_grad_(False)
 
+    def check_classes(self, count: int, key: str) -> None:
+        """Raise MgenError unless the data has as many classes as the model; number the classes of the validation data likewise.
+
+        Args:
+            count: classes of the model. key: the setting that says so.
+        """
+        data = self.train_data
+        if data.num_classes != count:
+            raise MgenError(
+                f"the data has {data.num_classes} class{'es' * (data.num_classes != 1)}, but {key} is {count}: set {key}={data.num_classes}"
+            )
+        if self.val_data is not None and list(self.val_data.class_names) != list(data.class_names):
+            self.val_data = Renumbered(self.val_data, data.class_names)
+
     def preview(self, device: torch.device) -> Tensor | None:
         """An image uint8 (C, H, W) that shows what the model has learned, if there is one."""
         return None
@@ -49,24 +63,6 @@ class Task:
     def export(self, folder: Path) -> None:
         """Write the model as users load it."""
         self.model.save_pretrained(folder)
-
-
-def load_weights(model: Model, folder: str) -> None:
-    """Load the weights of a saved model or pipeline, which must fit exactly."""
-    path = Path(folder)
-    if (path / "generator").is_dir() and (path / "model_index.json").is_file():
-        path = path / "generator"
-    files = sorted(path.glob("*.safetensors"))
-    if not files or not (path / "config.json").is_file():
-        raise MgenError(f"init: no saved model in {folder}: expected config.json and safetensors files")
-    saved = read_json(path / "config.json").get("_class_name")
-    if saved != type(model).__name__:
-        raise MgenError(f"init: {folder} holds a {saved}, but this run trains a {type(model).__name__}")
-    try:
-        model.load_state_dict({k: v.float() for file in files for k, v in read_tensors(file)[0].items()})
-    except (RuntimeError, SafetensorError) as error:
-        reason = str(error).splitlines()[1].strip()[:160]
-        raise MgenError(f"init: the weights in {folder} do not fit the model: {reason}") from error
 
 
 def check_prefixes(model: nn.Module, prefixes: tuple[str, ...], where: str) -> None:

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from mgen.data import spread_batches
+from mgen.evaluation.cnn import FashionCNN
+from mgen.tokenizers.base import Tokenizer
 from mgen.tokenizers.kl import KLTokenizer, estimate_scale
 from mgen.tokenizers.vision import give_vision
 from mgen.training.adversarial import Adversary, Discriminator, PerceptualDistance
@@ -25,9 +27,14 @@ class ClassifierTask(Task):
     def __init__(self, config: TrainConfig) -> None:
         super().__init__(config)
         assert isinstance(config.objective, ClassifierObjectiveConfig)
+        if not isinstance(self.model, FashionCNN):
+            raise MgenError(
+                f"model.class={type(self.model).__name__} is no classifier: use FashionCNN, or another task"
+            )
         self.objective = ClassifierObjective(self.model, config.objective)
         self.load_data()
         check_images(self.train_data, self.model, task=config.task)
+        self.check_classes(self.model.config.num_classes, "model.num_classes")
 
 
 class TokenizerTask(Task):
@@ -37,9 +44,15 @@ class TokenizerTask(Task):
         super().__init__(config)
         settings = config.objective
         assert isinstance(settings, TokenizerObjectiveConfig)
+        if not isinstance(self.model, Tokenizer):
+            raise MgenError(f"model.class={type(self.model).__name__} is no tokenizer: use VQGAN, or another task")
         path = settings.perceptual_model if settings.perceptual else None
         perceptual = PerceptualDistance(path) if path else None
-        adversarial = make_discriminator(settings, self.model.config.in_channels) if settings.adversarial else None
+        adversarial = (
+            make_discriminator(settings, channels=self.model.config.in_channels, side=self.model.config.image_size)
+            if settings.adversarial
+            else None
+        )
         give_vision(self.model, settings.vision_weights)
         companions = Companions(perceptual=perceptual, discriminator=adversarial)
         self.objective = TokenizerObjective(self.model, settings, companions)
@@ -72,8 +85,8 @@ class TokenizerTask(Task):
 TASKS: dict[str, type[Task]] = {"generator": GeneratorTask, "tokenizer": TokenizerTask, "classifier": ClassifierTask}
 
 
-def make_discriminator(config: TokenizerObjectiveConfig, channels: int) -> Adversary:
-    """The discriminator of a tokenizer's objective, for images with this number of channels."""
+def make_discriminator(config: TokenizerObjectiveConfig, *, channels: int, side: int) -> Adversary:
+    """The discriminator of a tokenizer's objective, for images with this number of channels and this side."""
     if config.discriminator == "dino":
         if config.discriminator_weights is None:
             raise MgenError(
@@ -86,6 +99,12 @@ def make_discriminator(config: TokenizerObjectiveConfig, channels: int) -> Adver
         )
     if config.discriminator_weights is not None:
         raise MgenError("objective.discriminator_weights is for discriminator=dino: leave it out")
+    layers = config.discriminator_layers
+    # The published network ends with two kernels of 4, which take a pixel each.
+    if side >> (layers + (config.discriminator_norm == "group")) < (1 if config.discriminator_norm == "group" else 3):
+        raise MgenError(
+            f"objective.discriminator_layers is {layers}: too many halvings for images of {side} pixels; use fewer"
+        )
     return Discriminator(
         in_channels=channels,
         channels=config.discriminator_channels,

@@ -17,11 +17,12 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import Field
 from scipy.optimize import Bounds, minimize
 from tqdm import tqdm
 
@@ -34,11 +35,28 @@ from mgen.samplers import ParallelSampler
 from mgen.tune.strategies import REACH, Lists, Space, own_settings
 from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError
-from mgen.utils.files import write_text
+from mgen.utils.files import MOST_JSON_BYTES, parse_json, read_text, write_text
+from mgen.utils.schema import Count, NonNegative, Text, build, schema
 
 RADII = (1.0, 0.5, 0.25)
 
 Objective = Callable[[ParallelSampler], float]
+
+
+@schema
+class Trial:
+    """One line of a trace.
+
+    Attributes:
+        key: of side and settings, see Trace.key. passes_per_image: forward passes. strategy: list name → a value for each step.
+    """
+
+    key: Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
+    side: Literal["search", "test"]
+    distance: float
+    passes_per_image: Count
+    seconds: NonNegative
+    strategy: dict[Text, list[float]]
 
 
 @dataclass(kw_only=True)
@@ -53,12 +71,15 @@ class Trace:
     records: dict[str, Settings] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for number, line in enumerate(self.path.read_text("utf-8").splitlines() if self.path.is_file() else (), 1):
+        text = read_text(self.path, most=MOST_JSON_BYTES) if self.path.exists() else ""
+        for number, line in enumerate(text.splitlines(), 1):
             try:
-                record = json.loads(line)
-                self.records[record["key"]] = {**record, "distance": float(record["distance"])}
-            except (ValueError, KeyError, TypeError) as error:
-                raise MgenError(f"{self.path}, line {number}, is not a trial: remove the line or the file") from error
+                record = asdict(build(Trial, parse_json(line, "it")))
+            except MgenError as error:
+                raise MgenError(
+                    f"{self.path}, line {number}, is not a trial ({error}): remove the line or the file"
+                ) from error
+            self.records[record["key"]] = record
 
     @staticmethod
     def key(side: str, sampler: ParallelSampler) -> str:
@@ -84,6 +105,8 @@ class Trace:
                 "strategy": lists,
             }
             write_text(self.path, "".join(json.dumps(record) + "\n" for record in self.records.values()))
+        elif self.records[key]["strategy"] != lists or self.records[key]["side"] != side:
+            raise MgenError(f"{self.path}: the trial {key} is of another strategy than its key says: remove its line")
         return self.records[key]
 
 

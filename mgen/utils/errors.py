@@ -4,12 +4,29 @@ import difflib
 import reprlib
 from collections.abc import Collection, Iterable
 
+MOST_CHARACTERS = 2000  # of a message; a list of valid names may be long
+
 
 class MgenError(ValueError):
-    """Bad input or a bad environment. The message says what was given, what is allowed and what to do next.
+    """Bad input or a bad environment. The message says what was given, what is allowed and what to do next, in one line.
 
-    The command line prints it as one line and exits with status 2. Any other exception is a bug and keeps its traceback.
+    The command line prints it and exits with status 2. Any other exception is a bug and keeps its traceback.
     """
+
+    def __init__(self, message: object) -> None:
+        super().__init__(one_line(str(message)))
+
+
+def one_line(text: str) -> str:
+    """A text in one line, of bounded length, in which characters that a terminal obeys or hides are written as escapes."""
+    text = " ".join(text.split())
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return text if len(text) <= MOST_CHARACTERS else f"{text[: MOST_CHARACTERS - 400]} … {text[-390:]}"
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which commands handle like Ctrl-C."""
 
 
 def suggestion(given: str, allowed: Iterable[str]) -> str:
@@ -21,14 +38,23 @@ def suggestion(given: str, allowed: Iterable[str]) -> str:
     return f"{hint}Valid: {', '.join(names)}"
 
 
+class _Short(reprlib.Repr):
+    """Of bounded length; Python refuses to write integers of more than 4300 digits, and tensors take many lines."""
+
+    def repr1(self, x: object, level: int) -> str:
+        if isinstance(x, int) and x.bit_length() > 200:
+            return f"a number of about {int(x.bit_length() * 0.30103) + 1} digits"
+        if hasattr(x, "shape") and hasattr(x, "dtype") and not isinstance(x, type):
+            return f"a {type(x).__name__} of shape {tuple(x.shape)} and type {x.dtype}"
+        return super().repr1(x, level)
+
+
 def shown(value: object, most: int = 60) -> str:
     """`repr` in at most about `most` characters, also of values whose own repr is huge or fails."""
-    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 200:
-        return f"a number of about {int(value.bit_length() * 0.30103) + 1} digits"
-    short = reprlib.Repr()
+    short = _Short()
     short.maxstring = short.maxother = most
     short.maxlevel, short.maxlist, short.maxtuple, short.maxdict = 3, 8, 8, 6
-    text = short.repr(value)
+    text = " ".join(short.repr(value).split())
     return text if len(text) <= 2 * most else f"{text[:most]} …"
 
 
@@ -39,7 +65,8 @@ def first_line(error: Exception, most: int = 200) -> str:
 
 def check_choice(what: str, given: str, allowed: Iterable[str]) -> str:
     """Return `given` if it is allowed, else raise an MgenError that names the nearest valid name."""
-    if not isinstance(given, str) or given not in set(allowed):
+    allowed = list(allowed)
+    if not isinstance(given, str) or given not in allowed:
         raise MgenError(f"unknown {what} {shown(given)}: {suggestion(str(given)[:60], allowed)}")
     return given
 

@@ -11,19 +11,21 @@ from torch.nn.modules.module import (
 )
 
 from mgen.utils.errors import MgenError
-from mgen.utils.limits import available_memory, check_memory
+from mgen.utils.limits import available_memory, check_memory, in_gb
 from mgen.utils.schema import checked
 
 P = ParamSpec("P")
-SMALL = 10**9  # bytes
+SMALL = 3 * 10**10  # bytes by `_upper_bound`, which is some hundred times too high for most networks
 
 
 class _TooLarge(Exception):
     """Stops the construction of a network that can't fit."""
 
 
-def check_fits(make: Callable[[], torch.nn.Module], settings: object, what: str) -> None:
+def check_fits(make: Callable[[], torch.nn.Module], settings: object, what: str, *, saved: int | None = None) -> None:
     """Raise MgenError if the weights of the network that `make` builds don't fit in memory, with the number.
+
+    With `saved`, the bytes of a file with its weights, also if they don't fit that.
 
     A network that may be large by the numbers in its settings is built without memory first, on torch's device "meta": tensors have
     a shape there and no values. That draws no random numbers, takes a hundredth of the time of a large network, and finds whatever
@@ -52,6 +54,8 @@ def check_fits(make: Callable[[], torch.nn.Module], settings: object, what: str)
     finally:
         for hook in hooks:
             hook.remove()
+    if saved is not None and size > 4 * saved + 10**6:  # files hold 16 bits at least, and no tables that are computed
+        raise MgenError(f"it describes a network of {in_gb(size)}, and the weights beside it have {in_gb(saved)}")
     check_memory(size, f"the weights of {what}", "make it smaller, such as its width or its number of layers")
 
 

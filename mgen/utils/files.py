@@ -15,12 +15,13 @@ import shutil
 import socket
 import stat
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-import pydantic_core
+import psutil
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -30,7 +31,7 @@ from mgen.utils.plain import check_plain
 
 MOST_JSON_BYTES = 64 * 2**20
 _HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]
-_LEFTOVER = re.compile(rf"\.(.+)\.{_HOST}-(\d+)\.(?:\w+\.)?(old|tmp)(?:\.\w+)?")
+_LEFTOVER = re.compile(rf"\.(.+)\.{_HOST}-([0-9]{{1,9}})\.(?:\w+\.)?(old|tmp)(?:\..+)?", re.DOTALL)
 _UMASK = os.umask(0)
 os.umask(_UMASK)
 
@@ -40,26 +41,63 @@ os.umask(_UMASK)
 
 @contextmanager
 def _writing(path: Path) -> Iterator[None]:
-    """Create the folder that `path` is in; an error of writing becomes an MgenError."""
+    """Create the folder that `path` is in, and remove it again on failure; an error of writing becomes an MgenError."""
+    made: list[Path] = []
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        made = make_folders(path.parent)
         _sweep_once(path.parent)
         yield
-    except (OSError, SafetensorError) as error:
+    except BaseException as error:
+        for folder in made:
+            with contextlib.suppress(OSError):  # another process has written into it
+                folder.rmdir()
+        if not isinstance(error, OSError | SafetensorError | UnicodeError):
+            raise
         reason = getattr(error, "strerror", None) or first_line(error)
         raise MgenError(f"cannot write {path} ({reason}): check permissions and free space") from error
 
 
-def _temporary(path: Path, kind: str = "tmp") -> Path:
-    # The name of a file may have 255 bytes; PIL and safetensors look at the suffix.
-    stem = path.name if len(os.fsencode(path.name)) < 200 else hashlib.sha256(os.fsencode(path.name)).hexdigest()
-    return path.with_name(f".{stem}.{_HOST}-{os.getpid()}.{kind}{path.suffix if kind == 'tmp' else ''}")
+def make_folders(folder: Path) -> list[Path]:
+    """Create a folder and those above it, however many; returns the new ones, the deepest first. OSError if it can't be."""
+    missing: list[Path] = []
+    folder = Path(os.path.abspath(folder))
+    while not folder.is_dir():  # Path.mkdir(parents=True) would recurse
+        missing.append(folder)
+        folder = folder.parent
+    for below in reversed(missing):
+        below.mkdir(exist_ok=True)
+    return missing
+
+
+def _target(path: str | Path, *, folder: bool = False) -> Path:
+    """Where `path` leads when links are followed; MgenError if something is there that a new file or folder must not replace."""
+    try:
+        mode = os.stat(path).st_mode
+        if not (stat.S_ISDIR(mode) if folder else stat.S_ISREG(mode)):
+            kind = "a folder" if stat.S_ISDIR(mode) else "a file" if stat.S_ISREG(mode) else "a device or a pipe"
+            raise MgenError(f"cannot write {path}: it is {kind}; choose another name")
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:
+        raise MgenError(f"cannot write {shown(str(path))} ({getattr(error, 'strerror', None) or error})") from error
+    return Path(os.path.realpath(path))
+
+
+def _temporary(path: Path) -> Path:
+    # PIL, numpy and safetensors look at the suffix.
+    return path.with_name(f".{_stem(path)}.{_HOST}-{os.getpid()}.tmp{path.suffix if len(path.suffix) < 20 else ''}")
+
+
+def _stem(path: Path) -> str:
+    """The name of a file, or a hash of it if it is so long that a longer one would not fit into 255 bytes."""
+    name = os.fsencode(path.name)
+    return path.name if len(name) < 180 else hashlib.sha256(name).hexdigest()
 
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path to write to; it is renamed to `path` on success and removed on failure. Links are followed."""
-    path = Path(os.path.realpath(path))
+    path = _target(path)
     temporary = _temporary(path)
     with _writing(path):
         try:
@@ -73,10 +111,10 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 @contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
     """The same for a folder, which replaces an existing `path` in one step."""
-    path = Path(os.path.realpath(path))
+    path = _target(path, folder=True)
     with _writing(path):
         temporary = Path(
-            tempfile.mkdtemp(prefix=f".{path.name[:150]}.{_HOST}-{os.getpid()}.", suffix=".tmp", dir=path.parent)
+            tempfile.mkdtemp(prefix=f".{_stem(path)}.{_HOST}-{os.getpid()}.", suffix=".tmp", dir=path.parent)
         )
         try:
             yield temporary
@@ -101,7 +139,8 @@ def scratch_folder(path: str | Path) -> Iterator[Path]:
 
 def _usual_mode(path: Path) -> None:
     """Give the mode of a new file or folder under the process's umask; temporary ones and safetensors are private."""
-    os.chmod(path, (0o777 if path.is_dir() else 0o666) & ~_UMASK)
+    if not path.is_symlink():  # of which the target would change
+        os.chmod(path, (0o777 if path.is_dir() else 0o666) & ~_UMASK)
 
 
 def _swap(new: Path, path: Path) -> None:
@@ -113,7 +152,8 @@ def _swap(new: Path, path: Path) -> None:
         exchange = ctypes.CDLL(None, use_errno=True).renameat2
         if exchange(-100, os.fsencode(new), -100, os.fsencode(path), 2) == 0:  # AT_FDCWD, RENAME_EXCHANGE
             return
-    old = _temporary(path, "old")  # killed between the two renames, the next process puts it back
+    # Killed between the two renames, the next process puts it back. The name is the whole one for that; if it is too long, this fails.
+    old = path.with_name(f".{path.name}.{_HOST}-{os.getpid()}.old")
     os.replace(path, old)
     os.replace(new, path)
     shutil.rmtree(old)
@@ -135,7 +175,7 @@ def sweep(folder: Path) -> None:
     except OSError:  # not there; one that can't be read is noticed by whoever needs it
         return
     for name in names:
-        if (left := _LEFTOVER.fullmatch(name)) and not _alive(int(left[2])):
+        if (left := _LEFTOVER.fullmatch(name)) and not psutil.pid_exists(int(left[2])):
             there = folder / name
             with contextlib.suppress(OSError):  # another process may be sweeping too
                 if left[3] == "old" and not os.path.lexists(folder / left[1]):
@@ -146,20 +186,12 @@ def sweep(folder: Path) -> None:
                     there.unlink()
 
 
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
 def check_writable(path: str | Path) -> None:
-    """Raise MgenError if the folder `path` cannot be created or written to. Creates nothing."""
+    """Raise MgenError if the folder `path` cannot be created or written to. Leaves nothing."""
     folder = Path(path).absolute()
     try:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            os.lstat(folder)  # ValueError for a null character, which `exists` passes over
         while not folder.exists():
             if folder.is_symlink():
                 raise MgenError(
@@ -167,6 +199,8 @@ def check_writable(path: str | Path) -> None:
                 )
             folder = folder.parent
         writable = folder.is_dir() and os.access(folder, os.W_OK)
+        if writable:  # of some file systems, such as /proc, only trying tells
+            os.rmdir(tempfile.mkdtemp(prefix=f".try.{_HOST}-{os.getpid()}.", suffix=".tmp", dir=folder))
     except (OSError, ValueError) as error:
         raise MgenError(f"cannot write to {path} ({getattr(error, 'strerror', None) or error})") from error
     if not writable:
@@ -175,9 +209,25 @@ def check_writable(path: str | Path) -> None:
         )
 
 
+def check_output(path: str | Path) -> None:
+    """Raise MgenError if the file `path` cannot be written: its folder, see `check_writable`, or something else of that name."""
+    path = Path(os.path.realpath(path))
+    longest = max(map(len, map(os.fsencode, path.parts)))
+    if longest > 255 or len(os.fsencode(path)) > 4095:
+        raise MgenError(
+            f"cannot write {str(path)[:60]}…: the name is too long, 255 bytes are allowed and 4095 for a path"
+        )
+    if os.path.lexists(path) and not path.is_file():
+        raise MgenError(
+            f"cannot write {path}: it is {'a folder' if path.is_dir() else 'no regular file'}; choose another name"
+        )
+    check_writable(path.parent)
+
+
 def write_text(path: str | Path, text: str) -> None:
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        # Names of files may hold bytes that are no text; here they become "?".
+        temporary.write_text(text, encoding="utf-8", errors="replace")
 
 
 def write_json(path: str | Path, data: object) -> None:
@@ -195,9 +245,23 @@ def finite(data: object) -> object:
 
 
 def write_tensors(path: str | Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Save tensors as safetensors, atomically."""
+    """Save tensors as safetensors, atomically; equal contents make equal files."""
     with atomic_path(path) as temporary:
         save_file({name: value.contiguous() for name, value in tensors.items()}, temporary, metadata)
+        if metadata is not None and len(metadata) > 1:
+            _sort_metadata(temporary)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Sort the metadata of a safetensors file, which its writer puts into another order each time."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        data = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(data) <= length, "safetensors writes headers as compactly"
+        file.seek(8)
+        file.write(data.ljust(length))
 
 
 # -- reading ---------------------------------------------------------------------------------------------------------------
@@ -226,21 +290,37 @@ def read_text(path: str | Path, *, most: int) -> str:
             data = file.read(most + 1)
         if len(data) > most:
             raise MgenError(f"{path} is larger than {most / 2**20:g} MiB: not a file of this kind")
-        return data.decode("utf-8")
+        return data.decode("utf-8-sig")  # editors of Windows begin a file with a mark
     except OSError as error:
         raise MgenError(f"cannot read {path} ({error.strerror})") from error
     except UnicodeDecodeError as error:
-        raise MgenError(f"{path} is not text in UTF-8 ({error.reason} at byte {error.start})") from error
+        raise MgenError(
+            f"{path} is not text in UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8"
+        ) from error
 
 
 def parse_json(text: str, where: str) -> Any:
     """The value that a JSON text stands for; MgenError that names `where` if it isn't valid, or holds more than plain values."""
     try:
-        data = pydantic_core.from_json(text, allow_inf_nan=False)
+        data = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_number)
+    except RecursionError:
+        raise MgenError(f"{where} is nested too deeply: not a file of this kind") from None  # its trace is long
     except ValueError as error:
         raise MgenError(f"{where} is not valid JSON ({first_line(error)})") from error
     check_plain(data, f"{where}: ")
     return data
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        double = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"key {shown(double)} stands twice in an object")
+    return made
+
+
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(f"{name}, which is no number of JSON")
 
 
 def read_json(path: str | Path) -> Any:

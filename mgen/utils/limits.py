@@ -68,8 +68,8 @@ def check_time(seconds: float, what: str, hint: str) -> None:
 
 
 def in_gb(size: float) -> str:
-    """A number of bytes, such as "1.5 GB"; of any size."""
-    return f"{_short(size, GB)} GB"
+    """A number of bytes, such as "1.5 GB" or "20 MB"; of any size."""
+    return f"{_short(size, GB)} GB" if size >= GB / 10 else f"{_short(size, GB / 1000)} MB"
 
 
 def in_days(seconds: float) -> str:

@@ -15,10 +15,11 @@ dataclass that is made in Python just as one that comes from a file; its 70 ms o
 import dataclasses
 import functools
 import json
+import os
 from collections.abc import Callable, Hashable, Mapping
 from typing import Annotated, Any, ParamSpec, TypeVar, cast, dataclass_transform, overload
 
-from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, validate_call
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, validate_call
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from mgen.utils.errors import MgenError, shown
@@ -41,6 +42,20 @@ NonNegative = Annotated[float, Field(ge=0)]
 Text = Annotated[str, Field(min_length=1)]
 # `Listed[tuple[Size, ...]]` takes a list too, also in Python. Not for tuples of schemas.
 Listed = Annotated[T, BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)]
+
+
+def _path(value: str) -> str:
+    """A path with `~` as the home folder and no slash at its end."""
+    value = os.path.expanduser(value)
+    if not value.strip() or "\0" in value:
+        raise MgenError(f"{shown(value)} is no path")
+    longest = max(len(os.fsencode(part)) for part in value.split("/"))
+    if longest > 255 or len(os.fsencode(os.path.abspath(value))) > 4095:  # of Linux
+        raise MgenError(f"{shown(value)} is too long: a name has 255 bytes at most, a path 4095")
+    return value.rstrip("/") or "/"
+
+
+PathText = Annotated[str, Field(min_length=1), AfterValidator(_path)]  # of a file or folder, or the name of a model
 
 # protected_namespaces: pydantic keeps the names model_… for itself, unless told otherwise.
 _CONFIG = ConfigDict(

@@ -1,17 +1,18 @@
 """The models: those embedded in the package, and published ones that a recipe describes."""
 
-import json
 import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from mgen.utils.config import Settings, read_config
+from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError, suggestion
+from mgen.utils.files import read_json
 from mgen.utils.folders import embedded
+from mgen.utils.schema import Text, build, schema
 from mgen.zoo.identity import identity
-from mgen.zoo.recipes import find_recipe, recipe_names
+from mgen.zoo.recipes import find_recipe, read_recipe, recipe_names
 
 DEFAULT = "fmnist-maskgit"
 
@@ -25,12 +26,20 @@ class Entry:
     facts: Settings
 
 
+@schema(extra=True)
+class Facts:
+    """measured.json of an embedded model: beside the line on it any measurements."""
+
+    about: Text | None = None
+
+
 def embedded_entries() -> list[Entry]:
     """Models inside the package, with what was measured of them."""
     found = []
     for folder in sorted(p for p in embedded().glob("*") if p.is_dir()):
         file = folder / "measured.json"
-        facts = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        facts = read_json(file) if file.is_file() else {}
+        build(Facts, facts, f"{file}: ")
         found.append(Entry(name=folder.name, folder=folder, facts=facts))
     return found
 
@@ -43,7 +52,7 @@ def recipe_entries() -> list[Entry]:
 def recipe(name: str | Path) -> Entry:
     """A shipped recipe by name, or a user's recipe file; if there is none, an MgenError that names the nearest recipes."""
     file = find_recipe(name)
-    facts = {"folder": f"models/{file.stem}", **read_config(file)}
+    facts = {"folder": f"models/{file.stem}", **{k: v for k, v in read_recipe(file).items() if v is not None}}
     return Entry(name=file.stem, folder=_on_this_machine(facts["folder"]), facts=facts)
 
 

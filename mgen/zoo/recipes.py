@@ -6,13 +6,51 @@ evaluated and what was published (read by mgen.evaluation.recipe). AutoNAT's str
 
 import difflib
 from collections.abc import Sequence
+from dataclasses import field
 from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from mgen.utils.config import Settings, read_config
-from mgen.utils.errors import MgenError
+from mgen.utils.errors import MgenError, shown
 from mgen.utils.folders import part
+from mgen.utils.schema import Positive, Text, build, schema
 
 AUTONAT_LISTS = ("manual_ratios", "manual_temp", "manual_samp_temp", "manual_cfg")
+
+
+@schema
+class Recipe:
+    """A recipe's file. The sections are checked by what reads them.
+
+    Attributes:
+        system: its name and year. parameters: of the generator, such as "478.3 M". tflops: of one image, network only.
+        format: of `mgen convert`. model: a name of configs/models, or with overrides.
+        get: where the weights are. run: commands that convert and sample.
+        folder: that `run` makes. sampler: settings of the sampler. evaluation: how it is evaluated.
+    """
+
+    system: Text | None = None
+    parameters: Text | None = None
+    tflops: Positive | None = None
+    format: Text | None = None
+    model: Text | dict[str, Any] | None = None
+    get: Text | None = None
+    run: Text | None = None
+    folder: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    sampler: dict[str, Any] = field(default_factory=dict)
+    evaluation: dict[str, Any] | None = None
+
+
+@schema(extra=True)
+class Strategy:
+    """AutoNAT's strategy file for T steps: T − 1 ratios and T − 1 or more temperatures of the mask, T of the others."""
+
+    manual_ratios: Annotated[tuple[float, ...], Field(max_length=10_000)]
+    manual_temp: tuple[float, ...]
+    manual_samp_temp: tuple[float, ...]
+    manual_cfg: Annotated[tuple[float, ...], Field(min_length=1, max_length=10_000)]
 
 
 def recipe_names() -> list[str]:
@@ -22,12 +60,22 @@ def recipe_names() -> list[str]:
 
 def find_recipe(name: str | Path) -> Path:
     """The file of a shipped recipe, or the path itself if it is a file; else an MgenError that names the nearest recipes."""
-    shipped = part("configs") / "recipes" / f"{name}.yaml"
-    if shipped.is_file():
-        return shipped
+    if str(name) in (names := recipe_names()):
+        return part("configs") / "recipes" / f"{name}.yaml"
     if Path(name).is_file():
         return Path(name)
-    raise MgenError(f"no recipe and no file {str(name)!r}: {nearest(str(name), recipe_names())}")
+    raise MgenError(f"no recipe and no file {shown(str(name), 200)}: {nearest(str(name), names)}")
+
+
+def read_recipe(path: Path) -> Settings:
+    """The contents of a recipe's file or of an AutoNAT strategy; MgenError for a key that neither has or a value of another type."""
+    data = read_config(path)
+    build(Strategy if _is_strategy(data) else Recipe, data, f"{path}: ")
+    return data
+
+
+def _is_strategy(data: Settings) -> bool:
+    return "sampler" not in data and all(key in data for key in AUTONAT_LISTS)
 
 
 def nearest(name: str, names: Sequence[str]) -> str:
@@ -45,10 +93,10 @@ def recipe_settings(name: str | Path) -> tuple[Settings, str]:
         MgenError: the file is missing or not YAML, or has neither a `sampler:` section nor an AutoNAT strategy.
     """
     path = find_recipe(name)
-    recipe = read_config(path)
+    recipe = read_recipe(path)
     if "sampler" in recipe:
         return recipe["sampler"], f"{path}: sampler"
-    if all(isinstance(recipe.get(key), list) for key in AUTONAT_LISTS):
+    if _is_strategy(recipe):
         return autonat_settings(recipe), str(path)
     raise MgenError(f"{path} has neither a `sampler:` section nor AutoNAT's lists ({', '.join(AUTONAT_LISTS)})")
 

@@ -289,6 +289,7 @@ def test_stats_then_eval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     again = load_statistics(tmp_path / "r" / "ref.npz", make_extractor("fmnist-cnn"))
     assert again.count == 30 and again.described and again.prepared == "center crop of 32 px (ADM's)"
     line = ["eval", str(tmp_path), "--reference", str(tmp_path / "r" / "ref.safetensors"), "--bootstrap", "5"]
+    line += ["--classifier", "fmnist-classifier"]
     out = tmp_path / "e"
     assert main([*line, "--nearest", str(tmp_path), "--out", str(out)]) == 0
     found = read_json(out / "result.json")

@@ -106,8 +106,8 @@ def test_bad_sweeps(tmp_path: Path) -> None:
     for changes, words in (
         ({"base": "other"}, "one of the methods"),
         ({"step": [3]}, "unknown key"),
-        ({"methods": {"all": {"steps": 3}}}, "list of whole numbers"),
-        ({"methods": {"all": [1]}}, "expected a mapping"),
+        ({"methods": {"all": {"steps": 3}}}, "takes a list"),
+        ({"methods": {"all": [1]}}, "takes a mapping"),
         ({"methods": {"all": {"orders": "halton"}}}, "unknown key"),
         ({"methods": {"all": {"guidance": [1.0, 2.0]}}}, "guidance lists 2"),
     ):

@@ -57,7 +57,7 @@ def _unclear() -> NoReturn:
 
 
 def _colored() -> NoReturn:
-    raise MgenError("refused, in \x1b[31mred letters")
+    raise ValueError("refused, in \x1b[31mred letters")
 
 
 @pytest.mark.parametrize(

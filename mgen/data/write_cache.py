@@ -1,0 +1,180 @@
+"""Writing token caches: one pass of a tokenizer over a data set, which can be interrupted and resumed."""
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from mgen.data.base import ImageData, StampedData
+from mgen.data.cache_format import (
+    STORED,
+    CacheIndex,
+    mark_shard,
+    read_index,
+    read_shard,
+    shard_path,
+    shards_in,
+)
+from mgen.data.first_stage import shrink
+from mgen.tokenizers.base import PosteriorTokenizer, Tokenizer
+from mgen.utils.config import Settings
+from mgen.utils.errors import MgenError, check_choice, shown
+from mgen.utils.files import check_file, check_writable, write_json, write_tensors
+from mgen.utils.limits import check_disk, check_memory
+
+
+@torch.inference_mode()
+def write_cache(
+    dataset: StampedData,
+    tokenizer: Tokenizer,
+    out: str | Path,
+    *,
+    flips: bool = False,
+    batch_size: int = 64,
+    shard_size: int = 16384,
+    dtype: Literal["fp32", "fp16"] = "fp32",
+    first_stage_size: int | None = None,
+    source: str = "",
+    progress: bool = True,
+) -> Path:
+    """Encode `dataset` with `tokenizer` into the folder `out`; complete shards are checked and kept, so that an interrupted run resumes.
+
+    Args:
+        flips: also store the tokens of the horizontally flipped images.
+        dtype: of moments, "fp32" or "fp16" (half the size, rounds to 0.05 %).
+        first_stage_size: side in pixels of the smaller copies (see mgen.data.first_stage); None stores none.
+        source: description of the data, stored in the index.
+
+    Raises:
+        MgenError: `out` holds a cache made with another tokenizer, other data or settings, or cannot be written; there is too little
+            memory or disk.
+    """
+    out = Path(out)
+    check_choice("dtype", dtype, STORED)
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise MgenError(f"batch_size is {shown(batch_size)}: allowed are whole numbers from 1")
+    if not isinstance(tokenizer, PosteriorTokenizer) and dtype != "fp32":
+        raise MgenError(f"dtype {dtype} is for the moments of a KL tokenizer: ids are integers")
+    index = CacheIndex(
+        fingerprint=tokenizer.fingerprint(),
+        spec=tokenizer.spec,
+        count=len(dataset),
+        num_classes=dataset.num_classes,
+        class_names=tuple(dataset.class_names),
+        flips=flips,
+        shard_size=shard_size,
+        source=source,
+        moments=dtype if isinstance(tokenizer, PosteriorTokenizer) else None,
+        first_stage_size=first_stage_size,
+    )
+    check_writable(out)
+    listed, missing = _what_is_left(out, index, dataset)
+    if missing:
+        _check_room(out, index, dataset, tokenizer, missing, batch_size)
+    done = len(dataset) - sum(len(index.rows(shard)) for shard in missing)
+    with tqdm(total=len(dataset), initial=done, unit="img", desc="tokenizing", disable=not progress) as bar:
+        for shard in missing:
+            stamp = dataset.stamp(index.rows(shard))  # before the images are read: what changes meanwhile is noticed
+            tensors = _tokenize(dataset, tokenizer, index, shard, batch_size, bar)
+            if not listed:  # late, so that what fails in the first shard leaves nothing
+                write_json(out / "index.json", index.to_dict())
+                listed = True
+            write_tensors(shard_path(out, shard), tensors, mark_shard(index, shard, stamp, tensors))
+    if not listed:
+        write_json(out / "index.json", index.to_dict())
+    return out
+
+
+def _what_is_left(out: Path, index: CacheIndex, dataset: StampedData) -> tuple[bool, list[int]]:
+    """Whether index.json is there already, and which shards are missing.
+
+    Raises an MgenError if something in the folder belongs to another cache, or to data that have changed.
+    """
+    there, file = shards_in(out), out / "index.json"
+    old = None
+    if os.path.lexists(file) and check_file(file).stat().st_size:  # a crash can leave an empty one
+        old = read_index(out)
+    if not there:
+        return old is not None and old == index, list(range(index.shards))
+    if old is not None and (differs := _difference(old.settings(), index.settings())):
+        raise MgenError(f"{out} already holds a cache made with {differs}: remove the folder, or choose another --out")
+    if there[-1] >= index.shards:
+        raise MgenError(
+            f"{out} already holds a cache of more images ({shard_path(out, there[-1]).name}): remove the folder, or choose another --out"
+        )
+    for shard in there:
+        read_shard(out, index, shard, data=dataset.stamp(index.rows(shard)))
+    # Images that were added or removed behind the existing shards change the count alone.
+    return old is not None and old.count == index.count, [s for s in range(index.shards) if s not in set(there)]
+
+
+def _difference(old: Settings, new: Settings) -> str:
+    """In words what differs between the settings of two caches; "" if nothing does."""
+    words = {
+        "version": "an earlier version of mgen, which can be trained on but not completed",
+        "fingerprint": "another tokenizer",
+        "spec": "another image size or token format",
+        "num_classes": "other classes",
+        "class_names": "other classes",
+    }
+    for key in (*words, *old, *new):
+        if old.get(key) != new.get(key):
+            return words.get(key) or f"{key} {shown(old.get(key))}, now {shown(new.get(key))}"
+    return ""
+
+
+def _check_room(
+    out: Path, index: CacheIndex, dataset: StampedData, tokenizer: Tokenizer, missing: list[int], batch_size: int
+) -> None:
+    """Raise MgenError if memory or disk are too small, by the tokens of one image."""
+    rows, side = max(len(index.rows(shard)) for shard in missing), tokenizer.config.image_size
+    check_batch(tokenizer, side, min(batch_size, rows))
+    images = dataset.__getitems__([index.rows(missing[0])[0]])["image"]
+    if images.shape[-2:] != (side, side):
+        raise MgenError(
+            f"the data has images of {tuple(images.shape[-2:])}, but the tokenizer is set to image_size {side}"
+        )
+    made = _encode(tokenizer, images, index)
+    size = 4 + sum(tensor.numel() for tensor in made.values()) * index.dtype.itemsize
+    count = sum(len(index.rows(shard)) for shard in missing)
+    check_disk(out, count * size, f"a cache of {count} images")
+    check_memory(2 * rows * size, f"a shard of {rows} images", "choose a smaller --shard-size")
+
+
+def check_batch(tokenizer: Tokenizer, side: int, batch_size: int) -> None:
+    """Raise MgenError if a batch of images and what the first convolution makes of it don't fit into the memory of the device."""
+    first = next((m.out_channels for m in tokenizer.modules() if isinstance(m, nn.Conv2d)), 0)
+    need = 4 * batch_size * side**2 * (tokenizer.config.in_channels + first)
+    what = f"tokenizing {batch_size} images of {side}×{side} at once"
+    check_memory(need, what, "choose a smaller --batch-size or --image-size", tokenizer.device)
+
+
+def _tokenize(
+    dataset: ImageData, tokenizer: Tokenizer, index: CacheIndex, shard: int, batch_size: int, bar: Any
+) -> dict[str, Tensor]:
+    """The tensors of a shard."""
+    parts: dict[str, list[Tensor]] = {}
+    rows = index.rows(shard)
+    for first in range(0, len(rows), batch_size):
+        batch = dataset.__getitems__(rows[first : first + batch_size])
+        for key, encoded in _encode(tokenizer, batch["image"], index).items():
+            parts.setdefault(key, []).append(encoded.to(index.dtype).cpu())
+        parts.setdefault("labels", []).append(batch["label"].to(torch.int32))
+        bar.update(len(batch["label"]))
+    if index.moments and not all(torch.isfinite(part).all() for made in parts.values() for part in made):
+        raise MgenError(f"the tokenizer's moments are not finite in {index.moments}: use fp32, or another tokenizer")
+    return {key: torch.cat(values) for key, values in parts.items()}
+
+
+def _encode(tokenizer: Tokenizer, images: Tensor, index: CacheIndex) -> dict[str, Tensor]:
+    """Tokens or moments (B, V, …) of images (B, C, H, W), and of their smaller copies if the cache holds some."""
+    encode = tokenizer.moments if isinstance(tokenizer, PosteriorTokenizer) else tokenizer.encode
+    images = images.to(tokenizer.device)
+    views = [images, images.flip(-1)] if index.flips else [images]
+    sizes = {index.name: views}
+    if index.first_stage_size is not None:
+        sizes[f"first_stage_{index.name}"] = [shrink(view, index.first_stage_size) for view in views]
+    return {key: torch.stack([encode(view) for view in views], dim=1) for key, views in sizes.items()}

@@ -1,0 +1,79 @@
+"""Which images are Fashion-MNIST's, or of a model trained on it: only those are measured against it, and by its classifier, by default.
+
+A model tells by the names of its classes and the size of its images; a run by its model; images alone by their size and the names that
+`mgen sample` gives to files.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from mgen.data import FASHION_CLASSES, open_image
+from mgen.pipelines.pipeline import MaskedPipeline
+from mgen.pipelines.run_file import RunFile
+from mgen.utils.errors import MgenError
+from mgen.utils.files import read_json
+from mgen.utils.schema import build, schema
+from mgen.zoo import resolve
+
+SIDES = (28, 32)  # in pixels, as published and as padded here
+_SAMPLE = re.compile(r"[0-9]{6,}(_class-000[0-9])?\.png")  # what mgen sample calls images of ten classes
+
+# What to do where a reference has no default.
+HOW = (
+    "name what to compare with: --reference FILE or FOLDER (mgen stats DATA makes a file), fmnist-train if it is right, or none; and a "
+    "--protocol such as torch-fidelity or adm for published numbers"
+)
+
+
+def is_small(sides: Sequence[int]) -> bool:
+    """Whether height and width are Fashion-MNIST's."""
+    return len(sides) == 2 and sides[0] == sides[1] and sides[0] in SIDES
+
+
+def knows_fashion(pipe: MaskedPipeline) -> bool:
+    """Whether a pipeline was trained on Fashion-MNIST: ten classes with its names, and gray images of its size."""
+    config = pipe.tokenizer.config
+    names, side, channels = pipe.class_names, config.get("image_size"), config.get("in_channels")
+    return tuple(names) == FASHION_CLASSES and side in SIDES and channels == 1
+
+
+@schema(extra=True)
+class _Index:
+    class_names: tuple[str, ...] | None = None
+
+
+@schema(extra=True)
+class _Tokenizer:
+    in_channels: int | None = None
+    image_size: int | None = None
+
+
+def of_run(run: RunFile | None) -> bool:
+    """Whether a run's model, if it is still where the run says, was trained on Fashion-MNIST."""
+    if run is None or run.model is None or run.image_size not in (None, *SIDES):
+        return False
+    try:
+        folder = resolve(run.model)
+        index, config = folder / "model_index.json", folder / "tokenizer" / "config.json"
+        found, tokenizer = build(_Index, read_json(index)), build(_Tokenizer, read_json(config))
+    except MgenError:  # moved, removed or damaged: nothing is known of it
+        return False
+    return found.class_names == FASHION_CLASSES and tokenizer.image_size in SIDES and tokenizer.in_channels == 1
+
+
+def like_samples(root: Path, files: Sequence[Path], run: RunFile | None) -> bool:
+    """Whether images in files come from a model of Fashion-MNIST, by their run, or by names, size and shades of gray without one."""
+    if run is not None:
+        return of_run(run)
+    if not all(f.parent == root and _SAMPLE.fullmatch(f.name) for f in files):
+        return False
+    return all(map(_small_and_gray, files[:: max(1, len(files) // 20)]))
+
+
+def _small_and_gray(file: Path) -> bool:
+    try:
+        with open_image(file) as image:
+            return image.mode == "L" and is_small(image.size)
+    except MgenError:  # loading it will tell
+        return False

@@ -1,0 +1,66 @@
+"""What a step needs in memory, measured on one and two images before the training begins."""
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from mgen.training.noise import Augmentation, Noise, map_tensors
+from mgen.utils import seeds
+from mgen.utils.limits import check_memory
+
+if TYPE_CHECKING:
+    from mgen.training.loop import Trainer
+
+BYTES = 4  # of a weight, a gradient and each of the two moments of AdamW
+
+
+def check_step(trainer: "Trainer") -> None:
+    """Raise MgenError if the batch cannot fit in memory: what a step keeps for the backward pass, gradients and the optimizer's state."""
+    config, world = trainer.config, trainer.accelerator.num_processes
+    piece = config.batch_size // (config.accumulate * world)
+    if config.batch_size == 1:
+        return
+    one, two = (_kept(trainer, count) for count in (1, 2))
+    image, noise = max(0, two[0] - one[0]), max(0, two[1] - one[1])
+    state = 3 * BYTES * sum(p.numel() for p in trainer.parameters)
+    hint = f"lower batch_size, or raise accumulate ({config.accumulate})"
+    sizes = f"a piece of {piece} images, of batch_size {config.batch_size}"
+    check_memory(piece * image + state, sizes, hint, str(trainer.device))
+    check_memory(config.batch_size * noise, f"the random numbers of batch_size {config.batch_size}", "lower batch_size")
+
+
+def _kept(trainer: "Trainer", count: int) -> tuple[int, int]:
+    """Bytes that the forward pass of `count` images keeps, without the weights, and bytes of their noise."""
+    objective, sizes = trainer.objective, dict[int, int]()
+    own = {value.untyped_storage().data_ptr() for value in objective.state_dict().values()}
+
+    def keep(value: Tensor) -> Tensor:
+        storage = value.untyped_storage()
+        if storage.data_ptr() not in own:
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return value
+
+    batch = trainer.to_device(trainer.task.train_data.__getitems__([0] * count))
+    noise = objective.make_noise(count, seeds.generator(0, "estimate"), augmentation=Augmentation())
+    rows = objective.add_row_noise(noise, slice(0, count), 0, "estimate").to(trainer.device)
+    options = dataclasses.replace(trainer.step_options(0), adversarial=trainer.discriminator is not None)
+    objective.eval()  # nothing is drawn or counted then
+    with trainer.accelerator.autocast(), torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+        objective(batch, rows, options)
+    objective.train()
+    inputs = sum(value.nbytes for value in batch.values())
+    return sum(sizes.values()) + inputs, _bytes(noise)
+
+
+def _bytes(noise: Noise) -> int:
+    """Bytes of all tensors."""
+    sizes: list[int] = []
+
+    def note(value: Tensor) -> Tensor:
+        sizes.append(value.nbytes)
+        return value
+
+    map_tensors(note, noise)
+    return sum(sizes)
