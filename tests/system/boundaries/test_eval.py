@@ -309,6 +309,10 @@ def test_own_data_is_not_compared_with_fashion_mnist(refused: Refused, here: Pat
         for protocol in ([], ["--protocol", "fmnist-cnn"], ["--extractor", "fmnist-cnn"]):
             refused(["eval", given, *protocol, *cpu], "Fashion-MNIST", "--reference")
     refused(["eval", "@pipeline", "--num-images", "4", *cpu], "3 classes", "--reference")
+    refused(["tune", "--model", "@pipeline", "--steps", "2", *cpu], "Fashion-MNIST", "--reference-search")
+    (here / "s.yaml").write_text("{base: a, steps: [2], methods: {a: {}}}")
+    sweep = ["bench", "--sweep", "s.yaml", "--model", "@pipeline", "--num-images", "2"]
+    refused([*sweep, *cpu], "Fashion-MNIST", "--reference")
     for name in ("color", "large", "eleven"):
         (here / name).mkdir()
         for i in range(3):
