@@ -143,7 +143,7 @@ SAMPLERS: tuple[dict[str, Any], ...] = (
         "order": {"name": "confidence", "redraw": True},
         "guidance": {"kind": "power", "start": 1.0, "end": 3.0, "power": 2.0},
     },
-    {"reuse": {"cached": 1, "full_first": 2}, "counts": "floor", "start": 1, "head": {"top_k": 10, "top_p": 0.9}},
+    {"reuse": {"cached": 1, "full_first": 2}, "counts": "mar", "start": 1, "head": {"top_k": 10, "top_p": 0.9}},
     {
         "steps": 6,
         "schedule": [0.9, 0.7, 0.5, 0.3, 0.1, 0.0],
@@ -158,7 +158,7 @@ TRAINING: dict[str, Any] = {
     "batch_size": 12,
     "model": tiny_config("uvit", tokens=tiny_tokens(side=8, vocab_size=64)),
     "data": {"kind": "fmnist", "path": "idx", "shift": 1},
-    "objective": {"tokenizer": "tokenizer", "sampler": {"steps": 2}, "mask": {"schedule": "cosine"}},
+    "objective": {"tokenizer": "tokenizer", "sampler": {"steps": 2}, "mask": {"low": 0.5}},
     "optim": {"lr": 3e-3, "betas": [0.9, 0.95], "schedule": "cosine", "warmup": 1, "clip": 1.0},
     "ema": {"decay": 0.9},
     "log": {"every": 1, "checkpoint_every": 3, "tensorboard": False},
