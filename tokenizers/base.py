@@ -59,6 +59,11 @@ def check_convolutions(
         raise MgenError(
             f"image_size {image_size} is not a multiple of {stride * patch}, the downsampling of {len(widths)} levels{behind}"
         )
+    if image_size > 1024 * stride * patch:
+        side = image_size // (stride * patch)
+        raise MgenError(
+            f"image_size {image_size} makes {side}×{side} tokens of an image: at most 1024×1024 are allowed"
+        )
 
 
 def register_tokenizer(cls: T) -> T:

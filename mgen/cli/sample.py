@@ -235,24 +235,10 @@ def sample(args: Namespace) -> int:
 
 def processes(device: str) -> tuple[int, int, str, Callable[[], None]]:
     """Rank, number of processes, checked device and a barrier: the launcher's if there is one, else one process."""
-    import os
-    from datetime import timedelta
-
-    import torch
-
-    from mgen.training.launch import check_processes
+    from mgen.training.launch import meet
     from mgen.utils.devices import check_device
 
-    device = check_device(device)
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        check_processes(1)
-        return 0, 1, device, lambda: None
-    from accelerate import PartialState
-
-    # The first process to finish may wait for the last one longer than the ten minutes that NCCL grants by itself.
-    state = PartialState(cpu=device == "cpu" or not torch.cuda.is_available(), timeout=timedelta(days=7))
-    check_processes(state.num_processes)
-    return state.process_index, state.num_processes, str(state.device), state.wait_for_everyone
+    return meet(check_device(device))
 
 
 def animate(pipe: "MaskedPipeline", classes: Sequence[int | None], args: Namespace) -> None:

@@ -8,9 +8,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image
-
-from mgen.data import FASHION_CLASSES
+from mgen.data import FASHION_CLASSES, open_image
 from mgen.pipelines.pipeline import MaskedPipeline
 from mgen.pipelines.run_file import RunFile
 from mgen.utils.errors import MgenError
@@ -75,7 +73,7 @@ def like_samples(root: Path, files: Sequence[Path], run: RunFile | None) -> bool
 
 def _small_and_gray(file: Path) -> bool:
     try:
-        with Image.open(file) as image:
+        with open_image(file) as image:
             return image.mode == "L" and is_small(image.size)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # loading it will tell
+    except MgenError:  # loading it will tell
         return False

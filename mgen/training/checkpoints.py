@@ -18,13 +18,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import pydantic_core
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from mgen.training.config import Steps
 from mgen.training.settings import plain
-from mgen.utils.errors import MgenError
+from mgen.utils.errors import MgenError, first_line
 from mgen.utils.files import (
     MOST_JSON_BYTES,
     atomic_folder,
@@ -90,8 +91,9 @@ class State:
     scaler: ScalerState | None = None  # None: not fp16
 
     def __post_init__(self) -> None:
-        if self.skipped > self.step:
-            raise MgenError(f"skipped is {self.skipped}, but step {self.step}")
+        for name in ("skipped", "ema_steps"):
+            if (getattr(self, name) or 0) > self.step:
+                raise MgenError(f"{name} is {getattr(self, name)}, but step {self.step}")
 
 
 # -- names of tensors ------------------------------------------------------------------------------------------------------
@@ -228,9 +230,12 @@ def read_state(path: Path) -> State:
     """
     file = path / "state.json"
     try:
-        data = parse_json(read_text(file, most=MOST_JSON_BYTES), str(file))
-    except MgenError as error:
-        raise Damaged(str(error)) from error
+        text = read_text(file, most=MOST_JSON_BYTES)
+        pydantic_core.from_json(text)
+    except (MgenError, ValueError) as error:
+        if "recursion" not in str(error):  # no damage makes that
+            raise Damaged(f"{file.name}: {first_line(error)}") from error
+    data = parse_json(text, str(file))
     if isinstance(data, dict) and "version" not in data and any(path.glob("*.pkl")):
         raise MgenError(
             f"{path} was written by an older mgen, with pickles, which can run code and are no longer read: start from the exported "

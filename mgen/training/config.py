@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 from pydantic import Field
 
 from mgen.utils.errors import MgenError, check_choice, shown
-from mgen.utils.schema import NonNegative, PathText, Positive, Rate, Share, Size, Text, build, schema
+from mgen.utils.schema import PathText, Positive, Rate, Share, Size, Text, build, schema
 
 if TYPE_CHECKING:
     from mgen.utils.modeling import Model
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 MOST_STEPS = 10**9
 Steps = Annotated[int, Field(ge=1, le=MOST_STEPS)]
 Every = Annotated[int, Field(ge=0, le=MOST_STEPS)]  # steps between events; 0: only at the end
+LearningRate = Annotated[float, Field(ge=0, le=1000)]
+Weight = Annotated[float, Field(ge=0, le=1e6)]  # of a term of a loss
 Betas: TypeAlias = tuple[Rate, Rate]
 Shape = Annotated[float, Field(ge=1e-6, le=1e6)]  # of a beta distribution
 
@@ -35,10 +37,10 @@ class DataConfig:
 
 @schema
 class OptimConfig:
-    lr: NonNegative = 1e-4
+    lr: LearningRate = 1e-4
     betas: Betas = (0.9, 0.999)
-    eps: NonNegative = 1e-8
-    weight_decay: NonNegative = 0.0
+    eps: Share = 1e-8
+    weight_decay: Weight = 0.0
     schedule: Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"] = (
         "constant"
     )
@@ -104,8 +106,8 @@ class FirstStageConfig:
     )
     keep: Share = 0.25  # share of the images whose second stage is trained with features of the first
     warmup: Every = 0  # optimizer steps over which that share rises from 0 (published: those of 100 epochs)
-    weight: NonNegative = 0.4  # of the first stage's loss: 64 of 320 positions, times 2
-    token_weight: NonNegative = 0.6  # of the second stage's loss: 256 of 320 positions, times 0.75
+    weight: Weight = 0.4  # of the first stage's loss: 64 of 320 positions, times 2
+    token_weight: Weight = 0.6  # of the second stage's loss: 256 of 320 positions, times 0.75
 
 
 @schema
@@ -130,30 +132,28 @@ class GeneratorObjectiveConfig:
 
 @schema
 class TokenizerObjectiveConfig:
-    l2: NonNegative = 1.0
-    l1: NonNegative = 0.0
-    codebook: NonNegative = 1.0
-    commitment: NonNegative = 0.25
-    entropy: NonNegative = 0.0
-    kl: NonNegative = (
-        2e-8  # per latent number; LDM's 1e-6 is for sums: at f16 with 16 channels this is 1e-6 · 4096 / 196608
-    )
-    perceptual: NonNegative = 0.0
+    l2: Weight = 1.0
+    l1: Weight = 0.0
+    codebook: Weight = 1.0
+    commitment: Weight = 0.25
+    entropy: Weight = 0.0
+    kl: Weight = 2e-8  # per latent number; LDM's 1e-6 is for sums: at f16 with 16 channels this is 1e-6 · 4096 / 196608
+    perceptual: Weight = 0.0
     perceptual_model: PathText | None = None  # folder of a FashionCNN, or a file of torchvision VGG16 weights
-    adversarial: NonNegative = 0.0
+    adversarial: Weight = 0.0
     adversarial_start: Every = 0  # step from which the discriminator takes part
     # "half-hinge": the discriminator's hinge loss times 1/2 (LlamaGen); "…-softplus": and the tokenizer's loss is non-saturating (Hita)
     adversarial_loss: Literal["hinge", "half-hinge", "half-hinge-softplus", "non-saturating"] = "non-saturating"
-    r1: NonNegative = 0.0  # weight of the R1 penalty on real images (discriminator "patch")
+    r1: Weight = 0.0  # weight of the R1 penalty on real images (discriminator "patch")
     discriminator: Literal["patch", "dino"] = "patch"  # "dino": heads on a frozen DINO, for Hita-U
     discriminator_weights: PathText | None = None  # "dino": file of the frozen DINO, dino_deitsmall16_pretrain.pth
     discriminator_channels: Annotated[int, Field(ge=1, le=4096)] = 64  # "patch", like the next two
     discriminator_layers: Annotated[int, Field(ge=1, le=10)] = 3  # how often the discriminator halves the side
     discriminator_norm: Literal["group", "batch"] = "group"  # "batch": the published network
-    discriminator_weight: NonNegative = 1.0  # factor of the discriminator's loss
-    discriminator_lr: NonNegative = 1e-4
+    discriminator_weight: Weight = 1.0  # factor of the discriminator's loss
+    discriminator_lr: LearningRate = 1e-4
     discriminator_betas: Betas = (0.0, 0.99)
-    vision: NonNegative = 1.0  # of the vision tokens that Hita-U predicts from the global tokens
+    vision: Weight = 1.0  # of the vision tokens that Hita-U predicts from the global tokens
     vision_weights: PathText | None = None  # file of the frozen vision encoder, for a Hita tokenizer that needs one
 
     def __post_init__(self) -> None:
@@ -201,7 +201,7 @@ GENERATORS = "A generator has no class: give a name of configs/models, such as m
 
 def train_config(data: dict[str, Any]) -> TrainConfig:
     """A checked TrainConfig; which keys are allowed in `objective` depends on the task."""
-    objective = data.get("objective") or {}
+    objective = {} if data.get("objective") is None else data["objective"]
     if not isinstance(objective, dict):
         raise MgenError(f"'objective' is {shown(objective)}: expected a mapping")
     config = build(TrainConfig, {key: value for key, value in data.items() if key != "objective"})

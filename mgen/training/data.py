@@ -13,6 +13,7 @@ from mgen.training.config import DataConfig, TrainConfig
 from mgen.training.token_source import Batch
 from mgen.utils import seeds
 from mgen.utils.errors import MgenError, first_line, shown
+from mgen.utils.limits import check_memory
 
 T = TypeVar("T")
 
@@ -31,6 +32,11 @@ def make_dataset(config: DataConfig, *, split: str, fingerprint: str | None = No
             raise MgenError(f"data.kind={config.kind} needs data.path: give the folder of the {config.kind}")
         return None
     if config.kind == "folder":
+        side = config.image_size
+        what = f"an image of data.image_size {side}"
+        check_memory(
+            4.0 * config.channels * side * side, what, "set it to the side of the images that the model is for"
+        )
         return ImageFolder(root=path, image_size=config.image_size, channels=config.channels, classes=config.classes)
     cache = TokenCache(path, fingerprint=fingerprint)
     if config.flip and split == "train" and not cache.flips:

@@ -48,7 +48,7 @@ class GeneratorTask(Task):
             self.tokens_fingerprint = self.train_data.index.fingerprint
         self._check_data()
         names = tuple(self.train_data.class_names)
-        self.class_names = names if model.conditional and any(names) else None
+        self.class_names = names if model.conditional else None
 
     def _load_tokenizer(self) -> Tokenizer | None:
         settings = self.settings

@@ -2,14 +2,17 @@
 
 import argparse
 import os
+from collections.abc import Callable
+from datetime import timedelta
 
 import torch
 import yaml
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 
-from mgen.utils.errors import MgenError
+from mgen.utils.errors import MgenError, first_line
 
+MEETING, LONGEST_WAIT = timedelta(minutes=10), timedelta(days=7)
 LAUNCH_LINE = "accelerate launch --multi_gpu --num_processes {n} -m mgen.train --config FILE"
 
 
@@ -25,9 +28,49 @@ def make_accelerator(*, precision: str = "fp32", expected: int | None = None, **
         raise MgenError("precision fp16 needs a GPU (a CPU would silently compute in fp32): use fp32 or bf16")
     if "WORLD_SIZE" not in os.environ:
         AcceleratorState._reset_state()  # an earlier run in this process may have had another precision
-    accelerator = Accelerator(cpu=on_cpu, mixed_precision="no" if precision == "fp32" else precision, **kwargs)
+    try:
+        accelerator = Accelerator(cpu=on_cpu, mixed_precision="no" if precision == "fp32" else precision, **kwargs)
+    except torch.distributed.DistError as error:
+        raise MgenError(
+            f"the processes of this run do not find each other ({first_line(error)}): launch them again"
+        ) from error
     check_processes(accelerator.num_processes, expected)
     return accelerator
+
+
+def meet(device: str) -> tuple[int, int, str, Callable[[], None]]:
+    """Rank, number of processes, device and a barrier: the launcher's processes if there is one, else one process.
+
+    The processes must find each other within minutes. The barrier is for the end of long work: who comes first waits for days if it must,
+    but not for a process that has ended.
+
+    Raises:
+        MgenError: another number of processes takes part than was asked for, or they don't find each other.
+    """
+    if (_integer(os.environ.get("WORLD_SIZE")) or 1) == 1:
+        check_processes(1)
+        return 0, 1, device, lambda: None
+    cpu = device == "cpu" or not torch.cuda.is_available()
+    try:
+        state = PartialState(cpu=cpu, timeout=MEETING)
+        group = torch.distributed.new_group(
+            backend="gloo", timeout=MEETING
+        )  # NCCL has no barrier that notices the dead
+    except (RuntimeError, ValueError) as error:  # torch.distributed's errors are RuntimeErrors
+        raise MgenError(
+            f"the processes of this run do not find each other ({first_line(error)}): launch them again"
+        ) from error
+    check_processes(state.num_processes)
+
+    def wait() -> None:
+        try:
+            torch.distributed.monitored_barrier(group, timeout=LONGEST_WAIT)
+        except RuntimeError as error:
+            raise MgenError(
+                "another process of this run has ended before its part was done: run the command again to complete it"
+            ) from error
+
+    return state.process_index, state.num_processes, str(state.device), wait
 
 
 def check_processes(took_part: int, expected: int | None = None) -> None:
@@ -47,7 +90,7 @@ def check_processes(took_part: int, expected: int | None = None) -> None:
 
 
 def _integer(text: str | None) -> int | None:
-    return int(text) if text and text.isdigit() else None
+    return int(text) if text and text.isascii() and text.isdigit() and len(text) < 10 else None
 
 
 def _launcher_processes() -> int | None:

@@ -87,6 +87,7 @@ class Trainer:
         self.schedule = get_scheduler(
             optim.schedule, optimizer, num_warmup_steps=optim.warmup, num_training_steps=config.steps
         )
+        self.schedule._step_count = 2  # torch would warn if the first step is skipped
         self.wrapped, self.optimizer = self.accelerator.prepare(self.objective, optimizer)
         self.device = self.accelerator.device
         for beside in filter(None, vars(self.objective.companions).values()):
@@ -185,7 +186,7 @@ class Trainer:
             if self.step:
                 self._say(f"resuming from step {self.step} of {self.config.steps}")
             if changed:
-                self._say(f"changed settings: {told(changed)}")
+                self._say(f"changed settings: {told(changed, 30)}")
             logger = Logger(self.output, self.config, step=self.step, active=main)
             try:
                 self._train(logger)

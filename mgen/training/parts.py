@@ -49,12 +49,6 @@ class Task:
             count: classes of the model. key: the setting that says so.
         """
         data = self.train_data
-        flat = list(data.class_names) in ([], [""])
-        if flat and self.config.data.classes != "none":
-            raise MgenError(
-                f"{self.config.data.path} has images outside of class folders alone: put them into one folder per class, or set "
-                f"data.classes=none and {key}=1 to train on them as one class"
-            )
         if data.num_classes != count:
             raise MgenError(
                 f"the data has {data.num_classes} class{'es' * (data.num_classes != 1)}, but {key} is {count}: set {key}={data.num_classes}"

@@ -14,7 +14,7 @@ from mgen.utils.errors import MgenError, shown
 if TYPE_CHECKING:
     from mgen.training.loop import Trainer
 
-# Settings that a resumed run applies from its next step on, themselves or all below them; any other change is refused.
+# Settings that a resumed run applies from its next step on, themselves or all below them; any other change raises an error.
 MAY_CHANGE = (
     "steps",
     "accumulate",
@@ -80,6 +80,14 @@ def check_same(trainer: "Trainer", state: State, path: str) -> list[Change]:
         raise MgenError(
             f"{path} was trained on other data: {_told_classes(*names[0]) if names else told(data)}; {other}"
         )
+    for name, kept, has in (
+        ("ema_steps", state.ema_steps, trainer.ema is not None),
+        ("scaler", state.scaler, trainer.accelerator.scaler is not None),
+    ):
+        if (kept is not None) != has:
+            raise MgenError(
+                f"{path}/state.json: '{name}' is {shown(kept)}, which a run of these settings never writes; {other}"
+            )
     if config.steps < state.step:
         raise MgenError(
             f"'steps' is {config.steps}, but {path} has already done {state.step}: ask for at least as many"

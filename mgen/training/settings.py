@@ -25,7 +25,7 @@ def changes(old: object, new: object, key: str = "") -> Iterator[Change]:
         yield key, old, new
 
 
-def told(found: list[Change]) -> str:
+def told(found: list[Change], most: int = 5) -> str:
     """Changes as text, the first few of them."""
-    text = ", ".join(f"{key} was {shown(old)}, now it is {shown(new)}" for key, old, new in found[:5])
-    return text if len(found) <= 5 else f"{text} and {len(found) - 5} more"
+    text = ", ".join(f"{key} was {shown(old)}, now it is {shown(new)}" for key, old, new in found[:most])
+    return text if len(found) <= most else f"{text} and {len(found) - most} more"

@@ -48,7 +48,11 @@ class TokenizerTask(Task):
             raise MgenError(f"model.class={type(self.model).__name__} is no tokenizer: use VQGAN, or another task")
         path = settings.perceptual_model if settings.perceptual else None
         perceptual = PerceptualDistance(path) if path else None
-        adversarial = make_discriminator(settings, self.model.config.in_channels) if settings.adversarial else None
+        adversarial = (
+            make_discriminator(settings, channels=self.model.config.in_channels, side=self.model.config.image_size)
+            if settings.adversarial
+            else None
+        )
         give_vision(self.model, settings.vision_weights)
         companions = Companions(perceptual=perceptual, discriminator=adversarial)
         self.objective = TokenizerObjective(self.model, settings, companions)
@@ -81,8 +85,8 @@ class TokenizerTask(Task):
 TASKS: dict[str, type[Task]] = {"generator": GeneratorTask, "tokenizer": TokenizerTask, "classifier": ClassifierTask}
 
 
-def make_discriminator(config: TokenizerObjectiveConfig, channels: int) -> Adversary:
-    """The discriminator of a tokenizer's objective, for images with this number of channels."""
+def make_discriminator(config: TokenizerObjectiveConfig, *, channels: int, side: int) -> Adversary:
+    """The discriminator of a tokenizer's objective, for images with this number of channels and this side."""
     if config.discriminator == "dino":
         if config.discriminator_weights is None:
             raise MgenError(
@@ -95,6 +99,12 @@ def make_discriminator(config: TokenizerObjectiveConfig, channels: int) -> Adver
         )
     if config.discriminator_weights is not None:
         raise MgenError("objective.discriminator_weights is for discriminator=dino: leave it out")
+    layers = config.discriminator_layers
+    # The published network ends with two kernels of 4, which take a pixel each.
+    if side >> (layers + (config.discriminator_norm == "group")) < (1 if config.discriminator_norm == "group" else 3):
+        raise MgenError(
+            f"objective.discriminator_layers is {layers}: too many halvings for images of {side} pixels; use fewer"
+        )
     return Discriminator(
         in_channels=channels,
         channels=config.discriminator_channels,

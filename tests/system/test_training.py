@@ -1,9 +1,12 @@
 """Training: exact resume, process and accumulation independence, safety nets, configuration errors."""
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -105,20 +108,16 @@ def test_accumulation_computes_the_same_gradient(idx: Path, tokenizer: Path, tmp
         assert torch.allclose(v, runs[3][1][k], atol=2e-4), k
 
 
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
+
+
+def launch_environment() -> dict[str, str]:
+    return {k: v for k, v in os.environ.items() if k not in ("WORLD_SIZE", "RANK")} | {"OMP_NUM_THREADS": "1"}
+
+
 def launch(arguments: list[str], config: Path, *overrides: str) -> subprocess.CompletedProcess:
-    environment = {k: v for k, v in os.environ.items() if k not in ("WORLD_SIZE", "RANK")} | {"OMP_NUM_THREADS": "1"}
-    command = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        *arguments,
-        "-m",
-        "mgen.train",
-        "--config",
-        str(config),
-        *overrides,
-    ]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    command = [*LAUNCH, *arguments, "-m", "mgen.train", "--config", str(config), *overrides]
+    return subprocess.run(command, capture_output=True, text=True, env=launch_environment(), timeout=300)
 
 
 CAUSAL = tiny_config("causal", tokens=TOKENS, classes={"count": 10})
@@ -143,6 +142,35 @@ def test_two_processes_train_like_one(trunk: str, idx: Path, tokenizer: Path, tm
     assert losses(tmp_path / "one") == pytest.approx(losses(tmp_path / "two"), rel=1e-4)
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     assert all(torch.allclose(one[k], two[k], atol=2e-4) for k in one)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_two_processes_stop_after_the_same_step(number: int, idx: Path, tokenizer: Path, tmp_path: Path) -> None:
+    """SIGTERM reaches the launcher, Ctrl-C all processes of a terminal; the launcher passes both on."""
+    import yaml
+
+    config = generator_run(idx, tokenizer, tmp_path / "run", **{"steps": 10**6, "log.checkpoint_every": 0})
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
+    arguments = [*LAUNCH, "--multi_gpu", "--num_processes", "2", "--main_process_port", "0", "-m", "mgen.train"]
+    arguments += ["--config", str(tmp_path / "c.yaml")]
+    with (tmp_path / "log").open("wb") as log:
+        run = subprocess.Popen(arguments, stderr=log, stdout=log, env=launch_environment(), start_new_session=True)
+        try:
+            deadline, lines = time.monotonic() + 200, tmp_path / "run" / "metrics.jsonl"
+            while not (lines.exists() and lines.read_text().count("\n") > 2) and time.monotonic() < deadline:
+                time.sleep(0.1)
+            (os.killpg if number == signal.SIGINT else os.kill)(run.pid, number)
+            run.wait(60)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(run.pid, signal.SIGKILL)
+    said = (tmp_path / "log").read_text()
+    (checkpoint,) = (tmp_path / "run").glob("checkpoint-*")
+    step = int(checkpoint.name[-7:])
+    assert said.count(f"stopped after step {step} of 1000000") == 2, said[-3000:]
+    assert max(losses(tmp_path / "run")) == step and not (tmp_path / "run" / ".lock").exists()
+    train(train_config({**config, "steps": step + 1}))
+    assert max(losses(tmp_path / "run")) == step + 1
 
 
 def test_a_launch_with_too_few_processes_is_an_error(idx: Path, tokenizer: Path, tmp_path: Path) -> None:
