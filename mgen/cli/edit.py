@@ -1,12 +1,14 @@
 """`mgen edit`: in-painting, out-painting, class editing, style of another image."""
 
+import os
+import re
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from mgen.cli.parser import add_vision, make_parser
+from mgen.cli.parser import add_vision, make_parser, number, path, whole
 from mgen.cli.sample import add_sampling, load_for
-from mgen.utils.errors import MgenError
+from mgen.utils.errors import MgenError, shown
 
 EXAMPLES = """  mgen edit photo.png --mask mask.png --class bag --out edited       regenerate the white part of the mask
   mgen edit shoe.png --box 0,0,16,32 --class sneaker --out edited      left half of a 32-pixel image
@@ -22,24 +24,32 @@ The picture is center-cropped to the model's size. Pixels outside the mask stay 
 def command(argv: Sequence[str] | None = None) -> int:
     parser = make_parser("edit", "Regenerate a part of an image, or give it the style of another image.", EXAMPLES)
     option = parser.add_argument
-    option("image", help="image file")
+    option("image", type=path, help="image file")
     where = parser.add_mutually_exclusive_group(required=True).add_argument
-    where("--mask", metavar="FILE", help="image whose bright pixels (≥ 128) are regenerated")
+    where(
+        "--mask",
+        type=path,
+        metavar="FILE",
+        help="image whose bright pixels (≥ 128) are regenerated; of one with transparency, those that are not transparent",
+    )
     where("--box", metavar="L,T,R,B", help="box to regenerate, in pixels of the model's image size")
     where("--outpaint", metavar="L,T,R,B", help="margins in pixels to generate around the shrunken picture")
-    where("--style", metavar="FILE", help="image whose global tokens the result gets, with a Hita tokenizer as --model")
+    where(
+        "--style",
+        type=path,
+        metavar="FILE",
+        help="image whose global tokens the result gets, with a Hita tokenizer as --model",
+    )
     add_vision(parser)
     option("--class", "--classes", dest="classes", help="class ids or names of the result; default: none (null class)")
-    option("--num-images", type=int, default=4, help="variants per class")
-    option("--batch-size", type=int, default=40)
-    option("--dilate", type=int, default=1, help="token cells by which the mask grows")
-    option("--feather", type=float, default=0.0, help="softening of the seam, in pixels")
-    option("--out", default="edited", metavar="DIR")
+    option("--num-images", type=whole(1), default=4, help="variants per class")
+    option("--batch-size", type=whole(1), default=40)
+    option("--dilate", type=whole(0), default=1, help="token cells by which the mask grows")
+    option("--feather", type=number(0), default=0.0, help="softening of the seam, in pixels")
+    option("--out", type=path, default="edited", metavar="DIR")
     add_sampling(parser)
     args = parser.parse_args(argv)
-    if min(args.num_images, args.batch_size) < 1 or args.dilate < 0 or args.feather < 0:
-        raise MgenError("--num-images and --batch-size must be at least 1, --dilate and --feather at least 0")
-    if (Path(args.out) / "run.json").is_file():
+    if os.path.lexists(Path(args.out) / "run.json"):
         raise MgenError(f"{args.out} holds a run of mgen sample: choose another --out")
     return restyle(args) if args.style else edit(args)
 
@@ -126,7 +136,7 @@ def edit(args: Namespace) -> int:
 
 def four(text: str, option: str) -> list[int]:
     """Four integers of "L,T,R,B"."""
-    parts = text.split(",")
-    if len(parts) != 4 or not all(p.strip().lstrip("-").isdigit() for p in parts):
-        raise MgenError(f"{option} {text!r}: expected four whole numbers LEFT,TOP,RIGHT,BOTTOM")
-    return [int(p) for p in parts]
+    parts = [part.strip() for part in text.split(",", maxsplit=4)]
+    if len(parts) != 4 or not all(re.fullmatch("-?[0-9]{1,9}", part) for part in parts):
+        raise MgenError(f"{option} {shown(text)}: expected four whole numbers LEFT,TOP,RIGHT,BOTTOM, such as 0,0,16,32")
+    return [int(part) for part in parts]

@@ -56,7 +56,7 @@ class Header:
         return f"{self.dtype} {shown(self.shape)}"
 
 
-Check = Callable[[Header], str]  # what was expected instead, "" if the header will do
+HeaderCheck = Callable[[Header], str]  # what was expected instead, "" if the header will do
 
 
 def read_header(stream: IO[bytes]) -> Header:
@@ -114,7 +114,9 @@ def npz_names(path: str | Path) -> list[str]:
         return [name.removesuffix(".npy") for name in file.namelist()]
 
 
-def read_npz(path: str | Path, wanted: Mapping[str, Check], expected: str = "an .npz file") -> dict[str, np.ndarray]:
+def read_npz(
+    path: str | Path, wanted: Mapping[str, HeaderCheck], expected: str = "an .npz file"
+) -> dict[str, np.ndarray]:
     """Those of the `wanted` arrays that an npz file holds.
 
     Args:

@@ -1,4 +1,4 @@
-"""mgen eval: errors in words for what it can't measure, and what is measured is what was meant."""
+"""mgen eval: what it cannot measure raises an error in words, and what is measured is what was meant."""
 
 import io
 import json

@@ -254,10 +254,11 @@ def test_validation_classes_have_the_numbers_of_the_training_classes(parts: Part
     refused(["train", "--config", written(settings)], "classes that the training data lack", "'Dress', 'zebra'")
 
 
+@pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_damaged_image_is_named(refused: Refused, parts: Parts, here: Path, workers: int) -> None:
+def test_a_damaged_image_is_named(refused: Refused, parts: Parts, here: Path, workers: int, late: bool) -> None:
     data = Path(shutil.copytree(parts["images"], here / "images"))
-    for file in data.rglob("*.png"):
+    for file in sorted(data.rglob("*.png"))[1 if late else 0 :]:
         file.write_bytes(file.read_bytes()[:60])
     settings = settings_of(parts)
     settings["data"] = {**settings["data"], "path": "images", "workers": workers}
