@@ -113,6 +113,7 @@ OPTIONS = [
     row("split of a model", [*MODEL, "--split", "test"], "no splits"),
     row("split unknown", ["eval", "fmnist", "--split", "val"], "--split"),
     row("seed of a folder", [*FOLDER, "--seed", "1"], "for models only"),
+    row("seed of reconstructions", [*FOLDER, "--reconstruction", "@pipeline", "--seed", "1"], "--posterior sample"),
     row("image size of a folder", [*FOLDER, "--image-size", "64"], "for models only"),
     row("steps of a folder", [*FOLDER, "--steps", "3"], "for models only"),
     row("posterior without tokenizer", [*FOLDER, "--posterior", "mean"], "--reconstruction"),
