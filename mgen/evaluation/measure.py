@@ -197,7 +197,13 @@ def measure(
     hidden = not progress or rank > 0
     ranges = [(a, min(a + batch_size, shard.stop)) for shard in todo for a in shard[::batch_size]]
     bar = tqdm(
-        total=total, initial=total - sum(map(len, todo)), unit="img", desc="evaluating", file=sys.stderr, disable=hidden, delay=1
+        total=total,
+        initial=total - sum(map(len, todo)),
+        unit="img",
+        desc="evaluating",
+        file=sys.stderr,
+        disable=hidden,
+        delay=1,
     )
     try:
         with bar:
