@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mgen.cli.parser import add_vision, make_parser, number, path, whole
 from mgen.cli.sample import add_sampling, load_for
-from mgen.utils.errors import MgenError, shown
+from mgen.utils.errors import MgenError, check_choice, shown
 
 EXAMPLES = """  mgen edit photo.png --mask mask.png --class bag --out edited       regenerate the white part of the mask
   mgen edit shoe.png --box 0,0,16,32 --class sneaker --out edited      left half of a 32-pixel image
@@ -49,8 +49,14 @@ def command(argv: Sequence[str] | None = None) -> int:
     option("--out", type=path, default="edited", metavar="DIR")
     add_sampling(parser)
     args = parser.parse_args(argv)
+
+    from mgen.utils.files import check_writable
+    from mgen.utils.modeling import DTYPES
+
     if os.path.lexists(Path(args.out) / "run.json"):
         raise MgenError(f"{args.out} holds a run of mgen sample: choose another --out")
+    check_writable(args.out)
+    check_choice("--dtype", args.dtype, DTYPES)
     return restyle(args) if args.style else edit(args)
 
 
@@ -91,6 +97,7 @@ def edit(args: Namespace) -> int:
     from mgen.pipelines.runs import image_name
     from mgen.tokenizers.vision import give_vision
     from mgen.utils.grids import labeled_grid
+    from mgen.utils.limits import check_memory
 
     out = Path(args.out)
     pipe = load_for(args)
@@ -98,7 +105,7 @@ def edit(args: Namespace) -> int:
     size, channels = pipe.tokenizer.config.image_size, pipe.tokenizer.config.in_channels
     image = load_image(args.image, size=size, channels=channels, upright=True)
     if args.mask:
-        mask = load_image(args.mask, size=size, channels=1, upright=True)[0] >= 128
+        mask = editing.load_mask(args.mask, size)
     elif args.box:
         mask = editing.box_mask(four(args.box, "--box"), (size, size))
     else:
@@ -112,6 +119,8 @@ def edit(args: Namespace) -> int:
         pipe.sampler = pipe.sampler.override(guidance=1.0, first_stage=first)  # there is no class to guide towards
     else:
         classes = chosen_classes(args.classes, pipe, "--class")
+    count = len(classes) * args.num_images
+    check_memory(4 * count * image.numel(), f"{count:,} variants of {size} pixels", "ask for fewer")
     labels = [c for c in classes for _ in range(args.num_images)]
     images = editing.edit(
         pipe,
@@ -125,10 +134,10 @@ def edit(args: Namespace) -> int:
         dtype=args.dtype,
     )
     names = [*pipe.class_names, "no class" if pipe.conditional else "edited", "original"]
-    shown = [len(names) - 2 if c is None else c for c in labels]
-    for i, (result, label) in enumerate(zip(to_pil(images), shown)):
-        save_png(result, out / f"edit-{image_name(i, label if pipe.conditional else None)}")
-    grid = labeled_grid(torch.cat([image[None], images]), [len(names) - 1, *shown], names)
+    for i, (result, label) in enumerate(zip(to_pil(images), labels)):
+        save_png(result, out / f"edit-{image_name(i, label)}")
+    rows = [len(names) - 2 if c is None else c for c in labels]
+    grid = labeled_grid(torch.cat([image[None], images]), [len(names) - 1, *rows], names)
     save_png(grid, out / "grid.png")
     print(out / "grid.png")
     return 0

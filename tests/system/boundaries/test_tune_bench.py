@@ -1,4 +1,4 @@
-"""mgen tune and mgen bench: options, traces, sweeps and sizes that are refused before the work."""
+"""mgen tune and mgen bench: bad options, traces and sweeps, and sizes that cannot fit, end before the work."""
 
 import json
 import os
