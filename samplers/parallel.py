@@ -70,6 +70,8 @@ class ParallelSampler(SamplerSettings):
         """Raise MgenError unless the steps fit tokens that are drawn one after the other, or global ones first."""
         c, order = self.config, self.order
         single = order.name == "raster" and c.schedule == "single" and c.steps == units.length and not c.start
+        if able.order == "causal" and able.joint:
+            raise MgenError(f"{name} draws one token after the other, its head all of them together: use another head")
         if able.order == "causal" and not single:
             raise MgenError(
                 f"{name} draws one token after the other: it needs steps {units.length}, order raster and schedule single, not "

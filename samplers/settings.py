@@ -243,7 +243,8 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
             return type(self)(**{**self.settings, **settings})
         except MgenError as error:
             steps = self.config.steps
-            if settings.get("steps", steps) != steps:
+            listed = any(isinstance(value, list | tuple) for value in self.settings.values())
+            if listed and settings.get("steps", steps) != steps:
                 raise MgenError(
                     f"{error}; this sampler lists values for its {steps} steps, so their number is fixed"
                 ) from error

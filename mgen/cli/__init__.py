@@ -109,6 +109,15 @@ def _sigterm_as_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before or signal.SIG_DFL)  # None if it was not set in Python
 
 
+@contextlib.contextmanager
+def resumable(how: str) -> Iterator[None]:
+    """Let the message of Ctrl-C and SIGTERM say how to go on: "interrupted: HOW"."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        raise type(interrupt)(f"{interrupt or 'interrupted'}: {how}") from interrupt
+
+
 def _report(error: Exception) -> int:
     """Write the trace of an unforeseen error to a file, and say so; returns the exit status."""
     import tempfile

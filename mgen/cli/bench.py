@@ -251,17 +251,20 @@ def sweep_distance(pipe: "RandomPipeline | MaskedPipeline", args: Namespace) -> 
     """How --sweep measures the images of a trained model, and what its files say about that."""
     from mgen.evaluation.evaluate import metric_names
     from mgen.evaluation.extractors import make_extractor
-    from mgen.evaluation.fashion import knows_fashion
+    from mgen.evaluation.fashion import require_fashion
     from mgen.evaluation.references import find_reference
-    from mgen.pipelines.pipeline import MaskedPipeline
     from mgen.tune.tuning import Distance
     from mgen.zoo import weights_sha256
 
     if args.num_images is None or args.num_images < 2:
         raise MgenError("--sweep on a trained model needs --num-images, at least 2 (500 and more tell methods apart)")
     extractor = make_extractor(args.extractor, weights=args.inception_weights, device=pipe.device)
-    own = args.extractor == "fmnist-cnn" and isinstance(pipe, MaskedPipeline) and knows_fashion(pipe)
-    reference = find_reference(args.reference, extractor, builtin=own)
+    builtin = args.extractor == "fmnist-cnn"
+    if args.reference is None and builtin:
+        require_fashion(
+            pipe, args.model, "--reference FILE, statistics that mgen stats wrote, or fmnist-train if that is right"
+        )
+    reference = find_reference(args.reference, extractor, builtin=builtin)
     if reference is None:
         raise MgenError(
             f"--sweep measures distances, and {args.model} with --extractor {args.extractor} has no built-in reference: give "

@@ -34,7 +34,9 @@ class NpzImages:
         if self.path.suffix != ".npy":
             names = npz_names(self.path)
             if "arr_0" not in names:
-                raise MgenError(f"{path} has no arr_0 with images, only {shown(', '.join(names) or 'nothing')}")
+                raise MgenError(
+                    f"{path} has no arr_0 with images, only {shown(', '.join(names)) if names else 'nothing'}"
+                )
         with reading(self.path, "images as uint8 (N, H, W, C)"):
             if self.path.suffix != ".npy":
                 self._zip = zipfile.ZipFile(self.path)

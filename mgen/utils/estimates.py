@@ -31,14 +31,16 @@ def check_fits(make: Callable[[], torch.nn.Module], settings: object, what: str,
     a shape there and no values. That draws no random numbers, takes a hundredth of the time of a large network, and finds whatever
     else its constructors refuse.
     """
-    if _upper_bound(settings) < SMALL or torch.get_default_device().type == "meta":
+    small = SMALL if saved is None else min(SMALL, 2000 * saved)
+    if _upper_bound(settings) < small or torch.get_default_device().type == "meta":
         return
-    free, size = available_memory(), 0
+    # Files hold 16 bits of a number at least, and no tables that are computed.
+    most, size = available_memory() if saved is None else 4 * saved + 10**6, 0
 
     def count(module: torch.nn.Module, name: str, value: torch.Tensor | None) -> None:
         nonlocal size
         size += 0 if value is None else value.numel() * value.element_size()
-        if size > 2 * free:  # no need to see the rest
+        if size > 2 * most:  # no need to see the rest; layers that are replaced later count twice
             raise _TooLarge
 
     hooks = [register_module_parameter_registration_hook(count), register_module_buffer_registration_hook(count)]
@@ -54,8 +56,10 @@ def check_fits(make: Callable[[], torch.nn.Module], settings: object, what: str,
     finally:
         for hook in hooks:
             hook.remove()
-    if saved is not None and size > 4 * saved + 10**6:  # files hold 16 bits at least, and no tables that are computed
-        raise MgenError(f"it describes a network of {in_gb(size)}, and the weights beside it have {in_gb(saved)}")
+    if saved is not None and size > most:
+        raise MgenError(
+            f"it describes a network of {in_gb(size)} or more, and the weights beside it have {in_gb(saved)}"
+        )
     check_memory(size, f"the weights of {what}", "make it smaller, such as its width or its number of layers")
 
 
