@@ -95,7 +95,6 @@ def command(argv: Sequence[str] | None = None) -> int:
 def tune(args: Namespace, line: str) -> int:
     from mgen.bench.flops import check_duration
     from mgen.evaluation.extractors import make_extractor
-    from mgen.evaluation.fashion import require_fashion
     from mgen.pipelines.pipeline import DTYPES, load
     from mgen.pipelines.runs import begin_run
     from mgen.pipelines.sizes import check_batch
@@ -109,10 +108,6 @@ def tune(args: Namespace, line: str) -> int:
     out = Path(args.out)
     check_writable(out)
     pipe = load(args.model, device=args.device).optimize()
-    if args.extractor == "fmnist-cnn" and not (args.reference_search or args.reference_test or args.data_path):
-        require_fashion(
-            pipe, args.model, "--reference-search and --reference-test, two sets of images or statistics of them"
-        )
     sampler = pipe.sampler
     if args.start:
         sampler = ParallelSampler.suited(pipe.generator, *recipe_settings(args.start))
