@@ -9,10 +9,11 @@ from pydantic import Field
 
 from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError
-from mgen.utils.schema import Listed, Positive, Size, build, schema
+from mgen.utils.schema import Listed, Size, build, schema
 
-# Of the levels of quantized numbers.
+# Of latents, and of the levels of quantized ones.
 Bound = Annotated[float, Field(ge=-1e6, le=1e6)]
+Scale = Annotated[float, Field(gt=0, le=1e6)]
 Span = Annotated[float, Field(gt=0, le=100)]
 Form = Literal["published", "clean"]
 
@@ -60,7 +61,7 @@ class TokenSpec:
     grid: Listed[tuple[Size, Size]] | None = None
     vocab_size: Size | None = None
     channels: Size = 1
-    scale: Positive | None = 1.0
+    scale: Scale | None = 1.0
     levels: LevelSpec | None = None
     global_tokens: Annotated[int, Field(ge=0, le=2**20)] = 0
 

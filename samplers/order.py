@@ -23,24 +23,30 @@ from mgen.samplers.sequences import SEQUENCES, priorities
 from mgen.samplers.state import State
 from mgen.tokens import TokenSpec
 from mgen.utils.config import Settings
-from mgen.utils.errors import MgenError, check_choice
-from mgen.utils.modeling import check_keys
+from mgen.utils.errors import MgenError, check_choice, check_keys, shown
+from mgen.utils.schema import Natural, Text, build, schema
 
 RANKED = ("confidence", "remasking")
 ORDERS = tuple(sorted((*SEQUENCES, *RANKED)))
 Order = str | Sequence[int] | Settings
 
 
-@dataclass(frozen=True, kw_only=True)
+@schema
 class OrderSettings:
     """The setting `order:`: one of ORDERS, or "list" with `positions`, the first to be revealed first.
 
     `redraw`: rank one draw at temperature 1 and keep a second one.
     """
 
-    name: str
-    positions: tuple[int, ...] = ()
+    name: Text
+    positions: tuple[Natural, ...] = ()
     redraw: bool = False
+
+    def __post_init__(self) -> None:
+        if self.name != "list":
+            check_choice("order", self.name, ORDERS)
+        if self.redraw and self.name != "confidence":
+            raise MgenError(f"redraw is true with {self.name}: it is for confidence only")
 
     @classmethod
     def of(cls, order: Order) -> "OrderSettings":
@@ -48,18 +54,14 @@ class OrderSettings:
         if isinstance(order, str):
             return cls(name=check_choice("order", order, ORDERS))
         if isinstance(order, Mapping):
-            check_keys(dict(order), {"name", "redraw"}, "order.")
-            name, redraw = check_choice("order.name", str(order.get("name")), ORDERS), order.get("redraw", False)
-            if not isinstance(redraw, bool) or (redraw and name != "confidence"):
-                raise MgenError(
-                    f"order.redraw is {redraw!r} with {name}: expected true or false, true for confidence only"
-                )
-            return cls(name=name, redraw=redraw)
-        if not isinstance(order, Sequence) or sorted(order) != list(range(len(order))) or not order:
+            check_keys(order, {"name", "redraw"}, "order.")
+            return build(cls, {"name": order.get("name"), **order}, "order.")
+        whole = isinstance(order, list | tuple) and all(type(p) is int for p in order)
+        if not whole or not order or sorted(order) != list(range(len(order))):
             raise MgenError(
-                f"order is {order!r}: expected a name ({', '.join(ORDERS)}) or all positions 0 … L − 1, each once"
+                f"order is {shown(order)}: expected a name ({', '.join(ORDERS)}) or all positions 0 … L − 1, each once"
             )
-        return cls(name="list", positions=tuple(map(int, order)))
+        return cls(name="list", positions=tuple(order))  # type: ignore[arg-type]
 
     @property
     def ranked(self) -> bool:

@@ -20,6 +20,7 @@ from mgen.utils import seeds
 from mgen.utils.errors import MgenError
 from mgen.utils.modeling import public
 
+STEPS_PER_TOKEN = 16
 Given = tuple[Tensor, Tensor]  # tokens, and a bool mask of those that are given
 
 
@@ -55,7 +56,11 @@ class ParallelSampler(SamplerSettings):
                 )
             if c.steps > units.length:
                 raise MgenError(f"steps is {c.steps}, this model has {units.length} tokens: at most one step per token")
-        elif reuse.head_share != 1:
+        elif c.steps > STEPS_PER_TOKEN * units.length:  # some rules reveal nothing in a step, or draw tokens again
+            raise MgenError(
+                f"steps is {c.steps}, this model has {units.length} tokens: at most {STEPS_PER_TOKEN} steps for each"
+            )
+        if able.log_prob and reuse.head_share != 1:
             raise MgenError(f"reuse.head_share is {reuse.head_share}: only a diffusion head has steps to share")
         temperatures = self.values("temperature", units.length, units.global_tokens)
         for head in (c.head or {}, self.cached_head or c.head or {}):
@@ -65,6 +70,8 @@ class ParallelSampler(SamplerSettings):
         """Raise MgenError unless the steps fit tokens that are drawn one after the other, or global ones first."""
         c, order = self.config, self.order
         single = order.name == "raster" and c.schedule == "single" and c.steps == units.length and not c.start
+        if able.order == "causal" and able.joint:
+            raise MgenError(f"{name} draws one token after the other, its head all of them together: use another head")
         if able.order == "causal" and not single:
             raise MgenError(
                 f"{name} draws one token after the other: it needs steps {units.length}, order raster and schedule single, not "

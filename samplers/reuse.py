@@ -8,16 +8,15 @@ ENAT (arXiv 2411.06959): full steps carry the features of visible tokens on. The
 step to the next, and cached steps in between read what the last full one stored.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from mgen.utils.config import Settings
-from mgen.utils.errors import MgenError, check_choice
-from mgen.utils.modeling import check_keys
+from mgen.utils.schema import Natural, build, schema
 
 
-@dataclass(frozen=True, kw_only=True)
+@schema
 class Reuse:
     """The policy: which steps are cached ones, and what they compute.
 
@@ -33,35 +32,19 @@ class Reuse:
         features: trunks that carry features (ENAT) continue from those of the full step before; others have none.
     """
 
-    cached: int = 0
-    full_first: int = 0
+    cached: Natural = 0
+    full_first: Natural = 0
     inside: Literal["order", "raster"] = "order"
     refresh: Literal["group", "latest"] = "group"
     prefix: bool = True
-    head_share: float = 1.0
+    head_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     late_guidance: bool = False
     features: bool = True
-
-    def __post_init__(self) -> None:
-        for name in ("cached", "full_first"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-                raise MgenError(f"reuse.{name} is {value!r}: a whole number of at least 0 is needed")
-        for name in ("prefix", "late_guidance", "features"):
-            if not isinstance(getattr(self, name), bool):
-                raise MgenError(f"reuse.{name} is {getattr(self, name)!r}: expected true or false")
-        check_choice("reuse.inside", self.inside, ("order", "raster"))
-        check_choice("reuse.refresh", self.refresh, ("group", "latest"))
-        if isinstance(self.head_share, bool | str) or not 0 < self.head_share <= 1:
-            raise MgenError(f"reuse.head_share is {self.head_share!r}: a share in 0 … 1 is needed")
 
     @classmethod
     def of(cls, settings: Settings | None) -> "Reuse":
         """From a mapping; MgenError for a key or value that is not allowed."""
-        if settings is not None and not isinstance(settings, Mapping):
-            raise MgenError(f"reuse is {settings!r}: expected a mapping, such as {{cached: 1, full_first: 12}}")
-        check_keys(dict(settings or {}), set(cls.__dataclass_fields__), "reuse.")
-        return cls(**(settings or {}))
+        return build(cls, {} if settings is None else settings, "reuse.")
 
     def groups(self, start: int, steps: int) -> list[list[int]]:
         """The steps `start` … `steps` − 1 cut into groups; the first of each is full."""

@@ -16,11 +16,13 @@ How fractions become whole numbers of tokens is in mgen.samplers.counts.
 """
 
 import math
+import re
 from collections.abc import Sequence
+from numbers import Real
 
 import numpy as np
 
-from mgen.utils.errors import MgenError, suggestion
+from mgen.utils.errors import MgenError, shown, suggestion
 
 NAMES = ("arccos", "cosine", "exp", "linear", "log", "single", "square")
 Schedule = str | Sequence[float]
@@ -55,22 +57,25 @@ def mask_fraction(name: str, ratio: float, *, length: int, dtype: Float = np.flo
 
 
 def exponent(name: str) -> float:
-    """X of a schedule "powX"; MgenError for another name."""
-    try:
-        if not name.startswith("pow"):
-            raise ValueError
-        return float(name[3:].lstrip(":"))
-    except ValueError:
+    """X of a schedule "powX", above 0 and up to 1000; MgenError for another name."""
+    match = re.fullmatch(r"pow:?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]{1,3})?", name)
+    if not match:
         raise MgenError(
-            f"unknown schedule {name!r}: {suggestion(name, (*NAMES, 'pow2.5'))} (any power), or a list"
-        ) from None
+            f"unknown schedule {shown(name)}: {suggestion(name, (*NAMES, 'pow2.5'))} (any power), or a list"
+        )
+    power = float(name.removeprefix("pow").removeprefix(":"))
+    if not 0 < power <= 1000:
+        raise MgenError(f"schedule {shown(name)}: the power must be above 0 and at most 1000")
+    return power
 
 
 def listed_fractions(schedule: Sequence[float], steps: int) -> list[float]:
     """The fractions of a schedule that is a list; MgenError unless they are `steps` − 1 or `steps` numbers in [0, 1]."""
-    if not isinstance(schedule, Sequence):
-        raise MgenError(f"schedule is {schedule!r}: expected a name or a list of fractions")
-    fractions = [float(x) for x in schedule]
+    if not isinstance(schedule, list | tuple) or not all(
+        isinstance(x, Real) and not isinstance(x, bool) for x in schedule
+    ):
+        raise MgenError(f"schedule is {shown(schedule)}: expected a name or a list of fractions")
+    fractions = [float(min(2, x)) for x in schedule]  # one above 1, of any size, raises an error below
     if len(fractions) not in (steps - 1, steps):
         raise MgenError(f"the schedule lists {len(fractions)} fractions, {steps} steps take {steps - 1} (or {steps})")
     if any(not 0 <= x <= 1 for x in fractions):

@@ -1,10 +1,12 @@
 """The settings of a sampler: every choice of a decoding run as a configuration that is checked when it is made."""
 
-from collections.abc import Mapping
-from typing import Self
+import functools
+from collections.abc import Callable, Mapping
+from typing import Annotated, Concatenate, ParamSpec, Self, TypeVar
 
 from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
+from pydantic import Field
 
 from mgen.generators import Cascade, Generator
 from mgen.heads import check_draw
@@ -15,8 +17,40 @@ from mgen.samplers.reuse import Reuse
 from mgen.samplers.schedule import Schedule
 from mgen.samplers.values import Value, per_step
 from mgen.utils.config import Settings
-from mgen.utils.errors import MgenError
-from mgen.utils.modeling import check_keys, constructor_keys
+from mgen.utils.errors import MgenError, check_keys, shown
+from mgen.utils.modeling import constructor_keys
+from mgen.utils.plain import check_plain
+from mgen.utils.schema import Natural, Text, build, schema
+
+P = ParamSpec("P")
+S = TypeVar("S")
+MOST_STEPS = 100_000
+
+
+@schema
+class _Plain:
+    """The settings of a sampler that are one value or a mapping of their own."""
+
+    steps: Annotated[int, Field(ge=1, le=MOST_STEPS)]
+    start: Natural
+    counts: Text
+    schedule: Text | tuple[float, ...]
+    head: dict[str, object] | None
+    first_stage: dict[str, object] | None
+    global_steps: Annotated[int, Field(ge=1)] | None
+
+
+def _known_keywords(init: Callable[Concatenate[S, P], None]) -> Callable[Concatenate[S, P], None]:
+    """Decorator: an unknown keyword argument is an MgenError that names the nearest one."""
+
+    @functools.wraps(init)
+    def call(self: S, /, *args: P.args, **kwargs: P.kwargs) -> None:
+        if args:
+            raise MgenError(f"a sampler takes settings by name, such as steps=8, not {shown(args[0])}")
+        check_keys(kwargs, constructor_keys(type(self)), "sampler.")
+        init(self, *args, **kwargs)
+
+    return call
 
 
 class SamplerSettings(SchedulerMixin, ConfigMixin):
@@ -38,6 +72,7 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
 
     config_name = "sampler_config.json"
 
+    @_known_keywords
     @register_to_config
     def __init__(
         self,
@@ -55,10 +90,11 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
         first_stage: Settings | None = None,
         global_steps: int | None = None,
     ) -> None:
-        for name, value in (("steps", steps), ("start", start)):
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise MgenError(f"{name} is {value!r}: expected a whole number")
-        if global_steps is not None and (not isinstance(global_steps, int) or not 0 < global_steps < steps):
+        curves = {"guidance": guidance, "temperature": temperature, "confidence_temperature": confidence_temperature}
+        check_plain({"order": order, "reuse": reuse, **curves})
+        plain = {"steps": steps, "start": start, "counts": counts, "schedule": schedule, "head": head}
+        build(_Plain, {**plain, "first_stage": first_stage, "global_steps": global_steps})
+        if global_steps is not None and global_steps >= steps:
             raise MgenError(
                 f"global_steps is {global_steps!r}: a whole number from 1 to steps − 1, {steps - 1}, is needed"
             )
@@ -69,10 +105,8 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
         tokens = steps if schedule == "single" else max(2, steps)
         rule = "enat" if counts == "maskgit-r" else counts
         remaining_counts(schedule, steps=steps, unknown=tokens, length=tokens, start=start, counts=rule)
-        for name in ("guidance", "temperature", "confidence_temperature"):
-            per_step(self.config[name], steps, name=name)
-        if head is not None and not isinstance(head, Mapping):
-            raise MgenError(f"head is {head!r}: expected a mapping, such as {{chain: ddim, steps: 25}}")
+        for name, value in curves.items():
+            per_step(value, steps, name=name)
         check_draw(head or {})
         if isinstance(first_stage, Mapping) and first_stage.get("first_stage") is not None:
             raise MgenError("nested first stages aren't supported: leave first_stage.first_stage out")
@@ -83,11 +117,11 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
     def from_settings(cls, settings: object, where: str) -> Self:
         """A sampler from a mapping of a file or a configuration; MgenError that names `where` for anything wrong in it."""
         if not isinstance(settings, Mapping):
-            raise MgenError(f"{where} is {settings!r}: expected a mapping of sampler settings")
-        check_keys(dict(settings), constructor_keys(cls), f"{where}.")
+            raise MgenError(f"{where} is {shown(settings)}: expected a mapping of sampler settings")
+        check_keys(settings, constructor_keys(cls), f"{where}.")
         try:
             return cls(**settings)
-        except (TypeError, ValueError) as error:
+        except ValueError as error:
             raise MgenError(f"{where}: {error}") from error
 
     @classmethod
@@ -209,7 +243,8 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
             return type(self)(**{**self.settings, **settings})
         except MgenError as error:
             steps = self.config.steps
-            if settings.get("steps", steps) != steps:
+            listed = any(isinstance(value, list | tuple) for value in self.settings.values())
+            if listed and settings.get("steps", steps) != steps:
                 raise MgenError(
                     f"{error}; this sampler lists values for its {steps} steps, so their number is fixed"
                 ) from error

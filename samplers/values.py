@@ -17,12 +17,62 @@ The default of `at` is `end` for linear, `start` for half-linear, and `inclusive
 
 import math
 from collections.abc import Mapping, Sequence
+from numbers import Real
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from mgen.utils.config import Settings
-from mgen.utils.errors import MgenError, check_choice, suggestion
+from mgen.utils.errors import MgenError, shown
+from mgen.utils.schema import Natural, build, schema
 
 Value = float | Sequence[float] | Settings
-KINDS = {"linear": "left", "half-linear": "left", "power": "power", "power-cosine": "power"}  # a key of their own
+Kind = Literal["linear", "half-linear", "power", "power-cosine"]
+LARGEST = 10_000.0  # of a guidance or a temperature; beyond, float32 logits lose their meaning
+RANGES = {"guidance": -LARGEST, "temperature": 0.0, "confidence_temperature": 0.0}  # the least of each
+
+
+@schema
+class Curve:
+    """A value that changes over the steps; see above."""
+
+    kind: Kind
+    start: float = 1.0
+    end: float = 1.0
+    at: Literal["start", "end", "inclusive", "tokens", "group"] | None = None
+    least: float | None = None
+    left: Natural | None = None
+    power: Annotated[float, Field(gt=0, le=1000)] | None = None
+
+    def __post_init__(self) -> None:
+        linear = self.kind in ("linear", "half-linear")
+        if self.power is not None and linear:
+            raise MgenError(f"unknown key 'power' of the kind {self.kind}: it is of power and power-cosine")
+        if not linear and (self.left is not None or self.at == "tokens"):
+            raise MgenError(f"at: tokens and left are of the kinds linear and half-linear, not of {self.kind}")
+
+    def at_steps(self, steps: int, unknown: Sequence[int], length: int, groups: Sequence[Sequence[int]]) -> list[float]:
+        """The value at each step; see `per_step`."""
+        span, least = self.end - self.start, -math.inf if self.least is None else self.least
+        at = self.at or {"linear": "end", "half-linear": "start"}.get(self.kind, "inclusive")
+        group = {t: (g + 1) / len(groups) for g, members in enumerate(groups) for t in members}
+        out = []
+        for t in range(steps):
+            if at == "tokens":
+                left = max(self.left or 0, unknown[t] if t < len(unknown) else 0)
+                done = length - left if self.kind == "linear" else min(length, 2 * (length - left))
+                out.append(max(least, self.start + span * done / length))
+                continue
+            alone = (t + 1) / steps
+            p = {"start": t / steps, "end": alone, "inclusive": t / max(1, steps - 1), "group": group.get(t, alone)}[at]
+            if self.kind == "half-linear":
+                p = min(1.0, 2 * p)
+            elif self.kind != "linear":
+                p = p ** (1.0 if self.power is None else self.power)
+            if self.kind == "power-cosine":
+                p = (1 - math.cos(math.pi * p)) / 2
+            out.append(max(least, self.start + span * p))
+        return out
 
 
 def per_step(
@@ -37,17 +87,19 @@ def per_step(
     """The value at each of `steps` steps.
 
     Args:
+        name: for error messages, and the allowed range (see RANGES).
         unknown, length: tokens unknown after each step, and in all, for `at: tokens`. groups: groups of steps, for `at: group`.
 
     Raises:
-        MgenError: a list of the wrong length, an unknown kind or key, or a number that is not finite.
+        MgenError: a list of the wrong length, an unknown kind or key, or a number that is not finite or out of range.
     """
-    if isinstance(value, str | bool) or value is None:
-        raise MgenError(f"{name} is {value!r}: expected a number, a list of numbers or a curve")
     if isinstance(value, Mapping):
-        out = _curve(value, steps, name, unknown, length, groups)
-    elif isinstance(value, Sequence):
-        out = [float(x) for x in value]
+        curve = build(Curve, value, f"{name}.")
+        for key, number in (("start", curve.start), ("end", curve.end)):
+            _check_range(number, f"{name}.{key}", RANGES.get(name))
+        out = curve.at_steps(steps, unknown, length, groups)
+    elif isinstance(value, list | tuple):
+        out = [_number(x, name) for x in value]
         if len(out) == steps - 1:
             out.append(0.0)
         if len(out) != steps:
@@ -55,40 +107,23 @@ def per_step(
                 f"{name} lists {len(out)} values for {steps} steps: give {steps} (or {steps - 1}, the last is then 0)"
             )
     else:
-        out = [float(value)] * steps
-    if not all(map(math.isfinite, out)):
-        raise MgenError(f"{name} holds a number that is not finite: {value}")
+        out = [_number(value, name)] * steps
+    for number in {*out}:
+        _check_range(number, name, RANGES.get(name))
     return out
 
 
-def _curve(
-    value: Settings, steps: int, name: str, unknown: Sequence[int], length: int, groups: Sequence[Sequence[int]]
-) -> list[float]:
-    kind = check_choice(f"{name}.kind", str(value.get("kind")), KINDS)
-    keys = {"start", "end", "at", "least", KINDS[kind]}
-    for key in value:
-        if key not in keys | {"kind"}:
-            raise MgenError(f"unknown key '{name}.{key}': {suggestion(key, keys)}")
-    start, end = float(value.get("start", 1.0)), float(value.get("end", 1.0))
-    ways = ("start", "end", "inclusive", "group") + (("tokens",) if KINDS[kind] == "left" else ())
-    usual = {"linear": "end", "half-linear": "start"}.get(kind, "inclusive")
-    least = float(value.get("least", -math.inf))
-    at = check_choice(f"{name}.at", value.get("at", usual), ways)
-    group = {t: (g + 1) / len(groups) for g, members in enumerate(groups) for t in members}
-    out = []
-    for t in range(steps):
-        if at == "tokens":
-            left = max(int(value.get("left", 0)), unknown[t] if t < len(unknown) else 0)
-            done = length - left if kind == "linear" else min(length, 2 * (length - left))
-            out.append(max(least, start + (end - start) * done / length))
-            continue
-        alone = (t + 1) / steps
-        p = {"start": t / steps, "end": alone, "inclusive": t / max(1, steps - 1), "group": group.get(t, alone)}[at]
-        if kind == "half-linear":
-            p = min(1.0, 2 * p)
-        elif kind != "linear":
-            p = p ** float(value.get("power", 1.0))
-        if kind == "power-cosine":
-            p = (1 - math.cos(math.pi * p)) / 2
-        out.append(max(least, start + (end - start) * p))
-    return out
+def _number(value: object, name: str) -> float:
+    # Not `float(value)`, which takes texts, and fails for integers of 400 digits.
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise MgenError(f"{name} is {shown(value)}: expected a number, a list of numbers or a curve")
+    if isinstance(value, int) and abs(value) > 2**63:
+        raise MgenError(f"{name} is {shown(value)}: a number of at most 64 bits is needed")
+    if not math.isfinite(number := float(value)):
+        raise MgenError(f"{name} holds a number that is not finite: {number}")
+    return number
+
+
+def _check_range(number: float, name: str, least: float | None) -> None:
+    if least is not None and not least <= number <= LARGEST:
+        raise MgenError(f"{name} is {number:g}: allowed is {least:,g} … {LARGEST:,g}")

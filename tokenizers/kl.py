@@ -24,10 +24,10 @@ from torch import Tensor, nn
 
 from mgen.tokenizers.base import FMNIST, PosteriorTokenizer, Widths, check_convolutions, register_tokenizer
 from mgen.tokenizers.sphere import set_stem
-from mgen.tokens import TokenSpec
+from mgen.tokens import Bound, Scale, TokenSpec
 from mgen.utils.errors import MgenError
 from mgen.utils.estimates import checked_network
-from mgen.utils.schema import Layers, Listed, Natural, Positive, Size
+from mgen.utils.schema import Layers, Listed, Natural, Size
 
 
 def patchify(latents: Tensor, patch: int) -> Tensor:
@@ -85,8 +85,8 @@ class KLTokenizer(PosteriorTokenizer):
         middle_attention: bool = True,
         quant_conv: bool = True,
         patch: Size = 1,
-        scale: Positive | None = 0.2325,
-        shift: float = 0.0,
+        scale: Scale | None = 0.2325,
+        shift: Bound = 0.0,
         stem: Size | None = None,
         z_channels: Size | None = None,
     ) -> None:
@@ -159,8 +159,7 @@ class KLTokenizer(PosteriorTokenizer):
 
     def decode(self, tokens: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
         """Images of tokens (B, L, C); `grid` (rows, columns) if it is not square."""
-        side = round(tokens.shape[1] ** 0.5)
-        z = unpatchify(tokens, self.config.patch, grid or (side, side)) / self._scale() + self.config.shift
+        z = unpatchify(tokens, self.config.patch, self.grid_of(tokens, grid)) / self._scale() + self.config.shift
         return self.decode_latents(z.to(self.dtype))
 
     def _scale(self) -> float:

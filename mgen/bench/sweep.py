@@ -129,7 +129,9 @@ def with_steps(own: Settings, settings: Settings, steps: int) -> Settings:
     reuse = out.get("reuse")
     if isinstance(reuse, dict) and isinstance(first := reuse.get("full_first"), float):
         if not 0 <= first <= 1:
-            raise MgenError(f"reuse.full_first is {first:g}: give a whole number of steps, or a share of them from 0 to 1")
+            raise MgenError(
+                f"reuse.full_first is {first:g}: give a whole number of steps, or a share of them from 0 to 1"
+            )
         out["reuse"] = {**reuse, "full_first": round(first * steps)}
     return out
 

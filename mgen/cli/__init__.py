@@ -52,7 +52,7 @@ def run(function: Callable[[Sequence[str] | None], int | None], argv: Sequence[s
         try:
             with warnings.catch_warnings():
                 warnings.showwarning = warn
-                # Pillow warns at half the limit at which images are refused (mgen.data.image_files).
+                # Pillow warns at half of our limit (mgen.data.image_files).
                 warnings.filterwarnings("ignore", "Image size .* exceeds limit")
                 try:
                     return function(argv) or 0
@@ -107,6 +107,15 @@ def _sigterm_as_interrupt() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before or signal.SIG_DFL)  # None if it was not set in Python
+
+
+@contextlib.contextmanager
+def resumable(how: str) -> Iterator[None]:
+    """Let the message of Ctrl-C and SIGTERM say how to go on: "interrupted: HOW"."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        raise type(interrupt)(f"{interrupt or 'interrupted'}: {how}") from interrupt
 
 
 def _report(error: Exception) -> int:

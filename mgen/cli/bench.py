@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from mgen.cli.parser import make_parser
+from mgen.cli.parser import make_parser, path, whole
 from mgen.cli.sample import add_sampler
 from mgen.utils.errors import MgenError, check_choice
 
@@ -37,11 +37,17 @@ def add_model(parser: ArgumentParser) -> None:
     from mgen.zoo import DEFAULT
 
     option = parser.add_argument
-    option("--model", default=DEFAULT, metavar="NAME|PATH", help="a saved pipeline")
-    option("--arch", metavar="NAME|FILE", help="instead of --model: a model of configs/models with random weights")
+    option("--model", default=DEFAULT, metavar="NAME|PATH", type=path, help="a saved pipeline")
+    option(
+        "--arch",
+        metavar="NAME|FILE",
+        type=path,
+        help="instead of --model: a model of configs/models with random weights",
+    )
     option(
         "--config",
         metavar="NAME|FILE",
+        type=path,
         help="instead of --model: the model of a training configuration, random weights",
     )
     option(
@@ -57,8 +63,8 @@ def add_model(parser: ArgumentParser) -> None:
         help="with --arch or --config: maskgit-f16, vq16, vq8, kl16, sd-f8 or none (no decoding)",
     )
     add_sampler(parser)
-    option("--batch-size", type=int, default=4)
-    option("--threads", type=int, help="CPU threads; default: torch's")
+    option("--batch-size", type=whole(1), default=4)
+    option("--threads", type=whole(1, 4096), help="CPU threads; default: torch's")
     option("--device", default="cpu")
     option("--dtype", default="fp32", help="fp32, bf16 or fp16, of the generator")
 
@@ -69,17 +75,20 @@ def add_sweep(parser: ArgumentParser) -> None:
     option(
         "--sweep",
         metavar="NAME|FILE",
+        type=path,
         help="compare methods over numbers of steps: a file of configs/sweeps (fmnist-maskgit, fmnist-mage, fmnist-enat, fmnist-mar, "
         "fmnist-himar, fmnist-himar-chains, "
         "fmnist-himar-ids, fmnist-bridge, maskgit-r, enat-l, mar-b) or your own; writes OUT/sweep.json, sweep.md, sweep.svg",
     )
-    option("--num-images", type=int, help="with --sweep on a trained model: images per distance")
+    option("--num-images", type=whole(2), help="with --sweep on a trained model: images per distance")
     option("--seed", type=int, default=0, help="with --sweep: of those images")
-    option("--extractor", default="fmnist-cnn", help="with --sweep: features in which the distance is measured")
-    option("--reference", help="with --sweep: statistics, as mgen eval takes them")
-    option("--inception-weights", metavar="FILE", help="with --extractor inception")
+    option(
+        "--extractor", default="fmnist-cnn", type=path, help="with --sweep: features in which the distance is measured"
+    )
+    option("--reference", type=path, help="with --sweep: statistics, as mgen eval takes them")
+    option("--inception-weights", metavar="FILE", type=path, help="with --extractor inception")
     option("--retime", action="store_true", help="with --sweep: measure the seconds of rows in OUT/sweep.json again")
-    option("--out", default="sweep", metavar="DIR", help="with --sweep: the folder of its files")
+    option("--out", default="sweep", metavar="DIR", type=path, help="with --sweep: the folder of its files")
 
 
 def command(argv: Sequence[str] | None = None) -> int:
@@ -87,9 +96,10 @@ def command(argv: Sequence[str] | None = None) -> int:
     add_model(parser)
     add_sweep(parser)
     option = parser.add_argument
-    option("--repeats", type=int, default=1, help="timed runs after one warm-up step; the fastest counts")
-    option("--json", metavar="FILE", help="also write the numbers to a file")
+    option("--repeats", type=whole(1), default=1, help="timed runs after one warm-up step; the fastest counts")
+    option("--json", metavar="FILE", type=path, help="also write the numbers to a file")
     args = parser.parse_args(argv)
+    check_options(args)
 
     from mgen.bench import benchmark
     from mgen.cli.sample import chosen_sampler
@@ -113,14 +123,34 @@ def command(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def check_options(args: Namespace) -> None:
+    """Raise MgenError for options without effect, and for a file that can't be written, before the work."""
+    from pathlib import Path
+
+    from mgen.utils.files import check_writable
+
+    if not args.sweep:
+        for name in ("num_images", "reference", "inception_weights", "retime"):
+            if getattr(args, name):
+                raise MgenError(f"--{name.replace('_', '-')} is for --sweep: leave it out")
+    if args.sweep and args.json:
+        raise MgenError("--json is for one setting: --sweep writes its numbers to OUT/sweep.json")
+    if args.inception_weights and args.extractor != "inception":
+        raise MgenError(f"--inception-weights is for --extractor inception, this is {args.extractor}: leave it out")
+    if args.json:
+        if Path(args.json).is_dir():
+            raise MgenError(f"--json {args.json} is a folder: give the name of a file")
+        check_writable(Path(args.json).parent)
+
+
 def chosen_pipeline(args: Namespace) -> "RandomPipeline | MaskedPipeline":
     """The pipeline that the options of `add_model` ask for, on its device; sets the number of threads."""
-    if min(args.batch_size, args.repeats) < 1 or (args.threads is not None and args.threads < 1):
-        raise MgenError("--batch-size, --repeats and --threads must be at least 1")
     if args.arch and args.config:
         raise MgenError("--arch and --config both name a model: give one of them")
     if args.model_set and not (args.arch or args.config):
         raise MgenError("--model-set changes models with random weights: use it with --arch or --config")
+    if args.tokenizer != "auto" and not (args.arch or args.config):
+        raise MgenError("--tokenizer is for models with random weights, --arch or --config: a saved model has its own")
 
     import torch
 
@@ -175,6 +205,8 @@ def compare(pipe: "RandomPipeline | MaskedPipeline", sampler: "ParallelSampler",
     import torch
 
     from mgen.bench import sweep, sweep_report
+    from mgen.bench.flops import check_duration
+    from mgen.pipelines.sizes import check_batch
     from mgen.utils.files import check_writable, write_text
 
     out = Path(args.out)
@@ -193,6 +225,9 @@ def compare(pipe: "RandomPipeline | MaskedPipeline", sampler: "ParallelSampler",
         distance, more = sweep_distance(pipe, args)
         about |= more
     settings = sweep.read_sweep(args.sweep, sampler, pipe.generator)
+    for _, _, chosen in settings.runs:
+        check_batch(pipe, chosen, args.batch_size, args.batch_size)
+        check_duration(pipe, chosen, args.batch_size * args.repeats + (args.num_images or 0))
     rows = sweep.run_sweep(
         pipe,
         settings,
@@ -216,6 +251,7 @@ def sweep_distance(pipe: "RandomPipeline | MaskedPipeline", args: Namespace) -> 
     """How --sweep measures the images of a trained model, and what its files say about that."""
     from mgen.evaluation.evaluate import metric_names
     from mgen.evaluation.extractors import make_extractor
+    from mgen.evaluation.fashion import require_fashion
     from mgen.evaluation.references import find_reference
     from mgen.tune.tuning import Distance
     from mgen.zoo import weights_sha256
@@ -223,10 +259,16 @@ def sweep_distance(pipe: "RandomPipeline | MaskedPipeline", args: Namespace) -> 
     if args.num_images is None or args.num_images < 2:
         raise MgenError("--sweep on a trained model needs --num-images, at least 2 (500 and more tell methods apart)")
     extractor = make_extractor(args.extractor, weights=args.inception_weights, device=pipe.device)
-    reference = find_reference(args.reference, extractor, builtin=args.extractor == "fmnist-cnn")
+    builtin = args.extractor == "fmnist-cnn"
+    if args.reference is None and builtin:
+        require_fashion(
+            pipe, args.model, "--reference FILE, statistics that mgen stats wrote, or fmnist-train if that is right"
+        )
+    reference = find_reference(args.reference, extractor, builtin=builtin)
     if reference is None:
         raise MgenError(
-            "--sweep measures distances: give --reference FILE, statistics that mgen eval --save-statistics wrote"
+            f"--sweep measures distances, and {args.model} with --extractor {args.extractor} has no built-in reference: give "
+            "--reference FILE, statistics that mgen stats wrote, or fmnist-train if that is right"
         )
     name = metric_names(extractor, args.num_images)[0]
     distance = Distance(

@@ -105,7 +105,7 @@ def check_out(out: Path, sources: Sequence[str]) -> None:
     if foreign:
         raise MgenError(f"{out} would be replaced, and holds {shown(foreign[0])} too: move it, or choose another --out")
     for source in sources:
-        if Path(source).exists() and Path(source).resolve().is_relative_to(out.resolve()):
+        if Path(source).exists() and out.resolve() in Path(source).resolve().parents:  # itself may be replaced
             raise MgenError(f"{source} lies in --out {out}, which would be replaced: choose another --out")
 
 

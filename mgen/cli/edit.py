@@ -1,12 +1,14 @@
 """`mgen edit`: in-painting, out-painting, class editing, style of another image."""
 
+import os
+import re
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from mgen.cli.parser import add_vision, make_parser
+from mgen.cli.parser import add_vision, make_parser, number, path, whole
 from mgen.cli.sample import add_sampling, load_for
-from mgen.utils.errors import MgenError
+from mgen.utils.errors import MgenError, check_choice, shown
 
 EXAMPLES = """  mgen edit photo.png --mask mask.png --class bag --out edited       regenerate the white part of the mask
   mgen edit shoe.png --box 0,0,16,32 --class sneaker --out edited      left half of a 32-pixel image
@@ -22,25 +24,39 @@ The picture is center-cropped to the model's size. Pixels outside the mask stay 
 def command(argv: Sequence[str] | None = None) -> int:
     parser = make_parser("edit", "Regenerate a part of an image, or give it the style of another image.", EXAMPLES)
     option = parser.add_argument
-    option("image", help="image file")
+    option("image", type=path, help="image file")
     where = parser.add_mutually_exclusive_group(required=True).add_argument
-    where("--mask", metavar="FILE", help="image whose bright pixels (≥ 128) are regenerated")
+    where(
+        "--mask",
+        type=path,
+        metavar="FILE",
+        help="image whose bright pixels (≥ 128) are regenerated; of one with transparency, those that are not transparent",
+    )
     where("--box", metavar="L,T,R,B", help="box to regenerate, in pixels of the model's image size")
     where("--outpaint", metavar="L,T,R,B", help="margins in pixels to generate around the shrunken picture")
-    where("--style", metavar="FILE", help="image whose global tokens the result gets, with a Hita tokenizer as --model")
+    where(
+        "--style",
+        type=path,
+        metavar="FILE",
+        help="image whose global tokens the result gets, with a Hita tokenizer as --model",
+    )
     add_vision(parser)
     option("--class", "--classes", dest="classes", help="class ids or names of the result; default: none (null class)")
-    option("--num-images", type=int, default=4, help="variants per class")
-    option("--batch-size", type=int, default=40)
-    option("--dilate", type=int, default=1, help="token cells by which the mask grows")
-    option("--feather", type=float, default=0.0, help="softening of the seam, in pixels")
-    option("--out", default="edited", metavar="DIR")
+    option("--num-images", type=whole(1), default=4, help="variants per class")
+    option("--batch-size", type=whole(1), default=40)
+    option("--dilate", type=whole(0), default=1, help="token cells by which the mask grows")
+    option("--feather", type=number(0), default=0.0, help="softening of the seam, in pixels")
+    option("--out", type=path, default="edited", metavar="DIR")
     add_sampling(parser)
     args = parser.parse_args(argv)
-    if min(args.num_images, args.batch_size) < 1 or args.dilate < 0 or args.feather < 0:
-        raise MgenError("--num-images and --batch-size must be at least 1, --dilate and --feather at least 0")
-    if (Path(args.out) / "run.json").is_file():
+
+    from mgen.utils.files import check_writable
+    from mgen.utils.modeling import DTYPES
+
+    if os.path.lexists(Path(args.out) / "run.json"):
         raise MgenError(f"{args.out} holds a run of mgen sample: choose another --out")
+    check_writable(args.out)
+    check_choice("--dtype", args.dtype, DTYPES)
     return restyle(args) if args.style else edit(args)
 
 
@@ -81,6 +97,7 @@ def edit(args: Namespace) -> int:
     from mgen.pipelines.runs import image_name
     from mgen.tokenizers.vision import give_vision
     from mgen.utils.grids import labeled_grid
+    from mgen.utils.limits import check_memory
 
     out = Path(args.out)
     pipe = load_for(args)
@@ -88,7 +105,7 @@ def edit(args: Namespace) -> int:
     size, channels = pipe.tokenizer.config.image_size, pipe.tokenizer.config.in_channels
     image = load_image(args.image, size=size, channels=channels, upright=True)
     if args.mask:
-        mask = load_image(args.mask, size=size, channels=1, upright=True)[0] >= 128
+        mask = editing.load_mask(args.mask, size)
     elif args.box:
         mask = editing.box_mask(four(args.box, "--box"), (size, size))
     else:
@@ -102,6 +119,8 @@ def edit(args: Namespace) -> int:
         pipe.sampler = pipe.sampler.override(guidance=1.0, first_stage=first)  # there is no class to guide towards
     else:
         classes = chosen_classes(args.classes, pipe, "--class")
+    count = len(classes) * args.num_images
+    check_memory(4 * count * image.numel(), f"{count:,} variants of {size} pixels", "ask for fewer")
     labels = [c for c in classes for _ in range(args.num_images)]
     images = editing.edit(
         pipe,
@@ -115,10 +134,10 @@ def edit(args: Namespace) -> int:
         dtype=args.dtype,
     )
     names = [*pipe.class_names, "no class" if pipe.conditional else "edited", "original"]
-    shown = [len(names) - 2 if c is None else c for c in labels]
-    for i, (result, label) in enumerate(zip(to_pil(images), shown)):
-        save_png(result, out / f"edit-{image_name(i, label if pipe.conditional else None)}")
-    grid = labeled_grid(torch.cat([image[None], images]), [len(names) - 1, *shown], names)
+    for i, (result, label) in enumerate(zip(to_pil(images), labels)):
+        save_png(result, out / f"edit-{image_name(i, label)}")
+    rows = [len(names) - 2 if c is None else c for c in labels]
+    grid = labeled_grid(torch.cat([image[None], images]), [len(names) - 1, *rows], names)
     save_png(grid, out / "grid.png")
     print(out / "grid.png")
     return 0
@@ -126,7 +145,7 @@ def edit(args: Namespace) -> int:
 
 def four(text: str, option: str) -> list[int]:
     """Four integers of "L,T,R,B"."""
-    parts = text.split(",")
-    if len(parts) != 4 or not all(p.strip().lstrip("-").isdigit() for p in parts):
-        raise MgenError(f"{option} {text!r}: expected four whole numbers LEFT,TOP,RIGHT,BOTTOM")
-    return [int(p) for p in parts]
+    parts = [part.strip() for part in text.split(",", maxsplit=4)]
+    if len(parts) != 4 or not all(re.fullmatch("-?[0-9]{1,9}", part) for part in parts):
+        raise MgenError(f"{option} {shown(text)}: expected four whole numbers LEFT,TOP,RIGHT,BOTTOM, such as 0,0,16,32")
+    return [int(part) for part in parts]

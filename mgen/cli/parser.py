@@ -13,6 +13,7 @@ from mgen.utils.errors import MgenError, shown
 
 N = TypeVar("N", int, float)
 LONGEST_NAME, LONGEST_PATH = 255, 4095  # bytes, of Linux
+MOST_FOLDERS = 200  # that a path goes down
 
 
 def text(value: str) -> str:
@@ -32,6 +33,8 @@ def path(value: str) -> str:
         raise argparse.ArgumentTypeError(
             f"{shown(value)} is too long: a name has {LONGEST_NAME} bytes at most, a path {LONGEST_PATH}"
         )
+    if len(Path(os.path.abspath(value)).parts) > MOST_FOLDERS:
+        raise argparse.ArgumentTypeError(f"{shown(value)} is more than {MOST_FOLDERS} folders deep")
     return value
 
 

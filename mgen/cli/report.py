@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from mgen.cli.parser import make_parser
+from mgen.cli.parser import make_parser, path
 from mgen.utils.errors import MgenError
 
 EXAMPLES = """  mgen report eval-fmnist-maskgit                      one result, as report.html, report.md and report.json
@@ -17,11 +17,12 @@ pip install 'mgen[plots]'). The page is one file that loads nothing from elsewhe
 
 def command(argv: Sequence[str] | None = None) -> int:
     parser = make_parser("report", "Results of mgen eval on one page: HTML, Markdown and JSON.", EXAMPLES)
-    parser.add_argument("results", nargs="+", metavar="RESULT", help="a result.json, or a folder with one")
+    parser.add_argument("results", nargs="+", metavar="RESULT", type=path, help="a result.json, or a folder with one")
     parser.add_argument(
         "--out",
         default="report.html",
         metavar="FILE",
+        type=path,
         help="the page; .md and .json files of the same name are written next to it",
     )
     parser.add_argument("--title", help="title of the page; default: what was measured")
@@ -36,9 +37,10 @@ def command(argv: Sequence[str] | None = None) -> int:
         raise MgenError(f"--out {args.out}: expected a file name such as report.html")
 
     from mgen.reports.write import write_page
-    from mgen.utils.files import check_writable
+    from mgen.utils.files import check_output
 
-    check_writable(out.parent)
-    for path in write_page(args.results, out, title=args.title, allow_mixed=args.allow_mixed):
-        print(path)
+    for suffix in (".html", ".json"):  # the longest names
+        check_output(out.with_suffix(suffix))
+    for file in write_page(args.results, out, title=args.title, allow_mixed=args.allow_mixed):
+        print(file)
     return 0

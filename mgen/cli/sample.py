@@ -1,11 +1,14 @@
 """`mgen sample`: make images."""
 
+import os
+import re
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mgen.cli.parser import make_parser
+from mgen.cli import resumable
+from mgen.cli.parser import make_parser, number, path, whole
 from mgen.utils.errors import MgenError, check_choice
 
 if TYPE_CHECKING:
@@ -39,7 +42,7 @@ def add_sampling(parser: ArgumentParser) -> None:
     from mgen.zoo import DEFAULT
 
     option = parser.add_argument
-    option("--model", default=DEFAULT, metavar="NAME|PATH", help="a model of `mgen zoo` or a folder")
+    option("--model", type=path, default=DEFAULT, metavar="NAME|PATH", help="a model of `mgen zoo` or a folder")
     option("--seed", type=int, default=0)
     add_sampler(parser)
     option("--device", default="auto", help="cpu, cuda, cuda:1, auto")
@@ -49,21 +52,22 @@ def add_sampling(parser: ArgumentParser) -> None:
 def add_sampler(parser: ArgumentParser) -> None:
     """Options that change a model's sampler; see `chosen_sampler`."""
     option = parser.add_argument
-    option("--steps", type=int, help="decoding steps; default: the model's")
+    option("--steps", type=whole(1), help="decoding steps; default: the model's")
     option("--guidance", type=float, help="s in u + s·(c − u), 1 is none; default: the model's")
     option(
         "--temperature",
-        type=float,
+        type=number(0),
         help="temperature of the tokens (of an ancestral chain: of its noise); default: the model's",
     )
     option(
         "--order",
         help="confidence, remasking, random, raster, halton, halton-rolled, or all positions as 3,0,1,…; default: the model's",
     )
-    option("--head-steps", type=int, help="steps of a diffusion head's chain; default: the model's")
+    option("--head-steps", type=whole(1), help="steps of a diffusion head's chain; default: the model's")
     option("--chain", help="ancestral, ddim or dpm-solver++, of a diffusion head; default: the model's")
     option(
         "--recipe",
+        type=path,
         metavar="FILE",
         help="sampler settings: a recipe of `mgen zoo`, a YAML with a `sampler:` section, or an AutoNAT strategy file",
     )
@@ -97,7 +101,7 @@ def chosen_sampler(pipe: "MaskedPipeline | RandomPipeline", args: Namespace) -> 
     if args.set:
         sampler = ParallelSampler.from_settings(apply_overrides(sampler.settings, args.set), "sampler")
     order: str | list[int] | None = args.order
-    if args.order and all(part.strip().isdigit() for part in args.order.split(",")):
+    if args.order and re.fullmatch(r"\s*[0-9]{1,9}\s*(,\s*[0-9]{1,9}\s*)*", args.order):
         order = [int(part) for part in args.order.split(",")]
     sampler = sampler.override(
         steps=args.steps,
@@ -121,14 +125,10 @@ def command(argv: Sequence[str] | None = None) -> int:
     from mgen.pipelines.pixels import QUANTIZATIONS
     from mgen.pipelines.runs import FORMATS
     from mgen.pipelines.shards import SHARD
-    from mgen.utils.files import check_writable
+    from mgen.utils.files import check_target, check_writable
 
-    for name in ("num_images", "batch_size", "shard_size", "image_size"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise MgenError(f"--{name.replace('_', '-')} is {value}: at least 1 is needed")
-    if args.animation and Path(args.animation).suffix not in (".gif", ".png"):
-        raise MgenError(f"--animation {args.animation}: the name must end in .gif or .png")
+    if args.animation:
+        check_animation(Path(args.animation), Path(args.out))
     check_choice("--labels", args.labels, PLANS)
     check_choice("--format", args.format, FORMATS)
     check_choice("--quantization", args.quantization, QUANTIZATIONS)
@@ -140,6 +140,7 @@ def command(argv: Sequence[str] | None = None) -> int:
             raise MgenError(
                 f"--npz {file}: expected a file name ending in .npz, not that of a shard (images-000000-000999.npz)"
             )
+        check_target(file)
         check_writable(file.parent)
     if args.show_plan:
         pipe = load_for(args)
@@ -148,18 +149,36 @@ def command(argv: Sequence[str] | None = None) -> int:
     return sample(args)
 
 
+def check_animation(file: Path, out: Path) -> None:
+    """Raise MgenError for a file of another kind, or one that would take the place of an image of the run or of its grid."""
+    from mgen.pipelines.runs import IMAGE
+    from mgen.utils.files import check_target, check_writable
+
+    if file.suffix not in (".gif", ".png"):
+        raise MgenError(f"--animation {file}: the name must end in .gif or .png")
+    check_target(file)
+    same = os.path.realpath(file.parent) == os.path.realpath(out)
+    if same and (file.name == "grid.png" or IMAGE.fullmatch(file.name)):
+        raise MgenError(f"--animation {file} is a file of the run itself: choose another name, such as reveal.png")
+    check_writable(file.parent)
+
+
 def add_output(parser: ArgumentParser) -> None:
     """Options of what is sampled and written."""
     option = parser.add_argument
-    option("--out", default="samples", metavar="DIR")
-    option("--classes", help="ids, ranges or names: 0,3,7-9 or bag,dress; default: all, in turn")
-    option("--num-images", type=int, help="default: 8 per class, at most 80")
+    option("--out", type=path, default="samples", metavar="DIR")
+    option(
+        "--classes",
+        help="ids, ranges or names: 0,3,7-9 or bag,dress; a name with a comma in quotes: '\"crane, bird\",3'; id:2 or name:2 where a "
+        "name is a number; default: all, in turn",
+    )
+    option("--num-images", type=whole(1), help="default: 8 per class, at most 80")
     option(
         "--labels",
         default="balanced",
         help="order of the classes: balanced (in turn), sorted (all images of a class together) or random (uniform)",
     )
-    option("--batch-size", type=int, default=40)
+    option("--batch-size", type=whole(1), default=40)
     option(
         "--format",
         default="png",
@@ -167,17 +186,18 @@ def add_output(parser: ArgumentParser) -> None:
     )
     option(
         "--shard-size",
-        type=int,
+        type=whole(1),
         help="images per shard of --format npz, default 1000; one process makes a shard, and starts it again after an interruption",
     )
     option(
         "--npz",
+        type=path,
         metavar="FILE",
         help="at the end also write all images to one .npz in ADM's layout, gray repeated to three channels",
     )
     option(
         "--image-size",
-        type=int,
+        type=whole(1, 2**20),
         help="resize images to this side, bicubic without antialiasing, as LlamaGen does; default: as sampled",
     )
     option(
@@ -185,7 +205,12 @@ def add_output(parser: ArgumentParser) -> None:
         default="round",
         help="to bytes: round, half-up (floor of 127.5 x + 128, as in LlamaGen), or truncate (as in MAGE)",
     )
-    option("--animation", metavar="FILE", help=".gif or .png (APNG): the first images while their tokens are revealed")
+    option(
+        "--animation",
+        type=path,
+        metavar="FILE",
+        help=".gif or .png (APNG): the first images while their tokens are revealed",
+    )
     option(
         "--show-plan", action="store_true", help="print what every step does (tokens, guidance, forward pass) and exit"
     )
@@ -219,7 +244,8 @@ def sample(args: Namespace) -> int:
     about: dict[str, object] = {"sampler": pipe.sampler.settings}
     if rank == 0:
         about = {"model": args.model, **vars(identity(resolve(args.model))), **about}
-    complete_run(pipe, run, about=about, batch_size=args.batch_size, rank=rank, world=world, wait=wait)
+    with resumable("the same command goes on where it stopped"):
+        complete_run(pipe, run, about=about, batch_size=args.batch_size, rank=rank, world=world, wait=wait)
     if rank == 0:
         print(f"{count} images in {run.out}, none missing")
         images, labels = read_back(run)
@@ -261,7 +287,8 @@ def animate(pipe: "MaskedPipeline", classes: Sequence[int | None], args: Namespa
         grid = (net.first_stage_spec if step.first_stage and isinstance(net, Cascade) else spec).grid
         assert grid is not None and spec.grid is not None  # a tokenizer decodes only those
         with torch.autocast(pipe.generator.device.type, enabled=False):
-            images = pipe.decode(step.draft)
+            draft = step.draft if spec.vocab_size is None else step.draft.clamp(max=spec.vocab_size - 1)  # a mask
+            images = pipe.decode(draft)
         if step.first_stage:  # a smaller image
             images = interpolate(images, [n * images.shape[-1] // grid[1] for n in spec.grid])
         # Global tokens have no position in the image.

@@ -66,16 +66,19 @@ def compute(args: Namespace) -> int:
     from mgen.cli.sample import processes
     from mgen.evaluation.extractors import any_size, protocol_extractor
     from mgen.evaluation.measure import Workers, begin, measure, remove_features
-    from mgen.evaluation.protocols import find_protocol
+    from mgen.evaluation.protocols import check_weights, find_protocol
     from mgen.evaluation.sources import open_source
     from mgen.evaluation.statistics import check_statistics_name, save_statistics
-    from mgen.utils.files import check_writable
+    from mgen.utils.files import check_output
 
+    folder = Path(f"{args.out}.features")
     check_statistics_name(args.out, "--out")
-    check_writable(Path(args.out).parent)
+    check_output(args.out)
+    check_output(folder / "features.json")
     rank, world, device, wait = processes(args.device)
     workers = Workers(rank=rank, world=world, device=torch.device(device), wait=wait)
     protocol = find_protocol(args.protocol, extractor=args.extractor)
+    check_weights(protocol, args.inception_weights)
     extractor = protocol_extractor(protocol, weights=args.inception_weights, device=workers.device)
     source = open_source(
         args.path,
@@ -85,11 +88,11 @@ def compute(args: Namespace) -> int:
         limit=args.num_images,
         any_size=any_size(extractor),
     )
-    folder = Path(f"{args.out}.features")
-    if rank == 0:
-        begin(folder, source, extractor, extractor.resize, spatial=protocol.spatial)
+    made = begin(folder, source, extractor, extractor.resize, spatial=protocol.spatial) if rank == 0 else []
     wait()
-    measured = measure(source, extractor, folder=folder, batch_size=args.batch_size, examples=0, workers=workers)
+    measured = measure(
+        source, extractor, folder=folder, made=made, batch_size=args.batch_size, examples=0, workers=workers
+    )
     if rank > 0:
         return 0
     save_statistics(

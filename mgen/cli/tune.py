@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
-from mgen.cli.parser import make_parser
+from mgen.cli.parser import make_parser, path, whole
 from mgen.utils.errors import MgenError, check_choice
 
 if TYPE_CHECKING:
     from mgen.evaluation.extractors import Extractor
     from mgen.evaluation.statistics import Reference
+    from mgen.pipelines.pipeline import MaskedPipeline
     from mgen.tune.strategies import Space
     from mgen.tune.tuning import Outcome
     from mgen.utils.config import Settings
@@ -36,51 +37,68 @@ def command(argv: Sequence[str] | None = None) -> int:
         EXAMPLES,
     )
     option = parser.add_argument
-    option("--model", default=DEFAULT, metavar="NAME|PATH", help="a model of `mgen zoo` or a folder")
-    option("--out", default="tune", metavar="DIR", help="for strategy.yaml, trace.jsonl and report.md")
-    option("--steps", type=int, help="decoding steps; default: the start's")
+    option("--model", default=DEFAULT, metavar="NAME|PATH", type=path, help="a model of `mgen zoo` or a folder")
+    option("--out", default="tune", metavar="DIR", type=path, help="for strategy.yaml, trace.jsonl and report.md")
+    option("--steps", type=whole(1, 2**20), help="decoding steps; default: the start's")
     option(
-        "--start", metavar="NAME|FILE", help="sampler to start from: a recipe or strategy file; default: the model's"
+        "--start",
+        metavar="NAME|FILE",
+        type=path,
+        help="sampler to start from: a recipe or strategy file; default: the model's",
     )
     option(
         "--search",
         metavar="LISTS",
         help="comma-separated: schedule, confidence_temperature, temperature, guidance; default: all that apply",
     )
-    option("--knots", type=int, default=2, help="numbers that bend each list; 1 shifts the whole list")
-    option("--trials", type=int, default=60, help="strategies to measure, including the start")
+    option("--knots", type=whole(1, 1000), default=2, help="numbers that bend each list; 1 shifts the whole list")
+    option("--trials", type=whole(2), default=60, help="strategies to measure, including the start")
     option(
         "--max-passes-per-image",
-        type=int,
+        type=whole(1),
         metavar="N",
         help="most forward passes, with and without class; guidance is removed from the first steps until they fit",
     )
-    option("--num-images", type=int, default=500, help="images of each trial")
-    option("--test-images", type=int, default=1000, help="images of the final comparison")
+    option("--num-images", type=whole(2), default=500, help="images of each trial")
+    option("--test-images", type=whole(2), default=1000, help="images of the final comparison")
     option("--seed", type=int, default=0, help="of the search's images")
     option("--test-seed", type=int, default=1, help="of the images of the final comparison")
-    option("--extractor", default="fmnist-cnn", help="fmnist-cnn, inception, or a folder of a FashionCNN")
-    option("--inception-weights", metavar="FILE", help="torch-fidelity's Inception weights; downloaded if not given")
-    option("--reference-search", help="folder or statistics file; default for fmnist-cnn: training images 0, 2, 4 …")
-    option("--reference-test", help="the same of other images; default for fmnist-cnn: training images 1, 3, 5 …")
-    option("--data-path", metavar="DIR", help="Fashion-MNIST's IDX files, if not in a known place")
-    option("--batch-size", type=int, default=100)
+    option("--extractor", default="fmnist-cnn", type=path, help="fmnist-cnn, inception, or a folder of a FashionCNN")
+    option(
+        "--inception-weights",
+        metavar="FILE",
+        type=path,
+        help="torch-fidelity's Inception weights; downloaded if not given",
+    )
+    option(
+        "--reference-search",
+        type=path,
+        help="folder or statistics file; default for fmnist-cnn: training images 0, 2, 4 …",
+    )
+    option(
+        "--reference-test",
+        type=path,
+        help="the same of other images; default for fmnist-cnn: training images 1, 3, 5 …",
+    )
+    option("--data-path", metavar="DIR", type=path, help="Fashion-MNIST's IDX files, if not in a known place")
+    option("--batch-size", type=whole(1), default=100)
     option("--device", default="auto")
     option("--dtype", default="fp32", help="fp32, bf16 or fp16, of the generator")
     args = parser.parse_args(argv)
-    if args.batch_size < 1 or min(args.num_images, args.test_images) < 2:
-        raise MgenError("--batch-size must be at least 1, --num-images and --test-images at least 2")
-    if args.trials < 2:
-        raise MgenError(f"--trials is {args.trials}: at least 2 are needed, the start and one more")
+    if args.inception_weights and args.extractor != "inception":
+        raise MgenError(f"--inception-weights is for --extractor inception, this is {args.extractor}: leave it out")
     if args.seed == args.test_seed:
         raise MgenError(f"--seed and --test-seed are both {args.seed}: the final comparison needs images of its own")
     return tune(args, "mgen tune " + " ".join(argv if argv is not None else sys.argv[2:]))
 
 
 def tune(args: Namespace, line: str) -> int:
+    from mgen.bench.flops import check_duration
     from mgen.evaluation.extractors import make_extractor
+    from mgen.evaluation.fashion import require_fashion
     from mgen.pipelines.pipeline import DTYPES, load
     from mgen.pipelines.runs import begin_run
+    from mgen.pipelines.sizes import check_batch
     from mgen.samplers import ParallelSampler
     from mgen.tune import tuning
     from mgen.tune.strategies import Space
@@ -91,6 +109,10 @@ def tune(args: Namespace, line: str) -> int:
     out = Path(args.out)
     check_writable(out)
     pipe = load(args.model, device=args.device).optimize()
+    if args.extractor == "fmnist-cnn" and not (args.reference_search or args.reference_test or args.data_path):
+        require_fashion(
+            pipe, args.model, "--reference-search and --reference-test, two sets of images or statistics of them"
+        )
     sampler = pipe.sampler
     if args.start:
         sampler = ParallelSampler.suited(pipe.generator, *recipe_settings(args.start))
@@ -102,7 +124,9 @@ def tune(args: Namespace, line: str) -> int:
         limit=args.max_passes_per_image,
     )
     extractor = make_extractor(args.extractor, weights=args.inception_weights, device=pipe.device)
-    sides = describe(args, extractor)
+    sides = describe(args, extractor, pipe)
+    check_batch(pipe, space.sampler(space.start), args.batch_size, args.batch_size)
+    check_duration(pipe, space.sampler(space.start), args.trials * args.num_images + 2 * args.test_images)
     settings = search_settings(args, space, extractor, sides)
     trace = tuning.Trace(path=out / "trace.jsonl")
     references = given_references(args, extractor)
@@ -157,9 +181,10 @@ def search_settings(args: Namespace, space: "Space", extractor: "Extractor", sid
     }
 
 
-def describe(args: Namespace, extractor: "Extractor") -> dict[str, Side]:
+def describe(args: Namespace, extractor: "Extractor", pipe: "MaskedPipeline") -> dict[str, Side]:
     """What is measured for the search and for the test, and the name of the distance."""
     from mgen.evaluation.evaluate import metric_names
+    from mgen.evaluation.fashion import knows_fashion
 
     counts = {"search": (args.num_images, args.seed), "test": (args.test_images, args.test_seed)}
     names = {"search": args.reference_search, "test": args.reference_test}
@@ -177,6 +202,11 @@ def describe(args: Namespace, extractor: "Extractor") -> dict[str, Side]:
     elif not extractor.name.startswith("fmnist"):
         raise MgenError(
             f"extractor {extractor.name} has no built-in reference: give --reference-search and --reference-test"
+        )
+    elif not args.data_path and not knows_fashion(pipe):  # who names Fashion-MNIST's files means them
+        raise MgenError(
+            f"{args.model} was not trained on Fashion-MNIST: give --reference-search and --reference-test, statistics of two disjoint "
+            "sets of its own images (mgen stats DATA makes them)"
         )
     else:
         names = {"search": "fmnist train, images 0, 2, 4 …", "test": "fmnist train, images 1, 3, 5 …"}

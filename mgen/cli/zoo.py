@@ -10,7 +10,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from mgen.cli.parser import make_parser
-from mgen.utils.errors import MgenError, suggestion
+from mgen.utils.errors import MgenError, shown, suggestion
 
 if TYPE_CHECKING:
     from mgen.zoo import Entry
@@ -51,8 +51,8 @@ def command(argv: Sequence[str] | None = None) -> int:
         listing = "\n".join(f"{name:<{width}}  {about}" for name, about in found.items())
         print(json.dumps(found, indent=2, ensure_ascii=False) if args.json else listing)
     elif args.json:
-        shown: object = rows() if args.name is None else row_named(args.name)
-        print(json.dumps(shown, indent=2, ensure_ascii=False))
+        found_rows: object = rows() if args.name is None else row_named(args.name)
+        print(json.dumps(found_rows, indent=2, ensure_ascii=False))
     elif args.name is not None:
         print("\n".join(full(row_named(args.name))))
     else:
@@ -66,7 +66,9 @@ def architectures(pattern: str) -> dict[str, str]:
 
     names = list_models(pattern)
     if not names:
-        raise MgenError(f"--models {pattern}: no architecture has such a name: {suggestion(pattern, list_models())}")
+        raise MgenError(
+            f"--models {shown(pattern)}: no architecture has such a name: {suggestion(pattern, list_models())}"
+        )
     return {name: model_description(name) for name in names}
 
 
@@ -85,7 +87,7 @@ def row_named(name: str) -> Row:
 
     found = {row["name"]: row for row in rows()}
     if name not in found:
-        raise MgenError(f"the zoo has no {name!r}: {nearest(name, sorted(found))}")
+        raise MgenError(f"the zoo has no {shown(name)}: {nearest(name, sorted(found))}")
     return found[name]
 
 

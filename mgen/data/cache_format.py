@@ -7,6 +7,7 @@ Every shard says which cache and which rows of it it holds (`Mark`, in its metad
 Version 1 of caches had no marks: such a cache can be read, but not extended.
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -58,8 +59,8 @@ class CacheIndex:
         if len(self.class_names) != self.num_classes:
             raise MgenError(f"num_classes is {self.num_classes}, but there are {len(self.class_names)} class_names")
         if len(set(self.class_names)) != self.num_classes:
-            twice = next(name for name in self.class_names if self.class_names.count(name) > 1)
-            raise MgenError(f"class_names has {shown(twice)} twice")
+            double = next(name for name in self.class_names if self.class_names.count(name) > 1)
+            raise MgenError(f"class_names has {shown(double)} twice")
         if self.moments is None and (self.spec.kind == "vector" or not 1 <= (self.spec.vocab_size or 0) < 2**31):
             raise MgenError("spec describes no ids (kind and vocab_size), and there are no moments")
         if self.moments is not None and self.spec.kind == "index":
@@ -73,6 +74,11 @@ class CacheIndex:
     def settings(self) -> Settings:
         """What all shards have in common, whatever images they hold."""
         return {key: value for key, value in self.to_dict().items() if key not in ("count", "source")}
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 of the settings, by which shards know their cache."""
+        return hashlib.sha256(json.dumps(self.settings(), sort_keys=True).encode()).hexdigest()
 
     @property
     def name(self) -> str:
@@ -117,15 +123,11 @@ def mark_shard(index: CacheIndex, shard: int, data: str, tensors: Mapping[str, T
     mark = Mark(
         shard=shard,
         rows=len(index.rows(shard)),
-        settings=_digest(index.settings()),
+        settings=index.digest,
         data=data,
         content=content_of(tensors),
     )
     return {MARK: json.dumps(asdict(mark))}
-
-
-def _digest(settings: Settings) -> str:
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def content_of(tensors: Mapping[str, Tensor]) -> str:
@@ -196,7 +198,7 @@ def _checked_mark(index: CacheIndex, shard: int, metadata: Mapping[str, str], da
     if MARK not in metadata:
         raise MgenError("it was not written by this version of mgen cache, or by another program since")
     mark = build(Mark, parse_json(metadata[MARK], "its metadata"), "its metadata: ")
-    if mark.settings != _digest(index.settings()):
+    if mark.settings != index.digest:
         raise MgenError("it belongs to another cache: another tokenizer, other classes or settings than in index.json")
     if mark.shard != shard:
         raise MgenError(f"it is shard {mark.shard}, under the name of shard {shard}")

@@ -1,5 +1,7 @@
 """Images by name, as a tokenizer takes them."""
 
+import os
+
 from mgen.data.base import StampedData
 from mgen.data.fashion_mnist import FashionMNIST
 from mgen.data.folder import ClassRule, ImageFolder
@@ -34,6 +36,10 @@ def open_images(
     if name == "fmnist":
         data: StampedData = FashionMNIST(root=path, split=split)
     else:
+        if size // factor > 2**10:
+            raise MgenError(
+                f"image size {size} is too large: the {type(tokenizer).__name__} makes (size / {factor})² tokens, at most 2²⁰"
+            )
         data = ImageFolder(root=name, image_size=size, channels=channels, classes=classes)
     tokenizer.register_to_config(image_size=size)  # the weights work at any size; the spec follows this one
-    return data, f"fmnist {split}" if name == "fmnist" else f"{name} at {size} px"
+    return data, f"fmnist {split}" if name == "fmnist" else f"{os.fsencode(name).decode(errors='replace')} at {size} px"

@@ -58,7 +58,7 @@ def deviations(
             score. means: metric → a number per image (N,), of which it is the mean.
     """
     rows: list[dict[str, float]] = []
-    for replicate in tqdm(range(replicates), desc="bootstrap", unit="replicate", leave=False):
+    for replicate in tqdm(range(replicates), desc="bootstrap", unit="replicate", leave=False, delay=1):
         weights = multiplicities(measured.count, replicate, SEED)
         row: dict[str, float] = {}
         for name, (kind, mean, cov) in references.items():

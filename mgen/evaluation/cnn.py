@@ -33,7 +33,7 @@ class FashionCNN(Model):
     def __init__(
         self,
         *,
-        image_size: Size = 32,
+        image_size: Annotated[int, Field(ge=1, le=4096)] = 32,
         in_channels: Size = 1,
         widths: Listed[Annotated[tuple[Size, ...], Field(min_length=1, max_length=16)]] = (28, 56, 112),
         features: Size = 64,

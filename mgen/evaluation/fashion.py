@@ -8,9 +8,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image
-
-from mgen.data import FASHION_CLASSES
+from mgen.data import FASHION_CLASSES, open_image
 from mgen.pipelines.pipeline import MaskedPipeline
 from mgen.pipelines.run_file import RunFile
 from mgen.utils.errors import MgenError
@@ -38,6 +36,15 @@ def knows_fashion(pipe: MaskedPipeline) -> bool:
     config = pipe.tokenizer.config
     names, side, channels = pipe.class_names, config.get("image_size"), config.get("in_channels")
     return tuple(names) == FASHION_CLASSES and side in SIDES and channels == 1
+
+
+def require_fashion(pipe: object, name: str, how: str) -> None:
+    """Raise MgenError unless the pipeline called `name` was trained on Fashion-MNIST; `how`: what to give then."""
+    if not isinstance(pipe, MaskedPipeline) or not knows_fashion(pipe):
+        raise MgenError(
+            f"{name} is not known to be trained on Fashion-MNIST (its classes have other names, or its images another size), so it is not "
+            f"compared with it by default: give {how}"
+        )
 
 
 @schema(extra=True)
@@ -75,7 +82,7 @@ def like_samples(root: Path, files: Sequence[Path], run: RunFile | None) -> bool
 
 def _small_and_gray(file: Path) -> bool:
     try:
-        with Image.open(file) as image:
+        with open_image(file) as image:
             return image.mode == "L" and is_small(image.size)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # loading it will tell
+    except MgenError:  # loading it will tell
         return False

@@ -20,6 +20,7 @@ from mgen.evaluation.statistics import FeatureSums
 from mgen.nn.levels import FORMS, best_range, dequantize, gaussian_levels, quantize
 from mgen.pipelines.pipeline import to_uint8
 from mgen.tokenizers.kl import KLTokenizer
+from mgen.utils.markdown import words
 
 SPAN = 3.0  # of the levels, see mgen.nn.levels
 
@@ -105,7 +106,7 @@ def compare_levels(
         r = best_range(number, span=SPAN, form=form) if wanted == "best" else float(wanted)
         choices.append(LevelSums(extractor.length, LevelRow(levels=number, form=form, range=r)))
     originals = FeatureSums(extractor.length)
-    with tqdm(total=len(rows), unit="img", desc="comparing levels") as bar:
+    with tqdm(total=len(rows), unit="img", desc="comparing levels", delay=1) as bar:
         for start in range(0, len(rows), batch_size):
             indices = rows[start : start + batch_size]
             images = dataset.__getitems__(indices)["image"]
@@ -122,7 +123,7 @@ def compare_levels(
 def levels_markdown(rows: Sequence[LevelRow], *, title: str, notes: Sequence[str], distance: str) -> str:
     """The comparison in Markdown, with how it was made."""
     head = ["levels", "form", "range", "squared error", "entropy, bits", "outside, %", "PSNR, dB", "SSIM", distance]
-    lines = ["# Levels", "", f"    {title}", "", *(f"{note}  " for note in notes), ""]
+    lines = ["# Levels", "", f"    {' '.join(title.split())}", "", *(f"{words(note)}  " for note in notes), ""]
     lines += ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for row in rows:
         cells = ["none", "", "", "0", "", ""]

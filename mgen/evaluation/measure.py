@@ -5,6 +5,7 @@ computed from the shards in order, so they depend neither on the number of proce
 rounding of features, relatively by about 1e-6.
 """
 
+import contextlib
 import hashlib
 import json
 import random
@@ -26,7 +27,7 @@ from mgen.evaluation.feature_files import FeatureRecord, damage, read_record, wr
 from mgen.evaluation.sources import Batch, Images, Source
 from mgen.evaluation.statistics import FeatureSums
 from mgen.utils.errors import MgenError
-from mgen.utils.files import atomic_path, write_json
+from mgen.utils.files import atomic_path, make_folders, write_json
 from mgen.utils.limits import check_disk
 
 SHARD = 500
@@ -123,11 +124,13 @@ def remove_features(folder: Path) -> None:
             folder.rmdir()
 
 
-def begin(folder: Path, source: Source, extractor: Extractor, protocol: str, **further: object) -> None:
-    """Record in the folder what its shards are of; MgenError if it holds shards of something else."""
+def begin(folder: Path, source: Source, extractor: Extractor, protocol: str, **further: object) -> list[Path]:
+    """Record in the folder what its shards are of; returns the folders made for it. MgenError if it holds shards of something else."""
+    if source.count < 2:
+        raise MgenError(f"{source.title}: a covariance needs at least 2 images, got {source.count}")
     key = hashlib.sha256(json.dumps([source.key, further], sort_keys=True, default=str).encode()).hexdigest()
     own = FeatureRecord(
-        images=json.loads(json.dumps(source.about, default=str)),
+        images=json.loads(json.dumps(source.about, default=str, ensure_ascii=False).encode(errors="replace")),
         extractor=extractor.sha256,
         protocol=protocol,
         key=key,
@@ -153,7 +156,9 @@ def begin(folder: Path, source: Source, extractor: Extractor, protocol: str, **f
     elif folder.is_dir():  # shards without a record of what they are of
         for path in (*folder.glob("part-*.safetensors"), *folder.glob("*.f32")):
             path.unlink()
+    made = make_folders(folder)
     write_json(file, asdict(own))
+    return made
 
 
 def measure(
@@ -162,6 +167,7 @@ def measure(
     *,
     classifier: Extractor | None = None,
     folder: Path | None = None,
+    made: Sequence[Path] = (),
     batch_size: int = 100,
     examples: int = 100,
     workers: Workers = ALONE,
@@ -170,7 +176,8 @@ def measure(
     """Pass all images through the extractor, and through the classifier behind the class accuracy if there is one.
 
     Args:
-        folder: of the shards, so that the pass can resume; None: a temporary one that is deleted with the result.
+        folder: of the shards, so that the pass can resume; None: a temporary one that is deleted with the result. made: what `begin`
+            made for it, to be removed if no shard is finished.
         batch_size: images at a time. examples: about how many images to keep for a grid, spread over all.
         workers: only the first one gets the rows.
 
@@ -192,7 +199,13 @@ def measure(
     hidden = not progress or rank > 0
     ranges = [(a, min(a + batch_size, shard.stop)) for shard in todo for a in shard[::batch_size]]
     bar = tqdm(
-        total=total, initial=total - sum(map(len, todo)), unit="img", desc="evaluating", file=sys.stderr, disable=hidden
+        total=total,
+        initial=total - sum(map(len, todo)),
+        unit="img",
+        desc="evaluating",
+        file=sys.stderr,
+        disable=hidden,
+        delay=1,
     )
     try:
         with bar:
@@ -207,7 +220,7 @@ def measure(
                 write_shard(shard_file(folder, shard.start), _joined(parts))
     except MgenError:
         if world == 1:
-            _leave_nothing(folder)
+            _leave_nothing(folder, made)
         raise
     if todo and rank == 0:
         for path in folder.glob("*.f32"):  # they lack the new rows
@@ -240,14 +253,14 @@ def _warn_of_idle(count: int, world: int) -> None:
         )
 
 
-def _leave_nothing(folder: Path) -> None:
-    """If no shard was finished, remove what `begin` wrote and the folders that are empty without it."""
+def _leave_nothing(folder: Path, made: Sequence[Path]) -> None:
+    """If no shard was finished, remove what `begin` wrote and made."""
     if any(folder.glob("part-*")):
         return
     (folder / "features.json").unlink(missing_ok=True)
-    for empty in (folder, folder.parent):
-        if empty.is_dir() and not any(empty.iterdir()):
-            empty.rmdir()
+    for new in made:
+        with contextlib.suppress(OSError):  # something else is in it
+            new.rmdir()
 
 
 def read_ahead(source: Source, ranges: Sequence[tuple[int, int]]) -> Iterator[Batch]:

@@ -54,7 +54,7 @@ def nearest(features: Tensor, source: Source, extractor: Extractor, *, k: int, o
     """
     best, where = torch.full((len(features), k), torch.inf), torch.full((len(features), k), -1)
     ranges = [(a, min(a + SHARD, source.count)) for a in range(0, source.count, SHARD)]
-    with tqdm(total=source.count, unit="img", desc="nearest images", file=sys.stderr) as bar:
+    with tqdm(total=source.count, unit="img", desc="nearest images", file=sys.stderr, delay=1) as bar:
         for (start, stop), batch in zip(ranges, read_ahead(source, ranges)):
             found = torch.cdist(features, features_of(extractor, batch.images).features)
             index = torch.arange(start, stop).expand(len(features), -1)

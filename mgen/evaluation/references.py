@@ -1,5 +1,6 @@
 """What images are compared with: statistics files, images to be measured first, or a file with both."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from mgen.evaluation.extractors import Extractor, any_size
@@ -40,10 +41,11 @@ def find_reference(
         if not images or found.features is not None or "arr_0" not in arrays:
             return found
     source = open_source(name, channels=extractor.channels, any_size=any_size(extractor))
+    made: Sequence[Path] = ()
     if folder is not None and workers.rank == 0:
-        begin(folder, source, extractor, extractor.resize, reference=True, spatial=extractor.spatial_length)
+        made = begin(folder, source, extractor, extractor.resize, reference=True, spatial=extractor.spatial_length)
     workers.wait()
-    measured = measure(source, extractor, folder=folder, batch_size=batch_size, examples=0, workers=workers)
+    measured = measure(source, extractor, folder=folder, made=made, batch_size=batch_size, examples=0, workers=workers)
     if workers.rank > 0:
         return None  # only the first process compares
     if found is None:

@@ -1,6 +1,6 @@
 """One evaluation from request to result: what `mgen eval` does, apart from options and reports."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
@@ -29,7 +29,7 @@ from mgen.samplers import ParallelSampler
 from mgen.tokenizers.bridge import kl_tokenizer
 from mgen.tokenizers.vision import give_vision
 from mgen.utils.errors import MgenError
-from mgen.utils.files import check_output, check_writable, file_sha256, write_json, write_text
+from mgen.utils.files import check_output, check_writable, file_sha256, read_json, write_json, write_text
 from mgen.zoo import weights_sha256
 
 ChooseSampler = Callable[[MaskedPipeline], ParallelSampler]
@@ -52,10 +52,13 @@ def run_evaluation(request: EvalRequest, workers: Workers, choose_sampler: Choos
     Raises:
         MgenError: settings contradict each other, or something is missing on this machine.
     """
+    labels = request.labels  # of the options, not of the recipe
     request, published = apply_recipe(request)
     protocol = _check(request)
     extractor = protocol_extractor(protocol, weights=request.inception_weights, device=workers.device)
     source, pipe = _find_source(request, protocol, extractor, workers.device, choose_sampler)
+    if labels is not None and pipe is not None and not pipe.conditional:
+        raise MgenError(f"--labels {labels} has no effect: {request.path} knows no classes; leave it out")
     on_fashion_mnist = protocol.extractor == "fmnist-cnn" and source.fashion
     _check_comparable(request, protocol, source, pipe)
     name = request.classifier or ("fmnist-classifier" if on_fashion_mnist else "none")
@@ -106,12 +109,31 @@ def _check(request: EvalRequest) -> Protocol:
         raise MgenError("nothing to measure: name a folder of images, an .npz, a model, `fmnist`, or --recipe NAME")
     protocol = request.find_protocol()
     check_writable(request.folder)
-    for name in ("result.json", "report.md", "report.html", "grid.png"):
-        check_output(request.folder / name)
+    if request.levels:
+        _check_own(request.folder, ("levels.json", "levels.md"), {"command", "rows"})
+    else:
+        _check_own(request.folder, ("result.json", "grid.png", "report.md", "report.html"), {"format", "metrics"})
     if request.save_statistics:
         check_statistics_name(request.save_statistics, "--save-statistics")
         check_output(request.save_statistics)
     return protocol
+
+
+def _check_own(folder: Path, names: Sequence[str], keys: set[str]) -> None:
+    """Raise MgenError if files of these names cannot be written, or are of something else; the first, with these keys, tells."""
+    for name in names:
+        check_output(folder / name)
+    there = [name for name in names if (folder / name).exists()]
+    if not there:
+        return
+    try:
+        data = read_json(folder / names[0])
+    except MgenError:
+        data = None
+    if not isinstance(data, dict) or not keys <= data.keys():
+        raise MgenError(
+            f"{folder} holds {' and '.join(there)}, which mgen eval did not write and does not replace: choose another --out"
+        )
 
 
 def _find_source(
@@ -178,11 +200,19 @@ def _measure(
 ) -> Measured:
     """Measure the images; write their statistics if requested."""
     folder = request.folder / "features"
+    made: Sequence[Path] = ()
     if workers.rank == 0:
-        begin(folder, source, extractor, protocol.id, classifier=None if classifier is None else classifier.sha256)
+        other = None if classifier is None else classifier.sha256
+        made = begin(folder, source, extractor, protocol.id, classifier=other)
     workers.wait()
     measured = measure(
-        source, extractor, classifier=classifier, folder=folder, batch_size=request.batch_size, workers=workers
+        source,
+        extractor,
+        classifier=classifier,
+        folder=folder,
+        made=made,
+        batch_size=request.batch_size,
+        workers=workers,
     )
     if workers.rank == 0 and request.save_statistics:
         about = f"{request.path} {request.split or 'test' if request.path == 'fmnist' else ''}".strip()
@@ -244,7 +274,6 @@ def run_levels(request: EvalRequest, device: torch.device) -> tuple[str, Path]:
         "Squared error and entropy are per number of the scaled latents; outside: the share of numbers beyond the range.",
     ]
     table = levels_markdown(rows, title=request.command, notes=notes, distance=distance)
-    write_text(request.folder / "levels.md", table)
     facts: Facts = {
         "command": request.command,
         "data": about,
@@ -254,5 +283,6 @@ def run_levels(request: EvalRequest, device: torch.device) -> tuple[str, Path]:
         "extractor": {"name": extractor.name, "sha256": extractor.sha256},
         "rows": [asdict(row) for row in rows],
     }
-    write_json(request.folder / "levels.json", facts)
+    write_json(request.folder / "levels.json", facts)  # first: it says whose the other is
+    write_text(request.folder / "levels.md", table)
     return table, request.folder / "levels.md"

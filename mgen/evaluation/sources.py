@@ -13,11 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
-from mgen.data import FASHION_CLASSES, FashionMNIST, ImageData, center_crop, list_images, load_image
+from mgen.data import FASHION_CLASSES, FashionMNIST, ImageData, center_crop, list_images, load_image, open_image
 from mgen.data.folder import sort_classes
 from mgen.evaluation.fashion import is_small, knows_fashion, like_samples, of_run
 from mgen.evaluation.npz import LARGEST_ID, NpzImages
@@ -154,9 +153,9 @@ def _classes(root: Path, files: Sequence[Path]) -> tuple[Tensor, Sequence[str]]:
 def _is_gray(file: Path) -> bool:
     """Whether an image holds shades of gray; loading it will tell what is wrong with it."""
     try:
-        with Image.open(file) as image:
+        with open_image(file) as image:
             return image.mode in GRAY
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+    except MgenError:
         return True
 
 
@@ -212,9 +211,9 @@ def _animated(file: Path) -> bool:
     if suffix not in (".png", ".gif") or "class-" in file.stem or re.fullmatch(r"\d+", file.stem):
         return False
     try:
-        with Image.open(file) as image:
-            return getattr(image, "n_frames", 1) > 1
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        with open_image(file) as image:
+            return bool(getattr(image, "is_animated", False))
+    except MgenError:
         return False  # load_image will report what is wrong with it
 
 

@@ -41,7 +41,7 @@ class TimeEmbedding(nn.Module):
         f = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
         angles = t.unsqueeze(-1).float() * f
         waves = torch.cat([angles.cos(), angles.sin()], dim=-1)
-        return self.fc2(F.silu(self.fc1(waves)))
+        return self.fc2(F.silu(self.fc1(waves.to(self.fc1.weight.dtype))))
 
 
 class ResBlock(nn.Module):
@@ -80,6 +80,10 @@ class ChainHead(Head[ChainPlan]):
     input: nn.Linear
     tables: Tables
     _coefficients: Tensor | None = None  # (8, steps): TABLES in fp32 on the device of the loss, moved once
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Rows (…, W) of noisy tokens (…, C), in the dtype of the weights: chains compute in fp32."""
+        return self.input(x.to(self.input.weight.dtype))
 
     def initialize(self, default: Callable[[nn.Module], None]) -> None:
         """DiT's: linear layers Xavier, time embedding normal 0.02, modulations and output zero (arXiv 2212.09748)."""
@@ -169,7 +173,7 @@ class DiffusionHead(ChainHead):
             time = F.embedding(t, self.time(torch.arange(self.config.train_steps, device=t.device)))
         else:
             time = self.time(t)
-        return self.answer(self.input(x), self.modulations(time + self.cond(z)))
+        return self.answer(self.embed(x), self.modulations(time + self.cond(z)))
 
     # -- training ------------------------------------------------------------------------------------------------------
 
@@ -224,7 +228,7 @@ class DiffusionHead(ChainHead):
         for j in range(count):
             if j % ahead == 0:
                 group = self.modulations(plan.embedding[j : j + ahead].unsqueeze(1) + cond)  # (steps, R, 3W)
-            h = self.input(x)
+            h = self.embed(x)
             # One state serves both halves: the null half's own state is never read (checked against the official chain).
             out = self.answer(h if guidance is None else h.repeat(2, 1), [part[j % ahead] for part in group]).float()
             eps, v = out.chunk(2, dim=-1)

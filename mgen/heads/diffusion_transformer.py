@@ -97,7 +97,7 @@ class DiffusionTransformerHead(ChainHead, JointHead[ChainPlan]):
 
     def embed(self, x: Tensor) -> Tensor:
         """(…, L, W) of noisy tokens (…, L, C)."""
-        return self.input(x) + self.position
+        return super().embed(x) + self.position
 
     def answer(self, h: Tensor, y: Tensor, positions: Tensor | None = None) -> Tensor:
         """ε (R, L, C) of embedded tokens h (R, L, W) under time plus condition y (R, L, W), or (R, M, C) at `positions` (R, M).

@@ -5,17 +5,82 @@ tokens carry pixels of the masked region, and the result is composited with the 
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import ImageOps
 from torch import Tensor
 
 from mgen.data.first_stage import shrink
-from mgen.pipelines.pipeline import MaskedPipeline, decode_finite
+from mgen.data.image_files import center_crop, load_image, open_image
+from mgen.pipelines.pipeline import Classes, MaskedPipeline, decode_finite
 from mgen.pipelines.pixels import to_uint8
 from mgen.samplers.forward import whole_units
-from mgen.utils.errors import MgenError
+from mgen.tokenizers.base import Tokenizer
+from mgen.utils.errors import MgenError, shown
+from mgen.utils.schema import Natural, NonNegative, Size, build, schema
+
+
+def load_mask(path: str | Path, size: int) -> Tensor:
+    """Pixel mask, bool (size, size), of an image that is cropped as pictures are: True where it is bright (≥ 128).
+
+    Of an image with transparent pixels, such as a layer of strokes, True where it isn't transparent, whatever the color.
+    """
+    with open_image(path) as file:
+        image = ImageOps.exif_transpose(file)
+        if not image.has_transparency_data:
+            return load_image(path, size=size, channels=1, upright=True)[0] >= 128
+        alpha = image.convert("RGBA").getchannel("A")
+    if alpha.getextrema()[0] == 255:  # opaque everywhere
+        return load_image(path, size=size, channels=1, upright=True)[0] >= 128
+    return torch.from_numpy(np.array(center_crop(alpha, size))) >= 128
+
+
+def check_picture(image: object, name: str, size: int, channels: int) -> Tensor:
+    """The picture, if it is uint8 (channels, size, size); MgenError for anything else."""
+    wanted = f"a tensor uint8 {(channels, size, size)} is needed, as load_image(path, size={size}, channels={channels}) gives"
+    if not isinstance(image, Tensor):
+        raise MgenError(f"{name} is {shown(image)}: {wanted}")
+    if image.dtype != torch.uint8 or image.ndim != 3 or tuple(image.shape) != (channels, size, size):
+        raise MgenError(
+            f"{name} must be {size}×{size} pixels for this model; it is {image.dtype} {tuple(image.shape)}: {wanted}"
+        )
+    return image
+
+
+def check_mask(mask: object, size: int) -> Tensor:
+    """The mask, if it is bool (size, size) and selects a pixel; MgenError for anything else."""
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or tuple(mask.shape) != (size, size):
+        given = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else shown(mask)
+        raise MgenError(
+            f"mask is {given}: a bool tensor of {size}×{size} pixels is needed, True where the image changes"
+        )
+    if not mask.any():
+        raise MgenError("the mask selects no pixel: white (255) marks what is regenerated")
+    return mask
+
+
+@schema
+class EditOptions:
+    """The numbers of an edit. feather: up to the side of the image."""
+
+    dilate: Natural = 1
+    feather: NonNegative = 0.0
+    size: Size
+
+    def __post_init__(self) -> None:
+        if self.feather > self.size:
+            raise MgenError(f"feather is {self.feather:g}: at most the side of the image, {self.size} pixels")
+
+
+def _four(numbers: object, name: str) -> list[int]:
+    whole = isinstance(numbers, Sequence) and not isinstance(numbers, str) and all(type(n) is int for n in numbers)
+    if not whole or len(numbers) != 4:  # type: ignore[arg-type]
+        raise MgenError(f"{name} is {shown(numbers)}: expected four whole numbers (left, top, right, bottom)")
+    return list(numbers)  # type: ignore[call-overload]
 
 
 def token_mask(pixels: Tensor, grid: tuple[int, int], *, dilate: int = 1) -> Tensor:
@@ -25,18 +90,18 @@ def token_mask(pixels: Tensor, grid: tuple[int, int], *, dilate: int = 1) -> Ten
         grid: (h, w) of the tokens. dilate: cells by which the mask grows on every side.
     """
     cells = F.adaptive_max_pool2d(pixels[None, None].float(), grid)
-    if dilate:
+    if dilate := min(dilate, max(grid)):  # more would be the same
         cells = F.max_pool2d(cells, 2 * dilate + 1, stride=1, padding=dilate)
     return cells.flatten() > 0
 
 
 def box_mask(box: Sequence[int], size: tuple[int, int]) -> Tensor:
     """Pixel mask (H, W), True inside box (left, top, right, bottom); MgenError for an empty box or one outside."""
-    left, top, right, bottom = box
+    left, top, right, bottom = _four(box, "box")
     height, width = size
     if not (0 <= left < right <= width and 0 <= top < bottom <= height):
         raise MgenError(
-            f"box {left},{top},{right},{bottom} does not lie in the image of {width}×{height} pixels (left < right, top < bottom)"
+            f"box {','.join(map(shown, box))} does not lie in the image of {width}×{height} pixels (left < right, top < bottom)"
         )
     mask = torch.zeros(size, dtype=torch.bool)
     mask[top:bottom, left:right] = True
@@ -52,12 +117,12 @@ def outpaint_canvas(image: Tensor, margins: Sequence[int]) -> tuple[Tensor, Tens
     Returns:
         The canvas uint8 (C, H, W) and its mask (H, W), True in the margins.
     """
-    left, top, right, bottom = margins
+    left, top, right, bottom = _four(margins, "margins")
     _, height, width = image.shape
     w, h = width - left - right, height - top - bottom
     if min(margins) < 0 or w < 1 or h < 1 or max(margins) == 0:
         raise MgenError(
-            f"margins {left},{top},{right},{bottom} leave no picture of {width}×{height} pixels, or nothing to generate"
+            f"margins {','.join(map(shown, margins))} leave no picture of {width}×{height} pixels, or nothing to generate"
         )
     scale = max(w / width, h / height)  # cover the inner box, then crop its center: no distortion
     size = (max(h, round(height * scale)), max(w, round(width * scale)))
@@ -103,16 +168,16 @@ def restyle(tokenizer: Any, content: Tensor, style: Tensor) -> Tensor:
     Raises:
         MgenError: a tokenizer without global tokens, images of another size, or a vision encoder that is missing.
     """
-    spec, size = tokenizer.spec, (tokenizer.config.image_size,) * 2
+    if not isinstance(tokenizer, Tokenizer):
+        raise MgenError(f"tokenizer is {shown(tokenizer)}: expected a HitaTokenizer, as load_tokenizer gives")
+    spec, size = tokenizer.spec, tokenizer.config.image_size
     if not spec.global_tokens:
         raise MgenError(
             f"{type(tokenizer).__name__} makes no global tokens, which hold the style: use a HitaTokenizer (mgen convert "
             "hita …, or mgen train --config fmnist-hita)"
         )
-    if any(tuple(image.shape[1:]) != size for image in (content, style)):
-        raise MgenError(
-            f"content {tuple(content.shape[1:])} and style {tuple(style.shape[1:])} must both be {size[0]}×{size[1]} pixels for this model"
-        )
+    for name, image in (("content", content), ("style", style)):
+        check_picture(image, name, size, tokenizer.config.in_channels)
     ids = tokenizer.encode(torch.stack([content, style]).to(tokenizer.device).float() / 127.5 - 1)  # (2, L)
     mixed = torch.cat([ids[1:, : spec.global_tokens], ids[:1, spec.global_tokens :]], dim=1)
     return to_uint8(decode_finite(tokenizer, mixed, spec.grid))[0]
@@ -134,7 +199,7 @@ def edit(
     pipe: MaskedPipeline,
     image: Tensor,
     mask: Tensor,
-    classes: Sequence[int | None],
+    classes: Classes,
     *,
     seed: int = 0,
     dilate: int = 1,
@@ -147,7 +212,7 @@ def edit(
 
     Args:
         image: uint8 (C, H, W). mask: bool (H, W).
-        classes: class of each variant; None is the null class. Variant i is a function of (seed, i).
+        classes: class of each variant, by id or name; None is the null class. Variant i is a function of (seed, i).
 
     Returns:
         uint8 (B, C, H, W), equal to `image` outside the mask.
@@ -155,21 +220,20 @@ def edit(
     Raises:
         MgenError: the tokens have no position in the image, the mask is empty, or sizes do not fit.
     """
-    spec = pipe.tokenizer.spec
-    size = (pipe.tokenizer.config.image_size,) * 2
+    if not isinstance(pipe, MaskedPipeline):
+        raise MgenError(f"pipe is {shown(pipe)}: expected a pipeline, as mgen.load gives")
+    spec, size = pipe.tokenizer.spec, int(pipe.tokenizer.config.image_size)
     if spec.grid is None:
         raise MgenError("these tokens have no position in the image, so a part of it can't be edited")
-    if tuple(image.shape[1:]) != size or tuple(mask.shape) != size:
-        raise MgenError(
-            f"image {tuple(image.shape[1:])} and mask {tuple(mask.shape)} must both be {size[0]}×{size[1]} pixels for this model"
-        )
+    check_picture(image, "image", size, pipe.tokenizer.config.in_channels)
+    check_mask(mask, size)
+    build(EditOptions, {"dilate": dilate, "feather": feather, "size": size})
+    classes = pipe.check_classes(classes)
     if pipe.generator.capabilities.order == "causal":
         raise MgenError(
             f"{type(pipe.generator).__name__} draws one token after the other, each from those before it: to edit a part of an image use "
             "a masked generator, such as MaskGIT"
         )
-    if not mask.any():
-        raise MgenError("the mask selects no pixel: white (255) marks what is regenerated")
     device, two_stages = pipe.generator.device, pipe.generator.capabilities.two_stages
     count = len(classes)
     tokens = pipe.tokenizer.encode(image[None].to(device).float() / 127.5 - 1)  # (1, L) or (1, L, C)

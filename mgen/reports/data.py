@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Mapping
 
 from mgen.evaluation.protocols import PUBLISHED
-from mgen.evaluation.result import Facts, NearestImages, Result
+from mgen.evaluation.result import Facts, NearestImages, NearImage, Result
 from mgen.reports.read import is_number
 
 COST = {
@@ -72,17 +72,29 @@ def has_distance(result: Result) -> bool:
     return any(re.search(r"\b[rs]?FID\b|\bKID\b|MMD|distance", metric) for metric in result["metrics"])
 
 
+def class_number(label: object) -> int | None:
+    """The class id that a text stands for, None if it isn't one."""
+    digits = str(label)
+    return int(digits) if re.fullmatch("[0-9]{1,18}", digits) else None
+
+
 def class_name(result: Result, label: object) -> str:
     """The name of a class id, which may be text, or "class ID" if it has no name."""
-    names, digits = result["class_names"], str(label)
-    known = digits.isdecimal() and int(digits) < len(names)
-    return str(names[int(digits)]) if known else ("unknown" if digits in ("-1", "None") else f"class {digits}")
+    names, number = result["class_names"], class_number(label)
+    if number is not None and number < len(names):
+        return str(names[number])
+    return "unknown" if str(label) in ("-1", "None") else f"class {label}"
+
+
+def neighbor_name(result: Result, image: NearImage) -> str:
+    """The class of a training image: its own data's name, else the result's."""
+    return image.get("name") or class_name(result, image.get("label"))
 
 
 def class_ids(result: Result) -> list[str]:
     """The ids of by_class, in numerical order."""
     ids = {str(key) for column in result["by_class"].values() for key in column}
-    return sorted(ids, key=lambda c: (not c.isdecimal(), int(c) if c.isdecimal() else 0, c))
+    return sorted(ids, key=lambda c: (class_number(c) is None, class_number(c) or 0, c))
 
 
 def headline(result: Result) -> list[tuple[str, str, str]]:

@@ -1,14 +1,16 @@
 """A report in Markdown: the same as the page, without images and curves."""
 
-import re
 from collections.abc import Iterable, Sequence
-from html import escape
+from urllib.parse import quote
 
 from mgen.evaluation.result import Result
 from mgen.reports import data
 from mgen.reports.compare import Group, best_of, columns, notes, run_names, same_for_all
 from mgen.reports.curves import find_curves
 from mgen.reports.read import ReportRun
+from mgen.utils.markdown import words
+
+SAFE = "/ ()&,+=@~$!;:'"  # characters that a link in angle brackets may hold as they are
 
 
 def markdown(title: str, groups: Sequence[Group]) -> str:
@@ -25,12 +27,6 @@ def markdown(title: str, groups: Sequence[Group]) -> str:
     for run in runs:
         lines += [f"## {run.number} {words(names[run.number])}", "", *_run(run, level=3)]
     return "\n".join(lines)
-
-
-def words(text: object) -> str:
-    """Text escaped for Markdown, on one line."""
-    line = " ".join(str(text).split())
-    return re.sub(r"([\\`*|\[\]])", r"\\\1", escape(line, quote=False))
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1) -> list[str]:
@@ -55,7 +51,7 @@ def _group(group: Group) -> list[str]:
     shown = columns(group)
     heads = ["run", *(c.name + (f" ({c.better} is better)" if c.better else "") for c in shown)]
     rows = [[f"{run.number} {run.title}", *(c.cells[i] for c in shown)] for i, run in enumerate(group.runs)]
-    lines += [*_table(heads, rows), data.deviation_note(group.runs[0].result), ""]
+    lines += [*_table(heads, rows), words(data.deviation_note(group.runs[0].result)), ""]
     curves, reason = find_curves(group)
     lines += [words(reason), ""] if reason else []
     for curve in curves:
@@ -72,7 +68,7 @@ def _run(run: ReportRun, *, level: int) -> list[str]:
         lines += [f"    {' '.join(result['command'].split())}", ""]
     lines += [f"{sharps} Quality", ""]
     rows = [[name, data.metric(result, name), result["better"].get(name, "")] for name in result["metrics"]]
-    lines += [*_table(["metric", "value", "better"], rows), data.deviation_note(result), ""]
+    lines += [*_table(["metric", "value", "better"], rows), words(data.deviation_note(result)), ""]
     if result["missing"]:
         lines += ["Not computed:", ""]
         lines += [f"- {words(name)}: {words(data.plain(why))}" for name, why in result["missing"].items()] + [""]
@@ -82,7 +78,7 @@ def _run(run: ReportRun, *, level: int) -> list[str]:
     if cost := data.cost_rows(result):
         lines += [f"{sharps} Cost", "", *_table(["cost", "value"], cost)]
     if run.grid is not None:
-        lines += [f"![grid of samples](<{run.grid_path}>)", ""]
+        lines += [f"![grid of samples](<{quote(run.grid_path, safe=SAFE)}>)", ""]
     lines += _by_class(result, sharps) + _nearest(result, sharps)
     lines += [f"{sharps} How it was measured", ""]
     settings = [(f"{name}: {key}", value) for name, part in data.parts(result).items() for key, value in part.items()]
@@ -105,7 +101,7 @@ def _nearest(result: Result, sharps: str) -> list[str]:
     rows = []
     for row in nearest["rows"]:
         near = ", near" if data.is_near(nearest, row["distance"]) else ""
-        others = [f"{data.number(o['distance'])} ({data.class_name(result, o.get('label'))})" for o in row["neighbors"]]
+        others = [f"{data.number(o['distance'])} ({data.neighbor_name(result, o)})" for o in row["neighbors"]]
         rows.append([data.class_name(result, row.get("label")), data.number(row["distance"]) + near, ", ".join(others)])
     heads = ["sampled image", "nearest training image", "all of them"]
     note = words(data.nearest_note(nearest))

@@ -198,7 +198,7 @@ def _by_class(run: ReportRun) -> Html:
     heads += [_metric_head(name, result["better"].get(name)) for name in shown]
     rows = []
     for i, c in enumerate(ids):
-        cells = [cell(c, int(c) if c.isdecimal() else None, numeric=True)]
+        cells = [cell(c, data.class_number(c), numeric=True)]
         cells += [cell(texts[name][i], values[i], numeric=True) for name, values in shown.items()]
         rows.append([row_head(data.class_name(result, c)), *cells])
     many, name, field = len(ids) > MANY_CLASSES, f"classes-{run.number}", Html()
@@ -218,7 +218,7 @@ def _nearest(result: Result) -> Html:
         label = data.class_name(result, row.get("label"))
         pictures = [picture(row["image"], alt=f"sampled image, {label}", caption=["sampled", tag("br"), label])]
         for other in row["neighbors"]:
-            label, text = data.class_name(result, other.get("label")), data.number(other["distance"])
+            label, text = data.neighbor_name(result, other), data.number(other["distance"])
             shown = tag("strong", f"{text}, near") if data.is_near(nearest, other["distance"]) else text
             caption = [shown, tag("br"), label]
             pictures.append(picture(other["image"], alt=f"training image, {label}, distance {text}", caption=caption))

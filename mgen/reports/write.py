@@ -13,9 +13,9 @@ from mgen.reports.compare import Group, columns, grouped
 from mgen.reports.curves import as_json, find_curves
 from mgen.reports.markdown import markdown
 from mgen.reports.page import page
-from mgen.reports.read import ReportRun, check_result, read_result
-from mgen.utils.errors import MgenError
-from mgen.utils.files import atomic_path, write_json, write_text
+from mgen.reports.read import MOST_GRID, ReportRun, check_result, cleaned, read_result
+from mgen.utils.errors import MgenError, first_line
+from mgen.utils.files import atomic_path, check_file, read_json, write_json, write_text
 from mgen.utils.grids import labeled_grid
 
 INLINE = 3 * 2**20  # bytes; larger grids go into the page as JPEG
@@ -39,9 +39,9 @@ def write_report(out: Path, result: Result, examples: Tensor, labels: Sequence[i
     run = ReportRun(number=1, result=result, grid=for_page(stream.getvalue()))
     groups = [Group(runs=[run])]
     texts = {"report.md": markdown(run.title, groups), "report.html": page(run.title, groups)}
+    write_json(out / "result.json", result)  # first: it says whose the others are
     with atomic_path(out / "grid.png") as path:
         path.write_bytes(stream.getvalue())
-    write_json(out / "result.json", result)
     for name, text in texts.items():
         write_text(out / name, text)
     return [out / name for name in ("grid.png", "result.json", *texts)]
@@ -63,16 +63,35 @@ def write_page(paths: Sequence[str], out: Path, *, title: str | None = None, all
         files.append(file.resolve())
         grid = file.with_name("grid.png")
         image, beside = _grid(grid) if grid.is_file() else None, os.path.relpath(grid.resolve(), out.resolve().parent)
-        runs.append(ReportRun(number=len(runs) + 1, result=result, grid=image, grid_path=Path(beside).as_posix()))
+        runs.append(
+            ReportRun(number=len(runs) + 1, result=result, grid=image, grid_path=cleaned(Path(beside).as_posix()))
+        )
     if taken := [path for path in outputs if path.resolve() in files]:
         raise MgenError(f"{taken[0]} is a result and would be overwritten: choose another --out")
+    _check_own(outputs)
     groups = grouped(runs, allow_mixed=allow_mixed)
-    title = title or (runs[0].title if len(runs) == 1 else f"{len(runs)} results compared")
+    title = cleaned(title) if title else (runs[0].title if len(runs) == 1 else f"{len(runs)} results compared")
     texts = [page(title, groups), markdown(title, groups)]
+    write_json(outputs[2], summary(title, groups))  # first: it says whose the others are
     for file, text in zip(outputs, texts):
         write_text(file, text)
-    write_json(outputs[2], summary(title, groups))
     return outputs
+
+
+def _check_own(outputs: Sequence[Path]) -> None:
+    """Raise MgenError if there are files of these names that mgen report did not write; its JSON file tells."""
+    there = [path for path in outputs if os.path.lexists(path)]
+    if not there:
+        return
+    try:
+        data = read_json(outputs[2])
+    except MgenError:
+        data = None
+    if not isinstance(data, dict) or not {"format", "title", "groups", "results"} <= data.keys():
+        names = " and ".join(path.name for path in there)
+        raise MgenError(
+            f"{there[0].parent or '.'} holds {names}, which mgen report did not write and does not replace: choose another --out"
+        )
 
 
 def summary(title: str, groups: Sequence[Group]) -> Facts:
@@ -101,9 +120,13 @@ def summary(title: str, groups: Sequence[Group]) -> Facts:
 
 def _grid(file: Path) -> bytes:
     try:
+        if (size := check_file(file).stat().st_size) > MOST_GRID:
+            raise OSError(f"{size} bytes are no grid")
         return for_page(file.read_bytes())
-    except OSError as error:
-        raise MgenError(f"cannot read {file} ({error}): run mgen eval again, or remove it") from error
+    except MgenError:
+        raise
+    except Exception as error:  # decoders of damaged images fail in many ways
+        raise MgenError(f"cannot read {file} ({first_line(error)}): run mgen eval again, or remove it") from error
 
 
 def for_page(png: bytes) -> bytes:

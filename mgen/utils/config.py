@@ -10,7 +10,7 @@ import yaml
 
 from mgen.utils.errors import MgenError, shown
 from mgen.utils.files import read_text
-from mgen.utils.plain import check_plain
+from mgen.utils.plain import MOST_DEPTH, check_plain
 
 # A mapping parsed from YAML or JSON, or one bound for it.
 Settings: TypeAlias = dict[str, Any]
@@ -38,6 +38,12 @@ class _Loader(yaml.SafeLoader):
                     )
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+    def fetch_flow_collection_start(self, token_class: type[yaml.Token]) -> None:
+        """Levels in brackets; the scanner's time grows with their square."""
+        if self.flow_level > MOST_DEPTH:
+            raise RecursionError
+        super().fetch_flow_collection_start(token_class)
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         """Merge keys would be put in here."""
@@ -106,7 +112,9 @@ def parse_yaml(text: str, where: str) -> Any:
     try:
         data = yaml.load(text, _Loader)
     except RecursionError:
-        raise MgenError(f"{where} is nested too deeply") from None  # its trace is long
+        raise MgenError(
+            f"{where} is nested too deeply, more than {MOST_DEPTH} levels deep"
+        ) from None  # its trace is long
     # Constructors fail in their own ways, for `!!bool x` with a KeyError.
     except (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError) as error:
         raise MgenError(f"{where} is not valid YAML: {' '.join(str(error).split())[:200]}") from error

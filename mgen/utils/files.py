@@ -69,7 +69,7 @@ def make_folders(folder: Path) -> list[Path]:
     return missing
 
 
-def _target(path: str | Path, *, folder: bool = False) -> Path:
+def check_target(path: str | Path, *, folder: bool = False) -> Path:
     """Where `path` leads when links are followed; MgenError if something is there that a new file or folder must not replace."""
     try:
         mode = os.stat(path).st_mode
@@ -97,7 +97,7 @@ def _stem(path: Path) -> str:
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path to write to; it is renamed to `path` on success and removed on failure. Links are followed."""
-    path = _target(path)
+    path = check_target(path)
     temporary = _temporary(path)
     with _writing(path):
         try:
@@ -111,7 +111,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 @contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
     """The same for a folder, which replaces an existing `path` in one step."""
-    path = _target(path, folder=True)
+    path = check_target(path, folder=True)
     with _writing(path):
         temporary = Path(
             tempfile.mkdtemp(prefix=f".{_stem(path)}.{_HOST}-{os.getpid()}.", suffix=".tmp", dir=path.parent)
@@ -187,7 +187,7 @@ def sweep(folder: Path) -> None:
 
 
 def check_writable(path: str | Path) -> None:
-    """Raise MgenError if the folder `path` cannot be created or written to. Creates nothing."""
+    """Raise MgenError if the folder `path` cannot be created or written to. Leaves nothing."""
     folder = Path(path).absolute()
     try:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
@@ -199,6 +199,8 @@ def check_writable(path: str | Path) -> None:
                 )
             folder = folder.parent
         writable = folder.is_dir() and os.access(folder, os.W_OK)
+        if writable:  # of some file systems, such as /proc, only trying tells
+            os.rmdir(tempfile.mkdtemp(prefix=f".try.{_HOST}-{os.getpid()}.", suffix=".tmp", dir=folder))
     except (OSError, ValueError) as error:
         raise MgenError(f"cannot write to {path} ({getattr(error, 'strerror', None) or error})") from error
     if not writable:
@@ -243,9 +245,23 @@ def finite(data: object) -> object:
 
 
 def write_tensors(path: str | Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Save tensors as safetensors, atomically."""
+    """Save tensors as safetensors, atomically; equal contents make equal files."""
     with atomic_path(path) as temporary:
         save_file({name: value.contiguous() for name, value in tensors.items()}, temporary, metadata)
+        if metadata is not None and len(metadata) > 1:
+            _sort_metadata(temporary)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Sort the metadata of a safetensors file, which its writer puts into another order each time."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        data = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(data) <= length, "safetensors writes headers as compactly"
+        file.seek(8)
+        file.write(data.ljust(length))
 
 
 # -- reading ---------------------------------------------------------------------------------------------------------------

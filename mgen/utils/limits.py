@@ -1,7 +1,7 @@
 """Estimates before work: memory, disk and time that a command needs, against what the machine has.
 
 An estimate counts what certainly has to exist at once, such as the weights of a model or one batch of images. It is compared with all that
-is free, so that nothing is refused that could have worked.
+is free, so that nothing that could have worked raises an error.
 """
 
 import resource
@@ -68,8 +68,8 @@ def check_time(seconds: float, what: str, hint: str) -> None:
 
 
 def in_gb(size: float) -> str:
-    """A number of bytes, such as "1.5 GB"; of any size."""
-    return f"{_short(size, GB)} GB"
+    """A number of bytes, such as "1.5 GB" or "20 MB"; of any size."""
+    return f"{_short(size, GB)} GB" if size >= GB / 10 else f"{_short(size, GB / 1000)} MB"
 
 
 def in_days(seconds: float) -> str:

@@ -15,6 +15,7 @@ from diffusers.configuration_utils import FrozenDict
 from safetensors import SafetensorError
 
 from mgen.utils.errors import MgenError, check_choice, check_keys, first_line, shown
+from mgen.utils.estimates import check_fits
 from mgen.utils.files import check_writable, read_mapping, scratch_folder
 from mgen.utils.weight_files import check_weights, move_weights
 
@@ -116,13 +117,15 @@ class Model(ModelMixin, ConfigMixin):
             raise MgenError(
                 f"no {cls.config_name} in {folder}: expected a folder written by save_pretrained or mgen convert"
             )
-        cls.own_config(read_mapping(config_file), str(config_file))
+        config = cls.own_config(read_mapping(config_file), str(config_file))
         safe = check_weights(folder, kwargs.get("variant"))
         # low_cpu_mem_usage would leave missing weights on the meta device, where the check below cannot see them. Tables that a
         # constructor computes are made in fp32, whatever the weights become.
         given = {"low_cpu_mem_usage": False, "use_safetensors": safe, **kwargs}
         given |= {"torch_dtype": torch.float32, "output_loading_info": True}
         try:
+            saved = sum(file.stat().st_size for file in folder.iterdir() if file.suffix in (".safetensors", ".bin"))
+            check_fits(lambda: cls.from_config(config), config, f"this {cls.__name__}", saved=saved)
             model, info = super().from_pretrained(str(pretrained_model_name_or_path), **given)
         except MgenError as error:  # of the constructor
             raise MgenError(f"{config_file}: {error}") from error
@@ -131,7 +134,9 @@ class Model(ModelMixin, ConfigMixin):
                 f"cannot read the weights in {folder} ({first_line(error)}): missing or truncated file"
             ) from error
         except (RuntimeError, ValueError) as error:
-            raise MgenError(f"the weights in {folder} do not fit their config.json: {first_line(error)}") from error
+            raise MgenError(
+                f"the weights in {folder} do not fit their config.json: {' '.join(str(error).split())[:200]}"
+            ) from error
         wrong = {key: info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[key]}
         if wrong:
             text = "; ".join(f"{len(names)} {key.replace('_', ' ')}, e.g. {names[0]}" for key, names in wrong.items())

@@ -37,7 +37,7 @@ def check_plain(data: object, where: str = "", *, most: int = MOST_VALUES) -> No
                     if not isinstance(name, str):
                         raise MgenError(f"key {shown(name)} in {_name(where, place)} is no text: write it in quotes")
                     if fault := _fault(name):
-                        raise MgenError(f"key {shown(name)} in {_name(where, place)} {fault}")
+                        raise MgenError(f"a key in {_name(where, place)} {fault}")
             for name, inner in entries:
                 visit(inner, place, name)
         elif fault := _fault(value):
@@ -52,8 +52,12 @@ def _fault(value: object) -> str:
         return ""
     if isinstance(value, str):
         if "\0" in value:
-            return "holds a null character: leave it out"
-        return "" if value.isascii() or _is_text(value) else "holds half a character, which UTF-8 cannot write"
+            return f"is {shown(value)}: leave out the null character"
+        return (
+            ""
+            if value.isascii() or _is_text(value)
+            else f"is {shown(value)}: half a character, which is no text in UTF-8"
+        )
     if isinstance(value, int):
         return "" if abs(value) < LARGEST else f"is {shown(value)}: a number of at most 64 bits is needed"
     if isinstance(value, float):

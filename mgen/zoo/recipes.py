@@ -26,7 +26,8 @@ class Recipe:
 
     Attributes:
         system: its name and year. parameters: of the generator, such as "478.3 M". tflops: of one image, network only.
-        format: of `mgen convert`. model: of configs/models. get: where the weights are. run: commands that convert and sample.
+        format: of `mgen convert`. model: a name of configs/models, or with overrides.
+        get: where the weights are. run: commands that convert and sample.
         folder: that `run` makes. sampler: settings of the sampler. evaluation: how it is evaluated.
     """
 
@@ -34,7 +35,7 @@ class Recipe:
     parameters: Text | None = None
     tflops: Positive | None = None
     format: Text | None = None
-    model: Text | None = None
+    model: Text | dict[str, Any] | None = None
     get: Text | None = None
     run: Text | None = None
     folder: Annotated[str, Field(min_length=1, max_length=200)] | None = None

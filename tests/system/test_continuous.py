@@ -120,7 +120,7 @@ def test_what_stands_at_unknown_positions_is_never_read() -> None:
         ({"order": [0, 0, 1]}, "each once"),
         ({"head": {"chain": "dimm"}}, "ddim"),
         ({"head": {"steps": 1001}}, "at most 1000"),
-        ({"head": 5}, "expected a mapping"),
+        ({"head": 5}, "takes a mapping, got 5"),
     ],
 )
 def test_settings_that_vectors_do_not_take(settings: dict, words: str) -> None:

@@ -304,11 +304,11 @@ def test_what_is_no_result_is_one_clear_line(tmp_path: Path, capsys: pytest.Capt
             "older version.*mgen eval again",
         ),
         "new": (json.dumps({**good, "format": 3}), "update mgen"),
-        "cut": (json.dumps({k: v for k, v in good.items() if k not in ("protocol", "cost")}), "lacks protocol, cost"),
-        "kind": (json.dumps({**good, "by_class": []}), "by_class is list"),
-        "count": (json.dumps({**good, "count": True}), "count is bool"),
-        "text": (json.dumps({**good, "metrics": {"x": "low"}}), "metrics does not hold a number"),
-        "column": (json.dumps({**good, "by_class": {"x": 3}}), "by_class: x does not"),
+        "cut": (json.dumps({k: v for k, v in good.items() if k not in ("protocol", "cost")}), "missing key 'protocol'"),
+        "kind": (json.dumps({**good, "by_class": []}), "'by_class' takes a mapping"),
+        "count": (json.dumps({**good, "count": True}), "'count' takes a whole number, got True"),
+        "text": (json.dumps({**good, "metrics": {"x": "low"}}), "'metrics.x' takes .*number.*, got 'low'"),
+        "column": (json.dumps({**good, "by_class": {"x": 3}}), "'by_class.x' takes a mapping, got 3"),
         "typical": (json.dumps({**good, "nearest": {"rows": [], "typical": "x"}}), "nearest"),
     }
     for name, (text, words) in cases.items():
@@ -389,10 +389,17 @@ def test_the_example_in_the_documentation_is_of_this_version() -> None:
     assert number(result["metrics"][DISTANCE]) in page and result["command"] in page
 
 
-@pytest.mark.parametrize("published", ["x", {"rows": [1]}, {"rows": "x"}])
-def test_damaged_published_metrics_are_explained(published: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("published", "words"),
+    [
+        ("x", "'published' takes a mapping"),
+        ({"rows": [1]}, "'published.rows.0' takes a mapping"),
+        ({"rows": "x"}, "'published.rows' takes a list"),
+    ],
+)
+def test_damaged_published_metrics_are_explained(published: Any, words: str, tmp_path: Path) -> None:
     write_json(tmp_path / "result.json", {**example_result(), "published": published})
-    with pytest.raises(MgenError, match="published does not hold rows"):
+    with pytest.raises(MgenError, match=words):
         read_result(tmp_path / "result.json")
 
 

@@ -96,7 +96,7 @@ JSON = {
     "too large": ("[1e400]", "'x: 0' is inf"),
     "many digits": ("9" * 5000, "4300 digits"),
     "64 bits": ('{"a": {"b": 18446744073709551616}}', "'x: a.b' is 18446744073709551616"),
-    "half a character": (r'{"a": "\ud800"}', "'x: a' holds half a character"),
+    "half a character": (r'{"a": "\ud800"}', r"'x: a' is '\ud800': half a character"),
     "half a character in a key": (r'{"\udfff": 1}', "half a character"),
     "null character": (r'{"a": "\u0000"}', "null character"),
     "key twice": ('{"a": 1, "b": 2, "a": 1}', "key 'a' stands twice"),

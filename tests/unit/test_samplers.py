@@ -182,7 +182,7 @@ def test_values_over_steps() -> None:
         ({"guidance": {"kind": "linar"}}, "linear"),
         ({"guidance": {"kind": "linear", "stop": 2}}, "stop"),
         ({"guidance": [1.0]}, "lists 1 values"),
-        ({"temperature": float("nan")}, "not finite"),
+        ({"temperature": float("nan")}, "finite number"),
         ({"steps": 0}, "at least 1"),
         ({"start": 9}, "start is 9"),
     ],

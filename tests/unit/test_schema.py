@@ -1,4 +1,4 @@
-"""Schemas: what is refused and in which words, of files, of dataclasses made in Python and of arguments; what keeps working."""
+"""Schemas: what raises an error and in which words, of files, of dataclasses made in Python and of arguments; what keeps working."""
 
 import copy
 import dataclasses

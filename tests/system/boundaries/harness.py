@@ -7,8 +7,8 @@
         refused(argv, *words)
 
 A test runs in an empty folder of its own. In `argv`, `@pipeline`, `@images`, `@flat`, `@cache`, `@run`, `@statistics`, `@idx`,
-`@config`, `@cached` stand for shared folders and files (see `Parts`), which tests only read; `copied("run")` gives one to damage, in the
-test's folder. For the Python API there is `raises(function, *words)`. See conftest.py for the fixtures.
+`@config`, `@cached`, `@result` stand for shared folders and files (see `Parts`), which tests only read; `copied("run")` gives one
+to damage, in the test's folder. For the Python API there is `raises(function, *words)`. See conftest.py for the fixtures.
 """
 
 import os
@@ -34,7 +34,7 @@ from tests.helpers import tiny_config, tiny_pipeline, tiny_tokens, write_idx
 
 MOST_MEMORY = 2**30  # bytes that refusing may add
 MOST_SECONDS = 5.0  # of CPU time: a second beyond imports, and four for the imports
-HANG_SECONDS = 60  # after which a row is stopped
+HANG_SECONDS = 30  # after which a row is stopped
 
 
 class Refused(Protocol):
@@ -156,6 +156,7 @@ class Parts:
     cache       a token cache of `images` by `pipeline`, two shards
     run         a run folder of `mgen sample`: six PNGs with run.json and grid.png
     statistics  a reference of `images` for mgen eval, with features of single images
+    result      a folder of mgen eval: `images` against `statistics`
     config      a YAML that trains a generator on `images` for two steps, into the folder `trained`; cached: the same on `cache`
     """
 
@@ -208,6 +209,10 @@ class Parts:
         made = ["stats", str(self["images"]), "--protocol", "fmnist-cnn", "--features", "6", "--device", "cpu"]
         assert main([*made, "--out", str(path)]) == 0
 
+    def _result(self, path: Path) -> None:
+        made = ["eval", str(self["images"]), "--reference", str(self["statistics"]), "--protocol", "fmnist-cnn"]
+        assert main([*made, "--bootstrap", "0", "--device", "cpu", "--out", str(path)]) == 0
+
     def _config(self, path: Path) -> None:
         self._training(path, {"kind": "folder", "path": str(self["images"]), "image_size": 32, "channels": 1})
 
@@ -229,7 +234,7 @@ class Parts:
 
 
 FILES = {"statistics": "statistics.safetensors", "config": "config.yaml", "cached": "cached.yaml"}
-NAMES = ("pipeline", "images", "flat", "idx", "cache", "run", "statistics", "config", "cached")
+NAMES = ("pipeline", "images", "flat", "idx", "cache", "run", "statistics", "config", "cached", "result")
 
 
 def fifo(path: Path) -> Path:

@@ -275,6 +275,10 @@ def with_nan(x: Tensor) -> Tensor:
     return x
 
 
+def per_channel(x: Tensor) -> Tensor:
+    return torch.quantize_per_channel(x, torch.ones(len(x)), torch.zeros(len(x)), 0, torch.qint8)
+
+
 def circle() -> dict[str, object]:
     out: dict[str, object] = {}
     out["model"] = out
@@ -300,7 +304,7 @@ CONTENTS: list[Any] = [
     row("infinite", changed(lambda x: x / 0), "infinity"),
     row("nan in half", changed(lambda x: with_nan(x.half())), "NaN"),
     row("quantized", changed(lambda x: torch.quantize_per_tensor(x, 0.1, 0, torch.qint8)), "quantized"),
-    row("quantized per channel", changed(lambda x: torch.quantize_per_channel(x, torch.ones(len(x)), torch.zeros(len(x)), 0, torch.qint8)), "quantized"),
+    row("quantized per channel", changed(lambda x: per_channel(x)), "quantized"),
     row("integers", changed(lambda x: (x * 100).to(torch.int8)), "whole numbers"),
     row("int64", changed(lambda x: (x * 100).long()), "whole numbers"),
     row("bools", changed(lambda x: x > 0), "whole numbers"),
@@ -392,6 +396,11 @@ def cut(folder: Path, share: float, legacy: bool = False) -> None:
     (folder / "x.pt").write_bytes(data[: int(len(data) * share)])
 
 
+def described(**changed: object) -> bytes:
+    """The header of a safetensors file with one tensor and no numbers."""
+    return json.dumps({"a": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0], **changed}}).encode()
+
+
 def header(folder: Path, text: bytes, size: int | None = None) -> None:
     (folder / "x.safetensors").write_bytes(struct.pack("<Q", len(text) if size is None else size) + text)
 
@@ -422,9 +431,10 @@ FILES: list[Any] = [
     row("safetensors header of 10**18", lambda f: header(f, b"{}", 10**18), "safetensors"),
     row("safetensors of nothing", lambda f: header(f, b"{}"), "nothing in it"),
     row("safetensors deep", lambda f: header(f, b'{"a":' * 9000), "safetensors"),
-    row("safetensors shape lies", lambda f: header(f, b'{"a":{"dtype":"F32","shape":[1000000000],"data_offsets":[0,0]}}'), "safetensors"),
-    row("safetensors dtype", lambda f: header(f, b'{"a":{"dtype":"F3","shape":[0],"data_offsets":[0,0]}}'), "safetensors"),
-    row("safetensors overflow", lambda f: header(f, b'{"a":{"dtype":"F32","shape":[4294967296,4294967296,4],"data_offsets":[0,0]}}'), "safetensors"),
+    row("safetensors shape lies", lambda f: header(f, described(shape=[10**9])), "safetensors"),
+    row("safetensors dtype", lambda f: header(f, described(dtype="F3")), "safetensors"),
+    row("safetensors overflow", lambda f: header(f, described(shape=[2**32, 2**32, 4])), "safetensors"),
+    row("safetensors offsets swapped", lambda f: header(f, described(data_offsets=[4, 0])), "safetensors"),
 ]  # fmt: skip
 
 
@@ -542,7 +552,7 @@ SETTINGS: list[Any] = [
     row("tokens a list", "maskgit $maskgit trunk.heads=4 tokens=[1]", "tokens"),
     row("head a text", "maskgit $maskgit trunk.heads=4 head=a", "head"),
     row("head type a list", "maskgit $maskgit trunk.heads=4 head.type=[a]", "head"),
-    row("other trunk", "maskgit $maskgit trunk.type=bert", "trunk"),
+    row("trunk type a list", "maskgit $maskgit trunk.type=[bert]", "trunk"),
     row("side 0", "maskgit $maskgit trunk.heads=4 side=0", "side"),
     row("side -8", "maskgit $maskgit trunk.heads=4 side=-8", "side"),
     row("side text", "maskgit $maskgit trunk.heads=4 side=a", "side"),
