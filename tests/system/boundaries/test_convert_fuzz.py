@@ -77,7 +77,9 @@ objects = st.one_of(
 )
 names = st.one_of(
     st.text(max_size=12),
-    st.sampled_from([*RAW, *EMA, "params", "n_averaged", "in_blocks.999.a", "layers.x.y", "encoder.down.7.block.3.a", "."]),
+    st.sampled_from(
+        [*RAW, *EMA, "params", "n_averaged", "in_blocks.999.a", "layers.x.y", "encoder.down.7.block.3.a", "."]
+    ),
     st.sampled_from([0, None, 1.5, b"a", (1, 2), True]),
 )
 

@@ -321,7 +321,11 @@ def test_unknown_names(refused: Refused, command: str, name: str, value: str) ->
 
 # Numbers that are all right where others are not.
 TAKEN = {("edit", "--dilate", 0), ("edit", "--feather", 0), ("eval", "--bootstrap", 0), ("stats", "--features", 0)}
-TAKEN |= {("stats", "--num-images", 2**62), ("tune", "--max-passes-per-image", 2**62), ("edit", "--dilate", 2**62)}  # the most that there are
+TAKEN |= {
+    ("stats", "--num-images", 2**62),
+    ("tune", "--max-passes-per-image", 2**62),
+    ("edit", "--dilate", 2**62),
+}  # the most that there are
 TAKEN |= {(command, "--batch-size", 2**62) for command in COMMANDS}  # no batch is larger than the number of images
 NUMBERS = [
     (command, action.option_strings[0])
