@@ -353,7 +353,7 @@ def targets() -> dict[str, tuple[st.SearchStrategy[Any], Reader]]:
 
 
 def outcome(read: Reader, value: Any) -> str:
-    """ "taken" or the words with which a value raises an error; any other exception passes through."""
+    """ "taken" or the words of the error that it raises; any other exception passes through."""
     try:
         read(value)
     except MgenError as error:

@@ -128,7 +128,7 @@ def on_files(parts: Parts, name: str, change: Any) -> None:
 
 
 def run(argv: list[str]) -> None:
-    """Run a command; AssertionError unless it succeeds or raises an error in one line."""
+    """Run a command; AssertionError unless it succeeds or ends with one line of error."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:

@@ -1,5 +1,6 @@
 """`mgen convert`: official checkpoints → mgen folders."""
 
+import os
 import re
 from argparse import Namespace
 from collections.abc import Sequence
@@ -97,8 +98,8 @@ def check_out(out: Path, sources: Sequence[str]) -> None:
     from mgen.utils.files import check_writable
 
     check_writable(out)
-    check_writable(out.resolve().parent)
-    if out.resolve() == Path.cwd():
+    check_writable(Path(os.path.realpath(out)).parent)
+    if os.path.realpath(out) == os.path.realpath("."):
         raise MgenError(f"--out {out} is the working directory: give another folder for the model")
     if not out.is_dir() or not any(out.iterdir()):
         return
@@ -108,7 +109,9 @@ def check_out(out: Path, sources: Sequence[str]) -> None:
     if foreign:
         raise MgenError(f"{out} would be replaced, and holds {shown(foreign[0])} too: move it, or choose another --out")
     for source in sources:
-        if Path(source).exists() and out.resolve() in Path(source).resolve().parents:  # itself may be replaced
+        if (
+            Path(source).exists() and Path(os.path.realpath(out)) in Path(os.path.realpath(source)).parents
+        ):  # itself may be replaced
             raise MgenError(f"{source} lies in --out {out}, which would be replaced: choose another --out")
 
 

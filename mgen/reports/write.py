@@ -58,15 +58,18 @@ def write_page(paths: Sequence[str], out: Path, *, title: str | None = None, all
     files: list[Path] = []
     for path in paths:
         result, file = read_result(path)
-        if file.resolve() in files:
+        if Path(os.path.realpath(file)) in files:
             raise MgenError(f"{path} is given twice: leave one out")
-        files.append(file.resolve())
+        files.append(Path(os.path.realpath(file)))
         grid = file.with_name("grid.png")
-        image, beside = _grid(grid) if grid.is_file() else None, os.path.relpath(grid.resolve(), out.resolve().parent)
+        image, beside = (
+            _grid(grid) if grid.is_file() else None,
+            os.path.relpath(os.path.realpath(grid), os.path.dirname(os.path.realpath(out))),
+        )
         runs.append(
             ReportRun(number=len(runs) + 1, result=result, grid=image, grid_path=cleaned(Path(beside).as_posix()))
         )
-    if taken := [path for path in outputs if path.resolve() in files]:
+    if taken := [path for path in outputs if Path(os.path.realpath(path)) in files]:
         raise MgenError(f"{taken[0]} is a result and would be overwritten: choose another --out")
     _check_own(outputs)
     groups = grouped(runs, allow_mixed=allow_mixed)
