@@ -95,7 +95,6 @@ def command(argv: Sequence[str] | None = None) -> int:
 def tune(args: Namespace, line: str) -> int:
     from mgen.bench.flops import check_duration
     from mgen.evaluation.extractors import make_extractor
-    from mgen.evaluation.fashion import require_fashion
     from mgen.pipelines.pipeline import DTYPES, load
     from mgen.pipelines.runs import begin_run
     from mgen.pipelines.sizes import check_batch
@@ -109,10 +108,6 @@ def tune(args: Namespace, line: str) -> int:
     out = Path(args.out)
     check_writable(out)
     pipe = load(args.model, device=args.device).optimize()
-    if args.extractor == "fmnist-cnn" and not (args.reference_search or args.reference_test or args.data_path):
-        require_fashion(
-            pipe, args.model, "--reference-search and --reference-test, two sets of images or statistics of them"
-        )
     sampler = pipe.sampler
     if args.start:
         sampler = ParallelSampler.suited(pipe.generator, *recipe_settings(args.start))
@@ -184,7 +179,7 @@ def search_settings(args: Namespace, space: "Space", extractor: "Extractor", sid
 def describe(args: Namespace, extractor: "Extractor", pipe: "MaskedPipeline") -> dict[str, Side]:
     """What is measured for the search and for the test, and the name of the distance."""
     from mgen.evaluation.evaluate import metric_names
-    from mgen.evaluation.fashion import knows_fashion
+    from mgen.evaluation.fashion import require_fashion
 
     counts = {"search": (args.num_images, args.seed), "test": (args.test_images, args.test_seed)}
     names = {"search": args.reference_search, "test": args.reference_test}
@@ -203,12 +198,10 @@ def describe(args: Namespace, extractor: "Extractor", pipe: "MaskedPipeline") ->
         raise MgenError(
             f"extractor {extractor.name} has no built-in reference: give --reference-search and --reference-test"
         )
-    elif not args.data_path and not knows_fashion(pipe):  # who names Fashion-MNIST's files means them
-        raise MgenError(
-            f"{args.model} was not trained on Fashion-MNIST: give --reference-search and --reference-test, statistics of two disjoint "
-            "sets of its own images (mgen stats DATA makes them)"
-        )
     else:
+        if not args.data_path:  # who names Fashion-MNIST's files means them
+            how = "--reference-search and --reference-test, two sets of images or statistics of them"
+            require_fashion(pipe, args.model, how)
         names = {"search": "fmnist train, images 0, 2, 4 …", "test": "fmnist train, images 1, 3, 5 …"}
     return {
         side: {"distance": metric_names(extractor, count)[0], "images": count, "seed": seed, "reference": names[side]}

@@ -1,4 +1,4 @@
-"""Drawn checkpoints: official weights with wrappers, odd names, values and bytes. A conversion succeeds or raises MgenError, nothing else."""
+"""Drawn checkpoints: official weights with wrappers, odd names, values and bytes. A conversion succeeds or raises MgenError."""
 
 import argparse
 import contextlib
@@ -77,7 +77,9 @@ objects = st.one_of(
 )
 names = st.one_of(
     st.text(max_size=12),
-    st.sampled_from([*RAW, *EMA, "params", "n_averaged", "in_blocks.999.a", "layers.x.y", "encoder.down.7.block.3.a", "."]),
+    st.sampled_from(
+        [*RAW, *EMA, "params", "n_averaged", "in_blocks.999.a", "layers.x.y", "encoder.down.7.block.3.a", "."]
+    ),
     st.sampled_from([0, None, 1.5, b"a", (1, 2), True]),
 )
 
@@ -121,8 +123,12 @@ changes: st.SearchStrategy[Change] = st.one_of(
     st.builds(without, indices),
     st.builds(prefixed, st.sampled_from([*PREFIXES, "a"]), st.sampled_from([0, 0, 2, 7])),
     st.builds(lambda n, v: lambda state: {**state, n: v}, names, objects),
-    st.builds(lambda key, rest: lambda state: {**rest, key: state}, st.sampled_from([*RAW, *EMA, "a"]), st.dictionaries(names, objects, max_size=2)),
-)  # fmt: skip
+    st.builds(
+        lambda key, rest: lambda state: {**rest, key: state},
+        st.sampled_from([*RAW, *EMA, "a"]),
+        st.dictionaries(names, objects, max_size=2),
+    ),
+)
 
 
 def written(state: State, kind: str, path: Path) -> Path:
