@@ -5,6 +5,7 @@ import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mgen.cli.parser import make_parser, path, whole
@@ -103,7 +104,11 @@ def command(argv: Sequence[str] | None = None) -> int:
 
     from mgen.bench import benchmark
     from mgen.cli.sample import chosen_sampler
+    from mgen.utils.files import check_target, check_writable, write_json
 
+    if args.json:
+        check_target(args.json)
+        check_writable(Path(args.json).parent)
     pipe = chosen_pipeline(args)
     sampler = chosen_sampler(pipe, args)
     if args.sweep:
@@ -114,8 +119,6 @@ def command(argv: Sequence[str] | None = None) -> int:
     )
     print(benchmark.table(result))
     if args.json:
-        from mgen.utils.files import write_json
-
         write_json(args.json, asdict(result))
         print(args.json, file=sys.stderr)
     else:

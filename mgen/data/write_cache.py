@@ -106,7 +106,7 @@ def _what_is_left(out: Path, index: CacheIndex, dataset: StampedData) -> tuple[b
     for shard in there:
         read_shard(out, index, shard, data=dataset.stamp(index.rows(shard)))
     # Images that were added or removed behind the existing shards change the count alone.
-    return old is not None and old.count == index.count, [s for s in range(index.shards) if s not in set(there)]
+    return old is not None and old.count == index.count, sorted(set(range(index.shards)) - set(there))
 
 
 def _difference(old: Settings, new: Settings) -> str:

@@ -56,6 +56,9 @@ class Cascade(Composed):
         initialize_layer(self.feature_proj)
         self._note_config()
 
+    def stages(self) -> list[Generator]:
+        return self._stages
+
     @classmethod
     def config_keys(cls) -> set[str]:
         return {"first", "second", "trunk", "classes"}

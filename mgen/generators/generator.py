@@ -4,10 +4,12 @@ Notation: B batch, L tokens, M positions asked for, D width of the context. Wher
 (`windows`), "token" below is a window: L of them, each of s² ids or s²·C numbers.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any, Self
 
+import torch
 from torch import Tensor
 
 from mgen.generators.classes import Classes
@@ -50,6 +52,27 @@ class Composed(Model):
         """Whether there are classes."""
         return self.classes.config.count > 0
 
+    def stages(self) -> "list[Generator]":
+        """The generators that draw: itself, or both of a cascade."""
+        raise NotImplementedError
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile in place, with the arguments of torch.compile, what training and sampling compute.
+
+        `torch.compile(generator)` alone compiles `forward`, which training calls and sampling does not.
+        """
+        super().compile(*args, **kwargs)
+        self.compile_passes(partial(torch.compile, *args, **kwargs))
+
+    def compile_passes(self, compiler: Callable[[Callable[..., Any]], Any]) -> None:
+        """Replace the passes of trunk and head, which sampling calls, by what `compiler` makes of them."""
+        for stage in self.stages():
+            heads = [module for module in stage.head.modules() if isinstance(module, Head)]
+            parts: list[tuple[torch.nn.Module, tuple[str, ...]]] = [(stage.trunk, stage.trunk.passes)]
+            for part, names in (*parts, *((head, head.passes) for head in heads)):
+                for name in names:  # of the class: compiled once, however often this is called
+                    setattr(part, name, compiler(getattr(type(part), name).__get__(part)))
+
 
 @public
 class Generator(Composed):
@@ -68,6 +91,9 @@ class Generator(Composed):
         trunk.apply(trunk.initialize)
         head.initialize(trunk.initialize)
         embedder.reset_windows(head.unshuffle)
+
+    def stages(self) -> "list[Generator]":
+        return [self]
 
     @classmethod
     def config_keys(cls) -> set[str]:

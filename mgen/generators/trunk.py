@@ -126,6 +126,7 @@ class Trunk(nn.Module, Configured):
         needs_grid: whether rows must have one. window_settings: as of an embedder, where tokens of windows are drawn one by one.
     """
 
+    passes: ClassVar[tuple[str, ...]] = ("forward", "cached_step")  # that sampling calls, see Composed.compile
     capabilities: Capabilities = Capabilities()
     initial_values: ClassVar[tuple[Initializer, Initializer]] = (nn.init.xavier_uniform_, normal)
     cache_type: ClassVar[type[Cache]] = Cache

@@ -70,6 +70,8 @@ class CategoricalConfig:
 class CategoricalHead(Head[DrawSettings]):
     """logits = LN(gelu(fc z)) Eᵀ + bias, with E the rows of a table of ids."""
 
+    passes = ("logits",)
+
     def __init__(self, config: CategoricalConfig, inputs: HeadInputs) -> None:
         super().__init__()
         c, tokens = config, inputs.tokens

@@ -142,6 +142,8 @@ class DiffusionConfig:
 class DiffusionHead(ChainHead):
     """p(token | context) as a diffusion."""
 
+    passes = ("modulations", "answer")
+
     def __init__(self, config: DiffusionConfig, inputs: HeadInputs) -> None:
         super().__init__()
         c, self.config, self.width, self.channels = config, config, inputs.width, inputs.tokens.channels

@@ -75,6 +75,8 @@ class DiffusionTransformerConfig:
 class DiffusionTransformerHead(ChainHead, JointHead[ChainPlan]):
     """p(map | contexts) as a diffusion of all tokens together."""
 
+    passes = ("answer",)
+
     def __init__(self, config: DiffusionTransformerConfig, inputs: HeadInputs) -> None:
         super().__init__()
         c, tokens = config, inputs.tokens

@@ -100,8 +100,10 @@ class Head(nn.Module, Configured, Generic[PlanT]):
         has_log_prob: whether its draws have probabilities, by which positions can be ranked.
         joint: whether it draws all positions together, from the context of all.
         width: D.
+        passes: methods that are worth compiling in sampling, see Composed.compile.
     """
 
+    passes: ClassVar[tuple[str, ...]] = ()
     token_kinds: tuple[str, ...] = ("index",)
     metric: str = "accuracy"
     has_log_prob: bool = True

@@ -71,6 +71,7 @@ class MaskedPipeline(DiffusionPipeline):
         class_names: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
+        generator = _in_place(generator)
         for part, kind in ((tokenizer, Tokenizer), (generator, Generator | Cascade), (sampler, ParallelSampler)):
             if not isinstance(part, kind):
                 raise MgenError(
@@ -90,6 +91,9 @@ class MaskedPipeline(DiffusionPipeline):
         self.tokenizer: Tokenizer
         self.generator: Generator | Cascade
         self.sampler: ParallelSampler
+
+    def __setattr__(self, name: str, value: object) -> None:
+        super().__setattr__(name, _in_place(value) if name == "generator" else value)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Self:
@@ -245,6 +249,14 @@ class MaskedPipeline(DiffusionPipeline):
             MgenError: tokens of another shape or type, ids outside of the vocabulary, a decoder whose output isn't finite.
         """
         return decode_finite(self.tokenizer, check_tokens(tokens, self.tokenizer.spec)).clamp(-1, 1)
+
+
+def _in_place(generator: Any) -> Any:
+    """A generator that torch.compile wrapped, itself, with its passes compiled the same way: sampling doesn't call the wrapper."""
+    if type(generator).__name__ != "OptimizedModule":  # whose import takes a second
+        return generator
+    generator._orig_mod.compile_passes(generator.dynamo_ctx)
+    return generator._orig_mod
 
 
 def _output(images: Tensor, output_type: str) -> Any:

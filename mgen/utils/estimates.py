@@ -75,10 +75,9 @@ def checked_network(init: Callable[Concatenate[Any, P], None]) -> Callable[Conca
     return checked(call)
 
 
-def memory_of(model: torch.nn.Module, *, training: bool = False) -> int:
-    """Bytes of a network's weights and buffers; in training with Adam of gradients and two moments too."""
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    return weights * (4 if training else 1) + sum(b.numel() * b.element_size() for b in model.buffers())
+def memory_of(model: torch.nn.Module) -> int:
+    """Bytes of a network's weights and buffers."""
+    return sum(x.numel() * x.element_size() for values in (model.parameters(), model.buffers()) for x in values)
 
 
 def _upper_bound(settings: object) -> float:

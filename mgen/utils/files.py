@@ -267,6 +267,17 @@ def _sort_metadata(path: Path) -> None:
 # -- reading ---------------------------------------------------------------------------------------------------------------
 
 
+def check_path(path: object, what: str) -> Path:
+    """The path, which need not exist; MgenError, naming `what`, for other types and for names that no file can have."""
+    if not isinstance(path, str | os.PathLike) or not (text := os.fspath(path)) or not isinstance(text, str):
+        raise MgenError(f"{what} is {shown(path)}: expected the path of a file or folder, as text or a pathlib.Path")
+    if "\0" in text:
+        raise MgenError(f"{what} {shown(text)} holds a null character")
+    if max(len(os.fsencode(part)) for part in Path(text).parts or (text,)) > 255 or len(os.fsencode(text)) > 4095:
+        raise MgenError(f"{what} {shown(text)} is too long: a name has 255 bytes at most, a path 4095")
+    return Path(text)
+
+
 def check_file(path: str | Path) -> Path:
     """The path, if a regular file is there, or a link to one; MgenError for anything else, such as a device or a pipe."""
     path = Path(path)

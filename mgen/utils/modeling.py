@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 
 from mgen.utils.errors import MgenError, check_choice, check_keys, first_line, shown
 from mgen.utils.estimates import check_fits
-from mgen.utils.files import check_writable, read_mapping, scratch_folder
+from mgen.utils.files import check_path, check_writable, read_mapping, scratch_folder
 from mgen.utils.weight_files import check_weights, move_weights
 
 T = TypeVar("T", bound=type)
@@ -107,9 +107,7 @@ class Model(ModelMixin, ConfigMixin):
             MgenError: the folder or its files are missing or damaged, a configuration key is unknown, or the weights are not exactly
                 those of the model.
         """
-        if not isinstance(pretrained_model_name_or_path, str | Path):
-            raise MgenError(f"model is {shown(pretrained_model_name_or_path)}: expected the path of a folder")
-        folder = Path(pretrained_model_name_or_path) / str(kwargs.get("subfolder") or "")
+        folder = check_path(pretrained_model_name_or_path, "the folder of a model") / str(kwargs.get("subfolder") or "")
         names = [kwargs.pop(key, None) for key in ("dtype", "torch_dtype")]
         dtype = check_dtype(next((name for name in names if name is not None), torch.float32))
         config_file = folder / cls.config_name

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError, suggestion
-from mgen.utils.files import read_json
+from mgen.utils.files import check_path, read_json
 from mgen.utils.folders import embedded
 from mgen.utils.schema import Text, build, schema
 from mgen.zoo.identity import identity
@@ -98,6 +98,7 @@ def resolve(name: str | Path) -> Path:
     Raises:
         MgenError: there is no such model; the message names the nearest one, or says how to get a published one.
     """
+    check_path(name, "model")
     names = [entry.name for entry in embedded_entries()]
     # A bare name means the embedded model, unless the working directory has a model of that name.
     if str(name) in names and not (Path(name) / "model_index.json").is_file():

@@ -17,6 +17,7 @@ from tests.system.boundaries.harness import Refused
 from tools.cli_reference import parser_of
 
 MODEL = ["--model", "@pipeline", "--device", "cpu"]
+REFERENCES = ["--reference-search", "@statistics", "--reference-test", "@flat"]
 # Arguments with which a command would do its work.
 USUAL = {
     "sample": [*MODEL, "--num-images", "1"],
@@ -36,18 +37,7 @@ USUAL = {
     ],
     "report": ["@result"],
     "stats": ["@images", "--protocol", "fmnist-cnn", "--out", "made.safetensors", "--device", "cpu"],
-    "tune": [
-        "--model",
-        "fmnist-maskgit",
-        "--device",
-        "cpu",
-        "--trials",
-        "2",
-        "--num-images",
-        "4",
-        "--test-images",
-        "4",
-    ],
+    "tune": [*MODEL, "--trials", "2", "--num-images", "4", "--test-images", "4", *REFERENCES],
     "convert": ["pipeline", "@pipeline/generator", "--tokenizer", "@pipeline/tokenizer", "--out", "made"],
     "bench": [*MODEL, "--repeats", "1"],
     "zoo": [],
@@ -331,7 +321,7 @@ def test_unknown_names(refused: Refused, command: str, name: str, value: str) ->
 
 # Numbers that are all right where others are not.
 TAKEN = {("edit", "--dilate", 0), ("edit", "--feather", 0), ("eval", "--bootstrap", 0), ("stats", "--features", 0)}
-TAKEN |= {("stats", "--num-images", 2**62), ("edit", "--dilate", 2**62)}  # the most that there are
+TAKEN |= {("stats", "--num-images", 2**62), ("tune", "--max-passes-per-image", 2**62), ("edit", "--dilate", 2**62)}  # the most that there are
 TAKEN |= {(command, "--batch-size", 2**62) for command in COMMANDS}  # no batch is larger than the number of images
 NUMBERS = [
     (command, action.option_strings[0])
