@@ -1,5 +1,6 @@
 """`mgen tune`: search a sampling strategy, step by step, for a trained model."""
 
+import os
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
@@ -188,7 +189,7 @@ def describe(args: Namespace, extractor: "Extractor", pipe: "MaskedPipeline") ->
             "--reference-search and --reference-test cannot be none: a search needs something to compare with"
         )
     if None not in names.values():
-        if Path(names["search"]).resolve() == Path(names["test"]).resolve():
+        if os.path.realpath(names["search"]) == os.path.realpath(names["test"]):
             raise MgenError(
                 f"--reference-search and --reference-test are both {names['test']}: give two disjoint sets of images"
             )
