@@ -180,7 +180,7 @@ def search_settings(args: Namespace, space: "Space", extractor: "Extractor", sid
 def describe(args: Namespace, extractor: "Extractor", pipe: "MaskedPipeline") -> dict[str, Side]:
     """What is measured for the search and for the test, and the name of the distance."""
     from mgen.evaluation.evaluate import metric_names
-    from mgen.evaluation.fashion import knows_fashion
+    from mgen.evaluation.fashion import require_fashion
 
     counts = {"search": (args.num_images, args.seed), "test": (args.test_images, args.test_seed)}
     names = {"search": args.reference_search, "test": args.reference_test}
@@ -199,12 +199,10 @@ def describe(args: Namespace, extractor: "Extractor", pipe: "MaskedPipeline") ->
         raise MgenError(
             f"extractor {extractor.name} has no built-in reference: give --reference-search and --reference-test"
         )
-    elif not args.data_path and not knows_fashion(pipe):  # who names Fashion-MNIST's files means them
-        raise MgenError(
-            f"{args.model} was not trained on Fashion-MNIST: give --reference-search and --reference-test, statistics of two disjoint "
-            "sets of its own images (mgen stats DATA makes them)"
-        )
     else:
+        if not args.data_path:  # who names Fashion-MNIST's files means them
+            how = "--reference-search and --reference-test, two sets of images or statistics of them"
+            require_fashion(pipe, args.model, how)
         names = {"search": "fmnist train, images 0, 2, 4 …", "test": "fmnist train, images 1, 3, 5 …"}
     return {
         side: {"distance": metric_names(extractor, count)[0], "images": count, "seed": seed, "reference": names[side]}

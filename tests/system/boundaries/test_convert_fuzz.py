@@ -1,4 +1,4 @@
-"""Drawn checkpoints: official weights with wrappers, odd names, values and bytes. A conversion succeeds or raises MgenError, nothing else."""
+"""Drawn checkpoints: official weights with wrappers, odd names, values and bytes. A conversion succeeds or raises MgenError."""
 
 import argparse
 import contextlib
@@ -123,8 +123,12 @@ changes: st.SearchStrategy[Change] = st.one_of(
     st.builds(without, indices),
     st.builds(prefixed, st.sampled_from([*PREFIXES, "a"]), st.sampled_from([0, 0, 2, 7])),
     st.builds(lambda n, v: lambda state: {**state, n: v}, names, objects),
-    st.builds(lambda key, rest: lambda state: {**rest, key: state}, st.sampled_from([*RAW, *EMA, "a"]), st.dictionaries(names, objects, max_size=2)),
-)  # fmt: skip
+    st.builds(
+        lambda key, rest: lambda state: {**rest, key: state},
+        st.sampled_from([*RAW, *EMA, "a"]),
+        st.dictionaries(names, objects, max_size=2),
+    ),
+)
 
 
 def written(state: State, kind: str, path: Path) -> Path:

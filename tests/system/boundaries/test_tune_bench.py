@@ -78,9 +78,9 @@ def test_options_of_tune(options: list[str], words: list[str], refused: Refused)
 
 def test_own_data_are_not_compared_with_fashion_mnist_by_default(refused: Refused) -> None:
     argv = ["--model", "@pipeline", "--device", "cpu", "--out", "o"]
-    refused(["tune", *argv, "--steps", "3"], "trained on Fashion-MNIST", "--reference-search")
+    refused(["tune", *argv, "--steps", "3"], "not known to be trained on Fashion-MNIST", "--reference-search")
     sweep_argv = ["bench", *argv, "--sweep", "fmnist-maskgit", "--num-images", "4"]
-    refused(sweep_argv, "give --reference", "--reference")
+    refused(sweep_argv, "not known to be trained on Fashion-MNIST", "--reference")
 
 
 # -- traces ------------------------------------------------------------------------------------------------------------------
