@@ -106,7 +106,7 @@ def class_ids(classes: object, names: Sequence[str], null: int | None, condition
     if isinstance(classes, torch.Tensor | np.ndarray):
         classes = (
             classes.tolist() if classes.ndim == 1 else classes
-        )  # whole numbers stay whole, others are refused below
+        )  # whole numbers stay whole, others raise an error below
     if isinstance(classes, str | bytes) or not isinstance(classes, Sequence):
         raise MgenError(
             f"classes is {shown(classes)}: expected a list with a class id, a class name or None for each image, such as [0, 1]"

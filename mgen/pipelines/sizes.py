@@ -1,4 +1,4 @@
-"""Estimates of what sampling needs, against what the machine has; all are low, so that nothing is refused that could have worked."""
+"""Estimates of what sampling needs, against what the machine has; all are low, so that whatever could work is let through."""
 
 import math
 import os
