@@ -75,7 +75,7 @@ def listed_fractions(schedule: Sequence[float], steps: int) -> list[float]:
         isinstance(x, Real) and not isinstance(x, bool) for x in schedule
     ):
         raise MgenError(f"schedule is {shown(schedule)}: expected a name or a list of fractions")
-    fractions = [float(min(2, x)) for x in schedule]  # one above 1 raises an error below, of any size
+    fractions = [float(min(2, x)) for x in schedule]  # one above 1, of any size, raises an error below
     if len(fractions) not in (steps - 1, steps):
         raise MgenError(f"the schedule lists {len(fractions)} fractions, {steps} steps take {steps - 1} (or {steps})")
     if any(not 0 <= x <= 1 for x in fractions):

@@ -164,6 +164,37 @@ class Tokenizer(Model):
             raise MgenError(f"values of images are {what}: {wanted}; for 0 … 255 that is images / 127.5 - 1")
         return images.to(self.dtype)
 
+    def grid_of(self, tokens: Tensor, grid: tuple[int, int] | None) -> tuple[int, int]:
+        """Rows and columns of tokens (B, L) or (B, L, C): `grid`, or a square. MgenError for what is no tokens of this tokenizer."""
+        spec = self.spec
+        wanted = (
+            f"a {type(self).__name__} decodes tokens {'(B, L)' if spec.kind == 'index' else f'(B, L, {spec.channels})'}"
+        )
+        if not isinstance(tokens, Tensor):
+            raise MgenError(f"tokens are a {type(tokens).__name__}: {wanted}")
+        fits = tokens.is_floating_point() if spec.kind == "vector" else tokens.dtype in (torch.int64, torch.int32)
+        if not fits:
+            raise MgenError(
+                f"tokens are of type {str(tokens.dtype)[6:]}: {wanted} of {'real numbers' if spec.kind == 'vector' else 'int64'}"
+            )
+        shape = tuple(tokens.shape)
+        if len(shape) != 1 + len(spec.shape) or shape[2:] != spec.shape[1:] or not tokens.numel():
+            raise MgenError(f"tokens are of shape {shape}: {wanted}")
+        count = shape[1] - spec.global_tokens
+        side = math.isqrt(max(0, count))
+        rows, columns = grid or (side, side)
+        if rows < 1 or rows * columns != count:
+            what = f"{shape[1]} {'tokens' if spec.kind == 'vector' else 'ids'}"
+            after = f" after {spec.global_tokens} global ones" if spec.global_tokens else ""
+            raise MgenError(
+                f"{what} make no grid of {rows}×{columns}{after}: give all of them, and grid=(rows, columns)"
+            )
+        if spec.vocab_size is not None and not tokens.is_meta:
+            low, high = (int(v) for v in tokens.aminmax())
+            if low < 0 or high >= spec.vocab_size:
+                raise MgenError(f"tokens are from {low} to {high}: {wanted} of 0 … {spec.vocab_size - 1}")
+        return rows, columns
+
 
 class CodebookTokenizer(Tokenizer):
     """A tokenizer whose tokens are the ids of one quantizer, `quantize`. Subclasses implement `latents` and `decode_latents`."""
@@ -187,8 +218,8 @@ class CodebookTokenizer(Tokenizer):
 
     def decode(self, ids: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
         """Images of ids (B, L) int64 in 0 … vocab_size − 1; `grid` (h, w) if it is not square."""
-        side = round(ids.shape[1] ** 0.5)
-        values = self.quantize.lookup(ids.unflatten(1, grid or (side, side)))
+        grid = self.grid_of(ids, grid)
+        values = self.quantize.lookup(ids.unflatten(1, grid))
         return self.decode_latents(values.to(self.dtype))
 
     @torch.no_grad()

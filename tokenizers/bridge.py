@@ -116,7 +116,7 @@ class QuantizedKL(PosteriorTokenizer):
 
     def decode(self, ids: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
         """Images of ids (B, L, C) in 0 … Q-1; `grid` (rows, columns) if it is not square."""
-        return self.continuous.decode(self.values(ids), grid)
+        return self.continuous.decode(self.values(ids), self.grid_of(ids, grid))
 
     def noise_shape(self) -> tuple[int, ...]:
         """Shape (c, h, w) of the posterior's noise for one image of `image_size`."""

@@ -201,17 +201,10 @@ class HitaTokenizer(Tokenizer):
 
         Raises an MgenError if the number of ids does not fit the grid, or an id is out of range.
         """
+        h, w = self.grid_of(ids, grid)
         s, c = self.config.global_tokens, self.config
-        side = round(max(ids.shape[1] - s, 0) ** 0.5)
-        h, w = grid or (side, side)
-        if ids.shape[1] != s + h * w:
-            raise MgenError(
-                f"got {ids.shape[1]} ids, expected {s} holistic ones and {h}×{w} of patches: give grid=(h, w)"
-            )
         holistic, patches = ids[:, :s], ids[:, s:]
-        if not ids.is_meta and bool(
-            ids.amin() < 0 or holistic.amax() >= c.global_vocab_size or patches.amax() >= c.vocab_size
-        ):
+        if not ids.is_meta and bool(holistic.amax() >= c.global_vocab_size or patches.amax() >= c.vocab_size):
             raise MgenError(
                 f"ids out of range: holistic ids must be below {c.global_vocab_size}, patch ids below {c.vocab_size}"
             )

@@ -159,8 +159,7 @@ class KLTokenizer(PosteriorTokenizer):
 
     def decode(self, tokens: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
         """Images of tokens (B, L, C); `grid` (rows, columns) if it is not square."""
-        side = round(tokens.shape[1] ** 0.5)
-        z = unpatchify(tokens, self.config.patch, grid or (side, side)) / self._scale() + self.config.shift
+        z = unpatchify(tokens, self.config.patch, self.grid_of(tokens, grid)) / self._scale() + self.config.shift
         return self.decode_latents(z.to(self.dtype))
 
     def _scale(self) -> float:

@@ -14,7 +14,7 @@ from typing import ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-from mgen.bench.flops import PARTS, Networks, count_run
+from mgen.bench.flops import PARTS, Networks, check_duration, count_run
 from mgen.bench.proxy import AnyGenerator, proxy, watched
 from mgen.generators.build import build_model
 from mgen.generators.generator import Generator
@@ -22,6 +22,7 @@ from mgen.generators.presets import model_name
 from mgen.heads import CategoricalHead
 from mgen.heads.head import Head
 from mgen.pipelines.pipeline import DTYPES
+from mgen.pipelines.sizes import check_batch
 from mgen.samplers import Noise, ParallelSampler
 from mgen.tokenizers import VQGAN, KLTokenizer, LlamaGenVQ, Tokenizer
 from mgen.utils.config import Settings
@@ -199,6 +200,8 @@ def bench(
 ) -> BenchResult:
     """Time and count one setting. `model`: its name in the report."""
     generator, device = pipe.generator, pipe.generator.device
+    check_batch(pipe, sampler, batch_size, batch_size)
+    check_duration(pipe, sampler, batch_size * repeats)
     seconds = fastest(pipe, sampler, batch_size=batch_size, repeats=repeats, dtype=dtype)
     counts = count_run(pipe, sampler)
     peak = matmul_peak(DTYPES[dtype], device)

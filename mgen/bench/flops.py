@@ -22,10 +22,13 @@ from mgen.nn.cache import CachedStep
 from mgen.samplers import ParallelSampler
 from mgen.tokenizers.base import Tokenizer
 from mgen.tokens import TokenSpec
+from mgen.utils.limits import check_time
 
 P = ParamSpec("P")
 R = TypeVar("R")
 PARTS = ("trunk", "head", "decoder")
+FASTEST = {"cpu": 2e13, "cuda": 5e15}  # operations per second, more than any has
+NOTICED = 10**6  # images; fewer are not worth an estimate
 
 
 class Networks(Protocol):
@@ -78,6 +81,15 @@ def count_run(pipe: Networks, sampler: ParallelSampler, *, decode: bool = True) 
         tokenizer = copy.deepcopy(pipe.tokenizer).to("meta")
         counts.wrap("decoder", tokenizer.decode)(step.tokens, generator.tokens.grid)
     return counts
+
+
+def check_duration(pipe: Networks, sampler: ParallelSampler, images: int) -> None:
+    """Raise MgenError if sampling so many images takes more than a year on the fastest machine there is."""
+    if images >= NOTICED:
+        seconds = count_run(pipe, sampler).total * images / FASTEST.get(pipe.generator.device.type, FASTEST["cuda"])
+        check_time(
+            seconds, f"sampling {images:,} images in {sampler.config.steps} steps", "ask for fewer images or steps"
+        )
 
 
 def counted(generator: Generator, counts: Counts) -> Generator:

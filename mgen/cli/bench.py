@@ -5,6 +5,7 @@ import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mgen.cli.parser import make_parser, path, whole
@@ -103,7 +104,11 @@ def command(argv: Sequence[str] | None = None) -> int:
 
     from mgen.bench import benchmark
     from mgen.cli.sample import chosen_sampler
+    from mgen.utils.files import check_target, check_writable, write_json
 
+    if args.json:
+        check_target(args.json)
+        check_writable(Path(args.json).parent)
     pipe = chosen_pipeline(args)
     sampler = chosen_sampler(pipe, args)
     if args.sweep:
@@ -114,8 +119,6 @@ def command(argv: Sequence[str] | None = None) -> int:
     )
     print(benchmark.table(result))
     if args.json:
-        from mgen.utils.files import write_json
-
         write_json(args.json, asdict(result))
         print(args.json, file=sys.stderr)
     else:
@@ -205,6 +208,8 @@ def compare(pipe: "RandomPipeline | MaskedPipeline", sampler: "ParallelSampler",
     import torch
 
     from mgen.bench import sweep, sweep_report
+    from mgen.bench.flops import check_duration
+    from mgen.pipelines.sizes import check_batch
     from mgen.utils.files import check_writable, write_text
 
     out = Path(args.out)
@@ -223,6 +228,9 @@ def compare(pipe: "RandomPipeline | MaskedPipeline", sampler: "ParallelSampler",
         distance, more = sweep_distance(pipe, args)
         about |= more
     settings = sweep.read_sweep(args.sweep, sampler, pipe.generator)
+    for _, _, chosen in settings.runs:
+        check_batch(pipe, chosen, args.batch_size, args.batch_size)
+        check_duration(pipe, chosen, args.batch_size * args.repeats + (args.num_images or 0))
     rows = sweep.run_sweep(
         pipe,
         settings,
@@ -246,6 +254,7 @@ def sweep_distance(pipe: "RandomPipeline | MaskedPipeline", args: Namespace) -> 
     """How --sweep measures the images of a trained model, and what its files say about that."""
     from mgen.evaluation.evaluate import metric_names
     from mgen.evaluation.extractors import make_extractor
+    from mgen.evaluation.fashion import require_fashion
     from mgen.evaluation.references import find_reference
     from mgen.tune.tuning import Distance
     from mgen.zoo import weights_sha256
@@ -253,10 +262,16 @@ def sweep_distance(pipe: "RandomPipeline | MaskedPipeline", args: Namespace) -> 
     if args.num_images is None or args.num_images < 2:
         raise MgenError("--sweep on a trained model needs --num-images, at least 2 (500 and more tell methods apart)")
     extractor = make_extractor(args.extractor, weights=args.inception_weights, device=pipe.device)
-    reference = find_reference(args.reference, extractor, builtin=args.extractor == "fmnist-cnn")
+    builtin = args.extractor == "fmnist-cnn"
+    if args.reference is None and builtin:
+        require_fashion(
+            pipe, args.model, "--reference FILE, statistics that mgen stats wrote, or fmnist-train if that is right"
+        )
+    reference = find_reference(args.reference, extractor, builtin=builtin)
     if reference is None:
         raise MgenError(
-            "--sweep measures distances: give --reference FILE, statistics that mgen eval --save-statistics wrote"
+            f"--sweep measures distances, and {args.model} with --extractor {args.extractor} has no built-in reference: give "
+            "--reference FILE, statistics that mgen stats wrote, or fmnist-train if that is right"
         )
     name = metric_names(extractor, args.num_images)[0]
     distance = Distance(

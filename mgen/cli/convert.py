@@ -32,7 +32,10 @@ EXAMPLES = """  mgen convert maskgit-vqgan vqgan_jax_strongaug.ckpt --out models
 
 With --tokenizer (or one in the same file) the result is a pipeline that `mgen sample --model DIR` takes; without, the model alone.
 The levels of `quantize` are compared by mgen eval … --levels, its channel_order is printed by mgen cache … --measure-order.
-Torch files are read as plain tensors only: a file that holds other Python objects raises an error."""
+FILE may be a folder with diffusion_pytorch_model or model as .safetensors, .bin, .fp16.safetensors or shards with their index.json.
+What training puts around weights is removed and told: {'ema': …}, {'state_dict': …}, {'module': …} and the like, and module. and
+_orig_mod. in names. Torch files are read as plain tensors only: a file that holds other Python objects raises an error, and so does
+a tensor that is no weight (sparse, quantized, complex, NaN, beyond fp32)."""
 # What a conversion leaves in its folder.
 WRITTEN = re.compile(
     r"conversion\.txt|config\.json|model_index\.json|diffusion_pytorch_model.*|generator|tokenizer|sampler|README\.md"
@@ -105,7 +108,7 @@ def check_out(out: Path, sources: Sequence[str]) -> None:
     if foreign:
         raise MgenError(f"{out} would be replaced, and holds {shown(foreign[0])} too: move it, or choose another --out")
     for source in sources:
-        if Path(source).exists() and Path(source).resolve().is_relative_to(out.resolve()):
+        if Path(source).exists() and out.resolve() in Path(source).resolve().parents:  # itself may be replaced
             raise MgenError(f"{source} lies in --out {out}, which would be replaced: choose another --out")
 
 

@@ -152,7 +152,7 @@ def numbers(text: str, option: str, read: Callable[[str], N]) -> list[N]:
         return [read(part.strip()) for part in text.split(",")]
     except ArgumentTypeError as error:
         raise MgenError(
-            f"{option} {shown(text)}: {error}; expected positive numbers separated by commas, such as 16,64"
+            f"{option} {shown(text)}: {error}; expected a comma-separated list of positive numbers, such as 16,64"
         ) from error
 
 

@@ -125,7 +125,7 @@ def command(argv: Sequence[str] | None = None) -> int:
     from mgen.pipelines.pixels import QUANTIZATIONS
     from mgen.pipelines.runs import FORMATS
     from mgen.pipelines.shards import SHARD
-    from mgen.utils.files import check_writable
+    from mgen.utils.files import check_target, check_writable
 
     if args.animation:
         check_animation(Path(args.animation), Path(args.out))
@@ -140,6 +140,7 @@ def command(argv: Sequence[str] | None = None) -> int:
             raise MgenError(
                 f"--npz {file}: expected a file name ending in .npz, not that of a shard (images-000000-000999.npz)"
             )
+        check_target(file)
         check_writable(file.parent)
     if args.show_plan:
         pipe = load_for(args)
@@ -151,12 +152,11 @@ def command(argv: Sequence[str] | None = None) -> int:
 def check_animation(file: Path, out: Path) -> None:
     """Raise MgenError for a file of another kind, or one that would take the place of an image of the run or of its grid."""
     from mgen.pipelines.runs import IMAGE
-    from mgen.utils.files import check_writable
+    from mgen.utils.files import check_target, check_writable
 
     if file.suffix not in (".gif", ".png"):
         raise MgenError(f"--animation {file}: the name must end in .gif or .png")
-    if file.is_dir():
-        raise MgenError(f"--animation {file} is a folder: give the name of a file")
+    check_target(file)
     same = os.path.realpath(file.parent) == os.path.realpath(out)
     if same and (file.name == "grid.png" or IMAGE.fullmatch(file.name)):
         raise MgenError(f"--animation {file} is a file of the run itself: choose another name, such as reveal.png")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mgen.cli import run
-from mgen.cli.parser import add_vision, make_parser
+from mgen.cli.parser import add_vision, make_parser, path
 from mgen.utils.errors import MgenError, suggestion
 
 EXAMPLES = """  mgen train --config configs/train/fmnist-maskgit.yaml
@@ -17,7 +17,9 @@ The flag --multi_gpu also starts several processes on a CPU. Rerun the command t
 def command(argv: Sequence[str] | None = None) -> int:
     parser = make_parser("train", "Train a generator, a tokenizer or a classifier.", EXAMPLES)
     option = parser.add_argument
-    option("--config", required=True, metavar="FILE", help="a YAML file, or the name of one in configs/train")
+    option(
+        "--config", required=True, metavar="FILE", type=path, help="a YAML file, or the name of one in configs/train"
+    )
     option("overrides", nargs="*", metavar="key=value", help="dotted settings that override the file")
     add_vision(parser)
     args = parser.parse_args(argv)

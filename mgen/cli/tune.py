@@ -12,6 +12,7 @@ from mgen.utils.errors import MgenError, check_choice
 if TYPE_CHECKING:
     from mgen.evaluation.extractors import Extractor
     from mgen.evaluation.statistics import Reference
+    from mgen.pipelines.pipeline import MaskedPipeline
     from mgen.tune.strategies import Space
     from mgen.tune.tuning import Outcome
     from mgen.utils.config import Settings
@@ -92,9 +93,11 @@ def command(argv: Sequence[str] | None = None) -> int:
 
 
 def tune(args: Namespace, line: str) -> int:
+    from mgen.bench.flops import check_duration
     from mgen.evaluation.extractors import make_extractor
     from mgen.pipelines.pipeline import DTYPES, load
     from mgen.pipelines.runs import begin_run
+    from mgen.pipelines.sizes import check_batch
     from mgen.samplers import ParallelSampler
     from mgen.tune import tuning
     from mgen.tune.strategies import Space
@@ -116,7 +119,9 @@ def tune(args: Namespace, line: str) -> int:
         limit=args.max_passes_per_image,
     )
     extractor = make_extractor(args.extractor, weights=args.inception_weights, device=pipe.device)
-    sides = describe(args, extractor)
+    sides = describe(args, extractor, pipe)
+    check_batch(pipe, space.sampler(space.start), args.batch_size, args.batch_size)
+    check_duration(pipe, space.sampler(space.start), args.trials * args.num_images + 2 * args.test_images)
     settings = search_settings(args, space, extractor, sides)
     trace = tuning.Trace(path=out / "trace.jsonl")
     references = given_references(args, extractor)
@@ -171,9 +176,10 @@ def search_settings(args: Namespace, space: "Space", extractor: "Extractor", sid
     }
 
 
-def describe(args: Namespace, extractor: "Extractor") -> dict[str, Side]:
+def describe(args: Namespace, extractor: "Extractor", pipe: "MaskedPipeline") -> dict[str, Side]:
     """What is measured for the search and for the test, and the name of the distance."""
     from mgen.evaluation.evaluate import metric_names
+    from mgen.evaluation.fashion import knows_fashion
 
     counts = {"search": (args.num_images, args.seed), "test": (args.test_images, args.test_seed)}
     names = {"search": args.reference_search, "test": args.reference_test}
@@ -191,6 +197,11 @@ def describe(args: Namespace, extractor: "Extractor") -> dict[str, Side]:
     elif not extractor.name.startswith("fmnist"):
         raise MgenError(
             f"extractor {extractor.name} has no built-in reference: give --reference-search and --reference-test"
+        )
+    elif not args.data_path and not knows_fashion(pipe):  # who names Fashion-MNIST's files means them
+        raise MgenError(
+            f"{args.model} was not trained on Fashion-MNIST: give --reference-search and --reference-test, statistics of two disjoint "
+            "sets of its own images (mgen stats DATA makes them)"
         )
     else:
         names = {"search": "fmnist train, images 0, 2, 4 …", "test": "fmnist train, images 1, 3, 5 …"}

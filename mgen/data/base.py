@@ -1,12 +1,13 @@
 """The contract of data sets of images, and what all of them share."""
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 from tqdm import tqdm
 
 
+@runtime_checkable
 class ImageData(Protocol):
     """Images with classes, or what a cache holds in place of images, read in batches by index."""
 
@@ -20,6 +21,7 @@ class ImageData(Protocol):
         ...
 
 
+@runtime_checkable
 class StampedData(ImageData, Protocol):
     """Images that a cache can be made of: it notices when they change."""
 

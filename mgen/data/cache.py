@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mgen.data.cache_format import read_index, read_shard, shards_in
 from mgen.utils.errors import MgenError
+from mgen.utils.schema import checked
 
 
 class TokenCache:
@@ -28,6 +29,7 @@ class TokenCache:
         MgenError: there is no cache, shards are missing, damaged or foreign, or it belongs to another tokenizer.
     """
 
+    @checked
     def __init__(self, path: str | Path, *, fingerprint: str | None = None, full: bool = False) -> None:
         self.path = Path(path)
         self.index = index = read_index(self.path)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mgen.utils.errors import MgenError, first_line, shown
 from mgen.utils.files import check_file
+from mgen.utils.schema import checked
 
 FASHION_CLASSES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 FILES = {
@@ -92,6 +93,7 @@ class FashionMNIST:
     num_classes = 10
     class_names: Sequence[str] = FASHION_CLASSES
 
+    @checked
     def __init__(self, *, root: str | Path | None = None, split: str = "train") -> None:
         if split not in FILES:
             raise MgenError(f"unknown split {shown(split)}: Fashion-MNIST has {', '.join(FILES)}")

@@ -63,6 +63,11 @@ class ImageFolder:
                 "take all images as one class with data.classes=none (mgen cache: --classes none)"
             )
         names = [p[0] if len(p) > 1 else "" for p in parts]
+        for name in set(names):
+            if any("\ud800" <= letter <= "\udfff" for letter in name):
+                raise MgenError(
+                    f"the class folder {name!r} in {self.root} has a name that is no text in UTF-8: rename it"
+                )
         if empty := sorted(set(class_folders(self.root)) - set(names)):
             some = ", ".join(empty[:5]) + (", …" if len(empty) > 5 else "")
             warnings.warn(f"{self.root}: folders without readable images are no classes: {some}", stacklevel=3)

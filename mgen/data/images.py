@@ -1,5 +1,7 @@
 """Images by name, as a tokenizer takes them."""
 
+import os
+
 from mgen.data.base import StampedData
 from mgen.data.fashion_mnist import FashionMNIST
 from mgen.data.folder import ClassRule, ImageFolder
@@ -40,4 +42,4 @@ def open_images(
             )
         data = ImageFolder(root=name, image_size=size, channels=channels, classes=classes)
     tokenizer.register_to_config(image_size=size)  # the weights work at any size; the spec follows this one
-    return data, f"fmnist {split}" if name == "fmnist" else f"{name} at {size} px"
+    return data, f"fmnist {split}" if name == "fmnist" else f"{os.fsencode(name).decode(errors='replace')} at {size} px"

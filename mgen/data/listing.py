@@ -13,6 +13,7 @@ from pathlib import Path
 from PIL import Image
 
 from mgen.utils.errors import MgenError, first_line
+from mgen.utils.schema import checked
 
 # Formats of Pillow that are looked for in folders. JXL and HEIF need a plugin, which registers itself when it is imported.
 FORMATS = (
@@ -37,6 +38,7 @@ def image_suffixes() -> tuple[str, ...]:
     )
 
 
+@checked
 def list_images(root: str | Path) -> list[Path]:
     """All image files below `root`, sorted by path; a warning says how many images of other formats were passed over.
 

@@ -10,7 +10,6 @@ from tqdm import tqdm
 
 from mgen.data.base import ImageData, StampedData
 from mgen.data.cache_format import (
-    STORED,
     CacheIndex,
     mark_shard,
     read_index,
@@ -21,11 +20,13 @@ from mgen.data.cache_format import (
 from mgen.data.first_stage import shrink
 from mgen.tokenizers.base import PosteriorTokenizer, Tokenizer
 from mgen.utils.config import Settings
-from mgen.utils.errors import MgenError, check_choice, shown
+from mgen.utils.errors import MgenError, shown
 from mgen.utils.files import check_file, check_writable, write_json, write_tensors
 from mgen.utils.limits import check_disk, check_memory
+from mgen.utils.schema import Count, Size, checked
 
 
+@checked
 @torch.inference_mode()
 def write_cache(
     dataset: StampedData,
@@ -33,10 +34,10 @@ def write_cache(
     out: str | Path,
     *,
     flips: bool = False,
-    batch_size: int = 64,
-    shard_size: int = 16384,
+    batch_size: Count = 64,
+    shard_size: Count = 16384,
     dtype: Literal["fp32", "fp16"] = "fp32",
-    first_stage_size: int | None = None,
+    first_stage_size: Size | None = None,
     source: str = "",
     progress: bool = True,
 ) -> Path:
@@ -53,9 +54,6 @@ def write_cache(
             memory or disk.
     """
     out = Path(out)
-    check_choice("dtype", dtype, STORED)
-    if not isinstance(batch_size, int) or batch_size < 1:
-        raise MgenError(f"batch_size is {shown(batch_size)}: allowed are whole numbers from 1")
     if not isinstance(tokenizer, PosteriorTokenizer) and dtype != "fp32":
         raise MgenError(f"dtype {dtype} is for the moments of a KL tokenizer: ids are integers")
     index = CacheIndex(
@@ -108,7 +106,7 @@ def _what_is_left(out: Path, index: CacheIndex, dataset: StampedData) -> tuple[b
     for shard in there:
         read_shard(out, index, shard, data=dataset.stamp(index.rows(shard)))
     # Images that were added or removed behind the existing shards change the count alone.
-    return old is not None and old.count == index.count, [s for s in range(index.shards) if s not in set(there)]
+    return old is not None and old.count == index.count, sorted(set(range(index.shards)) - set(there))
 
 
 def _difference(old: Settings, new: Settings) -> str:

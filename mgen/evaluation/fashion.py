@@ -38,6 +38,15 @@ def knows_fashion(pipe: MaskedPipeline) -> bool:
     return tuple(names) == FASHION_CLASSES and side in SIDES and channels == 1
 
 
+def require_fashion(pipe: object, name: str, how: str) -> None:
+    """Raise MgenError unless the pipeline called `name` was trained on Fashion-MNIST; `how`: what to give then."""
+    if not isinstance(pipe, MaskedPipeline) or not knows_fashion(pipe):
+        raise MgenError(
+            f"{name} is not known to be trained on Fashion-MNIST (its classes have other names, or its images another size), so it is not "
+            f"compared with it by default: give {how}"
+        )
+
+
 @schema(extra=True)
 class _Index:
     class_names: tuple[str, ...] | None = None

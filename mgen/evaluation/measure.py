@@ -126,6 +126,8 @@ def remove_features(folder: Path) -> None:
 
 def begin(folder: Path, source: Source, extractor: Extractor, protocol: str, **further: object) -> list[Path]:
     """Record in the folder what its shards are of; returns the folders made for it. MgenError if it holds shards of something else."""
+    if source.count < 2:
+        raise MgenError(f"{source.title}: a covariance needs at least 2 images, got {source.count}")
     key = hashlib.sha256(json.dumps([source.key, further], sort_keys=True, default=str).encode()).hexdigest()
     own = FeatureRecord(
         images=json.loads(json.dumps(source.about, default=str, ensure_ascii=False).encode(errors="replace")),

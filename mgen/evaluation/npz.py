@@ -34,7 +34,9 @@ class NpzImages:
         if self.path.suffix != ".npy":
             names = npz_names(self.path)
             if "arr_0" not in names:
-                raise MgenError(f"{path} has no arr_0 with images, only {shown(', '.join(names) or 'nothing')}")
+                raise MgenError(
+                    f"{path} has no arr_0 with images, only {shown(', '.join(names)) if names else 'nothing'}"
+                )
         with reading(self.path, "images as uint8 (N, H, W, C)"):
             if self.path.suffix != ".npy":
                 self._zip = zipfile.ZipFile(self.path)
@@ -56,11 +58,11 @@ class NpzImages:
     def _labels(self) -> Tensor:
         count = self.shape[0]
 
-        def judge(header: Header) -> str:
+        def check(header: Header) -> str:
             fits = header.shape == (count,) and header.dtype.kind in "iu"
             return "" if fits else f"integers ({count},), one class id per image"
 
-        labels = read_npz(self.path, {"arr_1": judge}, "an .npz with arr_0")["arr_1"]
+        labels = read_npz(self.path, {"arr_1": check}, "an .npz with arr_0")["arr_1"]
         if int(labels.min()) < -1 or int(labels.max()) > LARGEST_ID:
             raise MgenError(
                 f"{self.path}: arr_1 holds {labels.min()} … {labels.max()}: a class id is at least 0, or -1 if it is unknown, and at most "

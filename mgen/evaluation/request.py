@@ -95,6 +95,8 @@ class EvalRequest:
         # A seed is also used for samples of a posterior.
         given = [name for name in self.changes if name != "--seed" or self.reconstruction is None]
         given += ["--dtype"] * (self.dtype != "fp32")
+        if self.reconstruction and self.seed is not None and self.posterior != "sample":
+            raise MgenError("--seed has no effect on reconstructions without --posterior sample: leave it out")
         if given and not self.samples:
             raise MgenError(
                 f"{', '.join(given)}: for models only; stored and reconstructed images are measured as they are"

@@ -52,10 +52,13 @@ def run_evaluation(request: EvalRequest, workers: Workers, choose_sampler: Choos
     Raises:
         MgenError: settings contradict each other, or something is missing on this machine.
     """
+    labels = request.labels  # of the options, not of the recipe
     request, published = apply_recipe(request)
     protocol = _check(request)
     extractor = protocol_extractor(protocol, weights=request.inception_weights, device=workers.device)
     source, pipe = _find_source(request, protocol, extractor, workers.device, choose_sampler)
+    if labels is not None and pipe is not None and not pipe.conditional:
+        raise MgenError(f"--labels {labels} has no effect: {request.path} knows no classes; leave it out")
     on_fashion_mnist = protocol.extractor == "fmnist-cnn" and source.fashion
     _check_comparable(request, protocol, source, pipe)
     name = request.classifier or ("fmnist-classifier" if on_fashion_mnist else "none")

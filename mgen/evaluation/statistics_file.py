@@ -1,6 +1,6 @@
 """Files of statistics as they are stored: .safetensors (mgen's), .npz (most tools'), .pt (torch-fidelity's).
 
-Shapes and types are judged before an array is read. A .pt file is a pickle: only tensors, plain values and arrays of floats are read
+Shapes and types are checked before an array is read. A .pt file is a pickle: only tensors, plain values and arrays of floats are read
 from it, and arrays by this module's own code, because numpy's functions for unpickling trust what they are given.
 """
 
@@ -124,7 +124,7 @@ def _open_npz(path: Path) -> Stored:
         about = read_about({name: str(value) for name, value in texts.items()}, path)
 
     def read(shapes: Mapping[str, Shape]) -> dict[str, np.ndarray]:
-        def judge(name: str) -> Callable[[Header], str]:
+        def check(name: str) -> Callable[[Header], str]:
             def check(header: Header) -> str:
                 if error := _wrong(name, header.dtype.kind, header.shape, shapes[name], path):
                     raise error
@@ -132,7 +132,7 @@ def _open_npz(path: Path) -> Stored:
 
             return check
 
-        return read_npz(path, {name: judge(name) for name in shapes}, EXPECTED)
+        return read_npz(path, {name: check(name) for name in shapes}, EXPECTED)
 
     return Stored(names=[n for n in names if n in KEYS], about=about, read=read)
 

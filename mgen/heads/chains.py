@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mgen.heads.head import HeadSettings
 from mgen.utils.errors import MgenError
-from mgen.utils.schema import Positive, schema
+from mgen.utils.schema import schema
 
 TrainSteps = Annotated[int, Field(ge=1, le=100_000)]  # of a full diffusion, and at most so many are drawn with
 
@@ -39,7 +39,7 @@ class ChainSettings(HeadSettings):
 
     chain: Literal["ancestral", "ddim", "dpm-solver++"] = "ancestral"
     steps: TrainSteps = 100
-    clip: Positive | None = None
+    clip: Annotated[float, Field(gt=0, le=1e6)] | None = None
     spacing: Literal["ends", "stride"] = "ends"
 
     def __post_init__(self) -> None:

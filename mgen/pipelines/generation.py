@@ -189,7 +189,7 @@ def export_npz(run: Run, file: Path) -> None:
 
 def read_back(run: Run) -> tuple[Tensor, list[int]]:
     """Images of a run for a preview grid, uint8 (n, C, H, W), and their classes, -1 for none: 10 of each of 20 classes."""
-    from mgen.data import load_image
+    from mgen.data.image_files import load_image, open_image
 
     chosen: dict[int, list[int]] = {}
     for i, label in enumerate(run.ids(0, run.count)):
@@ -201,7 +201,7 @@ def read_back(run: Run) -> tuple[Tensor, list[int]]:
         folder = ShardFolder(run.out)
         images = [folder.read(i, i + 1)[0][0] for i, _ in pairs]
     else:
-        with Image.open(run.out / run.file(0, 1)) as first:
+        with open_image(run.out / run.file(0, 1)) as first:
             channels = 1 if first.mode == "L" else 3
         images = [load_image(run.out / run.file(i, i + 1), channels=channels) for i, _ in pairs]
     for image, (i, _) in zip(images, pairs):

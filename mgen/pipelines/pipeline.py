@@ -175,7 +175,7 @@ class MaskedPipeline(DiffusionPipeline):
         )
         ids = self.check_classes(classes)
         seeds = [image_seed(options.seed, i) for i in check_indices(indices, len(ids))]
-        given, first_given = self._given(tokens, known, first_stage, len(ids))
+        given, stage = self._given(tokens, known, first_stage, len(ids))
         sampler = self._sampler(sampler, steps, guidance)
         size, device = min(options.batch_size or len(ids), len(ids)), self.generator.device
         check_batch(self, sampler, size, len(ids))
@@ -195,7 +195,7 @@ class MaskedPipeline(DiffusionPipeline):
                     noise=sampler.make_noise(self.generator, seeds[rows]).to(device),
                     tokens=None if given is None else given[0][rows],
                     known=None if given is None else given[1][rows],
-                    first_stage=None if first_given is None else (first_given[0][rows], first_given[1][rows]),
+                    first_stage=None if stage is None else (stage[0][rows], stage[1][rows]),
                     complete_first_stage=complete,
                     unused_tail=unused_tail,
                 )

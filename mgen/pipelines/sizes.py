@@ -1,4 +1,4 @@
-"""Estimates of what sampling needs, against what the machine has; all are low, so that whatever could work is let through."""
+"""Estimates of what sampling needs, against what the machine has; all are low, so that nothing that could have worked raises an error."""
 
 import math
 import os
@@ -12,7 +12,7 @@ from mgen.utils.errors import MgenError
 from mgen.utils.limits import check_disk, check_memory
 
 if TYPE_CHECKING:
-    from mgen.pipelines.pipeline import MaskedPipeline
+    from mgen.bench.flops import Networks
     from mgen.samplers import ParallelSampler
 
 SMALLEST_PNG = 67  # bytes
@@ -25,15 +25,16 @@ def image_numbers(config: Mapping[str, Any], side: int | None = None) -> int:
     return int(config["in_channels"]) * (side or int(config["image_size"])) ** 2
 
 
-def check_batch(pipe: "MaskedPipeline", sampler: "ParallelSampler", size: int, count: int) -> None:
+def check_batch(pipe: "Networks", sampler: "ParallelSampler", size: int, count: int) -> None:
     """Raise MgenError if the noise of a batch of `size` images and all `count` images don't fit in memory."""
     generator = pipe.generator
     noise = generator.head.noise_spec(sampler.config.head or {})
     each = math.prod(noise.shape) * generator.units.length
     if sampler.order.ranked:  # other orders draw a position once
         each *= sampler.config.steps
+    image = 0 if pipe.tokenizer is None else image_numbers(pipe.tokenizer.config)
     # Single precision: noise of the batch; images of the call.
-    need = 4 * (size * each + count * image_numbers(pipe.tokenizer.config))
+    need = 4 * (size * each + count * image)
     if need < UNNOTICED:
         return
     check_memory(

@@ -39,7 +39,7 @@ class DataConfig:
 class OptimConfig:
     lr: LearningRate = 1e-4
     betas: Betas = (0.9, 0.999)
-    eps: Share = 1e-8
+    eps: Annotated[float, Field(ge=1e-30, le=1)] = 1e-8
     weight_decay: Weight = 0.0
     schedule: Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"] = (
         "constant"
@@ -79,8 +79,8 @@ class MaskConfig:
     distribution: Literal["cosine", "arccos", "beta", "truncated-gaussian", "uniform"] = "cosine"
     alpha: Shape = 12.0  # beta: AutoNAT's Beta(12, 3)
     beta: Shape = 3.0
-    mean: float = 1.0  # truncated Gaussian: MAR's N(1, 0.25) cut to [0.7, 1]
-    std: Annotated[float, Field(ge=1e-6)] = 0.25
+    mean: Annotated[float, Field(ge=-100, le=100)] = 1.0  # truncated Gaussian: MAR's N(1, 0.25) cut to [0.7, 1]
+    std: Annotated[float, Field(ge=1e-6, le=1e6)] = 0.25
     low: Share = 0.7
     high: Share = 1.0
     per: Literal["sample", "batch"] = "sample"  # r for each image, or one for the whole batch (MAR)

@@ -64,7 +64,7 @@ def meet(device: str) -> tuple[int, int, str, Callable[[], None]]:
 
     def wait() -> None:
         try:
-            torch.distributed.monitored_barrier(group, timeout=LONGEST_WAIT)
+            torch.distributed.monitored_barrier(group, timeout=LONGEST_WAIT)  # type: ignore[arg-type]  # None is for others
         except RuntimeError as error:
             raise MgenError(
                 "another process of this run has ended before its part was done: run the command again to complete it"

@@ -207,7 +207,7 @@ class Trainer:
         now = time.perf_counter()
         self.began, self.logged = now - self.seconds, (now, self.step)
         self.objective.train()
-        bar = tqdm(total=config.steps, initial=self.step, unit="step", disable=not main, file=sys.stderr)
+        bar = tqdm(total=config.steps, initial=self.step, unit="step", disable=not main, file=sys.stderr, delay=1.0)
         with bar, StopRequest(self.accelerator) as stop:
             while self.step < config.steps:
                 logs = self.train_step(loader, order)

@@ -19,6 +19,7 @@ from mgen.training.carried import encode_features
 from mgen.training.companions import Companions
 from mgen.training.config import (
     ClassifierObjectiveConfig,
+    FirstStageConfig,
     GeneratorObjectiveConfig,
     MaskConfig,
     TokenizerObjectiveConfig,
@@ -198,6 +199,8 @@ class GeneratorObjectiveBase(Objective[G]):
         name = "a cascade" if isinstance(model, Cascade) else f"trunk {model.trunk.type_name!r}"
         if config.reuse and not model.capabilities.carried_features:
             raise MgenError(f"objective.reuse is for models that carry features (ENAT), not for {name}: set it to 0")
+        if config.first_stage != FirstStageConfig() and not isinstance(model, Cascade):
+            raise MgenError(f"objective.first_stage is for cascades (Hi-MAR), not for {name}: leave it out")
         if config.loss_tokens == "all" and (model.tokens.kind != "index" or isinstance(model, Cascade)):
             raise MgenError(
                 f"objective.loss_tokens is 'all', but {name} with tokens of kind {model.tokens.kind!r} is trained on masked ones: use "

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mgen.data import ImageData
+from mgen.data import ImageData, ImageFolder
 from mgen.training.config import TrainConfig, build_model
 from mgen.training.data import Renumbered, make_dataset
 from mgen.training.initial import load_weights
@@ -80,13 +80,17 @@ def check_prefixes(model: nn.Module, prefixes: tuple[str, ...], where: str) -> N
 
 def check_images(data: ImageData, network: Model, *, task: str) -> None:
     """Raise MgenError unless the data has images of the size that the network was built for."""
-    batch = data.__getitems__([0])
-    if "image" not in batch:
-        raise MgenError(f"task {task!r} trains on images, but data.kind=cache holds tokens: use a folder or fmnist")
-    channels, side = batch["image"].shape[1:3]
+    if isinstance(data, ImageFolder):  # before one is read
+        channels, side = data.channels, data.image_size
+    else:
+        batch = data.__getitems__([0])
+        if "image" not in batch:
+            raise MgenError(f"task {task!r} trains on images, but data.kind=cache holds tokens: use a folder or fmnist")
+        channels, side = batch["image"].shape[1:3]
     wanted, size = network.config.in_channels, network.config.image_size
     if (channels, side) != (wanted, size):
         raise MgenError(
             f"the data has {channels}×{side}×{side} images, but the {type(network).__name__} is for {wanted}×{size}×{size}: set "
             "data.image_size and data.channels, or choose another model"
         )
+    data.__getitems__([0])  # can be read

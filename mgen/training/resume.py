@@ -14,7 +14,7 @@ from mgen.utils.errors import MgenError, shown
 if TYPE_CHECKING:
     from mgen.training.loop import Trainer
 
-# Settings that a resumed run applies from its next step on, themselves or all below them; any other change is refused.
+# Settings that a resumed run applies from its next step on, themselves or all below them; any other change raises an error.
 MAY_CHANGE = (
     "steps",
     "accumulate",

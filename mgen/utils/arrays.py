@@ -1,4 +1,4 @@
-"""Arrays of .npy and .npz files, which others wrote: the header is read and judged before anything is allocated.
+"""Arrays of .npy and .npz files, which others wrote: the header is read and checked before anything is allocated.
 
 A header may claim any shape, and a compressed array may be a thousand times larger than its file. So each caller says which shape it
 expects, and an array is read only if its bytes are really there.
@@ -56,7 +56,7 @@ class Header:
         return f"{self.dtype} {shown(self.shape)}"
 
 
-Judge = Callable[[Header], str]  # what was expected instead, "" if the header will do
+HeaderCheck = Callable[[Header], str]  # what was expected instead, "" if the header will do
 
 
 def read_header(stream: IO[bytes]) -> Header:
@@ -114,11 +114,13 @@ def npz_names(path: str | Path) -> list[str]:
         return [name.removesuffix(".npy") for name in file.namelist()]
 
 
-def read_npz(path: str | Path, wanted: Mapping[str, Judge], expected: str = "an .npz file") -> dict[str, np.ndarray]:
+def read_npz(
+    path: str | Path, wanted: Mapping[str, HeaderCheck], expected: str = "an .npz file"
+) -> dict[str, np.ndarray]:
     """Those of the `wanted` arrays that an npz file holds.
 
     Args:
-        wanted: name → what is wrong with a header of it, judged before the array is read. expected: for the error of a damaged file.
+        wanted: name → what is wrong with a header of it, checked before the array is read. expected: for the error of a damaged file.
 
     Raises:
         MgenError: the file is damaged, or an array isn't as wanted or too large for this machine.

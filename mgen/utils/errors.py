@@ -4,7 +4,7 @@ import difflib
 import reprlib
 from collections.abc import Collection, Iterable
 
-MOST_CHARACTERS = 2000  # of a message; a list of valid names may be long
+MOST_CHARACTERS = 1500  # of a message; a list of valid names may be long
 
 
 class MgenError(ValueError):

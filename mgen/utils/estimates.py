@@ -31,14 +31,16 @@ def check_fits(make: Callable[[], torch.nn.Module], settings: object, what: str,
     a shape there and no values. That draws no random numbers, takes a hundredth of the time of a large network, and finds whatever
     else its constructors refuse.
     """
-    if _upper_bound(settings) < SMALL or torch.get_default_device().type == "meta":
+    small = SMALL if saved is None else min(SMALL, 2000 * saved)
+    if _upper_bound(settings) < small or torch.get_default_device().type == "meta":
         return
-    free, size = available_memory(), 0
+    # Files hold 16 bits of a number at least, and no tables that are computed.
+    most, size = available_memory() if saved is None else 4 * saved + 10**6, 0
 
     def count(module: torch.nn.Module, name: str, value: torch.Tensor | None) -> None:
         nonlocal size
         size += 0 if value is None else value.numel() * value.element_size()
-        if size > 2 * free:  # no need to see the rest
+        if size > 2 * most:  # no need to see the rest; layers that are replaced later count twice
             raise _TooLarge
 
     hooks = [register_module_parameter_registration_hook(count), register_module_buffer_registration_hook(count)]
@@ -54,14 +56,16 @@ def check_fits(make: Callable[[], torch.nn.Module], settings: object, what: str,
     finally:
         for hook in hooks:
             hook.remove()
-    if saved is not None and size > 4 * saved + 10**6:  # files hold 16 bits at least, and no tables that are computed
-        raise MgenError(f"it describes a network of {in_gb(size)}, and the weights beside it have {in_gb(saved)}")
+    if saved is not None and size > most:
+        raise MgenError(
+            f"it describes a network of {in_gb(size)} or more, and the weights beside it have {in_gb(saved)}"
+        )
     check_memory(size, f"the weights of {what}", "make it smaller, such as its width or its number of layers")
 
 
 def checked_network(init: Callable[Concatenate[Any, P], None]) -> Callable[Concatenate[Any, P], None]:
     """Decorator of a network's constructor, below `register_to_config`: arguments are checked against their annotations
-    (mgen.utils.schema), and a network that can't fit in memory is refused, before a tensor is made."""
+    (mgen.utils.schema), and one that can't fit in memory raises an error before a tensor is made."""
 
     @functools.wraps(init)
     def call(self: Any, *args: P.args, **kwargs: P.kwargs) -> None:
@@ -71,10 +75,9 @@ def checked_network(init: Callable[Concatenate[Any, P], None]) -> Callable[Conca
     return checked(call)
 
 
-def memory_of(model: torch.nn.Module, *, training: bool = False) -> int:
-    """Bytes of a network's weights and buffers; in training with Adam of gradients and two moments too."""
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    return weights * (4 if training else 1) + sum(b.numel() * b.element_size() for b in model.buffers())
+def memory_of(model: torch.nn.Module) -> int:
+    """Bytes of a network's weights and buffers."""
+    return sum(x.numel() * x.element_size() for values in (model.parameters(), model.buffers()) for x in values)
 
 
 def _upper_bound(settings: object) -> float:

@@ -69,7 +69,7 @@ def make_folders(folder: Path) -> list[Path]:
     return missing
 
 
-def _target(path: str | Path, *, folder: bool = False) -> Path:
+def check_target(path: str | Path, *, folder: bool = False) -> Path:
     """Where `path` leads when links are followed; MgenError if something is there that a new file or folder must not replace."""
     try:
         mode = os.stat(path).st_mode
@@ -97,7 +97,7 @@ def _stem(path: Path) -> str:
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path to write to; it is renamed to `path` on success and removed on failure. Links are followed."""
-    path = _target(path)
+    path = check_target(path)
     temporary = _temporary(path)
     with _writing(path):
         try:
@@ -111,7 +111,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 @contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
     """The same for a folder, which replaces an existing `path` in one step."""
-    path = _target(path, folder=True)
+    path = check_target(path, folder=True)
     with _writing(path):
         temporary = Path(
             tempfile.mkdtemp(prefix=f".{_stem(path)}.{_HOST}-{os.getpid()}.", suffix=".tmp", dir=path.parent)

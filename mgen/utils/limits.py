@@ -1,7 +1,7 @@
 """Estimates before work: memory, disk and time that a command needs, against what the machine has.
 
 An estimate counts what certainly has to exist at once, such as the weights of a model or one batch of images. It is compared with all that
-is free, so that nothing is refused that could have worked.
+is free, so that nothing that could have worked raises an error.
 """
 
 import resource

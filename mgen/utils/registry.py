@@ -6,9 +6,11 @@ import pkgutil
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar, cast
 
+from pydantic.dataclasses import is_pydantic_dataclass
+
 from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError, check_choice, shown
-from mgen.utils.schema import build
+from mgen.utils.schema import build, schema
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -48,12 +50,13 @@ class Registry(Generic[T]):
         self._loaded = False
 
     def register(self, name: str, config: "type[DataclassInstance]") -> Callable[[C], C]:
-        """Decorator: make the class known as `name`; `config` is the frozen dataclass of its settings."""
+        """Decorator: make the class known as `name`; `config` is the schema of its settings; of a plain dataclass one is made."""
 
         def decorate(cls: C) -> C:
             if name in self._classes:
                 raise MgenError(f"{self.kind} {name!r} is registered twice: choose another name")
-            cls.type_name, cls.Config = name, config
+            cls.Config = config if is_pydantic_dataclass(config) else schema(frozen=_is_frozen(config))(config)
+            cls.type_name = name
             self._classes[name] = cast("type[T]", cls)
             return cls
 
@@ -87,6 +90,11 @@ class Registry(Generic[T]):
         package = importlib.import_module(self.package)
         for module in pkgutil.iter_modules(getattr(package, "__path__", [])):
             importlib.import_module(f"{self.package}.{module.name}")
+
+
+def _is_frozen(config: "type[DataclassInstance]") -> bool:
+    params: Any = config.__dataclass_params__  # type: ignore[attr-defined]
+    return bool(params.frozen)
 
 
 class Configured:

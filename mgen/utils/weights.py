@@ -159,7 +159,7 @@ def _read(path: Path) -> tuple[Mapping[Any, Any], bool]:
     named = path.suffix == ".safetensors"
     if named or (head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size):
         return read_tensors(path)[0], False
-    if zipfile.is_zipfile(path):
+    if _is_archive(path):
         _check_archive(path)
         return _read_torch(path, mmap=True), False
     if head[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04"):
@@ -172,6 +172,13 @@ def _read(path: Path) -> tuple[Mapping[Any, Any], bool]:
     if head and (head[0] & 0xF0 == 0x80 or head[0] in (0xDE, 0xDF)):
         return read_flax(path), True
     raise MgenError(f"{path} is neither safetensors, nor a torch file, nor flax msgpack: is the download complete?")
+
+
+def _is_archive(path: Path) -> bool:
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # its end says so, and nonsense besides
+        return True
 
 
 def _check_archive(path: Path) -> None:

@@ -369,13 +369,15 @@ def test_pipelines_of_two_stages_sample_edit_and_show_how(tmp_path: Path, capsys
         assert gif.n_frames >= 3 + 4 - 1  # equal neighbors are merged
 
 
-def test_a_sweep_of_a_saved_model_finds_its_reference_by_itself(tmp_path: Path) -> None:
+def test_a_sweep_of_a_saved_model_is_measured_against_a_reference(tmp_path: Path) -> None:
     pipe = MaskedPipeline(tokenizer=tiny_kl(), generator=tiny_himar(), sampler=ParallelSampler(**VECTORS))
     pipe.save_pretrained(tmp_path / "model")
     methods = {"with": {}, "without": {"first_stage": None}}
     (tmp_path / "s.yaml").write_text(yaml.safe_dump({"base": "with", "steps": [2], "methods": methods}))
     line = ["bench", "--sweep", str(tmp_path / "s.yaml"), "--model", str(tmp_path / "model"), "--num-images", "4"]
-    assert main([*line, "--batch-size", "2", "--out", str(tmp_path / "sweep")]) == 0
+    line += ["--batch-size", "2", "--out", str(tmp_path / "sweep")]
+    assert main(line) == 2, "its classes are not Fashion-MNIST's"
+    assert main([*line, "--reference", "fmnist-train"]) == 0
     rows = json.loads((tmp_path / "sweep" / "sweep.json").read_text())["rows"]
     assert [row["method"] for row in rows] == ["with", "without"] and all(row["distance"] > 0 for row in rows)
     assert rows[0]["full"] > rows[1]["full"] and rows[0]["tflops"] > rows[1]["tflops"]

@@ -1,4 +1,4 @@
-"""Schemas: what is refused and in which words, of files, of dataclasses made in Python and of arguments; what keeps working."""
+"""Schemas: what raises an error and in which words, of files, of dataclasses made in Python and of arguments; what keeps working."""
 
 import copy
 import dataclasses
@@ -10,6 +10,7 @@ from typing import Any, Literal
 import pytest
 
 from mgen.utils.errors import MgenError
+from mgen.utils.registry import Configured, Registry
 from mgen.utils.schema import Listed, NonNegative, Positive, Rate, Share, Size, Text, build, checked, schema
 
 
@@ -225,3 +226,24 @@ def test_arguments_are_checked(call: Callable[[], object], words: str) -> None:
 
 def test_right_arguments_pass() -> None:
     assert function(1, "a", 2, c=[3], d=4.0) == 1 and Made(n=3, kind="b,c").n == 3  # type: ignore[arg-type]
+
+
+def test_settings_of_a_plain_dataclass_are_checked_too() -> None:
+    """Whoever registers a part with one gets a schema of it."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Plain:
+        size: int = 3
+
+    registry: Registry[Configured] = Registry("thing", "mgen.utils.registry")
+
+    @registry.register("plain", Plain)
+    class Thing(Configured):
+        def __init__(self, config: Plain) -> None:
+            self.config = config
+
+    made = registry.configure({"type": "plain", "size": 4}, "thing").build()
+    assert isinstance(made.config, Plain) and made.config.size == 4 and made.settings == {"type": "plain", "size": 4}
+    for settings, words in (({"size": "4"}, "'thing.size' takes a whole number"), ({"sise": 4}, "did you mean 'size'")):
+        with pytest.raises(MgenError, match=words):
+            registry.configure({"type": "plain", **settings}, "thing")

@@ -199,9 +199,9 @@ def test_training_reaches_the_pair(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(MADE))
 def test_a_copy_with_windows_starts_from_the_weights_of_the_plain_model(name: str) -> None:
     plain = make(name)
-    same, share = shuffled(plain, side=1)
+    same, share = shuffled(plain, {"side": 1})
     assert share == 1 and torch.equal(run(same)[-1].tokens, run(plain)[-1].tokens)
-    made, share = shuffled(plain, side=2)
+    made, share = shuffled(plain, {"side": 2})
     assert 0.25 < share <= 1 + 1e-6 and run(made)[-1].known.all()
     own = {name.replace(".inner.", "."): parameter for name, parameter in made.named_parameters()}
     kept = [n for n, p in plain.named_parameters() if n in own and own[n].shape == p.shape]
@@ -209,7 +209,7 @@ def test_a_copy_with_windows_starts_from_the_weights_of_the_plain_model(name: st
         torch.equal(own[n], p) for n, p in plain.named_parameters() if n in kept
     )
     with pytest.raises(MgenError, match="windows of 2 already"):
-        shuffled(made, side=2)
+        shuffled(made, {"side": 2})
 
 
 def test_embeddings_in_few_directions_pass_the_pair_unchanged() -> None:
@@ -218,7 +218,7 @@ def test_embeddings_in_few_directions_pass_the_pair_unchanged() -> None:
     with torch.no_grad():
         low = torch.randn(16, 6, generator=torch.Generator().manual_seed(0)) @ torch.randn(6, 32)
         plain.embedder.table.weight.copy_(low)
-    made, share = shuffled(plain, side=2)
+    made, share = shuffled(plain, {"side": 2})
     assert share > 1 - 1e-6
     x = made.embedder.inner.table(torch.arange(16).view(4, 4))
     torch.testing.assert_close(made.head.unshuffle(made.embedder.join(x)), x, atol=1e-4, rtol=1e-4)

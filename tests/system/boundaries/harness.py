@@ -34,7 +34,7 @@ from tests.helpers import tiny_config, tiny_pipeline, tiny_tokens, write_idx
 
 MOST_MEMORY = 2**30  # bytes that refusing may add
 MOST_SECONDS = 5.0  # of CPU time: a second beyond imports, and four for the imports
-HANG_SECONDS = 60  # after which a row is stopped
+HANG_SECONDS = 30  # after which a row is stopped
 
 
 class Refused(Protocol):

@@ -96,7 +96,7 @@ CALLS = [
     row("known wrong batch", dict(tokens=IDS, known=KNOWN[:1]), "(1, 64)", "(2, 64)"),
     row("known list", dict(tokens=IDS, known=[True]), "tensor"),
     row("first_stage of one stage", dict(first_stage=(IDS, KNOWN)), "no first stage"),
-    row("unknown argument", dict(hue=5), "hue"),
+    row("unknown argument", dict(guidence=5), "guidence"),
 ]
 
 

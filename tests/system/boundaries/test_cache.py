@@ -17,7 +17,6 @@ from torch import Tensor
 from mgen.cli import main
 from mgen.data import ImageFolder, TokenCache, write_cache
 from mgen.tokenizers.base import Tokenizer
-from mgen.utils.errors import MgenError
 from tests.helpers import tiny_kl, tiny_tokenizer
 from tests.system.boundaries.harness import Copied, Parts, Raises, Refused, fifo, row
 
@@ -112,7 +111,7 @@ DAMAGES = [
     row("index a list", text("[]"), "index.json", "mapping"),
     row("index a number", text("5"), "index.json", "mapping"),
     row("index a string", text('"x"'), "index.json", "mapping"),
-    row("index deep", text(DEEP), "index.json", "valid JSON"),
+    row("index deep", text(DEEP), "index.json", "nested"),
     row("index deep object", text('{"a":' * 5000 + "1" + "}" * 5000), "index.json"),
     row("index empty", text(""), "index.json", "valid JSON"),
     row("index cut off", text('{"version": 2, "finger'), "index.json", "valid JSON"),
@@ -524,5 +523,24 @@ def test_arguments_of_write_cache(parts: Parts, here: Path, raises: Raises) -> N
         raises(
             lambda settings=settings: write_cache(data, tiny_tokenizer(), here / "x", progress=False, **settings), word
         )
-    with pytest.raises(MgenError, match="no token cache"):
-        TokenCache(here)
+    raises(lambda: write_cache(None, tiny_tokenizer(), here / "x"), "dataset")  # type: ignore[arg-type]
+    raises(lambda: write_cache(data, None, here / "x"), "tokenizer")  # type: ignore[arg-type]
+    raises(lambda: write_cache(data, tiny_tokenizer(), None), "out")  # type: ignore[arg-type]
+    raises(lambda: TokenCache(here), "no token cache")
+    raises(lambda: TokenCache(None), "path")  # type: ignore[arg-type]
+    raises(lambda: TokenCache(5), "path")  # type: ignore[arg-type]
+
+
+def test_folders_with_names_that_are_no_text(here: Path, cache_of: Callable[..., int], raises: Raises) -> None:
+    odd = os.fsdecode(b"d\xff")
+    (here / odd / "bag").mkdir(parents=True)
+    Image.new("L", (32, 32)).save(here / odd / "bag" / os.fsdecode(b"\xfe.png"))
+    assert cache_of(odd) == 0 and len(TokenCache("out", full=True)) == 1
+    (here / odd / "bag").rename(here / odd / os.fsdecode(b"\xfd"))
+    raises(lambda: ImageFolder(root=odd, image_size=32), "UTF-8", "rename")
+
+
+def test_a_path_of_many_folders(refused: Refused, here: Path) -> None:
+    refused([*CACHE, "--out", "/".join("a" * 2500), "--device", "cpu"], "too long")
+    deep = "/".join("b" * 1500)
+    assert main(["cache", "--verify", deep]) == 2

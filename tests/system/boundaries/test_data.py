@@ -97,7 +97,7 @@ def test_a_file_that_is_no_image(here: Path, raises: Raises, make: Make, words: 
 
 
 COMMANDS: list[Any] = [
-    row("eval", ["eval", "images"]),
+    row("eval", ["eval", "images", "--extractor", "fmnist-cnn", "--reference", "fmnist-train"]),
     row("stats", ["stats", "images", "--image-size", "256", "--out", "s.safetensors"]),
     row("edit", ["edit", "images/bag/x.png", "--model", "@pipeline", "--box", "0,0,9,9", "--out", "o"]),
     row("mask", ["edit", "images/bag/1.png", "--model", "@pipeline", "--mask", "images/bag/x.png", "--out", "o"]),
@@ -147,7 +147,11 @@ LOAD: list[Any] = [
     row("a folder of size -1", lambda f: ImageFolder(root=f.parent, image_size=-1), "image_size"),
     row("a folder of no channels", lambda f: ImageFolder(root=f.parent, image_size=8, channels=0), "channels"),
     row("classes of another kind", lambda f: ImageFolder(root=f.parent, image_size=8, classes="x"), "none"),  # type: ignore[arg-type]
-    row("list None", lambda f: list_images("nowhere"), "no such folder: nowhere"),
+    row("list nowhere", lambda f: list_images("nowhere"), "no such folder: nowhere"),
+    row("list None", lambda f: list_images(None), "root"),  # type: ignore[arg-type]
+    row("fmnist of a number", lambda f: FashionMNIST(root=5), "root"),  # type: ignore[arg-type]
+    row("fmnist of another split", lambda f: FashionMNIST(split="valid"), "train, test"),
+    row("fmnist of no split", lambda f: FashionMNIST(split=None), "split"),  # type: ignore[arg-type]
 ]
 
 
@@ -405,6 +409,40 @@ TENSORS: list[Any] = [
 def test_tensors_that_are_no_images(raises: Raises, make: Callable[[], Any], images: Any, words: list[str]) -> None:
     tokenizer = make()
     raises(lambda: tokenizer.encode(images), *words)
+
+
+IDS = torch.zeros(2, 64, dtype=torch.int64)
+TOKENS: list[Any] = [
+    row("None", None, "NoneType"),
+    row("a list", [[1]], "list"),
+    row("floats", IDS.float(), "float32", "int64"),
+    row("bool", IDS.bool(), "bool"),
+    row("negative", IDS - 1, "from -1", "0 … 63"),
+    row("beyond the codes", IDS + 64, "to 64", "0 … 63"),
+    row("rank 1", IDS[0], "(64,)", "(B, L)"),
+    row("rank 3", IDS[..., None], "(2, 64, 1)"),
+    row("nothing", IDS[:0], "(0, 64)"),
+    row("63 of them", IDS[:, :63], "63 ids make no grid"),
+]
+
+
+@pytest.mark.parametrize(("ids", "words"), TOKENS)
+def test_tensors_that_are_no_ids(raises: Raises, ids: Any, words: list[str]) -> None:
+    tokenizer = tiny_tokenizer()
+    raises(lambda: tokenizer.decode(ids), *words)
+    raises(lambda: tokenizer.decode(IDS, grid=(5, 5)), "5×5")
+
+
+def test_tensors_that_are_no_vectors(raises: Raises) -> None:
+    tokenizer, tokens = tiny_kl(), torch.zeros(2, 64, 4)
+    for wrong, word in (
+        (tokens.long(), "int64"),
+        (tokens[..., :3], "(B, L, 4)"),
+        (tokens[:, :60], "60 tokens"),
+        (None, "None"),
+    ):
+        raises(lambda wrong=wrong: tokenizer.decode(wrong), word)
+    assert tokenizer.decode(tokens, (4, 16)).shape == (2, 1, 16, 64)
 
 
 @pytest.mark.parametrize("make", [tiny_tokenizer, tiny_kl, tiny_hita])

@@ -1,4 +1,4 @@
-"""mgen eval: what it is given is refused in words, and what is measured is what was meant."""
+"""mgen eval: what it cannot measure raises an error in words, and what is measured is what was meant."""
 
 import io
 import json
@@ -113,6 +113,7 @@ OPTIONS = [
     row("split of a model", [*MODEL, "--split", "test"], "no splits"),
     row("split unknown", ["eval", "fmnist", "--split", "val"], "--split"),
     row("seed of a folder", [*FOLDER, "--seed", "1"], "for models only"),
+    row("seed of reconstructions", [*FOLDER, "--reconstruction", "@pipeline", "--seed", "1"], "--posterior sample"),
     row("image size of a folder", [*FOLDER, "--image-size", "64"], "for models only"),
     row("steps of a folder", [*FOLDER, "--steps", "3"], "for models only"),
     row("posterior without tokenizer", [*FOLDER, "--posterior", "mean"], "--reconstruction"),
@@ -198,20 +199,20 @@ FILES: list[tuple[str, Callable[[Path], object], tuple[str, ...]]] = [
 ]
 
 
-@pytest.mark.parametrize("format", ["png", "npz"])
 @pytest.mark.parametrize(("make", "words"), [row(n, m, *w) for n, m, w in FILES])
-def test_folders(
-    refused: Refused, here: Path, make: Callable[[Path], object], words: tuple[str], format: str, request: Any
-) -> None:
+def test_folders(refused: Refused, here: Path, make: Callable[[Path], object], words: tuple[str]) -> None:
     (here / "d").mkdir()
-    if format == "npz":
-        if "run" not in request.node.callspec.id:
-            pytest.skip("of images in files")
-        images = np.zeros((4, 32, 32, 1), np.uint8)
-        np.savez(here / "d" / "images-000000-000003.npz", arr_0=images, arr_1=np.zeros(4, np.int64))
-    else:
-        for i in (0, 2, 3):
-            png(here / "d" / f"{i:06d}.png")
+    for i in (0, 2, 3):
+        png(here / "d" / f"{i:06d}.png")
+    make(here / "d")
+    refused(["eval", "d", *REFERENCE, "--bootstrap", "0", "--out", "e"], *words)
+
+
+@pytest.mark.parametrize(("make", "words"), [row(n, m, *w) for n, m, w in FILES if "run" in n])
+def test_folders_of_shards(refused: Refused, here: Path, make: Callable[[Path], object], words: tuple[str]) -> None:
+    (here / "d").mkdir()
+    images = np.zeros((4, 32, 32, 1), np.uint8)
+    np.savez(here / "d" / "images-000000-000003.npz", arr_0=images, arr_1=np.zeros(4, np.int64))
     make(here / "d")
     refused(["eval", "d", *REFERENCE, "--bootstrap", "0", "--out", "e"], *words)
 
@@ -241,7 +242,7 @@ def test_npz(refused: Refused, here: Path, arrays: dict[str, Any], words: tuple[
 
 
 def test_npy_batches_are_read(refused: Refused, here: Path) -> None:
-    """uint8 (N, H, W, C), as clean-fid takes them; others are refused."""
+    """uint8 (N, H, W, C), as clean-fid takes them; others raise an error."""
     images = pictures(8).permute(0, 2, 3, 1).numpy()
     np.save(here / "x.npy", images)
     assert torch.equal(
@@ -309,6 +310,10 @@ def test_own_data_is_not_compared_with_fashion_mnist(refused: Refused, here: Pat
         for protocol in ([], ["--protocol", "fmnist-cnn"], ["--extractor", "fmnist-cnn"]):
             refused(["eval", given, *protocol, *cpu], "Fashion-MNIST", "--reference")
     refused(["eval", "@pipeline", "--num-images", "4", *cpu], "3 classes", "--reference")
+    refused(["tune", "--model", "@pipeline", "--steps", "2", *cpu], "Fashion-MNIST", "--reference-search")
+    (here / "s.yaml").write_text("{base: a, steps: [2], methods: {a: {}}}")
+    sweep = ["bench", "--sweep", "s.yaml", "--model", "@pipeline", "--num-images", "2"]
+    refused([*sweep, *cpu], "Fashion-MNIST", "--reference")
     for name in ("color", "large", "eleven"):
         (here / name).mkdir()
         for i in range(3):
@@ -444,3 +449,10 @@ def test_an_evaluation_replaces_its_own(parts: Parts, here: Path) -> None:
     assert main(line) == 0 and main(line) == 0
     assert re.fullmatch(r"[^�]+", (here / "e" / "report.md").read_text())
     assert sorted(os.listdir(here / "e")) == ["grid.png", "report.html", "report.md", "result.json"]
+
+
+def test_one_image_has_no_covariance(refused: Refused, here: Path) -> None:
+    png(here / "000000.png")
+    for line in (["eval", ".", *REFERENCE], ["stats", ".", "--out", "s.npz"], [*FOLDER, "--reference", "."]):
+        refused(line, "at least 2 images")
+    refused([*FOLDER, "--nearest", "."], "at least 2 images")

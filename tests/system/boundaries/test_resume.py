@@ -200,7 +200,7 @@ class _Runs:
 
 
 def test_pickles_are_never_read(refused: Refused, trained: Path) -> None:
-    """Checkpoints of older versions are refused, and pickles laid beside the files of new ones are not looked at."""
+    """Checkpoints of older versions raise an error, and pickles laid beside the files of new ones are not looked at."""
     folder = trained / "checkpoint-0000002"
     for name in ("custom_checkpoint_0.pkl", "optimizer.bin", "random_states_0.pkl", "scheduler.bin", "scaler.pt"):
         torch.save(_Runs(), folder / name)

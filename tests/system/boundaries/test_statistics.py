@@ -1,4 +1,4 @@
-"""Statistics that mgen eval compares with: whatever a file holds, it is refused in words before it can do harm, or it is right."""
+"""Statistics that mgen eval compares with: whatever a file holds, it raises an error in words before it can do harm, or it is right."""
 
 import io
 import json
@@ -237,7 +237,7 @@ def test_a_header_that_lies_about_images(raises: Raises, here: Path) -> None:
 
 
 def test_a_deflate_bomb_of_labels(raises: Raises, here: Path) -> None:
-    """Eight gigabytes of labels for one image: judged by the header, not read."""
+    """Eight gigabytes of labels for one image: checked by the header, not read."""
     images = io.BytesIO()
     np.save(images, np.zeros((1, 8, 8, 3), np.uint8))
     with zipfile.ZipFile(here / "x.npz", "w", zipfile.ZIP_DEFLATED) as archive:

@@ -84,6 +84,8 @@ SETTINGS: list[tuple[str, str]] = [
     ("optim.lr=.inf", "finite"),
     ("optim.lr=1.0e+300", "at most 1000"),
     ("optim.eps=1.0e+300", "at most 1"),
+    ("optim.eps=1.0e-300", "at least 1e-30"),
+    ("optim.eps=0", "at least 1e-30"),
     ("optim.weight_decay=1.0e+300", "at most"),
     ("optim.lr=-1", "at least 0"),
     ("optim.lr=fast", "a number"),
@@ -94,7 +96,7 @@ SETTINGS: list[tuple[str, str]] = [
     ("optim.betas=[0.9]", "more values"),
     ("optim.betas=[0.9,0.9,0.9]", "2 values"),
     ("optim.betas=0.9", "list"),
-    ("optim.eps=-1", "at least 0"),
+    ("optim.eps=-1", "at least 1e-30"),
     ("optim.weight_decay=-1", "at least 0"),
     ("optim.clip=0", "more than 0"),
     ("optim.clip=-1", "more than 0"),
@@ -151,6 +153,9 @@ SETTINGS: list[tuple[str, str]] = [
     ("objective.mask.visible=-1", "at least 0"),
     ("objective.mask.global_share=2", "at most 1"),
     ("objective.mask=5", "mapping"),
+    ("objective.mask.mean=1.0e+300", "at most 100"),
+    ("objective.mask.std=1.0e+300", "at most"),
+    ("objective.first_stage.keep=0.5", "for cascades"),
     ("objective.reuse=0.5", "carry features"),
     ("objective.diffusion_batch_mul=0", "at least 1"),
     ("objective.diffusion_batch_mul=1000000000", "at most"),
@@ -254,10 +259,11 @@ def test_validation_classes_have_the_numbers_of_the_training_classes(parts: Part
     refused(["train", "--config", written(settings)], "classes that the training data lack", "'Dress', 'zebra'")
 
 
+@pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_damaged_image_is_named(refused: Refused, parts: Parts, here: Path, workers: int) -> None:
+def test_a_damaged_image_is_named(refused: Refused, parts: Parts, here: Path, workers: int, late: bool) -> None:
     data = Path(shutil.copytree(parts["images"], here / "images"))
-    for file in data.rglob("*.png"):
+    for file in sorted(data.rglob("*.png"))[1 if late else 0 :]:
         file.write_bytes(file.read_bytes()[:60])
     settings = settings_of(parts)
     settings["data"] = {**settings["data"], "path": "images", "workers": workers}
