@@ -228,14 +228,13 @@ def edit(
     check_picture(image, "image", size, pipe.tokenizer.config.in_channels)
     check_mask(mask, size)
     build(EditOptions, {"dilate": dilate, "feather": feather, "size": size})
-    classes = pipe.check_classes(classes)
+    count = len(pipe.check_classes(classes))
     if pipe.generator.capabilities.order == "causal":
         raise MgenError(
             f"{type(pipe.generator).__name__} draws one token after the other, each from those before it: to edit a part of an image use "
             "a masked generator, such as MaskGIT"
         )
     device, two_stages = pipe.generator.device, pipe.generator.capabilities.two_stages
-    count = len(classes)
     tokens = pipe.tokenizer.encode(image[None].to(device).float() / 127.5 - 1)  # (1, L) or (1, L, C)
     tokens = tokens.expand(count, *tokens.shape[1:])
     # Global tokens, which come first, describe the changed part too: they are sampled again.

@@ -204,4 +204,10 @@ def read_back(run: Run) -> tuple[Tensor, list[int]]:
         with open_image(run.out / run.file(0, 1)) as first:
             channels = 1 if first.mode == "L" else 3
         images = [load_image(run.out / run.file(i, i + 1), channels=channels) for i, _ in pairs]
+    for image, (i, _) in zip(images, pairs):
+        if image.shape != images[0].shape:
+            sizes = [f"{x.shape[-1]}×{x.shape[-2]}" for x in (image, images[0])]
+            raise MgenError(
+                f"{run.out / run.file(i, i + 1)} is {sizes[0]} pixels, other images of the run are {sizes[1]}: remove it and rerun"
+            )
     return torch.stack(images), [label for _, label in pairs]
