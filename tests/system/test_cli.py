@@ -127,7 +127,21 @@ def test_sampling_options(model: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert (sampler["steps"], sampler["schedule"]) == (5, "arccos")
     assert sampler["reuse"] == {"cached": 1, "full_first": 2} and sampler["confidence_temperature"]["start"] == 2
     assert (
-        main(["eval", str(model), *base, "--order", "raster", "--temperature", "0.9", "--out", str(tmp_path / "e")])
+        main(
+            [
+                "eval",
+                str(model),
+                *base,
+                "--reference",
+                "fmnist-train",
+                "--order",
+                "raster",
+                "--temperature",
+                "0.9",
+                "--out",
+                str(tmp_path / "e"),
+            ]
+        )
         == 0
     )
     sampler |= {"order": "raster", "temperature": 0.9}
