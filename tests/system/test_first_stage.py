@@ -184,7 +184,7 @@ def test_incompatible_settings_raise_errors() -> None:
     with pytest.raises(MgenError, match="has no first stage"):
         MaskedPipeline(tokenizer=tiny_kl(), generator=tiny_mar(), sampler=sampler)([0])
     assert sampler.override(first_stage=False).config.first_stage is None
-    with pytest.raises(MgenError, match="sampler.first_stage is 5"):
+    with pytest.raises(MgenError, match="'first_stage' takes a mapping, got 5"):
         sampler.override(first_stage=5)
     with pytest.raises(MgenError, match="must be smaller"):
         shrink(torch.zeros(1, 1, 8, 8), 8)
