@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.helpers import launch_environment
+from tests.system.test_training import launch_environment
 
 WAITS = """
 import os, sys, time
