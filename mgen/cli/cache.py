@@ -2,7 +2,9 @@
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
+from contextlib import nullcontext
 
+from mgen.cli import resumable
 from mgen.cli.parser import add_vision, make_parser, path, whole
 from mgen.utils.errors import MgenError
 from mgen.utils.files import check_writable
@@ -42,7 +44,8 @@ def command(argv: Sequence[str] | None = None) -> int:
         raise MgenError("--out is missing: give the folder for the cache")
     else:
         check_writable(args.out)
-    return tokenize(args)
+    with resumable("the same command goes on after the shards it has written") if args.out else nullcontext():
+        return tokenize(args)
 
 
 def check_unused(args: Namespace, mode: str, names: Sequence[str]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, TypeVar
 
+from mgen.cli import resumable
 from mgen.cli.parser import add_vision, make_parser, number, path, whole
 from mgen.cli.sample import add_sampler, chosen_sampler
 from mgen.utils.errors import MgenError, shown
@@ -52,7 +53,8 @@ def command(argv: Sequence[str] | None = None) -> int:
     add_sampler(parser)
     args = parser.parse_args(argv)
     line = "mgen eval " + " ".join(argv if argv is not None else sys.argv[2:])
-    return evaluate(args, request_of(args, line))
+    with resumable("the same command goes on with the features it has"):
+        return evaluate(args, request_of(args, line))
 
 
 def add_options(parser: ArgumentParser) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
+from mgen.cli import resumable
 from mgen.cli.parser import make_parser, path, whole
 from mgen.utils.errors import MgenError, check_choice
 
@@ -90,7 +91,8 @@ def command(argv: Sequence[str] | None = None) -> int:
         raise MgenError(f"--inception-weights is for --extractor inception, this is {args.extractor}: leave it out")
     if args.seed == args.test_seed:
         raise MgenError(f"--seed and --test-seed are both {args.seed}: the final comparison needs images of its own")
-    return tune(args, "mgen tune " + " ".join(argv if argv is not None else sys.argv[2:]))
+    with resumable("the same command goes on after the trials it has made"):
+        return tune(args, "mgen tune " + " ".join(argv if argv is not None else sys.argv[2:]))
 
 
 def tune(args: Namespace, line: str) -> int:
