@@ -11,7 +11,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mgen.utils.errors import MgenError, first_line
-from mgen.utils.files import read_json, write_tensors
+from mgen.utils.files import write_tensors
+from mgen.utils.reading import read_json
 from mgen.utils.schema import Count, Text, build, schema
 
 # What every shard has, and what has one row per image.

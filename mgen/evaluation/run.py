@@ -29,7 +29,8 @@ from mgen.samplers import ParallelSampler
 from mgen.tokenizers.bridge import kl_tokenizer
 from mgen.tokenizers.vision import give_vision
 from mgen.utils.errors import MgenError
-from mgen.utils.files import check_output, check_writable, file_sha256, read_json, write_json, write_text
+from mgen.utils.files import check_output, check_writable, write_json, write_text
+from mgen.utils.reading import file_sha256, read_json
 from mgen.zoo import weights_sha256
 
 ChooseSampler = Callable[[MaskedPipeline], ParallelSampler]

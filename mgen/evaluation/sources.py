@@ -27,8 +27,8 @@ from mgen.pipelines.pixels import to_uint8
 from mgen.pipelines.run_file import RunFile, read_run
 from mgen.pipelines.shards import ShardFolder, find_shards
 from mgen.utils.errors import MgenError, shown
-from mgen.utils.files import check_file
 from mgen.utils.limits import check_memory
+from mgen.utils.reading import check_file
 from mgen.zoo.recipes import recipe_names
 
 Images = Tensor | Sequence[Tensor]  # uint8 (B, C, H, W), or (C, H, W) of several sizes

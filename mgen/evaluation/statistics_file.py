@@ -22,8 +22,8 @@ from torch import Tensor
 
 from mgen.utils.arrays import Header, npz_names, read_npz
 from mgen.utils.errors import MgenError, first_line, shown
-from mgen.utils.files import check_file
 from mgen.utils.limits import check_memory
+from mgen.utils.reading import check_file
 from mgen.utils.schema import build, schema
 
 KEYS = ("mu", "sigma", "mu_s", "sigma_s", "features")

@@ -21,8 +21,8 @@ from mgen.samplers.parallel import Given
 from mgen.tokenizers.base import Tokenizer
 from mgen.utils.devices import check_device
 from mgen.utils.errors import MgenError, check_choice, shown
-from mgen.utils.files import read_json, read_mapping
 from mgen.utils.modeling import DTYPES, load_saved, public, saved_class
+from mgen.utils.reading import read_json, read_mapping
 from mgen.utils.schema import Text, build, schema
 from mgen.zoo import DEFAULT, resolve
 

@@ -12,7 +12,8 @@ from PIL import Image
 from mgen.evaluation.result import FORMAT, Result
 from mgen.evaluation.result_file import Nearest, ResultFile
 from mgen.utils.errors import MgenError, first_line, shown
-from mgen.utils.files import check_file, finite, read_json
+from mgen.utils.files import finite
+from mgen.utils.reading import check_file, read_json
 from mgen.utils.schema import build
 
 AGAIN = "run mgen eval again"

@@ -15,8 +15,9 @@ from mgen.reports.markdown import markdown
 from mgen.reports.page import page
 from mgen.reports.read import MOST_GRID, ReportRun, check_result, cleaned, read_result
 from mgen.utils.errors import MgenError, first_line
-from mgen.utils.files import atomic_path, check_file, read_json, write_json, write_text
+from mgen.utils.files import atomic_path, write_json, write_text
 from mgen.utils.grids import labeled_grid
+from mgen.utils.reading import check_file, read_json
 
 INLINE = 3 * 2**20  # bytes; larger grids go into the page as JPEG
 

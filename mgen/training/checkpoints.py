@@ -26,15 +26,8 @@ from torch import Tensor, nn
 from mgen.training.config import Steps
 from mgen.training.settings import plain
 from mgen.utils.errors import MgenError, first_line
-from mgen.utils.files import (
-    MOST_JSON_BYTES,
-    atomic_folder,
-    parse_json,
-    read_tensors,
-    read_text,
-    write_json,
-    write_tensors,
-)
+from mgen.utils.files import atomic_folder, write_json, write_tensors
+from mgen.utils.reading import MOST_JSON_BYTES, parse_json, read_tensors, read_text
 from mgen.utils.schema import Count, Natural, NonNegative, Positive, build, schema
 
 if TYPE_CHECKING:

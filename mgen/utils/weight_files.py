@@ -5,7 +5,8 @@ import re
 from pathlib import Path
 
 from mgen.utils.errors import MgenError
-from mgen.utils.files import atomic_path, check_file, read_json
+from mgen.utils.files import atomic_path
+from mgen.utils.reading import check_file, read_json
 from mgen.utils.schema import Text, build, schema
 from mgen.utils.weights import read_state_dict
 

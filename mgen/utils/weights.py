@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from mgen.utils.errors import MgenError, first_line, shown
-from mgen.utils.files import check_file, read_json, read_tensors
 from mgen.utils.flax_file import flatten, read_flax
 from mgen.utils.limits import check_memory
+from mgen.utils.reading import check_file, read_json, read_tensors
 from mgen.utils.schema import build, schema
 from mgen.utils.wrappers import EMA, RAW, State, bare, way_in
 

@@ -19,7 +19,8 @@ from mgen.evaluation.sources import Batch, Source, from_folder, from_npz
 from mgen.evaluation.statistics import FeatureSums, load_statistics, save_statistics
 from mgen.pipelines.pipeline import to_pil
 from mgen.utils.errors import MgenError
-from mgen.utils.files import read_json, write_json
+from mgen.utils.files import write_json
+from mgen.utils.reading import read_json
 from tests.evaluation import Plain, pictures, source_of
 
 
