@@ -180,7 +180,7 @@ SCHEMAS = (
     "mgen.training.checkpoints.State",
     "mgen.tune.tuning.Trial",
     "mgen.pipelines.run_file.RunFile",
-    "mgen.pipelines.pipeline.PipelineIndex",
+    "mgen.pipelines.saved.PipelineIndex",
     "mgen.zoo.Facts",
     "mgen.zoo.recipes.Recipe",
     "mgen.zoo.recipes.Strategy",

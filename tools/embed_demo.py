@@ -20,7 +20,8 @@ from typing import Any
 import torch
 
 from mgen.evaluation.cnn import FashionCNN
-from mgen.pipelines.pipeline import MaskedPipeline, load, load_tokenizer
+from mgen.pipelines.pipeline import MaskedPipeline, load
+from mgen.pipelines.saved import load_tokenizer
 from mgen.samplers import ParallelSampler
 from mgen.utils.config import apply_overrides
 from mgen.utils.files import atomic_folder, write_json

@@ -182,7 +182,8 @@ def pipeline(generator: "Model", tokenizer: str, recipe: str | None) -> "tuple[M
     from mgen.convert.formats import tokenizer_format
     from mgen.convert.tokenbridge import quantized_for
     from mgen.generators import Cascade, Generator
-    from mgen.pipelines.pipeline import MaskedPipeline, load_tokenizer
+    from mgen.pipelines.pipeline import MaskedPipeline
+    from mgen.pipelines.saved import load_tokenizer
     from mgen.samplers import ParallelSampler
     from mgen.zoo.recipes import recipe_settings
 

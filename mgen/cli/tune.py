@@ -96,13 +96,14 @@ def command(argv: Sequence[str] | None = None) -> int:
 def tune(args: Namespace, line: str) -> int:
     from mgen.bench.flops import check_duration
     from mgen.evaluation.extractors import make_extractor
-    from mgen.pipelines.pipeline import DTYPES, load
+    from mgen.pipelines.pipeline import load
     from mgen.pipelines.runs import begin_run
     from mgen.pipelines.sizes import check_batch
     from mgen.samplers import ParallelSampler
     from mgen.tune import tuning
     from mgen.tune.strategies import Space
     from mgen.utils.files import check_writable, write_text
+    from mgen.utils.modeling import DTYPES
     from mgen.zoo.recipes import recipe_settings
 
     check_choice("--dtype", args.dtype, DTYPES)

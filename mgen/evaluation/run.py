@@ -12,8 +12,10 @@ from mgen.data.images import open_images
 from mgen.evaluation import evaluate
 from mgen.evaluation.extractors import Extractor, any_size, make_extractor, protocol_extractor
 from mgen.evaluation.fashion import HOW
+from mgen.evaluation.feature_files import begin
 from mgen.evaluation.levels import compare_levels, levels_markdown
-from mgen.evaluation.measure import Measured, Workers, begin, measure
+from mgen.evaluation.measure import Workers, measure
+from mgen.evaluation.measured import Measured
 from mgen.evaluation.neighbors import nearest_rows
 from mgen.evaluation.pixels import Lpips
 from mgen.evaluation.protocols import Protocol
@@ -22,9 +24,11 @@ from mgen.evaluation.reconstruction import distance_name, reconstruction_metrics
 from mgen.evaluation.references import find_reference
 from mgen.evaluation.request import EvalRequest, is_model
 from mgen.evaluation.result import Facts, Result
-from mgen.evaluation.sources import Source, from_model, open_source
+from mgen.evaluation.source import Source
+from mgen.evaluation.sources import from_model, open_source
 from mgen.evaluation.statistics import check_statistics_name, save_statistics, sha256_of
-from mgen.pipelines.pipeline import MaskedPipeline, load, load_tokenizer
+from mgen.pipelines.pipeline import MaskedPipeline, load
+from mgen.pipelines.saved import load_tokenizer
 from mgen.samplers import ParallelSampler
 from mgen.tokenizers.bridge import kl_tokenizer
 from mgen.tokenizers.vision import give_vision
