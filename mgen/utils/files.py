@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from mgen.utils.errors import MgenError, first_line, shown
+from mgen.utils.paths import path_fault
 
 _HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]
 _LEFTOVER = re.compile(rf"\.(.+)\.{_HOST}-([0-9]{{1,9}})\.(?:\w+\.)?(old|tmp)(?:\..+)?", re.DOTALL)
@@ -205,11 +206,8 @@ def check_writable(path: str | Path) -> None:
 def check_output(path: str | Path) -> None:
     """Raise MgenError if the file `path` cannot be written: its folder, see `check_writable`, or something else of that name."""
     path = Path(os.path.realpath(path))
-    longest = max(map(len, map(os.fsencode, path.parts)))
-    if longest > 255 or len(os.fsencode(path)) > 4095:
-        raise MgenError(
-            f"cannot write {str(path)[:60]}…: the name is too long, 255 bytes are allowed and 4095 for a path"
-        )
+    if fault := path_fault(str(path)):
+        raise MgenError(f"cannot write {shown(str(path))}: the name {fault}")
     if os.path.lexists(path) and not path.is_file():
         raise MgenError(
             f"cannot write {path}: it is {'a folder' if path.is_dir() else 'no regular file'}; choose another name"

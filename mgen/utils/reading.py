@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from mgen.utils.errors import MgenError, first_line, shown
+from mgen.utils.paths import path_fault
 from mgen.utils.plain import check_plain
 
 MOST_JSON_BYTES = 64 * 2**20
@@ -21,10 +22,8 @@ def check_path(path: object, what: str) -> Path:
     """The path, which need not exist; MgenError, naming `what`, for other types and for names that no file can have."""
     if not isinstance(path, str | os.PathLike) or not (text := os.fspath(path)) or not isinstance(text, str):
         raise MgenError(f"{what} is {shown(path)}: expected the path of a file or folder, as text or a pathlib.Path")
-    if "\0" in text:
-        raise MgenError(f"{what} {shown(text)} holds a null character")
-    if max(len(os.fsencode(part)) for part in Path(text).parts or (text,)) > 255 or len(os.fsencode(text)) > 4095:
-        raise MgenError(f"{what} {shown(text)} is too long: a name has 255 bytes at most, a path 4095")
+    if fault := path_fault(text):
+        raise MgenError(f"{what} {shown(text)} {fault}")
     return Path(text)
 
 
