@@ -163,11 +163,12 @@ class Side(TypedDict):
 def search_settings(args: Namespace, space: "Space", extractor: "Extractor", sides: dict[str, Side]) -> "Settings":
     """What determines the result of a search; a folder is only resumed with the same."""
     from mgen.tune.strategies import own_settings
-    from mgen.zoo import weights_sha256
+    from mgen.zoo import resolve
+    from mgen.zoo.identity import identity
 
     return {
         "model": args.model,
-        "weights_sha256": weights_sha256(args.model),
+        **vars(identity(resolve(args.model))),
         "start": own_settings(space.sampler(space.start)),
         "search": space.search,
         "knots": args.knots,

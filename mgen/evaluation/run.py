@@ -35,7 +35,8 @@ from mgen.tokenizers.vision import give_vision
 from mgen.utils.errors import MgenError
 from mgen.utils.files import check_output, check_writable, write_json, write_text
 from mgen.utils.reading import file_sha256, read_json
-from mgen.zoo import weights_sha256
+from mgen.zoo import resolve
+from mgen.zoo.identity import identity
 
 ChooseSampler = Callable[[MaskedPipeline], ParallelSampler]
 PRESUMED = "compared with Fashion-MNIST, as samples of a model of it: their run, or their names and size, say so"
@@ -172,7 +173,7 @@ def _find_source(
         image_size=protocol.image_size,
         quantization=protocol.quantization,
     )
-    source.about["weights_sha256"] = weights_sha256(path)
+    source.about |= vars(identity(resolve(path)))
     return source, pipe
 
 
@@ -241,7 +242,7 @@ def _reconstructions(request: EvalRequest, name: str, device: torch.device) -> S
         lpips=Lpips(request.lpips_weights, device) if request.lpips_weights else None,
     )
     source.fashion = request.path == "fmnist"
-    source.about["tokenizer_sha256"] = weights_sha256(name)
+    source.about["tokenizer_sha256"] = identity(resolve(name)).model_sha256
     if request.vision_weights:
         source.about["vision_sha256"] = file_sha256(request.vision_weights)
     files = data.files if isinstance(data, ImageFolder) else []
