@@ -3,6 +3,7 @@
 import argparse
 import json
 import struct
+import traceback
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -121,6 +122,17 @@ def test_other_precisions_are_read(dtype: torch.dtype, here: Path) -> None:
     made = converted("maskgit", saved(state, here / "x.pt"))
     expected = converted("maskgit", saved({k: v.float() for k, v in state.items()}, here / "y.pt"))
     assert same(made, expected)
+
+
+def test_what_other_libraries_let_torch_load_is_refused(here: Path, refused: Refused) -> None:
+    class Frame:
+        def __reduce__(self) -> Any:
+            return traceback.FrameSummary, ("pipe", 1, "f")  # which opens the file "pipe"
+
+    fifo(here / "pipe")
+    with torch.serialization.safe_globals([traceback.FrameSummary]):
+        refused(["convert", "maskgit", str(saved({"a": Frame()}, here / "m.pt")), "--out", "o"], "Python objects")
+        assert traceback.FrameSummary in torch.serialization.get_safe_globals()
 
 
 def test_weights_that_share_memory_and_views_are_read(here: Path) -> None:
