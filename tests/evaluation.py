@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from mgen.evaluation.extractors import Seen
-from mgen.evaluation.sources import Batch, Source
+from mgen.evaluation.source import Batch, Source
 
 
 def pictures(count: int, seed: int = 0, side: int = 32, channels: int = 1) -> torch.Tensor:

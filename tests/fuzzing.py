@@ -19,7 +19,7 @@ from mgen.samplers import ParallelSampler
 from mgen.training.config import train_config
 from mgen.utils.config import apply_overrides, merge, parse_yaml
 from mgen.utils.errors import MgenError
-from mgen.utils.files import parse_json
+from mgen.utils.reading import parse_json
 from mgen.utils.schema import build
 from tests.helpers import TRUNKS, tiny_cascade_config, tiny_config, tiny_net, tiny_tokens
 
@@ -180,7 +180,7 @@ SCHEMAS = (
     "mgen.training.checkpoints.State",
     "mgen.tune.tuning.Trial",
     "mgen.pipelines.run_file.RunFile",
-    "mgen.pipelines.pipeline.PipelineIndex",
+    "mgen.pipelines.saved.PipelineIndex",
     "mgen.zoo.Facts",
     "mgen.zoo.recipes.Recipe",
     "mgen.zoo.recipes.Strategy",

@@ -21,7 +21,8 @@ from mgen.evaluation.protocols import find_protocol
 from mgen.evaluation.sources import from_model
 from mgen.evaluation.statistics import builtin_file, load_statistics
 from mgen.pipelines.pipeline import load
-from mgen.utils.files import read_json, write_json, write_text
+from mgen.utils.files import write_json, write_text
+from mgen.utils.reading import read_json
 
 CHAINS = (("ancestral", 100), ("ancestral", 50), ("ancestral", 25), ("ddim", 50), ("ddim", 25))
 CHAINS += (("dpm-solver++", 20), ("dpm-solver++", 10))

@@ -20,11 +20,13 @@ from typing import Any
 import torch
 
 from mgen.evaluation.cnn import FashionCNN
-from mgen.pipelines.pipeline import MaskedPipeline, load, load_tokenizer
+from mgen.pipelines.pipeline import MaskedPipeline, load
+from mgen.pipelines.saved import load_tokenizer
 from mgen.samplers import ParallelSampler
 from mgen.utils.config import apply_overrides
-from mgen.utils.files import atomic_folder, read_json, write_json
+from mgen.utils.files import atomic_folder, write_json
 from mgen.utils.folders import embedded, part
+from mgen.utils.reading import read_json
 
 # Description of each demo, its training runs whose settings and logs are copied (the generator's last), and the larger number of
 # samples to measure.

@@ -54,10 +54,10 @@ def write_images(folder: Path, count: int, side: int) -> None:
 
 def ours(folder: Path, weights: Path, batch_size: int, kept: dict[str, Any]) -> float:
     from mgen.evaluation.extractors import make_extractor
+    from mgen.evaluation.folder_source import from_folder
     from mgen.evaluation.measure import measure
     from mgen.evaluation.protocols import find_protocol
     from mgen.evaluation.scores import class_score, split_of
-    from mgen.evaluation.sources import from_folder
 
     extractor = kept.setdefault("extractor", make_extractor("inception", weights=weights))
     start = time.perf_counter()
@@ -95,7 +95,7 @@ from mgen.evaluation.extractors import make_extractor
 from mgen.evaluation.measure import measure
 from mgen.evaluation.protocols import find_protocol
 from mgen.evaluation.scores import class_score, split_of
-from mgen.evaluation.sources import Batch, Source
+from mgen.evaluation.source import Batch, Source
 torch.set_num_threads(1)
 images = torch.randint(0, 256, (100, 1, 32, 32), dtype=torch.uint8)
 read = lambda a, b: Batch(images=images[: b - a].clone(), labels=torch.zeros(b - a, dtype=torch.int64))

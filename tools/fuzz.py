@@ -32,7 +32,7 @@ from hypothesis import strategies as st
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mgen.cli import main as mgen  # noqa: E402
-from mgen.utils.files import parse_json  # noqa: E402
+from mgen.utils.reading import parse_json  # noqa: E402
 from tests import fuzzing  # noqa: E402
 from tests.system.boundaries.harness import Parts  # noqa: E402
 

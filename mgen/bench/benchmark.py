@@ -21,12 +21,12 @@ from mgen.generators.generator import Generator
 from mgen.generators.presets import model_name
 from mgen.heads import CategoricalHead
 from mgen.heads.head import Head
-from mgen.pipelines.pipeline import DTYPES
 from mgen.pipelines.sizes import check_batch
 from mgen.samplers import Noise, ParallelSampler
 from mgen.tokenizers import VQGAN, KLTokenizer, LlamaGenVQ, Tokenizer
 from mgen.utils.config import Settings
 from mgen.utils.errors import check_choice
+from mgen.utils.modeling import DTYPES
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -26,8 +26,9 @@ from mgen.samplers import ParallelSampler
 from mgen.tune.strategies import own_settings
 from mgen.utils.config import Settings, merge, read_config
 from mgen.utils.errors import MgenError, shown
-from mgen.utils.files import read_json, write_json
+from mgen.utils.files import write_json
 from mgen.utils.folders import part
+from mgen.utils.reading import read_json
 from mgen.utils.schema import Natural, Positive, Size, Text, build, schema
 
 Measure = Literal["distance", "seconds", "tflops"]

@@ -157,8 +157,9 @@ def chosen_pipeline(args: Namespace) -> "RandomPipeline | MaskedPipeline":
 
     import torch
 
-    from mgen.pipelines.pipeline import DTYPES, load
+    from mgen.pipelines.pipeline import load
     from mgen.utils.devices import check_device
+    from mgen.utils.modeling import DTYPES
 
     check_choice("--dtype", args.dtype, DTYPES)
     if args.threads:

@@ -108,7 +108,7 @@ def tokenize(args: Namespace) -> int:
     from mgen.data import spread_batches, write_cache
     from mgen.data.images import open_images
     from mgen.data.write_cache import check_batch
-    from mgen.pipelines.pipeline import load_tokenizer
+    from mgen.pipelines.saved import load_tokenizer
     from mgen.tokenizers.bridge import kl_tokenizer
     from mgen.tokenizers.frequency import measure_order
     from mgen.tokenizers.kl import estimate_scale

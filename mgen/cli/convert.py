@@ -47,7 +47,7 @@ OWN = """  pipeline       join a saved generator with a tokenizer
 
 
 def command(argv: Sequence[str] | None = None) -> int:
-    from mgen.convert.convert import FORMATS
+    from mgen.convert.formats import FORMATS
 
     formats = "\n".join(f"  {name:<14} {layout.about}" for name, layout in FORMATS.items())
     parser = make_parser(
@@ -118,7 +118,7 @@ def check_out(out: Path, sources: Sequence[str]) -> None:
 def converted(args: Namespace) -> "tuple[Model | MaskedPipeline, str, str]":
     """What the options ask for: a network or a pipeline, the report, and the table of weight names."""
     from mgen.convert import convert
-    from mgen.convert.convert import FORMATS
+    from mgen.convert.formats import FORMATS
     from mgen.convert.quantize import quantized
     from mgen.utils.config import apply_overrides
 
@@ -179,10 +179,11 @@ def windowed(source: str, settings: "Settings") -> "tuple[Generator, str]":
 def pipeline(generator: "Model", tokenizer: str, recipe: str | None) -> "tuple[MaskedPipeline, str, str]":
     """A pipeline of a generator with a tokenizer (official file or folder), and the lines to add to report and names."""
     from mgen.convert import convert
-    from mgen.convert.convert import tokenizer_format
+    from mgen.convert.formats import tokenizer_format
     from mgen.convert.tokenbridge import quantized_for
     from mgen.generators import Cascade, Generator
-    from mgen.pipelines.pipeline import MaskedPipeline, load_tokenizer
+    from mgen.pipelines.pipeline import MaskedPipeline
+    from mgen.pipelines.saved import load_tokenizer
     from mgen.samplers import ParallelSampler
     from mgen.zoo.recipes import recipe_settings
 

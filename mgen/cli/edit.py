@@ -67,8 +67,8 @@ def restyle(args: Namespace) -> int:
     from mgen.data import load_image
     from mgen.pipelines import editing
     from mgen.pipelines.generation import save_png
-    from mgen.pipelines.pipeline import load_tokenizer
     from mgen.pipelines.pixels import to_pil
+    from mgen.pipelines.saved import load_tokenizer
     from mgen.tokenizers.vision import give_vision
     from mgen.utils.grids import labeled_grid
 

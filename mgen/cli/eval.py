@@ -14,7 +14,7 @@ from mgen.utils.errors import MgenError, shown
 if TYPE_CHECKING:
     import torch
 
-    from mgen.evaluation.measure import Measured
+    from mgen.evaluation.measured import Measured
     from mgen.evaluation.request import EvalRequest
     from mgen.evaluation.result import Facts, Result
     from mgen.pipelines.pipeline import MaskedPipeline
@@ -162,7 +162,8 @@ def evaluate(args: Namespace, request: "EvalRequest") -> int:
     import torch
 
     from mgen.cli.sample import processes
-    from mgen.evaluation.measure import Workers, remove_features
+    from mgen.evaluation.feature_files import remove_features
+    from mgen.evaluation.measure import Workers
     from mgen.evaluation.run import run_evaluation, run_levels
     from mgen.reports.write import write_report
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from mgen.utils.errors import MgenError, shown
+from mgen.utils.paths import path_fault
 
 N = TypeVar("N", int, float)
-LONGEST_NAME, LONGEST_PATH = 255, 4095  # bytes, of Linux
 MOST_FOLDERS = 200  # that a path goes down
 
 
@@ -28,11 +28,8 @@ def text(value: str) -> str:
 def path(value: str) -> str:
     """A file, a folder, or the name of a model; `~` becomes the home folder."""
     value = os.path.expanduser(text(value))
-    longest = max(len(os.fsencode(part)) for part in Path(value).parts or (value,))
-    if longest > LONGEST_NAME or len(os.fsencode(os.path.abspath(value))) > LONGEST_PATH:
-        raise argparse.ArgumentTypeError(
-            f"{shown(value)} is too long: a name has {LONGEST_NAME} bytes at most, a path {LONGEST_PATH}"
-        )
+    if fault := path_fault(value):
+        raise argparse.ArgumentTypeError(f"{shown(value)} {fault}")
     if len(Path(os.path.abspath(value)).parts) > MOST_FOLDERS:
         raise argparse.ArgumentTypeError(f"{shown(value)} is more than {MOST_FOLDERS} folders deep")
     return value

@@ -219,9 +219,9 @@ def add_output(parser: ArgumentParser) -> None:
 def sample(args: Namespace) -> int:
     from mgen.pipelines.generation import chosen_classes, complete_run, export_npz, read_back, save_png
     from mgen.pipelines.labels import LabelPlan
-    from mgen.pipelines.pipeline import DTYPES
     from mgen.pipelines.runs import Run
     from mgen.utils.grids import labeled_grid
+    from mgen.utils.modeling import DTYPES
     from mgen.zoo import resolve
     from mgen.zoo.identity import identity
 

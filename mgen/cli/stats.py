@@ -65,7 +65,8 @@ def compute(args: Namespace) -> int:
 
     from mgen.cli.sample import processes
     from mgen.evaluation.extractors import any_size, protocol_extractor
-    from mgen.evaluation.measure import Workers, begin, measure, remove_features
+    from mgen.evaluation.feature_files import begin, remove_features
+    from mgen.evaluation.measure import Workers, measure
     from mgen.evaluation.protocols import check_weights, find_protocol
     from mgen.evaluation.sources import open_source
     from mgen.evaluation.statistics import check_statistics_name, save_statistics

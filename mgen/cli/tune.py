@@ -98,13 +98,14 @@ def command(argv: Sequence[str] | None = None) -> int:
 def tune(args: Namespace, line: str) -> int:
     from mgen.bench.flops import check_duration
     from mgen.evaluation.extractors import make_extractor
-    from mgen.pipelines.pipeline import DTYPES, load
+    from mgen.pipelines.pipeline import load
     from mgen.pipelines.runs import begin_run
     from mgen.pipelines.sizes import check_batch
     from mgen.samplers import ParallelSampler
     from mgen.tune import tuning
     from mgen.tune.strategies import Space
     from mgen.utils.files import check_writable, write_text
+    from mgen.utils.modeling import DTYPES
     from mgen.zoo.recipes import recipe_settings
 
     check_choice("--dtype", args.dtype, DTYPES)
@@ -164,11 +165,12 @@ class Side(TypedDict):
 def search_settings(args: Namespace, space: "Space", extractor: "Extractor", sides: dict[str, Side]) -> "Settings":
     """What determines the result of a search; a folder is only resumed with the same."""
     from mgen.tune.strategies import own_settings
-    from mgen.zoo import weights_sha256
+    from mgen.zoo import resolve
+    from mgen.zoo.identity import identity
 
     return {
         "model": args.model,
-        "weights_sha256": weights_sha256(args.model),
+        **vars(identity(resolve(args.model))),
         "start": own_settings(space.sampler(space.start)),
         "search": space.search,
         "knots": args.knots,

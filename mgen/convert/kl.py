@@ -13,7 +13,7 @@ from mgen.convert.reading import Renamed, State, attention, count
 from mgen.tokenizers.kl import KLTokenizer
 from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError, shown
-from mgen.utils.files import read_json
+from mgen.utils.reading import read_json
 from mgen.utils.schema import Positive, Size, build, schema
 
 

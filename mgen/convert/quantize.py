@@ -7,7 +7,7 @@ from pydantic import Field
 
 from mgen.convert.convert import convert
 from mgen.nn.levels import PUBLISHED_ORDER, best_range
-from mgen.pipelines.pipeline import load_tokenizer
+from mgen.pipelines.saved import load_tokenizer
 from mgen.tokenizers import KLTokenizer, QuantizedKL
 from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError

@@ -24,7 +24,7 @@ from torch import Tensor
 from mgen.tokens import TokenSpec
 from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError, shown
-from mgen.utils.files import parse_json, read_json, read_tensors
+from mgen.utils.reading import parse_json, read_json, read_tensors
 from mgen.utils.schema import Count, Natural, Size, build, schema
 
 CACHE_VERSION: Literal[2] = 2

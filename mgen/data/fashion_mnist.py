@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mgen.utils.errors import MgenError, first_line, shown
-from mgen.utils.files import check_file
+from mgen.utils.reading import check_file
 from mgen.utils.schema import checked
 
 FASHION_CLASSES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mgen.data.listing import FORMATS
 from mgen.utils.errors import MgenError, first_line, shown
-from mgen.utils.files import check_file
+from mgen.utils.reading import check_file
 from mgen.utils.schema import Size, checked
 
 # Formats that a single file may have besides those of folders. Not EPS, for which Pillow starts another program.

@@ -21,8 +21,9 @@ from mgen.data.first_stage import shrink
 from mgen.tokenizers.base import PosteriorTokenizer, Tokenizer
 from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError, shown
-from mgen.utils.files import check_file, check_writable, write_json, write_tensors
+from mgen.utils.files import check_writable, write_json, write_tensors
 from mgen.utils.limits import check_disk, check_memory
+from mgen.utils.reading import check_file
 from mgen.utils.schema import Count, Size, checked
 
 

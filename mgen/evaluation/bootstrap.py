@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mgen.evaluation.frechet import distance
-from mgen.evaluation.measure import Measured
+from mgen.evaluation.measured import Measured
 from mgen.evaluation.scores import class_score
 from mgen.evaluation.statistics import FeatureSums
 from mgen.utils import seeds

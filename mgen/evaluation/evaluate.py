@@ -12,12 +12,12 @@ from mgen.data import FASHION_CLASSES
 from mgen.evaluation.bootstrap import SEED, Gaussian, deviations
 from mgen.evaluation.extractors import INCEPTION_SHA256, Extractor, InceptionExtractor
 from mgen.evaluation.frechet import frechet_distance
-from mgen.evaluation.measure import Measured
+from mgen.evaluation.measured import Measured
 from mgen.evaluation.neighbors import kernel_distance, precision_recall
 from mgen.evaluation.protocols import PUBLISHED, Protocol
 from mgen.evaluation.result import FORMAT, Result
 from mgen.evaluation.scores import class_score, split_of
-from mgen.evaluation.sources import Source
+from mgen.evaluation.source import Source
 from mgen.evaluation.statistics import Reference
 
 

@@ -16,8 +16,8 @@ from mgen.evaluation.cnn import FashionCNN
 from mgen.evaluation.protocols import RESIZES
 from mgen.evaluation.protocols import Protocol as Protocol_
 from mgen.utils.errors import MgenError, first_line, suggestion
-from mgen.utils.files import file_sha256
 from mgen.utils.folders import embedded
+from mgen.utils.reading import file_sha256
 from mgen.utils.weights import read_state_dict
 
 EMBEDDED = ("fmnist-cnn", "fmnist-classifier")

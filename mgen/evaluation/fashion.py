@@ -12,7 +12,7 @@ from mgen.data import FASHION_CLASSES, open_image
 from mgen.pipelines.pipeline import MaskedPipeline
 from mgen.pipelines.run_file import RunFile
 from mgen.utils.errors import MgenError
-from mgen.utils.files import read_json
+from mgen.utils.reading import read_json
 from mgen.utils.schema import build, schema
 from mgen.zoo import resolve
 

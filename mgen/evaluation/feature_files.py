@@ -3,6 +3,9 @@
 A kept shard counts only if it has the rows and arrays that it was written with.
 """
 
+import hashlib
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +13,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from mgen.evaluation.extractors import Extractor
+from mgen.evaluation.source import Source
 from mgen.utils.errors import MgenError, first_line
-from mgen.utils.files import read_json, write_tensors
+from mgen.utils.files import make_folders, write_json, write_tensors
+from mgen.utils.limits import check_disk
+from mgen.utils.reading import read_json
 from mgen.utils.schema import Count, Text, build, schema
 
+SHARD = 500  # images
 # What every shard has, and what has one row per image.
 ALWAYS = {"features", "logits", "labels"}
 PER_IMAGE = (*ALWAYS, "spatial", "original", "guesses")
@@ -48,6 +56,56 @@ def read_record(file: Path) -> FeatureRecord:
         return build(FeatureRecord, read_json(file), f"{file}: ")
     except MgenError as error:
         raise MgenError(f"{error}. Choose another --out, or remove {file.parent}") from error
+
+
+def begin(folder: Path, source: Source, extractor: Extractor, protocol: str, **further: object) -> list[Path]:
+    """Record in the folder what its shards are of; returns the folders made for it. MgenError if it holds shards of something else."""
+    if source.count < 2:
+        raise MgenError(f"{source.title}: a covariance needs at least 2 images, got {source.count}")
+    key = hashlib.sha256(json.dumps([source.key, further], sort_keys=True, default=str).encode()).hexdigest()
+    own = FeatureRecord(
+        images=json.loads(json.dumps(source.about, default=str, ensure_ascii=False).encode(errors="replace")),
+        extractor=extractor.sha256,
+        protocol=protocol,
+        key=key,
+        shard=SHARD,
+        count=source.count,
+    )
+    check_disk(
+        folder, 4 * source.count * (extractor.length + 10), f"features of {source.count} images", "measure fewer"
+    )
+    file = folder / "features.json"
+    if file.is_file():
+        there = read_record(file)
+        if not own.same(there):
+            raise MgenError(
+                f"{folder} holds features of an interrupted evaluation of other images or settings: choose another --out, or remove it"
+            )
+        if there.count != source.count:  # the last shard may have had another length
+            remove_features(folder)
+    elif folder.is_dir() and (others := [p for p in folder.iterdir() if p.suffix not in (".f32", ".safetensors")]):
+        raise MgenError(
+            f"{folder} is needed for features, but holds {others[0].name}: choose another --out, or rename that folder"
+        )
+    elif folder.is_dir():  # shards without a record of what they are of
+        for path in (*folder.glob("part-*.safetensors"), *folder.glob("*.f32")):
+            path.unlink()
+    made = make_folders(folder)
+    write_json(file, asdict(own))
+    return made
+
+
+def remove_features(folder: Path) -> None:
+    """Delete the features in a folder, and the folder if nothing else is in it. Does nothing to folders without features."""
+    if (folder / "features.json").is_file():
+        for path in (*folder.glob("part-*.safetensors"), *folder.glob("*.f32"), folder / "features.json"):
+            path.unlink()
+        if not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def shard_file(folder: Path, start: int) -> Path:
+    return folder / f"part-{start:08d}.safetensors"
 
 
 def write_shard(file: Path, arrays: dict[str, Tensor]) -> None:

@@ -18,7 +18,7 @@ from mgen.evaluation.pixels import psnr, ssim
 from mgen.evaluation.reconstruction import count_ids, entropy, posterior_noise
 from mgen.evaluation.statistics import FeatureSums
 from mgen.nn.levels import FORMS, best_range, dequantize, gaussian_levels, quantize
-from mgen.pipelines.pipeline import to_uint8
+from mgen.pipelines.pixels import to_uint8
 from mgen.tokenizers.kl import KLTokenizer
 from mgen.utils.markdown import words
 

@@ -6,31 +6,24 @@ rounding of features, relatively by about 1e-6.
 """
 
 import contextlib
-import hashlib
-import json
 import random
 import sys
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 from tqdm import tqdm
 
 from mgen.evaluation.extractors import Extractor, Seen
-from mgen.evaluation.feature_files import FeatureRecord, damage, read_record, write_shard
-from mgen.evaluation.sources import Batch, Images, Source
-from mgen.evaluation.statistics import FeatureSums
+from mgen.evaluation.feature_files import SHARD, damage, shard_file, write_shard
+from mgen.evaluation.measured import Measured
+from mgen.evaluation.source import Batch, Images, Source
 from mgen.utils.errors import MgenError
-from mgen.utils.files import atomic_path, make_folders, write_json
-from mgen.utils.limits import check_disk
-
-SHARD = 500
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,121 +37,6 @@ class Workers:
 
 
 ALONE = Workers()
-
-
-class Measured:
-    """The shards of a finished pass, rows in the order of the images. Methods need the memory of one shard unless stated otherwise."""
-
-    def __init__(self, folder: Path, count: int, temporary: tempfile.TemporaryDirectory[str] | None = None) -> None:
-        self.folder, self.count, self._temporary = folder, count, temporary
-        self.files = [shard_file(folder, start) for start in range(0, count, SHARD)]
-        if missing := [file for file in self.files if not file.is_file()]:
-            raise MgenError(
-                f"{missing[0].name} is missing in {folder}: rerun the same command (processes on several machines must share this folder)"
-            )
-        self.names: set[str] = set()
-        if self.files:
-            with safe_open(str(self.files[0]), framework="pt") as first:
-                self.names = set(first.keys())
-        self._sums: dict[str, FeatureSums] = {}
-
-    def blocks(self, name: str) -> Iterator[Tensor]:
-        """Rows of `name` (features, logits, spatial, original, labels, guesses, column.NAME), shard by shard."""
-        for file in self.files:
-            with safe_open(str(file), framework="pt") as shard:
-                yield shard.get_tensor(name)
-
-    def rows(self, name: str) -> Tensor:
-        """All rows at once: (N, …)."""
-        return torch.cat(list(self.blocks(name)))
-
-    def total(self, name: str) -> Tensor:
-        """A quantity summed over batches, float64."""
-        return torch.stack(list(self.blocks(f"total.{name}"))).sum(0)
-
-    def sums(self, name: str = "features") -> FeatureSums:
-        """Sums of features, in float64, that give their mean and covariance."""
-        if name not in self._sums:
-            sums = FeatureSums(next(self.blocks(name)).shape[1])
-            for block in self.blocks(name):
-                sums.update(block)
-            self._sums[name] = sums
-        return self._sums[name]
-
-    def mapped(self, name: str) -> Tensor:
-        """All rows (N, F) in float32, memory-mapped from a file."""
-        file = self.folder / f"{name}.f32"
-        if not file.is_file():
-            with atomic_path(file) as path, open(path, "wb") as out:
-                for block in self.blocks(name):
-                    out.write(block.float().numpy().tobytes())
-        width = next(self.blocks(name)).shape[1]
-        return torch.from_file(str(file), shared=False, size=self.count * width).view(self.count, width)
-
-    def spread(self, count: int) -> Tensor:
-        """Features (M, F) of at most `count` images, evenly spread over all."""
-        rows = torch.arange(min(count, self.count)) * self.count // min(count, self.count)
-        return torch.cat([block[rows[rows // SHARD == i] % SHARD] for i, block in enumerate(self.blocks("features"))])
-
-    def examples(self) -> tuple[Tensor, Tensor]:
-        """The images kept for a grid, uint8 (n, C, H, W), and their labels (n,)."""
-        images, labels = [], []
-        for file in self.files:
-            with safe_open(str(file), framework="pt") as shard:
-                if "examples" in shard.keys():
-                    images.append(shard.get_tensor("examples"))
-                    labels.append(shard.get_tensor("example_labels"))
-        return torch.cat(images), torch.cat(labels)
-
-
-def shard_file(folder: Path, start: int) -> Path:
-    return folder / f"part-{start:08d}.safetensors"
-
-
-def remove_features(folder: Path) -> None:
-    """Delete the features in a folder, and the folder if nothing else is in it. Does nothing to folders without features."""
-    if (folder / "features.json").is_file():
-        for path in (*folder.glob("part-*.safetensors"), *folder.glob("*.f32"), folder / "features.json"):
-            path.unlink()
-        if not any(folder.iterdir()):
-            folder.rmdir()
-
-
-def begin(folder: Path, source: Source, extractor: Extractor, protocol: str, **further: object) -> list[Path]:
-    """Record in the folder what its shards are of; returns the folders made for it. MgenError if it holds shards of something else."""
-    if source.count < 2:
-        raise MgenError(f"{source.title}: a covariance needs at least 2 images, got {source.count}")
-    key = hashlib.sha256(json.dumps([source.key, further], sort_keys=True, default=str).encode()).hexdigest()
-    own = FeatureRecord(
-        images=json.loads(json.dumps(source.about, default=str, ensure_ascii=False).encode(errors="replace")),
-        extractor=extractor.sha256,
-        protocol=protocol,
-        key=key,
-        shard=SHARD,
-        count=source.count,
-    )
-    check_disk(
-        folder, 4 * source.count * (extractor.length + 10), f"features of {source.count} images", "measure fewer"
-    )
-    file = folder / "features.json"
-    if file.is_file():
-        there = read_record(file)
-        if not own.same(there):
-            raise MgenError(
-                f"{folder} holds features of an interrupted evaluation of other images or settings: choose another --out, or remove it"
-            )
-        if there.count != source.count:  # the last shard may have had another length
-            remove_features(folder)
-    elif folder.is_dir() and (others := [p for p in folder.iterdir() if p.suffix not in (".f32", ".safetensors")]):
-        raise MgenError(
-            f"{folder} is needed for features, but holds {others[0].name}: choose another --out, or rename that folder"
-        )
-    elif folder.is_dir():  # shards without a record of what they are of
-        for path in (*folder.glob("part-*.safetensors"), *folder.glob("*.f32")):
-            path.unlink()
-    made = make_folders(folder)
-    write_json(file, asdict(own))
-    return made
 
 
 def measure(

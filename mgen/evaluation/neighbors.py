@@ -15,9 +15,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mgen.evaluation.extractors import Extractor
-from mgen.evaluation.measure import SHARD, Measured, features_of, read_ahead
+from mgen.evaluation.feature_files import SHARD
+from mgen.evaluation.measure import features_of, read_ahead
+from mgen.evaluation.measured import Measured
 from mgen.evaluation.result import NearestImages, NearImage, NearRow
-from mgen.evaluation.sources import Batch, Source
+from mgen.evaluation.source import Batch, Source
 from mgen.pipelines.pixels import to_pil
 
 BLOCK = 2000  # rows in a block of distances: 2,000 × 50,000 distances take 400 MB

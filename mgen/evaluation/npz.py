@@ -12,8 +12,8 @@ from torch import Tensor
 
 from mgen.utils.arrays import Header, npz_names, read_header, read_npz, reading
 from mgen.utils.errors import MgenError, shown
-from mgen.utils.files import check_file
 from mgen.utils.limits import check_memory
+from mgen.utils.reading import check_file
 
 LARGEST_ID = 2**31 - 1  # of a class
 LARGEST_SIDE = 2**16

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.signal.windows import gaussian
 
 from mgen.utils.errors import MgenError
-from mgen.utils.files import file_sha256
+from mgen.utils.reading import file_sha256
 from mgen.utils.weights import read_state_dict
 
 WINDOW, SIGMA = 11, 1.5

@@ -43,7 +43,7 @@ class Protocol:
             "file order", consecutive ones of `splits` images each (ADM), where sorting the images by class changes the score.
         spatial: also the distance in spatial features (sFID). neighbors: k of precision and recall, 0: neither.
         kid: images in each of the 100 subsets of the kernel distance, 0: none.
-        quantization: how sampled images become bytes, see mgen.pipelines.pipeline.to_uint8; stored images are left as they are.
+        quantization: how sampled images become bytes, see mgen.pipelines.pixels.to_uint8; stored images are left as they are.
         image_size: side in pixels to resize sampled images to first; None: as sampled.
     """
 

@@ -12,11 +12,11 @@ from mgen.data import ImageData
 from mgen.evaluation.evaluate import metric_names
 from mgen.evaluation.extractors import Extractor
 from mgen.evaluation.frechet import frechet_distance
-from mgen.evaluation.measure import Measured
+from mgen.evaluation.measured import Measured
 from mgen.evaluation.pixels import Lpips, psnr, ssim
 from mgen.evaluation.result import Facts
-from mgen.evaluation.sources import Batch, Source
-from mgen.pipelines.pipeline import to_uint8
+from mgen.evaluation.source import Batch, Source
+from mgen.pipelines.pixels import to_uint8
 from mgen.tokenizers.base import Tokenizer
 from mgen.utils import seeds
 from mgen.utils.errors import MgenError, check_choice

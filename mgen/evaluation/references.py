@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mgen.evaluation.extractors import Extractor, any_size
-from mgen.evaluation.measure import ALONE, Workers, begin, measure
+from mgen.evaluation.feature_files import begin
+from mgen.evaluation.measure import ALONE, Workers, measure
 from mgen.evaluation.protocols import PUBLISHED
 from mgen.evaluation.sources import open_source
 from mgen.evaluation.statistics import BUILTIN, Reference, builtin_file, load_statistics, sha256_of

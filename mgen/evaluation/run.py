@@ -12,8 +12,10 @@ from mgen.data.images import open_images
 from mgen.evaluation import evaluate
 from mgen.evaluation.extractors import Extractor, any_size, make_extractor, protocol_extractor
 from mgen.evaluation.fashion import HOW
+from mgen.evaluation.feature_files import begin
 from mgen.evaluation.levels import compare_levels, levels_markdown
-from mgen.evaluation.measure import Measured, Workers, begin, measure
+from mgen.evaluation.measure import Workers, measure
+from mgen.evaluation.measured import Measured
 from mgen.evaluation.neighbors import nearest_rows
 from mgen.evaluation.pixels import Lpips
 from mgen.evaluation.protocols import Protocol
@@ -22,15 +24,19 @@ from mgen.evaluation.reconstruction import distance_name, reconstruction_metrics
 from mgen.evaluation.references import find_reference
 from mgen.evaluation.request import EvalRequest, is_model
 from mgen.evaluation.result import Facts, Result
-from mgen.evaluation.sources import Source, from_model, open_source
+from mgen.evaluation.source import Source
+from mgen.evaluation.sources import from_model, open_source
 from mgen.evaluation.statistics import check_statistics_name, save_statistics, sha256_of
-from mgen.pipelines.pipeline import MaskedPipeline, load, load_tokenizer
+from mgen.pipelines.pipeline import MaskedPipeline, load
+from mgen.pipelines.saved import load_tokenizer
 from mgen.samplers import ParallelSampler
 from mgen.tokenizers.bridge import kl_tokenizer
 from mgen.tokenizers.vision import give_vision
 from mgen.utils.errors import MgenError
-from mgen.utils.files import check_output, check_writable, file_sha256, read_json, write_json, write_text
-from mgen.zoo import weights_sha256
+from mgen.utils.files import check_output, check_writable, write_json, write_text
+from mgen.utils.reading import file_sha256, read_json
+from mgen.zoo import resolve
+from mgen.zoo.identity import identity
 
 ChooseSampler = Callable[[MaskedPipeline], ParallelSampler]
 PRESUMED = "compared with Fashion-MNIST, as samples of a model of it: their run, or their names and size, say so"
@@ -167,7 +173,7 @@ def _find_source(
         image_size=protocol.image_size,
         quantization=protocol.quantization,
     )
-    source.about["weights_sha256"] = weights_sha256(path)
+    source.about |= vars(identity(resolve(path)))
     return source, pipe
 
 
@@ -236,7 +242,7 @@ def _reconstructions(request: EvalRequest, name: str, device: torch.device) -> S
         lpips=Lpips(request.lpips_weights, device) if request.lpips_weights else None,
     )
     source.fashion = request.path == "fmnist"
-    source.about["tokenizer_sha256"] = weights_sha256(name)
+    source.about["tokenizer_sha256"] = identity(resolve(name)).model_sha256
     if request.vision_weights:
         source.about["vision_sha256"] = file_sha256(request.vision_weights)
     files = data.files if isinstance(data, ImageFolder) else []

@@ -14,8 +14,9 @@ from mgen.evaluation.protocols import RESIZES
 from mgen.evaluation.result import Facts
 from mgen.evaluation.statistics_file import About, Shape, Stored, open_statistics
 from mgen.utils.errors import MgenError
-from mgen.utils.files import atomic_path, file_sha256, write_tensors
+from mgen.utils.files import atomic_path, write_tensors
 from mgen.utils.folders import embedded
+from mgen.utils.reading import file_sha256
 
 # Built-in references → the split of Fashion-MNIST they were computed on.
 BUILTIN = {"fmnist-train": "train", "fmnist-test": "test"}

@@ -22,9 +22,10 @@ from torch import Tensor
 
 from mgen.utils.arrays import Header, npz_names, read_npz
 from mgen.utils.errors import MgenError, first_line, shown
-from mgen.utils.files import check_file
 from mgen.utils.limits import check_memory
+from mgen.utils.reading import check_file
 from mgen.utils.schema import build, schema
+from mgen.utils.weights import only_globals
 
 KEYS = ("mu", "sigma", "mu_s", "sigma_s", "features")
 EXPECTED = ".safetensors, .npz or .pt with mu and sigma"
@@ -221,7 +222,7 @@ def _unpickle(path: Path) -> object:
             with zipfile.ZipFile(path) as archive:
                 if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
                     raise MgenError(f"{path} is compressed, which torch.save never does: expected {EXPECTED}")
-        with torch.serialization.safe_globals(_STAND_INS), warnings.catch_warnings():
+        with only_globals(_STAND_INS), warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # torch remarks on other pickle protocols
             return torch.load(path, map_location="cpu", weights_only=True)
     except MgenError:

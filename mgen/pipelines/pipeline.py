@@ -15,31 +15,19 @@ from mgen.generators import Cascade, Generator
 from mgen.pipelines.arguments import call_options, check_callback, check_given, check_indices, check_tokens, number
 from mgen.pipelines.classes import class_ids
 from mgen.pipelines.pixels import to_pil, to_uint8
+from mgen.pipelines.saved import COMPONENTS, INDEX, load_part, read_index
 from mgen.pipelines.sizes import check_batch
 from mgen.samplers import ParallelSampler, Step, image_seed
 from mgen.samplers.parallel import Given
 from mgen.tokenizers.base import Tokenizer
 from mgen.utils.devices import check_device
 from mgen.utils.errors import MgenError, check_choice, shown
-from mgen.utils.files import read_json, read_mapping
-from mgen.utils.modeling import DTYPES, load_saved, public, saved_class
-from mgen.utils.schema import Text, build, schema
+from mgen.utils.modeling import DTYPES, public
+from mgen.utils.reading import read_mapping
 from mgen.zoo import DEFAULT, resolve
 
 P = TypeVar("P", bound="MaskedPipeline")
-INDEX = "model_index.json"
-COMPONENTS = ("tokenizer", "generator", "sampler")
 Classes = Sequence[int | str | None]
-
-
-@schema(extra=True)
-class PipelineIndex:
-    """model_index.json: package and class of every part, and the names of the classes."""
-
-    tokenizer: tuple[Text, Text]
-    generator: tuple[Text, Text]
-    sampler: tuple[Text, Text]
-    class_names: tuple[Text, ...] | None = None
 
 
 @dataclass
@@ -302,7 +290,7 @@ def _build(cls: type[P], folder: Path, given: dict[str, Any], options: dict[str,
             what = f"it holds a {name} alone; join it with a tokenizer by mgen convert pipeline"
         raise MgenError(f"{folder} is no pipeline (model_index.json is missing): {what}")
     index = read_index(folder)
-    parts = {part: given.get(part) or _load_part(folder, part, index, options) for part in COMPONENTS}
+    parts = {part: given.get(part) or load_part(folder, part, index, options) for part in COMPONENTS}
     try:
         pipe = cls(**parts, class_names=index.class_names)
     except MgenError as error:
@@ -310,36 +298,3 @@ def _build(cls: type[P], folder: Path, given: dict[str, Any], options: dict[str,
     pipe.tokenizer.eval()
     pipe.generator.eval()
     return pipe
-
-
-def load_tokenizer(name: str | Path, *, device: str | torch.device = "cpu") -> Tokenizer:
-    """The tokenizer of a pipeline, or a tokenizer saved on its own."""
-    folder = resolve(name)
-    if (folder / INDEX).is_file():
-        tokenizer = _load_part(folder, "tokenizer", read_index(folder), {})
-    else:
-        if not (folder / "config.json").is_file():
-            raise MgenError(f"no tokenizer in {folder} (neither model_index.json nor config.json)")
-        tokenizer = load_saved(folder)
-    if not isinstance(tokenizer, Tokenizer):
-        raise MgenError(f"{folder} holds a {type(tokenizer).__name__}, not a tokenizer")
-    return tokenizer.eval().to(check_device(device))
-
-
-def read_index(folder: Path) -> PipelineIndex:
-    """model_index.json of a folder; MgenError if it is damaged or names parts that aren't mgen's."""
-    index = build(PipelineIndex, read_json(folder / INDEX), f"{folder / INDEX}: ")
-    for part in COMPONENTS:
-        package, name = getattr(index, part)
-        if package.split(".")[0] != "mgen":
-            raise MgenError(f"{folder / INDEX}: {part} is {name} of {package}, which is no part of mgen")
-    return index
-
-
-def _load_part(folder: Path, part: str, index: PipelineIndex, options: dict[str, Any]) -> Any:
-    name = getattr(index, part)[1]
-    if part == "sampler":
-        config = folder / part / ParallelSampler.config_name
-        own = {k: v for k, v in read_mapping(config).items() if not k.startswith("_")}
-        return ParallelSampler.from_settings(own, str(config))
-    return saved_class(name, f"model class in {folder / INDEX}").from_pretrained(folder / part, **options)

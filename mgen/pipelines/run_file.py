@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from mgen.utils.files import check_file, read_json
+from mgen.utils.reading import check_file, read_json
 from mgen.utils.schema import Count, Natural, Size, Text, build, schema
 
 

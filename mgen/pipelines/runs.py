@@ -18,7 +18,8 @@ from mgen.pipelines.pixels import QUANTIZATIONS
 from mgen.pipelines.run_file import read_run
 from mgen.pipelines.shards import SHARD, find_shards, shard_name
 from mgen.utils.errors import MgenError, check_choice, shown
-from mgen.utils.files import read_json, write_json
+from mgen.utils.files import write_json
+from mgen.utils.reading import read_json
 
 FORMATS = ("png", "npz")
 IMAGE = re.compile(r"(\d{6,})(?:_class-\d{4,})?\.png")

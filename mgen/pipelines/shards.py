@@ -8,9 +8,7 @@ The arrays are named as in ADM's sample files (github.com/openai/guided-diffusio
 """
 
 import re
-import struct
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -22,12 +20,11 @@ import torch
 from torch import Tensor
 
 from mgen.pipelines.run_file import read_run
+from mgen.utils.arrays import Header, read_npz
 from mgen.utils.errors import MgenError
 from mgen.utils.files import atomic_path
 
 SHARD = re.compile(r"images-(\d{6,})-(\d{6,})\.npz")
-# What reading a damaged npz file can raise.
-DAMAGED = (OSError, ValueError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile, struct.error, zlib.error)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,24 +128,21 @@ class ShardFolder:
 
 
 def _read(shard: Shard, names: Sequence[str]) -> list[Tensor]:
-    """Arrays of a shard, checked."""
-    try:
-        with np.load(shard.path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in names}
-    except DAMAGED as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise MgenError(
-            f"cannot read {shard.path} ({reason}): damaged shard; remove it and rerun the same mgen sample"
-        ) from error
-    for name, array in arrays.items():
-        if name == "arr_0":
-            expected = f"uint8 ({len(shard)}, H, W, C) with C = 1 or 3"
-            right = array.dtype == np.uint8 and array.ndim == 4 and array.shape[3] in (1, 3)
-        else:
-            expected = f"int64 ({len(shard)},)"
-            right = array.dtype.kind in "iu" and array.ndim == 1
-        if not right or len(array) != len(shard):
-            raise MgenError(f"{shard.path}: {name} is {array.dtype} {array.shape}, expected {expected}")
+    """Arrays of a shard, checked before they are read."""
+    count = len(shard)
+
+    def images(header: Header) -> str:
+        right = header.dtype == np.uint8 and len(header.shape) == 4 and header.shape[3] in (1, 3)
+        return "" if right and header.shape[0] == count else f"uint8 ({count}, H, W, C) with C = 1 or 3"
+
+    def labels(header: Header) -> str:
+        return "" if header.dtype.kind in "iu" and header.shape == (count,) else f"int64 ({count},)"
+
+    checks = {"arr_0": images, "arr_1": labels}
+    again = "damaged shard; remove it and rerun the same mgen sample"
+    arrays = read_npz(shard.path, {name: checks[name] for name in names}, f"arr_0 and arr_1: {again}")
+    if missing := [name for name in names if name not in arrays]:
+        raise MgenError(f"{shard.path} lacks {missing[0]}: {again}")
     return [torch.from_numpy(arrays[name] if name == "arr_0" else arrays[name].astype(np.int64)) for name in names]
 
 

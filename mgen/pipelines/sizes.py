@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mgen.pipelines.runs import Run, names_in
 from mgen.pipelines.shards import find_shards
 from mgen.utils.errors import MgenError
-from mgen.utils.limits import check_disk, check_memory
+from mgen.utils.limits import check_disk, check_memory, folder_above
 
 if TYPE_CHECKING:
     from mgen.bench.flops import Networks
@@ -68,9 +68,7 @@ def check_run_size(run: Run, batch_size: int, numbers: int) -> None:
 
 def _check_names(folder: Path, missing: int) -> None:
     """Raise MgenError for more files than the file system has room for."""
-    folder = folder.absolute()
-    while not folder.is_dir() and folder != folder.parent:
-        folder = folder.parent
+    folder = folder_above(folder)
     try:
         there = os.statvfs(folder)
     except OSError:

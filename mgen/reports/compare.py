@@ -109,7 +109,8 @@ def differing(results: Sequence[Result]) -> dict[str, list[object]]:
     values = {key: [one.get(key) for one in flat] for key in keys}
     found = {key: column for key, column in values.items() if any(x != column[0] for x in column)}
     if "model" in found:
-        found.pop("weights_sha256", None)  # another model has other weights
+        for key in ("weights_sha256", "model_sha256"):  # another model has others
+            found.pop(key, None)
         models = list(map(str, found["model"]))
         steps: list[object] = [int(match[-1][1]) for model in models if (match := STEP.findall(model))]
         if len(steps) == len(models):  # the same training at several steps, or several trainings

@@ -12,10 +12,12 @@ from PIL import Image
 from mgen.evaluation.result import FORMAT, Result
 from mgen.evaluation.result_file import Nearest, ResultFile
 from mgen.utils.errors import MgenError, first_line, shown
-from mgen.utils.files import check_file, finite, read_json
+from mgen.utils.files import finite
+from mgen.utils.reading import check_file, read_json
 from mgen.utils.schema import build
 
 AGAIN = "run mgen eval again"
+PICTURES = ("PNG", "JPEG", "GIF", "WEBP")  # formats of a browser; for others Pillow may start another program
 MOST_GRID = 2**28  # bytes of a grid.png
 DATA_URI = re.compile(r"data:image/(png|jpeg|gif|webp);base64,([A-Za-z0-9+/]+={0,2})")
 
@@ -101,7 +103,7 @@ def image_size(uri: str) -> tuple[int, int]:
     if not (match := DATA_URI.fullmatch(uri)):
         raise ValueError("not an image as a data URI")
     try:
-        with Image.open(io.BytesIO(base64.b64decode(match[2])), formats=("PNG", "JPEG", "GIF", "WEBP")) as image:
+        with Image.open(io.BytesIO(base64.b64decode(match[2])), formats=PICTURES) as image:
             return image.size
     except Exception as error:  # decoders of damaged images fail in many ways
         raise ValueError(first_line(error)) from error

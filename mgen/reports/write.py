@@ -13,10 +13,11 @@ from mgen.reports.compare import Group, columns, grouped
 from mgen.reports.curves import as_json, find_curves
 from mgen.reports.markdown import markdown
 from mgen.reports.page import page
-from mgen.reports.read import MOST_GRID, ReportRun, check_result, cleaned, read_result
+from mgen.reports.read import MOST_GRID, PICTURES, ReportRun, check_result, cleaned, read_result
 from mgen.utils.errors import MgenError, first_line
-from mgen.utils.files import atomic_path, check_file, read_json, write_json, write_text
+from mgen.utils.files import atomic_path, write_json, write_text
 from mgen.utils.grids import labeled_grid
+from mgen.utils.reading import check_file, read_json
 
 INLINE = 3 * 2**20  # bytes; larger grids go into the page as JPEG
 
@@ -134,7 +135,7 @@ def _grid(file: Path) -> bytes:
 
 def for_page(png: bytes) -> bytes:
     """A grid for the page: unchanged, or as JPEG if it is large. OSError if it is no image."""
-    with Image.open(io.BytesIO(png)) as image:
+    with Image.open(io.BytesIO(png), formats=PICTURES) as image:
         image.load()
         if len(png) <= INLINE and image.format == "PNG":
             return png

@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic_core
 import torch
@@ -25,28 +25,15 @@ from torch import Tensor, nn
 
 from mgen.training.config import Steps
 from mgen.training.settings import plain
+from mgen.training.tensors import Tensors, check_finite, not_finite, optimizer_tensors, own_tensors, trained
+from mgen.training.trainer import Trainer
 from mgen.utils.errors import MgenError, first_line
-from mgen.utils.files import (
-    MOST_JSON_BYTES,
-    atomic_folder,
-    parse_json,
-    read_tensors,
-    read_text,
-    write_json,
-    write_tensors,
-)
+from mgen.utils.files import atomic_folder, write_json, write_tensors
+from mgen.utils.reading import MOST_JSON_BYTES, parse_json, read_tensors, read_text
 from mgen.utils.schema import Count, Natural, NonNegative, Positive, build, schema
-
-if TYPE_CHECKING:
-    from mgen.training.loop import Trainer
 
 NAME = re.compile("checkpoint-([0-9]{7,10})")
 MOMENTS = ("exp_avg", "exp_avg_sq")
-Tensors = dict[str, Tensor]
-
-
-class Diverged(MgenError):
-    """The training has diverged."""
 
 
 class Damaged(MgenError):
@@ -96,30 +83,6 @@ class State:
                 raise MgenError(f"{name} is {getattr(self, name)}, but step {self.step}")
 
 
-# -- names of tensors ------------------------------------------------------------------------------------------------------
-
-
-def own_tensors(module: nn.Module) -> Tensors:
-    """Weights and buffers by name; tied ones once."""
-    found: Tensors = {}
-    seen: set[int] = set()
-    for name, value in module.state_dict(keep_vars=True).items():
-        if id(value) not in seen:
-            seen.add(id(value))
-            found[name] = value.detach()
-    return found
-
-
-def trained(module: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that are trained, by name."""
-    return {name: p for name, p in module.named_parameters() if p.requires_grad}
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> Tensors:
-    """The state of AdamW as NAME/KEY → tensor; parameters that never had a gradient have none."""
-    return {f"{name}/{k}": v for name, p in parameters.items() for k, v in optimizer.state.get(p, {}).items()}
-
-
 # -- writing ---------------------------------------------------------------------------------------------------------------
 
 
@@ -133,7 +96,7 @@ def list_checkpoints(output: Path) -> list[Path]:
     return [path for _, path in sorted(found)]
 
 
-def save_checkpoint(trainer: "Trainer") -> Path:
+def save_checkpoint(trainer: Trainer) -> Path:
     """Save what an exact continuation needs; returns the folder."""
     output, step = trainer.output, trainer.step
     final = output / f"checkpoint-{step:07d}"
@@ -156,14 +119,14 @@ def save_checkpoint(trainer: "Trainer") -> Path:
     return final
 
 
-def data_state(trainer: "Trainer") -> DataState:
+def data_state(trainer: Trainer) -> DataState:
     """What state.json says of the data."""
     task = trainer.task
     names = tuple(task.train_data.class_names)
     return DataState(images=len(task.train_data), class_names=names, tokens=task.tokens_fingerprint)
 
 
-def _state(trainer: "Trainer") -> State:
+def _state(trainer: Trainer) -> State:
     """What state.json says of a run."""
     scaler = trainer.accelerator.scaler
     numbers = {} if scaler is None else {key.lstrip("_"): value for key, value in scaler.state_dict().items()}
@@ -184,7 +147,7 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
 
-def _files(trainer: "Trainer") -> dict[str, Tensors]:
+def _files(trainer: Trainer) -> dict[str, Tensors]:
     """The tensors of each file."""
     objective, adversary = trainer.objective, trainer.discriminator
     files = {
@@ -197,26 +160,6 @@ def _files(trainer: "Trainer") -> dict[str, Tensors]:
         files["discriminator"] = own_tensors(adversary.discriminator)
         files["discriminator_optimizer"] = optimizer_tensors(adversary.optimizer, trained(adversary.discriminator))
     return files
-
-
-def check_finite(tensors: Mapping[str, Tensor], what: str) -> None:
-    """Raise MgenError, which says that the run has diverged, if a tensor holds NaN or infinity."""
-    if bad := not_finite(tensors):
-        raise Diverged(
-            f"the run has diverged: {bad} of the {what} holds NaN or infinity; nothing was written: start again or resume from an "
-            "earlier checkpoint with a smaller optim.lr, or with optim.clip"
-        )
-
-
-def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
-    """The name of the first tensor that holds NaN or infinity."""
-    names = [name for name, value in tensors.items() if value.is_floating_point()]
-    if not names:
-        return None
-    devices = {tensors[name].device for name in names}
-    home = next((d for d in devices if d.type != "cpu"), torch.device("cpu"))
-    whole = torch.stack([torch.isfinite(tensors[name]).all().to(home) for name in names])  # read once, at the end
-    return next((name for name, fine in zip(names, whole.tolist()) if not fine), None)
 
 
 # -- reading ---------------------------------------------------------------------------------------------------------------
@@ -250,7 +193,7 @@ def read_state(path: Path) -> State:
     return state
 
 
-def load_checkpoint(trainer: "Trainer", path: Path, state: State) -> None:
+def load_checkpoint(trainer: Trainer, path: Path, state: State) -> None:
     """Put a checkpoint's tensors and numbers into the trainer. All are read and checked before the first is changed.
 
     Raises:
@@ -283,7 +226,7 @@ def load_checkpoint(trainer: "Trainer", path: Path, state: State) -> None:
     _restore_numbers(trainer, state)
 
 
-def _restore_numbers(trainer: "Trainer", state: State) -> None:
+def _restore_numbers(trainer: Trainer, state: State) -> None:
     trainer.step, trainer.skipped, trainer.seconds = state.step, state.skipped, state.seconds
     if trainer.ema is not None and state.ema_steps is not None:
         trainer.ema.optimization_step = state.ema_steps

@@ -1,22 +1,19 @@
 """What a step needs in memory, measured on one and two images before the training begins."""
 
 import dataclasses
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from mgen.training.noise import Augmentation, Noise, map_tensors
+from mgen.training.trainer import Trainer
 from mgen.utils import seeds
 from mgen.utils.limits import check_memory
-
-if TYPE_CHECKING:
-    from mgen.training.loop import Trainer
 
 BYTES = 4  # of a weight, a gradient and each of the two moments of AdamW
 
 
-def check_step(trainer: "Trainer") -> None:
+def check_step(trainer: Trainer) -> None:
     """Raise MgenError if the batch cannot fit in memory: what a step keeps for the backward pass, gradients and the optimizer's state."""
     config, world = trainer.config, trainer.accelerator.num_processes
     piece = config.batch_size // (config.accumulate * world)
@@ -31,7 +28,7 @@ def check_step(trainer: "Trainer") -> None:
     check_memory(config.batch_size * noise, f"the random numbers of batch_size {config.batch_size}", "lower batch_size")
 
 
-def _kept(trainer: "Trainer", count: int) -> tuple[int, int]:
+def _kept(trainer: Trainer, count: int) -> tuple[int, int]:
     """Bytes that the forward pass of `count` images keeps, without the weights, and bytes of their noise."""
     objective, sizes = trainer.objective, dict[int, int]()
     own = {value.untyped_storage().data_ptr() for value in objective.state_dict().values()}

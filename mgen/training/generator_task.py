@@ -8,7 +8,8 @@ from torch import Tensor
 
 from mgen.data import TokenCache
 from mgen.generators import Cascade, Generator
-from mgen.pipelines.pipeline import MaskedPipeline, load_tokenizer
+from mgen.pipelines.pipeline import MaskedPipeline
+from mgen.pipelines.saved import load_tokenizer
 from mgen.samplers import ParallelSampler
 from mgen.tokenizers.base import Tokenizer
 from mgen.tokenizers.vision import give_vision

@@ -11,8 +11,8 @@ from mgen.evaluation.cnn import FashionCNN
 from mgen.generators import Cascade, Generator
 from mgen.training.settings import changes, plain, told
 from mgen.utils.errors import MgenError, first_line, shown
-from mgen.utils.files import read_json, read_tensors
 from mgen.utils.modeling import Model
+from mgen.utils.reading import read_json, read_tensors
 
 # What may differ: it changes neither what the weights mean nor, but for classes, their shapes.
 COUNTS = ("classes.count", "num_classes")

@@ -2,17 +2,15 @@
 
 import warnings
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from mgen.training.checkpoints import Damaged, State, data_state, list_checkpoints, load_checkpoint, read_state
 from mgen.training.config import train_config
 from mgen.training.settings import Change, changes, plain, told
+from mgen.training.trainer import Trainer
 from mgen.utils.errors import MgenError, shown
-
-if TYPE_CHECKING:
-    from mgen.training.loop import Trainer
 
 # Settings that a resumed run applies from its next step on, themselves or all below them; any other change raises an error.
 MAY_CHANGE = (
@@ -34,7 +32,7 @@ MAY_CHANGE = (
 )
 
 
-def resume(trainer: "Trainer") -> list[Change]:
+def resume(trainer: Trainer) -> list[Change]:
     """Restore the newest whole checkpoint of the run's output folder, if there is one; returns the settings that changed.
 
     Raises:
@@ -59,7 +57,7 @@ def resume(trainer: "Trainer") -> list[Change]:
     return []
 
 
-def check_same(trainer: "Trainer", state: State, path: str) -> list[Change]:
+def check_same(trainer: Trainer, state: State, path: str) -> list[Change]:
     """The settings that have changed; MgenError if one of them may not, or if the model or the data are others."""
     config = trainer.config
     other = "use the same, or another output folder"
@@ -105,7 +103,7 @@ def _told_classes(key: str, old: Any, new: Any) -> str:
     )
 
 
-def check_agreed(trainer: "Trainer") -> None:
+def check_agreed(trainer: Trainer) -> None:
     """Raise MgenError unless all processes found the same checkpoint."""
     steps = trainer.accelerator.gather(torch.tensor([trainer.step], device=trainer.device)).tolist()
     if len(set(steps)) > 1:

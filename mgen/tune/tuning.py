@@ -35,7 +35,8 @@ from mgen.samplers import ParallelSampler
 from mgen.tune.strategies import REACH, Lists, Space, own_settings
 from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError
-from mgen.utils.files import MOST_JSON_BYTES, parse_json, read_text, write_text
+from mgen.utils.files import write_text
+from mgen.utils.reading import MOST_JSON_BYTES, parse_json, read_text
 from mgen.utils.schema import Count, NonNegative, Text, build, schema
 
 RADII = (1.0, 0.5, 0.25)

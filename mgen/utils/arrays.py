@@ -18,8 +18,8 @@ from typing import IO, Any
 import numpy as np
 
 from mgen.utils.errors import MgenError, first_line, shown
-from mgen.utils.files import check_file
 from mgen.utils.limits import check_memory
+from mgen.utils.reading import check_file
 
 # What reading a damaged file can raise. RuntimeError: an encrypted member; MemoryError, RecursionError: a header nested deeply.
 DAMAGED = (

@@ -9,8 +9,8 @@ from typing import Any, TypeAlias
 import yaml
 
 from mgen.utils.errors import MgenError, shown
-from mgen.utils.files import read_text
 from mgen.utils.plain import MOST_DEPTH, check_plain
+from mgen.utils.reading import read_text
 
 # A mapping parsed from YAML or JSON, or one bound for it.
 Settings: TypeAlias = dict[str, Any]

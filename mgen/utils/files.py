@@ -1,4 +1,4 @@
-"""Reading files that others wrote, within bounds; atomic writing; errors that say why a file cannot be read or written.
+"""Atomic writing of files and folders, and errors that say why one cannot be written.
 
 A file is written under a temporary name, `.NAME.HOST-PID.tmp`, and renamed when it is complete. What a killed process left behind is
 removed the next time a process writes into the folder.
@@ -15,28 +15,22 @@ import shutil
 import socket
 import stat
 import tempfile
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
 
 import psutil
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from mgen.utils.errors import MgenError, first_line, shown
-from mgen.utils.plain import check_plain
+from mgen.utils.paths import path_fault
 
-MOST_JSON_BYTES = 64 * 2**20
 _HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]
 _LEFTOVER = re.compile(rf"\.(.+)\.{_HOST}-([0-9]{{1,9}})\.(?:\w+\.)?(old|tmp)(?:\..+)?", re.DOTALL)
 _UMASK = os.umask(0)
 os.umask(_UMASK)
-
-
-# -- writing ---------------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -212,11 +206,8 @@ def check_writable(path: str | Path) -> None:
 def check_output(path: str | Path) -> None:
     """Raise MgenError if the file `path` cannot be written: its folder, see `check_writable`, or something else of that name."""
     path = Path(os.path.realpath(path))
-    longest = max(map(len, map(os.fsencode, path.parts)))
-    if longest > 255 or len(os.fsencode(path)) > 4095:
-        raise MgenError(
-            f"cannot write {str(path)[:60]}…: the name is too long, 255 bytes are allowed and 4095 for a path"
-        )
+    if fault := path_fault(str(path)):
+        raise MgenError(f"cannot write {shown(str(path))}: the name {fault}")
     if os.path.lexists(path) and not path.is_file():
         raise MgenError(
             f"cannot write {path}: it is {'a folder' if path.is_dir() else 'no regular file'}; choose another name"
@@ -262,103 +253,3 @@ def _sort_metadata(path: Path) -> None:
         assert len(data) <= length, "safetensors writes headers as compactly"
         file.seek(8)
         file.write(data.ljust(length))
-
-
-# -- reading ---------------------------------------------------------------------------------------------------------------
-
-
-def check_path(path: object, what: str) -> Path:
-    """The path, which need not exist; MgenError, naming `what`, for other types and for names that no file can have."""
-    if not isinstance(path, str | os.PathLike) or not (text := os.fspath(path)) or not isinstance(text, str):
-        raise MgenError(f"{what} is {shown(path)}: expected the path of a file or folder, as text or a pathlib.Path")
-    if "\0" in text:
-        raise MgenError(f"{what} {shown(text)} holds a null character")
-    if max(len(os.fsencode(part)) for part in Path(text).parts or (text,)) > 255 or len(os.fsencode(text)) > 4095:
-        raise MgenError(f"{what} {shown(text)} is too long: a name has 255 bytes at most, a path 4095")
-    return Path(text)
-
-
-def check_file(path: str | Path) -> Path:
-    """The path, if a regular file is there, or a link to one; MgenError for anything else, such as a device or a pipe."""
-    path = Path(path)
-    try:
-        mode = path.stat().st_mode
-    except FileNotFoundError as error:
-        broken = "a broken link" if path.is_symlink() else "no such file"
-        raise MgenError(f"{broken}: {path}") from error
-    except (OSError, ValueError) as error:
-        raise MgenError(f"cannot read {str(path)[:200]} ({getattr(error, 'strerror', None) or error})") from error
-    if not stat.S_ISREG(mode):
-        raise MgenError(f"cannot read {path}: it is {'a folder' if stat.S_ISDIR(mode) else 'no regular file'}")
-    return path
-
-
-def read_text(path: str | Path, *, most: int) -> str:
-    """The text of a UTF-8 file of `most` bytes at most; MgenError if it cannot be read."""
-    path = check_file(path)
-    try:
-        with path.open("rb") as file:
-            data = file.read(most + 1)
-        if len(data) > most:
-            raise MgenError(f"{path} is larger than {most / 2**20:g} MiB: not a file of this kind")
-        return data.decode("utf-8-sig")  # editors of Windows begin a file with a mark
-    except OSError as error:
-        raise MgenError(f"cannot read {path} ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise MgenError(
-            f"{path} is not text in UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8"
-        ) from error
-
-
-def parse_json(text: str, where: str) -> Any:
-    """The value that a JSON text stands for; MgenError that names `where` if it isn't valid, or holds more than plain values."""
-    try:
-        data = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_number)
-    except RecursionError:
-        raise MgenError(f"{where} is nested too deeply: not a file of this kind") from None  # its trace is long
-    except ValueError as error:
-        raise MgenError(f"{where} is not valid JSON ({first_line(error)})") from error
-    check_plain(data, f"{where}: ")
-    return data
-
-
-def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        double = Counter(key for key, _ in pairs).most_common(1)[0][0]
-        raise ValueError(f"key {shown(double)} stands twice in an object")
-    return made
-
-
-def _no_number(name: str) -> NoReturn:
-    raise ValueError(f"{name}, which is no number of JSON")
-
-
-def read_json(path: str | Path) -> Any:
-    """The contents of a JSON file; MgenError if it cannot be read. Give it to `mgen.utils.schema.build` to learn what it holds."""
-    return parse_json(read_text(path, most=MOST_JSON_BYTES), str(path))
-
-
-def read_mapping(path: str | Path) -> dict[str, Any]:
-    """The same for a file that holds a mapping; MgenError for anything else."""
-    data = read_json(path)
-    if not isinstance(data, dict):
-        raise MgenError(f"{path} holds {shown(data)}: expected a mapping")
-    return data
-
-
-def read_tensors(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """All tensors and the metadata of a safetensors file; MgenError if it is missing or damaged."""
-    check_file(path)
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})
-    except (SafetensorError, OSError) as error:
-        raise MgenError(
-            f"{path} is not a readable safetensors file ({error}): truncated or of another format"
-        ) from error
-
-
-def file_sha256(path: str | Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -50,15 +50,21 @@ def check_memory(need: float, what: str, hint: str, device: "torch.device | str"
 
 def check_disk(path: str | Path, need: float, what: str, hint: str = "free some, or choose another folder") -> None:
     """Raise MgenError if `need` bytes don't fit on the disk that `path`, which need not exist yet, is on."""
-    folder = Path(path).absolute()
     try:
-        while not folder.is_dir() and folder != folder.parent:
-            folder = folder.parent
+        folder = folder_above(path)
         free = shutil.disk_usage(folder).free
     except (OSError, ValueError):  # writing to it will say what is wrong
         return
     if need > free:
         raise MgenError(f"{what}: this needs {in_gb(need)} of disk, {in_gb(free)} are free at {folder}; {hint}")
+
+
+def folder_above(path: str | Path) -> Path:
+    """The folder `path`, or the nearest one above it that exists."""
+    folder = Path(path).absolute()
+    while not folder.is_dir() and folder != folder.parent:
+        folder = folder.parent
+    return folder
 
 
 def check_time(seconds: float, what: str, hint: str) -> None:

@@ -16,7 +16,8 @@ from safetensors import SafetensorError
 
 from mgen.utils.errors import MgenError, check_choice, check_keys, first_line, shown
 from mgen.utils.estimates import check_fits
-from mgen.utils.files import check_path, check_writable, read_mapping, scratch_folder
+from mgen.utils.files import check_writable, scratch_folder
+from mgen.utils.reading import check_path, read_mapping
 from mgen.utils.weight_files import check_weights, move_weights
 
 T = TypeVar("T", bound=type)

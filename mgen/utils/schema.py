@@ -23,6 +23,7 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAda
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from mgen.utils.errors import MgenError, shown
+from mgen.utils.paths import path_fault
 from mgen.utils.plain import check_plain
 from mgen.utils.schema_errors import explained
 
@@ -47,11 +48,10 @@ Listed = Annotated[T, BeforeValidator(lambda value: tuple(value) if isinstance(v
 def _path(value: str) -> str:
     """A path with `~` as the home folder and no slash at its end."""
     value = os.path.expanduser(value)
-    if not value.strip() or "\0" in value:
+    if not value.strip():
         raise MgenError(f"{shown(value)} is no path")
-    longest = max(len(os.fsencode(part)) for part in value.split("/"))
-    if longest > 255 or len(os.fsencode(os.path.abspath(value))) > 4095:  # of Linux
-        raise MgenError(f"{shown(value)} is too long: a name has 255 bytes at most, a path 4095")
+    if fault := path_fault(value):
+        raise MgenError(f"{shown(value)} {fault}")
     return value.rstrip("/") or "/"
 
 

@@ -5,7 +5,8 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,9 @@ from typing import Any
 import torch
 
 from mgen.utils.errors import MgenError, first_line, shown
-from mgen.utils.files import check_file, read_json, read_tensors
 from mgen.utils.flax_file import flatten, read_flax
 from mgen.utils.limits import check_memory
+from mgen.utils.reading import check_file, read_json, read_tensors
 from mgen.utils.schema import build, schema
 from mgen.utils.wrappers import EMA, RAW, State, bare, way_in
 
@@ -201,10 +202,26 @@ def _check_archive(path: Path) -> None:
         raise MgenError(f"{path} holds more than {MOST_PICKLE // 2**20} MiB of names: no state dict is like this")
 
 
+@contextmanager
+def only_globals(allowed: list[Any]) -> Iterator[None]:
+    """Let torch.load make objects of these types besides its own, and of none that other libraries have allowed.
+
+    torch.distributed allows traceback.FrameSummary, which opens the file it is given: a pipe would hang, a device fill the memory.
+    """
+    others = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    try:
+        with torch.serialization.safe_globals(allowed):
+            yield
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(others)
+
+
 def _read_torch(path: Path, *, mmap: bool) -> Mapping[Any, Any]:
     try:
         # Training scripts save their arguments as a Namespace, which only holds attributes and runs nothing.
-        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
+        with warnings.catch_warnings(), only_globals([argparse.Namespace]):
             warnings.simplefilter("ignore", UserWarning)  # torch remarks on old pickle protocols
             data = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError, suggestion
-from mgen.utils.files import check_path, read_json
 from mgen.utils.folders import embedded
+from mgen.utils.reading import check_path, read_json
 from mgen.utils.schema import Text, build, schema
 from mgen.zoo.identity import identity
 from mgen.zoo.recipes import find_recipe, read_recipe, recipe_names

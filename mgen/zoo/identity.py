@@ -5,7 +5,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from mgen.utils.files import file_sha256, read_json
+from mgen.utils.reading import file_sha256, read_json
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".msgpack")
 

@@ -11,7 +11,7 @@ from mgen.convert import convert
 from mgen.convert.convert import Conversion
 from mgen.heads import categorical
 from mgen.nn.causal import rotary_table
-from mgen.pipelines.pipeline import to_uint8
+from mgen.pipelines.pixels import to_uint8
 from mgen.samplers import Noise, ParallelSampler
 from tests.golden.harness import Case
 from tests.official_settings import generate_settings

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mgen.convert import convert, hita
 from mgen.convert.convert import Conversion
-from mgen.pipelines.pipeline import to_uint8
+from mgen.pipelines.pixels import to_uint8
 from mgen.tokenizers import HitaTokenizer
 from mgen.tokenizers.vision import resized
 from mgen.training.config import TokenizerObjectiveConfig

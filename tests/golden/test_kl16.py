@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from mgen.convert import convert, kl
 from mgen.convert.reading import ATTENTION
-from mgen.pipelines.pipeline import to_uint8
+from mgen.pipelines.pixels import to_uint8
 from mgen.tokenizers import KLTokenizer
 from mgen.utils.errors import MgenError
 from tests.golden import harness

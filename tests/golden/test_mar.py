@@ -20,8 +20,8 @@ from mgen.heads.chains import Chain, ChainSettings, Tables, cosine_betas, kept_t
 from mgen.samplers import Noise, ParallelSampler, per_step, remaining_counts
 from mgen.tokenizers.kl import patchify, unpatchify
 from mgen.training.config import MaskConfig, OptimConfig
-from mgen.training.loop import decay_groups
 from mgen.training.masking import known_from_uniform, mask_fraction_from_uniform
+from mgen.training.trainer import decay_groups
 from tests.golden import harness
 from tests.golden.harness import Case
 from tests.official_settings import mar_settings

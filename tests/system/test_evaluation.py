@@ -9,10 +9,11 @@ from scipy import linalg
 
 from mgen.evaluation.evaluate import metric_names, result
 from mgen.evaluation.extractors import CNNExtractor, make_extractor, match_channels
+from mgen.evaluation.folder_source import from_folder
 from mgen.evaluation.frechet import frechet_distance
 from mgen.evaluation.measure import measure
 from mgen.evaluation.protocols import find_protocol
-from mgen.evaluation.sources import from_folder, from_npz
+from mgen.evaluation.sources import from_npz
 from mgen.evaluation.statistics import FeatureSums, Reference, load_statistics, save_statistics
 from mgen.utils.errors import MgenError
 from tests.evaluation import source_of, torch_fidelity_metrics

@@ -20,8 +20,9 @@ from mgen.pipelines.pipeline import MaskedPipeline, load
 from mgen.samplers import ParallelSampler
 from mgen.training.cascade import CascadeObjective
 from mgen.training.config import train_config
-from mgen.training.loop import Trainer, train
+from mgen.training.loop import train
 from mgen.training.noise import Augmentation
+from mgen.training.trainer import Trainer
 from mgen.utils.errors import MgenError
 from tests.helpers import (
     tiny_cascade_config,

@@ -11,15 +11,20 @@ import torch
 
 from mgen.cli import main
 from mgen.evaluation.extractors import Extractor, make_extractor
-from mgen.evaluation.measure import Measured, Workers, begin, example_rows, measure, shard_file
+from mgen.evaluation.feature_files import begin, shard_file
+from mgen.evaluation.folder_source import from_folder
+from mgen.evaluation.measure import Workers, example_rows, measure
+from mgen.evaluation.measured import Measured
 from mgen.evaluation.neighbors import nearest, nearest_rows
 from mgen.evaluation.npz import NpzImages
 from mgen.evaluation.references import find_reference
-from mgen.evaluation.sources import Batch, Source, from_folder, from_npz
+from mgen.evaluation.source import Batch, Source
+from mgen.evaluation.sources import from_npz
 from mgen.evaluation.statistics import FeatureSums, load_statistics, save_statistics
-from mgen.pipelines.pipeline import to_pil
+from mgen.pipelines.pixels import to_pil
 from mgen.utils.errors import MgenError
-from mgen.utils.files import read_json, write_json
+from mgen.utils.files import write_json
+from mgen.utils.reading import read_json
 from tests.evaluation import Plain, pictures, source_of
 
 

@@ -26,7 +26,7 @@ import mgen.pipelines.generation
 from mgen.cli import main
 from mgen.pipelines.generation import Run, check_complete, complete_run, export_npz, run_images
 from mgen.pipelines.labels import LabelPlan
-from mgen.pipelines.pipeline import to_uint8
+from mgen.pipelines.pixels import to_uint8
 from mgen.pipelines.runs import begin_images
 from mgen.pipelines.shards import ShardFolder, find_shards, shard_name
 from mgen.utils.errors import MgenError

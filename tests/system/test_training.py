@@ -19,11 +19,12 @@ from mgen.samplers import ParallelSampler
 from mgen.training import checkpoints
 from mgen.training.cascade import CascadeObjective
 from mgen.training.config import MaskConfig, train_config
-from mgen.training.loop import Trainer, train
+from mgen.training.loop import run, train
 from mgen.training.masking import known_from_uniform, mask_fraction_from_uniform
 from mgen.training.noise import Augmentation
 from mgen.training.objectives import GeneratorObjective, StepOutput
 from mgen.training.parts import check_prefixes
+from mgen.training.trainer import Trainer
 from mgen.utils.config import apply_overrides, read_config
 from mgen.utils.errors import MgenError
 from mgen.utils.schema import build
@@ -83,7 +84,7 @@ def test_resumed_run_repeats_the_uninterrupted_one(idx: Path, tokenizer: Path, t
 
     trainer.train_step = stop_at_four  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
-        trainer.run()
+        run(trainer)
     assert sorted(losses(tmp_path / "cut")) == [1, 2, 3, 4]
     train(train_config({**whole, "output": str(tmp_path / "cut")}))
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
@@ -202,7 +203,7 @@ def test_steps_that_are_not_finite_are_skipped_and_counted(idx: Path, tokenizer:
         return out
 
     trainer.objective.forward = poison  # type: ignore[method-assign]
-    trainer.run()
+    run(trainer)
     assert not before
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["skipped"] for line in lines if "skipped" in line] == [0, 0, 1, 1, 1, 1]
@@ -231,7 +232,7 @@ def test_a_failed_checkpoint_leaves_the_old_ones(
 
     monkeypatch.setattr(checkpoints, "write_tensors", full)
     with pytest.raises(MgenError, match="free space"):
-        trainer.run()
+        run(trainer)
     assert [p.name for p in (tmp_path / "run").glob("*checkpoint-*")] == ["checkpoint-0000002"]
 
 
@@ -339,7 +340,7 @@ def test_classifier_learns_and_serves_as_extractor_and_perceptual_model(idx: Pat
     }
     trainer = Trainer(train_config({**base, **tokenizer}))
     before = {k: v.clone() for k, v in trainer.objective.model.state_dict().items()}
-    trainer.run()
+    run(trainer)
     after = trainer.objective.model.state_dict()
     changed = {k.split(".")[0] for k in before if not torch.equal(before[k], after[k])}
     assert changed == {"decoder"}

@@ -23,7 +23,8 @@ from mgen.evaluation.reconstruction import (
     reconstructions,
 )
 from mgen.nn.levels import FORMS, PUBLISHED_ORDER, best_range, dequantize, gaussian_levels, quantize
-from mgen.pipelines.pipeline import load_tokenizer, to_uint8
+from mgen.pipelines.pixels import to_uint8
+from mgen.pipelines.saved import load_tokenizer
 from mgen.tokenizers import QuantizedKL
 from mgen.tokenizers.frequency import frequency_order, measure_order
 from mgen.tokens import LevelSpec

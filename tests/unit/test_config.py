@@ -8,8 +8,8 @@ import pytest
 
 from mgen.utils.config import MOST_BYTES, apply_overrides, parse_yaml, read_config
 from mgen.utils.errors import MgenError, one_line, shown
-from mgen.utils.files import parse_json, read_json
 from mgen.utils.plain import check_plain
+from mgen.utils.reading import parse_json, read_json
 
 FULL = MOST_BYTES
 ALIASES = list(zip("abcdefgh", "bcdefghi"))

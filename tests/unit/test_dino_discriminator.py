@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from mgen.training.config import train_config
 from mgen.training.dino_discriminator import DinoDiscriminator, VirtualBatchNorm, load_dino
-from mgen.training.loop import Trainer, train
+from mgen.training.loop import run, train
+from mgen.training.trainer import Trainer
 from mgen.utils.config import read_config
 from mgen.utils.errors import MgenError
 from mgen.utils.folders import part
@@ -249,9 +250,9 @@ def test_a_resumed_run_repeats_the_uninterrupted_one(idx: Path, dino_file: Path,
 
     trainer.train_step = stop_at_two  # type: ignore[method-assign, assignment]
     with pytest.raises(KeyboardInterrupt):
-        trainer.run()
+        run(trainer)
     resumed = Trainer(train_config({**settings, "output": str(tmp_path / "cut")}))
-    resumed.run()
+    run(resumed)
     assert logged(tmp_path / "cut") == whole
     net = resumed.objective.companions.discriminator
     fresh = load_dino(dino_file)

@@ -17,17 +17,14 @@ from mgen.utils.errors import MgenError
 from mgen.utils.files import (
     atomic_folder,
     atomic_path,
-    check_file,
     check_writable,
     make_folders,
-    read_json,
-    read_tensors,
-    read_text,
     sweep,
     write_json,
     write_tensors,
     write_text,
 )
+from mgen.utils.reading import check_file, read_json, read_tensors, read_text
 
 DEAD = 999_999_999  # larger than any process id
 

@@ -16,7 +16,7 @@ from mgen.cli import main
 from mgen.data import FashionMNIST, TokenCache, write_cache
 from mgen.evaluation.reconstruction import count_ids, id_metrics
 from mgen.pipelines.editing import restyle
-from mgen.pipelines.pipeline import load_tokenizer
+from mgen.pipelines.saved import load_tokenizer
 from mgen.tokenizers import HitaTokenizer, LlamaGenVQ
 from mgen.tokenizers.vision import VisionEncoder, give_vision, load_vision, resized
 from mgen.training.adversarial import Discriminator

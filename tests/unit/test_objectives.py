@@ -11,10 +11,11 @@ from mgen.generators.trunks.enat import ENAT
 from mgen.heads import HeadNoise
 from mgen.training.carried import encode_features
 from mgen.training.config import GeneratorObjectiveConfig, MaskConfig, train_config
-from mgen.training.loop import Trainer, train
+from mgen.training.loop import train
 from mgen.training.masking import known_before
 from mgen.training.noise import Augmentation, AugmentationNoise, map_tensors, stack
 from mgen.training.objectives import GeneratorObjective, RowNoise
+from mgen.training.trainer import Trainer
 from mgen.utils import seeds
 from mgen.utils.errors import MgenError
 from tests.helpers import tiny_config, tiny_net, tiny_tokenizer, tiny_tokens, write_idx

@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from mgen import create_model
-from mgen.convert.convert import FORMATS
+from mgen.convert.formats import FORMATS
 from mgen.evaluation.recipe import evaluation_settings, parse_evaluation
 from mgen.samplers import ParallelSampler
 from mgen.utils.config import read_config

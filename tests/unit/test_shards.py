@@ -1,5 +1,6 @@
 """Images in npz files: written as a stream, read from a folder of shards, and told when damaged."""
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from mgen.pipelines import shards
 from mgen.pipelines.shards import ShardFolder, find_shards, shard_name, write_npz
 from mgen.utils.errors import MgenError
 
@@ -18,13 +20,13 @@ def test_reading_shards_opens_only_those_that_are_needed(tmp_path: Path, monkeyp
         )
         write_npz(tmp_path / shard_name(first, first + 4), images.split(3), labels=[-1] * 4)
     opened: list[str] = []
-    real = np.load
+    real = shards.read_npz
 
-    def noting(path: Path, **settings: Any) -> Any:
+    def noting(path: Path, *args: Any) -> Any:
         opened.append(path.name)
-        return real(path, **settings)
+        return real(path, *args)
 
-    monkeypatch.setattr(np, "load", noting)
+    monkeypatch.setattr(shards, "read_npz", noting)
     folder = ShardFolder(tmp_path)
     assert len(folder) == 12 and not opened
     assert folder.read(4, 6)[0][:, 0, 0, 0].tolist() == [4, 5] and folder.read(6, 8)[0].shape == (2, 3, 5, 6)
@@ -74,16 +76,21 @@ def test_broken_folders_of_shards(tmp_path: Path) -> None:
         ShardFolder(tmp_path / "sizes").read(0, 4)
     images, ids = np.zeros((2, 4, 4, 1), np.uint8), np.zeros(2, np.int64)
     for name, arrays, message in (
-        ("floats", dict(arr_0=images / 255, arr_1=ids), "arr_0 is float64"),
-        ("flat", dict(arr_0=images[..., 0], arr_1=ids), r"arr_0 is uint8 \(2, 4, 4\)"),
-        ("few", dict(arr_0=images[:1], arr_1=ids), r"arr_0 is uint8 \(1, 4, 4, 1\), expected uint8 \(2,"),
-        ("names", dict(arr_0=images, arr_1=np.array(["a", "b"])), "arr_1 is <U1"),
+        ("floats", dict(arr_0=images / 255, arr_1=ids), "arr_0 has shape .* of float64, expected uint8"),
+        ("flat", dict(arr_0=images[..., 0], arr_1=ids), r"arr_0 has shape \(2, 4, 4\) of uint8"),
+        ("few", dict(arr_0=images[:1], arr_1=ids), r"arr_0 has shape \(1, 4, 4, 1\) of uint8, expected uint8 \(2,"),
+        ("names", dict(arr_0=images, arr_1=np.array(["a", "b"])), "arr_1 has shape .* of <U1"),
         ("alone", dict(arr_0=images), "damaged shard"),
         ("objects", dict(arr_0=images, arr_1=np.array([None, {}], object)), "damaged shard"),
     ):
         np.savez(folder(name) / shard_name(0, 2), **arrays)
         with pytest.raises(MgenError, match=message):
             ShardFolder(tmp_path / name).read(0, 1)
+    with zipfile.ZipFile(folder("huge") / shard_name(0, 2), "w") as file, file.open("arr_0.npy", "w") as stream:
+        claimed = {"descr": "|u1", "fortran_order": False, "shape": (2, 10**7, 10**7, 3)}
+        np.lib.format.write_array_header_1_0(stream, claimed)
+    with pytest.raises(MgenError, match="of memory"):
+        ShardFolder(tmp_path / "huge").read(0, 1)
     whole = (folder("cut") / shard_name(0, 2)).read_bytes()
     for length in range(0, len(whole), 7):
         (tmp_path / "cut" / shard_name(0, 2)).write_bytes(whole[:length])

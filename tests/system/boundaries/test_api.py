@@ -11,7 +11,8 @@ import torch
 import mgen
 from mgen.data import load_image
 from mgen.pipelines.editing import box_mask, edit, outpaint_canvas, restyle
-from mgen.pipelines.pipeline import MaskedPipeline, load_tokenizer
+from mgen.pipelines.pipeline import MaskedPipeline
+from mgen.pipelines.saved import load_tokenizer
 from mgen.samplers import ParallelSampler
 from mgen.utils.errors import MgenError
 from tests.helpers import tiny_continuous, tiny_pipeline

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mgen.convert import convert
-from mgen.convert.convert import FORMATS
+from mgen.convert.formats import FORMATS
 from mgen.utils.errors import MgenError
 from mgen.utils.wrappers import EMA, PREFIXES, RAW
 from tests.golden import harness

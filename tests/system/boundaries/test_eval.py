@@ -20,11 +20,12 @@ from mgen.cli import main
 from mgen.data import FASHION_CLASSES
 from mgen.evaluation.evaluate import result
 from mgen.evaluation.fashion import knows_fashion
+from mgen.evaluation.folder_source import from_folder
 from mgen.evaluation.measure import measure
 from mgen.evaluation.protocols import find_protocol
 from mgen.evaluation.references import find_reference
 from mgen.evaluation.request import EvalRequest
-from mgen.evaluation.sources import from_folder, open_source
+from mgen.evaluation.sources import open_source
 from mgen.evaluation.statistics import Reference
 from tests.evaluation import Plain, pictures, source_of
 from tests.helpers import tiny_pipeline

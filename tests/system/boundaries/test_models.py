@@ -118,11 +118,14 @@ DAMAGES: list[Any] = [
     row("bin an object", lambda f: as_bin(f, Path("x")), "objects"),
     row("bin of another model", lambda f: as_bin(f, {"x": torch.zeros(1)}), "not those of"),
     row("index a list", lambda f: with_index(f, "[]"), "index.json"),
-    row("index without a map", lambda f: with_index(f, "{}"), "metadata"),
+    row("index without a map", lambda f: with_index(f, "{}"), "missing key", "weight_map"),
+    row("index without metadata", lambda f: with_index(f, '{"weight_map": {"a": "x.bin"}}'), "missing key", "metadata"),
     row("index of numbers", lambda f: with_index(f, '{"metadata": {}, "weight_map": {"a": 1}}'), "weight_map"),
     row("index deep", lambda f: with_index(f, DEEP), "index.json"),
     row("index elsewhere", lambda f: with_index(f, '{"metadata": {}, "weight_map": {"a": "../x"}}'), "same folder"),
-    row("index of a missing shard", lambda f: with_index(f, '{"metadata": {}, "weight_map": {"a": "x"}}'), "no such"),
+    row(
+        "index of a missing shard", lambda f: with_index(f, '{"metadata": {}, "weight_map": {"a": "x.bin"}}'), "no such"
+    ),
 ]
 
 

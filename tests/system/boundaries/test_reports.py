@@ -188,6 +188,8 @@ GRIDS: list[tuple[str, Callable[[Path], object]]] = [
     ("empty", lambda path: path.write_bytes(b"")),
     ("claims 60000×60000", bomb),
     ("cut", lambda path: path.write_bytes(path.read_bytes()[:60])),
+    # For which Pillow would start another program.
+    ("postscript", lambda path: path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")),
 ]
 
 

@@ -468,8 +468,8 @@ def test_clean_resizes_each_image_by_itself(here: Path, capsys: pytest.CaptureFi
     """Images of several sizes, as clean-fid takes them: as images, as reference and in statistics."""
     from PIL import Image
 
+    from mgen.evaluation.folder_source import from_folder
     from mgen.evaluation.measure import features_of, measure
-    from mgen.evaluation.sources import from_folder
 
     for i, side in enumerate((32, 40, 32, 51)):
         Image.fromarray(np.full((side, side, 3), 50 * i, np.uint8)).save(here / f"{i}.png")

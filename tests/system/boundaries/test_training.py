@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from mgen.training.config import train_config
-from mgen.training.loop import Trainer
+from mgen.training.trainer import Trainer
 from tests.system.boundaries.harness import Parts, Refused, row
 from tests.system.boundaries.training import CNN, VQGAN, folders, settings_of, written
 

@@ -16,7 +16,8 @@ from mgen.cli import main
 from mgen.training.config import build_model, train_config
 from mgen.training.initial import load_weights
 from mgen.training.lock import locked
-from mgen.training.loop import Trainer, train
+from mgen.training.loop import run, train
+from mgen.training.trainer import Trainer
 from mgen.utils.errors import MgenError, Terminated
 from tests.helpers import tiny_config, tiny_tokens
 from tests.system.boundaries.harness import Parts, Refused, row
@@ -81,7 +82,7 @@ def test_a_signal_ends_with_a_checkpoint_and_the_run_goes_on_from_it(
     trainer, usual = Trainer(train_config(settings)), [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
     stopped_at(trainer, 3, number)
     with pytest.raises(KeyboardInterrupt, match="stopped after step 3 of 4; .*trained/checkpoint-0000003") as stop:
-        trainer.run()
+        run(trainer)
     assert isinstance(stop.value, Terminated) == (number == signal.SIGTERM)
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == usual
     assert "stopping after this step" in capfd.readouterr().err
@@ -98,7 +99,7 @@ def test_a_second_signal_stops_at_once(parts: Parts) -> None:
     trainer = Trainer(train_config(settings_of(parts)))
     stopped_at(trainer, 1, signal.SIGINT, signal.SIGINT)
     with pytest.raises(KeyboardInterrupt, match="at once"):
-        trainer.run()
+        run(trainer)
     assert not list(Path("trained").glob("checkpoint-*"))
 
 
@@ -128,7 +129,7 @@ def diverging(settings: dict[str, Any], change: Any) -> str:
     real = trainer.objective.forward
     trainer.objective.forward = lambda *args: change(trainer, real(*args))  # type: ignore[method-assign]
     with pytest.raises(MgenError) as error:
-        trainer.run()
+        run(trainer)
     assert not list(Path("trained").glob("model*"))
     return str(error.value)
 

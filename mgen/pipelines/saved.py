@@ -1,0 +1,62 @@
+"""The folder of a saved pipeline: model_index.json and a folder for each part."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mgen.samplers import ParallelSampler
+from mgen.tokenizers.base import Tokenizer
+from mgen.utils.devices import check_device
+from mgen.utils.errors import MgenError
+from mgen.utils.modeling import load_saved, saved_class
+from mgen.utils.reading import read_json, read_mapping
+from mgen.utils.schema import Text, build, schema
+from mgen.zoo import resolve
+
+INDEX = "model_index.json"
+COMPONENTS = ("tokenizer", "generator", "sampler")
+
+
+@schema(extra=True)
+class PipelineIndex:
+    """model_index.json: package and class of every part, and the names of the classes."""
+
+    tokenizer: tuple[Text, Text]
+    generator: tuple[Text, Text]
+    sampler: tuple[Text, Text]
+    class_names: tuple[Text, ...] | None = None
+
+
+def read_index(folder: Path) -> PipelineIndex:
+    """model_index.json of a folder; MgenError if it is damaged or names parts that aren't mgen's."""
+    index = build(PipelineIndex, read_json(folder / INDEX), f"{folder / INDEX}: ")
+    for part in COMPONENTS:
+        package, name = getattr(index, part)
+        if package.split(".")[0] != "mgen":
+            raise MgenError(f"{folder / INDEX}: {part} is {name} of {package}, which is no part of mgen")
+    return index
+
+
+def load_part(folder: Path, part: str, index: PipelineIndex, options: dict[str, Any]) -> Any:
+    """The tokenizer, generator or sampler of a folder; `options` of Model.from_pretrained."""
+    name = getattr(index, part)[1]
+    if part == "sampler":
+        config = folder / part / ParallelSampler.config_name
+        own = {k: v for k, v in read_mapping(config).items() if not k.startswith("_")}
+        return ParallelSampler.from_settings(own, str(config))
+    return saved_class(name, f"model class in {folder / INDEX}").from_pretrained(folder / part, **options)
+
+
+def load_tokenizer(name: str | Path, *, device: str | torch.device = "cpu") -> Tokenizer:
+    """The tokenizer of a pipeline, or a tokenizer saved on its own."""
+    folder = resolve(name)
+    if (folder / INDEX).is_file():
+        tokenizer = load_part(folder, "tokenizer", read_index(folder), {})
+    else:
+        if not (folder / "config.json").is_file():
+            raise MgenError(f"no tokenizer in {folder} (neither model_index.json nor config.json)")
+        tokenizer = load_saved(folder)
+    if not isinstance(tokenizer, Tokenizer):
+        raise MgenError(f"{folder} holds a {type(tokenizer).__name__}, not a tokenizer")
+    return tokenizer.eval().to(check_device(device))

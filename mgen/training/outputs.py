@@ -1,0 +1,70 @@
+"""What a run shows of itself: losses on the validation data, previews, and the model in the folder that users load."""
+
+import torch
+from torchvision.io import encode_png
+
+from mgen.training.noise import Augmentation
+from mgen.training.objectives import Logs, StepOutput
+from mgen.training.tensors import check_finite, own_tensors, trained
+from mgen.training.trainer import Trainer
+from mgen.utils import seeds
+from mgen.utils.files import atomic_folder, atomic_path
+
+
+@torch.inference_mode()
+def evaluate(trainer: Trainer, most: int = 10000) -> dict[str, float]:
+    """Mean loss and logged values on at most `most` validation images, with EMA weights; each process takes its share."""
+    data, world, seed = trainer.task.val_data, trainer.accelerator.num_processes, trainer.config.seed
+    if data is None:
+        return {}
+    size = max(1, trainer.config.batch_size // (trainer.config.accumulate * world))
+    starts = range(0, min(most, len(data)), size)
+    # With fewer batches than processes, every process evaluates all of them: the weighted mean is the same.
+    own = starts[trainer.accelerator.process_index :: world] if len(starts) >= world else starts
+    options = trainer.step_options(trainer.step - 1)  # those of the last step
+    sums: Logs = {}
+    count = torch.zeros((), device=trainer.device)
+    with trainer.ema_weights(), trainer.accelerator.autocast():
+        for start in own:
+            batch = trainer.to_device(data.__getitems__(range(start, min(start + size, len(data), most))))
+            n = len(batch["label"])
+            rng = seeds.generator(seed, "evaluate", start)
+            noise = trainer.objective.make_noise(n, rng, augmentation=Augmentation())
+            noise = trainer.objective.add_row_noise(noise, slice(start, start + n), seed, "evaluate rows")
+            out: StepOutput = trainer.objective(batch, noise.to(trainer.device), options)
+            for name, value in {"loss": out.loss, **out.logs}.items():
+                sums[name] = sums.get(name, torch.zeros((), device=trainer.device)) + value.float() * n
+            count += n
+    names = sorted(sums)
+    total = trainer.accelerator.reduce(torch.stack([sums[name] for name in names] + [count]), "sum")
+    return {f"val_{name}": value for name, value in zip(names, (total[:-1] / total[-1]).tolist())}
+
+
+def preview(trainer: Trainer) -> None:
+    """Write grids from EMA and raw weights as PNG files, on the main process."""
+    if not trainer.accelerator.is_main_process:
+        return
+    trainer.objective.eval()
+    grids = {"raw": trainer.task.preview(trainer.device)}
+    trainer.objective.train()
+    if trainer.ema is not None:
+        with trainer.ema_weights():
+            grids["ema"] = trainer.task.preview(trainer.device)
+    for name, grid in grids.items():
+        if grid is not None:
+            with atomic_path(trainer.output / "previews" / f"{trainer.step:07d}-{name}.png") as path:
+                path.write_bytes(encode_png(grid.cpu()).numpy().tobytes())
+
+
+def export(trainer: Trainer) -> None:
+    """Write `model` (with the EMA weights if there are any) and `model-raw` (only if there is an EMA)."""
+    check_finite(own_tensors(trainer.objective), f"model after step {trainer.step}")
+    if trainer.ema is not None:
+        names = trained(trainer.objective)
+        check_finite(dict(zip(names, trainer.ema.shadow_params)), f"averaged model after step {trainer.step}")
+    if trainer.accelerator.is_main_process:
+        with trainer.ema_weights(), atomic_folder(trainer.output / "model") as folder:
+            trainer.task.export(folder)
+        if trainer.ema is not None:
+            with atomic_folder(trainer.output / "model-raw") as folder:
+                trainer.task.export(folder)

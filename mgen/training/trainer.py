@@ -1,0 +1,184 @@
+"""What a run of training has, and one step of it.
+
+A step: make the noise of the whole batch from (seed, step); forward and backward for each piece; clip; step unless the
+gradient is not finite; EMA. A step depends on earlier ones only through weights, optimizer and EMA, so a resumed run repeats
+the losses of an uninterrupted one exactly.
+"""
+
+import contextlib
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import DistributedDataParallelKwargs
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+from torch import Tensor
+
+from mgen.generators import Generator
+from mgen.training.config import OptimConfig, TokenizerObjectiveConfig, TrainConfig
+from mgen.training.data import BatchOrder
+from mgen.training.discriminator import DiscriminatorTrainer
+from mgen.training.launch import make_accelerator
+from mgen.training.noise import Augmentation
+from mgen.training.objectives import Logs, StepOptions, StepOutput
+from mgen.training.parts import check_prefixes
+from mgen.training.settings import plain
+from mgen.training.tasks import TASKS
+from mgen.training.tensors import Diverged
+from mgen.training.token_source import Batch
+from mgen.utils import seeds
+from mgen.utils.errors import MgenError
+from mgen.utils.files import check_writable
+
+MOST_SKIPPED_IN_A_ROW = 50
+
+
+class Trainer:
+    """The networks, optimizer, EMA and data of the settings `config`, and how far a run of them is; `mgen.training.loop` trains it."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
+        self.augmentation = Augmentation(flip=config.data.flip, shift=config.data.shift)
+        self.adversarial_start = math.inf  # the step from which the discriminator takes part
+        if isinstance(config.objective, TokenizerObjectiveConfig) and config.objective.adversarial:
+            self.adversarial_start = config.objective.adversarial_start
+            if config.precision == "fp16":
+                raise MgenError(
+                    "precision fp16 cannot train with an adversarial term (one loss scale for two losses): use bf16 or fp32"
+                )
+        self.output = Path(config.output)
+        check_writable(self.output)
+        ddp = DistributedDataParallelKwargs()
+        self.accelerator = make_accelerator(
+            precision=config.precision, expected=config.processes, kwargs_handlers=[ddp]
+        )
+        check_pieces(config, self.accelerator.num_processes)
+        torch.manual_seed(seeds.fold(config.seed, "init"))
+        self.task = TASKS[config.task](config)
+        self.objective = self.task.objective
+        # A step that does not continue from an earlier one leaves the projection of carried features without a gradient.
+        model = self.objective.model
+        self.carries_features = isinstance(model, Generator) and model.capabilities.carried_features
+        ddp.find_unused_parameters = self.carries_features
+        self.parameters = [p for p in self.objective.parameters() if p.requires_grad]
+        if not self.parameters:
+            raise MgenError("optim.freeze leaves no parameter to train: freeze fewer")
+        optim = config.optim
+        groups = decay_groups(model, optim)
+        optimizer = torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, foreach=True)
+        self.schedule = get_scheduler(
+            optim.schedule, optimizer, num_warmup_steps=optim.warmup, num_training_steps=config.steps
+        )
+        self.schedule._step_count = 2  # torch would warn if the first step is skipped
+        self.wrapped, self.optimizer = self.accelerator.prepare(self.objective, optimizer)
+        self.device = self.accelerator.device
+        for beside in filter(None, vars(self.objective.companions).values()):
+            beside.to(self.device)
+        self.discriminator: DiscriminatorTrainer | None = None
+        network = self.objective.companions.discriminator
+        if network is not None and isinstance(config.objective, TokenizerObjectiveConfig):
+            self.discriminator = DiscriminatorTrainer(network, config.objective, self.accelerator, optim.clip)
+        self.ema: EMAModel | None = None
+        if config.ema is not None:
+            # diffusers' ramp is min(decay, (1 + t) / (10 + t)); min_decay lifts it to a constant.
+            decay, floor = config.ema.decay, 0.0 if config.ema.warmup else config.ema.decay
+            self.ema = EMAModel(self.parameters, decay=decay, min_decay=floor, foreach=True)
+        self.step, self.skipped, self.skipped_in_a_row, self.seconds = 0, 0, 0, 0.0
+        self.model_config = plain(model.config)  # an export may add what it measures
+
+    def train_step(self, loader: Iterator[Batch], order: BatchOrder) -> Logs:
+        """One optimizer step; returns the means of the logged values over this process's pieces, "loss" among them."""
+        config, pieces, step = self.config, self.config.accumulate, self.step
+        rng = seeds.generator(config.seed, "draws", step)  # the name is part of the seed: old runs depend on it
+        whole = self.objective.make_noise(config.batch_size, rng, augmentation=self.augmentation, step=step)
+        options = self.step_options(step)
+        logs: Logs = {}
+        for piece in range(pieces):
+            rows, last = order.rows(piece), piece == pieces - 1
+            noise = self.objective.add_row_noise(whole.rows(rows), rows, config.seed, "rows", step)
+            batch = self.to_device(next(loader))
+            # The global generators are used by dropout only; seeding them here makes resumed and whole runs agree.
+            torch.manual_seed(seeds.fold(config.seed, "dropout", step, piece, self.accelerator.process_index))
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
+                out: StepOutput = self.wrapped(batch, noise.to(self.device), options)
+                loss = out.loss * (self.objective.share(noise, whole) / pieces)
+                self.accelerator.backward(loss)
+            values = {"loss": loss.detach() * pieces, **out.logs}
+            if self.discriminator is not None and options.adversarial:
+                assert out.compared is not None
+                values["discriminator"] = self.discriminator.backward(out.compared, pieces, last=last)
+            for name, value in values.items():
+                logs[name] = logs.get(name, torch.zeros((), device=self.device)) + value.detach().float() / pieces
+        logs["grad_norm"] = self._apply()
+        if self.discriminator is not None and options.adversarial:
+            self.discriminator.step()
+        return logs
+
+    def step_options(self, step: int) -> StepOptions:
+        """The options of a step: whether the discriminator takes part, and the EMA weights for the features of an earlier step."""
+        weights = None
+        if self.ema is not None and self.carries_features:
+            names = [name for name, p in self.objective.named_parameters() if p.requires_grad]
+            weights = dict(zip(names, self.ema.shadow_params))
+        return StepOptions(adversarial=step >= self.adversarial_start, ema_weights=weights)
+
+    def to_device(self, batch: Batch) -> Batch:
+        return {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
+
+    def _apply(self) -> Tensor:
+        """Clip and step, unless the gradient is not finite: such a step is skipped and counted, on all processes alike."""
+        clip = self.config.optim.clip
+        norm = self.accelerator.clip_grad_norm_(self.parameters, clip if clip is not None else math.inf)
+        assert isinstance(norm, Tensor)
+        finite = bool(torch.isfinite(norm))
+        if finite or self.accelerator.scaler is not None:
+            self.optimizer.step()  # fp16's loss scaler skips the step itself, and must see it to lower its scale
+        self.skipped_in_a_row = 0 if finite else self.skipped_in_a_row + 1
+        self.skipped += not finite
+        if finite and self.ema is not None:
+            self.ema.step(self.parameters)
+        if self.skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
+            raise Diverged(
+                f"{MOST_SKIPPED_IN_A_ROW} steps in a row had a gradient that is not finite: the run has diverged; "
+                "resume from a checkpoint with a smaller optim.lr or with optim.clip"
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        self.schedule.step()
+        return norm.detach()
+
+    @contextlib.contextmanager
+    def ema_weights(self) -> Iterator[None]:
+        """The model with its EMA weights (or as it is, without EMA), in evaluation mode."""
+        if self.ema is not None:
+            self.ema.store(self.parameters)
+            self.ema.copy_to(self.parameters)
+        self.objective.eval()
+        try:
+            yield
+        finally:
+            if self.ema is not None:
+                self.ema.restore(self.parameters)
+            self.objective.train()
+
+
+def check_pieces(config: TrainConfig, world: int) -> None:
+    """Raise MgenError unless the batch can be cut into equal pieces."""
+    if config.batch_size % (config.accumulate * world):
+        raise MgenError(
+            f"batch_size {config.batch_size} is not a multiple of accumulate × processes = {config.accumulate} × {world}: change one "
+            "of them"
+        )
+
+
+def decay_groups(model: torch.nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
+    """Parameter groups of the optimizer: with weight decay, and without if there are such parameters."""
+    check_prefixes(model, config.no_decay, "optim.no_decay")
+    groups: dict[float, list[torch.nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            exempt = name.startswith(tuple(config.no_decay)) or (not config.decay_all and parameter.ndim < 2)
+            groups.setdefault(0.0 if exempt else config.weight_decay, []).append(parameter)
+    return [{"params": parameters, "weight_decay": decay} for decay, parameters in groups.items()]
