@@ -325,8 +325,10 @@ class Trainer:
         options = self.step_options(self.step - 1)  # those of the last step
         sums: Logs = {}
         count = torch.zeros((), device=self.device)
-        with self._ema_weights(), self.accelerator.autocast():
-            for start in own:
+        hidden = not self.accelerator.is_main_process
+        bar = tqdm(own, unit="batch", desc="validating", disable=hidden, file=sys.stderr, delay=5.0, leave=False)
+        with bar, self._ema_weights(), self.accelerator.autocast():
+            for start in bar:
                 batch = self.to_device(data.__getitems__(range(start, min(start + size, len(data), most))))
                 n = len(batch["label"])
                 rng = seeds.generator(seed, "evaluate", start)
