@@ -30,16 +30,22 @@ class Conversion:
     notes: list[str]
 
     def report(self) -> str:
-        """Lines for a person: what was mapped, what was ignored and why."""
+        """Lines for a person: what was mapped, what was ignored and why; many tensors ignored for one reason share a line."""
         count = sum(p.numel() for p in self.model.parameters())
         lines = [f"{type(self.model).__name__}: {len(self.mapped)} tensors mapped, {count:,} parameters, none missing"]
         lines += [f"  note: {note}" for note in self.notes]
-        lines += [f"  ignored {name}: {reason}" for name, reason in self.ignored.items()]
+        by_reason: dict[str, list[str]] = {}
+        for name, reason in self.ignored.items():
+            by_reason.setdefault(reason, []).append(name)
+        for reason, names in by_reason.items():
+            told = names if len(names) <= 8 else [f"{len(names)} tensors from {names[0]} to {names[-1]}"]
+            lines += [f"  ignored {name}: {reason}" for name in told]
         return "\n".join(lines)
 
     def names(self) -> str:
-        """Every official name and ours, one pair a line."""
-        return "\n".join(f"{official} -> {ours}" for official, ours in self.mapped.items())
+        """Every official name and ours, one pair a line, then those ignored."""
+        pairs = [f"{official} -> {ours}" for official, ours in self.mapped.items()]
+        return "\n".join(pairs + [f"{official} ignored" for official in self.ignored])
 
 
 def convert(format_name: str, path: str | Path, *, raw: bool = False, **settings: object) -> Conversion:

@@ -10,6 +10,7 @@ from mgen.evaluation.protocols import PUBLISHED
 from mgen.evaluation.sources import open_source
 from mgen.evaluation.statistics import BUILTIN, Reference, builtin_file, load_statistics, sha256_of
 from mgen.utils.arrays import npz_names
+from mgen.utils.errors import MgenError
 
 
 def find_reference(
@@ -35,6 +36,8 @@ def find_reference(
         return None
     if name in BUILTIN:
         return load_statistics(builtin_file(name), extractor)
+    if name == "fmnist" and not Path(name).exists():
+        raise MgenError("--reference fmnist: name the split, fmnist-train or fmnist-test")
     path, found = Path(name), None
     arrays = npz_names(path) if path.suffix == ".npz" and path.is_file() else []
     if not path.is_dir() and path.suffix != ".npy" and (not arrays or "mu" in arrays):

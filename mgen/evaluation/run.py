@@ -94,7 +94,8 @@ def run_evaluation(request: EvalRequest, workers: Workers, choose_sampler: Choos
         more=reconstruction_metrics(measured, source, extractor) if request.reconstruction else None,
     )
     result["command"] = request.command
-    if on_fashion_mnist and request.reference is None and source.about["kind"] not in ("model", "data"):
+    in_files = source.about["kind"] not in ("model", "data", "reconstruction")
+    if on_fashion_mnist and request.reference is None and in_files:
         result["note"] = "; ".join(filter(None, [result["note"], PRESUMED]))
     if request.reconstruction and reference is None:
         originals = measured.sums("original").finish()

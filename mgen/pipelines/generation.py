@@ -21,7 +21,7 @@ from mgen.pipelines.classes import read_classes
 from mgen.pipelines.pipeline import MaskedPipeline
 from mgen.pipelines.pixels import to_pil, to_uint8
 from mgen.pipelines.runs import IMAGE, Run, begin_images, names_in, remove_leftovers, spans
-from mgen.pipelines.shards import SHARD, ShardFolder, find_shards, write_npz
+from mgen.pipelines.shards import SHARD, ShardFolder, write_npz
 from mgen.pipelines.sizes import check_run_size, image_numbers
 from mgen.utils.errors import MgenError, shown
 from mgen.utils.files import atomic_path
@@ -101,7 +101,7 @@ def _sample_shards(pipe: MaskedPipeline, run: Run, *, batch_size: int, rank: int
     if rank == 0 and world > len(shards):
         warnings.warn(f"{len(shards)} shards for {world} processes: give a smaller --shard-size", stacklevel=3)
     mine = shards[rank::world]
-    done = sum(len(s) for s in find_shards(run.out) if s.start // run.shard_size % world == rank)
+    done = sum(span[1] - span[0] for span in mine if run.file(*span) in there)
     made = 0
     with _bar(mine.total, done, rank) as bar:
 

@@ -1,7 +1,10 @@
 """What a run shows of itself: losses on the validation data, previews, and the model in the folder that users load."""
 
+import sys
+
 import torch
 from torchvision.io import encode_png
+from tqdm import tqdm
 
 from mgen.training.noise import Augmentation
 from mgen.training.objectives import Logs, StepOutput
@@ -24,8 +27,10 @@ def evaluate(trainer: Trainer, most: int = 10000) -> dict[str, float]:
     options = trainer.step_options(trainer.step - 1)  # those of the last step
     sums: Logs = {}
     count = torch.zeros((), device=trainer.device)
-    with trainer.ema_weights(), trainer.accelerator.autocast():
-        for start in own:
+    hidden = not trainer.accelerator.is_main_process
+    bar = tqdm(own, unit="batch", desc="validating", disable=hidden, file=sys.stderr, delay=5.0, leave=False)
+    with bar, trainer.ema_weights(), trainer.accelerator.autocast():
+        for start in bar:
             batch = trainer.to_device(data.__getitems__(range(start, min(start + size, len(data), most))))
             n = len(batch["label"])
             rng = seeds.generator(seed, "evaluate", start)

@@ -227,6 +227,8 @@ def test_images_that_nobody_would_compare_with_fashion_mnist(
         to_pil(pictures(1, seed=i, side=96, channels=3))[0].save(tmp_path / f"{i:06d}.png")
     assert main(["eval", str(tmp_path), "--out", str(tmp_path / "e")]) == 2
     assert "holds images of 96 px" in capsys.readouterr().err
+    assert main(["eval", str(tmp_path), "--reference", "fmnist", "--out", str(tmp_path / "e")]) == 2
+    assert "fmnist-train or fmnist-test" in capsys.readouterr().err
     assert main(["eval", "mar-l-imagenet256"]) == 2
     assert "--recipe mar-l-imagenet256" in capsys.readouterr().err
     assert main(["eval", str(tmp_path), "--save-statistics", str(tmp_path / "s.txt")]) == 2

@@ -302,6 +302,23 @@ def test_prolonged_run_is_the_long_one(form: str, plan: str, tiny: Any, tmp_path
     assert json.loads((tmp_path / "a" / "run.json").read_text())["num_images"] == 9
 
 
+@pytest.mark.parametrize("form", ["png", "npz"])
+def test_progress_of_a_prolonged_run_ends_at_its_images(
+    form: str, tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bars: list[Any] = []
+
+    class Noted(tqdm):
+        def __init__(self, *args: Any, **more: Any) -> None:
+            super().__init__(*args, **more)
+            bars.append(self)
+
+    monkeypatch.setattr(mgen.pipelines.generation, "tqdm", Noted)
+    for count in (3, 6, 9):  # the last shard is begun again
+        complete_run(tiny, make_run(tmp_path, count=count, format=form, shard_size=4), about={}, batch_size=2)
+    assert [made.n for made in bars] == [3, 6, 9]
+
+
 def test_sorted_run_is_not_prolonged(tmp_path: Path) -> None:
     begin(make_run(tmp_path, plan="sorted"))
     begin(make_run(tmp_path, plan="sorted"))

@@ -115,3 +115,16 @@ def test_generator_without_its_tokenizer_in_the_file_is_converted_alone(tmp_path
     args = ["convert", "mage", str(tmp_path / "m.pth"), "--out", str(tmp_path / "m"), *SYSTEMS["mage"][3]]
     assert main(args) == 0
     assert (tmp_path / "m" / "config.json").is_file() and not (tmp_path / "m" / "model_index.json").exists()
+
+
+def test_many_tensors_ignored_for_one_reason_are_told_in_one_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    folder = converted("mage", tmp_path / "m")
+    told = capsys.readouterr().out
+    assert len(told.splitlines()) < 30
+    assert (
+        "  ignored 65 tensors from vqgan.decoder.conv_in.bias to vqgan.quantize.embedding.weight: the tokenizer" in told
+    )
+    assert "  ignored cls_token: never read" in told
+    assert "vqgan.encoder.conv_in.weight ignored" in (folder / "conversion.txt").read_text().splitlines()
