@@ -21,7 +21,7 @@ from mgen.data.first_stage import shrink
 from mgen.tokenizers.base import PosteriorTokenizer, Tokenizer
 from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError, shown
-from mgen.utils.files import check_file, check_writable, write_json, write_tensors
+from mgen.utils.files import check_file, check_path, check_writable, write_json, write_tensors
 from mgen.utils.limits import check_disk, check_memory
 from mgen.utils.schema import Count, Size, checked
 
@@ -53,7 +53,7 @@ def write_cache(
         MgenError: `out` holds a cache made with another tokenizer, other data or settings, or cannot be written; there is too little
             memory or disk.
     """
-    out = Path(out)
+    out = check_path(out, "out")
     if not isinstance(tokenizer, PosteriorTokenizer) and dtype != "fp32":
         raise MgenError(f"dtype {dtype} is for the moments of a KL tokenizer: ids are integers")
     index = CacheIndex(

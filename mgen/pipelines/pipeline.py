@@ -21,7 +21,7 @@ from mgen.samplers.parallel import Given
 from mgen.tokenizers.base import Tokenizer
 from mgen.utils.devices import check_device
 from mgen.utils.errors import MgenError, check_choice, shown
-from mgen.utils.files import read_json, read_mapping
+from mgen.utils.files import check_path, check_writable, read_json, read_mapping
 from mgen.utils.modeling import DTYPES, check_class, load_saved, public, saved_class
 from mgen.utils.schema import Text, build, schema
 from mgen.zoo import DEFAULT, resolve
@@ -241,6 +241,11 @@ class MaskedPipeline(DiffusionPipeline):
         stages = [s for s in (sampler, sampler.first_stage) if s is not None]
         skipped = unused_tail if self.generator.capabilities.skips_tail else 0
         return sum(s.config.steps - s.config.start for s in stages) - skipped
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """Write the parts and model_index.json into a folder; MgenError if it cannot be written."""
+        check_writable(check_path(save_directory, "save_directory"))
+        super().save_pretrained(str(save_directory), **kwargs)
 
     def decode(self, tokens: Tensor) -> Tensor:
         """Images (B, C, H, W) in [-1, 1] of ids (B, L) or vectors (B, L, C).

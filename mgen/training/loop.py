@@ -45,7 +45,7 @@ from mgen.training.stopping import StopRequest
 from mgen.training.tasks import TASKS
 from mgen.training.token_source import Batch
 from mgen.utils import seeds
-from mgen.utils.errors import MgenError
+from mgen.utils.errors import MgenError, shown
 from mgen.utils.files import atomic_folder, atomic_path, check_writable
 
 MOST_SKIPPED_IN_A_ROW = 50
@@ -55,6 +55,8 @@ class Trainer:
     """One run of the settings `config`; `run()` trains, from the newest checkpoint if there is one."""
 
     def __init__(self, config: TrainConfig) -> None:
+        if not isinstance(config, TrainConfig):
+            raise MgenError(f"config is {shown(config)}: expected a TrainConfig, as train_config makes of settings")
         self.config = config
         self.augmentation = Augmentation(flip=config.data.flip, shift=config.data.shift)
         self.adversarial_start = math.inf  # the step from which the discriminator takes part

@@ -116,6 +116,9 @@ class Model(ModelMixin, ConfigMixin):
             MgenError: the folder or its files are missing or damaged, a configuration key is unknown, or the weights are not exactly
                 those of the model.
         """
+        for key in ("subfolder", "variant"):
+            if not isinstance(kwargs.get(key), str | None):
+                raise MgenError(f"{key} is {shown(kwargs[key])}: expected text")
         folder = check_path(pretrained_model_name_or_path, "the folder of a model") / str(kwargs.get("subfolder") or "")
         names = [kwargs.pop(key, None) for key in ("dtype", "torch_dtype")]
         dtype = check_dtype(next((name for name in names if name is not None), torch.float32))
