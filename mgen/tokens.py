@@ -18,6 +18,11 @@ Span = Annotated[float, Field(gt=0, le=100)]
 Form = Literal["published", "clean"]
 
 
+def has_values(array: object) -> bool:
+    """Whether the values of an array can be read one by one: no tensor that is sparse or on the meta device."""
+    return not isinstance(array, torch.Tensor) or (array.layout == torch.strided and not array.is_meta)
+
+
 def check_range(low: float, high: float) -> None:
     """Raise MgenError unless low < high."""
     if not low < high:

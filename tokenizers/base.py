@@ -24,8 +24,8 @@ from pydantic import Field
 from torch import Tensor
 
 from mgen.tokenizers.quantizers import Quantized, VectorQuantizer, codebook_usage
-from mgen.tokens import TokenSpec
-from mgen.utils.errors import MgenError
+from mgen.tokens import TokenSpec, has_values
+from mgen.utils.errors import MgenError, shown
 from mgen.utils.modeling import Model, public
 from mgen.utils.schema import Listed, Size
 
@@ -159,6 +159,8 @@ class Tokenizer(Model):
             raise MgenError(
                 f"image size {tuple(images.shape[-2:])} is not a multiple of {self.factor}: resize or crop it first"
             )
+        if values and not has_values(images):
+            raise MgenError(f"images are {shown(images)}: {wanted}")
         if values and not (most := images.detach().abs().amax().item()) <= LARGEST_VALUE:
             what = "not finite" if not math.isfinite(most) else f"up to {most:g}"
             raise MgenError(f"values of images are {what}: {wanted}; for 0 … 255 that is images / 127.5 - 1")
@@ -182,6 +184,8 @@ class Tokenizer(Model):
             raise MgenError(f"tokens are of shape {shape}: {wanted}")
         count = shape[1] - spec.global_tokens
         side = math.isqrt(max(0, count))
+        if grid is not None and not (isinstance(grid, tuple | list) and [type(n) for n in grid] == [int, int]):
+            raise MgenError(f"grid is {shown(grid)}: expected (rows, columns), or None for a square")
         rows, columns = grid or (side, side)
         if rows < 1 or rows * columns != count:
             what = f"{shape[1]} {'tokens' if spec.kind == 'vector' else 'ids'}"

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from mgen.tokenizers.base import FMNIST, PosteriorTokenizer, Widths, check_convolutions, register_tokenizer
 from mgen.tokenizers.sphere import set_stem
 from mgen.tokens import Bound, Scale, TokenSpec
-from mgen.utils.errors import MgenError
+from mgen.utils.errors import MgenError, shown
 from mgen.utils.estimates import checked_network
 from mgen.utils.schema import Layers, Listed, Natural, Size
 
@@ -150,6 +150,12 @@ class KLTokenizer(PosteriorTokenizer):
         Raises an MgenError if the scale has not been set.
         """
         posterior = self.posterior(moments)
+        if noise is not None:
+            fits = isinstance(noise, Tensor) and noise.shape == posterior.mean.shape and noise.is_floating_point()
+            if not fits or noise.device != posterior.mean.device:
+                raise MgenError(
+                    f"noise is {shown(noise)}: a float tensor {tuple(posterior.mean.shape)} is needed on {posterior.mean.device}"
+                )
         z = posterior.mean if noise is None else posterior.mean + posterior.std * noise
         return patchify((z - self.config.shift) * self._scale(), self.config.patch)
 

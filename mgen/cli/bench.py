@@ -82,14 +82,14 @@ def add_sweep(parser: ArgumentParser) -> None:
         "fmnist-himar-ids, fmnist-bridge, maskgit-r, enat-l, mar-b) or your own; writes OUT/sweep.json, sweep.md, sweep.svg",
     )
     option("--num-images", type=whole(2), help="with --sweep on a trained model: images per distance")
-    option("--seed", type=int, default=0, help="with --sweep: of those images")
+    option("--seed", type=int, help="with --sweep: of those images; default: 0")
     option(
-        "--extractor", default="fmnist-cnn", type=path, help="with --sweep: features in which the distance is measured"
+        "--extractor", type=path, help="with --sweep: features in which the distance is measured; default: fmnist-cnn"
     )
     option("--reference", type=path, help="with --sweep: statistics, as mgen eval takes them")
     option("--inception-weights", metavar="FILE", type=path, help="with --extractor inception")
     option("--retime", action="store_true", help="with --sweep: measure the seconds of rows in OUT/sweep.json again")
-    option("--out", default="sweep", metavar="DIR", type=path, help="with --sweep: the folder of its files")
+    option("--out", metavar="DIR", type=path, help="with --sweep: the folder of its files; default: sweep")
 
 
 def command(argv: Sequence[str] | None = None) -> int:
@@ -133,9 +133,10 @@ def check_options(args: Namespace) -> None:
     from mgen.utils.files import check_writable
 
     if not args.sweep:
-        for name in ("num_images", "reference", "inception_weights", "retime"):
-            if getattr(args, name):
+        for name in ("num_images", "seed", "extractor", "reference", "inception_weights", "retime", "out"):
+            if (given := getattr(args, name)) is not None and given is not False:
                 raise MgenError(f"--{name.replace('_', '-')} is for --sweep: leave it out")
+    args.seed, args.extractor, args.out = args.seed or 0, args.extractor or "fmnist-cnn", args.out or "sweep"
     if args.sweep and args.json:
         raise MgenError("--json is for one setting: --sweep writes its numbers to OUT/sweep.json")
     if args.inception_weights and args.extractor != "inception":

@@ -5,6 +5,7 @@ import difflib
 import math
 import os
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -28,6 +29,8 @@ def text(value: str) -> str:
 def path(value: str) -> str:
     """A file, a folder, or the name of a model; `~` becomes the home folder."""
     value = os.path.expanduser(text(value))
+    if value.startswith("~") and not os.path.lexists(value):
+        raise argparse.ArgumentTypeError(f"{shown(value)} names the home folder of no user: for a file, write ./~…")
     if fault := path_fault(value):
         raise argparse.ArgumentTypeError(f"{shown(value)} {fault}")
     if len(Path(os.path.abspath(value)).parts) > MOST_FOLDERS:
@@ -76,6 +79,13 @@ class Parser(argparse.ArgumentParser):
         # The types of options without one, and of those that say int or float, also in groups.
         for kind, reader in ((None, text), (int, whole()), (float, number())):
             self.register("type", kind, reader)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        for given in sys.argv[1:] if args is None else args:
+            option = self._option_string_actions.get(given.removesuffix("=--")) if given.endswith("=--") else None
+            if option is not None:  # argparse would take it for an empty list
+                self.error(f"argument {'/'.join(option.option_strings)}: '--' is no value")
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         if unknown := re.match(r"unrecognized arguments: (--[a-z-]+)", message):

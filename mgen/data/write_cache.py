@@ -23,7 +23,7 @@ from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError, shown
 from mgen.utils.files import check_writable, write_json, write_tensors
 from mgen.utils.limits import check_disk, check_memory
-from mgen.utils.reading import check_file
+from mgen.utils.reading import check_file, check_path
 from mgen.utils.schema import Count, Size, checked
 
 
@@ -54,7 +54,7 @@ def write_cache(
         MgenError: `out` holds a cache made with another tokenizer, other data or settings, or cannot be written; there is too little
             memory or disk.
     """
-    out = Path(out)
+    out = check_path(out, "out")
     if not isinstance(tokenizer, PosteriorTokenizer) and dtype != "fp32":
         raise MgenError(f"dtype {dtype} is for the moments of a KL tokenizer: ids are integers")
     index = CacheIndex(

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mgen.tokens import TokenSpec
+from mgen.tokens import TokenSpec, has_values
 from mgen.utils.errors import MgenError, shown
 from mgen.utils.schema import Count, build, schema
 
@@ -30,7 +30,7 @@ def call_options(**given: object) -> CallOptions:
 
 def number(value: object) -> object:
     """A number of numpy or a tensor of one as a plain number; other values as they are."""
-    if isinstance(value, np.number | np.bool_) or (isinstance(value, Tensor) and value.ndim == 0):
+    if isinstance(value, np.number | np.bool_) or (isinstance(value, Tensor) and value.ndim == 0 and has_values(value)):
         return value.item()
     return value
 
@@ -44,7 +44,8 @@ def check_indices(indices: object, count: int) -> Sequence[int]:
     """Numbers of the images in their run, one per image; by default 0, 1, 2 …"""
     if indices is None:
         return range(count)
-    found = indices.tolist() if isinstance(indices, Tensor | np.ndarray) else indices
+    listed = isinstance(indices, Tensor | np.ndarray) and has_values(indices)
+    found = indices.tolist() if listed else indices  # type: ignore[attr-defined]
     if isinstance(found, str | bytes) or not isinstance(found, Sequence):
         raise MgenError(f"indices is {shown(indices)}: expected a list of whole numbers, one for each image")
     if len(found) != count:
@@ -73,6 +74,10 @@ def check_given(
         raise MgenError(
             f"{first} and {second} go together: a tensor of {values} {_shape(count, spec)}, and a bool mask {(count, spec.length)} of "
             "those that are given"
+        )
+    if not has_values(tokens) or not has_values(known):
+        raise MgenError(
+            f"{first} and {second} have no values to read: dense tensors of a device are needed, not meta ones"
         )
     if tokens.shape != (count, *spec.shape):
         raise MgenError(f"{first} has the shape {tuple(tokens.shape)}: {values} {_shape(count, spec)} are needed")
@@ -109,6 +114,8 @@ def check_tokens(tokens: object, spec: TokenSpec) -> Tensor:
     if not isinstance(tokens, Tensor) or tokens.ndim != 1 + len(spec.shape) or tokens.shape[2:] != spec.shape[1:]:
         given = f"of shape {tuple(tokens.shape)}" if isinstance(tokens, Tensor) else shown(tokens)
         raise MgenError(f"tokens is {given}: {wanted} is needed")
+    if not has_values(tokens):
+        raise MgenError(f"tokens is {shown(tokens)}: {wanted} is needed, dense and on a device that holds values")
     if ids and (tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool):
         raise MgenError(f"tokens is {tokens.dtype}: ids of a whole type, such as torch.int64, are needed")
     if not ids and not tokens.is_floating_point():

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from mgen.tokens import has_values
 from mgen.utils.errors import MgenError, shown, suggestion
 
 MOST_TEXT = 2**20  # characters
@@ -104,9 +105,8 @@ def class_ids(classes: object, names: Sequence[str], null: int | None, condition
         MgenError: no sequence, no entries, entries of another type, unknown names, or ids out of range.
     """
     if isinstance(classes, torch.Tensor | np.ndarray):
-        classes = (
-            classes.tolist() if classes.ndim == 1 else classes
-        )  # whole numbers stay whole, others raise an error below
+        # Whole numbers stay whole, others raise an error below.
+        classes = classes.tolist() if classes.ndim == 1 and has_values(classes) else classes
     if isinstance(classes, str | bytes) or not isinstance(classes, Sequence):
         raise MgenError(
             f"classes is {shown(classes)}: expected a list with a class id, a class name or None for each image, such as [0, 1]"

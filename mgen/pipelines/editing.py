@@ -20,6 +20,7 @@ from mgen.pipelines.pipeline import Classes, MaskedPipeline, decode_finite
 from mgen.pipelines.pixels import to_uint8
 from mgen.samplers.forward import whole_units
 from mgen.tokenizers.base import Tokenizer
+from mgen.tokens import has_values
 from mgen.utils.errors import MgenError, shown
 from mgen.utils.schema import Natural, NonNegative, Size, build, schema
 
@@ -77,8 +78,8 @@ class EditOptions:
 
 
 def _four(numbers: object, name: str) -> list[int]:
-    whole = isinstance(numbers, Sequence) and not isinstance(numbers, str) and all(type(n) is int for n in numbers)
-    if not whole or len(numbers) != 4:  # type: ignore[arg-type]
+    few = isinstance(numbers, Sequence) and not isinstance(numbers, str) and len(numbers) == 4
+    if not few or not all(type(n) is int for n in numbers):  # type: ignore[attr-defined]
         raise MgenError(f"{name} is {shown(numbers)}: expected four whole numbers (left, top, right, bottom)")
     return list(numbers)  # type: ignore[call-overload]
 
@@ -98,6 +99,8 @@ def token_mask(pixels: Tensor, grid: tuple[int, int], *, dilate: int = 1) -> Ten
 def box_mask(box: Sequence[int], size: tuple[int, int]) -> Tensor:
     """Pixel mask (H, W), True inside box (left, top, right, bottom); MgenError for an empty box or one outside."""
     left, top, right, bottom = _four(box, "box")
+    if not isinstance(size, tuple | list) or [type(n) for n in size] != [int, int] or min(size) < 1:
+        raise MgenError(f"size is {shown(size)}: expected (height, width) in pixels")
     height, width = size
     if not (0 <= left < right <= width and 0 <= top < bottom <= height):
         raise MgenError(
@@ -118,6 +121,8 @@ def outpaint_canvas(image: Tensor, margins: Sequence[int]) -> tuple[Tensor, Tens
         The canvas uint8 (C, H, W) and its mask (H, W), True in the margins.
     """
     left, top, right, bottom = _four(margins, "margins")
+    if not isinstance(image, Tensor) or image.dtype != torch.uint8 or image.ndim != 3 or not has_values(image):
+        raise MgenError(f"image is {shown(image)}: a tensor uint8 (C, H, W) is needed, as load_image(path) gives")
     _, height, width = image.shape
     w, h = width - left - right, height - top - bottom
     if min(margins) < 0 or w < 1 or h < 1 or max(margins) == 0:

@@ -22,8 +22,9 @@ from mgen.samplers.parallel import Given
 from mgen.tokenizers.base import Tokenizer
 from mgen.utils.devices import check_device
 from mgen.utils.errors import MgenError, check_choice, shown
+from mgen.utils.files import check_writable
 from mgen.utils.modeling import DTYPES, public
-from mgen.utils.reading import read_mapping
+from mgen.utils.reading import check_path, read_mapping
 from mgen.zoo import DEFAULT, resolve
 
 P = TypeVar("P", bound="MaskedPipeline")
@@ -229,6 +230,11 @@ class MaskedPipeline(DiffusionPipeline):
         stages = [s for s in (sampler, sampler.first_stage) if s is not None]
         skipped = unused_tail if self.generator.capabilities.skips_tail else 0
         return sum(s.config.steps - s.config.start for s in stages) - skipped
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """Write the parts and model_index.json into a folder; MgenError if it cannot be written."""
+        check_writable(check_path(save_directory, "save_directory"))
+        super().save_pretrained(str(save_directory), **kwargs)
 
     def decode(self, tokens: Tensor) -> Tensor:
         """Images (B, C, H, W) in [-1, 1] of ids (B, L) or vectors (B, L, C).

@@ -9,7 +9,7 @@ from mgen.samplers import ParallelSampler
 from mgen.tokenizers.base import Tokenizer
 from mgen.utils.devices import check_device
 from mgen.utils.errors import MgenError
-from mgen.utils.modeling import load_saved, saved_class
+from mgen.utils.modeling import check_class, load_saved, saved_class
 from mgen.utils.reading import read_json, read_mapping
 from mgen.utils.schema import Text, build, schema
 from mgen.zoo import resolve
@@ -30,7 +30,9 @@ class PipelineIndex:
 
 def read_index(folder: Path) -> PipelineIndex:
     """model_index.json of a folder; MgenError if it is damaged or names parts that aren't mgen's."""
-    index = build(PipelineIndex, read_json(folder / INDEX), f"{folder / INDEX}: ")
+    saved = read_json(folder / INDEX)
+    index = build(PipelineIndex, saved, f"{folder / INDEX}: ")
+    check_class(saved, "MaskedPipeline", folder / INDEX)
     for part in COMPONENTS:
         package, name = getattr(index, part)
         if package.split(".")[0] != "mgen":
@@ -43,7 +45,9 @@ def load_part(folder: Path, part: str, index: PipelineIndex, options: dict[str, 
     name = getattr(index, part)[1]
     if part == "sampler":
         config = folder / part / ParallelSampler.config_name
-        own = {k: v for k, v in read_mapping(config).items() if not k.startswith("_")}
+        saved = read_mapping(config)
+        check_class(saved, ParallelSampler.__name__, config)
+        own = {k: v for k, v in saved.items() if not k.startswith("_")}
         return ParallelSampler.from_settings(own, str(config))
     return saved_class(name, f"model class in {folder / INDEX}").from_pretrained(folder / part, **options)
 

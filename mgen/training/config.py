@@ -201,6 +201,8 @@ GENERATORS = "A generator has no class: give a name of configs/models, such as m
 
 def train_config(data: dict[str, Any]) -> TrainConfig:
     """A checked TrainConfig; which keys are allowed in `objective` depends on the task."""
+    if not isinstance(data, dict):
+        raise MgenError(f"the settings are {shown(data)}: expected a mapping, as in the files of configs/train")
     objective = {} if data.get("objective") is None else data["objective"]
     if not isinstance(objective, dict):
         raise MgenError(f"'objective' is {shown(objective)}: expected a mapping")

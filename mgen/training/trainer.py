@@ -30,7 +30,7 @@ from mgen.training.tasks import TASKS
 from mgen.training.tensors import Diverged
 from mgen.training.token_source import Batch
 from mgen.utils import seeds
-from mgen.utils.errors import MgenError
+from mgen.utils.errors import MgenError, shown
 from mgen.utils.files import check_writable
 
 MOST_SKIPPED_IN_A_ROW = 50
@@ -40,6 +40,8 @@ class Trainer:
     """The networks, optimizer, EMA and data of the settings `config`, and how far a run of them is; `mgen.training.loop` trains it."""
 
     def __init__(self, config: TrainConfig) -> None:
+        if not isinstance(config, TrainConfig):
+            raise MgenError(f"config is {shown(config)}: expected a TrainConfig, as train_config makes of settings")
         self.config = config
         self.augmentation = Augmentation(flip=config.data.flip, shift=config.data.shift)
         self.adversarial_start = math.inf  # the step from which the discriminator takes part

@@ -45,7 +45,8 @@ class _Short(reprlib.Repr):
         if isinstance(x, int) and x.bit_length() > 200:
             return f"a number of about {int(x.bit_length() * 0.30103) + 1} digits"
         if hasattr(x, "shape") and hasattr(x, "dtype") and not isinstance(x, type):
-            return f"a {type(x).__name__} of shape {tuple(x.shape)} and type {x.dtype}"
+            meta = " on the meta device" if getattr(x, "is_meta", False) else ""
+            return f"a {type(x).__name__} of shape {tuple(x.shape)} and type {x.dtype}{meta}"
         return super().repr1(x, level)
 
 

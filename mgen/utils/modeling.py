@@ -5,7 +5,9 @@ diffusers fills missing weights with random values and only warns. A half-random
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -42,6 +44,13 @@ def load_saved(folder: str | Path) -> "Model":
     """The network of a folder written by `save_pretrained`, of the class that its config.json names."""
     config = Path(folder) / Model.config_name
     return saved_class(read_mapping(config).get("_class_name"), f"model class in {config}").from_pretrained(folder)
+
+
+def check_class(config: object, name: str, file: Path) -> None:
+    """MgenError if a saved configuration is of another class than the one called `name`; one that names none may be."""
+    saved = config.get("_class_name", name) if isinstance(config, Mapping) else name
+    if saved != name:
+        raise MgenError(f"{file}: _class_name is {shown(saved)}: expected {name}")
 
 
 def constructor_keys(cls: Callable[..., object]) -> set[str]:
@@ -108,6 +117,9 @@ class Model(ModelMixin, ConfigMixin):
             MgenError: the folder or its files are missing or damaged, a configuration key is unknown, or the weights are not exactly
                 those of the model.
         """
+        for key in ("subfolder", "variant"):
+            if not isinstance(kwargs.get(key), str | None):
+                raise MgenError(f"{key} is {shown(kwargs[key])}: expected text")
         folder = check_path(pretrained_model_name_or_path, "the folder of a model") / str(kwargs.get("subfolder") or "")
         names = [kwargs.pop(key, None) for key in ("dtype", "torch_dtype")]
         dtype = check_dtype(next((name for name in names if name is not None), torch.float32))
@@ -116,7 +128,9 @@ class Model(ModelMixin, ConfigMixin):
             raise MgenError(
                 f"no {cls.config_name} in {folder}: expected a folder written by save_pretrained or mgen convert"
             )
-        config = cls.own_config(read_mapping(config_file), str(config_file))
+        saved_config = read_mapping(config_file)
+        config = cls.own_config(saved_config, str(config_file))
+        check_class(saved_config, cls.__name__, config_file)
         safe = check_weights(folder, kwargs.get("variant"))
         # low_cpu_mem_usage would leave missing weights on the meta device, where the check below cannot see them. Tables that a
         # constructor computes are made in fp32, whatever the weights become.
@@ -125,7 +139,8 @@ class Model(ModelMixin, ConfigMixin):
         try:
             saved = sum(file.stat().st_size for file in folder.iterdir() if file.suffix in (".safetensors", ".bin"))
             check_fits(lambda: cls.from_config(config), config, f"this {cls.__name__}", saved=saved)
-            model, info = super().from_pretrained(str(pretrained_model_name_or_path), **given)
+            with _unlogged():
+                model, info = super().from_pretrained(str(pretrained_model_name_or_path), **given)
         except MgenError as error:  # of the constructor
             raise MgenError(f"{config_file}: {error}") from error
         except (SafetensorError, OSError, EOFError) as error:
@@ -147,6 +162,18 @@ class Model(ModelMixin, ConfigMixin):
             model.to(dtype)
             _check_finite(model, f"{folder}: weight %s is too large for {dtype}: load it in torch.bfloat16")
         return model
+
+
+@contextmanager
+def _unlogged() -> Iterator[None]:
+    """diffusers logs nothing but errors: the weights that it would warn about raise an error of one line here."""
+    logger = logging.getLogger("diffusers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _check_finite(model: torch.nn.Module, text: str) -> None:

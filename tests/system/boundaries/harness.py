@@ -11,12 +11,14 @@ A test runs in an empty folder of its own. In `argv`, `@pipeline`, `@images`, `@
 to damage, in the test's folder. For the Python API there is `raises(function, *words)`. See conftest.py for the fixtures.
 """
 
+import logging
 import os
 import re
 import resource
 import shutil
 import signal
 import stat
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -61,7 +63,7 @@ def check_refused(
 ) -> str:
     """Run `mgen argv`: exit status 2, one line "mgen: error: …" with all `words`, nothing new in the working folder. Returns the line."""
     capture.readouterr()
-    with _bounded(seconds):
+    with _bounded(seconds), _logs_captured():
         try:
             status: object = main(argv)
         except SystemExit as stop:  # argparse, on the top level
@@ -82,6 +84,18 @@ def check_raises(function: Callable[[], object], words: Sequence[str], seconds: 
     assert "\n" not in str(caught.value).strip(), f"more than one line: {caught.value}"
     _check_text(str(caught.value), words)
     return str(caught.value)
+
+
+@contextmanager
+def _logs_captured() -> Iterator[None]:
+    """Handlers of libraries' logs, which keep the stderr of the time when they were made, write to the one of this test."""
+    handlers = [h for h in logging.getLogger("diffusers").handlers if isinstance(h, logging.StreamHandler)]
+    usual = [handler.setStream(sys.stderr) for handler in handlers]
+    try:
+        yield
+    finally:
+        for handler, stream in zip(handlers, usual, strict=True):
+            handler.setStream(stream or sys.__stderr__)
 
 
 def _check_text(text: str, words: Sequence[str]) -> None:

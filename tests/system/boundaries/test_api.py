@@ -14,8 +14,10 @@ from mgen.pipelines.editing import box_mask, edit, outpaint_canvas, restyle
 from mgen.pipelines.pipeline import MaskedPipeline
 from mgen.pipelines.saved import load_tokenizer
 from mgen.samplers import ParallelSampler
+from mgen.training.config import train_config
+from mgen.training.loop import train
 from mgen.utils.errors import MgenError
-from tests.helpers import tiny_continuous, tiny_pipeline
+from tests.helpers import tiny_continuous, tiny_kl, tiny_pipeline, tiny_tokenizer
 from tests.system.boundaries.harness import Raises, row
 
 
@@ -25,6 +27,8 @@ def pipe() -> MaskedPipeline:
     return MaskedPipeline(made.tokenizer, made.generator, made.sampler, class_names=["bag", "crane", "crane"])
 
 
+PICTURE, MASK = torch.zeros(1, 32, 32, dtype=torch.uint8), torch.ones(32, 32, dtype=torch.bool)
+PIXELS = torch.zeros(1, 1, 32, 32)
 IDS, KNOWN = torch.zeros(2, 64, dtype=torch.int64), torch.ones(2, 64, dtype=torch.bool)
 CALLS = [
     row("classes bool", dict(classes=[True]), "class ids"),
@@ -97,6 +101,12 @@ CALLS = [
     row("known wrong batch", dict(tokens=IDS, known=KNOWN[:1]), "(1, 64)", "(2, 64)"),
     row("known list", dict(tokens=IDS, known=[True]), "tensor"),
     row("first_stage of one stage", dict(first_stage=(IDS, KNOWN)), "no first stage"),
+    row("classes without values", dict(classes=IDS[:, 0].to("meta")), "classes is", "meta device"),
+    row("indices without values", dict(indices=IDS[:, 0].to("meta")), "indices is", "meta device"),
+    row("seed without a value", dict(seed=IDS[0, 0].to("meta")), "seed"),
+    row("indices sparse", dict(indices=IDS[:, 0].to_sparse()), "indices is"),
+    row("tokens without values", dict(tokens=IDS.to("meta"), known=KNOWN), "no values"),
+    row("known without values", dict(tokens=IDS, known=KNOWN.to("meta")), "no values"),
     row("unknown argument", dict(guidence=5), "guidence"),
 ]
 
@@ -162,7 +172,28 @@ OTHERS: list[Any] = [
     row("box of three", lambda: box_mask((0, 0, 1), (8, 8)), "four whole numbers"),
     row("box of floats", lambda: box_mask((0, 0, 1.5, 2), (8, 8)), "four whole numbers"),  # type: ignore[arg-type]
     row("box beyond", lambda: box_mask((0, 0, 10**400, 2), (8, 8)), "does not lie in the image"),
-    row("margins", lambda: outpaint_canvas(torch.zeros(1, 8, 8), (4, 4, 4, 4)), "leave no picture"),
+    row("box endless", lambda: box_mask(range(10**12), (8, 8)), "four whole numbers"),  # type: ignore[arg-type]
+    row("box in no size", lambda: box_mask((0, 0, 1, 1), torch.zeros(2)), "size is"),  # type: ignore[arg-type]
+    row("margins endless", lambda: outpaint_canvas(PICTURE, range(10**12)), "four whole numbers"),  # type: ignore[arg-type]
+    row("margins of no picture", lambda: outpaint_canvas(None, (1, 1, 1, 1)), "image is None"),  # type: ignore[arg-type]
+    row("margins of floats", lambda: outpaint_canvas(torch.zeros(1, 8, 8), (1, 1, 1, 1)), "uint8"),
+    row("grid a tensor", lambda: tiny_tokenizer().decode(IDS, torch.tensor([8, 8])), "grid is"),  # type: ignore[arg-type]
+    row("grid empty", lambda: tiny_tokenizer().decode(IDS, ()), "grid is ()"),  # type: ignore[arg-type]
+    row("grid a number", lambda: tiny_tokenizer().decode(IDS, 0), "grid is 0"),  # type: ignore[arg-type]
+    row("noise a number", lambda: tiny_kl().encode(PIXELS, noise=1), "noise is 1", "(1, 4, 8, 8)"),  # type: ignore[arg-type]
+    row("noise of another shape", lambda: tiny_kl().encode(PIXELS, noise=torch.zeros(2)), "(1, 4, 8, 8)"),
+    row("noise a mapping", lambda: tiny_kl().encode(PIXELS, noise={}), "noise is {}"),  # type: ignore[arg-type]
+    row("images without values", lambda: tiny_kl().encode(PIXELS.to("meta")), "meta device"),
+    row("decode without values", lambda: tiny_pipeline().decode(IDS.to("meta")), "holds values"),
+    row("settings None", lambda: train_config(None), "settings are None"),  # type: ignore[arg-type]
+    row("settings text", lambda: train_config("x.yaml"), "expected a mapping"),  # type: ignore[arg-type]
+    row("train settings", lambda: train({"steps": 1}), "TrainConfig"),  # type: ignore[arg-type]
+    row("train None", lambda: train(None), "TrainConfig"),  # type: ignore[arg-type]
+    row("save nowhere", lambda: tiny_pipeline().save_pretrained(""), "save_directory"),
+    row("save None", lambda: tiny_pipeline().save_pretrained(None), "save_directory"),  # type: ignore[arg-type]
+    row("subfolder", lambda: mgen.VQGAN.from_pretrained("x", subfolder=IDS), "subfolder is"),
+    row("variant", lambda: mgen.VQGAN.from_pretrained("x", variant=[1]), "variant is [1]"),
+    row("margins", lambda: outpaint_canvas(PICTURE[:, :8, :8], (4, 4, 4, 4)), "leave no picture"),
     row("restyle None", lambda: restyle(None, IDS, IDS), "HitaTokenizer"),
 ]
 
@@ -178,7 +209,6 @@ def test_class_names(pipe: MaskedPipeline, names: Any) -> None:
         MaskedPipeline(pipe.tokenizer, pipe.generator, pipe.sampler, class_names=names)
 
 
-PICTURE, MASK = torch.zeros(1, 32, 32, dtype=torch.uint8), torch.ones(32, 32, dtype=torch.bool)
 EDITS = [
     row("image None", dict(image=None), "image", "uint8"),
     row("image float", dict(image=PICTURE.float()), "float32", "uint8"),

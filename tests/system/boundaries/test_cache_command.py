@@ -207,6 +207,7 @@ def test_arguments_of_write_cache(parts: Parts, here: Path, raises: Raises) -> N
     raises(lambda: write_cache(None, tiny_tokenizer(), here / "x"), "dataset")  # type: ignore[arg-type]
     raises(lambda: write_cache(data, None, here / "x"), "tokenizer")  # type: ignore[arg-type]
     raises(lambda: write_cache(data, tiny_tokenizer(), None), "out")  # type: ignore[arg-type]
+    raises(lambda: write_cache(data, tiny_tokenizer(), ""), "out")
     raises(lambda: TokenCache(here), "no token cache")
     raises(lambda: TokenCache(None), "path")  # type: ignore[arg-type]
     raises(lambda: TokenCache(5), "path")  # type: ignore[arg-type]

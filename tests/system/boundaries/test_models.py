@@ -63,6 +63,8 @@ INDEX = [
     row("generator of three", {"generator": ["mgen", "Generator", "x"]}, "generator"),
     row("generator unknown", {"generator": ["mgen", "Genrator"]}, "did you mean 'Generator'"),
     row("generator of another package", {"generator": ["os", "Generator"]}, "no part of mgen"),
+    row("class of another kind", {"_class_name": "StableDiffusionPipeline"}, "_class_name", "MaskedPipeline"),
+    row("class a list", {"_class_name": []}, "_class_name is []"),
     row("tokenizer a generator", {"tokenizer": ["mgen", "Cascade"]}, "config.json"),
 ]
 
@@ -71,6 +73,19 @@ INDEX = [
 def test_model_index(refused: Refused, copied: Copied, values: dict[str, Any], words: list[str]) -> None:
     changed(copied("pipeline") / "model_index.json", **values)
     refused(SAMPLE, *words)
+
+
+@pytest.mark.parametrize("part", ["generator", "tokenizer", "sampler"])
+@pytest.mark.parametrize("name", ["KLTokenizer", "", 5, None], ids=str)
+def test_class_of_a_part(refused: Refused, copied: Copied, part: str, name: Any) -> None:
+    changed(copied("pipeline") / FILES[part], _class_name=name)
+    refused(SAMPLE, "_class_name is", "expected")
+
+
+def test_no_log_stands_beside_the_error(refused: Refused, copied: Copied) -> None:
+    file = copied("pipeline") / FILES["generator"]
+    changed(file, trunk=json.loads(file.read_text())["trunk"] | {"depth": 4})
+    refused(SAMPLE, "missing keys")
 
 
 SAMPLER = [

@@ -54,7 +54,7 @@ ODD: dict[str, dict[str, str]] = {
         "5000 digits": "9" * 5000,
     },
     "float": {**EMPTY, **NO_NUMBER, "1e400": "1e400", "400 digits": "9" * 400, "comma": "1,5"},
-    "path": {**EMPTY, "long name": "a" * 300, "long path": "a/" * 2100},
+    "path": {**EMPTY, "long name": "a" * 300, "long path": "a/" * 2100, "home of nobody": "~nobody-1/x"},
     "text": EMPTY,
 }
 
@@ -105,6 +105,8 @@ def rows() -> Iterator[Any]:
                 yield pytest.param(
                     placed(command, action, value), named(action), id=f"{command} {named(action)} {name}"
                 )
+            if action.option_strings:
+                yield pytest.param(placed(command, action, "--"), named(action), id=f"{command} {named(action)} dashes")
             if action.choices is not None:
                 yield pytest.param(
                     placed(command, action, "nobody"), named(action), id=f"{command} {named(action)} unknown"
