@@ -2,7 +2,7 @@
 
 import os
 import sys
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
@@ -31,13 +31,24 @@ reference, and kept only if it is better there too."""
 
 
 def command(argv: Sequence[str] | None = None) -> int:
-    from mgen.zoo import DEFAULT
-
     parser = make_parser(
         "tune",
         "Search mask fractions, temperatures and guidance, step by step, for the least Fréchet distance.",
         EXAMPLES,
     )
+    add_options(parser)
+    args = parser.parse_args(argv)
+    if args.inception_weights and args.extractor != "inception":
+        raise MgenError(f"--inception-weights is for --extractor inception, this is {args.extractor}: leave it out")
+    if args.seed == args.test_seed:
+        raise MgenError(f"--seed and --test-seed are both {args.seed}: the final comparison needs images of its own")
+    with resumable("the same command goes on after the trials it has made"):
+        return tune(args, "mgen tune " + " ".join(argv if argv is not None else sys.argv[2:]))
+
+
+def add_options(parser: ArgumentParser) -> None:
+    from mgen.zoo import DEFAULT
+
     option = parser.add_argument
     option("--model", default=DEFAULT, metavar="NAME|PATH", type=path, help="a model of `mgen zoo` or a folder")
     option("--out", default="tune", metavar="DIR", type=path, help="for strategy.yaml, trace.jsonl and report.md")
@@ -86,13 +97,6 @@ def command(argv: Sequence[str] | None = None) -> int:
     option("--batch-size", type=whole(1), default=100)
     option("--device", default="auto")
     option("--dtype", default="fp32", help="fp32, bf16 or fp16, of the generator")
-    args = parser.parse_args(argv)
-    if args.inception_weights and args.extractor != "inception":
-        raise MgenError(f"--inception-weights is for --extractor inception, this is {args.extractor}: leave it out")
-    if args.seed == args.test_seed:
-        raise MgenError(f"--seed and --test-seed are both {args.seed}: the final comparison needs images of its own")
-    with resumable("the same command goes on after the trials it has made"):
-        return tune(args, "mgen tune " + " ".join(argv if argv is not None else sys.argv[2:]))
 
 
 def tune(args: Namespace, line: str) -> int:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,20 +74,9 @@ def measure(
     shards = [range(start, min(start + SHARD, source.count)) for start in range(0, source.count, SHARD)][rank::world]
     shown = example_rows(source.count, examples)
     todo = [shard for shard in shards if not _kept(folder, shard, shown, extractor, classifier)]
-    total = sum(map(len, shards))
-    hidden = not progress or rank > 0
-    ranges = [(a, min(a + batch_size, shard.stop)) for shard in todo for a in shard[::batch_size]]
-    bar = tqdm(
-        total=total,
-        initial=total - sum(map(len, todo)),
-        unit="img",
-        desc="evaluating",
-        file=sys.stderr,
-        disable=hidden,
-        delay=1,
-    )
     try:
-        with bar:
+        with _bar(shards, todo, hidden=not progress or rank > 0) as bar:
+            ranges = [(a, min(a + batch_size, shard.stop)) for shard in todo for a in shard[::batch_size]]
             batches = read_ahead(source, ranges)
             for shard in todo:
                 parts = []
@@ -105,6 +95,20 @@ def measure(
             path.unlink()
     workers.wait()
     return Measured(folder, source.count if rank == 0 else 0, temporary)
+
+
+def _bar(shards: Sequence[range], todo: Sequence[range], *, hidden: bool) -> "tqdm[Any]":
+    """Progress bar over the images of a process, those that are done included."""
+    total, left = sum(map(len, shards)), sum(map(len, todo))
+    return tqdm(
+        total=total,
+        initial=total - left,
+        unit="img",
+        desc="evaluating",
+        file=sys.stderr,
+        disable=hidden,
+        delay=1,  # an input that fails at once gives one line
+    )
 
 
 def _kept(folder: Path, shard: range, shown: Sequence[int], extractor: Extractor, classifier: Extractor | None) -> bool:

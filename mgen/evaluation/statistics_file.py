@@ -8,7 +8,6 @@ import math
 import pickle
 import re
 import warnings
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from mgen.utils.errors import MgenError, first_line, shown
 from mgen.utils.limits import check_memory
 from mgen.utils.reading import check_file
 from mgen.utils.schema import build, schema
-from mgen.utils.weights import only_globals
+from mgen.utils.weights import check_archive, is_archive, only_globals
 
 KEYS = ("mu", "sigma", "mu_s", "sigma_s", "features")
 EXPECTED = ".safetensors, .npz or .pt with mu and sigma"
@@ -218,10 +217,8 @@ def _open_torch(path: Path) -> Stored:
 
 def _unpickle(path: Path) -> object:
     try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
-                    raise MgenError(f"{path} is compressed, which torch.save never does: expected {EXPECTED}")
+        if is_archive(path):
+            check_archive(path)
         with only_globals(_STAND_INS), warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # torch remarks on other pickle protocols
             return torch.load(path, map_location="cpu", weights_only=True)

@@ -28,8 +28,7 @@ def check_fits(make: Callable[[], torch.nn.Module], settings: object, what: str,
     With `saved`, the bytes of a file with its weights, also if they don't fit that.
 
     A network that may be large by the numbers in its settings is built without memory first, on torch's device "meta": tensors have
-    a shape there and no values. That draws no random numbers, takes a hundredth of the time of a large network, and finds whatever
-    else its constructors refuse.
+    a shape there and no values. That draws no random numbers, and finds whatever else its constructors raise errors for.
     """
     small = SMALL if saved is None else min(SMALL, 2000 * saved)
     if _upper_bound(settings) < small or torch.get_default_device().type == "meta":

@@ -9,7 +9,8 @@
 converted: "32", true and 32.0 are not whole numbers. Rules between fields go into `__post_init__`, which raises MgenError.
 
 pydantic and not msgspec: it reports every key and value with its path, knows NaN, infinity and integers of any size, and checks a
-dataclass that is made in Python just as one that comes from a file; its 70 ms of import are lost beside torch's seconds.
+dataclass that is made in Python just as one that comes from a file; its import, 70 ms by
+`python -X importtime -c "from pydantic import TypeAdapter"`, is lost beside torch's seconds.
 """
 
 import dataclasses

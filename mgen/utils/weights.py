@@ -160,8 +160,8 @@ def _read(path: Path) -> tuple[Mapping[Any, Any], bool]:
     named = path.suffix == ".safetensors"
     if named or (head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size):
         return read_tensors(path)[0], False
-    if _is_archive(path):
-        _check_archive(path)
+    if is_archive(path):
+        check_archive(path)
         return _read_torch(path, mmap=True), False
     if head[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04"):
         check_memory(
@@ -175,14 +175,15 @@ def _read(path: Path) -> tuple[Mapping[Any, Any], bool]:
     raise MgenError(f"{path} is neither safetensors, nor a torch file, nor flax msgpack: is the download complete?")
 
 
-def _is_archive(path: Path) -> bool:
+def is_archive(path: Path) -> bool:
+    """Whether a file is a zip file, as torch.save writes, or claims to be one."""
     try:
         return zipfile.is_zipfile(path)
     except zipfile.BadZipFile:  # its end says so, and nonsense besides
         return True
 
 
-def _check_archive(path: Path) -> None:
+def check_archive(path: Path) -> None:
     """Raise MgenError for a zip file that torch.save did not write."""
     try:
         with zipfile.ZipFile(path) as archive:
