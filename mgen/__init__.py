@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from diffusers import ModelMixin, SchedulerMixin
 
-    from mgen.evaluation.cnn import FashionCNN
+    from mgen.evaluation.cnn import ImageClassifier
     from mgen.generators.cascade import Cascade
     from mgen.generators.generator import Generator
     from mgen.generators.presets import create_model, list_models
@@ -31,9 +31,9 @@ __version__ = "0.1.0"
 # classes ModelMixin and SchedulerMixin here too.
 _WHERE = {
     "Cascade": "mgen.generators.cascade",
-    "FashionCNN": "mgen.evaluation.cnn",
     "Generator": "mgen.generators.generator",
     "HitaTokenizer": "mgen.tokenizers.hita",
+    "ImageClassifier": "mgen.evaluation.cnn",
     "KLTokenizer": "mgen.tokenizers.kl",
     "LlamaGenVQ": "mgen.tokenizers.llamagen",
     "MaskedPipeline": "mgen.pipelines.pipeline",
@@ -51,9 +51,9 @@ _WHERE = {
 
 __all__ = [
     "Cascade",
-    "FashionCNN",
     "Generator",
     "HitaTokenizer",
+    "ImageClassifier",
     "KLTokenizer",
     "LlamaGenVQ",
     "MaskedPipeline",

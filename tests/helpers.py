@@ -183,12 +183,12 @@ def tiny_himar(seed: int = 1, **settings: Any) -> Cascade:
 
 def tiny_continuous(**sampler: Any) -> MaskedPipeline:
     settings = {"steps": 6, "order": "random", "guidance": 2.0, "head": {"steps": 8, "clip": 4.0}, **sampler}
-    return MaskedPipeline(tokenizer=tiny_kl(), generator=tiny_mar(), sampler=ParallelSampler(**settings))
+    return MaskedPipeline(tokenizer=tiny_kl(), transformer=tiny_mar(), sampler=ParallelSampler(**settings))
 
 
 def tiny_pipeline(**sampler: Any) -> MaskedPipeline:
     settings = {"steps": 6, "guidance": 2.0, **sampler}
-    return MaskedPipeline(tokenizer=tiny_tokenizer(), generator=tiny_generator(), sampler=ParallelSampler(**settings))
+    return MaskedPipeline(tokenizer=tiny_tokenizer(), transformer=tiny_generator(), sampler=ParallelSampler(**settings))
 
 
 def write_idx(folder: Path, *, count: int = 96, classes: int = 3) -> Path:

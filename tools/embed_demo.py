@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from mgen.evaluation.cnn import FashionCNN
+from mgen.evaluation.cnn import ImageClassifier
 from mgen.pipelines.pipeline import MaskedPipeline, load
 from mgen.pipelines.saved import load_tokenizer
 from mgen.samplers import ParallelSampler
@@ -61,14 +61,14 @@ def main() -> None:
     pipe = load(args.generator)
     own = {key: value for key, value in pipe.sampler.config.items() if not key.startswith("_")}
     settings = apply_overrides({"sampler": own}, args.overrides)["sampler"]
-    sampler = ParallelSampler.suited(pipe.generator, settings)
+    sampler = ParallelSampler.suited(pipe.transformer, settings)
     pipe = MaskedPipeline(
         tokenizer=load_tokenizer(args.tokenizer),
-        generator=pipe.generator,
+        transformer=pipe.transformer,
         sampler=sampler,
         class_names=pipe.config.class_names,
     )
-    pipe.generator.half()  # stored in fp16, loaded as fp32; the metrics below are of the stored weights
+    pipe.transformer.half()  # stored in fp16, loaded as fp32; the metrics below are of the stored weights
     with atomic_folder(embedded(args.name)) as folder:
         pipe.save_pretrained(folder)
         for name in trained:
@@ -77,7 +77,7 @@ def main() -> None:
     measured: dict[str, Any] = {
         "about": about,
         "parameters": {
-            "generator": sum(p.numel() for p in pipe.generator.parameters()),
+            "generator": sum(p.numel() for p in pipe.transformer.parameters()),
             "tokenizer": sum(p.numel() for p in pipe.tokenizer.parameters()),
         },
         "torch": torch.__version__,
@@ -99,7 +99,7 @@ def embed_classifiers(args: argparse.Namespace, runs: Path) -> None:
     for name, source in (("fmnist-cnn", args.extractor), ("fmnist-classifier", args.classifier)):
         if source:
             with atomic_folder(embedded(name)) as folder:
-                FashionCNN.from_pretrained(source).save_pretrained(folder)
+                ImageClassifier.from_pretrained(source).save_pretrained(folder)
                 copy_logs(runs / name, folder)
                 last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
                 role = "for features" if name == "fmnist-cnn" else "for class accuracy"

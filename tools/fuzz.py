@@ -45,10 +45,10 @@ ON_CACHE = ["train", "--config", "@cached"]
 # Part, file in it, and the command that reads it; {} is the damaged copy of the part.
 FILES: dict[str, tuple[str, str, list[str]]] = {
     "pipeline-model_index.json": ("pipeline", "model_index.json", [*SAMPLE, "--model", "{}"]),
-    "pipeline-config.json": ("pipeline", "generator/config.json", [*SAMPLE, "--model", "{}"]),
+    "pipeline-config.json": ("pipeline", "transformer/config.json", [*SAMPLE, "--model", "{}"]),
     "pipeline-tokenizer.json": ("pipeline", "tokenizer/config.json", [*SAMPLE, "--model", "{}"]),
     "pipeline-sampler.json": ("pipeline", "sampler/sampler_config.json", [*SAMPLE, "--model", "{}"]),
-    "pipeline-weights": ("pipeline", "generator/diffusion_pytorch_model.safetensors", [*SAMPLE, "--model", "{}"]),
+    "pipeline-weights": ("pipeline", "transformer/diffusion_pytorch_model.safetensors", [*SAMPLE, "--model", "{}"]),
     "run-run.json": ("run", "run.json", [*SAMPLE, "--model", "@pipeline", "--out", "{}"]),
     "run-image": ("run", "000000_class-0000.png", [*SAMPLE, "--model", "@pipeline", "--out", "{}"]),
     "run-measured-run.json": ("run", "run.json", ["eval", "{}", *MEASURE]),

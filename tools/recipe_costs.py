@@ -106,7 +106,7 @@ def cost(name: str, *, exact: bool = False) -> Cost:
     else:
         from mgen.pipelines.pipeline import load
 
-        generator = load(embedded(facts["folder"])).generator
+        generator = load(embedded(facts["folder"])).transformer
     config = {key: value for key, value in generator.config.items() if not key.startswith("_")}
     trunk = {part[key] for part, key in _depths({"trunk": config["trunk"]})}
     head = {part[key] for part, key in _depths({**config, "trunk": {}})} or {1}

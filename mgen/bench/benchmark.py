@@ -38,14 +38,14 @@ TOKENIZERS = {"maskgit-f16": VQGAN, "vq16": LlamaGenVQ, "vq8": LlamaGenVQ, "kl16
 class RandomPipeline:
     """A generator with random weights, a tokenizer for decoding or None, and a sampler."""
 
-    generator: AnyGenerator
+    transformer: AnyGenerator
     tokenizer: Tokenizer | None
     sampler: ParallelSampler
 
     @property
     def device(self) -> torch.device:
         """Where it computes."""
-        return self.generator.device
+        return self.transformer.device
 
 
 def random_pipeline(config: Settings, tokenizer: str | None) -> RandomPipeline:
@@ -174,7 +174,7 @@ def run_batch(
 
 def fastest(pipe: Networks, sampler: ParallelSampler, *, batch_size: int, repeats: int, dtype: str) -> dict[str, float]:
     """Seconds by part of the fastest of `repeats` batches."""
-    generator, units = pipe.generator, pipe.generator.units
+    generator, units = pipe.transformer, pipe.transformer.units
     guided = any(sampler.guided(units.length, units.global_tokens))
     generator.optimize_layout(batch_size * (2 if guided else 1))
     run_batch(
@@ -199,7 +199,7 @@ def bench(
     pipe: Networks, sampler: ParallelSampler, *, model: str, batch_size: int, repeats: int, dtype: str
 ) -> BenchResult:
     """Time and count one setting. `model`: its name in the report."""
-    generator, device = pipe.generator, pipe.generator.device
+    generator, device = pipe.transformer, pipe.transformer.device
     check_batch(pipe, sampler, batch_size, batch_size)
     check_duration(pipe, sampler, batch_size * repeats)
     seconds = fastest(pipe, sampler, batch_size=batch_size, repeats=repeats, dtype=dtype)

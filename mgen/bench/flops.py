@@ -74,7 +74,7 @@ def _to_meta(value: object) -> object:
 
 def count_run(pipe: Networks, sampler: ParallelSampler, *, decode: bool = True) -> Counts:
     """The operations of one image: a run of `sampler` with the pipeline's generator, then decoding if there is a tokenizer and `decode`."""
-    generator, counts = copy.deepcopy(pipe.generator).to("meta").requires_grad_(False), Counts()
+    generator, counts = copy.deepcopy(pipe.transformer).to("meta").requires_grad_(False), Counts()
     net = watched(generator, partial(counted, counts=counts), counts.wrap)
     *_, step = sampler(net, torch.zeros(1, dtype=torch.int64), noise=sampler.make_noise(net, [0]))
     if decode and pipe.tokenizer is not None:
@@ -86,7 +86,7 @@ def count_run(pipe: Networks, sampler: ParallelSampler, *, decode: bool = True) 
 def check_duration(pipe: Networks, sampler: ParallelSampler, images: int) -> None:
     """Raise MgenError if sampling so many images takes more than a year on the fastest machine there is."""
     if images >= NOTICED:
-        seconds = count_run(pipe, sampler).total * images / FASTEST.get(pipe.generator.device.type, FASTEST["cuda"])
+        seconds = count_run(pipe, sampler).total * images / FASTEST.get(pipe.transformer.device.type, FASTEST["cuda"])
         check_time(
             seconds, f"sampling {images:,} images in {sampler.config.steps} steps", "ask for fewer images or steps"
         )

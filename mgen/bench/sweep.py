@@ -164,11 +164,11 @@ def run_sweep(
     todo = [run for run in sweep.runs if run[:2] not in done]
     to_time = sweep.runs if retime else todo
     if to_time:  # the first steps of a process are slow
-        time_run(pipe.generator, to_time[0][2], batch_size, dtype, steps=1)
+        time_run(pipe.transformer, to_time[0][2], batch_size, dtype, steps=1)
     with tqdm(total=len(to_time) * repeats + len(todo) * (distance is not None), unit="run", desc="sweep") as bar:
         times: dict[tuple[str, int], float] = {}
         for method, steps, sampler in [*to_time] * repeats:  # in turn, so that all settings see the same machine
-            seconds = time_run(pipe.generator, sampler, batch_size, dtype) / batch_size
+            seconds = time_run(pipe.transformer, sampler, batch_size, dtype) / batch_size
             times[method, steps] = min(times.get((method, steps), seconds), seconds)
             bar.update()
         for row in rows if retime else ():

@@ -172,7 +172,7 @@ def chosen_pipeline(args: Namespace) -> "RandomPipeline | MaskedPipeline":
     from mgen.bench.benchmark import random_pipeline
 
     pipe = random_pipeline(chosen_config(args), None if args.tokenizer == "none" else args.tokenizer)
-    pipe.generator.to(device)
+    pipe.transformer.to(device)
     if pipe.tokenizer is not None:
         pipe.tokenizer.to(device)
     return pipe
@@ -229,7 +229,7 @@ def compare(pipe: "RandomPipeline | MaskedPipeline", sampler: "ParallelSampler",
     if not random:
         distance, more = sweep_distance(pipe, args)
         about |= more
-    settings = sweep.read_sweep(args.sweep, sampler, pipe.generator)
+    settings = sweep.read_sweep(args.sweep, sampler, pipe.transformer)
     for _, _, chosen in settings.runs:
         check_batch(pipe, chosen, args.batch_size, args.batch_size)
         check_duration(pipe, chosen, args.batch_size * args.repeats + (args.num_images or 0))

@@ -150,7 +150,7 @@ def converted(args: Namespace) -> "tuple[Model | MaskedPipeline, str, str]":
 
 def size_of(product: "Model | MaskedPipeline") -> int:
     """Bytes of the weights, as they will be saved."""
-    parts = [product.tokenizer, product.generator] if hasattr(product, "sampler") else [product]
+    parts = [product.tokenizer, product.transformer] if hasattr(product, "sampler") else [product]
     return sum(tensor.nbytes for part in parts for tensor in part.state_dict().values())
 
 
@@ -166,8 +166,9 @@ def saved_generator(folder: str) -> "Model":
 def windowed(source: str, settings: "Settings") -> "tuple[Generator, str]":
     """The generator of `source` (its folder, or that of a pipeline) with windows of tokens, and the report."""
     from mgen.convert.shuffle import shuffled
+    from mgen.pipelines.saved import part_folder
 
-    inside = Path(source) / "generator"
+    inside = part_folder(Path(source), "transformer")
     found = saved_generator(str(inside) if inside.is_dir() else source)
     made, share = shuffled(found, settings)
     return made, (
@@ -200,4 +201,4 @@ def pipeline(generator: "Model", tokenizer: str, recipe: str | None) -> "tuple[M
     made.register_to_config(image_size=made.factor * generator.tokens.side)
     sampler = ParallelSampler.suited(generator, *(recipe_settings(recipe) if recipe else ()))
     sampler.check(generator)
-    return MaskedPipeline(tokenizer=made, generator=generator, sampler=sampler), report, names
+    return MaskedPipeline(tokenizer=made, transformer=generator, sampler=sampler), report, names

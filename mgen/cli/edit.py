@@ -112,7 +112,7 @@ def edit(args: Namespace) -> int:
         image, mask = editing.outpaint_canvas(image, four(args.outpaint, "--outpaint"))
     classes: Sequence[int | None]
     if args.classes is None and pipe.conditional:
-        if pipe.generator.null_class is None:
+        if pipe.transformer.null_class is None:
             raise MgenError("this model has no null class: give --class")
         classes = [None]
         first = {"guidance": 1.0} if pipe.sampler.config.first_stage else None

@@ -76,7 +76,9 @@ def add_options(parser: ArgumentParser) -> None:
         help="statistics (.safetensors, .npz, .pt), folder or npz of images, fmnist-train, fmnist-test or none; default: fmnist-train for "
         "Fashion-MNIST and models trained on it",
     )
-    option("--extractor", type=path, help="instead of --protocol: fmnist-cnn, inception, or a folder of a FashionCNN")
+    option(
+        "--extractor", type=path, help="instead of --protocol: fmnist-cnn, inception, or a folder of an ImageClassifier"
+    )
     option(
         "--inception-weights",
         metavar="FILE",
@@ -212,7 +214,7 @@ def cost(pipe: "MaskedPipeline", measured: "Measured", device: "torch.device") -
     counts = count_run(pipe, pipe.sampler)
     threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
     return {
-        "parameters": sum(p.numel() for p in pipe.generator.parameters()),
+        "parameters": sum(p.numel() for p in pipe.transformer.parameters()),
         "steps": pipe.sampler.config.steps,
         "tflops_per_image": counts.total / 1e12,
         "seconds_per_image": measured.total("seconds").item() / measured.count,

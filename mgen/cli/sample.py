@@ -97,7 +97,7 @@ def chosen_sampler(pipe: "MaskedPipeline | RandomPipeline", args: Namespace) -> 
 
     sampler = pipe.sampler
     if args.recipe:
-        sampler = ParallelSampler.suited(pipe.generator, *recipe_settings(args.recipe))
+        sampler = ParallelSampler.suited(pipe.transformer, *recipe_settings(args.recipe))
     if args.set:
         sampler = ParallelSampler.from_settings(apply_overrides(sampler.settings, args.set), "sampler")
     order: str | list[int] | None = args.order
@@ -111,7 +111,7 @@ def chosen_sampler(pipe: "MaskedPipeline | RandomPipeline", args: Namespace) -> 
         head_steps=args.head_steps,
         chain=args.chain,
     )
-    sampler.check(pipe.generator)
+    sampler.check(pipe.transformer)
     return sampler
 
 
@@ -144,7 +144,7 @@ def command(argv: Sequence[str] | None = None) -> int:
         check_writable(file.parent)
     if args.show_plan:
         pipe = load_for(args)
-        print(pipe.sampler.plan(pipe.generator))
+        print(pipe.sampler.plan(pipe.transformer))
         return 0
     return sample(args)
 
@@ -278,15 +278,15 @@ def animate(pipe: "MaskedPipeline", classes: Sequence[int | None], args: Namespa
     from mgen.utils.files import atomic_path
     from mgen.utils.grids import labeled_grid, save_animation
 
-    spec = pipe.generator.tokens
+    spec = pipe.transformer.tokens
     labels = [-1 if c is None else c for c in classes]
     frames = []
 
     def show(step: Step) -> None:
-        net = pipe.generator
+        net = pipe.transformer
         grid = (net.first_stage_spec if step.first_stage and isinstance(net, Cascade) else spec).grid
         assert grid is not None and spec.grid is not None  # a tokenizer decodes only those
-        with torch.autocast(pipe.generator.device.type, enabled=False):
+        with torch.autocast(pipe.transformer.device.type, enabled=False):
             draft = step.draft if spec.vocab_size is None else step.draft.clamp(max=spec.vocab_size - 1)  # a mask
             images = pipe.decode(draft)
         if step.first_stage:  # a smaller image

@@ -34,7 +34,9 @@ def add_options(parser: ArgumentParser) -> None:
     option("path", type=path, help="folder of images, .npz (arr_0), .npy, or `fmnist`")
     option("--out", required=True, metavar="FILE", type=path, help=".safetensors, or .npz for other tools")
     option("--protocol", help="adm, torch-fidelity, clean, halton, reconstruction or fmnist-cnn (the default)")
-    option("--extractor", type=path, help="instead of --protocol: fmnist-cnn, inception, or a folder of a FashionCNN")
+    option(
+        "--extractor", type=path, help="instead of --protocol: fmnist-cnn, inception, or a folder of an ImageClassifier"
+    )
     option(
         "--inception-weights",
         metavar="FILE",

@@ -76,7 +76,9 @@ def add_options(parser: ArgumentParser) -> None:
     option("--test-images", type=whole(2), default=1000, help="images of the final comparison")
     option("--seed", type=int, default=0, help="of the search's images")
     option("--test-seed", type=int, default=1, help="of the images of the final comparison")
-    option("--extractor", default="fmnist-cnn", type=path, help="fmnist-cnn, inception, or a folder of a FashionCNN")
+    option(
+        "--extractor", default="fmnist-cnn", type=path, help="fmnist-cnn, inception, or a folder of an ImageClassifier"
+    )
     option(
         "--inception-weights",
         metavar="FILE",
@@ -118,10 +120,10 @@ def tune(args: Namespace, line: str) -> int:
     pipe = load(args.model, device=args.device).optimize()
     sampler = pipe.sampler
     if args.start:
-        sampler = ParallelSampler.suited(pipe.generator, *recipe_settings(args.start))
+        sampler = ParallelSampler.suited(pipe.transformer, *recipe_settings(args.start))
     space = Space(
         sampler.override(steps=args.steps),
-        pipe.generator,
+        pipe.transformer,
         search=None if args.search is None else [name.strip() for name in args.search.split(",") if name.strip()],
         knots=args.knots,
         limit=args.max_passes_per_image,

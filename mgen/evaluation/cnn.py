@@ -1,4 +1,4 @@
-"""FashionCNN: a small classifier, used for features (`fmnist-cnn`), class accuracy (`fmnist-classifier`) and perceptual losses.
+"""ImageClassifier: a small classifier, used for features (`fmnist-cnn`), class accuracy (`fmnist-classifier`) and perceptual losses.
 
 Three stages of 3×3 convolutions with batch norm and ReLU, one in the first and two in the others, then mean and max pooling,
 a feature vector and class logits.
@@ -20,7 +20,7 @@ from mgen.utils.schema import Listed, Size
 
 
 @public
-class FashionCNN(Model):
+class ImageClassifier(Model):
     """Classifier of small images (B, in_channels, image_size, image_size) in [-1, 1].
 
     Args:

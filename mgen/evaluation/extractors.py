@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mgen.evaluation.cnn import FashionCNN
+from mgen.evaluation.cnn import ImageClassifier
 from mgen.evaluation.protocols import RESIZES
 from mgen.evaluation.protocols import Protocol as Protocol_
 from mgen.utils.errors import MgenError, first_line, suggestion
@@ -74,12 +74,12 @@ def match_channels(images: Tensor, channels: int) -> Tensor:
 
 
 class CNNExtractor:
-    """A FashionCNN as extractor: the embedded `fmnist-cnn`, or one trained with `mgen train`."""
+    """A ImageClassifier as extractor: the embedded `fmnist-cnn`, or one trained with `mgen train`."""
 
     spatial_length = 0
 
     def __init__(self, folder: Path, name: str, device: torch.device) -> None:
-        self.model = FashionCNN.from_pretrained(folder).eval().to(device)
+        self.model = ImageClassifier.from_pretrained(folder).eval().to(device)
         self.device, self.name = device, name
         if not (file := folder / WEIGHTS).is_file():
             raise MgenError(f"{folder} holds no {WEIGHTS}: save the network again, as one file of safetensors")
@@ -201,7 +201,7 @@ def make_extractor(
     resize: str = "tensorflow",
     spatial: bool = False,
 ) -> Extractor:
-    """The extractor "inception" (weights, resize, spatial), an embedded one (fmnist-cnn, fmnist-classifier), or a FashionCNN's folder."""
+    """The extractor "inception" (weights, resize, spatial), an embedded one (`EMBEDDED`), or an ImageClassifier's folder."""
     device = torch.device(device)
     if name in ("inception", InceptionExtractor.name):
         return InceptionExtractor(weights, device, resize=resize, spatial=spatial)
@@ -210,7 +210,7 @@ def make_extractor(
     if (Path(name) / "config.json").is_file():
         return CNNExtractor(Path(name), f"cnn:{Path(name).name}", device)
     raise MgenError(
-        f"no extractor {name!r}: {suggestion(name, ('inception', *EMBEDDED))}, or a folder of a trained FashionCNN"
+        f"no extractor {name!r}: {suggestion(name, ('inception', *EMBEDDED))}, or a folder of a trained ImageClassifier"
     )
 
 

@@ -192,7 +192,7 @@ def _check_comparable(request: EvalRequest, protocol: Protocol, source: Source, 
         what = f"holds images of {side} px, and nothing says that they are Fashion-MNIST's or of a model trained on it"
     else:
         names = ", ".join(list(pipe.class_names)[:3])
-        what = f"has {pipe.generator.num_classes} classes ({names or 'without names'}{', …' * (len(pipe.class_names) > 3)}), "
+        what = f"has {pipe.transformer.num_classes} classes ({names or 'without names'}{', …' * (len(pipe.class_names) > 3)}), "
         what += "not those of Fashion-MNIST, or its images are others"
     raise MgenError(f"{request.path} {what}: {HOW}")
 

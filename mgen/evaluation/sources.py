@@ -58,7 +58,7 @@ def from_model(
         rows, channels = min(batch_size, count), pipe.tokenizer.config.in_channels
         what = f"a batch of {rows} images of {image_size}×{image_size} pixels"
         check_memory(5.0 * rows * channels * image_size**2, what, "choose a smaller --image-size or --batch-size")
-    classes: Sequence[int | None] = range(pipe.generator.num_classes) if pipe.conditional else [None]
+    classes: Sequence[int | None] = range(pipe.transformer.num_classes) if pipe.conditional else [None]
     label = LabelPlan(plan, classes=classes, count=count, seed=seed)
 
     def sample(rows: range) -> Tensor:

@@ -190,7 +190,7 @@ def restyle(tokenizer: Any, content: Tensor, style: Tensor) -> Tensor:
 
 def _first_stage(pipe: MaskedPipeline, image: Tensor, mask: Tensor, count: int, dilate: int) -> tuple[Tensor, Tensor]:
     """The first stage's tokens of the image, and which of them are given (B, S): those that see nothing of the mask."""
-    generator, device = pipe.generator, pipe.generator.device
+    generator, device = pipe.transformer, pipe.transformer.device
     grid, own = generator.first_stage_spec.grid, generator.tokens.grid
     assert grid is not None and own is not None
     side = image.shape[-1] * grid[1] // own[1]
@@ -234,12 +234,12 @@ def edit(
     check_mask(mask, size)
     build(EditOptions, {"dilate": dilate, "feather": feather, "size": size})
     count = len(pipe.check_classes(classes))
-    if pipe.generator.capabilities.order == "causal":
+    if pipe.transformer.capabilities.order == "causal":
         raise MgenError(
-            f"{type(pipe.generator).__name__} draws one token after the other, each from those before it: to edit a part of an image use "
+            f"{type(pipe.transformer).__name__} draws one token after the other, each from those before it: to edit a part of an image use "
             "a masked generator, such as MaskGIT"
         )
-    device, two_stages = pipe.generator.device, pipe.generator.capabilities.two_stages
+    device, two_stages = pipe.transformer.device, pipe.transformer.capabilities.two_stages
     tokens = pipe.tokenizer.encode(image[None].to(device).float() / 127.5 - 1)  # (1, L) or (1, L, C)
     tokens = tokens.expand(count, *tokens.shape[1:])
     # Global tokens, which come first, describe the changed part too: they are sampled again.
@@ -248,7 +248,7 @@ def edit(
         classes,
         seed=seed,
         tokens=tokens,
-        known=whole_units(pipe.generator, known),
+        known=whole_units(pipe.transformer, known),
         first_stage=_first_stage(pipe, image, mask, count, dilate) if two_stages else None,
         batch_size=batch_size,
         dtype=dtype,

@@ -36,7 +36,7 @@ def chosen_classes(text: str | None, pipe: MaskedPipeline, option: str = "--clas
             )
         return [None]
     if text is None:
-        return list(range(pipe.generator.num_classes))
+        return list(range(pipe.transformer.num_classes))
     return read_classes(text, pipe.class_names, option)
 
 

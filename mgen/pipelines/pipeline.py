@@ -48,48 +48,48 @@ class MaskedPipeline(DiffusionPipeline):
         pipe([0, 1, 2], seed=0, steps=8, guidance=3.0).images[0].save("shirt.png")
 
     Args:
-        tokenizer: decodes tokens to images. generator: predicts tokens. sampler: decides how.
+        tokenizer: decodes tokens to images. transformer: the generator, which predicts tokens. sampler: decides how.
         class_names: names of the classes, for captions and file names; saved in model_index.json.
     """
 
     def __init__(
         self,
         tokenizer: Tokenizer,
-        generator: Generator | Cascade,
+        transformer: Generator | Cascade,
         sampler: ParallelSampler,
         class_names: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
-        generator = _in_place(generator)
-        for part, kind in ((tokenizer, Tokenizer), (generator, Generator | Cascade), (sampler, ParallelSampler)):
+        transformer = _in_place(transformer)
+        for part, kind in ((tokenizer, Tokenizer), (transformer, Generator | Cascade), (sampler, ParallelSampler)):
             if not isinstance(part, kind):
                 raise MgenError(
                     f"a pipeline is made of a Tokenizer, a Generator or Cascade and a ParallelSampler, not {shown(part)}"
                 )
-        tokenizer.spec.require(generator.tokens, by=type(generator).__name__)
+        tokenizer.spec.require(transformer.tokens, by=type(transformer).__name__)
         if class_names is not None and (
             isinstance(class_names, str)
             or not isinstance(class_names, Sequence)
             or not all(isinstance(name, str) and name.strip() for name in class_names)
         ):
             raise MgenError(f"class_names is {shown(class_names)}: expected a list of texts that are not empty")
-        if class_names is not None and len(class_names) != generator.num_classes:
-            raise MgenError(f"{len(class_names)} class names for {generator.num_classes} classes: give one for each")
-        self.register_modules(tokenizer=tokenizer, generator=generator, sampler=sampler)
+        if class_names is not None and len(class_names) != transformer.num_classes:
+            raise MgenError(f"{len(class_names)} class names for {transformer.num_classes} classes: give one for each")
+        self.register_modules(tokenizer=tokenizer, transformer=transformer, sampler=sampler)
         self.register_to_config(class_names=None if class_names is None else tuple(class_names))
         self.tokenizer: Tokenizer
-        self.generator: Generator | Cascade
+        self.transformer: Generator | Cascade
         self.sampler: ParallelSampler
 
     def __setattr__(self, name: str, value: object) -> None:
-        super().__setattr__(name, _in_place(value) if name == "generator" else value)
+        super().__setattr__(name, _in_place(value) if name == "transformer" else value)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Self:
         """The pipeline of a folder or of an embedded model, as `load`.
 
         Args:
-            torch_dtype, dtype: of all weights, fp32 by default. tokenizer, generator, sampler: take the place of the saved ones. Other
+            torch_dtype, dtype: of all weights, fp32 by default. tokenizer, transformer, sampler: take the place of the saved ones. Other
                 keyword arguments go to the networks.
         """
         folder = resolve(pretrained_model_name_or_path)
@@ -99,14 +99,14 @@ class MaskedPipeline(DiffusionPipeline):
     @property
     def conditional(self) -> bool:
         """Whether the generator knows classes; without, every entry of `classes` is None."""
-        return self.generator.conditional
+        return self.transformer.conditional
 
     @property
     def class_names(self) -> Sequence[str]:
         """Names of the classes, or their numbers; empty for an unconditional model."""
         if not self.conditional:
             return ()
-        return self.config.class_names or [f"{i:04d}" for i in range(self.generator.num_classes)]
+        return self.config.class_names or [f"{i:04d}" for i in range(self.transformer.num_classes)]
 
     def optimize(self) -> "MaskedPipeline":
         """Make decoding faster, with equal images up to rounding; the tokenizer can then no longer be saved."""
@@ -115,7 +115,7 @@ class MaskedPipeline(DiffusionPipeline):
 
     def check_classes(self, classes: Classes) -> list[int]:
         """Class ids of ids, names and None, which is the null class (0 if there are no classes); MgenError for anything else."""
-        null = self.generator.null_class if self.conditional else 0
+        null = self.transformer.null_class if self.conditional else 0
         return class_ids(classes, self.class_names, null, self.conditional)
 
     @torch.inference_mode()
@@ -166,22 +166,22 @@ class MaskedPipeline(DiffusionPipeline):
         seeds = [image_seed(options.seed, i) for i in check_indices(indices, len(ids))]
         given, stage = self._given(tokens, known, first_stage, len(ids))
         sampler = self._sampler(sampler, steps, guidance)
-        size, device = min(options.batch_size or len(ids), len(ids)), self.generator.device
+        size, device = min(options.batch_size or len(ids), len(ids)), self.transformer.device
         check_batch(self, sampler, size, len(ids))
         complete = complete or callback is not None or output_type == "tokens"
         unused_tail = 0 if complete else self.tokenizer.unused_tail
-        units = self.generator.units
+        units = self.transformer.units
         guided = any(sampler.guided(units.length, units.global_tokens))  # twice as many rows
-        self.generator.optimize_layout(size * (2 if guided else 1))
+        self.transformer.optimize_layout(size * (2 if guided else 1))
         total = -(-len(ids) // size) * self._steps(sampler, unused_tail)
         parts, images = [], []
         with tqdm(total=total, unit="step", disable=not progress, desc="sampling", leave=False) as bar:
             for first in range(0, len(ids), size):
                 rows = slice(first, first + size)
                 run = sampler(
-                    self.generator,
+                    self.transformer,
                     torch.tensor(ids[rows], device=device),
-                    noise=sampler.make_noise(self.generator, seeds[rows]).to(device),
+                    noise=sampler.make_noise(self.transformer, seeds[rows]).to(device),
                     tokens=None if given is None else given[0][rows],
                     known=None if given is None else given[1][rows],
                     first_stage=None if stage is None else (stage[0][rows], stage[1][rows]),
@@ -205,30 +205,30 @@ class MaskedPipeline(DiffusionPipeline):
                 f"sampler is {shown(sampler)}: expected a ParallelSampler, such as pipe.sampler.override(…)"
             )
         chosen = (sampler or self.sampler).override(steps=number(steps), guidance=number(guidance))  # type: ignore[arg-type]
-        chosen.check(self.generator)
+        chosen.check(self.transformer)
         return chosen
 
     def _given(
         self, tokens: Tensor | None, known: Tensor | None, first_stage: object, count: int
     ) -> list[Given | None]:
         """The given tokens of a call, of the image and of its first stage, on the generator's device."""
-        found = [check_given(tokens, known, self.generator.tokens, count), None]
+        found = [check_given(tokens, known, self.transformer.tokens, count), None]
         if first_stage is not None:
-            if not isinstance(self.generator, Cascade):
-                raise MgenError(f"{type(self.generator).__name__} has no first stage: leave first_stage out")
+            if not isinstance(self.transformer, Cascade):
+                raise MgenError(f"{type(self.transformer).__name__} has no first stage: leave first_stage out")
             if not isinstance(first_stage, tuple | list) or len(first_stage) != 2:
                 raise MgenError(
                     f"first_stage is {shown(first_stage)}: expected its tokens and a bool mask of given ones"
                 )
             names = ("first_stage[0]", "first_stage[1]")
-            found[1] = check_given(first_stage[0], first_stage[1], self.generator.first_stage_spec, count, names)
-        device = self.generator.device
+            found[1] = check_given(first_stage[0], first_stage[1], self.transformer.first_stage_spec, count, names)
+        device = self.transformer.device
         return [None if pair is None else (pair[0].to(device), pair[1].to(device)) for pair in found]
 
     def _steps(self, sampler: ParallelSampler, unused_tail: int) -> int:
         """Steps of one batch, for the progress bar."""
         stages = [s for s in (sampler, sampler.first_stage) if s is not None]
-        skipped = unused_tail if self.generator.capabilities.skips_tail else 0
+        skipped = unused_tail if self.transformer.capabilities.skips_tail else 0
         return sum(s.config.steps - s.config.start for s in stages) - skipped
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
@@ -302,5 +302,5 @@ def _build(cls: type[P], folder: Path, given: dict[str, Any], options: dict[str,
     except MgenError as error:
         raise MgenError(f"{folder / INDEX}: {error}") from error
     pipe.tokenizer.eval()
-    pipe.generator.eval()
+    pipe.transformer.eval()
     return pipe

@@ -15,7 +15,8 @@ from mgen.utils.schema import Text, build, schema
 from mgen.zoo import resolve
 
 INDEX = "model_index.json"
-COMPONENTS = ("tokenizer", "generator", "sampler")
+COMPONENTS = ("tokenizer", "transformer", "sampler")
+EARLIER = {"transformer": "generator"}  # what earlier versions called a part, and its folder
 
 
 @schema(extra=True)
@@ -23,7 +24,7 @@ class PipelineIndex:
     """model_index.json: package and class of every part, and the names of the classes."""
 
     tokenizer: tuple[Text, Text]
-    generator: tuple[Text, Text]
+    transformer: tuple[Text, Text]
     sampler: tuple[Text, Text]
     class_names: tuple[Text, ...] | None = None
 
@@ -31,6 +32,8 @@ class PipelineIndex:
 def read_index(folder: Path) -> PipelineIndex:
     """model_index.json of a folder; MgenError if it is damaged or names parts that aren't mgen's."""
     saved = read_json(folder / INDEX)
+    if isinstance(saved, dict):
+        saved = {name: saved[old] for name, old in EARLIER.items() if name not in saved and old in saved} | saved
     index = build(PipelineIndex, saved, f"{folder / INDEX}: ")
     check_class(saved, "MaskedPipeline", folder / INDEX)
     for part in COMPONENTS:
@@ -40,16 +43,22 @@ def read_index(folder: Path) -> PipelineIndex:
     return index
 
 
+def part_folder(folder: Path, part: str) -> Path:
+    """The folder of a part, under its name of today or of earlier versions."""
+    earlier = folder / EARLIER.get(part, part)
+    return earlier if earlier.is_dir() and not (folder / part).exists() else folder / part
+
+
 def load_part(folder: Path, part: str, index: PipelineIndex, options: dict[str, Any]) -> Any:
-    """The tokenizer, generator or sampler of a folder; `options` of Model.from_pretrained."""
-    name = getattr(index, part)[1]
+    """The tokenizer, transformer or sampler of a folder; `options` of Model.from_pretrained."""
+    name, inside = getattr(index, part)[1], part_folder(folder, part)
     if part == "sampler":
-        config = folder / part / ParallelSampler.config_name
+        config = inside / ParallelSampler.config_name
         saved = read_mapping(config)
         check_class(saved, ParallelSampler.__name__, config)
         own = {k: v for k, v in saved.items() if not k.startswith("_")}
         return ParallelSampler.from_settings(own, str(config))
-    return saved_class(name, f"model class in {folder / INDEX}").from_pretrained(folder / part, **options)
+    return saved_class(name, f"model class in {folder / INDEX}").from_pretrained(inside, **options)
 
 
 def load_tokenizer(name: str | Path, *, device: str | torch.device = "cpu") -> Tokenizer:

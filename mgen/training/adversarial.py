@@ -4,7 +4,7 @@ Discriminator: PatchGAN of Isola et al. (arXiv 1611.07004), as used by taming VQ
 or non-saturating (Goodfellow et al., arXiv 1406.2661) with R1 (Mescheder et al., arXiv 1801.04406, eq. 9). The discriminator on
 DINO features, with the same losses, is in `dino_discriminator.py`.
 Perceptual distance: mean squared difference of unit-normalized feature maps (Zhang et al., arXiv 1801.03924, without the
-learned weights), on a FashionCNN or on torchvision's VGG16.
+learned weights), on an ImageClassifier or on torchvision's VGG16.
 """
 
 from pathlib import Path
@@ -125,9 +125,9 @@ class PerceptualDistance(nn.Module):
         super().__init__()
         self.vgg: nn.ModuleList | None = None
         if Path(path).is_dir():
-            from mgen.evaluation.cnn import FashionCNN
+            from mgen.evaluation.cnn import ImageClassifier
 
-            self.cnn = FashionCNN.from_pretrained(path)
+            self.cnn = ImageClassifier.from_pretrained(path)
         else:
             self.vgg = _vgg_stages(Path(path))
         self.eval().requires_grad_(False)
@@ -160,7 +160,7 @@ def _vgg_stages(path: Path) -> nn.ModuleList:
     missing = [k for k in net.state_dict() if k.startswith("features.") and k not in state]
     if missing:
         raise MgenError(
-            f"{path} is not torchvision's VGG16 (it has no {missing[0]}): give vgg16-397923af.pth, or the folder of a FashionCNN"
+            f"{path} is not torchvision's VGG16 (it has no {missing[0]}): give vgg16-397923af.pth, or the folder of an ImageClassifier"
         )
     net.features.load_state_dict({k[9:]: v for k, v in state.items() if k.startswith("features.")})
     for module in net.features:

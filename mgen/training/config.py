@@ -139,7 +139,7 @@ class TokenizerObjectiveConfig:
     entropy: Weight = 0.0
     kl: Weight = 2e-8  # per latent number; LDM's 1e-6 is for sums: at f16 with 16 channels this is 1e-6 · 4096 / 196608
     perceptual: Weight = 0.0
-    perceptual_model: PathText | None = None  # folder of a FashionCNN, or a file of torchvision VGG16 weights
+    perceptual_model: PathText | None = None  # folder of an ImageClassifier, or a file of torchvision VGG16 weights
     adversarial: Weight = 0.0
     adversarial_start: Every = 0  # step from which the discriminator takes part
     # "half-hinge": the discriminator's hinge loss times 1/2 (LlamaGen); "…-softplus": and the tokenizer's loss is non-saturating (Hita)
@@ -210,7 +210,7 @@ def train_config(data: dict[str, Any]) -> TrainConfig:
     config.objective = build(OBJECTIVES[config.task], objective, "objective.")
     if config.task != "generator" and (not isinstance(config.model, dict) or "class" not in config.model):
         raise MgenError(
-            "missing key 'model.class': give the name of a tokenizer or classifier, such as VQGAN or FashionCNN"
+            "missing key 'model.class': give the name of a tokenizer or classifier, such as VQGAN or ImageClassifier"
         )
     return config
 

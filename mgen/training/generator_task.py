@@ -133,7 +133,7 @@ class GeneratorTask(Task):
     def _pipeline(self) -> MaskedPipeline:
         assert self.tokenizer is not None  # callers have checked
         return MaskedPipeline(
-            tokenizer=self.tokenizer, generator=self.model, sampler=self.sampler, class_names=self.class_names
+            tokenizer=self.tokenizer, transformer=self.model, sampler=self.sampler, class_names=self.class_names
         )
 
 

@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mgen.evaluation.cnn import FashionCNN
+from mgen.evaluation.cnn import ImageClassifier
 from mgen.generators import Cascade, Generator
+from mgen.pipelines.saved import INDEX, part_folder
 from mgen.training.settings import changes, plain, told
 from mgen.utils.errors import MgenError, first_line, shown
-from mgen.utils.modeling import Model
+from mgen.utils.modeling import RENAMED, Model
 from mgen.utils.reading import read_json, read_tensors
 
 # What may differ: it changes neither what the weights mean nor, but for classes, their shapes.
@@ -26,8 +27,8 @@ def load_weights(model: Model, folder: str) -> None:
         MgenError: there is no model, its configuration is another (the same weights would be another function), or they don't fit.
     """
     path = Path(folder)
-    if (path / "generator").is_dir() and (path / "model_index.json").is_file():
-        path = path / "generator"
+    if (path / INDEX).is_file():
+        path = part_folder(path, "transformer")
     files = sorted(path.glob("*.safetensors"))
     if not files or not (path / "config.json").is_file():
         raise MgenError(f"init: no saved model in {folder}: expected config.json and safetensors files")
@@ -59,7 +60,8 @@ def saved_config(model: Model, path: Path) -> Any:
     config = read_json(file)
     if not isinstance(config, dict):
         raise MgenError(f"init: {file} holds {shown(config)}: expected the configuration of a model")
-    if (name := config.get("_class_name")) != type(model).__name__:
+    name = config.get("_class_name")
+    if (RENAMED.get(name, name) if isinstance(name, str) else name) != type(model).__name__:
         raise MgenError(f"init: {path} holds a {shown(name)}, but this run trains a {type(model).__name__}")
     try:
         with torch.device("meta"):
@@ -84,7 +86,7 @@ def with_new_classes(model: Model, found: dict[str, Tensor], folder: str) -> dic
 
 def class_rows(model: Model) -> dict[str, tuple[int, int]]:
     """Name of each tensor with a row for every class → number of the first of these rows, and how many there are."""
-    if isinstance(model, FashionCNN):
+    if isinstance(model, ImageClassifier):
         count = model.config.num_classes
         return {"classify.weight": (0, count), "classify.bias": (0, count)}
     if not isinstance(model, Generator | Cascade):

@@ -119,7 +119,7 @@ class TokenizerObjective(Objective[TokenizerNoise]):
         self.config = config
         if config.perceptual and self.companions.perceptual is None:
             raise MgenError(
-                "objective.perceptual needs objective.perceptual_model: the folder of a FashionCNN or the file of VGG16's weights"
+                "objective.perceptual needs objective.perceptual_model: the folder of an ImageClassifier or the file of VGG16's weights"
             )
         for module in model.modules():
             if isinstance(module, SphereQuantizer):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mgen.data import spread_batches
-from mgen.evaluation.cnn import FashionCNN
+from mgen.evaluation.cnn import ImageClassifier
 from mgen.tokenizers.base import Tokenizer
 from mgen.tokenizers.kl import KLTokenizer, estimate_scale
 from mgen.tokenizers.vision import give_vision
@@ -27,9 +27,9 @@ class ClassifierTask(Task):
     def __init__(self, config: TrainConfig) -> None:
         super().__init__(config)
         assert isinstance(config.objective, ClassifierObjectiveConfig)
-        if not isinstance(self.model, FashionCNN):
+        if not isinstance(self.model, ImageClassifier):
             raise MgenError(
-                f"model.class={type(self.model).__name__} is no classifier: use FashionCNN, or another task"
+                f"model.class={type(self.model).__name__} is no classifier: use ImageClassifier, or another task"
             )
         self.objective = ClassifierObjective(self.model, config.objective)
         self.load_data()

@@ -23,6 +23,7 @@ from mgen.utils.reading import check_path, read_mapping
 from mgen.utils.weight_files import check_weights, move_weights
 
 T = TypeVar("T", bound=type)
+RENAMED = {"FashionCNN": "ImageClassifier"}  # classes that earlier versions saved under another name
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -37,7 +38,8 @@ def saved_class(name: object, where: str) -> "type[Model]":
     import mgen
 
     known = {n: c for n in mgen.__all__ if isinstance(c := getattr(mgen, n), type) and issubclass(c, Model)}
-    return known[check_choice(where, name if isinstance(name, str) else shown(name), known)]
+    name = RENAMED.get(name, name) if isinstance(name, str) else shown(name)
+    return known[check_choice(where, name, known)]
 
 
 def load_saved(folder: str | Path) -> "Model":
@@ -49,7 +51,7 @@ def load_saved(folder: str | Path) -> "Model":
 def check_class(config: object, name: str, file: Path) -> None:
     """MgenError if a saved configuration is of another class than the one called `name`; one that names none may be."""
     saved = config.get("_class_name", name) if isinstance(config, Mapping) else name
-    if saved != name:
+    if saved != name and not (isinstance(saved, str) and RENAMED.get(saved) == name):
         raise MgenError(f"{file}: _class_name is {shown(saved)}: expected {name}")
 
 

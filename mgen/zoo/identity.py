@@ -25,14 +25,16 @@ class Identity:
 def identity(folder: str | Path) -> Identity:
     """The identity of a pipeline, or of a network saved on its own."""
     folder = Path(folder)
-    files = sorted(f for f in folder.rglob("*") if f.suffix in WEIGHTS and f.is_file() and not f.name.startswith("."))
-    weights = "".join(f"{f.parent.name}/{f.name} {file_sha256(f)}\n" for f in files)
-    configs = "".join(
-        f"{f.parent.name}/{f.name} {_network(f)}\n"
-        for f in (folder / "tokenizer" / "config.json", folder / "generator" / "config.json", folder / "config.json")
-        if f.is_file()
-    )
+    files = [f for f in folder.rglob("*") if f.suffix in WEIGHTS and f.is_file() and not f.name.startswith(".")]
+    weights = "".join(f"{_name(f)} {file_sha256(f)}\n" for f in sorted(files, key=_name))
+    folders = (folder / "tokenizer", folder / "generator", folder / "transformer", folder)
+    configs = "".join(f"{_name(f)} {_network(f)}\n" for f in (d / "config.json" for d in folders) if f.is_file())
     return Identity(weights_sha256=_sha256(weights), model_sha256=_sha256(weights + configs))
+
+
+def _name(file: Path) -> str:
+    """Folder and name of a file. Earlier versions called a pipeline's transformer its generator: the same weights keep their hashes."""
+    return f"{'generator' if file.parent.name == 'transformer' else file.parent.name}/{file.name}"
 
 
 def _network(config: Path) -> str:

@@ -266,7 +266,15 @@ def test_convert_makes_a_pipeline_that_samples(tmp_path: Path, capsys: pytest.Ca
     assert "tensors mapped" in capsys.readouterr().out
     text = (out / "conversion.txt").read_text()
     assert "token_emb.LayerNorm.weight -> trunk.token_norm.weight" in text and "quantize.embedding.weight ->" in text
-    joined = ["convert", "pipeline", str(out / "generator"), "--tokenizer", str(out), "--out", str(tmp_path / "joined")]
+    joined = [
+        "convert",
+        "pipeline",
+        str(out / "transformer"),
+        "--tokenizer",
+        str(out),
+        "--out",
+        str(tmp_path / "joined"),
+    ]
     assert main(joined) == 0
     assert main(["sample", "--model", str(tmp_path / "joined"), "--num-images", "1", "--out", str(tmp_path / "j")]) == 0
     (tmp_path / "run").mkdir()
@@ -326,7 +334,7 @@ def bad_inputs(tmp_path: Path, model: Path) -> dict[str, tuple[list[str], str]]:
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nrubbish")
     Image.new("L", (40, 40)).save(tmp_path / "ok.png")
-    (tmp_path / "typo.yaml").write_text("task: classifier\noutput: x\nstpes: 3\nmodel: {class: FashionCNN}\n")
+    (tmp_path / "typo.yaml").write_text("task: classifier\noutput: x\nstpes: 3\nmodel: {class: ImageClassifier}\n")
     (tmp_path / "file").write_text("")
     convert = ["convert", *out, "maskgit"]
     sample = ["sample", "--model", str(model), "--num-images", "2"]
@@ -443,7 +451,7 @@ def test_nan_weights_are_an_error_before_anything_is_written(
     import shutil
 
     shutil.copytree(model, tmp_path / "m")
-    file = next((tmp_path / "m" / "generator").glob("*.safetensors"))
+    file = next((tmp_path / "m" / "transformer").glob("*.safetensors"))
     state = load_file(file)
     state["trunk.mid_block.mlp.fc1.weight"][0, 0] = float("inf")
     save_file(state, file)
@@ -459,7 +467,7 @@ def test_writing_past_the_limit_is_one_line_and_leaves_no_part(command: str, mod
     weights = str(harness.root() / "maskgit" / "weights.safetensors")
     (tmp_path / "c.yaml").write_text(
         f"task: classifier\noutput: {tmp_path}/out\nsteps: 1\nbatch_size: 4\nema: null\n"
-        f"model: {{class: FashionCNN, widths: [8]}}\ndata: {{kind: fmnist, path: {tmp_path}/idx}}\nlog: {{tensorboard: false}}\n"
+        f"model: {{class: ImageClassifier, widths: [8]}}\ndata: {{kind: fmnist, path: {tmp_path}/idx}}\nlog: {{tensorboard: false}}\n"
     )
     arguments, limit = {
         "sample": (["--model", str(model), "--num-images", "2", "--out", str(tmp_path / "out")], 100),

@@ -178,10 +178,10 @@ def test_bf16_draws_nearly_the_same_picture(saved: Path) -> None:
 def test_a_tokenizer_of_another_scale_raises_an_error() -> None:
     sampler = ParallelSampler(order="random")
     with pytest.raises(MgenError, match="scale"):
-        mgen.MaskedPipeline(tokenizer=tiny_kl(scale=0.9), generator=tiny_mar(), sampler=sampler)
+        mgen.MaskedPipeline(tokenizer=tiny_kl(scale=0.9), transformer=tiny_mar(), sampler=sampler)
     with pytest.raises(MgenError, match="kind 'vector'"):
-        mgen.MaskedPipeline(tokenizer=tiny_tokenizer(), generator=tiny_mar(), sampler=sampler)
-    mgen.MaskedPipeline(tokenizer=tiny_kl(scale=1.0001), generator=tiny_mar(), sampler=sampler)
+        mgen.MaskedPipeline(tokenizer=tiny_tokenizer(), transformer=tiny_mar(), sampler=sampler)
+    mgen.MaskedPipeline(tokenizer=tiny_kl(scale=1.0001), transformer=tiny_mar(), sampler=sampler)
 
 
 def test_commands_sample_and_edit(saved: Path, tmp_path: Path) -> None:
@@ -267,7 +267,7 @@ def test_a_generator_learns_from_moments(moments: tuple[Path, Path, Path], tmp_p
     seen = losses(tmp_path / "run")
     assert sum(seen[i] for i in range(51, 61)) < 0.8 * sum(seen[i] for i in range(1, 11))
     pipe = mgen.load(tmp_path / "run" / "model")
-    assert pipe.generator.tokens.scale == 1.3 and pipe.class_names[0] == "T-shirt"
+    assert pipe.transformer.tokens.scale == 1.3 and pipe.class_names[0] == "T-shirt"
     assert json.loads((tmp_path / "run" / "model" / "model_index.json").read_text())["class_names"][0] == "T-shirt"
     assert (tmp_path / "run" / "previews").is_dir()
     line = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
@@ -372,7 +372,7 @@ def test_official_files_become_a_pipeline(tmp_path: Path, capsys: pytest.Capture
     pipe = mgen.load(out)
     assert pipe.sampler.config.counts == "mar" and pipe.tokenizer.config.scale == 0.2325
     images = pipe([0], steps=3, progress=False, sampler=pipe.sampler.override(head_steps=5), output_type="pt").images
-    side = pipe.generator.tokens.side * pipe.tokenizer.factor
+    side = pipe.transformer.tokens.side * pipe.tokenizer.factor
     assert images.shape == (1, 3, side, side)
     save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
     assert main(["convert", "mar", str(tmp_path / "other.safetensors"), "--out", str(tmp_path / "m")]) == 2

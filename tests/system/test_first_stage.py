@@ -158,7 +158,7 @@ def test_reuse_and_order_work_in_both_stages(order: str) -> None:
     tokens, first = run(net, settings, [1, 2])
     plain, _ = run(net, {**settings, "reuse": None, "first_stage": {**settings["first_stage"], "reuse": None}}, [1, 2])
     assert torch.isfinite(tokens).all() and first is not None and not torch.equal(tokens, plain)
-    parts: Any = SimpleNamespace(generator=net, tokenizer=None)
+    parts: Any = SimpleNamespace(transformer=net, tokenizer=None)
     fewer, all_ = (count_run(parts, ParallelSampler(**s)) for s in (settings, {**VECTORS, "order": order}))
     assert (
         fewer.passes["cached"] == 2 * (2 + 1)
@@ -183,7 +183,7 @@ def test_incompatible_settings_raise_errors() -> None:
         ParallelSampler(**{**VECTORS, "first_stage": {**VECTORS["first_stage"], "steps": 17}}).check(net)
     sampler = ParallelSampler(**VECTORS)
     with pytest.raises(MgenError, match="has no first stage"):
-        MaskedPipeline(tokenizer=tiny_kl(), generator=tiny_mar(), sampler=sampler)([0])
+        MaskedPipeline(tokenizer=tiny_kl(), transformer=tiny_mar(), sampler=sampler)([0])
     assert sampler.override(first_stage=False).config.first_stage is None
     with pytest.raises(MgenError, match="'first_stage' takes a mapping, got 5"):
         sampler.override(first_stage=5)
@@ -341,7 +341,7 @@ def test_a_cache_of_two_resolutions_holds_what_the_tokenizer_makes(data: dict[st
 
 
 def test_pipelines_of_two_stages_sample_edit_and_show_how(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pipe = MaskedPipeline(tokenizer=tiny_kl(), generator=tiny_himar(), sampler=ParallelSampler(**VECTORS))
+    pipe = MaskedPipeline(tokenizer=tiny_kl(), transformer=tiny_himar(), sampler=ParallelSampler(**VECTORS))
     pipe.save_pretrained(tmp_path / "model")
     again = load(tmp_path / "model")
     assert torch.equal(
@@ -371,7 +371,7 @@ def test_pipelines_of_two_stages_sample_edit_and_show_how(tmp_path: Path, capsys
 
 
 def test_a_sweep_of_a_saved_model_is_measured_against_a_reference(tmp_path: Path) -> None:
-    pipe = MaskedPipeline(tokenizer=tiny_kl(), generator=tiny_himar(), sampler=ParallelSampler(**VECTORS))
+    pipe = MaskedPipeline(tokenizer=tiny_kl(), transformer=tiny_himar(), sampler=ParallelSampler(**VECTORS))
     pipe.save_pretrained(tmp_path / "model")
     methods = {"with": {}, "without": {"first_stage": None}}
     (tmp_path / "s.yaml").write_text(yaml.safe_dump({"base": "with", "steps": [2], "methods": methods}))
@@ -386,7 +386,7 @@ def test_a_sweep_of_a_saved_model_is_measured_against_a_reference(tmp_path: Path
 
 def test_a_saved_model_is_timed_by_part(tmp_path: Path) -> None:
     """Its weights take gradients, which the count of operations must not trip over."""
-    pipe = MaskedPipeline(tokenizer=tiny_kl(), generator=tiny_himar(), sampler=ParallelSampler(**VECTORS))
+    pipe = MaskedPipeline(tokenizer=tiny_kl(), transformer=tiny_himar(), sampler=ParallelSampler(**VECTORS))
     pipe.save_pretrained(tmp_path / "model")
     line = ["bench", "--model", str(tmp_path / "model"), "--batch-size", "2", "--json", str(tmp_path / "bench.json")]
     assert main(line) == 0

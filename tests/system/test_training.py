@@ -67,7 +67,7 @@ def losses(output: Path) -> dict[int, float]:
 
 
 def weights(output: Path, name: str = "model") -> dict[str, torch.Tensor]:
-    return load_file(output / name / "generator" / "diffusion_pytorch_model.safetensors")
+    return load_file(output / name / "transformer" / "diffusion_pytorch_model.safetensors")
 
 
 def test_resumed_run_repeats_the_uninterrupted_one(idx: Path, tokenizer: Path, tmp_path: Path) -> None:
@@ -323,7 +323,7 @@ def test_classifier_learns_and_serves_as_extractor_and_perceptual_model(idx: Pat
         "task": "classifier",
         "output": str(tmp_path / "cnn"),
         "steps": 40,
-        "model": {"class": "FashionCNN", "widths": [8, 8, 16], "features": 8},
+        "model": {"class": "ImageClassifier", "widths": [8, 8, 16], "features": 8},
         "optim": {"lr": 1e-2},
         "ema": None,
     }
@@ -368,7 +368,7 @@ def test_masks_hide_the_rounded_number_of_tokens() -> None:
 
 def test_configuration_errors_name_the_nearest_key(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text(
-        "task: classifier\noutput: out\nsteps: 5\nmodel: {class: FashionCNN}\noptim: {lr: 1e-4}\n"
+        "task: classifier\noutput: out\nsteps: 5\nmodel: {class: ImageClassifier}\noptim: {lr: 1e-4}\n"
     )
     (tmp_path / "c.yaml").write_text("extends: base.yaml\noptim: {warmup: 3}\n")
     data = read_config(tmp_path / "c.yaml")
@@ -392,7 +392,7 @@ def test_configuration_errors_name_the_nearest_key(tmp_path: Path) -> None:
     with pytest.raises(MgenError, match="did you mean 'widths'"):
         from mgen.training.config import build_model
 
-        build_model({"class": "FashionCNN", "width": [8]})
+        build_model({"class": "ImageClassifier", "width": [8]})
     for model, words in (
         ({"class": "MaskGIT", "size": "L"}, "unknown model.class 'MaskGIT'.*A generator has no class"),
         ({"class": "Generator", "trunk": {}}, "model.class is 'Generator'.*A generator has no class"),

@@ -330,14 +330,14 @@ def test_editing_draws_global_tokens_anew_and_needs_a_masked_generator() -> None
     ).eval()
     tokens = tiny_tokens(side=8, global_tokens=5)
     masked = tiny_generator(tokens=tokens)
-    pipe = MaskedPipeline(tokenizer=tokenizer, generator=masked, sampler=ParallelSampler.suited(masked, {"steps": 4}))
+    pipe = MaskedPipeline(tokenizer=tokenizer, transformer=masked, sampler=ParallelSampler.suited(masked, {"steps": 4}))
     image = torch.randint(256, (1, 32, 32), dtype=torch.uint8)
     mask = torch.zeros(32, 32, dtype=torch.bool)
     mask[:, :16] = True
     drawn = edit(pipe, image, mask, [0, 1], progress=False)
     assert drawn.shape == (2, 1, 32, 32) and torch.equal(drawn[0][:, :, 16:], image[:, :, 16:])
     one = tiny(**{**GLOBAL, "tokens": tokens})
-    causal = MaskedPipeline(tokenizer=tokenizer, generator=one, sampler=ParallelSampler.suited(one))
+    causal = MaskedPipeline(tokenizer=tokenizer, transformer=one, sampler=ParallelSampler.suited(one))
     with pytest.raises(MgenError, match="a masked generator, such as MaskGIT"):
         edit(causal, image, mask, [0], progress=False)
     # Without a callback the last tokens, which reach no pixel, are not drawn; the image is the same.

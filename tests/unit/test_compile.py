@@ -62,7 +62,7 @@ def test_both_stages() -> None:
 def test_a_wrapped_generator_in_a_pipeline(make: Any) -> None:
     pipe = make(steps=2)
     plain = pipe([0], output_type="tokens", progress=False).tokens
-    pipe.generator = torch.compile(pipe.generator, backend="eager")
+    pipe.transformer = torch.compile(pipe.transformer, backend="eager")
     found = pipe([0], output_type="tokens", progress=False).tokens
     assert torch.allclose(found.float(), plain.float(), atol=1e-5) and graphs() >= 2
 

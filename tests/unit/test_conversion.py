@@ -49,8 +49,8 @@ def converted(name: str, out: Path) -> Path:
 def test_converted_pipeline_samples(name: str, tmp_path: Path) -> None:
     model = converted(name, tmp_path / "model")
     pipe = load(model)
-    assert pipe.tokenizer.spec.length == pipe.generator.tokens.length
-    assert pipe.tokenizer.config.image_size == pipe.tokenizer.factor * pipe.generator.tokens.side
+    assert pipe.tokenizer.spec.length == pipe.transformer.tokens.length
+    assert pipe.tokenizer.config.image_size == pipe.tokenizer.factor * pipe.transformer.tokens.side
     assert main(["sample", "--model", str(model), "--num-images", "2", "--out", str(tmp_path / "s")]) == 0
     ending = "" if name == "mage" else "_class-{:04d}"
     names = [f"{i:06d}{ending.format(i)}.png" for i in range(2)]
@@ -104,7 +104,7 @@ def test_pipeline_of_an_unconditional_model_takes_none(unconditional: Path) -> N
     pipe = load(unconditional)
     assert not pipe.conditional and not pipe.class_names
     tokens = pipe([None, None], steps=2, output_type="tokens", progress=False).tokens
-    assert tokens.shape == (2, pipe.generator.tokens.length)
+    assert tokens.shape == (2, pipe.transformer.tokens.length)
     with pytest.raises(MgenError, match="out of range"):
         pipe([1], steps=2, progress=False)
 

@@ -104,7 +104,7 @@ def test_whole_pipelines(make: Any, dtype: torch.dtype, tmp_path: Path) -> None:
     moved = make().to(dtype)
     loaded = mgen.MaskedPipeline.from_pretrained(tmp_path, torch_dtype=dtype)
     for pipe in (moved, loaded, load(tmp_path, dtype=dtype)):
-        assert {p.dtype for p in (*pipe.generator.parameters(), *pipe.tokenizer.parameters())} == {dtype}
+        assert {p.dtype for p in (*pipe.transformer.parameters(), *pipe.tokenizer.parameters())} == {dtype}
         images = pipe([0, 1], output_type="pt", progress=False).images
         assert images.dtype == torch.float32 and torch.isfinite(images).all()
     given = pipe.tokenizer.encode(torch.zeros(1, 1, 32, 32))

@@ -116,7 +116,7 @@ def cut_in_half(file: Path) -> None:
 )
 def test_damaged_weights_raise_instead_of_loading(saved: Path, tmp_path: Path, change, words: str) -> None:
     with pytest.raises(MgenError, match=words):
-        mgen.load(damage(saved, tmp_path, "generator", change))
+        mgen.load(damage(saved, tmp_path, "transformer", change))
 
 
 def test_unknown_configuration_key_raises_an_error(saved: Path, tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_unknown_configuration_key_raises_an_error(saved: Path, tmp_path: Path) 
         config.write_text(config.read_text().replace('"depth"', '"dept"'))
 
     with pytest.raises(MgenError, match="did you mean 'depth'"):
-        mgen.load(damage(saved, tmp_path, "generator", misspell))
+        mgen.load(damage(saved, tmp_path, "transformer", misspell))
 
 
 def test_missing_models_are_explained(tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_missing_models_are_explained(tmp_path: Path) -> None:
 def test_tokenizer_and_generator_must_fit() -> None:
     with pytest.raises(MgenError, match="tokenizer"):
         mgen.MaskedPipeline(
-            tokenizer=tiny_tokenizer(vocab_size=32), generator=tiny_generator(), sampler=mgen.ParallelSampler()
+            tokenizer=tiny_tokenizer(vocab_size=32), transformer=tiny_generator(), sampler=mgen.ParallelSampler()
         )
 
 
@@ -163,17 +163,17 @@ def test_generators_share_one_interface(trunk: str) -> None:
 def test_class_names_belong_to_the_pipeline(tmp_path: Path) -> None:
     names, parts = ("bag", "coat", "dress"), tiny_pipeline()
     named = mgen.MaskedPipeline(
-        tokenizer=parts.tokenizer, generator=parts.generator, sampler=parts.sampler, class_names=names
+        tokenizer=parts.tokenizer, transformer=parts.transformer, sampler=parts.sampler, class_names=names
     )
     named.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "model_index.json").read_text())["class_names"] == list(names)
-    assert "bag" not in (tmp_path / "generator" / "config.json").read_text()
+    assert "bag" not in (tmp_path / "transformer" / "config.json").read_text()
     for again in (mgen.load(tmp_path), mgen.MaskedPipeline.from_pretrained(tmp_path)):
         assert tuple(again.class_names) == names
     assert tuple(parts.class_names) == ("0000", "0001", "0002")
     with pytest.raises(MgenError, match="2 class names for 3 classes"):
         mgen.MaskedPipeline(
-            tokenizer=parts.tokenizer, generator=parts.generator, sampler=parts.sampler, class_names=names[:2]
+            tokenizer=parts.tokenizer, transformer=parts.transformer, sampler=parts.sampler, class_names=names[:2]
         )
 
 

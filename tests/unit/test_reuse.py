@@ -242,7 +242,7 @@ def test_carried_features_save_operations_and_first_appear_in_the_third_step() -
     with torch.no_grad():
         net.trunk.carry_mlp.fc2.weight.mul_(30.0)  # so that carrying makes a difference that ids show
     carried, fresh = (sampler_for(net, counts="enat", reuse={"features": on}) for on in (True, False))
-    parts = Proxy(deep, generator=deep, tokenizer=None)
+    parts = Proxy(deep, transformer=deep, tokenizer=None)
     assert count_run(parts, carried).flops["trunk"] < 0.8 * count_run(parts, fresh).flops["trunk"]
     # Nothing is visible in the first step, and nothing has features in the second.
     a, b = (draw(net, s, list(range(16))) for s in (carried, fresh))
@@ -251,7 +251,7 @@ def test_carried_features_save_operations_and_first_appear_in_the_third_step() -
 
 @pytest.mark.slow
 def test_cached_steps_save_operations(net: Any) -> None:
-    parts = Proxy(net, generator=net, tokenizer=None)
+    parts = Proxy(net, transformer=net, tokenizer=None)
     base, recap = (count_run(parts, sampler_for(net, reuse={"cached": n, "features": False})) for n in (0, 1))
     kept = count_run(parts, sampler_for(net, reuse={"cached": 1, "features": False, "prefix": False}))
     assert recap.passes["cached"] > 0 and recap.passes["full"] < base.passes["full"] and base.passes["cached"] == 0

@@ -49,7 +49,7 @@ def test_comparisons() -> None:
 
 def test_a_sweep_runs_and_resumes(tmp_path: Path) -> None:
     pipe = tiny_pipeline()
-    made = sweep.read_sweep(str(write(tmp_path / "s.yaml")), pipe.sampler, pipe.generator)
+    made = sweep.read_sweep(str(write(tmp_path / "s.yaml")), pipe.sampler, pipe.transformer)
     assert [(m, n) for m, n, _ in made.runs] == [("all", 3), ("all", 4), ("reuse", 3), ("reuse", 4)]
     assert made.runs[3][2].reuse.full_first == 2  # half of the steps
     asked: list[ParallelSampler] = []
@@ -74,7 +74,7 @@ def test_a_sweep_runs_and_resumes(tmp_path: Path) -> None:
     assert all(a["seconds"] != r["seconds"] for a, r in zip(again, rows))
     assert [row["cached"] for row in rows] == [0, 0, 0, 2]  # class and null row of one cached step
     other = sweep.read_sweep(
-        str(write(tmp_path / "t.yaml", methods={"all": {"guidance": 1.0}})), pipe.sampler, pipe.generator
+        str(write(tmp_path / "t.yaml", methods={"all": {"guidance": 1.0}})), pipe.sampler, pipe.transformer
     )
     with pytest.raises(MgenError, match="another --out"):  # the same names with other settings
         sweep.run_sweep(pipe, other, file=tmp_path / "sweep.json", about={"a": 1}, batch_size=2, repeats=1)

@@ -39,12 +39,12 @@ def command(argv: Sequence[str] | None = None) -> int:
     from tools.ablations import ablations, check, format_table, prepare
 
     pipe = chosen_pipeline(args)
-    check(pipe.generator)
+    check(pipe.transformer)
     sampler = chosen_sampler(pipe, args)
     if args.arch or args.config:
-        sampler = prepare(pipe.generator, sampler)
+        sampler = prepare(pipe.transformer, sampler)
     repeats = max(3, args.repeats)
-    rows = ablations(pipe.generator, sampler, batch_size=args.batch_size, repeats=repeats, dtype=args.dtype)
+    rows = ablations(pipe.transformer, sampler, batch_size=args.batch_size, repeats=repeats, dtype=args.dtype)
     print(format_table(rows))
     if args.json:
         write_json(args.json, {"ablations": rows})

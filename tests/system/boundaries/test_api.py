@@ -24,7 +24,7 @@ from tests.system.boundaries.harness import Raises, row
 @pytest.fixture(scope="module")
 def pipe() -> MaskedPipeline:
     made = tiny_pipeline(steps=2)
-    return MaskedPipeline(made.tokenizer, made.generator, made.sampler, class_names=["bag", "crane", "crane"])
+    return MaskedPipeline(made.tokenizer, made.transformer, made.sampler, class_names=["bag", "crane", "crane"])
 
 
 PICTURE, MASK = torch.zeros(1, 32, 32, dtype=torch.uint8), torch.ones(32, 32, dtype=torch.bool)
@@ -206,7 +206,7 @@ def test_functions(raises: Raises, function: Callable[[], object], words: list[s
 @pytest.mark.parametrize("names", [5, "abc", [None] * 3, [["a"], ["b"], ["c"]], ["a", "", "c"], ["a", "b"], {"a": 1}])
 def test_class_names(pipe: MaskedPipeline, names: Any) -> None:
     with pytest.raises(MgenError, match="class.names"):
-        MaskedPipeline(pipe.tokenizer, pipe.generator, pipe.sampler, class_names=names)
+        MaskedPipeline(pipe.tokenizer, pipe.transformer, pipe.sampler, class_names=names)
 
 
 EDITS = [

@@ -88,7 +88,7 @@ OPTIONS = [
     row("protocol against extractor", [*FOLDER, "--protocol", "adm", "--extractor", "fmnist-cnn"], "leave one"),
     row("extractor unknown", [*FOLDER, "--extractor", "resnet"], "no extractor"),
     row("classifier unknown", [*FOLDER, "--classifier", "resnet"], "no extractor"),
-    row("classifier a model", [*FOLDER, "--classifier", "@pipeline/generator"], "config.json"),
+    row("classifier a model", [*FOLDER, "--classifier", "@pipeline/transformer"], "config.json"),
     row("reference unknown", [*FOLDER, "--reference", "gone.npz"], "gone.npz"),
     row("reference an image folder without images", [*FOLDER, "--reference", "."], "no images"),
     row("nearest unknown", [*FOLDER, "--nearest", "gone"], "gone"),

@@ -21,7 +21,7 @@ DEEP = "[" * 100_000 + "]" * 100_000
 KINDS = {"list": "[]", "null": "null", "number": "5", "string": '"x"', "deep": DEEP, "text": "{", "empty": ""}
 FILES = {
     "model_index.json": "model_index.json",
-    "generator": "generator/config.json",
+    "transformer": "transformer/config.json",
     "tokenizer": "tokenizer/config.json",
     "sampler": "sampler/sampler_config.json",
 }
@@ -57,12 +57,12 @@ INDEX = [
     row("class names lists", {"class_names": [["a"], ["b"], ["c"]]}, "class_names"),
     row("class names too few", {"class_names": ["a"]}, "1 class names for 3"),
     row("class names empty", {"class_names": ["a", "", "c"]}, "class_names"),
-    row("no generator", {"generator": ...}, "generator"),
-    row("generator a text", {"generator": "Generator"}, "generator"),
-    row("generator of numbers", {"generator": [1, 2]}, "generator"),
-    row("generator of three", {"generator": ["mgen", "Generator", "x"]}, "generator"),
-    row("generator unknown", {"generator": ["mgen", "Genrator"]}, "did you mean 'Generator'"),
-    row("generator of another package", {"generator": ["os", "Generator"]}, "no part of mgen"),
+    row("no transformer", {"transformer": ...}, "transformer"),
+    row("transformer a text", {"transformer": "Generator"}, "transformer"),
+    row("transformer of numbers", {"transformer": [1, 2]}, "transformer"),
+    row("transformer of three", {"transformer": ["mgen", "Generator", "x"]}, "transformer"),
+    row("transformer unknown", {"transformer": ["mgen", "Genrator"]}, "did you mean 'Generator'"),
+    row("transformer of another package", {"transformer": ["os", "Generator"]}, "no part of mgen"),
     row("class of another kind", {"_class_name": "StableDiffusionPipeline"}, "_class_name", "MaskedPipeline"),
     row("class a list", {"_class_name": []}, "_class_name is []"),
     row("tokenizer a generator", {"tokenizer": ["mgen", "Cascade"]}, "config.json"),
@@ -75,7 +75,7 @@ def test_model_index(refused: Refused, copied: Copied, values: dict[str, Any], w
     refused(SAMPLE, *words)
 
 
-@pytest.mark.parametrize("part", ["generator", "tokenizer", "sampler"])
+@pytest.mark.parametrize("part", ["transformer", "tokenizer", "sampler"])
 @pytest.mark.parametrize("name", ["KLTokenizer", "", 5, None], ids=str)
 def test_class_of_a_part(refused: Refused, copied: Copied, part: str, name: Any) -> None:
     changed(copied("pipeline") / FILES[part], _class_name=name)
@@ -83,7 +83,7 @@ def test_class_of_a_part(refused: Refused, copied: Copied, part: str, name: Any)
 
 
 def test_no_log_stands_beside_the_error(refused: Refused, copied: Copied) -> None:
-    file = copied("pipeline") / FILES["generator"]
+    file = copied("pipeline") / FILES["transformer"]
     changed(file, trunk=json.loads(file.read_text())["trunk"] | {"depth": 4})
     refused(SAMPLE, "missing keys")
 
@@ -146,7 +146,7 @@ DAMAGES: list[Any] = [
 
 @pytest.mark.parametrize(("damage", "words"), DAMAGES)
 def test_weights(refused: Refused, copied: Copied, damage: Callable[[Path], object], words: list[str]) -> None:
-    damage(copied("pipeline") / "generator")
+    damage(copied("pipeline") / "transformer")
     refused(SAMPLE, *words)
 
 
@@ -175,19 +175,19 @@ def test_a_model_is_all_its_files(parts: Any, here: Path, capsys: pytest.Capture
         return Path(shutil.copytree(parts["pipeline"], here / name))
 
     plain = identity(copy("a"))
-    config = copy("b") / "generator" / "config.json"
+    config = copy("b") / "transformer" / "config.json"
     data = json.loads(config.read_text())
     data["trunk"]["dropout"] = 0.25
     config.write_text(json.dumps(data))
     noted = copy("c")
     (noted / "README.md").write_text("notes")
-    changed(noted / "generator" / "config.json", _diffusers_version="9")
+    changed(noted / "transformer" / "config.json", _diffusers_version="9")
     changed(noted / "sampler" / "sampler_config.json", steps=3)
     assert identity(here / "b").weights_sha256 == plain.weights_sha256
     assert identity(here / "b") != plain and identity(noted) == plain
     pipe = load(copy("d"))
-    for part in (pipe.generator, pipe.tokenizer):
-        folder = here / "d" / ("generator" if part is pipe.generator else "tokenizer")
+    for part in (pipe.transformer, pipe.tokenizer):
+        folder = here / "d" / ("transformer" if part is pipe.transformer else "tokenizer")
         part.save_pretrained(folder, safe_serialization=False)
     assert identity(here / "d") != plain
     run = ["sample", "--num-images", "2", "--device", "cpu", "--out", "run"]

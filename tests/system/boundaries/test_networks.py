@@ -10,7 +10,7 @@ from typing import Any, get_args, get_type_hints
 import pytest
 
 import mgen
-from mgen.evaluation.cnn import FashionCNN
+from mgen.evaluation.cnn import ImageClassifier
 from mgen.generators import Cascade, Generator, LossOptions, build_model, create_model
 from mgen.generators.build import WindowsConfig
 from mgen.generators.classes import ClassesConfig
@@ -236,7 +236,7 @@ NETWORKS: dict[type, dict[str, Any]] = {
     },
     HitaTokenizer: HITA,
     QuantizedKL: {"kl": {**KL, "scale": 1.0}},
-    FashionCNN: {"widths": (4, 8), "features": 4},
+    ImageClassifier: {"widths": (4, 8), "features": 4},
 }
 
 
@@ -272,7 +272,7 @@ ARGUMENTS = [
     row("unknown", network(VQGAN, chanels=3), "unknown key 'chanels'", "channels"),
     row("multipliers empty", network(VQGAN, multipliers=[]), "multipliers", "at least 1"),
     row("channels empty", network(KLTokenizer, channels=[]), "channels", "at least 1"),
-    row("widths empty", network(FashionCNN, widths=()), "widths", "at least 1"),
+    row("widths empty", network(ImageClassifier, widths=()), "widths", "at least 1"),
     row("vqgan norm groups", network(VQGAN, norm_groups=3), "norm_groups is 3", "divide"),
     row("kl norm groups", network(KLTokenizer, norm_groups=3), "norm_groups is 3", "divide"),
     row("kl no norm groups", network(KLTokenizer, norm_groups=0), "norm_groups", "at least 1"),
@@ -303,7 +303,7 @@ ARGUMENTS = [
     row("bridge levels", network(QuantizedKL, levels=10**10), "levels", "at most 65536"),
     row("bridge one level", network(QuantizedKL, levels=1), "levels", "at least 2"),
     row("bridge order", network(QuantizedKL, channel_order=[0, 1, 1, 2]), "permutation"),
-    row("cnn too small", network(FashionCNN, image_size=1), "image_size 1 is too small"),
+    row("cnn too small", network(ImageClassifier, image_size=1), "image_size 1 is too small"),
 ]
 
 
@@ -346,7 +346,7 @@ SIZES = [
     row("llamagen", network(LlamaGenVQ, channels=(2**15, 2**15, 2**15)), "GB of memory"),
     row("hita", network(HitaTokenizer, dim=2**20), "GB of memory"),
     row("bridge", network(QuantizedKL, kl={**KL, "scale": 1.0, "latent_channels": 2**20}), "GB of memory"),
-    row("cnn", network(FashionCNN, widths=(2**18, 2**18)), "the weights of this FashionCNN", "GB of memory"),
+    row("cnn", network(ImageClassifier, widths=(2**18, 2**18)), "the weights of this ImageClassifier", "GB of memory"),
 ]
 
 
@@ -360,31 +360,37 @@ def test_a_network_beyond_memory_is_refused_with_the_number(
 # -- files and the command line --------------------------------------------------------------------------------------------
 
 FILES = [
-    row("generator list", ("generator/config.json", [1]), "generator/config.json", "mapping"),
-    row("generator null", ("generator/config.json", None), "generator/config.json", "mapping"),
-    row("generator without parts", ("generator/config.json", {}), "generator/config.json", "missing section"),
+    row("generator list", ("transformer/config.json", [1]), "transformer/config.json", "mapping"),
+    row("generator null", ("transformer/config.json", None), "transformer/config.json", "mapping"),
+    row("generator without parts", ("transformer/config.json", {}), "transformer/config.json", "missing section"),
     row(
-        "generator trunk null", ("generator/config.json", "trunk", None), "generator/config.json", "'trunk'", "mapping"
+        "generator trunk null",
+        ("transformer/config.json", "trunk", None),
+        "transformer/config.json",
+        "'trunk'",
+        "mapping",
     ),
-    row("generator dim text", ("generator/config.json", "trunk.dim", "32"), "generator/config.json", "'trunk.dim'"),
-    row("generator dim null", ("generator/config.json", "trunk.dim", None), "'trunk.dim'", "whole number"),
-    row("generator dim list", ("generator/config.json", "trunk.dim", [32]), "'trunk.dim'", "whole number"),
-    row("generator dim -32", ("generator/config.json", "trunk.dim", -32), "'trunk.dim'", "at least 1"),
-    row("generator dim huge", ("generator/config.json", "trunk.dim", 10**30), "trunk.dim", "64 bits"),
-    row("generator dim beyond weights", ("generator/config.json", "trunk.dim", 2**20), "config.json", "describes"),
-    row("generator dim other", ("generator/config.json", "trunk.dim", 64), "do not fit", "size mismatch"),
-    row("generator depth 3", ("generator/config.json", "trunk.depth", 3), "depth is 3", "even"),
-    row("generator depth 1.5", ("generator/config.json", "trunk.depth", 1.5), "'trunk.depth'", "whole number"),
-    row("generator depth 1000", ("generator/config.json", "trunk.depth", 1000), "generator/config.json", "describes"),
-    row("generator dropout", ("generator/config.json", "trunk.dropout", 5), "'trunk.dropout'", "less than 1"),
-    row("generator dropout -0.1", ("generator/config.json", "trunk.dropout", -0.1), "'trunk.dropout'", "at least 0"),
-    row("generator dropout text", ("generator/config.json", "trunk.dropout", "a"), "'trunk.dropout'", "a number"),
-    row("generator grid", ("generator/config.json", "tokens.grid", [-8, 8]), "'tokens.grid.0'", "at least 1"),
-    row("generator grid huge", ("generator/config.json", "tokens.grid", [10**30, 8]), "tokens.grid.0", "64 bits"),
-    row("generator length", ("generator/config.json", "tokens.length", "64"), "'tokens.length'", "whole number"),
-    row("generator unknown key", ("generator/config.json", "trunk.foo", 1), "'trunk.foo'", "Valid"),
-    row("generator head text", ("generator/config.json", "head", "a"), "'head'", "mapping"),
-    row("generator classes text", ("generator/config.json", "classes.count", "3"), "'classes.count'", "whole number"),
+    row("generator dim text", ("transformer/config.json", "trunk.dim", "32"), "transformer/config.json", "'trunk.dim'"),
+    row("generator dim null", ("transformer/config.json", "trunk.dim", None), "'trunk.dim'", "whole number"),
+    row("generator dim list", ("transformer/config.json", "trunk.dim", [32]), "'trunk.dim'", "whole number"),
+    row("generator dim -32", ("transformer/config.json", "trunk.dim", -32), "'trunk.dim'", "at least 1"),
+    row("generator dim huge", ("transformer/config.json", "trunk.dim", 10**30), "trunk.dim", "64 bits"),
+    row("generator dim beyond weights", ("transformer/config.json", "trunk.dim", 2**20), "config.json", "describes"),
+    row("generator dim other", ("transformer/config.json", "trunk.dim", 64), "do not fit", "size mismatch"),
+    row("generator depth 3", ("transformer/config.json", "trunk.depth", 3), "depth is 3", "even"),
+    row("generator depth 1.5", ("transformer/config.json", "trunk.depth", 1.5), "'trunk.depth'", "whole number"),
+    row(
+        "generator depth 1000", ("transformer/config.json", "trunk.depth", 1000), "transformer/config.json", "describes"
+    ),
+    row("generator dropout", ("transformer/config.json", "trunk.dropout", 5), "'trunk.dropout'", "less than 1"),
+    row("generator dropout -0.1", ("transformer/config.json", "trunk.dropout", -0.1), "'trunk.dropout'", "at least 0"),
+    row("generator dropout text", ("transformer/config.json", "trunk.dropout", "a"), "'trunk.dropout'", "a number"),
+    row("generator grid", ("transformer/config.json", "tokens.grid", [-8, 8]), "'tokens.grid.0'", "at least 1"),
+    row("generator grid huge", ("transformer/config.json", "tokens.grid", [10**30, 8]), "tokens.grid.0", "64 bits"),
+    row("generator length", ("transformer/config.json", "tokens.length", "64"), "'tokens.length'", "whole number"),
+    row("generator unknown key", ("transformer/config.json", "trunk.foo", 1), "'trunk.foo'", "Valid"),
+    row("generator head text", ("transformer/config.json", "head", "a"), "'head'", "mapping"),
+    row("generator classes text", ("transformer/config.json", "classes.count", "3"), "'classes.count'", "whole number"),
     row("tokenizer list", ("tokenizer/config.json", [1]), "tokenizer/config.json", "mapping"),
     row("tokenizer latent text", ("tokenizer/config.json", "latent", "4"), "tokenizer/config.json", "'latent'"),
     row("tokenizer latent null", ("tokenizer/config.json", "latent", None), "'latent'", "whole number"),

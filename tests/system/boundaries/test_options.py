@@ -38,7 +38,7 @@ USUAL = {
     "report": ["@result"],
     "stats": ["@images", "--protocol", "fmnist-cnn", "--out", "made.safetensors", "--device", "cpu"],
     "tune": [*MODEL, "--trials", "2", "--num-images", "4", "--test-images", "4", *REFERENCES],
-    "convert": ["pipeline", "@pipeline/generator", "--tokenizer", "@pipeline/tokenizer", "--out", "made"],
+    "convert": ["pipeline", "@pipeline/transformer", "--tokenizer", "@pipeline/tokenizer", "--out", "made"],
     "bench": [*MODEL, "--repeats", "1"],
     "zoo": [],
 }

@@ -369,8 +369,8 @@ def test_functions_of_python_say_the_same(raises: Raises) -> None:
     raises(lambda: bench(pipe, pipe.sampler, batch_size=10**12, **settings), "memory")
     raises(lambda: random_pipeline({"trunk": 5}, None), "")
     raises(lambda: random_pipeline(model_config("fmnist-maskgit"), "vq99"), "vq16")
-    raises(lambda: Space(ParallelSampler(steps=3), pipe.generator, knots=0), "knots")
-    raises(lambda: sweep.read_sweep("nowhere", pipe.sampler, pipe.generator), "no such file")
+    raises(lambda: Space(ParallelSampler(steps=3), pipe.transformer, knots=0), "knots")
+    raises(lambda: sweep.read_sweep("nowhere", pipe.sampler, pipe.transformer), "no such file")
 
 
 def test_the_tiny_pipeline_is_really_timed(parts: Parts, here: Path) -> None:

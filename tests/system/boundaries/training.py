@@ -20,7 +20,7 @@ VQGAN = {
     "norm_groups": 0,
 }
 VQGAN |= {"mid_blocks": 1, "latent": 4, "vocab_size": 64}
-CNN = {"class": "FashionCNN", "widths": [8, 8, 16], "features": 8, "num_classes": 3}
+CNN = {"class": "ImageClassifier", "widths": [8, 8, 16], "features": 8, "num_classes": 3}
 
 
 def settings_of(parts: Parts, task: str = "generator", **sections: Any) -> dict[str, Any]:
