@@ -11,6 +11,7 @@ from mgen.data import ImageData, ImageFolder
 from mgen.training.config import TrainConfig, build_model
 from mgen.training.data import Renumbered, make_dataset
 from mgen.training.initial import load_weights
+from mgen.training.model_settings import model_settings
 from mgen.training.objectives import Objective
 from mgen.utils.errors import MgenError
 from mgen.utils.modeling import Model
@@ -26,7 +27,7 @@ class Task:
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
-        self.model = build_model(config.model)
+        self.model = build_model(model_settings(config))
         if config.init:
             load_weights(self.model, config.init)
 
@@ -51,7 +52,8 @@ class Task:
         data = self.train_data
         if data.num_classes != count:
             raise MgenError(
-                f"the data has {data.num_classes} class{'es' * (data.num_classes != 1)}, but {key} is {count}: set {key}={data.num_classes}"
+                f"the data has {data.num_classes} class{'es' * (data.num_classes != 1)}, but {key} is {count}: "
+                f"set {key}={data.num_classes}, or leave it out"
             )
         if self.val_data is not None and list(self.val_data.class_names) != list(data.class_names):
             self.val_data = Renumbered(self.val_data, data.class_names)
@@ -91,6 +93,6 @@ def check_images(data: ImageData, network: Model, *, task: str) -> None:
     if (channels, side) != (wanted, size):
         raise MgenError(
             f"the data has {channels}×{side}×{side} images, but the {type(network).__name__} is for {wanted}×{size}×{size}: set "
-            "data.image_size and data.channels, or choose another model"
+            "data.image_size and data.channels, or leave image_size and in_channels of the model out"
         )
     data.__getitems__([0])  # can be read
