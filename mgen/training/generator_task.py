@@ -128,7 +128,10 @@ class GeneratorTask(Task):
 
     def export(self, folder: Path) -> None:
         """Write a pipeline, or the model alone if there is no tokenizer."""
-        (self.model if self.tokenizer is None else self._pipeline()).save_pretrained(folder)
+        if self.tokenizer is None:
+            super().export(folder)
+        else:
+            self._pipeline().save_pretrained(folder)
 
     def _pipeline(self) -> MaskedPipeline:
         assert self.tokenizer is not None  # callers have checked

@@ -129,7 +129,7 @@ def _after_step(trainer: Trainer, logger: Logger, clock: _Clock, *, stopping: bo
 
 def _finish(trainer: Trainer, logger: Logger) -> Path:
     try:
-        values = {} if _due(trainer, trainer.config.log.evaluate_every) else evaluate(trainer)
+        values = {} if trainer.task.validated[0] == trainer.step else evaluate(trainer)
         logger.write(trainer.step, values)
         _check_learned(trainer, values.get("val_loss", 0.0))
         preview(trainer)

@@ -42,7 +42,9 @@ def evaluate(trainer: Trainer, most: int = 10000) -> dict[str, float]:
             count += n
     names = sorted(sums)
     total = trainer.accelerator.reduce(torch.stack([sums[name] for name in names] + [count]), "sum")
-    return {f"val_{name}": value for name, value in zip(names, (total[:-1] / total[-1]).tolist())}
+    values = {f"val_{name}": value for name, value in zip(names, (total[:-1] / total[-1]).tolist())}
+    trainer.task.validated = trainer.step, values
+    return values
 
 
 def preview(trainer: Trainer) -> None:

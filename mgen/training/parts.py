@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mgen.data import ImageData, ImageFolder
+from mgen.data import ImageData, ImageFolder, record_of
+from mgen.data.record import TrainedOn, write_trained_on
 from mgen.training.config import TrainConfig, build_model
 from mgen.training.data import Renumbered, make_dataset
 from mgen.training.initial import load_weights
@@ -23,6 +24,7 @@ class Task:
     objective: Objective[Any]  # the model and its loss
     train_data: ImageData
     val_data: ImageData | None
+    validated: tuple[int, dict[str, float]] = (0, {})  # the step of the last validation, and what it gave
     tokens_fingerprint: str | None = None  # of the tokenizer that makes the tokens, or made the cache
 
     def __init__(self, config: TrainConfig) -> None:
@@ -63,8 +65,17 @@ class Task:
         return None
 
     def export(self, folder: Path) -> None:
-        """Write the model as users load it."""
+        """Write the model as users load it, and what it was trained on."""
         self.model.save_pretrained(folder)
+        self.write_data(folder)
+
+    def write_data(self, folder: Path, accuracy: float | None = None) -> None:
+        """Write what the model in this folder was trained on, if the data tell."""
+        if (record := record_of(self.train_data)) is not None:
+            held_out = 0 if self.val_data is None else len(self.val_data)
+            write_trained_on(
+                folder, TrainedOn(data=record, images=len(self.train_data), held_out=held_out, accuracy=accuracy)
+            )
 
 
 def check_prefixes(model: nn.Module, prefixes: tuple[str, ...], where: str) -> None:

@@ -36,6 +36,10 @@ class ClassifierTask(Task):
         check_images(self.train_data, self.model, task=config.task)
         self.check_classes(self.model.config.num_classes, "model.num_classes")
 
+    def export(self, folder: Path) -> None:
+        self.model.save_pretrained(folder)
+        self.write_data(folder, accuracy=self.validated[1].get("val_accuracy"))
+
 
 class TokenizerTask(Task):
     """Train a tokenizer to reconstruct images."""
