@@ -123,7 +123,7 @@ class GeneratorTask(Task):
             return None
         count = self.model.num_classes
         classes = list(itertools.islice(itertools.cycle(range(count)), 40))
-        images = self._pipeline()(classes, seed=self.config.seed, output_type="uint8", progress=False).images
+        images = self.pipeline()(classes, seed=self.config.seed, output_type="uint8", progress=False).images
         return make_grid(images, nrow=min(10, count) if self.model.conditional else 10)
 
     def export(self, folder: Path) -> None:
@@ -131,9 +131,10 @@ class GeneratorTask(Task):
         if self.tokenizer is None:
             super().export(folder)
         else:
-            self._pipeline().save_pretrained(folder)
+            self.pipeline().save_pretrained(folder)
 
-    def _pipeline(self) -> MaskedPipeline:
+    def pipeline(self) -> MaskedPipeline:
+        """The pipeline of the model as it is."""
         assert self.tokenizer is not None  # callers have checked
         return MaskedPipeline(
             tokenizer=self.tokenizer, transformer=self.model, sampler=self.sampler, class_names=self.class_names

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from mgen.training.checkpoints import list_checkpoints, save_checkpoint
 from mgen.training.config import TrainConfig
 from mgen.training.data import BatchOrder, batches
-from mgen.training.estimate import check_step
+from mgen.training.estimate import Memory, check_step
 from mgen.training.lock import locked
 from mgen.training.logs import Logger
 from mgen.training.objectives import Logs
@@ -23,6 +23,7 @@ from mgen.training.stopping import StopRequest
 from mgen.training.tensors import Diverged
 from mgen.training.trainer import Trainer
 from mgen.utils.errors import MgenError
+from mgen.utils.limits import in_gb, in_time
 
 
 @dataclass
@@ -31,6 +32,32 @@ class _Clock:
 
     began: float
     logged: tuple[float, int]
+
+
+class _Forecast:
+    """The line that says, after the first steps, how long a run will take, how much memory, and where it writes."""
+
+    TIMED, SECONDS = 5, 10.0  # steps behind the first one, and the time after which fewer will do
+
+    def __init__(self, memory: Memory, *, start: int) -> None:
+        self.memory, self.start, self.began, self.told = memory, start, 0.0, False
+
+    def step(self, trainer: Trainer) -> None:
+        """To be called after every step."""
+        done, left = trainer.step - self.start, trainer.config.steps - trainer.step
+        if done == 1:
+            self.began = time.perf_counter()  # the first step is slower than others
+        if self.told or done < 2 or left < 1:
+            return
+        seconds = time.perf_counter() - self.began
+        if done > self.TIMED or seconds > self.SECONDS:
+            self.told = True
+            batch, device, output = trainer.config.batch_size, trainer.device, trainer.output
+            _say(
+                trainer,
+                f"{left:,} more steps of {batch} images on {device}: about {in_time(left * seconds / (done - 1))} and "
+                f"{in_gb(self.memory.total)} of memory; writing to {output}",
+            )
 
 
 def train(config: TrainConfig) -> Path:
@@ -45,7 +72,7 @@ def run(trainer: Trainer) -> Path:
         MgenError: the run cannot be resumed, another training uses its folder, or it has diverged.
         KeyboardInterrupt: it was stopped by a signal, after a checkpoint; `Terminated` for SIGTERM.
     """
-    check_step(trainer)
+    memory = check_step(trainer)
     main = trainer.accelerator.is_main_process
     with locked(trainer.output, active=main):
         if not trainer.config.resume and list_checkpoints(trainer.output):
@@ -59,7 +86,7 @@ def run(trainer: Trainer) -> Path:
             _say(trainer, f"changed settings: {told(changed, 30)}")
         logger = Logger(trainer.output, trainer.config, step=trainer.step, active=main)
         try:
-            _train(trainer, logger)
+            _train(trainer, logger, memory)
             return _finish(trainer, logger)
         except MgenError as error:
             if not isinstance(error, Diverged) and not list_checkpoints(trainer.output):
@@ -69,7 +96,7 @@ def run(trainer: Trainer) -> Path:
             logger.close()
 
 
-def _train(trainer: Trainer, logger: Logger) -> None:
+def _train(trainer: Trainer, logger: Logger, memory: Memory) -> None:
     """All steps from the current one on."""
     config, data, main = trainer.config, trainer.task.train_data, trainer.accelerator.is_main_process
     rank, world = trainer.accelerator.process_index, trainer.accelerator.num_processes
@@ -78,12 +105,14 @@ def _train(trainer: Trainer, logger: Logger) -> None:
     now = time.perf_counter()
     clock = _Clock(began=now - trainer.seconds, logged=(now, trainer.step))
     trainer.objective.train()
+    forecast = _Forecast(memory, start=trainer.step)
     bar = tqdm(total=config.steps, initial=trainer.step, unit="step", disable=not main, file=sys.stderr, delay=1.0)
     with bar, StopRequest(trainer.accelerator) as stop:
         while trainer.step < config.steps:
             logs = trainer.train_step(loader, order)
             trainer.step += 1
             bar.update()
+            forecast.step(trainer)
             if trainer.step % config.log.every == 0 or trainer.step == config.steps:
                 values = _log_values(trainer, clock, logs)
                 logger.write(trainer.step, values)

@@ -1,5 +1,6 @@
 """What the `model:` section leaves out and the data decides: the number of classes, and side and channels of the images."""
 
+from pathlib import Path
 from typing import Any
 
 from mgen.data.cache_format import read_index
@@ -29,7 +30,7 @@ def model_settings(config: TrainConfig) -> Any:
 def count_classes(data: DataConfig) -> int:
     """Classes of the training data; of a folder by its listing, of a cache by its index."""
     if data.kind == "cache" and data.path is not None:
-        return read_index(data.path).num_classes
+        return read_index(Path(data.path)).num_classes
     found = make_dataset(data, split="train")
     assert found is not None  # make_dataset raises an error if there is none
     return found.num_classes

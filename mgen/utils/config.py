@@ -111,11 +111,13 @@ def _read(path: Path, above: tuple[str, ...]) -> Settings:
 def _extended(path: Path, base: str) -> Path:
     """The file that `extends: base` means: one beside `path`, or the shipped training configuration of this name."""
     beside, folder = path.parent / base, part("configs") / "train"
-    if os.path.lexists(beside) or "/" in base or len(base) > 100:
+    if os.path.isfile(beside) or "/" in base or len(base) > 100:
         return beside
     shipped = {file.stem: file for file in sorted(folder.glob("*.yaml"))}
     if base in shipped:
         return shipped[base]
+    if os.path.lexists(beside):  # a folder, a pipe, a broken link
+        return beside
     if beside.suffix not in (".yaml", ".yml"):
         raise MgenError(
             f"{path}: extends is {shown(base)}, neither a file beside it nor a shipped one: {suggestion(base, shipped)}"
