@@ -1,10 +1,9 @@
 """Training of a generator: its tokenizer, checks of the data, sample grids, the exported pipeline."""
 
-import itertools
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from PIL.Image import Image
 
 from mgen.data import TokenCache
 from mgen.generators import Cascade, Generator
@@ -18,6 +17,7 @@ from mgen.training.cascade import CascadeObjective
 from mgen.training.config import GENERATORS, GeneratorObjectiveConfig, TrainConfig
 from mgen.training.objectives import GeneratorObjective
 from mgen.training.parts import Task, check_images
+from mgen.training.previews import class_samples
 from mgen.training.token_source import SMALL
 from mgen.utils.errors import MgenError
 from mgen.utils.modeling import Model
@@ -114,17 +114,11 @@ class GeneratorTask(Task):
                 f"write a cache with mgen cache --first-stage-size {pixels}, or change the model's first stage"
             )
 
-    @torch.inference_mode()
-    def preview(self, device: torch.device) -> Tensor | None:
-        """Samples of all classes in turn, as one image uint8 (C, H, W); None without a tokenizer."""
-        from torchvision.utils import make_grid
-
+    def preview(self, device: torch.device, title: str) -> Image | None:
+        """Samples of the classes; None without a tokenizer."""
         if self.tokenizer is None:
             return None
-        count = self.model.num_classes
-        classes = list(itertools.islice(itertools.cycle(range(count)), 40))
-        images = self.pipeline()(classes, seed=self.config.seed, output_type="uint8", progress=False).images
-        return make_grid(images, nrow=min(10, count) if self.model.conditional else 10)
+        return class_samples(self.pipeline(), seed=self.config.seed, title=title)
 
     def export(self, folder: Path) -> None:
         """Write a pipeline, or the model alone if there is no tokenizer."""

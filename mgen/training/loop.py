@@ -20,6 +20,7 @@ from mgen.training.outputs import evaluate, export, preview
 from mgen.training.resume import resume
 from mgen.training.settings import told
 from mgen.training.stopping import StopRequest
+from mgen.training.summary import facts, finished, stopped
 from mgen.training.tensors import Diverged
 from mgen.training.trainer import Trainer
 from mgen.utils.errors import MgenError
@@ -84,10 +85,11 @@ def run(trainer: Trainer) -> Path:
             _say(trainer, f"resuming from step {trainer.step} of {trainer.config.steps}")
         if changed:
             _say(trainer, f"changed settings: {told(changed, 30)}")
-        logger = Logger(trainer.output, trainer.config, step=trainer.step, active=main)
+        logger = Logger(trainer.output, trainer.config, step=trainer.step, active=main, about=facts(trainer))
+        begun = trainer.step
         try:
             _train(trainer, logger, memory)
-            return _finish(trainer, logger)
+            return _finish(trainer, logger, trained=trainer.step > begun)
         except MgenError as error:
             if not isinstance(error, Diverged) and not list_checkpoints(trainer.output):
                 logger.discard()
@@ -122,6 +124,7 @@ def _train(trainer: Trainer, logger: Logger, memory: Memory) -> None:
             signal = stop.agreed()
             _after_step(trainer, logger, clock, stopping=signal > 0)
             if signal:
+                _say(trainer, stopped(trainer))
                 raise stop.interrupt(
                     signal, f"stopped after step {trainer.step} of {config.steps}{_how_to_go_on(trainer)}"
                 )
@@ -148,7 +151,7 @@ def _after_step(trainer: Trainer, logger: Logger, clock: _Clock, *, stopping: bo
     if _due(trainer, log.evaluate_every):
         logger.write(trainer.step, evaluate(trainer))
     if _due(trainer, log.preview_every):
-        preview(trainer)
+        preview(trainer, logger)
     if stopping or _due(trainer, log.checkpoint_every, at_end=True):
         trainer.seconds = time.perf_counter() - clock.began
         save_checkpoint(trainer)
@@ -156,17 +159,23 @@ def _after_step(trainer: Trainer, logger: Logger, clock: _Clock, *, stopping: bo
         export(trainer)
 
 
-def _finish(trainer: Trainer, logger: Logger) -> Path:
+def _finish(trainer: Trainer, logger: Logger, *, trained: bool) -> Path:
+    """What is left to do after the last step. trained: in this start, so that what was due after that step is done."""
+    log = trainer.config.log
     try:
         values = {} if trainer.task.validated[0] == trainer.step else evaluate(trainer)
-        logger.write(trainer.step, values)
         _check_learned(trainer, values.get("val_loss", 0.0))
-        preview(trainer)
-        export(trainer)
+        if trainer.ema is not None:
+            values |= evaluate(trainer, raw=True)
+        logger.write(trainer.step, values)
+        if not (trained and _due(trainer, log.preview_every)):
+            preview(trainer, logger)
+        if not (trained and _due(trainer, log.export_every)):
+            export(trainer)
     except KeyboardInterrupt as interrupt:
         raise type(interrupt)(f"stopped after the last step{_how_to_go_on(trainer)}") from interrupt
     trainer.accelerator.wait_for_everyone()
-    _say(trainer, f"finished: {trainer.output / 'model'}")
+    _say(trainer, finished(trainer))
     trainer.accelerator.end_training()
     return trainer.output / "model"
 

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from PIL.Image import Image
+from torch import nn
 
 from mgen.data import ImageData, ImageFolder, record_of
 from mgen.data.record import TrainedOn, write_trained_on
@@ -60,8 +61,8 @@ class Task:
         if self.val_data is not None and list(self.val_data.class_names) != list(data.class_names):
             self.val_data = Renumbered(self.val_data, data.class_names)
 
-    def preview(self, device: torch.device) -> Tensor | None:
-        """An image uint8 (C, H, W) that shows what the model has learned, if there is one."""
+    def preview(self, device: torch.device, title: str) -> Image | None:
+        """A picture that shows what the model has learned, with a title above it; None if there can be none."""
         return None
 
     def export(self, folder: Path) -> None:
