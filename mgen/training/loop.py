@@ -18,11 +18,14 @@ from mgen.training.logs import Logger
 from mgen.training.objectives import Logs
 from mgen.training.outputs import evaluate, export, preview
 from mgen.training.resume import resume
-from mgen.training.settings import told
 from mgen.training.stopping import StopRequest
 from mgen.training.tensors import Diverged
 from mgen.training.trainer import Trainer
+from mgen.utils.changes import told
 from mgen.utils.errors import MgenError
+from mgen.utils.files import write_json
+
+INIT = "init.json"  # in the output folder: the weights that a run started from, and what of them did not fit
 
 
 @dataclass
@@ -57,13 +60,20 @@ def run(trainer: Trainer) -> Path:
             _say(trainer, f"resuming from step {trainer.step} of {trainer.config.steps}")
         if changed:
             _say(trainer, f"changed settings: {told(changed, 30)}")
+        start = trainer.task.start
+        for line in start.lines() if start is not None else ():
+            _say(trainer, line)
         logger = Logger(trainer.output, trainer.config, step=trainer.step, active=main)
+        if start is not None and main:
+            write_json(trainer.output / INIT, start.to_dict())
         try:
             _train(trainer, logger)
             return _finish(trainer, logger)
         except MgenError as error:
             if not isinstance(error, Diverged) and not list_checkpoints(trainer.output):
                 logger.discard()
+                if main and logger.new:
+                    (trainer.output / INIT).unlink(missing_ok=True)
             raise
         finally:
             logger.close()

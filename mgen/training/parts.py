@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from mgen.data import ImageData, ImageFolder
+from mgen.pipelines.pretrained import Start, load_weights
 from mgen.training.config import TrainConfig, build_model
 from mgen.training.data import Renumbered, make_dataset
-from mgen.training.initial import load_weights
 from mgen.training.objectives import Objective
 from mgen.utils.errors import MgenError
 from mgen.utils.modeling import Model
@@ -22,13 +22,13 @@ class Task:
     objective: Objective[Any]  # the model and its loss
     train_data: ImageData
     val_data: ImageData | None
+    start: Start | None  # the weights that the run started from, None: random ones
     tokens_fingerprint: str | None = None  # of the tokenizer that makes the tokens, or made the cache
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
         self.model = build_model(config.model)
-        if config.init:
-            load_weights(self.model, config.init)
+        self.start: Start | None = load_weights(self.model, config.init) if config.init else None
 
     def load_data(self, *, fingerprint: str | None = None) -> None:
         """Open the data, for `fingerprint` see make_dataset, and freeze what is not trained."""
