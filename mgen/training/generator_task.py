@@ -54,10 +54,17 @@ class GeneratorTask(Task):
     def _load_tokenizer(self) -> Tokenizer | None:
         settings = self.settings
         if settings.tokenizer:
-            tokenizer = load_tokenizer(settings.tokenizer).eval().requires_grad_(False)
+            tokenizer = load_tokenizer(settings.tokenizer)
+            tokenizer = (
+                tokenizer.at_size(settings.image_size or tokenizer.config.image_size).eval().requires_grad_(False)
+            )
             give_vision(tokenizer, settings.vision_weights)
             adopt_tokenizer(self.model, tokenizer)
             return tokenizer
+        if settings.image_size:
+            raise MgenError(
+                f"objective.image_size is {settings.image_size}, but there is no objective.tokenizer: leave it out"
+            )
         if self.config.data.kind != "cache" or self.model.tokens.kind != "index":
             raise MgenError(
                 "a generator trained on images or moments needs objective.tokenizer: a folder, or a name from mgen zoo"

@@ -18,13 +18,16 @@ from mgen.training.logs import Logger
 from mgen.training.objectives import Logs
 from mgen.training.outputs import evaluate, export, preview
 from mgen.training.resume import resume
-from mgen.training.settings import told
 from mgen.training.stopping import StopRequest
 from mgen.training.summary import facts, finished, stopped
 from mgen.training.tensors import Diverged
 from mgen.training.trainer import Trainer
+from mgen.utils.changes import told
 from mgen.utils.errors import MgenError
+from mgen.utils.files import write_json
 from mgen.utils.limits import in_gb, in_time
+
+INIT = "init.json"  # in the output folder: the weights that a run started from, and what of them did not fit
 
 
 @dataclass
@@ -85,7 +88,12 @@ def run(trainer: Trainer) -> Path:
             _say(trainer, f"resuming from step {trainer.step} of {trainer.config.steps}")
         if changed:
             _say(trainer, f"changed settings: {told(changed, 30)}")
+        start = trainer.task.start
+        for line in start.lines() if start is not None else ():
+            _say(trainer, line)
         logger = Logger(trainer.output, trainer.config, step=trainer.step, active=main, about=facts(trainer))
+        if start is not None and main:
+            write_json(trainer.output / INIT, start.to_dict())
         begun = trainer.step
         try:
             _train(trainer, logger, memory)
@@ -93,6 +101,8 @@ def run(trainer: Trainer) -> Path:
         except MgenError as error:
             if not isinstance(error, Diverged) and not list_checkpoints(trainer.output):
                 logger.discard()
+                if main and logger.new:
+                    (trainer.output / INIT).unlink(missing_ok=True)
             raise
         finally:
             logger.close()

@@ -10,9 +10,9 @@ from torch import nn
 
 from mgen.data import ImageData, ImageFolder, record_of
 from mgen.data.record import TrainedOn, write_trained_on
+from mgen.pipelines.pretrained import Start, load_weights
 from mgen.training.config import TrainConfig, build_model
 from mgen.training.data import Renumbered, make_dataset
-from mgen.training.initial import load_weights
 from mgen.training.model_settings import model_settings
 from mgen.training.objectives import Objective
 from mgen.utils.errors import MgenError
@@ -26,13 +26,13 @@ class Task:
     train_data: ImageData
     val_data: ImageData | None
     validated: tuple[int, dict[str, float]] = (0, {})  # the step of the last validation, and what it gave
+    start: Start | None  # the weights that the run started from, None: random ones
     tokens_fingerprint: str | None = None  # of the tokenizer that makes the tokens, or made the cache
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
         self.model = build_model(model_settings(config))
-        if config.init:
-            load_weights(self.model, config.init)
+        self.start: Start | None = load_weights(self.model, config.init) if config.init else None
 
     def load_data(self, *, fingerprint: str | None = None) -> None:
         """Open the data, for `fingerprint` see make_dataset, and freeze what is not trained."""

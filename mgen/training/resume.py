@@ -8,8 +8,8 @@ import torch
 
 from mgen.training.checkpoints import Damaged, State, data_state, list_checkpoints, load_checkpoint, read_state
 from mgen.training.config import train_config
-from mgen.training.settings import Change, changes, plain, told
 from mgen.training.trainer import Trainer
+from mgen.utils.changes import Change, changes, plain, told
 from mgen.utils.errors import MgenError, shown
 
 # Settings that a resumed run applies from its next step on, themselves or all below them; any other change raises an error.
