@@ -14,7 +14,7 @@ from mgen.project.records import Records
 from mgen.project.settings import STAGES, Project
 from mgen.training.lock import locked
 from mgen.training.resume import may_change
-from mgen.training.settings import told
+from mgen.utils.changes import told
 from mgen.utils.errors import MgenError, check_choice
 from mgen.utils.limits import in_time
 
