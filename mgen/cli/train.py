@@ -1,17 +1,20 @@
 """`mgen train`: train what a configuration describes."""
 
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mgen.cli import run
+from mgen.cli import resumable, run
 from mgen.cli.parser import add_vision, make_parser, path
 from mgen.utils.errors import MgenError, suggestion
 
 if TYPE_CHECKING:
     from mgen.utils.config import Settings
 
-EXAMPLES = """  mgen train --config configs/train/fmnist-maskgit.yaml
+EXAMPLES = """  mgen train --project my-project                         own images, from tokenizer to report (see mgen init)
+  mgen train --project my-project --stage generator
+  mgen train --config configs/train/fmnist-maskgit.yaml
   mgen train --config fmnist-vqgan steps=200 output=runs/try
   mgen train --config classifier --data photos            a small classifier of your images, to measure samples with
   accelerate launch --multi_gpu --num_processes 2 -m mgen.train --config fmnist-maskgit
@@ -22,8 +25,18 @@ The flag --multi_gpu also starts several processes on a CPU. Rerun the command t
 def command(argv: Sequence[str] | None = None) -> int:
     parser = make_parser("train", "Train a generator, a tokenizer or a classifier.", EXAMPLES)
     option = parser.add_argument
+    option("--config", metavar="FILE", type=path, help="a YAML file, or the name of one in configs/train")
+    option("--project", metavar="DIR", type=path, help="run the stages of a project that mgen init made")
     option(
-        "--config", required=True, metavar="FILE", type=path, help="a YAML file, or the name of one in configs/train"
+        "--stage",
+        metavar="NAME,…",
+        help="with --project: only these of classifier, tokenizer, check, cache, generator, report",
+    )
+    option("--redo", action="store_true", help="with --stage: do these stages anew; what they had written is removed")
+    option(
+        "--accept-tokenizer",
+        action="store_true",
+        help="with --project: go on with a tokenizer that the check finds too poor",
     )
     option(
         "--data",
@@ -37,6 +50,12 @@ def command(argv: Sequence[str] | None = None) -> int:
     option("overrides", nargs="*", metavar="key=value", help="dotted settings that override the file")
     add_vision(parser)
     args = parser.parse_args(argv)
+    if args.project is not None:
+        return train_project(args)
+    if args.config is None:
+        raise MgenError("--config FILE or --project DIR is missing: mgen init makes a project of a folder of images")
+    if useless := [name for name in ("stage", "redo", "accept_tokenizer") if getattr(args, name)]:
+        raise MgenError(f"--{useless[0].replace('_', '-')} is for --project DIR: leave it out")
 
     from mgen.training.config import train_config
     from mgen.utils.config import apply_overrides, merge, read_config
@@ -58,6 +77,24 @@ def command(argv: Sequence[str] | None = None) -> int:
     from mgen.training.loop import train
 
     print(train(config))
+    return 0
+
+
+def train_project(args: Namespace) -> int:
+    """Run the stages of a project."""
+    for name in ("config", "data", "out", "vision_weights"):
+        if getattr(args, name) is not None:
+            raise MgenError(f"--{name.replace('_', '-')} has no effect with --project: leave it out")
+    if args.overrides:
+        raise MgenError(
+            f"{args.overrides[0]!r} has no effect with --project: write it into the settings files in {args.project}"
+        )
+    stages = [] if args.stage is None else [name.strip() for name in args.stage.split(",")]
+
+    from mgen.project.stages import run_project
+
+    with resumable("the same command goes on"):
+        print(run_project(args.project, stages, redo=args.redo, accept_tokenizer=args.accept_tokenizer))
     return 0
 
 

@@ -128,6 +128,9 @@ class GeneratorObjectiveConfig:
     )
     reuse_label_drop: Share = 0.0  # probability that the label is dropped in the step, though not in the earlier one
     tokenizer: PathText | None = None  # folder or name; needed to train on images, and to sample grids
+    image_size: Size | None = (
+        None  # side of the tokenizer's images in pixels, at which its weights are used; None: its own
+    )
     vision_weights: PathText | None = None  # file of the tokenizer's frozen vision encoder (Hita), to train on images
     sampler: dict[str, Any] = field(default_factory=dict)  # settings of the sample grids and of the exported pipeline
 

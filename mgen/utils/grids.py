@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
-MARGIN = 4
+MARGIN, GAP = 4, 12  # pixels between tiles, and more between groups of rows
 LEAST, MOST = 64, 256  # pixels: the side of a tile
 LABEL_WIDTH = 180  # pixels that a row's label takes at most
 INK, MARK = "#16191d", "#c4231c"
@@ -38,10 +38,11 @@ class Tile:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """Tiles of one size beside each other, and what stands on their left."""
+    """Tiles of one size beside each other, and what stands on their left. apart: with more room above."""
 
     tiles: Sequence[Tile]
     label: str = ""
+    apart: bool = False
 
 
 def draw_grid(rows: Sequence[Row], *, title: str = "") -> Image.Image:
@@ -53,11 +54,13 @@ def draw_grid(rows: Sequence[Row], *, title: str = "") -> Image.Image:
     head = _height("title") + 2 * MARGIN if title else 0
     wide = left + max((len(row.tiles) for row in rows), default=1) * (w + MARGIN)
     heights = [max((_tile_height(tile) for tile in row.tiles), default=0) for row in rows]
-    grid = Image.new("RGB", (max(wide, 200 if title else 0), head + MARGIN + sum(heights)), "white")
+    gaps = [GAP if row.apart else 0 for row in rows]
+    grid = Image.new("RGB", (max(wide, 200 if title else 0), head + MARGIN + sum(heights) + sum(gaps)), "white")
     draw = ImageDraw.Draw(grid)
     _write(draw, (MARGIN, MARGIN), title, "title", grid.width - 2 * MARGIN)
     top = head + MARGIN
-    for row, height in zip(rows, heights):
+    for row, height, gap in zip(rows, heights, gaps):
+        top += gap
         middle = max((tile.image.height for tile in row.tiles), default=0) // 2 - SIZES["label"] // 2 - 1
         _write(draw, (MARGIN, top + middle), row.label, "label", left - 2 * MARGIN)
         for column, tile in enumerate(row.tiles):
@@ -221,10 +224,10 @@ def compared_grid(
     rows = []
     for start in range(0, count, columns):
         part = slice(start, min(start + columns, count))
-        for name, images in versions.items():
+        for i, (name, images) in enumerate(versions.items()):
             texts = captions.get(name, [""] * count)[part]
-            tiles = [Tile(image=i, caption=text) for i, text in zip(to_tiles(images[part], most=most), texts)]
-            rows.append(Row(label=name, tiles=tiles))
+            tiles = [Tile(image=t, caption=text) for t, text in zip(to_tiles(images[part], most=most), texts)]
+            rows.append(Row(label=name, tiles=tiles, apart=start > 0 and i == 0))
     return draw_grid(rows, title=title)
 
 

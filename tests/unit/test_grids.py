@@ -7,6 +7,7 @@ from PIL import Image
 from torch import Tensor
 
 from mgen.utils.grids import (
+    GAP,
     LABEL_WIDTH,
     MARGIN,
     Row,
@@ -81,7 +82,7 @@ def test_versions_stand_below_each_other_in_bands() -> None:
     places = {level: boxes(picture, level) for level in (10, 20, 30, 110, 120, 130)}
     assert places[10][0] == places[110][0] == places[30][0] and places[20][0] == places[120][0]
     tops = [places[level][1] for level in (10, 110, 30, 130)]
-    assert tops == [MARGIN + i * (64 + MARGIN) for i in range(4)]
+    assert tops == [MARGIN + i * (64 + MARGIN) + (GAP if i > 1 else 0) for i in range(4)]
     captioned = compared_grid({"a": flat(10), "b": flat(20)}, captions={"b": ["27.1 dB"]})
     assert (
         boxes(captioned, 20)[1] == boxes(captioned, 10)[3] + MARGIN and captioned.height > boxes(captioned, 20)[3] + 12
