@@ -22,6 +22,7 @@ REFERENCES = ["--reference-search", "@statistics", "--reference-test", "@flat"]
 USUAL = {
     "sample": [*MODEL, "--num-images", "1"],
     "edit": ["@images/bag/0.png", *MODEL, "--box", "0,0,8,8", "--class", "1", "--num-images", "1"],
+    "init": ["--data", "@images", "--out", "made", "--no-timing"],
     "train": ["--config", "@config"],
     "cache": ["--data", "@images", "--tokenizer", "@pipeline", "--out", "made", "--device", "cpu"],
     "eval": [
@@ -132,7 +133,11 @@ READS: dict[tuple[str, str], list[str]] = {
     ("edit", "image"): [],
     ("edit", "--mask"): ["-box"],
     ("edit", "--style"): ["-box"],
+    ("init", "--data"): [],
+    ("init", "--val"): [],
+    ("init", "--tokenizer"): [],
     ("train", "--config"): [],
+    ("train", "--project"): ["-config"],
     ("train", "--data"): [],
     ("cache", "--data"): [],
     ("cache", "--tokenizer"): [],
@@ -219,6 +224,7 @@ WRITES: dict[tuple[str, str], str] = {
     ("sample", "--npz"): ".npz",
     ("sample", "--animation"): ".gif",
     ("edit", "--out"): "",
+    ("init", "--out"): "",
     ("train", "output"): "",
     ("train", "--out"): "",
     ("cache", "--out"): "",
