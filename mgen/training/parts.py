@@ -64,6 +64,10 @@ class Task:
         """Write the model as users load it."""
         self.model.save_pretrained(folder)
 
+    def export_adapter(self, folder: Path) -> None:
+        """Write the adapters of a training with `lora` alone."""
+        raise NotImplementedError
+
 
 def check_prefixes(model: nn.Module, prefixes: tuple[str, ...], where: str) -> None:
     """Raise MgenError for a prefix with which no parameter's name starts."""
