@@ -60,6 +60,9 @@ class Cascade(Composed):
     def stages(self) -> list[Generator]:
         return self._stages
 
+    def adaptable(self) -> tuple[str, nn.Module, tuple[str, ...]]:
+        return "shared", self.shared, self.shared.lora_targets
+
     @classmethod
     def config_keys(cls) -> set[str]:
         return {"first", "second", "trunk", "classes"}

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from mgen.generators import Cascade, Generator
 from mgen.pipelines.arguments import call_options, check_callback, check_given, check_indices, check_tokens, number
 from mgen.pipelines.classes import class_ids
+from mgen.pipelines.lora import LoRAPipeline
 from mgen.pipelines.pixels import to_pil, to_uint8
 from mgen.pipelines.saved import COMPONENTS, INDEX, load_part, read_index
 from mgen.pipelines.sizes import check_batch
@@ -41,7 +42,7 @@ class PipelineOutput:
 
 
 @public
-class MaskedPipeline(DiffusionPipeline):
+class MaskedPipeline(DiffusionPipeline, LoRAPipeline):
     """Image synthesis, class-conditional or, with a generator that knows no classes, unconditional.
 
         pipe = mgen.load("fmnist-maskgit")

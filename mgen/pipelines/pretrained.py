@@ -22,8 +22,10 @@ from mgen.zoo import recipe, resolve
 from mgen.zoo.recipes import recipe_names
 
 # Settings that follow from the data: rows of tensors depend on them, see Model.data_rows.
-OF_DATA = ("classes.count", "classes.rows", "classes.row", "num_classes", "in_channels", "position_side")
-OF_DATA += ("tokens.length", "tokens.grid", "tokens.vocab_size", "tokens.channels")
+OF_DATA = (
+    *("classes.count", "classes.rows", "classes.row", "num_classes", "in_channels", "position_side"),
+    *("tokens.length", "tokens.grid", "tokens.vocab_size", "tokens.channels"),
+)
 OF_TOKENIZER = ("vocab_size", "global_vocab_size", "levels")
 FREE = ("dropout", "image_size", "scale")  # ends of settings that no tensor depends on
 # As save_pretrained writes them, also in shards; a folder may hold other tensors too, such as statistics.
@@ -95,6 +97,18 @@ def load_weights(model: Model, name: str | Path) -> Start:
     if bad := next((name for name, weight in model.named_parameters() if not torch.isfinite(weight).all()), None):
         raise MgenError(f"init: weight {bad!r} in {folder} holds NaN or infinity: the model is damaged or diverged")
     return Start(folder=folder, fitted=fitted)
+
+
+def fit_weights(model: Model, source: Model, what: str) -> Fitted:
+    """Give a model the weights of another of the same architecture; MgenError, that begins with `what`, if it has another."""
+    if type(model) is not type(source):
+        raise MgenError(f"{what} is a {type(model).__name__}, this one is a {type(source).__name__}")
+    if other := list(other_architecture(plain(source.config), plain(model.config))):
+        raise MgenError(f"{what} has another configuration: {told(other)}")
+    weights = {k: v.to("cpu", torch.float32) if v.is_floating_point() else v for k, v in source.state_dict().items()}
+    fitted = fit(weights, source.data_rows(), model.state_dict(), model.data_rows())
+    model.load_state_dict(dict(fitted.tensors))
+    return fitted
 
 
 def weights_folder(name: str | Path, part: str) -> Path:

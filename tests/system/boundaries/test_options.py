@@ -130,7 +130,9 @@ def test_odd_values_are_refused_as_they_are_read(refused: Refused, argv: list[st
 READS: dict[tuple[str, str], list[str]] = {
     ("sample", "--model"): [],
     ("sample", "--recipe"): [],
+    ("sample", "--lora"): [],
     ("edit", "image"): [],
+    ("edit", "--lora"): [],
     ("edit", "--mask"): ["-box"],
     ("edit", "--style"): ["-box"],
     ("init", "--data"): [],
