@@ -26,6 +26,11 @@ from mgen.utils.modeling import Model, public
 class Composed(Model):
     """Base of the models that a nested configuration describes."""
 
+    # What diffusers' `compile_repeated_blocks` compiles: the layers of trunks and heads.
+    _repeated_blocks = [
+        *("PreNormBlock", "PostNormBlock", "ScaledBlock", "ModulatedBlock", "CausalBlock", "ContextBlock"),
+        *("ResBlock", "MapBlock", "SlotBlock"),
+    ]
     classes: Classes
 
     @classmethod

@@ -31,6 +31,8 @@ def model_config(name: str | Path, **overrides: object) -> Settings:
     Raises:
         MgenError: an unknown name; the message has the nearest.
     """
+    if not isinstance(name, str | Path):
+        raise MgenError(f"model is {shown(name)}: expected the name of a model, a YAML file or a mapping")
     if str(name).endswith((".yaml", ".yml")):
         return override(read_config(str(name)), overrides)
     check_choice("model", str(name), list_models())
@@ -43,12 +45,16 @@ def model_description(name: str) -> str:
     return first.lstrip("# ") if first.startswith("#") else ""
 
 
-def create_model(name: str | Path, **overrides: object) -> Generator | Cascade:
+def create_model(name: str | Path | Settings, **overrides: object) -> Generator | Cascade:
     """A generator with random weights: `create_model("mar-b", head={"type": "channels"}, trunk={"dropout": 0.0})`.
 
     Args:
-        name: of a model (`list_models()`), or a YAML file. overrides: sections of its configuration, see `model_config`.
+        name: of a model (`list_models()`), a YAML file, or a whole configuration as in config.json; entries of diffusers, such as
+            `_class_name`, are left out. overrides: sections of the configuration, see `model_config`.
     """
+    if isinstance(name, Mapping):
+        own = {key: value for key, value in name.items() if not str(key).startswith("_")}
+        return build_model(override(own, overrides))
     return build_model(model_config(name, **overrides))
 
 
