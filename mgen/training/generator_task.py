@@ -136,7 +136,11 @@ class GeneratorTask(Task):
     def export(self, folder: Path) -> None:
         """Write a pipeline, or the model alone if there is no tokenizer."""
         model = self.model if self.config.lora is None else self.model.merged()
-        (model if self.tokenizer is None else self.pipeline(model)).save_pretrained(folder)
+        if self.tokenizer is None:
+            model.save_pretrained(folder)
+            self.write_data(folder)
+        else:
+            self.pipeline(model).save_pretrained(folder)
 
     def export_adapter(self, folder: Path) -> None:
         assert self.start is not None
