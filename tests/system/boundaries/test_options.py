@@ -22,6 +22,7 @@ REFERENCES = ["--reference-search", "@statistics", "--reference-test", "@flat"]
 USUAL = {
     "sample": [*MODEL, "--num-images", "1"],
     "edit": ["@images/bag/0.png", *MODEL, "--box", "0,0,8,8", "--class", "1", "--num-images", "1"],
+    "demo": [*MODEL],
     "train": ["--config", "@config"],
     "cache": ["--data", "@images", "--tokenizer", "@pipeline", "--out", "made", "--device", "cpu"],
     "eval": [
@@ -132,6 +133,7 @@ READS: dict[tuple[str, str], list[str]] = {
     ("edit", "image"): [],
     ("edit", "--mask"): ["-box"],
     ("edit", "--style"): ["-box"],
+    ("demo", "--model"): [],
     ("train", "--config"): [],
     ("cache", "--data"): [],
     ("cache", "--tokenizer"): [],
