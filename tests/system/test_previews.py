@@ -35,7 +35,11 @@ def idx(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def settings(idx: Path, output: Path, task: str = "tokenizer", **more: Any) -> dict[str, Any]:
-    model = {"class": "VQGAN", **TOKENIZER, "latent": 4, "vocab_size": 64} if task == "tokenizer" else CNN | {"num_classes": 10}
+    model = (
+        {"class": "VQGAN", **TOKENIZER, "latent": 4, "vocab_size": 64}
+        if task == "tokenizer"
+        else CNN | {"num_classes": 10}
+    )
     base = {
         "task": task,
         "output": str(output),
