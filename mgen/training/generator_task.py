@@ -54,10 +54,17 @@ class GeneratorTask(Task):
     def _load_tokenizer(self) -> Tokenizer | None:
         settings = self.settings
         if settings.tokenizer:
-            tokenizer = load_tokenizer(settings.tokenizer).eval().requires_grad_(False)
+            tokenizer = load_tokenizer(settings.tokenizer)
+            tokenizer = (
+                tokenizer.at_size(settings.image_size or tokenizer.config.image_size).eval().requires_grad_(False)
+            )
             give_vision(tokenizer, settings.vision_weights)
             adopt_tokenizer(self.model, tokenizer)
             return tokenizer
+        if settings.image_size:
+            raise MgenError(
+                f"objective.image_size is {settings.image_size}, but there is no objective.tokenizer: leave it out"
+            )
         if self.config.data.kind != "cache" or self.model.tokens.kind != "index":
             raise MgenError(
                 "a generator trained on images or moments needs objective.tokenizer: a folder, or a name from mgen zoo"
@@ -118,13 +125,17 @@ class GeneratorTask(Task):
         """Samples of the classes; None without a tokenizer."""
         if self.tokenizer is None:
             return None
-        return class_samples(self._pipeline(), seed=self.config.seed, title=title)
+        return class_samples(self.pipeline(), seed=self.config.seed, title=title)
 
     def export(self, folder: Path) -> None:
         """Write a pipeline, or the model alone if there is no tokenizer."""
-        (self.model if self.tokenizer is None else self._pipeline()).save_pretrained(folder)
+        if self.tokenizer is None:
+            super().export(folder)
+        else:
+            self.pipeline().save_pretrained(folder)
 
-    def _pipeline(self) -> MaskedPipeline:
+    def pipeline(self) -> MaskedPipeline:
+        """The pipeline of the model as it is."""
         assert self.tokenizer is not None  # callers have checked
         return MaskedPipeline(
             tokenizer=self.tokenizer, transformer=self.model, sampler=self.sampler, class_names=self.class_names

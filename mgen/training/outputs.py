@@ -49,7 +49,11 @@ def evaluate(trainer: Trainer, most: int = 10000, *, raw: bool = False) -> dict[
     names = sorted(sums)
     total = trainer.accelerator.reduce(torch.stack([sums[name] for name in names] + [count]), "sum")
     means = dict(zip(names, (total[:-1] / total[-1]).tolist()))
-    return {"val_loss_raw": means["loss"]} if raw else {f"val_{name}": value for name, value in means.items()}
+    if raw:
+        return {"val_loss_raw": means["loss"]}
+    values = {f"val_{name}": value for name, value in means.items()}
+    trainer.task.validated = trainer.step, values
+    return values
 
 
 def preview(trainer: Trainer, logger: Logger) -> None:

@@ -43,6 +43,10 @@ class ClassifierTask(Task):
         data = self.val_data if self.val_data is not None else self.train_data
         return predictions(self.model, data, device=device, title=title)
 
+    def export(self, folder: Path) -> None:
+        self.model.save_pretrained(folder)
+        self.write_data(folder, accuracy=self.validated[1].get("val_accuracy"))
+
 
 class TokenizerTask(Task):
     """Train a tokenizer to reconstruct images."""
@@ -67,7 +71,8 @@ class TokenizerTask(Task):
         check_images(self.train_data, self.model, task=config.task)
         # A KL tokenizer without a scale gets the one of these data, measured anew for the weights of each export.
         self.measure_scale = isinstance(self.model, KLTokenizer) and self.model.config.scale is None
-        if not config.init:
+        anew = self.start is not None and any(c.of.endswith("ids") for c in self.start.fitted.changes)
+        if self.start is None or anew:
             images = next(spread_batches(self.train_data, 64, 64, progress=False))
             self.model.initialize_codebooks(images, seeds.generator(config.seed, "codebook"))
 
