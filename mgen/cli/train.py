@@ -24,12 +24,14 @@ def command(argv: Sequence[str] | None = None) -> int:
     add_vision(parser)
     args = parser.parse_args(argv)
 
-    from mgen.training.config import train_config
     from mgen.utils.config import apply_overrides, merge, read_config
 
     settings = apply_overrides(read_config(find_config(args.config)), args.overrides)
     if args.vision_weights:
         settings = merge(settings, {"objective": {"vision_weights": args.vision_weights}})
+
+    from mgen.training.config import train_config
+
     config = train_config(settings)
     from mgen.training.loop import train
 
@@ -39,16 +41,16 @@ def command(argv: Sequence[str] | None = None) -> int:
 
 def find_config(name: str) -> Path:
     """The file at this path, or the shipped configuration of this name."""
-    from mgen.utils.folders import part
+    from mgen.utils.folders import part, shipped
 
     if Path(name).suffix in (".yaml", ".yml"):
         if not Path(name).is_file() and (part("configs").parent / name).is_file():
             return part("configs").parent / name  # configs/train/x.yaml, named from anywhere
         return Path(name)
-    shipped = {p.stem: p for p in sorted((part("configs") / "train").glob("*.yaml"))}
-    if name not in shipped:
-        raise MgenError(f"no config {name!r}: {suggestion(name, shipped)}")
-    return shipped[name]
+    known = shipped("train")
+    if name not in known:
+        raise MgenError(f"no config {name!r}: {suggestion(name, known)}")
+    return known[name]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
