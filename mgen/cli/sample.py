@@ -132,12 +132,12 @@ def command(argv: Sequence[str] | None = None) -> int:
     add_output(parser)
     args = parser.parse_args(argv)
 
+    from mgen.cli.early import check_common
     from mgen.pipelines.labels import PLANS
-    from mgen.pipelines.pixels import QUANTIZATIONS
-    from mgen.pipelines.runs import FORMATS
-    from mgen.pipelines.shards import SHARD
+    from mgen.pipelines.run_file import FORMATS, QUANTIZATIONS, SHARD
     from mgen.utils.files import check_target, check_writable
 
+    check_common(args)
     if args.animation:
         args.animation = str(animation_file(args.animation, Path(args.out)))
     elif args.animation_images:
@@ -169,7 +169,7 @@ def animation_file(name: str, out: Path) -> Path:
         MgenError: a file of another kind, or one that would take the place of an image of the run or of its grid.
     """
     from mgen.pipelines.animation import KINDS, can_write
-    from mgen.pipelines.runs import IMAGE
+    from mgen.pipelines.run_file import IMAGE
     from mgen.utils.files import check_target, check_writable
 
     file = out / name if os.path.basename(name) == name else Path(name)
@@ -249,12 +249,10 @@ def sample(args: Namespace) -> int:
     from mgen.pipelines.labels import LabelPlan
     from mgen.pipelines.runs import Run
     from mgen.utils.grids import labeled_grid
-    from mgen.utils.modeling import DTYPES
     from mgen.utils.reading import file_sha256
     from mgen.zoo import resolve
     from mgen.zoo.identity import identity
 
-    check_choice("--dtype", args.dtype, DTYPES)
     rank, world, device, wait = processes(args.device)
     pipe = load_for(args, device)
     classes = chosen_classes(args.classes, pipe)
