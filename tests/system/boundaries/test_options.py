@@ -23,6 +23,7 @@ USUAL = {
     "sample": [*MODEL, "--num-images", "1"],
     "edit": ["@images/bag/0.png", *MODEL, "--box", "0,0,8,8", "--class", "1", "--num-images", "1"],
     "init": ["--data", "@images", "--out", "made", "--no-timing"],
+    "demo": [*MODEL],
     "train": ["--config", "@config"],
     "cache": ["--data", "@images", "--tokenizer", "@pipeline", "--out", "made", "--device", "cpu"],
     "eval": [
@@ -130,12 +131,15 @@ def test_odd_values_are_refused_as_they_are_read(refused: Refused, argv: list[st
 READS: dict[tuple[str, str], list[str]] = {
     ("sample", "--model"): [],
     ("sample", "--recipe"): [],
+    ("sample", "--lora"): [],
     ("edit", "image"): [],
+    ("edit", "--lora"): [],
     ("edit", "--mask"): ["-box"],
     ("edit", "--style"): ["-box"],
     ("init", "--data"): [],
     ("init", "--val"): [],
     ("init", "--tokenizer"): [],
+    ("demo", "--model"): [],
     ("train", "--config"): [],
     ("train", "--project"): ["-config"],
     ("train", "--data"): [],
