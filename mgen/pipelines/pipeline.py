@@ -1,8 +1,8 @@
 """Tokenizer + generator + sampler = images: a diffusers DiffusionPipeline, and functions to load one."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -11,6 +11,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 from tqdm import tqdm
 
+from mgen.data.record import DataRecord, read_record
 from mgen.generators import Cascade, Generator
 from mgen.pipelines.arguments import call_options, check_callback, check_given, check_indices, check_tokens, number
 from mgen.pipelines.classes import class_ids
@@ -50,6 +51,7 @@ class MaskedPipeline(DiffusionPipeline):
     Args:
         tokenizer: decodes tokens to images. transformer: the generator, which predicts tokens. sampler: decides how.
         class_names: names of the classes, for captions and file names; saved in model_index.json.
+        data: what the model was trained on, a DataRecord or its entries; saved in model_index.json.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class MaskedPipeline(DiffusionPipeline):
         transformer: Generator | Cascade,
         sampler: ParallelSampler,
         class_names: Sequence[str] | None = None,
+        data: DataRecord | Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         transformer = _in_place(transformer)
@@ -76,7 +79,11 @@ class MaskedPipeline(DiffusionPipeline):
         if class_names is not None and len(class_names) != transformer.num_classes:
             raise MgenError(f"{len(class_names)} class names for {transformer.num_classes} classes: give one for each")
         self.register_modules(tokenizer=tokenizer, transformer=transformer, sampler=sampler)
-        self.register_to_config(class_names=None if class_names is None else tuple(class_names))
+        self._data = read_record(data, "data")
+        self.register_to_config(
+            class_names=None if class_names is None else tuple(class_names),
+            data=None if self._data is None else asdict(self._data),
+        )
         self.tokenizer: Tokenizer
         self.transformer: Generator | Cascade
         self.sampler: ParallelSampler
@@ -95,6 +102,11 @@ class MaskedPipeline(DiffusionPipeline):
         folder = resolve(pretrained_model_name_or_path)
         given = {part: kwargs.pop(part) for part in COMPONENTS if kwargs.get(part) is not None}
         return _build(cls, folder, given, kwargs)
+
+    @property
+    def data(self) -> DataRecord | None:
+        """What the model was trained on; None if that is not known, as for models of earlier versions and official checkpoints."""
+        return self._data
 
     @property
     def conditional(self) -> bool:
@@ -298,7 +310,7 @@ def _build(cls: type[P], folder: Path, given: dict[str, Any], options: dict[str,
     index = read_index(folder)
     parts = {part: given.get(part) or load_part(folder, part, index, options) for part in COMPONENTS}
     try:
-        pipe = cls(**parts, class_names=index.class_names)
+        pipe = cls(**parts, class_names=index.class_names, data=index.data)
     except MgenError as error:
         raise MgenError(f"{folder / INDEX}: {error}") from error
     pipe.tokenizer.eval()

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from PIL.Image import Image
 
-from mgen.data import TokenCache
+from mgen.data import TokenCache, record_of
 from mgen.generators import Cascade, Generator
 from mgen.pipelines.pipeline import MaskedPipeline
 from mgen.pipelines.saved import load_tokenizer
@@ -138,7 +138,11 @@ class GeneratorTask(Task):
         """The pipeline of the model as it is."""
         assert self.tokenizer is not None  # callers have checked
         return MaskedPipeline(
-            tokenizer=self.tokenizer, transformer=self.model, sampler=self.sampler, class_names=self.class_names
+            tokenizer=self.tokenizer,
+            transformer=self.model,
+            sampler=self.sampler,
+            class_names=self.class_names,
+            data=record_of(self.train_data),
         )
 
 
