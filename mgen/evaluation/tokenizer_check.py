@@ -98,7 +98,7 @@ class TokenizerCheck:
 
 def check_tokenizer(
     tokenizer: str | Path,
-    data: str,
+    data: str | ImageData,
     out: str | Path,
     *,
     extractor: str | None = None,
@@ -108,15 +108,17 @@ def check_tokenizer(
     batch_size: int = 50,
     vision_weights: str | None = None,
     device: str | torch.device = "cpu",
+    about: str = "",
     command: str = "",
     progress: bool = True,
 ) -> TokenizerCheck:
     """Check a tokenizer on images that it was not trained on; writes check.json, check.md and two pictures into the folder `out`.
 
     Args:
-        tokenizer: folder or name of a tokenizer, or of a pipeline. data: `fmnist` or a folder of images. split: of fmnist.
+        tokenizer: folder or name of a tokenizer, or of a pipeline. data: `fmnist`, a folder of images, or images. split: of fmnist.
         extractor: fmnist-cnn, inception, or the folder of a classifier; None: fmnist-cnn for fmnist, else no distance is measured.
-        num_images: at most so many images are taken, evenly spread. command: for the report.
+        num_images: at most so many images are taken, evenly spread. about: what to call `data` that has no name.
+            command: for the report.
 
     Raises:
         MgenError: the tokenizer, the data or the extractor cannot be used, or `out` cannot be written.
@@ -127,9 +129,9 @@ def check_tokenizer(
     device = check_device(device)
     network = load_tokenizer(tokenizer, device=device)
     give_vision(network, vision_weights)
-    images, about = open_images(data, network, split=split)
+    images, about = open_images(data, network, split=split) if isinstance(data, str) else (data, about)
     if len(images) < 4:
-        raise MgenError(f"{data} holds {len(images)} images: a check needs at least 4")
+        raise MgenError(f"{about} holds {len(images)} images: a check needs at least 4")
     name = extractor or ("fmnist-cnn" if data == "fmnist" else None)
     features = None if name is None else make_extractor(name, weights=inception_weights, device=device)
     rows = range(0, len(images), -(-len(images) // num_images))

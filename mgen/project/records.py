@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from mgen.training.settings import Change, changes, plain
+from mgen.utils.changes import Change, changes, plain
 from mgen.utils.files import write_json
 from mgen.utils.reading import read_json
 from mgen.utils.schema import NonNegative, build, schema

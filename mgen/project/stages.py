@@ -14,7 +14,7 @@ from mgen.project.records import Records
 from mgen.project.settings import STAGES, Project
 from mgen.training.lock import locked
 from mgen.training.resume import may_change
-from mgen.training.settings import told
+from mgen.utils.changes import told
 from mgen.utils.errors import MgenError, check_choice
 from mgen.utils.limits import in_time
 
@@ -61,7 +61,7 @@ TABLE = {
         settings=lambda p: asdict(p.settings.check),
         inputs=lambda p: {"data": work.data_digest(p), **work.tokenizer_digest(p), **work.extractor_digest(p)},
         run=work.check,
-        output="check",
+        output="check/check.json",
         again=True,
     ),
     "cache": Stage(
