@@ -72,9 +72,8 @@ class Adapters(PeftAdapterMixin):
             )
         from peft import LoraConfig
 
-        self.add_adapter(
-            LoraConfig(r=rank, lora_alpha=alpha, target_modules=sorted(names), lora_dropout=dropout), adapter_name
-        )
+        settings: dict[str, Any] = {"r": rank, "lora_alpha": alpha, "lora_dropout": dropout}
+        self.add_adapter(LoraConfig(**settings, target_modules=sorted(names)), adapter_name)
 
     def adaptable_layers(self, targets: Sequence[str] = ()) -> list[str]:
         """Names of the linear layers that `targets` mean, see `add_lora`; MgenError for a target that means none."""
