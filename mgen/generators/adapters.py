@@ -72,7 +72,11 @@ class Adapters(PeftAdapterMixin):
             )
         from peft import LoraConfig
 
-        settings: dict[str, Any] = {"r": rank, "lora_alpha": alpha, "lora_dropout": dropout}
+        settings: Any = {
+            "r": rank,
+            "lora_alpha": alpha,
+            "lora_dropout": dropout,
+        }  # peft takes any number for lora_alpha
         self.add_adapter(LoraConfig(**settings, target_modules=sorted(names)), adapter_name)
 
     def adaptable_layers(self, targets: Sequence[str] = ()) -> list[str]:

@@ -74,8 +74,8 @@ class Cascade(Composed):
             table = stage.embedder.table_rows(self.classes.shared)
             out |= below(f"{name}_embedder", stage.embedder.data_rows(self.classes.shared))
             out |= below(f"{name}_head", stage.head.data_rows(table))
-        rows, channels = self.shared.layouts[0].rows, (Rows("channels", (first.tokens.channels,)),)
-        return out | {"default_tokens": {0: rows} if first.tokens.kind == "index" else {0: rows, 1: channels}}
+        channels = {} if first.tokens.kind == "index" else {1: (Rows("channels", (first.tokens.channels,)),)}
+        return out | {"default_tokens": {0: self.shared.layouts[0].rows, **channels}}
 
     def _note_config(self) -> None:
         stages = {

@@ -7,7 +7,6 @@ Notation: B batch, L tokens, M positions asked for, D width of the context. Wher
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -30,6 +29,11 @@ from mgen.utils.modeling import Model, public
 class Composed(Adapters, Model):
     """Base of the models that a nested configuration describes."""
 
+    # What diffusers' `compile_repeated_blocks` compiles: the layers of trunks and heads.
+    _repeated_blocks = [
+        *("PreNormBlock", "PostNormBlock", "ScaledBlock", "ModulatedBlock", "CausalBlock", "ContextBlock"),
+        *("ResBlock", "MapBlock", "SlotBlock"),
+    ]
     classes: Classes
 
     @classmethod
@@ -60,14 +64,13 @@ class Composed(Adapters, Model):
         """The generators that draw: itself, or both of a cascade."""
         raise NotImplementedError
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """See Model.save_pretrained; MgenError while adapters are loaded, which are saved apart or fused first."""
+    def check_savable(self) -> None:
+        """MgenError while adapters are loaded, which are saved apart or fused first."""
         if self.adapter_names:
             raise MgenError(
                 f"adapters are loaded ({', '.join(self.adapter_names)}): save_lora_adapter saves them alone; to save the model with them, "
                 "call fuse_lora() and unload_lora() first, on a pipeline unload_lora_weights()"
             )
-        super().save_pretrained(save_directory, **kwargs)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile in place, with the arguments of torch.compile, what training and sampling compute.

@@ -2,7 +2,7 @@
 
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from mgen.generators import Cascade, Generator, build_model, model_config
+from mgen.generators.presets import override
 from mgen.pipelines.saved import INDEX, part_folder
 from mgen.tokenizers.base import Tokenizer
 from mgen.utils.changes import Change, changes, plain, told
@@ -53,15 +54,22 @@ class Start:
         }
 
 
-def create_model(name: str | Path, *, pretrained: str | Path | None = None, **overrides: object) -> Generator | Cascade:
+def create_model(
+    name: str | Path | Settings, *, pretrained: str | Path | None = None, **overrides: object
+) -> Generator | Cascade:
     """A generator: `create_model("mar-b", head={"type": "channels"}, trunk={"dropout": 0.0})`, with random weights.
 
     Args:
-        name: of a model (`list_models()`), or a YAML file. overrides: sections of its configuration, see `model_config`.
+        name: of a model (`list_models()`), a YAML file, or a whole configuration as in config.json; entries of diffusers, such as
+            `_class_name`, are left out. overrides: sections of the configuration, see `model_config`.
         pretrained: name or folder of a model of the same architecture, whose weights it gets. Classes, grid, vocabulary and channels
             of tokens may be others: what does not fit starts anew or, positions, is interpolated, with a warning that lists it.
     """
-    model = build_model(model_config(name, **overrides))
+    if isinstance(name, Mapping):
+        own = {key: value for key, value in name.items() if not str(key).startswith("_")}
+        model = build_model(override(own, overrides))
+    else:
+        model = build_model(model_config(name, **overrides))
     if pretrained is not None:
         start = load_weights(model, pretrained)
         if lines := start.lines():

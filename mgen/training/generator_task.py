@@ -1,11 +1,10 @@
 """Training of a generator: its tokenizer, checks of the data, sample grids, the exported pipeline."""
 
-import itertools
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from PIL.Image import Image
 
 from mgen.data import TokenCache
 from mgen.generators import Cascade, Generator
@@ -21,6 +20,7 @@ from mgen.training.cascade import CascadeObjective
 from mgen.training.config import GENERATORS, GeneratorObjectiveConfig, LoRAConfig, TrainConfig
 from mgen.training.objectives import GeneratorObjective
 from mgen.training.parts import Task, check_images
+from mgen.training.previews import class_samples
 from mgen.training.token_source import SMALL
 from mgen.utils.changes import plain
 from mgen.utils.errors import MgenError
@@ -127,22 +127,20 @@ class GeneratorTask(Task):
                 f"write a cache with mgen cache --first-stage-size {pixels}, or change the model's first stage"
             )
 
-    @torch.inference_mode()
-    def preview(self, device: torch.device) -> Tensor | None:
-        """Samples of all classes in turn, as one image uint8 (C, H, W); None without a tokenizer."""
-        from torchvision.utils import make_grid
-
+    def preview(self, device: torch.device, title: str) -> Image | None:
+        """Samples of the classes; None without a tokenizer."""
         if self.tokenizer is None:
             return None
-        count = self.model.num_classes
-        classes = list(itertools.islice(itertools.cycle(range(count)), 40))
-        images = self._pipeline()(classes, seed=self.config.seed, output_type="uint8", progress=False).images
-        return make_grid(images, nrow=min(10, count) if self.model.conditional else 10)
+        return class_samples(self.pipeline(), seed=self.config.seed, title=title)
 
     def export(self, folder: Path) -> None:
         """Write a pipeline, or the model alone if there is no tokenizer."""
         model = self.model if self.config.lora is None else self.model.merged()
-        (model if self.tokenizer is None else self._pipeline(model)).save_pretrained(folder)
+        if self.tokenizer is None:
+            model.save_pretrained(folder)
+            self.write_data(folder)
+        else:
+            self.pipeline(model).save_pretrained(folder)
 
     def export_adapter(self, folder: Path) -> None:
         assert self.start is not None
@@ -153,7 +151,8 @@ class GeneratorTask(Task):
         )
         replace(self.model.adapter(tables=tables), about=about).save(folder / FILE)
 
-    def _pipeline(self, model: Generator | Cascade | None = None) -> MaskedPipeline:
+    def pipeline(self, model: Generator | Cascade | None = None) -> MaskedPipeline:
+        """The pipeline of the model as it is."""
         assert self.tokenizer is not None  # callers have checked
         return MaskedPipeline(
             tokenizer=self.tokenizer,

@@ -32,6 +32,11 @@ MAY_CHANGE = (
 )
 
 
+def may_change(key: str) -> bool:
+    """Whether a resumed run may have another value of this setting."""
+    return any(key == name or key.startswith(f"{name}.") for name in MAY_CHANGE)
+
+
 def resume(trainer: Trainer) -> list[Change]:
     """Restore the newest whole checkpoint of the run's output folder, if there is one; returns the settings that changed.
 
@@ -67,7 +72,7 @@ def check_same(trainer: Trainer, state: State, path: str) -> list[Change]:
         raise MgenError(f"{path}/state.json: settings: {error}; {other}") from error
     # What `model` means is compared below: a name and all its sections written out are the same.
     found = [c for c in changes(old, plain(asdict(config))) if c[0].partition(".")[0] != "model"]
-    fixed = [c for c in found if not any(c[0] == key or c[0].startswith(f"{key}.") for key in MAY_CHANGE)]
+    fixed = [c for c in found if not may_change(c[0])]
     fixed += [(f"model.{key}", a, b) for key, a, b in changes(state.model, trainer.model_config)]
     if fixed:
         raise MgenError(

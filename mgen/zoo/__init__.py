@@ -9,12 +9,14 @@ from pathlib import Path
 from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError, suggestion
 from mgen.utils.folders import embedded
+from mgen.utils.hub import HubOptions, fetch, is_hub_id
 from mgen.utils.reading import check_path, read_json
 from mgen.utils.schema import Text, build, schema
 from mgen.zoo.identity import identity
 from mgen.zoo.recipes import find_recipe, read_recipe, recipe_names
 
 DEFAULT = "fmnist-maskgit"
+PROJECT = "project.yaml"  # marks the folder of a project
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,13 +89,26 @@ def same_weights(entry: Entry, among: Iterable[Entry]) -> list[Entry]:
     return [other for other in same if other.name != entry.name and "model" in other.facts]
 
 
+def _of_project(folder: Path) -> Path:
+    """The folder itself, or of a project (see mgen.project) that of its generator; MgenError if that is not trained yet."""
+    if not (folder / PROJECT).is_file() or (folder / "model_index.json").is_file():
+        return folder
+    model = folder / "generator" / "model"
+    if not model.is_dir():
+        raise MgenError(f"{folder} is a project whose generator is not trained yet: run mgen train --project {folder}")
+    return model
+
+
 def weights_sha256(name: str | Path) -> str:
     """One hash of all weight files of a saved model."""
     return identity(resolve(name)).weights_sha256
 
 
-def resolve(name: str | Path) -> Path:
-    """Folder of a saved model: a path, or the name of an embedded model.
+def resolve(name: str | Path, *, hub: HubOptions = HubOptions(), variant: str | None = None) -> Path:  # noqa: B008  (frozen)
+    """Folder of a saved model: a path, the name of an embedded model, or that of a model on the hub, which is fetched.
+
+    Args:
+        hub, variant: of a model on the hub, see mgen.utils.hub.
 
     Raises:
         MgenError: there is no such model; the message names the nearest one, or says how to get a published one.
@@ -104,7 +119,7 @@ def resolve(name: str | Path) -> Path:
     if str(name) in names and not (Path(name) / "model_index.json").is_file():
         return embedded(str(name))
     if Path(name).is_dir():
-        return Path(name)
+        return _of_project(Path(name))
     if Path(name).is_file():
         raise MgenError(
             f"{name} is a file, but a model is a folder: convert a checkpoint with mgen convert FORMAT {name} --out DIR"
@@ -114,4 +129,6 @@ def resolve(name: str | Path) -> Path:
         if entry.folder is not None:
             raise MgenError(f"{name} is a recipe; its model is in {entry.folder}: give that folder")
         raise MgenError(f"{name} is published but not on this machine: {' '.join(entry.facts['get'].split())}")
+    if is_hub_id(name):
+        return fetch(str(name), hub, variant=variant)
     raise MgenError(f"no model {str(name)!r}: neither a folder nor embedded. {suggestion(str(name), names)}")
