@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mgen.data import list_images, load_image, open_image
 from mgen.data.folder import sort_classes
+from mgen.data.look import GRAY
 from mgen.evaluation.fashion import like_samples, of_run
 from mgen.evaluation.npz import LARGEST_ID
 from mgen.evaluation.source import Batch, Source, stamp, stored
@@ -19,7 +20,6 @@ from mgen.pipelines.shards import ShardFolder, find_shards
 from mgen.utils.errors import MgenError
 
 CLASS = re.compile("class-([0-9]+)")
-GRAY = ("1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N")  # of Pillow's modes
 
 
 def from_folder(
@@ -123,9 +123,9 @@ def _check_complete(path: Path, run: RunFile | None, there: int, limit: int | No
 def _animated(file: Path) -> bool:
     """Whether a file is an animation that mgen sample wrote next to the numbered images."""
     suffix = file.suffix.lower()
-    if suffix == ".gif" and not (file.parent / "run.json").is_file():
+    if suffix in (".gif", ".webp") and not (file.parent / "run.json").is_file():
         return False
-    if suffix not in (".png", ".gif") or "class-" in file.stem or re.fullmatch(r"\d+", file.stem):
+    if suffix not in (".png", ".gif", ".webp") or "class-" in file.stem or re.fullmatch(r"\d+", file.stem):
         return False
     try:
         with open_image(file) as image:

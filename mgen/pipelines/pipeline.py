@@ -15,6 +15,7 @@ from mgen.pipelines.arguments import as_list, call_options, check_tokens, chosen
 from mgen.pipelines.classes import class_ids
 from mgen.pipelines.habits import DiffusersPipeline
 from mgen.pipelines.image_seeds import image_seeds
+from mgen.pipelines.lora import LoRAPipeline
 from mgen.pipelines.pixels import as_output
 from mgen.pipelines.saved import COMPONENTS, INDEX, load_part, read_index
 from mgen.pipelines.sizes import check_batch
@@ -44,7 +45,7 @@ class PipelineOutput(BaseOutput):
 
 
 @public
-class MaskedPipeline(DiffusersPipeline):
+class MaskedPipeline(DiffusersPipeline, LoRAPipeline):
     """Image synthesis, class-conditional or, with a generator that knows no classes, unconditional.
 
         pipe = mgen.load("fmnist-maskgit")

@@ -29,7 +29,9 @@ class DataConfig:
     )
     image_size: Size = 256  # pixels, for "folder"
     channels: Literal[1, 3] = 3  # for "folder": 3 RGB, 1 gray
+    held_out: Rate = 0.0  # for "folder": share of each class that is kept for validation where there is no val_path
     classes: Literal["folders", "none"] = "folders"  # "none": images in no class folders, which all are of one class
+    keep: bool = False  # for "folder": keep the images in memory once they are read (with workers, in each of them)
     flip: bool = False  # horizontal flips, each with probability 1/2
     shift: Annotated[int, Field(ge=0, le=2**20)] = 0  # random shifts by up to this many pixels in both directions
     workers: Annotated[int, Field(ge=0, le=256)] = 0  # loader processes, for "folder"
@@ -126,6 +128,9 @@ class GeneratorObjectiveConfig:
     )
     reuse_label_drop: Share = 0.0  # probability that the label is dropped in the step, though not in the earlier one
     tokenizer: PathText | None = None  # folder or name; needed to train on images, and to sample grids
+    image_size: Size | None = (
+        None  # side of the tokenizer's images in pixels, at which its weights are used; None: its own
+    )
     vision_weights: PathText | None = None  # file of the tokenizer's frozen vision encoder (Hita), to train on images
     sampler: dict[str, Any] = field(default_factory=dict)  # settings of the sample grids and of the exported pipeline
 
@@ -168,6 +173,18 @@ class ClassifierObjectiveConfig:
     label_smoothing: Share = 0.02
 
 
+@schema
+class LoRAConfig:
+    """Low-rank adapters of the trunk: they alone are trained, and tables with rows that `init` could not fill."""
+
+    rank: Size = 8
+    alpha: Positive = 16.0  # the product of an adapter's matrices is scaled by alpha / rank
+    targets: tuple[
+        Text, ...
+    ] = ()  # ends of the names of linear layers, such as attn.qkv; none: those of attention and MLP
+    dropout: Rate = 0.0  # of an adapter's input
+
+
 ObjectiveConfig: TypeAlias = GeneratorObjectiveConfig | TokenizerObjectiveConfig | ClassifierObjectiveConfig
 OBJECTIVES: dict[str, type[ObjectiveConfig]] = {
     "generator": GeneratorObjectiveConfig,
@@ -187,7 +204,8 @@ class TrainConfig:
     seed: int = 0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     resume: bool = True  # continue from the newest checkpoint in `output`
-    init: PathText | None = None  # folder of weights to start from
+    init: PathText | None = None  # weights to start from: a name of `mgen zoo`, or a folder
+    lora: LoRAConfig | None = None  # of a generator with `init`: train adapters alone; {} for the defaults
     processes: Annotated[int, Field(ge=1)] | None = None  # raise an error unless exactly this many processes take part
     data: DataConfig = field(default_factory=DataConfig)
     objective: ObjectiveConfig = field(default_factory=GeneratorObjectiveConfig)  # that of the task
@@ -208,6 +226,10 @@ def train_config(data: dict[str, Any]) -> TrainConfig:
         raise MgenError(f"'objective' is {shown(objective)}: expected a mapping")
     config = build(TrainConfig, {key: value for key, value in data.items() if key != "objective"})
     config.objective = build(OBJECTIVES[config.task], objective, "objective.")
+    if config.lora is not None and config.task != "generator":
+        raise MgenError(f"lora is for task generator, this is {config.task}: leave lora out")
+    if config.lora is not None and config.init is None:
+        raise MgenError("lora needs init: adapters are trained on a model's weights, give its name or folder")
     if config.task != "generator" and (not isinstance(config.model, dict) or "class" not in config.model):
         raise MgenError(
             "missing key 'model.class': give the name of a tokenizer or classifier, such as VQGAN or ImageClassifier"

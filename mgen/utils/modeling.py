@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from mgen.utils.errors import MgenError, check_choice, check_keys, first_line, shown
 from mgen.utils.estimates import check_fits
 from mgen.utils.files import check_writable, scratch_folder
+from mgen.utils.fitting import DataRows
 from mgen.utils.hub import fetch, is_hub_id, model_card, push, take_options
 from mgen.utils.reading import check_path, read_mapping
 from mgen.utils.weight_files import check_weights, move_weights
@@ -87,6 +88,10 @@ class Model(ModelMixin, ConfigMixin):
         """Keys that its configuration may have."""
         return constructor_keys(cls)
 
+    def data_rows(self) -> DataRows:
+        """Which rows of its tensors stand for classes, positions, ids or channels; what has none depends on the architecture alone."""
+        return {}
+
     @classmethod
     def own_config(cls, config: object, where: str) -> dict[str, Any]:
         """The entries of a configuration that are the network's, not diffusers'; MgenError for no mapping and for unknown keys."""
@@ -107,6 +112,9 @@ class Model(ModelMixin, ConfigMixin):
         with _unlogged():
             return super().to(*args, **kwargs)
 
+    def check_savable(self) -> None:
+        """MgenError if the network can't be saved as it is."""
+
     def save_pretrained(
         self,
         save_directory: str | Path,
@@ -122,6 +130,7 @@ class Model(ModelMixin, ConfigMixin):
             variant: of the names of weight files, such as "fp16". max_shard_size: of a weight file, such as "1GB".
             push_to_hub: then upload them; keyword arguments as of the method of this name, `repo_id` by default the folder's name.
         """
+        self.check_savable()
         check_writable(check_path(save_directory, "save_directory"))
         saved = check_save_options(safe_serialization, variant, max_shard_size)
         with scratch_folder(save_directory) as scratch:

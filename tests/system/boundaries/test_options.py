@@ -22,6 +22,8 @@ REFERENCES = ["--reference-search", "@statistics", "--reference-test", "@flat"]
 USUAL = {
     "sample": [*MODEL, "--num-images", "1"],
     "edit": ["@images/bag/0.png", *MODEL, "--box", "0,0,8,8", "--class", "1", "--num-images", "1"],
+    "init": ["--data", "@images", "--out", "made", "--no-timing"],
+    "demo": [*MODEL],
     "train": ["--config", "@config"],
     "cache": ["--data", "@images", "--tokenizer", "@pipeline", "--out", "made", "--device", "cpu"],
     "eval": [
@@ -129,10 +131,18 @@ def test_odd_values_are_refused_as_they_are_read(refused: Refused, argv: list[st
 READS: dict[tuple[str, str], list[str]] = {
     ("sample", "--model"): [],
     ("sample", "--recipe"): [],
+    ("sample", "--lora"): [],
     ("edit", "image"): [],
+    ("edit", "--lora"): [],
     ("edit", "--mask"): ["-box"],
     ("edit", "--style"): ["-box"],
+    ("init", "--data"): [],
+    ("init", "--val"): [],
+    ("init", "--tokenizer"): [],
+    ("demo", "--model"): [],
     ("train", "--config"): [],
+    ("train", "--project"): ["-config"],
+    ("train", "--data"): [],
     ("cache", "--data"): [],
     ("cache", "--tokenizer"): [],
     ("cache", "--verify"): [],
@@ -218,7 +228,9 @@ WRITES: dict[tuple[str, str], str] = {
     ("sample", "--npz"): ".npz",
     ("sample", "--animation"): ".gif",
     ("edit", "--out"): "",
+    ("init", "--out"): "",
     ("train", "output"): "",
+    ("train", "--out"): "",
     ("cache", "--out"): "",
     ("eval", "--out"): "",
     ("eval", "--save-statistics"): ".safetensors",
@@ -246,7 +258,7 @@ def test_what_cannot_be_written_is_refused_before_the_work(
     value += WRITES[command, name]
     argv = (
         ["train", *USUAL["train"], f"output={value}"]
-        if command == "train"
+        if (command, name) == ("train", "output")
         else placed(command, action_of(command, name), value)
     )
     line = refused(argv)
@@ -260,7 +272,7 @@ def test_a_file_in_the_place_of_a_folder_is_kept(refused: Refused, odd_files: Pa
             os.symlink("/dev/null", "device")
         argv = (
             ["train", *USUAL["train"], f"output={value}"]
-            if command == "train"
+            if (command, name) == ("train", "output")
             else placed(command, action_of(command, name), value)
         )
         assert value in refused(argv)
