@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from mgen.evaluation.cnn import ImageClassifier
     from mgen.generators.cascade import Cascade
     from mgen.generators.generator import Generator
-    from mgen.generators.presets import create_model, list_models
+    from mgen.generators.presets import list_models
     from mgen.pipelines.pipeline import MaskedPipeline, load
+    from mgen.pipelines.pretrained import create_model
     from mgen.samplers.parallel import ParallelSampler
     from mgen.tokenizers.bridge import QuantizedKL
     from mgen.tokenizers.hita import HitaTokenizer
@@ -44,7 +45,7 @@ _WHERE = {
     "SchedulerMixin": "diffusers",
     "TokenSpec": "mgen.tokens",
     "VQGAN": "mgen.tokenizers.vqgan",
-    "create_model": "mgen.generators.presets",
+    "create_model": "mgen.pipelines.pretrained",
     "list_models": "mgen.generators.presets",
     "load": "mgen.pipelines.pipeline",
 }

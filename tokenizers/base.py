@@ -26,6 +26,7 @@ from torch import Tensor
 from mgen.tokenizers.quantizers import Quantized, VectorQuantizer, codebook_usage
 from mgen.tokens import TokenSpec, has_values
 from mgen.utils.errors import MgenError, shown
+from mgen.utils.fitting import DataRows, Rows, below
 from mgen.utils.modeling import Model, public
 from mgen.utils.schema import Listed, Size
 
@@ -86,6 +87,8 @@ class Tokenizer(Model):
     CACHE_NEUTRAL: ClassVar[tuple[str, ...]] = ("image_size",)
     # Names of weights that only decoding uses begin with these: a new decoder leaves a token cache valid.
     DECODER_WEIGHTS: ClassVar[tuple[str, ...]] = ()
+    # The convolutions that take images and make them.
+    ENDS: ClassVar[tuple[str, str]] = ("encoder.conv_in", "decoder.conv_out")
 
     @property
     def spec(self) -> TokenSpec:
@@ -123,9 +126,27 @@ class Tokenizer(Model):
         """Fold what can be folded, for faster decoding. A fused tokenizer cannot be saved. Nothing to fold by default."""
         return self
 
+    def at_size(self, image_size: int) -> Self:
+        """A tokenizer with these weights for images of another side in pixels; MgenError for a side that it can't have."""
+        if image_size == self.config.image_size:
+            return self
+        config = {k: v for k, v in self.config.items() if not k.startswith("_")}
+        try:
+            made = type(self).from_config({**config, "image_size": image_size})
+        except MgenError as error:
+            raise MgenError(f"the tokenizer has no images of {image_size} pixels: {error}") from error
+        made.load_state_dict(self.state_dict())
+        return made.to(self.device, self.dtype).train(self.training)
+
     def use_vision(self, source: "VisionEncoder | str | Path", *, heads: int | None = None) -> Self:
         """Attach a frozen vision encoder, or load it from a local file; MgenError except for Hita tokenizers that take one."""
         raise MgenError(f"a {type(self).__name__} takes no vision encoder: leave the vision weights out")
+
+    def data_rows(self) -> DataRows:
+        """See Model.data_rows: the channels of images, in the convolutions at both ends; those with codebooks add them."""
+        channels = (Rows("image channels", (self.config.in_channels,)),)
+        first, last = self.ENDS
+        return {f"{first}.weight": {1: channels}, f"{last}.weight": {0: channels}, f"{last}.bias": {0: channels}}
 
     def fingerprint(self) -> str:
         """SHA-256 of the configuration and weights that decide an image's ids or moments; the decoder's are left out."""
@@ -203,10 +224,17 @@ class Tokenizer(Model):
 class CodebookTokenizer(Tokenizer):
     """A tokenizer whose tokens are the ids of one quantizer, `quantize`. Subclasses implement `latents` and `decode_latents`."""
 
+    QUANTIZER: ClassVar[str] = "quantize"  # its name among the weights
+
     @property
     def spec(self) -> TokenSpec:
         side = self.config.image_size // self.factor
         return TokenSpec(kind="index", length=side * side, grid=(side, side), vocab_size=self.quantize.vocab_size)
+
+    def data_rows(self) -> DataRows:
+        quantizer = self.quantize
+        own = below(self.QUANTIZER, quantizer.data_rows()) if isinstance(quantizer, VectorQuantizer) else {}
+        return super().data_rows() | own
 
     def latents(self, images: Tensor) -> Tensor:
         """Features before quantization (B, d, h, w) of images (B, C, H, W) in [-1, 1]."""

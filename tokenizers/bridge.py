@@ -22,6 +22,7 @@ from mgen.tokenizers.kl import KLTokenizer
 from mgen.tokens import Bound, Form, LevelSpec, Span, TokenSpec, check_range
 from mgen.utils.errors import MgenError
 from mgen.utils.estimates import checked_network
+from mgen.utils.fitting import DataRows, Rows, below
 from mgen.utils.modeling import check_keys, constructor_keys
 from mgen.utils.schema import Listed, Natural, Size
 
@@ -84,6 +85,10 @@ class QuantizedKL(PosteriorTokenizer):
         made = cls(kl=kl, **settings)
         made.continuous.load_state_dict(tokenizer.state_dict())
         return made.to(tokenizer.device).train(tokenizer.training)
+
+    def data_rows(self) -> DataRows:
+        levels = Rows("levels", tuple(self.level_values.shape), "computed")
+        return below("continuous", self.continuous.data_rows()) | {"level_values": {0: (levels,)}}
 
     @property
     def spec(self) -> TokenSpec:

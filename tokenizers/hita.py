@@ -33,6 +33,7 @@ from mgen.tokenizers.vision import HOW, VisionEncoder, load_vision
 from mgen.tokens import TokenSpec
 from mgen.utils.errors import MgenError
 from mgen.utils.estimates import checked_network
+from mgen.utils.fitting import DataRows, Rows, below
 from mgen.utils.schema import Depth, Layers, Natural, Rate, Size
 
 STACKS = dict(dim=128, depth=2, heads=4, hidden=256, vocab_size=512, global_vocab_size=512, dropout=0.0, vision=None)
@@ -63,6 +64,7 @@ class HitaTokenizer(Tokenizer):
         "fmnist-8": dict(FMNIST, **STACKS, channels=(16, 32, 64), global_tokens=16),
     }
     DECODER_WEIGHTS = ("vq.decoder.", "vq.post_quant_conv.", "from_holistic.", "spreading.")
+    ENDS = ("vq.encoder.conv_in", "vq.decoder.conv_out")
 
     vision_encoder: VisionEncoder | None  # what `use_vision` loaded; it moves with the tokenizer to other devices
 
@@ -149,6 +151,15 @@ class HitaTokenizer(Tokenizer):
         return self.vision_encoder(images).to(self.dtype)
 
     # -- images to ids -------------------------------------------------------------------------------------------------
+
+    def data_rows(self) -> DataRows:
+        out = super().data_rows() | below("vq.quantize", self.quantize.data_rows())
+        side = self.config.position_side
+        tables: DataRows = {
+            f"{part}.position": {0: (Rows("positions", (side, side), "interpolated"),)}
+            for part in ("gathering", "spreading")
+        }
+        return out | tables | below("holistic_quantize", self.holistic_quantize.data_rows("global ids"))
 
     @property
     def quantize(self) -> SphereQuantizer:

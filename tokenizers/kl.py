@@ -66,6 +66,7 @@ class KLTokenizer(PosteriorTokenizer):
     # The last two change the weights themselves, which the fingerprint covers.
     CACHE_NEUTRAL = ("image_size", "patch", "scale", "shift", "stem", "z_channels")
     DECODER_WEIGHTS = ("vae.decoder.", "vae.post_quant_conv.")
+    ENDS = ("vae.encoder.conv_in", "vae.decoder.conv_out")
 
     # Many arguments on purpose: the saved configuration is flat, and token caches are matched by a hash of it; sections would make
     # caches of the same tokenizer look foreign.

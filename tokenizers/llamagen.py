@@ -43,6 +43,7 @@ class LlamaGenVQ(CodebookTokenizer):
         "fmnist": dict(FMNIST, channels=(16, 32, 64), z_channels=64, vocab_size=512),
     }
     DECODER_WEIGHTS = ("vq.decoder.", "vq.post_quant_conv.")
+    ENDS, QUANTIZER = ("vq.encoder.conv_in", "vq.decoder.conv_out"), "vq.quantize"
 
     @register_to_config
     @checked_network

@@ -15,6 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mgen.utils.errors import MgenError
+from mgen.utils.fitting import DataRows, Rows
 from mgen.utils.schema import Listed, checked
 
 # Levels of every channel of finite scalar quantization.
@@ -42,6 +43,10 @@ class VectorQuantizer(nn.Module):
     @property
     def vocab_size(self) -> int:
         return self.embedding.num_embeddings
+
+    def data_rows(self, ids: str = "ids") -> DataRows:
+        """See Model.data_rows; `ids`: what this codebook's are called."""
+        return {"embedding.weight": {0: (Rows(ids, (self.vocab_size,)),)}}
 
     def scaled(self, vectors: Tensor, dim: int) -> Tensor:
         """Vectors along `dim` as they are compared, looked up and trained."""

@@ -34,7 +34,7 @@ NOTICED = 10**6  # images; fewer are not worth an estimate
 class Networks(Protocol):
     """The networks of a pipeline; without a tokenizer nothing is decoded."""
 
-    generator: AnyGenerator
+    transformer: AnyGenerator
     tokenizer: Tokenizer | None
 
 

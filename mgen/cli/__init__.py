@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 COMMANDS = {
     "sample": "sample images from a model (an embedded one by default)",
     "edit": "in-painting, out-painting, class editing and style of an image",
+    "init": "write the settings of a project that trains on a folder of images",
     "train": "train a generator, a tokenizer or a classifier",
     "cache": "tokenize a data set once, into a token cache",
     "eval": "measure images or a model: Fréchet distance, Inception Score, report",

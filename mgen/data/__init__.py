@@ -6,10 +6,12 @@ from mgen.data.fashion_mnist import FASHION_CLASSES, FashionMNIST, find_fashion_
 from mgen.data.folder import ImageFolder
 from mgen.data.image_files import center_crop, load_image, open_image
 from mgen.data.listing import list_images
+from mgen.data.record import DataRecord, record_of
 from mgen.data.write_cache import write_cache
 
 __all__ = [
     "FASHION_CLASSES",
+    "DataRecord",
     "FashionMNIST",
     "ImageData",
     "ImageFolder",
@@ -20,6 +22,7 @@ __all__ = [
     "list_images",
     "load_image",
     "open_image",
+    "record_of",
     "spread_batches",
     "write_cache",
 ]

@@ -3,6 +3,7 @@
 Read from a folder with the four IDX files, plain or gzipped. Shoes face left in every image: do not flip.
 """
 
+import functools
 import gzip
 import hashlib
 import math
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mgen.data.record import DataRecord
 from mgen.utils.errors import MgenError, first_line, shown
 from mgen.utils.reading import check_file
 from mgen.utils.schema import checked
@@ -118,6 +120,19 @@ class FashionMNIST:
         """A batch: image (B, 1, 32, 32) float in [-1, 1] and label (B,)."""
         index = torch.as_tensor(indices)
         return {"image": self.images[index].float() / 127.5 - 1, "label": self.labels[index]}
+
+    @functools.cached_property
+    def record(self) -> DataRecord:
+        """What this split holds."""
+        digest = self.stamp(range(len(self)))
+        return DataRecord(
+            name="fmnist",
+            images=len(self),
+            class_names=tuple(self.class_names),
+            image_size=self.images.shape[-1],
+            channels=1,
+            digest=digest,
+        )
 
     def stamp(self, rows: range) -> str:
         """A digest of these images and labels."""

@@ -1,5 +1,6 @@
 """Image folders, whose subfolders are the classes."""
 
+import functools
 import hashlib
 import os
 import re
@@ -13,11 +14,16 @@ from torch import Tensor
 
 from mgen.data.image_files import check_channels, load_image
 from mgen.data.listing import class_folders, list_images
+from mgen.data.record import DataRecord, folder_name, listing_digest
+from mgen.utils import seeds
 from mgen.utils.errors import MgenError
-from mgen.utils.schema import Size, checked
+from mgen.utils.limits import check_memory
+from mgen.utils.schema import Rate, Size, checked
 
 # Where classes come from: subfolders, which there must be; nowhere, all images are of one class; subfolders if there are any.
 ClassRule: TypeAlias = Literal["folders", "none", "any"]
+
+NO_CLASS = "images"  # name of the one class of images without classes
 
 
 def sort_classes(names: Iterable[str]) -> list[str]:
@@ -32,14 +38,24 @@ class ImageFolder:
     Args:
         classes: "folders" raises an error for images without a class folder; "none": all images are of one class; "any": folders if
             there are any.
+        held_out: share of each class that is kept for validation. part: the images without those, or those alone.
+        keep: keep images in memory once they are read.
 
     Raises:
-        MgenError: see `list_images`; or images lie outside of class folders.
+        MgenError: see `list_images`; or images lie outside of class folders; or nothing is left to train on.
     """
 
     @checked
     def __init__(
-        self, *, root: str | Path, image_size: Size, channels: int = 3, classes: ClassRule = "folders"
+        self,
+        *,
+        root: str | Path,
+        image_size: Size,
+        channels: int = 3,
+        classes: ClassRule = "folders",
+        held_out: Rate = 0.0,
+        part: Literal["train", "held out"] = "train",
+        keep: bool = False,
     ) -> None:
         check_channels(channels)
         self.root = Path(root)
@@ -50,13 +66,48 @@ class ImageFolder:
         self.num_classes = len(self.class_names)
         index = {name: i for i, name in enumerate(self.class_names)}
         self.labels = torch.tensor([index[name] for name in names])
+        self._listed, self._has_classes = self.files, classes != "none" and set(names) != {NO_CLASS}
+        if held_out:
+            rows = self._part(held_out, part)
+            self.files, self.labels = [self.files[i] for i in rows], self.labels[rows]
+        self._kept: dict[int, Tensor] | None = {} if keep else None
+        if keep:
+            size = 1.0 * len(self.files) * channels * image_size**2
+            check_memory(size, f"keeping {len(self.files)} images of {image_size} px", "set data.keep=false")
+
+    def _part(self, share: float, part: str) -> list[int]:
+        """The rows that are held out for validation, at least one of each class of several images; or all others."""
+        held: set[int] = set()
+        for label in range(self.num_classes):
+            rows = (self.labels == label).nonzero().flatten().tolist()
+            count = min(len(rows) - 1, max(1, round(share * len(rows))))
+            order = torch.randperm(len(rows), generator=seeds.generator("held out", self.class_names[label]))
+            held.update(rows[i] for i in order[:count].tolist())
+        kept = sorted(held) if part == "held out" else [i for i in range(len(self.files)) if i not in held]
+        if not kept:
+            raise MgenError(
+                f"{self.root} has one image in every class: none can be held out for validation, set it to 0"
+            )
+        return kept
+
+    @functools.cached_property
+    def record(self) -> DataRecord:
+        """What the folder holds, the images that are held out included."""
+        return DataRecord(
+            name=folder_name(self.root),
+            images=len(self._listed),
+            class_names=tuple(self.class_names) if self._has_classes else (),
+            image_size=self.image_size,
+            channels=self.channels,
+            digest=listing_digest(self.root, self._listed),
+        )
 
     def _names(self, classes: ClassRule) -> list[str]:
         """The name of the class of every image."""
         parts = [file.relative_to(self.root).parts for file in self.files]
         outside = [p[0] for p in parts if len(p) == 1]
         if classes == "none" or (classes == "any" and len(outside) == len(parts)):
-            return ["images"] * len(parts)
+            return [NO_CLASS] * len(parts)
         if classes == "folders" and outside:
             raise MgenError(
                 f"{self.root} holds {len(outside)} images outside of class folders, such as {outside[0]}: make one folder per class, or "
@@ -78,8 +129,16 @@ class ImageFolder:
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """A batch: image (B, C, size, size) float in [-1, 1] and label (B,)."""
-        images = torch.stack([load_image(self.files[i], size=self.image_size, channels=self.channels) for i in indices])
+        images = torch.stack([self._image(i) for i in indices])
         return {"image": images.float() / 127.5 - 1, "label": self.labels[torch.as_tensor(indices)]}
+
+    def _image(self, index: int) -> Tensor:
+        """An image (C, size, size) uint8."""
+        if self._kept is None:
+            return load_image(self.files[index], size=self.image_size, channels=self.channels)
+        if index not in self._kept:
+            self._kept[index] = load_image(self.files[index], size=self.image_size, channels=self.channels)
+        return self._kept[index]
 
     def stamp(self, rows: range) -> str:
         """A digest of names, sizes, times and labels of these images: another one if any was replaced, moved or removed."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mgen.utils.errors import MgenError
 from mgen.utils.estimates import checked_network
+from mgen.utils.fitting import DataRows, Rows
 from mgen.utils.modeling import Model, public
 from mgen.utils.schema import Listed, Size
 
@@ -47,6 +48,11 @@ class ImageClassifier(Model):
         self.stages = nn.ModuleList(stages)
         self.project = nn.Linear(2 * widths[-1], features)
         self.classify = nn.Linear(features, num_classes)
+
+    def data_rows(self) -> DataRows:
+        classes = {0: (Rows("classes", (self.config.num_classes,)),)}
+        images = {1: (Rows("image channels", (self.config.in_channels,)),)}
+        return {"classify.weight": classes, "classify.bias": classes, "stages.0.0.0.weight": images}
 
     def maps(self, images: Tensor) -> list[Tensor]:
         """Feature maps after every stage, finest first: (B, widths[i], side / 2^i, side / 2^i)."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mgen.data import list_images, load_image, open_image
 from mgen.data.folder import sort_classes
+from mgen.data.look import GRAY
 from mgen.evaluation.fashion import like_samples, of_run
 from mgen.evaluation.npz import LARGEST_ID
 from mgen.evaluation.source import Batch, Source, stamp, stored
@@ -19,7 +20,6 @@ from mgen.pipelines.shards import ShardFolder, find_shards
 from mgen.utils.errors import MgenError
 
 CLASS = re.compile("class-([0-9]+)")
-GRAY = ("1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N")  # of Pillow's modes
 
 
 def from_folder(

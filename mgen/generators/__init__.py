@@ -4,7 +4,7 @@ from mgen.generators.build import build_model
 from mgen.generators.cascade import Cascade
 from mgen.generators.generator import Generator
 from mgen.generators.losses import LossOptions
-from mgen.generators.presets import create_model, list_models, model_config
+from mgen.generators.presets import list_models, model_config
 from mgen.generators.trunk import Capabilities, Layout, Trunk, register_trunk
 
 __all__ = [
@@ -15,7 +15,6 @@ __all__ = [
     "LossOptions",
     "Trunk",
     "build_model",
-    "create_model",
     "list_models",
     "model_config",
     "register_trunk",

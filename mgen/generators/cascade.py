@@ -20,6 +20,7 @@ from mgen.heads.head import Head, HeadNoise
 from mgen.nn.windows import Windows
 from mgen.tokens import TokenSpec
 from mgen.utils.errors import MgenError
+from mgen.utils.fitting import DataRows, Rows, below
 from mgen.utils.modeling import public
 
 
@@ -62,6 +63,18 @@ class Cascade(Composed):
     @classmethod
     def config_keys(cls) -> set[str]:
         return {"first", "second", "trunk", "classes"}
+
+    def data_rows(self) -> DataRows:
+        first = self.first
+        out = below("shared", self.shared.data_rows()) | below("classes", self.classes.data_rows())
+        for name, stage in (("first", first), ("second", self.second)):
+            table = stage.embedder.table_rows(self.classes.shared)
+            out |= below(f"{name}_embedder", stage.embedder.data_rows(self.classes.shared))
+            out |= below(f"{name}_head", stage.head.data_rows(table))
+        out["default_tokens"] = {0: self.shared.layouts[0].rows}
+        if first.tokens.kind != "index":
+            out["default_tokens"][1] = (Rows("channels", (first.tokens.channels,)),)
+        return out
 
     def _note_config(self) -> None:
         stages = {

@@ -7,6 +7,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mgen.utils.errors import MgenError
+from mgen.utils.fitting import DataRows, Rows
 from mgen.utils.schema import Natural, Size, schema
 
 # Of the published MAGE models: rows of the shared table for classes, and the one that stands for every image.
@@ -38,6 +39,16 @@ class ClassesConfig:
     def table_rows(self) -> int:
         return self.count + int(self.null_class) if self.count else self.rows
 
+    @property
+    def sections(self) -> tuple[Rows, ...]:
+        """What the rows of the table stand for. The one that is read without classes is that of the null class."""
+        if self.count:
+            parts = [Rows("classes", (self.count,)), Rows("null class", (int(self.null_class),))]
+        else:
+            before, behind = (Rows(f"unused rows {i}", (n,)) for i, n in ((1, self.row), (2, self.rows - self.row - 1)))
+            parts = [before, Rows("null class", (1,)), behind]
+        return tuple(part for part in parts if part.count)
+
 
 class Classes(nn.Module):
     """Class vectors of a width. `table`, `first`: the embedder's table and its first row for classes, if it is shared."""
@@ -61,6 +72,15 @@ class Classes(nn.Module):
     def null_class(self) -> int | None:
         """The id of the null class, None if there is none."""
         return self.config.count if self.config.count and self.config.null_class else None
+
+    @property
+    def shared(self) -> tuple[Rows, ...]:
+        """The rows in the embedder's table; none if the classes have a table of their own."""
+        return self.config.sections if self.config.table == "shared" else ()
+
+    def data_rows(self) -> DataRows:
+        """See Model.data_rows."""
+        return {} if self.config.table == "shared" else {"vectors.weight": {0: self.config.sections}}
 
     def rows(self, class_ids: Tensor) -> Tensor:
         """Rows of the table for class ids (B,)."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from mgen.nn import TokenUnshuffle, Windows, take
 from mgen.tokens import TokenSpec
 from mgen.utils.errors import MgenError
+from mgen.utils.fitting import DataRows, Rows
 from mgen.utils.registry import Configured, Registry
 
 EMBEDDERS: Registry["Embedder"] = Registry("embedder", "mgen.generators.embedders")
@@ -48,6 +49,14 @@ class Embedder(nn.Module, Configured):
     def token_table(self) -> nn.Embedding | None:
         """The table of ids that a head can be tied to, None if there is none."""
         return None
+
+    def table_rows(self, classes: tuple[Rows, ...] = ()) -> tuple[Rows, ...]:
+        """What the rows of `token_table` stand for; `classes`: those of classes that share it."""
+        return ()
+
+    def data_rows(self, classes: tuple[Rows, ...] = ()) -> DataRows:
+        """See Model.data_rows; `classes` as for `table_rows`."""
+        return {}
 
     @property
     def units(self) -> TokenSpec:

@@ -13,6 +13,7 @@ from mgen.nn.levels import dequantize, gaussian_levels
 from mgen.nn.windows import TokenShuffle, TokenUnshuffle, Windows
 from mgen.tokens import TokenSpec
 from mgen.utils.errors import MgenError
+from mgen.utils.fitting import DataRows, Rows, below
 from mgen.utils.schema import schema
 
 
@@ -45,6 +46,15 @@ class Lookup(Embedder):
     @property
     def token_table(self) -> nn.Embedding:
         return self.table
+
+    def table_rows(self, classes: tuple[Rows, ...] = ()) -> tuple[Rows, ...]:
+        assert self.tokens.vocab_size is not None
+        shape = (self.tokens.vocab_size,)
+        ids = (Rows("global ids", shape), Rows("ids", shape)) if self.tokens.global_tokens else (Rows("ids", shape),)
+        return (*ids, *classes, *(() if self.mask_id is None else (Rows("mask", (1,)),)))
+
+    def data_rows(self, classes: tuple[Rows, ...] = ()) -> DataRows:
+        return {"table.weight": {0: self.table_rows(classes)}}
 
     @property
     def mask(self) -> Tensor:
@@ -91,6 +101,9 @@ class Projection(Embedder):
         if extra.mask:
             self.mask_row = nn.Parameter(torch.empty(width).normal_(std=0.02))
 
+    def data_rows(self, classes: tuple[Rows, ...] = ()) -> DataRows:
+        return {"proj.weight": {1: (Rows("channels", (self.tokens.channels,)),)}}
+
     @property
     def mask(self) -> Tensor:
         return self.mask_row if hasattr(self, "mask_row") else super().mask
@@ -122,6 +135,11 @@ class Dequantize(Projection):
         self.register_buffer("level_values", values)
         self.level_values: Tensor
 
+    def data_rows(self, classes: tuple[Rows, ...] = ()) -> DataRows:
+        return super().data_rows() | {
+            "level_values": {0: (Rows("levels", tuple(self.level_values.shape), "computed"),)}
+        }
+
     def numbers(self, tokens: Tensor) -> Tensor:
         levels = self.tokens.levels
         assert levels is not None
@@ -150,6 +168,12 @@ class Windowed(Embedder):
     @property
     def token_table(self) -> nn.Embedding | None:
         return self.inner.token_table
+
+    def table_rows(self, classes: tuple[Rows, ...] = ()) -> tuple[Rows, ...]:
+        return self.inner.table_rows(classes)
+
+    def data_rows(self, classes: tuple[Rows, ...] = ()) -> DataRows:
+        return below("inner", self.inner.data_rows(classes))
 
     def reset_windows(self, unshuffle: TokenUnshuffle | None) -> None:
         self.join.reset_parameters()

@@ -20,6 +20,7 @@ from mgen.heads.head import Head, HeadNoise
 from mgen.nn import Cache, CachedStep, Windows
 from mgen.nn.causal import optimize_layout
 from mgen.tokens import TokenSpec
+from mgen.utils.fitting import DataRows, below
 from mgen.utils.modeling import Model, public
 
 
@@ -98,6 +99,11 @@ class Generator(Composed):
     @classmethod
     def config_keys(cls) -> set[str]:
         return {"tokens", "embedder", "trunk", "head", "classes", "windows"}
+
+    def data_rows(self) -> DataRows:
+        table, parts = self.embedder.table_rows(self.classes.shared), self.embedder.data_rows(self.classes.shared)
+        out = below("embedder", parts) | below("trunk", self.trunk.data_rows())
+        return out | below("head", self.head.data_rows(table)) | below("classes", self.classes.data_rows())
 
     def _note_config(self) -> None:
         """Write the configuration that builds this generator again where diffusers saves it from."""

@@ -1,13 +1,11 @@
-"""Published systems as files: `create_model("mar-b")` and `list_models("mar*")` read configs/models."""
+"""Published systems as files: `model_config("mar-b")` and `list_models("mar*")` read configs/models."""
 
 import functools
 from collections.abc import Mapping
 from fnmatch import filter as fnfilter
 from pathlib import Path
 
-from mgen.generators.build import EMBEDDER_OF, build_model, configure
-from mgen.generators.cascade import Cascade
-from mgen.generators.generator import Generator
+from mgen.generators.build import EMBEDDER_OF, configure
 from mgen.heads.head import HEADS
 from mgen.utils.config import Settings, merge, read_config
 from mgen.utils.errors import MgenError, check_choice, shown
@@ -40,15 +38,6 @@ def model_config(name: str | Path, **overrides: object) -> Settings:
 def model_description(name: str) -> str:
     """The comment at the head of a model's file: the system, its size and where it comes from."""
     return first_comment(shipped("models")[name])
-
-
-def create_model(name: str | Path, **overrides: object) -> Generator | Cascade:
-    """A generator with random weights: `create_model("mar-b", head={"type": "channels"}, trunk={"dropout": 0.0})`.
-
-    Args:
-        name: of a model (`list_models()`), or a YAML file. overrides: sections of its configuration, see `model_config`.
-    """
-    return build_model(model_config(name, **overrides))
 
 
 def override(config: Settings, overrides: Settings) -> Settings:

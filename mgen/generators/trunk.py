@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from mgen.generators.embedder import TokenRows
 from mgen.nn.cache import Cache, CachedStep, KVCache
 from mgen.utils.errors import MgenError
+from mgen.utils.fitting import DataRows, Rows
 from mgen.utils.registry import Configured, Registry
 
 TRUNKS: Registry["Trunk"] = Registry("trunk", "mgen.generators.trunks")
@@ -96,6 +97,13 @@ class Layout:
     grid: tuple[int, int] | None = None
     global_tokens: int = 0
 
+    @property
+    def rows(self) -> tuple[Rows, ...]:
+        """What the rows of a table with one for every row stand for."""
+        grid = self.grid or (self.length - self.global_tokens,)
+        front = (Rows("global tokens", (self.global_tokens,)),) if self.global_tokens else ()
+        return (*front, Rows("positions", grid, "interpolated"))
+
 
 Initializer = Callable[[Tensor], Tensor]
 normal: Initializer = partial(nn.init.normal_, std=0.02)
@@ -124,6 +132,7 @@ class Trunk(nn.Module, Configured):
         masks_inputs: whether unknown tokens enter as a mask row of the embedder; else the trunk has mask tokens of its own.
         partial_windows: whether a row may hold known and unknown tokens at once (Token-Shuffle, one token drawn at a time).
         needs_grid: whether rows must have one. window_settings: as of an embedder, where tokens of windows are drawn one by one.
+        lora_targets: what the names of its linear layers end with that low-rank adapters are for by default.
     """
 
     passes: ClassVar[tuple[str, ...]] = ("forward", "cached_step")  # that sampling calls, see Composed.compile
@@ -134,8 +143,13 @@ class Trunk(nn.Module, Configured):
     partial_windows: ClassVar[bool] = False
     needs_grid: ClassVar[bool] = False
     window_settings: dict[str, object] | None = None
+    lora_targets: ClassVar[tuple[str, ...]] = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
     width: int
     context_width: int
+
+    def data_rows(self) -> DataRows:
+        """The tables with a row for every position, see Model.data_rows."""
+        return {}
 
     def initialize(self, module: nn.Module) -> None:
         """Initial values of one module, of the trunk itself or of embedder, classes and head around it (`nn.Module.apply`)."""

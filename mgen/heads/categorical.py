@@ -16,6 +16,7 @@ from mgen.heads.logit_filter import TopK, TopP, choose, keep_likeliest
 from mgen.nn.sizes import Epsilon
 from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError
+from mgen.utils.fitting import DataRows, Rows
 from mgen.utils.schema import schema
 
 
@@ -92,6 +93,11 @@ class CategoricalHead(Head[DrawSettings]):
             self.fc = nn.Linear(self.width, dim)
             self.norm = nn.LayerNorm(dim, eps=c.eps)
         self.bias = nn.Parameter(torch.zeros(rows if not self.first else self.vocab_size)) if c.bias else None
+
+    def data_rows(self, table: tuple[Rows, ...] = ()) -> DataRows:
+        ids, own = (Rows("ids", (self.vocab_size,)),), hasattr(self, "table")
+        out: DataRows = {"table.weight": {0: ids}} if own else {}
+        return out if self.bias is None else out | {"bias": {0: ids if own or self.first else table}}
 
     def initialize(self, default: Callable[[nn.Module], None]) -> None:
         super().initialize(default)

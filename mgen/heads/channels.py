@@ -26,6 +26,7 @@ from mgen.nn.modulated import modulate
 from mgen.nn.sizes import Ratio, check_heads
 from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError
+from mgen.utils.fitting import DataRows, Rows
 from mgen.utils.schema import Layers, Listed, Natural, Size, schema
 
 # Numbers that the modulations of one piece of the rows may take: 512 MB in fp32, 315 tokens of the published L.
@@ -160,6 +161,12 @@ class ChannelHead(Head[ChannelSettings]):
         nn.init.normal_(self.tokens.weight)
         for layer in (self.out_adaln, *(block.adaln for block in self.blocks)):
             nn.init.zeros_(layer.weight)
+
+    def data_rows(self, table: tuple[Rows, ...] = ()) -> DataRows:
+        slots, ids = (Rows("channels", (self.channels,)),), (Rows("ids of channels", (self.channels, self.levels)),)
+        out: DataRows = {name: {0: slots} for name in ("slot_condition", "slot_position")}
+        inputs = (Rows("ids of channels", (self.channels - 1, self.levels)),)
+        return out | {"tokens.weight": {0: inputs}, "out.weight": {0: ids}, "out.bias": {0: ids}}
 
     # -- the network ---------------------------------------------------------------------------------------------------
 

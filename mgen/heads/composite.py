@@ -13,6 +13,7 @@ from mgen.heads.head import Draw, Head, HeadInputs, HeadNoise, NoiseSpec, PlanT
 from mgen.nn.blocks import Blocks
 from mgen.nn.windows import ResidualMLP, TokenUnshuffle
 from mgen.utils.config import Settings
+from mgen.utils.fitting import DataRows, Rows, below
 
 
 class _Composite(Head[PlanT]):
@@ -27,6 +28,9 @@ class _Composite(Head[PlanT]):
     @property
     def settings(self) -> Settings:
         return self.lead.settings
+
+    def data_rows(self, table: tuple[Rows, ...] = ()) -> DataRows:
+        return below("inner", self.inner.data_rows(table))
 
     def check(self, settings: Settings, *, temperatures: Sequence[float]) -> None:
         self.lead.check(settings, temperatures=temperatures)
@@ -52,6 +56,14 @@ class PerCodebookHead(_Composite[DrawSettings]):
             for first in (0, vocab_size)
         )
         self.width = inputs.width
+
+    def data_rows(self, table: tuple[Rows, ...] = ()) -> DataRows:
+        out: DataRows = {}
+        if hasattr(self, "table"):
+            shape = (self.parts[0].vocab_size,)
+            table = (Rows("global ids", shape), Rows("ids", shape))
+            out["table.weight"] = {0: table}
+        return out | below("parts.0", self.parts[0].data_rows(table)) | below("parts.1", self.parts[1].data_rows(table))
 
     @property
     def lead(self) -> Head[DrawSettings]:

@@ -20,6 +20,7 @@ from mgen.heads.head import Draw, Head, HeadInputs, HeadNoise, NoiseSpec, mix, r
 from mgen.nn.blocks import Blocks
 from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError
+from mgen.utils.fitting import DataRows, Rows
 from mgen.utils.schema import Depth, Size, schema
 
 # Rows of one matrix product for the modulations: enough to be bound by arithmetic, few enough to stay near the cache.
@@ -154,6 +155,11 @@ class DiffusionHead(ChainHead):
         self.out_adaln = nn.Linear(c.width, 2 * c.width)
         self.out = nn.Linear(c.width, 2 * self.channels)
         self.tables = Tables(cosine_betas(c.train_steps))
+
+    def data_rows(self, table: tuple[Rows, ...] = ()) -> DataRows:
+        both = (Rows("channels", (2, self.channels)),)  # of ε and of the variance
+        inside = {1: (Rows("channels", (self.channels,)),)}
+        return {"input.weight": inside, "out.weight": {0: both}, "out.bias": {0: both}}
 
     # -- the network ---------------------------------------------------------------------------------------------------
 

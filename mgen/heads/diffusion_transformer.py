@@ -20,6 +20,7 @@ from mgen.nn.blocks import MLP, Blocks
 from mgen.nn.modulated import modulate
 from mgen.nn.sizes import Ratio, check_heads
 from mgen.utils.errors import MgenError
+from mgen.utils.fitting import DataRows, Rows
 from mgen.utils.schema import Layers, Size, schema
 
 
@@ -94,6 +95,11 @@ class DiffusionTransformerHead(ChainHead, JointHead[ChainPlan]):
         self.register_buffer("position", position)
         self.position: Tensor  # (L, W)
         self.tables = Tables(cosine_betas(c.train_steps))
+
+    def data_rows(self, table: tuple[Rows, ...] = ()) -> DataRows:
+        own = (Rows("channels", (self.channels,)),)
+        grid = (Rows("positions", self.grid, "computed"),)
+        return {"input.weight": {1: own}, "out.weight": {0: own}, "out.bias": {0: own}, "position": {0: grid}}
 
     # -- the network ---------------------------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from mgen.nn.windows import TokenUnshuffle
 from mgen.tokens import TokenSpec
 from mgen.utils.config import Settings
+from mgen.utils.fitting import DataRows, Rows
 from mgen.utils.registry import Configured, Registry
 from mgen.utils.schema import build, schema
 
@@ -114,6 +115,10 @@ class Head(nn.Module, Configured, Generic[PlanT]):
     def unshuffle(self) -> TokenUnshuffle | None:
         """Takes the context of a window apart; None for heads of single tokens."""
         return None
+
+    def data_rows(self, table: tuple[Rows, ...] = ()) -> DataRows:
+        """See Model.data_rows. table: what the rows of the embedder's table of ids stand for, which a head may be tied to."""
+        return {}
 
     def initialize(self, default: Callable[[nn.Module], None]) -> None:
         """Initial values; `default` is the trunk's rule, which heads without a rule of their own follow."""

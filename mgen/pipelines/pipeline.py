@@ -15,7 +15,7 @@ from mgen.generators import Cascade, Generator
 from mgen.pipelines.arguments import call_options, check_callback, check_given, check_indices, check_tokens, number
 from mgen.pipelines.classes import class_ids
 from mgen.pipelines.pixels import to_pil, to_uint8
-from mgen.pipelines.saved import COMPONENTS, INDEX, load_part, read_index
+from mgen.pipelines.saved import COMPONENTS, INDEX, earlier_names, load_part, read_index
 from mgen.pipelines.sizes import check_batch
 from mgen.samplers import ParallelSampler, Step, image_seed
 from mgen.samplers.parallel import Given
@@ -26,6 +26,8 @@ from mgen.utils.files import check_writable
 from mgen.utils.modeling import DTYPES, public
 from mgen.utils.reading import check_path, read_mapping
 from mgen.zoo import DEFAULT, resolve
+from mgen.zoo.imagenet import NAME as IMAGENET
+from mgen.zoo.imagenet import imagenet_names
 
 P = TypeVar("P", bound="MaskedPipeline")
 Classes = Sequence[int | str | None]
@@ -49,7 +51,7 @@ class MaskedPipeline(DiffusionPipeline):
 
     Args:
         tokenizer: decodes tokens to images. transformer: the generator, which predicts tokens. sampler: decides how.
-        class_names: names of the classes, for captions and file names; saved in model_index.json.
+        class_names: names of the classes, for captions, or "imagenet" for those of ImageNet-1k; saved in model_index.json.
     """
 
     def __init__(
@@ -66,6 +68,8 @@ class MaskedPipeline(DiffusionPipeline):
                 raise MgenError(
                     f"a pipeline is made of a Tokenizer, a Generator or Cascade and a ParallelSampler, not {shown(part)}"
                 )
+        if isinstance(class_names, str) and class_names == IMAGENET:
+            class_names = imagenet_names()
         tokenizer.spec.require(transformer.tokens, by=type(transformer).__name__)
         if class_names is not None and (
             isinstance(class_names, str)
@@ -298,7 +302,7 @@ def _build(cls: type[P], folder: Path, given: dict[str, Any], options: dict[str,
     index = read_index(folder)
     parts = {part: given.get(part) or load_part(folder, part, index, options) for part in COMPONENTS}
     try:
-        pipe = cls(**parts, class_names=index.class_names)
+        pipe = cls(**parts, class_names=index.class_names or earlier_names(folder, parts["transformer"]))
     except MgenError as error:
         raise MgenError(f"{folder / INDEX}: {error}") from error
     pipe.tokenizer.eval()

@@ -24,9 +24,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mgen.training.config import Steps
-from mgen.training.settings import plain
 from mgen.training.tensors import Tensors, check_finite, not_finite, optimizer_tensors, own_tensors, trained
 from mgen.training.trainer import Trainer
+from mgen.utils.changes import plain
 from mgen.utils.errors import MgenError, first_line
 from mgen.utils.files import atomic_folder, write_json, write_tensors
 from mgen.utils.reading import MOST_JSON_BYTES, parse_json, read_tensors, read_text

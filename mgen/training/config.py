@@ -29,7 +29,9 @@ class DataConfig:
     )
     image_size: Size = 256  # pixels, for "folder"
     channels: Literal[1, 3] = 3  # for "folder": 3 RGB, 1 gray
+    held_out: Rate = 0.0  # for "folder": share of each class that is kept for validation where there is no val_path
     classes: Literal["folders", "none"] = "folders"  # "none": images in no class folders, which all are of one class
+    keep: bool = False  # for "folder": keep the images in memory once they are read (with workers, in each of them)
     flip: bool = False  # horizontal flips, each with probability 1/2
     shift: Annotated[int, Field(ge=0, le=2**20)] = 0  # random shifts by up to this many pixels in both directions
     workers: Annotated[int, Field(ge=0, le=256)] = 0  # loader processes, for "folder"
@@ -126,6 +128,9 @@ class GeneratorObjectiveConfig:
     )
     reuse_label_drop: Share = 0.0  # probability that the label is dropped in the step, though not in the earlier one
     tokenizer: PathText | None = None  # folder or name; needed to train on images, and to sample grids
+    image_size: Size | None = (
+        None  # side of the tokenizer's images in pixels, at which its weights are used; None: its own
+    )
     vision_weights: PathText | None = None  # file of the tokenizer's frozen vision encoder (Hita), to train on images
     sampler: dict[str, Any] = field(default_factory=dict)  # settings of the sample grids and of the exported pipeline
 

@@ -27,6 +27,11 @@ def make_dataset(config: DataConfig, *, split: str, fingerprint: str | None = No
     path = config.path if split == "train" else config.val_path
     if config.kind == "fmnist":
         return FashionMNIST(root=path if split == "train" or path else config.path, split=split)
+    held_out = 0.0 if config.val_path else config.held_out
+    if held_out and config.kind == "cache":
+        raise MgenError("data.held_out is for folders of images, not for caches: give data.val_path, or leave it out")
+    if held_out and split == "test":
+        path = config.path
     if path is None:
         if split == "train":
             raise MgenError(f"data.kind={config.kind} needs data.path: give the folder of the {config.kind}")
@@ -37,7 +42,15 @@ def make_dataset(config: DataConfig, *, split: str, fingerprint: str | None = No
         check_memory(
             4.0 * config.channels * side * side, what, "set it to the side of the images that the model is for"
         )
-        return ImageFolder(root=path, image_size=config.image_size, channels=config.channels, classes=config.classes)
+        return ImageFolder(
+            root=path,
+            image_size=config.image_size,
+            channels=config.channels,
+            classes=config.classes,
+            held_out=held_out,
+            keep=config.keep,
+            part="train" if split == "train" else "held out",
+        )
     cache = TokenCache(path, fingerprint=fingerprint)
     if config.flip and split == "train" and not cache.flips:
         raise MgenError(f"data.flip is on, but {path} has no flipped views: run mgen cache with --flips")

@@ -1,7 +1,9 @@
 """What a step needs in memory, measured on one and two images before the training begins."""
 
 import dataclasses
+from dataclasses import dataclass
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -13,19 +15,43 @@ from mgen.utils.limits import check_memory
 BYTES = 4  # of a weight, a gradient and each of the two moments of AdamW
 
 
-def check_step(trainer: Trainer) -> None:
-    """Raise MgenError if the batch cannot fit in memory: what a step keeps for the backward pass, gradients and the optimizer's state."""
-    config, world = trainer.config, trainer.accelerator.num_processes
-    piece = config.batch_size // (config.accumulate * world)
-    if config.batch_size == 1:
-        return
-    one, two = (_kept(trainer, count) for count in (1, 2))
-    image, noise = max(0, two[0] - one[0]), max(0, two[1] - one[1])
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes that a training needs: of a step (what it keeps for the backward pass, gradients, the optimizer's state), of the random
+    numbers of a batch, and in all, with what is in use already."""
+
+    step: float
+    noise: float
+    total: float
+
+
+def needed_memory(trainer: Trainer) -> Memory:
+    """What a step needs on the trainer's device, by the forward pass of one and of two images."""
+    config, device = trainer.config, trainer.device
+    one, two = _kept(trainer, 1), _kept(trainer, 2) if config.batch_size > 1 else (0, 0)
+    image, noise = (max(0, two[0] - one[0]), max(0, two[1] - one[1])) if config.batch_size > 1 else one
     state = 3 * BYTES * sum(p.numel() for p in trainer.parameters)
-    hint = f"lower batch_size, or raise accumulate ({config.accumulate})"
-    sizes = f"a piece of {piece} images, of batch_size {config.batch_size}"
-    check_memory(piece * image + state, sizes, hint, str(trainer.device))
-    check_memory(config.batch_size * noise, f"the random numbers of batch_size {config.batch_size}", "lower batch_size")
+    step = piece_size(trainer) * image + state
+    noises = config.batch_size * noise
+    used = torch.cuda.memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss + noises
+    return Memory(step=step, noise=noises, total=used + step)
+
+
+def piece_size(trainer: Trainer) -> int:
+    """Images of a piece of the batch, of one process."""
+    config = trainer.config
+    return config.batch_size // (config.accumulate * trainer.accelerator.num_processes)
+
+
+def check_step(trainer: Trainer) -> Memory:
+    """Raise MgenError if the batch cannot fit in memory; else what it needs."""
+    config, need = trainer.config, needed_memory(trainer)
+    if config.batch_size > 1:
+        hint = f"lower batch_size, or raise accumulate ({config.accumulate})"
+        sizes = f"a piece of {piece_size(trainer)} images, of batch_size {config.batch_size}"
+        check_memory(need.step, sizes, hint, str(trainer.device))
+        check_memory(need.noise, f"the random numbers of batch_size {config.batch_size}", "lower batch_size")
+    return need
 
 
 def _kept(trainer: Trainer, count: int) -> tuple[int, int]:

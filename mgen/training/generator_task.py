@@ -1,10 +1,9 @@
 """Training of a generator: its tokenizer, checks of the data, sample grids, the exported pipeline."""
 
-import itertools
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from PIL.Image import Image
 
 from mgen.data import TokenCache
 from mgen.generators import Cascade, Generator
@@ -18,6 +17,7 @@ from mgen.training.cascade import CascadeObjective
 from mgen.training.config import GENERATORS, GeneratorObjectiveConfig, TrainConfig
 from mgen.training.objectives import GeneratorObjective
 from mgen.training.parts import Task, check_images
+from mgen.training.previews import class_samples
 from mgen.training.token_source import SMALL
 from mgen.utils.errors import MgenError
 from mgen.utils.modeling import Model
@@ -54,10 +54,17 @@ class GeneratorTask(Task):
     def _load_tokenizer(self) -> Tokenizer | None:
         settings = self.settings
         if settings.tokenizer:
-            tokenizer = load_tokenizer(settings.tokenizer).eval().requires_grad_(False)
+            tokenizer = load_tokenizer(settings.tokenizer)
+            tokenizer = (
+                tokenizer.at_size(settings.image_size or tokenizer.config.image_size).eval().requires_grad_(False)
+            )
             give_vision(tokenizer, settings.vision_weights)
             adopt_tokenizer(self.model, tokenizer)
             return tokenizer
+        if settings.image_size:
+            raise MgenError(
+                f"objective.image_size is {settings.image_size}, but there is no objective.tokenizer: leave it out"
+            )
         if self.config.data.kind != "cache" or self.model.tokens.kind != "index":
             raise MgenError(
                 "a generator trained on images or moments needs objective.tokenizer: a folder, or a name from mgen zoo"
@@ -114,23 +121,21 @@ class GeneratorTask(Task):
                 f"write a cache with mgen cache --first-stage-size {pixels}, or change the model's first stage"
             )
 
-    @torch.inference_mode()
-    def preview(self, device: torch.device) -> Tensor | None:
-        """Samples of all classes in turn, as one image uint8 (C, H, W); None without a tokenizer."""
-        from torchvision.utils import make_grid
-
+    def preview(self, device: torch.device, title: str) -> Image | None:
+        """Samples of the classes; None without a tokenizer."""
         if self.tokenizer is None:
             return None
-        count = self.model.num_classes
-        classes = list(itertools.islice(itertools.cycle(range(count)), 40))
-        images = self._pipeline()(classes, seed=self.config.seed, output_type="uint8", progress=False).images
-        return make_grid(images, nrow=min(10, count) if self.model.conditional else 10)
+        return class_samples(self.pipeline(), seed=self.config.seed, title=title)
 
     def export(self, folder: Path) -> None:
         """Write a pipeline, or the model alone if there is no tokenizer."""
-        (self.model if self.tokenizer is None else self._pipeline()).save_pretrained(folder)
+        if self.tokenizer is None:
+            super().export(folder)
+        else:
+            self.pipeline().save_pretrained(folder)
 
-    def _pipeline(self) -> MaskedPipeline:
+    def pipeline(self) -> MaskedPipeline:
+        """The pipeline of the model as it is."""
         assert self.tokenizer is not None  # callers have checked
         return MaskedPipeline(
             tokenizer=self.tokenizer, transformer=self.model, sampler=self.sampler, class_names=self.class_names

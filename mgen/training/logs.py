@@ -4,14 +4,18 @@ import contextlib
 import dataclasses
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from mgen.training.config import TrainConfig
 from mgen.utils.errors import MgenError
 from mgen.utils.files import finite, write_json, write_text
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from torch.utils.tensorboard import SummaryWriter
 
 
@@ -20,17 +24,20 @@ class Logger:
 
     Args:
         output: folder. step: at which the run starts or resumes. active: whether this process writes.
+        about: the model and the data in numbers and words, the first entry of config.json.
     """
 
     board: "SummaryWriter | None" = None  # if TensorBoard is installed
 
-    def __init__(self, output: Path, config: TrainConfig, *, step: int, active: bool) -> None:
+    def __init__(
+        self, output: Path, config: TrainConfig, *, step: int, active: bool, about: Mapping[str, object] | None = None
+    ) -> None:
         self.active = active
         if not active:
             return
         self.new = not (output / "config.json").exists()
         self.path = output / "metrics.jsonl"
-        write_json(output / "config.json", dataclasses.asdict(config))
+        write_json(output / "config.json", {"about": dict(about or {}), **dataclasses.asdict(config)})
         lines = self.path.read_text().splitlines() if self.path.is_file() and step else []
         write_text(self.path, "".join(f"{line}\n" for line in lines if _step_of(line) <= step))
         if config.log.tensorboard:
@@ -51,6 +58,11 @@ class Logger:
         if self.board is not None:
             for name, value in values.items():
                 self.board.add_scalar(name, value, step)
+
+    def show(self, name: str, picture: "Image", step: int) -> None:
+        """Add a picture to TensorBoard."""
+        if self.active and self.board is not None:
+            self.board.add_image(name, np.asarray(picture), step, dataformats="HWC")
 
     def discard(self) -> None:
         """Remove the logs of a new run that could not begin."""

@@ -12,17 +12,22 @@ from tqdm import tqdm
 from mgen.training.checkpoints import list_checkpoints, save_checkpoint
 from mgen.training.config import TrainConfig
 from mgen.training.data import BatchOrder, batches
-from mgen.training.estimate import check_step
+from mgen.training.estimate import Memory, check_step
 from mgen.training.lock import locked
 from mgen.training.logs import Logger
 from mgen.training.objectives import Logs
 from mgen.training.outputs import evaluate, export, preview
 from mgen.training.resume import resume
-from mgen.training.settings import told
 from mgen.training.stopping import StopRequest
+from mgen.training.summary import facts, finished, stopped
 from mgen.training.tensors import Diverged
 from mgen.training.trainer import Trainer
+from mgen.utils.changes import told
 from mgen.utils.errors import MgenError
+from mgen.utils.files import write_json
+from mgen.utils.limits import in_gb, in_time
+
+INIT = "init.json"  # in the output folder: the weights that a run started from, and what of them did not fit
 
 
 @dataclass
@@ -31,6 +36,32 @@ class _Clock:
 
     began: float
     logged: tuple[float, int]
+
+
+class _Forecast:
+    """The line that says, after the first steps, how long a run will take, how much memory, and where it writes."""
+
+    TIMED, SECONDS = 5, 10.0  # steps behind the first one, and the time after which fewer will do
+
+    def __init__(self, memory: Memory, *, start: int) -> None:
+        self.memory, self.start, self.began, self.told = memory, start, 0.0, False
+
+    def step(self, trainer: Trainer) -> None:
+        """To be called after every step."""
+        done, left = trainer.step - self.start, trainer.config.steps - trainer.step
+        if done == 1:
+            self.began = time.perf_counter()  # the first step is slower than others
+        if self.told or done < 2 or left < 1:
+            return
+        seconds = time.perf_counter() - self.began
+        if done > self.TIMED or seconds > self.SECONDS:
+            self.told = True
+            batch, device, output = trainer.config.batch_size, trainer.device, trainer.output
+            _say(
+                trainer,
+                f"{left:,} more steps of {batch} images on {device}: about {in_time(left * seconds / (done - 1))} and "
+                f"{in_gb(self.memory.total)} of memory; writing to {output}",
+            )
 
 
 def train(config: TrainConfig) -> Path:
@@ -45,7 +76,7 @@ def run(trainer: Trainer) -> Path:
         MgenError: the run cannot be resumed, another training uses its folder, or it has diverged.
         KeyboardInterrupt: it was stopped by a signal, after a checkpoint; `Terminated` for SIGTERM.
     """
-    check_step(trainer)
+    memory = check_step(trainer)
     main = trainer.accelerator.is_main_process
     with locked(trainer.output, active=main):
         if not trainer.config.resume and list_checkpoints(trainer.output):
@@ -57,19 +88,27 @@ def run(trainer: Trainer) -> Path:
             _say(trainer, f"resuming from step {trainer.step} of {trainer.config.steps}")
         if changed:
             _say(trainer, f"changed settings: {told(changed, 30)}")
-        logger = Logger(trainer.output, trainer.config, step=trainer.step, active=main)
+        start = trainer.task.start
+        for line in start.lines() if start is not None else ():
+            _say(trainer, line)
+        logger = Logger(trainer.output, trainer.config, step=trainer.step, active=main, about=facts(trainer))
+        if start is not None and main:
+            write_json(trainer.output / INIT, start.to_dict())
+        begun = trainer.step
         try:
-            _train(trainer, logger)
-            return _finish(trainer, logger)
+            _train(trainer, logger, memory)
+            return _finish(trainer, logger, trained=trainer.step > begun)
         except MgenError as error:
             if not isinstance(error, Diverged) and not list_checkpoints(trainer.output):
                 logger.discard()
+                if main and logger.new:
+                    (trainer.output / INIT).unlink(missing_ok=True)
             raise
         finally:
             logger.close()
 
 
-def _train(trainer: Trainer, logger: Logger) -> None:
+def _train(trainer: Trainer, logger: Logger, memory: Memory) -> None:
     """All steps from the current one on."""
     config, data, main = trainer.config, trainer.task.train_data, trainer.accelerator.is_main_process
     rank, world = trainer.accelerator.process_index, trainer.accelerator.num_processes
@@ -78,12 +117,14 @@ def _train(trainer: Trainer, logger: Logger) -> None:
     now = time.perf_counter()
     clock = _Clock(began=now - trainer.seconds, logged=(now, trainer.step))
     trainer.objective.train()
+    forecast = _Forecast(memory, start=trainer.step)
     bar = tqdm(total=config.steps, initial=trainer.step, unit="step", disable=not main, file=sys.stderr, delay=1.0)
     with bar, StopRequest(trainer.accelerator) as stop:
         while trainer.step < config.steps:
             logs = trainer.train_step(loader, order)
             trainer.step += 1
             bar.update()
+            forecast.step(trainer)
             if trainer.step % config.log.every == 0 or trainer.step == config.steps:
                 values = _log_values(trainer, clock, logs)
                 logger.write(trainer.step, values)
@@ -93,6 +134,7 @@ def _train(trainer: Trainer, logger: Logger) -> None:
             signal = stop.agreed()
             _after_step(trainer, logger, clock, stopping=signal > 0)
             if signal:
+                _say(trainer, stopped(trainer))
                 raise stop.interrupt(
                     signal, f"stopped after step {trainer.step} of {config.steps}{_how_to_go_on(trainer)}"
                 )
@@ -119,7 +161,7 @@ def _after_step(trainer: Trainer, logger: Logger, clock: _Clock, *, stopping: bo
     if _due(trainer, log.evaluate_every):
         logger.write(trainer.step, evaluate(trainer))
     if _due(trainer, log.preview_every):
-        preview(trainer)
+        preview(trainer, logger)
     if stopping or _due(trainer, log.checkpoint_every, at_end=True):
         trainer.seconds = time.perf_counter() - clock.began
         save_checkpoint(trainer)
@@ -127,17 +169,23 @@ def _after_step(trainer: Trainer, logger: Logger, clock: _Clock, *, stopping: bo
         export(trainer)
 
 
-def _finish(trainer: Trainer, logger: Logger) -> Path:
+def _finish(trainer: Trainer, logger: Logger, *, trained: bool) -> Path:
+    """What is left to do after the last step. trained: in this start, so that what was due after that step is done."""
+    log = trainer.config.log
     try:
-        values = {} if _due(trainer, trainer.config.log.evaluate_every) else evaluate(trainer)
-        logger.write(trainer.step, values)
+        values = {} if trainer.task.validated[0] == trainer.step else evaluate(trainer)
         _check_learned(trainer, values.get("val_loss", 0.0))
-        preview(trainer)
-        export(trainer)
+        if trainer.ema is not None:
+            values |= evaluate(trainer, raw=True)
+        logger.write(trainer.step, values)
+        if not (trained and _due(trainer, log.preview_every)):
+            preview(trainer, logger)
+        if not (trained and _due(trainer, log.export_every)):
+            export(trainer)
     except KeyboardInterrupt as interrupt:
         raise type(interrupt)(f"stopped after the last step{_how_to_go_on(trainer)}") from interrupt
     trainer.accelerator.wait_for_everyone()
-    _say(trainer, f"finished: {trainer.output / 'model'}")
+    _say(trainer, finished(trainer))
     trainer.accelerator.end_training()
     return trainer.output / "model"
 

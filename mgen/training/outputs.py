@@ -1,11 +1,13 @@
 """What a run shows of itself: losses on the validation data, previews, and the model in the folder that users load."""
 
+import contextlib
 import sys
+from collections.abc import Iterator
 
 import torch
-from torchvision.io import encode_png
 from tqdm import tqdm
 
+from mgen.training.logs import Logger
 from mgen.training.noise import Augmentation
 from mgen.training.objectives import Logs, StepOutput
 from mgen.training.tensors import check_finite, own_tensors, trained
@@ -15,8 +17,12 @@ from mgen.utils.files import atomic_folder, atomic_path
 
 
 @torch.inference_mode()
-def evaluate(trainer: Trainer, most: int = 10000) -> dict[str, float]:
-    """Mean loss and logged values on at most `most` validation images, with EMA weights; each process takes its share."""
+def evaluate(trainer: Trainer, most: int = 10000, *, raw: bool = False) -> dict[str, float]:
+    """Mean loss and logged values on at most `most` validation images, with EMA weights; each process takes its share.
+
+    Args:
+        raw: with the raw weights, and the loss alone, as "val_loss_raw".
+    """
     data, world, seed = trainer.task.val_data, trainer.accelerator.num_processes, trainer.config.seed
     if data is None:
         return {}
@@ -29,7 +35,7 @@ def evaluate(trainer: Trainer, most: int = 10000) -> dict[str, float]:
     count = torch.zeros((), device=trainer.device)
     hidden = not trainer.accelerator.is_main_process
     bar = tqdm(own, unit="batch", desc="validating", disable=hidden, file=sys.stderr, delay=5.0, leave=False)
-    with bar, trainer.ema_weights(), trainer.accelerator.autocast():
+    with bar, raw_weights(trainer) if raw else trainer.ema_weights(), trainer.accelerator.autocast():
         for start in bar:
             batch = trainer.to_device(data.__getitems__(range(start, min(start + size, len(data), most))))
             n = len(batch["label"])
@@ -42,23 +48,39 @@ def evaluate(trainer: Trainer, most: int = 10000) -> dict[str, float]:
             count += n
     names = sorted(sums)
     total = trainer.accelerator.reduce(torch.stack([sums[name] for name in names] + [count]), "sum")
-    return {f"val_{name}": value for name, value in zip(names, (total[:-1] / total[-1]).tolist())}
+    means = dict(zip(names, (total[:-1] / total[-1]).tolist()))
+    if raw:
+        return {"val_loss_raw": means["loss"]}
+    values = {f"val_{name}": value for name, value in means.items()}
+    trainer.task.validated = trainer.step, values
+    return values
 
 
-def preview(trainer: Trainer) -> None:
-    """Write grids from EMA and raw weights as PNG files, on the main process."""
+def preview(trainer: Trainer, logger: Logger) -> None:
+    """Show what the model makes with raw and with EMA weights, as PNG files and in TensorBoard, on the main process."""
     if not trainer.accelerator.is_main_process:
         return
-    trainer.objective.eval()
-    grids = {"raw": trainer.task.preview(trainer.device)}
-    trainer.objective.train()
+    step = f"step {trainer.step:,}"
+    ways = {"raw": (raw_weights(trainer), f"{step}, raw weights" if trainer.ema is not None else step)}
     if trainer.ema is not None:
-        with trainer.ema_weights():
-            grids["ema"] = trainer.task.preview(trainer.device)
-    for name, grid in grids.items():
-        if grid is not None:
+        ways["ema"] = (trainer.ema_weights(), f"{step}, EMA weights")
+    for name, (weights, title) in ways.items():
+        with weights:
+            picture = trainer.task.preview(trainer.device, title)
+        if picture is not None:
             with atomic_path(trainer.output / "previews" / f"{trainer.step:07d}-{name}.png") as path:
-                path.write_bytes(encode_png(grid.cpu()).numpy().tobytes())
+                picture.save(path, format="PNG")
+            logger.show(f"preview/{name}", picture, trainer.step)
+
+
+@contextlib.contextmanager
+def raw_weights(trainer: Trainer) -> Iterator[None]:
+    """The model as it is trained, in evaluation mode."""
+    trainer.objective.eval()
+    try:
+        yield
+    finally:
+        trainer.objective.train()
 
 
 def export(trainer: Trainer) -> None:

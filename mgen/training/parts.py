@@ -5,12 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from PIL.Image import Image
+from torch import nn
 
-from mgen.data import ImageData, ImageFolder
+from mgen.data import ImageData, ImageFolder, record_of
+from mgen.data.record import TrainedOn, write_trained_on
+from mgen.pipelines.pretrained import Start, load_weights
 from mgen.training.config import TrainConfig, build_model
 from mgen.training.data import Renumbered, make_dataset
-from mgen.training.initial import load_weights
+from mgen.training.model_settings import model_settings
 from mgen.training.objectives import Objective
 from mgen.utils.errors import MgenError
 from mgen.utils.modeling import Model
@@ -22,13 +25,14 @@ class Task:
     objective: Objective[Any]  # the model and its loss
     train_data: ImageData
     val_data: ImageData | None
+    validated: tuple[int, dict[str, float]] = (0, {})  # the step of the last validation, and what it gave
+    start: Start | None  # the weights that the run started from, None: random ones
     tokens_fingerprint: str | None = None  # of the tokenizer that makes the tokens, or made the cache
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
-        self.model = build_model(config.model)
-        if config.init:
-            load_weights(self.model, config.init)
+        self.model = build_model(model_settings(config))
+        self.start: Start | None = load_weights(self.model, config.init) if config.init else None
 
     def load_data(self, *, fingerprint: str | None = None) -> None:
         """Open the data, for `fingerprint` see make_dataset, and freeze what is not trained."""
@@ -51,18 +55,28 @@ class Task:
         data = self.train_data
         if data.num_classes != count:
             raise MgenError(
-                f"the data has {data.num_classes} class{'es' * (data.num_classes != 1)}, but {key} is {count}: set {key}={data.num_classes}"
+                f"the data has {data.num_classes} class{'es' * (data.num_classes != 1)}, but {key} is {count}: "
+                f"set {key}={data.num_classes}, or leave it out"
             )
         if self.val_data is not None and list(self.val_data.class_names) != list(data.class_names):
             self.val_data = Renumbered(self.val_data, data.class_names)
 
-    def preview(self, device: torch.device) -> Tensor | None:
-        """An image uint8 (C, H, W) that shows what the model has learned, if there is one."""
+    def preview(self, device: torch.device, title: str) -> Image | None:
+        """A picture that shows what the model has learned, with a title above it; None if there can be none."""
         return None
 
     def export(self, folder: Path) -> None:
-        """Write the model as users load it."""
+        """Write the model as users load it, and what it was trained on."""
         self.model.save_pretrained(folder)
+        self.write_data(folder)
+
+    def write_data(self, folder: Path, accuracy: float | None = None) -> None:
+        """Write what the model in this folder was trained on, if the data tell."""
+        if (record := record_of(self.train_data)) is not None:
+            held_out = 0 if self.val_data is None else len(self.val_data)
+            write_trained_on(
+                folder, TrainedOn(data=record, images=len(self.train_data), held_out=held_out, accuracy=accuracy)
+            )
 
 
 def check_prefixes(model: nn.Module, prefixes: tuple[str, ...], where: str) -> None:
@@ -91,6 +105,6 @@ def check_images(data: ImageData, network: Model, *, task: str) -> None:
     if (channels, side) != (wanted, size):
         raise MgenError(
             f"the data has {channels}×{side}×{side} images, but the {type(network).__name__} is for {wanted}×{size}×{size}: set "
-            "data.image_size and data.channels, or choose another model"
+            "data.image_size and data.channels, or leave image_size and in_channels of the model out"
         )
     data.__getitems__([0])  # can be read

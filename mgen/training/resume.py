@@ -8,8 +8,8 @@ import torch
 
 from mgen.training.checkpoints import Damaged, State, data_state, list_checkpoints, load_checkpoint, read_state
 from mgen.training.config import train_config
-from mgen.training.settings import Change, changes, plain, told
 from mgen.training.trainer import Trainer
+from mgen.utils.changes import Change, changes, plain, told
 from mgen.utils.errors import MgenError, shown
 
 # Settings that a resumed run applies from its next step on, themselves or all below them; any other change raises an error.
@@ -30,6 +30,11 @@ MAY_CHANGE = (
     "ema.decay",
     "ema.warmup",
 )
+
+
+def may_change(key: str) -> bool:
+    """Whether a resumed run may have another value of this setting."""
+    return any(key == name or key.startswith(f"{name}.") for name in MAY_CHANGE)
 
 
 def resume(trainer: Trainer) -> list[Change]:
@@ -67,7 +72,7 @@ def check_same(trainer: Trainer, state: State, path: str) -> list[Change]:
         raise MgenError(f"{path}/state.json: settings: {error}; {other}") from error
     # What `model` means is compared below: a name and all its sections written out are the same.
     found = [c for c in changes(old, plain(asdict(config))) if c[0].partition(".")[0] != "model"]
-    fixed = [c for c in found if not any(c[0] == key or c[0].startswith(f"{key}.") for key in MAY_CHANGE)]
+    fixed = [c for c in found if not may_change(c[0])]
     fixed += [(f"model.{key}", a, b) for key, a, b in changes(state.model, trainer.model_config)]
     if fixed:
         raise MgenError(

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from PIL.Image import Image
 
 from mgen.data import spread_batches
 from mgen.evaluation.cnn import ImageClassifier
@@ -17,6 +17,7 @@ from mgen.training.dino_discriminator import FILE, DinoDiscriminator
 from mgen.training.generator_task import GeneratorTask
 from mgen.training.objectives import ClassifierObjective, TokenizerObjective
 from mgen.training.parts import Task, check_images
+from mgen.training.previews import predictions, reconstructions
 from mgen.utils import seeds
 from mgen.utils.errors import MgenError
 
@@ -35,6 +36,16 @@ class ClassifierTask(Task):
         self.load_data()
         check_images(self.train_data, self.model, task=config.task)
         self.check_classes(self.model.config.num_classes, "model.num_classes")
+
+    def preview(self, device: torch.device, title: str) -> Image:
+        """Images with their true and predicted classes."""
+        assert isinstance(self.model, ImageClassifier)
+        data = self.val_data if self.val_data is not None else self.train_data
+        return predictions(self.model, data, device=device, title=title)
+
+    def export(self, folder: Path) -> None:
+        self.model.save_pretrained(folder)
+        self.write_data(folder, accuracy=self.validated[1].get("val_accuracy"))
 
 
 class TokenizerTask(Task):
@@ -60,19 +71,16 @@ class TokenizerTask(Task):
         check_images(self.train_data, self.model, task=config.task)
         # A KL tokenizer without a scale gets the one of these data, measured anew for the weights of each export.
         self.measure_scale = isinstance(self.model, KLTokenizer) and self.model.config.scale is None
-        if not config.init:
+        anew = self.start is not None and any(c.of.endswith("ids") for c in self.start.fitted.changes)
+        if self.start is None or anew:
             images = next(spread_batches(self.train_data, 64, 64, progress=False))
             self.model.initialize_codebooks(images, seeds.generator(config.seed, "codebook"))
 
-    @torch.inference_mode()
-    def preview(self, device: torch.device) -> Tensor:
+    def preview(self, device: torch.device, title: str) -> Image:
         """Originals above their reconstructions."""
-        from torchvision.utils import make_grid
-
+        assert isinstance(self.model, Tokenizer)
         data = self.val_data if self.val_data is not None else self.train_data
-        images = data.__getitems__(range(min(16, len(data))))["image"].to(device)
-        images = torch.cat([images, self.model(images)[0].clamp(-1, 1)])
-        return make_grid(((images + 1) * 127.5).round().to(torch.uint8), nrow=len(images) // 2)
+        return reconstructions(self.model, data, device=device, title=title)
 
     def export(self, folder: Path) -> None:
         if self.measure_scale:

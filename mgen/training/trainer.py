@@ -25,11 +25,11 @@ from mgen.training.launch import make_accelerator
 from mgen.training.noise import Augmentation
 from mgen.training.objectives import Logs, StepOptions, StepOutput
 from mgen.training.parts import check_prefixes
-from mgen.training.settings import plain
 from mgen.training.tasks import TASKS
 from mgen.training.tensors import Diverged
 from mgen.training.token_source import Batch
 from mgen.utils import seeds
+from mgen.utils.changes import plain
 from mgen.utils.errors import MgenError, shown
 from mgen.utils.files import check_writable
 

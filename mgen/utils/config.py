@@ -8,7 +8,8 @@ from typing import Any, TypeAlias
 
 import yaml
 
-from mgen.utils.errors import MgenError, shown
+from mgen.utils.errors import MgenError, shown, suggestion
+from mgen.utils.folders import part
 from mgen.utils.plain import MOST_DEPTH, check_plain
 from mgen.utils.reading import read_text
 
@@ -76,7 +77,7 @@ _Loader.add_constructor(f"{_PREFIX}int", _Loader.construct_whole)
 
 
 def read_config(path: str | Path) -> Settings:
-    """The mapping in a YAML file, merged over the file that `extends: other.yaml` names (relative to it).
+    """The mapping in a YAML file, merged over the one that `extends:` names: a file (relative to it), or a name of configs/train.
 
     Raises:
         MgenError: there is no such file, it is larger than 64 KiB, no YAML, no mapping of plain values, or extends itself
@@ -104,7 +105,26 @@ def _read(path: Path, above: tuple[str, ...]) -> Settings:
     base = data.pop("extends")
     if not isinstance(base, str) or not base.strip() or "\0" in base:
         raise MgenError(f"{path}: extends is {shown(base)}: expected the name of a YAML file")
-    return merge(_read(path.parent / base, (*above, real)), data)
+    return merge(_read(_extended(path, base), (*above, real)), data)
+
+
+def _extended(path: Path, base: str) -> Path:
+    """The file that `extends: base` means: one beside `path`, or the shipped training configuration of this name."""
+    beside, folder = path.parent / base, part("configs") / "train"
+    if os.path.isfile(beside) or "/" in base or len(base) > 100:
+        return beside
+    shipped = {file.stem: file for file in sorted(folder.glob("*.yaml"))}
+    if base in shipped:
+        return shipped[base]
+    if os.path.lexists(beside):  # a folder, a pipe, a broken link
+        return beside
+    if beside.suffix not in (".yaml", ".yml"):
+        raise MgenError(
+            f"{path}: extends is {shown(base)}, neither a file beside it nor a shipped one: {suggestion(base, shipped)}"
+        )
+    if beside.stem in shipped:
+        raise MgenError(f"{path}: extends is {shown(base)}: no such file; the shipped one is `extends: {beside.stem}`")
+    return beside
 
 
 def parse_yaml(text: str, where: str) -> Any:
@@ -133,8 +153,8 @@ def merge(base: Settings, over: Settings) -> Settings:
 
 def _at(data: object, parts: Sequence[str]) -> object:
     """The value at a dotted key, None if there is none."""
-    for part in parts:
-        data = data.get(part) if isinstance(data, dict) else None
+    for key in parts:
+        data = data.get(key) if isinstance(data, dict) else None
     return data
 
 
@@ -144,7 +164,7 @@ def apply_overrides(data: Settings, overrides: Sequence[str]) -> Settings:
     for text in overrides:
         key, equals, value = text.partition("=")
         parts = key.split(".")
-        if not equals or not all(part.strip() for part in parts):
+        if not equals or not all(name.strip() for name in parts):
             raise MgenError(f"override {shown(text)} is not of the form key.sub=value")
         if len(parts) > MOST_KEYS:
             raise MgenError(f"override {shown(text)} names a key {len(parts)} levels deep: {MOST_KEYS} are allowed")
@@ -156,8 +176,8 @@ def apply_overrides(data: Settings, overrides: Sequence[str]) -> Settings:
         nested = parse_yaml(value, f"override {shown(key)}")
         if nested == {} and _at(data, parts):
             raise MgenError(f"override {shown(text)} changes nothing, since mappings are merged: name a key in it")
-        for part in reversed(parts):
-            nested = {part: nested}
+        for name in reversed(parts):
+            nested = {name: nested}
         data = merge(data, nested)
     check_plain(data, most=MOST_VALUES)
     return data

@@ -84,6 +84,15 @@ def in_days(seconds: float) -> str:
     return f"{days} days" if seconds < 1000 * 24 * 3600 else f"{_short(seconds, 365.25 * 24 * 3600)} years"
 
 
+def in_time(seconds: float) -> str:
+    """A time as people say it: "40 seconds", "12 minutes", "3.5 hours", "2.1 days"."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} second{'s' * (round(seconds) > 1)}"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} minutes"
+    return f"{seconds / 3600:.1f} hours" if seconds < 36 * 3600 else in_days(seconds)
+
+
 def _short(value: float, unit: float) -> str:
     """Three digits; whole numbers may be too large for a float."""
     ratio = value / unit if value < 1e300 else 1e300

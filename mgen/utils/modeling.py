@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from mgen.utils.errors import MgenError, check_choice, check_keys, first_line, shown
 from mgen.utils.estimates import check_fits
 from mgen.utils.files import check_writable, scratch_folder
+from mgen.utils.fitting import DataRows
 from mgen.utils.reading import check_path, read_mapping
 from mgen.utils.weight_files import check_weights, move_weights
 
@@ -82,6 +83,10 @@ class Model(ModelMixin, ConfigMixin):
     def config_keys(cls) -> set[str]:
         """Keys that its configuration may have."""
         return constructor_keys(cls)
+
+    def data_rows(self) -> DataRows:
+        """Which rows of its tensors stand for classes, positions, ids or channels; what has none depends on the architecture alone."""
+        return {}
 
     @classmethod
     def own_config(cls, config: object, where: str) -> dict[str, Any]:

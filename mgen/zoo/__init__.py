@@ -15,6 +15,7 @@ from mgen.zoo.identity import identity
 from mgen.zoo.recipes import find_recipe, read_recipe, recipe_names
 
 DEFAULT = "fmnist-maskgit"
+PROJECT = "project.yaml"  # marks the folder of a project
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +88,16 @@ def same_weights(entry: Entry, among: Iterable[Entry]) -> list[Entry]:
     return [other for other in same if other.name != entry.name and "model" in other.facts]
 
 
+def _of_project(folder: Path) -> Path:
+    """The folder itself, or of a project (see mgen.project) that of its generator; MgenError if that is not trained yet."""
+    if not (folder / PROJECT).is_file() or (folder / "model_index.json").is_file():
+        return folder
+    model = folder / "generator" / "model"
+    if not model.is_dir():
+        raise MgenError(f"{folder} is a project whose generator is not trained yet: run mgen train --project {folder}")
+    return model
+
+
 def weights_sha256(name: str | Path) -> str:
     """One hash of all weight files of a saved model."""
     return identity(resolve(name)).weights_sha256
@@ -104,7 +115,7 @@ def resolve(name: str | Path) -> Path:
     if str(name) in names and not (Path(name) / "model_index.json").is_file():
         return embedded(str(name))
     if Path(name).is_dir():
-        return Path(name)
+        return _of_project(Path(name))
     if Path(name).is_file():
         raise MgenError(
             f"{name} is a file, but a model is a folder: convert a checkpoint with mgen convert FORMAT {name} --out DIR"

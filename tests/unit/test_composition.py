@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import mgen
-from mgen.generators import build_model, create_model, list_models, model_config
+from mgen import create_model
+from mgen.generators import build_model, list_models, model_config
 from mgen.generators.embedder import EMBEDDERS
 from mgen.generators.presets import complete, model_name
 from mgen.generators.trunk import TRUNKS

@@ -20,6 +20,7 @@ from mgen.generators.trunk import FULL, Layout, PassOptions, Trunk, register_tru
 from mgen.nn import Blocks, Cache, CachedStep, Keys, Rows, run_blocks
 from mgen.nn.modulated import ModulatedBlock, ModulatedNorm
 from mgen.utils.errors import MgenError
+from mgen.utils.fitting import DataRows
 from mgen.utils.schema import Depth, Rate, Size, schema
 
 
@@ -62,6 +63,7 @@ class AdaLN(Trunk):
     def __init__(self, config: AdaLNConfig, *, layout: Layout) -> None:
         super().__init__()
         c, self.config, self.width, self.context_width = config, config, config.dim, config.dim
+        self.layout = layout
         self.position = nn.Embedding(layout.length, c.dim)
         self.register = table(c.registers, c.dim)
         self.blocks = Blocks(
@@ -69,6 +71,9 @@ class AdaLN(Trunk):
             for _ in range(c.depth)
         )
         self.norm = ModulatedNorm(c.dim)
+
+    def data_rows(self) -> DataRows:
+        return {"position.weight": {0: self.layout.rows}}
 
     def initialize(self, module: nn.Module) -> None:
         """Official initial values: Xavier for linear layers, normal 0.02 for tables; the blocks' modulations start at zero."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mgen.generators.embedder import TokenRows
 from mgen.generators.trunk import FULL, Layout, PassOptions, Trunk, register_trunk, truncated_normal
 from mgen.nn import Cache, CachedStep, PostNormBlock, check_heads, run_blocks
+from mgen.utils.fitting import DataRows, Rows
 from mgen.utils.schema import Depth, Rate, Size, schema
 
 
@@ -45,11 +46,15 @@ class BERT(Trunk):
     def __init__(self, config: BERTConfig, *, layout: Layout) -> None:
         super().__init__()
         c, self.config, self.width, self.context_width = config, config, config.dim, config.dim
+        self.layout = layout
         self.position = nn.Embedding(1 + layout.length, c.dim)
         self.norm = nn.LayerNorm(c.dim, eps=1e-12)
         self.blocks = nn.ModuleList(
             PostNormBlock(c.dim, c.heads, hidden=c.hidden, dropout=c.dropout) for _ in range(c.depth)
         )
+
+    def data_rows(self) -> DataRows:
+        return {"position.weight": {0: (Rows("class token", (1,)), *self.layout.rows)}}
 
     def embed(self, x: Tensor, at: Tensor | None = None) -> Tensor:
         """Rows (B, n, D) with their positions `at` (B, n) in the sequence, None: the first n."""

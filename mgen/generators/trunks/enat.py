@@ -27,6 +27,7 @@ from mgen.generators.trunk import (
     unknown_first,
 )
 from mgen.nn import MLP, Blocks, Cache, CachedStep, KVCache, Rows, attend, check_heads, gather_rows, run_blocks, span
+from mgen.utils.fitting import DataRows
 from mgen.utils.schema import Depth, Rate, Size, schema
 
 
@@ -131,10 +132,12 @@ class ENAT(Trunk):
     """Trunk whose computation follows the known tokens."""
 
     capabilities = Capabilities(carried_features=True)
+    lora_targets = ("q", "kv_context", "kv", "proj", "mlp.fc1", "mlp.fc2")
 
     def __init__(self, config: ENATConfig, *, layout: Layout) -> None:
         super().__init__()
         c, self.config, self.width, self.context_width = config, config, config.dim, config.dim
+        self.layout = layout
         self.position = nn.Embedding(layout.length, c.dim)
         self.token_norm = nn.LayerNorm(c.dim, eps=1e-6)
         self.carry_norm = nn.LayerNorm(c.dim, eps=1e-6)
@@ -142,6 +145,9 @@ class ENAT(Trunk):
         self.encoder_blocks = Blocks(ContextBlock(c.dim, c.heads) for _ in range(c.encoder_depth))
         self.decoder_blocks = Blocks(ContextBlock(c.dim, c.heads) for _ in range(c.decoder_depth))
         self.norm = nn.LayerNorm(c.dim)
+
+    def data_rows(self) -> DataRows:
+        return {"position.weight": {0: self.layout.rows}}
 
     def initialize(self, module: nn.Module) -> None:
         """Official initial values: Xavier for linear layers, normal 0.02 for tables; modulations start at zero."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mgen.generators.masked_autoencoder import Layers, MaskedAutoencoder, Tables
 from mgen.generators.trunk import Layout, register_trunk, table
 from mgen.nn import Blocks, Cache, PreNormBlock, Ratio, check_heads
+from mgen.utils.fitting import DataRows, Rows
 from mgen.utils.schema import Depth, Rate, Size, schema
 
 
@@ -50,7 +51,7 @@ class MAE(MaskedAutoencoder):
     def __init__(self, config: MAEConfig, *, layout: Layout) -> None:
         super().__init__()
         c, self.config, self.width, self.context_width = config, config, config.encoder_dim, config.decoder_dim
-        self.prefix_length, self.length = c.prefix_length, layout.length
+        self.layout, self.prefix_length, self.length = layout, c.prefix_length, layout.length
         rows = self.prefix_length + self.length
         block = partial(PreNormBlock, mlp_ratio=c.mlp_ratio, eps=1e-6, attn_dropout=c.attn_dropout, dropout=c.dropout)
         self.mask_token = table(1, c.decoder_dim)
@@ -63,6 +64,10 @@ class MAE(MaskedAutoencoder):
         self.decoder_embed = nn.Linear(c.encoder_dim, c.decoder_dim)
         self.decoder_blocks = Blocks(block(c.decoder_dim, c.decoder_heads) for _ in range(c.decoder_depth))
         self.decoder_norm = nn.LayerNorm(c.decoder_dim, eps=1e-6)
+
+    def data_rows(self) -> DataRows:
+        own, rows = self.layout.rows, (Rows("buffer", (self.prefix_length,)), *self.layout.rows)
+        return {"encoder_position": {0: rows}, "decoder_position": {0: rows}, "head_position": {0: own}}
 
     @property
     def layers(self) -> Layers:

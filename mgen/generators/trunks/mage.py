@@ -18,6 +18,7 @@ from mgen.generators.embedder import TokenRows
 from mgen.generators.trunk import FULL, Layout, PassOptions, Trunk, known_first, register_trunk, table
 from mgen.nn import Blocks, Cache, CachedStep, PreNormBlock, Ratio, check_heads, run_blocks
 from mgen.utils.errors import MgenError
+from mgen.utils.fitting import DataRows, Rows
 from mgen.utils.schema import Depth, Rate, Size, schema
 
 
@@ -61,7 +62,7 @@ class MAGE(Trunk):
     def __init__(self, config: MAGEConfig, *, layout: Layout) -> None:
         super().__init__()
         c, self.config, self.width, self.context_width = config, config, config.encoder_dim, config.decoder_dim
-        self.length = layout.length
+        self.layout, self.length = layout, layout.length
         self.drop_count = math.ceil(self.length * c.drop)  # tokens that never enter the encoder in training
         block = partial(PreNormBlock, mlp_ratio=c.mlp_ratio, eps=1e-6, attn_dropout=c.dropout, dropout=c.dropout)
         self.position = nn.Embedding(1 + self.length, c.encoder_dim)
@@ -72,6 +73,10 @@ class MAGE(Trunk):
         self.decoder_position = table(1 + self.length, c.decoder_dim)
         self.decoder_blocks = Blocks(block(c.decoder_dim, c.decoder_heads) for _ in range(c.decoder_depth))
         self.decoder_norm = nn.LayerNorm(c.decoder_dim, eps=1e-6)
+
+    def data_rows(self) -> DataRows:
+        rows = (Rows("class token", (1,)), *self.layout.rows)
+        return {"position.weight": {0: rows}, "decoder_position": {0: rows}}
 
     def embed(self, classes: Tensor | None, x: Tensor, at: Tensor | None = None) -> Tensor:
         """The class (B, D), if any, and rows (B, n, D) of tokens `at` positions (B, n), None: all, with their positions."""

@@ -18,6 +18,7 @@ from mgen.generators.masked_autoencoder import AutoencoderCache, Half, Layers, M
 from mgen.generators.trunk import FULL, Layout, PassOptions, table
 from mgen.nn import Blocks, Cache, Ratio, ScaledBlock, check_heads
 from mgen.utils.errors import MgenError
+from mgen.utils.fitting import DataRows, Rows
 from mgen.utils.registry import Configured
 from mgen.utils.schema import Depth, Rate, Size, schema
 
@@ -57,7 +58,7 @@ class TwoStageMAE(nn.Module, Configured):
 
     def __init__(self, config: TwoStageMAEConfig, *, first: Layout, second: Layout) -> None:
         super().__init__()
-        c, self.config = config, config
+        c, self.config, self.layouts = config, config, (first, second)
         self.lengths = (first.length, second.length)
         tokens = sum(self.lengths)
         rows = c.prefix_length + tokens
@@ -74,6 +75,14 @@ class TwoStageMAE(nn.Module, Configured):
         self.decoder_blocks = Blocks(block(c.decoder_heads or c.heads) for _ in range(c.decoder_depth))
         self.encoder_norm, self.decoder_norm = nn.LayerNorm(c.dim, eps=1e-6), nn.LayerNorm(c.dim, eps=1e-6)
         self.decoder_embed = nn.Linear(c.dim, c.dim)
+
+    def data_rows(self) -> DataRows:
+        """See Model.data_rows."""
+        first, second = (layout.rows for layout in self.layouts)
+        own = (*(replace(part, of=f"first-stage {part.of}") for part in first), *second)
+        rows = (Rows("buffer", (self.config.prefix_length,)), *own)
+        tables: DataRows = {"mask_token": {1: own}, "head_position": {0: own}}
+        return tables | {name: {1: rows} for name in ("encoder_position", "decoder_position")}
 
     def modulations(self, stage: int) -> tuple[list[Modulation], list[Modulation]]:
         """Scales and gates of every block of the encoder, and of the decoder, in stage 0 or 1."""

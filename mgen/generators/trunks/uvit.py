@@ -17,6 +17,7 @@ from mgen.generators.embedder import TokenRows
 from mgen.generators.trunk import FULL, Layout, PassOptions, Trunk, normal, register_trunk, truncated_normal
 from mgen.nn import Cache, CachedStep, Keys, PreNormBlock, Ratio, Rows, check_heads, run_blocks
 from mgen.utils.errors import MgenError
+from mgen.utils.fitting import DataRows
 from mgen.utils.schema import Depth, Rate, Size, schema
 
 
@@ -56,6 +57,7 @@ class UViT(Trunk):
     def __init__(self, config: UViTConfig, *, layout: Layout) -> None:
         super().__init__()
         c, self.config, self.width, self.context_width = config, config, config.dim, config.dim
+        self.layout = layout
         self.position = nn.Embedding(layout.length, c.dim)
         self.token_norm = nn.LayerNorm(c.dim, eps=1e-6)
         self.class_position = nn.Embedding(1, c.dim)
@@ -68,6 +70,9 @@ class UViT(Trunk):
         self.mid_block = block()
         self.out_blocks = nn.ModuleList(block(c.skip) for _ in range(c.depth // 2))
         self.norm = nn.LayerNorm(c.dim)
+
+    def data_rows(self) -> DataRows:
+        return {"position.weight": {0: self.layout.rows}}
 
     def embed(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
         """Rows (B, n, D) with their positions (B, n), None: the first n."""

@@ -15,6 +15,7 @@ from mgen.generators.embedder import TokenRows
 from mgen.generators.trunk import FULL, Capabilities, PassOptions, Trunk
 from mgen.nn import Cache, TokenShuffle, TokenUnshuffle, Windows, gather_rows
 from mgen.utils.errors import MgenError
+from mgen.utils.fitting import DataRows, below
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class WindowedTrunk(Trunk):
             )
         self.inner, self.windows, self.config = trunk, windows, trunk.config
         self.width, self.context_width = trunk.width, trunk.context_width
+        self.lora_targets = trunk.lora_targets  # type: ignore[misc]
         self.capabilities = Capabilities(order=trunk.capabilities.order, cached_steps=False)
         self.join = TokenShuffle(trunk.width, windows.side, blocks=blocks)
         self.window_settings = {"side": windows.side, "blocks": blocks, "unit": "token"}
@@ -50,6 +52,9 @@ class WindowedTrunk(Trunk):
     @property
     def settings(self) -> dict[str, object]:
         return self.inner.settings
+
+    def data_rows(self) -> DataRows:
+        return below("inner", self.inner.data_rows())
 
     def initialize(self, module: nn.Module) -> None:
         self.inner.initialize(module)

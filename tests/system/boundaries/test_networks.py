@@ -10,8 +10,9 @@ from typing import Any, get_args, get_type_hints
 import pytest
 
 import mgen
+from mgen import create_model
 from mgen.evaluation.cnn import ImageClassifier
-from mgen.generators import Cascade, Generator, LossOptions, build_model, create_model
+from mgen.generators import Cascade, Generator, LossOptions, build_model
 from mgen.generators.build import WindowsConfig
 from mgen.generators.classes import ClassesConfig
 from mgen.generators.embedder import EMBEDDERS

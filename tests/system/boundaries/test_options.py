@@ -133,6 +133,7 @@ READS: dict[tuple[str, str], list[str]] = {
     ("edit", "--mask"): ["-box"],
     ("edit", "--style"): ["-box"],
     ("train", "--config"): [],
+    ("train", "--data"): [],
     ("cache", "--data"): [],
     ("cache", "--tokenizer"): [],
     ("cache", "--verify"): [],
@@ -154,6 +155,7 @@ READS: dict[tuple[str, str], list[str]] = {
     ("convert", "file"): [],
     ("convert", "--tokenizer"): [],
     ("convert", "--recipe"): [],
+    ("convert", "--class-names"): [],
     ("bench", "--model"): [],
     ("bench", "--config"): ["-model"],
     ("bench", "--tokenizer"): ["-model"],
@@ -219,6 +221,7 @@ WRITES: dict[tuple[str, str], str] = {
     ("sample", "--animation"): ".gif",
     ("edit", "--out"): "",
     ("train", "output"): "",
+    ("train", "--out"): "",
     ("cache", "--out"): "",
     ("eval", "--out"): "",
     ("eval", "--save-statistics"): ".safetensors",
@@ -246,7 +249,7 @@ def test_what_cannot_be_written_is_refused_before_the_work(
     value += WRITES[command, name]
     argv = (
         ["train", *USUAL["train"], f"output={value}"]
-        if command == "train"
+        if (command, name) == ("train", "output")
         else placed(command, action_of(command, name), value)
     )
     line = refused(argv)
@@ -260,7 +263,7 @@ def test_a_file_in_the_place_of_a_folder_is_kept(refused: Refused, odd_files: Pa
             os.symlink("/dev/null", "device")
         argv = (
             ["train", *USUAL["train"], f"output={value}"]
-            if command == "train"
+            if (command, name) == ("train", "output")
             else placed(command, action_of(command, name), value)
         )
         assert value in refused(argv)

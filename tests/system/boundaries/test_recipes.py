@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
+from mgen import create_model
 from mgen.cli import main
 from mgen.evaluation.recipe import evaluation_settings
-from mgen.generators import create_model
 from mgen.zoo import recipe
 from mgen.zoo.recipes import read_recipe, recipe_names, recipe_settings
 from tests.system.boundaries.harness import Raises, Refused, fifo, row

@@ -269,3 +269,45 @@ def test_a_damaged_image_is_named(refused: Refused, parts: Parts, here: Path, wo
     settings["data"] = {**settings["data"], "path": "images", "workers": workers}
     line = refused(["train", "--config", written(settings)], ".png", "cannot read image")
     assert "Original" not in line and "worker" not in line
+
+
+# -- classifiers of own images -----------------------------------------------------------------------------------------------
+
+OWN = ["train", "--config", "classifier"]
+OWN_DATA: list[tuple[str, list[str], tuple[str, ...]]] = [
+    ("no data", [], ("data.path",)),
+    ("no classes", ["--data", "@flat"], ("tell classes apart", "no class folders", "--extractor inception")),
+    ("one class", ["--data", "one"], ("one class folder, cat", "at least two")),
+    ("classes none", ["--data", "@images", "data.classes=none"], ("tell classes apart",)),
+    ("a cache", ["--data", "@cache"], ("for folders of images", "caches")),
+    ("data twice", ["--data", "@images", "data.path=x"], ("--data", "data.path", "leave one out")),
+    ("kind twice", ["--data", "@images", "data.kind=fmnist"], ("--data", "data.kind", "leave one out")),
+    ("out twice", ["--data", "@images", "--out", "a", "output=b"], ("--out", "output", "leave one out")),
+    ("held out all", ["--data", "@images", "data.held_out=1"], ("held_out", "less than 1")),
+    ("held out negative", ["--data", "@images", "data.held_out=-0.1"], ("held_out", "at least 0")),
+    ("keep odd", ["--data", "@images", "data.keep=maybe"], ("keep", "true or false")),
+    ("passes 0", ["--data", "@images", "steps.passes=0"], ("steps.passes", "more than 0")),
+    ("passes x", ["--data", "@images", "steps.passes=x"], ("steps.passes",)),
+    ("least 0", ["--data", "@images", "steps.least=0"], ("steps.least", "at least 1")),
+    ("least above most", ["--data", "@images", "steps.least=9", "steps.most=3"], ("least must not be above most",)),
+    ("steps unknown", ["--data", "@images", "steps.passs=2"], ("steps.passs", "passes")),
+    ("batch size 0", ["--data", "@images", "batch_size=0"], ("batch_size", "at least 1")),
+    ("wrong classes", ["--data", "@images", "model.num_classes=5"], ("3 classes", "model.num_classes=3")),
+    ("wrong channels", ["--data", "@images", "data.channels=2"], ("data.channels",)),
+]
+
+
+@pytest.mark.parametrize(("argv", "words"), [row(name, argv, *words) for name, argv, words in OWN_DATA])
+def test_classifiers_of_own_images(refused: Refused, argv: list[str], words: tuple[str, ...]) -> None:
+    folders("one", cat=2)
+    refused([*OWN, *argv], *words)
+
+
+def test_images_that_cannot_be_held_out(refused: Refused) -> None:
+    folders("single", cat=1, dog=1)
+    cached = ["--config", "@cached", "data.held_out=0.5"]
+    for argv, words in [
+        ([*OWN, "--data", "single", "data.held_out=0.5"], ["one image in every class"]),
+        (["train", *cached], ["data.held_out is for folders"]),
+    ]:
+        refused(argv, *words)

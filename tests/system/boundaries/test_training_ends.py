@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from mgen.cli import main
+from mgen.pipelines.pretrained import load_weights
 from mgen.training.config import build_model, train_config
-from mgen.training.initial import load_weights
 from mgen.training.lock import locked
 from mgen.training.loop import run, train
 from mgen.training.trainer import Trainer
@@ -177,7 +177,7 @@ def test_init_is_of_the_same_configuration(refused: Refused, changed: list[str],
     refused(["train", "--config", "@config", "init=@pipeline", *changed], "init", *words)
 
 
-def test_init_with_another_number_of_classes_starts_their_table_anew(parts: Parts) -> None:
+def test_init_with_another_number_of_classes_starts_their_rows_anew(parts: Parts) -> None:
     for trunk, classes in (("uvit", {}), ("mage", {}), ("bert", {})):
         old, new = (
             build_model(tiny_config(trunk, tokens=tiny_tokens(side=8, vocab_size=64), classes={**classes, "count": n}))
@@ -188,8 +188,8 @@ def test_init_with_another_number_of_classes_starts_their_table_anew(parts: Part
                 p.normal_()
         old.save_pretrained("old")
         fresh = {k: v.clone() for k, v in new.state_dict().items()}
-        with pytest.warns(UserWarning, match="old has 3 classes, this run 5: the class table starts anew"):
-            load_weights(new, "old")
+        start = load_weights(new, "old")
+        assert start.lines()[0].startswith("init: classes 3 → 5: starts anew (")
         before, after = old.state_dict(), new.state_dict()
         different = [k for k in after if after[k].shape != before[k].shape]
         assert all(torch.equal(after[k], before[k]) for k in after if k not in different)
@@ -197,14 +197,14 @@ def test_init_with_another_number_of_classes_starts_their_table_anew(parts: Part
         assert name in different
         first = 0 if trunk == "uvit" else 64
         assert torch.equal(after[name][:first], before[name][:first])
-        assert torch.equal(after[name][first : first + 6], fresh[name][first : first + 6])
-        assert torch.equal(after[name][first + 6 :], before[name][first + 4 :])
+        assert torch.equal(after[name][first : first + 5], fresh[name][first : first + 5])
+        assert torch.equal(after[name][first + 5 :], before[name][first + 3 :])  # the null class, and the mask
 
 
-def test_init_of_a_classifier_with_other_classes(parts: Parts) -> None:
+def test_init_of_a_classifier_with_other_classes(parts: Parts, capsys: pytest.CaptureFixture[str]) -> None:
     build_model({**CNN, "num_classes": 7}).save_pretrained("old")
-    with pytest.warns(UserWarning, match="7 classes, this run 3"):
-        train(train_config(settings_of(parts, "classifier", init="old")))
+    train(train_config(settings_of(parts, "classifier", init="old")))
+    assert "init: classes 7 → 3: starts anew (classify.weight, classify.bias)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
