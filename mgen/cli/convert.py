@@ -39,7 +39,8 @@ _orig_mod. in names. Torch files are read as plain tensors only: a file that hol
 a tensor that is no weight (sparse, quantized, complex, NaN, beyond fp32)."""
 # What a conversion leaves in its folder.
 WRITTEN = re.compile(
-    r"conversion\.txt|config\.json|model_index\.json|diffusion_pytorch_model.*|transformer|generator|tokenizer|sampler|README\.md"
+    r"conversion\.txt|config\.json|model_index\.json|pipeline\.py|diffusion_pytorch_model.*|generator|transformer|tokenizer|sampler|"
+    r"README\.md"
 )
 MOST_NAMES = 2**20  # bytes of a file of class names
 OWN_FORMATS = ("pipeline", "quantize", "shuffle")

@@ -73,7 +73,7 @@ def restyle(args: Namespace) -> int:
     from mgen.pipelines.pixels import to_pil
     from mgen.pipelines.saved import load_tokenizer
     from mgen.tokenizers.vision import give_vision
-    from mgen.utils.grids import labeled_grid
+    from mgen.utils.grids import captioned_grid
 
     if args.classes:
         raise MgenError("--class is for what is regenerated: --style regenerates nothing, leave it out")
@@ -84,22 +84,21 @@ def restyle(args: Namespace) -> int:
     result = editing.restyle(tokenizer, content, style).cpu()
     out = Path(args.out)
     save_png(to_pil(result[None])[0], out / "restyled.png")
-    grid = labeled_grid(torch.stack([content, style, result]), [0, 1, 2], ["content", "style", "result"])
+    three = torch.stack([content, style, result])
+    grid = captioned_grid(three, ["content", "style", "result"], columns=3, least=96)
     save_png(grid, out / "grid.png")
     print(out / "grid.png")
     return 0
 
 
 def edit(args: Namespace) -> int:
-    import torch
-
     from mgen.data import load_image
     from mgen.pipelines import editing
+    from mgen.pipelines.edit_grid import edit_grid
     from mgen.pipelines.generation import chosen_classes, save_png
     from mgen.pipelines.pixels import to_pil
     from mgen.pipelines.runs import image_name
     from mgen.tokenizers.vision import give_vision
-    from mgen.utils.grids import labeled_grid
     from mgen.utils.limits import check_memory
 
     out = Path(args.out)
@@ -136,11 +135,12 @@ def edit(args: Namespace) -> int:
         batch_size=args.batch_size,
         dtype=args.dtype,
     )
-    names = [*pipe.class_names, "no class" if pipe.conditional else "edited", "original"]
     for i, (result, label) in enumerate(zip(to_pil(images), labels)):
         save_png(result, out / f"edit-{image_name(i, label)}")
-    rows = [len(names) - 2 if c is None else c for c in labels]
-    grid = labeled_grid(torch.cat([image[None], images]), [len(names) - 1, *rows], names)
+    names = pipe.class_names
+    nothing = "no class" if pipe.conditional else "edited"
+    words = [nothing if c is None else names[c] if c < len(names) else f"class {c}" for c in labels]
+    grid = edit_grid(image, mask, images, words)
     save_png(grid, out / "grid.png")
     print(out / "grid.png")
     return 0

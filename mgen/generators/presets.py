@@ -29,6 +29,8 @@ def model_config(name: str | Path, **overrides: object) -> Settings:
     Raises:
         MgenError: an unknown name; the message has the nearest.
     """
+    if not isinstance(name, str | Path):
+        raise MgenError(f"model is {shown(name)}: expected the name of a model, a YAML file or a mapping")
     if str(name).endswith((".yaml", ".yml")):
         return override(read_config(str(name)), overrides)
     check_choice("model", str(name), list_models())
