@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import torch
 
 _HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]
-_LEFTOVER = re.compile(rf"\.(.+)\.{_HOST}-([0-9]{{1,9}})\.(?:\w+\.)?(old|tmp)(?:\..+)?", re.DOTALL)
+LEFTOVER = re.compile(rf"\.(.+)\.{_HOST}-([0-9]{{1,9}})\.(?:\w+\.)?(old|tmp)(?:\..+)?", re.DOTALL)
 _UMASK = os.umask(0)
 os.umask(_UMASK)
 
@@ -149,10 +149,15 @@ def _swap(new: Path, path: Path) -> None:
         if exchange(-100, os.fsencode(new), -100, os.fsencode(path), 2) == 0:  # AT_FDCWD, RENAME_EXCHANGE
             return
     # Killed between the two renames, the next process puts it back. The name is the whole one for that; if it is too long, this fails.
-    old = path.with_name(f".{path.name}.{_HOST}-{os.getpid()}.old")
+    old = aside(path)
     os.replace(path, old)
     os.replace(new, path)
     shutil.rmtree(old)
+
+
+def aside(path: Path) -> Path:
+    """Where a folder is while it is being replaced; `sweep` puts it back if this process is killed meanwhile."""
+    return path.with_name(f".{path.name}.{_HOST}-{os.getpid()}.old")
 
 
 _swept: set[Path] = set()
@@ -171,7 +176,7 @@ def sweep(folder: Path) -> None:
     except OSError:  # not there; one that can't be read is noticed by whoever needs it
         return
     for name in names:
-        if (left := _LEFTOVER.fullmatch(name)) and not psutil.pid_exists(int(left[2])):
+        if (left := LEFTOVER.fullmatch(name)) and not psutil.pid_exists(int(left[2])):
             there = folder / name
             with contextlib.suppress(OSError):  # another process may be sweeping too
                 if left[3] == "old" and not os.path.lexists(folder / left[1]):
