@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 _HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]
 LEFTOVER = re.compile(rf"\.(.+)\.{_HOST}-([0-9]{{1,9}})\.(?:\w+\.)?(old|tmp)(?:\..+)?", re.DOTALL)
-_UMASK = os.umask(0)
-os.umask(_UMASK)
 
 
 @contextmanager
@@ -136,7 +134,17 @@ def scratch_folder(path: str | Path) -> Iterator[Path]:
 def _usual_mode(path: Path) -> None:
     """Give the mode of a new file or folder under the process's umask; temporary ones and safetensors are private."""
     if not path.is_symlink():  # of which the target would change
-        os.chmod(path, (0o777 if path.is_dir() else 0o666) & ~_UMASK)
+        os.chmod(path, (0o777 if path.is_dir() else 0o666) & ~_umask())
+
+
+def _umask() -> int:
+    """The process's umask. Linux tells it; elsewhere it has to be set to be read, which another thread might notice."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        status = Path("/proc/self/status").read_text()
+        return int(re.search(r"^Umask:\s*([0-7]+)$", status, re.MULTILINE)[1], 8)  # type: ignore[index]
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def _swap(new: Path, path: Path) -> None:
