@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mgen.cli.overwrite import add_overwrite, overwriting
 from mgen.cli.parser import make_parser, path, whole
 from mgen.cli.sample import add_sampler
 from mgen.utils.errors import MgenError
@@ -92,6 +93,7 @@ def add_sweep(parser: ArgumentParser) -> None:
     option("--inception-weights", metavar="FILE", type=path, help="with --extractor inception")
     option("--retime", action="store_true", help="with --sweep: measure the seconds of rows in OUT/sweep.json again")
     option("--out", metavar="DIR", type=path, help="with --sweep: the folder of its files; default: sweep")
+    add_overwrite(parser, "another sweep")
 
 
 def command(argv: Sequence[str] | None = None) -> int:
@@ -116,7 +118,9 @@ def command(argv: Sequence[str] | None = None) -> int:
     sampler = chosen_sampler(pipe, args)
     if args.sweep:
         words = [word for word in (argv if argv is not None else sys.argv[2:]) if word != "--retime"]
-        return compare(pipe, sampler, args, "mgen bench " + " ".join(words))
+        inputs = (args.model, args.sweep, args.reference, args.extractor, args.arch, args.config)
+        with overwriting(args.out, "bench", active=args.overwrite, inputs=inputs):
+            return compare(pipe, sampler, args, "mgen bench " + " ".join(words))
     result = benchmark.bench(
         pipe, sampler, model=named(args), batch_size=args.batch_size, repeats=args.repeats, dtype=args.dtype
     )
@@ -136,7 +140,7 @@ def check_options(args: Namespace) -> None:
     from mgen.utils.files import check_writable
 
     if not args.sweep:
-        for name in ("num_images", "seed", "extractor", "reference", "inception_weights", "retime", "out"):
+        for name in ("num_images", "seed", "extractor", "reference", "inception_weights", "retime", "overwrite", "out"):
             if (given := getattr(args, name)) is not None and given is not False:
                 raise MgenError(f"--{name.replace('_', '-')} is for --sweep: leave it out")
     args.seed, args.out = args.seed or 0, args.out or "sweep"

@@ -5,6 +5,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
+from mgen.cli.overwrite import add_overwrite, overwriting
 from mgen.cli.parser import make_parser, path, whole
 from mgen.utils.errors import MgenError
 
@@ -33,13 +34,15 @@ def command(argv: Sequence[str] | None = None) -> int:
     check_common(args)
     check_weights(find_protocol(args.protocol, extractor=args.extractor), args.inception_weights)
     check_images(args.path)
-    return compute(args)
+    with overwriting(f"{args.out}.features", "stats", active=args.overwrite, inputs=(args.path, args.extractor)):
+        return compute(args)
 
 
 def add_options(parser: ArgumentParser) -> None:
     option = parser.add_argument
     option("path", type=path, help="folder of images, .npz (arr_0), .npy, or `fmnist`")
     option("--out", required=True, metavar="FILE", type=path, help=".safetensors, or .npz for other tools")
+    add_overwrite(parser, "features of other images (OUT.features)")
     option(
         "--protocol",
         help="adm, torch-fidelity, clean, halton, reconstruction or fmnist-cnn, the default for Fashion-MNIST",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 from mgen.cli import resumable
+from mgen.cli.overwrite import add_overwrite, again, overwriting
 from mgen.cli.parser import make_parser, path, whole
 from mgen.utils.errors import MgenError
 
@@ -55,7 +56,11 @@ def command(argv: Sequence[str] | None = None) -> int:
     if args.reference_search and args.reference_test and "none" not in (args.reference_search, args.reference_test):
         check_there("--reference-search", args.reference_search)
         check_there("--reference-test", args.reference_test)
-    with resumable("the same command goes on after the trials it has made"):
+    inputs = (args.model, args.start, args.reference_search, args.reference_test, args.extractor)
+    with (
+        overwriting(args.out, "tune", active=args.overwrite, inputs=inputs),
+        resumable(f"the same command{again(args)} goes on after the trials it has made"),
+    ):
         return tune(args, "mgen tune " + " ".join(argv if argv is not None else sys.argv[2:]))
 
 
@@ -65,6 +70,7 @@ def add_options(parser: ArgumentParser) -> None:
     option = parser.add_argument
     option("--model", default=DEFAULT, metavar="NAME|PATH", type=path, help="a model of `mgen zoo` or a folder")
     option("--out", default="tune", metavar="DIR", type=path, help="for strategy.yaml, trace.jsonl and report.md")
+    add_overwrite(parser, "another search")
     option("--steps", type=whole(1, 2**20), help="decoding steps; default: the start's")
     option(
         "--start",

@@ -18,7 +18,7 @@ from mgen.pipelines.habits import DiffusersPipeline
 from mgen.pipelines.image_seeds import image_seeds
 from mgen.pipelines.lora import LoRAPipeline
 from mgen.pipelines.pixels import as_output
-from mgen.pipelines.saved import COMPONENTS, INDEX, load_part, read_index
+from mgen.pipelines.saved import COMPONENTS, INDEX, earlier_names, load_part, read_index
 from mgen.pipelines.sizes import check_batch
 from mgen.pipelines.step_callbacks import OnStepEnd, StepCallbacks
 from mgen.samplers import ParallelSampler, Step
@@ -29,6 +29,8 @@ from mgen.utils.hub import HUB_KEYS, take_options
 from mgen.utils.modeling import check_dtype, public
 from mgen.utils.reading import read_mapping
 from mgen.zoo import DEFAULT, resolve
+from mgen.zoo.imagenet import NAME as IMAGENET
+from mgen.zoo.imagenet import imagenet_names
 
 P = TypeVar("P", bound="MaskedPipeline")
 Classes = Sequence[int | str | None]
@@ -54,7 +56,7 @@ class MaskedPipeline(DiffusersPipeline, LoRAPipeline):
 
     Args:
         tokenizer: decodes tokens to images. transformer: the generator, which predicts tokens. sampler: decides how.
-        class_names: names of the classes, for captions and file names; saved in model_index.json.
+        class_names: names of the classes, for captions, or "imagenet" for those of ImageNet-1k; saved in model_index.json.
         data: what the model was trained on, a DataRecord or its entries; saved in model_index.json.
     """
 
@@ -73,6 +75,8 @@ class MaskedPipeline(DiffusersPipeline, LoRAPipeline):
                 raise MgenError(
                     f"a pipeline is made of a Tokenizer, a Generator or Cascade and a ParallelSampler, not {shown(part)}"
                 )
+        if isinstance(class_names, str) and class_names == IMAGENET:
+            class_names = imagenet_names()
         tokenizer.spec.require(transformer.tokens, by=type(transformer).__name__)
         if class_names is not None and (
             isinstance(class_names, str)
@@ -330,7 +334,8 @@ def _build(cls: type[P], folder: Path, given: dict[str, Any], options: dict[str,
     index = read_index(folder)
     parts = {part: given[part] if part in given else load_part(folder, part, index, options) for part in COMPONENTS}
     try:
-        pipe = cls(**parts, class_names=index.class_names, data=index.data)
+        names = index.class_names or earlier_names(folder, parts["transformer"])
+        pipe = cls(**parts, class_names=names, data=index.data)
     except MgenError as error:
         raise MgenError(f"{folder / INDEX}: {error}") from error
     pipe.tokenizer.eval()

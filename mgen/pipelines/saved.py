@@ -1,7 +1,8 @@
 """The folder of a saved pipeline: model_index.json and a folder for each part."""
 
+import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -10,10 +11,15 @@ from mgen.samplers import ParallelSampler
 from mgen.tokenizers.base import Tokenizer
 from mgen.utils.devices import check_device
 from mgen.utils.errors import MgenError
+from mgen.utils.folders import shipped
 from mgen.utils.modeling import check_class, load_saved, saved_class
 from mgen.utils.reading import read_json, read_mapping
 from mgen.utils.schema import Text, build, schema
 from mgen.zoo import resolve
+from mgen.zoo.imagenet import COUNT, imagenet_names
+
+if TYPE_CHECKING:
+    from mgen.generators import Cascade, Generator
 
 INDEX = "model_index.json"
 COMPONENTS = ("tokenizer", "transformer", "sampler")
@@ -43,6 +49,19 @@ def read_index(folder: Path) -> PipelineIndex:
         if package.split(".")[0] != "mgen":
             raise MgenError(f"{folder / INDEX}: {part} is {name} of {package}, which is no part of mgen")
     return index
+
+
+def earlier_names(folder: Path, generator: "Generator | Cascade") -> tuple[str, ...] | None:
+    """ImageNet's names for a published model that an earlier version converted without any: its conversion.txt says which one it is.
+
+    Other models of 1,000 classes may be of other data, and get none.
+    """
+    file = folder / "conversion.txt"
+    if not generator.conditional or generator.num_classes != COUNT or not file.is_file():
+        return None
+    with file.open(encoding="utf-8", errors="replace") as lines:
+        said = re.search(r"^  note: model: (\S+) \(mgen zoo\)$", lines.read(2**16), re.MULTILINE)
+    return imagenet_names() if said and said[1] in shipped("models") else None
 
 
 def part_folder(folder: Path, part: str) -> Path:

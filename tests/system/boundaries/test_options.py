@@ -164,6 +164,7 @@ READS: dict[tuple[str, str], list[str]] = {
     ("convert", "file"): [],
     ("convert", "--tokenizer"): [],
     ("convert", "--recipe"): [],
+    ("convert", "--class-names"): [],
     ("bench", "--model"): [],
     ("bench", "--config"): ["-model"],
     ("bench", "--tokenizer"): ["-model"],
