@@ -145,6 +145,7 @@ READS: dict[tuple[str, str], list[str]] = {
     ("eval", "--reconstruction"): [],
     ("eval", "--recipe"): [],
     ("report", "RESULT"): [],
+    ("report", "--against"): [],
     ("stats", "path"): [],
     ("stats", "--extractor"): ["-protocol"],
     ("tune", "--model"): [],
