@@ -8,6 +8,8 @@ Everything below is imported on first use, so `import mgen` is fast. `mgen.load(
 import importlib
 from typing import TYPE_CHECKING
 
+from mgen.utils.diffusers_names import add_pipeline
+
 if TYPE_CHECKING:
     from diffusers import ModelMixin, SchedulerMixin
 
@@ -81,3 +83,6 @@ def __getattr__(name: str) -> object:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *_WHERE})
+
+
+add_pipeline()

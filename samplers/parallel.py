@@ -213,4 +213,6 @@ class ParallelSampler(SamplerSettings):
             if generator.windows is not None:
                 shown = generator.windows.unfold(**shown)
             yield Step(**shown, index=step.index, count=plan.count, first_stage=collect, map=drawn.map)
+            if generator.windows is not None:  # what a callback has changed
+                state.tokens.copy_(generator.windows.to_windows(shown["tokens"]))
         return state

@@ -16,6 +16,7 @@ COMMANDS = {
     "sample": "sample images from a model (an embedded one by default)",
     "edit": "in-painting, out-painting, class editing and style of an image",
     "init": "write the settings of a project that trains on a folder of images",
+    "demo": "a page in the browser: sample, edit and compare, step by step",
     "train": "train a generator, a tokenizer or a classifier",
     "cache": "tokenize a data set once, into a token cache",
     "eval": "measure images or a model: Fréchet distance, Inception Score, report",

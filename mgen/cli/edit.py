@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mgen.cli.parser import add_vision, make_parser, number, path, whole
 from mgen.cli.sample import add_sampling, load_for
-from mgen.utils.errors import MgenError, check_choice, shown
+from mgen.utils.errors import MgenError, shown
 
 EXAMPLES = """  mgen edit photo.png --mask mask.png --class bag --out edited       regenerate the white part of the mask
   mgen edit shoe.png --box 0,0,16,32 --class sneaker --out edited      left half of a 32-pixel image
@@ -50,13 +50,16 @@ def command(argv: Sequence[str] | None = None) -> int:
     add_sampling(parser)
     args = parser.parse_args(argv)
 
+    from mgen.cli.early import check_common, check_there
     from mgen.utils.files import check_writable
-    from mgen.utils.modeling import DTYPES
 
+    for what, file in (("IMAGE", args.image), ("--mask", args.mask), ("--style", args.style)):
+        if file is not None:
+            check_there(what, file, "image")
+    check_common(args)
     if os.path.lexists(Path(args.out) / "run.json"):
         raise MgenError(f"{args.out} holds a run of mgen sample: choose another --out")
     check_writable(args.out)
-    check_choice("--dtype", args.dtype, DTYPES)
     return restyle(args) if args.style else edit(args)
 
 

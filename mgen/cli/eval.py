@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 from mgen.cli import resumable
 from mgen.cli.parser import add_vision, make_parser, number, path, whole
 from mgen.cli.sample import add_sampler, chosen_sampler
-from mgen.utils.errors import MgenError, shown
+from mgen.utils.errors import MgenError, check_choice, shown
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +30,7 @@ EXAMPLES = """  mgen eval samples                                   a folder of 
   mgen eval samples.npz --protocol adm --inception-weights FILE --reference VIRTUAL_imagenet256_labeled.npz
   mgen eval fmnist --split test                       a data set itself: the lowest distance to expect
   mgen eval fmnist --split test --reconstruction fmnist-maskgit            how well a tokenizer reconstructs images
+  mgen eval photos/val --reconstruction models/vq16 --check --extractor runs/classifier-photos/model       is it good enough?
   mgen eval /data/val --reconstruction models/kl16 --protocol reconstruction --inception-weights FILE --lpips-weights vgg16-397923af.pth
   mgen eval /data/val --reconstruction models/hita --vision-weights dinov2_vitl14_reg4_pretrain.pth --extractor inception
   mgen eval fmnist --reconstruction runs/kl/model --levels 16,64 --ranges 3,5,best        levels for mgen convert quantize
@@ -53,8 +54,10 @@ def command(argv: Sequence[str] | None = None) -> int:
     add_sampler(parser)
     args = parser.parse_args(argv)
     line = "mgen eval " + " ".join(argv if argv is not None else sys.argv[2:])
+    request = request_of(args, line)
+    check_names(args, request)
     with resumable("the same command goes on with the features it has"):
-        return evaluate(args, request_of(args, line))
+        return evaluate(args, request)
 
 
 def add_options(parser: ArgumentParser) -> None:
@@ -126,6 +129,11 @@ def add_reconstruction_options(parser: ArgumentParser) -> None:
         type=path,
         help="measure this tokenizer's reconstructions of the images of PATH (`fmnist` or a folder) against the originals",
     )
+    option(
+        "--check",
+        action="store_true",
+        help="say whether the tokenizer is good enough: numbers, pictures and a verdict, in OUT/check.md",
+    )
     option("--posterior", help="decode the mean or a sample of a KL tokenizer's posterior; default: mean")
     option(
         "--lpips-weights",
@@ -150,6 +158,21 @@ def request_of(args: Namespace, line: str) -> "EvalRequest":
     return EvalRequest(**given, sampling=sampling, command=line)
 
 
+def check_names(args: Namespace, request: "EvalRequest") -> None:
+    """Raise MgenError for choices, models and files that there are not, before the heavy imports."""
+    from mgen.cli.early import check_common, check_images, check_model
+    from mgen.pipelines.labels import PLANS
+
+    if request.labels is not None:
+        check_choice("--labels", request.labels, PLANS)
+    request.find_protocol()
+    check_common(args)
+    if request.path and not request.samples:
+        check_images(request.path)
+    if request.reconstruction:
+        check_model(request.reconstruction)
+
+
 def numbers(text: str, option: str, read: Callable[[str], N]) -> list[N]:
     """Numbers from a comma-separated list."""
     try:
@@ -170,6 +193,8 @@ def evaluate(args: Namespace, request: "EvalRequest") -> int:
     from mgen.reports.write import write_report
 
     rank, world, device, wait = processes(args.device)
+    if request.check:
+        return check(request, device) if rank == 0 else 0
     workers = Workers(rank=rank, world=world, device=torch.device(device), wait=wait)
     if request.levels:
         table, file = run_levels(request, workers.device)
@@ -189,6 +214,32 @@ def evaluate(args: Namespace, request: "EvalRequest") -> int:
             remove_features(outcome.folder / name)
     for file in files:
         print(file)
+    return 0
+
+
+def check(request: "EvalRequest", device: str) -> int:
+    """Check a tokenizer: print the verdict and the files."""
+    from mgen.evaluation.tokenizer_check import FILES, check_tokenizer
+
+    assert request.reconstruction is not None  # the request has checked
+    found = check_tokenizer(
+        request.reconstruction,
+        str(request.path),
+        request.folder,
+        extractor=request.extractor,
+        inception_weights=request.inception_weights,
+        num_images=request.num_images or 2000,
+        split=request.split or "test",
+        batch_size=request.batch_size,
+        vision_weights=request.vision_weights,
+        device=device,
+        command=request.command,
+    )
+    print(found.sentence)
+    for line in (*found.advice, *found.notes):
+        print(f"  {line}")
+    for name in FILES:
+        print(request.folder / name)
     return 0
 
 

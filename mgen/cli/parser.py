@@ -60,6 +60,14 @@ def number(low: float = -math.inf, high: float = math.inf) -> Callable[[str], fl
     return read
 
 
+def scaled(value: str) -> tuple[str, float]:
+    """The type of PATH[:SCALE]; the scale is 1 unless given."""
+    front, colon, behind = value.rpartition(":")
+    if not front or not colon or not re.fullmatch(r"[+-]?[0-9.]+(e[+-]?[0-9]+)?|[+-]?(nan|inf)", behind):
+        return path(value), 1.0
+    return path(front), number(0, 1000)(behind)
+
+
 def _within(value: N, low: N, high: N) -> N:
     if not low <= value <= high:
         limits = f"at least {low}" if value < low else f"at most {high}"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mgen.cli import resumable
-from mgen.cli.parser import make_parser, number, path, whole
+from mgen.cli.parser import make_parser, number, path, scaled, whole
 from mgen.utils.errors import MgenError, check_choice
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ EXAMPLES = """  mgen sample                                            the embed
 50,000 images on 8 GPUs, and one file of them for ADM's evaluator:
   accelerate launch --multi_gpu --num_processes 8 -m mgen sample --model models/autonat-l --num-images 50000 \\
       --batch-size 100 --format npz --out run --npz run.npz
+  mgen sample --lora runs/own/lora:0.8                   with an adapter that a training with `lora` made, at 80 %
   mgen sample --model models/mar-b --num-images 50000 --labels sorted --out mar            class by class, as MAR does
   mgen sample --model models/llamagen-l --num-images 50000 --labels random --image-size 256 --quantization half-up \\
       --out llamagen --npz llamagen.npz                                       as LlamaGen measures images of 384 pixels
@@ -43,6 +44,14 @@ def add_sampling(parser: ArgumentParser) -> None:
 
     option = parser.add_argument
     option("--model", type=path, default=DEFAULT, metavar="NAME|PATH", help="a model of `mgen zoo` or a folder")
+    option(
+        "--lora",
+        action="append",
+        default=[],
+        type=scaled,
+        metavar="PATH[:SCALE]",
+        help="an adapter of mgen train with `lora`, or its folder, and its factor (default 1); repeatable",
+    )
     option("--seed", type=int, default=0)
     add_sampler(parser)
     option("--device", default="auto", help="cpu, cuda, cuda:1, auto")
@@ -85,6 +94,8 @@ def load_for(args: Namespace, device: str | None = None) -> "MaskedPipeline":
     from mgen.pipelines.pipeline import load
 
     pipe = load(args.model, device=device or args.device).optimize()
+    if args.lora:
+        pipe.add_adapters(args.lora)
     pipe.sampler = chosen_sampler(pipe, args)
     return pipe
 
@@ -121,12 +132,12 @@ def command(argv: Sequence[str] | None = None) -> int:
     add_output(parser)
     args = parser.parse_args(argv)
 
+    from mgen.cli.early import check_common
     from mgen.pipelines.labels import PLANS
-    from mgen.pipelines.pixels import QUANTIZATIONS
-    from mgen.pipelines.runs import FORMATS
-    from mgen.pipelines.shards import SHARD
+    from mgen.pipelines.run_file import FORMATS, QUANTIZATIONS, SHARD
     from mgen.utils.files import check_target, check_writable
 
+    check_common(args)
     if args.animation:
         args.animation = str(animation_file(args.animation, Path(args.out)))
     elif args.animation_images:
@@ -158,7 +169,7 @@ def animation_file(name: str, out: Path) -> Path:
         MgenError: a file of another kind, or one that would take the place of an image of the run or of its grid.
     """
     from mgen.pipelines.animation import KINDS, can_write
-    from mgen.pipelines.runs import IMAGE
+    from mgen.pipelines.run_file import IMAGE
     from mgen.utils.files import check_target, check_writable
 
     file = out / name if os.path.basename(name) == name else Path(name)
@@ -232,16 +243,16 @@ def add_output(parser: ArgumentParser) -> None:
 
 
 def sample(args: Namespace) -> int:
+    from mgen.generators.adapter_file import find_adapter
     from mgen.pipelines.animation import animate
     from mgen.pipelines.generation import chosen_classes, complete_run, export_npz, read_back, save_png
     from mgen.pipelines.labels import LabelPlan
     from mgen.pipelines.runs import Run
     from mgen.utils.grids import labeled_grid
-    from mgen.utils.modeling import DTYPES
+    from mgen.utils.reading import file_sha256
     from mgen.zoo import resolve
     from mgen.zoo.identity import identity
 
-    check_choice("--dtype", args.dtype, DTYPES)
     rank, world, device, wait = processes(args.device)
     pipe = load_for(args, device)
     classes = chosen_classes(args.classes, pipe)
@@ -260,6 +271,8 @@ def sample(args: Namespace) -> int:
     about: dict[str, object] = {"sampler": pipe.sampler.settings}
     if rank == 0:
         about = {"model": args.model, **vars(identity(resolve(args.model))), **about}
+        if args.lora:
+            about["lora"] = [[file_sha256(find_adapter(path)), scale] for path, scale in args.lora]
     with resumable("the same command goes on where it stopped"):
         complete_run(pipe, run, about=about, batch_size=args.batch_size, rank=rank, world=world, wait=wait)
     if rank == 0:
@@ -267,8 +280,8 @@ def sample(args: Namespace) -> int:
         images, labels = read_back(run)
         save_png(labeled_grid(images, labels, pipe.class_names), run.out / "grid.png")
         if args.animation:
-            first = [run.labels(i) for i in range(min(count, args.animation_images or 16))]
-            animate(pipe, first, Path(args.animation), seed=args.seed, dtype=args.dtype)
+            animated = [run.labels(i) for i in range(min(count, args.animation_images or 16))]
+            animate(pipe, animated, Path(args.animation), seed=args.seed, dtype=args.dtype)
             print(args.animation)
         if args.npz:
             export_npz(run, Path(args.npz))

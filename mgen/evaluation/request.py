@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mgen.data.fashion_mnist import FILES as SPLITS
 from mgen.evaluation.protocols import Protocol, check_weights, find_protocol
-from mgen.pipelines.pixels import QUANTIZATIONS
+from mgen.pipelines.run_file import QUANTIZATIONS
 from mgen.utils.errors import MgenError, check_choice, shown
 from mgen.zoo import embedded_entries
 
+SPLITS = ("train", "test")  # of Fashion-MNIST
 LIMITS = {  # smallest and largest value
     "batch_size": (1, 10**6),
     "num_images": (2, 10**12),
@@ -19,6 +19,9 @@ LIMITS = {  # smallest and largest value
 }
 # Settings that have no effect where levels are compared.
 NOT_OF_LEVELS = ("classifier", "reference", "nearest", "save_statistics", "lpips_weights", "recipe", "bootstrap")
+# Settings that have no effect where a tokenizer is checked.
+NOT_OF_CHECK = (*NOT_OF_LEVELS, "protocol", "posterior", "levels", "ranges")
+INCEPTION = ("inception", "inception-v3-compat")  # names of the extractor
 # Settings that apply to sampled images only.
 SAMPLED_ONLY = ("labels", "seed", "image_size", "quantization")
 
@@ -34,6 +37,7 @@ class EvalRequest:
         sampling: options that change a model's sampler, as given; those not given are None or empty.
         bootstrap: replicates. nearest: training images to search for copies. save_statistics: file for mean and covariance.
         reconstruction: tokenizer whose reconstructions are evaluated. posterior, lpips_weights, vision_weights: of it.
+        check: whether the tokenizer is good enough, in a report of its own.
         levels, ranges: of a KL tokenizer's quantization, to compare; ranges may contain "best".
         split: of fmnist; default: test. out: folder of the report. keep_features: keep the measured features.
     """
@@ -59,6 +63,7 @@ class EvalRequest:
     posterior: str | None = None
     lpips_weights: str | None = None
     vision_weights: str | None = None
+    check: bool = False
     levels: tuple[int, ...] = ()
     ranges: tuple[float | str, ...] = ()
     split: str | None = None
@@ -80,8 +85,10 @@ class EvalRequest:
         if self.split is not None:
             check_choice("--split", self.split, SPLITS)
         if self.reconstruction is None:
-            if self.posterior or self.levels or self.ranges or self.vision_weights:
-                raise MgenError("--posterior, --levels, --ranges and --vision-weights need --reconstruction TOKENIZER")
+            if self.posterior or self.levels or self.ranges or self.vision_weights or self.check:
+                raise MgenError(
+                    "--check, --posterior, --levels, --ranges and --vision-weights need --reconstruction TOKENIZER"
+                )
             if self.lpips_weights:
                 raise MgenError(
                     "--lpips-weights needs --reconstruction TOKENIZER: LPIPS compares images with originals"
@@ -110,6 +117,15 @@ class EvalRequest:
         if self.levels and (useless := [_option(n) for n in NOT_OF_LEVELS if getattr(self, n) is not None]):
             raise MgenError(f"{', '.join(useless)}: without effect where --levels are compared; leave it out")
 
+        if self.check and (useless := [_option(n) for n in NOT_OF_CHECK if getattr(self, n) not in (None, ())]):
+            raise MgenError(f"{', '.join(useless)}: without effect in a --check of a tokenizer; leave it out")
+        if self.check and self.path is None:
+            raise MgenError("--check needs images: name a folder of them, or `fmnist`")
+        if self.check and self.inception_weights and self.extractor not in INCEPTION:
+            raise MgenError(
+                "--inception-weights has no effect in a --check without --extractor inception: leave it out"
+            )
+
     @property
     def samples(self) -> bool:
         """Whether the images are sampled from a model."""
@@ -131,7 +147,7 @@ class EvalRequest:
         if self.quantization is not None:
             check_choice("--quantization", self.quantization, QUANTIZATIONS)
         name = self.protocol
-        if name is None and self.reconstruction and self.extractor in ("inception", "inception-v3-compat"):
+        if name is None and self.reconstruction and self.extractor in INCEPTION:
             name = "reconstruction"
         found = find_protocol(
             name, extractor=self.extractor, image_size=self.image_size, quantization=self.quantization

@@ -17,6 +17,7 @@ from mgen.evaluation.levels import compare_levels, levels_markdown
 from mgen.evaluation.measure import Workers, measure
 from mgen.evaluation.measured import Measured
 from mgen.evaluation.neighbors import nearest_rows
+from mgen.evaluation.outputs import check_own
 from mgen.evaluation.pixels import Lpips
 from mgen.evaluation.protocols import Protocol
 from mgen.evaluation.published import apply_recipe
@@ -34,7 +35,7 @@ from mgen.tokenizers.bridge import kl_tokenizer
 from mgen.tokenizers.vision import give_vision
 from mgen.utils.errors import MgenError
 from mgen.utils.files import check_output, check_writable, write_json, write_text
-from mgen.utils.reading import file_sha256, read_json
+from mgen.utils.reading import file_sha256
 from mgen.zoo import resolve
 from mgen.zoo.identity import identity
 
@@ -117,30 +118,13 @@ def _check(request: EvalRequest) -> Protocol:
     protocol = request.find_protocol()
     check_writable(request.folder)
     if request.levels:
-        _check_own(request.folder, ("levels.json", "levels.md"), {"command", "rows"})
+        check_own(request.folder, ("levels.json", "levels.md"), {"command", "rows"})
     else:
-        _check_own(request.folder, ("result.json", "grid.png", "report.md", "report.html"), {"format", "metrics"})
+        check_own(request.folder, ("result.json", "grid.png", "report.md", "report.html"), {"format", "metrics"})
     if request.save_statistics:
         check_statistics_name(request.save_statistics, "--save-statistics")
         check_output(request.save_statistics)
     return protocol
-
-
-def _check_own(folder: Path, names: Sequence[str], keys: set[str]) -> None:
-    """Raise MgenError if files of these names cannot be written, or are of something else; the first, with these keys, tells."""
-    for name in names:
-        check_output(folder / name)
-    there = [name for name in names if (folder / name).exists()]
-    if not there:
-        return
-    try:
-        data = read_json(folder / names[0])
-    except MgenError:
-        data = None
-    if not isinstance(data, dict) or not keys <= data.keys():
-        raise MgenError(
-            f"{folder} holds {' and '.join(there)}, which mgen eval did not write and does not replace: choose another --out"
-        )
 
 
 def _find_source(

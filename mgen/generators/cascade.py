@@ -60,6 +60,9 @@ class Cascade(Composed):
     def stages(self) -> list[Generator]:
         return self._stages
 
+    def adaptable(self) -> tuple[str, nn.Module, tuple[str, ...]]:
+        return "shared", self.shared, self.shared.lora_targets
+
     @classmethod
     def config_keys(cls) -> set[str]:
         return {"first", "second", "trunk", "classes"}
@@ -71,10 +74,8 @@ class Cascade(Composed):
             table = stage.embedder.table_rows(self.classes.shared)
             out |= below(f"{name}_embedder", stage.embedder.data_rows(self.classes.shared))
             out |= below(f"{name}_head", stage.head.data_rows(table))
-        out["default_tokens"] = {0: self.shared.layouts[0].rows}
-        if first.tokens.kind != "index":
-            out["default_tokens"][1] = (Rows("channels", (first.tokens.channels,)),)
-        return out
+        channels = {} if first.tokens.kind == "index" else {1: (Rows("channels", (first.tokens.channels,)),)}
+        return out | {"default_tokens": {0: self.shared.layouts[0].rows, **channels}}
 
     def _note_config(self) -> None:
         stages = {

@@ -10,8 +10,9 @@ from functools import partial
 from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from mgen.generators.adapters import Adapters
 from mgen.generators.classes import Classes
 from mgen.generators.embedder import Embedder, TokenRows
 from mgen.generators.losses import LossOptions, masked_positions, token_losses
@@ -20,13 +21,19 @@ from mgen.heads.head import Head, HeadNoise
 from mgen.nn import Cache, CachedStep, Windows
 from mgen.nn.causal import optimize_layout
 from mgen.tokens import TokenSpec
+from mgen.utils.errors import MgenError
 from mgen.utils.fitting import DataRows, below
 from mgen.utils.modeling import Model, public
 
 
-class Composed(Model):
+class Composed(Adapters, Model):
     """Base of the models that a nested configuration describes."""
 
+    # What diffusers' `compile_repeated_blocks` compiles: the layers of trunks and heads.
+    _repeated_blocks = [
+        *("PreNormBlock", "PostNormBlock", "ScaledBlock", "ModulatedBlock", "CausalBlock", "ContextBlock"),
+        *("ResBlock", "MapBlock", "SlotBlock"),
+    ]
     classes: Classes
 
     @classmethod
@@ -57,6 +64,14 @@ class Composed(Model):
         """The generators that draw: itself, or both of a cascade."""
         raise NotImplementedError
 
+    def check_savable(self) -> None:
+        """MgenError while adapters are loaded, which are saved apart or fused first."""
+        if self.adapter_names:
+            raise MgenError(
+                f"adapters are loaded ({', '.join(self.adapter_names)}): save_lora_adapter saves them alone; to save the model with them, "
+                "call fuse_lora() and unload_lora() first, on a pipeline unload_lora_weights()"
+            )
+
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile in place, with the arguments of torch.compile, what training and sampling compute.
 
@@ -69,7 +84,7 @@ class Composed(Model):
         """Replace the passes of trunk and head, which sampling calls, by what `compiler` makes of them."""
         for stage in self.stages():
             heads = [module for module in stage.head.modules() if isinstance(module, Head)]
-            parts: list[tuple[torch.nn.Module, tuple[str, ...]]] = [(stage.trunk, stage.trunk.passes)]
+            parts: list[tuple[nn.Module, tuple[str, ...]]] = [(stage.trunk, stage.trunk.passes)]
             for part, names in (*parts, *((head, head.passes) for head in heads)):
                 for name in names:  # of the class: compiled once, however often this is called
                     setattr(part, name, compiler(getattr(type(part), name).__get__(part)))
@@ -95,6 +110,9 @@ class Generator(Composed):
 
     def stages(self) -> "list[Generator]":
         return [self]
+
+    def adaptable(self) -> tuple[str, nn.Module, tuple[str, ...]]:
+        return "trunk", self.trunk, self.trunk.lora_targets
 
     @classmethod
     def config_keys(cls) -> set[str]:

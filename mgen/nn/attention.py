@@ -64,8 +64,12 @@ class AttentionLayers(nn.Module):
     def project(self, x: Tensor, first: int, count: int) -> tuple[Tensor, ...]:
         """`count` of q, k, v from number `first` on, (B, H, N, d) each, of x (B, N, D)."""
         rows = slice(first * self.inner, (first + count) * self.inner)
-        bias = None if self.qkv.bias is None else self.qkv.bias[rows]
-        parts = F.linear(x, self.qkv.weight[rows], bias).unflatten(-1, (count, self.inner))  # (B, N, count, H·d)
+        if type(self.qkv) is nn.Linear:
+            bias = None if self.qkv.bias is None else self.qkv.bias[rows]
+            parts = F.linear(x, self.qkv.weight[rows], bias)
+        else:  # a layer with adapters (LoRA), which computes all three
+            parts = self.qkv(x)[..., rows]
+        parts = parts.unflatten(-1, (count, self.inner))  # (B, N, count, H·d)
         if self.qk_norm is not None:
             last = first + count == 3  # v is not normalized
             normed = F.rms_norm(parts[..., : count - last, :], (self.inner,), eps=self.qk_norm)

@@ -1,12 +1,15 @@
 """The arguments of a pipeline's call, checked before any work. Notation: B images, L positions, C numbers or ids of a position."""
 
-from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from mgen.generators import Cascade, Generator
+from mgen.samplers import ParallelSampler
+from mgen.samplers.parallel import Given
 from mgen.tokens import TokenSpec, has_values
 from mgen.utils.errors import MgenError, shown
 from mgen.utils.schema import Count, build, schema
@@ -16,11 +19,13 @@ from mgen.utils.schema import Count, build, schema
 class CallOptions:
     """The plain arguments of MaskedPipeline.__call__."""
 
-    seed: int = 0
+    seed: int | None = None
     batch_size: Count | None = None
+    num_images_per_prompt: Annotated[int, Field(ge=1, le=2**16)] = 1
     complete: bool = False
     progress: bool = True
-    output_type: Literal["pil", "pt", "raw", "uint8", "tokens"] = "pil"
+    return_dict: bool = True
+    output_type: Literal["pil", "np", "pt", "uint8", "raw", "tokens", "latent"] = "pil"
 
 
 def call_options(**given: object) -> CallOptions:
@@ -28,32 +33,51 @@ def call_options(**given: object) -> CallOptions:
     return build(CallOptions, {name: number(value) for name, value in given.items()})
 
 
+def as_list(class_labels: object, conditional: bool) -> object:
+    """A single class as a list of one; `None` too, of a model without classes, where nothing else can be asked for."""
+    label = number(class_labels)
+    single = isinstance(label, int | str) or (label is None and not conditional)
+    return [label] if single else class_labels
+
+
+def one_of(value: object, name: str, other: object, other_name: str) -> object:
+    """The value of a setting that has two names; MgenError if both are given."""
+    if value is not None and other is not None:
+        raise MgenError(f"{name} and {other_name} are two names of one setting: give one of them")
+    return number(value if value is not None else other)
+
+
+def chosen_sampler(
+    generator: Generator | Cascade, own: ParallelSampler, given: object, **settings: Any
+) -> ParallelSampler:
+    """The sampler of a call: the one `given`, or the pipeline's `own`, with `settings` in place of its own; MgenError unless it fits."""
+    if given is not None and not isinstance(given, ParallelSampler):
+        raise MgenError(f"sampler is {shown(given)}: expected a ParallelSampler, such as pipe.sampler.override(…)")
+    chosen = (given or own).override(**settings)
+    chosen.check(generator)
+    return chosen
+
+
+def given_tokens(
+    generator: Generator | Cascade, tokens: object, known: object, first_stage: object, count: int
+) -> list[Given | None]:
+    """The given tokens of a call, of the image and of its first stage, on the generator's device; see `check_given`."""
+    found = [check_given(tokens, known, generator.tokens, count), None]
+    if first_stage is not None:
+        if not isinstance(generator, Cascade):
+            raise MgenError(f"{type(generator).__name__} has no first stage: leave first_stage out")
+        if not isinstance(first_stage, tuple | list) or len(first_stage) != 2:
+            raise MgenError(f"first_stage is {shown(first_stage)}: expected its tokens and a bool mask of given ones")
+        names = ("first_stage[0]", "first_stage[1]")
+        found[1] = check_given(first_stage[0], first_stage[1], generator.first_stage_spec, count, names)
+    return [None if pair is None else (pair[0].to(generator.device), pair[1].to(generator.device)) for pair in found]
+
+
 def number(value: object) -> object:
     """A number of numpy or a tensor of one as a plain number; other values as they are."""
     if isinstance(value, np.number | np.bool_) or (isinstance(value, Tensor) and value.ndim == 0 and has_values(value)):
         return value.item()
     return value
-
-
-def check_callback(callback: object) -> None:
-    if callback is not None and not isinstance(callback, Callable):  # type: ignore[arg-type]
-        raise MgenError(f"callback is {shown(callback)}: expected a function that takes a Step")
-
-
-def check_indices(indices: object, count: int) -> Sequence[int]:
-    """Numbers of the images in their run, one per image; by default 0, 1, 2 …"""
-    if indices is None:
-        return range(count)
-    listed = isinstance(indices, Tensor | np.ndarray) and has_values(indices)
-    found = indices.tolist() if listed else indices  # type: ignore[attr-defined]
-    if isinstance(found, str | bytes) or not isinstance(found, Sequence):
-        raise MgenError(f"indices is {shown(indices)}: expected a list of whole numbers, one for each image")
-    if len(found) != count:
-        raise MgenError(f"indices has {len(found)} entries for {count} images: give one for each")
-    for index in found:
-        if isinstance(index, bool) or not isinstance(index, int | np.integer) or not 0 <= index < 2**63:
-            raise MgenError(f"indices holds {shown(index)}: expected whole numbers of at least 0")
-    return [int(index) for index in found]
 
 
 def check_given(

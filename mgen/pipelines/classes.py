@@ -95,11 +95,14 @@ def _some(name: str, names: Sequence[str]) -> str:
     return suggestion(name, names).partition("Valid:")[0] + f"ids are 0 … {len(names) - 1}"
 
 
-def class_ids(classes: object, names: Sequence[str], null: int | None, conditional: bool) -> list[int]:
+def class_ids(
+    classes: object, names: Sequence[str], null: int | None, conditional: bool, name: str = "classes"
+) -> list[int]:
     """Class ids of what Python passes for images: ids, names and None, one per image, in a sequence or a tensor of ids.
 
     Args:
         names: of all classes, by id. null: id of the null class, which None stands for; None: there is none.
+        name: of the argument, for error messages.
 
     Raises:
         MgenError: no sequence, no entries, entries of another type, unknown names, or ids out of range.
@@ -109,22 +112,22 @@ def class_ids(classes: object, names: Sequence[str], null: int | None, condition
         classes = classes.tolist() if classes.ndim == 1 and has_values(classes) else classes
     if isinstance(classes, str | bytes) or not isinstance(classes, Sequence):
         raise MgenError(
-            f"classes is {shown(classes)}: expected a list with a class id, a class name or None for each image, such as [0, 1]"
+            f"{name} is {shown(classes)}: expected a list with a class id, a class name or None for each image, such as [0, 1]"
         )
     if len(classes) == 0:
-        raise MgenError("classes is empty: give a class for each image, or None for the null class")
-    return [_class_id(c, names, null, conditional) for c in classes]
+        raise MgenError(f"{name} is empty: give a class for each image, or None for the null class")
+    return [_class_id(c, names, null, conditional, name) for c in classes]
 
 
-def _class_id(c: object, names: Sequence[str], null: int | None, conditional: bool) -> int:
+def _class_id(c: object, names: Sequence[str], null: int | None, conditional: bool, name: str) -> int:
     if c is None:
         if null is None:
             raise MgenError("this generator has no null class: give a class for every image")
         return null
     if isinstance(c, str) and conditional:
-        return _named(c, names, "classes")
+        return _named(c, names, name)
     if isinstance(c, bool) or not isinstance(c, int | np.integer):
-        raise MgenError(f"classes holds {shown(c)}: expected class ids, class names or None")
+        raise MgenError(f"{name} holds {shown(c)}: expected class ids, class names or None")
     count = len(names) if conditional else 1
     if not 0 <= c < count:
         raise MgenError(f"class {shown(int(c))} is out of range: this model has classes 0 … {count - 1}")

@@ -188,7 +188,19 @@ def restyle(tokenizer: Any, content: Tensor, style: Tensor) -> Tensor:
     return to_uint8(decode_finite(tokenizer, mixed, spec.grid))[0]
 
 
-def _first_stage(pipe: MaskedPipeline, image: Tensor, mask: Tensor, count: int, dilate: int) -> tuple[Tensor, Tensor]:
+def check_editable(pipe: MaskedPipeline) -> tuple[int, int]:
+    """The grid (h, w) of tokens that can be sampled again; MgenError if a part of an image can't be."""
+    if pipe.transformer.capabilities.order == "causal":
+        raise MgenError(
+            f"{type(pipe.transformer).__name__} draws one token after the other, each from those before it: to edit a part of an image use "
+            "a masked generator, such as MaskGIT"
+        )
+    if pipe.tokenizer.spec.grid is None:
+        raise MgenError("these tokens have no position in the image, so a part of it can't be edited")
+    return pipe.tokenizer.spec.grid
+
+
+def first_stage_of(pipe: MaskedPipeline, image: Tensor, mask: Tensor, count: int, dilate: int) -> tuple[Tensor, Tensor]:
     """The first stage's tokens of the image, and which of them are given (B, S): those that see nothing of the mask."""
     generator, device = pipe.transformer, pipe.transformer.device
     grid, own = generator.first_stage_spec.grid, generator.tokens.grid
@@ -234,11 +246,7 @@ def edit(
     check_mask(mask, size)
     build(EditOptions, {"dilate": dilate, "feather": feather, "size": size})
     count = len(pipe.check_classes(classes))
-    if pipe.transformer.capabilities.order == "causal":
-        raise MgenError(
-            f"{type(pipe.transformer).__name__} draws one token after the other, each from those before it: to edit a part of an image use "
-            "a masked generator, such as MaskGIT"
-        )
+    check_editable(pipe)
     device, two_stages = pipe.transformer.device, pipe.transformer.capabilities.two_stages
     tokens = pipe.tokenizer.encode(image[None].to(device).float() / 127.5 - 1)  # (1, L) or (1, L, C)
     tokens = tokens.expand(count, *tokens.shape[1:])
@@ -249,7 +257,7 @@ def edit(
         seed=seed,
         tokens=tokens,
         known=whole_units(pipe.transformer, known),
-        first_stage=_first_stage(pipe, image, mask, count, dilate) if two_stages else None,
+        first_stage=first_stage_of(pipe, image, mask, count, dilate) if two_stages else None,
         batch_size=batch_size,
         dtype=dtype,
         output_type="uint8",

@@ -7,32 +7,36 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers.utils import BaseOutput
 from torch import Tensor
-from tqdm import tqdm
 
 from mgen.generators import Cascade, Generator
-from mgen.pipelines.arguments import call_options, check_callback, check_given, check_indices, check_tokens, number
+from mgen.pipelines.arguments import as_list, call_options, check_tokens, chosen_sampler, given_tokens, one_of
 from mgen.pipelines.classes import class_ids
-from mgen.pipelines.pixels import to_pil, to_uint8
+from mgen.pipelines.habits import DiffusersPipeline
+from mgen.pipelines.image_seeds import image_seeds
+from mgen.pipelines.lora import LoRAPipeline
+from mgen.pipelines.pixels import as_output
 from mgen.pipelines.saved import COMPONENTS, INDEX, load_part, read_index
 from mgen.pipelines.sizes import check_batch
-from mgen.samplers import ParallelSampler, Step, image_seed
-from mgen.samplers.parallel import Given
+from mgen.pipelines.step_callbacks import OnStepEnd, StepCallbacks
+from mgen.samplers import ParallelSampler, Step
 from mgen.tokenizers.base import Tokenizer
 from mgen.utils.devices import check_device
-from mgen.utils.errors import MgenError, check_choice, shown
-from mgen.utils.files import check_writable
-from mgen.utils.modeling import DTYPES, public
-from mgen.utils.reading import check_path, read_mapping
+from mgen.utils.errors import MgenError, check_keys, shown
+from mgen.utils.hub import HUB_KEYS, take_options
+from mgen.utils.modeling import check_dtype, public
+from mgen.utils.reading import read_mapping
 from mgen.zoo import DEFAULT, resolve
 
 P = TypeVar("P", bound="MaskedPipeline")
 Classes = Sequence[int | str | None]
+# Of from_pretrained, beside the parts and the options of the hub.
+NETWORK_OPTIONS = ("torch_dtype", "dtype", "variant", "use_safetensors")
 
 
 @dataclass
-class PipelineOutput:
+class PipelineOutput(BaseOutput):
     """images: as asked for by `output_type`; tokens: ids (B, L) or vectors (B, L, C); classes: class ids."""
 
     images: Any
@@ -41,11 +45,11 @@ class PipelineOutput:
 
 
 @public
-class MaskedPipeline(DiffusionPipeline):
+class MaskedPipeline(DiffusersPipeline, LoRAPipeline):
     """Image synthesis, class-conditional or, with a generator that knows no classes, unconditional.
 
         pipe = mgen.load("fmnist-maskgit")
-        pipe([0, 1, 2], seed=0, steps=8, guidance=3.0).images[0].save("shirt.png")
+        pipe([0, 1, 2], seed=0, num_inference_steps=8, guidance_scale=3.0).images[0].save("shirt.png")
 
     Args:
         tokenizer: decodes tokens to images. transformer: the generator, which predicts tokens. sampler: decides how.
@@ -86,15 +90,19 @@ class MaskedPipeline(DiffusionPipeline):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Self:
-        """The pipeline of a folder or of an embedded model, as `load`.
+        """The pipeline of a folder, of an embedded model, or of a model on the hub, as `load`.
 
         Args:
-            torch_dtype, dtype: of all weights, fp32 by default. tokenizer, transformer, sampler: take the place of the saved ones. Other
-                keyword arguments go to the networks.
+            torch_dtype, dtype: of all weights, fp32 by default. variant: of the weight files, such as "fp16".
+            tokenizer, transformer, sampler: take the place of the saved ones.
+            revision, token, cache_dir, local_files_only, force_download: of a model on the hub. Arguments that are None count as absent.
         """
-        folder = resolve(pretrained_model_name_or_path)
-        given = {part: kwargs.pop(part) for part in COMPONENTS if kwargs.get(part) is not None}
-        return _build(cls, folder, given, kwargs)
+        options = {name: value for name, value in kwargs.items() if value is not None}
+        check_keys(options, {*COMPONENTS, *NETWORK_OPTIONS, *HUB_KEYS}, "from_pretrained ")
+        given = {part: options.pop(part) for part in COMPONENTS if part in options}
+        hub = take_options(options)
+        folder = resolve(pretrained_model_name_or_path, hub=hub, variant=options.get("variant"))
+        return _build(cls, folder, given, options)
 
     @property
     def conditional(self) -> bool:
@@ -113,69 +121,103 @@ class MaskedPipeline(DiffusionPipeline):
         self.tokenizer.fuse().to(memory_format=torch.channels_last)
         return self
 
-    def check_classes(self, classes: Classes) -> list[int]:
-        """Class ids of ids, names and None, which is the null class (0 if there are no classes); MgenError for anything else."""
+    def check_classes(self, classes: object, name: str = "classes") -> list[int]:
+        """Class ids of ids, names and None, which is the null class (0 if there are no classes); MgenError for anything else.
+
+        Args:
+            classes: one for each image. name: of the argument, for error messages.
+        """
         null = self.transformer.null_class if self.conditional else 0
-        return class_ids(classes, self.class_names, null, self.conditional)
+        return class_ids(classes, self.class_names, null, self.conditional, name)
 
     @torch.inference_mode()
     def __call__(
         self,
-        classes: Classes,
+        class_labels: Classes | int | str | None = None,
         *,
-        seed: int = 0,
-        indices: Sequence[int] | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        num_images_per_prompt: int = 1,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: OnStepEnd | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("tokens",),
         steps: int | None = None,
         guidance: float | None = None,
+        seed: int | None = None,
+        indices: Sequence[int] | None = None,
         sampler: ParallelSampler | None = None,
         batch_size: int | None = None,
         tokens: Tensor | None = None,
         known: Tensor | None = None,
         first_stage: tuple[Tensor, Tensor] | None = None,
         complete: bool = False,
-        dtype: str = "fp32",
-        output_type: str = "pil",
+        dtype: str | torch.dtype = "fp32",
         progress: bool = True,
         callback: Callable[[Step], None] | None = None,
     ) -> PipelineOutput:
-        """Sample one image per entry of `classes`.
+        """Sample images: `num_images_per_prompt` for every entry of `class_labels`. docs/diffusers.md shows each habit of diffusers.
 
         Args:
-            classes: class ids or names; None is the null class, and the only entry for an unconditional model.
-            seed: of the run. indices: number of each image in the run (default 0, 1, 2 …); image i depends on (seed, i) alone.
-            steps, guidance: replace the sampler's own; guidance is s in u + s·(c − u), 1 is none.
+            class_labels: class ids or names; None is the null class, and the only entry for an unconditional model. Or one of them.
+            num_inference_steps, guidance_scale: replace the sampler's own; guidance is s in u + s·(c − u), 1 is none. Their short
+                names, which the sampler's settings and the command line have, are steps and guidance.
+            seed: of the run, 0 by default. generator: in its place a torch.Generator that the seed is drawn from, or one per image.
+            indices: number of each image in the run (default 0, 1, 2 …); image i depends on (seed, i) alone.
             sampler: replaces the pipeline's sampler. batch_size: images at a time (default: all).
             tokens, known: ids (B, L) or vectors (B, L, C), and a bool mask (B, L) of given ones, which stay as they are.
             first_stage: given tokens of the first stage, of a generator of two, and a bool mask, likewise.
             complete: sample tokens that reach no pixel too (of Hita's tokenizer the last ones), and first-stage tokens that nothing
                 reads. A callback and output_type "tokens" imply it.
             dtype: "fp32", or "bf16" or "fp16" for the generator under autocast; decoding is always in fp32.
-            output_type: "pil", "tokens" (no decoding), or images (B, C, H, W): "pt" in [0, 1], "uint8", or "raw" as the decoder
-                returns them, about [-1, 1]. callback: called with every Step.
+            output_type: "pil"; images in [0, 1], "np" (B, H, W, C) or "pt" (B, C, H, W); (B, C, H, W) "uint8", or "raw" as the decoder
+                returns them, about [-1, 1]; "latent", the tokens in the place of images, or "tokens" without images.
+            return_dict: False: a tuple of images, tokens and classes.
+            callback: called with every Step. callback_on_step_end: with (pipe, step_index, timestep, callback_kwargs), see StepCallbacks;
+                it may set pipe._interrupt, which ends the run after this step with the images as they are.
 
         Raises:
             MgenError: class out of range, guidance without a null class, settings that do not fit.
         """
         # Longer than 60 lines since every option of a run is an argument, with its documentation; the work is the loop at the end.
-        check_choice("dtype", dtype, DTYPES)
-        check_callback(callback)
-        options = call_options(
-            seed=seed, batch_size=batch_size, complete=complete, progress=progress, output_type=output_type
+        precision = check_dtype(dtype)
+        callbacks = StepCallbacks(
+            callback=callback, on_step_end=callback_on_step_end, tensors=callback_on_step_end_tensor_inputs
         )
-        ids = self.check_classes(classes)
-        seeds = [image_seed(options.seed, i) for i in check_indices(indices, len(ids))]
-        given, stage = self._given(tokens, known, first_stage, len(ids))
-        sampler = self._sampler(sampler, steps, guidance)
+        options = call_options(
+            seed=seed,
+            batch_size=batch_size,
+            num_images_per_prompt=num_images_per_prompt,
+            complete=complete,
+            progress=progress,
+            return_dict=return_dict,
+            output_type=output_type,
+        )
+        labels = self.check_classes(as_list(class_labels, self.conditional), "class_labels")
+        ids = [label for label in labels for _ in range(options.num_images_per_prompt)]
+        given, stage = given_tokens(self.transformer, tokens, known, first_stage, len(ids))
+        sampler = chosen_sampler(
+            self.transformer,
+            self.sampler,
+            sampler,
+            steps=one_of(steps, "steps", num_inference_steps, "num_inference_steps"),
+            guidance=one_of(guidance, "guidance", guidance_scale, "guidance_scale"),
+        )
         size, device = min(options.batch_size or len(ids), len(ids)), self.transformer.device
         check_batch(self, sampler, size, len(ids))
-        complete = complete or callback is not None or output_type == "tokens"
+        seeds = image_seeds(options.seed, generator, indices, len(ids))
+        decoded = output_type not in ("tokens", "latent")
+        complete = complete or bool(callbacks) or not decoded
         unused_tail = 0 if complete else self.tokenizer.unused_tail
         units = self.transformer.units
         guided = any(sampler.guided(units.length, units.global_tokens))  # twice as many rows
         self.transformer.optimize_layout(size * (2 if guided else 1))
-        total = -(-len(ids) // size) * self._steps(sampler, unused_tail)
-        parts, images = [], []
-        with tqdm(total=total, unit="step", disable=not progress, desc="sampling", leave=False) as bar:
+        count = self._steps(sampler, unused_tail)
+        parts: list[Tensor] = []
+        images: list[Tensor] = []
+        self._interrupt = False
+        with self.progress_bar(total=-(-len(ids) // size) * count, disable=not progress) as bar:
             for first in range(0, len(ids), size):
                 rows = slice(first, first + size)
                 run = sampler(
@@ -188,53 +230,32 @@ class MaskedPipeline(DiffusionPipeline):
                     complete_first_stage=complete,
                     unused_tail=unused_tail,
                 )
-                with nullcontext() if dtype == "fp32" else torch.autocast(device.type, DTYPES[dtype]):
-                    for step in run:
+                with nullcontext() if precision == torch.float32 else torch.autocast(device.type, precision):
+                    for index, step in enumerate(run):
                         bar.update()
-                        if callback is not None:
-                            callback(step)
-                parts.append(step.tokens)
-                if output_type != "tokens":
-                    images.append(decode_finite(self.tokenizer, step.tokens))
-        return PipelineOutput(_output(torch.cat(images), output_type) if images else None, torch.cat(parts), ids)
+                        callbacks(self, step, index, count - 1 - index)
+                        if self._interrupt and not step.first_stage:  # whose tokens make no image
+                            break
+                parts.append(self._draft(step) if self._interrupt else step.tokens)
+                if decoded:
+                    images.append(decode_finite(self.tokenizer, parts[-1]))
+                if self._interrupt:
+                    break
+        made = torch.cat(parts)
+        shown_as = as_output(torch.cat(images), output_type) if decoded else made if output_type == "latent" else None
+        output = PipelineOutput(shown_as, made, ids[: len(made)])
+        return output if options.return_dict else (output.images, output.tokens, output.classes)  # type: ignore[return-value]
 
-    def _sampler(self, sampler: ParallelSampler | None, steps: int | None, guidance: float | None) -> ParallelSampler:
-        """The sampler of a call; MgenError unless it fits the generator."""
-        if sampler is not None and not isinstance(sampler, ParallelSampler):
-            raise MgenError(
-                f"sampler is {shown(sampler)}: expected a ParallelSampler, such as pipe.sampler.override(…)"
-            )
-        chosen = (sampler or self.sampler).override(steps=number(steps), guidance=number(guidance))  # type: ignore[arg-type]
-        chosen.check(self.transformer)
-        return chosen
-
-    def _given(
-        self, tokens: Tensor | None, known: Tensor | None, first_stage: object, count: int
-    ) -> list[Given | None]:
-        """The given tokens of a call, of the image and of its first stage, on the generator's device."""
-        found = [check_given(tokens, known, self.transformer.tokens, count), None]
-        if first_stage is not None:
-            if not isinstance(self.transformer, Cascade):
-                raise MgenError(f"{type(self.transformer).__name__} has no first stage: leave first_stage out")
-            if not isinstance(first_stage, tuple | list) or len(first_stage) != 2:
-                raise MgenError(
-                    f"first_stage is {shown(first_stage)}: expected its tokens and a bool mask of given ones"
-                )
-            names = ("first_stage[0]", "first_stage[1]")
-            found[1] = check_given(first_stage[0], first_stage[1], self.transformer.first_stage_spec, count, names)
-        device = self.transformer.device
-        return [None if pair is None else (pair[0].to(device), pair[1].to(device)) for pair in found]
+    def _draft(self, step: Step) -> Tensor:
+        """The tokens of a run that ends early: unknown ones as they were drawn last."""
+        most = self.transformer.tokens.vocab_size
+        return step.draft if most is None else step.draft.clamp(max=most - 1)  # a mask, where the head can draw one
 
     def _steps(self, sampler: ParallelSampler, unused_tail: int) -> int:
-        """Steps of one batch, for the progress bar."""
+        """Steps of one batch."""
         stages = [s for s in (sampler, sampler.first_stage) if s is not None]
         skipped = unused_tail if self.transformer.capabilities.skips_tail else 0
         return sum(s.config.steps - s.config.start for s in stages) - skipped
-
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """Write the parts and model_index.json into a folder; MgenError if it cannot be written."""
-        check_writable(check_path(save_directory, "save_directory"))
-        super().save_pretrained(str(save_directory), **kwargs)
 
     def decode(self, tokens: Tensor) -> Tensor:
         """Images (B, C, H, W) in [-1, 1] of ids (B, L) or vectors (B, L, C).
@@ -253,17 +274,6 @@ def _in_place(generator: Any) -> Any:
     return generator._orig_mod
 
 
-def _output(images: Tensor, output_type: str) -> Any:
-    match output_type:
-        case "raw":
-            return images
-        case "pt":
-            return (images.clamp(-1, 1) + 1) / 2
-        case "uint8":
-            return to_uint8(images)
-    return to_pil(to_uint8(images))
-
-
 def decode_finite(tokenizer: Tokenizer, tokens: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
     """What the decoder makes of tokens, in fp32; MgenError if it isn't finite."""
     images = tokenizer.decode(tokens, grid).float()
@@ -273,15 +283,25 @@ def decode_finite(tokenizer: Tokenizer, tokens: Tensor, grid: tuple[int, int] | 
 
 
 def load(
-    name: str | Path = DEFAULT, *, device: str | torch.device = "cpu", dtype: str | torch.dtype = "fp32"
+    name: str | Path = DEFAULT,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype = "fp32",
+    **hub: Any,
 ) -> MaskedPipeline:
-    """The pipeline of a folder (of `save_pretrained` or `mgen convert`) or of an embedded model; MgenError if it is missing or damaged.
+    """The pipeline of a folder (of `save_pretrained` or `mgen convert`), of an embedded model, or of a model on the hub.
 
     Args:
+        name: path of the folder, name of the embedded model, or "owner/name".
         dtype: of all weights, fp32, bf16 or fp16. The option `dtype` of a call computes in bf16 or fp16 with weights in fp32.
+        hub: revision, token, cache_dir, local_files_only, force_download.
+
+    Raises:
+        MgenError: the model is missing or damaged.
     """
     device = check_device(device)
-    return _build(MaskedPipeline, resolve(name), {}, {"dtype": dtype}).to(device)
+    check_keys(hub, HUB_KEYS, "load ")
+    return _build(MaskedPipeline, resolve(name, hub=take_options(hub)), {}, {"dtype": dtype}).to(device)
 
 
 def _build(cls: type[P], folder: Path, given: dict[str, Any], options: dict[str, Any]) -> P:
@@ -296,7 +316,7 @@ def _build(cls: type[P], folder: Path, given: dict[str, Any], options: dict[str,
             what = f"it holds a {name} alone; join it with a tokenizer by mgen convert pipeline"
         raise MgenError(f"{folder} is no pipeline (model_index.json is missing): {what}")
     index = read_index(folder)
-    parts = {part: given.get(part) or load_part(folder, part, index, options) for part in COMPONENTS}
+    parts = {part: given[part] if part in given else load_part(folder, part, index, options) for part in COMPONENTS}
     try:
         pipe = cls(**parts, class_names=index.class_names)
     except MgenError as error:

@@ -1,13 +1,14 @@
 """From a decoder's output to bytes and pictures."""
 
+from typing import Any
+
 import torch
 from PIL.Image import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from mgen.pipelines.run_file import QUANTIZATIONS
 from mgen.utils.errors import check_choice
-
-QUANTIZATIONS = ("round", "half-up", "truncate")
 
 
 def to_uint8(images: Tensor, *, size: int | None = None, quantization: str = "round") -> Tensor:
@@ -27,6 +28,20 @@ def to_uint8(images: Tensor, *, size: int | None = None, quantization: str = "ro
         return (127.5 * images + 128).clamp(0, 255).to(torch.uint8)
     levels = (images.clamp(-1, 1) + 1) * 127.5
     return (levels if quantization == "truncate" else levels.round()).to(torch.uint8)
+
+
+def as_output(images: Tensor, output_type: str) -> Any:
+    """What a decoder returned, about [-1, 1], as "pil", "np" (B, H, W, C) or "pt" (B, C, H, W) in [0, 1], "uint8", or "raw" as it is."""
+    match output_type:
+        case "raw":
+            return images
+        case "pt":
+            return (images.clamp(-1, 1) + 1) / 2
+        case "np":
+            return ((images.clamp(-1, 1) + 1) / 2).permute(0, 2, 3, 1).cpu().numpy()
+        case "uint8":
+            return to_uint8(images)
+    return to_pil(to_uint8(images))
 
 
 def to_pil(images: Tensor) -> list[Image]:

@@ -2,7 +2,7 @@
 
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from mgen.generators import Cascade, Generator, build_model, model_config
+from mgen.generators.presets import override
 from mgen.pipelines.saved import INDEX, part_folder
 from mgen.tokenizers.base import Tokenizer
 from mgen.utils.changes import Change, changes, plain, told
@@ -22,8 +23,10 @@ from mgen.zoo import recipe, resolve
 from mgen.zoo.recipes import recipe_names
 
 # Settings that follow from the data: rows of tensors depend on them, see Model.data_rows.
-OF_DATA = ("classes.count", "classes.rows", "classes.row", "num_classes", "in_channels", "position_side")
-OF_DATA += ("tokens.length", "tokens.grid", "tokens.vocab_size", "tokens.channels")
+OF_DATA = (
+    *("classes.count", "classes.rows", "classes.row", "num_classes", "in_channels", "position_side"),
+    *("tokens.length", "tokens.grid", "tokens.vocab_size", "tokens.channels"),
+)
 OF_TOKENIZER = ("vocab_size", "global_vocab_size", "levels")
 FREE = ("dropout", "image_size", "scale")  # ends of settings that no tensor depends on
 # As save_pretrained writes them, also in shards; a folder may hold other tensors too, such as statistics.
@@ -51,15 +54,22 @@ class Start:
         }
 
 
-def create_model(name: str | Path, *, pretrained: str | Path | None = None, **overrides: object) -> Generator | Cascade:
+def create_model(
+    name: str | Path | Settings, *, pretrained: str | Path | None = None, **overrides: object
+) -> Generator | Cascade:
     """A generator: `create_model("mar-b", head={"type": "channels"}, trunk={"dropout": 0.0})`, with random weights.
 
     Args:
-        name: of a model (`list_models()`), or a YAML file. overrides: sections of its configuration, see `model_config`.
+        name: of a model (`list_models()`), a YAML file, or a whole configuration as in config.json; entries of diffusers, such as
+            `_class_name`, are left out. overrides: sections of the configuration, see `model_config`.
         pretrained: name or folder of a model of the same architecture, whose weights it gets. Classes, grid, vocabulary and channels
             of tokens may be others: what does not fit starts anew or, positions, is interpolated, with a warning that lists it.
     """
-    model = build_model(model_config(name, **overrides))
+    if isinstance(name, Mapping):
+        own = {key: value for key, value in name.items() if not str(key).startswith("_")}
+        model = build_model(override(own, overrides))
+    else:
+        model = build_model(model_config(name, **overrides))
     if pretrained is not None:
         start = load_weights(model, pretrained)
         if lines := start.lines():
@@ -95,6 +105,18 @@ def load_weights(model: Model, name: str | Path) -> Start:
     if bad := next((name for name, weight in model.named_parameters() if not torch.isfinite(weight).all()), None):
         raise MgenError(f"init: weight {bad!r} in {folder} holds NaN or infinity: the model is damaged or diverged")
     return Start(folder=folder, fitted=fitted)
+
+
+def fit_weights(model: Model, source: Model, what: str) -> Fitted:
+    """Give a model the weights of another of the same architecture; MgenError, that begins with `what`, if it has another."""
+    if type(model) is not type(source):
+        raise MgenError(f"{what} is a {type(model).__name__}, this one is a {type(source).__name__}")
+    if other := list(other_architecture(plain(source.config), plain(model.config))):
+        raise MgenError(f"{what} has another configuration: {told(other)}")
+    weights = {k: v.to("cpu", torch.float32) if v.is_floating_point() else v for k, v in source.state_dict().items()}
+    fitted = fit(weights, source.data_rows(), model.state_dict(), model.data_rows())
+    model.load_state_dict(dict(fitted.tensors))
+    return fitted
 
 
 def weights_folder(name: str | Path, part: str) -> Path:

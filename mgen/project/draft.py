@@ -16,8 +16,8 @@ class Draft:
     Attributes:
         data, val: folders of the images; val: None: a share of `data` is held out. found: the survey of `data`.
         image_size, kind: of the images as they are trained on, and of the tokens. sized: whether the user gave the image size.
-        tokenizer: name or folder of a trained one; None: one is trained. model: name of configs/models of the generator; None: the preset's.
-        preset: the networks. gpu: whether there is one.
+        tokenizer: name or folder of a trained one; None: one is trained. model: name in configs/models of the generator; None: the
+            preset's. preset: the networks. gpu: whether there is one.
         stretch: factor of the steps by the rules, from `--hours`. accumulate: pieces of a batch by stage, so that it fits in memory.
         hours: estimated duration by stage. memory: estimated bytes by stage.
     """

@@ -46,13 +46,14 @@ def project(draft: Draft, folder: str) -> str:
   held_out: {draft.held_out:g}"""
     else:
         val = f"  val_path: {flow(str(draft.val))}"
-    given = (
-        "as given"
-        if draft.sized
-        else (
-            f"the largest of {', '.join(map(str, SIZES))} to which images of the median size are enlarged by no more than {ENLARGED - 1:.0%}"
-            + ("" if draft.gpu else f"; at most {LARGEST_ON_CPU} without a GPU")
-        )
+    sizes, most = ", ".join(map(str, SIZES)), f"{ENLARGED - 1:.0%}"
+    rule = f"the largest of {sizes} to which images of the median size are enlarged by no more than {most}"
+    given = "as asked for" if draft.sized else rule + ("" if draft.gpu else f"; at most {LARGEST_ON_CPU} without a GPU")
+    channels = "there are colors" if draft.channels == 3 else "all images are gray"
+    kept = (
+        "the images fit in memory and are read once"
+        if draft.keep
+        else "more images than fit in memory: they are read in every pass"
     )
     tokenizer = "null" if draft.tokenizer is None else flow(draft.tokenizer)
     return f"""\
@@ -74,10 +75,10 @@ data:
   # {given}.
   # Another size needs another tokenizer: run mgen init --image-size N again, into another folder.
   image_size: {draft.image_size}
-  channels: {draft.channels}     # {"3: there are colors" if draft.channels == 3 else "1: all images are gray"}. Transparent images are put on white
+  channels: {draft.channels}     # 1 gray, 3 color: {channels}. Transparent images are put on white
   # true doubles the data with mirrored images. Off, since it is wrong for letters, digits and whatever has a left and a right.
   flip: false
-  keep: {flow(draft.keep)}     # {"the images fit in memory: they are read once" if draft.keep else "more images than fit in memory: they are read again in every pass"}
+  keep: {flow(draft.keep)}     # {kept}
   workers: {0 if draft.keep else 4}     # processes that read images
 
 # The name or folder of a trained tokenizer, instead of training one.
@@ -100,13 +101,14 @@ def stages(draft: Draft) -> list[str]:
 def run_settings(draft: Draft, stage: str, passes: Passes) -> str:
     """The settings that all trainings share: seed, steps, batch."""
     steps, batch = draft.steps(stage), draft.batch
-    rule = f"{passes.passes} passes over {count(draft.images, 'image')}, between {round(passes.least / batch):,} and {round(passes.most / batch):,} steps"
+    least, most = (round(images / batch) for images in (passes.least, passes.most))
+    rule = f"{passes.passes} passes over {count(draft.images, 'image')}, but between {least:,} and {most:,} steps"
     if draft.stretch != 1:
         rule += f"; times {draft.stretch:.3g}, for --hours"
     small = f"at most an eighth of the images, and {draft.preset.batch}"
     return f"""\
 seed: 0
-steps: {steps}     # {rule}. More is better up to a point: watch val_loss in {stage}/metrics.jsonl
+steps: {steps}     # {rule}. Enough once val_loss in {stage}/metrics.jsonl no longer falls
 batch_size: {batch}     # {small}
 accumulate: {draft.accumulate.get(stage, 1)}     # pieces of a batch that are computed one after another: more if memory is short
 precision: {draft.precision}"""
@@ -162,14 +164,15 @@ def vqgan(draft: Draft) -> str:
   adversarial_start: {draft.steps("tokenizer") // 4}     # once images are recognizable
   adversarial_loss: hinge"""
     return f"""\
-# The tokenizer: a VQGAN that turns an image of {draft.image_size} px into {draft.grid}×{draft.grid} ids and back. What it loses, no generator brings back.
+# The tokenizer: a VQGAN that turns an image of {draft.image_size} px into {draft.grid}×{draft.grid} ids and back.
+# What it loses, no generator brings back.
 # Change first, if the check finds it not good enough: steps; then channels; then multipliers, for more tokens.
 task: tokenizer
 {batch}
 model:
   class: VQGAN
   channels: {s["channels"]}     # width of the finest level: twice as many lose less, and take about three times as long
-  multipliers: {flow(s["multipliers"])}     # width of each level; one level less makes four times as many tokens, which the generator pays for
+  multipliers: {flow(s["multipliers"])}     # width of each level; one less: four times as many tokens, and a slower generator
   blocks: {s["blocks"]}
   mid_blocks: {s["mid_blocks"]}
   norm_groups: {s.get("norm_groups", 32)}
@@ -190,7 +193,7 @@ def kl(draft: Draft) -> str:
     s = draft.preset.vectors
     batch = run_settings(draft, "tokenizer", draft.preset.tokenizer)
     return f"""\
-# The tokenizer: a KL autoencoder that turns an image of {draft.image_size} px into {draft.grid}×{draft.grid} vectors of {s["latent_channels"]} numbers and back.
+# The tokenizer: a KL autoencoder that turns an image of {draft.image_size} px into {draft.grid}×{draft.grid} vectors and back.
 # What it loses, no generator brings back. Its scale is measured at the end of the training.
 # Change first, if the check finds it not good enough: steps; then channels; then latent_channels.
 task: tokenizer

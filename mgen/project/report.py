@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mgen.data import ImageData
+from mgen.data import ImageFolder
 from mgen.evaluation import evaluate
 from mgen.evaluation.extractors import Extractor, make_extractor
 from mgen.evaluation.feature_files import begin, remove_features
@@ -70,9 +70,9 @@ def make_report(project: Project) -> str:
     )
 
 
-def labels_like(images: ImageData, count: int, seed: int = 0) -> list[int]:
+def labels_like(images: ImageFolder, count: int, seed: int = 0) -> list[int]:
     """Class ids of `count` images, each class as frequent as in the data, in random order."""
-    known = torch.as_tensor(images.labels).sort().values
+    known = images.labels.sort().values
     rows = torch.arange(count) * len(known) // count
     return known[rows][torch.randperm(count, generator=seeds.generator(seed, "report"))].tolist()
 

@@ -61,7 +61,7 @@ TABLE = {
         settings=lambda p: asdict(p.settings.check),
         inputs=lambda p: {"data": work.data_digest(p), **work.tokenizer_digest(p), **work.extractor_digest(p)},
         run=work.check,
-        output="check",
+        output="check/check.json",
         again=True,
     ),
     "cache": Stage(

@@ -34,8 +34,8 @@ class InitRequest:
 
     Attributes:
         data, val: folders of images. out: folder of the project. image_size: in pixels. tokenizer: name or folder of a trained one.
-        generator: maskgit, mar, or a name of configs/models. hours: for all stages together. classes: "none": one class, whatever the folders.
-        timed: whether steps are timed for the estimates.
+        generator: maskgit, mar, or a name of configs/models. hours: for all stages together. classes: see ImageFolder.
+        timed: whether steps are timed, for the estimates.
     """
 
     data: str
@@ -101,7 +101,7 @@ def _draft(request: InitRequest) -> Draft:
         config = load_tokenizer(request.tokenizer).config
         if request.image_size not in (None, config.image_size):
             raise MgenError(
-                f"--image-size {request.image_size}: the tokenizer {request.tokenizer} is for {config.image_size} px; leave --image-size out"
+                f"--image-size {request.image_size}: the tokenizer {request.tokenizer} is for {config.image_size} px; leave the option out"
             )
         size, found = config.image_size, replace(found, color=config.in_channels == 3)
     return Draft(
@@ -121,7 +121,7 @@ def _draft(request: InitRequest) -> Draft:
 def _kind(request: InitRequest) -> Kind:
     """The kind of tokens: of the tokenizer, of the generator, or ids; MgenError if the two don't fit."""
     wanted: str | None = None
-    if request.generator in KINDS:
+    if request.generator is not None and request.generator in KINDS:
         wanted = KINDS[request.generator]
     elif request.generator is not None:
         if request.generator not in list_models():

@@ -50,7 +50,7 @@ def closing(draft: Draft, folder: str) -> list[str]:
 def notes(found: Survey, image_size: int) -> Iterator[str]:
     """What is worth a look."""
     if found.transparent:
-        yield f"{count(found.transparent, 'image')} with transparency: put on white"
+        yield f"{count(found.transparent, 'image')} with an alpha channel: put on white"
     if found.deep:
         yield f"{count(found.deep, 'image')} of 16 bits: rounded to 8"
     if small := sum(side < image_size for side in found.sides):
@@ -58,7 +58,7 @@ def notes(found: Survey, image_size: int) -> Iterator[str]:
     if found.long:
         yield f"{count(found.long, 'image')} at least twice as long as wide, or the other way round: only the middle square is used"
     if found.copies:
-        yield f"{count(found.copies, 'image')} with the very contents of another file: copies weigh double, and may be in both parts of a split"
+        yield f"{count(found.copies, 'image')} with the contents of another file: copies weigh double, and may be in both parts of a split"
     yield from _notes_on_classes(found)
 
 

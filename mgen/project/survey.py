@@ -110,7 +110,7 @@ class _Look:
 
 def _looks(files: Sequence[Path], every: int, progress: bool) -> list[_Look]:
     """The images as they are; the pixels of every n-th. MgenError if some cannot be read."""
-    looks, bad = [], list[str]()
+    looks, bad = list[_Look](), list[str]()
     bar = tqdm(files, unit="img", desc="looking", file=sys.stderr, delay=1.0, leave=False, disable=not progress)
     for i, file in enumerate(bar):
         try:

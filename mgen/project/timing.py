@@ -22,7 +22,8 @@ MOST_PIECES = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Timed:
-    """seconds: of a step. steps: of the training. memory: bytes of the whole process, or on the GPU. accumulate: pieces into which the batch had to be cut."""
+    """seconds: of a step. steps: of the training. memory: bytes of the process, or on the GPU. accumulate: pieces into which the batch
+    had to be cut."""
 
     seconds: float
     steps: int

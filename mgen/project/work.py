@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from mgen.data import ImageFolder, write_cache
+from mgen.evaluation.tokenizer_check import check_tokenizer
 from mgen.pipelines.saved import load_tokenizer
 from mgen.project.settings import Project
 from mgen.tokenizers.base import Tokenizer
@@ -10,9 +11,12 @@ from mgen.training.config import TokenizerObjectiveConfig, TrainConfig
 from mgen.training.loop import train
 from mgen.utils.devices import check_device
 from mgen.utils.errors import MgenError
-from mgen.utils.reading import read_text
+from mgen.utils.reading import read_json, read_text
+from mgen.utils.schema import build, schema
 from mgen.zoo import resolve
 from mgen.zoo.identity import identity
+
+FEWEST = 4  # images of a check
 
 # -- trainings ---------------------------------------------------------------------------------------------------------------
 
@@ -116,12 +120,38 @@ def generator_digest(project: Project) -> dict[str, str]:
     return {"the generator": identity(project.folder / "generator" / "model").model_sha256}
 
 
+# -- measuring ---------------------------------------------------------------------------------------------------------------
+
+
 def check(project: Project) -> str:
-    return ""
+    """How well the tokenizer reconstructs images it was not trained on; the training images, if no others are left."""
+    images, about = project.val_images, "validation images"
+    if images is None or len(images) < FEWEST:
+        images, about = project.train_images, "training images"
+    found = check_tokenizer(
+        str(project.tokenizer),
+        images,
+        project.folder / "check",
+        extractor=str(project.classifier(0) / "model") if project.conditional else None,
+        num_images=project.settings.check.images,
+        device=check_device("auto"),
+        about=f"{about} of {project.settings.data.path}",
+        command=f"mgen train --project {project.folder} --stage check",
+    )
+    return f"{found.sentence} See check/check.md"
 
 
 def bad_tokenizer(project: Project) -> str:
-    return ""
+    """The sentence of the check if the tokenizer is not good enough, else ""."""
+    file = project.folder / "check" / "check.json"
+    found = build(_Checked, read_json(file), f"{file}: ")
+    return found.sentence if found.verdict == "not good enough" else ""
+
+
+@schema(extra=True)
+class _Checked:
+    verdict: str
+    sentence: str
 
 
 def report(project: Project) -> str:

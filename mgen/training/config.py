@@ -173,6 +173,18 @@ class ClassifierObjectiveConfig:
     label_smoothing: Share = 0.02
 
 
+@schema
+class LoRAConfig:
+    """Low-rank adapters of the trunk: they alone are trained, and tables with rows that `init` could not fill."""
+
+    rank: Size = 8
+    alpha: Positive = 16.0  # the product of an adapter's matrices is scaled by alpha / rank
+    targets: tuple[
+        Text, ...
+    ] = ()  # ends of the names of linear layers, such as attn.qkv; none: those of attention and MLP
+    dropout: Rate = 0.0  # of an adapter's input
+
+
 ObjectiveConfig: TypeAlias = GeneratorObjectiveConfig | TokenizerObjectiveConfig | ClassifierObjectiveConfig
 OBJECTIVES: dict[str, type[ObjectiveConfig]] = {
     "generator": GeneratorObjectiveConfig,
@@ -192,7 +204,8 @@ class TrainConfig:
     seed: int = 0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     resume: bool = True  # continue from the newest checkpoint in `output`
-    init: PathText | None = None  # folder of weights to start from
+    init: PathText | None = None  # weights to start from: a name of `mgen zoo`, or a folder
+    lora: LoRAConfig | None = None  # of a generator with `init`: train adapters alone; {} for the defaults
     processes: Annotated[int, Field(ge=1)] | None = None  # raise an error unless exactly this many processes take part
     data: DataConfig = field(default_factory=DataConfig)
     objective: ObjectiveConfig = field(default_factory=GeneratorObjectiveConfig)  # that of the task
@@ -213,6 +226,10 @@ def train_config(data: dict[str, Any]) -> TrainConfig:
         raise MgenError(f"'objective' is {shown(objective)}: expected a mapping")
     config = build(TrainConfig, {key: value for key, value in data.items() if key != "objective"})
     config.objective = build(OBJECTIVES[config.task], objective, "objective.")
+    if config.lora is not None and config.task != "generator":
+        raise MgenError(f"lora is for task generator, this is {config.task}: leave lora out")
+    if config.lora is not None and config.init is None:
+        raise MgenError("lora needs init: adapters are trained on a model's weights, give its name or folder")
     if config.task != "generator" and (not isinstance(config.model, dict) or "class" not in config.model):
         raise MgenError(
             "missing key 'model.class': give the name of a tokenizer or classifier, such as VQGAN or ImageClassifier"

@@ -1,5 +1,6 @@
 """Training of a generator: its tokenizer, checks of the data, sample grids, the exported pipeline."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -7,18 +8,21 @@ from PIL.Image import Image
 
 from mgen.data import TokenCache
 from mgen.generators import Cascade, Generator
+from mgen.generators.adapter_file import FILE, About
 from mgen.pipelines.pipeline import MaskedPipeline
+from mgen.pipelines.pretrained import Start
 from mgen.pipelines.saved import load_tokenizer
 from mgen.samplers import ParallelSampler
 from mgen.tokenizers.base import Tokenizer
 from mgen.tokenizers.vision import give_vision
 from mgen.tokens import TokenSpec
 from mgen.training.cascade import CascadeObjective
-from mgen.training.config import GENERATORS, GeneratorObjectiveConfig, TrainConfig
+from mgen.training.config import GENERATORS, GeneratorObjectiveConfig, LoRAConfig, TrainConfig
 from mgen.training.objectives import GeneratorObjective
 from mgen.training.parts import Task, check_images
 from mgen.training.previews import class_samples
 from mgen.training.token_source import SMALL
+from mgen.utils.changes import plain
 from mgen.utils.errors import MgenError
 from mgen.utils.modeling import Model
 
@@ -35,6 +39,8 @@ class GeneratorTask(Task):
                 f"model.class={type(model).__name__} is not a generator: set task to tokenizer or classifier. {GENERATORS}"
             )
         self.settings, self.model = settings, model
+        if config.lora is not None:
+            add_adapters(model, config.lora, self.start)
         self.tokenizer = self._load_tokenizer()
         self.sampler = ParallelSampler.suited(model, settings.sampler, "objective.sampler")
         self.sampler.check(model)
@@ -129,17 +135,38 @@ class GeneratorTask(Task):
 
     def export(self, folder: Path) -> None:
         """Write a pipeline, or the model alone if there is no tokenizer."""
+        model = self.model if self.config.lora is None else self.model.merged()
         if self.tokenizer is None:
-            super().export(folder)
+            model.save_pretrained(folder)
+            self.write_data(folder)
         else:
-            self.pipeline().save_pretrained(folder)
+            self.pipeline(model).save_pretrained(folder)
 
-    def pipeline(self) -> MaskedPipeline:
+    def export_adapter(self, folder: Path) -> None:
+        assert self.start is not None
+        tables = sorted(self.start.fitted.anew)
+        changed = bool(self.start.fitted.changes)
+        about = About(
+            config=plain(self.model.config) if changed else None, class_names=self.class_names, base=self.config.init
+        )
+        replace(self.model.adapter(tables=tables), about=about).save(folder / FILE)
+
+    def pipeline(self, model: Generator | Cascade | None = None) -> MaskedPipeline:
         """The pipeline of the model as it is."""
         assert self.tokenizer is not None  # callers have checked
         return MaskedPipeline(
-            tokenizer=self.tokenizer, transformer=self.model, sampler=self.sampler, class_names=self.class_names
+            tokenizer=self.tokenizer,
+            transformer=model or self.model,
+            sampler=self.sampler,
+            class_names=self.class_names,
         )
+
+
+def add_adapters(model: Generator | Cascade, settings: LoRAConfig, start: Start | None) -> None:
+    """Give the model adapters and freeze all else but tensors with rows that start anew."""
+    model.add_lora(rank=settings.rank, alpha=settings.alpha, targets=settings.targets, dropout=settings.dropout)
+    for name in () if start is None else start.fitted.anew:
+        model.get_parameter(name).requires_grad_(True)
 
 
 def adopt_tokenizer(model: Generator | Cascade, tokenizer: Model) -> None:

@@ -84,7 +84,7 @@ def raw_weights(trainer: Trainer) -> Iterator[None]:
 
 
 def export(trainer: Trainer) -> None:
-    """Write `model` (with the EMA weights if there are any) and `model-raw` (only if there is an EMA)."""
+    """Write `model` (with the EMA weights if there are any) and `model-raw` (only if there is an EMA), with `lora` the adapters too."""
     check_finite(own_tensors(trainer.objective), f"model after step {trainer.step}")
     if trainer.ema is not None:
         names = trained(trainer.objective)
@@ -92,6 +92,9 @@ def export(trainer: Trainer) -> None:
     if trainer.accelerator.is_main_process:
         with trainer.ema_weights(), atomic_folder(trainer.output / "model") as folder:
             trainer.task.export(folder)
+        if trainer.config.lora is not None:
+            with trainer.ema_weights(), atomic_folder(trainer.output / "lora") as folder:
+                trainer.task.export_adapter(folder)
         if trainer.ema is not None:
             with atomic_folder(trainer.output / "model-raw") as folder:
                 trainer.task.export(folder)

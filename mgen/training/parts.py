@@ -78,6 +78,10 @@ class Task:
                 folder, TrainedOn(data=record, images=len(self.train_data), held_out=held_out, accuracy=accuracy)
             )
 
+    def export_adapter(self, folder: Path) -> None:
+        """Write the adapters of a training with `lora` alone."""
+        raise NotImplementedError
+
 
 def check_prefixes(model: nn.Module, prefixes: tuple[str, ...], where: str) -> None:
     """Raise MgenError for a prefix with which no parameter's name starts."""

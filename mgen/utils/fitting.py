@@ -41,7 +41,7 @@ class Rows:
 
 
 # Name of a tensor → dimension → what its rows stand for. Tensors that are left out don't depend on the data.
-DataRows: TypeAlias = dict[str, dict[int, tuple[Rows, ...]]]
+DataRows: TypeAlias = dict[str, Mapping[int, tuple[Rows, ...]]]
 
 
 def below(name: str, rows: DataRows) -> DataRows:
@@ -104,10 +104,10 @@ def fit(found: Mapping[str, Tensor], was: DataRows, own: Mapping[str, Tensor], n
 
 
 def _fit_tensor(
-    name: str, old: Tensor, was: dict[int, tuple[Rows, ...]], new: Tensor, now: dict[int, tuple[Rows, ...]]
+    name: str, old: Tensor, was: Mapping[int, tuple[Rows, ...]], new: Tensor, now: Mapping[int, tuple[Rows, ...]]
 ) -> tuple[Tensor, list[Change]]:
-    for tensor, rows in ((old, was), (new, now)):
-        wanted = [sum(r.count for r in rows[d]) if d in rows else n for d, n in enumerate(new.shape)]
+    for tensor, sections in ((old, was), (new, now)):
+        wanted = [sum(r.count for r in sections[d]) if d in sections else n for d, n in enumerate(new.shape)]
         if list(tensor.shape) != wanted:
             raise MgenError(f"tensor {name!r} is of shape {tuple(tensor.shape)}, expected is {tuple(wanted)}")
     if was == now:
@@ -116,20 +116,28 @@ def _fit_tensor(
     if len(now) > 1 and any(change.how != "interpolated" for change in changes):
         return new, changes  # rows that start anew cross all others
     for dim, rows in now.items():
-        starts, at, pieces = {}, 0, []
-        for part in was.get(dim, ()):
-            starts[part.of], at = (at, part), at + part.count
-        at = 0
-        for part in rows:
-            first, before = starts.get(part.of, (0, None))
-            if before is not None and (before.shape == part.shape or part.otherwise == "interpolated"):
-                piece = old.narrow(dim, first, before.count)
-                pieces.append(piece if before.shape == part.shape else interpolate(piece, before, part, dim))
-            else:
-                pieces.append(new.narrow(dim, at, part.count).to(old.dtype))
-            at += part.count
-        old = torch.cat(pieces, dim) if pieces else old
+        old = _fit_rows(old, was.get(dim, ()), new, rows, dim)
     return old, changes
+
+
+def _fit_rows(old: Tensor, was: tuple[Rows, ...], new: Tensor, now: tuple[Rows, ...], dim: int) -> Tensor:
+    """The rows of one dimension: old ones where they stand for the same, else interpolated or new ones."""
+    before: dict[str, tuple[int, Rows]] = {}
+    at, pieces = 0, []
+    for part in was:
+        before[part.of] = at, part
+        at += part.count
+    at = 0
+    for part in now:
+        first, found = before.get(part.of, (0, None))
+        if found is not None and found.shape == part.shape:
+            pieces.append(old.narrow(dim, first, part.count))
+        elif found is not None and part.otherwise == "interpolated":
+            pieces.append(interpolate(old.narrow(dim, first, found.count), found, part, dim))
+        else:
+            pieces.append(new.narrow(dim, at, part.count).to(old.dtype))
+        at += part.count
+    return torch.cat(pieces, dim)
 
 
 def _changes(name: str, was: tuple[Rows, ...], now: tuple[Rows, ...]) -> list[Change]:

@@ -6,6 +6,7 @@ diffusers fills missing weights with random values and only warns. A half-random
 
 import inspect
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ from mgen.utils.errors import MgenError, check_choice, check_keys, first_line, s
 from mgen.utils.estimates import check_fits
 from mgen.utils.files import check_writable, scratch_folder
 from mgen.utils.fitting import DataRows
+from mgen.utils.hub import fetch, is_hub_id, model_card, push, take_options
 from mgen.utils.reading import check_path, read_mapping
 from mgen.utils.weight_files import check_weights, move_weights
 
@@ -67,7 +69,9 @@ def check_dtype(dtype: object) -> torch.dtype:
         return DTYPES[dtype]
     if isinstance(dtype, torch.dtype) and dtype in DTYPES.values():
         return dtype
-    raise MgenError(f"dtype is {shown(dtype)}: choose torch.float32, torch.bfloat16 or torch.float16")
+    raise MgenError(
+        f"dtype is {shown(dtype)}: choose {', '.join(DTYPES)}, or torch.float32, torch.bfloat16 or torch.float16"
+    )
 
 
 class Model(ModelMixin, ConfigMixin):
@@ -103,22 +107,75 @@ class Model(ModelMixin, ConfigMixin):
         cls.own_config(config, "the configuration")
         return super().from_config(config, **kwargs)
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """Write config.json and the weights into a folder; weight files that an earlier save left there are removed."""
-        if kwargs.get("push_to_hub"):  # which uploads the folder
-            super().save_pretrained(str(save_directory), **kwargs)
-            return
-        check_writable(save_directory)
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """As of torch. diffusers warns of modules that should stay in fp32, of which there are none."""
+        with _unlogged():
+            return super().to(*args, **kwargs)
+
+    def check_savable(self) -> None:
+        """MgenError if the network can't be saved as it is."""
+
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str | None = None,
+        push_to_hub: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Write config.json and the weights into a folder; weight files that an earlier save left there are removed.
+
+        Args:
+            variant: of the names of weight files, such as "fp16". max_shard_size: of a weight file, such as "1GB".
+            push_to_hub: then upload them; keyword arguments as of the method of this name, `repo_id` by default the folder's name.
+        """
+        self.check_savable()
+        check_writable(check_path(save_directory, "save_directory"))
+        saved = check_save_options(safe_serialization, variant, max_shard_size)
         with scratch_folder(save_directory) as scratch:
-            super().save_pretrained(str(scratch), **kwargs)
-            move_weights(scratch, Path(save_directory), kwargs.get("variant"))
+            super().save_pretrained(str(scratch), **saved)
+            move_weights(scratch, Path(save_directory), variant)
+        if push_to_hub:
+            name = kwargs.pop("repo_id", None) or Path(os.path.abspath(save_directory)).name
+            self.push_to_hub(name, safe_serialization=safe_serialization, variant=variant, **kwargs)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: bool | str | None = None,
+        create_pr: bool = False,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        subfolder: str | None = None,
+    ) -> Any:
+        """Upload the network to a model on the hub, with a short README.md if it has none; the arguments are those of diffusers."""
+        name = type(self).__name__
+        within = f', subfolder="{subfolder}"' if subfolder else ""
+        return push(
+            lambda folder: self.save_pretrained(folder, safe_serialization=safe_serialization, variant=variant),
+            model_card(
+                str(repo_id).rpartition("/")[2],
+                f"A `{name}` of mgen, a toolkit for masked generative image synthesis.",
+                f'import mgen\n\nnetwork = mgen.{name}.from_pretrained("{repo_id}"{within})',
+            ),
+            repo_id,
+            commit_message=commit_message or f"Upload {name}",
+            private=private,
+            token=token,
+            create_pr=create_pr,
+            subfolder=subfolder,
+        )
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: object) -> Self:
-        """Load a folder written by `save_pretrained`.
+        """Load a folder written by `save_pretrained`, or a model on the hub.
 
         Args:
-            torch_dtype, dtype: of the weights, fp32 by default. Other keyword arguments as of diffusers.
+            torch_dtype, dtype: of the weights, fp32 by default. subfolder: of the folder or of the hub's model.
+            revision, token, cache_dir, local_files_only, force_download: of a model on the hub. Other keyword arguments as of diffusers.
 
         Raises:
             MgenError: the folder or its files are missing or damaged, a configuration key is unknown, or the weights are not exactly
@@ -127,7 +184,12 @@ class Model(ModelMixin, ConfigMixin):
         for key in ("subfolder", "variant"):
             if not isinstance(kwargs.get(key), str | None):
                 raise MgenError(f"{key} is {shown(kwargs[key])}: expected text")
-        folder = check_path(pretrained_model_name_or_path, "the folder of a model") / str(kwargs.get("subfolder") or "")
+        hub, subfolder = take_options(kwargs), str(kwargs.pop("subfolder", None) or "")
+        root = check_path(pretrained_model_name_or_path, "the folder of a model")
+        if is_hub_id(root):
+            variant = kwargs.get("variant")
+            root = fetch(str(root), hub, subfolder=subfolder, variant=None if variant is None else str(variant))
+        folder = root / subfolder
         names = [kwargs.pop(key, None) for key in ("dtype", "torch_dtype")]
         dtype = check_dtype(next((name for name in names if name is not None), torch.float32))
         config_file = folder / cls.config_name
@@ -147,7 +209,7 @@ class Model(ModelMixin, ConfigMixin):
             saved = sum(file.stat().st_size for file in folder.iterdir() if file.suffix in (".safetensors", ".bin"))
             check_fits(lambda: cls.from_config(config), config, f"this {cls.__name__}", saved=saved)
             with _unlogged():
-                model, info = super().from_pretrained(str(pretrained_model_name_or_path), **given)
+                model, info = super().from_pretrained(str(folder), **given)
         except MgenError as error:  # of the constructor
             raise MgenError(f"{config_file}: {error}") from error
         except (SafetensorError, OSError, EOFError) as error:
@@ -169,6 +231,19 @@ class Model(ModelMixin, ConfigMixin):
             model.to(dtype)
             _check_finite(model, f"{folder}: weight %s is too large for {dtype}: load it in torch.bfloat16")
         return model
+
+
+def check_save_options(safe_serialization: object, variant: object, max_shard_size: object) -> dict[str, Any]:
+    """The options of a save, as diffusers takes them; MgenError for another type."""
+    for name, value, kind, expected in (
+        ("safe_serialization", safe_serialization, bool, "true or false"),
+        ("variant", variant, str | None, "text, such as fp16"),
+        ("max_shard_size", max_shard_size, int | str | None, "a number of bytes, or text such as 1GB"),
+    ):
+        if not isinstance(value, kind):
+            raise MgenError(f"{name} is {shown(value)}: expected {expected}")
+    sizes = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
+    return {"safe_serialization": safe_serialization, "variant": variant, **sizes}
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from pathlib import Path
 from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError, suggestion
 from mgen.utils.folders import embedded
+from mgen.utils.hub import HubOptions, fetch, is_hub_id
 from mgen.utils.reading import check_path, read_json
 from mgen.utils.schema import Text, build, schema
 from mgen.zoo.identity import identity
@@ -103,8 +104,11 @@ def weights_sha256(name: str | Path) -> str:
     return identity(resolve(name)).weights_sha256
 
 
-def resolve(name: str | Path) -> Path:
-    """Folder of a saved model: a path, or the name of an embedded model.
+def resolve(name: str | Path, *, hub: HubOptions = HubOptions(), variant: str | None = None) -> Path:  # noqa: B008  (frozen)
+    """Folder of a saved model: a path, the name of an embedded model, or that of a model on the hub, which is fetched.
+
+    Args:
+        hub, variant: of a model on the hub, see mgen.utils.hub.
 
     Raises:
         MgenError: there is no such model; the message names the nearest one, or says how to get a published one.
@@ -125,4 +129,6 @@ def resolve(name: str | Path) -> Path:
         if entry.folder is not None:
             raise MgenError(f"{name} is a recipe; its model is in {entry.folder}: give that folder")
         raise MgenError(f"{name} is published but not on this machine: {' '.join(entry.facts['get'].split())}")
+    if is_hub_id(name):
+        return fetch(str(name), hub, variant=variant)
     raise MgenError(f"no model {str(name)!r}: neither a folder nor embedded. {suggestion(str(name), names)}")

@@ -1,5 +1,6 @@
 """A researcher's own images: classifiers of them, the record of the data in what is trained on them, and measures that belong to them."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,13 @@ from mgen.cli import main
 from mgen.data import FashionMNIST, ImageFolder
 from mgen.data.look import look_at
 from mgen.data.record import folder_name, read_trained_on
+from mgen.evaluation.tokenizer_check import TokenizerCheck, check_tokenizer, judged
 from mgen.training.config import train_config
 from mgen.training.from_data import StepRule, fill_from_data
 from mgen.utils.config import read_config
 from mgen.utils.errors import MgenError
 from mgen.utils.folders import part
-from tests.helpers import write_idx
+from tests.helpers import tiny_kl, tiny_tokenizer, write_idx
 
 COLORS = {"blue": (30, 60, 220), "green": (20, 200, 60), "red": (230, 40, 30)}
 
@@ -153,3 +155,78 @@ def test_data_and_out_of_the_command_replace_those_of_the_file(
     assert (data["kind"], data["path"], data["image_size"], data["channels"]) == ("folder", str(colors), 32, 3)
     about = read_trained_on(out / "model")
     assert about is not None and about.data.name == "colors" and about.accuracy is None
+
+
+# -- the tokenizer check -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tokenizer(colors: Path) -> Path:
+    folder = colors.parent / "tokenizer"
+    tiny_tokenizer(in_channels=3).save_pretrained(folder)
+    return folder
+
+
+def test_a_tokenizer_is_checked_on_own_images(
+    tokenizer: Path, colors: Path, classifier: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "check"
+    argv = ["eval", str(colors), "--reconstruction", str(tokenizer), "--check", "--extractor", str(classifier)]
+    assert main([*argv, "--out", str(out), "--device", "cpu"]) == 0
+    printed, found = capsys.readouterr().out, json.loads((out / "check.json").read_text())
+    assert printed.startswith("Not good enough: the reconstructions are ") and found["verdict"] == "not good enough"
+    assert found["distance"] > 8 * found["floor"] * 36 / 2000 and found["count"] == 36 and found["advice"]
+    (ids,) = found["ids"]
+    assert ids["size"] == 64 and 1 <= ids["perplexity"] <= ids["used"] <= 64
+    page = (out / "check.md").read_text()
+    assert found["sentence"] in page and "reconstructions.png" in page and "used of 64" in page
+    # The numbers are those of an evaluation of the same reconstructions.
+    same = ["eval", str(colors), "--reconstruction", str(tokenizer), "--extractor", str(classifier), "--bootstrap", "0"]
+    assert main([*same, "--out", str(tmp_path / "eval"), "--device", "cpu"]) == 0
+    metrics = json.loads((tmp_path / "eval" / "result.json").read_text())["metrics"]
+    assert found["psnr"] == pytest.approx(metrics["PSNR in dB, mean over images"], abs=1e-6)
+    assert found["distance"] == pytest.approx(metrics[found["distance_name"]], rel=1e-4)
+    with Image.open(out / "reconstructions.png") as shown, Image.open(out / "worst.png") as worst:
+        assert shown.size > worst.size or shown.height > worst.height
+    assert main([*argv, "--out", str(out), "--device", "cpu"]) == 0  # again, over its own files
+
+
+def test_without_an_extractor_a_tokenizer_is_judged_by_psnr(tokenizer: Path, colors: Path, tmp_path: Path) -> None:
+    found = check_tokenizer(tokenizer, str(colors), tmp_path, num_images=10, progress=False)
+    assert found.count == 9 and found.distance is None and "PSNR is" in found.sentence
+    assert any("mgen train --config classifier" in note for note in found.notes)
+    (tmp_path / "check.json").write_text("{}")
+    with pytest.raises(MgenError, match="did not write and does not replace"):
+        check_tokenizer(tokenizer, str(colors), tmp_path, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("distance", "psnr", "verdict"),
+    [(1.9, 5, "good enough"), (2.1, 40, "usable"), (8.1, 40, "not good enough"), (None, 27, "good enough")]
+    + [(None, 21, "usable"), (None, 19, "not good enough")],
+)
+def test_verdicts_follow_from_stated_thresholds(distance: float | None, psnr: float, verdict: str) -> None:
+    check = TokenizerCheck(
+        tokenizer="t",
+        tokenizer_sha256="",
+        data="d",
+        count=2000,
+        image_size=32,
+        tokens=64,
+        psnr=psnr,
+        distance=distance,
+        floor=None if distance is None else 1.0,
+    )
+    found = judged(check)
+    assert found.verdict == verdict and bool(found.advice) == (verdict != "good enough")
+    if distance is not None:  # a floor from halves of fewer images is higher
+        assert judged(dataclasses.replace(check, count=1000, floor=2.0)).verdict == verdict
+
+
+def test_a_kl_tokenizer_tells_its_scale_and_the_channels_it_uses(tmp_path: Path) -> None:
+    gray = color_images(tmp_path / "gray", count=3, mode="L")
+    tokenizer = tiny_kl()
+    tokenizer.save_pretrained(tmp_path / "kl")
+    found = check_tokenizer(tmp_path / "kl", str(gray), tmp_path / "out", progress=False)
+    assert found.scale == tokenizer.config.scale and found.channels == tokenizer.config.latent_channels
+    assert found.active_channels is not None and 0 <= found.active_channels <= found.channels and not found.ids

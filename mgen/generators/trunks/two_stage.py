@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mgen.generators.embedder import TokenRows
 from mgen.generators.masked_autoencoder import AutoencoderCache, Half, Layers, MaskedAutoencoder, Tables
-from mgen.generators.trunk import FULL, Layout, PassOptions, table
+from mgen.generators.trunk import FULL, Layout, PassOptions, Trunk, table
 from mgen.nn import Blocks, Cache, Ratio, ScaledBlock, check_heads
 from mgen.utils.errors import MgenError
 from mgen.utils.fitting import DataRows, Rows
@@ -55,6 +55,7 @@ class TwoStageMAE(nn.Module, Configured):
     """The weights of both stages; `Stage` makes a trunk of each."""
 
     type_name = "mae-two-stage"
+    lora_targets = Trunk.lora_targets
 
     def __init__(self, config: TwoStageMAEConfig, *, first: Layout, second: Layout) -> None:
         super().__init__()

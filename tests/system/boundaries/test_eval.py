@@ -33,6 +33,7 @@ from tests.system.boundaries.harness import Copied, Parts, Raises, Refused, fifo
 
 REFERENCE = ["--reference", "@statistics", "--classifier", "none", "--device", "cpu"]
 FOLDER = ["eval", "@images", "--bootstrap", "0", *REFERENCE]
+CHECK = ["eval", "@images", "--reconstruction", "@pipeline", "--check", "--device", "cpu"]
 MODEL = ["eval", "@pipeline", "--bootstrap", "0", "--num-images", "2", *REFERENCE]
 EMPTY = (
     "extractor",
@@ -103,6 +104,15 @@ OPTIONS = [
     row("levels one", [*FOLDER, "--reconstruction", "@pipeline", "--levels", "1"], "--levels"),
     row("ranges nan", [*FOLDER, "--reconstruction", "@pipeline", "--levels", "16", "--ranges", "nan"], "--ranges"),
     row("ranges negative", [*FOLDER, "--reconstruction", "@pipeline", "--levels", "16", "--ranges=-1"], "--ranges"),
+    row("check without tokenizer", [*FOLDER, "--check"], "--check", "--reconstruction"),
+    row("check with a reference", [*FOLDER, "--reconstruction", "@pipeline", "--check"], "--reference", "--check"),
+    row("check with a protocol", [*CHECK, "--protocol", "adm"], "--protocol", "--check"),
+    row("check with levels", [*CHECK, "--levels", "16"], "--levels", "--check"),
+    row("check with weights", [*CHECK, "--inception-weights", "x.pth"], "--extractor inception"),
+    row("check of nothing", ["eval", "--reconstruction", "@pipeline", "--check"], "needs images"),
+    row("check of a model", ["eval", "@pipeline", "--reconstruction", "@pipeline", "--check"], "no images"),
+    row("check of sampled images", [*CHECK, "--steps", "3"], "for models only"),
+    row("check by a generator", [*CHECK, "--extractor", "@pipeline/transformer"], "config.json"),
     # without effect
     row("weights without Inception", [*FOLDER, "--inception-weights", "x.pth"], "no effect", "fmnist-cnn"),
     row("weights with a model", [*MODEL, "--inception-weights", "x.pth"], "no effect"),
