@@ -58,16 +58,13 @@ def command(argv: Sequence[str] | None = None) -> int:
     if out.suffix != ".html" or out.is_dir():
         raise MgenError(f"--out {args.out}: expected a file name such as report.html")
 
-<<<<<<< HEAD
-    from mgen.reports.write import write_page, write_trainings
-=======
     from mgen.cli.early import check_there
 
     for name in args.results:
-        check_there("the result", name)
+        if not args.against and not is_training(name):
+            check_there("the result", name)
 
-    from mgen.reports.write import write_page
->>>>>>> main
+    from mgen.reports.write import write_page, write_trainings
     from mgen.utils.files import check_output
 
     for suffix in (".html", ".json"):  # the longest names
