@@ -29,7 +29,7 @@ class Difference:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """Whether one value of a run is in the usual range; None: not judged, and the text says why. difference: a share."""
+    """Whether one value of a run is in the usual range; None: not compared, and the text says why. difference: a share."""
 
     metric: str
     text: str
@@ -81,7 +81,7 @@ def _verdict(name: str, run: Training, other: Training, barriers: list[Differenc
     told = f"{title}: {number(value)}, {size} {other.name}'s {number(expected)}"
     facts = dict(value=value, other=expected, difference=difference)
     if band is None:
-        why = "it depends on the machine" if name == "images_per_second" else "it is not judged"
+        why = "it depends on the machine" if name == "images_per_second" else "it has no usual range"
         return Verdict(metric=name, text=f"{told}; {why}.", usual=None, **facts)
     if barriers:
         why = ", ".join(d.setting for d in barriers[:3]) + (" and more" if len(barriers) > 3 else "")
@@ -122,7 +122,7 @@ def summary(found: list[Verdict], other: str) -> str:
         kind: [logged(v.metric).title.partition(",")[0] for v in found if v.usual is kind] for kind in (True, False)
     }
     if not names[True] and not names[False]:
-        return f"Nothing can be judged against {other}, for the reasons below."
+        return f"Nothing can be compared with {other}, for the reasons below."
     parts = [f"in the usual range of {other}: {', '.join(names[True])}"] if names[True] else []
     parts += [f"outside: {', '.join(names[False])}"] if names[False] else []
     text = "; ".join(parts)

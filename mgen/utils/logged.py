@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Logged:
-    """title: with the unit. band: by how much a run usually differs from another of the same settings (a share); None: not judged.
+    """title: with the unit. band: by how much runs of the same settings usually differ, a share; None: it has no usual range.
 
     objective: whether settings of the objective change its scale. noisy: whether its curve is smoothed.
     """

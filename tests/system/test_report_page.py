@@ -264,7 +264,7 @@ def test_a_page_of_trainings_draws_every_value_and_says_what_is_unusual(browser:
         "Training loss, over step",
         "Validation loss, over images seen",
     ]
-    boxes = [figure.rect for figure in browser.find_elements("css selector", ".curves figure > svg")]
+    boxes = [plot.rect for plot in browser.find_elements("css selector", ".curves svg[role=img]")]
     assert len(boxes) == len(titles) and all(box["width"] > 300 and box["height"] > 150 for box in boxes)
     heads = [h.text for h in browser.find_elements("css selector", "section > h2")]
     assert heads == ["fmnist-vqgan", "fmnist-kl"]

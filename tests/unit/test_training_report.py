@@ -38,7 +38,7 @@ def copy_of(name: str, folder: Path, *, factor: float = 1.0, until: int = 10**9,
     return folder
 
 
-def judged(folder: Path, name: str = SHIPPED) -> dict[str, Any]:
+def against(folder: Path, name: str = SHIPPED) -> dict[str, Any]:
     run, other = read_training(folder, "mine"), read_training(shipped_trainings()[name], name)
     return {verdict.metric: verdict for verdict in verdicts(run, other)}
 
@@ -58,7 +58,7 @@ def test_the_shipped_trainings_are_small_and_know_their_settings() -> None:
 
 @pytest.mark.parametrize(("factor", "usual"), [(1.0, True), (1.09, True), (0.92, True), (1.11, False), (0.88, False)])
 def test_a_loss_is_usual_within_ten_percent(factor: float, usual: bool, tmp_path: Path) -> None:
-    found = judged(copy_of(SHIPPED, tmp_path / "run", factor=factor))
+    found = against(copy_of(SHIPPED, tmp_path / "run", factor=factor))
     for metric in ("loss", "val_loss"):
         assert found[metric].usual is usual and found[metric].difference == pytest.approx(factor - 1, abs=1e-6)
     assert ("in the usual range (±10 %)" in found["loss"].text) == usual
@@ -68,9 +68,9 @@ def test_a_loss_is_usual_within_ten_percent(factor: float, usual: bool, tmp_path
 
 
 def test_runs_are_compared_at_the_images_that_both_have_seen(tmp_path: Path) -> None:
-    found = judged(copy_of(SHIPPED, tmp_path / "half", until=1600))
+    found = against(copy_of(SHIPPED, tmp_path / "half", until=1600))
     assert found["loss"].usual and abs(found["loss"].difference) < 0.02
-    assert found["loss"].value > 1.02 * judged(copy_of(SHIPPED, tmp_path / "whole"))["loss"].value
+    assert found["loss"].value > 1.02 * against(copy_of(SHIPPED, tmp_path / "whole"))["loss"].value
     # Twice the batch: the same losses at twice the images.
     source = copy_of(SHIPPED, tmp_path / "large", batch_size=128)
     lines = [json.loads(line) for line in (source / "metrics.jsonl").read_text().splitlines()]
@@ -78,29 +78,29 @@ def test_runs_are_compared_at_the_images_that_both_have_seen(tmp_path: Path) -> 
     (source / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in doubled))
     run = read_training(source, "large")
     assert run.batch == 128 and run.over_images("loss")[0][0] == 50 * 128
-    assert judged(source)["loss"].difference > 0.02  # it learned less from as many images
+    assert against(source)["loss"].difference > 0.02  # it learned less from as many images
 
 
 def test_too_early_is_said_once(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     copy_of(SHIPPED, folder, until=50)
     (folder / "metrics.jsonl").write_text('{"step": 5, "loss": 6.0, "lr": 1e-4, "images": 320}\n')
-    found = list(judged(folder).values())
+    found = list(against(folder).values())
     assert [v.usual for v in found] == [None, None]
     (only,) = sentences(found)
     assert only.text.startswith("Too early to say: training loss, learning rate (320 images here and 3,200 … 204,800")
-    assert summary(found, SHIPPED).startswith("Nothing can be judged")
+    assert summary(found, SHIPPED).startswith("Nothing can be compared")
 
 
-def test_losses_of_other_objectives_and_vocabularies_are_not_judged(tmp_path: Path) -> None:
-    vocabulary = judged(copy_of(SHIPPED, tmp_path / "a", **{"about__vocabulary, ids": 1024}))
+def test_losses_of_other_objectives_and_vocabularies_are_not_against(tmp_path: Path) -> None:
+    vocabulary = against(copy_of(SHIPPED, tmp_path / "a", **{"about__vocabulary, ids": 1024}))
     assert (
         vocabulary["loss"].usual is None and "not comparable, since vocabulary, ids differs" in vocabulary["loss"].text
     )
     assert vocabulary["accuracy"].usual and vocabulary["lr"].usual
-    smoothing = judged(copy_of(SHIPPED, tmp_path / "b", objective__label_smoothing=0.1))
+    smoothing = against(copy_of(SHIPPED, tmp_path / "b", objective__label_smoothing=0.1))
     assert smoothing["val_loss"].usual is None and "objective.label_smoothing" in smoothing["grad_norm"].text
-    other_task = judged(copy_of("fmnist-classifier", tmp_path / "c"))
+    other_task = against(copy_of("fmnist-classifier", tmp_path / "c"))
     assert all(verdict.usual is None for verdict in other_task.values()) and "task differs" in other_task["lr"].text
 
 
@@ -224,7 +224,9 @@ def test_curves_are_read_between_their_points_and_smoothed_evenly() -> None:
     line = [(float(x), 2.0 * x) for x in range(60)]
     assert value_at(line, 10.5) == 21.0 and value_at(line, 0) == 0.0 and value_at(line, 59) == 118.0
     assert value_at(line, -1) is None and value_at(line, 60) is None and value_at([], 1) is None
-    assert [y for _, y in smooth(line, "loss")] == pytest.approx([y for _, y in line])  # a slope stays where it is, also at the ends
+    assert [y for _, y in smooth(line, "loss")] == pytest.approx(
+        [y for _, y in line]
+    )  # a slope stays where it is, also at the ends
     saw = [(float(x), float(x % 2)) for x in range(60)]
     middle = [y for _, y in smooth(saw, "loss")[5:-5]]
     assert 0.3 < min(middle) and max(middle) < 0.7 and smooth(saw, "lr") == saw
