@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from mgen.reports.write import write_page, write_report
+from mgen.reports.write import write_page, write_report, write_trainings
+from mgen.zoo.trainings import find_training
 from tests.system.test_report import ACCURACY, example_result, random_images, written
 
 ARGUMENTS = (
@@ -97,7 +98,12 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         for order in ("random", "halton")
         for steps in (4, 8, 16)
     ]
-    return {"one": one, "several": write_page(paths, folder / "several.html")[0]}
+    runs, against = (
+        [find_training(name) for name in ("fmnist-vqgan", "fmnist-kl")],
+        find_training("fmnist-vqgan-decoder"),
+    )
+    trainings = write_trainings(runs, folder / "trainings.html", against=(against, "fmnist-vqgan-decoder"))[0]
+    return {"one": one, "several": write_page(paths, folder / "several.html")[0], "trainings": trainings}
 
 
 Show = Callable[..., None]
@@ -125,12 +131,12 @@ def column(browser: Any, table: str, index: int) -> list[str]:
     return browser.execute_script(script, table, index)
 
 
-@pytest.mark.parametrize("name", ["one", "several"])
-def test_a_page_is_whole_and_fetches_nothing(name: str, browser: Any, show: Show) -> None:
+@pytest.mark.parametrize(("name", "least"), [("one", 8), ("several", 8), ("trainings", 0)])
+def test_a_page_is_whole_and_fetches_nothing(name: str, least: int, browser: Any, show: Show) -> None:
     browser.get_log("browser"), browser.get_log("performance")
     show(name)
     images = browser.execute_script("return [...document.images].map((i) => [i.complete, i.naturalWidth, i.alt])")
-    assert len(images) >= 8 and all(complete and width > 0 and alt for complete, width, alt in images)
+    assert len(images) >= least and all(complete and width > 0 and alt for complete, width, alt in images)
     assert browser.get_log("browser") == []
     messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     sent = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
@@ -181,7 +187,7 @@ def test_the_filter_leaves_the_classes_asked_for(browser: Any, show: Show) -> No
     assert not browser.find_elements("css selector", ".filter")  # three classes need none
 
 
-@pytest.mark.parametrize("name", ["one", "several"])
+@pytest.mark.parametrize("name", ["one", "several", "trainings"])
 def test_a_narrow_screen_needs_no_sideways_scrolling(name: str, browser: Any, show: Show) -> None:
     show(name, width=400)
     browser.execute_script("for (const part of document.querySelectorAll('details')) part.open = true")
@@ -189,7 +195,7 @@ def test_a_narrow_screen_needs_no_sideways_scrolling(name: str, browser: Any, sh
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("name", ["one", "several"])
+@pytest.mark.parametrize("name", ["one", "several", "trainings"])
 def test_text_stands_out_by_day_and_night(name: str, scheme: str, browser: Any, show: Show) -> None:
     show(name, scheme=scheme)
     paper = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
@@ -247,3 +253,24 @@ def test_print_is_dark_on_white_and_leaves_nothing_folded(browser: Any, show: Sh
     assert browser.execute_script("return document.querySelectorAll('details:not([open])').length") == 18
     browser.execute_cdp_cmd("Page.printToPDF", {"pageRanges": "1"})
     assert browser.execute_script("return document.querySelectorAll('details:not([open])').length") == 0
+
+
+def test_a_page_of_trainings_draws_every_value_and_says_what_is_unusual(browser: Any, show: Show) -> None:
+    pytest.importorskip("matplotlib")
+    show("trainings")
+    titles = browser.execute_script("return [...document.querySelectorAll('.curves h4')].map((h) => h.textContent)")
+    assert titles[:3] == [
+        "Training loss, over images seen",
+        "Training loss, over step",
+        "Validation loss, over images seen",
+    ]
+    boxes = [plot.rect for plot in browser.find_elements("css selector", ".curves svg[role=img]")]
+    assert len(boxes) == len(titles) and all(box["width"] > 300 and box["height"] > 150 for box in boxes)
+    heads = [h.text for h in browser.find_elements("css selector", "section > h2")]
+    assert heads == ["fmnist-vqgan", "fmnist-kl"]
+    bold = [item.text for item in browser.find_elements("css selector", "section li strong")]
+    assert any(text.startswith("PSNR") and "outside the usual range" in text for text in bold)
+    points = browser.execute_script(
+        "return [...document.querySelectorAll('.curves svg .point title')].map((t) => t.textContent)"
+    )
+    assert any(text.startswith("fmnist-kl, images seen 96,000: ") for text in points)
