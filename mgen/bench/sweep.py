@@ -27,7 +27,7 @@ from mgen.tune.strategies import own_settings
 from mgen.utils.config import Settings, merge, read_config
 from mgen.utils.errors import MgenError, shown
 from mgen.utils.files import write_json
-from mgen.utils.folders import part
+from mgen.utils.folders import shipped
 from mgen.utils.reading import read_json
 from mgen.utils.schema import Natural, Positive, Size, Text, build, schema
 
@@ -109,8 +109,7 @@ class SweepResult:
 
 def read_sweep(name: str, sampler: ParallelSampler, generator: AnyGenerator) -> Sweep:
     """A sweep of configs/sweeps or of a file, on top of the settings of `sampler`; MgenError for anything wrong in it."""
-    shipped = {file.stem: file for file in (part("configs") / "sweeps").glob("*.yaml")}
-    path = shipped.get(name, Path(name))
+    path = shipped("sweeps").get(name, Path(name))
     data = build(SweepFile, read_config(path), f"{path}: ")
     own, runs = merge(own_settings(sampler), data.sampler), []
     for method, given in data.methods.items():

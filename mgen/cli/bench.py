@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from mgen.cli.parser import make_parser, path, whole
 from mgen.cli.sample import add_sampler
-from mgen.utils.errors import MgenError, check_choice
+from mgen.utils.errors import MgenError
 
 if TYPE_CHECKING:
     from mgen.bench.benchmark import RandomPipeline
@@ -101,6 +101,7 @@ def command(argv: Sequence[str] | None = None) -> int:
     option("--json", metavar="FILE", type=path, help="also write the numbers to a file")
     args = parser.parse_args(argv)
     check_options(args)
+    check_names(args)
 
     from mgen.bench import benchmark
     from mgen.cli.sample import chosen_sampler
@@ -147,6 +148,21 @@ def check_options(args: Namespace) -> None:
         check_writable(Path(args.json).parent)
 
 
+def check_names(args: Namespace) -> None:
+    """Raise MgenError for names that there are not, before the heavy imports."""
+    from mgen.cli.early import check_common, check_shipped
+
+    check_common(args)
+    if args.arch:
+        check_shipped("models", "model", args.arch)
+    if args.config:
+        from mgen.cli.train import find_config
+
+        find_config(args.config)
+    if args.sweep:
+        check_shipped("sweeps", "sweep", args.sweep)
+
+
 def chosen_pipeline(args: Namespace) -> "RandomPipeline | MaskedPipeline":
     """The pipeline that the options of `add_model` ask for, on its device; sets the number of threads."""
     if args.arch and args.config:
@@ -160,9 +176,7 @@ def chosen_pipeline(args: Namespace) -> "RandomPipeline | MaskedPipeline":
 
     from mgen.pipelines.pipeline import load
     from mgen.utils.devices import check_device
-    from mgen.utils.modeling import DTYPES
 
-    check_choice("--dtype", args.dtype, DTYPES)
     if args.threads:
         torch.set_num_threads(args.threads)
     device = check_device(args.device)

@@ -7,7 +7,6 @@ from contextlib import nullcontext
 from mgen.cli import resumable
 from mgen.cli.parser import add_vision, make_parser, path, whole
 from mgen.utils.errors import MgenError
-from mgen.utils.files import check_writable
 
 EXAMPLES = """  mgen cache --data fmnist --out caches/fmnist
   mgen cache --data fmnist --split test --out caches/fmnist-test
@@ -26,6 +25,10 @@ def command(argv: Sequence[str] | None = None) -> int:
     parser = make_parser("cache", "Tokenize a data set once, into a sharded token cache.", EXAMPLES)
     add_options(parser)
     args = parser.parse_args(argv)
+
+    from mgen.cli.early import check_common, check_model, check_there
+    from mgen.utils.files import check_writable
+
     if args.verify:
         check_unused(args, "--verify", ("data", "out"))
         return verify(args.verify)
@@ -44,6 +47,10 @@ def command(argv: Sequence[str] | None = None) -> int:
         raise MgenError("--out is missing: give the folder for the cache")
     else:
         check_writable(args.out)
+    check_common(args)
+    check_model(args.tokenizer)
+    if args.data != "fmnist":
+        check_there("--data", args.data, "folder")
     with resumable("the same command goes on after the shards it has written") if args.out else nullcontext():
         return tokenize(args)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mgen.cli.parser import make_parser, path
-from mgen.utils.errors import MgenError, shown
+from mgen.utils.errors import MgenError, check_choice, shown
 
 if TYPE_CHECKING:
     from mgen.generators import Generator
@@ -42,20 +42,21 @@ WRITTEN = re.compile(
     r"conversion\.txt|config\.json|model_index\.json|pipeline\.py|diffusion_pytorch_model.*|generator|transformer|tokenizer|sampler|"
     r"README\.md"
 )
+OWN_FORMATS = ("pipeline", "quantize", "shuffle")
 OWN = """  pipeline       join a saved generator with a tokenizer
   shuffle        a saved generator (or pipeline) with windows of tokens, as the start of a fine-tuning
   quantize       put levels to the latents of a KL tokenizer (folder, name, or official file): ids for every channel"""
 
 
 def command(argv: Sequence[str] | None = None) -> int:
-    from mgen.convert.formats import FORMATS
+    from mgen.zoo.formats import ABOUT
 
-    formats = "\n".join(f"  {name:<14} {layout.about}" for name, layout in FORMATS.items())
+    formats = "\n".join(f"  {name:<14} {about}" for name, about in ABOUT.items())
     parser = make_parser(
         "convert", f"Turn an official checkpoint into mgen's format.\n\nformats:\n{formats}\n{OWN}", EXAMPLES
     )
     option = parser.add_argument
-    option("format", metavar="FORMAT", help=", ".join([*FORMATS, "pipeline", "quantize", "shuffle"]))
+    option("format", metavar="FORMAT", help=", ".join([*ABOUT, *OWN_FORMATS]))
     option(
         "file",
         metavar="FILE",
@@ -78,6 +79,7 @@ def command(argv: Sequence[str] | None = None) -> int:
     option("--raw", action="store_true", help="take the weights without EMA, where the file holds both")
     option("--recipe", metavar="NAME|FILE", type=path, help="recipe whose sampler the pipeline gets")
     args = parser.parse_intermixed_args(argv)
+    check_names(args)
 
     from mgen.utils.files import atomic_folder
     from mgen.utils.limits import check_disk
@@ -92,6 +94,24 @@ def command(argv: Sequence[str] | None = None) -> int:
     print(report)
     print(out)
     return 0
+
+
+def check_names(args: Namespace) -> None:
+    """Raise MgenError for a format, a file or a recipe that there is not, before the heavy imports."""
+    from mgen.cli.early import check_recipe, check_there
+    from mgen.utils.config import apply_overrides
+    from mgen.zoo import embedded_entries
+    from mgen.zoo.formats import ABOUT
+
+    check_choice("format", args.format, [*ABOUT, *OWN_FORMATS])
+    apply_overrides({}, args.settings)
+    own = [entry.name for entry in embedded_entries()]
+    if args.file not in own:
+        check_there("FILE", args.file, "checkpoint" if args.format in ABOUT else "file or folder")
+    if args.tokenizer is not None and args.tokenizer not in own:
+        check_there("--tokenizer", args.tokenizer)
+    if args.recipe:
+        check_recipe(args.recipe)
 
 
 def check_out(out: Path, sources: Sequence[str]) -> None:

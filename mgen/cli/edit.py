@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mgen.cli.parser import add_vision, make_parser, number, path, whole
 from mgen.cli.sample import add_sampling, load_for
-from mgen.utils.errors import MgenError, check_choice, shown
+from mgen.utils.errors import MgenError, shown
 
 EXAMPLES = """  mgen edit photo.png --mask mask.png --class bag --out edited       regenerate the white part of the mask
   mgen edit shoe.png --box 0,0,16,32 --class sneaker --out edited      left half of a 32-pixel image
@@ -50,13 +50,16 @@ def command(argv: Sequence[str] | None = None) -> int:
     add_sampling(parser)
     args = parser.parse_args(argv)
 
+    from mgen.cli.early import check_common, check_there
     from mgen.utils.files import check_writable
-    from mgen.utils.modeling import DTYPES
 
+    for what, file in (("IMAGE", args.image), ("--mask", args.mask), ("--style", args.style)):
+        if file is not None:
+            check_there(what, file, "image")
+    check_common(args)
     if os.path.lexists(Path(args.out) / "run.json"):
         raise MgenError(f"{args.out} holds a run of mgen sample: choose another --out")
     check_writable(args.out)
-    check_choice("--dtype", args.dtype, DTYPES)
     return restyle(args) if args.style else edit(args)
 
 
@@ -70,7 +73,7 @@ def restyle(args: Namespace) -> int:
     from mgen.pipelines.pixels import to_pil
     from mgen.pipelines.saved import load_tokenizer
     from mgen.tokenizers.vision import give_vision
-    from mgen.utils.grids import labeled_grid
+    from mgen.utils.grids import captioned_grid
 
     if args.classes:
         raise MgenError("--class is for what is regenerated: --style regenerates nothing, leave it out")
@@ -81,22 +84,21 @@ def restyle(args: Namespace) -> int:
     result = editing.restyle(tokenizer, content, style).cpu()
     out = Path(args.out)
     save_png(to_pil(result[None])[0], out / "restyled.png")
-    grid = labeled_grid(torch.stack([content, style, result]), [0, 1, 2], ["content", "style", "result"])
+    three = torch.stack([content, style, result])
+    grid = captioned_grid(three, ["content", "style", "result"], columns=3, least=96)
     save_png(grid, out / "grid.png")
     print(out / "grid.png")
     return 0
 
 
 def edit(args: Namespace) -> int:
-    import torch
-
     from mgen.data import load_image
     from mgen.pipelines import editing
+    from mgen.pipelines.edit_grid import edit_grid
     from mgen.pipelines.generation import chosen_classes, save_png
     from mgen.pipelines.pixels import to_pil
     from mgen.pipelines.runs import image_name
     from mgen.tokenizers.vision import give_vision
-    from mgen.utils.grids import labeled_grid
     from mgen.utils.limits import check_memory
 
     out = Path(args.out)
@@ -133,11 +135,12 @@ def edit(args: Namespace) -> int:
         batch_size=args.batch_size,
         dtype=args.dtype,
     )
-    names = [*pipe.class_names, "no class" if pipe.conditional else "edited", "original"]
     for i, (result, label) in enumerate(zip(to_pil(images), labels)):
         save_png(result, out / f"edit-{image_name(i, label)}")
-    rows = [len(names) - 2 if c is None else c for c in labels]
-    grid = labeled_grid(torch.cat([image[None], images]), [len(names) - 1, *rows], names)
+    names = pipe.class_names
+    nothing = "no class" if pipe.conditional else "edited"
+    words = [nothing if c is None else names[c] if c < len(names) else f"class {c}" for c in labels]
+    grid = edit_grid(image, mask, images, words)
     save_png(grid, out / "grid.png")
     print(out / "grid.png")
     return 0

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 from mgen.cli import resumable
 from mgen.cli.parser import add_vision, make_parser, number, path, whole
 from mgen.cli.sample import add_sampler, chosen_sampler
-from mgen.utils.errors import MgenError, shown
+from mgen.utils.errors import MgenError, check_choice, shown
 
 if TYPE_CHECKING:
     import torch
@@ -54,8 +54,10 @@ def command(argv: Sequence[str] | None = None) -> int:
     add_sampler(parser)
     args = parser.parse_args(argv)
     line = "mgen eval " + " ".join(argv if argv is not None else sys.argv[2:])
+    request = request_of(args, line)
+    check_names(args, request)
     with resumable("the same command goes on with the features it has"):
-        return evaluate(args, request_of(args, line))
+        return evaluate(args, request)
 
 
 def add_options(parser: ArgumentParser) -> None:
@@ -154,6 +156,21 @@ def request_of(args: Namespace, line: str) -> "EvalRequest":
     given["ranges"] = tuple(r if r == "best" else numbers(r, "--ranges", number(1e-6, 1e6))[0] for r in ranges)
     sampling = {name: getattr(args, name) for name in SAMPLING}
     return EvalRequest(**given, sampling=sampling, command=line)
+
+
+def check_names(args: Namespace, request: "EvalRequest") -> None:
+    """Raise MgenError for choices, models and files that there are not, before the heavy imports."""
+    from mgen.cli.early import check_common, check_images, check_model
+    from mgen.pipelines.labels import PLANS
+
+    if request.labels is not None:
+        check_choice("--labels", request.labels, PLANS)
+    request.find_protocol()
+    check_common(args)
+    if request.path and not request.samples:
+        check_images(request.path)
+    if request.reconstruction:
+        check_model(request.reconstruction)
 
 
 def numbers(text: str, option: str, read: Callable[[str], N]) -> list[N]:

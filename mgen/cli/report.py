@@ -36,6 +36,11 @@ def command(argv: Sequence[str] | None = None) -> int:
     if out.suffix != ".html" or out.is_dir():
         raise MgenError(f"--out {args.out}: expected a file name such as report.html")
 
+    from mgen.cli.early import check_there
+
+    for name in args.results:
+        check_there("the result", name)
+
     from mgen.reports.write import write_page
     from mgen.utils.files import check_output
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 EXAMPLES = """  mgen sample                                            the embedded model, 8 images per class, into samples/
   mgen sample --classes bag,dress --num-images 20 --guidance 3 --out bags
   mgen sample --classes 0-9 --num-images 50000 --batch-size 100 --out run     rerun to resume
-  mgen sample --num-images 10 --animation reveal.gif     also show how the tokens are revealed
+  mgen sample --animation                                also show how tokens are revealed, in samples/animation.gif
   mgen sample --steps 16 --set reuse.cached=1 --set reuse.full_first=4     any setting of the sampler by its name
   mgen sample --steps 16 --guidance 3 --show-plan        what every step does, as a table
   accelerate launch --multi_gpu --num_processes 2 -m mgen sample --num-images 1000 --out run
@@ -132,14 +132,16 @@ def command(argv: Sequence[str] | None = None) -> int:
     add_output(parser)
     args = parser.parse_args(argv)
 
+    from mgen.cli.early import check_common
     from mgen.pipelines.labels import PLANS
-    from mgen.pipelines.pixels import QUANTIZATIONS
-    from mgen.pipelines.runs import FORMATS
-    from mgen.pipelines.shards import SHARD
+    from mgen.pipelines.run_file import FORMATS, QUANTIZATIONS, SHARD
     from mgen.utils.files import check_target, check_writable
 
+    check_common(args)
     if args.animation:
-        check_animation(Path(args.animation), Path(args.out))
+        args.animation = str(animation_file(args.animation, Path(args.out)))
+    elif args.animation_images:
+        raise MgenError(f"--animation-images {args.animation_images} is for --animation: give that too")
     check_choice("--labels", args.labels, PLANS)
     check_choice("--format", args.format, FORMATS)
     check_choice("--quantization", args.quantization, QUANTIZATIONS)
@@ -160,18 +162,27 @@ def command(argv: Sequence[str] | None = None) -> int:
     return sample(args)
 
 
-def check_animation(file: Path, out: Path) -> None:
-    """Raise MgenError for a file of another kind, or one that would take the place of an image of the run or of its grid."""
-    from mgen.pipelines.runs import IMAGE
+def animation_file(name: str, out: Path) -> Path:
+    """Where the animation goes: into `out`, unless its name has a folder.
+
+    Raises:
+        MgenError: a file of another kind, or one that would take the place of an image of the run or of its grid.
+    """
+    from mgen.pipelines.animation import KINDS, can_write
+    from mgen.pipelines.run_file import IMAGE
     from mgen.utils.files import check_target, check_writable
 
-    if file.suffix not in (".gif", ".png"):
-        raise MgenError(f"--animation {file}: the name must end in .gif or .png")
+    file = out / name if os.path.basename(name) == name else Path(name)
+    if file.suffix not in KINDS:
+        raise MgenError(f"--animation {name}: the name must end in .gif, .png or .webp")
+    if not can_write(file.suffix):
+        raise MgenError(f"--animation {name}: this Pillow cannot write WebP: use .gif or .png")
     check_target(file)
     same = os.path.realpath(file.parent) == os.path.realpath(out)
     if same and (file.name == "grid.png" or IMAGE.fullmatch(file.name)):
-        raise MgenError(f"--animation {file} is a file of the run itself: choose another name, such as reveal.png")
+        raise MgenError(f"--animation {name} is a file of the run itself: choose another name, such as reveal.png")
     check_writable(file.parent)
+    return file
 
 
 def add_output(parser: ArgumentParser) -> None:
@@ -218,10 +229,14 @@ def add_output(parser: ArgumentParser) -> None:
     )
     option(
         "--animation",
+        nargs="?",
+        const="animation.gif",
         type=path,
         metavar="FILE",
-        help=".gif or .png (APNG): the first images while their tokens are revealed",
+        help="also write the first images while their tokens are revealed: a name ending in .gif, .png (APNG) or .webp, in --out unless "
+        "it names a folder; without FILE animation.gif",
     )
+    option("--animation-images", type=whole(1, 100), metavar="N", help="images in the animation, default 16")
     option(
         "--show-plan", action="store_true", help="print what every step does (tokens, guidance, forward pass) and exit"
     )
@@ -229,16 +244,15 @@ def add_output(parser: ArgumentParser) -> None:
 
 def sample(args: Namespace) -> int:
     from mgen.generators.adapter_file import find_adapter
+    from mgen.pipelines.animation import animate
     from mgen.pipelines.generation import chosen_classes, complete_run, export_npz, read_back, save_png
     from mgen.pipelines.labels import LabelPlan
     from mgen.pipelines.runs import Run
     from mgen.utils.grids import labeled_grid
-    from mgen.utils.modeling import DTYPES
     from mgen.utils.reading import file_sha256
     from mgen.zoo import resolve
     from mgen.zoo.identity import identity
 
-    check_choice("--dtype", args.dtype, DTYPES)
     rank, world, device, wait = processes(args.device)
     pipe = load_for(args, device)
     classes = chosen_classes(args.classes, pipe)
@@ -266,7 +280,9 @@ def sample(args: Namespace) -> int:
         images, labels = read_back(run)
         save_png(labeled_grid(images, labels, pipe.class_names), run.out / "grid.png")
         if args.animation:
-            animate(pipe, [run.labels(i) for i in range(min(count, 20))], args)
+            animated = [run.labels(i) for i in range(min(count, args.animation_images or 16))]
+            animate(pipe, animated, Path(args.animation), seed=args.seed, dtype=args.dtype)
+            print(args.animation)
         if args.npz:
             export_npz(run, Path(args.npz))
             print(args.npz)
@@ -280,38 +296,3 @@ def processes(device: str) -> tuple[int, int, str, Callable[[], None]]:
     from mgen.utils.devices import check_device
 
     return meet(check_device(device))
-
-
-def animate(pipe: "MaskedPipeline", classes: Sequence[int | None], args: Namespace) -> None:
-    """Write an animation of the first images: unknown positions are gray, known ones show the image."""
-    import torch
-    from torch.nn.functional import interpolate
-
-    from mgen.generators import Cascade
-    from mgen.pipelines.pixels import to_uint8
-    from mgen.samplers import Step
-    from mgen.utils.files import atomic_path
-    from mgen.utils.grids import labeled_grid, save_animation
-
-    spec = pipe.transformer.tokens
-    labels = [-1 if c is None else c for c in classes]
-    frames = []
-
-    def show(step: Step) -> None:
-        net = pipe.transformer
-        grid = (net.first_stage_spec if step.first_stage and isinstance(net, Cascade) else spec).grid
-        assert grid is not None and spec.grid is not None  # a tokenizer decodes only those
-        with torch.autocast(pipe.transformer.device.type, enabled=False):
-            draft = step.draft if spec.vocab_size is None else step.draft.clamp(max=spec.vocab_size - 1)  # a mask
-            images = pipe.decode(draft)
-        if step.first_stage:  # a smaller image
-            images = interpolate(images, [n * images.shape[-1] // grid[1] for n in spec.grid])
-        # Global tokens have no position in the image.
-        known = step.known[:, step.known.shape[1] - grid[0] * grid[1] :].reshape(-1, 1, *grid).float()
-        images = torch.where(interpolate(known, images.shape[-2:]) > 0.5, images, torch.zeros_like(images))
-        frames.append(labeled_grid(to_uint8(images).cpu(), labels, pipe.class_names))
-
-    pipe(classes, seed=args.seed, dtype=args.dtype, output_type="tokens", progress=False, callback=show)
-    with atomic_path(args.animation) as path:
-        save_animation(frames, path, Path(args.animation).suffix)
-    print(args.animation)

@@ -22,10 +22,17 @@ def command(argv: Sequence[str] | None = None) -> int:
     parser = make_parser("stats", "Mean and covariance of the features of images, for mgen eval --reference.", EXAMPLES)
     add_options(parser)
     args = parser.parse_args(argv)
+
+    from mgen.cli.early import check_common, check_images
+    from mgen.evaluation.protocols import check_weights, find_protocol
+
     if args.features and Path(args.out).suffix == ".npz":
         raise MgenError(f"--features {args.features}: features are stored in a .safetensors file, not in {args.out}")
     if args.split is not None and args.path != "fmnist":
         raise MgenError(f"--split {args.split} is for `fmnist`: {args.path} has no splits")
+    check_common(args)
+    check_weights(find_protocol(args.protocol, extractor=args.extractor), args.inception_weights)
+    check_images(args.path)
     return compute(args)
 
 

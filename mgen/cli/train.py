@@ -57,7 +57,6 @@ def command(argv: Sequence[str] | None = None) -> int:
     if useless := [name for name in ("stage", "redo", "accept_tokenizer") if getattr(args, name)]:
         raise MgenError(f"--{useless[0].replace('_', '-')} is for --project DIR: leave it out")
 
-    from mgen.training.config import train_config
     from mgen.utils.config import apply_overrides, merge, read_config
 
     file = find_config(args.config)
@@ -73,7 +72,10 @@ def command(argv: Sequence[str] | None = None) -> int:
         settings = merge(settings, {"objective": {"vision_weights": args.vision_weights}})
     from mgen.training.from_data import fill_from_data
 
-    config = train_config(fill_from_data(settings))
+    settings = fill_from_data(settings)
+    from mgen.training.config import train_config
+
+    config = train_config(settings)
     from mgen.training.loop import train
 
     print(train(config))
@@ -100,16 +102,16 @@ def train_project(args: Namespace) -> int:
 
 def find_config(name: str) -> Path:
     """The file at this path, or the shipped configuration of this name."""
-    from mgen.utils.folders import part
+    from mgen.utils.folders import part, shipped
 
     if Path(name).suffix in (".yaml", ".yml"):
         if not Path(name).is_file() and (part("configs").parent / name).is_file():
             return part("configs").parent / name  # configs/train/x.yaml, named from anywhere
         return Path(name)
-    shipped = {p.stem: p for p in sorted((part("configs") / "train").glob("*.yaml"))}
-    if name not in shipped:
-        raise MgenError(f"no config {name!r}: {suggestion(name, shipped)}")
-    return shipped[name]
+    known = shipped("train")
+    if name not in known:
+        raise MgenError(f"no config {name!r}: {suggestion(name, known)}")
+    return known[name]
 
 
 def check_once(overrides: Sequence[str], option: str, value: str | None, keys: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 from mgen.cli import resumable
 from mgen.cli.parser import make_parser, path, whole
-from mgen.utils.errors import MgenError, check_choice
+from mgen.utils.errors import MgenError
 
 if TYPE_CHECKING:
     from mgen.evaluation.extractors import Extractor
@@ -38,10 +38,19 @@ def command(argv: Sequence[str] | None = None) -> int:
     )
     add_options(parser)
     args = parser.parse_args(argv)
+
+    from mgen.cli.early import check_common, check_recipe, check_there
+
     if args.inception_weights and args.extractor != "inception":
         raise MgenError(f"--inception-weights is for --extractor inception, this is {args.extractor}: leave it out")
     if args.seed == args.test_seed:
         raise MgenError(f"--seed and --test-seed are both {args.seed}: the final comparison needs images of its own")
+    check_common(args)
+    if args.start:
+        check_recipe(args.start)
+    if args.reference_search and args.reference_test and "none" not in (args.reference_search, args.reference_test):
+        check_there("--reference-search", args.reference_search)
+        check_there("--reference-test", args.reference_test)
     with resumable("the same command goes on after the trials it has made"):
         return tune(args, "mgen tune " + " ".join(argv if argv is not None else sys.argv[2:]))
 
@@ -111,10 +120,8 @@ def tune(args: Namespace, line: str) -> int:
     from mgen.tune import tuning
     from mgen.tune.strategies import Space
     from mgen.utils.files import check_writable, write_text
-    from mgen.utils.modeling import DTYPES
     from mgen.zoo.recipes import recipe_settings
 
-    check_choice("--dtype", args.dtype, DTYPES)
     out = Path(args.out)
     check_writable(out)
     pipe = load(args.model, device=args.device).optimize()

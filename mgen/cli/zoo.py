@@ -5,6 +5,7 @@ import re
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from fnmatch import filter as fnfilter
 from itertools import groupby
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
@@ -62,14 +63,13 @@ def command(argv: Sequence[str] | None = None) -> int:
 
 def architectures(pattern: str) -> dict[str, str]:
     """Models of configs/models whose names match, and the first line of their files; MgenError if there is none."""
-    from mgen.generators.presets import list_models, model_description
+    from mgen.utils.folders import first_comment, shipped
 
-    names = list_models(pattern)
+    files = shipped("models")
+    names = fnfilter(files, pattern)
     if not names:
-        raise MgenError(
-            f"--models {shown(pattern)}: no architecture has such a name: {suggestion(pattern, list_models())}"
-        )
-    return {name: model_description(name) for name in names}
+        raise MgenError(f"--models {shown(pattern)}: no architecture has such a name: {suggestion(pattern, files)}")
+    return {name: first_comment(files[name]) for name in names}
 
 
 def rows() -> list[Row]:
@@ -83,12 +83,13 @@ def rows() -> list[Row]:
 
 def row_named(name: str) -> Row:
     """Everything known about one model; MgenError if there is none of this name."""
-    from mgen.zoo.recipes import nearest
+    from mgen.zoo import embedded_entries
+    from mgen.zoo.recipes import nearest, recipe_names
 
-    found = {row["name"]: row for row in rows()}
-    if name not in found:
-        raise MgenError(f"the zoo has no {shown(name)}: {nearest(name, sorted(found))}")
-    return found[name]
+    names = {*(entry.name for entry in embedded_entries()), *recipe_names()}
+    if name not in names:
+        raise MgenError(f"the zoo has no {shown(name)}: {nearest(name, sorted(names))}")
+    return next(row for row in rows() if row["name"] == name)
 
 
 def row(entry: "Entry", inside: "list[Entry]", recipes: "list[Entry]") -> Row:

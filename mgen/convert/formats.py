@@ -1,4 +1,4 @@
-"""The registry of official formats: for each, how its names, shapes and files are read."""
+"""The registry of official formats: for each, how its names, shapes and files are read. mgen.zoo.formats describes them in a line each."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ class Format:
     """How one official layout is read.
 
     Attributes:
-        model: name of our class. about: one line for help texts. trunk: of a generator, the type of its trunk.
+        model: name of our class. trunk: of a generator, the type of its trunk.
         config: shapes → configuration, as far as shapes tell; the rest are the published values.
         notes: final arguments → lines that the user should read.
         locate: path as given → the file of the weights, or its folder. beside: that file → arguments from a file next to it.
@@ -42,7 +42,6 @@ class Format:
         buffers: tensors that only the weights without EMA hold, because nothing averages them.
     """
 
-    about: str
     config: Callable[[State], Settings]
     rename: Callable[..., Renamed]
     model: str = "Generator"
@@ -60,7 +59,6 @@ class Format:
 FORMATS = {
     "kl16": Format(
         model="KLTokenizer",
-        about="kl16.ckpt of MAR, its safetensors mirror, and other KL autoencoders with LDM's keys",
         config=kl.config,
         notes=kl.notes,
         rename=kl.rename,
@@ -68,7 +66,6 @@ FORMATS = {
     ),
     "diffusers-vae": Format(
         model="KLTokenizer",
-        about="folder of diffusers' AutoencoderKL, e.g. sd-vae-ft-mse (f8, 4 channels: tokens of 2×2 patches)",
         config=lambda state: {},
         rename=kl.diffusers_rename,
         locate=kl.diffusers_folder,
@@ -76,7 +73,6 @@ FORMATS = {
     ),
     "enat": Format(
         trunk="enat",
-        about="ENAT-L, nnet_ema.pth and nnet_ema_512.pth",
         config=enat.config,
         notes=enat.notes,
         rename=enat.rename,
@@ -85,7 +81,6 @@ FORMATS = {
     ),
     "halton": Format(
         trunk="adaln",
-        about="Halton-MaskGIT, ImageNet_{256,384}_{tiny,small,base,large}.pth",
         config=halton.config,
         notes=halton.notes,
         rename=halton.rename,
@@ -95,7 +90,6 @@ FORMATS = {
     "himar": Format(
         model="Cascade",
         trunk="mae-two-stage",
-        about="Hi-MAR-B/L/H, checkpoint-last.pth (EMA weights; --raw for the others)",
         config=himar.config,
         notes=himar.notes,
         rename=himar.rename,
@@ -104,7 +98,6 @@ FORMATS = {
     ),
     "hita": Format(
         model="HitaTokenizer",
-        about="tokenizers of Hita, hita-tok.pt and hita-ultra.pt (EMA weights; --raw for the others)",
         config=hita.config,
         notes=hita.notes,
         rename=hita.rename,
@@ -112,7 +105,6 @@ FORMATS = {
     ),
     "hita-gpt": Format(
         trunk="causal",
-        about="generators of Hita, GPT-{B,L,XL,XXL,2B}-{50,100,250,300}e.pt (EMA weights; --raw for the others)",
         config=causal.config,
         notes=causal.notes,
         rename=causal.rename,
@@ -121,7 +113,6 @@ FORMATS = {
     ),
     "llamagen": Format(
         trunk="causal",
-        about="generators of LlamaGen, c2i_{B,L,XL,XXL,3B}_{256,384}.pt",
         config=causal.config,
         notes=causal.notes,
         rename=causal.rename,
@@ -129,14 +120,12 @@ FORMATS = {
     ),
     "llamagen-vq": Format(
         model="LlamaGenVQ",
-        about="tokenizers of LlamaGen and Halton-MaskGIT, vq_ds{16,8}_c2i.pt (EMA weights if there are any; --raw for the others)",
         config=llamagen.config,
         rename=llamagen.rename,
         ema="ema",
     ),
     "mage": Format(
         trunk="mage",
-        about="MAGE-B/L pre-trained, mage-vitb-1600.pth; its VQGAN is in the same file",
         config=mage.config,
         notes=mage.notes,
         rename=mage.rename,
@@ -145,7 +134,6 @@ FORMATS = {
     ),
     "mar": Format(
         trunk="mae",
-        about="MAR-B/L/H, checkpoint-last.pth (EMA weights; --raw for the others) or a flat safetensors mirror",
         config=mar.config,
         notes=mar.notes,
         rename=mar.rename,
@@ -154,7 +142,6 @@ FORMATS = {
     ),
     "maskgit": Format(
         trunk="uvit",
-        about="AutoNAT / MaskGIT-r U-ViT, nnet_ema.pth",
         config=maskgit.config,
         rename=maskgit.rename,
         tokenizer="maskgit-vqgan",
@@ -162,21 +149,18 @@ FORMATS = {
     ),
     "maskgit-jax": Format(
         trunk="bert",
-        about="google-research/maskgit transformer, maskgit_imagenet256_checkpoint (flax msgpack)",
         config=maskgit_jax.transformer_config,
         rename=maskgit_jax.transformer,
         tokenizer="maskgit-vqgan",
     ),
     "maskgit-vqgan": Format(
         model="VQGAN",
-        about="VQGAN in taming-style keys (vqgan_jax_strongaug.ckpt), open-muse keys or flax msgpack",
         config=maskgit_vqgan.config,
         rename=maskgit_vqgan.rename,
         keys=("state_dict",),
     ),
     "tokenbridge": Format(
         trunk="mae",
-        about="TokenBridge-L/H, checkpoint-last.pth (EMA weights; --raw for the others)",
         config=tokenbridge.config,
         notes=tokenbridge.notes,
         rename=tokenbridge.rename,

@@ -123,9 +123,9 @@ def _check_complete(path: Path, run: RunFile | None, there: int, limit: int | No
 def _animated(file: Path) -> bool:
     """Whether a file is an animation that mgen sample wrote next to the numbered images."""
     suffix = file.suffix.lower()
-    if suffix == ".gif" and not (file.parent / "run.json").is_file():
+    if suffix in (".gif", ".webp") and not (file.parent / "run.json").is_file():
         return False
-    if suffix not in (".png", ".gif") or "class-" in file.stem or re.fullmatch(r"\d+", file.stem):
+    if suffix not in (".png", ".gif", ".webp") or "class-" in file.stem or re.fullmatch(r"\d+", file.stem):
         return False
     try:
         with open_image(file) as image:

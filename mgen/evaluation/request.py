@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mgen.data.fashion_mnist import FILES as SPLITS
 from mgen.evaluation.protocols import Protocol, check_weights, find_protocol
-from mgen.pipelines.pixels import QUANTIZATIONS
+from mgen.pipelines.run_file import QUANTIZATIONS
 from mgen.utils.errors import MgenError, check_choice, shown
 from mgen.zoo import embedded_entries
 
+SPLITS = ("train", "test")  # of Fashion-MNIST
 LIMITS = {  # smallest and largest value
     "batch_size": (1, 10**6),
     "num_images": (2, 10**12),

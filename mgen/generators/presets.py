@@ -9,7 +9,7 @@ from mgen.generators.build import EMBEDDER_OF, configure
 from mgen.heads.head import HEADS
 from mgen.utils.config import Settings, merge, read_config
 from mgen.utils.errors import MgenError, check_choice, shown
-from mgen.utils.folders import part
+from mgen.utils.folders import first_comment, shipped
 
 # Levels that vectors get where a head of quantized channels is put in the place of one of vectors: TokenBridge's.
 LEVELS = {"vocab_size": 64, "levels": {"form": "published", "low": -5.0, "high": 5.0, "span": 3.0}}
@@ -17,7 +17,7 @@ LEVELS = {"vocab_size": 64, "levels": {"form": "published", "low": -5.0, "high":
 
 def list_models(pattern: str = "*") -> list[str]:
     """Names of the models in configs/models that match a shell pattern, such as "mar*", sorted."""
-    return sorted(fnfilter([file.stem for file in _folder().glob("*.yaml")], pattern))
+    return fnfilter(list(shipped("models")), pattern)
 
 
 def model_config(name: str | Path, **overrides: object) -> Settings:
@@ -34,13 +34,12 @@ def model_config(name: str | Path, **overrides: object) -> Settings:
     if str(name).endswith((".yaml", ".yml")):
         return override(read_config(str(name)), overrides)
     check_choice("model", str(name), list_models())
-    return override(read_config(_folder() / f"{name}.yaml"), overrides)
+    return override(read_config(shipped("models")[str(name)]), overrides)
 
 
 def model_description(name: str) -> str:
     """The comment at the head of a model's file: the system, its size and where it comes from."""
-    first = (_folder() / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0]
-    return first.lstrip("# ") if first.startswith("#") else ""
+    return first_comment(shipped("models")[name])
 
 
 def override(config: Settings, overrides: Settings) -> Settings:
@@ -105,7 +104,3 @@ def _tokens_for(tokens: Settings, head: object) -> Settings:
     if tokens["kind"] == "multi-index" and "vector" in kinds:
         return {k: v for k, v in tokens.items() if k not in LEVELS} | {"kind": "vector"}
     return dict(tokens)
-
-
-def _folder() -> Path:
-    return part("configs") / "models"

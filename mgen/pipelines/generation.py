@@ -20,8 +20,9 @@ from tqdm import tqdm
 from mgen.pipelines.classes import read_classes
 from mgen.pipelines.pipeline import MaskedPipeline
 from mgen.pipelines.pixels import to_pil, to_uint8
-from mgen.pipelines.runs import IMAGE, Run, begin_images, names_in, remove_leftovers, spans
-from mgen.pipelines.shards import SHARD, ShardFolder, write_npz
+from mgen.pipelines.run_file import IMAGE, SHARD
+from mgen.pipelines.runs import Run, begin_images, names_in, remove_leftovers, spans
+from mgen.pipelines.shards import ShardFolder, write_npz
 from mgen.pipelines.sizes import check_run_size, image_numbers
 from mgen.utils.errors import MgenError, shown
 from mgen.utils.files import atomic_path

@@ -7,9 +7,8 @@ from PIL.Image import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from mgen.pipelines.run_file import QUANTIZATIONS
 from mgen.utils.errors import check_choice
-
-QUANTIZATIONS = ("round", "half-up", "truncate")
 
 
 def to_uint8(images: Tensor, *, size: int | None = None, quantization: str = "round") -> Tensor:

@@ -1,10 +1,18 @@
 """run.json: what a folder of sampled images says about how they were made."""
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
 from mgen.utils.reading import check_file, read_json
 from mgen.utils.schema import Count, Natural, Size, Text, build, schema
+
+FORMATS = ("png", "npz")
+QUANTIZATIONS = ("round", "half-up", "truncate")
+PRECISIONS = ("fp32", "bf16", "fp16")
+# Names of the files that hold images.
+IMAGE = re.compile(r"(\d{6,})(?:_class-\d{4,})?\.png")
+SHARD = re.compile(r"images-(\d{6,})-(\d{6,})\.npz")
 
 
 @schema(extra=True)

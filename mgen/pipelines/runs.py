@@ -14,15 +14,12 @@ from pathlib import Path
 from typing import Any, overload
 
 from mgen.pipelines.labels import LabelPlan
-from mgen.pipelines.pixels import QUANTIZATIONS
-from mgen.pipelines.run_file import read_run
-from mgen.pipelines.shards import SHARD, find_shards, shard_name
+from mgen.pipelines.run_file import FORMATS, IMAGE, QUANTIZATIONS, SHARD, read_run
+from mgen.pipelines.shards import find_shards, shard_name
 from mgen.utils.errors import MgenError, check_choice, shown
 from mgen.utils.files import write_json
 from mgen.utils.reading import read_json
 
-FORMATS = ("png", "npz")
-IMAGE = re.compile(r"(\d{6,})(?:_class-\d{4,})?\.png")
 # Values of settings that run.json leaves out.
 DEFAULTS = {"labels": "balanced", "format": "png", "image_size": None, "quantization": "round"}
 

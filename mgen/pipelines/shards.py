@@ -7,7 +7,6 @@
 The arrays are named as in ADM's sample files (github.com/openai/guided-diffusion). Nothing is compressed.
 """
 
-import re
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,12 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mgen.pipelines.run_file import read_run
+from mgen.pipelines.run_file import SHARD, read_run
 from mgen.utils.arrays import Header, read_npz
 from mgen.utils.errors import MgenError
 from mgen.utils.files import atomic_path
-
-SHARD = re.compile(r"images-(\d{6,})-(\d{6,})\.npz")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -117,7 +117,7 @@ def _train(trainer: Trainer, logger: Logger, memory: Memory) -> None:
     now = time.perf_counter()
     clock = _Clock(began=now - trainer.seconds, logged=(now, trainer.step))
     trainer.objective.train()
-    forecast = _Forecast(memory, start=trainer.step)
+    signal, forecast = 0, _Forecast(memory, start=trainer.step)
     bar = tqdm(total=config.steps, initial=trainer.step, unit="step", disable=not main, file=sys.stderr, delay=1.0)
     with bar, StopRequest(trainer.accelerator) as stop:
         while trainer.step < config.steps:
@@ -134,10 +134,10 @@ def _train(trainer: Trainer, logger: Logger, memory: Memory) -> None:
             signal = stop.agreed()
             _after_step(trainer, logger, clock, stopping=signal > 0)
             if signal:
-                _say(trainer, stopped(trainer))
-                raise stop.interrupt(
-                    signal, f"stopped after step {trainer.step} of {config.steps}{_how_to_go_on(trainer)}"
-                )
+                break
+    if signal:  # with the bar closed, which would stand in front of what is said
+        _say(trainer, stopped(trainer))
+        raise stop.interrupt(signal, f"stopped after step {trainer.step} of {config.steps}{_how_to_go_on(trainer)}")
 
 
 def _log_values(trainer: Trainer, clock: _Clock, logs: Logs) -> dict[str, float]:

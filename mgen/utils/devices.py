@@ -1,10 +1,12 @@
 """Devices to compute on, by name."""
 
 import re
-
-import torch
+from typing import TYPE_CHECKING
 
 from mgen.utils.errors import MgenError, first_line, shown
+
+if TYPE_CHECKING:
+    pass
 
 KINDS = ("cpu", "cuda", "mps", "xpu")
 
@@ -18,13 +20,12 @@ def check_device(name: object) -> str:
     Raises:
         MgenError: anything else, such as "meta", which holds no numbers, or "cuda:7" on a machine with fewer GPUs.
     """
-    text = str(name) if isinstance(name, str | torch.device) else ""
-    if text == "auto":
+    import torch
+
+    if name == "auto":
         return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    match = re.fullmatch(rf"({'|'.join(KINDS)})(:[0-9]{{1,3}})?", text)
-    if not match:
-        raise MgenError(f"device {shown(name)} cannot be used: choose auto, cpu, cuda, cuda:1, mps or xpu")
-    kind, index = match[1], int((match[2] or ":0")[1:])
+    kind, index = check_kind(str(name) if isinstance(name, torch.device) else name)
+    text = str(name)
     count = _count(kind)
     if index >= count:
         there = f"this machine has {kind}:0 … {kind}:{count - 1}" if count > 1 else f"this machine has only {kind}:0"
@@ -38,8 +39,18 @@ def check_device(name: object) -> str:
     return kind if kind in ("cpu", "mps") else text
 
 
+def check_kind(name: object) -> tuple[str, int]:
+    """Kind and number of a device such as "cuda:1", which need not be here; MgenError for other names, such as "meta"."""
+    match = re.fullmatch(rf"({'|'.join(KINDS)})(:[0-9]{{1,3}})?", name) if isinstance(name, str) else None
+    if not match:
+        raise MgenError(f"device {shown(name)} cannot be used: choose auto, cpu, cuda, cuda:1, mps or xpu")
+    return match[1], int((match[2] or ":0")[1:])
+
+
 def _count(kind: str) -> int:
     """Number of devices of a kind."""
+    import torch
+
     if kind in ("cpu", "mps"):
         return int(kind == "cpu" or torch.backends.mps.is_available())
     return int((torch.cuda if kind == "cuda" else torch.xpu).device_count())

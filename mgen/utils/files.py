@@ -18,14 +18,16 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 
 from mgen.utils.errors import MgenError, first_line, shown
 from mgen.utils.paths import path_fault
+
+if TYPE_CHECKING:
+    import torch
 
 _HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]
 _LEFTOVER = re.compile(rf"\.(.+)\.{_HOST}-([0-9]{{1,9}})\.(?:\w+\.)?(old|tmp)(?:\..+)?", re.DOTALL)
@@ -235,8 +237,10 @@ def finite(data: object) -> object:
     return [finite(value) for value in data] if isinstance(data, list | tuple) else data
 
 
-def write_tensors(path: str | Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
+def write_tensors(path: str | Path, tensors: "dict[str, torch.Tensor]", metadata: dict[str, str] | None = None) -> None:
     """Save tensors as safetensors, atomically; equal contents make equal files."""
+    from safetensors.torch import save_file
+
     with atomic_path(path) as temporary:
         save_file({name: value.contiguous() for name, value in tensors.items()}, temporary, metadata)
         if metadata is not None and len(metadata) > 1:

@@ -15,6 +15,17 @@ def part(name: str) -> Path:
     return inside if inside.is_dir() else PACKAGE.parent / name
 
 
+def shipped(kind: str) -> dict[str, Path]:
+    """The files of configs/models, recipes, sweeps or train by name, sorted."""
+    return {file.stem: file for file in sorted((part("configs") / kind).glob("*.yaml"))}
+
+
+def first_comment(file: Path) -> str:
+    """What the comment in the first line of a file says, "" without one."""
+    first = file.read_text(encoding="utf-8").partition("\n")[0]
+    return first.lstrip("# ") if first.startswith("#") else ""
+
+
 def embedded(name: str = "") -> Path:
     """Folder of the embedded models, or of the one called `name`."""
     return PACKAGE / "zoo" / "embedded" / name

@@ -11,8 +11,6 @@ without smoothing, large ones shrunk. `draw_grid` draws rows of any tiles.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
-from typing import IO
 
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -229,10 +227,3 @@ def compared_grid(
             tiles = [Tile(image=t, caption=text) for t, text in zip(to_tiles(images[part], most=most), texts)]
             rows.append(Row(label=name, tiles=tiles, apart=start > 0 and i == 0))
     return draw_grid(rows, title=title)
-
-
-def save_animation(frames: Sequence[Image.Image], file: Path | IO[bytes], suffix: str) -> None:
-    """Write frames as .gif or .png (APNG), four a second; the last one is shown for two seconds."""
-    times = [250] * (len(frames) - 1) + [2000]
-    kind = "GIF" if suffix == ".gif" else "PNG"
-    frames[0].save(file, format=kind, save_all=True, append_images=list(frames[1:]), duration=times, loop=0)

@@ -6,14 +6,16 @@ import os
 import stat
 from collections import Counter
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-import torch
 from safetensors import SafetensorError, safe_open
 
 from mgen.utils.errors import MgenError, first_line, shown
 from mgen.utils.paths import path_fault
 from mgen.utils.plain import check_plain
+
+if TYPE_CHECKING:
+    import torch
 
 MOST_JSON_BYTES = 64 * 2**20
 
@@ -96,7 +98,7 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
     return data
 
 
-def read_tensors(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+def read_tensors(path: str | Path) -> "tuple[dict[str, torch.Tensor], dict[str, str]]":
     """All tensors and the metadata of a safetensors file; MgenError if it is missing or damaged."""
     check_file(path)
     try:

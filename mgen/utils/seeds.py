@@ -1,8 +1,10 @@
 """Counter-based seeds: derived from what they are for, so that nothing depends on processes, batch size or restarts."""
 
 import hashlib
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 def fold(*parts: int | str) -> int:
@@ -11,6 +13,8 @@ def fold(*parts: int | str) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
-def generator(*parts: int | str) -> torch.Generator:
+def generator(*parts: int | str) -> "torch.Generator":
     """A CPU generator seeded by `fold(*parts)`."""
+    import torch
+
     return torch.Generator().manual_seed(fold(*parts))

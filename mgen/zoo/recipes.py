@@ -14,7 +14,7 @@ from pydantic import Field
 
 from mgen.utils.config import Settings, read_config
 from mgen.utils.errors import MgenError, shown
-from mgen.utils.folders import part
+from mgen.utils.folders import shipped
 from mgen.utils.schema import Positive, Text, build, schema
 
 AUTONAT_LISTS = ("manual_ratios", "manual_temp", "manual_samp_temp", "manual_cfg")
@@ -55,16 +55,16 @@ class Strategy:
 
 def recipe_names() -> list[str]:
     """Names of the shipped recipes."""
-    return sorted(file.stem for file in (part("configs") / "recipes").glob("*.yaml"))
+    return list(shipped("recipes"))
 
 
 def find_recipe(name: str | Path) -> Path:
     """The file of a shipped recipe, or the path itself if it is a file; else an MgenError that names the nearest recipes."""
-    if str(name) in (names := recipe_names()):
-        return part("configs") / "recipes" / f"{name}.yaml"
+    if str(name) in (names := shipped("recipes")):
+        return names[str(name)]
     if Path(name).is_file():
         return Path(name)
-    raise MgenError(f"no recipe and no file {shown(str(name), 200)}: {nearest(str(name), names)}")
+    raise MgenError(f"no recipe and no file {shown(str(name), 200)}: {nearest(str(name), list(names))}")
 
 
 def read_recipe(path: Path) -> Settings:

@@ -105,7 +105,7 @@ def test_sampling_options(model: Path, tmp_path: Path, capsys: pytest.CaptureFix
     ]
     assert main([*args, "--order", "random", "--out", str(tmp_path / "o"), "--animation", str(tmp_path / "a.gif")]) == 0
     assert [n[13:17] for n in sorted(images(tmp_path / "o"))] == ["0002", "0000", "0001"]
-    assert Image.open(tmp_path / "a.gif").n_frames == 3
+    assert Image.open(tmp_path / "a.gif").n_frames == 4  # nothing yet, and three steps
     (tmp_path / "strategy.yaml").write_text(
         "manual_ratios: [0.7, 0.4]\nmanual_temp: [2.0, 1.0]\nmanual_samp_temp: [1.0, 1.1, 0.9]\nmanual_cfg: [0.0, 0.5, 1.0]\n"
     )
