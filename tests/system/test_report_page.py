@@ -1,12 +1,8 @@
 """The page of a report in a real browser: opened from the disk, without a network, on a wide and a narrow screen, by day and night.
 
-Needs selenium and Chromium with its driver (Debian: apt-get install chromium chromium-driver); without them these tests are skipped,
-unless MGEN_REQUIRE_BROWSER is set.
+Needs a browser: see tests/system/browser.py.
 """
 
-import json
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,12 +11,9 @@ import pytest
 
 from mgen.reports.write import write_page, write_report, write_trainings
 from mgen.zoo.trainings import find_training
+from tests.system.browser import open_browser, requests
 from tests.system.test_report import ACCURACY, example_result, random_images, written
 
-ARGUMENTS = (
-    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --disable-dev-shm-usage --window-size=1200,900"
-).split()
 CLASSES = 40
 # The least contrast of a page's text with what is behind it, and where (WCAG 2.2, relative luminance).
 CONTRAST = """
@@ -57,31 +50,9 @@ return least;
 """
 
 
-def unavailable(reason: str) -> None:
-    if os.environ.get("MGEN_REQUIRE_BROWSER"):
-        pytest.fail(f"MGEN_REQUIRE_BROWSER is set, and {reason}")
-    pytest.skip(reason)
-
-
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    try:
-        from selenium import webdriver
-        from selenium.webdriver.chrome.service import Service
-    except ImportError:
-        unavailable("selenium is not installed: pip install selenium")
-    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    driver = shutil.which("chromedriver")
-    if not program or not driver:
-        unavailable("there is no Chromium with its driver: apt-get install chromium chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = program
-    for argument in ARGUMENTS:
-        options.add_argument(argument)
-    options.add_argument("--host-resolver-rules=MAP * ~NOTFOUND")
-    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('profile')}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    session = webdriver.Chrome(options=options, service=Service(driver))
+    session = open_browser(tmp_path_factory.mktemp("profile"))
     yield session
     session.quit()
 
@@ -138,8 +109,7 @@ def test_a_page_is_whole_and_fetches_nothing(name: str, least: int, browser: Any
     images = browser.execute_script("return [...document.images].map((i) => [i.complete, i.naturalWidth, i.alt])")
     assert len(images) >= least and all(complete and width > 0 and alt for complete, width, alt in images)
     assert browser.get_log("browser") == []
-    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    sent = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+    sent = requests(browser)
     assert any(url.startswith("file:") for url in sent)
     assert not [url for url in sent if not url.startswith(("file:", "data:"))]
     entries = browser.execute_script("return performance.getEntriesByType('resource').map((e) => e.name)")
