@@ -1,4 +1,4 @@
-"""Which images an extractor is for: those like its training images. What a result says where they are others, and what is refused."""
+"""Which images an extractor is for: those like its training images. What a result says where they are others."""
 
 from collections.abc import Sequence
 from dataclasses import asdict

@@ -87,11 +87,8 @@ class MaskedPipeline(DiffusersPipeline, LoRAPipeline):
         if class_names is not None and len(class_names) != transformer.num_classes:
             raise MgenError(f"{len(class_names)} class names for {transformer.num_classes} classes: give one for each")
         self.register_modules(tokenizer=tokenizer, transformer=transformer, sampler=sampler)
-        self._data = read_record(data, "data")
-        self.register_to_config(
-            class_names=None if class_names is None else tuple(class_names),
-            data=None if self._data is None else asdict(self._data),
-        )
+        self.register_to_config(class_names=None if class_names is None else tuple(class_names))
+        self.set_data(read_record(data, "data"))
         self.tokenizer: Tokenizer
         self.transformer: Generator | Cascade
         self.sampler: ParallelSampler
@@ -119,6 +116,11 @@ class MaskedPipeline(DiffusersPipeline, LoRAPipeline):
     def data(self) -> DataRecord | None:
         """What the model was trained on; None if that is not known, as for models of earlier versions and official checkpoints."""
         return self._data
+
+    def set_data(self, data: DataRecord | None) -> None:
+        """Note what the model was trained on."""
+        self._data = data
+        self.register_to_config(data=None if data is None else asdict(data))
 
     @property
     def conditional(self) -> bool:
