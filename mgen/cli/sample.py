@@ -280,8 +280,8 @@ def sample(args: Namespace) -> int:
         images, labels = read_back(run)
         save_png(labeled_grid(images, labels, pipe.class_names), run.out / "grid.png")
         if args.animation:
-            labels = [run.labels(i) for i in range(min(count, args.animation_images or 16))]
-            animate(pipe, labels, Path(args.animation), seed=args.seed, dtype=args.dtype)
+            animated = [run.labels(i) for i in range(min(count, args.animation_images or 16))]
+            animate(pipe, animated, Path(args.animation), seed=args.seed, dtype=args.dtype)
             print(args.animation)
         if args.npz:
             export_npz(run, Path(args.npz))
