@@ -1,18 +1,25 @@
 """The folder of a saved pipeline: model_index.json and a folder for each part."""
 
+import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from mgen.data.record import DataRecord, read_trained_on
 from mgen.samplers import ParallelSampler
 from mgen.tokenizers.base import Tokenizer
 from mgen.utils.devices import check_device
 from mgen.utils.errors import MgenError
+from mgen.utils.folders import shipped
 from mgen.utils.modeling import check_class, load_saved, saved_class
 from mgen.utils.reading import read_json, read_mapping
 from mgen.utils.schema import Text, build, schema
 from mgen.zoo import resolve
+from mgen.zoo.imagenet import COUNT, imagenet_names
+
+if TYPE_CHECKING:
+    from mgen.generators import Cascade, Generator
 
 INDEX = "model_index.json"
 COMPONENTS = ("tokenizer", "transformer", "sampler")
@@ -21,12 +28,13 @@ EARLIER = {"transformer": "generator"}  # what earlier versions called a part, a
 
 @schema(extra=True)
 class PipelineIndex:
-    """model_index.json: package and class of every part, and the names of the classes."""
+    """model_index.json: package and class of every part, the names of the classes, and what the model was trained on."""
 
     tokenizer: tuple[Text, Text]
     transformer: tuple[Text, Text]
     sampler: tuple[Text, Text]
     class_names: tuple[Text, ...] | None = None
+    data: DataRecord | None = None
 
 
 def read_index(folder: Path) -> PipelineIndex:
@@ -41,6 +49,19 @@ def read_index(folder: Path) -> PipelineIndex:
         if package.split(".")[0] != "mgen":
             raise MgenError(f"{folder / INDEX}: {part} is {name} of {package}, which is no part of mgen")
     return index
+
+
+def earlier_names(folder: Path, generator: "Generator | Cascade") -> tuple[str, ...] | None:
+    """ImageNet's names for a published model that an earlier version converted without any: its conversion.txt says which one it is.
+
+    Other models of 1,000 classes may be of other data, and get none.
+    """
+    file = folder / "conversion.txt"
+    if not generator.conditional or generator.num_classes != COUNT or not file.is_file():
+        return None
+    with file.open(encoding="utf-8", errors="replace") as lines:
+        said = re.search(r"^  note: model: (\S+) \(mgen zoo\)$", lines.read(2**16), re.MULTILINE)
+    return imagenet_names() if said and said[1] in shipped("models") else None
 
 
 def part_folder(folder: Path, part: str) -> Path:
@@ -59,6 +80,18 @@ def load_part(folder: Path, part: str, index: PipelineIndex, options: dict[str, 
         own = {k: v for k, v in saved.items() if not k.startswith("_")}
         return ParallelSampler.from_settings(own, str(config))
     return saved_class(name, f"model class in {folder / INDEX}").from_pretrained(inside, **options)
+
+
+def find_record(folder: str | Path) -> DataRecord | None:
+    """What the model in a folder was trained on: a pipeline, a part of one, or a network on its own; None if that is not known."""
+    folder = Path(folder)
+    if (folder / INDEX).is_file():
+        return read_index(folder).data
+    if (about := read_trained_on(folder)) is not None:
+        return about.data
+    above = folder.parent
+    part = folder.name in ("transformer", EARLIER["transformer"]) and (above / INDEX).is_file()
+    return read_index(above).data if part else None
 
 
 def load_tokenizer(name: str | Path, *, device: str | torch.device = "cpu") -> Tokenizer:
