@@ -193,7 +193,7 @@ LORA: list[tuple[list[str], str]] = [
     (["init=@pipeline", "lora.targets=['']"], "lora.targets"),
     (["init=@pipeline", "lora.targets=[attn.q]"], "there are attn.proj, attn.qkv, mlp.fc1, mlp.fc2"),
     (["objective.image_size=33"], "33"),
-    (["objective.image_size=64"], "image"),
+    (["objective.image_size=64"], "the tokenizer makes 256 tokens"),
     (["objective.image_size=0"], "at least 1"),
 ]
 
