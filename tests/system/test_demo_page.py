@@ -107,7 +107,9 @@ class Page:
         return self.browser.find_elements("css selector", css)
 
     def text(self, css: str) -> str:
-        return self.browser.execute_script("return document.querySelector(arguments[0])?.textContent ?? ''", css).strip()
+        return self.browser.execute_script(
+            "return document.querySelector(arguments[0])?.textContent ?? ''", css
+        ).strip()
 
     def click(self, css: str) -> None:
         element = self.until(lambda: next((e for e in self.all(css) if e.is_displayed() and e.is_enabled()), None))
