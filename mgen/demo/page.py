@@ -51,13 +51,13 @@ def build_page(models: Models) -> gr.Blocks:
                 status = gr.HTML("", elem_id="status")
                 with gr.Tabs(selected="sample") as tabs:
                     with gr.Tab("Sample", id="sample"):
-                        samples = SampleTab()
+                        samples = SampleTab(session)
                     with gr.Tab("Edit tokens", id="edit"):
                         editing = EditTab(pipe)
                     with gr.Tab("Compare", id="compare"):
                         comparing = CompareTab(own)
         sidebar = Sidebar(model, chosen, count, seed, panel)
-        samples.connect(session, sidebar, result, status)
+        samples.connect(sidebar, result, status)
         editing.connect(session, sidebar, tabs, samples, result, status)
         comparing.connect(session, sidebar, status)
         panels = [panel, comparing.panel]
