@@ -9,8 +9,10 @@ from mgen.utils.logged import in_order, logged
 
 RULE = (
     "A value is in the usual range if its smoothed curve lies, on average over the last third of the images that both runs have seen, "
-    "within ±10 % of the other's (PSNR ±5 %, gradient norm ±50 %, learning rate ±1 %). Curves are smoothed over a 15th of their values."
+    "within ±10 % of the other's (PSNR ±5 %, gradient norm ±50 %, learning rate ±1 %). Curves are smoothed over a 15th of their values; "
+    "values of single batches are compared once both runs have five over the same images."
 )
+LEAST = 5  # values of single batches, below which they are too noisy to compare
 SCALE = ("task", "kind of tokens", "vocabulary, ids", "head")  # of `about`: what decides the scale of a loss
 
 
@@ -73,6 +75,10 @@ def _verdict(name: str, run: Training, other: Training, barriers: list[Differenc
     if not pairs:
         text = f"{title}: {_range(mine)} here and {_range(theirs)} of {other.name} have nothing in common."
         return Verdict(metric=name, text=text, usual=None)
+    few = min(_within(mine, theirs), _within(theirs, mine)) < LEAST
+    if few and logged(name).noisy and not name.startswith("val_"):
+        text = f"{title}: fewer than {LEAST} values of both runs over the same images so far."
+        return Verdict(metric=name, text=text, usual=None)
     value, expected = (sum(pair[i] for pair in pairs) / len(pairs) for i in (1, 2))
     difference = (value - expected) / abs(expected) if expected else 0.0 if value == expected else float("inf")
     size = (
@@ -90,6 +96,11 @@ def _verdict(name: str, run: Training, other: Training, barriers: list[Differenc
     usual = abs(difference) <= band
     where = "in" if usual else "outside"
     return Verdict(metric=name, text=f"{told}: {where} the usual range (±{100 * band:g} %).", usual=usual, **facts)
+
+
+def _within(points: Points, others: Points) -> int:
+    """How many points of a curve lie in the range of another."""
+    return sum(1 for x, _ in points if others[0][0] <= x <= others[-1][0])
 
 
 def short_title(name: str) -> str:

@@ -92,6 +92,12 @@ def test_too_early_is_said_once(tmp_path: Path) -> None:
     assert summary(found, SHIPPED).startswith("Nothing can be compared")
 
 
+def test_few_values_of_single_batches_are_too_noisy_to_compare(tmp_path: Path) -> None:
+    few, enough = (against(copy_of(SHIPPED, tmp_path / str(step), until=step)) for step in (200, 250))
+    assert few["loss"].usual is None and "fewer than 5 values" in few["loss"].text and few["lr"].usual
+    assert enough["loss"].usual
+
+
 def test_losses_of_other_objectives_and_vocabularies_are_not_against(tmp_path: Path) -> None:
     vocabulary = against(copy_of(SHIPPED, tmp_path / "a", **{"about__vocabulary, ids": 1024}))
     assert (
