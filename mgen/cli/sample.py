@@ -174,14 +174,13 @@ def animation_file(name: str, out: Path) -> Path:
     Raises:
         MgenError: a file of another kind, or one that would take the place of an image of the run or of its grid.
     """
-    from mgen.pipelines.animation import KINDS, can_write
-    from mgen.pipelines.run_file import IMAGE
+    from mgen.pipelines.run_file import ANIMATIONS, IMAGE, can_animate
     from mgen.utils.files import check_target, check_writable
 
     file = out / name if os.path.basename(name) == name else Path(name)
-    if file.suffix not in KINDS:
+    if file.suffix not in ANIMATIONS:
         raise MgenError(f"--animation {name}: the name must end in .gif, .png or .webp")
-    if not can_write(file.suffix):
+    if not can_animate(file.suffix):
         raise MgenError(f"--animation {name}: this Pillow cannot write WebP: use .gif or .png")
     check_target(file)
     same = os.path.realpath(file.parent) == os.path.realpath(out)
