@@ -11,6 +11,7 @@ from mgen.cli.parser import make_parser, path
 from mgen.utils.errors import MgenError, check_choice, shown
 
 if TYPE_CHECKING:
+    from mgen.data.record import DataRecord
     from mgen.generators import Generator
     from mgen.pipelines.pipeline import MaskedPipeline
     from mgen.utils.config import Settings
@@ -39,8 +40,8 @@ _orig_mod. in names. Torch files are read as plain tensors only: a file that hol
 a tensor that is no weight (sparse, quantized, complex, NaN, beyond fp32)."""
 # What a conversion leaves in its folder.
 WRITTEN = re.compile(
-    r"conversion\.txt|config\.json|model_index\.json|pipeline\.py|diffusion_pytorch_model.*|generator|transformer|tokenizer|sampler|"
-    r"README\.md"
+    r"conversion\.txt|config\.json|model_index\.json|pipeline\.py|diffusion_pytorch_model.*|trained_on\.json|generator|transformer|tokenizer|"
+    r"sampler|README\.md"
 )
 MOST_NAMES = 2**20  # bytes of a file of class names
 OWN_FORMATS = ("pipeline", "quantize", "shuffle")
@@ -150,6 +151,7 @@ def converted(args: Namespace) -> "tuple[Model | MaskedPipeline, str, str]":
     from mgen.convert import convert
     from mgen.convert.formats import FORMATS
     from mgen.convert.quantize import quantized
+    from mgen.pipelines.saved import find_record
     from mgen.utils.config import apply_overrides
 
     settings, tokenizer, names = apply_overrides({}, args.settings), args.tokenizer, ""
@@ -175,7 +177,9 @@ def converted(args: Namespace) -> "tuple[Model | MaskedPipeline, str, str]":
     if args.class_names and not tokenizer:
         raise MgenError("--class-names are a pipeline's, and need --tokenizer too")
     if tokenizer:
-        product, more, more_names = pipeline(product, tokenizer, args.recipe)
+        # "pipeline" joins what was trained here, whose folder may say on what.
+        data = find_record(args.file) if args.format == "pipeline" else None
+        product, more, more_names = pipeline(product, tokenizer, args.recipe, data)
         more += name_classes(product, args)
         report, names = report + more, names + more_names
     return product, report, names
@@ -260,8 +264,14 @@ def windowed(source: str, settings: "Settings") -> "tuple[Generator, str]":
     )
 
 
-def pipeline(generator: "Model", tokenizer: str, recipe: str | None) -> "tuple[MaskedPipeline, str, str]":
-    """A pipeline of a generator with a tokenizer (official file or folder), and the lines to add to report and names."""
+def pipeline(
+    generator: "Model", tokenizer: str, recipe: str | None, data: "DataRecord | None" = None
+) -> "tuple[MaskedPipeline, str, str]":
+    """A pipeline of a generator with a tokenizer (official file or folder), and the lines to add to report and names.
+
+    Args:
+        data: what the generator was trained on, if that is known.
+    """
     from mgen.convert import convert
     from mgen.convert.formats import tokenizer_format
     from mgen.convert.tokenbridge import quantized_for
@@ -284,4 +294,12 @@ def pipeline(generator: "Model", tokenizer: str, recipe: str | None) -> "tuple[M
     made.register_to_config(image_size=made.factor * generator.tokens.side)
     sampler = ParallelSampler.suited(generator, *(recipe_settings(recipe) if recipe else ()))
     sampler.check(generator)
-    return MaskedPipeline(tokenizer=made, transformer=generator, sampler=sampler), report, names
+    names_of = data.class_names if data is not None and len(data.class_names) == generator.num_classes else None
+    joined = MaskedPipeline(
+        tokenizer=made,
+        transformer=generator,
+        sampler=sampler,
+        class_names=names_of if generator.conditional else None,
+        data=data,
+    )
+    return joined, report, names

@@ -174,13 +174,15 @@ def animation_file(name: str, out: Path) -> Path:
     Raises:
         MgenError: a file of another kind, or one that would take the place of an image of the run or of its grid.
     """
-    from mgen.pipelines.run_file import ANIMATIONS, IMAGE, can_animate
+    from PIL import features
+
+    from mgen.pipelines.run_file import ANIMATIONS, IMAGE
     from mgen.utils.files import check_target, check_writable
 
     file = out / name if os.path.basename(name) == name else Path(name)
     if file.suffix not in ANIMATIONS:
         raise MgenError(f"--animation {name}: the name must end in .gif, .png or .webp")
-    if not can_animate(file.suffix):
+    if file.suffix == ".webp" and not features.check("webp"):
         raise MgenError(f"--animation {name}: this Pillow cannot write WebP: use .gif or .png")
     check_target(file)
     same = os.path.realpath(file.parent) == os.path.realpath(out)

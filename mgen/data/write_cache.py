@@ -18,6 +18,7 @@ from mgen.data.cache_format import (
     shards_in,
 )
 from mgen.data.first_stage import shrink
+from mgen.data.record import record_of
 from mgen.tokenizers.base import PosteriorTokenizer, Tokenizer
 from mgen.utils.changes import changes, plain, told
 from mgen.utils.config import Settings
@@ -69,6 +70,7 @@ def write_cache(
         source=source,
         moments=dtype if isinstance(tokenizer, PosteriorTokenizer) else None,
         first_stage_size=first_stage_size,
+        data=record_of(dataset),
     )
     check_writable(out)
     listed, missing = _what_is_left(out, index, dataset)
@@ -107,8 +109,9 @@ def _what_is_left(out: Path, index: CacheIndex, dataset: StampedData) -> tuple[b
         )
     for shard in there:
         read_shard(out, index, shard, data=dataset.stamp(index.rows(shard)))
-    # Images that were added or removed behind the existing shards change the count alone.
-    return old is not None and old.count == index.count, sorted(set(range(index.shards)) - set(there))
+    # Images that were added or removed behind the existing shards change the count and the record alone.
+    same = old is not None and (old.count, old.data) == (index.count, index.data)
+    return same, sorted(set(range(index.shards)) - set(there))
 
 
 def _difference(old: Settings, new: Settings) -> str:

@@ -29,7 +29,7 @@ def build_page(models: Models) -> gr.Blocks:
     with gr.Blocks(title="mgen demo", analytics_enabled=False, fill_width=True) as page:
         gr.HTML(HEAD)
         result = gr.State(None)
-        with gr.Row():
+        with gr.Row(elem_id="main"):
             with gr.Column(scale=1, min_width=310):
                 with gr.Group():
                     model = gr.Dropdown(models.names, value=name, label="Model", info=about(pipe), elem_id="model")

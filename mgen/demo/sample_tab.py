@@ -48,7 +48,7 @@ class SampleTab:
         )
         def run(visitor: gr.Request, *inputs: Any) -> Iterator[Updates]:
             pipe, request = session.request(*inputs)
-            yield {self.step: gr.update(visible=False), self.facts: "", self.links: "", result: None}
+            yield {self.step: gr.update(visible=False), self.caption: "", self.facts: "", self.links: "", result: None}
             made = sample(pipe, request, session.begin(visitor))
             try:
                 while True:

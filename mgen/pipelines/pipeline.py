@@ -1,8 +1,8 @@
 """Tokenizer + generator + sampler = images: a diffusers DiffusionPipeline, and functions to load one."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -10,6 +10,7 @@ import torch
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
+from mgen.data.record import DataRecord, read_record
 from mgen.generators import Cascade, Generator
 from mgen.pipelines.arguments import as_list, call_options, check_tokens, chosen_sampler, given_tokens, one_of
 from mgen.pipelines.classes import class_ids
@@ -56,6 +57,7 @@ class MaskedPipeline(DiffusersPipeline, LoRAPipeline):
     Args:
         tokenizer: decodes tokens to images. transformer: the generator, which predicts tokens. sampler: decides how.
         class_names: names of the classes, for captions, or "imagenet" for those of ImageNet-1k; saved in model_index.json.
+        data: what the model was trained on, a DataRecord or its entries; saved in model_index.json.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class MaskedPipeline(DiffusersPipeline, LoRAPipeline):
         transformer: Generator | Cascade,
         sampler: ParallelSampler,
         class_names: Sequence[str] | None = None,
+        data: DataRecord | Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         transformer = _in_place(transformer)
@@ -84,7 +87,11 @@ class MaskedPipeline(DiffusersPipeline, LoRAPipeline):
         if class_names is not None and len(class_names) != transformer.num_classes:
             raise MgenError(f"{len(class_names)} class names for {transformer.num_classes} classes: give one for each")
         self.register_modules(tokenizer=tokenizer, transformer=transformer, sampler=sampler)
-        self.register_to_config(class_names=None if class_names is None else tuple(class_names))
+        self._data = read_record(data, "data")
+        self.register_to_config(
+            class_names=None if class_names is None else tuple(class_names),
+            data=None if self._data is None else asdict(self._data),
+        )
         self.tokenizer: Tokenizer
         self.transformer: Generator | Cascade
         self.sampler: ParallelSampler
@@ -107,6 +114,11 @@ class MaskedPipeline(DiffusersPipeline, LoRAPipeline):
         hub = take_options(options)
         folder = resolve(pretrained_model_name_or_path, hub=hub, variant=options.get("variant"))
         return _build(cls, folder, given, options)
+
+    @property
+    def data(self) -> DataRecord | None:
+        """What the model was trained on; None if that is not known, as for models of earlier versions and official checkpoints."""
+        return self._data
 
     @property
     def conditional(self) -> bool:
@@ -322,7 +334,8 @@ def _build(cls: type[P], folder: Path, given: dict[str, Any], options: dict[str,
     index = read_index(folder)
     parts = {part: given[part] if part in given else load_part(folder, part, index, options) for part in COMPONENTS}
     try:
-        pipe = cls(**parts, class_names=index.class_names or earlier_names(folder, parts["transformer"]))
+        names = index.class_names or earlier_names(folder, parts["transformer"])
+        pipe = cls(**parts, class_names=names, data=index.data)
     except MgenError as error:
         raise MgenError(f"{folder / INDEX}: {error}") from error
     pipe.tokenizer.eval()

@@ -9,8 +9,8 @@ from mgen.utils.schema import Count, Natural, Size, Text, build, schema
 
 FORMATS = ("png", "npz")
 QUANTIZATIONS = ("round", "half-up", "truncate")
-ANIMATIONS = {".gif": "GIF", ".png": "PNG", ".webp": "WEBP"}  # suffix → format of Pillow
 PRECISIONS = ("fp32", "bf16", "fp16")
+ANIMATIONS = {".gif": "GIF", ".png": "PNG", ".webp": "WEBP"}  # suffix → Pillow's name of the format
 # Names of the files that hold images.
 IMAGE = re.compile(r"(\d{6,})(?:_class-\d{4,})?\.png")
 SHARD = re.compile(r"images-(\d{6,})-(\d{6,})\.npz")
@@ -38,13 +38,6 @@ class RunFile:
     shard_size: Count | None = None
     image_size: Size | None = None
     quantization: Literal["round", "half-up", "truncate"] = "round"
-
-
-def can_animate(suffix: str) -> bool:
-    """Whether this Pillow writes animations of the kind."""
-    from PIL import features
-
-    return suffix in ANIMATIONS and (suffix != ".webp" or bool(features.check("webp")))
 
 
 def read_run(folder: str | Path) -> RunFile | None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from mgen.data.record import DataRecord, read_trained_on
 from mgen.samplers import ParallelSampler
 from mgen.tokenizers.base import Tokenizer
 from mgen.utils.devices import check_device
@@ -27,12 +28,13 @@ EARLIER = {"transformer": "generator"}  # what earlier versions called a part, a
 
 @schema(extra=True)
 class PipelineIndex:
-    """model_index.json: package and class of every part, and the names of the classes."""
+    """model_index.json: package and class of every part, the names of the classes, and what the model was trained on."""
 
     tokenizer: tuple[Text, Text]
     transformer: tuple[Text, Text]
     sampler: tuple[Text, Text]
     class_names: tuple[Text, ...] | None = None
+    data: DataRecord | None = None
 
 
 def read_index(folder: Path) -> PipelineIndex:
@@ -78,6 +80,18 @@ def load_part(folder: Path, part: str, index: PipelineIndex, options: dict[str, 
         own = {k: v for k, v in saved.items() if not k.startswith("_")}
         return ParallelSampler.from_settings(own, str(config))
     return saved_class(name, f"model class in {folder / INDEX}").from_pretrained(inside, **options)
+
+
+def find_record(folder: str | Path) -> DataRecord | None:
+    """What the model in a folder was trained on: a pipeline, a part of one, or a network on its own; None if that is not known."""
+    folder = Path(folder)
+    if (folder / INDEX).is_file():
+        return read_index(folder).data
+    if (about := read_trained_on(folder)) is not None:
+        return about.data
+    above = folder.parent
+    part = folder.name in ("transformer", EARLIER["transformer"]) and (above / INDEX).is_file()
+    return read_index(above).data if part else None
 
 
 def load_tokenizer(name: str | Path, *, device: str | torch.device = "cpu") -> Tokenizer:

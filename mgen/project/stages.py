@@ -160,7 +160,7 @@ def _run(project: Project, records: Records, name: str, number: str, accept_toke
         said = stage.run(project)
     finally:
         records.add_time(name, time.perf_counter() - began)
-    records.finish(name, said)
+    records.complete(name, said)
     say(f"{number}: done in {in_time(records.stages[name].seconds)}. {said}")
     _check_good(project, name, accept_tokenizer)
 
