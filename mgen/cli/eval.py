@@ -248,7 +248,10 @@ def check(request: "EvalRequest", device: str) -> int:
 
 
 def show(result: "Result") -> None:
-    """Print the metrics."""
+    """Print the metrics, with what they are of."""
+    reference = (result["reference"] or {}).get("name", "no reference")
+    print(f"Metrics of {result['count']:,} images, protocol {result['protocol']['name']}, compared with {reference}")
+    print(f"{'metric':<58} value ± standard deviation")
     for name, value in result["metrics"].items():
         deviation = result["deviations"].get(name)
         print(f"{name:<58} {value:.4f}" + (f" ± {deviation:.4f}" if deviation is not None else ""))

@@ -158,6 +158,9 @@ def command(argv: Sequence[str] | None = None) -> int:
         check_writable(file.parent)
     if args.show_plan:
         pipe = load_for(args)
+        print(
+            "What every step does to one image: tokens revealed, tokens unknown before it, guidance scale, temperatures"
+        )
         print(pipe.sampler.plan(pipe.transformer))
         return 0
     also = "|".join(re.escape(os.path.basename(name)) for name in (args.animation, args.npz) if name)

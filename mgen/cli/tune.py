@@ -53,7 +53,8 @@ def command(argv: Sequence[str] | None = None) -> int:
     check_common(args)
     if args.start:
         check_recipe(args.start)
-    if args.reference_search and args.reference_test and "none" not in (args.reference_search, args.reference_test):
+    both = (args.reference_search, args.reference_test)
+    if all(both) and "none" not in both and os.path.realpath(both[0]) != os.path.realpath(both[1]):
         check_there("--reference-search", args.reference_search)
         check_there("--reference-test", args.reference_test)
     inputs = (args.model, args.start, args.reference_search, args.reference_test, args.extractor)
@@ -333,7 +334,11 @@ def report(
 ) -> str:
     """The report: what was searched, what was found, and how it was measured."""
     rows = [f"# Search of a strategy for {settings['model']}", "", f"    {line}", "", f"{verdict(outcome, sides)}.", ""]
-    rows += ["| | | start | found | images | seed | compared with |", "|---|---|---|---|---|---|---|"]
+    rows += ["**Distances of the start and of the strategy found** (lower is better), and what an image costs", ""]
+    rows += [
+        "| images of | measured | start | found | images | seed | compared with |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for side, pair in (("search", outcome.search), ("test", outcome.test)):
         facts, (first, best) = sides[side], (record["distance"] for record in pair)
         rows.append(
@@ -351,6 +356,8 @@ def report(
         "images: compare equal numbers only.",
         *(f"\n> {note}" for note in notes),
         "",
+        "**The strategy**: a value for each step, the first step first",
+        "",
         "| list | start | found |",
         "|---|---|---|",
     ]
@@ -366,4 +373,15 @@ def report(
         "dtype": settings["dtype"],
         **{f"extractor: {key}": value for key, value in settings["extractor"].items()},
     }
-    return "\n".join([*rows, "", "| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in about.items()), ""])
+    return "\n".join(
+        [
+            *rows,
+            "",
+            "**How it was searched**",
+            "",
+            "| setting | value |",
+            "|---|---|",
+            *(f"| {key} | {value} |" for key, value in about.items()),
+            "",
+        ]
+    )

@@ -29,7 +29,7 @@ A published model is on this machine if the folder that its recipe names is in t
 
 Row = dict[str, Any]  # a recipe as read from YAML, with what is known about its model
 WIDTH = 118
-COLUMNS = "  {:<38}{:>10} {:>5} {:>7} {:>9} {:>9}  {:<15}{}"
+COLUMNS = "  {:<38}{:>10} {:>5} {:>7} {:>9} {:>11}  {:<15}{}"
 DISTANCE, ACCURACY = "Fréchet distance (fmnist-cnn)", "class accuracy (fmnist-classifier)"
 
 
@@ -66,7 +66,8 @@ def command(argv: Sequence[str] | None = None) -> int:
             raise MgenError("--classes lists the classes of one model: mgen zoo NAME --classes, without --verbose")
         classes = class_names(args.name, args.classes)
         listed = "\n".join(f"{i:>6}  {', '.join(names)}" for i, names in classes.items())
-        print(json.dumps(classes, indent=2, ensure_ascii=False) if args.json else f"    id  names\n{listed}")
+        caption = f"Classes of {args.name} for --classes, by id; the first name is shown\n    id  names"
+        print(json.dumps(classes, indent=2, ensure_ascii=False) if args.json else f"{caption}\n{listed}")
     elif args.json:
         found_rows: object = rows() if args.name is None else row_named(args.name)
         print(json.dumps(found_rows, indent=2, ensure_ascii=False))
@@ -207,10 +208,11 @@ def table(every: list[Row], *, verbose: bool) -> list[str]:
     from mgen.zoo import DEFAULT
 
     inside = [row for row in every if row["embedded"]]
-    lines = ["inside the package:", heading("distance", "accuracy")]
+    caption = "Models: parameters (M: millions) of the generator, steps and TFLOPs per image, quality as measured or published."
+    lines = [caption, "", "inside the package:", heading("distance", "accuracy, %")]
     for row in inside:
         if "sampler" in row:
-            lines.append(cells(row, published(row, DISTANCE, "{:.2f}"), published(row, ACCURACY, "{:.1%}")))
+            lines.append(cells(row, published(row, DISTANCE, "{:.2f}"), published(row, ACCURACY, "{:.1%}").rstrip("%")))
         else:
             lines.append(f"  {row['name']:<38}{row['about']}")
     lines += ["", "published, to be downloaded and converted (mgen zoo NAME says how):", heading("FID", "IS")]

@@ -76,7 +76,7 @@ def _run(run: ReportRun, *, level: int) -> list[str]:
         lines += [f"{sharps} Published and measured", "", *markdown_table(data.PUBLISHED_HEADS, published)]
         lines += [words(result["published"].get("note") or ""), ""]
     if cost := data.cost_rows(result):
-        lines += [f"{sharps} Cost", "", *markdown_table(["cost", "value"], cost)]
+        lines += [f"{sharps} Cost", "", *markdown_table(["cost", "value"], cost), data.COST_CAPTION, ""]
     if run.grid is not None:
         lines += [f"![grid of samples](<{quote(run.grid_path, safe=SAFE)}>)", ""]
     lines += _by_class(result, sharps) + _nearest(result, sharps)
@@ -91,7 +91,13 @@ def _by_class(result: Result, sharps: str) -> list[str]:
         return []
     texts = [data.column_numbers([column.get(c) for c in ids]) for column in result["by_class"].values()]
     rows = [[data.class_name(result, c), c, *(text[i] for text in texts)] for i, c in enumerate(ids)]
-    return [f"{sharps} Per class", "", *markdown_table(["class", "id", *result["by_class"]], rows)]
+    return [
+        f"{sharps} Per class",
+        "",
+        *markdown_table(["class", "id", *result["by_class"]], rows),
+        data.CLASS_CAPTION,
+        "",
+    ]
 
 
 def _nearest(result: Result, sharps: str) -> list[str]:

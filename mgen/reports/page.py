@@ -162,7 +162,10 @@ def _metrics(result: Result) -> Html:
     side = []
     if cost := data.cost_rows(result):
         rows = [[row_head(name), tag("td", text, class_="num wrap")] for name, text in cost]
-        side += [tag("h3", "Cost"), table([head("cost"), head("value", numeric=True)], rows, label="Cost")]
+        side += [
+            tag("h3", "Cost"),
+            table([head("cost"), head("value", numeric=True)], rows, label="Cost", caption=data.COST_CAPTION),
+        ]
     if result["missing"]:
         lines = [join([tag("b", f"{name}: "), data.plain(why)]) for name, why in result["missing"].items()]
         side += [tag("h3", "Not computed"), listing(lines)]
@@ -211,7 +214,7 @@ def _by_class(run: ReportRun) -> Html:
     if many:
         box = tag("input", type="search", aria_controls=name, placeholder="name or id")
         field = tag("p", tag("label", "Only classes with", box), tag("output"), class_="filter", hidden=True)
-    numbers = table(heads, rows, label="Per class", kind="sortable", id=name, long=many)
+    numbers = table(heads, rows, label="Per class", caption=data.CLASS_CAPTION, kind="sortable", id=name, long=many)
     return join([field, numbers])
 
 
