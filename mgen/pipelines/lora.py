@@ -48,7 +48,8 @@ class LoRAPipeline(LoraBaseMixin):
         An adapter that was trained for other classes brings their rows: the pipeline then has its classes, until the adapter is unloaded.
 
         Args:
-            adapter_name: default: default_0, default_1, … scale: factor of the adapter; 1 as trained, 0 as without it.
+            adapter_name: default: default_0, default_1, … scale: factor of the adapter; 1 as trained, 0 as without it. The new adapter is
+                the active one; `set_adapters` makes several active at once.
 
         Raises:
             MgenError: peft is missing, or the adapter is damaged, of another model or for another tokenizer.
@@ -59,8 +60,8 @@ class LoRAPipeline(LoraBaseMixin):
         made = self._fitting(adapter)
         made.load_lora_adapter(adapter, adapter_name=adapter_name, **kwargs)
         if scale != 1.0:
-            names = made.adapter_names
-            made.set_adapters([*names], [1.0] * (len(names) - 1) + [scale])
+            # As without a scale the new adapter alone is active; the others keep theirs.
+            made.set_adapters([made.adapter_names[-1] if adapter_name is None else adapter_name], [scale])
         if made is not self.transformer:
             config: Any = self.config  # type: ignore[attr-defined]
             data: DataRecord | None = self.data  # type: ignore[attr-defined]

@@ -356,6 +356,15 @@ def test_a_pipeline_by_diffusers_names(tmp_path: Path) -> None:
     assert torch.equal(tokens(pipe), plain)
 
 
+def test_a_scale_is_that_of_the_new_adapter_alone(tmp_path: Path) -> None:
+    folder, pipe = saved(tmp_path), tiny_pipeline()
+    pipe.load_lora_weights(folder, adapter_name="one", scale=0.5)
+    pipe.load_lora_weights(folder, adapter_name="two", scale=0.25)
+    assert pipe.get_active_adapters() == ["two"]
+    found = [layer.scaling for layer in pipe.transformer.modules() if getattr(layer, "scaling", None)]
+    assert found and all(scaling == {"one": 8.0, "two": 4.0} for scaling in found)  # of alpha 64, rank 4
+
+
 def test_saving_a_pipeline_with_adapters(tmp_path: Path) -> None:
     folder, pipe = saved(tmp_path), tiny_pipeline()
     pipe.load_lora_weights(folder)
