@@ -13,6 +13,7 @@ from mgen.pipelines.pipeline import MaskedPipeline
 from mgen.pipelines.run_file import RunFile
 from mgen.pipelines.saved import find_record
 from mgen.utils.errors import MgenError
+from mgen.utils.hub import HubOptions
 from mgen.utils.reading import read_json
 from mgen.utils.schema import build, schema
 from mgen.zoo import resolve
@@ -76,7 +77,7 @@ def of_run(run: RunFile | None) -> bool:
     if run is None or run.model is None or run.image_size not in (None, *SIDES):
         return False
     try:
-        folder = resolve(run.model)
+        folder = _here(run.model)
         index, config = folder / "model_index.json", folder / "tokenizer" / "config.json"
         found, tokenizer = build(_Index, read_json(index)), build(_Tokenizer, read_json(config))
     except MgenError:  # moved, removed or damaged: nothing is known of it
@@ -91,9 +92,14 @@ def record_of_run(run: RunFile | None) -> DataRecord | None:
     if run is None or run.model is None:
         return None
     try:
-        return find_record(resolve(run.model))
+        return find_record(_here(run.model))
     except MgenError:
         return None
+
+
+def _here(model: str) -> Path:
+    """The folder of the model that a run names, on this machine: a name in a file is no reason to ask the hub."""
+    return resolve(model, hub=HubOptions(local_files_only=True))
 
 
 def like_samples(root: Path, files: Sequence[Path], run: RunFile | None) -> bool:
