@@ -127,10 +127,10 @@ def run_project(
         )
     with locked(project.folder, active=rank == 0):
         records = Records.read(project.folder, active=rank == 0)
-        if redo and rank == 0:
-            for name in chosen:
+        for name in chosen if redo else ():
+            if rank == 0:
                 _remove(project, name)
-                records.forget(name)
+            records.forget(name)  # in every process: one for which the stage is finished would leave the others waiting
         for name in chosen:
             number = f"[{own.index(name) + 1}/{len(own)}] {name}"
             _run(project, records, name, number, accept_tokenizer)
