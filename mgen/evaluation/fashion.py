@@ -11,7 +11,9 @@ from pathlib import Path
 from mgen.data import FASHION_CLASSES, open_image
 from mgen.pipelines.pipeline import MaskedPipeline
 from mgen.pipelines.run_file import RunFile
+from mgen.pipelines.saved import ClassNames
 from mgen.utils.errors import MgenError
+from mgen.utils.hub import HubOptions
 from mgen.utils.reading import read_json
 from mgen.utils.schema import build, schema
 from mgen.zoo import resolve
@@ -49,7 +51,7 @@ def require_fashion(pipe: object, name: str, how: str) -> None:
 
 @schema(extra=True)
 class _Index:
-    class_names: tuple[str, ...] | None = None
+    class_names: ClassNames | None = None
 
 
 @schema(extra=True)
@@ -63,7 +65,7 @@ def of_run(run: RunFile | None) -> bool:
     if run is None or run.model is None or run.image_size not in (None, *SIDES):
         return False
     try:
-        folder = resolve(run.model)
+        folder = resolve(run.model, hub=HubOptions(local_files_only=True))
         index, config = folder / "model_index.json", folder / "tokenizer" / "config.json"
         found, tokenizer = build(_Index, read_json(index)), build(_Tokenizer, read_json(config))
     except MgenError:  # moved, removed or damaged: nothing is known of it

@@ -76,8 +76,12 @@ class DiffusersPipeline(DiffusionPipeline):
         check_writable(check_path(save_directory, "save_directory"))
         saved = check_save_options(safe_serialization, variant, max_shard_size)
         known: FrozenDict = self._internal_dict  # type: ignore[has-type]
-        try:  # diffusers notes the path a pipeline was loaded from; keep users' folders out of saved ones
-            self._internal_dict = FrozenDict({k: v for k, v in known.items() if k != "_name_or_path"})
+        # diffusers notes the path a pipeline was loaded from; keep users' folders out of saved ones. For the names see saved.py.
+        saved_as = {k: v for k, v in known.items() if k != "_name_or_path"}
+        if names := saved_as.get("class_names"):
+            saved_as["class_names"] = {str(i): name for i, name in enumerate(names)}
+        try:
+            self._internal_dict = FrozenDict(saved_as)
             super().save_pretrained(str(save_directory), **saved)
         finally:
             self._internal_dict = known

@@ -1,6 +1,6 @@
 """Tokenizer + generator + sampler = images: a diffusers DiffusionPipeline, and functions to load one."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from mgen.pipelines.habits import DiffusersPipeline
 from mgen.pipelines.image_seeds import image_seeds
 from mgen.pipelines.lora import LoRAPipeline
 from mgen.pipelines.pixels import as_output
-from mgen.pipelines.saved import COMPONENTS, INDEX, load_part, read_index
+from mgen.pipelines.saved import COMPONENTS, INDEX, load_part, names_by_id, read_index
 from mgen.pipelines.sizes import check_batch
 from mgen.pipelines.step_callbacks import OnStepEnd, StepCallbacks
 from mgen.samplers import ParallelSampler, Step
@@ -53,7 +53,7 @@ class MaskedPipeline(DiffusersPipeline, LoRAPipeline):
 
     Args:
         tokenizer: decodes tokens to images. transformer: the generator, which predicts tokens. sampler: decides how.
-        class_names: names of the classes, for captions and file names; saved in model_index.json.
+        class_names: names of the classes, for captions and file names, as a list, or as saved in model_index.json: {"0": …, "1": …}.
     """
 
     def __init__(
@@ -61,26 +61,26 @@ class MaskedPipeline(DiffusersPipeline, LoRAPipeline):
         tokenizer: Tokenizer,
         transformer: Generator | Cascade,
         sampler: ParallelSampler,
-        class_names: Sequence[str] | None = None,
+        class_names: Sequence[str] | Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
-        transformer = _in_place(transformer)
+        transformer, names = _in_place(transformer), names_by_id(class_names)
         for part, kind in ((tokenizer, Tokenizer), (transformer, Generator | Cascade), (sampler, ParallelSampler)):
             if not isinstance(part, kind):
                 raise MgenError(
                     f"a pipeline is made of a Tokenizer, a Generator or Cascade and a ParallelSampler, not {shown(part)}"
                 )
         tokenizer.spec.require(transformer.tokens, by=type(transformer).__name__)
-        if class_names is not None and (
-            isinstance(class_names, str)
-            or not isinstance(class_names, Sequence)
-            or not all(isinstance(name, str) and name.strip() for name in class_names)
+        if names is not None and (
+            isinstance(names, str)
+            or not isinstance(names, Sequence)
+            or not all(isinstance(name, str) and name.strip() for name in names)
         ):
             raise MgenError(f"class_names is {shown(class_names)}: expected a list of texts that are not empty")
-        if class_names is not None and len(class_names) != transformer.num_classes:
-            raise MgenError(f"{len(class_names)} class names for {transformer.num_classes} classes: give one for each")
+        if names is not None and len(names) != transformer.num_classes:
+            raise MgenError(f"{len(names)} class names for {transformer.num_classes} classes: give one for each")
         self.register_modules(tokenizer=tokenizer, transformer=transformer, sampler=sampler)
-        self.register_to_config(class_names=None if class_names is None else tuple(class_names))
+        self.register_to_config(class_names=None if names is None else tuple(names))
         self.tokenizer: Tokenizer
         self.transformer: Generator | Cascade
         self.sampler: ParallelSampler

@@ -1,9 +1,11 @@
 """The folder of a saved pipeline: model_index.json and a folder for each part."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import BeforeValidator
 
 from mgen.samplers import ParallelSampler
 from mgen.tokenizers.base import Tokenizer
@@ -19,6 +21,19 @@ COMPONENTS = ("tokenizer", "transformer", "sampler")
 EARLIER = {"transformer": "generator"}  # what earlier versions called a part, and its folder
 
 
+def names_by_id(names: object) -> object:
+    """Class names that are saved as {"0": …, "1": …} as a tuple; anything else as it is.
+
+    diffusers takes every list in model_index.json for the package and class of a part, and so looks for it on the hub.
+    """
+    if isinstance(names, Mapping) and set(names) == {str(i) for i in range(len(names))}:
+        return tuple(names[str(i)] for i in range(len(names)))
+    return tuple(names) if isinstance(names, list) else names
+
+
+ClassNames = Annotated[tuple[Text, ...], BeforeValidator(names_by_id)]
+
+
 @schema(extra=True)
 class PipelineIndex:
     """model_index.json: package and class of every part, and the names of the classes."""
@@ -26,7 +41,7 @@ class PipelineIndex:
     tokenizer: tuple[Text, Text]
     transformer: tuple[Text, Text]
     sampler: tuple[Text, Text]
-    class_names: tuple[Text, ...] | None = None
+    class_names: ClassNames | None = None
 
 
 def read_index(folder: Path) -> PipelineIndex:
