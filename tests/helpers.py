@@ -220,12 +220,12 @@ SMALL = {
 
 def shrunk(config: dict[str, Any], side: int = 4) -> dict[str, Any]:
     """The configuration of a published architecture with a few small layers and tokens of a small grid; its options stay."""
-    if "first" in config:
+    if isinstance(config.get("first"), dict):
         config = {**config, "first": shrunk(config["first"], side // 2)}
     out = {}
     for key, value in config.items():
-        if isinstance(value, dict) and key != "first":
-            out[key] = shrunk(value, side)
+        if isinstance(value, dict):
+            out[key] = value if key == "first" else shrunk(value, side)
         elif key.endswith(("depth", "heads")):
             out[key] = 2
         else:

@@ -103,8 +103,8 @@ def test_embedded_pipelines_make_nearly_the_same_images(name: str, dtype: torch.
     settings: dict[str, Any] = dict(seed=1, num_inference_steps=4, output_type="pt", progress=False)
     exact = load(name)([3, 8], **settings).images
     rough = load(name).to("cpu", dtype)([3, 8], **settings).images
-    print(name, dtype, (exact - rough).abs().mean())
-    assert (exact - rough).abs().mean() < 0.05
+    # An id that comes out otherwise changes the steps that follow; vectors move a little.
+    assert (exact - rough).abs().mean() < {"fmnist-maskgit": 0.1, "fmnist-mar": 0.01}[name]
 
 
 def tokenizers() -> dict[str, Tokenizer]:
