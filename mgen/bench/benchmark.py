@@ -235,7 +235,8 @@ def table(result: BenchResult) -> str:
     lines = [
         f"{r.model} (trunk {r.trunk}), {r.parameters / 1e6:.1f} M parameters, {r.steps} steps, batch {r.batch_size}, {r.dtype}, "
         f"{r.device}, {r.threads} threads, passes per image: {r.passes_per_image['full']} full, {r.passes_per_image['cached']} cached",
-        f"{'part':<10} {'seconds':>9} {'share':>7} {'TFLOPs/image':>13}",
+        f"Where the time of a batch of {r.batch_size} goes, and what an image costs, by part",
+        f"{'part':<10} {'s/batch':>9} {'share':>7} {'TFLOPs/image':>13}",
     ]
     for part in ("trunk", "head", "sampling", "decoder"):
         seconds, flops = r.seconds[part], r.tflops_per_image.get(part)

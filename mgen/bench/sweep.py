@@ -24,6 +24,7 @@ from mgen.bench.flops import Networks, count_run
 from mgen.bench.proxy import AnyGenerator
 from mgen.samplers import ParallelSampler
 from mgen.tune.strategies import own_settings
+from mgen.utils.changes import changes, differs
 from mgen.utils.config import Settings, merge, read_config
 from mgen.utils.errors import MgenError, shown
 from mgen.utils.files import write_json
@@ -196,7 +197,7 @@ def read_rows(file: Path, about: Settings, *, measured: bool) -> list[Row]:
     """The rows of an earlier run; MgenError if it had other settings. measured: whether rows have a distance."""
     found = build(SweepResult, read_json(file), f"{file}: ")
     if found.about != about:
-        raise MgenError(f"{file} holds a sweep with other settings: choose another --out, or remove it")
+        raise differs(file, "a sweep", list(changes(found.about, about)))
     rows: list[Row] = []
     for row in found.rows:
         kept = {name: value for name, value in asdict(row).items() if value is not None}

@@ -26,7 +26,7 @@ def markdown(rows: Sequence[Row], base: str, about: Mapping[str, object]) -> str
 
 
 def _equal_steps(rows: Sequence[Row], base: str, trained: bool) -> list[str]:
-    names = ["steps", "method", "full + cached passes", "TFLOPs", "seconds", "faster", "predicted"]
+    names = ["steps", "method", "full + cached passes", "TFLOPs/image", "s/image", "faster", "predicted"]
     cells = []
     for found in equal_steps(rows, base):
         row = found.row
@@ -46,7 +46,7 @@ def _equal_distance(rows: Sequence[Row], base: str) -> list[str]:
             costs = [row["steps"], f"{row['tflops']:.4g}", f"{row['seconds']:.4g}", faster]
         cells.append([f"{found.goal:.3f}", found.method, *costs])
     title = f"**At equal distance** (at most {EQUAL:.0%} above what *{base}* reaches; the fastest setting)"
-    return _table(title, ["distance", "method", "steps", "TFLOPs", "seconds", "faster"], cells)
+    return _table(title, ["distance", "method", "steps", "TFLOPs/image", "s/image", "faster"], cells)
 
 
 def _equal_time(rows: Sequence[Row], base: str) -> list[str]:
@@ -55,7 +55,7 @@ def _equal_time(rows: Sequence[Row], base: str) -> list[str]:
         best = ["–", "–"] if found.row is None else [found.row["steps"], f"{found.row['distance']:.3f}"]
         cells.append([f"{found.goal:.4g}", found.method, *best])
     title = f"**At equal time** (at most {EQUAL:.0%} above what *{base}* takes; the best setting)"
-    return _table(title, ["seconds", "method", "steps", "distance"], cells)
+    return _table(title, ["s/image", "method", "steps", "distance"], cells)
 
 
 def _table(title: str, names: Sequence[str], cells: Sequence[Sequence[object]]) -> list[str]:

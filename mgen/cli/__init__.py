@@ -117,7 +117,7 @@ def resumable(how: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as interrupt:
-        raise type(interrupt)(f"{interrupt or 'interrupted'}: {how}") from interrupt
+        raise type(interrupt)(f"{str(interrupt) or 'interrupted'}: {how}") from interrupt
 
 
 def _report(error: Exception) -> int:

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mgen.cli.overwrite import add_overwrite, overwriting
 from mgen.cli.parser import make_parser, path, whole
 from mgen.cli.sample import add_sampler
 from mgen.utils.errors import MgenError
@@ -84,12 +85,15 @@ def add_sweep(parser: ArgumentParser) -> None:
     option("--num-images", type=whole(2), help="with --sweep on a trained model: images per distance")
     option("--seed", type=int, help="with --sweep: of those images; default: 0")
     option(
-        "--extractor", type=path, help="with --sweep: features in which the distance is measured; default: fmnist-cnn"
+        "--extractor",
+        type=path,
+        help="with --sweep: features in which the distance is measured; default: fmnist-cnn, for its models",
     )
     option("--reference", type=path, help="with --sweep: statistics, as mgen eval takes them")
     option("--inception-weights", metavar="FILE", type=path, help="with --extractor inception")
     option("--retime", action="store_true", help="with --sweep: measure the seconds of rows in OUT/sweep.json again")
     option("--out", metavar="DIR", type=path, help="with --sweep: the folder of its files; default: sweep")
+    add_overwrite(parser, "another sweep")
 
 
 def command(argv: Sequence[str] | None = None) -> int:
@@ -114,7 +118,9 @@ def command(argv: Sequence[str] | None = None) -> int:
     sampler = chosen_sampler(pipe, args)
     if args.sweep:
         words = [word for word in (argv if argv is not None else sys.argv[2:]) if word != "--retime"]
-        return compare(pipe, sampler, args, "mgen bench " + " ".join(words))
+        inputs = (args.model, args.sweep, args.reference, args.extractor, args.arch, args.config)
+        with overwriting(args.out, "bench", active=args.overwrite, inputs=inputs):
+            return compare(pipe, sampler, args, "mgen bench " + " ".join(words))
     result = benchmark.bench(
         pipe, sampler, model=named(args), batch_size=args.batch_size, repeats=args.repeats, dtype=args.dtype
     )
@@ -134,14 +140,15 @@ def check_options(args: Namespace) -> None:
     from mgen.utils.files import check_writable
 
     if not args.sweep:
-        for name in ("num_images", "seed", "extractor", "reference", "inception_weights", "retime", "out"):
+        for name in ("num_images", "seed", "extractor", "reference", "inception_weights", "retime", "overwrite", "out"):
             if (given := getattr(args, name)) is not None and given is not False:
                 raise MgenError(f"--{name.replace('_', '-')} is for --sweep: leave it out")
-    args.seed, args.extractor, args.out = args.seed or 0, args.extractor or "fmnist-cnn", args.out or "sweep"
+    args.seed, args.out = args.seed or 0, args.out or "sweep"
     if args.sweep and args.json:
         raise MgenError("--json is for one setting: --sweep writes its numbers to OUT/sweep.json")
     if args.inception_weights and args.extractor != "inception":
-        raise MgenError(f"--inception-weights is for --extractor inception, this is {args.extractor}: leave it out")
+        extractor = args.extractor or "fmnist-cnn"
+        raise MgenError(f"--inception-weights is for --extractor inception, this is {extractor}: leave it out")
     if args.json:
         if Path(args.json).is_dir():
             raise MgenError(f"--json {args.json} is a folder: give the name of a file")
@@ -268,6 +275,7 @@ def compare(pipe: "RandomPipeline | MaskedPipeline", sampler: "ParallelSampler",
 
 def sweep_distance(pipe: "RandomPipeline | MaskedPipeline", args: Namespace) -> tuple["Distance", dict[str, object]]:
     """How --sweep measures the images of a trained model, and what its files say about that."""
+    from mgen.evaluation.belonging import chosen_extractor
     from mgen.evaluation.evaluate import metric_names
     from mgen.evaluation.extractors import make_extractor
     from mgen.evaluation.fashion import require_fashion
@@ -277,17 +285,18 @@ def sweep_distance(pipe: "RandomPipeline | MaskedPipeline", args: Namespace) -> 
 
     if args.num_images is None or args.num_images < 2:
         raise MgenError("--sweep on a trained model needs --num-images, at least 2 (500 and more tell methods apart)")
-    extractor = make_extractor(args.extractor, weights=args.inception_weights, device=pipe.device)
-    builtin = args.extractor == "fmnist-cnn"
+    how = "--reference FILE, statistics that mgen stats wrote, or fmnist-train if that is right"
+    name = chosen_extractor(args.extractor, [args.reference], pipe, args.model, how)
+    extractor = make_extractor(name, weights=args.inception_weights, device=pipe.device)
+    builtin = name == "fmnist-cnn"
     if args.reference is None and builtin:
-        require_fashion(
-            pipe, args.model, "--reference FILE, statistics that mgen stats wrote, or fmnist-train if that is right"
-        )
-    reference = find_reference(args.reference, extractor, builtin=builtin)
+        require_fashion(pipe, args.model, how)
+    side = None if pipe.tokenizer is None else pipe.tokenizer.config.image_size
+    reference = find_reference(args.reference, extractor, builtin=builtin, side=side)
     if reference is None:
         raise MgenError(
-            f"--sweep measures distances, and {args.model} with --extractor {args.extractor} has no built-in reference: give "
-            "--reference FILE, statistics that mgen stats wrote, or fmnist-train if that is right"
+            f"--sweep measures distances, and {args.model} with --extractor {name} has no built-in reference: give "
+            f"{how}"
         )
     name = metric_names(extractor, args.num_images)[0]
     distance = Distance(

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 
 from mgen.cli import resumable
+from mgen.cli.overwrite import add_overwrite, again, overwriting
 from mgen.cli.parser import add_vision, make_parser, path, whole
 from mgen.utils.errors import MgenError
 
@@ -30,7 +31,7 @@ def command(argv: Sequence[str] | None = None) -> int:
     from mgen.utils.files import check_writable
 
     if args.verify:
-        check_unused(args, "--verify", ("data", "out"))
+        check_unused(args, "--verify", ("data", "out", "overwrite"))
         return verify(args.verify)
     if args.data is None:
         raise MgenError("--data is missing: give a folder of images, or fmnist")
@@ -41,7 +42,9 @@ def command(argv: Sequence[str] | None = None) -> int:
     measures = [name for name in ("measure_scale", "measure_order") if getattr(args, name)]
     if measures:
         check_unused(
-            args, f"--{measures[0].replace('_', '-')}", ("out", "flips", "shard_size", "dtype", "first_stage_size")
+            args,
+            f"--{measures[0].replace('_', '-')}",
+            ("out", "overwrite", "flips", "shard_size", "dtype", "first_stage_size"),
         )
     elif args.out is None:
         raise MgenError("--out is missing: give the folder for the cache")
@@ -51,8 +54,15 @@ def command(argv: Sequence[str] | None = None) -> int:
     check_model(args.tokenizer)
     if args.data != "fmnist":
         check_there("--data", args.data, "folder")
-    with resumable("the same command goes on after the shards it has written") if args.out else nullcontext():
-        return tokenize(args)
+    with (
+        resumable(f"the same command{again(args)} goes on after the shards it has written")
+        if args.out
+        else nullcontext()
+    ):
+        with overwriting(
+            args.out or "", "cache", active=args.overwrite, inputs=(args.data, args.tokenizer, args.data_path)
+        ):
+            return tokenize(args)
 
 
 def check_unused(args: Namespace, mode: str, names: Sequence[str]) -> None:
@@ -74,6 +84,7 @@ def add_options(parser: ArgumentParser) -> None:
     )
     option("--tokenizer", default="fmnist-maskgit", type=path, help="folder or name of a tokenizer or pipeline")
     option("--out", metavar="DIR", type=path, help="folder of the cache")
+    add_overwrite(parser, "a cache of other settings or data")
     modes = parser.add_mutually_exclusive_group().add_argument
     modes(
         "--measure-scale",

@@ -11,6 +11,7 @@ from mgen.cli.parser import make_parser, path
 from mgen.utils.errors import MgenError, check_choice, shown
 
 if TYPE_CHECKING:
+    from mgen.data.record import DataRecord
     from mgen.generators import Generator
     from mgen.pipelines.pipeline import MaskedPipeline
     from mgen.utils.config import Settings
@@ -39,9 +40,10 @@ _orig_mod. in names. Torch files are read as plain tensors only: a file that hol
 a tensor that is no weight (sparse, quantized, complex, NaN, beyond fp32)."""
 # What a conversion leaves in its folder.
 WRITTEN = re.compile(
-    r"conversion\.txt|config\.json|model_index\.json|pipeline\.py|diffusion_pytorch_model.*|generator|transformer|tokenizer|sampler|"
-    r"README\.md"
+    r"conversion\.txt|config\.json|model_index\.json|pipeline\.py|diffusion_pytorch_model.*|trained_on\.json|generator|transformer|tokenizer|"
+    r"sampler|README\.md"
 )
+MOST_NAMES = 2**20  # bytes of a file of class names
 OWN_FORMATS = ("pipeline", "quantize", "shuffle")
 OWN = """  pipeline       join a saved generator with a tokenizer
   shuffle        a saved generator (or pipeline) with windows of tokens, as the start of a fine-tuning
@@ -78,6 +80,13 @@ def command(argv: Sequence[str] | None = None) -> int:
     )
     option("--raw", action="store_true", help="take the weights without EMA, where the file holds both")
     option("--recipe", metavar="NAME|FILE", type=path, help="recipe whose sampler the pipeline gets")
+    option(
+        "--class-names",
+        metavar="FILE|NAME",
+        type=path,
+        help="names of the pipeline's classes: a text file with a line for each, by id; imagenet; or none; default: ImageNet's for the "
+        "published models of it, else those of the pipeline that FILE is a part of",
+    )
     args = parser.parse_intermixed_args(argv)
     check_names(args)
 
@@ -112,6 +121,7 @@ def check_names(args: Namespace) -> None:
         check_there("--tokenizer", args.tokenizer)
     if args.recipe:
         check_recipe(args.recipe)
+    given_names(args.class_names)
 
 
 def check_out(out: Path, sources: Sequence[str]) -> None:
@@ -141,6 +151,7 @@ def converted(args: Namespace) -> "tuple[Model | MaskedPipeline, str, str]":
     from mgen.convert import convert
     from mgen.convert.formats import FORMATS
     from mgen.convert.quantize import quantized
+    from mgen.pipelines.saved import find_record
     from mgen.utils.config import apply_overrides
 
     settings, tokenizer, names = apply_overrides({}, args.settings), args.tokenizer, ""
@@ -163,10 +174,65 @@ def converted(args: Namespace) -> "tuple[Model | MaskedPipeline, str, str]":
             tokenizer = tokenizer or args.file
     if args.recipe and not tokenizer:
         raise MgenError("--recipe makes a pipeline and needs --tokenizer too")
+    if args.class_names and not tokenizer:
+        raise MgenError("--class-names are a pipeline's, and need --tokenizer too")
     if tokenizer:
-        product, more, more_names = pipeline(product, tokenizer, args.recipe)
+        # "pipeline" joins what was trained here, whose folder may say on what.
+        data = find_record(args.file) if args.format == "pipeline" else None
+        product, more, more_names = pipeline(product, tokenizer, args.recipe, data)
+        more += name_classes(product, args)
         report, names = report + more, names + more_names
     return product, report, names
+
+
+def given_names(name: str | None) -> tuple[str, ...] | None:
+    """What --class-names says: the lines of a file, ImageNet's names, or None; MgenError for a file that can't be that."""
+    from mgen.utils.reading import read_text
+    from mgen.zoo.imagenet import NAME, imagenet_names
+
+    if name in (None, "none"):
+        return None
+    if name == NAME:
+        return imagenet_names()
+    lines = read_text(str(name), most=MOST_NAMES).rstrip("\n").split("\n")
+    if empty := [i for i, line in enumerate(lines, 1) if not line.strip()]:
+        raise MgenError(
+            f"--class-names {name}: line {empty[0]} is empty: give each class one line, in the order of their ids"
+        )
+    if "\0" in "".join(lines):
+        raise MgenError(f"--class-names {name} holds null characters: expected a text file")
+    return tuple(line.strip() for line in lines)
+
+
+def name_classes(pipe: "MaskedPipeline", args: Namespace) -> str:
+    """Give a converted pipeline the names of its classes, see --class-names; returns the line of the report."""
+    from mgen.generators.presets import model_name
+    from mgen.pipelines.saved import INDEX, read_index
+    from mgen.zoo.formats import ABOUT
+    from mgen.zoo.imagenet import COUNT, NAME, imagenet_names
+    from mgen.zoo.recipes import find_recipe, read_recipe
+
+    net, about = pipe.transformer, "of ImageNet-1k; --class-names none leaves them out"
+    if args.class_names is not None:
+        names, about = given_names(args.class_names), f"of {args.class_names}"
+        if names is not None and not net.conditional:
+            raise MgenError(f"--class-names {args.class_names}: this model is unconditional and has no classes")
+        if names is not None and len(names) != net.num_classes:
+            raise MgenError(
+                f"--class-names {args.class_names}: {len(names)} names, but the model has {net.num_classes} classes"
+            )
+    elif args.format in ABOUT:
+        recipe = read_recipe(find_recipe(args.recipe)) if args.recipe else {}
+        known = recipe.get("data") == NAME or model_name(net.config) is not None
+        names = imagenet_names() if known and net.conditional and net.num_classes == COUNT else None
+    else:
+        whole = next((f for f in (Path(args.file), Path(args.file).parent) if (f / INDEX).is_file()), None)
+        names, about = (None if whole is None else read_index(whole).class_names), f"of {whole}"
+        names = names if names is not None and len(names) == net.num_classes and net.conditional else None
+    if names is None:
+        return ""
+    pipe.register_to_config(class_names=names)
+    return f"\nclass names {about}"
 
 
 def size_of(product: "Model | MaskedPipeline") -> int:
@@ -198,8 +264,14 @@ def windowed(source: str, settings: "Settings") -> "tuple[Generator, str]":
     )
 
 
-def pipeline(generator: "Model", tokenizer: str, recipe: str | None) -> "tuple[MaskedPipeline, str, str]":
-    """A pipeline of a generator with a tokenizer (official file or folder), and the lines to add to report and names."""
+def pipeline(
+    generator: "Model", tokenizer: str, recipe: str | None, data: "DataRecord | None" = None
+) -> "tuple[MaskedPipeline, str, str]":
+    """A pipeline of a generator with a tokenizer (official file or folder), and the lines to add to report and names.
+
+    Args:
+        data: what the generator was trained on, if that is known.
+    """
     from mgen.convert import convert
     from mgen.convert.formats import tokenizer_format
     from mgen.convert.tokenbridge import quantized_for
@@ -222,4 +294,12 @@ def pipeline(generator: "Model", tokenizer: str, recipe: str | None) -> "tuple[M
     made.register_to_config(image_size=made.factor * generator.tokens.side)
     sampler = ParallelSampler.suited(generator, *(recipe_settings(recipe) if recipe else ()))
     sampler.check(generator)
-    return MaskedPipeline(tokenizer=made, transformer=generator, sampler=sampler), report, names
+    names_of = data.class_names if data is not None and len(data.class_names) == generator.num_classes else None
+    joined = MaskedPipeline(
+        tokenizer=made,
+        transformer=generator,
+        sampler=sampler,
+        class_names=names_of if generator.conditional else None,
+        data=data,
+    )
+    return joined, report, names

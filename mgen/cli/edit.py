@@ -6,6 +6,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
+from mgen.cli.overwrite import add_overwrite, overwriting
 from mgen.cli.parser import add_vision, make_parser, number, path, whole
 from mgen.cli.sample import add_sampling, load_for
 from mgen.utils.errors import MgenError, shown
@@ -47,6 +48,7 @@ def command(argv: Sequence[str] | None = None) -> int:
     option("--dilate", type=whole(0), default=1, help="token cells by which the mask grows")
     option("--feather", type=number(0), default=0.0, help="softening of the seam, in pixels")
     option("--out", type=path, default="edited", metavar="DIR")
+    add_overwrite(parser, "other edits")
     add_sampling(parser)
     args = parser.parse_args(argv)
 
@@ -60,7 +62,8 @@ def command(argv: Sequence[str] | None = None) -> int:
     if os.path.lexists(Path(args.out) / "run.json"):
         raise MgenError(f"{args.out} holds a run of mgen sample: choose another --out")
     check_writable(args.out)
-    return restyle(args) if args.style else edit(args)
+    with overwriting(args.out, "edit", active=args.overwrite, inputs=(args.image, args.mask, args.style, args.model)):
+        return restyle(args) if args.style else edit(args)
 
 
 def restyle(args: Namespace) -> int:

@@ -7,6 +7,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, TypeVar
 
 from mgen.cli import resumable
+from mgen.cli.overwrite import add_overwrite, again, overwriting
 from mgen.cli.parser import add_vision, make_parser, number, path, whole
 from mgen.cli.sample import add_sampler, chosen_sampler
 from mgen.utils.errors import MgenError, check_choice, shown
@@ -56,7 +57,9 @@ def command(argv: Sequence[str] | None = None) -> int:
     line = "mgen eval " + " ".join(argv if argv is not None else sys.argv[2:])
     request = request_of(args, line)
     check_names(args, request)
-    with resumable("the same command goes on with the features it has"):
+    inputs = [value for name, value in vars(args).items() if name != "out" and isinstance(value, str)]
+    replaced = overwriting(request.folder, "eval", active=args.overwrite, inputs=inputs)
+    with replaced, resumable(f"the same command{again(args)} goes on with the features it has"):
         return evaluate(args, request)
 
 
@@ -110,6 +113,7 @@ def add_options(parser: ArgumentParser) -> None:
         help="check for memorization: show the nearest training images in feature space; `fmnist`, a folder or an npz",
     )
     option("--out", metavar="DIR", type=path, help="folder for result.json, report.html, report.md; default: eval-NAME")
+    add_overwrite(parser, "features of other images or settings; results are always replaced")
     option("--keep-features", action="store_true", help="keep OUT/features, one safetensors file per 500 images")
     option(
         "--save-statistics", metavar="FILE", type=path, help="also write mean and covariance, for use as --reference"
@@ -244,7 +248,10 @@ def check(request: "EvalRequest", device: str) -> int:
 
 
 def show(result: "Result") -> None:
-    """Print the metrics."""
+    """Print the metrics, with what they are of."""
+    reference = (result["reference"] or {}).get("name", "no reference")
+    print(f"Metrics of {result['count']:,} images, protocol {result['protocol']['name']}, compared with {reference}")
+    print(f"{'metric':<58} value ± standard deviation")
     for name, value in result["metrics"].items():
         deviation = result["deviations"].get(name)
         print(f"{name:<58} {value:.4f}" + (f" ± {deviation:.4f}" if deviation is not None else ""))

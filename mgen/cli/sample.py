@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mgen.cli import resumable
+from mgen.cli.overwrite import add_overwrite, again, overwriting
 from mgen.cli.parser import make_parser, number, path, scaled, whole
 from mgen.utils.errors import MgenError, check_choice
 
@@ -157,9 +158,14 @@ def command(argv: Sequence[str] | None = None) -> int:
         check_writable(file.parent)
     if args.show_plan:
         pipe = load_for(args)
+        print(
+            "What every step does to one image: tokens revealed, tokens unknown before it, guidance scale, temperatures"
+        )
         print(pipe.sampler.plan(pipe.transformer))
         return 0
-    return sample(args)
+    also = "|".join(re.escape(os.path.basename(name)) for name in (args.animation, args.npz) if name)
+    with overwriting(args.out, "sample", active=args.overwrite, also=also, inputs=(args.model, args.recipe)):
+        return sample(args)
 
 
 def animation_file(name: str, out: Path) -> Path:
@@ -168,14 +174,15 @@ def animation_file(name: str, out: Path) -> Path:
     Raises:
         MgenError: a file of another kind, or one that would take the place of an image of the run or of its grid.
     """
-    from mgen.pipelines.animation import KINDS, can_write
-    from mgen.pipelines.run_file import IMAGE
+    from PIL import features
+
+    from mgen.pipelines.run_file import ANIMATIONS, IMAGE
     from mgen.utils.files import check_target, check_writable
 
     file = out / name if os.path.basename(name) == name else Path(name)
-    if file.suffix not in KINDS:
+    if file.suffix not in ANIMATIONS:
         raise MgenError(f"--animation {name}: the name must end in .gif, .png or .webp")
-    if not can_write(file.suffix):
+    if file.suffix == ".webp" and not features.check("webp"):
         raise MgenError(f"--animation {name}: this Pillow cannot write WebP: use .gif or .png")
     check_target(file)
     same = os.path.realpath(file.parent) == os.path.realpath(out)
@@ -189,6 +196,7 @@ def add_output(parser: ArgumentParser) -> None:
     """Options of what is sampled and written."""
     option = parser.add_argument
     option("--out", type=path, default="samples", metavar="DIR")
+    add_overwrite(parser, "images of another run")
     option(
         "--classes",
         help="ids, ranges or names: 0,3,7-9 or bag,dress; a name with a comma in quotes: '\"crane, bird\",3'; id:2 or name:2 where a "
@@ -273,7 +281,7 @@ def sample(args: Namespace) -> int:
         about = {"model": args.model, **vars(identity(resolve(args.model))), **about}
         if args.lora:
             about["lora"] = [[file_sha256(find_adapter(path)), scale] for path, scale in args.lora]
-    with resumable("the same command goes on where it stopped"):
+    with resumable(f"the same command{again(args)} goes on where it stopped"):
         complete_run(pipe, run, about=about, batch_size=args.batch_size, rank=rank, world=world, wait=wait)
     if rank == 0:
         print(f"{count} images in {run.out}, none missing")

@@ -5,6 +5,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
+from mgen.cli.overwrite import add_overwrite, overwriting
 from mgen.cli.parser import make_parser, path, whole
 from mgen.utils.errors import MgenError
 
@@ -33,14 +34,19 @@ def command(argv: Sequence[str] | None = None) -> int:
     check_common(args)
     check_weights(find_protocol(args.protocol, extractor=args.extractor), args.inception_weights)
     check_images(args.path)
-    return compute(args)
+    with overwriting(f"{args.out}.features", "stats", active=args.overwrite, inputs=(args.path, args.extractor)):
+        return compute(args)
 
 
 def add_options(parser: ArgumentParser) -> None:
     option = parser.add_argument
     option("path", type=path, help="folder of images, .npz (arr_0), .npy, or `fmnist`")
     option("--out", required=True, metavar="FILE", type=path, help=".safetensors, or .npz for other tools")
-    option("--protocol", help="adm, torch-fidelity, clean, halton, reconstruction or fmnist-cnn (the default)")
+    add_overwrite(parser, "features of other images (OUT.features)")
+    option(
+        "--protocol",
+        help="adm, torch-fidelity, clean, halton, reconstruction or fmnist-cnn, the default for Fashion-MNIST",
+    )
     option(
         "--extractor", type=path, help="instead of --protocol: fmnist-cnn, inception, or a folder of an ImageClassifier"
     )
@@ -73,7 +79,9 @@ def compute(args: Namespace) -> int:
     import torch
 
     from mgen.cli.sample import processes
+    from mgen.evaluation.belonging import image_of, unsuited
     from mgen.evaluation.extractors import any_size, protocol_extractor
+    from mgen.evaluation.fashion import MEASURE
     from mgen.evaluation.feature_files import begin, remove_features
     from mgen.evaluation.measure import Workers, measure
     from mgen.evaluation.protocols import check_weights, find_protocol
@@ -92,12 +100,15 @@ def compute(args: Namespace) -> int:
     extractor = protocol_extractor(protocol, weights=args.inception_weights, device=workers.device)
     source = open_source(
         args.path,
-        channels=extractor.channels,
+        channels=extractor.channels if extractor.channels > 1 else None,  # as stored, so that color is noticed
         split=args.split or "train",
         size=args.image_size,
         limit=args.num_images,
         any_size=any_size(extractor),
     )
+    if args.protocol is None and args.extractor is None and not source.fashion:
+        raise MgenError(f"nothing says that {args.path} holds images of Fashion-MNIST: {MEASURE}")
+    warning = unsuited(extractor, *image_of(source)) if extractor.channels == 1 else ""
     made = begin(folder, source, extractor, extractor.resize, spatial=protocol.spatial) if rank == 0 else []
     wait()
     measured = measure(
@@ -115,6 +126,8 @@ def compute(args: Namespace) -> int:
         prepared=str(source.about.get("prepared", "")),
     )
     remove_features(folder)
+    if warning:
+        print(warning, file=sys.stderr)
     print(f"{source.count} images, protocol {protocol.name} ({extractor.resize})", file=sys.stderr)
     print(args.out)
     return 0

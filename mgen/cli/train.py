@@ -70,12 +70,13 @@ def command(argv: Sequence[str] | None = None) -> int:
     settings = apply_overrides(settings, args.overrides)
     if args.vision_weights:
         settings = merge(settings, {"objective": {"vision_weights": args.vision_weights}})
-    from mgen.training.from_data import fill_from_data
-
-    settings = fill_from_data(settings)
     from mgen.training.config import train_config
 
-    config = train_config(settings)
+    if "model" in settings and not isinstance(settings.get("steps"), dict):  # nothing that the data have to say
+        train_config(settings)
+    from mgen.training.from_data import fill_from_data
+
+    config = train_config(fill_from_data(settings))
     from mgen.training.loop import train
 
     print(train(config))

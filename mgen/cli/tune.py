@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 from mgen.cli import resumable
+from mgen.cli.overwrite import add_overwrite, again, overwriting
 from mgen.cli.parser import make_parser, path, whole
 from mgen.utils.errors import MgenError
 
@@ -30,6 +31,9 @@ The search compares images of one seed with one reference. The best strategy is 
 reference, and kept only if it is better there too."""
 
 
+REFERENCES = "--reference-search and --reference-test, two sets of images or statistics of them"
+
+
 def command(argv: Sequence[str] | None = None) -> int:
     parser = make_parser(
         "tune",
@@ -42,16 +46,22 @@ def command(argv: Sequence[str] | None = None) -> int:
     from mgen.cli.early import check_common, check_recipe, check_there
 
     if args.inception_weights and args.extractor != "inception":
-        raise MgenError(f"--inception-weights is for --extractor inception, this is {args.extractor}: leave it out")
+        extractor = args.extractor or "fmnist-cnn"
+        raise MgenError(f"--inception-weights is for --extractor inception, this is {extractor}: leave it out")
     if args.seed == args.test_seed:
         raise MgenError(f"--seed and --test-seed are both {args.seed}: the final comparison needs images of its own")
     check_common(args)
     if args.start:
         check_recipe(args.start)
-    if args.reference_search and args.reference_test and "none" not in (args.reference_search, args.reference_test):
+    both = (args.reference_search, args.reference_test)
+    if all(both) and "none" not in both and os.path.realpath(both[0]) != os.path.realpath(both[1]):
         check_there("--reference-search", args.reference_search)
         check_there("--reference-test", args.reference_test)
-    with resumable("the same command goes on after the trials it has made"):
+    inputs = (args.model, args.start, args.reference_search, args.reference_test, args.extractor)
+    with (
+        overwriting(args.out, "tune", active=args.overwrite, inputs=inputs),
+        resumable(f"the same command{again(args)} goes on after the trials it has made"),
+    ):
         return tune(args, "mgen tune " + " ".join(argv if argv is not None else sys.argv[2:]))
 
 
@@ -61,6 +71,7 @@ def add_options(parser: ArgumentParser) -> None:
     option = parser.add_argument
     option("--model", default=DEFAULT, metavar="NAME|PATH", type=path, help="a model of `mgen zoo` or a folder")
     option("--out", default="tune", metavar="DIR", type=path, help="for strategy.yaml, trace.jsonl and report.md")
+    add_overwrite(parser, "another search")
     option("--steps", type=whole(1, 2**20), help="decoding steps; default: the start's")
     option(
         "--start",
@@ -86,7 +97,9 @@ def add_options(parser: ArgumentParser) -> None:
     option("--seed", type=int, default=0, help="of the search's images")
     option("--test-seed", type=int, default=1, help="of the images of the final comparison")
     option(
-        "--extractor", default="fmnist-cnn", type=path, help="fmnist-cnn, inception, or a folder of an ImageClassifier"
+        "--extractor",
+        type=path,
+        help="fmnist-cnn, inception, or a folder of an ImageClassifier; default: fmnist-cnn for models of Fashion-MNIST",
     )
     option(
         "--inception-weights",
@@ -112,6 +125,7 @@ def add_options(parser: ArgumentParser) -> None:
 
 def tune(args: Namespace, line: str) -> int:
     from mgen.bench.flops import check_duration
+    from mgen.evaluation.belonging import chosen_extractor
     from mgen.evaluation.extractors import make_extractor
     from mgen.pipelines.pipeline import load
     from mgen.pipelines.runs import begin_run
@@ -135,13 +149,16 @@ def tune(args: Namespace, line: str) -> int:
         knots=args.knots,
         limit=args.max_passes_per_image,
     )
-    extractor = make_extractor(args.extractor, weights=args.inception_weights, device=pipe.device)
-    sides = describe(args, extractor, pipe)
+    given = (args.reference_search, args.reference_test)
+    # Who names Fashion-MNIST's files means them.
+    name = chosen_extractor(args.extractor, given, pipe, args.model, REFERENCES, told=bool(args.data_path))
+    extractor = make_extractor(name, weights=args.inception_weights, device=pipe.device)
+    sides, notes = describe(args, extractor, pipe), notes_on(extractor, pipe)
     check_batch(pipe, space.sampler(space.start), args.batch_size, args.batch_size)
     check_duration(pipe, space.sampler(space.start), args.trials * args.num_images + 2 * args.test_images)
     settings = search_settings(args, space, extractor, sides)
     trace = tuning.Trace(path=out / "trace.jsonl")
-    references = given_references(args, extractor)
+    references = given_references(args, extractor, pipe.tokenizer.config.image_size)
     begin_run(out, settings)
     references = references or {side: half(side, facts["reference"], extractor, args) for side, facts in sides.items()}
     objectives = {
@@ -160,7 +177,7 @@ def tune(args: Namespace, line: str) -> int:
     tried = tuning.search(space, objectives["search"], trace, trials=args.trials)
     outcome = tuning.compare(space, tried, objectives["test"], trace)
     write_text(out / "strategy.yaml", recipe(outcome, space, sides, args.model, line))
-    write_text(out / "report.md", report(outcome, space, sides, settings, line))
+    write_text(out / "report.md", report(outcome, space, sides, settings, line, notes))
     print(verdict(outcome, sides))
     print(out / "strategy.yaml")
     return 0
@@ -218,8 +235,7 @@ def describe(args: Namespace, extractor: "Extractor", pipe: "MaskedPipeline") ->
         )
     else:
         if not args.data_path:  # who names Fashion-MNIST's files means them
-            how = "--reference-search and --reference-test, two sets of images or statistics of them"
-            require_fashion(pipe, args.model, how)
+            require_fashion(pipe, args.model, REFERENCES)
         names = {"search": "fmnist train, images 0, 2, 4 …", "test": "fmnist train, images 1, 3, 5 …"}
     return {
         side: {"distance": metric_names(extractor, count)[0], "images": count, "seed": seed, "reference": names[side]}
@@ -227,8 +243,8 @@ def describe(args: Namespace, extractor: "Extractor", pipe: "MaskedPipeline") ->
     }
 
 
-def given_references(args: Namespace, extractor: "Extractor") -> "dict[str, Reference]":
-    """The statistics that the options name; none where halves of Fashion-MNIST serve, which are then there."""
+def given_references(args: Namespace, extractor: "Extractor", size: int) -> "dict[str, Reference]":
+    """The statistics that the options name, images of several sizes cropped to `size`; none where halves of Fashion-MNIST serve."""
     from mgen.data.fashion_mnist import find_fashion_mnist
     from mgen.evaluation.references import find_reference
 
@@ -238,13 +254,27 @@ def given_references(args: Namespace, extractor: "Extractor") -> "dict[str, Refe
     found = {
         side: reference
         for side, name in (("search", args.reference_search), ("test", args.reference_test))
-        if (reference := find_reference(name, extractor, batch_size=args.batch_size)) is not None
+        if (reference := find_reference(name, extractor, side=size, batch_size=args.batch_size)) is not None
     }
     if (found["search"].cov == found["test"].cov).all():
         raise MgenError(
             "--reference-search and --reference-test hold equal statistics: give two disjoint sets of images"
         )
     return found
+
+
+def notes_on(extractor: "Extractor", pipe: "MaskedPipeline") -> list[str]:
+    """What to know about distances in an extractor's features; warnings also go to stderr."""
+    from mgen.evaluation.belonging import extractor_notes, unsuited
+    from mgen.evaluation.sources import from_model
+
+    config, source = pipe.tokenizer.config, from_model(pipe, name="", count=1, seed=0)
+    found = [unsuited(extractor, config.in_channels, config.image_size), *extractor_notes(extractor, source)]
+    notes = [note for note in found if note]
+    for note in notes:
+        if note.startswith("WARNING"):
+            print(note, file=sys.stderr)
+    return notes
 
 
 def half(side: str, name: str, extractor: "Extractor", args: Namespace) -> "Reference":
@@ -294,10 +324,21 @@ def recipe(outcome: "Outcome", space: "Space", sides: dict[str, Side], model: st
     return "".join(f"# {' '.join(x.split())}\n" for x in lines) + text
 
 
-def report(outcome: "Outcome", space: "Space", sides: dict[str, Side], settings: "Settings", line: str) -> str:
+def report(
+    outcome: "Outcome",
+    space: "Space",
+    sides: dict[str, Side],
+    settings: "Settings",
+    line: str,
+    notes: Sequence[str] = (),
+) -> str:
     """The report: what was searched, what was found, and how it was measured."""
     rows = [f"# Search of a strategy for {settings['model']}", "", f"    {line}", "", f"{verdict(outcome, sides)}.", ""]
-    rows += ["| | | start | found | images | seed | compared with |", "|---|---|---|---|---|---|---|"]
+    rows += ["**Distances of the start and of the strategy found** (lower is better), and what an image costs", ""]
+    rows += [
+        "| images of | measured | start | found | images | seed | compared with |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for side, pair in (("search", outcome.search), ("test", outcome.test)):
         facts, (first, best) = sides[side], (record["distance"] for record in pair)
         rows.append(
@@ -313,6 +354,9 @@ def report(outcome: "Outcome", space: "Space", sides: dict[str, Side], settings:
         "Start and found strategy sample the same classes from the same seeds. The search score is the least of "
         f"{len(outcome.tried)} distances and therefore optimistic; the test score is not. The distance falls with the number of "
         "images: compare equal numbers only.",
+        *(f"\n> {note}" for note in notes),
+        "",
+        "**The strategy**: a value for each step, the first step first",
         "",
         "| list | start | found |",
         "|---|---|---|",
@@ -329,4 +373,15 @@ def report(outcome: "Outcome", space: "Space", sides: dict[str, Side], settings:
         "dtype": settings["dtype"],
         **{f"extractor: {key}": value for key, value in settings["extractor"].items()},
     }
-    return "\n".join([*rows, "", "| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in about.items()), ""])
+    return "\n".join(
+        [
+            *rows,
+            "",
+            "**How it was searched**",
+            "",
+            "| setting | value |",
+            "|---|---|",
+            *(f"| {key} | {value} |" for key, value in about.items()),
+            "",
+        ]
+    )

@@ -6,8 +6,10 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from fnmatch import filter as fnfilter
+from fnmatch import fnmatch
 from itertools import groupby
 from operator import itemgetter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mgen.cli.parser import make_parser
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 EXAMPLES = """  mgen zoo                        a table: cost, published metrics, what is on this machine
   mgen zoo mar-l-imagenet256      one recipe in full: how to get, convert, sample and evaluate the model
   mgen zoo --verbose              the table, with how to get published models
+  mgen zoo mar-l-imagenet256 --classes terrier      ids and names of its classes, for mgen sample --classes
   mgen zoo --json                 everything, machine-readable; for one recipe: mgen zoo NAME --json
   mgen zoo --models "mar*"        names of architectures, for create_model, `model:` of a configuration and mgen bench --arch
 
@@ -26,14 +29,14 @@ A published model is on this machine if the folder that its recipe names is in t
 
 Row = dict[str, Any]  # a recipe as read from YAML, with what is known about its model
 WIDTH = 118
-COLUMNS = "  {:<38}{:>10} {:>5} {:>7} {:>9} {:>9}  {:<15}{}"
+COLUMNS = "  {:<38}{:>10} {:>5} {:>7} {:>9} {:>11}  {:<15}{}"
 DISTANCE, ACCURACY = "Fréchet distance (fmnist-cnn)", "class accuracy (fmnist-classifier)"
 
 
 def command(argv: Sequence[str] | None = None) -> int:
     parser = make_parser("zoo", "List the embedded models and the published ones that mgen can run.", EXAMPLES)
     option = parser.add_argument
-    option("name", nargs="?", help="show one model or recipe in full")
+    option("name", nargs="?", metavar="NAME", help="show one model or recipe in full")
     option("--verbose", action="store_true", help="also say where to get published checkpoints and how to convert them")
     option("--json", action="store_true", help="print everything, machine-readable")
     option(
@@ -43,14 +46,28 @@ def command(argv: Sequence[str] | None = None) -> int:
         metavar="PATTERN",
         help='list the architectures of configs/models instead, those whose names match, such as "mar*"; default: all',
     )
+    option(
+        "--classes",
+        nargs="?",
+        const="*",
+        metavar="PATTERN",
+        help="list the classes of a model, by NAME or folder: ids and names, those with a name like PATTERN, such as terrier",
+    )
     args = parser.parse_args(argv)
     if args.models is not None:
-        if args.name is not None or args.verbose:
-            raise MgenError("--models lists architectures: leave out the name of a recipe and --verbose")
+        if args.name is not None or args.verbose or args.classes is not None:
+            raise MgenError("--models lists architectures: leave out the name of a recipe, --verbose and --classes")
         found = architectures(args.models)
         width = max(map(len, found))
         listing = "\n".join(f"{name:<{width}}  {about}" for name, about in found.items())
         print(json.dumps(found, indent=2, ensure_ascii=False) if args.json else listing)
+    elif args.classes is not None:
+        if args.name is None or args.verbose:
+            raise MgenError("--classes lists the classes of one model: mgen zoo NAME --classes, without --verbose")
+        classes = class_names(args.name, args.classes)
+        listed = "\n".join(f"{i:>6}  {', '.join(names)}" for i, names in classes.items())
+        caption = f"Classes of {args.name} for --classes, by id; the first name is shown\n    id  names"
+        print(json.dumps(classes, indent=2, ensure_ascii=False) if args.json else f"{caption}\n{listed}")
     elif args.json:
         found_rows: object = rows() if args.name is None else row_named(args.name)
         print(json.dumps(found_rows, indent=2, ensure_ascii=False))
@@ -70,6 +87,41 @@ def architectures(pattern: str) -> dict[str, str]:
     if not names:
         raise MgenError(f"--models {shown(pattern)}: no architecture has such a name: {suggestion(pattern, files)}")
     return {name: first_comment(files[name]) for name in names}
+
+
+def class_names(name: str, pattern: str) -> dict[int, list[str]]:
+    """Ids and names of a model's classes, synonyms behind the first name, of those that have a name like `pattern`."""
+    from mgen.utils.class_names import names_by_id
+    from mgen.utils.reading import read_mapping
+    from mgen.zoo import embedded_entries, recipe, resolve
+    from mgen.zoo.imagenet import NAME, folded, imagenet_classes, imagenet_names, nearest_classes
+    from mgen.zoo.recipes import recipe_names
+
+    embedded = [entry.name for entry in embedded_entries()]
+    names: object
+    if name in recipe_names() and name not in embedded and recipe(name).facts.get("data") == NAME:
+        names = imagenet_names()
+    else:
+        if not Path(name).is_dir():
+            row_named(name)  # raises for a name that there is not
+        file = resolve(name) / "model_index.json"
+        names = names_by_id(read_mapping(file).get("class_names") if file.is_file() else None)
+    if not isinstance(names, list | tuple) or not names:
+        raise MgenError(f"{name} has no names of classes: they are called by their ids")
+    known = imagenet_classes() if tuple(names) == imagenet_names() else None
+    every = {
+        i: [str(n), *(known[i].others if known else ()), *([known[i].wordnet] if known else [])]
+        for i, n in enumerate(names)
+    }
+    like = folded(pattern) if any(c in pattern for c in "*?[") else f"*{folded(pattern)}*"
+    found = {i: own for i, own in every.items() if any(fnmatch(folded(n), like) for n in own)}
+    if not found:
+        near = ", ".join(f"{names[i]} ({i})" for i in nearest_classes(pattern, names))
+        raise MgenError(
+            f"--classes {shown(pattern)}: no class of {name} has such a name"
+            + (f"; the nearest: {near}" if near else "")
+        )
+    return found
 
 
 def rows() -> list[Row]:
@@ -158,10 +210,11 @@ def table(every: list[Row], *, verbose: bool) -> list[str]:
     from mgen.zoo import DEFAULT
 
     inside = [row for row in every if row["embedded"]]
-    lines = ["inside the package:", heading("distance", "accuracy")]
+    caption = "Models: parameters (M: millions) of the generator, steps and TFLOPs per image, quality as measured or published."
+    lines = [caption, "", "inside the package:", heading("distance", "accuracy, %")]
     for row in inside:
         if "sampler" in row:
-            lines.append(cells(row, published(row, DISTANCE, "{:.2f}"), published(row, ACCURACY, "{:.1%}")))
+            lines.append(cells(row, published(row, DISTANCE, "{:.2f}"), published(row, ACCURACY, "{:.1%}").rstrip("%")))
         else:
             lines.append(f"  {row['name']:<38}{row['about']}")
     lines += ["", "published, to be downloaded and converted (mgen zoo NAME says how):", heading("FID", "IS")]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mgen.data.cache_format import read_index, read_shard, shards_in
+from mgen.data.record import DataRecord
 from mgen.utils.errors import MgenError
 from mgen.utils.schema import checked
 
@@ -54,6 +55,11 @@ class TokenCache:
         self.flips: bool = index.flips
         self.num_classes: int = index.num_classes
         self.class_names: Sequence[str] = index.class_names
+
+    @property
+    def record(self) -> DataRecord | None:
+        """The images that the cache was made of; None in caches of earlier versions."""
+        return self.index.data
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -21,6 +21,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from mgen.data.record import DataRecord
 from mgen.tokens import TokenSpec
 from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError, shown
@@ -39,8 +40,9 @@ class CacheIndex:
     """The contents of index.json: where the tokens come from, what they are, and how they are stored.
 
     Args:
-        fingerprint: of the tokenizer. count: images. source: the data, in words. moments: precision of the moments of a KL tokenizer;
-            None: ids are stored. first_stage_size: pixels of the smaller copies that are stored too, if they are.
+        fingerprint: of the tokenizer. count: images. source: the data, in words. data: their record; None in older caches.
+        moments: precision of the moments of a KL tokenizer; None: ids are stored. first_stage_size:
+            pixels of the smaller copies that are stored too, if they are.
     """
 
     version: Literal[1, 2] = CACHE_VERSION
@@ -54,6 +56,7 @@ class CacheIndex:
     source: str = ""
     moments: Literal["fp32", "fp16"] | None = None
     first_stage_size: Size | None = None
+    data: DataRecord | None = None
 
     def __post_init__(self) -> None:
         if len(self.class_names) != self.num_classes:
@@ -73,7 +76,7 @@ class CacheIndex:
 
     def settings(self) -> Settings:
         """What all shards have in common, whatever images they hold."""
-        return {key: value for key, value in self.to_dict().items() if key not in ("count", "source")}
+        return {key: value for key, value in self.to_dict().items() if key not in ("count", "source", "data")}
 
     @functools.cached_property
     def digest(self) -> str:

@@ -14,22 +14,27 @@ MOST = 200  # files that are opened
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """channels: 1 if all images that were opened hold shades of gray, else 3. side: the median of their shorter sides, in pixels."""
+    """channels: 1 if all images that were opened hold shades of gray, else 3. side: the median of their shorter sides, in pixels.
+
+    sizes: the number of different sizes.
+    """
 
     channels: int
     side: int
+    sizes: int
 
 
 def look_at(files: Sequence[Path]) -> Look:
     """What evenly spread ones of these images look like; MgenError if none of them can be opened."""
-    modes, sides, damaged = set[str](), list[int](), None
+    modes, sizes, damaged = set[str](), list[tuple[int, int]](), None
     for file in files[:: -(-len(files) // MOST)]:
         try:
             with open_image(file) as image:
                 modes.add(image.mode)
-                sides.append(min(image.size))
+                sizes.append(image.size)
         except MgenError as error:  # loading it will tell
             damaged = error
-    if not sides:
+    if not sizes:
         raise damaged or MgenError("there are no images to look at")
-    return Look(channels=1 if modes <= set(GRAY) else 3, side=int(statistics.median(sides)))
+    side = int(statistics.median(map(min, sizes)))
+    return Look(channels=1 if modes <= set(GRAY) else 3, side=side, sizes=len(set(sizes)))

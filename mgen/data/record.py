@@ -2,14 +2,14 @@
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Protocol, runtime_checkable
 
 from pydantic import Field
 
-from mgen.utils.errors import MgenError
+from mgen.utils.errors import MgenError, shown
 from mgen.utils.files import write_json
 from mgen.utils.reading import read_json
 from mgen.utils.schema import Count, Natural, Share, Size, Text, build, schema
@@ -81,6 +81,15 @@ class RecordedData(Protocol):
 def record_of(data: object) -> DataRecord | None:
     """The record of a data set, None if it has none."""
     return data.record if isinstance(data, RecordedData) else None
+
+
+def read_record(data: object, where: str) -> DataRecord | None:
+    """A record, or one from its entries; MgenError that names `where` for anything else."""
+    if data is None or isinstance(data, DataRecord):
+        return data
+    if not isinstance(data, Mapping):
+        raise MgenError(f"{where} is {shown(data)}: expected a DataRecord, its entries, or None")
+    return build(DataRecord, data, f"{where}.")
 
 
 def folder_name(root: Path) -> str:

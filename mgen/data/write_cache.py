@@ -18,7 +18,9 @@ from mgen.data.cache_format import (
     shards_in,
 )
 from mgen.data.first_stage import shrink
+from mgen.data.record import record_of
 from mgen.tokenizers.base import PosteriorTokenizer, Tokenizer
+from mgen.utils.changes import changes, plain, told
 from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError, shown
 from mgen.utils.files import check_writable, write_json, write_tensors
@@ -68,6 +70,7 @@ def write_cache(
         source=source,
         moments=dtype if isinstance(tokenizer, PosteriorTokenizer) else None,
         first_stage_size=first_stage_size,
+        data=record_of(dataset),
     )
     check_writable(out)
     listed, missing = _what_is_left(out, index, dataset)
@@ -99,15 +102,16 @@ def _what_is_left(out: Path, index: CacheIndex, dataset: StampedData) -> tuple[b
     if not there:
         return old is not None and old == index, list(range(index.shards))
     if old is not None and (differs := _difference(old.settings(), index.settings())):
-        raise MgenError(f"{out} already holds a cache made with {differs}: remove the folder, or choose another --out")
+        raise MgenError(f"{out} already holds a cache made with {differs}: choose another --out, or --overwrite")
     if there[-1] >= index.shards:
         raise MgenError(
-            f"{out} already holds a cache of more images ({shard_path(out, there[-1]).name}): remove the folder, or choose another --out"
+            f"{out} already holds a cache of more images ({shard_path(out, there[-1]).name}): choose another --out, or --overwrite"
         )
     for shard in there:
         read_shard(out, index, shard, data=dataset.stamp(index.rows(shard)))
-    # Images that were added or removed behind the existing shards change the count alone.
-    return old is not None and old.count == index.count, sorted(set(range(index.shards)) - set(there))
+    # Images that were added or removed behind the existing shards change the count and the record alone.
+    same = old is not None and (old.count, old.data) == (index.count, index.data)
+    return same, sorted(set(range(index.shards)) - set(there))
 
 
 def _difference(old: Settings, new: Settings) -> str:
@@ -119,10 +123,14 @@ def _difference(old: Settings, new: Settings) -> str:
         "num_classes": "other classes",
         "class_names": "other classes",
     }
-    for key in (*words, *old, *new):
-        if old.get(key) != new.get(key):
-            return words.get(key) or f"{key} {shown(old.get(key))}, now {shown(new.get(key))}"
-    return ""
+    if old.get("version") != new.get("version"):
+        return words["version"]
+    found: list[str] = []
+    for key in dict.fromkeys((*words, *old, *new)):
+        for name, then, now in changes(plain(old.get(key)), plain(new.get(key)), key):
+            detail = f" ({name} was {shown(then)}, now it is {shown(now)})" if key == "spec" else ""
+            found.append(words[key] + detail if key in words else told([(name, then, now)]))
+    return ", ".join(dict.fromkeys(found))
 
 
 def _check_room(

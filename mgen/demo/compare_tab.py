@@ -1,4 +1,4 @@
-"""The tab that samples with two settings from the same noise: A is the panel on the left, B a panel of its own."""
+"""The tab that samples with two settings from the same noise: A is the main panel, B a panel of its own."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,8 +20,8 @@ class CompareTab:
 
     def __init__(self, controls: dict[str, Control]) -> None:
         gr.HTML(
-            '<p class="mg-about">A: the settings on the left. B: those below. Classes and seed are the same, so that image by image the '
-            "random numbers are, too.</p>"
+            '<p class="mg-about">A: the main settings. B: those below. Classes and seed are the same, so that image by image the random '
+            "numbers are, too.</p>"
         )
         self.panel = Panel(controls, "b", wide=True)
         with gr.Row():
@@ -68,9 +68,7 @@ class CompareTab:
                     made.append(end.value)
                     yield {board: self._board(pipe, end.value.frames[-1], request.classes)}
                 stop = session.begin(visitor)
-            apart = [f"{n} differ" for n in differing(*made)]
-            names = markup.captions(pipe, one.classes)
-            texts = [f"{name}: {text}" for name, text in zip(names, apart)]
+            texts = [f"{n} differ" for n in differing(*made)]
             yield {
                 self.boards[1]: self._board(pipe, made[1].frames[-1], one.classes, texts),
                 self.table: markup.comparison(made[0], made[1], (None, None)),

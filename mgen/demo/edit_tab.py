@@ -41,8 +41,8 @@ class EditTab:
                 )
             with gr.Column(scale=2, min_width=240):
                 gr.HTML(
-                    '<p class="mg-about">Click or drag over tokens to mask them (orange). They are sampled again with the settings on '
-                    "the left; all others stay exactly as they are.</p>"
+                    '<p class="mg-about">Click or drag over tokens to mask them (orange). They are sampled again with the main '
+                    "settings; all others stay exactly as they are.</p>"
                 )
                 choices = self._classes(pipe)
                 self.chosen = gr.Dropdown(

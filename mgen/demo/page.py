@@ -29,7 +29,7 @@ def build_page(models: Models) -> gr.Blocks:
     with gr.Blocks(title="mgen demo", analytics_enabled=False, fill_width=True) as page:
         gr.HTML(HEAD)
         result = gr.State(None)
-        with gr.Row():
+        with gr.Row(elem_id="main"):
             with gr.Column(scale=1, min_width=310):
                 with gr.Group():
                     model = gr.Dropdown(models.names, value=name, label="Model", info=about(pipe), elem_id="model")
@@ -51,13 +51,13 @@ def build_page(models: Models) -> gr.Blocks:
                 status = gr.HTML("", elem_id="status")
                 with gr.Tabs(selected="sample") as tabs:
                     with gr.Tab("Sample", id="sample"):
-                        samples = SampleTab()
+                        samples = SampleTab(session)
                     with gr.Tab("Edit tokens", id="edit"):
                         editing = EditTab(pipe)
                     with gr.Tab("Compare", id="compare"):
                         comparing = CompareTab(own)
         sidebar = Sidebar(model, chosen, count, seed, panel)
-        samples.connect(session, sidebar, result, status)
+        samples.connect(sidebar, result, status)
         editing.connect(session, sidebar, tabs, samples, result, status)
         comparing.connect(session, sidebar, status)
         panels = [panel, comparing.panel]

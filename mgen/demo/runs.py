@@ -174,9 +174,16 @@ class Costs:
     def __init__(self) -> None:
         self._known: dict[tuple[str, str], float] = {}
 
+    def known(self, request: Request) -> float | None:
+        """Those of a request, if they have been counted."""
+        return self._known.get(self._key(request))
+
+    def _key(self, request: Request) -> tuple[str, str]:
+        return request.model, json.dumps(request.sampler.settings, default=dict, sort_keys=True)
+
     def tflops(self, pipe: MaskedPipeline, request: Request) -> float | None:
-        key = request.model, json.dumps(request.sampler.settings, default=dict, sort_keys=True)
-        if key not in self._known:
+        """Those of a request, which may take seconds."""
+        if (key := self._key(request)) not in self._known:
             if sum(parameter.numel() for parameter in pipe.transformer.parameters()) > MOST_COUNTED:
                 return None
             self._known[key] = count_run(pipe, request.sampler).total / 1e12

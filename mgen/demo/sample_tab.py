@@ -8,7 +8,7 @@ import gradio as gr
 from mgen.demo import downloads, markup
 from mgen.demo.frames import Frame, data_url
 from mgen.demo.runs import Request, Result, sample
-from mgen.demo.session import ONE, QUICK, Session, Sidebar, Updates, told
+from mgen.demo.session import COUNT, ONE, QUICK, Session, Sidebar, Updates, told
 from mgen.demo.style import BOARD_SCRIPT
 from mgen.pipelines.pipeline import MaskedPipeline
 
@@ -18,7 +18,8 @@ HINT = "Choose a class and press Sample: the tokens appear step by step."
 class SampleTab:
     """Buttons, images, the slider over the steps, facts and downloads."""
 
-    def __init__(self) -> None:
+    def __init__(self, session: Session) -> None:
+        self.session = session
         with gr.Row():
             self.go = gr.Button("Sample", variant="primary", elem_id="sample", scale=3, min_width=120)
             self.stop = gr.Button("Stop", interactive=False, elem_id="stop", scale=1, min_width=80)
@@ -38,8 +39,9 @@ class SampleTab:
             self.links: "",
         }
 
-    def connect(self, session: Session, sidebar: Sidebar, result: Any, status: Any) -> Any:
+    def connect(self, sidebar: Sidebar, result: Any, status: Any) -> Any:
         """Attach the events; returns the last one of a run."""
+        session = self.session
 
         @told(
             status,
@@ -48,20 +50,20 @@ class SampleTab:
         )
         def run(visitor: gr.Request, *inputs: Any) -> Iterator[Updates]:
             pipe, request = session.request(*inputs)
-            yield {self.step: gr.update(visible=False), self.facts: "", self.links: "", result: None}
+            yield {self.step: gr.update(visible=False), self.caption: "", self.facts: "", self.links: "", result: None}
             made = sample(pipe, request, session.begin(visitor))
             try:
                 while True:
                     yield self._shown(pipe, next(made), request)
             except StopIteration as end:
+                session.show(visitor, request)
                 yield {result: end.value, **self.finished(pipe, end.value)}
 
-        def count_operations(made: Result | None) -> str:
+        def count_operations(visitor: gr.Request, made: Result | None) -> Any:
             if made is None:
-                return ""
-            return markup.facts(
-                markup.run_facts(made, session.costs.tflops(session.models.get(made.request.model), made.request))
-            )
+                return gr.skip()
+            tflops = session.costs.tflops(session.models.get(made.request.model), made.request)
+            return markup.facts(markup.run_facts(made, tflops)) if session.shows(visitor, made.request) else gr.skip()
 
         def back(made: Result | None, number: float) -> Updates:
             if made is None:
@@ -72,7 +74,7 @@ class SampleTab:
 
         outputs = [self.board, self.caption, self.step, self.facts, self.links, self.go, self.stop, result, status]
         done = self.go.click(run, sidebar.inputs, outputs, **ONE)
-        done = done.then(count_operations, result, self.facts, **ONE)
+        done = done.then(count_operations, result, self.facts, **COUNT)
         self.stop.click(session.stop, None, None, **QUICK)
         self.step.input(back, [result, self.step], [self.board, self.caption], trigger_mode="always_last", **QUICK)
         return done
@@ -103,6 +105,6 @@ class SampleTab:
         return {
             **self._shown(pipe, made.frames[-1], made.request, made),
             self.step: gr.update(visible=number > 1, maximum=max(2, number), value=number),
-            self.facts: markup.facts(markup.run_facts(made)),
+            self.facts: markup.facts(markup.run_facts(made, self.session.costs.known(made.request))),
             self.links: markup.links(files),
         }

@@ -6,7 +6,7 @@ import tempfile
 import webbrowser
 from importlib.util import find_spec
 from ipaddress import ip_address
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mgen.utils.errors import MgenError, first_line, shown
 
@@ -16,6 +16,21 @@ if TYPE_CHECKING:
 # What a browser may load: this page alone. Templates of gradio are compiled in the browser, hence unsafe-eval.
 POLICY = "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'; connect-src 'self' data: blob:; form-action 'self'; base-uri 'self'"
 FONTS = ("-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Liberation Sans", "Arial", "sans-serif")
+
+
+class Policy:
+    """ASGI middleware that sends POLICY with every answer."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        async def answer(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), (b"content-security-policy", POLICY.encode())]
+            await send(message)
+
+        await self.app(scope, receive, answer)
 
 
 def check_gradio() -> None:
@@ -61,20 +76,14 @@ def serve(models: "Models", listening: socket.socket, *, show: bool = False) -> 
         os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": folder, "HF_HUB_OFFLINE": "1"}
         import gradio as gr
         import uvicorn
-        from fastapi import FastAPI, Request, Response
-        from starlette.middleware.base import RequestResponseEndpoint
+        from fastapi import FastAPI
 
         from mgen.demo.page import build_page
         from mgen.demo.style import CSS
 
         page = build_page(models).queue(api_open=False)
         app = FastAPI(openapi_url=None)
-
-        @app.middleware("http")
-        async def policy(request: Request, call_next: RequestResponseEndpoint) -> Response:
-            response = await call_next(request)
-            response.headers["Content-Security-Policy"] = POLICY
-            return response
+        app.add_middleware(Policy)
 
         app = gr.mount_gradio_app(
             app,
@@ -95,5 +104,5 @@ def serve(models: "Models", listening: socket.socket, *, show: bool = False) -> 
         print(f"{url}  (Ctrl-C ends it)", flush=True)
         if show:
             webbrowser.open(url)
-        # Pages that are open hold a connection: they are cut after a second.
-        uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1)).run(sockets=[listening])
+        # Pages that are open hold a connection: they are cut after a second, which uvicorn would log as errors.
+        uvicorn.Server(uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1)).run(sockets=[listening])

@@ -27,21 +27,31 @@ ONE: dict[str, Any] = {
     "show_progress": "hidden",
     "api_visibility": "private",
 }
+COUNT = {**ONE, "concurrency_id": "count"}  # beside a run
 QUICK: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
 
 @dataclass
 class Session:
-    """Models and costs of the page, and the runs in progress by the visitor who started them."""
+    """Models and costs of the page, and by visitor the run in progress and the request whose images are shown."""
 
     models: Models
     costs: Costs = field(default_factory=Costs)
     running: dict[str, Event] = field(default_factory=dict)
+    latest: dict[str, Request] = field(default_factory=dict)
 
     def begin(self, visitor: gr.Request) -> Event:
         """The event that stops a new run."""
         self.running[str(visitor.session_hash)] = stop = Event()
+        self.latest.pop(str(visitor.session_hash), None)
         return stop
+
+    def show(self, visitor: gr.Request, request: Request) -> None:
+        """Note whose images are shown."""
+        self.latest[str(visitor.session_hash)] = request
+
+    def shows(self, visitor: gr.Request, request: Request) -> bool:
+        return self.latest.get(str(visitor.session_hash)) is request
 
     def stop(self, visitor: gr.Request) -> None:
         """Stop the visitor's run after its present step."""

@@ -37,7 +37,7 @@ button.mg-tile:hover img, button.mg-tile:focus-visible img { outline: 3px solid 
 .mg-cells i.on {
   background: repeating-linear-gradient(45deg, rgb(249 115 22 / .75) 0 4px, rgb(249 115 22 / .45) 4px 8px);
 }
-.mg-done .mg-cells i.on { background: none; box-shadow: inset 0 0 0 2px rgb(249 115 22 / .8); }
+.mg-done .mg-cells i.on { background: none; box-shadow: inset 0 0 0 1px rgb(249 115 22 / .9); }
 .mg-tools { display: flex; flex-wrap: wrap; gap: 6px 8px; align-items: center; margin-top: 8px; font-size: .85rem; }
 .mg-tools button, a.mg-link {
   all: unset; cursor: pointer; padding: 3px 10px; border-radius: 6px; border: 1px solid var(--border-color-primary);
@@ -53,10 +53,21 @@ button.mg-tile:hover img, button.mg-tile:focus-visible img { outline: 3px solid 
 .mg-note { background: var(--background-fill-secondary); }
 .mg-error { background: #fdecea; color: #7a1712; border: 1px solid #e7a29d; }
 .dark .mg-error { background: #3b1715; color: #ffd3cf; border-color: #8a332d; }
-.mg-table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; }
-.mg-table th, .mg-table td { padding: .3rem .9rem .3rem 0; text-align: left; border-bottom: 1px solid var(--border-color-primary); }
+.gradio-container .mg-table tr { border: 0 !important; }
+.gradio-container .mg-table { border: 0 !important; border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; }
+.gradio-container .mg-table :is(th, td) {
+  padding: .3rem 1.6rem .3rem 0 !important; text-align: left; border: 0 !important;
+  border-bottom: 1px solid var(--border-color-primary) !important;
+}
 .mg-table thead th { font-weight: 600; }
 .mg-table tbody th { font-weight: 400; color: var(--soft); }
+@media (max-width: 720px) {  /* model and class, then the tabs, then the settings */
+  #main { flex-direction: column; flex-wrap: nowrap; }
+  #main > .column { display: contents; }
+  #main > .column:first-child > * { order: 2; }
+  #main > .column:first-child > :first-child { order: 0; }
+  #main > .column:last-child > * { order: 1; }
+}
 .mg-changes { margin: 0 0 .6rem; padding-left: 1.1rem; font-size: .9rem; list-style: disc; overflow-wrap: anywhere; }
 .mg-plan textarea {
   font: .78rem/1.45 ui-monospace, Menlo, Consolas, "DejaVu Sans Mono", monospace !important; white-space: pre; overflow-x: auto;

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from torch import Tensor
 
 from mgen.data import FASHION_CLASSES
+from mgen.evaluation.belonging import extractor_facts, extractor_notes, trained_on
 from mgen.evaluation.bootstrap import SEED, Gaussian, deviations
 from mgen.evaluation.extractors import INCEPTION_SHA256, Extractor, InceptionExtractor
 from mgen.evaluation.frechet import frechet_distance
@@ -70,7 +71,7 @@ def result(
     hits = _class_accuracy(parts, classifier, source.class_names)
     if bootstrap:
         parts.deviations |= deviations(measured, references=gaussians, score=score, means=hits, replicates=bootstrap)
-    parts.notes += _notes(parts, distances=bool(gaussians or more))
+    parts.notes = [*extractor_notes(extractor, source), *parts.notes, *_notes(parts, distances=bool(gaussians or more))]
     return {
         "format": FORMAT,
         "title": source.title,
@@ -85,7 +86,7 @@ def result(
         "count": measured.count,
         "images": source.about,
         "protocol": protocol.describe(),
-        "extractor": {"name": extractor.name, "sha256": extractor.sha256, "resize": extractor.resize},
+        "extractor": extractor_facts(extractor),
         "reference": None if reference is None else reference.describe(),
         "classifier": None if classifier is None else {"name": classifier.name, "sha256": classifier.sha256},
         "bootstrap": {"replicates": bootstrap, "seed": SEED} if bootstrap else None,
@@ -182,6 +183,8 @@ def _class_accuracy(parts: _Parts, classifier: Extractor | None, names: Sequence
         reason = f"the images have class ids up to {highest}, the classifier knows {classifier.classes} classes"
     elif known and classifier.name == "fmnist-classifier" and tuple(names) not in ((), FASHION_CLASSES):
         reason = "the images' classes are not those of Fashion-MNIST"
+    elif known and names and (own := _classes(classifier)) and tuple(names) != own:
+        reason = f"the images' classes are not those of {classifier.name}"
     if reason:
         parts.missing[name] = reason
         return {}
@@ -191,12 +194,16 @@ def _class_accuracy(parts: _Parts, classifier: Extractor | None, names: Sequence
     return {name: hits}
 
 
+def _classes(classifier: Extractor) -> tuple[str, ...]:
+    """The classes that a classifier knows, if it says so."""
+    about = trained_on(classifier)
+    return () if about is None else about.data.class_names
+
+
 def _notes(parts: _Parts, *, distances: bool) -> Sequence[str]:
     """What to know before comparing the numbers, and what may have gone wrong without an error."""
     protocol, count, notes = parts.protocol, parts.measured.count, []
-    if parts.extractor.name != InceptionExtractor.name:
-        notes.append(f"measured in the features of {parts.extractor.name}: not an FID and not comparable with one")
-    elif parts.extractor.sha256 != INCEPTION_SHA256:
+    if parts.extractor.name == InceptionExtractor.name and parts.extractor.sha256 != INCEPTION_SHA256:
         notes.append(
             f"the Inception weights are not the published ones ({parts.extractor.sha256[:8]}…): not comparable with published numbers"
         )

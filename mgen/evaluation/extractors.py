@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mgen.data.record import read_trained_on
 from mgen.evaluation.cnn import ImageClassifier
 from mgen.evaluation.protocols import RESIZES
 from mgen.evaluation.protocols import Protocol as Protocol_
@@ -74,16 +75,22 @@ def match_channels(images: Tensor, channels: int) -> Tensor:
 
 
 class CNNExtractor:
-    """A ImageClassifier as extractor: the embedded `fmnist-cnn`, or one trained with `mgen train`."""
+    """An ImageClassifier as extractor: the embedded `fmnist-cnn`, or one trained with `mgen train`.
+
+    `trained_on` is what its folder says about its data, None if nothing.
+    """
 
     spatial_length = 0
 
-    def __init__(self, folder: Path, name: str, device: torch.device) -> None:
+    def __init__(self, folder: Path, device: torch.device, *, name: str | None = None) -> None:
         self.model = ImageClassifier.from_pretrained(folder).eval().to(device)
-        self.device, self.name = device, name
+        self.device, self.trained_on = device, read_trained_on(folder)
         if not (file := folder / WEIGHTS).is_file():
             raise MgenError(f"{folder} holds no {WEIGHTS}: save the network again, as one file of safetensors")
         self.sha256 = file_sha256(file)
+        # By what it was trained on, as folders of trained models are all called `model`.
+        data = f"cnn:{folder.name}" if self.trained_on is None else f"classifier of {self.trained_on.data.name}"
+        self.name = name or f"{data}, sha {self.sha256[:8]}"
         self.length, self.classes = self.model.config.features, self.model.config.num_classes
         self.size, self.channels = self.model.config.image_size, self.model.config.in_channels
         self.resize = f"antialiased bilinear to {self.size} px where sizes differ"
@@ -206,9 +213,10 @@ def make_extractor(
     if name in ("inception", InceptionExtractor.name):
         return InceptionExtractor(weights, device, resize=resize, spatial=spatial)
     if name in EMBEDDED:
-        return CNNExtractor(embedded(name), name, device)
-    if (Path(name) / "config.json").is_file():
-        return CNNExtractor(Path(name), f"cnn:{Path(name).name}", device)
+        return CNNExtractor(embedded(name), device, name=name)
+    for folder in (Path(name) / "model", Path(name)):  # of a run of mgen train, or the model itself
+        if (folder / "config.json").is_file():
+            return CNNExtractor(folder, device)
     raise MgenError(
         f"no extractor {name!r}: {suggestion(name, ('inception', *EMBEDDED))}, or a folder of a trained ImageClassifier"
     )

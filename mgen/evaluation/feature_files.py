@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mgen.evaluation.extractors import Extractor
 from mgen.evaluation.source import Source
+from mgen.utils.changes import changes, differs
 from mgen.utils.errors import MgenError, first_line
 from mgen.utils.files import make_folders, write_json, write_tensors
 from mgen.utils.limits import check_disk
@@ -58,6 +59,17 @@ def read_record(file: Path) -> FeatureRecord:
         raise MgenError(f"{error}. Choose another --out, or remove {file.parent}") from error
 
 
+def _another(folder: Path, there: FeatureRecord, own: FeatureRecord) -> MgenError:
+    """The error of kept features of other images or settings, which it names."""
+    named = [c for c in changes(asdict(there), asdict(own)) if c[0] not in ("key", "count", "images.command")]
+    if named:
+        return differs(folder, "features of an interrupted evaluation", named)
+    return MgenError(
+        f"{folder} holds features of an interrupted evaluation of other images, of the same names: choose another --out, or replace it "
+        "with --overwrite"
+    )
+
+
 def begin(folder: Path, source: Source, extractor: Extractor, protocol: str, **further: object) -> list[Path]:
     """Record in the folder what its shards are of; returns the folders made for it. MgenError if it holds shards of something else."""
     if source.count < 2:
@@ -78,9 +90,7 @@ def begin(folder: Path, source: Source, extractor: Extractor, protocol: str, **f
     if file.is_file():
         there = read_record(file)
         if not own.same(there):
-            raise MgenError(
-                f"{folder} holds features of an interrupted evaluation of other images or settings: choose another --out, or remove it"
-            )
+            raise _another(folder, there, own)
         if there.count != source.count:  # the last shard may have had another length
             remove_features(folder)
     elif folder.is_dir() and (others := [p for p in folder.iterdir() if p.suffix not in (".f32", ".safetensors")]):

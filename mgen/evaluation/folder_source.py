@@ -12,7 +12,7 @@ from torch import Tensor
 from mgen.data import list_images, load_image, open_image
 from mgen.data.folder import sort_classes
 from mgen.data.look import GRAY
-from mgen.evaluation.fashion import like_samples, of_run
+from mgen.evaluation.fashion import like_samples, of_run, record_of_run
 from mgen.evaluation.npz import LARGEST_ID
 from mgen.evaluation.source import Batch, Source, stamp, stored
 from mgen.pipelines.run_file import RunFile, read_run
@@ -66,7 +66,13 @@ def from_folder(
 
     fashion = like_samples(path, files, run)
     return Source(
-        count=len(files), about=stored("folder", path, size), read=read, key=key, class_names=names, fashion=fashion
+        count=len(files),
+        about=stored("folder", path, size),
+        read=read,
+        key=key,
+        class_names=names,
+        fashion=fashion,
+        record=record_of_run(run),
     )
 
 
@@ -107,7 +113,8 @@ def _from_shards(path: Path, run: RunFile | None, *, size: int | None, limit: in
 
     key = [stamp(shard.path) for shard in find_shards(path)]
     count = min(len(shards), limit or len(shards))
-    return Source(count=count, about=stored("npz shards", path), read=read, key=key, fashion=of_run(run))
+    about = stored("npz shards", path)
+    return Source(count=count, about=about, read=read, key=key, fashion=of_run(run), record=record_of_run(run))
 
 
 def _check_complete(path: Path, run: RunFile | None, there: int, limit: int | None) -> None:

@@ -122,8 +122,19 @@ def compare_levels(
 
 def levels_markdown(rows: Sequence[LevelRow], *, title: str, notes: Sequence[str], distance: str) -> str:
     """The comparison in Markdown, with how it was made."""
-    head = ["levels", "form", "range", "squared error", "entropy, bits", "outside, %", "PSNR, dB", "SSIM", distance]
+    head = [
+        "levels",
+        "form",
+        "range",
+        "squared error",
+        "entropy, bits/number",
+        "outside, %",
+        "PSNR, dB",
+        "SSIM",
+        distance,
+    ]
     lines = ["# Levels", "", f"    {' '.join(title.split())}", "", *(f"{words(note)}  " for note in notes), ""]
+    lines += ["**What the latents lose by levels**: the first row has none", ""]
     lines += ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for row in rows:
         cells = ["none", "", "", "0", "", ""]

@@ -10,6 +10,7 @@ import torch
 from mgen.data import FASHION_CLASSES, ImageData, ImageFolder
 from mgen.data.images import open_images
 from mgen.evaluation import evaluate
+from mgen.evaluation.belonging import image_of, unsuited
 from mgen.evaluation.extractors import Extractor, any_size, make_extractor, protocol_extractor
 from mgen.evaluation.fashion import HOW
 from mgen.evaluation.feature_files import begin
@@ -26,8 +27,8 @@ from mgen.evaluation.references import find_reference
 from mgen.evaluation.request import EvalRequest, is_model
 from mgen.evaluation.result import Facts, Result
 from mgen.evaluation.source import Source
-from mgen.evaluation.sources import from_model, open_source
-from mgen.evaluation.statistics import check_statistics_name, save_statistics, sha256_of
+from mgen.evaluation.sources import from_dataset, from_model, open_source
+from mgen.evaluation.statistics import check_statistics_name, made_with, save_statistics, sha256_of
 from mgen.pipelines.pipeline import MaskedPipeline, load
 from mgen.pipelines.saved import load_tokenizer
 from mgen.samplers import ParallelSampler
@@ -67,7 +68,7 @@ def run_evaluation(request: EvalRequest, workers: Workers, choose_sampler: Choos
     if labels is not None and pipe is not None and not pipe.conditional:
         raise MgenError(f"--labels {labels} has no effect: {request.path} knows no classes; leave it out")
     on_fashion_mnist = protocol.extractor == "fmnist-cnn" and source.fashion
-    _check_comparable(request, protocol, source, pipe)
+    warning = _check_comparable(request, protocol, source, extractor, pipe)
     name = request.classifier or ("fmnist-classifier" if on_fashion_mnist else "none")
     classifier = None if name == "none" else make_extractor(name, device=workers.device)
     if request.nearest and open_source(request.nearest, channels=_channels(extractor)).count < 2:
@@ -77,6 +78,7 @@ def run_evaluation(request: EvalRequest, workers: Workers, choose_sampler: Choos
         extractor,
         builtin=on_fashion_mnist,
         images=bool(protocol.neighbors or protocol.kid),
+        side=_side(request, source, pipe) if request.reference else None,
         batch_size=request.batch_size,
         folder=request.folder / "reference",
         workers=workers,
@@ -95,6 +97,7 @@ def run_evaluation(request: EvalRequest, workers: Workers, choose_sampler: Choos
         more=reconstruction_metrics(measured, source, extractor) if request.reconstruction else None,
     )
     result["command"] = request.command
+    result["note"] = "; ".join(filter(None, [warning, result["note"]]))
     in_files = source.about["kind"] not in ("model", "data", "reconstruction")
     if on_fashion_mnist and request.reference is None and in_files:
         result["note"] = "; ".join(filter(None, [result["note"], PRESUMED]))
@@ -167,18 +170,37 @@ def _channels(extractor: Extractor) -> int | None:
     return extractor.channels if extractor.channels > 1 else None
 
 
-def _check_comparable(request: EvalRequest, protocol: Protocol, source: Source, pipe: MaskedPipeline | None) -> None:
-    """Raise MgenError if images that aren't known to be Fashion-MNIST's would be compared with it for want of a reference."""
-    if source.fashion or request.reference or request.reconstruction or protocol.extractor != "fmnist-cnn":
-        return
+def _check_comparable(
+    request: EvalRequest, protocol: Protocol, source: Source, extractor: Extractor, pipe: MaskedPipeline | None
+) -> str:
+    """Raise MgenError if images that aren't known to be Fashion-MNIST's would be measured as if they were, without being told so.
+
+    Returns a warning if the command says so and they cannot be like them.
+    """
+    if protocol.extractor != "fmnist-cnn" or source.fashion:
+        return ""
+    config = None if pipe is None else pipe.tokenizer.config
+    channels, side = image_of(source) if config is None else (config.in_channels, config.image_size)
+    named = bool(request.protocol or request.extractor) and bool(request.reference or request.reconstruction)
+    if named or (request.reference and made_with(request.reference, extractor.name)):
+        return unsuited(extractor, channels, side)
     if pipe is None:
-        side = max(source.read(0, 1).stacked().shape[-2:])
         what = f"holds images of {side} px, and nothing says that they are Fashion-MNIST's or of a model trained on it"
     else:
         names = ", ".join(list(pipe.class_names)[:3])
         what = f"has {pipe.transformer.num_classes} classes ({names or 'without names'}{', …' * (len(pipe.class_names) > 3)}), "
         what += "not those of Fashion-MNIST, or its images are others"
+    if request.reference not in (None, "none"):
+        what += f", and --reference {request.reference} does not say that it is of features of {extractor.name}"
     raise MgenError(f"{request.path} {what}: {HOW}")
+
+
+def _side(request: EvalRequest, source: Source, pipe: MaskedPipeline | None) -> int | None:
+    """The side in pixels of the images that are measured, None for reconstructions."""
+    if pipe is not None:
+        side: int = pipe.tokenizer.config.image_size
+        return request.image_size or side
+    return None if request.reconstruction or not source.count else image_of(source)[1]
 
 
 def _measure(
@@ -247,6 +269,9 @@ def run_levels(request: EvalRequest, device: torch.device) -> tuple[str, Path]:
     extractor = protocol_extractor(protocol, weights=request.inception_weights, device=device)
     tokenizer = kl_tokenizer(load_tokenizer(name, device=device), "--levels")
     data, about = open_images(str(request.path), tokenizer, split=request.split or "test")
+    if protocol.extractor == "fmnist-cnn":
+        images = from_dataset(data, name=about)
+        _check_comparable(request, protocol, images, extractor, None)
     indices, posterior = _rows(request, data), request.posterior or "mean"
     rows = compare_levels(
         data,

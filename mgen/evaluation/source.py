@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
-from mgen.data import center_crop
+from mgen.data import DataRecord, center_crop
 from mgen.evaluation.result import Facts
 from mgen.utils.reading import check_file
 
@@ -52,7 +52,7 @@ class Source:
     Attributes:
         about: facts for the result. key: what else identifies these images, so that an evaluation resumes on the same ones only.
         ahead: whether a batch may be read while the previous one is measured. fashion: whether they are known to be images like
-            Fashion-MNIST's, see mgen.evaluation.fashion.
+            Fashion-MNIST's, see mgen.evaluation.fashion. record: the data of the model that made them, if known.
     """
 
     count: int
@@ -62,6 +62,7 @@ class Source:
     key: object = None
     ahead: bool = True
     fashion: bool = False
+    record: DataRecord | None = None
 
     @property
     def title(self) -> str:

@@ -84,7 +84,13 @@ def from_model(
         "image_size": image_size,
     }
     return Source(
-        count=count, about=about, read=read, class_names=pipe.class_names, ahead=False, fashion=knows_fashion(pipe)
+        count=count,
+        about=about,
+        read=read,
+        class_names=pipe.class_names,
+        ahead=False,
+        fashion=knows_fashion(pipe),
+        record=pipe.data,
     )
 
 

@@ -154,6 +154,19 @@ def load_statistics(path: str | Path, extractor: Extractor) -> Reference:
     )
 
 
+def made_with(name: str, extractor: str) -> bool:
+    """Whether a file of statistics says that the extractor of this name made it; built-in references are of fmnist-cnn."""
+    if name in BUILTIN:
+        return extractor == "fmnist-cnn"
+    path = Path(name)
+    if not path.is_file():
+        return False
+    try:
+        return open_statistics(path).about.extractor == extractor
+    except MgenError:  # loading it will tell
+        return False
+
+
 def _check_origin(path: Path, stored: Stored, extractor: Extractor) -> None:
     """Raise MgenError for statistics that are incomplete, or that another extractor or resize made."""
     about, names = stored.about, stored.names

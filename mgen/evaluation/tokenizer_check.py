@@ -269,7 +269,7 @@ class _Sums:
             command=command,
             **facts,  # type: ignore[arg-type]
         )
-        return judged(check)
+        return with_verdict(check)
 
 
 def id_use(used: Tensor, global_tokens: int = 0) -> list[IdUse]:
@@ -286,7 +286,7 @@ def id_use(used: Tensor, global_tokens: int = 0) -> list[IdUse]:
     ]
 
 
-def judged(check: TokenizerCheck) -> TokenizerCheck:
+def with_verdict(check: TokenizerCheck) -> TokenizerCheck:
     """The check with its verdict, the sentence, what to try and what to know."""
     if check.distance is not None and check.floor is not None:
         floor = check.floor * min(1.0, check.count / (2 * HALF))

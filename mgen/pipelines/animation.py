@@ -6,18 +6,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, features
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from mgen.generators import Cascade
 from mgen.pipelines.pipeline import MaskedPipeline
 from mgen.pipelines.pixels import to_uint8
+from mgen.pipelines.run_file import ANIMATIONS
 from mgen.samplers import Step
 from mgen.utils.files import atomic_path
 from mgen.utils.grids import Row, Tile, draw_grid, to_tiles
 
-KINDS = {".gif": "GIF", ".png": "PNG", ".webp": "WEBP"}
 MOST_IMAGES = 100
 MOST_FRAMES = 100  # of a run of more steps, evenly spread ones are shown
 EMPTY, EDGE = (96, 112, 138), (126, 141, 165)  # color of an unknown token, and of its edge
@@ -97,16 +97,11 @@ def covered(image: Image.Image, known: np.ndarray) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def can_write(suffix: str) -> bool:
-    """Whether this Pillow writes animations of the kind."""
-    return suffix in KINDS and (suffix != ".webp" or bool(features.check("webp")))
-
-
 def save_animation(frames: Sequence[Image.Image], file: Path, suffix: str) -> None:
     """Write frames, at most four a second and as many as take about eight seconds; the last one is held."""
     each = max(40, min(250, 8000 // len(frames)))
     times = [each] * (len(frames) - 1) + [HOLD]
     more = {"lossless": True} if suffix == ".webp" else {}
     frames[0].save(
-        file, format=KINDS[suffix], save_all=True, append_images=list(frames[1:]), duration=times, loop=0, **more
+        file, format=ANIMATIONS[suffix], save_all=True, append_images=list(frames[1:]), duration=times, loop=0, **more
     )

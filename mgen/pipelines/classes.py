@@ -9,6 +9,7 @@ import torch
 
 from mgen.tokens import has_values
 from mgen.utils.errors import MgenError, shown, suggestion
+from mgen.zoo.imagenet import aliases, folded, nearest_classes
 
 MOST_TEXT = 2**20  # characters
 
@@ -16,8 +17,8 @@ MOST_TEXT = 2**20  # characters
 def read_classes(text: str, names: Sequence[str], where: str) -> list[int]:
     """Class ids of a text such as "0,3,7-9" or "bag,dress".
 
-    A name is taken as it is written first, then without regard to case. The whole text may be one name, and a name with a comma may
-    stand in quotes. "id:2" is an id and "name:2" a name, where one could mean the other.
+    A name is taken as it is written first, then without regard to case; of ImageNet's classes synonyms and WordNet ids do too. The whole
+    text may be one name, and a name with a comma may stand in quotes. "id:2" is an id and "name:2" a name, where one could mean the other.
 
     Args:
         names: of all classes, by id. where: the option, for error messages.
@@ -74,25 +75,30 @@ def _part(part: str, names: Sequence[str], where: str) -> list[int]:
 
 
 def _named(name: str, names: Sequence[str], where: str) -> int:
-    """The class of that name; MgenError if there is none, or several."""
-    found = [i for i, other in enumerate(names) if other == name]
+    """The class of that name, as it is written, without regard to case, or by a synonym; MgenError if there is none, or several."""
+    found: Sequence[int] = [i for i, other in enumerate(names) if other == name]
     found = found or [i for i, other in enumerate(names) if other.casefold() == name.casefold()]
+    found = found or aliases(names).get(folded(name), ())
     start = f"{where}: " if where else ""
     if not found:
         raise MgenError(
             f"{start}{shown(name)} is neither a class id, a range like 0-9, nor a class name of this model: {_some(name, names)}"
         )
     if len(found) > 1:
-        listed = ", ".join(f"{i} ({names[i]})" for i in found[:10])
-        raise MgenError(f"{start}{shown(name)} could be class {listed}: give the id")
+        raise MgenError(f"{start}{shown(name)} could be class {_listed(found, names)}: give the id")
     return found[0]
+
+
+def _listed(ids: Sequence[int], names: Sequence[str]) -> str:
+    return ", ".join(f"{i} ({names[i]})" for i in ids[:10])
 
 
 def _some(name: str, names: Sequence[str]) -> str:
     """The nearest names, and all of them if they are few."""
     if len(names) <= 20:
         return suggestion(name, names)
-    return suggestion(name, names).partition("Valid:")[0] + f"ids are 0 … {len(names) - 1}"
+    near = nearest_classes(name, names)
+    return (f"did you mean {_listed(near, names)}? " if near else "") + f"ids are 0 … {len(names) - 1}"
 
 
 def class_ids(

@@ -7,6 +7,7 @@ from typing import Any
 
 from diffusers.loaders.lora_base import LoraBaseMixin
 
+from mgen.data.record import DataRecord
 from mgen.generators import Cascade, Generator, build_model
 from mgen.generators.adapter_file import FILE, AdapterFile, read_adapter
 from mgen.generators.adapters import check_peft
@@ -19,10 +20,11 @@ PART = "transformer"
 
 @dataclass(frozen=True, kw_only=True)
 class Before:
-    """What an adapter for other classes replaced: the transformer and the names of its classes. adapter: that one."""
+    """What an adapter for other classes replaced: the transformer, the names of its classes and its data. adapter: that one."""
 
     transformer: Generator | Cascade
     class_names: Sequence[str] | None
+    data: DataRecord | None
     adapter: AdapterFile
 
 
@@ -61,8 +63,9 @@ class LoRAPipeline(LoraBaseMixin):
             made.set_adapters([*names], [1.0] * (len(names) - 1) + [scale])
         if made is not self.transformer:
             config: Any = self.config  # type: ignore[attr-defined]
-            before = Before(transformer=self.transformer, class_names=config.class_names, adapter=adapter)
-            self._replace(made.eval(), adapter.about.class_names)
+            data: DataRecord | None = self.data  # type: ignore[attr-defined]
+            before = Before(transformer=self.transformer, class_names=config.class_names, data=data, adapter=adapter)
+            self._replace(made.eval(), adapter.about.class_names, None)  # the adapter's data are not known
             self._before_lora = before
 
     def add_adapters(self, adapters: Sequence[tuple[str | Path, float]]) -> None:
@@ -98,7 +101,9 @@ class LoRAPipeline(LoraBaseMixin):
         tokenizer.spec.require(made.tokens, by=f"the model of {adapter.where}")
         return made.to(self.transformer.device, self.transformer.dtype)
 
-    def _replace(self, transformer: Generator | Cascade, class_names: Sequence[str] | None) -> None:
+    def _replace(
+        self, transformer: Generator | Cascade, class_names: Sequence[str] | None, data: DataRecord | None
+    ) -> None:
         pipe: Any = self
         if class_names is not None and len(class_names) != transformer.num_classes:
             raise MgenError(
@@ -106,6 +111,7 @@ class LoRAPipeline(LoraBaseMixin):
             )
         pipe.transformer = transformer
         pipe.register_to_config(class_names=None if class_names is None else tuple(class_names))
+        pipe.set_data(data)
 
     def save_lora_weights(self, save_directory: str | Path, adapter_name: str | None = None) -> None:  # type: ignore[override]
         """Write an adapter as pytorch_lora_weights.safetensors into a folder; of several, `adapter_name` says which."""
@@ -131,5 +137,6 @@ class LoRAPipeline(LoraBaseMixin):
         fused = self.transformer.fused
         self.transformer.unload_lora()
         if self._before_lora is not None and not fused:
-            self._replace(self._before_lora.transformer, self._before_lora.class_names)
+            before = self._before_lora
+            self._replace(before.transformer, before.class_names, before.data)
         self._before_lora = None

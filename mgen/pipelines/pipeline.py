@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -10,6 +10,7 @@ import torch
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
+from mgen.data.record import DataRecord, read_record
 from mgen.generators import Cascade, Generator
 from mgen.pipelines.arguments import as_list, call_options, check_tokens, chosen_sampler, given_tokens, one_of
 from mgen.pipelines.classes import class_ids
@@ -17,7 +18,7 @@ from mgen.pipelines.habits import DiffusersPipeline
 from mgen.pipelines.image_seeds import image_seeds
 from mgen.pipelines.lora import LoRAPipeline
 from mgen.pipelines.pixels import as_output
-from mgen.pipelines.saved import COMPONENTS, INDEX, load_part, names_by_id, read_index
+from mgen.pipelines.saved import COMPONENTS, INDEX, checked_names, earlier_names, load_part, read_index
 from mgen.pipelines.sizes import check_batch
 from mgen.pipelines.step_callbacks import OnStepEnd, StepCallbacks
 from mgen.samplers import ParallelSampler, Step
@@ -26,7 +27,6 @@ from mgen.utils.devices import check_device
 from mgen.utils.errors import MgenError, check_keys, shown
 from mgen.utils.hub import HUB_KEYS, take_options
 from mgen.utils.modeling import check_dtype, public
-from mgen.utils.reading import read_mapping
 from mgen.zoo import DEFAULT, resolve
 
 P = TypeVar("P", bound="MaskedPipeline")
@@ -53,7 +53,9 @@ class MaskedPipeline(DiffusersPipeline, LoRAPipeline):
 
     Args:
         tokenizer: decodes tokens to images. transformer: the generator, which predicts tokens. sampler: decides how.
-        class_names: names of the classes, for captions and file names, as a list, or as saved in model_index.json: {"0": …, "1": …}.
+        class_names: names of the classes, for captions, as a list or as model_index.json has them, {"0": …, "1": …}; or "imagenet" for
+            those of ImageNet-1k.
+        data: what the model was trained on, a DataRecord or its entries; saved in model_index.json.
     """
 
     def __init__(
@@ -62,25 +64,19 @@ class MaskedPipeline(DiffusersPipeline, LoRAPipeline):
         transformer: Generator | Cascade,
         sampler: ParallelSampler,
         class_names: Sequence[str] | Mapping[str, str] | None = None,
+        data: DataRecord | Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        transformer, names = _in_place(transformer), names_by_id(class_names)
+        transformer = _in_place(transformer)
         for part, kind in ((tokenizer, Tokenizer), (transformer, Generator | Cascade), (sampler, ParallelSampler)):
             if not isinstance(part, kind):
                 raise MgenError(
                     f"a pipeline is made of a Tokenizer, a Generator or Cascade and a ParallelSampler, not {shown(part)}"
                 )
         tokenizer.spec.require(transformer.tokens, by=type(transformer).__name__)
-        if names is not None and (
-            isinstance(names, str)
-            or not isinstance(names, Sequence)
-            or not all(isinstance(name, str) and name.strip() for name in names)
-        ):
-            raise MgenError(f"class_names is {shown(class_names)}: expected a list of texts that are not empty")
-        if names is not None and len(names) != transformer.num_classes:
-            raise MgenError(f"{len(names)} class names for {transformer.num_classes} classes: give one for each")
         self.register_modules(tokenizer=tokenizer, transformer=transformer, sampler=sampler)
-        self.register_to_config(class_names=None if names is None else tuple(names))
+        self.register_to_config(class_names=checked_names(class_names, transformer.num_classes))
+        self.set_data(read_record(data, "data"))
         self.tokenizer: Tokenizer
         self.transformer: Generator | Cascade
         self.sampler: ParallelSampler
@@ -103,6 +99,16 @@ class MaskedPipeline(DiffusersPipeline, LoRAPipeline):
         hub = take_options(options)
         folder = resolve(pretrained_model_name_or_path, hub=hub, variant=options.get("variant"))
         return _build(cls, folder, given, options)
+
+    @property
+    def data(self) -> DataRecord | None:
+        """What the model was trained on; None if that is not known, as for models of earlier versions and official checkpoints."""
+        return self._data
+
+    def set_data(self, data: DataRecord | None) -> None:
+        """Note what the model was trained on."""
+        self._data = data
+        self.register_to_config(data=None if data is None else asdict(data))
 
     @property
     def conditional(self) -> bool:
@@ -306,19 +312,11 @@ def load(
 
 def _build(cls: type[P], folder: Path, given: dict[str, Any], options: dict[str, Any]) -> P:
     """The pipeline of a folder, with the parts that are given; `options` of Model.from_pretrained."""
-    if not (folder / INDEX).is_file():
-        what, config = (
-            "expected a folder written by save_pretrained, mgen train or mgen convert",
-            folder / "config.json",
-        )
-        if config.is_file():
-            name = shown(read_mapping(config).get("_class_name")).strip("'")
-            what = f"it holds a {name} alone; join it with a tokenizer by mgen convert pipeline"
-        raise MgenError(f"{folder} is no pipeline (model_index.json is missing): {what}")
     index = read_index(folder)
     parts = {part: given[part] if part in given else load_part(folder, part, index, options) for part in COMPONENTS}
     try:
-        pipe = cls(**parts, class_names=index.class_names)
+        names = index.class_names or earlier_names(folder, parts["transformer"])
+        pipe = cls(**parts, class_names=names, data=index.data)
     except MgenError as error:
         raise MgenError(f"{folder / INDEX}: {error}") from error
     pipe.tokenizer.eval()

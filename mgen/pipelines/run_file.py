@@ -10,6 +10,7 @@ from mgen.utils.schema import Count, Natural, Size, Text, build, schema
 FORMATS = ("png", "npz")
 QUANTIZATIONS = ("round", "half-up", "truncate")
 PRECISIONS = ("fp32", "bf16", "fp16")
+ANIMATIONS = {".gif": "GIF", ".png": "PNG", ".webp": "WEBP"}  # suffix → Pillow's name of the format
 # Names of the files that hold images.
 IMAGE = re.compile(r"(\d{6,})(?:_class-\d{4,})?\.png")
 SHARD = re.compile(r"images-(\d{6,})-(\d{6,})\.npz")

@@ -16,7 +16,8 @@ from typing import Any, overload
 from mgen.pipelines.labels import LabelPlan
 from mgen.pipelines.run_file import FORMATS, IMAGE, QUANTIZATIONS, SHARD, read_run
 from mgen.pipelines.shards import find_shards, shard_name
-from mgen.utils.errors import MgenError, check_choice, shown
+from mgen.utils.changes import changes, differs
+from mgen.utils.errors import MgenError, check_choice
 from mgen.utils.files import write_json
 from mgen.utils.reading import read_json
 
@@ -130,21 +131,20 @@ def check_run(out: Path, settings: dict[str, Any], *, defaults: Mapping[str, Any
     file, defaults = out / "run.json", defaults or {}
     if not file.exists() and not file.is_symlink():
         return
-    settings, there = json.loads(json.dumps(settings)), read_json(file)
+    now, there = json.loads(json.dumps(settings)), read_json(file)
     if not isinstance(there, dict):
         raise MgenError(f"{file} does not describe a run: choose another --out, or remove the folder")
     skipped = {"num_images", "model"}  # the same weights may be at another path, and a run may be extended
     if "model_sha256" not in there:  # of an older version, which knew a model by its weights
         skipped.add("model_sha256")
-    for key in sorted((settings.keys() | there.keys()) - skipped):
-        now, then = (values.get(key, defaults.get(key)) for values in (settings, there))
-        if now != then:
-            then, now = (value if isinstance(value, str) and len(value) < 70 else shown(value) for value in (then, now))
-            raise MgenError(f"{out} holds a run with {key[:60]}={then}, now {now}: choose another --out, or remove it")
+    keys = sorted((now.keys() | there.keys()) - skipped)
+    sides = [(key, there.get(key, defaults.get(key)), now.get(key, defaults.get(key))) for key in keys]
+    if found := [change for key, old, new in sides for change in changes(old, new, key)]:
+        raise differs(out, "a run", found)
     if settings.get("labels") == "sorted" and there.get("num_images") != settings["num_images"]:
         raise MgenError(
             f"{out} holds a run of {there.get('num_images')} images in sorted classes, now {settings['num_images']}: with --labels "
-            "sorted the class of an image depends on their number; choose another --out"
+            "sorted the class of an image depends on their number; choose another --out, or replace it with --overwrite"
         )
 
 
@@ -193,12 +193,14 @@ def _check_files(run: Run, names: set[str]) -> None:
             if start % run.shard_size or not start <= stop < start + run.shard_size:
                 wrong = f"shards are of {run.shard_size}"
         if wrong:
-            raise MgenError(f"{run.out} holds {name}, but in this run {wrong}: remove it, or choose another --out")
+            raise MgenError(
+                f"{run.out} holds {name}, but in this run {wrong}: remove it, choose another --out, or --overwrite all"
+            )
         last = max(last, stop)
     if last >= run.count:
         raise MgenError(
             f"{run.out} holds images up to number {last}, this run ends with {run.count - 1}: ask for --num-images {last + 1} or more, "
-            "or choose another --out"
+            "choose another --out, or replace them with --overwrite"
         )
 
 

@@ -67,7 +67,7 @@ class Records:
         self.stages[stage].seconds += seconds
         self.write()
 
-    def finish(self, stage: str, said: str) -> None:
+    def complete(self, stage: str, said: str) -> None:
         self.stages[stage].finished = datetime.now(UTC).isoformat(timespec="seconds")
         self.stages[stage].said = said
         self.write()

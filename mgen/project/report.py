@@ -18,7 +18,7 @@ from mgen.evaluation.feature_files import begin, remove_features
 from mgen.evaluation.measure import Workers, measure
 from mgen.evaluation.neighbors import nearest_rows
 from mgen.evaluation.protocols import PUBLISHED, Protocol, find_protocol
-from mgen.evaluation.result import Result
+from mgen.evaluation.result import Facts, Result
 from mgen.evaluation.source import Batch, Source
 from mgen.evaluation.sources import from_dataset
 from mgen.evaluation.statistics import Reference, sha256_of
@@ -31,6 +31,7 @@ from mgen.utils.devices import check_device
 from mgen.utils.files import atomic_path
 from mgen.utils.grids import labeled_grid
 
+EXTRACTORS = ("classifier/first", "classifier/second")  # as results call them
 BATCH = 50  # images sampled at a time
 SHOWN = 100  # samples in the grid of a model that is not measured
 
@@ -50,7 +51,7 @@ def make_report(project: Project) -> str:
     first = measuring.result(samples.source(len(labels)), folders[0])
     if val is not None and count >= 2:
         folders += [out / f"samples-{count}", out / "validation"]
-        fewer = measuring.result(samples.source(count), folders[1])
+        fewer = measuring.result(samples.source(count, plain=True), folders[1])
         floor = measuring.result(from_dataset(val, name="validation images", limit=count), folders[2])
     write_page(
         [str(folder) for folder in folders],
@@ -95,23 +96,25 @@ class Samples:
             self.images |= dict(zip(some, to_uint8(made).cpu()))
         return torch.stack([self.images[i] for i in rows])
 
-    def source(self, count: int) -> Source:
-        """The first `count` of them."""
+    def source(self, count: int, *, plain: bool = False) -> Source:
+        """The first `count` of them; `plain`: described like the images of a data set, for a table with one."""
 
         def read(start: int, stop: int) -> Batch:
             labels = torch.tensor([-1 if (label := self.labels[i]) is None else label for i in range(start, stop)])
             return Batch(images=self.batch(range(start, stop)), labels=labels)
 
-        about = {
-            "kind": "model",
-            "model": "generator/model",
-            "seed": self.seed,
-            "labels": "as frequent as in the data",
-            "dtype": "fp32",
-            "sampler": self.pipe.sampler.settings,
-            "quantization": "round",
-            "image_size": None,
-        }
+        about: Facts = {"kind": "data", "data": "samples", "quantization": "round"}
+        if not plain:
+            about = {
+                "kind": "model",
+                "model": "generator/model",
+                "seed": self.seed,
+                "labels": "as frequent as in the data",
+                "dtype": "fp32",
+                "sampler": self.pipe.sampler.settings,
+                "quantization": "round",
+                "image_size": None,
+            }
         return Source(count=count, about=about, read=read, class_names=self.pipe.class_names, ahead=False)
 
 
@@ -128,8 +131,8 @@ class Measuring:
 
     @classmethod
     def of(cls, project: Project, device: torch.device) -> "Measuring":
-        folder = project.classifier(0) / "model"
-        extractor = make_extractor(str(folder), device=device)
+        extractor, classifier = (make_extractor(str(project.classifier(i) / "model"), device=device) for i in (0, 1))
+        extractor.name, classifier.name = EXTRACTORS
         training = from_dataset(project.train_images, name="training images")
         measured = measure(training, extractor, examples=0, workers=Workers(device=device))
         mean, cov = measured.sums().finish()
@@ -143,8 +146,8 @@ class Measuring:
         )
         return cls(
             extractor=extractor,
-            classifier=make_extractor(str(project.classifier(1) / "model"), device=device),
-            protocol=find_protocol(None, extractor=str(folder)),
+            classifier=classifier,
+            protocol=find_protocol(None, extractor=extractor.name),
             reference=reference,
             training=training,
             device=device,

@@ -89,7 +89,7 @@ LARGE_KL = dict(layers=2, norm_groups=32, encoder_attention=())
 SMALL_RUNS: dict[str, Any] = dict(
     batch=BATCH,
     tokenizer=Passes(passes=40, least=2400 * BATCH, most=8000 * BATCH),
-    generator=Passes(passes=100, least=3200 * BATCH, most=20_000 * BATCH),
+    generator=Passes(passes=60, least=3200 * BATCH, most=20_000 * BATCH),
     lr_tokenizer=1e-3,
     lr_generator=1e-3,
 )

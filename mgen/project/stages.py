@@ -92,7 +92,7 @@ TABLE = {
 }
 
 
-TRAININGS = ("classifier", "tokenizer", "generator")
+LAUNCHED = ("tokenizer", "generator")  # stages that several processes can share
 
 
 def run_project(
@@ -120,9 +120,10 @@ def run_project(
     if redo and not stages:
         raise MgenError("--redo needs --stage: name the stages to do anew")
     rank, world = (int(os.environ.get(name, str(usual))) for name, usual in (("RANK", 0), ("WORLD_SIZE", 1)))
-    if world > 1 and (alone := [name for name in chosen if name not in TRAININGS]):
+    if world > 1 and (len(chosen) > 1 or chosen[0] not in LAUNCHED):
         raise MgenError(
-            f"the stage {alone[0]} runs in one process: launch several for --stage {' or '.join(TRAININGS)} only, and the others without"
+            f"several processes run one training of a project: launch them with --stage {' or --stage '.join(LAUNCHED)}, and run the other "
+            "stages without a launcher"
         )
     with locked(project.folder, active=rank == 0):
         records = Records.read(project.folder, active=rank == 0)
@@ -160,7 +161,7 @@ def _run(project: Project, records: Records, name: str, number: str, accept_toke
         said = stage.run(project)
     finally:
         records.add_time(name, time.perf_counter() - began)
-    records.finish(name, said)
+    records.complete(name, said)
     say(f"{number}: done in {in_time(records.stages[name].seconds)}. {said}")
     _check_good(project, name, accept_tokenizer)
 

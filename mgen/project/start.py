@@ -18,7 +18,7 @@ from mgen.project.forecast import time_project
 from mgen.project.records import Records
 from mgen.project.rules import Kind
 from mgen.project.settings import FILE, STAGES, Project
-from mgen.project.survey import Survey, look
+from mgen.project.survey import Survey, survey
 from mgen.utils.errors import MgenError, suggestion
 from mgen.utils.files import check_writable, write_text
 
@@ -88,7 +88,7 @@ def _draft(request: InitRequest) -> Draft:
         raise MgenError(
             "--data fmnist: Fashion-MNIST has settings of its own, see mgen train --config fmnist-vqgan; give a folder of images"
         )
-    found = look(request.data, classes=request.classes)
+    found = survey(request.data, classes=request.classes)
     if found.count < LEAST:
         raise MgenError(
             f"{request.data} holds {found.count} images: at least {LEAST} are needed, and a good model needs thousands"
@@ -155,7 +155,7 @@ def _tokenizer(given: str | None) -> str | None:
 
 def _check_val(folder: str, found: Survey) -> None:
     """Raise MgenError unless the validation images have classes of the training images only."""
-    val = look(folder, classes="any" if found.has_classes else "none")
+    val = survey(folder, classes="any" if found.has_classes else "none")
     if other := [name for name in val.counts if found.has_classes and name not in found.counts]:
         raise MgenError(f"--val {folder} has the class {other[0]!r}, which {found.root} lacks: rename or remove it")
 

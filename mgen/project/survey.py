@@ -61,7 +61,7 @@ class Survey:
         return int(statistics.median(self.sides))
 
 
-def look(root: str | Path, *, classes: ClassRule = "any", progress: bool = True) -> Survey:
+def survey(root: str | Path, *, classes: ClassRule = "any", progress: bool = True) -> Survey:
     """Look at the images of a folder; of a large one at evenly spread ones.
 
     Raises:

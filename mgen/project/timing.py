@@ -1,6 +1,7 @@
 """How long a training takes and how much memory, by some real steps of it."""
 
 import gc
+import statistics
 import tempfile
 import time
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from mgen.training.trainer import Trainer
 from mgen.utils.errors import MgenError
 from mgen.utils.limits import available_memory
 
-SECONDS, MOST, LEAST = 4.0, 20, 2  # time for the timed steps, and how many there are
+SECONDS, MOST, LEAST = 5.0, 20, 5  # time for the timed steps, and how many there are
 MARGIN = 0.8  # share of the free memory that a training may take
 MOST_PIECES = 64
 
@@ -67,16 +68,16 @@ def _timed(config: TrainConfig) -> Timed:
     loader = iter(batches(trainer.task.train_data, order, config.data.workers))
     trainer.objective.train()
     try:
-        trainer.train_step(loader, order)  # the first one is slower
-        _wait(trainer.device)
-        began, done = time.perf_counter(), 0
-        while done < min(MOST, config.steps) and (done < LEAST or time.perf_counter() - began < SECONDS):
+        took: list[float] = []
+        # The first steps are slower, and a step during which the machine did something else tells nothing: hence the median.
+        while len(took) < min(MOST, config.steps) and (len(took) < LEAST or sum(took) < SECONDS):
+            began = time.perf_counter()
             trainer.train_step(loader, order)
-            done += 1
-        _wait(trainer.device)
+            _wait(trainer.device)
+            took.append(time.perf_counter() - began)
     except torch.OutOfMemoryError as error:
         raise _Full from error
-    seconds = (time.perf_counter() - began) / done
+    seconds = statistics.median(took)
     return Timed(seconds=seconds, steps=config.steps, memory=memory.total, accumulate=config.accumulate)
 
 

@@ -1,13 +1,5 @@
-"""Metrics plotted over the setting in which results differ, as SVG for a page, by matplotlib.
+"""Metrics plotted over the setting in which results differ, as SVG for a page, by matplotlib."""
 
-The curves follow the page's light and dark themes: the plot uses placeholder colors, which are replaced by variables of the style
-sheet.
-"""
-
-import io
-import re
-import warnings
-import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
@@ -16,17 +8,16 @@ from mgen.evaluation.result import Facts
 from mgen.reports.compare import Group, differing
 from mgen.reports.data import number, plain, plus_minus
 from mgen.reports.read import is_number
+from mgen.reports.svg import SERIES, add_legend, draw, finish_axes, series
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 INSTALL = (
     "The curves need matplotlib: pip install 'mgen[plots]' and rerun the command. Their numbers are in the tables."
 )
-SERIES = 6  # colors in the style sheet, --series-1 …; further lines repeat them with other markers
-INK, GRID = "#010203", "#040506"
 MARKERS, DASHES = "osD^vPX", ("-", "--", "-.", ":")
-SVG, XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,28 +110,16 @@ def _axes(columns: dict[str, list[object]]) -> dict[str, list[object]]:
 
 def plot(curve: Curve, prefix: str) -> str | None:
     """The curve as an <svg> element for a page, with a prefix of its own for the ids inside; None without matplotlib."""
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ImportError:
-        return None
-    with warnings.catch_warnings(), matplotlib.rc_context():
-        warnings.simplefilter("ignore")  # about glyphs that matplotlib's font lacks; the page has its own font
-        matplotlib.rcdefaults()  # independent of the user's style, which the context restores
-        # Text stays text; ids are reproducible.
-        matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": prefix})
-        figure = Figure(figsize=(4.6, 3.1 + 0.1 * len(curve.lines)), layout="constrained")
-        titles = _fill(figure, curve)
-        file = io.StringIO()
-        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
-    return _for_page(file.getvalue(), prefix, curve, titles)
+    size = (4.6, 3.1 + 0.1 * len(curve.lines))
+    return draw(lambda figure: _fill(figure, curve), prefix, curve.title, size=size)
 
 
 def _fill(figure: "Figure", curve: Curve) -> dict[str, str]:
     """Plot the curve; returns the tooltip of each point by its id."""
-    axes, titles, handles = figure.subplots(), {}, []
+    axes, titles = figure.subplots(), dict[str, str]()
+    handles: list[Line2D] = []
     for k, (name, points) in enumerate(curve.lines):
-        color, marker = f"#0a0b{k % SERIES:02x}", MARKERS[k % len(MARKERS)]
+        color, marker = series(k), MARKERS[k % len(MARKERS)]
         x, y, dashes = [p.x for p in points], [p.y for p in points], DASHES[k // SERIES % len(DASHES)]
         handles += axes.plot(x, y, dashes, color=color, marker=marker, linewidth=1.4, markersize=4.5)
         for i, point in enumerate(points):
@@ -159,54 +138,11 @@ def _fill(figure: "Figure", curve: Curve) -> dict[str, str]:
         axes.set_xticks(xs, list(map(number, xs)))
     axes.set_xlabel(curve.setting, parse_math=False)
     axes.set_ylabel(curve.metric + (f"\n({curve.better} is better)" if curve.better else ""), parse_math=False)
-    axes.grid(color=GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(INK)
-    axes.tick_params(colors=INK, labelsize=8)
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.label.set(color=INK, fontsize=9)
+    finish_axes(axes)
     names = [name for name, _ in curve.lines]
     if any(names):
-        legend = figure.legend(handles, names, loc="outside lower center", ncols=2, frameon=False, fontsize=8)
-        for text in legend.get_texts():
-            text.set(color=INK, parse_math=False)
+        add_legend(figure, handles, names)
     return titles
-
-
-def _for_page(text: str, prefix: str, curve: Curve, titles: dict[str, str]) -> str:
-    """matplotlib's SVG as an element of a page: no links, unique ids, colors of the style sheet, tooltips at the points."""
-    root = ET.fromstring(text)
-    for parent in root.iter():
-        for child in parent.findall(f"{SVG}metadata"):
-            parent.remove(child)
-    for element in root.iter():
-        if element.tag == f"{SVG}g" and element.get("id") in titles:
-            title = ET.Element(f"{SVG}title")
-            title.text = titles[element.attrib["id"]]
-            element.insert(0, title)
-            element.set("class", "point")
-        if href := element.attrib.pop(f"{XLINK}href", None):
-            element.set("href", href)
-        for key, value in element.attrib.items():
-            if key == "id":
-                value = f"{prefix}-{value}"
-            value = re.sub(r"^#(?=[A-Za-z])", f"#{prefix}-", value) if key == "href" else value
-            value = re.sub(r"url\(#", f"url(#{prefix}-", value).replace(INK, "var(--ink)").replace(GRID, "var(--rule)")
-            element.set(key, re.sub(r"#0a0b(..)", lambda match: f"var(--series-{int(match[1], 16) + 1})", value))
-        if element.tag == f"{SVG}text":  # the page's font
-            element.set("style", re.sub(r"font: ([\d.]+px) [^;]+", r"font-size: \1", element.get("style", "")))
-        if element.tag == f"{SVG}style":
-            element.text = (element.text or "").replace("*{", f"#{prefix} *{{")
-    root.set("id", prefix)
-    root.set("role", "img")
-    root.set("aria-label", f"{curve.title}; the values are in the table below")
-    for size in ("width", "height", "version"):
-        root.attrib.pop(size, None)
-    for element in root.iter():  # HTML has these elements without namespaces
-        element.tag = element.tag.removeprefix(SVG)
-    return ET.tostring(root, encoding="unicode")
 
 
 def as_json(curves: Sequence[Curve]) -> list[Facts]:

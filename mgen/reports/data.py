@@ -145,6 +145,10 @@ def published_rows(result: Result) -> list[list[str]]:
     return rows
 
 
+COST_CAPTION = "Of the images measured here; an operation is a multiplication or an addition, of the network only."
+CLASS_CAPTION = "One row per class; accuracies are shares from 0 to 1."
+
+
 def cost_rows(result: Result) -> list[tuple[str, str]]:
     """What the images cost, as text."""
     return [(COST.get(key, key.replace("_", " ")), number(value)) for key, value in (result["cost"] or {}).items()]

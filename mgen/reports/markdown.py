@@ -29,7 +29,7 @@ def markdown(title: str, groups: Sequence[Group]) -> str:
     return "\n".join(lines)
 
 
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1) -> list[str]:
+def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1) -> list[str]:
     """A table whose columns from `left` on are right-aligned."""
     rule = ["---"] * left + ["---:"] * (len(heads) - left)
     lines = [list(map(words, heads)), rule, *(list(map(words, row)) for row in rows)]
@@ -51,11 +51,11 @@ def _group(group: Group) -> list[str]:
     shown = columns(group)
     heads = ["run", *(c.name + (f" ({c.better} is better)" if c.better else "") for c in shown)]
     rows = [[f"{run.number} {run.title}", *(c.cells[i] for c in shown)] for i, run in enumerate(group.runs)]
-    lines += [*_table(heads, rows), words(data.deviation_note(group.runs[0].result)), ""]
+    lines += [*markdown_table(heads, rows), words(data.deviation_note(group.runs[0].result)), ""]
     curves, reason = find_curves(group)
     lines += [words(reason), ""] if reason else []
     for curve in curves:
-        lines += [f"**{words(curve.title)}**", "", *_table(*curve.table())]
+        lines += [f"**{words(curve.title)}**", "", *markdown_table(*curve.table())]
     return lines
 
 
@@ -68,21 +68,21 @@ def _run(run: ReportRun, *, level: int) -> list[str]:
         lines += [f"    {' '.join(result['command'].split())}", ""]
     lines += [f"{sharps} Quality", ""]
     rows = [[name, data.metric(result, name), result["better"].get(name, "")] for name in result["metrics"]]
-    lines += [*_table(["metric", "value", "better"], rows), words(data.deviation_note(result)), ""]
+    lines += [*markdown_table(["metric", "value", "better"], rows), words(data.deviation_note(result)), ""]
     if result["missing"]:
         lines += ["Not computed:", ""]
         lines += [f"- {words(name)}: {words(data.plain(why))}" for name, why in result["missing"].items()] + [""]
     if published := data.published_rows(result):
-        lines += [f"{sharps} Published and measured", "", *_table(data.PUBLISHED_HEADS, published)]
+        lines += [f"{sharps} Published and measured", "", *markdown_table(data.PUBLISHED_HEADS, published)]
         lines += [words(result["published"].get("note") or ""), ""]
     if cost := data.cost_rows(result):
-        lines += [f"{sharps} Cost", "", *_table(["cost", "value"], cost)]
+        lines += [f"{sharps} Cost", "", *markdown_table(["cost", "value"], cost), data.COST_CAPTION, ""]
     if run.grid is not None:
         lines += [f"![grid of samples](<{quote(run.grid_path, safe=SAFE)}>)", ""]
     lines += _by_class(result, sharps) + _nearest(result, sharps)
     lines += [f"{sharps} How it was measured", ""]
     settings = [(f"{name}: {key}", value) for name, part in data.parts(result).items() for key, value in part.items()]
-    return lines + _table(["setting", "value"], [[key, data.plain(value)] for key, value in settings], left=2)
+    return lines + markdown_table(["setting", "value"], [[key, data.plain(value)] for key, value in settings], left=2)
 
 
 def _by_class(result: Result, sharps: str) -> list[str]:
@@ -91,7 +91,13 @@ def _by_class(result: Result, sharps: str) -> list[str]:
         return []
     texts = [data.column_numbers([column.get(c) for c in ids]) for column in result["by_class"].values()]
     rows = [[data.class_name(result, c), c, *(text[i] for text in texts)] for i, c in enumerate(ids)]
-    return [f"{sharps} Per class", "", *_table(["class", "id", *result["by_class"]], rows)]
+    return [
+        f"{sharps} Per class",
+        "",
+        *markdown_table(["class", "id", *result["by_class"]], rows),
+        data.CLASS_CAPTION,
+        "",
+    ]
 
 
 def _nearest(result: Result, sharps: str) -> list[str]:
@@ -105,4 +111,4 @@ def _nearest(result: Result, sharps: str) -> list[str]:
         rows.append([data.class_name(result, row.get("label")), data.number(row["distance"]) + near, ", ".join(others)])
     heads = ["sampled image", "nearest training image", "all of them"]
     note = words(data.nearest_note(nearest))
-    return [f"{sharps} Nearest training images", "", note, "", *_table(heads, rows, left=3)]
+    return [f"{sharps} Nearest training images", "", note, "", *markdown_table(heads, rows, left=3)]

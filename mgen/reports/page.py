@@ -48,7 +48,7 @@ def page(title: str, groups: Sequence[Group]) -> str:
         body.append(_run(runs[0], folded=False))
     else:
         if len(groups) > 1:
-            body.append(_notes(["Measured in several ways: compare numbers within a table, not between tables."]))
+            body.append(notes_box(["Measured in several ways: compare numbers within a table, not between tables."]))
         body += [_group(group, index, mixed=len(groups) > 1) for index, group in enumerate(groups)]
         names = run_names(groups)
         links = [tag("li", tag("a", names[run.number], href=f"#run-{run.number}")) for run in runs]
@@ -56,6 +56,11 @@ def page(title: str, groups: Sequence[Group]) -> str:
         for run in runs:
             heading = tag("h2", f"{run.number} {names[run.number]}")
             body.append(tag("section", heading, _run(run, folded=True), id=f"run-{run.number}", class_="run"))
+    return document(title, body)
+
+
+def document(title: str, body: Iterable[str]) -> str:
+    """A whole page around the elements of its body."""
     return _PAGE.substitute(title=escape(title), policy=POLICY, css=CSS, js=JS, body=join(body, "\n"))
 
 
@@ -69,7 +74,7 @@ def _group(group: Group, index: int, *, mixed: bool) -> Html:
         tag("h2", group.title) if mixed else tag("p", f"{group.title}.", class_="facts"),
         tag("p", f"The same for all: {facts}.", class_="facts") if facts else Html(),
         listing(best, class_="verdict"),
-        _notes(notes(group)),
+        notes_box(notes(group)),
         tag("h3", "Comparison") if len(group.runs) > 1 else Html(),
         _comparison(group),
     ]
@@ -122,7 +127,7 @@ def _run(run: ReportRun, *, folded: bool) -> Html:
     out = [
         tag("p", *(words or ["Nothing was measured; "]), f"{result['count']:,} images.", class_="verdict"),
         tag("p", facts, class_="facts"),
-        Html() if folded else _notes(data.warnings(result)),
+        Html() if folded else notes_box(data.warnings(result)),
         tag("div", tag("code", result["command"]), class_="command") if result["command"] else Html(),
         _metrics(result),
         _part("Published and measured", _published(result)),
@@ -141,7 +146,8 @@ def _part(title: str, content: Html, *, folded: bool = False) -> Html:
     return tag("section", tag("h3", title), content) if content else content
 
 
-def _notes(lines: Iterable[str]) -> Html:
+def notes_box(lines: Iterable[str]) -> Html:
+    """Notes to read before the numbers; empty text if there are none."""
     items = listing(lines)
     return tag("aside", tag("h3", "Before comparing"), items, role="note", aria_label="Notes") if items else Html()
 
@@ -156,7 +162,10 @@ def _metrics(result: Result) -> Html:
     side = []
     if cost := data.cost_rows(result):
         rows = [[row_head(name), tag("td", text, class_="num wrap")] for name, text in cost]
-        side += [tag("h3", "Cost"), table([head("cost"), head("value", numeric=True)], rows, label="Cost")]
+        side += [
+            tag("h3", "Cost"),
+            table([head("cost"), head("value", numeric=True)], rows, label="Cost", caption=data.COST_CAPTION),
+        ]
     if result["missing"]:
         lines = [join([tag("b", f"{name}: "), data.plain(why)]) for name, why in result["missing"].items()]
         side += [tag("h3", "Not computed"), listing(lines)]
@@ -205,7 +214,7 @@ def _by_class(run: ReportRun) -> Html:
     if many:
         box = tag("input", type="search", aria_controls=name, placeholder="name or id")
         field = tag("p", tag("label", "Only classes with", box), tag("output"), class_="filter", hidden=True)
-    numbers = table(heads, rows, label="Per class", kind="sortable", id=name, long=many)
+    numbers = table(heads, rows, label="Per class", caption=data.CLASS_CAPTION, kind="sortable", id=name, long=many)
     return join([field, numbers])
 
 

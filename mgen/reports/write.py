@@ -9,11 +9,13 @@ from PIL import Image
 from torch import Tensor
 
 from mgen.evaluation.result import FORMAT, Facts, Result
+from mgen.reports import training_page
 from mgen.reports.compare import Group, columns, grouped
 from mgen.reports.curves import as_json, find_curves
 from mgen.reports.markdown import markdown
 from mgen.reports.page import page
 from mgen.reports.read import MOST_GRID, PICTURES, ReportRun, check_result, cleaned, read_result
+from mgen.reports.training_page import read_report
 from mgen.utils.errors import MgenError, first_line
 from mgen.utils.files import atomic_path, write_json, write_text
 from mgen.utils.grids import labeled_grid
@@ -72,7 +74,7 @@ def write_page(paths: Sequence[str], out: Path, *, title: str | None = None, all
         )
     if taken := [path for path in outputs if Path(os.path.realpath(path)) in files]:
         raise MgenError(f"{taken[0]} is a result and would be overwritten: choose another --out")
-    _check_own(outputs)
+    check_own(outputs)
     groups = grouped(runs, allow_mixed=allow_mixed)
     title = cleaned(title) if title else (runs[0].title if len(runs) == 1 else f"{len(runs)} results compared")
     texts = [page(title, groups), markdown(title, groups)]
@@ -82,7 +84,25 @@ def write_page(paths: Sequence[str], out: Path, *, title: str | None = None, all
     return outputs
 
 
-def _check_own(outputs: Sequence[Path]) -> None:
+def write_trainings(
+    folders: Sequence[Path], out: Path, *, against: tuple[Path, str] | None = None, title: str | None = None
+) -> list[Path]:
+    """Put the logs of trainings on one page, beside another one if its folder and name are given; returns the files like `write_page`.
+
+    Raises:
+        MgenError: a log is unreadable or given twice, or the files are not mgen report's to replace.
+    """
+    outputs = [out.with_suffix(suffix) for suffix in (".html", ".md", ".json")]
+    report = read_report(folders, against, title=cleaned(title) if title else None)
+    check_own(outputs)
+    texts = [training_page.html(report), training_page.markdown(report)]
+    write_json(outputs[2], training_page.summary_json(report))  # first: it says whose the others are
+    for file, text in zip(outputs, texts):
+        write_text(file, text)
+    return outputs
+
+
+def check_own(outputs: Sequence[Path]) -> None:
     """Raise MgenError if there are files of these names that mgen report did not write; its JSON file tells."""
     there = [path for path in outputs if os.path.lexists(path)]
     if not there:
@@ -91,7 +111,8 @@ def _check_own(outputs: Sequence[Path]) -> None:
         data = read_json(outputs[2])
     except MgenError:
         data = None
-    if not isinstance(data, dict) or not {"format", "title", "groups", "results"} <= data.keys():
+    kinds = ({"format", "title", "groups", "results"}, {"format", "title", "trainings", "verdicts"})
+    if not isinstance(data, dict) or not any(keys <= data.keys() for keys in kinds):
         names = " and ".join(path.name for path in there)
         raise MgenError(
             f"{there[0].parent or '.'} holds {names}, which mgen report did not write and does not replace: choose another --out"

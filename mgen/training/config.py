@@ -225,11 +225,11 @@ def train_config(data: dict[str, Any]) -> TrainConfig:
     if not isinstance(objective, dict):
         raise MgenError(f"'objective' is {shown(objective)}: expected a mapping")
     config = build(TrainConfig, {key: value for key, value in data.items() if key != "objective"})
-    config.objective = build(OBJECTIVES[config.task], objective, "objective.")
     if config.lora is not None and config.task != "generator":
         raise MgenError(f"lora is for task generator, this is {config.task}: leave lora out")
     if config.lora is not None and config.init is None:
         raise MgenError("lora needs init: adapters are trained on a model's weights, give its name or folder")
+    config.objective = build(OBJECTIVES[config.task], objective, "objective.")
     if config.task != "generator" and (not isinstance(config.model, dict) or "class" not in config.model):
         raise MgenError(
             "missing key 'model.class': give the name of a tokenizer or classifier, such as VQGAN or ImageClassifier"

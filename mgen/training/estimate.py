@@ -16,7 +16,7 @@ BYTES = 4  # of a weight, a gradient and each of the two moments of AdamW
 
 
 @dataclass(frozen=True, kw_only=True)
-class Memory:
+class Need:
     """Bytes that a training needs: of a step (what it keeps for the backward pass, gradients, the optimizer's state), of the random
     numbers of a batch, and in all, with what is in use already."""
 
@@ -25,7 +25,7 @@ class Memory:
     total: float
 
 
-def needed_memory(trainer: Trainer) -> Memory:
+def needed_memory(trainer: Trainer) -> Need:
     """What a step needs on the trainer's device, by the forward pass of one and of two images."""
     config, device = trainer.config, trainer.device
     one, two = _kept(trainer, 1), _kept(trainer, 2) if config.batch_size > 1 else (0, 0)
@@ -34,7 +34,7 @@ def needed_memory(trainer: Trainer) -> Memory:
     step = piece_size(trainer) * image + state
     noises = config.batch_size * noise
     used = torch.cuda.memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss + noises
-    return Memory(step=step, noise=noises, total=used + step)
+    return Need(step=step, noise=noises, total=used + step)
 
 
 def piece_size(trainer: Trainer) -> int:
@@ -43,7 +43,7 @@ def piece_size(trainer: Trainer) -> int:
     return config.batch_size // (config.accumulate * trainer.accelerator.num_processes)
 
 
-def check_step(trainer: Trainer) -> Memory:
+def check_step(trainer: Trainer) -> Need:
     """Raise MgenError if the batch cannot fit in memory; else what it needs."""
     config, need = trainer.config, needed_memory(trainer)
     if config.batch_size > 1:

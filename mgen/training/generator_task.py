@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from PIL.Image import Image
 
-from mgen.data import TokenCache
+from mgen.data import TokenCache, record_of
 from mgen.generators import Cascade, Generator
 from mgen.generators.adapter_file import FILE, About
 from mgen.pipelines.pipeline import MaskedPipeline
@@ -159,6 +159,7 @@ class GeneratorTask(Task):
             transformer=model or self.model,
             sampler=self.sampler,
             class_names=self.class_names,
+            data=record_of(self.train_data),
         )
 
 

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from mgen.training.checkpoints import list_checkpoints, save_checkpoint
 from mgen.training.config import TrainConfig
 from mgen.training.data import BatchOrder, batches
-from mgen.training.estimate import Memory, check_step
+from mgen.training.estimate import Need, check_step
 from mgen.training.lock import locked
 from mgen.training.logs import Logger
 from mgen.training.objectives import Logs
@@ -43,7 +43,7 @@ class _Forecast:
 
     TIMED, SECONDS = 5, 10.0  # steps behind the first one, and the time after which fewer will do
 
-    def __init__(self, memory: Memory, *, start: int) -> None:
+    def __init__(self, memory: Need, *, start: int) -> None:
         self.memory, self.start, self.began, self.told = memory, start, 0.0, False
 
     def step(self, trainer: Trainer) -> None:
@@ -108,7 +108,7 @@ def run(trainer: Trainer) -> Path:
             logger.close()
 
 
-def _train(trainer: Trainer, logger: Logger, memory: Memory) -> None:
+def _train(trainer: Trainer, logger: Logger, memory: Need) -> None:
     """All steps from the current one on."""
     config, data, main = trainer.config, trainer.task.train_data, trainer.accelerator.is_main_process
     rank, world = trainer.accelerator.process_index, trainer.accelerator.num_processes

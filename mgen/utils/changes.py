@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mgen.utils.errors import shown
+from mgen.utils.errors import MgenError, shown
 
 Change = tuple[str, object, object]  # key, old and new value
 
@@ -25,7 +25,21 @@ def changes(old: object, new: object, key: str = "") -> Iterator[Change]:
         yield key, old, new
 
 
+def differs(where: object, what: str, found: list[Change], option: str = "--out") -> MgenError:
+    """The error of a folder that holds something of other settings: all that differ, by name, with both values."""
+    return MgenError(
+        f"{where} holds {what} of other settings: {told(found, 12)}; choose another {option}, or replace it with --overwrite"
+    )
+
+
 def told(found: list[Change], most: int = 5) -> str:
     """Changes as text, the first few of them."""
-    text = ", ".join(f"{key} was {shown(old)}, now it is {shown(new)}" for key, old, new in found[:most])
+    text = ", ".join(
+        f"{key[:60]} was {_value(key, old)}, now it is {_value(key, new)}" for key, old, new in found[:most]
+    )
     return text if len(found) <= most else f"{text} and {len(found) - most} more"
+
+
+def _value(key: str, value: object) -> str:
+    """A value as text; a hash by its first digits."""
+    return f"{value[:8]}…" if key.endswith("sha256") and isinstance(value, str) else shown(value)

@@ -30,9 +30,7 @@ if TYPE_CHECKING:
     import torch
 
 _HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]
-_LEFTOVER = re.compile(rf"\.(.+)\.{_HOST}-([0-9]{{1,9}})\.(?:\w+\.)?(old|tmp)(?:\..+)?", re.DOTALL)
-_UMASK = os.umask(0)
-os.umask(_UMASK)
+LEFTOVER = re.compile(rf"\.(.+)\.{_HOST}-([0-9]{{1,9}})\.(?:\w+\.)?(old|tmp)(?:\..+)?", re.DOTALL)
 
 
 @contextmanager
@@ -136,7 +134,17 @@ def scratch_folder(path: str | Path) -> Iterator[Path]:
 def _usual_mode(path: Path) -> None:
     """Give the mode of a new file or folder under the process's umask; temporary ones and safetensors are private."""
     if not path.is_symlink():  # of which the target would change
-        os.chmod(path, (0o777 if path.is_dir() else 0o666) & ~_UMASK)
+        os.chmod(path, (0o777 if path.is_dir() else 0o666) & ~_umask())
+
+
+def _umask() -> int:
+    """The process's umask. Linux tells it; elsewhere it has to be set to be read, which another thread might notice."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        status = Path("/proc/self/status").read_text()
+        return int(re.search(r"^Umask:\s*([0-7]+)$", status, re.MULTILINE)[1], 8)  # type: ignore[index]
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def _swap(new: Path, path: Path) -> None:
@@ -149,10 +157,15 @@ def _swap(new: Path, path: Path) -> None:
         if exchange(-100, os.fsencode(new), -100, os.fsencode(path), 2) == 0:  # AT_FDCWD, RENAME_EXCHANGE
             return
     # Killed between the two renames, the next process puts it back. The name is the whole one for that; if it is too long, this fails.
-    old = path.with_name(f".{path.name}.{_HOST}-{os.getpid()}.old")
+    old = aside(path)
     os.replace(path, old)
     os.replace(new, path)
     shutil.rmtree(old)
+
+
+def aside(path: Path) -> Path:
+    """Where a folder is while it is being replaced; `sweep` puts it back if this process is killed meanwhile."""
+    return path.with_name(f".{path.name}.{_HOST}-{os.getpid()}.old")
 
 
 _swept: set[Path] = set()
@@ -171,7 +184,7 @@ def sweep(folder: Path) -> None:
     except OSError:  # not there; one that can't be read is noticed by whoever needs it
         return
     for name in names:
-        if (left := _LEFTOVER.fullmatch(name)) and not psutil.pid_exists(int(left[2])):
+        if (left := LEFTOVER.fullmatch(name)) and not psutil.pid_exists(int(left[2])):
             there = folder / name
             with contextlib.suppress(OSError):  # another process may be sweeping too
                 if left[3] == "old" and not os.path.lexists(folder / left[1]):

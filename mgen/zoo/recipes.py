@@ -8,7 +8,7 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -25,12 +25,14 @@ class Recipe:
     """A recipe's file. The sections are checked by what reads them.
 
     Attributes:
+        data: `imagenet` if the classes are those of ImageNet-1k.
         system: its name and year. parameters: of the generator, such as "478.3 M". tflops: of one image, network only.
         format: of `mgen convert`. model: a name of configs/models, or with overrides.
         get: where the weights are. run: commands that convert and sample.
         folder: that `run` makes. sampler: settings of the sampler. evaluation: how it is evaluated.
     """
 
+    data: Literal["imagenet"] | None = None
     system: Text | None = None
     parameters: Text | None = None
     tflops: Positive | None = None

@@ -13,7 +13,7 @@ from mgen.cli import main
 from mgen.data import FashionMNIST, ImageFolder
 from mgen.data.look import look_at
 from mgen.data.record import folder_name, read_trained_on
-from mgen.evaluation.tokenizer_check import TokenizerCheck, check_tokenizer, judged
+from mgen.evaluation.tokenizer_check import TokenizerCheck, check_tokenizer, with_verdict
 from mgen.training.config import train_config
 from mgen.training.from_data import StepRule, fill_from_data
 from mgen.utils.config import read_config
@@ -191,7 +191,7 @@ def test_a_tokenizer_is_checked_on_own_images(
     assert main([*argv, "--out", str(out), "--device", "cpu"]) == 0  # again, over its own files
 
 
-def test_without_an_extractor_a_tokenizer_is_judged_by_psnr(tokenizer: Path, colors: Path, tmp_path: Path) -> None:
+def test_without_an_extractor_a_verdict_follows_from_psnr(tokenizer: Path, colors: Path, tmp_path: Path) -> None:
     found = check_tokenizer(tokenizer, str(colors), tmp_path, num_images=10, progress=False)
     assert found.count == 9 and found.distance is None and "PSNR is" in found.sentence
     assert any("mgen train --config classifier" in note for note in found.notes)
@@ -217,10 +217,10 @@ def test_verdicts_follow_from_stated_thresholds(distance: float | None, psnr: fl
         distance=distance,
         floor=None if distance is None else 1.0,
     )
-    found = judged(check)
+    found = with_verdict(check)
     assert found.verdict == verdict and bool(found.advice) == (verdict != "good enough")
     if distance is not None:  # a floor from halves of fewer images is higher
-        assert judged(dataclasses.replace(check, count=1000, floor=2.0)).verdict == verdict
+        assert with_verdict(dataclasses.replace(check, count=1000, floor=2.0)).verdict == verdict
 
 
 def test_a_kl_tokenizer_tells_its_scale_and_the_channels_it_uses(tmp_path: Path) -> None:

@@ -1,25 +1,19 @@
 """The page of a report in a real browser: opened from the disk, without a network, on a wide and a narrow screen, by day and night.
 
-Needs selenium and Chromium with its driver (Debian: apt-get install chromium chromium-driver); without them these tests are skipped,
-unless MGEN_REQUIRE_BROWSER is set.
+Needs a browser: see tests/system/browser.py.
 """
 
-import json
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mgen.reports.write import write_page, write_report
+from mgen.reports.write import write_page, write_report, write_trainings
+from mgen.zoo.trainings import find_training
+from tests.system.browser import open_browser, requests
 from tests.system.test_report import ACCURACY, example_result, random_images, written
 
-ARGUMENTS = (
-    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --disable-dev-shm-usage --window-size=1200,900"
-).split()
 CLASSES = 40
 # The least contrast of a page's text with what is behind it, and where (WCAG 2.2, relative luminance).
 CONTRAST = """
@@ -56,31 +50,9 @@ return least;
 """
 
 
-def unavailable(reason: str) -> None:
-    if os.environ.get("MGEN_REQUIRE_BROWSER"):
-        pytest.fail(f"MGEN_REQUIRE_BROWSER is set, and {reason}")
-    pytest.skip(reason)
-
-
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    try:
-        from selenium import webdriver
-        from selenium.webdriver.chrome.service import Service
-    except ImportError:
-        unavailable("selenium is not installed: pip install selenium")
-    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    driver = shutil.which("chromedriver")
-    if not program or not driver:
-        unavailable("there is no Chromium with its driver: apt-get install chromium chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = program
-    for argument in ARGUMENTS:
-        options.add_argument(argument)
-    options.add_argument("--host-resolver-rules=MAP * ~NOTFOUND")
-    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('profile')}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    session = webdriver.Chrome(options=options, service=Service(driver))
+    session = open_browser(tmp_path_factory.mktemp("profile"))
     yield session
     session.quit()
 
@@ -97,7 +69,12 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         for order in ("random", "halton")
         for steps in (4, 8, 16)
     ]
-    return {"one": one, "several": write_page(paths, folder / "several.html")[0]}
+    runs, against = (
+        [find_training(name) for name in ("fmnist-vqgan", "fmnist-kl")],
+        find_training("fmnist-vqgan-decoder"),
+    )
+    trainings = write_trainings(runs, folder / "trainings.html", against=(against, "fmnist-vqgan-decoder"))[0]
+    return {"one": one, "several": write_page(paths, folder / "several.html")[0], "trainings": trainings}
 
 
 Show = Callable[..., None]
@@ -125,15 +102,14 @@ def column(browser: Any, table: str, index: int) -> list[str]:
     return browser.execute_script(script, table, index)
 
 
-@pytest.mark.parametrize("name", ["one", "several"])
-def test_a_page_is_whole_and_fetches_nothing(name: str, browser: Any, show: Show) -> None:
+@pytest.mark.parametrize(("name", "least"), [("one", 8), ("several", 8), ("trainings", 0)])
+def test_a_page_is_whole_and_fetches_nothing(name: str, least: int, browser: Any, show: Show) -> None:
     browser.get_log("browser"), browser.get_log("performance")
     show(name)
     images = browser.execute_script("return [...document.images].map((i) => [i.complete, i.naturalWidth, i.alt])")
-    assert len(images) >= 8 and all(complete and width > 0 and alt for complete, width, alt in images)
+    assert len(images) >= least and all(complete and width > 0 and alt for complete, width, alt in images)
     assert browser.get_log("browser") == []
-    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    sent = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+    sent = requests(browser)
     assert any(url.startswith("file:") for url in sent)
     assert not [url for url in sent if not url.startswith(("file:", "data:"))]
     entries = browser.execute_script("return performance.getEntriesByType('resource').map((e) => e.name)")
@@ -181,7 +157,7 @@ def test_the_filter_leaves_the_classes_asked_for(browser: Any, show: Show) -> No
     assert not browser.find_elements("css selector", ".filter")  # three classes need none
 
 
-@pytest.mark.parametrize("name", ["one", "several"])
+@pytest.mark.parametrize("name", ["one", "several", "trainings"])
 def test_a_narrow_screen_needs_no_sideways_scrolling(name: str, browser: Any, show: Show) -> None:
     show(name, width=400)
     browser.execute_script("for (const part of document.querySelectorAll('details')) part.open = true")
@@ -189,7 +165,7 @@ def test_a_narrow_screen_needs_no_sideways_scrolling(name: str, browser: Any, sh
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("name", ["one", "several"])
+@pytest.mark.parametrize("name", ["one", "several", "trainings"])
 def test_text_stands_out_by_day_and_night(name: str, scheme: str, browser: Any, show: Show) -> None:
     show(name, scheme=scheme)
     paper = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
@@ -247,3 +223,24 @@ def test_print_is_dark_on_white_and_leaves_nothing_folded(browser: Any, show: Sh
     assert browser.execute_script("return document.querySelectorAll('details:not([open])').length") == 18
     browser.execute_cdp_cmd("Page.printToPDF", {"pageRanges": "1"})
     assert browser.execute_script("return document.querySelectorAll('details:not([open])').length") == 0
+
+
+def test_a_page_of_trainings_draws_every_value_and_says_what_is_unusual(browser: Any, show: Show) -> None:
+    pytest.importorskip("matplotlib")
+    show("trainings")
+    titles = browser.execute_script("return [...document.querySelectorAll('.curves h4')].map((h) => h.textContent)")
+    assert titles[:3] == [
+        "Training loss, over images seen",
+        "Training loss, over step",
+        "Validation loss, over images seen",
+    ]
+    boxes = [plot.rect for plot in browser.find_elements("css selector", ".curves svg[role=img]")]
+    assert len(boxes) == len(titles) and all(box["width"] > 300 and box["height"] > 150 for box in boxes)
+    heads = [h.text for h in browser.find_elements("css selector", "section > h2")]
+    assert heads == ["fmnist-vqgan", "fmnist-kl"]
+    bold = [item.text for item in browser.find_elements("css selector", "section li strong")]
+    assert any(text.startswith("PSNR") and "outside the usual range" in text for text in bold)
+    points = browser.execute_script(
+        "return [...document.querySelectorAll('.curves svg .point title')].map((t) => t.textContent)"
+    )
+    assert any(text.startswith("fmnist-kl, images seen 96,000: ") for text in points)

@@ -143,7 +143,7 @@ def test_the_bar_is_the_pipelines(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_callback_sees_every_step(pipe: MaskedPipeline, batch_size: int | None) -> None:
     seen = []
 
-    def look(given: Any, index: int, timestep: int, kwargs: dict[str, Tensor]) -> dict[str, Tensor]:
+    def watch(given: Any, index: int, timestep: int, kwargs: dict[str, Tensor]) -> dict[str, Tensor]:
         assert given is pipe and list(kwargs) == ["tokens", "known"]
         seen.append((index, timestep, int(kwargs["known"].sum())))
         return kwargs
@@ -151,7 +151,7 @@ def test_a_callback_sees_every_step(pipe: MaskedPipeline, batch_size: int | None
     plain = tokens(pipe, [0, 1])
     inputs = ["tokens", "known"]
     found = tokens(
-        pipe, [0, 1], callback_on_step_end=look, callback_on_step_end_tensor_inputs=inputs, batch_size=batch_size
+        pipe, [0, 1], callback_on_step_end=watch, callback_on_step_end_tensor_inputs=inputs, batch_size=batch_size
     )
     assert torch.equal(found, plain)
     assert [s[:2] for s in seen] == [(i, 5 - i) for i in range(6)] * (2 if batch_size else 1)
@@ -200,11 +200,11 @@ def test_a_first_stage_makes_no_image() -> None:
     made = MaskedPipeline(tiny_kl(), net, mgen.ParallelSampler.suited(net, {**settings, "first_stage": settings}))
     shapes = []
 
-    def look(pipe: Any, index: int, timestep: int, kwargs: dict[str, Tensor]) -> None:
+    def watch(pipe: Any, index: int, timestep: int, kwargs: dict[str, Tensor]) -> None:
         pipe._interrupt = True
         shapes.append((index, timestep, kwargs["tokens"].shape[1]))
 
-    assert made([0], callback_on_step_end=look, output_type="pt", progress=False).images.shape == (1, 1, 32, 32)
+    assert made([0], callback_on_step_end=watch, output_type="pt", progress=False).images.shape == (1, 1, 32, 32)
     assert shapes == [(0, 5, 16), (1, 4, 16), (2, 3, 16), (3, 2, 64)]
 
 

@@ -70,8 +70,7 @@ def test_links_are_followed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
-def test_files_get_the_modes_of_the_umask(mask: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "_UMASK", mask)  # read once, when the module is imported
+def test_files_get_the_modes_of_the_umask(mask: int, tmp_path: Path) -> None:
     before = os.umask(mask)
     try:
         write_json(tmp_path / "a.json", 1)

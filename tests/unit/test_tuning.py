@@ -219,7 +219,7 @@ def test_command_writes_a_recipe_and_says_how_it_was_tested(
     assert main(arguments(place, out, max_passes_per_image=5)) == 0
     assert (out / "trace.jsonl").read_bytes() == trace
     assert main(arguments(place, out, max_passes_per_image=5, seed=7)) == 2
-    assert "search_seed=0, now 7" in capsys.readouterr().err
+    assert "search_seed was 0, now it is 7" in capsys.readouterr().err
     draw = ["sample", "--model", str(place / "model"), "--recipe", str(out / "strategy.yaml"), "--num-images", "2"]
     assert main([*draw, "--out", str(tmp_path / "s")]) == 0
     files = {f"reference_{side}": out / f"reference-{side}.safetensors" for side in ("search", "test")}

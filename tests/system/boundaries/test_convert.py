@@ -315,6 +315,11 @@ SETTINGS: list[Any] = [
     row("shuffle of a tokenizer", "shuffle $kl", "one stage"),
     row("shuffle of nothing", "shuffle nowhere", "nowhere"),
     row("shuffle of empty", ["shuffle", ""], "empty"),
+    row("class names without a tokenizer", "maskgit $maskgit trunk.heads=4 --class-names imagenet", "--tokenizer"),
+    row("class names of a tokenizer", "kl16 $kl16 --class-names none", "--tokenizer"),
+    row("class names missing", "maskgit $maskgit --tokenizer $kl --class-names nowhere.txt", "nowhere.txt"),
+    row("class names a folder", "maskgit $maskgit --tokenizer $kl --class-names $generator", "folder"),
+    row("class names no text", "maskgit $maskgit --tokenizer $kl --class-names $maskgit", "UTF-8"),
     row("pipeline alone", "pipeline $generator", "--tokenizer"),
     row("pipeline of a file", "pipeline $maskgit --tokenizer $kl", "config.json"),
     row("pipeline settings", "pipeline $generator side=3 --tokenizer $kl", "no settings"),
@@ -402,3 +407,19 @@ def test_what_a_bomb_would_need_is_estimated_first(here: Path, monkeypatch: pyte
     monkeypatch.setattr("mgen.utils.limits.available_memory", lambda device="cpu": 1000)
     with pytest.raises(MgenError, match="of memory"):
         convert("maskgit", saved(official(), here / "m.pt"), **HEADS)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a\nb\n", ("2 names", "3 classes")),
+        ("a\n\nc\n", ("line 2 is empty",)),
+        ("", ("line 1 is empty",)),
+        ("a\nb\0\nc\n", ("null",)),
+        ("a\n" * 2**20, ("larger than",)),
+    ],
+)
+def test_files_of_class_names(text: str, words: list[str], here: Path, refused: Refused) -> None:
+    (here / "names.txt").write_text(text)
+    argv = ["convert", "pipeline", "@pipeline/transformer", "--tokenizer", "@pipeline", "--out", "o"]
+    refused([*argv, "--class-names", "names.txt"], *words)

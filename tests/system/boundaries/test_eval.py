@@ -33,6 +33,7 @@ from tests.system.boundaries.harness import Copied, Parts, Raises, Refused, fifo
 
 REFERENCE = ["--reference", "@statistics", "--classifier", "none", "--device", "cpu"]
 FOLDER = ["eval", "@images", "--bootstrap", "0", *REFERENCE]
+GRAY = ["--protocol", "fmnist-cnn"]
 CHECK = ["eval", "@images", "--reconstruction", "@pipeline", "--check", "--device", "cpu"]
 MODEL = ["eval", "@pipeline", "--bootstrap", "0", "--num-images", "2", *REFERENCE]
 EMPTY = (
@@ -91,7 +92,7 @@ OPTIONS = [
     row("classifier unknown", [*FOLDER, "--classifier", "resnet"], "no extractor"),
     row("classifier a model", [*FOLDER, "--classifier", "@pipeline/transformer"], "config.json"),
     row("reference unknown", [*FOLDER, "--reference", "gone.npz"], "gone.npz"),
-    row("reference an image folder without images", [*FOLDER, "--reference", "."], "no images"),
+    row("reference an image folder without images", [*FOLDER, *GRAY, "--reference", "."], "no images"),
     row("nearest unknown", [*FOLDER, "--nearest", "gone"], "gone"),
     row("out too long", [*FOLDER, "--out", "a" * 300], "too long"),
     row("out a device", [*FOLDER, "--out", "/dev/null"], "/dev/null"),
@@ -232,7 +233,11 @@ def test_a_long_image(refused: Refused, here: Path) -> None:
     """A pixel wide: resized so that its short side has 256, it would have billions."""
     for i in range(2):
         Image.new("L", (1, 65000)).save(here / f"{i}.png")
-    refused(["stats", ".", "--image-size", "256", "--out", "/tmp/never.npz", "--device", "cpu"], "0.png", "megapixels")
+    refused(
+        ["stats", ".", *GRAY, "--image-size", "256", "--out", "/tmp/never.npz", "--device", "cpu"],
+        "0.png",
+        "megapixels",
+    )
 
 
 NPZ: list[tuple[str, dict[str, Any], str]] = [
@@ -464,6 +469,6 @@ def test_an_evaluation_replaces_its_own(parts: Parts, here: Path) -> None:
 
 def test_one_image_has_no_covariance(refused: Refused, here: Path) -> None:
     png(here / "000000.png")
-    for line in (["eval", ".", *REFERENCE], ["stats", ".", "--out", "s.npz"], [*FOLDER, "--reference", "."]):
+    for line in (["eval", ".", *REFERENCE], ["stats", ".", "--out", "s.npz"], [*FOLDER, *GRAY, "--reference", "."]):
         refused(line, "at least 2 images")
     refused([*FOLDER, "--nearest", "."], "at least 2 images")

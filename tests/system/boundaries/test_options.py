@@ -154,6 +154,7 @@ READS: dict[tuple[str, str], list[str]] = {
     ("eval", "--reconstruction"): [],
     ("eval", "--recipe"): [],
     ("report", "RESULT"): [],
+    ("report", "--against"): [],
     ("stats", "path"): [],
     ("stats", "--extractor"): ["-protocol"],
     ("tune", "--model"): [],
@@ -164,6 +165,7 @@ READS: dict[tuple[str, str], list[str]] = {
     ("convert", "file"): [],
     ("convert", "--tokenizer"): [],
     ("convert", "--recipe"): [],
+    ("convert", "--class-names"): [],
     ("bench", "--model"): [],
     ("bench", "--config"): ["-model"],
     ("bench", "--tokenizer"): ["-model"],
@@ -282,10 +284,10 @@ def test_a_file_in_the_place_of_a_folder_is_kept(refused: Refused, odd_files: Pa
 def test_a_folder_in_the_place_of_a_file_is_kept(refused: Refused, odd_files: Path, command: str, name: str) -> None:
     value = f"folder{WRITES[command, name]}"
     os.mkdir(value)
-    assert value in refused(placed(command, action_of(command, name), value))
+    assert value in refused(placed(command, action_of(command, name), f"./{value}"))
     os.rmdir(value)
     os.mkfifo(value)
-    assert value in refused(placed(command, action_of(command, name), value))
+    assert value in refused(placed(command, action_of(command, name), f"./{value}"))
 
 
 # -- names and numbers -------------------------------------------------------------------------------------------------------

@@ -435,7 +435,7 @@ def test_equal_statistics_make_equal_files(here: Path) -> None:
 
 STATS: list[tuple[str, list[str], str]] = [
     ("image size 10**6", ["--image-size", "1000000"], "--image-size"),
-    ("image size 30000", ["--image-size", "30000"], "megapixels"),
+    ("image size 30000", ["--protocol", "fmnist-cnn", "--image-size", "30000"], "megapixels"),
     ("image size 0", ["--image-size", "0"], "--image-size"),
     ("image size ²", ["--image-size", "²"], "--image-size"),
     ("device meta", ["--device", "meta"], "meta"),
@@ -486,5 +486,5 @@ def test_clean_resizes_each_image_by_itself(here: Path, capsys: pytest.CaptureFi
     assert torch.allclose(measured.rows("features"), torch.cat(alone))
     assert measured.examples()[0].shape == (4, 3, 256, 256)
     assert features_of(whole, source.read(0, 4).images).features.shape == (4, 12)
-    assert main(["stats", str(here), "--out", "s.npz", "--device", "cpu"]) == 2
+    assert main(["stats", str(here), "--protocol", "fmnist-cnn", "--out", "s.npz", "--device", "cpu"]) == 2
     assert "differs in size" in capsys.readouterr().err

@@ -177,6 +177,32 @@ def test_init_is_of_the_same_configuration(refused: Refused, changed: list[str],
     refused(["train", "--config", "@config", "init=@pipeline", *changed], "init", *words)
 
 
+LORA: list[tuple[list[str], str]] = [
+    (["lora={}"], "lora needs init"),
+    (["lora.rank=2", "task=classifier"], "leave lora out"),
+    (["init=@pipeline", "lora=5"], "lora"),
+    (["init=@pipeline", "lora=true"], "lora"),
+    (["init=@pipeline", "lora.rank=0"], "at least 1"),
+    (["init=@pipeline", "lora.rank=1000000"], "lora.rank is 1000000"),
+    (["init=@pipeline", "lora.rank=1.5"], "whole number"),
+    (["init=@pipeline", "lora.rnk=2"], "did you mean 'rank'"),
+    (["init=@pipeline", "lora.alpha=0"], "lora.alpha"),
+    (["init=@pipeline", "lora.alpha=.nan"], "finite"),
+    (["init=@pipeline", "lora.dropout=1"], "lora.dropout"),
+    (["init=@pipeline", "lora.targets=qkv"], "lora.targets"),
+    (["init=@pipeline", "lora.targets=['']"], "lora.targets"),
+    (["init=@pipeline", "lora.targets=[attn.q]"], "there are attn.proj, attn.qkv, mlp.fc1, mlp.fc2"),
+    (["objective.image_size=33"], "33"),
+    (["objective.image_size=64"], "the tokenizer makes 256 tokens"),
+    (["objective.image_size=0"], "at least 1"),
+]
+
+
+@pytest.mark.parametrize(("changed", "words"), [row(" ".join(changed), changed, words) for changed, words in LORA])
+def test_adapters_that_cannot_be_trained(refused: Refused, changed: list[str], words: tuple[str, ...]) -> None:
+    refused(["train", "--config", "@config", *changed], *words)
+
+
 def test_init_with_another_number_of_classes_starts_their_rows_anew(parts: Parts) -> None:
     for trunk, classes in (("uvit", {}), ("mage", {}), ("bert", {})):
         old, new = (
