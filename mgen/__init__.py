@@ -8,7 +8,7 @@ Everything below is imported on first use, so `import mgen` is fast. `mgen.load(
 import importlib
 from typing import TYPE_CHECKING
 
-from mgen.utils.diffusers_names import add_pipeline
+from mgen.utils.diffusers_names import register
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin, SchedulerMixin
@@ -85,4 +85,4 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *_WHERE})
 
 
-add_pipeline()
+register()

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from mgen.generators import Cascade, Generator, build_model
+from mgen.generators.presets import model_config
 from mgen.heads.categorical import OwnTable
 from mgen.pipelines.pipeline import MaskedPipeline
 from mgen.samplers import ParallelSampler
@@ -204,3 +205,42 @@ def write_idx(folder: Path, *, count: int = 96, classes: int = 3) -> Path:
             head = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape)
             (folder / f"{name}-{kind}-ubyte.gz").write_bytes(gzip.compress(head + array.tobytes()))
     return folder
+
+
+SMALL = {
+    "dim": 32,
+    "encoder_dim": 32,
+    "decoder_dim": 32,
+    "width": 32,
+    "hidden": 64,
+    "prefix_length": 2,
+    "global_tokens": 4,
+}
+
+
+def shrunk(config: dict[str, Any], side: int = 4) -> dict[str, Any]:
+    """The configuration of a published architecture with a few small layers and tokens of a small grid; its options stay."""
+    if isinstance(config.get("first"), dict):
+        config = {**config, "first": shrunk(config["first"], side // 2)}
+    out = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            out[key] = value if key == "first" else shrunk(value, side)
+        elif key.endswith(("depth", "heads")):
+            out[key] = 2
+        else:
+            out[key] = SMALL.get(key, value) if value else value
+    if "grid" in out:
+        out |= {"grid": [side, side], "length": side**2 + (out.get("global_tokens") or 0)}
+    return out
+
+
+def tiny_architecture(name: str, seed: int = 0) -> Any:
+    """A small one of a published architecture in evaluation mode, with weights where a new one has zeros."""
+    torch.manual_seed(seed)
+    model = build_model(shrunk(model_config(name))).eval()
+    with torch.no_grad():
+        for parameter, weight in model.named_parameters():
+            if weight.abs().max() == 0 and parameter.endswith("weight"):
+                weight.normal_(std=0.02)
+    return model

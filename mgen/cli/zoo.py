@@ -91,19 +91,21 @@ def architectures(pattern: str) -> dict[str, str]:
 
 def class_names(name: str, pattern: str) -> dict[int, list[str]]:
     """Ids and names of a model's classes, synonyms behind the first name, of those that have a name like `pattern`."""
+    from mgen.utils.class_names import names_by_id
     from mgen.utils.reading import read_mapping
     from mgen.zoo import embedded_entries, recipe, resolve
     from mgen.zoo.imagenet import NAME, folded, imagenet_classes, imagenet_names, nearest_classes
     from mgen.zoo.recipes import recipe_names
 
     embedded = [entry.name for entry in embedded_entries()]
+    names: object
     if name in recipe_names() and name not in embedded and recipe(name).facts.get("data") == NAME:
-        names: Sequence[str] = imagenet_names()
+        names = imagenet_names()
     else:
         if not Path(name).is_dir():
             row_named(name)  # raises for a name that there is not
         file = resolve(name) / "model_index.json"
-        names = (read_mapping(file).get("class_names") if file.is_file() else None) or ()
+        names = names_by_id(read_mapping(file).get("class_names") if file.is_file() else None)
     if not isinstance(names, list | tuple) or not names:
         raise MgenError(f"{name} has no names of classes: they are called by their ids")
     known = imagenet_classes() if tuple(names) == imagenet_names() else None

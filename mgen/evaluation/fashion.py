@@ -11,7 +11,7 @@ from pathlib import Path
 from mgen.data import FASHION_CLASSES, DataRecord, open_image
 from mgen.pipelines.pipeline import MaskedPipeline
 from mgen.pipelines.run_file import RunFile
-from mgen.pipelines.saved import find_record
+from mgen.pipelines.saved import ClassNames, find_record
 from mgen.utils.errors import MgenError
 from mgen.utils.hub import HubOptions
 from mgen.utils.reading import read_json
@@ -62,7 +62,7 @@ def _why(pipe: object) -> str:
 
 @schema(extra=True)
 class _Index:
-    class_names: tuple[str, ...] | None = None
+    class_names: ClassNames | None = None
     data: DataRecord | None = None
 
 

@@ -9,6 +9,7 @@ from diffusers import DiffusionPipeline
 from diffusers.configuration_utils import FrozenDict
 from tqdm import tqdm
 
+from mgen.utils.class_names import by_id
 from mgen.utils.errors import MgenError, shown
 from mgen.utils.files import check_writable, write_text
 from mgen.utils.hub import model_card, push
@@ -76,8 +77,12 @@ class DiffusersPipeline(DiffusionPipeline):
         check_writable(check_path(save_directory, "save_directory"))
         saved = check_save_options(safe_serialization, variant, max_shard_size)
         known: FrozenDict = self._internal_dict  # type: ignore[has-type]
-        try:  # diffusers notes the path a pipeline was loaded from; keep users' folders out of saved ones
-            self._internal_dict = FrozenDict({k: v for k, v in known.items() if k != "_name_or_path"})
+        # diffusers notes the path a pipeline was loaded from; keep users' folders out of saved ones.
+        saved_as = {k: v for k, v in known.items() if k != "_name_or_path"}
+        if names := saved_as.get("class_names"):
+            saved_as["class_names"] = by_id(names)
+        try:
+            self._internal_dict = FrozenDict(saved_as)
             super().save_pretrained(str(save_directory), **saved)
         finally:
             self._internal_dict = known

@@ -18,7 +18,7 @@ from mgen.pipelines.habits import DiffusersPipeline
 from mgen.pipelines.image_seeds import image_seeds
 from mgen.pipelines.lora import LoRAPipeline
 from mgen.pipelines.pixels import as_output
-from mgen.pipelines.saved import COMPONENTS, INDEX, earlier_names, load_part, read_index
+from mgen.pipelines.saved import COMPONENTS, INDEX, checked_names, earlier_names, load_part, read_index
 from mgen.pipelines.sizes import check_batch
 from mgen.pipelines.step_callbacks import OnStepEnd, StepCallbacks
 from mgen.samplers import ParallelSampler, Step
@@ -27,10 +27,7 @@ from mgen.utils.devices import check_device
 from mgen.utils.errors import MgenError, check_keys, shown
 from mgen.utils.hub import HUB_KEYS, take_options
 from mgen.utils.modeling import check_dtype, public
-from mgen.utils.reading import read_mapping
 from mgen.zoo import DEFAULT, resolve
-from mgen.zoo.imagenet import NAME as IMAGENET
-from mgen.zoo.imagenet import imagenet_names
 
 P = TypeVar("P", bound="MaskedPipeline")
 Classes = Sequence[int | str | None]
@@ -56,7 +53,8 @@ class MaskedPipeline(DiffusersPipeline, LoRAPipeline):
 
     Args:
         tokenizer: decodes tokens to images. transformer: the generator, which predicts tokens. sampler: decides how.
-        class_names: names of the classes, for captions, or "imagenet" for those of ImageNet-1k; saved in model_index.json.
+        class_names: names of the classes, for captions, as a list or as model_index.json has them, {"0": …, "1": …}; or "imagenet" for
+            those of ImageNet-1k.
         data: what the model was trained on, a DataRecord or its entries; saved in model_index.json.
     """
 
@@ -65,7 +63,7 @@ class MaskedPipeline(DiffusersPipeline, LoRAPipeline):
         tokenizer: Tokenizer,
         transformer: Generator | Cascade,
         sampler: ParallelSampler,
-        class_names: Sequence[str] | None = None,
+        class_names: Sequence[str] | Mapping[str, str] | None = None,
         data: DataRecord | Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -75,19 +73,9 @@ class MaskedPipeline(DiffusersPipeline, LoRAPipeline):
                 raise MgenError(
                     f"a pipeline is made of a Tokenizer, a Generator or Cascade and a ParallelSampler, not {shown(part)}"
                 )
-        if isinstance(class_names, str) and class_names == IMAGENET:
-            class_names = imagenet_names()
         tokenizer.spec.require(transformer.tokens, by=type(transformer).__name__)
-        if class_names is not None and (
-            isinstance(class_names, str)
-            or not isinstance(class_names, Sequence)
-            or not all(isinstance(name, str) and name.strip() for name in class_names)
-        ):
-            raise MgenError(f"class_names is {shown(class_names)}: expected a list of texts that are not empty")
-        if class_names is not None and len(class_names) != transformer.num_classes:
-            raise MgenError(f"{len(class_names)} class names for {transformer.num_classes} classes: give one for each")
         self.register_modules(tokenizer=tokenizer, transformer=transformer, sampler=sampler)
-        self.register_to_config(class_names=None if class_names is None else tuple(class_names))
+        self.register_to_config(class_names=checked_names(class_names, transformer.num_classes))
         self.set_data(read_record(data, "data"))
         self.tokenizer: Tokenizer
         self.transformer: Generator | Cascade
@@ -324,15 +312,6 @@ def load(
 
 def _build(cls: type[P], folder: Path, given: dict[str, Any], options: dict[str, Any]) -> P:
     """The pipeline of a folder, with the parts that are given; `options` of Model.from_pretrained."""
-    if not (folder / INDEX).is_file():
-        what, config = (
-            "expected a folder written by save_pretrained, mgen train or mgen convert",
-            folder / "config.json",
-        )
-        if config.is_file():
-            name = shown(read_mapping(config).get("_class_name")).strip("'")
-            what = f"it holds a {name} alone; join it with a tokenizer by mgen convert pipeline"
-        raise MgenError(f"{folder} is no pipeline (model_index.json is missing): {what}")
     index = read_index(folder)
     parts = {part: given[part] if part in given else load_part(folder, part, index, options) for part in COMPONENTS}
     try:

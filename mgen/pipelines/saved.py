@@ -1,22 +1,26 @@
 """The folder of a saved pipeline: model_index.json and a folder for each part."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
+from pydantic import BeforeValidator
 
 from mgen.data.record import DataRecord, read_trained_on
 from mgen.samplers import ParallelSampler
 from mgen.tokenizers.base import Tokenizer
+from mgen.utils.class_names import names_by_id
 from mgen.utils.devices import check_device
-from mgen.utils.errors import MgenError
+from mgen.utils.errors import MgenError, shown
 from mgen.utils.folders import shipped
 from mgen.utils.modeling import check_class, load_saved, saved_class
 from mgen.utils.reading import read_json, read_mapping
 from mgen.utils.schema import Text, build, schema
 from mgen.zoo import resolve
 from mgen.zoo.imagenet import COUNT, imagenet_names
+from mgen.zoo.imagenet import NAME as IMAGENET
 
 if TYPE_CHECKING:
     from mgen.generators import Cascade, Generator
@@ -26,6 +30,25 @@ COMPONENTS = ("tokenizer", "transformer", "sampler")
 EARLIER = {"transformer": "generator"}  # what earlier versions called a part, and its folder
 
 
+def checked_names(names: object, count: int) -> tuple[str, ...] | None:
+    """The names of `count` classes as a pipeline takes them: a list, what `names_by_id` reads, or "imagenet"; MgenError for others."""
+    found = imagenet_names() if isinstance(names, str) and names == IMAGENET else names_by_id(names)
+    if found is None:
+        return None
+    if (
+        isinstance(found, str)
+        or not isinstance(found, Sequence)
+        or not all(isinstance(n, str) and n.strip() for n in found)
+    ):
+        raise MgenError(f"class_names is {shown(names)}: expected a list of texts that are not empty")
+    if len(found) != count:
+        raise MgenError(f"{len(found)} class names for {count} classes: give one for each")
+    return tuple(found)
+
+
+ClassNames = Annotated[tuple[Text, ...], BeforeValidator(names_by_id)]
+
+
 @schema(extra=True)
 class PipelineIndex:
     """model_index.json: package and class of every part, the names of the classes, and what the model was trained on."""
@@ -33,12 +56,21 @@ class PipelineIndex:
     tokenizer: tuple[Text, Text]
     transformer: tuple[Text, Text]
     sampler: tuple[Text, Text]
-    class_names: tuple[Text, ...] | None = None
+    class_names: ClassNames | None = None
     data: DataRecord | None = None
 
 
 def read_index(folder: Path) -> PipelineIndex:
-    """model_index.json of a folder; MgenError if it is damaged or names parts that aren't mgen's."""
+    """model_index.json of a folder; MgenError if it is missing, damaged, or names parts that aren't mgen's."""
+    if not (folder / INDEX).is_file():
+        config, what = (
+            folder / "config.json",
+            "expected a folder written by save_pretrained, mgen train or mgen convert",
+        )
+        if config.is_file():
+            name = shown(read_mapping(config).get("_class_name")).strip("'")
+            what = f"it holds a {name} alone; join it with a tokenizer by mgen convert pipeline"
+        raise MgenError(f"{folder} is no pipeline (model_index.json is missing): {what}")
     saved = read_json(folder / INDEX)
     if isinstance(saved, dict):
         saved = {name: saved[old] for name, old in EARLIER.items() if name not in saved and old in saved} | saved

@@ -1,11 +1,13 @@
-"""diffusers finds mgen's pipeline by its name: after `import mgen`, DiffusionPipeline.from_pretrained(folder) works.
+"""diffusers knows mgen's pipelines: after `import mgen`, DiffusionPipeline.from_pretrained loads a folder or a model of the hub.
 
 model_index.json names the class "MaskedPipeline", which diffusers looks up in its own module. That module gets a class of its own with
-`__getattr__` for this one name, as the documentation of Python describes it ("Customizing module attribute access"). diffusers is not
-imported for that: if it isn't there yet, a finder waits for its import.
+`__getattr__` for this one name, as the documentation of Python describes it ("Customizing module attribute access"). Of the hub's models
+diffusers also wants to know their library, in a table that mgen is entered in. diffusers is not imported for that: if it isn't there
+yet, a finder waits for its import.
 """
 
 import sys
+from collections.abc import Callable
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -13,24 +15,31 @@ if TYPE_CHECKING:  # `import mgen` is fast
     from collections.abc import Sequence
     from importlib.machinery import ModuleSpec
 
-LIBRARY, NAME = "diffusers", "MaskedPipeline"
+NAME = "MaskedPipeline"
 
 
-def add_pipeline() -> None:
-    """Make `diffusers.MaskedPipeline` mgen's, now or when diffusers is imported."""
-    if LIBRARY in sys.modules:
-        _add_name(sys.modules[LIBRARY])
-    elif not any(isinstance(finder, _Waiting) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Waiting())
+def register() -> None:
+    """Enter mgen in diffusers, now or when diffusers is imported."""
+    waiting = {}
+    for module, enter in _ENTRIES.items():
+        if module in sys.modules:
+            enter(sys.modules[module])
+        else:
+            waiting[module] = enter
+    if waiting and not any(isinstance(finder, _Waiting) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Waiting(waiting))
 
 
 class _Waiting:
-    """An entry of sys.meta_path that finds nothing itself; what others find for diffusers gets the name when it has been imported."""
+    """An entry of sys.meta_path that finds nothing itself: what others find for these modules is changed when it has been imported."""
+
+    def __init__(self, entries: dict[str, Callable[[ModuleType], None]]) -> None:
+        self.entries = entries
 
     def find_spec(
         self, fullname: str, path: "Sequence[str] | None", target: ModuleType | None = None
     ) -> "ModuleSpec | None":
-        if fullname != LIBRARY:
+        if fullname not in self.entries:
             return None
         found = (
             f.find_spec(fullname, path, target) for f in sys.meta_path if f is not self and hasattr(f, "find_spec")
@@ -41,15 +50,17 @@ class _Waiting:
 
             def exec_module(module: ModuleType) -> None:
                 run(module)
-                if self in sys.meta_path:
+                if enter := self.entries.pop(fullname, None):
+                    enter(sys.modules[fullname])  # by which diffusers has replaced itself
+                if not self.entries and self in sys.meta_path:
                     sys.meta_path.remove(self)
-                _add_name(sys.modules[LIBRARY])  # which diffusers has replaced by a lazy module
 
             spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
 
 
 def _add_name(library: ModuleType) -> None:
+    """`diffusers.MaskedPipeline` is mgen's."""
     usual = type(library)
 
     class WithPipeline(usual):  # type: ignore[misc,valid-type]
@@ -62,7 +73,19 @@ def _add_name(library: ModuleType) -> None:
                 return mgen.MaskedPipeline
             if hasattr(usual, "__getattr__"):
                 return usual.__getattr__(self, name)
-            raise AttributeError(f"module {LIBRARY!r} has no attribute {name!r}")
+            raise AttributeError(f"module {library.__name__!r} has no attribute {name!r}")
 
     if usual.__name__ != WithPipeline.__name__:
         library.__class__ = WithPipeline
+
+
+def _add_library(loading: ModuleType) -> None:
+    """mgen's parts are saved and loaded as those of diffusers."""
+    methods = ["save_pretrained", "from_pretrained"]
+    loading.LOADABLE_CLASSES.setdefault("mgen", {"ModelMixin": methods, "SchedulerMixin": methods})
+
+
+_ENTRIES: dict[str, Callable[[ModuleType], None]] = {
+    "diffusers": _add_name,
+    "diffusers.pipelines.pipeline_loading_utils": _add_library,
+}

@@ -268,7 +268,7 @@ def test_a_generator_learns_from_moments(moments: tuple[Path, Path, Path], tmp_p
     assert sum(seen[i] for i in range(51, 61)) < 0.8 * sum(seen[i] for i in range(1, 11))
     pipe = mgen.load(tmp_path / "run" / "model")
     assert pipe.transformer.tokens.scale == 1.3 and pipe.class_names[0] == "T-shirt"
-    assert json.loads((tmp_path / "run" / "model" / "model_index.json").read_text())["class_names"][0] == "T-shirt"
+    assert json.loads((tmp_path / "run" / "model" / "model_index.json").read_text())["class_names"]["0"] == "T-shirt"
     assert (tmp_path / "run" / "previews").is_dir()
     line = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
     assert "mse" in line

@@ -80,8 +80,6 @@ WAYS = {
     "load": f'import mgen\npipe = mgen.load("{MODEL}")\n',
     "from_pretrained": f'import mgen\npipe = mgen.MaskedPipeline.from_pretrained("{MODEL}", revision="REVISION")\n',
     "diffusers": f'import mgen\nfrom diffusers import DiffusionPipeline\npipe = DiffusionPipeline.from_pretrained("{MODEL}")\n',
-    "diffusers alone": "from diffusers import DiffusionPipeline\n"
-    f'pipe = DiffusionPipeline.from_pretrained("{MODEL}", custom_pipeline="{MODEL}", trust_remote_code=True)\n',
     "parts": "import mgen\n"
     f'net = mgen.Generator.from_pretrained("{MODEL}", subfolder="transformer")\n'
     f'pipe = mgen.MaskedPipeline.from_pretrained("fmnist-maskgit", transformer=net)\n',

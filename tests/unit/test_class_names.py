@@ -103,8 +103,8 @@ def convert(folder: Path, *more: str, format: str = "maskgit") -> Path:
 
 
 def saved_names(folder: Path) -> list[str] | None:
-    names: list[str] | None = json.loads((folder / "model_index.json").read_text())["class_names"]
-    return names
+    names = json.loads((folder / "model_index.json").read_text())["class_names"]
+    return None if names is None else [names[str(i)] for i in range(len(names))]
 
 
 def test_a_converted_model_of_imagenet_has_its_names(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

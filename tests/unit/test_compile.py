@@ -9,7 +9,7 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from mgen.samplers import ParallelSampler
-from tests.helpers import tiny_continuous, tiny_himar, tiny_mar, tiny_net, tiny_pipeline
+from tests.helpers import TRUNKS, tiny_continuous, tiny_himar, tiny_mar, tiny_net, tiny_pipeline, tiny_tokens
 
 
 @pytest.fixture(autouse=True)
@@ -47,6 +47,54 @@ def test_compiled_in_place(kind: str) -> None:
     assert torch.allclose(draw(net, **settings).float(), plain.float(), atol=1e-5) and graphs() >= 2
     names = set(net.state_dict())
     assert names == set(make().state_dict())  # it can still be saved
+
+
+HEADS: dict[str, dict[str, Any]] = {
+    "ids": {},
+    "windows": {"windows": {"side": 2}},
+    "vectors": {"tokens": tiny_tokens("vector")},
+    "channels": {"tokens": tiny_tokens("multi-index")},
+    "joint": {
+        "tokens": tiny_tokens("vector"),
+        "head": {"type": "diffusion-transformer", "width": 32, "depth": 2, "heads": 2},
+    },
+}
+
+
+def check_compiled(net: Any, how: str, **settings: Any) -> None:
+    """What `net.compile()` or `net.compile_repeated_blocks()` compiles is what sampling calls: once, and with the same tokens."""
+    plain = draw(net, **settings)
+    assert graphs() == 0
+    getattr(net, how)(backend="eager")
+    assert torch.allclose(draw(net, **settings).float(), plain.float(), atol=1e-4)
+    made = graphs()
+    assert 2 <= made <= 10  # for the shapes of a run, not for each of its layers and steps
+    assert torch.allclose(draw(net, **settings).float(), plain.float(), atol=1e-4) and graphs() == made
+
+
+@pytest.mark.parametrize("trunk", ["uvit", pytest.param("causal", marks=pytest.mark.slow)])
+def test_repeated_blocks(trunk: str) -> None:
+    settings = {} if trunk == "causal" else {"steps": 3, "reuse": {"cached": 1}}
+    check_compiled(tiny_net(trunk), "compile_repeated_blocks", **settings)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["compile", "compile_repeated_blocks"])
+@pytest.mark.parametrize(
+    ("trunk", "head"), [*((trunk, "ids") for trunk in TRUNKS if trunk != "causal"), *(("mae", head) for head in HEADS)]
+)
+def test_every_trunk_and_head(trunk: str, head: str, how: str) -> None:
+    net = tiny_net(trunk, **HEADS[head])
+    check_compiled(net, how, **({"steps": 4} if net.capabilities.log_prob else {**CHAIN, "steps": 4}))
+
+
+def test_a_run_of_more_steps_compiles_nothing_more() -> None:
+    net = tiny_net("uvit")
+    net.compile(backend="eager")
+    draw(net, steps=8, order="halton")
+    made = graphs()
+    draw(net, steps=12, order="halton")
+    assert graphs() <= made + 1
 
 
 @pytest.mark.slow

@@ -166,7 +166,11 @@ def test_class_names_belong_to_the_pipeline(tmp_path: Path) -> None:
         tokenizer=parts.tokenizer, transformer=parts.transformer, sampler=parts.sampler, class_names=names
     )
     named.save_pretrained(tmp_path)
-    assert json.loads((tmp_path / "model_index.json").read_text())["class_names"] == list(names)
+    assert json.loads((tmp_path / "model_index.json").read_text())["class_names"] == {
+        "0": "bag",
+        "1": "coat",
+        "2": "dress",
+    }
     assert "bag" not in (tmp_path / "transformer" / "config.json").read_text()
     for again in (mgen.load(tmp_path), mgen.MaskedPipeline.from_pretrained(tmp_path)):
         assert tuple(again.class_names) == names
