@@ -196,9 +196,13 @@ def _check_good(project: Project, name: str, accept: bool) -> None:
 
 
 def _remove(project: Project, name: str) -> None:
-    """Remove what a stage has written."""
+    """Remove what a stage has written; MgenError for a link in the place of its folder."""
     folder = project.folder / TABLE[name].output.split("/")[0]
-    if folder.is_dir() and not folder.is_symlink():
+    if folder.is_symlink():
+        raise MgenError(
+            f"--redo: {folder} is a link, and what it leads to is not removed: remove the link and run the command again"
+        )
+    if folder.is_dir():
         shutil.rmtree(folder)
 
 

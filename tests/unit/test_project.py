@@ -13,6 +13,7 @@ from mgen.project.files import all_files
 from mgen.project.records import Records
 from mgen.project.report import labels_like, validation_images
 from mgen.project.settings import Project
+from mgen.project.stages import run_project
 from mgen.project.start import InitRequest, init
 from mgen.project.summary import summary
 from mgen.project.survey import survey
@@ -275,6 +276,17 @@ def test_validation_images_of_the_report_are_of_all_classes_and_have_the_ids_of_
     source = validation_images(project, 4)
     assert source is not None and source.count == 4 and source.read(0, 4).labels.tolist() == [0, 0, 2, 2]
     assert list(source.class_names) == ["birds", "cats", "dogs"]
+
+
+def test_redo_removes_nothing_that_a_link_leads_to(tmp_path: Path) -> None:
+    project = made(tmp_path)
+    elsewhere = tmp_path / "disk"
+    elsewhere.mkdir()
+    (elsewhere / "mine.txt").write_text("mine")
+    os.symlink(elsewhere, project.folder / "generator")
+    with pytest.raises(MgenError, match="generator is a link"):
+        run_project(project.folder, ["generator"], redo=True)
+    assert (elsewhere / "mine.txt").read_text() == "mine"
 
 
 # -- records ---------------------------------------------------------------------------------------------------------------
