@@ -21,6 +21,7 @@ from mgen.training.config import DataConfig, Steps
 from mgen.training.data import make_dataset
 from mgen.utils.config import Settings, merge
 from mgen.utils.errors import MgenError, shown
+from mgen.utils.modeling import RENAMED
 from mgen.utils.schema import build, schema
 
 SMALL, LARGE = 32, 64  # sides of the images that classifiers are made for, in pixels
@@ -69,7 +70,9 @@ def fill_from_data(settings: Settings) -> Settings:
     model, task, data = (settings.get(key) for key in ("model", "task", "data"))
     rule = settings["steps"] if isinstance(settings.get("steps"), dict) else None
     fill = FILLS.get(task) if isinstance(task, str) else None
-    if fill is not None and (not isinstance(model, dict) or "class" not in model or not fill.lacks(model)):
+    if fill is not None and (
+        not isinstance(model, dict) or not isinstance(model.get("class"), str) or not fill.lacks(model)
+    ):
         fill = None
     if (rule is None and fill is None) or not isinstance(data, dict | None):
         return settings
@@ -150,21 +153,25 @@ def classifier_settings(found: Found, model: Settings) -> Settings:
 class Fill:
     """How the settings of a task's model follow from the data.
 
-    keys: settings of the model that the data tell. settings: their values, from what the data say and the settings that are given.
+    model: name of the class whose settings these are. keys: settings of the model that the data tell. settings: their values, from what the data say and the settings that are given.
     side: of the images as they are read.
     """
 
+    model: str
     keys: tuple[str, ...]
     settings: Callable[[Found, Settings], Settings]
     side: Callable[[Look], int]
 
     def lacks(self, model: Settings) -> bool:
-        """Whether one of the keys is left out."""
-        return not set(self.keys) <= model.keys()
+        """Whether this is a model of the class, and one of the keys is left out."""
+        return RENAMED.get(model["class"], model["class"]) == self.model and not set(self.keys) <= model.keys()
 
 
 FILLS = {
     "classifier": Fill(
-        keys=("image_size", "in_channels", "num_classes", "widths"), settings=classifier_settings, side=classifier_side
+        model="ImageClassifier",
+        keys=("image_size", "in_channels", "num_classes", "widths"),
+        settings=classifier_settings,
+        side=classifier_side,
     )
 }

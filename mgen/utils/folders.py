@@ -17,7 +17,7 @@ def part(name: str) -> Path:
 
 def shipped(kind: str) -> dict[str, Path]:
     """The files of configs/models, recipes, sweeps or train by name, sorted."""
-    return {file.stem: file for file in sorted((part("configs") / kind).glob("*.yaml"))}
+    return {file.stem: file for file in sorted((part("configs") / kind).glob("*.yaml"), key=lambda file: file.stem)}
 
 
 def first_comment(file: Path) -> str:

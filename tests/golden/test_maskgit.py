@@ -3,8 +3,9 @@
 import torch
 import torch.nn.functional as F
 
+from mgen import create_model
 from mgen.convert import Conversion, convert
-from mgen.generators import Generator, LossOptions, create_model
+from mgen.generators import Generator, LossOptions
 from mgen.samplers import Noise, ParallelSampler
 from mgen.training.masking import known_from_uniform
 from mgen.zoo.recipes import autonat_settings

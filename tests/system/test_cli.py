@@ -266,15 +266,7 @@ def test_convert_makes_a_pipeline_that_samples(tmp_path: Path, capsys: pytest.Ca
     assert "tensors mapped" in capsys.readouterr().out
     text = (out / "conversion.txt").read_text()
     assert "token_emb.LayerNorm.weight -> trunk.token_norm.weight" in text and "quantize.embedding.weight ->" in text
-    joined = [
-        "convert",
-        "pipeline",
-        str(out / "transformer"),
-        "--tokenizer",
-        str(out),
-        "--out",
-        str(tmp_path / "joined"),
-    ]
+    joined = ["convert", "pipeline", f"{out}/transformer", "--tokenizer", str(out), "--out", f"{tmp_path}/joined"]
     assert main(joined) == 0
     assert main(["sample", "--model", str(tmp_path / "joined"), "--num-images", "1", "--out", str(tmp_path / "j")]) == 0
     (tmp_path / "run").mkdir()

@@ -186,7 +186,7 @@ FILES: list[Any] = [
     row("fifo", lambda f: fifo(f / "x.pt"), "no regular file"),
     row("device", lambda f: (f / "x.pt").symlink_to("/dev/zero"), "no regular file"),
     row("broken link", lambda f: (f / "x.pt").symlink_to("nowhere"), "broken link"),
-    row("missing", lambda f: None, "no such checkpoint file"),
+    row("missing", lambda f: None, "no such checkpoint"),
     row("truncated", lambda f: cut(f, 0.7), "truncated"),
     row("truncated legacy", lambda f: cut(f, 0.7, legacy=True), "x.pt"),
     row("truncated legacy early", lambda f: cut(f, 0.001, legacy=True), "x.pt"),

@@ -206,7 +206,7 @@ RULES = [
     row("config of a cascade", lambda: Generator.from_config(CASCADE), "unknown key"),
     row("config of a generator", lambda: Cascade.from_config(tiny_config("uvit")), "unknown key"),
     row("preset misspelled", lambda: create_model("fmnist-maskgti"), "did you mean 'fmnist-maskgit'"),
-    row("preset number", lambda: create_model(5), "model", "Valid"),  # type: ignore[arg-type]
+    row("preset number", lambda: create_model(5), "model is 5", "name of a model"),  # type: ignore[arg-type]
     row("preset file missing", lambda: create_model("nowhere.yaml"), "no such file"),
     row("preset section number", preset("fmnist-maskgit", trunk=5), "model.trunk", "mapping"),
     row("preset head type number", preset("fmnist-maskgit", head={"type": 5}), "head type", "categorical"),
