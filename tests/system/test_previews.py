@@ -192,7 +192,7 @@ def test_the_best_validation_loss_is_told_if_it_is_not_the_last(idx: Path, tmp_p
         "4 seconds",
         "2 minutes",
         "2.0 hours",
-        "3.6 days",
+        "3.59 days",
     ]
 
 
