@@ -36,7 +36,9 @@ class Contents:
 
 KINDS = {
     "sample": Contents(
-        "run of mgen sample", r"run\.json", r"\d{6,}(_class-\d{4,})?\.png|images-\d{6,}-\d{6,}\.npz|grid\.png"
+        "run of mgen sample",
+        r"run\.json",
+        r"\d{6,}(_class-\d{4,})?\.png|images-\d{6,}-\d{6,}\.npz|grid\.png|animation\.(gif|png|webp)",
     ),
     "edit": Contents("result of mgen edit", r"edit-\d{6,}(_class-\d{4,})?\.png|restyled\.png", r"grid\.png"),
     "eval": Contents(

@@ -169,9 +169,15 @@ def command(argv: Sequence[str] | None = None) -> int:
         )
         print(pipe.sampler.plan(pipe.transformer))
         return 0
-    also = "|".join(re.escape(os.path.basename(name)) for name in (args.animation, args.npz) if name)
+    own = [name for name in (args.animation, args.npz) if name and _lies_in(name, args.out)]
+    also = "|".join(re.escape(os.path.basename(name)) for name in own)
     with overwriting(args.out, "sample", active=args.overwrite, also=also, inputs=(args.model, args.recipe)):
         return sample(args)
+
+
+def _lies_in(file: str, folder: str) -> bool:
+    """Whether a file, which need not exist, is directly in a folder."""
+    return os.path.realpath(os.path.dirname(file)) == os.path.realpath(folder)
 
 
 def animation_file(name: str, out: Path) -> Path:
@@ -191,8 +197,7 @@ def animation_file(name: str, out: Path) -> Path:
     if file.suffix == ".webp" and not features.check("webp"):
         raise MgenError(f"--animation {name}: this Pillow cannot write WebP: use .gif or .png")
     check_target(file)
-    same = os.path.realpath(file.parent) == os.path.realpath(out)
-    if same and (file.name == "grid.png" or IMAGE.fullmatch(file.name)):
+    if _lies_in(str(file), str(out)) and (file.name == "grid.png" or IMAGE.fullmatch(file.name)):
         raise MgenError(f"--animation {name} is a file of the run itself: choose another name, such as reveal.png")
     check_writable(file.parent)
     return file

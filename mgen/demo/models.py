@@ -7,7 +7,7 @@ from threading import Lock
 from mgen.pipelines.pipeline import MaskedPipeline, load
 from mgen.pipelines.saved import INDEX
 from mgen.utils.devices import check_device
-from mgen.utils.errors import MgenError
+from mgen.utils.errors import MgenError, shown
 from mgen.zoo import DEFAULT, embedded_entries
 
 IN_MEMORY = 2  # models, so that changing back and forth doesn't load them again
@@ -34,7 +34,9 @@ class Models:
             self.get(name)
 
     def get(self, name: str) -> MaskedPipeline:
-        """The pipeline of that name."""
+        """The pipeline of that name; MgenError for one that isn't offered, whoever asks."""
+        if name not in self.names:
+            raise MgenError(f"no model {shown(name)}: choose one from the list")
         with self._lock:
             if name not in self._loaded:
                 while len(self._loaded) >= IN_MEMORY:  # before the next one is loaded: never three in memory

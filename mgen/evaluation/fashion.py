@@ -77,7 +77,7 @@ def of_run(run: RunFile | None) -> bool:
     if run is None or run.model is None or run.image_size not in (None, *SIDES):
         return False
     try:
-        folder = resolve(run.model, hub=HubOptions(local_files_only=True))
+        folder = _here(run.model)
         index, config = folder / "model_index.json", folder / "tokenizer" / "config.json"
         found, tokenizer = build(_Index, read_json(index)), build(_Tokenizer, read_json(config))
     except MgenError:  # moved, removed or damaged: nothing is known of it
@@ -92,9 +92,14 @@ def record_of_run(run: RunFile | None) -> DataRecord | None:
     if run is None or run.model is None:
         return None
     try:
-        return find_record(resolve(run.model))
+        return find_record(_here(run.model))
     except MgenError:
         return None
+
+
+def _here(model: str) -> Path:
+    """The folder of the model that a run names, on this machine: a name in a file is no reason to ask the hub."""
+    return resolve(model, hub=HubOptions(local_files_only=True))
 
 
 def like_samples(root: Path, files: Sequence[Path], run: RunFile | None) -> bool:

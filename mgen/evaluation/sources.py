@@ -94,17 +94,19 @@ def from_model(
     )
 
 
-def from_dataset(dataset: ImageData, *, name: str, limit: int | None = None) -> Source:
-    """The images of a data set, unchanged."""
+def from_dataset(
+    dataset: ImageData, *, name: str, limit: int | None = None, rows: Sequence[int] | None = None
+) -> Source:
+    """The images of a data set, unchanged: the first `limit`, or those of `rows`."""
+    chosen = range(len(dataset))[: limit or None] if rows is None else rows
 
     def read(start: int, stop: int) -> Batch:
-        batch = dataset.__getitems__(range(start, stop))
+        batch = dataset.__getitems__(chosen[start:stop])
         return Batch(images=to_uint8(batch["image"]), labels=batch["label"])
 
     about: Facts = {"kind": "data", "data": name, "quantization": "round"}
-    count = min(len(dataset), limit or len(dataset))
     fashion = isinstance(dataset, FashionMNIST)
-    return Source(count=count, about=about, read=read, class_names=dataset.class_names, fashion=fashion)
+    return Source(count=len(chosen), about=about, read=read, class_names=dataset.class_names, fashion=fashion)
 
 
 def open_source(

@@ -20,7 +20,10 @@ PART = "transformer"
 
 @dataclass(frozen=True, kw_only=True)
 class Before:
-    """What an adapter for other classes replaced: the transformer, the names of its classes and its data. adapter: that one."""
+    """What an adapter for other classes replaced: the transformer (the same, if their number is), the names of its classes and its data.
+
+    adapter: that one.
+    """
 
     transformer: Generator | Cascade
     class_names: Sequence[str] | None
@@ -45,10 +48,12 @@ class LoRAPipeline(LoraBaseMixin):
     ) -> None:
         """Load an adapter: a folder or file of `save_lora_weights`, the output of a training with `lora`, or tensors.
 
-        An adapter that was trained for other classes brings their rows: the pipeline then has its classes, until the adapter is unloaded.
+        An adapter that was trained for other classes brings their rows and names: the pipeline then has its classes, until the adapter is
+        unloaded, and no record of its data.
 
         Args:
-            adapter_name: default: default_0, default_1, … scale: factor of the adapter; 1 as trained, 0 as without it.
+            adapter_name: default: default_0, default_1, … scale: factor of the adapter; 1 as trained, 0 as without it. The new adapter is
+                the active one; `set_adapters` makes several active at once.
 
         Raises:
             MgenError: peft is missing, or the adapter is damaged, of another model or for another tokenizer.
@@ -59,14 +64,19 @@ class LoRAPipeline(LoraBaseMixin):
         made = self._fitting(adapter)
         made.load_lora_adapter(adapter, adapter_name=adapter_name, **kwargs)
         if scale != 1.0:
-            names = made.adapter_names
-            made.set_adapters([*names], [1.0] * (len(names) - 1) + [scale])
-        if made is not self.transformer:
-            config: Any = self.config  # type: ignore[attr-defined]
+            # As without a scale the new adapter alone is active; the others keep theirs.
+            made.set_adapters([made.adapter_names[-1] if adapter_name is None else adapter_name], [scale])
+        config: Any = self.config  # type: ignore[attr-defined]
+        if made is not self.transformer or self._renamed(adapter.about.class_names):
             data: DataRecord | None = self.data  # type: ignore[attr-defined]
             before = Before(transformer=self.transformer, class_names=config.class_names, data=data, adapter=adapter)
             self._replace(made.eval(), adapter.about.class_names, None)  # the adapter's data are not known
-            self._before_lora = before
+            self._before_lora = self._before_lora or before
+
+    def _renamed(self, names: Sequence[str] | None) -> bool:
+        """Whether an adapter for as many classes was trained on others than the pipeline's: it has other names for them."""
+        config: Any = self.config  # type: ignore[attr-defined]
+        return names is not None and self.transformer.conditional and tuple(names) != tuple(config.class_names or ())
 
     def add_adapters(self, adapters: Sequence[tuple[str | Path, float]]) -> None:
         """Add adapters, each a folder or file and its factor, to the weights for good: sampling is then as fast as without."""

@@ -60,7 +60,7 @@ class Records:
     def begin(self, stage: str, settings: Any, inputs: dict[str, str]) -> None:
         before = self.stages.get(stage)
         seconds = before.seconds if before is not None else 0.0
-        self.stages[stage] = Record(settings=plain(settings), inputs=inputs, seconds=seconds)
+        self.stages[stage] = Record(settings=inside(plain(settings), self.folder), inputs=inputs, seconds=seconds)
         self.write()
 
     def add_time(self, stage: str, seconds: float) -> None:
@@ -82,4 +82,15 @@ class Records:
         names = [
             name for name in dict.fromkeys((*record.inputs, *inputs)) if record.inputs.get(name) != inputs.get(name)
         ]
-        return list(changes(record.settings, plain(settings))), names
+        old, new = (inside(some, self.folder) for some in (record.settings, plain(settings)))
+        return list(changes(old, new)), names
+
+
+def inside(value: Any, folder: Path) -> Any:
+    """Plain settings with paths in `folder` relative to it, so that a project can be moved."""
+    if isinstance(value, dict):
+        return {key: inside(one, folder) for key, one in value.items()}
+    if isinstance(value, list):
+        return [inside(one, folder) for one in value]
+    root = f"{folder}/"
+    return value.removeprefix(root) if isinstance(value, str) and value.startswith(root) else value

@@ -24,12 +24,15 @@ from mgen.evaluation.sources import from_dataset
 from mgen.evaluation.statistics import Reference, sha256_of
 from mgen.pipelines.pipeline import MaskedPipeline, load
 from mgen.pipelines.pixels import to_uint8
+from mgen.project import work
 from mgen.project.settings import Project
 from mgen.reports.write import write_page, write_report
+from mgen.training.data import Renumbered
 from mgen.utils import seeds
 from mgen.utils.devices import check_device
+from mgen.utils.errors import MgenError
 from mgen.utils.files import atomic_path
-from mgen.utils.grids import labeled_grid
+from mgen.utils.grids import labeled_grid, spread
 
 EXTRACTORS = ("classifier/first", "classifier/second")  # as results call them
 BATCH = 50  # images sampled at a time
@@ -45,14 +48,14 @@ def make_report(project: Project) -> str:
     if not project.conditional:
         return _only_grid(samples, out)
     measuring = Measuring.of(project, pipe.device)
-    val = project.val_images
-    count = 0 if val is None else min(len(val), len(labels))
+    val = validation_images(project, len(labels))
+    count = 0 if val is None else val.count
     folders = [out / "samples"]
     first = measuring.result(samples.source(len(labels)), folders[0])
     if val is not None and count >= 2:
         folders += [out / f"samples-{count}", out / "validation"]
         fewer = measuring.result(samples.source(count, plain=True), folders[1])
-        floor = measuring.result(from_dataset(val, name="validation images", limit=count), folders[2])
+        floor = measuring.result(val, folders[2])
     write_page(
         [str(folder) for folder in folders],
         out / "report.html",
@@ -76,6 +79,14 @@ def labels_like(images: ImageFolder, count: int, seed: int = 0) -> list[int]:
     known = images.labels.sort().values
     rows = torch.arange(count) * len(known) // count
     return known[rows][torch.randperm(count, generator=seeds.generator(seed, "report"))].tolist()
+
+
+def validation_images(project: Project, most: int) -> Source | None:
+    """At most so many validation images, evenly spread, since classes follow each other; their ids are those of the training images."""
+    if project.val_images is None:
+        return None
+    val = Renumbered(project.val_images, project.train_images.class_names)
+    return from_dataset(val, name="validation images", rows=spread(len(val), most))
 
 
 class Samples:
@@ -128,6 +139,7 @@ class Measuring:
     reference: Reference
     training: Source
     device: torch.device
+    inputs: str  # digests of the model and the images, and how the images are split
 
     @classmethod
     def of(cls, project: Project, device: torch.device) -> "Measuring":
@@ -151,11 +163,23 @@ class Measuring:
             reference=reference,
             training=training,
             device=device,
+            inputs=" ".join(
+                (work.data_digest(project), *work.generator_digest(project).values(), str(project.settings.data))
+            ),
         )
+
+    def _begin(self, folder: Path, source: Source) -> list[Path]:
+        """Begin to measure, or go on after an interruption; features of another model or of other images are removed first."""
+        about = {"classifier": self.classifier.sha256, "inputs": self.inputs}
+        try:
+            return begin(folder, source, self.extractor, self.protocol.id, **about)
+        except MgenError:
+            remove_features(folder)
+            return begin(folder, source, self.extractor, self.protocol.id, **about)
 
     def result(self, source: Source, out: Path) -> Result:
         """Measure images and write the result into a folder; features are kept there until it is done."""
-        made = begin(out / "features", source, self.extractor, self.protocol.id, classifier=self.classifier.sha256)
+        made = self._begin(out / "features", source)
         measured = measure(
             source,
             self.extractor,

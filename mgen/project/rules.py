@@ -4,7 +4,7 @@ They start from the shipped trainings of Fashion-MNIST, whose settings were trie
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from mgen.utils.errors import MgenError
@@ -160,17 +160,3 @@ def scaled_lr(lr: float, batch: int) -> float:
 
 def held_out(images: int) -> float:
     return HELD_OUT if images >= HELD_OUT_OF else 2 * HELD_OUT
-
-
-def shortened(runs: Preset, factor: float) -> Preset:
-    """The preset with trainings of other lengths, as `--hours` asks for."""
-
-    def scale(run: Passes) -> Passes:
-        return replace(
-            run,
-            passes=max(1, round(run.passes * factor)),
-            least=round(run.least * factor),
-            most=round(run.most * factor),
-        )
-
-    return replace(runs, tokenizer=scale(runs.tokenizer), generator=scale(runs.generator))

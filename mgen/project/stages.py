@@ -127,10 +127,10 @@ def run_project(
         )
     with locked(project.folder, active=rank == 0):
         records = Records.read(project.folder, active=rank == 0)
-        if redo and rank == 0:
-            for name in chosen:
+        for name in chosen if redo else ():
+            if rank == 0:
                 _remove(project, name)
-                records.forget(name)
+            records.forget(name)  # in every process: one for which the stage is finished would leave the others waiting
         for name in chosen:
             number = f"[{own.index(name) + 1}/{len(own)}] {name}"
             _run(project, records, name, number, accept_tokenizer)
@@ -196,9 +196,13 @@ def _check_good(project: Project, name: str, accept: bool) -> None:
 
 
 def _remove(project: Project, name: str) -> None:
-    """Remove what a stage has written."""
+    """Remove what a stage has written; MgenError for a link in the place of its folder."""
     folder = project.folder / TABLE[name].output.split("/")[0]
-    if folder.is_dir() and not folder.is_symlink():
+    if folder.is_symlink():
+        raise MgenError(
+            f"--redo: {folder} is a link, and what it leads to is not removed: remove the link and run the command again"
+        )
+    if folder.is_dir():
         shutil.rmtree(folder)
 
 

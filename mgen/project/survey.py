@@ -14,11 +14,11 @@ from tqdm import tqdm
 
 from mgen.data.folder import ClassRule, ImageFolder
 from mgen.data.image_files import open_image
+from mgen.data.look import GRAY
 from mgen.utils.errors import MgenError, one_line
 
 MOST_HEADERS = 50_000  # files whose size is read, and compared with others for copies
 MOST_PIXELS = 5_000  # files whose pixels are read
-GRAY = ("1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N")  # modes of Pillow
 TRANSPARENT = ("RGBA", "LA", "PA", "La", "RGBa")
 LONG = 2.0  # longer side / shorter side, from which on the middle square is less than half of an image
 FEW = 20  # images of a class, below which it is said to be small
@@ -32,7 +32,7 @@ class Survey:
         root: the folder. counts: images of every class, in the order of the ids; one entry without classes.
         has_classes: whether there are class folders. sides: shorter sides in pixels, sorted. long: images of which the middle square is
             less than half. color: whether any image has colors. transparent, deep: images with transparency, or with 16 bits.
-        formats: files by format. copies: images that are byte for byte copies of another. bytes: of all files that were looked at.
+        formats: files by format. copies: images that are byte for byte copies of another.
     """
 
     root: Path

@@ -9,9 +9,10 @@ from mgen.project.settings import Project
 from mgen.tokenizers.base import Tokenizer
 from mgen.training.config import TokenizerObjectiveConfig, TrainConfig
 from mgen.training.loop import train
+from mgen.training.summary import read_lines
 from mgen.utils.devices import check_device
 from mgen.utils.errors import MgenError
-from mgen.utils.reading import read_json, read_text
+from mgen.utils.reading import read_json
 from mgen.utils.schema import build, schema
 from mgen.zoo import resolve
 from mgen.zoo.identity import identity
@@ -48,11 +49,9 @@ def train_generator(project: Project) -> str:
 
 def last_value(run: Path, name: str) -> float | None:
     """The last value of this name in a run's metrics.jsonl, None if there is none."""
-    import json
-
     found = None
-    for line in read_text(run / "metrics.jsonl", most=2**30).splitlines():
-        found = json.loads(line).get(name, found)
+    for line in read_lines(run / "metrics.jsonl"):
+        found = line.get(name, found)
     return found
 
 

@@ -20,6 +20,7 @@ MAY_CHANGE = (
     "output",
     "resume",
     "log",
+    "data.keep",
     "data.workers",
     "objective.sampler",
     "optim.lr",

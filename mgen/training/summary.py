@@ -9,6 +9,7 @@ from pathlib import Path
 from mgen.generators import Cascade, Generator
 from mgen.tokenizers.base import Tokenizer
 from mgen.training.trainer import Trainer
+from mgen.utils.limits import in_time
 from mgen.utils.reading import read_text
 
 Facts = dict[str, int | str | None]
@@ -66,7 +67,7 @@ def stopped(trainer: Trainer) -> str:
     left = trainer.seconds / trainer.step * (steps - trainer.step)
     rows = {
         "steps": f"{trainer.step:,} of {steps:,} ({100 * trainer.step // steps} %); {_images(trainer)}",
-        "time": f"{_time(trainer, lines)}; about {in_words(left)} left",
+        "time": f"{_time(trainer, lines)}; about {in_time(left)} left",
         "loss": _loss(lines),
         "validation": _validation(lines, ema=trainer.ema is not None),
         "checkpoint": str(out / f"checkpoint-{trainer.step:07d}"),
@@ -84,15 +85,6 @@ def table(head: str, rows: dict[str, str]) -> str:
     return "\n".join([head, *(f"  {name:<{wide}}  {value}" for name, value in rows.items() if value)])
 
 
-def in_words(seconds: float) -> str:
-    """A time such as "48 seconds", "7.5 minutes", "3.2 hours", "2.1 days"."""
-    for unit, name in ((86400.0, "days"), (3600.0, "hours"), (60.0, "minutes")):
-        if seconds >= 1.5 * unit:
-            value = seconds / unit
-            return f"{value:.0f} {name}" if value >= 20 else f"{value:.1f} {name}"
-    return f"{seconds:.0f} seconds"
-
-
 def _images(trainer: Trainer) -> str:
     """How many images were seen, and how often each."""
     count, size = trainer.step * trainer.config.batch_size, len(trainer.task.train_data)
@@ -103,7 +95,7 @@ def _time(trainer: Trainer, lines: Lines) -> str:
     """How long it took with everything, and the usual speed of a step."""
     speeds = [value for _, value in _column(lines, "images_per_second")]
     speed = f", {statistics.median(speeds):,.3g} images per second" if speeds else ""
-    return f"{in_words(trainer.seconds)}{speed}"
+    return f"{in_time(trainer.seconds)}{speed}"
 
 
 def _loss(lines: Lines) -> str:

@@ -1,12 +1,8 @@
 """Devices to compute on, by name."""
 
 import re
-from typing import TYPE_CHECKING
 
 from mgen.utils.errors import MgenError, first_line, shown
-
-if TYPE_CHECKING:
-    pass
 
 KINDS = ("cpu", "cuda", "mps", "xpu")
 

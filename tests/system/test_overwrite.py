@@ -86,6 +86,19 @@ def test_what_fails_before_it_writes_leaves_the_old_run(
     assert os.listdir(here) == ["o"]
 
 
+def test_an_animation_is_the_runs_own_and_a_file_that_is_called_as_one_elsewhere_is_not(
+    parts: Parts, here: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert run(parts, SAMPLE, capsys)[0] == 0
+    (here / "o" / "all.npz").write_text("mine")
+    status, error = run(parts, [*SAMPLE, "--overwrite", "--npz", "all.npz"], capsys)
+    assert status == 2 and "all.npz" in error and (here / "o" / "all.npz").read_text() == "mine"
+    (here / "o" / "all.npz").unlink()
+    (here / "o" / "animation.gif").write_bytes(b"GIF89a")  # of a run with --animation
+    assert run(parts, [*SAMPLE, "--overwrite", "--seed", "1"], capsys)[0] == 0
+    assert not (here / "o" / "animation.gif").exists()
+
+
 def test_settings_in_the_sampler_are_named_by_their_own_keys(
     parts: Parts, here: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -17,7 +17,8 @@ from mgen.data import FASHION_CLASSES, DataRecord, ImageFolder, TokenCache
 from mgen.data.record import TrainedOn, read_trained_on, write_trained_on
 from mgen.evaluation.cnn import ImageClassifier
 from mgen.evaluation.extractors import make_extractor
-from mgen.evaluation.fashion import DIGESTS, knows_fashion
+from mgen.evaluation.fashion import DIGESTS, knows_fashion, of_run, record_of_run
+from mgen.pipelines.run_file import RunFile
 from mgen.pipelines.saved import find_record
 from mgen.samplers import ParallelSampler
 from mgen.training.config import train_config
@@ -312,3 +313,15 @@ def test_a_search_measures_with_a_classifier_of_own_data(
     assert "WARNING, the extractor was trained on other" in capsys.readouterr().err
     assert "WARNING" in (tmp_path / "b" / "report.md").read_text()
     assert "give --reference-search and --reference-test" in refused(line, capsys)
+
+
+def test_the_model_that_a_run_names_is_looked_for_on_this_machine_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import HfApi
+
+    asked: list[str] = []
+    monkeypatch.setattr(HfApi, "model_info", lambda self, repo, **options: asked.append(repo))
+    monkeypatch.chdir(tmp_path)  # where the run's folder of models isn't
+    run = RunFile(num_images=1, model="models/mine")
+    assert record_of_run(run) is None and not of_run(run) and asked == []

@@ -302,6 +302,9 @@ def test_models_are_the_given_and_the_embedded_ones(tmp_path: Path) -> None:
     assert models.get(mine) is models.get(mine)
     with pytest.raises(MgenError, match="no model 'nothing'"):
         Models(["nothing"], device="cpu")
+    tiny_pipeline().save_pretrained(tmp_path / "hidden")
+    with pytest.raises(MgenError, match="choose one from the list"):
+        models.get(str(tmp_path / "hidden"))
 
 
 def test_a_line_tells_what_a_model_is() -> None:

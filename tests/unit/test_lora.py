@@ -1,6 +1,7 @@
 """Adapters (LoRA) of every trunk: what they change, their files, fusing, and what raises an error."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from mgen.data import DataRecord
 from mgen.generators import Cascade, build_model
-from mgen.generators.adapter_file import FILE, find_adapter
+from mgen.generators.adapter_file import FILE, About, find_adapter, read_adapter
 from mgen.pipelines.pipeline import MaskedPipeline
 from mgen.samplers import ParallelSampler
 from mgen.utils.errors import MgenError
@@ -356,6 +358,29 @@ def test_a_pipeline_by_diffusers_names(tmp_path: Path) -> None:
     assert torch.equal(tokens(pipe), plain)
 
 
+def test_an_adapter_for_other_classes_of_the_same_number_brings_their_names(tmp_path: Path) -> None:
+    net = adapted(tiny_pipeline().transformer)
+    replace(net.adapter(), about=About(class_names=("ant", "bee", "cow"))).save(tmp_path / FILE)
+    pipe = tiny_pipeline()
+    pipe.set_data(DataRecord(name="others", images=9, image_size=32, channels=1, digest="0" * 64))
+    before = list(pipe.class_names)
+    pipe.load_lora_weights(tmp_path)
+    assert list(pipe.class_names) == ["ant", "bee", "cow"] and pipe.data is None
+    pipe.save_lora_weights(tmp_path / "again")
+    assert read_adapter(tmp_path / "again").about.class_names == ("ant", "bee", "cow")
+    pipe.unload_lora_weights()
+    assert list(pipe.class_names) == before and pipe.data is not None and pipe.data.name == "others"
+
+
+def test_a_scale_is_that_of_the_new_adapter_alone(tmp_path: Path) -> None:
+    folder, pipe = saved(tmp_path), tiny_pipeline()
+    pipe.load_lora_weights(folder, adapter_name="one", scale=0.5)
+    pipe.load_lora_weights(folder, adapter_name="two", scale=0.25)
+    assert pipe.get_active_adapters() == ["two"]
+    found = [layer.scaling for layer in pipe.transformer.modules() if getattr(layer, "scaling", None)]
+    assert found and all(scaling == {"one": 8.0, "two": 4.0} for scaling in found)  # of alpha 64, rank 4
+
+
 def test_saving_a_pipeline_with_adapters(tmp_path: Path) -> None:
     folder, pipe = saved(tmp_path), tiny_pipeline()
     pipe.load_lora_weights(folder)
@@ -385,10 +410,6 @@ def test_precisions_and_compilation(tmp_path: Path) -> None:
 
 def test_an_adapter_for_other_classes_brings_them(tmp_path: Path) -> None:
     """As a training on other classes writes it: the rows of the classes beside the adapter."""
-    from dataclasses import replace
-
-    from mgen.generators.adapter_file import About
-
     net = adapted(tiny_generator(classes={"count": 2}), alpha=64.0)
     about = About(config={k: v for k, v in net.config.items() if not k.startswith("_")}, class_names=("mug", "plate"))
     replace(net.adapter(tables=["classes.vectors.weight"]), about=about).save(tmp_path / "lora" / FILE)
@@ -410,10 +431,6 @@ def test_an_adapter_for_other_classes_brings_them(tmp_path: Path) -> None:
 
 
 def test_an_adapter_for_another_tokenizer_raises(tmp_path: Path) -> None:
-    from dataclasses import replace
-
-    from mgen.generators.adapter_file import About
-
     net = adapted(tiny_generator(tokens=tiny_tokens(side=4, vocab_size=64)))
     about = About(config={k: v for k, v in net.config.items() if not k.startswith("_")})
     replace(net.adapter(), about=about).save(tmp_path / FILE)

@@ -10,13 +10,16 @@ from PIL import Image
 from mgen.data.folder import ImageFolder
 from mgen.project import rules
 from mgen.project.files import all_files
-from mgen.project.report import labels_like
+from mgen.project.records import Records
+from mgen.project.report import labels_like, validation_images
 from mgen.project.settings import Project
+from mgen.project.stages import run_project
 from mgen.project.start import InitRequest, init
 from mgen.project.summary import summary
 from mgen.project.survey import survey
 from mgen.training.config import train_config
 from mgen.training.model_settings import model_settings
+from mgen.training.resume import may_change
 from mgen.utils.config import read_config
 from mgen.utils.errors import MgenError
 from tests.helpers import tiny_tokenizer
@@ -263,3 +266,47 @@ def test_a_draft_writes_the_same_files_again(tmp_path: Path) -> None:
     draft, out = init(InitRequest(data=str(data), out=str(tmp_path / "project"), timed=False))
     for name, text in all_files(draft, str(out)).items():
         assert (out / name).read_text() == text
+
+
+def test_validation_images_of_the_report_are_of_all_classes_and_have_the_ids_of_training(tmp_path: Path) -> None:
+    val = classes(
+        tmp_path / "val", {"birds": 6, "dogs": 6}
+    )  # no cats: dogs are class 1 here, and class 2 of the training images
+    project = made(tmp_path, {"birds": 10, "cats": 10, "dogs": 10}, val=str(val))
+    source = validation_images(project, 4)
+    assert source is not None and source.count == 4 and source.read(0, 4).labels.tolist() == [0, 0, 2, 2]
+    assert list(source.class_names) == ["birds", "cats", "dogs"]
+
+
+def test_redo_removes_nothing_that_a_link_leads_to(tmp_path: Path) -> None:
+    project = made(tmp_path)
+    elsewhere = tmp_path / "disk"
+    elsewhere.mkdir()
+    (elsewhere / "mine.txt").write_text("mine")
+    os.symlink(elsewhere, project.folder / "generator")
+    with pytest.raises(MgenError, match="generator is a link"):
+        run_project(project.folder, ["generator"], redo=True)
+    assert (elsewhere / "mine.txt").read_text() == "mine"
+
+
+# -- records ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_project_that_was_moved_has_the_same_settings(tmp_path: Path) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.mkdir()
+
+    def settings(folder: Path) -> dict[str, object]:
+        return {"output": str(folder / "generator"), "data": {"path": str(folder / "cache/train")}, "steps": 3}
+
+    Records.read(old).begin("generator", settings(old), {"data": "1"})
+    old.rename(new)
+    records = Records.read(new)
+    assert records.changed("generator", settings(new), {"data": "1"}) == ([], [])
+    assert records.changed("generator", settings(tmp_path), {"data": "2"})[1] == ["data"]
+    records.stages["generator"].settings = settings(new)  # as earlier versions wrote them
+    assert records.changed("generator", settings(new), {"data": "1"}) == ([], [])
+
+
+def test_a_training_goes_on_whether_images_are_kept_in_memory_or_not() -> None:
+    assert may_change("data.keep") and not may_change("data.flip")
