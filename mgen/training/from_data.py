@@ -153,8 +153,8 @@ def classifier_settings(found: Found, model: Settings) -> Settings:
 class Fill:
     """How the settings of a task's model follow from the data.
 
-    model: name of the class whose settings these are. keys: settings of the model that the data tell. settings: their values, from what the data say and the settings that are given.
-    side: of the images as they are read.
+    model: name of the class whose settings these are. keys: settings of the model that the data tell. settings: their values, from what
+    the data say and the settings that are given. side: of the images as they are read.
     """
 
     model: str
