@@ -44,7 +44,13 @@ def add_sampling(parser: ArgumentParser) -> None:
     from mgen.zoo import DEFAULT
 
     option = parser.add_argument
-    option("--model", type=path, default=DEFAULT, metavar="NAME|PATH", help="a model of `mgen zoo` or a folder")
+    option(
+        "--model",
+        type=path,
+        default=DEFAULT,
+        metavar="NAME|PATH",
+        help="a model of `mgen zoo`, a folder, or owner/name on the hub",
+    )
     option(
         "--lora",
         action="append",

@@ -69,7 +69,13 @@ def add_options(parser: ArgumentParser) -> None:
     from mgen.zoo import DEFAULT
 
     option = parser.add_argument
-    option("--model", default=DEFAULT, metavar="NAME|PATH", type=path, help="a model of `mgen zoo` or a folder")
+    option(
+        "--model",
+        default=DEFAULT,
+        metavar="NAME|PATH",
+        type=path,
+        help="a model of `mgen zoo`, a folder, or owner/name on the hub",
+    )
     option("--out", default="tune", metavar="DIR", type=path, help="for strategy.yaml, trace.jsonl and report.md")
     add_overwrite(parser, "another search")
     option("--steps", type=whole(1, 2**20), help="decoding steps; default: the start's")

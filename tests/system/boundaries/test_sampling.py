@@ -60,6 +60,7 @@ OPTIONS = [
     row("animation is an image", ["--animation", "./samples/../samples/000000_class-0000.png"], "a file of the run"),
     row("model empty", ["--model", ""], "empty"),
     row("model long", ["--model", "a" * 300], "too long"),
+    row("model of the hub", ["--model", "owner/nothing"], "owner/nothing", "HF_HUB_OFFLINE"),
     row("recipe empty", ["--recipe", ""], "empty"),
     row("recipe missing", ["--recipe", "maskgit-imagnet256"], "recipe"),
     row("out empty", ["--out", ""], "empty"),
