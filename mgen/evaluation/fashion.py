@@ -17,6 +17,7 @@ from mgen.utils.hub import HubOptions
 from mgen.utils.reading import read_json
 from mgen.utils.schema import build, schema
 from mgen.zoo import resolve
+from mgen.zoo.identity import identity
 
 SIDES = (28, 32)  # in pixels, as published and as padded here
 _SAMPLE = re.compile(r"[0-9]{6,}(_class-000[0-9])?\.png")  # what mgen sample calls images of ten classes
@@ -77,7 +78,7 @@ def of_run(run: RunFile | None) -> bool:
     if run is None or run.model is None or run.image_size not in (None, *SIDES):
         return False
     try:
-        folder = _here(run.model)
+        folder = _model_of(run)
         index, config = folder / "model_index.json", folder / "tokenizer" / "config.json"
         found, tokenizer = build(_Index, read_json(index)), build(_Tokenizer, read_json(config))
     except MgenError:  # moved, removed or damaged: nothing is known of it
@@ -92,14 +93,22 @@ def record_of_run(run: RunFile | None) -> DataRecord | None:
     if run is None or run.model is None:
         return None
     try:
-        return find_record(_here(run.model))
+        return find_record(_model_of(run))
     except MgenError:
         return None
 
 
-def _here(model: str) -> Path:
-    """The folder of the model that a run names, on this machine: a name in a file is no reason to ask the hub."""
-    return resolve(model, hub=HubOptions(local_files_only=True))
+def _model_of(run: RunFile) -> Path:
+    """The folder of a run's model on this machine: a name in a file is no reason to ask the hub.
+
+    Raises:
+        MgenError: it is not here, or another one is at its path.
+    """
+    assert run.model is not None  # callers have checked
+    folder = resolve(run.model, hub=HubOptions(local_files_only=True))
+    if run.model_sha256 is not None and identity(folder).model_sha256 != run.model_sha256:
+        raise MgenError(f"{folder} holds another model than the one that sampled the images")
+    return folder
 
 
 def like_samples(root: Path, files: Sequence[Path], run: RunFile | None) -> bool:

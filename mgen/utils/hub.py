@@ -35,6 +35,7 @@ class HubOptions:
 
 
 HUB_KEYS = tuple(HubOptions.__dataclass_fields__)
+LOCAL = ("models", "runs", "caches", "samples", "data", "checkpoints", "output", "outputs")  # no owners of models
 
 
 def take_options(arguments: dict[str, Any]) -> HubOptions:
@@ -47,8 +48,13 @@ def take_options(arguments: dict[str, Any]) -> HubOptions:
 
 
 def is_hub_id(name: str | Path) -> bool:
-    """Whether a text means a model on the hub: "owner/name", where there is no such path, nor a folder called "owner"."""
+    """Whether a text means a model on the hub: "owner/name", where there is no such path, nor a folder called "owner".
+
+    Folders of the documentation's examples are nobody's: a path that is mistyped, or of another working directory, asks no server.
+    """
     text = os.fspath(name)
+    if text.partition("/")[0] in LOCAL:
+        return False
     if not HUB_ID.fullmatch(text) or ".." in text or "--" in text or text.endswith((".git", ".", "-")):
         return False
     return not os.path.lexists(text) and not os.path.lexists(text.partition("/")[0])

@@ -340,7 +340,7 @@ def test_what_is_told_of_reconstructions_is_true(tmp_path: Path) -> None:
 def test_eval_of_reconstructions_of_a_folder(tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture) -> None:
     tiny_bridge().save_pretrained(tmp_path / "bridge")
     tiny_tokenizer().save_pretrained(tmp_path / "vq")
-    out = ["--out", str(tmp_path / "e"), "--num-images", "9"]
+    out = ["--out", str(tmp_path / "e"), "--num-images", "9", "--extractor", "fmnist-cnn"]
 
     def metrics(tokenizer: str, *arguments: str) -> dict[str, float]:
         assert main(["eval", str(pictures), "--reconstruction", str(tmp_path / tokenizer), *arguments, *out]) == 0
@@ -374,6 +374,7 @@ def test_levels_are_compared(tmp_path: Path, pictures: Path, capsys: pytest.Capt
     kl = tiny_kl(scale=4.0)
     kl.save_pretrained(tmp_path / "kl")
     line = ["eval", str(pictures), "--reconstruction", str(tmp_path / "kl"), "--out", str(tmp_path / "e")]
+    line += ["--extractor", "fmnist-cnn"]
     assert main([*line, "--levels", "4,256", "--ranges", "1,best", "--batch-size", "5"]) == 0
     result = json.loads((tmp_path / "e" / "levels.json").read_text())
     rows = result["rows"]

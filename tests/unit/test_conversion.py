@@ -77,9 +77,9 @@ def test_unconditional_model_in_every_command(unconditional: Path, tmp_path: Pat
     assert sorted(p.name for p in (tmp_path / "d").iterdir()) == ["edit-000000.png", "edit-000001.png", "grid.png"]
     drawn = np.asarray(Image.open(tmp_path / "d" / "edit-000001.png"))
     assert np.array_equal(drawn[8:], np.asarray(Image.open(source))[8:])
-    measured = ["--reference", "none", "--classifier", "none", "--steps", "2"]
+    measured = ["--extractor", "fmnist-cnn", "--reference", "none", "--classifier", "none", "--steps", "2"]
     assert main(["eval", str(unconditional), "--num-images", "4", *measured, "--out", str(tmp_path / "e")]) == 0
-    assert main(["eval", str(tmp_path / "s"), *measured[:4], "--out", str(tmp_path / "f")]) == 0
+    assert main(["eval", str(tmp_path / "s"), *measured[:6], "--out", str(tmp_path / "f")]) == 0
 
 
 @pytest.mark.parametrize("command", ["sample", "edit", "eval"])

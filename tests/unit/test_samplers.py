@@ -311,4 +311,5 @@ def test_the_command_prints_the_plan_and_samples_nothing(tmp_path: Path, capsys:
     out = tmp_path / "out"
     assert main(["sample", "--steps", "4", "--guidance", "2", "--show-plan", "--out", str(out)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == ["step", "1/4", "2/4", "3/4", "4/4"] and not out.exists()
+    assert lines[0].startswith("What ")
+    assert [line.split()[0] for line in lines[1:]] == ["step", "1/4", "2/4", "3/4", "4/4"] and not out.exists()

@@ -98,7 +98,7 @@ def test_a_file_that_is_no_image(here: Path, raises: Raises, make: Make, words: 
 
 COMMANDS: list[Any] = [
     row("eval", ["eval", "images", "--extractor", "fmnist-cnn", "--reference", "fmnist-train"]),
-    row("stats", ["stats", "images", "--image-size", "256", "--out", "s.safetensors"]),
+    row("stats", ["stats", "images", "--image-size", "256", "--extractor", "fmnist-cnn", "--out", "s.safetensors"]),
     row("edit", ["edit", "images/bag/x.png", "--model", "@pipeline", "--box", "0,0,9,9", "--out", "o"]),
     row("mask", ["edit", "images/bag/1.png", "--model", "@pipeline", "--mask", "images/bag/x.png", "--out", "o"]),
     row("cache", ["cache", "--data", "images", "--tokenizer", "@pipeline", "--out", "o"]),

@@ -212,7 +212,7 @@ RUNS = [
     row("num_images 0", {"num_images": 0}, "num_images"),
     row("num_images missing", {"num_images": ...}, "num_images"),
     row("num_images 10**30", {"num_images": 10**30}, "num_images"),
-    row("another seed", {"seed": 3}, "seed=3, now 0"),
+    row("another seed", {"seed": 3}, "seed was 3, now it is 0"),
     row("sampler null", {"sampler": None}, "sampler"),
     row("another model", {"model_sha256": "0" * 64}, "model_sha256"),
     row("unknown key", {"foo": 1}, "foo"),
