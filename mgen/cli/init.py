@@ -21,6 +21,12 @@ def command(argv: Sequence[str] | None = None) -> int:
     add_options(parser)
     args = parser.parse_args(argv)
 
+    from mgen.cli.early import check_there
+
+    for option in ("data", "val"):
+        if getattr(args, option) not in (None, "fmnist"):
+            check_there(f"--{option}", getattr(args, option), "folder")
+
     from mgen.project.start import InitRequest, init
     from mgen.project.summary import closing, summary
 

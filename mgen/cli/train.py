@@ -94,6 +94,10 @@ def train_project(args: Namespace) -> int:
         )
     stages = [] if args.stage is None else [name.strip() for name in args.stage.split(",")]
 
+    from mgen.cli.early import check_there
+
+    check_there("--project", args.project, "folder")
+
     from mgen.project.stages import run_project
 
     with resumable("the same command goes on"):

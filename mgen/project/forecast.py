@@ -1,7 +1,10 @@
 """How long the stages of a project will take, and how much memory: real steps of every training, on untrained networks."""
 
 import copy
+import sys
 import time
+
+from tqdm import tqdm
 
 from mgen.data import write_cache
 from mgen.project.settings import Project
@@ -17,13 +20,22 @@ CACHED, SAMPLED = 64, 8  # images that are tokenized and sampled
 
 def time_project(project: Project) -> tuple[dict[str, Timed], dict[str, float]]:
     """The timed trainings of a project by stage, and the estimated seconds of the other stages. Fills the project's folder."""
+    trainings = [stage for stage in ("classifier", "tokenizer", "generator") if stage in project.stages]
+    with tqdm(trainings, desc="timing steps", unit="training", delay=2.0, leave=False, file=sys.stderr) as bar:
+        return _timed(project, bar)
+
+
+def _timed(project: Project, bar: "tqdm[str]") -> tuple[dict[str, Timed], dict[str, float]]:
+    """See time_project."""
     timed: dict[str, Timed] = {}
     if "classifier" in project.stages:
         timed["classifier"] = time_training(project.classifier_config(0))
+        bar.update()
         build_model(model_settings(project.classifier_config(1))).save_pretrained(project.classifier(1) / "model")
     if "tokenizer" in project.stages:
         config = project.tokenizer_config()
         timed["tokenizer"] = time_training(config)
+        bar.update()
         tokenizer = build_model(model_settings(config))
         if tokenizer.config.get("scale", 1.0) is None:
             tokenizer.register_to_config(scale=1.0)
@@ -31,6 +43,7 @@ def time_project(project: Project) -> tuple[dict[str, Timed], dict[str, float]]:
     each = _time_cache(project)
     config = generator_config(project)
     timed["generator"] = time_training(config)
+    bar.update()
     images = len(project.train_images)
     count = project.settings.report.images
     return timed, {

@@ -143,7 +143,7 @@ def _run(project: Project, records: Records, name: str, number: str, accept_toke
     for needed in stage.needs:
         if needed in project.stages and (needed not in records.stages or records.stages[needed].finished is None):
             raise MgenError(
-                f"the stage {name} needs {needed}, which is not finished: add it, as --stage {needed},{name}, or leave --stage out"
+                f"the stage {name} needs {needed}, which is not finished: leave --stage out to run all stages that are not finished"
             )
     settings, inputs = stage.settings(project), stage.inputs(project)
     if name in records.stages:

@@ -177,7 +177,8 @@ def _estimated(draft: Draft, hours: float | None) -> tuple[Draft, dict[str, floa
         if stretch < SHORTEST:
             need = fixed + SHORTEST * sum(seconds[stage] for stage in STRETCHED if stage in seconds)
             raise MgenError(
-                f"--hours {hours:g} is too short on this machine: at least {need / 3600:.2g} hours; or choose a smaller --image-size"
+                f"--hours {hours:g} is too short on this machine: at least {need / 3600:.2g} hours. For a quick try, use --no-timing and "
+                "write fewer steps into tokenizer.yaml and generator.yaml"
             )
         draft = replace(draft, stretch=stretch)
         seconds = {stage: value * (stretch if stage in STRETCHED else 1.0) for stage, value in seconds.items()}

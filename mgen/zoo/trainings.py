@@ -34,5 +34,5 @@ def find_training(name: str | Path, option: str = "") -> Path:
     if path.exists():
         raise MgenError(f"{said} is no folder of a training: expected one with {LOG}, which mgen train writes")
     raise MgenError(
-        f"{said}: no such folder, and no shipped training of that name: {suggestion(str(name)[:60], shipped)}"
+        f"{said}: no such folder, and no shipped training has that name. {suggestion(str(name)[:60], shipped)}"
     )
