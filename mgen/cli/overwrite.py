@@ -63,7 +63,7 @@ def add_overwrite(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument(
         "--overwrite",
         action="store_true",
-        help=f"start anew if the folder holds {what}; never if anything else is in it",
+        help=f"start anew if the folder holds {what}: they are gone once the first new file is written; never if anything else is in it",
     )
 
 
