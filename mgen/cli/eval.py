@@ -164,13 +164,15 @@ def request_of(args: Namespace, line: str) -> "EvalRequest":
 
 def check_names(args: Namespace, request: "EvalRequest") -> None:
     """Raise MgenError for choices, models and files that there are not, before the heavy imports."""
-    from mgen.cli.early import check_common, check_images, check_model
+    from mgen.cli.early import check_common, check_images, check_model, check_there
     from mgen.pipelines.labels import PLANS
 
     if request.labels is not None:
         check_choice("--labels", request.labels, PLANS)
     request.find_protocol()
     check_common(args)
+    if request.reference not in (None, "none", "fmnist", "fmnist-train", "fmnist-test"):  # a path, then
+        check_there("--reference", request.reference)
     if request.path and not request.samples:
         check_images(request.path)
     if request.reconstruction:

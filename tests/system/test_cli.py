@@ -434,7 +434,7 @@ def test_another_run_in_the_same_folder_is_an_error(model: Path, tmp_path: Path,
     base = ["sample", "--model", str(model), "--num-images", "2", "--out", str(tmp_path)]
     assert main(base) == 0
     assert main([*base, "--seed", "1"]) == 2
-    assert "seed=0, now 1" in capsys.readouterr().err
+    assert "seed was 0, now it is 1" in capsys.readouterr().err
 
 
 def test_nan_weights_are_an_error_before_anything_is_written(

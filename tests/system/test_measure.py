@@ -227,7 +227,7 @@ def test_images_that_nobody_would_compare_with_fashion_mnist(
         to_pil(pictures(1, seed=i, side=96, channels=3))[0].save(tmp_path / f"{i:06d}.png")
     assert main(["eval", str(tmp_path), "--out", str(tmp_path / "e")]) == 2
     assert "holds images of 96 px" in capsys.readouterr().err
-    assert main(["eval", str(tmp_path), "--reference", "fmnist", "--out", str(tmp_path / "e")]) == 2
+    assert main(["eval", str(tmp_path), "--reference", "fmnist", "--extractor", "fmnist-cnn"]) == 2
     assert "fmnist-train or fmnist-test" in capsys.readouterr().err
     assert main(["eval", "mar-l-imagenet256"]) == 2
     assert "--recipe mar-l-imagenet256" in capsys.readouterr().err
@@ -286,6 +286,7 @@ def test_stats_then_eval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     for i, image in enumerate(pictures(30, side=40)):
         Image.fromarray(image[0].numpy()).save(tmp_path / f"{i:06d}_class-{i % 3:04d}.png")
     stats = ["stats", str(tmp_path), "--image-size", "32", "--features", "20", "--batch-size", "7"]
+    stats += ["--extractor", "fmnist-cnn"]
     assert main([*stats, "--out", str(tmp_path / "r" / "ref.safetensors")]) == 0
     assert not (tmp_path / "r" / "ref.safetensors.features").exists(), "working files are left"
     assert main([*stats, "--out", str(tmp_path / "r" / "ref.npz")]) == 2, "an npz for other tools keeps no features"
@@ -296,7 +297,7 @@ def test_stats_then_eval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     again = load_statistics(tmp_path / "r" / "ref.npz", make_extractor("fmnist-cnn"))
     assert again.count == 30 and again.described and again.prepared == "center crop of 32 px (ADM's)"
     line = ["eval", str(tmp_path), "--reference", str(tmp_path / "r" / "ref.safetensors"), "--bootstrap", "5"]
-    line += ["--classifier", "fmnist-classifier"]
+    line += ["--classifier", "fmnist-classifier", "--extractor", "fmnist-cnn"]
     out = tmp_path / "e"
     assert main([*line, "--nearest", str(tmp_path), "--out", str(out)]) == 0
     found = read_json(out / "result.json")

@@ -324,7 +324,7 @@ def test_sorted_run_is_not_prolonged(tmp_path: Path) -> None:
     begin(make_run(tmp_path, plan="sorted"))
     with pytest.raises(MgenError, match="7 images in sorted classes, now 8"):
         begin(make_run(tmp_path, plan="sorted", count=8))
-    with pytest.raises(MgenError, match="labels=sorted, now balanced"):
+    with pytest.raises(MgenError, match="labels was 'sorted', now it is 'balanced'"):
         begin(make_run(tmp_path))
 
 
