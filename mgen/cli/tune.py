@@ -66,6 +66,7 @@ def command(argv: Sequence[str] | None = None) -> int:
 
 
 def add_options(parser: ArgumentParser) -> None:
+    # Longer than 60 lines since it is the list of the command's options, one after the other.
     from mgen.zoo import DEFAULT
 
     option = parser.add_argument

@@ -81,6 +81,9 @@ class EditTab:
     def connect(
         self, session: Session, sidebar: Sidebar, tabs: Any, samples: SampleTab, result: Any, status: Any
     ) -> None:
+        """Connect the tab's parts with what they do."""
+
+        # Longer than 60 lines since gradio's events are functions that close over the parts; each of the three is short.
         def pick(made: Result | None, event: gr.EventData) -> Updates:
             number = event._data.get("index") if isinstance(event._data, dict) else None
             if made is None or type(number) is not int or not 0 <= number < len(made.images):

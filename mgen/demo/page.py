@@ -23,6 +23,8 @@ HEAD = (
 
 def build_page(models: Models) -> gr.Blocks:
     """The page for these models; the first one is chosen at first."""
+    # Longer than 60 lines since the page is read from top to bottom: its parts in their places, then what moves between them, in
+    # functions that close over the parts.
     session, name = Session(models), models.names[0]
     pipe = models.get(name)
     own = controls(pipe)

@@ -6,7 +6,7 @@ import pytest
 
 from mgen.bench.sweep_report import markdown
 from mgen.cli import main
-from tests.system.boundaries.harness import Parts
+from tests.system.boundaries.harness import EVAL, Parts
 
 
 @pytest.fixture(scope="module")
@@ -15,25 +15,13 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Parts:
 
 
 MODEL = ["--model", "@pipeline", "--device", "cpu"]
-EVAL = [
-    "eval",
-    "@pipeline",
-    "--reference",
-    "@statistics",
-    "--protocol",
-    "fmnist-cnn",
-    "--num-images",
-    "4",
-    "--device",
-    "cpu",
-]
 PRINTED = {
     "zoo": (["zoo"], ["Models: parameters (M: millions)", "TFLOPs per image", "accuracy, %"]),
     "classes": (["zoo", "fmnist-mar", "--classes"], ["Classes of fmnist-mar", "id  names"]),
     "plan": (["sample", *MODEL, "--show-plan"], ["What every step does to one image", "unknown"]),
     "bench": (["bench", *MODEL], ["Where the time of a batch of 4 goes", "s/batch", "TFLOPs/image", "M parameters"]),
     "eval": (
-        [*EVAL, "--out", "o"],
+        ["eval", *EVAL, "--out", "o"],
         ["Metrics of 4 images, protocol fmnist-cnn, compared with", "± standard deviation"],
     ),
 }

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mgen.cli import main
-from tests.system.boundaries.harness import Parts
+from tests.system.boundaries.harness import EVAL, Parts
 
 
 @pytest.fixture(scope="module")
@@ -160,19 +160,7 @@ def test_the_working_folder_and_inputs_are_never_replaced(
 
 
 def test_an_evaluation_of_other_settings_starts_anew(parts: Parts, here: Path, capsys: pytest.CaptureFixture) -> None:
-    argv = [
-        "eval",
-        "@pipeline",
-        "--reference",
-        "@statistics",
-        "--protocol",
-        "fmnist-cnn",
-        "--num-images",
-        "4",
-        "--device",
-        "cpu",
-    ]
-    argv += ["--bootstrap", "0", "--keep-features", "--out", "o"]
+    argv = ["eval", *EVAL, "--bootstrap", "0", "--keep-features", "--out", "o"]
     assert run(parts, argv, capsys)[0] == 0
     status, error = run(parts, [*argv, "--seed", "3", "--steps", "3"], capsys)
     assert status == 2 and "images.seed was 0, now it is 3" in error and "images.sampler.steps was" in error, error

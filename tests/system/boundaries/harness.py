@@ -249,6 +249,8 @@ class Parts:
 
 FILES = {"statistics": "statistics.safetensors", "config": "config.yaml", "cached": "cached.yaml"}
 NAMES = ("pipeline", "images", "flat", "idx", "cache", "run", "statistics", "config", "cached", "result")
+# Arguments of a small evaluation of the pipeline.
+EVAL = ["@pipeline", "--reference", "@statistics", "--protocol", "fmnist-cnn", "--num-images", "4", "--device", "cpu"]
 
 
 def fifo(path: Path) -> Path:

@@ -13,7 +13,7 @@ import pytest
 
 from mgen.cli import COMMANDS
 from mgen.cli.parser import path
-from tests.system.boundaries.harness import Refused
+from tests.system.boundaries.harness import EVAL, Refused
 from tools.cli_reference import parser_of
 
 MODEL = ["--model", "@pipeline", "--device", "cpu"]
@@ -26,17 +26,7 @@ USUAL = {
     "demo": [*MODEL],
     "train": ["--config", "@config"],
     "cache": ["--data", "@images", "--tokenizer", "@pipeline", "--out", "made", "--device", "cpu"],
-    "eval": [
-        "@pipeline",
-        "--reference",
-        "@statistics",
-        "--protocol",
-        "fmnist-cnn",
-        "--num-images",
-        "4",
-        "--device",
-        "cpu",
-    ],
+    "eval": EVAL,
     "report": ["@result"],
     "stats": ["@images", "--protocol", "fmnist-cnn", "--out", "made.safetensors", "--device", "cpu"],
     "tune": [*MODEL, "--trials", "2", "--num-images", "4", "--test-images", "4", *REFERENCES],
