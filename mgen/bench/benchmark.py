@@ -55,7 +55,7 @@ def random_pipeline(config: Settings, tokenizer: str | None) -> RandomPipeline:
         config: of the generator, nested as in configs/models.
         tokenizer: a published tokenizer, None (no decoding), or "auto": kl16 for vectors, vq16 for 16384 ids, maskgit-f16 for other ids.
     """
-    from mgen.convert.tokenbridge import quantized_for
+    from mgen.convert.readers.tokenbridge import quantized_for
 
     torch.manual_seed(0)
     generator = build_model(config).eval()

@@ -274,7 +274,7 @@ def pipeline(
     """
     from mgen.convert import convert
     from mgen.convert.formats import tokenizer_format
-    from mgen.convert.tokenbridge import quantized_for
+    from mgen.convert.readers.tokenbridge import quantized_for
     from mgen.generators import Cascade, Generator
     from mgen.pipelines.pipeline import MaskedPipeline
     from mgen.pipelines.saved import load_tokenizer

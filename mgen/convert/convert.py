@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mgen.convert.formats import FORMATS, Format
+from mgen.convert.format import Format
+from mgen.convert.formats import FORMATS
 from mgen.generators.presets import complete, model_name, override
 from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError, check_choice, first_line, shown

@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mgen.convert import convert, himar
+from mgen.convert import convert
 from mgen.convert.convert import Conversion
+from mgen.convert.readers import himar
 from mgen.data.first_stage import shrink
 from mgen.generators import Cascade
 from mgen.generators.presets import model_name, override

@@ -8,8 +8,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mgen.convert import convert, hita
+from mgen.convert import convert
 from mgen.convert.convert import Conversion
+from mgen.convert.readers import hita
 from mgen.pipelines.pixels import to_uint8
 from mgen.tokenizers import HitaTokenizer
 from mgen.tokenizers.vision import resized

@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mgen.convert import convert, kl
+from mgen.convert import convert
+from mgen.convert.readers import kl
 from mgen.convert.reading import ATTENTION
 from mgen.pipelines.pixels import to_uint8
 from mgen.tokenizers import KLTokenizer

@@ -362,7 +362,7 @@ def test_weight_decay_reaches_the_official_parameters() -> None:
 
 
 def test_published_sizes_have_the_official_keys() -> None:
-    from mgen.convert import mar
+    from mgen.convert.readers import mar
 
     for name, shapes in json.loads((harness.root() / "mar" / "official_keys.json").read_text()).items():
         state = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
@@ -388,7 +388,7 @@ def recipe_weights(key: str, shape: list[int], salt: int) -> Tensor:
 @pytest.mark.slow
 @torch.inference_mode()
 def test_mar_base_full_size() -> None:
-    from mgen.convert import mar
+    from mgen.convert.readers import mar
 
     folder = harness.root() / "mar"
     salt = json.loads((folder / "config.json").read_text()).get("full_size_recipe_salt", 0)

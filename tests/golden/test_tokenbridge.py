@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mgen.convert import convert, tokenbridge
+from mgen.convert import convert
 from mgen.convert.convert import Conversion
+from mgen.convert.readers import tokenbridge
 from mgen.generators import Generator
 from mgen.generators.presets import model_name
 from mgen.nn.levels import dequantize, quantize

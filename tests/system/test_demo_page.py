@@ -94,7 +94,9 @@ class Page:
         self.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
         self.collect_errors()
         self.browser.get("about:blank")
-        self.browser.get_log("browser")  # leaving a page ends its event stream, and gradio's client logs that as an error
+        self.browser.get_log(
+            "browser"
+        )  # leaving a page ends its event stream, and gradio's client logs that as an error
         self.browser.get(self.url)
         self.until(lambda: self.all("#sample"))
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mgen.convert.tokenbridge import quantized_for
+from mgen.convert.readers.tokenbridge import quantized_for
 from mgen.nn.cache import CachedStep
 from mgen.samplers import ParallelSampler
 from mgen.utils.errors import MgenError

@@ -67,21 +67,21 @@ class Word:
 HITA = (
     "tokenizers/hita*.py",
     "tokenizers/fusion.py",
-    "mgen/convert/hita.py",
+    "mgen/convert/readers/hita.py",
     "tests/golden/*hita*",
     "tests/unit/test_hita.py",
     "docs/systems/hita.md",
 )
-HIMAR = ("mgen/convert/himar.py", "mgen/generators/cascade.py", "tests/golden/*himar*", "docs/systems/himar.md")
+HIMAR = ("mgen/convert/readers/himar.py", "mgen/generators/cascade.py", "tests/golden/*himar*", "docs/systems/himar.md")
 SEEDS = ("samplers/parallel.py",)  # the word seeds the images of a first stage; another one would change them
 CHANNELS = (
     "mgen/heads/channels.py",
-    "mgen/convert/tokenbridge.py",
+    "mgen/convert/readers/tokenbridge.py",
     "tests/golden/*tokenbridge*",
     "docs/systems/tokenbridge.md",
 )
 OFFICIAL = (
-    "mgen/convert/*",
+    "mgen/convert/**/*",
     "tests/golden/*",
     "tests/unit/test_recipes.py",
 )  # names of official code

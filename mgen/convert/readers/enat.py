@@ -2,6 +2,7 @@
 
 import re
 
+from mgen.convert.format import Format, register_format
 from mgen.convert.reading import BERT, Renamed, State, by_rules, count, ids, untold
 from mgen.utils.config import Settings
 
@@ -62,3 +63,16 @@ def rename(state: State, config: Settings) -> Renamed:
             new = f"trunk.{half}_blocks.{number}.{m[2]}"
         out.put(name, new, value.flatten() if new == "head.bias" else value)
     return out
+
+
+register_format(
+    "enat",
+    Format(
+        trunk="enat",
+        config=config,
+        notes=notes,
+        rename=rename,
+        tokenizer="maskgit-vqgan",
+        keys=("state_dict",),
+    ),
+)

@@ -9,6 +9,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from mgen.convert.format import Format, register_format
 from mgen.convert.reading import Renamed, State, attention, count
 from mgen.tokenizers.kl import KLTokenizer
 from mgen.utils.config import Settings
@@ -166,3 +167,26 @@ def diffusers_rename(state: State) -> Renamed:
         new, value = attention(name, value)
         out.put(name, f"vae.{new}", value)
     return out
+
+
+register_format(
+    "kl16",
+    Format(
+        model="KLTokenizer",
+        config=config,
+        notes=notes,
+        rename=rename,
+        keys=("state_dict",),
+    ),
+)
+
+register_format(
+    "diffusers-vae",
+    Format(
+        model="KLTokenizer",
+        config=lambda state: {},
+        rename=diffusers_rename,
+        locate=diffusers_folder,
+        beside=diffusers_config,
+    ),
+)

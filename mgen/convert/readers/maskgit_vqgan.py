@@ -5,6 +5,7 @@ All are brought to taming-style keys, which mgen.tokenizers.vqgan uses itself.
 
 import re
 
+from mgen.convert.format import Format, register_format
 from mgen.convert.reading import Renamed, State, count
 from mgen.utils.config import Settings
 
@@ -80,3 +81,14 @@ def _from_flax(state: State) -> Renamed:
             new = f"{part}.up.{levels - n}.upsample.conv.{leaf}"
         out.put(name, new, value.permute(3, 2, 0, 1) if value.ndim == 4 else value)
     return out
+
+
+register_format(
+    "maskgit-vqgan",
+    Format(
+        model="VQGAN",
+        config=config,
+        rename=rename,
+        keys=("state_dict",),
+    ),
+)

@@ -7,7 +7,8 @@ import re
 
 import torch
 
-from mgen.convert import llamagen
+from mgen.convert.format import Format, register_format
+from mgen.convert.readers import llamagen
 from mgen.convert.reading import Renamed, State, by_rules, count
 from mgen.utils.config import Settings
 
@@ -103,3 +104,15 @@ def rename(state: State) -> Renamed:
 
 def _ours(name: str) -> str:
     return by_rules(name, RULES).replace(".attn1.", ".attn.")
+
+
+register_format(
+    "hita",
+    Format(
+        model="HitaTokenizer",
+        config=config,
+        notes=notes,
+        rename=rename,
+        ema="ema",
+    ),
+)

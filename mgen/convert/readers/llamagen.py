@@ -4,6 +4,7 @@ import re
 
 import torch.nn.functional as F
 
+from mgen.convert.format import Format, register_format
 from mgen.convert.reading import Renamed, State, attention
 from mgen.utils.config import Settings
 
@@ -47,3 +48,14 @@ def rename(state: State) -> Renamed:
             value = F.normalize(value.float(), dim=-1)
         out.put(name, f"vq.{new}", value)
     return out
+
+
+register_format(
+    "llamagen-vq",
+    Format(
+        model="LlamaGenVQ",
+        config=config,
+        rename=rename,
+        ema="ema",
+    ),
+)

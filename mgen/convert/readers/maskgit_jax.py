@@ -4,6 +4,7 @@ import re
 
 import torch
 
+from mgen.convert.format import Format, register_format
 from mgen.convert.reading import Renamed, State, count, ids
 from mgen.utils.config import Settings
 
@@ -70,3 +71,14 @@ def transformer(state: State) -> Renamed:
         else:
             out.put(name, name, value)  # unknown: reported as not expected
     return out
+
+
+register_format(
+    "maskgit-jax",
+    Format(
+        trunk="bert",
+        config=transformer_config,
+        rename=transformer,
+        tokenizer="maskgit-vqgan",
+    ),
+)

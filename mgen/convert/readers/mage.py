@@ -1,5 +1,6 @@
 """MAGE: `mage-vitb-1600.pth`, `mage-vitl-1600.pth` (key `model`); the VQGAN lies in the same file under `vqgan.`."""
 
+from mgen.convert.format import Format, register_format
 from mgen.convert.reading import BERT, Renamed, State, by_rules, count, ids, untold
 from mgen.generators.classes import MAGE_ROW, MAGE_ROWS
 from mgen.utils.config import Settings
@@ -73,3 +74,16 @@ def rename(state: State) -> Renamed:
             value = value[0]
         out.put(name, new, value.flatten() if new == "head.bias" else value)
     return out
+
+
+register_format(
+    "mage",
+    Format(
+        trunk="mage",
+        config=config,
+        notes=notes,
+        rename=rename,
+        tokenizer="maskgit-vqgan",
+        tokenizer_inside="vqgan.",
+    ),
+)

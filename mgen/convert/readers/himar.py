@@ -2,7 +2,8 @@
 
 from torch import Tensor
 
-from mgen.convert import mar
+from mgen.convert.format import Format, register_format
+from mgen.convert.readers import mar
 from mgen.convert.reading import Renamed, State, by_rules, count, untold, vectors
 from mgen.utils.config import Settings
 
@@ -100,3 +101,17 @@ def _reshaped(name: str, value: Tensor) -> Tensor:
     if value.ndim == 4:
         return value.flatten(1)  # tables of tasks (2, 1, 1, 4D), convolutions (out, in, 1, 1)
     return value[0] if value.ndim == 3 and len(value) == 1 else value
+
+
+register_format(
+    "himar",
+    Format(
+        model="Cascade",
+        trunk="mae-two-stage",
+        config=config,
+        notes=notes,
+        rename=rename,
+        ema="model_ema",
+        tokenizer="kl16",
+    ),
+)

@@ -1,5 +1,6 @@
 """PyTorch MaskGIT: `nnet_ema.pth` of AutoNAT, which ReCAP uses unchanged. A bare state dict of 314 fp32 tensors."""
 
+from mgen.convert.format import Format, register_format
 from mgen.convert.reading import BERT, Renamed, State, by_rules, count, ids
 from mgen.utils.config import Settings
 
@@ -42,3 +43,15 @@ def rename(state: State) -> Renamed:
         new = by_rules(name, RULES)
         out.put(name, new, value.flatten() if new == "head.bias" else value)
     return out
+
+
+register_format(
+    "maskgit",
+    Format(
+        trunk="uvit",
+        config=config,
+        rename=rename,
+        tokenizer="maskgit-vqgan",
+        keys=("state_dict",),
+    ),
+)

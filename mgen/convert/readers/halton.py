@@ -2,6 +2,7 @@
 
 import torch
 
+from mgen.convert.format import Format, register_format
 from mgen.convert.reading import Renamed, State, by_rules, count, ids, untold
 from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError
@@ -73,3 +74,16 @@ def rename(state: State) -> Renamed:
     if "reg_tokens.weight" not in state:  # ours has the parameter all the same, without rows
         out.state["trunk.register"] = torch.zeros(0, state["tok_emb.weight"].shape[1])
     return out
+
+
+register_format(
+    "halton",
+    Format(
+        trunk="adaln",
+        config=config,
+        notes=notes,
+        rename=rename,
+        tokenizer="llamagen-vq",
+        keys=("model_state_dict",),
+    ),
+)

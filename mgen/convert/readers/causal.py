@@ -4,6 +4,7 @@ import re
 
 import torch
 
+from mgen.convert.format import Format, register_format
 from mgen.convert.reading import Renamed, State, by_rules, count, ids, untold
 from mgen.utils.config import Settings
 
@@ -70,3 +71,27 @@ def rename(state: State) -> Renamed:
         else:
             out.put(name, by_rules(name, RULES), value)
     return out
+
+
+register_format(
+    "hita-gpt",
+    Format(
+        trunk="causal",
+        config=config,
+        notes=notes,
+        rename=rename,
+        ema="ema",
+        tokenizer="hita",
+    ),
+)
+
+register_format(
+    "llamagen",
+    Format(
+        trunk="causal",
+        config=config,
+        notes=notes,
+        rename=rename,
+        tokenizer="llamagen-vq",
+    ),
+)

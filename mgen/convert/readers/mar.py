@@ -2,6 +2,7 @@
 
 import torch
 
+from mgen.convert.format import Format, register_format
 from mgen.convert.reading import Renamed, State, by_rules, count, untold, vectors
 from mgen.utils.config import Settings
 
@@ -89,3 +90,16 @@ def put_classes(out: Renamed, state: State, name: str) -> bool:
 
 def heads(dim: int) -> int:
     return 16 if dim == 1280 else max(1, dim // 64)
+
+
+register_format(
+    "mar",
+    Format(
+        trunk="mae",
+        config=config,
+        notes=notes,
+        rename=rename,
+        ema="model_ema",
+        tokenizer="kl16",
+    ),
+)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from mgen.convert import mar
+from mgen.convert.format import Format, register_format
+from mgen.convert.readers import mar
 from mgen.convert.reading import Renamed, State, by_rules, count, untold
 from mgen.nn.levels import PUBLISHED_ORDER, gaussian_levels
 from mgen.utils.config import Settings
@@ -138,3 +139,17 @@ def quantized_for(generator: "Generator | Cascade", tokenizer: "Tokenizer") -> "
     )
     made.level_values.copy_(generator.embedder.level_values)
     return made
+
+
+register_format(
+    "tokenbridge",
+    Format(
+        trunk="mae",
+        config=config,
+        notes=notes,
+        rename=rename,
+        ema="model_ema",
+        buffers=BUFFERS,
+        tokenizer="kl16",
+    ),
+)
