@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mgen.tokenizers.hita import HitaTokenizer
     from mgen.tokenizers.kl import KLTokenizer
     from mgen.tokenizers.llamagen import LlamaGenVQ
-    from mgen.tokenizers.titok import TiTok
+    from mgen.tokenizers.titok import TiTok, TiTokKL
     from mgen.tokenizers.vqgan import VQGAN
     from mgen.tokens import TokenSpec
     from mgen.utils.errors import MgenError
@@ -47,6 +47,7 @@ _WHERE = {
     "QuantizedKL": "mgen.tokenizers.bridge",
     "SchedulerMixin": "diffusers",
     "TiTok": "mgen.tokenizers.titok",
+    "TiTokKL": "mgen.tokenizers.titok",
     "TokenSpec": "mgen.tokens",
     "VQGAN": "mgen.tokenizers.vqgan",
     "create_model": "mgen.pipelines.pretrained",
@@ -68,6 +69,7 @@ __all__ = [
     "QuantizedKL",
     "SchedulerMixin",
     "TiTok",
+    "TiTokKL",
     "TokenSpec",
     "VQGAN",
     "create_model",

@@ -23,15 +23,16 @@ from typing import Any, Literal
 
 import torch
 from diffusers.configuration_utils import FrozenDict, register_to_config
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 
 from mgen.nn import Blocks, PreNormBlock, check_heads, run_blocks
 from mgen.tokenizers import vqgan
-from mgen.tokenizers.base import CodebookTokenizer, Tokenizer, Widths, register_tokenizer
+from mgen.tokenizers.base import CodebookTokenizer, PosteriorTokenizer, Tokenizer, Widths, register_tokenizer
 from mgen.tokenizers.quantizers import VectorQuantizer
 from mgen.tokenizers.sphere import SphereQuantizer
-from mgen.tokens import TokenSpec
-from mgen.utils.errors import MgenError
+from mgen.tokens import Scale, TokenSpec
+from mgen.utils.errors import MgenError, shown
 from mgen.utils.estimates import checked_network
 from mgen.utils.fitting import DataRows, Rows
 from mgen.utils.schema import Depth, Layers, Natural, Size, build, schema
@@ -338,3 +339,92 @@ class TiTok(LineTokenizer, CodebookTokenizer):
     def latents(self, images: Tensor) -> Tensor:
         """Features before quantization (B, d, 1, N) of images (B, C, H, W) in [-1, 1]."""
         return self.encoded(images)
+
+
+@register_tokenizer
+class TiTokKL(LineTokenizer, PosteriorTokenizer):
+    """Image ⇄ N vectors. Images are (B, C, H, W) in [-1, 1] with H = W = image_size; the network works on [0, 1].
+
+    Args: as of TiTok, and scale: factor that brings the latents to unit variance; None: not measured yet.
+    """
+
+    SIZES = {
+        "ll-32": sizes(LARGE, LARGE, latent_tokens=32),
+        "bl-64": sizes(BASE, LARGE, latent_tokens=64),
+        "bl-128": sizes(BASE, LARGE, latent_tokens=128),
+    }
+
+    # Flat on purpose, as in TiTok.
+    @register_to_config
+    @checked_network
+    def __init__(
+        self,
+        *,
+        image_size: Size = 256,
+        in_channels: Size = 3,
+        latent_tokens: Size = 64,
+        patch: Size = 16,
+        encoder_dim: Size = 768,
+        encoder_depth: Depth = 12,
+        encoder_heads: Size = 12,
+        decoder_patch: Size | None = None,
+        decoder_dim: Size = 1024,
+        decoder_depth: Depth = 24,
+        decoder_heads: Size = 16,
+        latent: Size = 16,
+        scale: Scale | None = None,
+    ) -> None:
+        super().__init__()
+        self.build_networks(out=2 * latent)
+
+    @property
+    def spec(self) -> TokenSpec:
+        c = self.config
+        return TokenSpec(kind="vector", length=c.latent_tokens, channels=c.latent, scale=c.scale)
+
+    def moments(self, images: Tensor) -> Tensor:
+        """Mean and log-variance of the posterior, (B, 2d, 1, N), of images (B, C, H, W) in [-1, 1]; not clamped."""
+        return self.encoded(images)
+
+    def posterior(self, moments: Tensor) -> DiagonalGaussianDistribution:
+        """The Gaussian q(z | image), with diffusers' mean, std, logvar clamped to [-30, 20], kl() and nll()."""
+        return DiagonalGaussianDistribution(moments.float())
+
+    def tokens(self, moments: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Tokens (B, N, d) of moments (B, 2d, 1, N): of the posterior's mean, or of a sample with standard normal `noise` (B, d, 1, N).
+
+        Raises an MgenError if the scale has not been set.
+        """
+        posterior = self.posterior(moments)
+        if noise is not None and noise.shape != posterior.mean.shape:
+            raise MgenError(f"noise is {shown(noise)}: a float tensor {tuple(posterior.mean.shape)} is needed")
+        z = posterior.mean if noise is None else posterior.mean + posterior.std * noise
+        return (z * self._scale()).squeeze(2).transpose(1, 2)
+
+    def decode(self, tokens: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        """Images of tokens (B, N, d); they have no place in the image, so there is no `grid`."""
+        self.grid_of(tokens, grid)
+        return self.decode_latents((tokens / self._scale()).to(self.dtype).transpose(1, 2).unsqueeze(2))
+
+    def _scale(self) -> float:
+        if self.config.scale is None:
+            raise MgenError(
+                "this tokenizer has no scale: measure it with mgen.tokenizers.estimate_scale (mgen cache --measure-scale) and set it"
+            )
+        return float(self.config.scale)
+
+    def noise_shape(self) -> tuple[int, ...]:
+        """Shape (d, 1, N) of the posterior's noise for one image."""
+        return self.config.latent, 1, self.config.latent_tokens
+
+    def forward(
+        self, images: Tensor, noise: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        """For training: reconstructions (B, C, H, W); loss term "kl", the divergence from the standard normal in nats per latent
+        number; as metrics the root mean squares of the posterior's means and standard deviations.
+        """
+        posterior = self.posterior(self.moments(images))
+        z = posterior.mean if noise is None else posterior.mean + posterior.std * noise
+        kl = posterior.kl().mean() / z[0].numel()
+        metrics = {"latent_rms": posterior.mean.square().mean().sqrt(), "posterior_std": posterior.var.mean().sqrt()}
+        return self.decode_latents(z.to(self.dtype)), {"kl": kl}, {k: v.detach() for k, v in metrics.items()}
