@@ -158,10 +158,18 @@ class TokenizerObjectiveConfig:
     discriminator_weight: Weight = 1.0  # factor of the discriminator's loss
     discriminator_lr: LearningRate = 1e-4
     discriminator_betas: Betas = (0.0, 0.99)
+    proxy: Weight = 1.0  # of the ids that a TiTok predicts in the first of two stages
+    proxy_tokenizer: PathText | None = (
+        None  # the VQGAN that makes these ids; they take the place of the losses of pixels
+    )
     vision: Weight = 1.0  # of the vision tokens that Hita-U predicts from the global tokens
     vision_weights: PathText | None = None  # file of the frozen vision encoder, for a Hita tokenizer that needs one
 
     def __post_init__(self) -> None:
+        if self.proxy_tokenizer is not None and (self.perceptual or self.adversarial):
+            raise MgenError(
+                "proxy_tokenizer takes the place of the losses of pixels: set perceptual and adversarial to 0, or leave it out"
+            )
         if self.discriminator == "patch" and self.discriminator_norm == "group" and self.discriminator_channels % 4:
             raise MgenError(
                 f"discriminator_channels is {self.discriminator_channels}: group norm needs a multiple of 4"

@@ -138,6 +138,8 @@ class TokenizerObjective(Objective[TokenizerNoise]):
     def forward(self, batch: Batch, noise: TokenizerNoise, options: StepOptions = DEFAULT_OPTIONS) -> StepOutput:
         config, beside = self.config, self.companions
         images = noise.augmentation.apply(batch["image"])
+        if beside.proxy is not None:
+            return self._imitation(images, beside.proxy)
         made = self.model(images) if noise.posterior is None else self.model(images, noise.posterior)
         out, own_terms, metrics = made[0].float(), made[1], made[2]
         # Pixel errors are reported on images in [0, 1].
@@ -150,6 +152,14 @@ class TokenizerObjective(Objective[TokenizerNoise]):
         psnr = -10 * torch.log10((out.clamp(-1, 1) - images).square().mean((1, 2, 3)) / 4).mean()
         logs = {name: value.detach() for name, value in terms.items()} | metrics | {"psnr": psnr.detach()}
         return StepOutput(loss, logs, Compared(images.detach(), out.detach(), noise.crop))
+
+    def _imitation(self, images: Tensor, proxy: Model) -> StepOutput:
+        """The step of a tokenizer that predicts the ids of another one, and makes no image."""
+        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+            ids = proxy.encode(images)
+        terms, metrics = self.model.imitate(images, ids)
+        loss = sum((getattr(self.config, name) * value for name, value in terms.items()), images.new_zeros(()))
+        return StepOutput(loss, {name: value.detach() for name, value in terms.items()} | metrics)
 
 
 # -- generators --------------------------------------------------------------------------------------------------------
