@@ -196,7 +196,7 @@ class KLTokenizer(PosteriorTokenizer):
 
 @torch.inference_mode()
 def estimate_scale(tokenizer: KLTokenizer, batches: Iterable[Tensor]) -> float:
-    """1 / standard deviation of the shifted latents of images, including the posterior's noise: the `scale` for these data.
+    """1 / standard deviation of the (shifted) latents of images, including the posterior's noise: the `scale` for these data.
 
     Args:
         batches: image batches (B, C, H, W) in [-1, 1]; a thousand images give three digits.
@@ -207,7 +207,7 @@ def estimate_scale(tokenizer: KLTokenizer, batches: Iterable[Tensor]) -> float:
     count, first, second = 0, 0.0, 0.0  # numbers, their sum, sum of squares
     for images in batches:
         posterior = tokenizer.posterior(tokenizer.moments(images.to(tokenizer.device)))
-        mean = posterior.mean.double() - tokenizer.config.shift
+        mean = posterior.mean.double() - tokenizer.config.get("shift", 0.0)
         count += mean.numel()
         first += mean.sum().item()
         second += (mean.square() + posterior.var.double()).sum().item()

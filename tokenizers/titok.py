@@ -21,7 +21,6 @@ Notation: B batch, C image channels, N latent tokens, D width of a transformer, 
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
