@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 from pydantic import Field
 
 from mgen.utils.errors import MgenError, check_choice, shown
-from mgen.utils.schema import PathText, Positive, Rate, Share, Size, Text, build, schema
+from mgen.utils.schema import PathText, Positive, PositiveShare, Rate, Share, Size, Text, build, schema
 
 if TYPE_CHECKING:
     from mgen.utils.modeling import Model
@@ -123,6 +123,7 @@ class GeneratorObjectiveConfig:
     )
     head_tokens: Literal["masked", "all"] = "masked"  # "all": a diffusion head sees visible tokens too, as published
     loss_tokens: Literal["masked", "all"] = "masked"  # tokens in the loss; Halton-MaskGIT is trained on all
+    known_weight: PositiveShare = 1.0  # with "all", weight of a visible token against 1 of a masked one (TiTok: 0.1)
     reuse: Share = (
         0.0  # share of steps that continue from a simulated earlier one, for models that carry features (ENAT)
     )
