@@ -47,10 +47,17 @@ class OptimConfig:
         "constant"
     )
     warmup: Every = 0  # steps of linear warm-up
+    least_lr: LearningRate = 0.0  # to which the schedule falls after the warm-up instead of to 0
     clip: Positive | None = None  # largest gradient norm; None: no clipping
     decay_all: bool = True  # False: no weight decay on vectors (biases, norms)
     no_decay: tuple[Text, ...] = ()  # no weight decay on parameters whose names start with one of these
     freeze: tuple[Text, ...] = ()  # parameters whose names start with one of these are not trained
+
+    def __post_init__(self) -> None:
+        if self.least_lr > self.lr:
+            raise MgenError(
+                f"least_lr is {self.least_lr:g}, lr {self.lr:g}: the schedule falls from lr to least_lr, at most lr"
+            )
 
 
 @schema

@@ -2,7 +2,8 @@
 
 Ni et al., "Revisiting Non-Autoregressive Transformers for Efficient Image Synthesis" (AutoNAT, CVPR 2024, arXiv 2406.05478);
 method of Chang et al., "MaskGIT" (CVPR 2022, arXiv 2202.04200); trunk of Bao et al., "All are Worth Words" (U-ViT, arXiv
-2209.12152); Yu et al., "An Image is Worth 32 Tokens" (TiTok, arXiv 2406.07550). A class token and the image tokens pass depth/2 blocks, a middle block and depth/2 blocks with long skips.
+2209.12152): a class token and the image tokens pass depth/2 blocks, a middle block and depth/2 blocks with long skips. TiTok (Yu et
+al., arXiv 2406.07550) has no layer norms in front of the first block.
 
 Notation: B batch, L rows, M positions asked for, D width.
 """
