@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mgen.tokenizers.hita import HitaTokenizer
     from mgen.tokenizers.kl import KLTokenizer
     from mgen.tokenizers.llamagen import LlamaGenVQ
+    from mgen.tokenizers.titok import TiTok, TiTokKL
     from mgen.tokenizers.vqgan import VQGAN
     from mgen.tokens import TokenSpec
     from mgen.utils.errors import MgenError
@@ -45,6 +46,8 @@ _WHERE = {
     "ParallelSampler": "mgen.samplers.parallel",
     "QuantizedKL": "mgen.tokenizers.bridge",
     "SchedulerMixin": "diffusers",
+    "TiTok": "mgen.tokenizers.titok",
+    "TiTokKL": "mgen.tokenizers.titok",
     "TokenSpec": "mgen.tokens",
     "VQGAN": "mgen.tokenizers.vqgan",
     "create_model": "mgen.pipelines.pretrained",
@@ -65,6 +68,8 @@ __all__ = [
     "ParallelSampler",
     "QuantizedKL",
     "SchedulerMixin",
+    "TiTok",
+    "TiTokKL",
     "TokenSpec",
     "VQGAN",
     "create_model",
