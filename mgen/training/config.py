@@ -107,6 +107,30 @@ class MaskConfig:
 
 
 @schema
+class PermutationConfig:
+    """In which order the tokens of an image are predicted, of trunks that take any (RAR, arXiv 2411.00776, §3.3).
+
+    The share of images in an order of their own is 1 up to step `start` and falls linearly to 0 at step `end`; the others are predicted
+    as they stand. None: 1 in all steps.
+    """
+
+    start: Every | None = None
+    end: Every | None = None
+
+    def __post_init__(self) -> None:
+        if (self.start is None) != (self.end is None):
+            raise MgenError(f"start is {self.start}, end {self.end}: give both, or none to permute in all steps")
+        if self.start is not None and self.end is not None and self.start > self.end:
+            raise MgenError(f"start is {self.start}, end {self.end}: the share falls from start to end, start comes first")
+
+    def share(self, step: int) -> float:
+        """Probability that an image is permuted in `step`."""
+        if self.start is None or self.end is None:
+            return 1.0
+        return min(1.0, max(0, self.end - step) / max(1, self.end - self.start))
+
+
+@schema
 class FirstStageConfig:
     """Training of a cascade, whose first stage samples the tokens of a smaller image (Hi-MAR)."""
 
@@ -122,6 +146,7 @@ class FirstStageConfig:
 @schema
 class GeneratorObjectiveConfig:
     mask: MaskConfig = field(default_factory=MaskConfig)
+    permutation: PermutationConfig = field(default_factory=PermutationConfig)
     first_stage: FirstStageConfig = field(default_factory=FirstStageConfig)
     label_drop: Share = 0.1  # probability that the class is replaced by the null class
     label_smoothing: Share = 0.1  # of a cross entropy

@@ -22,6 +22,7 @@ from mgen.training.config import (
     FirstStageConfig,
     GeneratorObjectiveConfig,
     MaskConfig,
+    PermutationConfig,
     TokenizerObjectiveConfig,
 )
 from mgen.training.masking import known_before, known_from_uniform, known_in_phases, mask_fraction_from_uniform
@@ -214,6 +215,8 @@ class GeneratorObjectiveBase(Objective[G]):
             raise MgenError(
                 f"objective.mask is for masked generators, but {name} is causal and predicts every token: leave it out"
             )
+        if model.capabilities.order != "sequential" and config.permutation != PermutationConfig():
+            raise MgenError(f"objective.permutation is for trunks that take any order (RAR), not for {name}: leave it out")
         least, global_tokens = model.units.length, model.tokens.global_tokens
         if self.in_phases:
             least = min(global_tokens, least - global_tokens)
@@ -235,7 +238,7 @@ class GeneratorObjectiveBase(Objective[G]):
     @property
     def causal(self) -> bool:
         """Whether each token is predicted from those before it, so that nothing is masked."""
-        return self.model.capabilities.order == "causal"
+        return self.model.capabilities.one_by_one
 
     @property
     def in_phases(self) -> bool:
@@ -255,7 +258,19 @@ class GeneratorObjectiveBase(Objective[G]):
         tokens = self.model.tokens.global_tokens
         return known_in_phases(fraction, uniform, mask, global_tokens=tokens, first=first), uniform
 
-    def make_generator_noise(self, count: int, rng: torch.Generator, augmentation: Augmentation) -> GeneratorNoise:
+    def predicted_order(self, permutations: Tensor, step: int, rng: torch.Generator) -> Tensor:
+        """Orders (B, L) in which tokens are predicted, global ones first: permutations (B, L), or as they stand."""
+        settings, length = self.config.permutation, permutations.shape[1]
+        # Validation is in the order that training ends with.
+        share = settings.share(step) if self.training else float(settings.end is None)
+        permuted = torch.rand(len(permutations), 1, generator=rng) < share
+        order = torch.where(permuted, permutations, torch.arange(length))
+        later = order >= self.model.tokens.global_tokens
+        return order.gather(1, later.long().argsort(dim=1, stable=True))
+
+    def make_generator_noise(
+        self, count: int, rng: torch.Generator, augmentation: Augmentation, step: int = 0
+    ) -> GeneratorNoise:
         """The noise of a step for a plain generator."""
         config, augmented = self.config, augmentation.make_noise(count, rng)
         known, uniform = self.sample_masks(config.mask, count, self.model.units.length, rng)
@@ -264,7 +279,10 @@ class GeneratorObjectiveBase(Objective[G]):
         label_drop = torch.rand(count, generator=rng) < config.label_drop
         trunk = None
         if isinstance(self.model, Generator):
-            trunk = self.model.trunk.training_noise(uniform.argsort(dim=1), known)
+            order = uniform.argsort(dim=1)
+            if self.model.capabilities.order == "sequential":
+                order = self.predicted_order(order, step, rng)
+            trunk = self.model.trunk.training_noise(order, known)
         noise = GeneratorNoise(augmentation=augmented, known=known, label_drop=label_drop, trunk=trunk)
         if not (config.reuse and self.training):
             return noise
@@ -315,7 +333,7 @@ class GeneratorObjective(GeneratorObjectiveBase[GeneratorNoise]):
     def make_noise(
         self, count: int, rng: torch.Generator, *, augmentation: Augmentation, step: int = 0
     ) -> GeneratorNoise:
-        return self.make_generator_noise(count, rng, augmentation)
+        return self.make_generator_noise(count, rng, augmentation, step)
 
     def add_row_noise(self, noise: GeneratorNoise, rows: slice, *seed: int | str) -> GeneratorNoise:
         rngs = [seeds.generator(*seed, row) for row in range(rows.start, rows.stop)]
