@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Self, TypeVar
 
 import torch
-from pydantic import Field
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from pydantic import Field
 from torch import Tensor
 
 from mgen.tokenizers.corruption import Corruption, make_corruption
