@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mgen.tokenizers.kl import KLTokenizer
     from mgen.tokenizers.ldetok import LDeTok
     from mgen.tokenizers.llamagen import LlamaGenVQ
+    from mgen.tokenizers.titok import TiTok, TiTokKL
     from mgen.tokenizers.vqgan import VQGAN
     from mgen.tokens import TokenSpec
     from mgen.utils.errors import MgenError
@@ -47,6 +48,8 @@ _WHERE = {
     "ParallelSampler": "mgen.samplers.parallel",
     "QuantizedKL": "mgen.tokenizers.bridge",
     "SchedulerMixin": "diffusers",
+    "TiTok": "mgen.tokenizers.titok",
+    "TiTokKL": "mgen.tokenizers.titok",
     "TokenSpec": "mgen.tokens",
     "VQGAN": "mgen.tokenizers.vqgan",
     "create_model": "mgen.pipelines.pretrained",
@@ -68,6 +71,8 @@ __all__ = [
     "ParallelSampler",
     "QuantizedKL",
     "SchedulerMixin",
+    "TiTok",
+    "TiTokKL",
     "TokenSpec",
     "VQGAN",
     "create_model",

@@ -12,6 +12,7 @@ from mgen.tokenizers.kl import KLTokenizer, estimate_scale  # noqa: E402
 from mgen.tokenizers.ldetok import LDeTok  # noqa: E402
 from mgen.tokenizers.llamagen import LlamaGenVQ  # noqa: E402
 from mgen.tokenizers.quantizers import FSQ, VectorQuantizer  # noqa: E402
+from mgen.tokenizers.titok import TiTok, TiTokKL  # noqa: E402
 from mgen.tokenizers.vqgan import VQGAN  # noqa: E402
 
 __all__ = [
@@ -24,6 +25,8 @@ __all__ = [
     "LlamaGenVQ",
     "PosteriorTokenizer",
     "QuantizedKL",
+    "TiTok",
+    "TiTokKL",
     "Tokenizer",
     "VectorQuantizer",
     "estimate_scale",

@@ -90,6 +90,8 @@ class Tokenizer(Model):
     CACHE_NEUTRAL: ClassVar[tuple[str, ...]] = ("image_size",)
     # Names of weights that only decoding uses begin with these: a new decoder leaves a token cache valid.
     DECODER_WEIGHTS: ClassVar[tuple[str, ...]] = ()
+    # Whether the weights work at other image sizes than `image_size`.
+    ANY_SIZE: ClassVar[bool] = True
     # The convolutions that take images and make them.
     ENDS: ClassVar[tuple[str, str]] = ("encoder.conv_in", "decoder.conv_out")
     # What of a CorruptionConfig it can be trained with.
@@ -169,6 +171,11 @@ class Tokenizer(Model):
         """A tokenizer with these weights for images of another side in pixels; MgenError for a side that it can't have."""
         if image_size == self.config.image_size:
             return self
+        if not self.ANY_SIZE:
+            raise MgenError(
+                f"image_size is {image_size}: the weights of this {type(self).__name__} are for images of "
+                f"{self.config.image_size} pixels alone"
+            )
         config = {k: v for k, v in self.config.items() if not k.startswith("_")}
         try:
             made = type(self).from_config({**config, "image_size": image_size})
@@ -176,6 +183,10 @@ class Tokenizer(Model):
             raise MgenError(f"the tokenizer has no images of {image_size} pixels: {error}") from error
         made.load_state_dict(self.state_dict())
         return made.to(self.device, self.dtype).train(self.training)
+
+    def side_for(self, tokens: TokenSpec) -> int:
+        """Side in pixels of the images that `tokens` describe; MgenError for tokens that this tokenizer can't have."""
+        return self.factor * tokens.side if self.ANY_SIZE else int(self.config.image_size)
 
     def use_vision(self, source: "VisionEncoder | str | Path", *, heads: int | None = None) -> Self:
         """Attach a frozen vision encoder, or load it from a local file; MgenError except for Hita tokenizers that take one."""
@@ -227,7 +238,10 @@ class Tokenizer(Model):
         return images.to(self.dtype)
 
     def grid_of(self, tokens: Tensor, grid: tuple[int, int] | None) -> tuple[int, int]:
-        """Rows and columns of tokens (B, L) or (B, L, C): `grid`, or a square. MgenError for what is no tokens of this tokenizer."""
+        """Rows and columns of tokens (B, L) or (B, L, C): `grid`, or a square; of tokens without a place in the image, one row.
+
+        MgenError for what is no tokens of this tokenizer.
+        """
         spec = self.spec
         wanted = (
             f"a {type(self).__name__} decodes tokens {'(B, L)' if spec.kind == 'index' else f'(B, L, {spec.channels})'}"
@@ -243,10 +257,16 @@ class Tokenizer(Model):
         if len(shape) != 1 + len(spec.shape) or shape[2:] != spec.shape[1:] or not tokens.numel():
             raise MgenError(f"tokens are of shape {shape}: {wanted}")
         count = shape[1] - spec.global_tokens
+        if spec.grid is None and (count != spec.length or grid not in (None, (1, count), [1, count])):
+            where = f" on a grid {shown(grid)}" if grid is not None else ""
+            raise MgenError(
+                f"tokens are of shape {shape}{where}: {wanted} with L = {spec.length}, which have no place in the image; give all of "
+                "them, and no grid"
+            )
         side = math.isqrt(max(0, count))
         if grid is not None and not (isinstance(grid, tuple | list) and [type(n) for n in grid] == [int, int]):
             raise MgenError(f"grid is {shown(grid)}: expected (rows, columns), or None for a square")
-        rows, columns = grid or (side, side)
+        rows, columns = grid or ((side, side) if spec.grid is not None else (1, count))
         if rows < 1 or rows * columns != count:
             what = f"{shape[1]} {'tokens' if spec.kind == 'vector' else 'ids'}"
             after = f" after {spec.global_tokens} global ones" if spec.global_tokens else ""

@@ -131,7 +131,7 @@ class Trunk(nn.Module, Configured):
         cache_type: what `start` makes, unless it is overridden.
         masks_inputs: whether unknown tokens enter as a mask row of the embedder; else the trunk has mask tokens of its own.
         partial_windows: whether a row may hold known and unknown tokens at once (Token-Shuffle, one token drawn at a time).
-        needs_grid: whether rows must have one. window_settings: as of an embedder, where tokens of windows are drawn one by one.
+        window_settings: as of an embedder, where tokens of windows are drawn one by one.
         lora_targets: what the names of its linear layers end with that low-rank adapters are for by default.
     """
 
@@ -141,7 +141,6 @@ class Trunk(nn.Module, Configured):
     cache_type: ClassVar[type[Cache]] = Cache
     masks_inputs: ClassVar[bool] = True
     partial_windows: ClassVar[bool] = False
-    needs_grid: ClassVar[bool] = False
     window_settings: dict[str, object] | None = None
     lora_targets: ClassVar[tuple[str, ...]] = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
     width: int

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 from pydantic import Field
 
 from mgen.utils.errors import MgenError, check_choice, shown
-from mgen.utils.schema import PathText, Positive, Rate, Share, Size, Text, build, schema
+from mgen.utils.schema import PathText, Positive, PositiveShare, Rate, Share, Size, Text, build, schema
 
 if TYPE_CHECKING:
     from mgen.utils.modeling import Model
@@ -47,10 +47,17 @@ class OptimConfig:
         "constant"
     )
     warmup: Every = 0  # steps of linear warm-up
+    least_lr: LearningRate = 0.0  # to which the schedule falls after the warm-up instead of to 0
     clip: Positive | None = None  # largest gradient norm; None: no clipping
     decay_all: bool = True  # False: no weight decay on vectors (biases, norms)
     no_decay: tuple[Text, ...] = ()  # no weight decay on parameters whose names start with one of these
     freeze: tuple[Text, ...] = ()  # parameters whose names start with one of these are not trained
+
+    def __post_init__(self) -> None:
+        if self.least_lr > self.lr:
+            raise MgenError(
+                f"least_lr is {self.least_lr:g}, lr {self.lr:g}: the schedule falls from lr to least_lr, at most lr"
+            )
 
 
 @schema
@@ -123,6 +130,7 @@ class GeneratorObjectiveConfig:
     )
     head_tokens: Literal["masked", "all"] = "masked"  # "all": a diffusion head sees visible tokens too, as published
     loss_tokens: Literal["masked", "all"] = "masked"  # tokens in the loss; Halton-MaskGIT is trained on all
+    known_weight: PositiveShare = 1.0  # with "all", weight of a visible token against 1 of a masked one (TiTok: 0.1)
     reuse: Share = (
         0.0  # share of steps that continue from a simulated earlier one, for models that carry features (ENAT)
     )

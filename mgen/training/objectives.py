@@ -210,6 +210,10 @@ class GeneratorObjectiveBase(Objective[G]):
                 f"objective.loss_tokens is 'all', but {name} with tokens of kind {model.tokens.kind!r} is trained on masked ones: use "
                 "'masked'"
             )
+        if config.known_weight != 1 and config.loss_tokens != "all":
+            raise MgenError(
+                f"objective.known_weight is {config.known_weight}, but visible tokens don't count: set objective.loss_tokens=all"
+            )
         if self.causal and config.mask != MaskConfig():
             raise MgenError(
                 f"objective.mask is for masked generators, but {name} is causal and predicts every token: leave it out"
@@ -293,7 +297,18 @@ class GeneratorObjectiveBase(Objective[G]):
         """How the loss is computed; without label smoothing in validation."""
         config = self.config
         smoothing = config.label_smoothing if self.training else 0.0
-        return LossOptions(label_smoothing=smoothing, tokens=config.loss_tokens, head_tokens=config.head_tokens)
+        return LossOptions(
+            label_smoothing=smoothing,
+            tokens=config.loss_tokens,
+            known_weight=config.known_weight,
+            head_tokens=config.head_tokens,
+        )
+
+
+def _counted(known: Tensor, visible: float) -> float:
+    """Tokens that count of bool known (B, L): masked ones as 1, visible ones as `visible`."""
+    masked = (~known).sum().item()
+    return masked + visible * (known.numel() - masked)
 
 
 class GeneratorObjective(GeneratorObjectiveBase[GeneratorNoise]):
@@ -312,10 +327,16 @@ class GeneratorObjective(GeneratorObjectiveBase[GeneratorNoise]):
         return replace(noise, head=made.head, posterior=made.posterior)
 
     def share(self, piece: GeneratorNoise, whole: GeneratorNoise) -> float:
-        """Masked tokens of this piece over those of an average one, so that the whole is a mean over all masked tokens."""
-        if self.config.loss_tokens == "all" or self.model.head.joint:
+        """Masked tokens of this piece over those of an average one, so that the whole is a mean over all masked tokens.
+
+        Where visible tokens count too, both with their weights.
+        """
+        if self.model.head.joint:
             return 1.0
-        here, all_ = (~piece.known).sum().item(), (~whole.known).sum().item()
+        visible = self.config.known_weight if self.config.loss_tokens == "all" else 0.0
+        if visible == 1:
+            return 1.0
+        here, all_ = (_counted(noise.known, visible) for noise in (piece, whole))
         return here / all_ * len(whole.known) / len(piece.known)
 
     def forward(self, batch: Batch, noise: GeneratorNoise, options: StepOptions = DEFAULT_OPTIONS) -> StepOutput:

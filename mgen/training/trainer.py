@@ -7,7 +7,7 @@ the losses of an uninterrupted one exactly.
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,9 @@ class Trainer:
         self.schedule = get_scheduler(
             optim.schedule, optimizer, num_warmup_steps=optim.warmup, num_training_steps=config.steps
         )
+        if optim.least_lr:
+            least = optim.least_lr / optim.lr
+            self.schedule.lr_lambdas = [falls_to(least, optim.warmup, f) for f in self.schedule.lr_lambdas]
         self.schedule._step_count = 2  # torch would warn if the first step is skipped
         self.wrapped, self.optimizer = self.accelerator.prepare(self.objective, optimizer)
         self.device = self.accelerator.device
@@ -173,6 +176,11 @@ def check_pieces(config: TrainConfig, world: int) -> None:
             f"batch_size {config.batch_size} is not a multiple of accumulate × processes = {config.accumulate} × {world}: change one "
             "of them"
         )
+
+
+def falls_to(least: float, warmup: int, factor: Callable[[int], float]) -> Callable[[int], float]:
+    """The factor of a learning rate that falls to `least` of it instead of to 0, after `warmup` steps; `factor` of a step: to 0."""
+    return lambda step: factor(step) if step < warmup else least + (1 - least) * factor(step)
 
 
 def decay_groups(model: torch.nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
