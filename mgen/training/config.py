@@ -169,6 +169,17 @@ class GeneratorObjectiveConfig:
 
 
 @schema
+class CorruptionConfig:
+    """What happens to a tokenizer's latents in training, though not in validation (l-DeTok); see Tokenizer.corruption."""
+
+    noise: Weight = (
+        0.0  # γ, the standard deviation of the noise at level 1; each image has its own level, uniform in [0, 1]
+    )
+    form: Literal["interpolated", "additive"] = "interpolated"  # (1 − t)·z + t·γ·ε, or z + t·γ·ε
+    mask: Share = 0.0  # M: in each batch the encoder does not see a share max(0, U(−0.1, M)) of the patches
+
+
+@schema
 class TokenizerObjectiveConfig:
     l2: Weight = 1.0
     l1: Weight = 0.0
@@ -191,6 +202,7 @@ class TokenizerObjectiveConfig:
     discriminator_weight: Weight = 1.0  # factor of the discriminator's loss
     discriminator_lr: LearningRate = 1e-4
     discriminator_betas: Betas = (0.0, 0.99)
+    corruption: CorruptionConfig = field(default_factory=CorruptionConfig)  # of the latents in training (l-DeTok)
     vision: Weight = 1.0  # of the vision tokens that Hita-U predicts from the global tokens
     vision_weights: PathText | None = None  # file of the frozen vision encoder, for a Hita tokenizer that needs one
 

@@ -5,7 +5,7 @@ the masked tokens, so any cut of a batch gives the same gradient up to the order
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Generic, NamedTuple, TypeVar
 
 import torch
@@ -122,6 +122,8 @@ class TokenizerObjective(Objective[TokenizerNoise]):
             raise MgenError(
                 "objective.perceptual needs objective.perceptual_model: the folder of an ImageClassifier or the file of VGG16's weights"
             )
+        # Raises for what the tokenizer can't be trained with.
+        model.corruption(1, seeds.generator(0), **asdict(config.corruption))
         for module in model.modules():
             if isinstance(module, SphereQuantizer):
                 module.entropy = config.entropy > 0
@@ -134,12 +136,14 @@ class TokenizerObjective(Objective[TokenizerNoise]):
         discriminator, crop = self.companions.discriminator, None
         if discriminator is not None and self.training:  # validation must not depend on how it is cut into batches
             crop = discriminator.crop_noise(count, rng)
-        return TokenizerNoise(augmentation=augmented, posterior=posterior, crop=crop)
+        corruption = self.model.corruption(count, rng, **asdict(self.config.corruption)) if self.training else None
+        return TokenizerNoise(augmentation=augmented, posterior=posterior, crop=crop, corruption=corruption)
 
     def forward(self, batch: Batch, noise: TokenizerNoise, options: StepOptions = DEFAULT_OPTIONS) -> StepOutput:
         config, beside = self.config, self.companions
         images = noise.augmentation.apply(batch["image"])
-        made = self.model(images) if noise.posterior is None else self.model(images, noise.posterior)
+        drawn = {"noise": noise.posterior, "corruption": noise.corruption}
+        made = self.model(images, **{name: value for name, value in drawn.items() if value is not None})
         out, own_terms, metrics = made[0].float(), made[1], made[2]
         # Pixel errors are reported on images in [0, 1].
         terms: Logs = {"l2": F.mse_loss(out, images) / 4, "l1": F.l1_loss(out, images) / 2, **own_terms}
