@@ -193,6 +193,10 @@ class TokenizerObjectiveConfig:
     adversarial_start: Every = 0  # step from which the discriminator takes part
     # "half-hinge": the discriminator's hinge loss times 1/2 (LlamaGen); "…-softplus": and the tokenizer's loss is non-saturating (Hita)
     adversarial_loss: Literal["hinge", "half-hinge", "half-hinge-softplus", "non-saturating"] = "non-saturating"
+    # What the tokenizer minimizes: "mean" of −logits (the form of the hinge), or of "softplus" of −logits; None: see adversarial_loss
+    adversarial_form: Literal["mean", "softplus"] | None = None
+    # Scale the term so that its gradient at the last layer is as large as that of the pixel and perceptual terms (VQGAN, LlamaGen)
+    adversarial_adaptive: bool = False
     r1: Weight = 0.0  # weight of the R1 penalty on real images (discriminator "patch")
     discriminator: Literal["patch", "dino"] = "patch"  # "dino": heads on a frozen DINO, for Hita-U
     discriminator_weights: PathText | None = None  # "dino": file of the frozen DINO, dino_deitsmall16_pretrain.pth
@@ -207,6 +211,10 @@ class TokenizerObjectiveConfig:
     vision_weights: PathText | None = None  # file of the frozen vision encoder, for a Hita tokenizer that needs one
 
     def __post_init__(self) -> None:
+        if self.adversarial_adaptive and not self.adversarial:
+            raise MgenError(
+                "adversarial_adaptive is true, but adversarial is 0: give the term a weight, or leave adversarial_adaptive out"
+            )
         if self.discriminator == "patch" and self.discriminator_norm == "group" and self.discriminator_channels % 4:
             raise MgenError(
                 f"discriminator_channels is {self.discriminator_channels}: group norm needs a multiple of 4"

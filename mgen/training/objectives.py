@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from mgen.generators import Cascade, Generator, LossOptions
 from mgen.heads import HeadNoise
-from mgen.tokenizers.sphere import SphereQuantizer
+from mgen.tokenizers.base import Tokenizer
+from mgen.tokenizers.sphere import PlainQuantizer
+from mgen.training.balance import factor, slopes
 from mgen.training.carried import encode_features
 from mgen.training.companions import Companions
 from mgen.training.config import (
@@ -58,6 +60,7 @@ class StepOptions:
     """What a step depends on besides its batch and noise."""
 
     adversarial: bool = False  # whether the discriminator takes part; for tokenizers
+    adversarial_factor: Tensor | None = None  # its adaptive weight, of a batch in pieces; None: this batch is whole
     # "model.NAME" → EMA weight, which encode the features of an earlier step; for generators that carry them
     ema_weights: Mapping[str, Tensor] | None = None
 
@@ -125,7 +128,7 @@ class TokenizerObjective(Objective[TokenizerNoise]):
         # Raises for what the tokenizer can't be trained with.
         model.corruption(1, seeds.generator(0), **asdict(config.corruption))
         for module in model.modules():
-            if isinstance(module, SphereQuantizer):
+            if isinstance(module, PlainQuantizer):
                 module.entropy = config.entropy > 0
 
     def make_noise(
@@ -140,6 +143,42 @@ class TokenizerObjective(Objective[TokenizerNoise]):
         return TokenizerNoise(augmentation=augmented, posterior=posterior, crop=crop, corruption=corruption)
 
     def forward(self, batch: Batch, noise: TokenizerNoise, options: StepOptions = DEFAULT_OPTIONS) -> StepOutput:
+        config = self.config
+        images, out, terms, metrics = self._terms(batch, noise, options)
+        weights = {name: getattr(config, name) for name in terms}
+        if "adversarial" in terms and config.adversarial_adaptive and self.training:
+            found = options.adversarial_factor
+            metrics = metrics | {"adversarial_factor": factor(self._slopes(terms)) if found is None else found}
+            weights["adversarial"] = config.adversarial * metrics["adversarial_factor"]
+        loss = sum((weights[name] * value for name, value in terms.items()), images.new_zeros(()))
+        psnr = -10 * torch.log10((out.clamp(-1, 1) - images).square().mean((1, 2, 3)) / 4).mean()
+        logs = {name: value.detach() for name, value in terms.items()} | metrics | {"psnr": psnr.detach()}
+        return StepOutput(loss, logs, Compared(images.detach(), out.detach(), noise.crop))
+
+    def slopes(self, batch: Batch, noise: TokenizerNoise, options: StepOptions) -> Tensor:
+        """What `mgen.training.balance.factor` makes the adaptive weight of, for a piece of the batch."""
+        return self._slopes(self._terms(batch, noise, options)[2])
+
+    def _slopes(self, terms: Logs) -> Tensor:
+        images = [terms[name] * getattr(self.config, name) for name in ("l2", "l1", "perceptual") if name in terms]
+        return slopes((torch.stack(images).sum(), terms["adversarial"]), self.last_weight())
+
+    def last_weight(self) -> Tensor:
+        """The weight of the layer that makes images, where gradients are compared; MgenError if it is not trained."""
+        assert isinstance(self.model, Tokenizer)
+        name = f"{self.model.ENDS[1]}.weight"
+        weight = self.model.get_parameter(name)
+        if not weight.requires_grad:
+            raise MgenError(
+                f"objective.adversarial_adaptive compares gradients at {name}, which optim.freeze keeps as it is: train it, or set "
+                "objective.adversarial_adaptive=false"
+            )
+        return weight
+
+    def _terms(
+        self, batch: Batch, noise: TokenizerNoise, options: StepOptions
+    ) -> tuple[Tensor, Tensor, Logs, dict[str, Tensor]]:
+        """Images, reconstructions, terms of the loss without their weights, and values to log."""
         config, beside = self.config, self.companions
         images = noise.augmentation.apply(batch["image"])
         drawn = {"noise": noise.posterior, "corruption": noise.corruption}
@@ -151,10 +190,7 @@ class TokenizerObjective(Objective[TokenizerNoise]):
             terms["perceptual"] = beside.perceptual(out, images)
         if beside.discriminator is not None and options.adversarial:
             terms["adversarial"] = beside.discriminator.generator_loss(out, noise.crop)
-        loss = sum((getattr(config, name) * value for name, value in terms.items()), images.new_zeros(()))
-        psnr = -10 * torch.log10((out.clamp(-1, 1) - images).square().mean((1, 2, 3)) / 4).mean()
-        logs = {name: value.detach() for name, value in terms.items()} | metrics | {"psnr": psnr.detach()}
-        return StepOutput(loss, logs, Compared(images.detach(), out.detach(), noise.crop))
+        return images, out, terms, metrics
 
 
 # -- generators --------------------------------------------------------------------------------------------------------

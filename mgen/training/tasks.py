@@ -68,6 +68,8 @@ class TokenizerTask(Task):
         self.objective = TokenizerObjective(self.model, settings, companions)
         self.load_data()
         check_images(self.train_data, self.model, task=config.task)
+        if settings.adversarial_adaptive:
+            self.objective.last_weight()
         # A KL tokenizer without a scale gets the one of these data, measured anew for the weights of each export.
         self.measures = self.model.unmeasured
         anew = self.start is not None and any(c.of.endswith("ids") for c in self.start.fitted.changes)
@@ -102,7 +104,10 @@ def make_discriminator(config: TokenizerObjectiveConfig, *, channels: int, side:
         if config.r1:
             raise MgenError("objective.r1 is for discriminator=patch: with discriminator=dino, set it to 0")
         return DinoDiscriminator(
-            config.discriminator_weights, loss=config.adversarial_loss, weight=config.discriminator_weight
+            config.discriminator_weights,
+            loss=config.adversarial_loss,
+            weight=config.discriminator_weight,
+            form=config.adversarial_form,
         )
     if config.discriminator_weights is not None:
         raise MgenError("objective.discriminator_weights is for discriminator=dino: leave it out")
@@ -120,4 +125,5 @@ def make_discriminator(config: TokenizerObjectiveConfig, *, channels: int, side:
         r1=config.r1,
         weight=config.discriminator_weight,
         norm=config.discriminator_norm,
+        form=config.adversarial_form,
     )
