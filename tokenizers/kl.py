@@ -19,13 +19,13 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from diffusers.configuration_utils import register_to_config
-from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 
 from mgen.tokenizers.base import FMNIST, PosteriorTokenizer, Widths, check_convolutions, register_tokenizer
+from mgen.tokenizers.corruption import Corruption
 from mgen.tokenizers.sphere import set_stem
 from mgen.tokens import Bound, Scale, TokenSpec
-from mgen.utils.errors import MgenError, shown
+from mgen.utils.errors import MgenError
 from mgen.utils.estimates import checked_network
 from mgen.utils.schema import Layers, Listed, Natural, Size
 
@@ -40,8 +40,51 @@ def unpatchify(tokens: Tensor, patch: int, grid: tuple[int, int]) -> Tensor:
     return F.pixel_shuffle(tokens.transpose(1, 2).unflatten(2, grid), patch)  # (B, c, h, w)
 
 
+class ScaledPosterior(PosteriorTokenizer):
+    """A tokenizer whose tokens are latents times one `scale` of its configuration. Subclasses implement `decode_latents`."""
+
+    CORRUPTIONS = ("noise",)
+
+    def decode_latents(self, z: Tensor) -> Tensor:
+        """Images (B, C, H, W), about [-1, 1] and not clamped, of unscaled latents z (B, c, h, w)."""
+        raise NotImplementedError
+
+    def _scale(self) -> float:
+        if self.config.scale is None:
+            raise MgenError(
+                "this tokenizer has no scale: measure it with mgen.tokenizers.estimate_scale (mgen cache --measure-scale) and set it"
+            )
+        return float(self.config.scale)
+
+    @property
+    def unmeasured(self) -> bool:
+        """Whether its scale is still to be measured."""
+        return self.config.scale is None
+
+    def measure(self, batches: Iterable[Tensor]) -> dict[str, object]:
+        """The `scale` for these image batches, see `estimate_scale`."""
+        return {"scale": estimate_scale(self, batches)}
+
+    def forward(
+        self, images: Tensor, noise: Tensor | None = None, corruption: Corruption | None = None
+    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        """For training: reconstructions (B, C, H, W); loss term "kl", the divergence from the standard normal in nats per latent
+        number; as metrics the root mean squares of the posterior's means and standard deviations.
+
+        Args:
+            noise: of the posterior (B, c, h, w). corruption: noise that the latents get besides.
+        """
+        posterior = self.posterior(self.moments(images))
+        z = posterior.mean if noise is None else posterior.mean + posterior.std * noise
+        if corruption is not None:
+            z = corruption.add_noise(z, corruption.noise)
+        kl = posterior.kl().mean() / z[0].numel()
+        metrics = {"latent_rms": posterior.mean.square().mean().sqrt(), "posterior_std": posterior.var.mean().sqrt()}
+        return self.decode_latents(z), {"kl": kl}, {k: v.detach() for k, v in metrics.items()}
+
+
 @register_tokenizer
-class KLTokenizer(PosteriorTokenizer):
+class KLTokenizer(ScaledPosterior):
     """Image ⇄ vectors. Images are (B, C, H, W) in [-1, 1]. `vae` is a diffusers AutoencoderKL: `vae.save_pretrained` exports it.
 
     Args:
@@ -141,23 +184,12 @@ class KLTokenizer(PosteriorTokenizer):
         h = self.vae.encoder(self.prepared(images))
         return h if self.vae.quant_conv is None else self.vae.quant_conv(h)
 
-    def posterior(self, moments: Tensor) -> DiagonalGaussianDistribution:
-        """The Gaussian q(z | image), with diffusers' mean, std, logvar clamped to [-30, 20], kl() and nll()."""
-        return DiagonalGaussianDistribution(moments.float())
-
     def tokens(self, moments: Tensor, noise: Tensor | None = None) -> Tensor:
         """Tokens (B, L, C) of moments (B, 2c, h, w): of the posterior's mean, or of a sample with standard normal `noise` (B, c, h, w).
 
         Raises an MgenError if the scale has not been set.
         """
-        posterior = self.posterior(moments)
-        if noise is not None:
-            fits = isinstance(noise, Tensor) and noise.shape == posterior.mean.shape and noise.is_floating_point()
-            if not fits or noise.device != posterior.mean.device:
-                raise MgenError(
-                    f"noise is {shown(noise)}: a float tensor {tuple(posterior.mean.shape)} is needed on {posterior.mean.device}"
-                )
-        z = posterior.mean if noise is None else posterior.mean + posterior.std * noise
+        z = self.posterior_sample(moments, noise)
         return patchify((z - self.config.shift) * self._scale(), self.config.patch)
 
     def decode_latents(self, z: Tensor) -> Tensor:
@@ -169,33 +201,14 @@ class KLTokenizer(PosteriorTokenizer):
         z = unpatchify(tokens, self.config.patch, self.grid_of(tokens, grid)) / self._scale() + self.config.shift
         return self.decode_latents(z.to(self.dtype))
 
-    def _scale(self) -> float:
-        if self.config.scale is None:
-            raise MgenError(
-                "this tokenizer has no scale: measure it with mgen.tokenizers.estimate_scale (mgen cache --measure-scale) and set it"
-            )
-        return self.config.scale
-
     def noise_shape(self) -> tuple[int, ...]:
         """Shape (c, h, w) of the posterior's noise for one image of `image_size`."""
         side = self.config.image_size // self.stride
         return self.config.latent_channels, side, side
 
-    def forward(
-        self, images: Tensor, noise: Tensor | None = None
-    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-        """For training: reconstructions (B, C, H, W); loss term "kl", the divergence from the standard normal in nats per latent
-        number; as metrics the root mean squares of the posterior's means and standard deviations.
-        """
-        posterior = self.posterior(self.moments(images))
-        z = posterior.mean if noise is None else posterior.mean + posterior.std * noise
-        kl = posterior.kl().mean() / z[0].numel()
-        metrics = {"latent_rms": posterior.mean.square().mean().sqrt(), "posterior_std": posterior.var.mean().sqrt()}
-        return self.decode_latents(z), {"kl": kl}, {k: v.detach() for k, v in metrics.items()}
-
 
 @torch.inference_mode()
-def estimate_scale(tokenizer: KLTokenizer, batches: Iterable[Tensor]) -> float:
+def estimate_scale(tokenizer: ScaledPosterior, batches: Iterable[Tensor]) -> float:
     """1 / standard deviation of the (shifted) latents of images, including the posterior's noise: the `scale` for these data.
 
     Args:

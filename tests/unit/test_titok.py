@@ -252,10 +252,10 @@ def test_both_stages_of_training(tmp_path: Path) -> None:
     model = {"class": "TiTok", **TITOK, "vocab_size": 16, "decoder_patch": 4}
     model["pixel_decoder"] = {**PIXELS, "multipliers": [1, 2, 2], "shortcut": "input"}
     shared = {"task": "tokenizer", "batch_size": 8, "data": {"kind": "fmnist", "path": str(idx)}, "model": model}
-    first = {"output": str(tmp_path / "1"), "steps": 12, "objective": {"proxy_tokenizer": str(tmp_path / "vqgan")}}
+    first = {"output": str(tmp_path / "1"), "steps": 6, "objective": {"proxy_tokenizer": str(tmp_path / "vqgan")}}
     train(train_config({**shared, **first, "optim": {"lr": 3e-3}, "log": {"every": 1}}))
     lines = [json.loads(line) for line in (tmp_path / "1" / "metrics.jsonl").read_text().splitlines()]
-    assert lines[11]["proxy"] < lines[0]["proxy"]
+    assert lines[5]["proxy"] < lines[0]["proxy"]
     second = {"output": str(tmp_path / "2"), "steps": 2, "init": str(tmp_path / "1")}
     second |= {"optim": {"freeze": ["encoder.", "quantize."]}, "objective": {"codebook": 0.0, "commitment": 0.0}}
     train(train_config({**shared, **second}))
@@ -316,7 +316,7 @@ def test_cache_train_sample_and_what_has_no_meaning(
     edit = ["edit", str(tmp_path / "image.png"), "--mask", str(tmp_path / "mask.png"), "--model", model]
     assert main([*edit, "--class", "0", "--out", str(tmp_path / "edited")]) == 2
     assert "have no position in the image" in capsys.readouterr().err
-    check = ["tokenizer", "check", "--tokenizer", str(tmp_path / "tokenizer"), "--data", str(out)]
+    check = ["eval", str(out), "--reconstruction", str(tmp_path / "tokenizer"), "--check"]
     assert main(["sample", "--model", model, "--num-images", "4", "--out", str(out), "--overwrite", *more]) == 0
     capsys.readouterr()
     assert main([*check, "--out", str(tmp_path / "check")]) == 0, capsys.readouterr().err
