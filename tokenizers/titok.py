@@ -9,14 +9,14 @@ Notation: B batch, C image channels, N latent tokens, D width of a transformer, 
 
 | size | encoder, decoder | tokens | codes × d | decodes to | parameters |
 |---|---|---|---|---|---|
-| l-32 (two stages) | 24 × 1024, 24 × 1024 | 32 | 4096 × 12, unit length | codes | 641.3 M |
-| b-64 (two stages) | 12 × 768, 12 × 768 | 64 | 4096 × 12, unit length | codes | 204.8 M |
-| s-128 (two stages) | 8 × 512, 8 × 512 | 128 | 4096 × 12, unit length | codes | 83.7 M |
-| bl-64, bl-128 | 12 × 768, 24 × 1024 | 64, 128 | 8192 × 64 | pixels | 390 M |
-| sl-256 | 8 × 512, 24 × 1024 | 256 | 8192 × 64 | pixels | 330 M |
+| l32 (two stages) | 24 × 1024, 24 × 1024 | 32 | 4096 × 12, unit length | codes | 641.3 M |
+| b64 (two stages) | 12 × 768, 12 × 768 | 64 | 4096 × 12, unit length | codes | 204.8 M |
+| s128 (two stages) | 8 × 512, 8 × 512 | 128 | 4096 × 12, unit length | codes | 83.7 M |
+| bl64, bl128 | 12 × 768, 24 × 1024 | 64, 128 | 8192 × 64 | pixels | 390 M |
+| sl256 | 8 × 512, 24 × 1024 | 256 | 8192 × 64 | pixels | 330 M |
 | fmnist (32 px, gray) | 4 × 128, 4 × 128 | 32 | 512 × 16 | pixels | 1.7 M |
-| TiTokKL ll-32 | 24 × 1024, 24 × 1024 | 32 | vectors of 16 | pixels | 607 M |
-| TiTokKL bl-64, bl-128 | 12 × 768, 24 × 1024 | 64, 128 | vectors of 16 | pixels | 390 M |
+| TiTokKL ll32 | 24 × 1024, 24 × 1024 | 32 | vectors of 16 | pixels | 607 M |
+| TiTokKL bl64, bl128 | 12 × 768, 24 × 1024 | 64, 128 | vectors of 16 | pixels | 390 M |
 """
 
 from typing import Any
@@ -147,12 +147,12 @@ class TiTok(LineTokenizer, CodebookTokenizer):
     """
 
     SIZES = {
-        "l-32": sizes(LARGE, LARGE, latent_tokens=32, **TWO_STAGES),
-        "b-64": sizes(BASE, BASE, latent_tokens=64, **TWO_STAGES),
-        "s-128": sizes(SMALL, SMALL, latent_tokens=128, **TWO_STAGES),
-        "bl-64": sizes(BASE, LARGE, latent_tokens=64),
-        "bl-128": sizes(BASE, LARGE, latent_tokens=128),
-        "sl-256": sizes(SMALL, LARGE, latent_tokens=256),
+        "l32": sizes(LARGE, LARGE, latent_tokens=32, **TWO_STAGES),
+        "b64": sizes(BASE, BASE, latent_tokens=64, **TWO_STAGES),
+        "s128": sizes(SMALL, SMALL, latent_tokens=128, **TWO_STAGES),
+        "bl64": sizes(BASE, LARGE, latent_tokens=64),
+        "bl128": sizes(BASE, LARGE, latent_tokens=128),
+        "sl256": sizes(SMALL, LARGE, latent_tokens=256),
         "fmnist": sizes(
             TINY,
             TINY,
@@ -262,9 +262,9 @@ class TiTokKL(LineTokenizer, ScaledPosterior):
     """
 
     SIZES = {
-        "ll-32": sizes(LARGE, LARGE, latent_tokens=32),
-        "bl-64": sizes(BASE, LARGE, latent_tokens=64),
-        "bl-128": sizes(BASE, LARGE, latent_tokens=128),
+        "ll32": sizes(LARGE, LARGE, latent_tokens=32),
+        "bl64": sizes(BASE, LARGE, latent_tokens=64),
+        "bl128": sizes(BASE, LARGE, latent_tokens=128),
     }
 
     # Flat on purpose, as in TiTok.

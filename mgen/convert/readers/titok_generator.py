@@ -165,6 +165,6 @@ register_format(
         rename=rename,
         locate=weights_file,
         beside=beside,
-        tokenizer="titok",
+        tokenizer="titok-vq",
     ),
 )
