@@ -121,7 +121,9 @@ class PermutationConfig:
         if (self.start is None) != (self.end is None):
             raise MgenError(f"start is {self.start}, end {self.end}: give both, or none to permute in all steps")
         if self.start is not None and self.end is not None and self.start > self.end:
-            raise MgenError(f"start is {self.start}, end {self.end}: the share falls from start to end, start comes first")
+            raise MgenError(
+                f"start is {self.start}, end {self.end}: the share falls from start to end, start comes first"
+            )
 
     def share(self, step: int) -> float:
         """Probability that an image is permuted in `step`."""
@@ -207,6 +209,10 @@ class TokenizerObjectiveConfig:
     discriminator_lr: LearningRate = 1e-4
     discriminator_betas: Betas = (0.0, 0.99)
     corruption: CorruptionConfig = field(default_factory=CorruptionConfig)  # of the latents in training (l-DeTok)
+    proxy: Weight = 1.0  # of the ids that a TiTok predicts in the first of two stages
+    proxy_tokenizer: PathText | None = (
+        None  # the VQGAN that makes these ids; they take the place of the losses of pixels
+    )
     vision: Weight = 1.0  # of the vision tokens that Hita-U predicts from the global tokens
     vision_weights: PathText | None = None  # file of the frozen vision encoder, for a Hita tokenizer that needs one
 
@@ -214,6 +220,10 @@ class TokenizerObjectiveConfig:
         if self.adversarial_adaptive and not self.adversarial:
             raise MgenError(
                 "adversarial_adaptive is true, but adversarial is 0: give the term a weight, or leave adversarial_adaptive out"
+            )
+        if self.proxy_tokenizer is not None and (self.perceptual or self.adversarial):
+            raise MgenError(
+                "proxy_tokenizer takes the place of the losses of pixels: set perceptual and adversarial to 0, or leave it out"
             )
         if self.discriminator == "patch" and self.discriminator_norm == "group" and self.discriminator_channels % 4:
             raise MgenError(

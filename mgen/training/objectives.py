@@ -144,6 +144,8 @@ class TokenizerObjective(Objective[TokenizerNoise]):
 
     def forward(self, batch: Batch, noise: TokenizerNoise, options: StepOptions = DEFAULT_OPTIONS) -> StepOutput:
         config = self.config
+        if self.companions.proxy is not None:
+            return self._imitation(noise.augmentation.apply(batch["image"]), self.companions.proxy)
         images, out, terms, metrics = self._terms(batch, noise, options)
         weights = {name: getattr(config, name) for name in terms}
         if "adversarial" in terms and config.adversarial_adaptive and self.training:
@@ -191,6 +193,14 @@ class TokenizerObjective(Objective[TokenizerNoise]):
         if beside.discriminator is not None and options.adversarial:
             terms["adversarial"] = beside.discriminator.generator_loss(out, noise.crop)
         return images, out, terms, metrics
+
+    def _imitation(self, images: Tensor, proxy: Model) -> StepOutput:
+        """The step of a tokenizer that predicts the ids of another one, and makes no image."""
+        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+            ids = proxy.encode(images)
+        terms, metrics = self.model.imitate(images, ids)
+        loss = sum((getattr(self.config, name) * value for name, value in terms.items()), images.new_zeros(()))
+        return StepOutput(loss, {name: value.detach() for name, value in terms.items()} | metrics)
 
 
 # -- generators --------------------------------------------------------------------------------------------------------
@@ -256,7 +266,9 @@ class GeneratorObjectiveBase(Objective[G]):
                 f"objective.mask is for masked generators, but {name} is causal and predicts every token: leave it out"
             )
         if model.capabilities.order != "sequential" and config.permutation != PermutationConfig():
-            raise MgenError(f"objective.permutation is for trunks that take any order (RAR), not for {name}: leave it out")
+            raise MgenError(
+                f"objective.permutation is for trunks that take any order (RAR), not for {name}: leave it out"
+            )
         least, global_tokens = model.units.length, model.tokens.global_tokens
         if self.in_phases:
             least = min(global_tokens, least - global_tokens)

@@ -17,6 +17,7 @@ from mgen.training.generator_task import GeneratorTask
 from mgen.training.objectives import ClassifierObjective, TokenizerObjective
 from mgen.training.parts import Task, check_images
 from mgen.training.previews import predictions, reconstructions
+from mgen.training.proxy import load_proxy
 from mgen.utils import seeds
 from mgen.utils.errors import MgenError
 
@@ -64,7 +65,8 @@ class TokenizerTask(Task):
             else None
         )
         give_vision(self.model, settings.vision_weights)
-        companions = Companions(perceptual=perceptual, discriminator=adversarial)
+        proxy = load_proxy(self.model, settings.proxy_tokenizer, anew=self.start is None)
+        companions = Companions(perceptual=perceptual, discriminator=adversarial, proxy=proxy)
         self.objective = TokenizerObjective(self.model, settings, companions)
         self.load_data()
         check_images(self.train_data, self.model, task=config.task)

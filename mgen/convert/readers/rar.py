@@ -55,7 +55,15 @@ def rename(state: State) -> Renamed:
             value = torch.cat([value[:vocab_size], value[vocab_size + 1 :]])
             out.notes.append(f"row {vocab_size} of {name}, a mask that nothing reads, was left out")
         ours = by_rules(name, RULES)
-        out.put(name, ours, value.flatten(0, -2).squeeze(0) if ours == "trunk.start_row" else value.squeeze(0) if value.ndim == 3 else value)
+        out.put(
+            name,
+            ours,
+            value.flatten(0, -2).squeeze(0)
+            if ours == "trunk.start_row"
+            else value.squeeze(0)
+            if value.ndim == 3
+            else value,
+        )
     return out
 
 

@@ -107,7 +107,9 @@ class PermutedNorm(nn.Module):
         return modulate(F.layer_norm(x, x.shape[-1:], eps=self.eps), shift, scale)
 
 
-Modulation = Callable[[int], Tensor]  # layer → its modulation (B, N, 6D) of the rows at hand, of the last norm (B, N, 2D)
+Modulation = Callable[
+    [int], Tensor
+]  # layer → its modulation (B, N, 6D) of the rows at hand, of the last norm (B, N, 2D)
 
 
 class PermutedCache(Cache):
