@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mgen.tokenizers.bridge import QuantizedKL
     from mgen.tokenizers.hita import HitaTokenizer
     from mgen.tokenizers.kl import KLTokenizer
+    from mgen.tokenizers.ldetok import LDeTok
     from mgen.tokenizers.llamagen import LlamaGenVQ
     from mgen.tokenizers.titok import TiTok, TiTokKL
     from mgen.tokenizers.vqgan import VQGAN
@@ -39,6 +40,7 @@ _WHERE = {
     "HitaTokenizer": "mgen.tokenizers.hita",
     "ImageClassifier": "mgen.evaluation.cnn",
     "KLTokenizer": "mgen.tokenizers.kl",
+    "LDeTok": "mgen.tokenizers.ldetok",
     "LlamaGenVQ": "mgen.tokenizers.llamagen",
     "MaskedPipeline": "mgen.pipelines.pipeline",
     "MgenError": "mgen.utils.errors",
@@ -61,6 +63,7 @@ __all__ = [
     "HitaTokenizer",
     "ImageClassifier",
     "KLTokenizer",
+    "LDeTok",
     "LlamaGenVQ",
     "MaskedPipeline",
     "MgenError",

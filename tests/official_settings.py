@@ -40,6 +40,31 @@ def generate_settings(
     }
 
 
+def rar_settings(
+    *, guidance_scale: float, randomize_temperature: float = 1.0, guidance_scale_pow: float = 0.0, tokens: int = 256
+) -> Settings:
+    """Settings of a ParallelSampler from the arguments of RAR's official `generate`, under their official names.
+
+    A scale of 0 leaves the null class out, the power 0 makes the scale constant. `tokens`: those of an image.
+    """
+    guidance: Any = 1.0 if guidance_scale == 0 else guidance_scale
+    if guidance != 1 and guidance_scale_pow:
+        guidance = {
+            "kind": "power-cosine",
+            "start": 1.0,
+            "end": guidance_scale,
+            "power": guidance_scale_pow,
+            "at": "start",
+        }
+    return {
+        "steps": tokens,
+        "order": "raster",
+        "schedule": "single",
+        "guidance": guidance,
+        "temperature": randomize_temperature,
+    }
+
+
 def halton_settings(
     *,
     step: int = 64,

@@ -31,7 +31,15 @@ class Composed(Adapters, Model):
 
     # What diffusers' `compile_repeated_blocks` compiles: the layers of trunks and heads.
     _repeated_blocks = [
-        *("PreNormBlock", "PostNormBlock", "ScaledBlock", "ModulatedBlock", "CausalBlock", "ContextBlock"),
+        *(
+            "PreNormBlock",
+            "PostNormBlock",
+            "ScaledBlock",
+            "ModulatedBlock",
+            "CausalBlock",
+            "PermutedBlock",
+            "ContextBlock",
+        ),
         *("ResBlock", "MapBlock", "SlotBlock"),
     ]
     classes: Classes
@@ -206,7 +214,7 @@ class Generator(Composed):
 
     def optimize_layout(self, rows: int) -> None:
         """Lay weights out for passes of `rows` rows (images, twice with guidance): the same function, only faster."""
-        if self.capabilities.order == "causal":
+        if self.capabilities.one_by_one:
             optimize_layout(self, rows)
 
     # -- training ------------------------------------------------------------------------------------------------------

@@ -107,6 +107,32 @@ class MaskConfig:
 
 
 @schema
+class PermutationConfig:
+    """In which order the tokens of an image are predicted, of trunks that take any (RAR, arXiv 2411.00776, §3.3).
+
+    The share of images in an order of their own is 1 up to step `start` and falls linearly to 0 at step `end`; the others are predicted
+    as they stand. None: 1 in all steps.
+    """
+
+    start: Every | None = None
+    end: Every | None = None
+
+    def __post_init__(self) -> None:
+        if (self.start is None) != (self.end is None):
+            raise MgenError(f"start is {self.start}, end {self.end}: give both, or none to permute in all steps")
+        if self.start is not None and self.end is not None and self.start > self.end:
+            raise MgenError(
+                f"start is {self.start}, end {self.end}: the share falls from start to end, start comes first"
+            )
+
+    def share(self, step: int) -> float:
+        """Probability that an image is permuted in `step`."""
+        if self.start is None or self.end is None:
+            return 1.0
+        return min(1.0, max(0, self.end - step) / max(1, self.end - self.start))
+
+
+@schema
 class FirstStageConfig:
     """Training of a cascade, whose first stage samples the tokens of a smaller image (Hi-MAR)."""
 
@@ -122,6 +148,7 @@ class FirstStageConfig:
 @schema
 class GeneratorObjectiveConfig:
     mask: MaskConfig = field(default_factory=MaskConfig)
+    permutation: PermutationConfig = field(default_factory=PermutationConfig)
     first_stage: FirstStageConfig = field(default_factory=FirstStageConfig)
     label_drop: Share = 0.1  # probability that the class is replaced by the null class
     label_smoothing: Share = 0.1  # of a cross entropy
@@ -144,6 +171,17 @@ class GeneratorObjectiveConfig:
 
 
 @schema
+class CorruptionConfig:
+    """What happens to a tokenizer's latents in training, though not in validation (l-DeTok); see Tokenizer.corruption."""
+
+    noise: Weight = (
+        0.0  # γ, the standard deviation of the noise at level 1; each image has its own level, uniform in [0, 1]
+    )
+    form: Literal["interpolated", "additive"] = "interpolated"  # (1 − t)·z + t·γ·ε, or z + t·γ·ε
+    mask: Share = 0.0  # M: in each batch the encoder does not see a share max(0, U(−0.1, M)) of the patches
+
+
+@schema
 class TokenizerObjectiveConfig:
     l2: Weight = 1.0
     l1: Weight = 0.0
@@ -157,6 +195,10 @@ class TokenizerObjectiveConfig:
     adversarial_start: Every = 0  # step from which the discriminator takes part
     # "half-hinge": the discriminator's hinge loss times 1/2 (LlamaGen); "…-softplus": and the tokenizer's loss is non-saturating (Hita)
     adversarial_loss: Literal["hinge", "half-hinge", "half-hinge-softplus", "non-saturating"] = "non-saturating"
+    # What the tokenizer minimizes: "mean" of −logits (the form of the hinge), or of "softplus" of −logits; None: see adversarial_loss
+    adversarial_form: Literal["mean", "softplus"] | None = None
+    # Scale the term so that its gradient at the last layer is as large as that of the pixel and perceptual terms (VQGAN, LlamaGen)
+    adversarial_adaptive: bool = False
     r1: Weight = 0.0  # weight of the R1 penalty on real images (discriminator "patch")
     discriminator: Literal["patch", "dino"] = "patch"  # "dino": heads on a frozen DINO, for Hita-U
     discriminator_weights: PathText | None = None  # "dino": file of the frozen DINO, dino_deitsmall16_pretrain.pth
@@ -166,10 +208,23 @@ class TokenizerObjectiveConfig:
     discriminator_weight: Weight = 1.0  # factor of the discriminator's loss
     discriminator_lr: LearningRate = 1e-4
     discriminator_betas: Betas = (0.0, 0.99)
+    corruption: CorruptionConfig = field(default_factory=CorruptionConfig)  # of the latents in training (l-DeTok)
+    proxy: Weight = 1.0  # of the ids that a TiTok predicts in the first of two stages
+    proxy_tokenizer: PathText | None = (
+        None  # the VQGAN that makes these ids; they take the place of the losses of pixels
+    )
     vision: Weight = 1.0  # of the vision tokens that Hita-U predicts from the global tokens
     vision_weights: PathText | None = None  # file of the frozen vision encoder, for a Hita tokenizer that needs one
 
     def __post_init__(self) -> None:
+        if self.adversarial_adaptive and not self.adversarial:
+            raise MgenError(
+                "adversarial_adaptive is true, but adversarial is 0: give the term a weight, or leave adversarial_adaptive out"
+            )
+        if self.proxy_tokenizer is not None and (self.perceptual or self.adversarial):
+            raise MgenError(
+                "proxy_tokenizer takes the place of the losses of pixels: set perceptual and adversarial to 0, or leave it out"
+            )
         if self.discriminator == "patch" and self.discriminator_norm == "group" and self.discriminator_channels % 4:
             raise MgenError(
                 f"discriminator_channels is {self.discriminator_channels}: group norm needs a multiple of 4"
