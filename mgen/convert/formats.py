@@ -18,9 +18,11 @@ def tokenizer_format(generator: Generator | Cascade) -> str:
     if generator.tokens.global_tokens:
         return "hita"
     if generator.tokens.grid is None:
-        return "titok"
+        return "titok-vae" if generator.tokens.kind == "vector" else "titok-vq"
     trunk = generator.config["trunk"]["type"]
-    found = {layout.trunk: layout.tokenizer for layout in FORMATS.values() if layout.tokenizer not in ("hita", "titok")}
+    found = {
+        layout.trunk: layout.tokenizer for layout in FORMATS.values() if layout.tokenizer not in ("hita", "titok-vq")
+    }
     if not (name := found.get(trunk)):
         raise MgenError(f"no official tokenizer is known for trunk {trunk!r}: convert one and give its folder")
     return name
