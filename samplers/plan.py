@@ -165,7 +165,9 @@ class _Planner:
         device: torch.device | str,
     ) -> None:
         self.reuse, self.start, self.length = settings.reuse, settings.config.start, units.length
-        self.causal, self.carries = able.order == "causal", able.carried_features and self.reuse.features
+        # Of a trunk that denoises later passes compute the null rows of earlier ones, where they are read.
+        self.causal = able.order == "causal" and not able.denoises
+        self.carries = able.carried_features and self.reuse.features
         self.phases = settings.phases(units.length, units.global_tokens)
         self.phase_of = [i for i, phase in enumerate(self.phases) for _ in range(phase.steps)]
         self.guidance, self.temperature, self.confidence_temperature = (

@@ -19,4 +19,5 @@ ABOUT = {
     "maskgit-jax": "google-research/maskgit transformer, maskgit_imagenet256_checkpoint (flax msgpack)",
     "maskgit-vqgan": "VQGAN in taming-style keys (vqgan_jax_strongaug.ckpt), open-muse keys or flax msgpack",
     "tokenbridge": "TokenBridge-L/H, checkpoint-last.pth (EMA weights; --raw for the others)",
+    "xar": "xAR-B/L/H, xAR-{B,L,H}.pth (a bare state dict) or checkpoint-last.pth (EMA weights; --raw for the others)",
 }

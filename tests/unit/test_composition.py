@@ -187,7 +187,7 @@ def test_parts_do_not_name_each_other(files: list[Path], kinds: Sequence[str]) -
 
 
 def test_registries_are_filled_by_decorators() -> None:
-    assert set(TRUNKS.names()) == {"adaln", "bert", "causal", "enat", "mae", "mage", "uvit"}
+    assert set(TRUNKS.names()) == {"adaln", "bert", "block-causal", "causal", "enat", "mae", "mage", "uvit"}
     assert {"categorical", "channels", "diffusion", "diffusion-transformer"} <= set(HEADS.names())
     assert EMBEDDERS.names() == ["dequantize", "lookup", "projection"]
     with pytest.raises(MgenError, match="registered twice"):
