@@ -9,8 +9,10 @@ from mgen.tokenizers.base import TOKENIZERS, PosteriorTokenizer, Tokenizer, regi
 from mgen.tokenizers.bridge import QuantizedKL  # noqa: E402
 from mgen.tokenizers.hita import HitaTokenizer  # noqa: E402
 from mgen.tokenizers.kl import KLTokenizer, estimate_scale  # noqa: E402
+from mgen.tokenizers.ldetok import LDeTok  # noqa: E402
 from mgen.tokenizers.llamagen import LlamaGenVQ  # noqa: E402
 from mgen.tokenizers.quantizers import FSQ, VectorQuantizer  # noqa: E402
+from mgen.tokenizers.titok import TiTok, TiTokKL  # noqa: E402
 from mgen.tokenizers.vqgan import VQGAN  # noqa: E402
 
 __all__ = [
@@ -19,9 +21,12 @@ __all__ = [
     "VQGAN",
     "HitaTokenizer",
     "KLTokenizer",
+    "LDeTok",
     "LlamaGenVQ",
     "PosteriorTokenizer",
     "QuantizedKL",
+    "TiTok",
+    "TiTokKL",
     "Tokenizer",
     "VectorQuantizer",
     "estimate_scale",

@@ -11,7 +11,8 @@ where p is the progress of step t of T: `at: end` p = (t + 1) / T, `at: start` p
 `at: tokens` (the two linear kinds) counts revealed tokens: p = (L − n) / L with n unknown after the step, at least `left` (default 0).
 MAR's linear guidance is `at: tokens, left: 1`: its code counts one token as unknown after the last step too, so the curve ends
 at start + (end − start) · (L − 1) / L. `at: group` counts groups of steps (see mgen.samplers.reuse): p = (g + 1) / G in group g of G.
-A curve also takes `least: x`: no value is below x. Guidance is the factor s in u + s·(c − u): 1 means none.
+A curve also takes `least: x`: no value is below x, and `times: {…}`, another curve by whose values its own are multiplied (TiTok's
+temperatures: one that falls to 0 times that of a softmax). Guidance is the factor s in u + s·(c − u): 1 means none.
 The default of `at` is `end` for linear, `start` for half-linear, and `inclusive` for power and power-cosine.
 """
 
@@ -43,6 +44,7 @@ class Curve:
     least: float | None = None
     left: Natural | None = None
     power: Annotated[float, Field(gt=0, le=1000)] | None = None
+    times: "Curve | None" = None
 
     def __post_init__(self) -> None:
         linear = self.kind in ("linear", "half-linear")
@@ -72,6 +74,8 @@ class Curve:
             if self.kind == "power-cosine":
                 p = (1 - math.cos(math.pi * p)) / 2
             out.append(max(least, self.start + span * p))
+        if self.times is not None:
+            out = [x * factor for x, factor in zip(out, self.times.at_steps(steps, unknown, length, groups))]
         return out
 
 
