@@ -165,7 +165,9 @@ class _Planner:
         device: torch.device | str,
     ) -> None:
         self.reuse, self.start, self.length = settings.reuse, settings.config.start, units.length
-        self.one_by_one, self.carries = able.one_by_one, able.carried_features and self.reuse.features
+        # Of a trunk that denoises later passes compute the null rows of earlier ones, where they are read.
+        self.one_by_one = able.one_by_one and not able.denoises
+        self.carries = able.carried_features and self.reuse.features
         self.phases = settings.phases(units.length, units.global_tokens)
         self.phase_of = [i for i, phase in enumerate(self.phases) for _ in range(phase.steps)]
         self.guidance, self.temperature, self.confidence_temperature = (

@@ -284,6 +284,22 @@ def recap_mar_settings(
     return {**base, "reuse": reuse}
 
 
+def xar_settings(*, num_steps: int = 40, cfg: float = 2.7, sampler: str = "sde") -> Settings:
+    """Settings of a ParallelSampler from the arguments of the official evaluation of xAR, under their official names.
+
+    Args:
+        sampler: "sde", which `sample_tokens` calls, or "euler", which its code holds too.
+    """
+    check_choice("sampler", sampler, ("sde", "euler"))
+    return {
+        "steps": 4,  # cells
+        "order": "raster",
+        "schedule": "single",
+        "guidance": {"kind": "linear", "start": 1.0, "end": max(1.0, cfg), "at": "inclusive"},  # up to 1 none, as there
+        "head": {"solver": "euler-maruyama" if sampler == "sde" else "euler", "steps": num_steps},
+    }
+
+
 def titok_settings(
     *,
     guidance_scale: float = 3.0,

@@ -15,6 +15,7 @@ from typing import ClassVar, Generic, NamedTuple, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
+from mgen.nn.denoising import Denoiser
 from mgen.nn.windows import TokenUnshuffle
 from mgen.tokens import TokenSpec
 from mgen.utils.config import Settings
@@ -85,12 +86,14 @@ class HeadInputs:
         tokens: what it draws: single tokens, or windows of them as one vector. width: D.
         table: the embedder's table of ids, for heads that are tied to it; None if there is none.
         first: first row of the table that this head draws from, for tokens with two codebooks.
+        parts: s, tokens that are drawn as one and have a context each; 1 but for trunks that read noisy tokens.
     """
 
     tokens: TokenSpec
     width: int
     table: nn.Embedding | nn.Linear | None = None
     first: int = 0
+    parts: int = 1
 
 
 class Head(nn.Module, Configured, Generic[PlanT]):
@@ -199,4 +202,27 @@ class JointHead(Head[PlanT]):
             tokens, known: (B, L, C), and bool (B, L), True where a token is given; None: no token is.
             unknown: (B, M), the positions that are not known, where the caller has them.
         """
+        raise NotImplementedError
+
+
+class DenoisingHead(Head[PlanT]):
+    """Base of the heads whose network is the trunk: it reads noisy tokens and is called at every step of the chain.
+
+    In training `noisy` makes what the trunk reads, and `loss` takes the context of that.
+    """
+
+    def noisy(self, target: Tensor, noise: HeadNoise | None) -> tuple[Tensor, Tensor]:
+        """Noisy tokens (…, C) and what the time embedding takes (…), of clean ones and the noise of a loss."""
+        raise NotImplementedError
+
+    def denoise(
+        self,
+        denoiser: Denoiser,
+        *,
+        noise: Tensor,
+        plan: PlanT,
+        temperature: float = 1.0,
+        guidance: float | None = None,
+    ) -> Draw:
+        """Draw tokens (B, M, C) by a chain that asks `denoiser`; other arguments as for `sample`."""
         raise NotImplementedError

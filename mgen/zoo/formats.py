@@ -22,4 +22,5 @@ ABOUT = {
     "titok-vae": "tokenizers of TiTok with vectors, tokenizer_titok_{ll32,bl64,bl128}_vae_c16_imagenet",
     "titok-vq": "tokenizers of TiTok with ids, tokenizer_titok_{l32,b64,s128}_imagenet and tokenizer_titok_…_vq8k_imagenet",
     "tokenbridge": "TokenBridge-L/H, checkpoint-last.pth (EMA weights; --raw for the others)",
+    "xar": "xAR-B/L/H, xAR-{B,L,H}.pth (a bare state dict) or checkpoint-last.pth (EMA weights; --raw for the others)",
 }
