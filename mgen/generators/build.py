@@ -102,7 +102,8 @@ class GeneratorParts(StageParts):
             embedder = Grouped(embedder, trunk.entities)
         inner = embedder.inner if isinstance(embedder, Windowed) else embedder
         first = inner.ids if self.classes.table == "shared" and isinstance(inner, Lookup) else 0
-        classes = Classes(self.classes, width=trunk.width, table=embedder.token_table, first=first)
+        masks = embedder if trunk.masks_inputs else trunk
+        classes = Classes(self.classes, width=trunk.width, table=embedder.token_table, first=first, masks=masks)
         head = make_head(self, trunk.context_width, embedder, own)
         return Generator(tokens=tokens, embedder=embedder, trunk=trunk, head=head, classes=classes)
 
@@ -128,6 +129,10 @@ class CascadeParts:
         stages = self.first, self.second
         first, second = (Layout(length=stage.tokens.length, grid=stage.tokens.grid) for stage in stages)
         shared = TwoStageMAE(self.trunk, first=first, second=second)
+        if self.classes.null_class == "mask":
+            raise MgenError(
+                "classes.null_class is mask, but a cascade has a mask token for every position: set it to true"
+            )
         classes = Classes(self.classes, width=shared.config.dim)
         made = []
         for index, parts in enumerate(stages):

@@ -155,6 +155,11 @@ class Trunk(nn.Module, Configured):
     width: int
     context_width: int
 
+    @property
+    def mask(self) -> Tensor:
+        """The mask token (D,), of a trunk with one of its own; MgenError for others."""
+        raise MgenError(f"trunk {self.type_name!r} has no mask token: set classes.null_class=true")
+
     def data_rows(self) -> DataRows:
         """The tables with a row for every position, see Model.data_rows."""
         return {}

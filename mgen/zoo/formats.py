@@ -5,6 +5,8 @@ A list of its own, so that help and errors about a name need none of the readers
 
 ABOUT = {
     "diffusers-vae": "folder of diffusers' AutoencoderKL, e.g. sd-vae-ft-mse (f8, 4 channels: tokens of 2×2 patches)",
+    "emigm": "eMIGM XS/S/B/L/H, eMIGM_{xsmall,…,huge}_{256,512}_checkpoint.pth (EMA weights; --raw for the others)",
+    "emigm-ema": "the same with the average of the vector that is mask token and null class, which official results do not use",
     "enat": "ENAT-L, nnet_ema.pth and nnet_ema_512.pth",
     "halton": "Halton-MaskGIT, ImageNet_{256,384}_{tiny,small,base,large}.pth",
     "himar": "Hi-MAR-B/L/H, checkpoint-last.pth (EMA weights; --raw for the others)",
