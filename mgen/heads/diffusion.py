@@ -10,12 +10,13 @@ K copies of a token in training, n = B·M tokens, R rows of the network (n, or 2
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mgen.heads.chains import Chain, ChainSettings, Tables, TrainSteps, cosine_betas
+from mgen.heads.chains import BETAS, Chain, ChainSettings, Tables, TrainSteps
 from mgen.heads.head import Draw, Head, HeadInputs, HeadNoise, NoiseSpec, mix, register_head
 from mgen.nn.blocks import Blocks
 from mgen.utils.config import Settings
@@ -132,11 +133,16 @@ class ChainHead(Head[ChainPlan]):
 
 @schema
 class DiffusionConfig:
-    """Settings; defaults are those of MAR-B. width: W. depth: residual blocks. train_steps: steps of the full diffusion."""
+    """Settings; defaults are those of MAR-B.
+
+    Args:
+        width: W. depth: residual blocks. train_steps: steps of the full diffusion. noise_schedule: its β, see mgen.heads.chains.
+    """
 
     width: Size = 1024
     depth: Depth = 6
     train_steps: TrainSteps = 1000
+    noise_schedule: Literal["cosine", "linear"] = "cosine"
 
 
 @register_head("diffusion", DiffusionConfig)
@@ -154,7 +160,7 @@ class DiffusionHead(ChainHead):
         self.blocks = Blocks(ResBlock(c.width) for _ in range(c.depth))
         self.out_adaln = nn.Linear(c.width, 2 * c.width)
         self.out = nn.Linear(c.width, 2 * self.channels)
-        self.tables = Tables(cosine_betas(c.train_steps))
+        self.tables = Tables(BETAS[c.noise_schedule](c.train_steps))
 
     def data_rows(self, table: tuple[Rows, ...] = ()) -> DataRows:
         both = (Rows("channels", (2, self.channels)),)  # of ε and of the variance

@@ -120,4 +120,5 @@ def make_discriminator(config: TokenizerObjectiveConfig, *, channels: int, side:
         r1=config.r1,
         weight=config.discriminator_weight,
         norm=config.discriminator_norm,
+        unit_range=config.discriminator_unit_range,
     )

@@ -26,6 +26,7 @@ class MAEConfig:
         encoder_dim, encoder_depth, encoder_heads and decoder_…: of the two halves. mlp_ratio: hidden width over the width.
         prefix_length: S, rows in front of the tokens that all hold the class vector.
         attn_dropout, dropout: on attention probabilities; on the attention's output and the layers of the MLPs; in training.
+        mlp_dropout: of the MLPs, if it is another (l-DeTok's MAR has none there).
     """
 
     encoder_dim: Size = 768
@@ -38,6 +39,7 @@ class MAEConfig:
     prefix_length: Size = 64
     attn_dropout: Rate = 0.1
     dropout: Rate = 0.1
+    mlp_dropout: Rate | None = None
 
     def __post_init__(self) -> None:
         check_heads(self.encoder_dim, self.encoder_heads, width_name="encoder_dim", name="encoder_heads")
@@ -53,7 +55,8 @@ class MAE(MaskedAutoencoder):
         c, self.config, self.width, self.context_width = config, config, config.encoder_dim, config.decoder_dim
         self.layout, self.prefix_length, self.length = layout, c.prefix_length, layout.length
         rows = self.prefix_length + self.length
-        block = partial(PreNormBlock, mlp_ratio=c.mlp_ratio, eps=1e-6, attn_dropout=c.attn_dropout, dropout=c.dropout)
+        drop = {"attn_dropout": c.attn_dropout, "dropout": c.dropout, "mlp_dropout": c.mlp_dropout}
+        block = partial(PreNormBlock, mlp_ratio=c.mlp_ratio, eps=1e-6, **drop)
         self.mask_token = table(1, c.decoder_dim)
         self.encoder_position = table(rows, c.encoder_dim)
         self.decoder_position = table(rows, c.decoder_dim)
