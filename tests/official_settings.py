@@ -310,3 +310,15 @@ def ldetok_schedule(
     kind = "cosine" if lr_sched == "cosine" else "constant_with_warmup" if warmup_epochs else "constant"
     least = {"least_lr": min_lr} if lr_sched == "cosine" else {}
     return {"lr": lr, "schedule": kind, "warmup": warmup_epochs * steps, **least}
+
+
+def ldetok_decay(what: str) -> Settings:
+    """Settings of `optim` that leave out of weight decay what l-DeTok's scripts do: by parts of names, such as embed, token and ln."""
+    names = {
+        "tokenizer": ("encoder.embed", "encoder.position", "decoder.embed", "decoder.position", "decoder.mask_token"),
+        "generator": (
+            *("head.", "trunk.mask_token", "trunk.decoder_embed"),
+            *("trunk.encoder_position", "trunk.decoder_position", "trunk.head_position"),
+        ),
+    }
+    return {"decay_all": False, "no_decay": names[what]}

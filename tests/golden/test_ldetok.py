@@ -1,8 +1,11 @@
 """l-DeTok's tokenizer: both transformers, their rotary map, the posterior, corruption, losses with gradients, statistics."""
 
+import json
+import math
 import random
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
@@ -19,10 +22,10 @@ from mgen.training.adversarial import Discriminator
 from mgen.training.config import OptimConfig, TokenizerObjectiveConfig
 from mgen.training.noise import AugmentationNoise, TokenizerNoise
 from mgen.training.objectives import TokenizerObjective
-from mgen.training.trainer import make_schedule
+from mgen.training.trainer import decay_groups, make_schedule
 from tests.golden import harness
 from tests.golden.harness import Case
-from tests.official_settings import ldetok_schedule
+from tests.official_settings import ldetok_decay, ldetok_schedule
 
 # Ten times the reference's own fp32–fp64 difference, relative to the largest value.
 NETWORK, GRADIENT = 1.5e-5, 2e-5
@@ -410,3 +413,68 @@ FAMILIES = {
 @harness.parametrize("ldetok")
 def test_ldetok_gives_the_official_numbers(case: Case) -> None:
     harness.run(case, FAMILIES)
+
+
+def test_weight_decay_reaches_the_official_parameters() -> None:
+    case = harness.read_cases("ldetok")[0]
+    made = conversion(case)
+    names = {id(p): n for n, p in made.model.named_parameters()}
+    groups = decay_groups(made.model, OptimConfig(weight_decay=1e-4, **ldetok_decay("tokenizer")))
+    decayed = {names[id(p)] for group in groups if group["weight_decay"] for p in group["params"]}
+    assert decayed == {made.mapped[official] for official in case.config["weight_decay_params"]}
+
+
+def test_sizes_have_the_official_keys() -> None:
+    from mgen.convert.readers import ldetok
+
+    parameters = {"BB": 171_712_628, "SS": 51_502_100, "LL": 606_641_972, "XLXL": 895_033_076}
+    for name, shapes in json.loads((harness.root() / "ldetok" / "official_keys.json").read_text()).items():
+        state = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
+        size = name.removeprefix("detok_")
+        with torch.device("meta"):
+            net, named = LDeTok(**ldetok.config(state)), LDeTok(**LDeTok.SIZES[size])
+        own = {k: tuple(v.shape) for k, v in net.state_dict().items()}
+        assert {k: tuple(v.shape) for k, v in ldetok.rename(state).state.items()} == own
+        assert {k: net.config[k] for k in ldetok.config(state)} == {k: named.config[k] for k in ldetok.config(state)}
+        assert sum(p.numel() for p in net.parameters()) == parameters[size]
+
+
+@pytest.mark.slow
+@torch.inference_mode()
+def test_base_full_size() -> None:
+    from mgen.convert.readers import ldetok
+
+    folder = harness.root() / "ldetok"
+    salt = json.loads((folder / "config.json").read_text()).get("full_size_recipe_salt", 0)
+    shapes = json.loads((folder / "official_keys.json").read_text())["detok_BB"]
+    state = {key: recipe_weights(key, shape, salt) for key, shape in shapes.items()}
+    net = LDeTok(**ldetok.config(state)).eval()
+    net.load_state_dict(ldetok.rename(state).state)
+
+    def draw(name: str, *shape: int) -> Tensor:
+        return harness.recipe_draw(f"full_size/{name}", list(shape), salt)
+
+    images, z = (0.5 * draw("x", 1, 3, 256, 256)).clamp(-1, 1), draw("z", 1, 256, 16)
+    order = draw("mask_noise", 1, 256).argsort(dim=1)
+    left = load_file(folder / "full_size.safetensors")
+    for key, expected in left.items():
+        name, out = key.split("/out/")
+        ratio = float(name.split("_m")[-1]) if "_masked_m" in name else 0.7
+        seen = order[:, : visible_count(256, ratio)] if "masked" in name else None
+        if out == "ids_restore":
+            assert torch.equal(order.argsort(dim=1), expected)
+            continue
+        if out == "moments":
+            got = net.encoder(images, seen)
+        else:
+            assert out == "image_slice", f"{key} is of no known form"
+            got = net.decoder(z if seen is None else z[:, : seen.shape[1]], seen)[:, :, ::4, ::4]
+        assert (got - expected).abs().max() < 5e-5, key
+
+
+def recipe_weights(key: str, shape: list[int], salt: int) -> Tensor:
+    """Weights of the full-size check, made from the key's name as the set's README says."""
+    w = harness.recipe_draw(key, shape, salt)
+    if len(shape) == 1:
+        return 0.05 * w if key.endswith("bias") else 1 + 0.1 * w
+    return w / math.prod(shape[1:]) ** 0.5 if key.endswith(".weight") else 0.5 * w
