@@ -390,3 +390,28 @@ def titok_settings(
         "confidence_temperature": temperature,
         "head": {"score": "logit"},
     }
+
+
+def ldetok_schedule(
+    *, lr: float, min_lr: float, lr_sched: str, epochs: int, warmup_epochs: int, steps: int
+) -> Settings:
+    """Settings of `optim` from the arguments of l-DeTok's scripts, under their official names; `steps` of an epoch.
+
+    `min_lr` counts for "cosine" alone; `epochs` is the length of the run.
+    """
+    check_choice("lr_sched", lr_sched, ("constant", "cosine"))
+    kind = "cosine" if lr_sched == "cosine" else "constant_with_warmup" if warmup_epochs else "constant"
+    least = {"least_lr": min_lr} if lr_sched == "cosine" else {}
+    return {"lr": lr, "schedule": kind, "warmup": warmup_epochs * steps, **least}
+
+
+def ldetok_decay(what: str) -> Settings:
+    """Settings of `optim` that leave out of weight decay what l-DeTok's scripts do: by parts of names, such as embed, token and ln."""
+    names = {
+        "tokenizer": ("encoder.embed", "encoder.position", "decoder.embed", "decoder.position", "decoder.mask_token"),
+        "generator": (
+            *("head.", "trunk.mask_token", "trunk.decoder_embed"),
+            *("trunk.encoder_position", "trunk.decoder_position", "trunk.head_position"),
+        ),
+    }
+    return {"decay_all": False, "no_decay": names[what]}

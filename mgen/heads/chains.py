@@ -72,6 +72,14 @@ def cosine_betas(steps: int = 1000) -> np.ndarray:
     return np.array([min(1 - alpha_bar((i + 1) / steps) / alpha_bar(i / steps), 0.999) for i in range(steps)])
 
 
+def linear_betas(steps: int = 1000) -> np.ndarray:
+    """β that rise in equal steps from 1e-4 to 0.02 at 1000 steps, and faster at fewer (arXiv 2006.11239, §4)."""
+    return np.linspace(0.1 / steps, 20 / steps, steps, dtype=np.float64)
+
+
+BETAS = {"cosine": cosine_betas, "linear": linear_betas}
+
+
 def kept_timesteps(count: int, of: int = 1000) -> list[int]:
     """The `count` timesteps of a respaced chain, ascending, first and last included; Python's rounding, as published."""
     if count == 1:

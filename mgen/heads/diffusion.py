@@ -10,12 +10,13 @@ K copies of a token in training, n = B·M tokens, R rows of the network (n, or 2
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mgen.heads.chains import Chain, ChainSettings, Tables, TrainSteps, cosine_betas
+from mgen.heads.chains import BETAS, Chain, ChainSettings, Tables, TrainSteps
 from mgen.heads.head import Draw, Head, HeadInputs, HeadNoise, NoiseSpec, PlanT, mix, register_head
 from mgen.heads.singlestep import make_chain
 from mgen.nn.blocks import Blocks
@@ -181,11 +182,16 @@ class DenoisingMLP(VectorHead[PlanT]):
 
 @schema
 class DiffusionConfig:
-    """Settings; defaults are those of MAR-B. width: W. depth: residual blocks. train_steps: steps of the full diffusion."""
+    """Settings; defaults are those of MAR-B.
+
+    Args:
+        width: W. depth: residual blocks. train_steps: steps of the full diffusion. noise_schedule: its β, see mgen.heads.chains.
+    """
 
     width: Size = 1024
     depth: Depth = 6
     train_steps: TrainSteps = 1000
+    noise_schedule: Literal["cosine", "linear"] = "cosine"
 
 
 @register_head("diffusion", DiffusionConfig)
@@ -197,7 +203,7 @@ class DiffusionHead(DenoisingMLP[ChainPlan], ChainHead):
     def __init__(self, config: DiffusionConfig, inputs: HeadInputs) -> None:
         super().__init__(inputs, width=config.width, depth=config.depth)
         self.config, self.most_times = config, config.train_steps
-        self.tables = Tables(cosine_betas(config.train_steps))
+        self.tables = Tables(BETAS[config.noise_schedule](config.train_steps))
 
     # -- training ------------------------------------------------------------------------------------------------------
 

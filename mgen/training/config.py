@@ -216,6 +216,7 @@ class TokenizerObjectiveConfig:
     discriminator_channels: Annotated[int, Field(ge=1, le=4096)] = 64  # "patch", like the next two
     discriminator_layers: Annotated[int, Field(ge=1, le=10)] = 3  # how often the discriminator halves the side
     discriminator_norm: Literal["group", "batch"] = "group"  # "batch": the published network
+    discriminator_unit_range: bool = False  # "patch": it sees images in [0, 1] instead of [-1, 1]
     discriminator_weight: Weight = 1.0  # factor of the discriminator's loss
     discriminator_lr: LearningRate = 1e-4
     discriminator_betas: Betas = (0.0, 0.99)

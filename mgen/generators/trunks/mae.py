@@ -31,6 +31,7 @@ class MAEConfig:
         drop_masked: the encoder sees the known tokens alone; False: all of them, the mask token where one is unknown, and the decoder adds
             none (eMIGM without MAE, arXiv 2503.07197).
         attn_dropout, dropout: on attention probabilities; on the attention's output and the layers of the MLPs; in training.
+        mlp_dropout: of the MLPs, if it is another (l-DeTok's MAR has none there).
     """
 
     encoder_dim: Size = 768
@@ -44,6 +45,7 @@ class MAEConfig:
     drop_masked: bool = True
     attn_dropout: Rate = 0.1
     dropout: Rate = 0.1
+    mlp_dropout: Rate | None = None
 
     def __post_init__(self) -> None:
         check_heads(self.encoder_dim, self.encoder_heads, width_name="encoder_dim", name="encoder_heads")
@@ -66,7 +68,8 @@ class MAE(MaskedAutoencoder):
         if not c.drop_masked:
             self.capabilities = Capabilities(cached_steps=False)
         rows = self.prefix_length + self.length
-        block = partial(PreNormBlock, mlp_ratio=c.mlp_ratio, eps=1e-6, attn_dropout=c.attn_dropout, dropout=c.dropout)
+        drop = {"attn_dropout": c.attn_dropout, "dropout": c.dropout, "mlp_dropout": c.mlp_dropout}
+        block = partial(PreNormBlock, mlp_ratio=c.mlp_ratio, eps=1e-6, **drop)
         self.mask_token = table(1, c.decoder_dim)
         self.encoder_position = table(rows, c.encoder_dim)
         self.decoder_position = table(rows, c.decoder_dim)
