@@ -13,9 +13,6 @@ Notation: B batch, c latent channels, h = w latent side, p patch, L = (h/p)·(w/
 | fmnist (embedded demo, 32 px) | 16 32 64 | f4, 4 | 1 | 64 × 4 (at 32 px) | measured | 0.65 M |
 """
 
-from collections.abc import Iterable
-
-import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from diffusers.configuration_utils import register_to_config
@@ -50,7 +47,7 @@ class KLTokenizer(PosteriorTokenizer):
         layers: residual blocks per level of the encoder (the decoder has one more). norm_groups: groups of the GroupNorms.
         encoder_attention, decoder_attention: levels with attention after every block, 0 is the finest; KL16's decoder has none.
         middle_attention, quant_conv: attention in the middle; 1×1 convolutions around the latent.
-        patch: p. scale: factor that brings the latents to unit variance; None: not measured yet, see `estimate_scale`.
+        patch: p. scale: factor that brings the latents to unit variance; None: not measured yet, see `mgen.tokenizers.estimate_scale`.
         shift: subtracted from the latents before scaling.
         stem: width of the first convolution, if it differs from channels[0]. z_channels: width around the latent, if it differs from
             latent_channels. diffusers' AutoencoderKL has neither option, so it cannot load such a `vae`.
@@ -171,15 +168,6 @@ class KLTokenizer(PosteriorTokenizer):
         side = self.config.image_size // self.stride
         return self.config.latent_channels, side, side
 
-    @property
-    def unmeasured(self) -> bool:
-        """Whether its scale is still to be measured."""
-        return self.config.scale is None
-
-    def measure(self, batches: Iterable[Tensor]) -> dict[str, object]:
-        """The `scale` for these image batches, see `estimate_scale`."""
-        return {"scale": estimate_scale(self, batches)}
-
     def forward(
         self, images: Tensor, noise: Tensor | None = None, corruption: Corruption | None = None
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
@@ -196,26 +184,3 @@ class KLTokenizer(PosteriorTokenizer):
         kl = posterior.kl().mean() / z[0].numel()
         metrics = {"latent_rms": posterior.mean.square().mean().sqrt(), "posterior_std": posterior.var.mean().sqrt()}
         return self.decode_latents(z), {"kl": kl}, {k: v.detach() for k, v in metrics.items()}
-
-
-@torch.inference_mode()
-def estimate_scale(tokenizer: KLTokenizer, batches: Iterable[Tensor]) -> float:
-    """1 / standard deviation of the shifted latents of images, including the posterior's noise: the `scale` for these data.
-
-    Args:
-        batches: image batches (B, C, H, W) in [-1, 1]; a thousand images give three digits.
-
-    Raises:
-        MgenError: there are no images, or their latents are not finite or all equal.
-    """
-    count, first, second = 0, 0.0, 0.0  # numbers, their sum, sum of squares
-    for images in batches:
-        posterior = tokenizer.posterior(tokenizer.moments(images.to(tokenizer.device)))
-        mean = posterior.mean.double() - tokenizer.config.shift
-        count += mean.numel()
-        first += mean.sum().item()
-        second += (mean.square() + posterior.var.double()).sum().item()
-    variance = second / count - (first / count) ** 2 if count else 0.0
-    if not 0 < variance < float("inf"):
-        raise MgenError(f"cannot estimate a scale from {count} latent numbers with variance {variance}")
-    return variance**-0.5

@@ -75,17 +75,21 @@ class CausalRows(RowSpan):
 
 
 class LiveKV:
-    """Keys and values (B, H, T, d) of one layer, of which the first rows are filled; only those are read."""
+    """Keys and values (B, H, T, d) of one layer, of which the first rows are filled; only those are read.
 
-    def __init__(self, length: int) -> None:
-        self.length = length
+    `rows`: B, where the first pass may have fewer; None: those of the first pass.
+    """
+
+    def __init__(self, length: int, rows: int | None = None) -> None:
+        self.length, self.rows = length, rows
         self.k: Tensor | None = None
         self.v: Tensor
 
     def add(self, k: Tensor, v: Tensor, rows: RowSpan) -> tuple[Tensor, Tensor]:
         """Write k and v (B, H, N, d) at `rows`; returns all up to them. A smaller batch than before stands for its first images."""
         if self.k is None:
-            self.k, self.v = (x.new_empty(*x.shape[:2], self.length, x.shape[3]) for x in (k, v))
+            b = self.rows or len(k)
+            self.k, self.v = (x.new_empty(b, x.shape[1], self.length, x.shape[3]) for x in (k, v))
         if len(k) > len(self.k):
             raise MgenError(f"{len(k)} sequences go on where {len(self.k)} were begun")
         out = []

@@ -85,16 +85,23 @@ class LogConfig:
 class MaskConfig:
     """Which tokens are masked: the distribution of r, the share of masked tokens, and how r becomes a mask."""
 
-    distribution: Literal["cosine", "arccos", "beta", "truncated-gaussian", "uniform"] = "cosine"
+    distribution: Literal["cosine", "arccos", "beta", "truncated-gaussian", "uniform", "masked-diffusion"] = "cosine"
     alpha: Shape = 12.0  # beta: AutoNAT's Beta(12, 3)
     beta: Shape = 3.0
     mean: Annotated[float, Field(ge=-100, le=100)] = 1.0  # truncated Gaussian: MAR's N(1, 0.25) cut to [0.7, 1]
     std: Annotated[float, Field(ge=1e-6, le=1e6)] = 0.25
     low: Share = 0.7
     high: Share = 1.0
+    # Masked diffusion: r = γ(p) at p = 0.999 max(t, clamp) + 0.001 for a uniform time t (eMIGM: exp5, clamped at 0.2).
+    curve: Literal["linear", "cosine", "sqrt", "exp5", "log5"] = "exp5"
+    clamp: Share = 0.0
+    weighted: bool = False  # the loss of each image times γ'(p) / γ(p), the bound of masked diffusion
     per: Literal["sample", "batch"] = "sample"  # r for each image, or one for the whole batch (MAR)
-    # How length · r becomes a number of masked tokens; "bernoulli": each token is masked with probability r.
-    rounding: Literal["round", "ceil", "floor", "bernoulli"] = "round"
+    # How length · r becomes a number of masked tokens; "bernoulli": each token is masked with probability r;
+    # "binomial": as many tokens as that would mask, drawn again (with r) if they are fewer than `fewest`; with per: batch one number for
+    # all images (eMIGM).
+    rounding: Literal["round", "ceil", "floor", "bernoulli", "binomial"] = "round"
+    fewest: Annotated[int, Field(ge=1)] = 2
     visible: Annotated[int, Field(ge=0)] = 0  # at least this many tokens stay visible
     # For tokenizers with global tokens: in this share of the images r applies to the global tokens and the whole grid is
     # masked; in the others all global tokens are visible and r applies to the grid, as in the two phases of sampling.
@@ -104,6 +111,10 @@ class MaskConfig:
     def __post_init__(self) -> None:
         if not self.low < self.high:
             raise MgenError(f"low is {self.low}, high {self.high}: low must lie below high")
+        if self.weighted and self.distribution != "masked-diffusion":
+            raise MgenError(
+                f"weighted is true, but the distribution {self.distribution} has no time to weight: use masked-diffusion"
+            )
 
 
 @schema
@@ -205,6 +216,7 @@ class TokenizerObjectiveConfig:
     discriminator_channels: Annotated[int, Field(ge=1, le=4096)] = 64  # "patch", like the next two
     discriminator_layers: Annotated[int, Field(ge=1, le=10)] = 3  # how often the discriminator halves the side
     discriminator_norm: Literal["group", "batch"] = "group"  # "batch": the published network
+    discriminator_unit_range: bool = False  # "patch": it sees images in [0, 1] instead of [-1, 1]
     discriminator_weight: Weight = 1.0  # factor of the discriminator's loss
     discriminator_lr: LearningRate = 1e-4
     discriminator_betas: Betas = (0.0, 0.99)

@@ -128,4 +128,5 @@ def make_discriminator(config: TokenizerObjectiveConfig, *, channels: int, side:
         weight=config.discriminator_weight,
         norm=config.discriminator_norm,
         form=config.adversarial_form,
+        unit_range=config.discriminator_unit_range,
     )

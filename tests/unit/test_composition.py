@@ -205,6 +205,12 @@ def test_what_needs_a_grid_says_so() -> None:
         build_model(tiny_config("mae", tokens=LINE["vector"], head=head))
 
 
+def test_a_trunk_that_needs_a_grid_says_so() -> None:
+    tokens = {"kind": "vector", "length": 32, "channels": 4}
+    with pytest.raises(MgenError, match="tokens.grid is needed"):
+        build_model({"tokens": tokens, "trunk": {"type": "block-causal"}, "head": {"type": "velocity"}})
+
+
 # -- who knows whom -----------------------------------------------------------------------------------------------------
 
 
@@ -235,7 +241,9 @@ def test_parts_do_not_name_each_other(files: list[Path], kinds: Sequence[str]) -
 
 
 def test_registries_are_filled_by_decorators() -> None:
-    assert set(TRUNKS.names()) == {"adaln", "bert", "causal", "enat", "mae", "mage", "uvit"}
+    assert set(TRUNKS.names()) == {
+        *("adaln", "bert", "block-causal", "causal", "enat", "mae", "mage", "permuted", "uvit")
+    }
     assert {"categorical", "channels", "diffusion", "diffusion-transformer"} <= set(HEADS.names())
     assert EMBEDDERS.names() == ["dequantize", "lookup", "projection"]
     with pytest.raises(MgenError, match="registered twice"):
