@@ -126,7 +126,7 @@ def launch(arguments: list[str], config: Path, *overrides: str) -> subprocess.Co
 CAUSAL = tiny_config("causal", tokens=TOKENS, classes={"count": 10})
 
 
-@pytest.mark.parametrize("trunk", ["uvit", "causal"])
+@pytest.mark.parametrize("trunk", ["uvit", "weighted", "causal"])
 def test_two_processes_train_like_one(trunk: str, idx: Path, tokenizer: Path, tmp_path: Path) -> None:
     import yaml
 
@@ -136,6 +136,8 @@ def test_two_processes_train_like_one(trunk: str, idx: Path, tokenizer: Path, tm
     )
     if trunk == "causal":
         config |= {"model": CAUSAL, "objective": {"tokenizer": str(tokenizer)}}
+    if trunk == "weighted":  # visible tokens count too, and the processes have other numbers of them
+        config["objective"] |= {"loss_tokens": "all", "known_weight": 0.1}
     train(train_config(config))
     (tmp_path / "c.yaml").write_text(yaml.safe_dump({**config, "output": str(tmp_path / "two")}))
     done = launch(

@@ -146,10 +146,12 @@ def drawn_by_every_order(net: Any) -> dict[str, Tensor]:
     """Tokens drawn by each order without a grid that the generator takes, with keys and values or features reused where it can."""
     able, guidance = net.capabilities, 1.5 if net.null_class else 1.0
     head = {"mask": False} if able.log_prob else {"steps": 2, "clip": 5.0}
-    if able.order != "any":
-        return {able.order: sample(net, guidance=guidance, head=head)}
+    orders: list[Any] = [*PLACELESS, [*range(11, -1, -1)]]
+    if able.one_by_one:
+        settled = ["raster"] if able.order == "causal" else [order for order in orders if order not in RANKED]
+        return {str(order): sample(net, order=order, guidance=guidance, head=head) for order in settled}
     out = {}
-    for order in (*PLACELESS, [*range(11, -1, -1)]):
+    for order in orders:
         name = order if isinstance(order, str) else "list"
         reuse = {"cached": int(able.cached_steps and name != "remasking"), "features": name != "remasking"}
         if name in RANKED and not able.log_prob:
