@@ -75,7 +75,9 @@ class ParallelSampler(SamplerSettings):
         if able.one_by_one and able.joint:
             raise MgenError(f"{name} draws one token after the other, its head all of them together: use another head")
         if able.one_by_one and not single:
-            which = "an order that is settled before the run (raster, random, halton, a list)" if free else "order raster"
+            which = (
+                "an order that is settled before the run (raster, random, halton, a list)" if free else "order raster"
+            )
             raise MgenError(
                 f"{name} draws one token after the other: it needs steps {units.length}, {which} and schedule single, not "
                 f"steps {c.steps}, order {c.order} and schedule {c.schedule}"

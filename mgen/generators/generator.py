@@ -31,7 +31,15 @@ class Composed(Adapters, Model):
 
     # What diffusers' `compile_repeated_blocks` compiles: the layers of trunks and heads.
     _repeated_blocks = [
-        *("PreNormBlock", "PostNormBlock", "ScaledBlock", "ModulatedBlock", "CausalBlock", "PermutedBlock", "ContextBlock"),
+        *(
+            "PreNormBlock",
+            "PostNormBlock",
+            "ScaledBlock",
+            "ModulatedBlock",
+            "CausalBlock",
+            "PermutedBlock",
+            "ContextBlock",
+        ),
         *("ResBlock", "MapBlock", "SlotBlock"),
     ]
     classes: Classes

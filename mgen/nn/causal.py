@@ -103,7 +103,10 @@ class CausalAttention(AttentionLayers):
     def forward(self, x: Tensor, rows: RowSpan, kept: LiveKV | None = None) -> Tensor:
         """(B, N, D) → (B, N, D); x stands for `rows` of the sequence: all from the first on unless `kept` holds those before."""
         parts = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (3, B, H, N, d)
-        (q, k), v = rows.place(self.normalize(parts[:2])).unbind(0), parts[2]  # turned together: few rows, many small products
+        (q, k), v = (
+            rows.place(self.normalize(parts[:2])).unbind(0),
+            parts[2],
+        )  # turned together: few rows, many small products
         if kept is not None:
             k, v = kept.add(k, v, rows)
         n, dropout = x.shape[1], self.dropout if self.training else 0.0

@@ -212,7 +212,9 @@ class GeneratorObjectiveBase(Objective[G]):
                 f"objective.mask is for masked generators, but {name} is causal and predicts every token: leave it out"
             )
         if model.capabilities.order != "sequential" and config.permutation != PermutationConfig():
-            raise MgenError(f"objective.permutation is for trunks that take any order (RAR), not for {name}: leave it out")
+            raise MgenError(
+                f"objective.permutation is for trunks that take any order (RAR), not for {name}: leave it out"
+            )
         least, global_tokens = model.units.length, model.tokens.global_tokens
         if self.in_phases:
             least = min(global_tokens, least - global_tokens)

@@ -18,5 +18,6 @@ ABOUT = {
     "maskgit": "AutoNAT / MaskGIT-r U-ViT, nnet_ema.pth",
     "maskgit-jax": "google-research/maskgit transformer, maskgit_imagenet256_checkpoint (flax msgpack)",
     "maskgit-vqgan": "VQGAN in taming-style keys (vqgan_jax_strongaug.ckpt), open-muse keys or flax msgpack",
+    "rar": "RAR-B/L/XL/XXL, rar_{b,l,xl,xxl}.bin",
     "tokenbridge": "TokenBridge-L/H, checkpoint-last.pth (EMA weights; --raw for the others)",
 }

@@ -20,7 +20,7 @@ from mgen.heads.diffusion_transformer import DiffusionTransformerHead
 from mgen.heads.head import Head
 from mgen.samplers import ParallelSampler
 from mgen.utils.errors import MgenError
-from tools.ablations import causal, channels, diffusion, joint
+from tools.ablations import causal, channels, diffusion, joint, permuted
 from tools.ablations.compare import AblationTable, Row, complete_run, format_table
 
 __all__ = ["ablations", "check", "format_table", "prepare"]
@@ -31,14 +31,14 @@ def check(generator: AnyGenerator) -> None:
     if isinstance(generator, Cascade):
         heads = generator.first.head, generator.second.head
         fits = isinstance(heads[0], DiffusionHead) and isinstance(heads[1], DiffusionTransformerHead)
-    elif generator.capabilities.order == "causal":
+    elif generator.capabilities.one_by_one:
         fits = generator.units.kind != "vector"
     else:
         fits = isinstance(_inner(generator.head), DiffusionHead | ChannelHead)
     if not fits:
         raise MgenError(
             "ablations are for causal generators of ids, for those with a diffusion or a channel head, and for cascades of a diffusion "
-            "and a joint head: use a model such as llamagen-l, mar-b, tokenbridge-l or himar-b"
+            "and a joint head: use a model such as llamagen-l, rar-b, mar-b, tokenbridge-l or himar-b"
         )
 
 
@@ -49,8 +49,8 @@ def prepare(generator: AnyGenerator, sampler: ParallelSampler) -> ParallelSample
         the sampler to draw with: without a bound a head with random weights explodes, and its answers no longer matter to the result.
     """
     check(generator)
-    if not isinstance(generator, Cascade) and generator.capabilities.order == "causal":
-        causal.randomize(generator)
+    if not isinstance(generator, Cascade) and generator.capabilities.one_by_one:
+        (permuted if generator.capabilities.order == "sequential" else causal).randomize(generator)
     heads = [generator.first.head, generator.second.head] if isinstance(generator, Cascade) else [generator.head]
     for head in map(_inner, heads):
         if isinstance(head, DiffusionHead):
@@ -89,6 +89,8 @@ def ablations(
     with torch.inference_mode():
         if isinstance(generator, Cascade):
             _add_cascade(table, generator, sampler, batch_size, dtype)
+        elif generator.capabilities.order == "sequential":
+            permuted.add_rows(table, generator, sampler, batch_size, dtype)
         elif generator.capabilities.order == "causal":
             causal.add_rows(table, generator, sampler, batch_size, dtype)
         elif isinstance(generator.head, ChannelHead):

@@ -107,7 +107,9 @@ class PermutedNorm(nn.Module):
         return modulate(F.layer_norm(x, x.shape[-1:], eps=self.eps), shift, scale)
 
 
-Modulation = Callable[[int], Tensor]  # layer → its modulation (B, N, 6D) of the rows at hand, of the last norm (B, N, 2D)
+Modulation = Callable[
+    [int], Tensor
+]  # layer → its modulation (B, N, 6D) of the rows at hand, of the last norm (B, N, 2D)
 
 
 class PermutedCache(Cache):
@@ -220,8 +222,11 @@ class Permuted(Trunk):
         if made <= sum(weight.numel() for weight in self.parameters()):
             modulation = self.modulation(self.conditions(own, places))
             modulations = [modulation(i) for i in range(c.depth + 1)]
-        layers = [LiveKV(places.stop) for _ in self.blocks]
-        return PermutedCache(layers, classes=own, index=index, modulations=modulations)
+        return PermutedCache(self.kept_rows(), classes=own, index=index, modulations=modulations)
+
+    def kept_rows(self) -> list[LiveKV]:
+        """Room for the keys and values of a run, of every layer; allocated when the first ones come."""
+        return [LiveKV(self.layout.length + 1) for _ in self.blocks]
 
     def forward(self, rows: TokenRows, classes: Tensor, options: PassOptions = FULL) -> Tensor:
         """See Trunk.forward; without a cache all tokens are predicted, each from those before it row by row.
@@ -240,16 +245,13 @@ class Permuted(Trunk):
             )
         entering = known_first(rows.known, most) if cache.last is None else cache.last[: len(asked)]
         at, index = RowSpan(cache.done, most + 2), cache.index[: len(asked)]
-        x = self.inputs(rows, classes, at.first, entering, self._targets(entering, asked, at))
+        targets = asked if at.first else torch.cat([entering, asked], dim=1)
+        x = self.inputs(rows, classes, at.first, entering, targets)
         modulation = self.modulation(self.conditions(cache.classes, at), index)
         if cache.modulations is not None:
             modulation = _taken(cache.modulations, index, at)
         cache.done, cache.last = at.stop, asked
         return self.run(x, modulation, at, cache.live, read=at.stop - at.first - 1)
-
-    def _targets(self, entering: Tensor, asked: Tensor, at: RowSpan) -> Tensor:
-        """Positions (B, m) that the rows `at` predict: the tokens that enter behind them, then the one asked for."""
-        return asked if at.first else torch.cat([entering, asked], dim=1)
 
     def training_noise(self, rank: Tensor, known: Tensor) -> Tensor:
         """The order (B, L) in which an image is predicted: position of the first token, of the second, …"""
