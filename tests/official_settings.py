@@ -189,6 +189,58 @@ def mar_settings(
     }
 
 
+EMIGM_CURVES = {
+    "linear": "linear",
+    "cosine": "cosine",
+    "poly-0.5": "sqrt",
+    "exp": "exp5",
+    "log": "log5",
+    "log-exp": "log5",
+}
+
+
+def emigm_settings(
+    *,
+    num_iter: int = 64,
+    cfg: float = 1.0,
+    cfg_schedule: str = "constant",
+    cfg_t_min: float = 0.0,
+    cfg_t_max: float = 1.0,
+    mask_strategy: str = "exp",
+    sampling_algo: str = "ddpm",
+    num_sampling_steps: str = "100",
+    order: int = 3,
+    temperature: float = 1.0,
+) -> Settings:
+    """Settings of a ParallelSampler from the arguments of the official evaluation, under their official names.
+
+    Args:
+        num_sampling_steps: calls of the network with the dpm-solver, of `order`, which ignores the temperature; else as of MAR.
+    """
+    check_choice("sampling_algo", sampling_algo, ("ddpm", "dpm-solver"))
+    kinds: dict[str, Settings] = {
+        "constant": {"kind": "constant"},
+        "linear": {"kind": "linear", "at": "tokens"},
+        "power": {"kind": "power", "power": 2.0, "at": "tokens"},
+        "cubic": {"kind": "power", "power": 3.0, "at": "tokens"},
+        "exp": {"kind": "exponential", "at": "tokens"},
+        "cosine": {"kind": "sine", "at": "tokens"},
+    }
+    curve = kinds[check_choice("cfg_schedule", cfg_schedule, kinds)]
+    solver = sampling_algo == "dpm-solver"
+    head = {"chain": f"dpm-solver++{order}s", "steps": int(num_sampling_steps)}
+    chain = mar_settings(num_iter=num_iter, num_sampling_steps="100" if solver else num_sampling_steps)["head"]
+    return {
+        "steps": num_iter,
+        "order": "random",
+        "schedule": EMIGM_CURVES[check_choice("mask_strategy", mask_strategy, EMIGM_CURVES)],
+        "counts": "binomial",
+        "guidance": 1.0 if cfg == 1 else {**curve, "end": cfg, "interval": [cfg_t_min, cfg_t_max]},
+        "temperature": 1.0 if solver else temperature,
+        "head": head if solver else chain,
+    }
+
+
 def himar_settings(
     *,
     num_iter: int,
@@ -282,3 +334,84 @@ def recap_mar_settings(
         "head_share": diff_fast_ratio if true_fast_ratio else 0.5,
     }
     return {**base, "reuse": reuse}
+
+
+def xar_settings(*, num_steps: int = 40, cfg: float = 2.7, sampler: str = "sde") -> Settings:
+    """Settings of a ParallelSampler from the arguments of the official evaluation of xAR, under their official names.
+
+    Args:
+        sampler: "sde", which `sample_tokens` calls, or "euler", which its code holds too.
+    """
+    check_choice("sampler", sampler, ("sde", "euler"))
+    return {
+        "steps": 4,  # cells
+        "order": "raster",
+        "schedule": "single",
+        "guidance": {"kind": "linear", "start": 1.0, "end": max(1.0, cfg), "at": "inclusive"},  # up to 1 none, as there
+        "head": {"solver": "euler-maruyama" if sampler == "sde" else "euler", "steps": num_steps},
+    }
+
+
+def titok_settings(
+    *,
+    guidance_scale: float = 3.0,
+    guidance_decay: str = "constant",
+    guidance_scale_pow: float = 3.0,
+    randomize_temperature: float = 4.5,
+    softmax_temperature_annealing: bool = False,
+    num_sample_steps: int = 8,
+) -> Settings:
+    """Settings of a ParallelSampler from the arguments of TiTok's `generate`, under their official names.
+
+    Logits are c + w·(c − u): with "constant" w = guidance_scale, with "linear" w = guidance_scale · t / T, both s = 1 + w here; with
+    "power-cosine" they are u + s·(c − u). Annealing divides them by a_t = 0.5 + 0.8·(1 − r), the Gumbel noise of the draw and of the
+    ranking has the factor τ_t = randomize_temperature · (1 − r). argmax(l / a + τ·g) is a draw at temperature a·τ, and l / a + τ·g ranks
+    like l + a·τ·g: both temperatures are a·τ.
+    """
+    check_choice("guidance_decay", guidance_decay, ("linear", "constant", "power-cosine"))
+    guidance: Any = {"kind": "linear", "start": 1.0, "end": 1.0 + guidance_scale, "at": "start"}
+    if guidance_decay == "power-cosine":
+        power = {"power": guidance_scale_pow, "at": "start"}
+        guidance = {"kind": "power-cosine", "start": 1.0, "end": guidance_scale, **power}
+        if guidance_scale_pow == 0:  # (s / T)^0 is 1
+            guidance = guidance_scale
+    elif guidance_decay == "constant":
+        guidance = 1.0 + guidance_scale
+    annealing = {"kind": "linear", "start": 1.3, "end": 0.5, "at": "end"}
+    temperature: Settings = {"kind": "linear", "start": randomize_temperature, "end": 0.0, "at": "end"}
+    if softmax_temperature_annealing:
+        temperature["times"] = annealing
+    return {
+        "steps": num_sample_steps,
+        "order": "confidence",
+        "schedule": "arccos",
+        "guidance": guidance,
+        "temperature": temperature,
+        "confidence_temperature": temperature,
+        "head": {"score": "logit"},
+    }
+
+
+def ldetok_schedule(
+    *, lr: float, min_lr: float, lr_sched: str, epochs: int, warmup_epochs: int, steps: int
+) -> Settings:
+    """Settings of `optim` from the arguments of l-DeTok's scripts, under their official names; `steps` of an epoch.
+
+    `min_lr` counts for "cosine" alone; `epochs` is the length of the run.
+    """
+    check_choice("lr_sched", lr_sched, ("constant", "cosine"))
+    kind = "cosine" if lr_sched == "cosine" else "constant_with_warmup" if warmup_epochs else "constant"
+    least = {"least_lr": min_lr} if lr_sched == "cosine" else {}
+    return {"lr": lr, "schedule": kind, "warmup": warmup_epochs * steps, **least}
+
+
+def ldetok_decay(what: str) -> Settings:
+    """Settings of `optim` that leave out of weight decay what l-DeTok's scripts do: by parts of names, such as embed, token and ln."""
+    names = {
+        "tokenizer": ("encoder.embed", "encoder.position", "decoder.embed", "decoder.position", "decoder.mask_token"),
+        "generator": (
+            *("head.", "trunk.mask_token", "trunk.decoder_embed"),
+            *("trunk.encoder_position", "trunk.decoder_position", "trunk.head_position"),
+        ),
+    }
+    return {"decay_all": False, "no_decay": names[what]}

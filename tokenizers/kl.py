@@ -13,19 +13,16 @@ Notation: B batch, c latent channels, h = w latent side, p patch, L = (h/p)·(w/
 | fmnist (embedded demo, 32 px) | 16 32 64 | f4, 4 | 1 | 64 × 4 (at 32 px) | measured | 0.65 M |
 """
 
-from collections.abc import Iterable
-
-import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from diffusers.configuration_utils import register_to_config
-from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 
 from mgen.tokenizers.base import FMNIST, PosteriorTokenizer, Widths, check_convolutions, register_tokenizer
+from mgen.tokenizers.corruption import Corruption
 from mgen.tokenizers.sphere import set_stem
 from mgen.tokens import Bound, Scale, TokenSpec
-from mgen.utils.errors import MgenError, shown
+from mgen.utils.errors import MgenError
 from mgen.utils.estimates import checked_network
 from mgen.utils.schema import Layers, Listed, Natural, Size
 
@@ -50,7 +47,7 @@ class KLTokenizer(PosteriorTokenizer):
         layers: residual blocks per level of the encoder (the decoder has one more). norm_groups: groups of the GroupNorms.
         encoder_attention, decoder_attention: levels with attention after every block, 0 is the finest; KL16's decoder has none.
         middle_attention, quant_conv: attention in the middle; 1×1 convolutions around the latent.
-        patch: p. scale: factor that brings the latents to unit variance; None: not measured yet, see `estimate_scale`.
+        patch: p. scale: factor that brings the latents to unit variance; None: not measured yet, see `mgen.tokenizers.estimate_scale`.
         shift: subtracted from the latents before scaling.
         stem: width of the first convolution, if it differs from channels[0]. z_channels: width around the latent, if it differs from
             latent_channels. diffusers' AutoencoderKL has neither option, so it cannot load such a `vae`.
@@ -67,6 +64,7 @@ class KLTokenizer(PosteriorTokenizer):
     CACHE_NEUTRAL = ("image_size", "patch", "scale", "shift", "stem", "z_channels")
     DECODER_WEIGHTS = ("vae.decoder.", "vae.post_quant_conv.")
     ENDS = ("vae.encoder.conv_in", "vae.decoder.conv_out")
+    CORRUPTIONS = ("noise",)
 
     # Many arguments on purpose: the saved configuration is flat, and token caches are matched by a hash of it; sections would make
     # caches of the same tokenizer look foreign.
@@ -141,23 +139,12 @@ class KLTokenizer(PosteriorTokenizer):
         h = self.vae.encoder(self.prepared(images))
         return h if self.vae.quant_conv is None else self.vae.quant_conv(h)
 
-    def posterior(self, moments: Tensor) -> DiagonalGaussianDistribution:
-        """The Gaussian q(z | image), with diffusers' mean, std, logvar clamped to [-30, 20], kl() and nll()."""
-        return DiagonalGaussianDistribution(moments.float())
-
     def tokens(self, moments: Tensor, noise: Tensor | None = None) -> Tensor:
         """Tokens (B, L, C) of moments (B, 2c, h, w): of the posterior's mean, or of a sample with standard normal `noise` (B, c, h, w).
 
         Raises an MgenError if the scale has not been set.
         """
-        posterior = self.posterior(moments)
-        if noise is not None:
-            fits = isinstance(noise, Tensor) and noise.shape == posterior.mean.shape and noise.is_floating_point()
-            if not fits or noise.device != posterior.mean.device:
-                raise MgenError(
-                    f"noise is {shown(noise)}: a float tensor {tuple(posterior.mean.shape)} is needed on {posterior.mean.device}"
-                )
-        z = posterior.mean if noise is None else posterior.mean + posterior.std * noise
+        z = self.posterior_sample(moments, noise)
         return patchify((z - self.config.shift) * self._scale(), self.config.patch)
 
     def decode_latents(self, z: Tensor) -> Tensor:
@@ -182,36 +169,18 @@ class KLTokenizer(PosteriorTokenizer):
         return self.config.latent_channels, side, side
 
     def forward(
-        self, images: Tensor, noise: Tensor | None = None
+        self, images: Tensor, noise: Tensor | None = None, corruption: Corruption | None = None
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
         """For training: reconstructions (B, C, H, W); loss term "kl", the divergence from the standard normal in nats per latent
         number; as metrics the root mean squares of the posterior's means and standard deviations.
+
+        Args:
+            noise: of the posterior (B, c, h, w). corruption: noise that the latents get besides.
         """
         posterior = self.posterior(self.moments(images))
         z = posterior.mean if noise is None else posterior.mean + posterior.std * noise
+        if corruption is not None:
+            z = corruption.add_noise(z, corruption.noise)
         kl = posterior.kl().mean() / z[0].numel()
         metrics = {"latent_rms": posterior.mean.square().mean().sqrt(), "posterior_std": posterior.var.mean().sqrt()}
         return self.decode_latents(z), {"kl": kl}, {k: v.detach() for k, v in metrics.items()}
-
-
-@torch.inference_mode()
-def estimate_scale(tokenizer: KLTokenizer, batches: Iterable[Tensor]) -> float:
-    """1 / standard deviation of the shifted latents of images, including the posterior's noise: the `scale` for these data.
-
-    Args:
-        batches: image batches (B, C, H, W) in [-1, 1]; a thousand images give three digits.
-
-    Raises:
-        MgenError: there are no images, or their latents are not finite or all equal.
-    """
-    count, first, second = 0, 0.0, 0.0  # numbers, their sum, sum of squares
-    for images in batches:
-        posterior = tokenizer.posterior(tokenizer.moments(images.to(tokenizer.device)))
-        mean = posterior.mean.double() - tokenizer.config.shift
-        count += mean.numel()
-        first += mean.sum().item()
-        second += (mean.square() + posterior.var.double()).sum().item()
-    variance = second / count - (first / count) ** 2 if count else 0.0
-    if not 0 < variance < float("inf"):
-        raise MgenError(f"cannot estimate a scale from {count} latent numbers with variance {variance}")
-    return variance**-0.5

@@ -40,6 +40,8 @@ class Capabilities:
         carried_features: whether full passes read features of the pass before (ENAT); null rows must then see every pass.
         joint: whether the head draws all positions together, from the context of all. windows: whether windows of tokens are masked
             and drawn as one. two_stages: whether a first stage draws tokens whose context the second one reads.
+        denoises: whether the trunk reads noisy tokens, so that the head calls it at every step of its chain; a causal one then
+            computes what earlier steps left out, such as null rows.
     """
 
     order: Literal["any", "causal", "sequential"] = "any"
@@ -49,6 +51,7 @@ class Capabilities:
     joint: bool = False
     windows: bool = False
     two_stages: bool = False
+    denoises: bool = False
 
     @property
     def one_by_one(self) -> bool:
@@ -137,7 +140,7 @@ class Trunk(nn.Module, Configured):
         cache_type: what `start` makes, unless it is overridden.
         masks_inputs: whether unknown tokens enter as a mask row of the embedder; else the trunk has mask tokens of its own.
         partial_windows: whether a row may hold known and unknown tokens at once (Token-Shuffle, one token drawn at a time).
-        needs_grid: whether rows must have one. window_settings: as of an embedder, where tokens of windows are drawn one by one.
+        window_settings: as of an embedder, where tokens of windows are drawn one by one.
         lora_targets: what the names of its linear layers end with that low-rank adapters are for by default.
     """
 
@@ -147,11 +150,15 @@ class Trunk(nn.Module, Configured):
     cache_type: ClassVar[type[Cache]] = Cache
     masks_inputs: ClassVar[bool] = True
     partial_windows: ClassVar[bool] = False
-    needs_grid: ClassVar[bool] = False
     window_settings: dict[str, object] | None = None
     lora_targets: ClassVar[tuple[str, ...]] = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
     width: int
     context_width: int
+
+    @property
+    def mask(self) -> Tensor:
+        """The mask token (D,), of a trunk with one of its own; MgenError for others."""
+        raise MgenError(f"trunk {self.type_name!r} has no mask token: set classes.null_class=true")
 
     def data_rows(self) -> DataRows:
         """The tables with a row for every position, see Model.data_rows."""

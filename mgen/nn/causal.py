@@ -25,14 +25,16 @@ def check_rotary(head_dim: int) -> None:
         )
 
 
-def rotary_table(grid: tuple[int, int], head_dim: int, base: float = 10000.0) -> Tensor:
-    """cos and sin (h·w, d / 2, 2) of the angles of every cell, row by row, in fp32, of heads that `check_rotary` lets pass."""
-    half = head_dim // 2
-    speeds = base ** (-torch.arange(0, half, 2).float() / half)  # (d / 4,)
-    rows, columns = (torch.arange(n).float().unsqueeze(1) * speeds for n in grid)  # (h, d / 4), (w, d / 4)
-    h, w = grid
-    angles = torch.cat([rows.unsqueeze(1).expand(h, w, -1), columns.unsqueeze(0).expand(h, w, -1)], dim=-1)
-    return torch.stack([angles.cos(), angles.sin()], dim=-1).flatten(0, 1)  # (h·w, d / 2, 2)
+def rotary_table(grid: tuple[int, ...], head_dim: int, base: float = 10000.0) -> Tensor:
+    """cos and sin (N, d / 2, 2) of the angles of every cell, row by row, in fp32, of heads that `check_rotary` lets pass.
+
+    `grid`: (rows, columns), each of which turns one half of the pairs; or (N,), tokens in a row that turn all of them.
+    """
+    own = head_dim // len(grid)
+    speeds = base ** (-torch.arange(0, own, 2).float() / own)  # (d / 4,), or (d / 2,) in a row
+    cells = torch.meshgrid(*(torch.arange(n).float() for n in grid), indexing="ij")
+    angles = torch.cat([place.flatten().unsqueeze(1) * speeds for place in cells], dim=-1)  # (N, d / 2)
+    return torch.stack([angles.cos(), angles.sin()], dim=-1)
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
@@ -73,17 +75,21 @@ class CausalRows(RowSpan):
 
 
 class LiveKV:
-    """Keys and values (B, H, T, d) of one layer, of which the first rows are filled; only those are read."""
+    """Keys and values (B, H, T, d) of one layer, of which the first rows are filled; only those are read.
 
-    def __init__(self, length: int) -> None:
-        self.length = length
+    `rows`: B, where the first pass may have fewer; None: those of the first pass.
+    """
+
+    def __init__(self, length: int, rows: int | None = None) -> None:
+        self.length, self.rows = length, rows
         self.k: Tensor | None = None
         self.v: Tensor
 
     def add(self, k: Tensor, v: Tensor, rows: RowSpan) -> tuple[Tensor, Tensor]:
         """Write k and v (B, H, N, d) at `rows`; returns all up to them. A smaller batch than before stands for its first images."""
         if self.k is None:
-            self.k, self.v = (x.new_empty(*x.shape[:2], self.length, x.shape[3]) for x in (k, v))
+            b = self.rows or len(k)
+            self.k, self.v = (x.new_empty(b, x.shape[1], self.length, x.shape[3]) for x in (k, v))
         if len(k) > len(self.k):
             raise MgenError(f"{len(k)} sequences go on where {len(self.k)} were begun")
         out = []

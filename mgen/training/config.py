@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 from pydantic import Field
 
 from mgen.utils.errors import MgenError, check_choice, shown
-from mgen.utils.schema import PathText, Positive, Rate, Share, Size, Text, build, schema
+from mgen.utils.schema import PathText, Positive, PositiveShare, Rate, Share, Size, Text, build, schema
 
 if TYPE_CHECKING:
     from mgen.utils.modeling import Model
@@ -47,10 +47,17 @@ class OptimConfig:
         "constant"
     )
     warmup: Every = 0  # steps of linear warm-up
+    least_lr: LearningRate = 0.0  # to which the schedule falls after the warm-up instead of to 0
     clip: Positive | None = None  # largest gradient norm; None: no clipping
     decay_all: bool = True  # False: no weight decay on vectors (biases, norms)
     no_decay: tuple[Text, ...] = ()  # no weight decay on parameters whose names start with one of these
     freeze: tuple[Text, ...] = ()  # parameters whose names start with one of these are not trained
+
+    def __post_init__(self) -> None:
+        if self.least_lr > self.lr:
+            raise MgenError(
+                f"least_lr is {self.least_lr:g}, lr {self.lr:g}: the schedule falls from lr to least_lr, at most lr"
+            )
 
 
 @schema
@@ -78,16 +85,23 @@ class LogConfig:
 class MaskConfig:
     """Which tokens are masked: the distribution of r, the share of masked tokens, and how r becomes a mask."""
 
-    distribution: Literal["cosine", "arccos", "beta", "truncated-gaussian", "uniform"] = "cosine"
+    distribution: Literal["cosine", "arccos", "beta", "truncated-gaussian", "uniform", "masked-diffusion"] = "cosine"
     alpha: Shape = 12.0  # beta: AutoNAT's Beta(12, 3)
     beta: Shape = 3.0
     mean: Annotated[float, Field(ge=-100, le=100)] = 1.0  # truncated Gaussian: MAR's N(1, 0.25) cut to [0.7, 1]
     std: Annotated[float, Field(ge=1e-6, le=1e6)] = 0.25
     low: Share = 0.7
     high: Share = 1.0
+    # Masked diffusion: r = γ(p) at p = 0.999 max(t, clamp) + 0.001 for a uniform time t (eMIGM: exp5, clamped at 0.2).
+    curve: Literal["linear", "cosine", "sqrt", "exp5", "log5"] = "exp5"
+    clamp: Share = 0.0
+    weighted: bool = False  # the loss of each image times γ'(p) / γ(p), the bound of masked diffusion
     per: Literal["sample", "batch"] = "sample"  # r for each image, or one for the whole batch (MAR)
-    # How length · r becomes a number of masked tokens; "bernoulli": each token is masked with probability r.
-    rounding: Literal["round", "ceil", "floor", "bernoulli"] = "round"
+    # How length · r becomes a number of masked tokens; "bernoulli": each token is masked with probability r;
+    # "binomial": as many tokens as that would mask, drawn again (with r) if they are fewer than `fewest`; with per: batch one number for
+    # all images (eMIGM).
+    rounding: Literal["round", "ceil", "floor", "bernoulli", "binomial"] = "round"
+    fewest: Annotated[int, Field(ge=1)] = 2
     visible: Annotated[int, Field(ge=0)] = 0  # at least this many tokens stay visible
     # For tokenizers with global tokens: in this share of the images r applies to the global tokens and the whole grid is
     # masked; in the others all global tokens are visible and r applies to the grid, as in the two phases of sampling.
@@ -97,6 +111,10 @@ class MaskConfig:
     def __post_init__(self) -> None:
         if not self.low < self.high:
             raise MgenError(f"low is {self.low}, high {self.high}: low must lie below high")
+        if self.weighted and self.distribution != "masked-diffusion":
+            raise MgenError(
+                f"weighted is true, but the distribution {self.distribution} has no time to weight: use masked-diffusion"
+            )
 
 
 @schema
@@ -148,6 +166,7 @@ class GeneratorObjectiveConfig:
     )
     head_tokens: Literal["masked", "all"] = "masked"  # "all": a diffusion head sees visible tokens too, as published
     loss_tokens: Literal["masked", "all"] = "masked"  # tokens in the loss; Halton-MaskGIT is trained on all
+    known_weight: PositiveShare = 1.0  # with "all", weight of a visible token against 1 of a masked one (TiTok: 0.1)
     reuse: Share = (
         0.0  # share of steps that continue from a simulated earlier one, for models that carry features (ENAT)
     )
@@ -158,6 +177,17 @@ class GeneratorObjectiveConfig:
     )
     vision_weights: PathText | None = None  # file of the tokenizer's frozen vision encoder (Hita), to train on images
     sampler: dict[str, Any] = field(default_factory=dict)  # settings of the sample grids and of the exported pipeline
+
+
+@schema
+class CorruptionConfig:
+    """What happens to a tokenizer's latents in training, though not in validation (l-DeTok); see Tokenizer.corruption."""
+
+    noise: Weight = (
+        0.0  # γ, the standard deviation of the noise at level 1; each image has its own level, uniform in [0, 1]
+    )
+    form: Literal["interpolated", "additive"] = "interpolated"  # (1 − t)·z + t·γ·ε, or z + t·γ·ε
+    mask: Share = 0.0  # M: in each batch the encoder does not see a share max(0, U(−0.1, M)) of the patches
 
 
 @schema
@@ -174,19 +204,37 @@ class TokenizerObjectiveConfig:
     adversarial_start: Every = 0  # step from which the discriminator takes part
     # "half-hinge": the discriminator's hinge loss times 1/2 (LlamaGen); "…-softplus": and the tokenizer's loss is non-saturating (Hita)
     adversarial_loss: Literal["hinge", "half-hinge", "half-hinge-softplus", "non-saturating"] = "non-saturating"
+    # What the tokenizer minimizes: "mean" of −logits (the form of the hinge), or of "softplus" of −logits; None: see adversarial_loss
+    adversarial_form: Literal["mean", "softplus"] | None = None
+    # Scale the term so that its gradient at the last layer is as large as that of the pixel and perceptual terms (VQGAN, LlamaGen)
+    adversarial_adaptive: bool = False
     r1: Weight = 0.0  # weight of the R1 penalty on real images (discriminator "patch")
     discriminator: Literal["patch", "dino"] = "patch"  # "dino": heads on a frozen DINO, for Hita-U
     discriminator_weights: PathText | None = None  # "dino": file of the frozen DINO, dino_deitsmall16_pretrain.pth
     discriminator_channels: Annotated[int, Field(ge=1, le=4096)] = 64  # "patch", like the next two
     discriminator_layers: Annotated[int, Field(ge=1, le=10)] = 3  # how often the discriminator halves the side
     discriminator_norm: Literal["group", "batch"] = "group"  # "batch": the published network
+    discriminator_unit_range: bool = False  # "patch": it sees images in [0, 1] instead of [-1, 1]
     discriminator_weight: Weight = 1.0  # factor of the discriminator's loss
     discriminator_lr: LearningRate = 1e-4
     discriminator_betas: Betas = (0.0, 0.99)
+    corruption: CorruptionConfig = field(default_factory=CorruptionConfig)  # of the latents in training (l-DeTok)
+    proxy: Weight = 1.0  # of the ids that a TiTok predicts in the first of two stages
+    proxy_tokenizer: PathText | None = (
+        None  # the VQGAN that makes these ids; they take the place of the losses of pixels
+    )
     vision: Weight = 1.0  # of the vision tokens that Hita-U predicts from the global tokens
     vision_weights: PathText | None = None  # file of the frozen vision encoder, for a Hita tokenizer that needs one
 
     def __post_init__(self) -> None:
+        if self.adversarial_adaptive and not self.adversarial:
+            raise MgenError(
+                "adversarial_adaptive is true, but adversarial is 0: give the term a weight, or leave adversarial_adaptive out"
+            )
+        if self.proxy_tokenizer is not None and (self.perceptual or self.adversarial):
+            raise MgenError(
+                "proxy_tokenizer takes the place of the losses of pixels: set perceptual and adversarial to 0, or leave it out"
+            )
         if self.discriminator == "patch" and self.discriminator_norm == "group" and self.discriminator_channels % 4:
             raise MgenError(
                 f"discriminator_channels is {self.discriminator_channels}: group norm needs a multiple of 4"
