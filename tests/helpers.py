@@ -46,6 +46,20 @@ HITA: dict[str, Any] = dict(
     dropout=0.0,
     vision=None,
 )
+# Of both classes of TiTok tokenizers.
+TITOK: dict[str, Any] = dict(
+    image_size=32,
+    in_channels=1,
+    latent_tokens=6,
+    patch=8,
+    encoder_dim=16,
+    encoder_depth=1,
+    encoder_heads=2,
+    decoder_dim=16,
+    decoder_depth=2,
+    decoder_heads=2,
+    latent=4,
+)
 HALVES = dict(encoder_dim=32, encoder_depth=2, encoder_heads=2, decoder_dim=32, decoder_depth=2, decoder_heads=2)
 TRUNKS: dict[str, dict[str, Any]] = {
     "uvit": dict(dim=32, depth=2, heads=2, dropout=0.0),

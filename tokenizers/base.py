@@ -100,6 +100,11 @@ class Tokenizer(Model):
     # What of a CorruptionConfig it can be trained with.
     CORRUPTIONS: ClassVar[tuple[str, ...]] = ()
 
+    @property
+    def ends(self) -> tuple[str, str]:
+        """Names of the layers that take images and make them."""
+        return self.ENDS
+
     def register_to_config(self, **kwargs: Any) -> None:
         """See diffusers' ConfigMixin; leaves out what `LATER` says."""
         later = self.LATER
@@ -203,7 +208,7 @@ class Tokenizer(Model):
     def data_rows(self) -> DataRows:
         """See Model.data_rows: the channels of images, in the convolutions at both ends; those with codebooks add them."""
         channels = (Rows("image channels", (self.config.in_channels,)),)
-        first, last = self.ENDS
+        first, last = self.ends
         return {f"{first}.weight": {1: channels}, f"{last}.weight": {0: channels}, f"{last}.bias": {0: channels}}
 
     def fingerprint(self) -> str:

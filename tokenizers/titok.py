@@ -23,17 +23,17 @@ from typing import Any
 
 import torch.nn.functional as F
 from diffusers.configuration_utils import register_to_config
-from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 
 from mgen.nn import check_heads
 from mgen.tokenizers import vqgan
-from mgen.tokenizers.base import CodebookTokenizer, PosteriorTokenizer, Tokenizer, register_tokenizer
+from mgen.tokenizers.base import CodebookTokenizer, Tokenizer, register_tokenizer
+from mgen.tokenizers.kl import ScaledPosterior
 from mgen.tokenizers.quantizers import VectorQuantizer, codebook_usage
 from mgen.tokenizers.sphere import SphereQuantizer
 from mgen.tokenizers.titok_vit import CodeHead, Decoder, Encoder, PixelDecoder, PixelHead, initial_values
 from mgen.tokens import Scale, TokenSpec
-from mgen.utils.errors import MgenError, shown
+from mgen.utils.errors import MgenError
 from mgen.utils.estimates import checked_network
 from mgen.utils.fitting import DataRows, Rows
 from mgen.utils.schema import Depth, Size, build
@@ -107,6 +107,13 @@ class LineTokenizer(Tokenizer):
         rows |= self.encoder.data_rows("encoder") | self.decoder.data_rows("decoder")
         return rows | self.decoder.head.data_rows("decoder.head")
 
+    @property
+    def ends(self) -> tuple[str, str]:
+        """See Tokenizer.ends."""
+        return "encoder.patch_embed", "decoder.head." + (
+            "pixels." if isinstance(self.decoder.head, CodeHead) else ""
+        ) + "conv_out"
+
     def encoded(self, images: Tensor) -> Tensor:
         """Output of the encoder (B, out, 1, N) for images (B, C, H, W) in [-1, 1]; MgenError for another size than `image_size`."""
         images = self.prepared(images)
@@ -119,7 +126,7 @@ class LineTokenizer(Tokenizer):
 
     def decode_latents(self, z: Tensor) -> Tensor:
         """Images (B, C, H, W), about [-1, 1] and not clamped, of codes or unscaled latents z (B, d, 1, N)."""
-        return self.decoder(z.squeeze(2).transpose(1, 2)) * 2 - 1
+        return self.decoder(z.to(self.dtype).squeeze(2).transpose(1, 2)) * 2 - 1
 
 
 def _plain(value: object) -> object:
@@ -248,7 +255,7 @@ class TiTok(LineTokenizer, CodebookTokenizer):
 
 
 @register_tokenizer
-class TiTokKL(LineTokenizer, PosteriorTokenizer):
+class TiTokKL(LineTokenizer, ScaledPosterior):
     """Image ⇄ N vectors. Images are (B, C, H, W) in [-1, 1] with H = W = image_size; the network works on [0, 1].
 
     Args: as of TiTok, and scale: factor that brings the latents to unit variance; None: not measured yet.
@@ -292,45 +299,18 @@ class TiTokKL(LineTokenizer, PosteriorTokenizer):
         """Mean and log-variance of the posterior, (B, 2d, 1, N), of images (B, C, H, W) in [-1, 1]; not clamped."""
         return self.encoded(images)
 
-    def posterior(self, moments: Tensor) -> DiagonalGaussianDistribution:
-        """The Gaussian q(z | image), with diffusers' mean, std, logvar clamped to [-30, 20], kl() and nll()."""
-        return DiagonalGaussianDistribution(moments.float())
-
     def tokens(self, moments: Tensor, noise: Tensor | None = None) -> Tensor:
         """Tokens (B, N, d) of moments (B, 2d, 1, N): of the posterior's mean, or of a sample with standard normal `noise` (B, d, 1, N).
 
         Raises an MgenError if the scale has not been set.
         """
-        posterior = self.posterior(moments)
-        if noise is not None and noise.shape != posterior.mean.shape:
-            raise MgenError(f"noise is {shown(noise)}: a float tensor {tuple(posterior.mean.shape)} is needed")
-        z = posterior.mean if noise is None else posterior.mean + posterior.std * noise
-        return (z * self._scale()).squeeze(2).transpose(1, 2)
+        return (self.posterior_sample(moments, noise) * self._scale()).squeeze(2).transpose(1, 2)
 
     def decode(self, tokens: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
         """Images of tokens (B, N, d); they have no place in the image, so there is no `grid`."""
         self.grid_of(tokens, grid)
-        return self.decode_latents((tokens / self._scale()).to(self.dtype).transpose(1, 2).unsqueeze(2))
-
-    def _scale(self) -> float:
-        if self.config.scale is None:
-            raise MgenError(
-                "this tokenizer has no scale: measure it with mgen.tokenizers.estimate_scale (mgen cache --measure-scale) and set it"
-            )
-        return float(self.config.scale)
+        return self.decode_latents((tokens / self._scale()).transpose(1, 2).unsqueeze(2))
 
     def noise_shape(self) -> tuple[int, ...]:
         """Shape (d, 1, N) of the posterior's noise for one image."""
         return self.config.latent, 1, self.config.latent_tokens
-
-    def forward(
-        self, images: Tensor, noise: Tensor | None = None
-    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-        """For training: reconstructions (B, C, H, W); loss term "kl", the divergence from the standard normal in nats per latent
-        number; as metrics the root mean squares of the posterior's means and standard deviations.
-        """
-        posterior = self.posterior(self.moments(images))
-        z = posterior.mean if noise is None else posterior.mean + posterior.std * noise
-        kl = posterior.kl().mean() / z[0].numel()
-        metrics = {"latent_rms": posterior.mean.square().mean().sqrt(), "posterior_std": posterior.var.mean().sqrt()}
-        return self.decode_latents(z.to(self.dtype)), {"kl": kl}, {k: v.detach() for k, v in metrics.items()}

@@ -64,7 +64,10 @@ class Film:
 
     @torch.inference_mode()
     def _decode(self, step: Step) -> tuple[tuple[int, int], Tensor]:
-        """The token grid, (1, 1) for tokens without one, and images uint8 (B, C, H, W) of the draft, those of a first stage as large as the others."""
+        """The token grid, (1, 1) for tokens without one, and images uint8 (B, C, H, W) of the draft.
+
+        Those of a first stage are made as large as the others.
+        """
         net, spec = self.pipe.transformer, self.pipe.transformer.tokens
         grid = (net.first_stage_spec if step.first_stage and isinstance(net, Cascade) else spec).grid
         with torch.autocast(net.device.type, enabled=False):

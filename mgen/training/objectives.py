@@ -177,7 +177,7 @@ class TokenizerObjective(Objective[TokenizerNoise]):
     def last_weight(self) -> Tensor:
         """The weight of the layer that makes images, where gradients are compared; MgenError if it is not trained."""
         assert isinstance(self.model, Tokenizer)
-        name = f"{self.model.ENDS[1]}.weight"
+        name = f"{self.model.ends[1]}.weight"
         weight = self.model.get_parameter(name)
         if not weight.requires_grad:
             raise MgenError(

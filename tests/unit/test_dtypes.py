@@ -10,10 +10,11 @@ from torch import Tensor
 import mgen
 from mgen.pipelines.pipeline import MaskedPipeline, load
 from mgen.samplers import ParallelSampler
-from mgen.tokenizers import LlamaGenVQ, QuantizedKL, Tokenizer
+from mgen.tokenizers import LlamaGenVQ, QuantizedKL, TiTok, TiTokKL, Tokenizer
 from mgen.tokenizers.base import TOKENIZERS
 from mgen.utils.errors import MgenError
 from tests.helpers import (
+    TITOK,
     TRUNKS,
     tiny_architecture,
     tiny_continuous,
@@ -114,6 +115,8 @@ def tokenizers() -> dict[str, Tokenizer]:
         "QuantizedKL": QuantizedKL.wrap(tiny_kl(scale=4.0), levels=16, form="clean", low=-2.0, high=3.0),
         "HitaTokenizer": tiny_hita(),
         "LlamaGenVQ": LlamaGenVQ(image_size=32, in_channels=1, channels=(8, 8), layers=1, norm_groups=4, vocab_size=16),
+        "TiTok": TiTok(**TITOK, vocab_size=16, unit_codes=True),
+        "TiTokKL": TiTokKL(**TITOK, scale=1.0),
     }
     assert own.keys() == TOKENIZERS.keys()
     return {name: tokenizer.eval() for name, tokenizer in own.items()}

@@ -16,7 +16,7 @@ from mgen.generators import build_model
 from mgen.pipelines.pipeline import MaskedPipeline
 from mgen.pipelines.pretrained import load_weights
 from mgen.samplers import ParallelSampler
-from mgen.tokenizers import VQGAN, HitaTokenizer, KLTokenizer, QuantizedKL
+from mgen.tokenizers import VQGAN, HitaTokenizer, KLTokenizer, QuantizedKL, TiTok, TiTokKL
 from mgen.utils.errors import MgenError
 from mgen.utils.fitting import Rows, fit, interpolate
 from mgen.utils.modeling import Model
@@ -24,6 +24,7 @@ from mgen.zoo import recipe
 from tests.helpers import (
     HITA,
     KL,
+    TITOK,
     TOKENIZER,
     TRUNKS,
     tiny_cascade_config,
@@ -332,6 +333,9 @@ OTHER_DATA: list[tuple[type[Model], dict[str, Any], dict[str, Any], str]] = [
     (KLTokenizer, KL, {"image_size": 64}, ""),
     (HitaTokenizer, HITA, {"vocab_size": 16, "global_vocab_size": 8}, "global ids 32 → 8"),
     (HitaTokenizer, HITA, {"image_size": 64}, "positions 8×8 → 16×16"),
+    (TiTok, {**TITOK, "vocab_size": 16}, {"vocab_size": 8}, "ids 16 → 8"),
+    (TiTok, {**TITOK, "vocab_size": 16}, {"in_channels": 3}, "image channels 1 → 3"),
+    (TiTokKL, TITOK, {"in_channels": 3}, "image channels 1 → 3"),
     (QuantizedKL, {"kl": {**KL, "scale": 1.0}}, {"levels": 16}, "levels 64 → 16: computed anew"),
     (ImageClassifier, {"widths": (8, 8), "features": 8}, {"num_classes": 3, "in_channels": 3}, "classes 10 → 3"),
 ]

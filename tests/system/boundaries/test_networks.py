@@ -20,11 +20,11 @@ from mgen.generators.presets import complete, model_config
 from mgen.generators.trunk import TRUNKS
 from mgen.generators.trunks.two_stage import TwoStageMAEConfig
 from mgen.heads import HEADS, ChainSettings, ChannelSettings, DrawSettings, check_draw
-from mgen.tokenizers import FSQ, VQGAN, HitaTokenizer, KLTokenizer, LlamaGenVQ, QuantizedKL
+from mgen.tokenizers import FSQ, VQGAN, HitaTokenizer, KLTokenizer, LlamaGenVQ, QuantizedKL, TiTok, TiTokKL
 from mgen.tokens import LevelSpec, TokenSpec
 from mgen.utils.errors import MgenError
 from mgen.utils.schema import build
-from tests.helpers import HITA, KL, TOKENIZER, tiny_config, tiny_tokens
+from tests.helpers import HITA, KL, TITOK, TOKENIZER, tiny_config, tiny_tokens
 
 from tests.system.boundaries.harness import Copied, Raises, Refused, row  # isort: skip
 
@@ -235,6 +235,8 @@ NETWORKS: dict[type, dict[str, Any]] = {
         "z_channels": 8,
     },
     HitaTokenizer: HITA,
+    TiTok: {**TITOK, "vocab_size": 16},
+    TiTokKL: TITOK,
     QuantizedKL: {"kl": {**KL, "scale": 1.0}},
     ImageClassifier: {"widths": (4, 8), "features": 4},
 }
@@ -294,6 +296,17 @@ ARGUMENTS = [
     row("fsq module", lambda: FSQ(levels=(2,)), "levels.0", "at least 3"),
     row("hita heads", network(HitaTokenizer, heads=3), "heads 3 does not divide dim 16"),
     row("hita inner", network(HitaTokenizer, inner=5), "heads 2 does not divide inner 5"),
+    row("titok encoder heads", network(TiTok, encoder_heads=3), "encoder_heads 3 does not divide encoder_dim 16"),
+    row("titok decoder heads", network(TiTokKL, decoder_heads=3), "decoder_heads 3 does not divide decoder_dim 16"),
+    row("titok patch", network(TiTok, patch=5), "image_size 32", "multiple of patch 5"),
+    row("titok decoder patch", network(TiTok, decoder_patch=5), "multiple of decoder_patch 5"),
+    row(
+        "titok pixel decoder",
+        network(TiTok, pixel_decoder={"norm_groups": 4}),
+        "decoder_patch is 8",
+        "5 levels",
+        "16 pixels",
+    ),
     row("hita shift", network(HitaTokenizer, shift=7), "shift is 7", "0 to 6"),
     row("hita vision loss", network(HitaTokenizer, vision_loss=True), "vision_loss"),
     row("bridge without scale", network(QuantizedKL, kl=KL | {"scale": None}), "no scale"),
