@@ -146,6 +146,11 @@ def drawn_by_every_order(net: Any) -> dict[str, Tensor]:
     """Tokens drawn by each order without a grid that the generator takes, with keys and values or features reused where it can."""
     able, guidance = net.capabilities, 1.5 if net.null_class else 1.0
     head = {"mask": False} if able.log_prob else {"steps": 2, "clip": 5.0}
+    if able.order == "sequential":
+        return {
+            str(o): sample(net, guidance=guidance, head=head, order=o)
+            for o in ("raster", "random", [*range(11, -1, -1)])
+        }
     if able.order != "any":
         return {able.order: sample(net, guidance=guidance, head=head)}
     out = {}

@@ -153,16 +153,13 @@ class Permuted(Trunk):
         self.norm = PermutedNorm(c.dim, eps=c.eps)
 
     def data_rows(self) -> DataRows:
-        length, positions = self.layout.length, self.layout.rows
-        front, places = Rows("start and class", (2,)), Rows("places in the order", (length + 1,), "interpolated")
-        rows = {"position": (front, *positions), "target": positions, "place": (places,)}
-        if self.config.spare_rows:
-            rows["target"] = (front, *positions)
-            own = {"position": self.position, "target": self.target, "place": self.place}
-            for name, values in own.items():
-                unread = len(values) - sum(part.count for part in rows[name])
-                rows[name] = (*rows[name], Rows("spare rows", (unread,)))
-        return {name: {0: parts} for name, parts in rows.items()}
+        positions, places = self.layout.rows, Rows("places in the order", (self.layout.length + 1,), "interpolated")
+        front = (Rows("start and class", (2,)),)
+        if not self.config.spare_rows:
+            return {"position": {0: (*front, *positions)}, "target": {0: positions}, "place": {0: (places,)}}
+        spare, steps = Rows("spare rows", (PUBLISHED_POSITIONS - 2,)), Rows("spare rows", (PUBLISHED_STEPS - 1,))
+        rows = (*front, *positions, spare)
+        return {"position": {0: rows}, "target": {0: rows}, "place": {0: (places, steps)}}
 
     def initialize(self, module: nn.Module) -> None:
         """Official initial values: normal 0.02, cut off; all modulations start at zero."""
