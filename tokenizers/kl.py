@@ -56,15 +56,6 @@ class ScaledPosterior(PosteriorTokenizer):
             )
         return float(self.config.scale)
 
-    @property
-    def unmeasured(self) -> bool:
-        """Whether its scale is still to be measured."""
-        return self.config.scale is None
-
-    def measure(self, batches: Iterable[Tensor]) -> dict[str, object]:
-        """The `scale` for these image batches, see `estimate_scale`."""
-        return {"scale": estimate_scale(self, batches)}
-
     def forward(
         self, images: Tensor, noise: Tensor | None = None, corruption: Corruption | None = None
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
@@ -205,26 +196,3 @@ class KLTokenizer(ScaledPosterior):
         """Shape (c, h, w) of the posterior's noise for one image of `image_size`."""
         side = self.config.image_size // self.stride
         return self.config.latent_channels, side, side
-
-
-@torch.inference_mode()
-def estimate_scale(tokenizer: ScaledPosterior, batches: Iterable[Tensor]) -> float:
-    """1 / standard deviation of the (shifted) latents of images, including the posterior's noise: the `scale` for these data.
-
-    Args:
-        batches: image batches (B, C, H, W) in [-1, 1]; a thousand images give three digits.
-
-    Raises:
-        MgenError: there are no images, or their latents are not finite or all equal.
-    """
-    count, first, second = 0, 0.0, 0.0  # numbers, their sum, sum of squares
-    for images in batches:
-        posterior = tokenizer.posterior(tokenizer.moments(images.to(tokenizer.device)))
-        mean = posterior.mean.double() - tokenizer.config.get("shift", 0.0)
-        count += mean.numel()
-        first += mean.sum().item()
-        second += (mean.square() + posterior.var.double()).sum().item()
-    variance = second / count - (first / count) ** 2 if count else 0.0
-    if not 0 < variance < float("inf"):
-        raise MgenError(f"cannot estimate a scale from {count} latent numbers with variance {variance}")
-    return variance**-0.5
