@@ -121,24 +121,22 @@ class MaskConfig:
 class PermutationConfig:
     """In which order the tokens of an image are predicted, of trunks that take any (RAR, arXiv 2411.00776, §3.3).
 
-    The share of images in an order of their own is 1 up to step `start` and falls linearly to 0 at step `end`; the others are predicted
-    as they stand. None: 1 in all steps.
+    The share of images in a random order is 1 up to step `start` and falls linearly to 0 at step `end`; the others are predicted as they
+    stand. end None: it is 1 in all steps.
     """
 
-    start: Every | None = None
+    start: Every = 0
     end: Every | None = None
 
     def __post_init__(self) -> None:
-        if (self.start is None) != (self.end is None):
-            raise MgenError(f"start is {self.start}, end {self.end}: give both, or none to permute in all steps")
-        if self.start is not None and self.end is not None and self.start > self.end:
+        if self.end is not None and self.start > self.end:
             raise MgenError(
-                f"start is {self.start}, end {self.end}: the share falls from start to end, start comes first"
+                f"start is {self.start}, end {self.end}: the share falls from start on to end, give start ≤ end"
             )
 
     def share(self, step: int) -> float:
         """Probability that an image is permuted in `step`."""
-        if self.start is None or self.end is None:
+        if self.end is None:
             return 1.0
         return min(1.0, max(0, self.end - step) / max(1, self.end - self.start))
 

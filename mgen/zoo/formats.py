@@ -22,6 +22,7 @@ ABOUT = {
     "maskgit": "AutoNAT / MaskGIT-r U-ViT, nnet_ema.pth",
     "maskgit-jax": "google-research/maskgit transformer, maskgit_imagenet256_checkpoint (flax msgpack)",
     "maskgit-vqgan": "VQGAN in taming-style keys (vqgan_jax_strongaug.ckpt), open-muse keys or flax msgpack",
+    "rar": "RAR-B/L/XL/XXL, rar_{b,l,xl,xxl}.bin",
     "titok-generator": "generators of TiTok, folders generator_titok_{l32,b64,s128}_imagenet or their .bin",
     "titok-vae": "tokenizers of TiTok with vectors, tokenizer_titok_{ll32,bl64,bl128}_vae_c16_imagenet",
     "titok-vq": "tokenizers of TiTok with ids, tokenizer_titok_{l32,b64,s128}_imagenet and tokenizer_titok_…_vq8k_imagenet",

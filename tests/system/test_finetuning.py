@@ -117,7 +117,7 @@ def test_every_trunk_trains_adapters(tmp_path: Path, idx: Path, kind: str) -> No
     # The adapter on the model that it started from draws what the merged model does.
     pipe, merged = load(base), load(tmp_path / "run/model")
     pipe.load_lora_weights(tmp_path / "run")
-    steps = {} if kind == "causal" else {"steps": 2}
+    steps = {} if kind in ("causal", "permuted") else {"steps": 2}
     one, two = (p([1, 2], output_type="tokens", progress=False, **steps).tokens for p in (pipe, merged))
     assert torch.allclose(one.float(), two.float(), rtol=1e-3, atol=1e-3)
 

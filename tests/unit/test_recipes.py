@@ -48,6 +48,12 @@ def of_causal(name: str, cfg: float, side: int = 21) -> Row:
     return name, official.generate_settings(cfg_scale=cfg, tokens=tokens)
 
 
+def of_rar(size: str, scale: float, power: float, temperature: float) -> Row:
+    return f"rar-{size}", official.rar_settings(
+        guidance_scale=scale, guidance_scale_pow=power, randomize_temperature=temperature
+    )
+
+
 def of_titok(name: str, steps: int, temperature: float, scale: float, decay: str) -> Row:
     return f"titok-{name}", official.titok_settings(
         guidance_scale=scale,
@@ -116,6 +122,10 @@ RECIPES: dict[str, Row] = {
     "mar-b-imagenet256": ("mar-b", official.mar_settings(num_iter=256, cfg=2.9)),
     "mar-l-imagenet256": ("mar-l", official.mar_settings(num_iter=256, cfg=3.0)),
     "mar-h-imagenet256": ("mar-h", official.mar_settings(num_iter=256, cfg=3.2)),
+    "rar-b-imagenet256": of_rar("b", 16.0, 2.75, 1.0),
+    "rar-l-imagenet256": of_rar("l", 15.5, 2.5, 1.02),
+    "rar-xl-imagenet256": of_rar("xl", 6.9, 1.5, 1.02),
+    "rar-xxl-imagenet256": of_rar("xxl", 8.0, 1.2, 1.02),
     "maskgit-imagenet256": ("maskgit-imagenet256", None),
     "maskgit-imagenet512": ("maskgit-imagenet512", None),
     "titok-l32-imagenet256": of_titok("l32", 8, 9.5, 4.5, "linear"),
@@ -224,11 +234,13 @@ def test_label_plans_are_those_of_the_official_evaluations() -> None:
     plans = {name: evaluation_settings(name) for name in RECIPES}
     systems = {"sorted": ("mar", "recap-mar", "himar", "tokenbridge", "enat")}
     systems |= {"random": ("llamagen", "hita", "autonat", "maskgit-r", "recap-maskgit")}
-    systems |= {"balanced": ("maskgit-imagenet", "halton", "mage", "titok")}
+    systems |= {"balanced": ("maskgit-imagenet", "halton", "mage", "rar", "titok")}
     for plan, prefixes in systems.items():
         assert {name for name, e in plans.items() if e.labels == plan} == {n for n in RECIPES if n.startswith(prefixes)}
     truncated = {name for name, e in plans.items() if e.quantization == "truncate"}
-    assert truncated == {name for name in RECIPES if name.startswith(("mage", "maskgit-r", "recap-maskgit", "titok"))}
+    assert truncated == {
+        name for name in RECIPES if name.startswith(("mage", "maskgit-r", "rar", "recap-maskgit", "titok"))
+    }
     halves = {name for name, e in plans.items() if e.quantization == "half-up"}
     assert halves == {name for name in RECIPES if name.startswith(("hita", "llamagen"))}
     shrunk = {name for name, e in plans.items() if e.image_size == 256}

@@ -21,7 +21,7 @@ from mgen.heads.diffusion_transformer import DiffusionTransformerHead
 from mgen.heads.head import Head
 from mgen.samplers import ParallelSampler
 from mgen.utils.errors import MgenError
-from tools.ablations import causal, channels, diffusion, joint, masked
+from tools.ablations import causal, channels, diffusion, joint, masked, permuted
 from tools.ablations.compare import AblationTable, Row, complete_run, format_table
 
 __all__ = ["ablations", "check", "format_table", "prepare"]
@@ -32,7 +32,7 @@ def check(generator: AnyGenerator) -> None:
     if isinstance(generator, Cascade):
         heads = generator.first.head, generator.second.head
         fits = isinstance(heads[0], DiffusionHead) and isinstance(heads[1], DiffusionTransformerHead)
-    elif generator.capabilities.order == "causal":
+    elif generator.capabilities.one_by_one:
         fits = generator.units.kind != "vector"
     else:
         fits = isinstance(_inner(generator.head), DiffusionHead | ChannelHead)
@@ -40,7 +40,7 @@ def check(generator: AnyGenerator) -> None:
     if not fits:
         raise MgenError(
             "ablations are for generators of ids that carry no features, for those with a diffusion or a channel head, and for cascades "
-            "of a diffusion and a joint head: use a model such as llamagen-l, titok-l32, mar-b, tokenbridge-l or himar-b"
+            "of a diffusion and a joint head: use a model such as llamagen-l, rar-b, titok-l32, mar-b, tokenbridge-l or himar-b"
         )
 
 
@@ -52,7 +52,7 @@ def prepare(generator: AnyGenerator, sampler: ParallelSampler) -> ParallelSample
     """
     check(generator)
     if not isinstance(generator, Cascade) and generator.units.kind != "vector":
-        causal.randomize(generator)
+        (permuted if generator.capabilities.order == "sequential" else causal).randomize(generator)
     heads = [generator.first.head, generator.second.head] if isinstance(generator, Cascade) else [generator.head]
     for head in map(_inner, heads):
         if isinstance(head, DiffusionHead):
@@ -91,6 +91,8 @@ def ablations(
     with torch.inference_mode():
         if isinstance(generator, Cascade):
             _add_cascade(table, generator, sampler, batch_size, dtype)
+        elif generator.capabilities.order == "sequential":
+            permuted.add_rows(table, generator, sampler, batch_size, dtype)
         elif generator.capabilities.order == "causal":
             causal.add_rows(table, generator, sampler, batch_size, dtype)
         elif isinstance(generator.head, CategoricalHead):

@@ -31,6 +31,7 @@ FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     "maskgit-vqgan": ("maskgit_vqgan/weights", {}),
     "titok-generator": ("titok_imagebert/weights", {}),
     "titok-vq": ("titok_tokenizer/weights", {"encoder_heads": 4, "decoder_heads": 4}),
+    "rar": ("rar/weights", {}),
     "tokenbridge": ("tokenbridge/weights", HALVES),
 }
 
