@@ -75,9 +75,12 @@ class Trainer:
         optim = config.optim
         groups = decay_groups(model, optim)
         optimizer = torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, foreach=True)
+        held = max(0, round(optim.hold * config.steps) - optim.warmup)  # steps between the warm-up and the fall
         self.schedule = get_scheduler(
-            optim.schedule, optimizer, num_warmup_steps=optim.warmup, num_training_steps=config.steps
+            optim.schedule, optimizer, num_warmup_steps=optim.warmup, num_training_steps=config.steps - held
         )
+        if held:
+            self.schedule.lr_lambdas = [falls_later(held, optim.warmup, f) for f in self.schedule.lr_lambdas]
         if optim.least_lr:
             least = optim.least_lr / optim.lr
             self.schedule.lr_lambdas = [falls_to(least, optim.warmup, f) for f in self.schedule.lr_lambdas]
@@ -197,6 +200,11 @@ def check_pieces(config: TrainConfig, world: int) -> None:
             f"batch_size {config.batch_size} is not a multiple of accumulate × processes = {config.accumulate} × {world}: change one "
             "of them"
         )
+
+
+def falls_later(held: int, warmup: int, factor: Callable[[int], float]) -> Callable[[int], float]:
+    """The factor of a learning rate that stays for `held` steps after `warmup` ones, and then goes on as `factor` of a step."""
+    return lambda step: factor(step if step < warmup else max(warmup, step - held))
 
 
 def falls_to(least: float, warmup: int, factor: Callable[[int], float]) -> Callable[[int], float]:
