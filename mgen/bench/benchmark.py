@@ -20,7 +20,7 @@ from mgen.generators.build import build_model
 from mgen.generators.generator import Generator
 from mgen.generators.presets import model_name
 from mgen.heads import CategoricalHead
-from mgen.heads.head import Head
+from mgen.heads.head import DenoisingHead, Head
 from mgen.pipelines.sizes import check_batch
 from mgen.samplers import Noise, ParallelSampler
 from mgen.tokenizers import VQGAN, KLTokenizer, LlamaGenVQ, TiTok, Tokenizer
@@ -116,7 +116,10 @@ def timed(generator: Generator, clock: Clock) -> Generator:
 def _timed_head(head: Head, clock: Clock) -> Head:
     """A proxy whose network is timed: all of `sample`, or of a categorical head the logits without the draw."""
     if not isinstance(head, CategoricalHead):
-        return proxy(head, plan=clock.wrap("head", head.plan), sample=clock.wrap("head", head.sample))
+        timed: dict[str, object] = {"plan": clock.wrap("head", head.plan), "sample": clock.wrap("head", head.sample)}
+        if isinstance(head, DenoisingHead):  # its network is the trunk, all but the last layer
+            timed["denoise"] = clock.wrap("trunk", head.denoise)
+        return proxy(head, **timed)
     inner = proxy(head, logits=clock.wrap("head", head.logits))
     return proxy(head, sample=partial(CategoricalHead.sample, inner))
 

@@ -17,8 +17,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mgen.bench.proxy import AnyGenerator, Proxy, proxy, watched
 from mgen.generators.generator import Generator
-from mgen.heads.head import Draw, Head
+from mgen.heads.head import DenoisingHead, Draw, Head
 from mgen.nn.cache import CachedStep
+from mgen.nn.denoising import Denoiser, Network
 from mgen.samplers import ParallelSampler
 from mgen.tokenizers.base import Tokenizer
 from mgen.tokens import TokenSpec
@@ -111,8 +112,36 @@ def counted(generator: Generator, counts: Counts) -> Generator:
         cached_step=watch("cached", generator.cached_step),
         carry=watch("full", generator.carry),
         start=counts.wrap("trunk", generator.start),
+        denoiser=lambda tokens, *args, **kwargs: CountedDenoiser(
+            generator.denoiser(tokens.to("meta"), *map(_to_meta, args), **kwargs), counts
+        ),
         head=CountedHead(generator.head, counts, generator.units),
     )
+
+
+class CountedDenoiser(Denoiser):
+    """The network of a trunk on the meta device. Steps of a chain do not differ: the second one is counted for all later ones."""
+
+    def __init__(self, inner: Denoiser, counts: Counts) -> None:
+        self.inner, self.counts = inner, counts
+
+    def at(self, times: Tensor) -> Network:
+        """See Denoiser.at."""
+        network, counts = self.inner.at(times.to("meta")), self.counts
+        second: list[tuple[int, Tensor]] = []
+
+        def call(x: Tensor, j: int) -> Tensor:
+            counts.passes["full"] += len(x)
+            if second:
+                counts.flops["trunk"] += second[0][0]
+                return second[0][1]
+            with FlopCounterMode(display=False) as counter:
+                z = network(x, j)
+            if j:
+                second.append((counter.get_total_flops(), z))
+            return z
+
+        return call
 
 
 class CountedHead(Proxy):
@@ -125,6 +154,13 @@ class CountedHead(Proxy):
         super().__init__(head)
         self._head, self._counts, self._units = head, counts, units
         self._one: dict[tuple[object, ...], int] = {}
+
+    def denoise(self, denoiser: Denoiser, *, noise: Tensor, **options: object) -> Draw:
+        """See DenoisingHead.denoise; all of it counts as the trunk's."""
+        assert isinstance(self._head, DenoisingHead)
+        denoise: Callable[..., Draw] = self._counts.wrap("trunk", self._head.denoise)
+        denoise(denoiser, noise=noise, **options)
+        return Draw(torch.zeros(noise.shape[1:]), None)
 
     def sample(
         self, z: Tensor, *, noise: Tensor, plan: object, guidance: float | None = None, **options: object

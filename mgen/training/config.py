@@ -47,6 +47,7 @@ class OptimConfig:
         "constant"
     )
     warmup: Every = 0  # steps of linear warm-up
+    hold: Share = 0.0  # share of the run up to which the learning rate stays, before the schedule falls
     least_lr: LearningRate = 0.0  # to which the schedule falls after the warm-up instead of to 0
     clip: Positive | None = None  # largest gradient norm; None: no clipping
     decay_all: bool = True  # False: no weight decay on vectors (biases, norms)

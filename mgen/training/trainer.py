@@ -198,11 +198,21 @@ def make_schedule(
     config: OptimConfig, optimizer: torch.optim.Optimizer, steps: int
 ) -> torch.optim.lr_scheduler.LambdaLR:
     """The learning rate's schedule over so many steps."""
-    schedule = get_scheduler(config.schedule, optimizer, num_warmup_steps=config.warmup, num_training_steps=steps)
+    held = max(0, round(config.hold * steps) - config.warmup)  # steps between the warm-up and the fall
+    schedule = get_scheduler(
+        config.schedule, optimizer, num_warmup_steps=config.warmup, num_training_steps=steps - held
+    )
+    if held:
+        schedule.lr_lambdas = [falls_later(held, config.warmup, f) for f in schedule.lr_lambdas]
     if config.least_lr:
         least = config.least_lr / config.lr
         schedule.lr_lambdas = [falls_to(least, config.warmup, f) for f in schedule.lr_lambdas]
     return schedule
+
+
+def falls_later(held: int, warmup: int, factor: Callable[[int], float]) -> Callable[[int], float]:
+    """The factor of a learning rate that stays for `held` steps after `warmup` ones, and then goes on as `factor` of a step."""
+    return lambda step: factor(step if step < warmup else max(warmup, step - held))
 
 
 def falls_to(least: float, warmup: int, factor: Callable[[int], float]) -> Callable[[int], float]:
