@@ -20,6 +20,7 @@ from tests.helpers import (
     tiny_himar,
     tiny_hita,
     tiny_kl,
+    tiny_ldetok,
     tiny_net,
     tiny_pipeline,
     tiny_tokenizer,
@@ -115,6 +116,7 @@ def tokenizers() -> dict[str, Tokenizer]:
         "KLTokenizer": tiny_kl(),
         "QuantizedKL": QuantizedKL.wrap(tiny_kl(scale=4.0), levels=16, form="clean", low=-2.0, high=3.0),
         "HitaTokenizer": tiny_hita(),
+        "LDeTok": tiny_ldetok(),
         "LlamaGenVQ": LlamaGenVQ(image_size=32, in_channels=1, channels=(8, 8), layers=1, norm_groups=4, vocab_size=16),
     }
     assert own.keys() == TOKENIZERS.keys()
