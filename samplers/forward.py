@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from mgen.generators import Generator
-from mgen.heads import Draw, Head, JointHead, PerCodebookHead
+from mgen.heads import DenoisingHead, Draw, Head, JointHead, PerCodebookHead
 from mgen.nn.attention import gather_rows
 from mgen.nn.cache import Cache, CachedStep
+from mgen.nn.denoising import Denoiser
 from mgen.samplers.noise import Noise, rows_at
 from mgen.samplers.state import State, put
 from mgen.utils.config import Settings
@@ -37,7 +38,8 @@ def to_units(generator: Generator, tokens: Tensor, known: Tensor) -> tuple[Tenso
     folded = windows.gather(known)
     if bool((folded.any(-1) != folded.all(-1)).any()):
         raise MgenError(
-            f"windows of {windows.side}×{windows.side} tokens are drawn as one: give all tokens of a window or none"
+            f"{windows.name}s of {'×'.join(map(str, windows.shape))} tokens are drawn as one: give all tokens of a "
+            f"{windows.name} or none"
         )
     return windows.to_windows(tokens), folded.all(-1)
 
@@ -56,14 +58,19 @@ def start(
     return rows, generator.start(rows if guided else class_ids, prefix=prefix, carry=carry)
 
 
-def full(generator: Generator, state: State, step: "PlannedStep", positions: Tensor) -> Tensor:
+Context = Tensor | Denoiser  # what a token is drawn from: vectors, or a trunk that reads noisy tokens
+
+
+def full(generator: Generator, state: State, step: "PlannedStep", positions: Tensor) -> Context:
     """Context (B, M, D) of all tokens at `positions` (B, M), of a joint head (B, L, D); (2B, …) with null rows."""
+    if generator.capabilities.denoises:
+        return generator.denoiser(*_rows(state, step), visible=step.visible, cache=state.cache)
     asked = None if generator.head.joint else positions.repeat(2, 1) if step.null_rows else positions
     keep = step.room if step.group_size > step.count else None
     return generator.context(*_rows(state, step), positions=asked, visible=step.visible, cache=state.cache, keep=keep)
 
 
-def cached_step(generator: Generator, state: State, step: "PlannedStep", group: Tensor, whole: Tensor) -> Tensor:
+def cached_step(generator: Generator, state: State, step: "PlannedStep", group: Tensor, whole: Context) -> Tensor:
     """Context (B, M, D) of the step's positions of `group` (B, G), of a joint head (B, L, D); (2B, …) with null rows.
 
     For a joint head it is written into `whole`, the context of the last full step.
@@ -72,7 +79,23 @@ def cached_step(generator: Generator, state: State, step: "PlannedStep", group: 
     cached = CachedStep(group=group, done=step.first, fresh=step.refresh, asked=asked, prefix=step.prefix)
     tokens, _, class_ids = _rows(state, step)
     z = generator.cached_step(tokens, class_ids, state.cache, cached)
-    return put(whole[: len(z)], group[:, slice(*asked)], z) if generator.head.joint else z
+    if not generator.head.joint:
+        return z
+    assert isinstance(whole, Tensor)
+    return put(whole[: len(z)], group[:, slice(*asked)], z)
+
+
+def at_rows(z: Context, rows: Tensor) -> Tensor:
+    """Rows (B, M) of a context, of null rows the same."""
+    assert isinstance(z, Tensor)
+    return gather_rows(z, rows.repeat(len(z) // len(rows), 1))
+
+
+def of_images(generator: Generator, z: Context, positions: Tensor) -> Tensor:
+    """Context (B, M, D) of the images' classes at positions (B, M) that were drawn."""
+    assert isinstance(z, Tensor)
+    own = z[: len(positions)]
+    return gather_rows(own, positions) if generator.head.joint else own
 
 
 def carry(generator: Generator, state: State, step: "PlannedStep") -> None:
@@ -104,7 +127,7 @@ class TokenDraw:
     noise: Noise
 
     def __call__(
-        self, z: Tensor, state: State, step: "PlannedStep", positions: Tensor, *, preview: bool = False
+        self, z: Context, state: State, step: "PlannedStep", positions: Tensor, *, preview: bool = False
     ) -> Drawn:
         """Tokens at positions (B, M) from their context z (B, M, D), of a joint head (B, L, D); (2B, …) with null rows.
 
@@ -112,18 +135,22 @@ class TokenDraw:
         """
         if not step.draws:
             return Drawn(state.tokens.new_zeros(*positions.shape, *state.tokens.shape[2:]))
-        rows = z if step.guidance is not None else z[: len(positions)]
+        plan, temperature, guidance = self.plans[step.kind], step.temperature, step.guidance
+        if isinstance(z, Denoiser):
+            assert isinstance(self.head, DenoisingHead)
+            noise = self.noise.at(step.index, positions)
+            return Drawn(*self.head.denoise(z, noise=noise, plan=plan, temperature=temperature, guidance=guidance))
+        rows = z if guidance is not None else z[: len(positions)]
         if isinstance(self.head, JointHead):
             return self._draw_jointly(self.head, rows, state, step, positions)
         if preview:
             assert self.noise.candidates is not None
             noise, temperature = rows_at(self.noise.candidates[step.index], positions), 1.0
         else:
-            noise, temperature = self.noise.at(step.index, positions), step.temperature
+            noise = self.noise.at(step.index, positions)
         sample: Callable[..., Draw] = self.head.sample
         if isinstance(self.head, PerCodebookHead):
             sample = partial(sample, part=step.phase)
-        plan, guidance = self.plans[step.kind], step.guidance
         return Drawn(*sample(rows, noise=noise, plan=plan, temperature=temperature, guidance=guidance))
 
     def _draw_jointly(self, head: JointHead, z: Tensor, state: State, step: "PlannedStep", positions: Tensor) -> Drawn:

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from mgen.generators import Generator
-from mgen.nn.attention import gather_rows
 from mgen.samplers import forward
 from mgen.samplers.forward import Drawn, TokenDraw
 from mgen.samplers.order import Strategy, next_of
@@ -32,7 +31,8 @@ def decode(
     `collect`: keep the context of every token at the step that revealed it, in `State.features`.
     """
     nothing = state.known[:, :0].long(), Drawn(state.tokens[:, :0])
-    context = group = torch.empty(0)  # of the last full step, and the positions of its group
+    group = torch.empty(0)  # the positions of the last full step's group
+    context: forward.Context = group  # and of that step
     for step in plan.steps:
         positions, drawn = nothing
         if step.kind == "carry":
@@ -44,7 +44,7 @@ def decode(
             drawn = draw(z, state, step, positions, preview=order.redraw)
             choice = order.choose(state, step, candidates, drawn)
             if choice.rows is not None:  # the first draws settled the positions; their tokens are drawn a second time
-                z = gather_rows(z, choice.rows.repeat(len(z) // len(choice.rows), 1))
+                z = forward.at_rows(z, choice.rows)
                 drawn = draw(z, state, step, choice.positions)
         elif step.kind == "cached":
             choice = next_of(group, step)
@@ -54,8 +54,7 @@ def decode(
             positions, group = choice.positions, choice.group
             state = order.reveal(state, step, choice, drawn.tokens)
             if collect:
-                own = gather_rows(z[: len(positions)], positions) if generator.head.joint else z[: len(positions)]
-                state = state.collect(positions, own, choice.shown)
+                state = state.collect(positions, forward.of_images(generator, z, positions), choice.shown)
         yield step, state, positions, drawn
         if step.ends_group:
             state.cache.free()

@@ -40,6 +40,31 @@ def generate_settings(
     }
 
 
+def rar_settings(
+    *, guidance_scale: float, randomize_temperature: float = 1.0, guidance_scale_pow: float = 0.0, tokens: int = 256
+) -> Settings:
+    """Settings of a ParallelSampler from the arguments of RAR's official `generate`, under their official names.
+
+    A scale of 0 leaves the null class out, the power 0 makes the scale constant. `tokens`: those of an image.
+    """
+    guidance: Any = 1.0 if guidance_scale == 0 else guidance_scale
+    if guidance != 1 and guidance_scale_pow:
+        guidance = {
+            "kind": "power-cosine",
+            "start": 1.0,
+            "end": guidance_scale,
+            "power": guidance_scale_pow,
+            "at": "start",
+        }
+    return {
+        "steps": tokens,
+        "order": "raster",
+        "schedule": "single",
+        "guidance": guidance,
+        "temperature": randomize_temperature,
+    }
+
+
 def halton_settings(
     *,
     step: int = 64,
@@ -164,6 +189,58 @@ def mar_settings(
     }
 
 
+EMIGM_CURVES = {
+    "linear": "linear",
+    "cosine": "cosine",
+    "poly-0.5": "sqrt",
+    "exp": "exp5",
+    "log": "log5",
+    "log-exp": "log5",
+}
+
+
+def emigm_settings(
+    *,
+    num_iter: int = 64,
+    cfg: float = 1.0,
+    cfg_schedule: str = "constant",
+    cfg_t_min: float = 0.0,
+    cfg_t_max: float = 1.0,
+    mask_strategy: str = "exp",
+    sampling_algo: str = "ddpm",
+    num_sampling_steps: str = "100",
+    order: int = 3,
+    temperature: float = 1.0,
+) -> Settings:
+    """Settings of a ParallelSampler from the arguments of the official evaluation, under their official names.
+
+    Args:
+        num_sampling_steps: calls of the network with the dpm-solver, of `order`, which ignores the temperature; else as of MAR.
+    """
+    check_choice("sampling_algo", sampling_algo, ("ddpm", "dpm-solver"))
+    kinds: dict[str, Settings] = {
+        "constant": {"kind": "constant"},
+        "linear": {"kind": "linear", "at": "tokens"},
+        "power": {"kind": "power", "power": 2.0, "at": "tokens"},
+        "cubic": {"kind": "power", "power": 3.0, "at": "tokens"},
+        "exp": {"kind": "exponential", "at": "tokens"},
+        "cosine": {"kind": "sine", "at": "tokens"},
+    }
+    curve = kinds[check_choice("cfg_schedule", cfg_schedule, kinds)]
+    solver = sampling_algo == "dpm-solver"
+    head = {"chain": f"dpm-solver++{order}s", "steps": int(num_sampling_steps)}
+    chain = mar_settings(num_iter=num_iter, num_sampling_steps="100" if solver else num_sampling_steps)["head"]
+    return {
+        "steps": num_iter,
+        "order": "random",
+        "schedule": EMIGM_CURVES[check_choice("mask_strategy", mask_strategy, EMIGM_CURVES)],
+        "counts": "binomial",
+        "guidance": 1.0 if cfg == 1 else {**curve, "end": cfg, "interval": [cfg_t_min, cfg_t_max]},
+        "temperature": 1.0 if solver else temperature,
+        "head": head if solver else chain,
+    }
+
+
 def himar_settings(
     *,
     num_iter: int,
@@ -257,6 +334,22 @@ def recap_mar_settings(
         "head_share": diff_fast_ratio if true_fast_ratio else 0.5,
     }
     return {**base, "reuse": reuse}
+
+
+def xar_settings(*, num_steps: int = 40, cfg: float = 2.7, sampler: str = "sde") -> Settings:
+    """Settings of a ParallelSampler from the arguments of the official evaluation of xAR, under their official names.
+
+    Args:
+        sampler: "sde", which `sample_tokens` calls, or "euler", which its code holds too.
+    """
+    check_choice("sampler", sampler, ("sde", "euler"))
+    return {
+        "steps": 4,  # cells
+        "order": "raster",
+        "schedule": "single",
+        "guidance": {"kind": "linear", "start": 1.0, "end": max(1.0, cfg), "at": "inclusive"},  # up to 1 none, as there
+        "head": {"solver": "euler-maruyama" if sampler == "sde" else "euler", "steps": num_steps},
+    }
 
 
 def titok_settings(

@@ -18,7 +18,7 @@ import json
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, TypeVar
 
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
@@ -88,6 +88,9 @@ class Tokenizer(Model):
     SIZES: ClassVar[dict[str, dict[str, object]]] = {}
     # Configuration keys that do not change what a token cache stores of an image.
     CACHE_NEUTRAL: ClassVar[tuple[str, ...]] = ("image_size",)
+    # Arguments that came after models had been saved, with the values that stand for what those do. At these values they stay out of
+    # the configuration: saved models, token caches and checkpoints of before remain what they are.
+    LATER: ClassVar[dict[str, object]] = {}
     # Names of weights that only decoding uses begin with these: a new decoder leaves a token cache valid.
     DECODER_WEIGHTS: ClassVar[tuple[str, ...]] = ()
     # Whether the weights work at other image sizes than `image_size`.
@@ -96,6 +99,11 @@ class Tokenizer(Model):
     ENDS: ClassVar[tuple[str, str]] = ("encoder.conv_in", "decoder.conv_out")
     # What of a CorruptionConfig it can be trained with.
     CORRUPTIONS: ClassVar[tuple[str, ...]] = ()
+
+    def register_to_config(self, **kwargs: Any) -> None:
+        """See diffusers' ConfigMixin; leaves out what `LATER` says."""
+        later = self.LATER
+        super().register_to_config(**{k: v for k, v in kwargs.items() if k not in later or v != later[k]})
 
     @property
     def spec(self) -> TokenSpec:

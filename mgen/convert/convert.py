@@ -158,7 +158,8 @@ def _with_side(settings: Settings, found: Settings) -> Settings:
     if "side" not in settings:
         return rest
     side, tokens = settings["side"], rest.get("tokens", {})
-    if "tokens" not in found or type(side) is not int or not 1 <= side <= MOST_SIDE or not isinstance(tokens, Mapping):
+    gridless = "grid" not in found.get("tokens", {})
+    if gridless or type(side) is not int or not 1 <= side <= MOST_SIDE or not isinstance(tokens, Mapping):
         raise MgenError(
             f"side is {shown(side)}: a whole number from 1 to {MOST_SIDE} is needed, of a model with one token grid"
         )

@@ -18,15 +18,16 @@ from pydantic import Field
 
 from mgen.generators.cascade import Cascade
 from mgen.generators.classes import Classes, ClassesConfig
+from mgen.generators.denoising import DenoisingTrunk
 from mgen.generators.embedder import EMBEDDERS, Embedder, TableRows
-from mgen.generators.embedders import Lookup, Windowed
+from mgen.generators.embedders import Grouped, Lookup, Windowed
 from mgen.generators.generator import Generator
 from mgen.generators.trunk import TRUNKS, Layout, Trunk
 from mgen.generators.trunks.two_stage import Stage, TwoStageMAE, TwoStageMAEConfig
 from mgen.generators.trunks.windowed import WindowedTrunk
 from mgen.heads.categorical import CategoricalConfig, CategoricalHead
 from mgen.heads.composite import PerCodebookHead, VectorWindowHead, WindowHead
-from mgen.heads.head import HEADS, Head, HeadInputs, JointHead
+from mgen.heads.head import HEADS, DenoisingHead, Head, HeadInputs, JointHead
 from mgen.nn.windows import Windows
 from mgen.tokens import TokenSpec
 from mgen.utils.config import Settings
@@ -97,9 +98,12 @@ class GeneratorParts(StageParts):
         embedder = make_embedder(self, trunk, self.classes)
         if windows is not None and own.unit == "window":
             embedder = Windowed(embedder, windows, blocks=own.blocks)
+        if isinstance(trunk, DenoisingTrunk):
+            embedder = Grouped(embedder, trunk.entities)
         inner = embedder.inner if isinstance(embedder, Windowed) else embedder
         first = inner.ids if self.classes.table == "shared" and isinstance(inner, Lookup) else 0
-        classes = Classes(self.classes, width=trunk.width, table=embedder.token_table, first=first)
+        masks = embedder if trunk.masks_inputs else trunk
+        classes = Classes(self.classes, width=trunk.width, table=embedder.token_table, first=first, masks=masks)
         head = make_head(self, trunk.context_width, embedder, own)
         return Generator(tokens=tokens, embedder=embedder, trunk=trunk, head=head, classes=classes)
 
@@ -125,6 +129,10 @@ class CascadeParts:
         stages = self.first, self.second
         first, second = (Layout(length=stage.tokens.length, grid=stage.tokens.grid) for stage in stages)
         shared = TwoStageMAE(self.trunk, first=first, second=second)
+        if self.classes.null_class == "mask":
+            raise MgenError(
+                "classes.null_class is mask, but a cascade has a mask token for every position: set it to true"
+            )
         classes = Classes(self.classes, width=shared.config.dim)
         made = []
         for index, parts in enumerate(stages):
@@ -168,6 +176,10 @@ def _generator_parts(config: Settings, where: str) -> GeneratorParts:
         if parts.tokens.grid is None or parts.tokens.global_tokens:
             raise MgenError("windows join tokens of a grid: these have none, or global tokens beside it")
         Windows(parts.tokens.grid, windows.side)  # raises if they don't divide the grid
+    denoises = issubclass(parts.trunk.cls, DenoisingTrunk)
+    if denoises and windows.side != 1:
+        raise MgenError(f"trunk {parts.trunk.cls.type_name!r} draws entities of its own: leave windows out")
+    _check_denoising(denoises, parts.trunk.cls.type_name, parts.head.cls, f"{where}head.type")
     return parts
 
 
@@ -179,6 +191,12 @@ def _cascade_parts(config: Settings, where: str) -> CascadeParts:
     for name in ("first", "second"):
         _check_sections(config[name], {"tokens", "embedder", "head"}, {"tokens", "head"}, f"{where}{name}.")
         stages[name] = StageParts(**_stage(config[name], WindowsConfig(), f"{where}{name}."))
+    if any(stage.tokens.grid is None for stage in stages.values()):
+        raise MgenError(
+            "a cascade draws the tokens of a smaller image first: tokens.grid is needed in both stages; for tokens without a grid use a "
+            "generator of one stage"
+        )
+        _check_denoising(False, TwoStageMAE.type_name, stages[name].head.cls, f"{where}{name}.head.type")
     classes = _section(ClassesConfig, config, "classes", where)
     return CascadeParts(**stages, trunk=build(TwoStageMAEConfig, trunk, f"{where}trunk."), classes=classes)
 
@@ -216,8 +234,10 @@ def make_embedder(parts: StageParts, trunk: Trunk, classes: ClassesConfig) -> Em
 
 def make_head(parts: StageParts, width: int, embedder: Embedder, windows: WindowsConfig) -> Head:
     """The head for these tokens; with two codebooks one for each, with windows one for a window."""
-    drawn = embedder.units if windows.joins and parts.tokens.kind == "vector" else parts.tokens
-    inputs = HeadInputs(tokens=drawn, width=width, table=embedder.token_table)
+    grouped = isinstance(embedder, Grouped)
+    drawn = embedder.units if (windows.joins or grouped) and parts.tokens.kind == "vector" else parts.tokens
+    apart = embedder.windows.parts if isinstance(embedder, Grouped) else 1
+    inputs = HeadInputs(tokens=drawn, width=width, table=embedder.token_table, parts=apart)
     if isinstance(config := parts.head.config, CategoricalConfig) and parts.tokens.global_tokens:
         return PerCodebookHead(config, inputs)
     head = parts.head.build(inputs=inputs)
@@ -226,6 +246,15 @@ def make_head(parts: StageParts, width: int, embedder: Embedder, windows: Window
     if isinstance(head, CategoricalHead):
         return WindowHead(head, side=windows.side, blocks=windows.blocks)
     return VectorWindowHead(head, blocks=windows.blocks)
+
+
+def _check_denoising(denoises: bool, trunk: str, head: type[Head], where: str) -> None:
+    """MgenError for a head whose network is the trunk on a trunk that gives contexts, and the other way round."""
+    if denoises == issubclass(head, DenoisingHead):
+        return
+    kinds = [name for name in HEADS.names() if denoises == issubclass(HEADS.get(name), DenoisingHead)]
+    what = "reads noisy tokens itself" if denoises else "reads no noisy tokens"
+    raise MgenError(f"{where} is {head.type_name!r}, but trunk {trunk!r} {what}: use {' or '.join(kinds)}")
 
 
 def _check_sections(config: Settings, allowed: set[str], needed: set[str], where: str) -> None:

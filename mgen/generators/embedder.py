@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from mgen.nn import TokenUnshuffle, Windows, take
+from mgen.nn import Entities, TokenUnshuffle, take
 from mgen.tokens import TokenSpec
 from mgen.utils.errors import MgenError
 from mgen.utils.fitting import DataRows, Rows
@@ -42,7 +42,7 @@ class Embedder(nn.Module, Configured):
     kind: ClassVar[str]
     tokens: TokenSpec
     width: int
-    windows: Windows | None = None
+    windows: Entities | None = None
     window_settings: dict[str, object] | None = None
 
     @property

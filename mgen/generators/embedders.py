@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mgen.generators.embedder import Embedder, TableRows, register_embedder
 from mgen.nn.levels import dequantize, gaussian_levels
-from mgen.nn.windows import TokenShuffle, TokenUnshuffle, Windows
+from mgen.nn.windows import Entities, TokenShuffle, TokenUnshuffle, Windows
 from mgen.tokens import TokenSpec
 from mgen.utils.errors import MgenError
 from mgen.utils.fitting import DataRows, Rows, below
@@ -117,6 +117,31 @@ class Projection(Embedder):
     ) -> Tensor:
         x = self.proj(self.numbers(tokens).to(self.proj.weight.dtype))
         return x if known is None else torch.where(known.unsqueeze(-1), x, self.mask)
+
+
+class Grouped(Embedder):
+    """Entities of s tokens that are drawn as one but keep a row each, of a trunk that reads noisy tokens (xAR, arXiv 2502.20388)."""
+
+    windows: Entities
+
+    def __init__(self, embedder: Embedder, entities: Entities) -> None:
+        super().__init__()
+        self.inner, self.windows = embedder, entities
+        self.tokens, self.width = embedder.tokens, embedder.width
+
+    @property
+    def settings(self) -> dict[str, object]:
+        return self.inner.settings
+
+    def data_rows(self, classes: tuple[Rows, ...] = ()) -> DataRows:
+        return below("inner", self.inner.data_rows(classes))
+
+    def forward(
+        self, tokens: Tensor, known: Tensor | None = None, positions: Tensor | None = None, *, sampling: bool = False
+    ) -> Tensor:
+        """Rows (B, n·s, D) of entities (B, n, s·C), all of which are read."""
+        own = tokens.unflatten(2, (self.windows.parts, -1)).flatten(1, 2)  # (B, n·s, C)
+        return self.inner(own, sampling=sampling)
 
 
 @register_embedder("dequantize", NoSettings)

@@ -14,12 +14,14 @@ from torch import Tensor, nn
 
 from mgen.generators.adapters import Adapters
 from mgen.generators.classes import Classes
+from mgen.generators.denoising import DenoisingTrunk
 from mgen.generators.embedder import Embedder, TokenRows
 from mgen.generators.losses import LossOptions, masked_positions, token_losses, token_weights
 from mgen.generators.trunk import Capabilities, PassOptions, Trunk
-from mgen.heads.head import Head, HeadNoise
-from mgen.nn import Cache, CachedStep, Windows
+from mgen.heads.head import DenoisingHead, Head, HeadNoise
+from mgen.nn import Cache, CachedStep, Entities
 from mgen.nn.causal import optimize_layout
+from mgen.nn.denoising import Denoiser
 from mgen.tokens import TokenSpec
 from mgen.utils.errors import MgenError
 from mgen.utils.fitting import DataRows, below
@@ -31,7 +33,16 @@ class Composed(Adapters, Model):
 
     # What diffusers' `compile_repeated_blocks` compiles: the layers of trunks and heads.
     _repeated_blocks = [
-        *("PreNormBlock", "PostNormBlock", "ScaledBlock", "ModulatedBlock", "CausalBlock", "ContextBlock"),
+        *(
+            "PreNormBlock",
+            "PostNormBlock",
+            "ScaledBlock",
+            "ModulatedBlock",
+            "CausalBlock",
+            "PermutedBlock",
+            "ContextBlock",
+        ),
+        "EntityBlock",
         *("ResBlock", "MapBlock", "SlotBlock"),
     ]
     classes: Classes
@@ -137,8 +148,8 @@ class Generator(Composed):
     # -- what it takes and makes ---------------------------------------------------------------------------------------
 
     @property
-    def windows(self) -> Windows | None:
-        """The windows that are masked and drawn as one (Token-Shuffle); None: tokens are masked and drawn one by one."""
+    def windows(self) -> Entities | None:
+        """The windows or entities that are masked and drawn as one (Token-Shuffle, xAR); None: tokens are masked and drawn one by one."""
         return self.embedder.windows
 
     @property
@@ -188,6 +199,14 @@ class Generator(Composed):
         options = PassOptions(positions=positions, visible=visible, cache=cache, keep=keep)
         return self.trunk(rows, self.classes(class_ids), options)
 
+    def denoiser(
+        self, tokens: Tensor, known: Tensor, class_ids: Tensor, *, visible: tuple[int, int] | None = None, cache: Cache
+    ) -> Denoiser:
+        """What a head calls to draw the first unknown entity, of a trunk that denoises; arguments as in `context`."""
+        assert isinstance(self.trunk, DenoisingTrunk)
+        rows = self.rows(tokens, known, sampling=True)
+        return self.trunk.denoiser(rows, self.classes(class_ids), PassOptions(visible=visible, cache=cache))
+
     def cached_step(self, tokens: Tensor, class_ids: Tensor, cache: Cache, step: CachedStep) -> Tensor:
         """Context of the positions a cached step asks for, (B, asked, D); see Trunk.cached_step."""
         rows = self.rows(tokens, step.known, sampling=True)
@@ -206,7 +225,7 @@ class Generator(Composed):
 
     def optimize_layout(self, rows: int) -> None:
         """Lay weights out for passes of `rows` rows (images, twice with guidance): the same function, only faster."""
-        if self.capabilities.order == "causal":
+        if self.capabilities.one_by_one and not self.capabilities.denoises:  # those have many rows per image
             optimize_layout(self, rows)
 
     # -- training ------------------------------------------------------------------------------------------------------
@@ -228,6 +247,8 @@ class Generator(Composed):
             tokens, known, class_ids: as in `context`. noise: timesteps (B, K, L) and noise (B, K, L, C), see Head.training_noise.
             trunk_noise: see Trunk.training_noise. cache: with the features of an earlier pass, if one is simulated (ENAT).
         """
+        if isinstance(self.trunk, DenoisingTrunk):
+            return self._denoise(self.trunk, tokens, class_ids, noise)
         rows, classes = self.rows(tokens, known), self.classes(class_ids)
         if options.tokens == "all":
             z = self.trunk.training_context(rows, classes, PassOptions(cache=cache), noise=trunk_noise)
@@ -243,3 +264,16 @@ class Generator(Composed):
         z = self.trunk.training_context(rows, classes, asked, noise=trunk_noise)
         s = self.tokens.global_tokens
         return token_losses(self.head, z, tokens, known, where, noise=noise, options=options, global_tokens=s)
+
+    def _denoise(
+        self, trunk: DenoisingTrunk, tokens: Tensor, class_ids: Tensor, noise: HeadNoise | None
+    ) -> tuple[Tensor, Tensor]:
+        """`forward` for a trunk that denoises: every entity (B, E) and copy (B, K, E) at a time of its own, all at once."""
+        assert isinstance(self.head, DenoisingHead)
+        x, times = self.head.noisy(tokens.unsqueeze(1), noise)  # (B, K, E, s·C), (B, K, E)
+        classes = self.classes(class_ids).repeat_interleave(x.shape[1], dim=0)  # (B·K, D)
+        x, times = x.flatten(0, 1), times.flatten(0, 1)
+        known = torch.ones(times.shape, dtype=torch.bool, device=x.device)
+        z = trunk.denoise(self.rows(x, known), classes, times)  # (B·K, E, s, D)
+        losses, metric = self.head.loss(z.unflatten(0, (len(tokens), -1)), tokens.unsqueeze(1), noise=noise)
+        return losses.flatten(), metric.flatten()

@@ -34,20 +34,29 @@ class Capabilities:
     """What a sampler may ask of a generator. A trunk says the first three, the generator adds the rest.
 
     Args:
-        order: "any", or "causal": tokens are drawn one after the other, each from those before it alone.
+        order: "any", or tokens are drawn one after the other, each from those before it alone: "causal", as they stand;
+            "sequential", in any order that is settled before the run.
         cached_steps: whether there is a `cached_step` (ReCAP). log_prob: whether draws have one, by which positions can be ranked.
         carried_features: whether full passes read features of the pass before (ENAT); null rows must then see every pass.
         joint: whether the head draws all positions together, from the context of all. windows: whether windows of tokens are masked
             and drawn as one. two_stages: whether a first stage draws tokens whose context the second one reads.
+        denoises: whether the trunk reads noisy tokens, so that the head calls it at every step of its chain; a causal one then
+            computes what earlier steps left out, such as null rows.
     """
 
-    order: Literal["any", "causal"] = "any"
+    order: Literal["any", "causal", "sequential"] = "any"
     cached_steps: bool = True
     carried_features: bool = False
     log_prob: bool = True
     joint: bool = False
     windows: bool = False
     two_stages: bool = False
+    denoises: bool = False
+
+    @property
+    def one_by_one(self) -> bool:
+        """Whether tokens are drawn one after the other."""
+        return self.order != "any"
 
     @property
     def skips_tail(self) -> bool:
@@ -146,6 +155,11 @@ class Trunk(nn.Module, Configured):
     width: int
     context_width: int
 
+    @property
+    def mask(self) -> Tensor:
+        """The mask token (D,), of a trunk with one of its own; MgenError for others."""
+        raise MgenError(f"trunk {self.type_name!r} has no mask token: set classes.null_class=true")
+
     def data_rows(self) -> DataRows:
         """The tables with a row for every position, see Model.data_rows."""
         return {}
@@ -180,7 +194,10 @@ class Trunk(nn.Module, Configured):
         """A carry-only step: nothing is drawn, but carried features go on being projected, as published (ENAT)."""
 
     def training_noise(self, rank: Tensor, known: Tensor) -> Tensor | None:
-        """What `training_context` needs beside the mask, bool (B, L), from the ranks (B, L) that made it; None for most trunks."""
+        """What `training_context` needs beside the mask, bool (B, L), from the ranks (B, L) that made it; None for most trunks.
+
+        Trunks that draw in any settled order get that order (B, L) as ranks: the position of the first token, of the second, …
+        """
         return None
 
     def training_context(

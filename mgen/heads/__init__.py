@@ -8,7 +8,18 @@ from mgen.heads.channels import ChannelHead, ChannelSettings
 from mgen.heads.composite import PerCodebookHead, VectorWindowHead, WindowHead
 from mgen.heads.diffusion import DiffusionHead
 from mgen.heads.diffusion_transformer import DiffusionTransformerHead
-from mgen.heads.head import HEADS, Draw, Head, HeadInputs, HeadNoise, JointHead, NoiseSpec, register_head
+from mgen.heads.flows import FlowSettings
+from mgen.heads.head import (
+    HEADS,
+    DenoisingHead,
+    Draw,
+    Head,
+    HeadInputs,
+    HeadNoise,
+    JointHead,
+    NoiseSpec,
+    register_head,
+)
 from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError, check_keys, shown
 
@@ -17,9 +28,11 @@ __all__ = [
     "ChainSettings",
     "ChannelHead",
     "ChannelSettings",
+    "DenoisingHead",
     "DiffusionHead",
     "DiffusionTransformerHead",
     "DrawSettings",
+    "FlowSettings",
     "PerCodebookHead",
     "VectorWindowHead",
     "HEADS",
@@ -39,7 +52,7 @@ def check_draw(settings: Settings) -> None:
     """MgenError unless these are settings of some head's draw; whether of the head at hand, its own `check` tells."""
     if not isinstance(settings, Mapping):
         raise MgenError(f"head is {shown(settings)}: expected a mapping")
-    kinds = (ChainSettings, DrawSettings, ChannelSettings)
+    kinds = (ChainSettings, FlowSettings, DrawSettings, ChannelSettings)
     check_keys(settings, {key for kind in kinds for key in kind.__dataclass_fields__}, "head.")
     for kind in kinds:
         if settings.keys() <= kind.__dataclass_fields__.keys():
@@ -47,5 +60,5 @@ def check_draw(settings: Settings) -> None:
             return
     raise MgenError(
         f"head {shown(dict(settings))} mixes settings of different heads: chain, steps, clip and spacing are of a diffusion head, "
-        "tempered and mask of a categorical one, guide of a channel head"
+        "solver and steps of a flow, tempered and mask of a categorical one, guide of a channel head"
     )

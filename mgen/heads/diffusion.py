@@ -17,33 +17,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mgen.heads.chains import BETAS, Chain, ChainSettings, Tables, TrainSteps
-from mgen.heads.head import Draw, Head, HeadInputs, HeadNoise, NoiseSpec, mix, register_head
+from mgen.heads.head import Draw, Head, HeadInputs, HeadNoise, NoiseSpec, PlanT, mix, register_head
+from mgen.heads.singlestep import make_chain
 from mgen.nn.blocks import Blocks
+from mgen.nn.denoising import Ahead, Network, TimeEmbedding
 from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError
 from mgen.utils.fitting import DataRows, Rows
 from mgen.utils.schema import Depth, Size, schema
 
-# Rows of one matrix product for the modulations: enough to be bound by arithmetic, few enough to stay near the cache.
-MODULATION_ROWS = 1024
 TABLES = ("signal", "noise", "recip", "recipm1", "coef1", "coef2", "log_low", "log_high")
-
-
-class TimeEmbedding(nn.Module):
-    """Timesteps (…,) → (…, W): sinusoids [cos | sin] of 10000^(−i/128), linear, SiLU, linear."""
-
-    def __init__(self, width: int, frequencies: int = 256) -> None:
-        super().__init__()
-        self.frequencies = frequencies
-        self.fc1 = nn.Linear(frequencies, width)
-        self.fc2 = nn.Linear(width, width)
-
-    def forward(self, t: Tensor) -> Tensor:
-        half = self.frequencies // 2
-        f = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
-        angles = t.unsqueeze(-1).float() * f
-        waves = torch.cat([angles.cos(), angles.sin()], dim=-1)
-        return self.fc2(F.silu(self.fc1(waves.to(self.fc1.weight.dtype))))
 
 
 class ResBlock(nn.Module):
@@ -71,8 +54,8 @@ class ChainPlan:
     embedding: Tensor
 
 
-class ChainHead(Head[ChainPlan]):
-    """What heads that draw by a reverse chain share."""
+class VectorHead(Head[PlanT]):
+    """What heads share that denoise real vectors."""
 
     token_kinds = ("vector",)
     metric = "mse"
@@ -80,8 +63,6 @@ class ChainHead(Head[ChainPlan]):
     channels: int
     time: TimeEmbedding
     input: nn.Linear
-    tables: Tables
-    _coefficients: Tensor | None = None  # (8, steps): TABLES in fp32 on the device of the loss, moved once
 
     def embed(self, x: Tensor) -> Tensor:
         """Rows (…, W) of noisy tokens (…, C), in the dtype of the weights: chains compute in fp32."""
@@ -100,6 +81,13 @@ class ChainHead(Head[ChainPlan]):
             else:
                 nn.init.xavier_uniform_(module.weight)
 
+
+class ChainHead(VectorHead[ChainPlan]):
+    """What heads that draw by a reverse chain share."""
+
+    tables: Tables
+    _coefficients: Tensor | None = None  # (8, steps): TABLES in fp32 on the device of the loss, moved once
+
     def training_noise(self, length: int, copies: int, rng: torch.Generator) -> HeadNoise:
         """Timesteps (K, L), of a joint head (K,), and noise (K, L, C) for the loss of one image."""
         t = torch.randint(self.config.train_steps, (copies,) if self.joint else (copies, length), generator=rng)
@@ -115,8 +103,8 @@ class ChainHead(Head[ChainPlan]):
         return noise, dict(zip(TABLES, self._coefficients[:, noise.t].unsqueeze(-1)))
 
     def check(self, settings: Settings, *, temperatures: Sequence[float]) -> None:
-        chain = Chain(ChainSettings.of(settings), self.tables).settings  # raises for too many steps
-        if chain.noise_count == 1 and chain.steps > 1 and any(t != 1 for t in temperatures):
+        chain = make_chain(ChainSettings.of(settings), self.tables).settings  # raises for too many steps
+        if chain.chain != "ancestral" and any(t != 1 for t in temperatures):
             raise MgenError(
                 f"temperature {temperatures[0]} scales noise that the chain {chain.chain!r} does not add: use temperature 1 or "
                 "the ancestral chain"
@@ -127,8 +115,69 @@ class ChainHead(Head[ChainPlan]):
         return NoiseSpec(True, (ChainSettings.of(settings).noise_count, self.channels), every_step=self.joint)
 
     def plan(self, settings: Settings) -> ChainPlan:
-        chain = Chain(ChainSettings.of(settings), self.tables)
+        chain = make_chain(ChainSettings.of(settings), self.tables)
         return ChainPlan(chain, self.time(torch.tensor(chain.timesteps, device=self.input.weight.device)))
+
+
+class DenoisingMLP(VectorHead[PlanT]):
+    """A residual MLP per token with adaptive layer norm: noisy token, time and context in, `outputs` · C numbers out."""
+
+    passes = ("modulations", "answer")
+    outputs = 1
+    most_times: int  # whole times that there are: where more tokens are asked for, each time is embedded once
+
+    def __init__(self, inputs: HeadInputs, *, width: int, depth: int) -> None:
+        super().__init__()
+        self.width, self.channels = inputs.width, inputs.tokens.channels
+        self.time = TimeEmbedding(width)
+        self.cond = nn.Linear(self.width, width)
+        self.input = nn.Linear(self.channels, width)
+        self.blocks = Blocks(ResBlock(width) for _ in range(depth))
+        self.out_adaln = nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, self.outputs * self.channels)
+
+    def data_rows(self, table: tuple[Rows, ...] = ()) -> DataRows:
+        out = (Rows("channels", (self.outputs, self.channels) if self.outputs > 1 else (self.channels,)),)
+        inside = {1: (Rows("channels", (self.channels,)),)}
+        return {"input.weight": inside, "out.weight": {0: out}, "out.bias": {0: out}}
+
+    def modulations(self, y: Tensor) -> list[Tensor]:
+        """Of every block (…, 3W), then of the output (…, 2W), for time plus condition y (…, W)."""
+        y = F.silu(y)
+        return [*(block.adaln(y) for block in self.blocks), self.out_adaln(y)]
+
+    def answer(self, h: Tensor, modulations: list[Tensor]) -> Tensor:
+        """The answer (…, outputs · C) for embedded tokens h (…, W)."""
+        for block, modulation in zip(self.blocks, modulations):
+            h = block(h, modulation)
+        shift, scale = modulations[-1].chunk(2, dim=-1)
+        return self.out(torch.addcmul(shift, F.layer_norm(h, h.shape[-1:], eps=1e-6), 1 + scale))
+
+    def forward(self, x: Tensor, t: Tensor, z: Tensor) -> Tensor:
+        """The answer (…, outputs · C) for noisy tokens x (…, C) at times t (…), given the context z (…, D)."""
+        if t.numel() > self.most_times and not t.is_floating_point():  # fewer timesteps than tokens: embed each once
+            time = F.embedding(t, self.time(torch.arange(self.most_times, device=t.device)))
+        else:
+            time = self.time(t)
+        return self.answer(self.embed(x), self.modulations(time + self.cond(z)))
+
+    def network(self, z: Tensor, embedding: Tensor) -> Network:
+        """The network of a chain, given the context z (R, D) and the time embeddings (N, W) of its steps.
+
+        It takes noisy tokens (n, C). One state may serve both halves of the guidance: n may be R / 2.
+        """
+        cond = self.cond(z)  # (R, W)
+        # Modulations know nothing of x: those of many steps are one matrix product, ahead of the steps.
+        ahead: Ahead[Tensor] = Ahead(
+            lambda part: self.modulations(embedding[part].unsqueeze(1) + cond), count=len(embedding), rows=len(cond)
+        )
+
+        def network(x: Tensor, j: int) -> Tensor:
+            h, (group, place) = self.embed(x), ahead(j)  # modulations (steps, R, 3W)
+            h = h if len(h) == len(cond) else h.repeat(2, 1)
+            return self.answer(h, [part[place] for part in group])
+
+        return network
 
 
 @schema
@@ -146,48 +195,15 @@ class DiffusionConfig:
 
 
 @register_head("diffusion", DiffusionConfig)
-class DiffusionHead(ChainHead):
-    """p(token | context) as a diffusion."""
+class DiffusionHead(DenoisingMLP[ChainPlan], ChainHead):
+    """p(token | context) as a diffusion. The network gives (ε, v), as (…, 2C)."""
 
-    passes = ("modulations", "answer")
+    outputs = 2
 
     def __init__(self, config: DiffusionConfig, inputs: HeadInputs) -> None:
-        super().__init__()
-        c, self.config, self.width, self.channels = config, config, inputs.width, inputs.tokens.channels
-        self.time = TimeEmbedding(c.width)
-        self.cond = nn.Linear(self.width, c.width)
-        self.input = nn.Linear(self.channels, c.width)
-        self.blocks = Blocks(ResBlock(c.width) for _ in range(c.depth))
-        self.out_adaln = nn.Linear(c.width, 2 * c.width)
-        self.out = nn.Linear(c.width, 2 * self.channels)
-        self.tables = Tables(BETAS[c.noise_schedule](c.train_steps))
-
-    def data_rows(self, table: tuple[Rows, ...] = ()) -> DataRows:
-        both = (Rows("channels", (2, self.channels)),)  # of ε and of the variance
-        inside = {1: (Rows("channels", (self.channels,)),)}
-        return {"input.weight": inside, "out.weight": {0: both}, "out.bias": {0: both}}
-
-    # -- the network ---------------------------------------------------------------------------------------------------
-
-    def modulations(self, y: Tensor) -> list[Tensor]:
-        """Of every block (…, 3W), then of the output (…, 2W), for time plus condition y (…, W)."""
-        y = F.silu(y)
-        return [*(block.adaln(y) for block in self.blocks), self.out_adaln(y)]
-
-    def answer(self, h: Tensor, modulations: list[Tensor]) -> Tensor:
-        """(ε, v) as (…, 2C) of embedded tokens h (…, W)."""
-        for block, modulation in zip(self.blocks, modulations):
-            h = block(h, modulation)
-        shift, scale = modulations[-1].chunk(2, dim=-1)
-        return self.out(torch.addcmul(shift, F.layer_norm(h, h.shape[-1:], eps=1e-6), 1 + scale))
-
-    def forward(self, x: Tensor, t: Tensor, z: Tensor) -> Tensor:
-        """(ε, v) as (…, 2C) of noisy tokens x (…, C) at timesteps t (…) in 0 … 999, given the context z (…, D)."""
-        if t.numel() > self.config.train_steps:  # fewer timesteps than tokens: embed each once
-            time = F.embedding(t, self.time(torch.arange(self.config.train_steps, device=t.device)))
-        else:
-            time = self.time(t)
-        return self.answer(self.embed(x), self.modulations(time + self.cond(z)))
+        super().__init__(inputs, width=config.width, depth=config.depth)
+        self.config, self.most_times = config, config.train_steps
+        self.tables = Tables(BETAS[config.noise_schedule](config.train_steps))
 
     # -- training ------------------------------------------------------------------------------------------------------
 
@@ -219,7 +235,13 @@ class DiffusionHead(ChainHead):
     # -- sampling ------------------------------------------------------------------------------------------------------
 
     def sample(
-        self, z: Tensor, *, noise: Tensor, plan: ChainPlan, temperature: float = 1.0, guidance: float | None = None
+        self,
+        z: Tensor,
+        *,
+        noise: Tensor,
+        plan: ChainPlan,
+        temperature: float = 1.0,
+        guidance: float | Tensor | None = None,
     ) -> Draw:
         """Draw a token at each position; arguments as in Head, and:
 
@@ -233,19 +255,13 @@ class DiffusionHead(ChainHead):
         """
         b, m = noise.shape[1:3]
         chain, count = plan.chain, len(plan.chain.timesteps)
-        cond = self.cond(z.flatten(0, 1))  # (R, W)
+        network = self.network(z.flatten(0, 1), plan.embedding)
         draws = noise.flatten(1, 2)  # (draws, n, C)
         x = draws[0]
         chain.begin()
-        # Modulations know nothing of x: those of many steps are one matrix product, ahead of the steps.
-        ahead = max(1, MODULATION_ROWS // max(1, len(cond)))
         for j in range(count):
-            if j % ahead == 0:
-                group = self.modulations(plan.embedding[j : j + ahead].unsqueeze(1) + cond)  # (steps, R, 3W)
-            h = self.embed(x)
             # One state serves both halves: the null half's own state is never read (checked against the official chain).
-            out = self.answer(h if guidance is None else h.repeat(2, 1), [part[j % ahead] for part in group]).float()
-            eps, v = out.chunk(2, dim=-1)
+            eps, v = network(x, j).float().chunk(2, dim=-1)
             if guidance is not None:
                 eps, v = mix(eps, guidance), v[: len(x)]
             added = draws[j + 1] if len(draws) > 1 and j + 1 < count else None

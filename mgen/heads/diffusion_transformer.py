@@ -13,10 +13,11 @@ from diffusers.models.embeddings import get_2d_sincos_pos_embed
 from torch import Tensor, nn
 
 from mgen.heads.chains import Tables, TrainSteps, cosine_betas
-from mgen.heads.diffusion import ChainHead, ChainPlan, TimeEmbedding
+from mgen.heads.diffusion import ChainHead, ChainPlan
 from mgen.heads.head import Draw, HeadInputs, HeadNoise, JointHead, mix, register_head
 from mgen.nn.attention import Attention, gather_rows
 from mgen.nn.blocks import MLP, Blocks
+from mgen.nn.denoising import TimeEmbedding
 from mgen.nn.modulated import modulate
 from mgen.nn.sizes import Ratio, check_heads
 from mgen.utils.errors import MgenError
@@ -166,7 +167,7 @@ class DiffusionTransformerHead(ChainHead, JointHead[ChainPlan]):
         noise: Tensor,
         plan: ChainPlan,
         temperature: float = 1.0,
-        guidance: float | None = None,
+        guidance: float | Tensor | None = None,
         tokens: Tensor | None = None,
         known: Tensor | None = None,
         unknown: Tensor | None = None,

@@ -15,6 +15,7 @@ from typing import ClassVar, Generic, NamedTuple, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
+from mgen.nn.denoising import Denoiser
 from mgen.nn.windows import TokenUnshuffle
 from mgen.tokens import TokenSpec
 from mgen.utils.config import Settings
@@ -35,11 +36,17 @@ class Draw(NamedTuple):
     log_prob: Tensor | None
 
 
-def mix(x: Tensor, guidance: float | None) -> Tensor:
-    """u + s·(c − u) (B, …) of rows (2B, …), those of the class before those of the null class; x itself without guidance s."""
+def mix(x: Tensor, guidance: float | Tensor | None) -> Tensor:
+    """u + s·(c − u) (B, …) of rows (2B, …), those of the class before those of the null class; x itself without guidance s.
+
+    s may be a tensor, one for each of some images; of every image there are as many rows, which stand together.
+    """
     if guidance is None:
         return x
     conditional, null = x.chunk(2)
+    if isinstance(guidance, Tensor):
+        rows = guidance.to(x.dtype).repeat_interleave(len(conditional) // len(guidance))
+        guidance = rows.view(-1, *[1] * (x.ndim - 1))
     return torch.lerp(null, conditional, guidance)
 
 
@@ -85,12 +92,14 @@ class HeadInputs:
         tokens: what it draws: single tokens, or windows of them as one vector. width: D.
         table: the embedder's table of ids, for heads that are tied to it; None if there is none.
         first: first row of the table that this head draws from, for tokens with two codebooks.
+        parts: s, tokens that are drawn as one and have a context each; 1 but for trunks that read noisy tokens.
     """
 
     tokens: TokenSpec
     width: int
     table: nn.Embedding | nn.Linear | None = None
     first: int = 0
+    parts: int = 1
 
 
 class Head(nn.Module, Configured, Generic[PlanT]):
@@ -147,7 +156,7 @@ class Head(nn.Module, Configured, Generic[PlanT]):
         raise NotImplementedError
 
     def sample(
-        self, z: Tensor, *, noise: Tensor, plan: PlanT, temperature: float = 1.0, guidance: float | None = None
+        self, z: Tensor, *, noise: Tensor, plan: PlanT, temperature: float = 1.0, guidance: float | Tensor | None = None
     ) -> Draw:
         """Draw a token at each position.
 
@@ -187,7 +196,7 @@ class JointHead(Head[PlanT]):
         noise: Tensor,
         plan: PlanT,
         temperature: float = 1.0,
-        guidance: float | None = None,
+        guidance: float | Tensor | None = None,
         tokens: Tensor | None = None,
         known: Tensor | None = None,
         unknown: Tensor | None = None,
@@ -199,4 +208,27 @@ class JointHead(Head[PlanT]):
             tokens, known: (B, L, C), and bool (B, L), True where a token is given; None: no token is.
             unknown: (B, M), the positions that are not known, where the caller has them.
         """
+        raise NotImplementedError
+
+
+class DenoisingHead(Head[PlanT]):
+    """Base of the heads whose network is the trunk: it reads noisy tokens and is called at every step of the chain.
+
+    In training `noisy` makes what the trunk reads, and `loss` takes the context of that.
+    """
+
+    def noisy(self, target: Tensor, noise: HeadNoise | None) -> tuple[Tensor, Tensor]:
+        """Noisy tokens (…, C) and what the time embedding takes (…), of clean ones and the noise of a loss."""
+        raise NotImplementedError
+
+    def denoise(
+        self,
+        denoiser: Denoiser,
+        *,
+        noise: Tensor,
+        plan: PlanT,
+        temperature: float = 1.0,
+        guidance: float | None = None,
+    ) -> Draw:
+        """Draw tokens (B, M, C) by a chain that asks `denoiser`; other arguments as for `sample`."""
         raise NotImplementedError

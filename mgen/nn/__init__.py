@@ -4,7 +4,7 @@ from mgen.nn.attention import Attention, Keys, Rows, attend, gather_rows, take
 from mgen.nn.blocks import MLP, Blocks, PostNormBlock, PreNormBlock, ScaledBlock, run_blocks
 from mgen.nn.cache import Cache, CachedStep, KVCache, span
 from mgen.nn.sizes import Epsilon, Ratio, check_heads
-from mgen.nn.windows import TokenShuffle, TokenUnshuffle, Windows
+from mgen.nn.windows import Entities, TokenShuffle, TokenUnshuffle, Windows
 
 __all__ = [
     "MLP",
@@ -12,6 +12,7 @@ __all__ = [
     "Blocks",
     "Cache",
     "CachedStep",
+    "Entities",
     "KVCache",
     "Epsilon",
     "Keys",

@@ -45,12 +45,22 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class CausalRows:
-    """Rows first … stop − 1 of a sequence, and what their queries and keys get: `shift` (n, D) is added to the first n of them,
-    the others are turned by `turn` (N − n, d / 2, 2)."""
+class RowSpan:
+    """Rows first … stop − 1 of a sequence."""
 
     first: int
     stop: int
+
+    def place(self, x: Tensor) -> Tensor:
+        """Queries or keys, or both (…, H, N, d), with their positions: none here."""
+        return x
+
+
+@dataclass(frozen=True)
+class CausalRows(RowSpan):
+    """Rows of a sequence, and what their queries and keys get: `shift` (n, D) is added to the first n of them, the others are turned
+    by `turn` (N − n, d / 2, 2)."""
+
     shift: Tensor | None
     turn: Tensor
 
@@ -65,17 +75,21 @@ class CausalRows:
 
 
 class LiveKV:
-    """Keys and values (B, H, T, d) of one layer, of which the first rows are filled; only those are read."""
+    """Keys and values (B, H, T, d) of one layer, of which the first rows are filled; only those are read.
 
-    def __init__(self, length: int) -> None:
-        self.length = length
+    `rows`: B, where the first pass may have fewer; None: those of the first pass.
+    """
+
+    def __init__(self, length: int, rows: int | None = None) -> None:
+        self.length, self.rows = length, rows
         self.k: Tensor | None = None
         self.v: Tensor
 
-    def add(self, k: Tensor, v: Tensor, rows: CausalRows) -> tuple[Tensor, Tensor]:
+    def add(self, k: Tensor, v: Tensor, rows: RowSpan) -> tuple[Tensor, Tensor]:
         """Write k and v (B, H, N, d) at `rows`; returns all up to them. A smaller batch than before stands for its first images."""
         if self.k is None:
-            self.k, self.v = (x.new_empty(*x.shape[:2], self.length, x.shape[3]) for x in (k, v))
+            b = self.rows or len(k)
+            self.k, self.v = (x.new_empty(b, x.shape[1], self.length, x.shape[3]) for x in (k, v))
         if len(k) > len(self.k):
             raise MgenError(f"{len(k)} sequences go on where {len(self.k)} were begun")
         out = []
@@ -88,10 +102,17 @@ class LiveKV:
 class CausalAttention(AttentionLayers):
     """Self-attention of each row to itself and the rows before it. Arguments as for AttentionLayers."""
 
-    def forward(self, x: Tensor, rows: CausalRows, kept: LiveKV | None = None) -> Tensor:
+    def normalize(self, parts: Tensor) -> Tensor:
+        """Queries and keys (2, B, H, N, d) before they get positions."""
+        return parts
+
+    def forward(self, x: Tensor, rows: RowSpan, kept: LiveKV | None = None) -> Tensor:
         """(B, N, D) → (B, N, D); x stands for `rows` of the sequence: all from the first on unless `kept` holds those before."""
         parts = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (3, B, H, N, d)
-        (q, k), v = rows.place(parts[:2]).unbind(0), parts[2]  # turned together: few rows, many small products
+        (q, k), v = (
+            rows.place(self.normalize(parts[:2])).unbind(0),
+            parts[2],
+        )  # turned together: few rows, many small products
         if kept is not None:
             k, v = kept.add(k, v, rows)
         n, dropout = x.shape[1], self.dropout if self.training else 0.0

@@ -4,6 +4,7 @@ A modulation is computed apart from the tokens, by `adaln`, and handed to `forwa
 Notation: B batch, L tokens, Q asked rows, D width, F hidden width.
 """
 
+from collections.abc import Callable
 from typing import Unpack
 
 import torch
@@ -19,17 +20,28 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 class GatedMLP(nn.Module):
-    """w2(silu(w1 x) · w3 x) (SwiGLU, arXiv 2002.05202, without biases there); w1 and w3 are packed. `dropout` before w2."""
+    """w2(silu(w1 x) · w3 x) (SwiGLU, arXiv 2002.05202, without biases there); w1 and w3 are packed. `dropout` before w2.
 
-    def __init__(self, dim: int, hidden: int, *, dropout: float = 0.0, bias: bool = False) -> None:
+    `activation`: in the place of silu.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        hidden: int,
+        *,
+        dropout: float = 0.0,
+        bias: bool = False,
+        activation: Callable[[Tensor], Tensor] = F.silu,
+    ) -> None:
         super().__init__()
         self.fc1 = nn.Linear(dim, 2 * hidden, bias=bias)
         self.fc2 = nn.Linear(hidden, dim, bias=bias)
-        self.dropout = dropout
+        self.dropout, self.activation = dropout, activation
 
     def forward(self, x: Tensor) -> Tensor:
         gate, value = self.fc1(x).chunk(2, dim=-1)  # (B, L, F) each
-        return self.fc2(F.dropout(F.silu(gate) * value, self.dropout, self.training))
+        return self.fc2(F.dropout(self.activation(gate) * value, self.dropout, self.training))
 
 
 class ModulatedBlock(nn.Module):

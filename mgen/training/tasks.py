@@ -18,6 +18,7 @@ from mgen.training.logits import LogitDistance
 from mgen.training.objectives import ClassifierObjective, TokenizerObjective
 from mgen.training.parts import Task, check_images
 from mgen.training.previews import predictions, reconstructions
+from mgen.training.proxy import load_proxy
 from mgen.utils import seeds
 from mgen.utils.errors import MgenError
 
@@ -66,10 +67,13 @@ class TokenizerTask(Task):
             else None
         )
         give_vision(self.model, settings.vision_weights)
-        companions = Companions(perceptual=perceptual, logits=logits, discriminator=adversarial)
+        proxy = load_proxy(self.model, settings.proxy_tokenizer, anew=self.start is None)
+        companions = Companions(perceptual=perceptual, logits=logits, discriminator=adversarial, proxy=proxy)
         self.objective = TokenizerObjective(self.model, settings, companions)
         self.load_data()
         check_images(self.train_data, self.model, task=config.task)
+        if settings.adversarial_adaptive:
+            self.objective.last_weight()
         # A KL tokenizer without a scale gets the one of these data, measured anew for the weights of each export.
         self.measures = self.model.unmeasured
         anew = self.start is not None and any(c.of.endswith("ids") for c in self.start.fitted.changes)
@@ -104,7 +108,10 @@ def make_discriminator(config: TokenizerObjectiveConfig, *, channels: int, side:
         if config.r1:
             raise MgenError("objective.r1 is for discriminator=patch: with discriminator=dino, set it to 0")
         return DinoDiscriminator(
-            config.discriminator_weights, loss=config.adversarial_loss, weight=config.discriminator_weight
+            config.discriminator_weights,
+            loss=config.adversarial_loss,
+            weight=config.discriminator_weight,
+            form=config.adversarial_form,
         )
     if config.discriminator_weights is not None:
         raise MgenError("objective.discriminator_weights is for discriminator=dino: leave it out")
@@ -122,5 +129,6 @@ def make_discriminator(config: TokenizerObjectiveConfig, *, channels: int, side:
         r1=config.r1,
         weight=config.discriminator_weight,
         norm=config.discriminator_norm,
+        form=config.adversarial_form,
         unit_range=config.discriminator_unit_range,
     )

@@ -31,6 +31,7 @@ LOGGED = {
     "perceptual": Logged(title="perceptual distance"),
     "logits": Logged(title="squared difference of a classifier's logits"),
     "adversarial": Logged(title="adversarial loss of the tokenizer", band=None),
+    "adversarial_factor": Logged(title="adaptive weight of the adversarial loss", band=None),
     "discriminator": Logged(title="loss of the discriminator", band=None),
     "usage": Logged(title="share of the codebook used in a batch"),
     "perplexity": Logged(title="perplexity of the codebook in a batch, ids"),

@@ -13,6 +13,7 @@ import torch
 
 from mgen.bench.proxy import AnyGenerator
 from mgen.generators.cascade import Cascade
+from mgen.heads.categorical import CategoricalHead
 from mgen.heads.channels import ChannelHead
 from mgen.heads.composite import VectorWindowHead
 from mgen.heads.diffusion import DiffusionHead
@@ -20,7 +21,7 @@ from mgen.heads.diffusion_transformer import DiffusionTransformerHead
 from mgen.heads.head import Head
 from mgen.samplers import ParallelSampler
 from mgen.utils.errors import MgenError
-from tools.ablations import causal, channels, diffusion, joint
+from tools.ablations import causal, channels, diffusion, joint, masked
 from tools.ablations.compare import AblationTable, Row, complete_run, format_table
 
 __all__ = ["ablations", "check", "format_table", "prepare"]
@@ -35,10 +36,11 @@ def check(generator: AnyGenerator) -> None:
         fits = generator.units.kind != "vector"
     else:
         fits = isinstance(_inner(generator.head), DiffusionHead | ChannelHead)
+        fits |= isinstance(generator.head, CategoricalHead) and not generator.capabilities.carried_features
     if not fits:
         raise MgenError(
-            "ablations are for causal generators of ids, for those with a diffusion or a channel head, and for cascades of a diffusion "
-            "and a joint head: use a model such as llamagen-l, mar-b, tokenbridge-l or himar-b"
+            "ablations are for generators of ids that carry no features, for those with a diffusion or a channel head, and for cascades "
+            "of a diffusion and a joint head: use a model such as llamagen-l, titok-l32, mar-b, tokenbridge-l or himar-b"
         )
 
 
@@ -49,7 +51,7 @@ def prepare(generator: AnyGenerator, sampler: ParallelSampler) -> ParallelSample
         the sampler to draw with: without a bound a head with random weights explodes, and its answers no longer matter to the result.
     """
     check(generator)
-    if not isinstance(generator, Cascade) and generator.capabilities.order == "causal":
+    if not isinstance(generator, Cascade) and generator.units.kind != "vector":
         causal.randomize(generator)
     heads = [generator.first.head, generator.second.head] if isinstance(generator, Cascade) else [generator.head]
     for head in map(_inner, heads):
@@ -91,6 +93,8 @@ def ablations(
             _add_cascade(table, generator, sampler, batch_size, dtype)
         elif generator.capabilities.order == "causal":
             causal.add_rows(table, generator, sampler, batch_size, dtype)
+        elif isinstance(generator.head, CategoricalHead):
+            masked.add_rows(table, generator, sampler, batch_size, dtype)
         elif isinstance(generator.head, ChannelHead):
             channels.add_rows(table, generator, sampler, batch_size, dtype)
         else:

@@ -124,7 +124,6 @@ RULES = [
     row("mage drops all", model("mage", drop=1.0), "model.trunk.drop", "less than 1"),
     row("causal heads", model("causal", heads=3), "heads 3 does not divide"),
     row("causal odd heads", model("causal", heads=16), "heads of width 2", "multiple of 4"),
-    row("causal without grid", model("causal", tokens={**IDS, "grid": None}), "tokens.grid is needed"),
     row("causal base", model("causal", base=0.5), "model.trunk.base", "at least 1"),
     row("trunk without type", sections(trunk={"dim": 32}), "model.trunk", "`type`", "uvit"),
     row("trunk of a number", sections(trunk=5), "model.trunk", "mapping"),
