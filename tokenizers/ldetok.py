@@ -68,6 +68,7 @@ class LDeTok(PosteriorTokenizer):
     }
     CACHE_NEUTRAL = ("latents_mean", "latents_std", "scale")
     DECODER_WEIGHTS = ("decoder.",)
+    ENDS = ("encoder.embed", "decoder.conv_out")
     CORRUPTIONS = ("noise", "mask")
     ANY_SIZE = False
 

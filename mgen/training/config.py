@@ -201,6 +201,8 @@ class TokenizerObjectiveConfig:
     kl: Weight = 2e-8  # per latent number; LDM's 1e-6 is for sums: at f16 with 16 channels this is 1e-6 · 4096 / 196608
     perceptual: Weight = 0.0
     perceptual_model: PathText | None = None  # folder of an ImageClassifier, or a file of torchvision VGG16 weights
+    logits: Weight = 0.0  # of the squared difference of a classifier's logits (l-DeTok)
+    logits_model: PathText | None = None  # file of torchvision's ConvNeXt-S weights
     adversarial: Weight = 0.0
     adversarial_start: Every = 0  # step from which the discriminator takes part
     # "half-hinge": the discriminator's hinge loss times 1/2 (LlamaGen); "…-softplus": and the tokenizer's loss is non-saturating (Hita)

@@ -134,6 +134,8 @@ class TokenizerObjective(Objective[TokenizerNoise]):
             raise MgenError(
                 "objective.perceptual needs objective.perceptual_model: the folder of an ImageClassifier or the file of VGG16's weights"
             )
+        if config.logits and self.companions.logits is None:
+            raise MgenError("objective.logits needs objective.logits_model: the file of ConvNeXt-S's weights")
         # Raises for what the tokenizer can't be trained with.
         model.corruption(1, seeds.generator(0), **asdict(config.corruption))
         for module in model.modules():
@@ -199,6 +201,8 @@ class TokenizerObjective(Objective[TokenizerNoise]):
         terms: Logs = {"l2": F.mse_loss(out, images) / 4, "l1": F.l1_loss(out, images) / 2, **own_terms}
         if beside.perceptual is not None and config.perceptual:
             terms["perceptual"] = beside.perceptual(out, images)
+        if beside.logits is not None and config.logits:
+            terms["logits"] = beside.logits(out, images)
         if beside.discriminator is not None and options.adversarial:
             terms["adversarial"] = beside.discriminator.generator_loss(out, noise.crop)
         return images, out, terms, metrics

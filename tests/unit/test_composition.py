@@ -219,7 +219,16 @@ def own_names() -> dict[str, list[str]]:
     return {
         "heads": [HEADS.get(name).__name__ for name in HEADS.names() if name != "toy-flow"],
         "trunks": [TRUNKS.get(name).__name__ for name in TRUNKS.names()],
-        "tokenizers": ["VQGAN", "KLTokenizer", "LlamaGenVQ", "HitaTokenizer", "QuantizedKL", "TiTok", "TiTokKL"],
+        "tokenizers": [
+            "VQGAN",
+            "KLTokenizer",
+            "LlamaGenVQ",
+            "HitaTokenizer",
+            "LDeTok",
+            "QuantizedKL",
+            "TiTok",
+            "TiTokKL",
+        ],
     }
 
 

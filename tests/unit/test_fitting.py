@@ -16,7 +16,7 @@ from mgen.generators import build_model
 from mgen.pipelines.pipeline import MaskedPipeline
 from mgen.pipelines.pretrained import load_weights
 from mgen.samplers import ParallelSampler
-from mgen.tokenizers import VQGAN, HitaTokenizer, KLTokenizer, QuantizedKL, TiTok, TiTokKL
+from mgen.tokenizers import VQGAN, HitaTokenizer, KLTokenizer, LDeTok, QuantizedKL, TiTok, TiTokKL
 from mgen.utils.errors import MgenError
 from mgen.utils.fitting import Rows, fit, interpolate
 from mgen.utils.modeling import Model
@@ -24,6 +24,7 @@ from mgen.zoo import recipe
 from tests.helpers import (
     HITA,
     KL,
+    LDETOK,
     TITOK,
     TOKENIZER,
     TRUNKS,
@@ -331,6 +332,13 @@ OTHER_DATA: list[tuple[type[Model], dict[str, Any], dict[str, Any], str]] = [
     (VQGAN, {**TOKENIZER, "latent": 4, "vocab_size": 64}, {"image_size": 64}, ""),
     (KLTokenizer, KL, {"in_channels": 3}, "image channels 1 → 3"),
     (KLTokenizer, KL, {"image_size": 64}, ""),
+    (LDeTok, LDETOK, {"in_channels": 3}, "image channels"),
+    (
+        LDeTok,
+        LDETOK,
+        {"image_size": 64, "latents_mean": None, "latents_std": None},
+        "positions 8×8 → 16×16: interpolated",
+    ),
     (HitaTokenizer, HITA, {"vocab_size": 16, "global_vocab_size": 8}, "global ids 32 → 8"),
     (HitaTokenizer, HITA, {"image_size": 64}, "positions 8×8 → 16×16"),
     (TiTok, {**TITOK, "vocab_size": 16}, {"vocab_size": 8}, "ids 16 → 8"),

@@ -129,6 +129,10 @@ RECIPES: dict[str, Row] = {
     "xar-b-imagenet256": ("xar-b", official.xar_settings(num_steps=40, cfg=2.7)),
     "xar-l-imagenet256": ("xar-l", official.xar_settings(num_steps=50, cfg=2.3)),
     "xar-h-imagenet256": ("xar-h", official.xar_settings(num_steps=50, cfg=2.2)),
+    "ldetok-mar-b-imagenet256": ("ldetok-mar-b", official.mar_settings(num_iter=256, cfg=3.9)),
+    "ldetok-mar-l-imagenet256": ("ldetok-mar-l", official.mar_settings(num_iter=256, cfg=3.4)),
+    "ldetok-mar-b-unguided-imagenet256": ("ldetok-mar-b", official.mar_settings(num_iter=256, temperature=0.95)),
+    "ldetok-mar-l-unguided-imagenet256": ("ldetok-mar-l", official.mar_settings(num_iter=256, temperature=0.97)),
     "maskgit-imagenet256": ("maskgit-imagenet256", None),
     "maskgit-imagenet512": ("maskgit-imagenet512", None),
     "titok-l32-imagenet256": of_titok("l32", 8, 9.5, 4.5, "linear"),
@@ -169,8 +173,8 @@ def test_recipe(name: str) -> None:
     assert facts["model"] == model
     assert facts.get("published", "a metric"), "a recipe without published metrics has no such key"
     assert re.findall(r"--recipe (\S+)", facts["run"]) == [name]
-    convert = re.search(r"mgen convert (\S+)", facts["run"])
-    assert convert is None or convert[1] == facts["format"]
+    formats = re.findall(r"mgen convert (\S+)", facts["run"])  # the generator's is the last
+    assert not formats or formats[-1] == facts["format"]
 
 
 def test_evaluations_of_recap() -> None:
@@ -237,13 +241,12 @@ def test_label_plans_are_those_of_the_official_evaluations() -> None:
     plans = {name: evaluation_settings(name) for name in RECIPES}
     systems = {"sorted": ("mar", "recap-mar", "himar", "tokenbridge", "enat")}
     systems |= {"random": ("llamagen", "hita", "autonat", "maskgit-r", "recap-maskgit")}
-    systems |= {"balanced": ("maskgit-imagenet", "halton", "mage", "rar", "titok")}
+    systems |= {"balanced": ("maskgit-imagenet", "halton", "mage", "rar", "titok", "ldetok")}
     for plan, prefixes in systems.items():
         assert {name for name, e in plans.items() if e.labels == plan} == {n for n in RECIPES if n.startswith(prefixes)}
     truncated = {name for name, e in plans.items() if e.quantization == "truncate"}
-    assert truncated == {
-        name for name in RECIPES if name.startswith(("mage", "maskgit-r", "rar", "recap-maskgit", "titok"))
-    }
+    systems_truncated = ("mage", "maskgit-r", "rar", "recap-maskgit", "titok", "ldetok")
+    assert truncated == {name for name in RECIPES if name.startswith(systems_truncated)}
     halves = {name for name, e in plans.items() if e.quantization == "half-up"}
     assert halves == {name for name in RECIPES if name.startswith(("hita", "llamagen"))}
     shrunk = {name for name, e in plans.items() if e.image_size == 256}

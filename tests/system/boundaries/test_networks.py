@@ -20,11 +20,11 @@ from mgen.generators.presets import complete, model_config
 from mgen.generators.trunk import TRUNKS
 from mgen.generators.trunks.two_stage import TwoStageMAEConfig
 from mgen.heads import HEADS, ChainSettings, ChannelSettings, DrawSettings, check_draw
-from mgen.tokenizers import FSQ, VQGAN, HitaTokenizer, KLTokenizer, LlamaGenVQ, QuantizedKL, TiTok, TiTokKL
+from mgen.tokenizers import FSQ, VQGAN, HitaTokenizer, KLTokenizer, LDeTok, LlamaGenVQ, QuantizedKL, TiTok, TiTokKL
 from mgen.tokens import LevelSpec, TokenSpec
 from mgen.utils.errors import MgenError
 from mgen.utils.schema import build
-from tests.helpers import HITA, KL, TITOK, TOKENIZER, tiny_config, tiny_tokens
+from tests.helpers import HITA, KL, LDETOK, TITOK, TOKENIZER, tiny_config, tiny_tokens
 
 from tests.system.boundaries.harness import Copied, Raises, Refused, row  # isort: skip
 
@@ -239,6 +239,7 @@ NETWORKS: dict[type, dict[str, Any]] = {
     HitaTokenizer: HITA,
     TiTok: {**TITOK, "vocab_size": 16},
     TiTokKL: TITOK,
+    LDeTok: LDETOK,
     QuantizedKL: {"kl": {**KL, "scale": 1.0}},
     ImageClassifier: {"widths": (4, 8), "features": 4},
 }
@@ -296,6 +297,12 @@ ARGUMENTS = [
     row("fsq no levels", network(VQGAN, fsq_levels=[]), "fsq_levels"),
     row("fsq too many ids", network(VQGAN, fsq_levels=[4096] * 8), "FSQ levels", "at most"),
     row("fsq module", lambda: FSQ(levels=(2,)), "levels.0", "at least 3"),
+    row("ldetok image size", network(LDeTok, image_size=30), "image_size is 30", "multiple of patch 4"),
+    row("ldetok heads", network(LDeTok, decoder_heads=3), "decoder_heads 3 does not divide decoder_dim 16"),
+    row("ldetok head width", network(LDeTok, encoder_heads=8), "width 2", "multiple of 4"),
+    row("ldetok mean alone", network(LDeTok, latents_std=None), "latents_mean and latents_std belong together"),
+    row("ldetok channels", network(LDeTok, latents_std=[1.0]), "latents_std has 1 numbers", "expected 4"),
+    row("ldetok std of zero", network(LDeTok, latents_std=[0.0] * 4), "latents_std", "more than 0"),
     row("hita heads", network(HitaTokenizer, heads=3), "heads 3 does not divide dim 16"),
     row("hita inner", network(HitaTokenizer, inner=5), "heads 2 does not divide inner 5"),
     row("titok encoder heads", network(TiTok, encoder_heads=3), "encoder_heads 3 does not divide encoder_dim 16"),
