@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from mgen.tokenizers.bridge import QuantizedKL
     from mgen.tokenizers.hita import HitaTokenizer
     from mgen.tokenizers.kl import KLTokenizer
+    from mgen.tokenizers.ldetok import LDeTok
     from mgen.tokenizers.llamagen import LlamaGenVQ
+    from mgen.tokenizers.titok import TiTok, TiTokKL
     from mgen.tokenizers.vqgan import VQGAN
     from mgen.tokens import TokenSpec
     from mgen.utils.errors import MgenError
@@ -38,6 +40,7 @@ _WHERE = {
     "HitaTokenizer": "mgen.tokenizers.hita",
     "ImageClassifier": "mgen.evaluation.cnn",
     "KLTokenizer": "mgen.tokenizers.kl",
+    "LDeTok": "mgen.tokenizers.ldetok",
     "LlamaGenVQ": "mgen.tokenizers.llamagen",
     "MaskedPipeline": "mgen.pipelines.pipeline",
     "MgenError": "mgen.utils.errors",
@@ -45,6 +48,8 @@ _WHERE = {
     "ParallelSampler": "mgen.samplers.parallel",
     "QuantizedKL": "mgen.tokenizers.bridge",
     "SchedulerMixin": "diffusers",
+    "TiTok": "mgen.tokenizers.titok",
+    "TiTokKL": "mgen.tokenizers.titok",
     "TokenSpec": "mgen.tokens",
     "VQGAN": "mgen.tokenizers.vqgan",
     "create_model": "mgen.pipelines.pretrained",
@@ -58,6 +63,7 @@ __all__ = [
     "HitaTokenizer",
     "ImageClassifier",
     "KLTokenizer",
+    "LDeTok",
     "LlamaGenVQ",
     "MaskedPipeline",
     "MgenError",
@@ -65,6 +71,8 @@ __all__ = [
     "ParallelSampler",
     "QuantizedKL",
     "SchedulerMixin",
+    "TiTok",
+    "TiTokKL",
     "TokenSpec",
     "VQGAN",
     "create_model",

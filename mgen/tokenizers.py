@@ -7,21 +7,28 @@ __path__ = [str(_part("tokenizers"))]
 
 from mgen.tokenizers.base import TOKENIZERS, PosteriorTokenizer, Tokenizer, register_tokenizer  # noqa: E402
 from mgen.tokenizers.bridge import QuantizedKL  # noqa: E402
+from mgen.tokenizers.dc_ae import DCAE  # noqa: E402
 from mgen.tokenizers.hita import HitaTokenizer  # noqa: E402
 from mgen.tokenizers.kl import KLTokenizer, estimate_scale  # noqa: E402
+from mgen.tokenizers.ldetok import LDeTok  # noqa: E402
 from mgen.tokenizers.llamagen import LlamaGenVQ  # noqa: E402
 from mgen.tokenizers.quantizers import FSQ, VectorQuantizer  # noqa: E402
+from mgen.tokenizers.titok import TiTok, TiTokKL  # noqa: E402
 from mgen.tokenizers.vqgan import VQGAN  # noqa: E402
 
 __all__ = [
+    "DCAE",
     "FSQ",
     "TOKENIZERS",
     "VQGAN",
     "HitaTokenizer",
     "KLTokenizer",
+    "LDeTok",
     "LlamaGenVQ",
     "PosteriorTokenizer",
     "QuantizedKL",
+    "TiTok",
+    "TiTokKL",
     "Tokenizer",
     "VectorQuantizer",
     "estimate_scale",

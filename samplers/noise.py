@@ -111,7 +111,8 @@ def make_noise(
             return Noise(order=order, maps=MapNoise(image_seeds=image_seeds, shape=(count, length, channels)))
         return Noise(order=order, chain=draw(torch.randn, count, length, channels))
     if once:
-        return Noise(order=torch.zeros(len(rngs), length), tokens=uniform(1, length, *spec.shape))
+        tokens = uniform(1, length, *spec.shape)
+        return Noise(order=uniform(1, length)[0], tokens=tokens)
     if spec.shape:
         order, own = uniform(1, length)[0], (length, *spec.shape)
         if fixed:

@@ -70,12 +70,17 @@ class ParallelSampler(SamplerSettings):
     def _check_steps(self, able: Capabilities, units: TokenSpec, name: str) -> None:
         """Raise MgenError unless the steps fit tokens that are drawn one after the other, or global ones first."""
         c, order = self.config, self.order
-        single = order.name == "raster" and c.schedule == "single" and c.steps == units.length and not c.start
-        if able.order == "causal" and able.joint:
+        free = able.order == "sequential"
+        settled = not order.ranked if free else order.name == "raster"
+        single = settled and c.schedule == "single" and c.steps == units.length and not c.start
+        if able.one_by_one and able.joint:
             raise MgenError(f"{name} draws one token after the other, its head all of them together: use another head")
-        if able.order == "causal" and not single:
+        if able.one_by_one and not single:
+            which = (
+                "an order that is settled before the run (raster, random, halton, a list)" if free else "order raster"
+            )
             raise MgenError(
-                f"{name} draws one token after the other: it needs steps {units.length}, order raster and schedule single, not "
+                f"{name} draws one token after the other: it needs steps {units.length}, {which} and schedule single, not "
                 f"steps {c.steps}, order {c.order} and schedule {c.schedule}"
                 + (f" from step {c.start} on" if c.start else "")
             )
@@ -105,7 +110,7 @@ class ParallelSampler(SamplerSettings):
             spec=generator.head.noise_spec(self.config.head or {}),
             fixed=not self.order.ranked,
             redraw=self.order.redraw,
-            once=generator.capabilities.order == "causal",
+            once=generator.capabilities.one_by_one,
         )
         if self.random_counts:
             counts = make_count_noise(image_seeds, steps=self.config.steps, length=generator.units.length)

@@ -176,7 +176,7 @@ class _Planner:
     ) -> None:
         self.device = device
         self.reuse, self.start, self.length = settings.reuse, settings.config.start, units.length
-        self.causal, self.carries = able.order == "causal", able.carried_features and self.reuse.features
+        self.one_by_one, self.carries = able.one_by_one, able.carried_features and self.reuse.features
         self.phases = settings.phases(units.length, units.global_tokens)
         self.phase_of = [i for i, phase in enumerate(self.phases) for _ in range(phase.steps)]
         self.temperature, self.confidence_temperature = (
@@ -228,7 +228,7 @@ class _Planner:
 
     def null_rows(self, steps: Sequence[int]) -> bool:
         """Whether a full step for the draws of `steps` computes null rows, or must for features that later steps carry on."""
-        read_later = self.causal or (self.carries and self.visible[steps[0] - self.start][1] > 0)
+        read_later = self.one_by_one or (self.carries and self.visible[steps[0] - self.start][1] > 0)
         return any(map(self.guided, steps)) or (read_later and self.last_guided >= steps[0])
 
     def group(self, number: int, group: Sequence[int], undrawn: int | None) -> Iterator[PlannedStep]:

@@ -152,7 +152,7 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
         if not isinstance(given, Mapping):
             return cls.from_settings(given, where)
         own: Settings = {} if generator.capabilities.log_prob else {"order": "random"}
-        if generator.capabilities.order == "causal":
+        if generator.capabilities.one_by_one:
             own = {"steps": generator.units.length, "order": "raster", "schedule": "single"}
         own |= given
         stage = own.get("first_stage", {})

@@ -14,7 +14,8 @@ where p is the progress of step t of T: `at: end` p = (t + 1) / T, `at: start` p
 `at: tokens` counts revealed tokens: p = (L − n) / L with n unknown after the step, at least `left` (default 0).
 MAR's linear guidance is `at: tokens, left: 1`: its code counts one token as unknown after the last step too, so the curve ends
 at start + (end − start) · (L − 1) / L. `at: group` counts groups of steps (see mgen.samplers.reuse): p = (g + 1) / G in group g of G.
-A curve also takes `least: x`: no value is below x. Guidance is the factor s in u + s·(c − u): 1 means none.
+A curve also takes `least: x`: no value is below x, and `times: {…}`, another curve by whose values its own are multiplied (TiTok's
+temperatures: one that falls to 0 times that of a softmax). Guidance is the factor s in u + s·(c − u): 1 means none.
 The default of `at` is `end` for linear, `start` for half-linear, and `inclusive` for the others.
 A guidance of any kind takes `interval: [low, high]` (arXiv 2404.07724): it is 1 in all steps but those that end at a masking time s
 with low < s ≤ high. Masking time falls evenly from 1 to 1e-5 over all steps (mgen.samplers.schedule), so that (0, 1] is every step.
@@ -49,6 +50,7 @@ class Curve:
     least: float | None = None
     left: Natural | None = None
     power: Annotated[float, Field(gt=0, le=1000)] | None = None
+    times: "Curve | None" = None
     interval: tuple[Share, Share] | None = None
 
     def __post_init__(self) -> None:
@@ -64,12 +66,8 @@ class Curve:
         span, least = self.end - self.start, -math.inf if self.least is None else self.least
         at = self.at or {"linear": "end", "half-linear": "start"}.get(self.kind, "inclusive")
         group = {t: (g + 1) / len(groups) for g, members in enumerate(groups) for t in members}
-        ends = masking_times(steps)[1:] if self.interval is not None else []
         out = []
         for t in range(steps):
-            if self.interval is not None and not self.interval[0] < ends[t] <= self.interval[1]:
-                out.append(1.0)
-                continue
             left = max(self.left or 0, unknown[t] if t < len(unknown) else 0)
             if at == "tokens" and self.kind in ("linear", "half-linear"):  # as published: divided last
                 done = length - left if self.kind == "linear" else min(length, 2 * (length - left))
@@ -78,6 +76,11 @@ class Curve:
             alone, shown_share = (t + 1) / steps, (length - left) / length
             places = {"start": t / steps, "end": alone, "inclusive": t / max(1, steps - 1), "tokens": shown_share}
             out.append(max(least, self.start + span * self.share({**places, "group": group.get(t, alone)}[at])))
+        if self.times is not None:
+            out = [x * factor for x, factor in zip(out, self.times.at_steps(steps, unknown, length, groups))]
+        if self.interval is not None:
+            low, high = self.interval
+            out = [x if low < end <= high else 1.0 for x, end in zip(out, masking_times(steps)[1:])]
         return out
 
     def share(self, p: float) -> float:

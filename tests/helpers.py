@@ -55,12 +55,14 @@ TRUNKS: dict[str, dict[str, Any]] = {
     "enat": dict(dim=32, encoder_depth=2, decoder_depth=2, heads=2, dropout=0.0),
     "adaln": dict(dim=32, depth=2, heads=2, hidden=64, dropout=0.0),
     "causal": dict(dim=32, depth=2, heads=2, hidden=64, dropout=0.0),
+    "permuted": dict(dim=32, depth=2, heads=2, hidden=64, dropout=0.0, attn_dropout=0.0),
 }
 OF_IDS: dict[str, dict[str, Any]] = {
     "bert": dict(table="tied", loss_rows="table", approximate="tanh", eps=1e-12),
     "mae": dict(table="tied"),
     "adaln": dict(table="tied", transform=False, mask_drawn=True),
     "causal": dict(table="own", transform=False, bias=False),
+    "permuted": dict(table="own", transform=False),
 }
 LEVELS = {"form": "published", "low": -5.0, "high": 5.0, "span": 3.0}
 

@@ -40,6 +40,31 @@ def generate_settings(
     }
 
 
+def rar_settings(
+    *, guidance_scale: float, randomize_temperature: float = 1.0, guidance_scale_pow: float = 0.0, tokens: int = 256
+) -> Settings:
+    """Settings of a ParallelSampler from the arguments of RAR's official `generate`, under their official names.
+
+    A scale of 0 leaves the null class out, the power 0 makes the scale constant. `tokens`: those of an image.
+    """
+    guidance: Any = 1.0 if guidance_scale == 0 else guidance_scale
+    if guidance != 1 and guidance_scale_pow:
+        guidance = {
+            "kind": "power-cosine",
+            "start": 1.0,
+            "end": guidance_scale,
+            "power": guidance_scale_pow,
+            "at": "start",
+        }
+    return {
+        "steps": tokens,
+        "order": "raster",
+        "schedule": "single",
+        "guidance": guidance,
+        "temperature": randomize_temperature,
+    }
+
+
 def halton_settings(
     *,
     step: int = 64,
@@ -309,3 +334,43 @@ def recap_mar_settings(
         "head_share": diff_fast_ratio if true_fast_ratio else 0.5,
     }
     return {**base, "reuse": reuse}
+
+
+def titok_settings(
+    *,
+    guidance_scale: float = 3.0,
+    guidance_decay: str = "constant",
+    guidance_scale_pow: float = 3.0,
+    randomize_temperature: float = 4.5,
+    softmax_temperature_annealing: bool = False,
+    num_sample_steps: int = 8,
+) -> Settings:
+    """Settings of a ParallelSampler from the arguments of TiTok's `generate`, under their official names.
+
+    Logits are c + w·(c − u): with "constant" w = guidance_scale, with "linear" w = guidance_scale · t / T, both s = 1 + w here; with
+    "power-cosine" they are u + s·(c − u). Annealing divides them by a_t = 0.5 + 0.8·(1 − r), the Gumbel noise of the draw and of the
+    ranking has the factor τ_t = randomize_temperature · (1 − r). argmax(l / a + τ·g) is a draw at temperature a·τ, and l / a + τ·g ranks
+    like l + a·τ·g: both temperatures are a·τ.
+    """
+    check_choice("guidance_decay", guidance_decay, ("linear", "constant", "power-cosine"))
+    guidance: Any = {"kind": "linear", "start": 1.0, "end": 1.0 + guidance_scale, "at": "start"}
+    if guidance_decay == "power-cosine":
+        power = {"power": guidance_scale_pow, "at": "start"}
+        guidance = {"kind": "power-cosine", "start": 1.0, "end": guidance_scale, **power}
+        if guidance_scale_pow == 0:  # (s / T)^0 is 1
+            guidance = guidance_scale
+    elif guidance_decay == "constant":
+        guidance = 1.0 + guidance_scale
+    annealing = {"kind": "linear", "start": 1.3, "end": 0.5, "at": "end"}
+    temperature: Settings = {"kind": "linear", "start": randomize_temperature, "end": 0.0, "at": "end"}
+    if softmax_temperature_annealing:
+        temperature["times"] = annealing
+    return {
+        "steps": num_sample_steps,
+        "order": "confidence",
+        "schedule": "arccos",
+        "guidance": guidance,
+        "temperature": temperature,
+        "confidence_temperature": temperature,
+        "head": {"score": "logit"},
+    }

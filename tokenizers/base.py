@@ -6,7 +6,7 @@ Who calls what, in which order:
 
 | caller | calls |
 |---|---|
-| training of a tokenizer | `initialize_codebooks(images, rng)` once, then `forward(images)` |
+| training of a tokenizer | `initialize_codebooks(images, rng)` once, then `corruption(…)` and `forward(images)`; `measure` at the end |
 | a token cache | `fingerprint()`, then `moments` (tokenizers with a posterior) or `encode` |
 | training of a generator | `spec`; `encode(images)`, or `tokens(moments, noise)` of cached moments |
 | sampling | `spec`, `unused_tail`, `fuse()` once, `decode(tokens)` |
@@ -16,13 +16,16 @@ Who calls what, in which order:
 import hashlib
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, TypeVar
 
 import torch
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from pydantic import Field
 from torch import Tensor
 
+from mgen.tokenizers.corruption import Corruption, make_corruption
 from mgen.tokenizers.quantizers import Quantized, VectorQuantizer, codebook_usage
 from mgen.tokens import TokenSpec, has_values
 from mgen.utils.errors import MgenError, shown
@@ -85,10 +88,22 @@ class Tokenizer(Model):
     SIZES: ClassVar[dict[str, dict[str, object]]] = {}
     # Configuration keys that do not change what a token cache stores of an image.
     CACHE_NEUTRAL: ClassVar[tuple[str, ...]] = ("image_size",)
+    # Arguments that came after models had been saved, with the values that stand for what those do. At these values they stay out of
+    # the configuration: saved models, token caches and checkpoints of before remain what they are.
+    LATER: ClassVar[dict[str, object]] = {}
     # Names of weights that only decoding uses begin with these: a new decoder leaves a token cache valid.
     DECODER_WEIGHTS: ClassVar[tuple[str, ...]] = ()
+    # Whether the weights work at other image sizes than `image_size`.
+    ANY_SIZE: ClassVar[bool] = True
     # The convolutions that take images and make them.
     ENDS: ClassVar[tuple[str, str]] = ("encoder.conv_in", "decoder.conv_out")
+    # What of a CorruptionConfig it can be trained with.
+    CORRUPTIONS: ClassVar[tuple[str, ...]] = ()
+
+    def register_to_config(self, **kwargs: Any) -> None:
+        """See diffusers' ConfigMixin; leaves out what `LATER` says."""
+        later = self.LATER
+        super().register_to_config(**{k: v for k, v in kwargs.items() if k not in later or v != later[k]})
 
     @property
     def spec(self) -> TokenSpec:
@@ -122,6 +137,40 @@ class Tokenizer(Model):
         """Shape (c, h, w) of the noise that samples the posterior of one image; None if encoding is deterministic."""
         return None
 
+    def corruption(
+        self, count: int, rng: torch.Generator, *, noise: float = 0.0, form: str = "interpolated", mask: float = 0.0
+    ) -> Corruption | None:
+        """How the latents of `count` images are corrupted in a step of training; None: not at all.
+
+        Args:
+            noise: γ, the standard deviation of the noise at level 1; 0: none. Every image has its own level t, uniform in [0, 1].
+            form: "interpolated": (1 − t)·z + t·γ·ε; "additive": z + t·γ·ε.
+            mask: M; the share of patches that the encoder does not see is max(0, U(−0.1, M)), one for the batch. 0: it sees all.
+
+        Raises:
+            MgenError: this tokenizer can't be trained like that.
+        """
+        for name, value in (("noise", noise), ("mask", mask)):
+            if value and name not in self.CORRUPTIONS:
+                able = sorted(n for n, cls in TOKENIZERS.items() if name in cls.CORRUPTIONS)
+                raise MgenError(
+                    f"objective.corruption.{name} is {value:g}, but a {type(self).__name__} cannot be trained with it: set it to 0, or "
+                    f"use {' or '.join(able)}"
+                )
+        shape = self.noise_shape()
+        if shape is None or not (noise or mask):
+            return None
+        return make_corruption(count, shape, rng, noise=noise, form=form, mask=mask, patches=self.spec.length)
+
+    @property
+    def unmeasured(self) -> bool:
+        """Whether its tokens still lack what `measure` gives, so that no generator can be trained on them."""
+        return False
+
+    def measure(self, batches: Iterable[Tensor]) -> dict[str, object]:
+        """Entries of its configuration that bring the tokens of image batches (B, C, H, W) in [-1, 1] to unit variance."""
+        raise MgenError(f"a {type(self).__name__} has nothing to measure: its tokens are ids")
+
     def fuse(self) -> Self:
         """Fold what can be folded, for faster decoding. A fused tokenizer cannot be saved. Nothing to fold by default."""
         return self
@@ -130,6 +179,11 @@ class Tokenizer(Model):
         """A tokenizer with these weights for images of another side in pixels; MgenError for a side that it can't have."""
         if image_size == self.config.image_size:
             return self
+        if not self.ANY_SIZE:
+            raise MgenError(
+                f"image_size is {image_size}: the weights of this {type(self).__name__} are for images of "
+                f"{self.config.image_size} pixels alone"
+            )
         config = {k: v for k, v in self.config.items() if not k.startswith("_")}
         try:
             made = type(self).from_config({**config, "image_size": image_size})
@@ -137,6 +191,10 @@ class Tokenizer(Model):
             raise MgenError(f"the tokenizer has no images of {image_size} pixels: {error}") from error
         made.load_state_dict(self.state_dict())
         return made.to(self.device, self.dtype).train(self.training)
+
+    def side_for(self, tokens: TokenSpec) -> int:
+        """Side in pixels of the images that `tokens` describe; MgenError for tokens that this tokenizer can't have."""
+        return self.factor * tokens.side if self.ANY_SIZE else int(self.config.image_size)
 
     def use_vision(self, source: "VisionEncoder | str | Path", *, heads: int | None = None) -> Self:
         """Attach a frozen vision encoder, or load it from a local file; MgenError except for Hita tokenizers that take one."""
@@ -188,7 +246,10 @@ class Tokenizer(Model):
         return images.to(self.dtype)
 
     def grid_of(self, tokens: Tensor, grid: tuple[int, int] | None) -> tuple[int, int]:
-        """Rows and columns of tokens (B, L) or (B, L, C): `grid`, or a square. MgenError for what is no tokens of this tokenizer."""
+        """Rows and columns of tokens (B, L) or (B, L, C): `grid`, or a square; of tokens without a place in the image, one row.
+
+        MgenError for what is no tokens of this tokenizer.
+        """
         spec = self.spec
         wanted = (
             f"a {type(self).__name__} decodes tokens {'(B, L)' if spec.kind == 'index' else f'(B, L, {spec.channels})'}"
@@ -204,10 +265,16 @@ class Tokenizer(Model):
         if len(shape) != 1 + len(spec.shape) or shape[2:] != spec.shape[1:] or not tokens.numel():
             raise MgenError(f"tokens are of shape {shape}: {wanted}")
         count = shape[1] - spec.global_tokens
+        if spec.grid is None and (count != spec.length or grid not in (None, (1, count), [1, count])):
+            where = f" on a grid {shown(grid)}" if grid is not None else ""
+            raise MgenError(
+                f"tokens are of shape {shape}{where}: {wanted} with L = {spec.length}, which have no place in the image; give all of "
+                "them, and no grid"
+            )
         side = math.isqrt(max(0, count))
         if grid is not None and not (isinstance(grid, tuple | list) and [type(n) for n in grid] == [int, int]):
             raise MgenError(f"grid is {shown(grid)}: expected (rows, columns), or None for a square")
-        rows, columns = grid or (side, side)
+        rows, columns = grid or ((side, side) if spec.grid is not None else (1, count))
         if rows < 1 or rows * columns != count:
             what = f"{shape[1]} {'tokens' if spec.kind == 'vector' else 'ids'}"
             after = f" after {spec.global_tokens} global ones" if spec.global_tokens else ""
@@ -270,8 +337,27 @@ class CodebookTokenizer(Tokenizer):
 class PosteriorTokenizer(Tokenizer):
     """A tokenizer whose encoder gives a Gaussian posterior: caches store its moments, so that training samples it afresh.
 
-    Subclasses implement `moments`, `tokens` and `noise_shape`.
+    Subclasses implement `moments`, `tokens` and `noise_shape`. A deterministic encoder has no variance (`has_variance`): its moments are
+    the latents (B, c, h, w), and `noise_shape` is None.
     """
+
+    has_variance: ClassVar[bool] = True
+
+    def posterior(self, moments: Tensor) -> DiagonalGaussianDistribution:
+        """The Gaussian q(z | image), with diffusers' mean, std, logvar clamped to [-30, 20], kl() and nll()."""
+        return DiagonalGaussianDistribution(moments.float())
+
+    def posterior_sample(self, moments: Tensor, noise: Tensor | None = None) -> Tensor:
+        """The posterior's mean (B, c, h, w) of moments (B, 2c, h, w), or a sample with standard normal `noise` (B, c, h, w)."""
+        posterior = self.posterior(moments)
+        if noise is None:
+            return posterior.mean
+        fits = isinstance(noise, Tensor) and noise.shape == posterior.mean.shape and noise.is_floating_point()
+        if not fits or noise.device != posterior.mean.device:
+            raise MgenError(
+                f"noise is {shown(noise)}: a float tensor {tuple(posterior.mean.shape)} is needed on {posterior.mean.device}"
+            )
+        return posterior.mean + posterior.std * noise
 
     def moments(self, images: Tensor) -> Tensor:
         """Mean and log-variance (B, 2c, h, w) of the posterior of images (B, C, H, W) in [-1, 1]."""

@@ -28,7 +28,7 @@ from mgen.nn.sizes import check_heads
 from mgen.tokenizers.base import FMNIST, Tokenizer, Widths, register_tokenizer
 from mgen.tokenizers.fusion import Gathering, Spreading, Stack
 from mgen.tokenizers.quantizers import codebook_usage
-from mgen.tokenizers.sphere import SphereQuantizer, sphere_vq
+from mgen.tokenizers.sphere import PlainQuantizer, code_quantizer, sphere_vq
 from mgen.tokenizers.vision import HOW, VisionEncoder, load_vision
 from mgen.tokens import TokenSpec
 from mgen.utils.errors import MgenError
@@ -55,6 +55,7 @@ class HitaTokenizer(Tokenizer):
         vision: W; None for a tokenizer without a vision encoder.
         vision_loss: also train the holistic tokens to predict the vision tokens (Hita-U).
         position_side: h = w of the position tables; None: that of `image_size`.
+        normalized: of both codebooks, as in LlamaGenVQ.
     """
 
     SIZES = {
@@ -64,6 +65,7 @@ class HitaTokenizer(Tokenizer):
         "fmnist-8": dict(FMNIST, **STACKS, channels=(16, 32, 64), global_tokens=16),
     }
     DECODER_WEIGHTS = ("vq.decoder.", "vq.post_quant_conv.", "from_holistic.", "spreading.")
+    LATER = {"normalized": True}
     ENDS = ("vq.encoder.conv_in", "vq.decoder.conv_out")
 
     vision_encoder: VisionEncoder | None  # what `use_vision` loaded; it moves with the tokenizer to other devices
@@ -96,6 +98,7 @@ class HitaTokenizer(Tokenizer):
         vision: Size | None = 1024,
         vision_loss: bool = False,
         position_side: Size | None = None,
+        normalized: bool = True,
     ) -> None:
         super().__init__()
         if vision_loss and vision is None:
@@ -105,7 +108,7 @@ class HitaTokenizer(Tokenizer):
         if shift > global_tokens:
             raise MgenError(f"shift is {shift}: expected 0 to {global_tokens}, the number of global tokens")
         self.factor = 2 ** (len(channels) - 1)
-        self.vq = sphere_vq(self.config, z_channels=dim)
+        self.vq = sphere_vq(self.config, z_channels=dim, normalized=normalized)
         # Saved, so that the position tables keep their size when the weights are used at another image size.
         side = position_side or image_size // self.factor
         self.register_to_config(position_side=side)
@@ -115,7 +118,7 @@ class HitaTokenizer(Tokenizer):
         self.gathering = Gathering(stack, inner=inner or dim, vision=vision)
         self.spreading = Spreading(stack, shift=shift, vision=vision if vision_loss else None)
         self.to_holistic = nn.Linear(dim, global_latent)
-        self.holistic_quantize = SphereQuantizer(vocab_size=global_vocab_size, dim=global_latent)
+        self.holistic_quantize = code_quantizer(vocab_size=global_vocab_size, dim=global_latent, normalized=normalized)
         self.from_holistic = nn.Linear(global_latent, dim)
         self.__dict__["vision_encoder"] = None  # outside the module tree: neither trained nor saved with the model
 
@@ -162,7 +165,7 @@ class HitaTokenizer(Tokenizer):
         return out | tables | below("holistic_quantize", self.holistic_quantize.data_rows("global ids"))
 
     @property
-    def quantize(self) -> SphereQuantizer:
+    def quantize(self) -> PlainQuantizer:
         """The quantizer of the patches; `holistic_quantize` is that of the holistic tokens."""
         return self.vq.quantize
 

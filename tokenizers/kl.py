@@ -19,13 +19,13 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from diffusers.configuration_utils import register_to_config
-from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 
 from mgen.tokenizers.base import FMNIST, PosteriorTokenizer, Widths, check_convolutions, register_tokenizer
+from mgen.tokenizers.corruption import Corruption
 from mgen.tokenizers.sphere import set_stem
 from mgen.tokens import Bound, Scale, TokenSpec
-from mgen.utils.errors import MgenError, shown
+from mgen.utils.errors import MgenError
 from mgen.utils.estimates import checked_network
 from mgen.utils.schema import Layers, Listed, Natural, Size
 
@@ -67,6 +67,7 @@ class KLTokenizer(PosteriorTokenizer):
     CACHE_NEUTRAL = ("image_size", "patch", "scale", "shift", "stem", "z_channels")
     DECODER_WEIGHTS = ("vae.decoder.", "vae.post_quant_conv.")
     ENDS = ("vae.encoder.conv_in", "vae.decoder.conv_out")
+    CORRUPTIONS = ("noise",)
 
     # Many arguments on purpose: the saved configuration is flat, and token caches are matched by a hash of it; sections would make
     # caches of the same tokenizer look foreign.
@@ -141,23 +142,12 @@ class KLTokenizer(PosteriorTokenizer):
         h = self.vae.encoder(self.prepared(images))
         return h if self.vae.quant_conv is None else self.vae.quant_conv(h)
 
-    def posterior(self, moments: Tensor) -> DiagonalGaussianDistribution:
-        """The Gaussian q(z | image), with diffusers' mean, std, logvar clamped to [-30, 20], kl() and nll()."""
-        return DiagonalGaussianDistribution(moments.float())
-
     def tokens(self, moments: Tensor, noise: Tensor | None = None) -> Tensor:
         """Tokens (B, L, C) of moments (B, 2c, h, w): of the posterior's mean, or of a sample with standard normal `noise` (B, c, h, w).
 
         Raises an MgenError if the scale has not been set.
         """
-        posterior = self.posterior(moments)
-        if noise is not None:
-            fits = isinstance(noise, Tensor) and noise.shape == posterior.mean.shape and noise.is_floating_point()
-            if not fits or noise.device != posterior.mean.device:
-                raise MgenError(
-                    f"noise is {shown(noise)}: a float tensor {tuple(posterior.mean.shape)} is needed on {posterior.mean.device}"
-                )
-        z = posterior.mean if noise is None else posterior.mean + posterior.std * noise
+        z = self.posterior_sample(moments, noise)
         return patchify((z - self.config.shift) * self._scale(), self.config.patch)
 
     def decode_latents(self, z: Tensor) -> Tensor:
@@ -181,14 +171,28 @@ class KLTokenizer(PosteriorTokenizer):
         side = self.config.image_size // self.stride
         return self.config.latent_channels, side, side
 
+    @property
+    def unmeasured(self) -> bool:
+        """Whether its scale is still to be measured."""
+        return self.config.scale is None
+
+    def measure(self, batches: Iterable[Tensor]) -> dict[str, object]:
+        """The `scale` for these image batches, see `estimate_scale`."""
+        return {"scale": estimate_scale(self, batches)}
+
     def forward(
-        self, images: Tensor, noise: Tensor | None = None
+        self, images: Tensor, noise: Tensor | None = None, corruption: Corruption | None = None
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
         """For training: reconstructions (B, C, H, W); loss term "kl", the divergence from the standard normal in nats per latent
         number; as metrics the root mean squares of the posterior's means and standard deviations.
+
+        Args:
+            noise: of the posterior (B, c, h, w). corruption: noise that the latents get besides.
         """
         posterior = self.posterior(self.moments(images))
         z = posterior.mean if noise is None else posterior.mean + posterior.std * noise
+        if corruption is not None:
+            z = corruption.add_noise(z, corruption.noise)
         kl = posterior.kl().mean() / z[0].numel()
         metrics = {"latent_rms": posterior.mean.square().mean().sqrt(), "posterior_std": posterior.var.mean().sqrt()}
         return self.decode_latents(z), {"kl": kl}, {k: v.detach() for k, v in metrics.items()}

@@ -17,7 +17,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
 from mgen.tokenizers.base import FMNIST, CodebookTokenizer, Widths, register_tokenizer
-from mgen.tokenizers.sphere import SphereQuantizer, sphere_vq
+from mgen.tokenizers.sphere import PlainQuantizer, sphere_vq
 from mgen.utils.estimates import checked_network
 from mgen.utils.schema import Layers, Size
 
@@ -35,6 +35,7 @@ class LlamaGenVQ(CodebookTokenizer):
         layers: residual blocks per level of the encoder (the decoder has one more). norm_groups: groups of the GroupNorms.
         z_channels: width between the network and the 1×1 convolutions around the codes. latent: d. vocab_size: codebook rows.
         stem: width of the first convolution, if it differs from channels[0]; diffusers' VQModel lacks this option.
+        normalized: compare latents and codes by angle, as published; False: by distance, with the lengths that they have.
     """
 
     SIZES = {
@@ -43,6 +44,7 @@ class LlamaGenVQ(CodebookTokenizer):
         "fmnist": dict(FMNIST, channels=(16, 32, 64), z_channels=64, vocab_size=512),
     }
     DECODER_WEIGHTS = ("vq.decoder.", "vq.post_quant_conv.")
+    LATER = {"normalized": True}
     ENDS, QUANTIZER = ("vq.encoder.conv_in", "vq.decoder.conv_out"), "vq.quantize"
 
     @register_to_config
@@ -59,13 +61,14 @@ class LlamaGenVQ(CodebookTokenizer):
         latent: Size = 8,
         vocab_size: Size = 16384,
         stem: Size | None = None,
+        normalized: bool = True,
     ) -> None:
         super().__init__()
         self.factor = 2 ** (len(channels) - 1)
-        self.vq = sphere_vq(self.config, z_channels=z_channels)
+        self.vq = sphere_vq(self.config, z_channels=z_channels, normalized=normalized)
 
     @property
-    def quantize(self) -> SphereQuantizer:
+    def quantize(self) -> PlainQuantizer:
         return self.vq.quantize
 
     def latents(self, images: Tensor) -> Tensor:

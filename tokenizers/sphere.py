@@ -1,4 +1,4 @@
-"""Shared by the tokenizers of the LlamaGen line: codes compared by angle, inside the convolutions of diffusers' VQModel.
+"""Shared by the tokenizers of the LlamaGen line: codes compared by angle or by distance, inside the convolutions of diffusers' VQModel.
 
 Low-dimensional codes of unit length: ViT-VQGAN (Yu et al., arXiv 2110.04627, §3.2), LlamaGen (Sun et al., arXiv 2406.06525, §3.1).
 Notation: B batch, C image channels, H = W image side, d numbers of a code, h = w = H / 2^(levels-1).
@@ -15,10 +15,17 @@ from mgen.tokenizers.base import check_convolutions
 from mgen.tokenizers.quantizers import VectorQuantizer
 
 
-class SphereQuantizer(VectorQuantizer):
-    """Nearest code by angle: latents and codes are normalized before they are compared, looked up and trained."""
+class PlainQuantizer(VectorQuantizer):
+    """Nearest code by distance, with the entropy term where the objective asks for it."""
 
     entropy = False
+
+    def normalize(self) -> None:
+        """Nothing to do: the length of a code matters."""
+
+
+class SphereQuantizer(PlainQuantizer):
+    """Nearest code by angle: latents and codes are normalized before they are compared, looked up and trained."""
 
     def __init__(self, *, vocab_size: int, dim: int) -> None:
         super().__init__(vocab_size=vocab_size, dim=dim)
@@ -38,6 +45,11 @@ class SphereQuantizer(VectorQuantizer):
         self.normalize()
 
 
+def code_quantizer(*, vocab_size: int, dim: int, normalized: bool) -> PlainQuantizer:
+    """The quantizer of a tokenizer of this line; without `normalized`, codes and latents keep their lengths."""
+    return (SphereQuantizer if normalized else PlainQuantizer)(vocab_size=vocab_size, dim=dim)
+
+
 def set_stem(vae: VQModel | AutoencoderKL, stem: int | None) -> None:
     """Give the first convolution of diffusers' encoder `stem` channels, if it has another number; None leaves it."""
     c = vae.config
@@ -52,11 +64,12 @@ def set_stem(vae: VQModel | AutoencoderKL, stem: int | None) -> None:
         )
 
 
-def sphere_vq(config: FrozenDict, *, z_channels: int) -> VQModel:
-    """diffusers' VQModel with attention at the last level and in the middle, and a SphereQuantizer as quantizer.
+def sphere_vq(config: FrozenDict, *, z_channels: int, normalized: bool) -> VQModel:
+    """diffusers' VQModel with attention at the last level and in the middle, and a quantizer of this line.
 
     Args:
         config: of a LlamaGenVQ, or of a HitaTokenizer. z_channels: width around the 1×1 convolutions.
+        normalized: whether codes are compared by angle, see `code_quantizer`.
     """
     channels, vocab_size, latent = tuple(config.channels), config.vocab_size, config.latent
     plain = len(channels) - 1
@@ -75,7 +88,7 @@ def sphere_vq(config: FrozenDict, *, z_channels: int) -> VQModel:
         vq_embed_dim=latent,
         lookup_from_codebook=True,
     )
-    # diffusers' quantizer does not normalize; the names of the weights stay the same.
-    vq.quantize = SphereQuantizer(vocab_size=vocab_size, dim=latent)
+    # diffusers' quantizer neither normalizes nor has these losses; the names of the weights stay the same.
+    vq.quantize = code_quantizer(vocab_size=vocab_size, dim=latent, normalized=normalized)
     set_stem(vq, config.stem)
     return vq

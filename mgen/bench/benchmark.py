@@ -67,7 +67,7 @@ def random_pipeline(config: Settings, tokenizer: str | None) -> RandomPipeline:
         tokenizer = ids if generator.tokens.kind == "index" else "kl16"
     cls = TOKENIZERS[check_choice("--tokenizer", tokenizer, TOKENIZERS)]
     made = cls(**cls.SIZES[tokenizer])
-    made.register_to_config(image_size=made.factor * generator.tokens.side)
+    made.register_to_config(image_size=made.side_for(generator.tokens))
     made = quantized_for(generator, made)
     name = model_name(generator.config) or f"a generator with trunk {generator.config['trunk']['type']}"
     made.spec.require(generator.tokens, by=name)

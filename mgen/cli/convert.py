@@ -290,8 +290,8 @@ def pipeline(
     else:
         made = load_tokenizer(tokenizer)
     made = quantized_for(generator, made)
-    # The convolutions serve any size; this generator's grid says which.
-    made.register_to_config(image_size=made.factor * generator.tokens.side)
+    # Convolutions serve any size; this generator's grid says which.
+    made.register_to_config(image_size=made.side_for(generator.tokens))
     sampler = ParallelSampler.suited(generator, *(recipe_settings(recipe) if recipe else ()))
     sampler.check(generator)
     names_of = data.class_names if data is not None and len(data.class_names) == generator.num_classes else None

@@ -80,7 +80,7 @@ def convert(format_name: str, path: str | Path, *, raw: bool = False, **settings
     size = 4 * sum(value.numel() for value in official.values())
     check_memory(size, f"the weights in {path} in fp32", "use a machine with more memory")
     try:
-        found = {**layout.config(official), **(layout.beside(path) if layout.beside else {})}
+        found = override(layout.config(official), layout.beside(path) if layout.beside else {})
     except (MgenError, *_NONSENSE) as error:
         raise _of_another_format(error, path, format_name) from error
     config = _configured(found, settings, is_generator=layout.trunk is not None)

@@ -17,7 +17,8 @@ class Format:
         model: name of our class. trunk: of a generator, the type of its trunk.
         config: shapes → configuration, as far as shapes tell; the rest are the published values.
         notes: final arguments → lines that the user should read.
-        locate: path as given → the file of the weights, or its folder. beside: that file → arguments from a file next to it.
+        locate: path as given → the file of the weights, or its folder. beside: that file → arguments from a file next to it, of a
+            generator sections that are laid over those of `config`.
         rename: official state → ours, with what became of every name; it may take the final configuration as `config`.
         tokenizer: of a generator, the format of the tokenizer it was published with.
         tokenizer_inside: how the names of that tokenizer begin, where the generator's file holds it too.

@@ -17,8 +17,10 @@ def tokenizer_format(generator: Generator | Cascade) -> str:
     """The format of the tokenizer that generators of this kind were published with."""
     if generator.tokens.global_tokens:
         return "hita"
+    if generator.tokens.grid is None:
+        return "titok"
     trunk = generator.config["trunk"]["type"]
-    found = {layout.trunk: layout.tokenizer for layout in FORMATS.values() if layout.tokenizer != "hita"}
+    found = {layout.trunk: layout.tokenizer for layout in FORMATS.values() if layout.tokenizer not in ("hita", "titok")}
     if not (name := found.get(trunk)):
         raise MgenError(f"no official tokenizer is known for trunk {trunk!r}: convert one and give its folder")
     return name

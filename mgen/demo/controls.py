@@ -36,7 +36,7 @@ def controls(pipe: MaskedPipeline) -> dict[str, Control]:
     """The controls of a model, by name."""
     net, values = pipe.transformer, shown_values(pipe.sampler)
     able, length = net.capabilities, net.units.length
-    free = able.order != "causal"
+    free = not able.one_by_one
     orders = [name for name in ORDERS if _fits(pipe, order=name)]
     if "confidence" in orders:
         orders.insert(1, REDRAW)
@@ -55,7 +55,7 @@ def controls(pipe: MaskedPipeline) -> dict[str, Control]:
 
     return {
         "steps": slide("steps", most, enabled=free),
-        "order": pick("order", orders, enabled=free),
+        "order": pick("order", orders),
         "schedule": pick("schedule", SCHEDULES, visible=free, enabled=free),
         "guidance_curve": pick("guidance_curve", CURVES, visible=guided),
         "guidance": Control(value=values["guidance"], visible=guided),
@@ -90,7 +90,7 @@ def _fits(pipe: MaskedPipeline, **changed: Any) -> bool:
 
 def _plain(pipe: MaskedPipeline) -> ParallelSampler:
     """A sampler with few steps that suits the model; the saved settings may exclude others."""
-    steps = {} if pipe.transformer.capabilities.order == "causal" else {"steps": min(8, pipe.transformer.units.length)}
+    steps = {} if pipe.transformer.capabilities.one_by_one else {"steps": min(8, pipe.transformer.units.length)}
     plain = ParallelSampler.suited(pipe.transformer, steps)
     head = pipe.sampler.config.head
     own = {key: head[key] for key in ("clip",) if isinstance(head, Mapping) and key in head}

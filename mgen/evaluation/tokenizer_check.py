@@ -302,7 +302,9 @@ def with_verdict(check: TokenizerCheck) -> TokenizerCheck:
     advice, notes = [], []
     if verdict != "good enough":
         advice.append("train for more steps, if the validation loss was still falling at the end")
-        advice.append("make more tokens of an image: one level less, which halves the downsampling")
+        advice.append(
+            "make more tokens of an image: one level less, which halves the downsampling (of a TiTok: more latent_tokens)"
+        )
         if check.ids:
             advice.append("use a larger vocabulary, or more levels of a scalar quantizer")
         elif check.channels:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mgen.generators.adapters import Adapters
 from mgen.generators.classes import Classes
 from mgen.generators.embedder import Embedder, TokenRows
-from mgen.generators.losses import LossOptions, masked_positions, token_losses
+from mgen.generators.losses import LossOptions, masked_positions, token_losses, token_weights
 from mgen.generators.trunk import Capabilities, PassOptions, Trunk
 from mgen.heads.head import Head, HeadNoise
 from mgen.nn import Cache, CachedStep, Windows
@@ -31,7 +31,15 @@ class Composed(Adapters, Model):
 
     # What diffusers' `compile_repeated_blocks` compiles: the layers of trunks and heads.
     _repeated_blocks = [
-        *("PreNormBlock", "PostNormBlock", "ScaledBlock", "ModulatedBlock", "CausalBlock", "ContextBlock"),
+        *(
+            "PreNormBlock",
+            "PostNormBlock",
+            "ScaledBlock",
+            "ModulatedBlock",
+            "CausalBlock",
+            "PermutedBlock",
+            "ContextBlock",
+        ),
         *("ResBlock", "MapBlock", "SlotBlock"),
     ]
     classes: Classes
@@ -206,7 +214,7 @@ class Generator(Composed):
 
     def optimize_layout(self, rows: int) -> None:
         """Lay weights out for passes of `rows` rows (images, twice with guidance): the same function, only faster."""
-        if self.capabilities.order == "causal":
+        if self.capabilities.one_by_one:
             optimize_layout(self, rows)
 
     # -- training ------------------------------------------------------------------------------------------------------
@@ -231,7 +239,11 @@ class Generator(Composed):
         rows, classes = self.rows(tokens, known), self.classes(class_ids)
         if options.tokens == "all":
             z = self.trunk.training_context(rows, classes, PassOptions(cache=cache), noise=trunk_noise)
-            return self.head.loss(z.flatten(0, 1), tokens.flatten(), label_smoothing=options.label_smoothing)
+            losses, metric = self.head.loss(z.flatten(0, 1), tokens.flatten(), label_smoothing=options.label_smoothing)
+            if options.known_weight == 1:
+                return losses, metric
+            weights = token_weights(known, options.known_weight).flatten()
+            return losses * weights, metric * weights
         visible, where = masked_positions(known)
         if self.tokens.global_tokens or self.head.joint or options.head_tokens == "all":
             where = None  # the head needs all positions, or to know which part a position belongs to

@@ -12,7 +12,7 @@ from mgen.generators.trunk import count_known, unknown_first
 from mgen.heads.composite import PerCodebookHead
 from mgen.heads.head import Head, HeadNoise, JointHead
 from mgen.nn import gather_rows, span, take
-from mgen.utils.schema import Rate, schema
+from mgen.utils.schema import PositiveShare, Rate, schema
 
 
 @schema
@@ -21,12 +21,20 @@ class LossOptions:
 
     Args:
         label_smoothing: of a head of ids. tokens: "all" counts given tokens too (Halton-MaskGIT as published).
+        known_weight: with "all", weight of a given token against 1 of a masked one (TiTok: 0.1).
         head_tokens: "all" passes given tokens through a diffusion head too and drops their loss, as MAR's code does; the same loss.
     """
 
     label_smoothing: Rate = 0.0
     tokens: Literal["masked", "all"] = "masked"
+    known_weight: PositiveShare = 1.0
     head_tokens: Literal["masked", "all"] = "masked"
+
+
+def token_weights(known: Tensor, known_weight: float) -> Tensor:
+    """Weights (B, L) of masked and given tokens in a loss over all of them, for bool known (B, L); their mean is 1."""
+    weights = torch.where(known, known_weight, 1.0)
+    return weights / weights.mean()
 
 
 def masked_positions(known: Tensor) -> tuple[tuple[int, int], Tensor | None]:

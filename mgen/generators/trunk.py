@@ -34,20 +34,26 @@ class Capabilities:
     """What a sampler may ask of a generator. A trunk says the first three, the generator adds the rest.
 
     Args:
-        order: "any", or "causal": tokens are drawn one after the other, each from those before it alone.
+        order: "any", or tokens are drawn one after the other, each from those before it alone: "causal", as they stand;
+            "sequential", in any order that is settled before the run.
         cached_steps: whether there is a `cached_step` (ReCAP). log_prob: whether draws have one, by which positions can be ranked.
         carried_features: whether full passes read features of the pass before (ENAT); null rows must then see every pass.
         joint: whether the head draws all positions together, from the context of all. windows: whether windows of tokens are masked
             and drawn as one. two_stages: whether a first stage draws tokens whose context the second one reads.
     """
 
-    order: Literal["any", "causal"] = "any"
+    order: Literal["any", "causal", "sequential"] = "any"
     cached_steps: bool = True
     carried_features: bool = False
     log_prob: bool = True
     joint: bool = False
     windows: bool = False
     two_stages: bool = False
+
+    @property
+    def one_by_one(self) -> bool:
+        """Whether tokens are drawn one after the other."""
+        return self.order != "any"
 
     @property
     def skips_tail(self) -> bool:
@@ -131,7 +137,7 @@ class Trunk(nn.Module, Configured):
         cache_type: what `start` makes, unless it is overridden.
         masks_inputs: whether unknown tokens enter as a mask row of the embedder; else the trunk has mask tokens of its own.
         partial_windows: whether a row may hold known and unknown tokens at once (Token-Shuffle, one token drawn at a time).
-        needs_grid: whether rows must have one. window_settings: as of an embedder, where tokens of windows are drawn one by one.
+        window_settings: as of an embedder, where tokens of windows are drawn one by one.
         lora_targets: what the names of its linear layers end with that low-rank adapters are for by default.
     """
 
@@ -141,7 +147,6 @@ class Trunk(nn.Module, Configured):
     cache_type: ClassVar[type[Cache]] = Cache
     masks_inputs: ClassVar[bool] = True
     partial_windows: ClassVar[bool] = False
-    needs_grid: ClassVar[bool] = False
     window_settings: dict[str, object] | None = None
     lora_targets: ClassVar[tuple[str, ...]] = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
     width: int
@@ -186,7 +191,10 @@ class Trunk(nn.Module, Configured):
         """A carry-only step: nothing is drawn, but carried features go on being projected, as published (ENAT)."""
 
     def training_noise(self, rank: Tensor, known: Tensor) -> Tensor | None:
-        """What `training_context` needs beside the mask, bool (B, L), from the ranks (B, L) that made it; None for most trunks."""
+        """What `training_context` needs beside the mask, bool (B, L), from the ranks (B, L) that made it; None for most trunks.
+
+        Trunks that draw in any settled order get that order (B, L) as ranks: the position of the first token, of the second, …
+        """
         return None
 
     def training_context(

@@ -36,12 +36,15 @@ class DrawSettings(HeadSettings):
         top_p: only the likeliest ids that together reach this probability can be drawn, 0 < top_p ≤ 1; None: all.
         tempered: positions are ranked by the log-probability at the temperature of the draw (Halton-MaskGIT's confidence
             sampler) instead of at temperature 1.
+        score: positions are ranked by "log_prob", or by the guided "logit" of the id drawn, which no softmax compares with the
+            others at its position (TiTok).
         mask: where the head has a logit for the mask (Halton-MaskGIT), let it be drawn, as published.
     """
 
     top_k: TopK = None
     top_p: TopP = None
     tempered: bool = False
+    score: Literal["log_prob", "logit"] = "log_prob"
     mask: bool = True
 
 
@@ -143,16 +146,19 @@ class CategoricalHead(Head[DrawSettings]):
         Args:
             noise: uniform (B, M) in [0, 1), used by inverting the distribution function, or Gumbel (B, M, V), used as
                 argmax(logits / temperature + noise).
-            temperature: divides the logits of the draw; held above 1e-4, where the draw is the likeliest id.
+            temperature: divides the logits of the draw; held above 1e-4, where the draw is the likeliest id. At 0 it is exactly that.
 
         Returns:
-            ids (B, M) int64 and their log-probabilities (B, M) at temperature 1, or `plan.tempered`.
+            ids (B, M) int64 and their log-probabilities (B, M) at temperature 1, or `plan.tempered`; or their logits (`plan.score`).
         """
         rows = self.vocab_size + int(self.config.mask_drawn and plan.mask)
         logits = mix(self.logits(z, rows).float(), guidance)
         scaled = logits if temperature == 1.0 else logits / max(temperature, 1e-4)
         ranked = scaled if plan.tempered else logits
         scaled = keep_likeliest(scaled, top_k=plan.top_k, top_p=plan.top_p)
-        ids = choose(scaled, noise if noise.ndim == 2 else noise[..., :rows])
+        if temperature == 0:
+            ids = scaled.argmax(-1)
+        else:
+            ids = choose(scaled, noise if noise.ndim == 2 else noise[..., :rows])
         chosen = ranked.gather(-1, ids.unsqueeze(-1)).squeeze(-1)  # (B, M)
-        return Draw(ids, chosen - ranked.logsumexp(-1))
+        return Draw(ids, chosen if plan.score == "logit" else chosen - ranked.logsumexp(-1))

@@ -29,7 +29,7 @@ PlanT = TypeVar("PlanT")  # what the draws of a run share
 
 
 class Draw(NamedTuple):
-    """Drawn tokens (B, M) or (B, M, C) and their log-probabilities (B, M); None where a draw has none to rank positions by."""
+    """Drawn tokens (B, M) or (B, M, C) and their log-probabilities (B, M), or other scores to rank positions by; None: there are none."""
 
     tokens: Tensor
     log_prob: Tensor | None

@@ -147,11 +147,20 @@ def _scaled_norm(norm: nn.LayerNorm, x: Tensor, scale: Tensor) -> Tensor:
 class PostNormBlock(nn.Module):
     """x = LN(attn(x) + x); x = LN(mlp(x) + x), as in BERT (Devlin et al., arXiv 1810.04805)."""
 
-    def __init__(self, dim: int, heads: int, *, hidden: int, eps: float = 1e-12, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        *,
+        hidden: int,
+        eps: float = 1e-12,
+        approximate: str = "tanh",
+        dropout: float = 0.0,
+    ) -> None:
         super().__init__()
         self.attn = Attention(dim, heads, dropout=dropout, out_dropout=dropout)
         self.norm1 = nn.LayerNorm(dim, eps=eps)
-        self.mlp = MLP(dim, hidden, approximate="tanh", dropout=dropout)
+        self.mlp = MLP(dim, hidden, approximate=approximate, dropout=dropout)
         self.norm2 = nn.LayerNorm(dim, eps=eps)
 
     def forward(self, x: Tensor, *, positions: Rows | None = None, **keys: Unpack[Keys]) -> Tensor:

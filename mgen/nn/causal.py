@@ -25,14 +25,16 @@ def check_rotary(head_dim: int) -> None:
         )
 
 
-def rotary_table(grid: tuple[int, int], head_dim: int, base: float = 10000.0) -> Tensor:
-    """cos and sin (h·w, d / 2, 2) of the angles of every cell, row by row, in fp32, of heads that `check_rotary` lets pass."""
-    half = head_dim // 2
-    speeds = base ** (-torch.arange(0, half, 2).float() / half)  # (d / 4,)
-    rows, columns = (torch.arange(n).float().unsqueeze(1) * speeds for n in grid)  # (h, d / 4), (w, d / 4)
-    h, w = grid
-    angles = torch.cat([rows.unsqueeze(1).expand(h, w, -1), columns.unsqueeze(0).expand(h, w, -1)], dim=-1)
-    return torch.stack([angles.cos(), angles.sin()], dim=-1).flatten(0, 1)  # (h·w, d / 2, 2)
+def rotary_table(grid: tuple[int, ...], head_dim: int, base: float = 10000.0) -> Tensor:
+    """cos and sin (N, d / 2, 2) of the angles of every cell, row by row, in fp32, of heads that `check_rotary` lets pass.
+
+    `grid`: (rows, columns), each of which turns one half of the pairs; or (N,), tokens in a row that turn all of them.
+    """
+    own = head_dim // len(grid)
+    speeds = base ** (-torch.arange(0, own, 2).float() / own)  # (d / 4,), or (d / 2,) in a row
+    cells = torch.meshgrid(*(torch.arange(n).float() for n in grid), indexing="ij")
+    angles = torch.cat([place.flatten().unsqueeze(1) * speeds for place in cells], dim=-1)  # (N, d / 2)
+    return torch.stack([angles.cos(), angles.sin()], dim=-1)
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
@@ -43,12 +45,22 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class CausalRows:
-    """Rows first … stop − 1 of a sequence, and what their queries and keys get: `shift` (n, D) is added to the first n of them,
-    the others are turned by `turn` (N − n, d / 2, 2)."""
+class RowSpan:
+    """Rows first … stop − 1 of a sequence."""
 
     first: int
     stop: int
+
+    def place(self, x: Tensor) -> Tensor:
+        """Queries or keys, or both (…, H, N, d), with their positions: none here."""
+        return x
+
+
+@dataclass(frozen=True)
+class CausalRows(RowSpan):
+    """Rows of a sequence, and what their queries and keys get: `shift` (n, D) is added to the first n of them, the others are turned
+    by `turn` (N − n, d / 2, 2)."""
+
     shift: Tensor | None
     turn: Tensor
 
@@ -70,7 +82,7 @@ class LiveKV:
         self.k: Tensor | None = None
         self.v: Tensor
 
-    def add(self, k: Tensor, v: Tensor, rows: CausalRows) -> tuple[Tensor, Tensor]:
+    def add(self, k: Tensor, v: Tensor, rows: RowSpan) -> tuple[Tensor, Tensor]:
         """Write k and v (B, H, N, d) at `rows`; returns all up to them. A smaller batch than before stands for its first images."""
         if self.k is None:
             self.k, self.v = (x.new_empty(*x.shape[:2], self.length, x.shape[3]) for x in (k, v))
@@ -86,10 +98,17 @@ class LiveKV:
 class CausalAttention(AttentionLayers):
     """Self-attention of each row to itself and the rows before it. Arguments as for AttentionLayers."""
 
-    def forward(self, x: Tensor, rows: CausalRows, kept: LiveKV | None = None) -> Tensor:
+    def normalize(self, parts: Tensor) -> Tensor:
+        """Queries and keys (2, B, H, N, d) before they get positions."""
+        return parts
+
+    def forward(self, x: Tensor, rows: RowSpan, kept: LiveKV | None = None) -> Tensor:
         """(B, N, D) → (B, N, D); x stands for `rows` of the sequence: all from the first on unless `kept` holds those before."""
         parts = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (3, B, H, N, d)
-        (q, k), v = rows.place(parts[:2]).unbind(0), parts[2]  # turned together: few rows, many small products
+        (q, k), v = (
+            rows.place(self.normalize(parts[:2])).unbind(0),
+            parts[2],
+        )  # turned together: few rows, many small products
         if kept is not None:
             k, v = kept.add(k, v, rows)
         n, dropout = x.shape[1], self.dropout if self.training else 0.0

@@ -77,7 +77,7 @@ def _replace(step: Step, tokens: object, spec: TokenSpec, order: str) -> None:
     new = torch.where(known, tokens, old)
     if torch.equal(new, old):
         return
-    if order == "causal":
+    if order != "any":
         raise MgenError("callback_on_step_end returned other tokens: this model has read the earlier ones already")
     if spec.kind == "vector" and not torch.isfinite(new).all():
         raise MgenError("callback_on_step_end returned tokens with NaN or infinity")

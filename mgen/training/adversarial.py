@@ -7,6 +7,7 @@ Perceptual distance: mean squared difference of unit-normalized feature maps (Zh
 learned weights), on an ImageClassifier or on torchvision's VGG16.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -17,13 +18,15 @@ from torchvision.transforms.functional import normalize
 from mgen.tokenizers.vision import MEAN, STD
 from mgen.utils.errors import MgenError, check_choice
 
-# Loss of the discriminator, loss of the tokenizer. The halves are taming's and LlamaGen's; Hita's tokenizer uses the softplus.
+# Loss of the discriminator, form of the tokenizer's. The halves are taming's and LlamaGen's; Hita's tokenizer uses the softplus.
 LOSSES = {
     "hinge": ("hinge", "mean"),
     "half-hinge": ("half-hinge", "mean"),
     "half-hinge-softplus": ("half-hinge", "softplus"),
     "non-saturating": ("softplus", "softplus"),
 }
+# The tokenizer's loss of the logits of its images: what goes with the hinge loss, and the non-saturating one.
+FORMS: dict[str, Callable[[Tensor], Tensor]] = {"mean": torch.neg, "softplus": lambda logits: F.softplus(-logits)}
 
 
 class Adversary(nn.Module):
@@ -31,11 +34,13 @@ class Adversary(nn.Module):
 
     Args:
         loss: a key of LOSSES. r1: weight of the penalty on real images. weight: factor of the discriminator's loss.
+        form: of the tokenizer's loss, a key of FORMS; None: the one that goes with `loss`.
     """
 
-    def __init__(self, *, loss: str, r1: float = 0.0, weight: float = 1.0) -> None:
+    def __init__(self, *, loss: str, r1: float = 0.0, weight: float = 1.0, form: str | None = None) -> None:
         super().__init__()
-        self.own_loss, self.tokenizer_loss = LOSSES[check_choice("adversarial_loss", loss, LOSSES)]
+        self.own_loss, usual = LOSSES[check_choice("adversarial_loss", loss, LOSSES)]
+        self.form = FORMS[usual if form is None else check_choice("adversarial_form", form, FORMS)]
         self.r1, self.weight = r1, weight
 
     def crop_noise(self, count: int, rng: torch.Generator) -> Tensor | None:
@@ -54,7 +59,7 @@ class Adversary(nn.Module):
         self.requires_grad_(False)
         score = self.scores(fake, None if crop is None else crop[0, 0])
         self.requires_grad_(True)
-        return -score.mean() if self.tokenizer_loss == "mean" else F.softplus(-score).mean()
+        return self.form(score).mean()
 
     def forward(self, real: Tensor, fake: Tensor, crop: Tensor | None = None) -> Tensor:
         real = real.detach().requires_grad_(self.r1 > 0)
@@ -76,7 +81,7 @@ class Discriminator(Adversary):
 
     Args:
         in_channels: C. channels: of the first layer. layers: how often the side is halved.
-        loss, r1, weight: see `Adversary`.
+        loss, r1, weight, form: see `Adversary`.
         norm: "group"; or "batch" for the published network, which has batch statistics, one more layer that keeps the side,
             kernels of 4 throughout, at most 8 times `channels`, and initial values of its own.
     """
@@ -91,8 +96,9 @@ class Discriminator(Adversary):
         r1: float = 0.0,
         weight: float = 1.0,
         norm: str = "group",
+        form: str | None = None,
     ) -> None:
-        super().__init__(loss=loss, r1=r1, weight=weight)
+        super().__init__(loss=loss, r1=r1, weight=weight, form=form)
         parts: list[nn.Module] = [nn.Conv2d(in_channels, channels, 4, 2, 1), nn.LeakyReLU(0.2)]
         width = channels
         published = check_choice("discriminator_norm", norm, ("group", "batch")) == "batch"

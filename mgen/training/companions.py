@@ -12,4 +12,7 @@ class Companions:
 
     tokenizer: Model | None = None  # frozen, makes the tokens that a generator is trained on
     perceptual: PerceptualDistance | None = None  # frozen, compares images in a tokenizer's loss
+    proxy: Model | None = (
+        None  # frozen, its ids are what a TiTok predicts in its first stage, see `mgen.training.proxy`
+    )
     discriminator: Adversary | None = None  # trained by an optimizer of its own, see `mgen.training.discriminator`

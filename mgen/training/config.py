@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 from pydantic import Field
 
 from mgen.utils.errors import MgenError, check_choice, shown
-from mgen.utils.schema import PathText, Positive, Rate, Share, Size, Text, build, schema
+from mgen.utils.schema import PathText, Positive, PositiveShare, Rate, Share, Size, Text, build, schema
 
 if TYPE_CHECKING:
     from mgen.utils.modeling import Model
@@ -47,10 +47,17 @@ class OptimConfig:
         "constant"
     )
     warmup: Every = 0  # steps of linear warm-up
+    least_lr: LearningRate = 0.0  # to which the schedule falls after the warm-up instead of to 0
     clip: Positive | None = None  # largest gradient norm; None: no clipping
     decay_all: bool = True  # False: no weight decay on vectors (biases, norms)
     no_decay: tuple[Text, ...] = ()  # no weight decay on parameters whose names start with one of these
     freeze: tuple[Text, ...] = ()  # parameters whose names start with one of these are not trained
+
+    def __post_init__(self) -> None:
+        if self.least_lr > self.lr:
+            raise MgenError(
+                f"least_lr is {self.least_lr:g}, lr {self.lr:g}: the schedule falls from lr to least_lr, at most lr"
+            )
 
 
 @schema
@@ -111,6 +118,32 @@ class MaskConfig:
 
 
 @schema
+class PermutationConfig:
+    """In which order the tokens of an image are predicted, of trunks that take any (RAR, arXiv 2411.00776, §3.3).
+
+    The share of images in an order of their own is 1 up to step `start` and falls linearly to 0 at step `end`; the others are predicted
+    as they stand. None: 1 in all steps.
+    """
+
+    start: Every | None = None
+    end: Every | None = None
+
+    def __post_init__(self) -> None:
+        if (self.start is None) != (self.end is None):
+            raise MgenError(f"start is {self.start}, end {self.end}: give both, or none to permute in all steps")
+        if self.start is not None and self.end is not None and self.start > self.end:
+            raise MgenError(
+                f"start is {self.start}, end {self.end}: the share falls from start to end, start comes first"
+            )
+
+    def share(self, step: int) -> float:
+        """Probability that an image is permuted in `step`."""
+        if self.start is None or self.end is None:
+            return 1.0
+        return min(1.0, max(0, self.end - step) / max(1, self.end - self.start))
+
+
+@schema
 class FirstStageConfig:
     """Training of a cascade, whose first stage samples the tokens of a smaller image (Hi-MAR)."""
 
@@ -126,6 +159,7 @@ class FirstStageConfig:
 @schema
 class GeneratorObjectiveConfig:
     mask: MaskConfig = field(default_factory=MaskConfig)
+    permutation: PermutationConfig = field(default_factory=PermutationConfig)
     first_stage: FirstStageConfig = field(default_factory=FirstStageConfig)
     label_drop: Share = 0.1  # probability that the class is replaced by the null class
     label_smoothing: Share = 0.1  # of a cross entropy
@@ -134,6 +168,7 @@ class GeneratorObjectiveConfig:
     )
     head_tokens: Literal["masked", "all"] = "masked"  # "all": a diffusion head sees visible tokens too, as published
     loss_tokens: Literal["masked", "all"] = "masked"  # tokens in the loss; Halton-MaskGIT is trained on all
+    known_weight: PositiveShare = 1.0  # with "all", weight of a visible token against 1 of a masked one (TiTok: 0.1)
     reuse: Share = (
         0.0  # share of steps that continue from a simulated earlier one, for models that carry features (ENAT)
     )
@@ -144,6 +179,17 @@ class GeneratorObjectiveConfig:
     )
     vision_weights: PathText | None = None  # file of the tokenizer's frozen vision encoder (Hita), to train on images
     sampler: dict[str, Any] = field(default_factory=dict)  # settings of the sample grids and of the exported pipeline
+
+
+@schema
+class CorruptionConfig:
+    """What happens to a tokenizer's latents in training, though not in validation (l-DeTok); see Tokenizer.corruption."""
+
+    noise: Weight = (
+        0.0  # γ, the standard deviation of the noise at level 1; each image has its own level, uniform in [0, 1]
+    )
+    form: Literal["interpolated", "additive"] = "interpolated"  # (1 − t)·z + t·γ·ε, or z + t·γ·ε
+    mask: Share = 0.0  # M: in each batch the encoder does not see a share max(0, U(−0.1, M)) of the patches
 
 
 @schema
@@ -160,6 +206,10 @@ class TokenizerObjectiveConfig:
     adversarial_start: Every = 0  # step from which the discriminator takes part
     # "half-hinge": the discriminator's hinge loss times 1/2 (LlamaGen); "…-softplus": and the tokenizer's loss is non-saturating (Hita)
     adversarial_loss: Literal["hinge", "half-hinge", "half-hinge-softplus", "non-saturating"] = "non-saturating"
+    # What the tokenizer minimizes: "mean" of −logits (the form of the hinge), or of "softplus" of −logits; None: see adversarial_loss
+    adversarial_form: Literal["mean", "softplus"] | None = None
+    # Scale the term so that its gradient at the last layer is as large as that of the pixel and perceptual terms (VQGAN, LlamaGen)
+    adversarial_adaptive: bool = False
     r1: Weight = 0.0  # weight of the R1 penalty on real images (discriminator "patch")
     discriminator: Literal["patch", "dino"] = "patch"  # "dino": heads on a frozen DINO, for Hita-U
     discriminator_weights: PathText | None = None  # "dino": file of the frozen DINO, dino_deitsmall16_pretrain.pth
@@ -169,10 +219,23 @@ class TokenizerObjectiveConfig:
     discriminator_weight: Weight = 1.0  # factor of the discriminator's loss
     discriminator_lr: LearningRate = 1e-4
     discriminator_betas: Betas = (0.0, 0.99)
+    corruption: CorruptionConfig = field(default_factory=CorruptionConfig)  # of the latents in training (l-DeTok)
+    proxy: Weight = 1.0  # of the ids that a TiTok predicts in the first of two stages
+    proxy_tokenizer: PathText | None = (
+        None  # the VQGAN that makes these ids; they take the place of the losses of pixels
+    )
     vision: Weight = 1.0  # of the vision tokens that Hita-U predicts from the global tokens
     vision_weights: PathText | None = None  # file of the frozen vision encoder, for a Hita tokenizer that needs one
 
     def __post_init__(self) -> None:
+        if self.adversarial_adaptive and not self.adversarial:
+            raise MgenError(
+                "adversarial_adaptive is true, but adversarial is 0: give the term a weight, or leave adversarial_adaptive out"
+            )
+        if self.proxy_tokenizer is not None and (self.perceptual or self.adversarial):
+            raise MgenError(
+                "proxy_tokenizer takes the place of the losses of pixels: set perceptual and adversarial to 0, or leave it out"
+            )
         if self.discriminator == "patch" and self.discriminator_norm == "group" and self.discriminator_channels % 4:
             raise MgenError(
                 f"discriminator_channels is {self.discriminator_channels}: group norm needs a multiple of 4"

@@ -74,7 +74,7 @@ class DinoDiscriminator(Adversary):
 
     Args:
         path, attention_heads: of the transformer, see `load_dino`.
-        loss, weight: see `Adversary`.
+        loss, weight, form: see `Adversary`.
     """
 
     vit: "VisionTransformer"
@@ -86,8 +86,9 @@ class DinoDiscriminator(Adversary):
         attention_heads: int | None = None,
         loss: str = "half-hinge-softplus",
         weight: float = 1.0,
+        form: str | None = None,
     ) -> None:
-        super().__init__(loss=loss, weight=weight)
+        super().__init__(loss=loss, weight=weight, form=form)
         vit = load_dino(path, heads=attention_heads)
         self.__dict__["vit"] = vit  # outside the module tree: neither trained nor saved with the heads
         self.size: int = vit.patch_embed.img_size[0]  # pixels

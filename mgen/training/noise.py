@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Self, TypeVar
 import torch
 from torch import Tensor
 
+from mgen.tokenizers.corruption import Corruption
+
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
@@ -102,3 +104,4 @@ class TokenizerNoise(Noise):
     augmentation: AugmentationNoise
     posterior: Tensor | None = None  # (B, c, h, w), of a tokenizer that samples its posterior
     crop: Tensor | None = None  # (B, 3, …), of a discriminator that looks at crops
+    corruption: Corruption | None = None  # of the latents

@@ -5,7 +5,7 @@ the masked tokens, so any cut of a batch gives the same gradient up to the order
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Generic, NamedTuple, TypeVar
 
 import torch
@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from mgen.generators import Cascade, Generator, LossOptions
 from mgen.heads import HeadNoise
-from mgen.tokenizers.sphere import SphereQuantizer
+from mgen.tokenizers.base import Tokenizer
+from mgen.tokenizers.sphere import PlainQuantizer
+from mgen.training.balance import factor, slopes
 from mgen.training.carried import encode_features
 from mgen.training.companions import Companions
 from mgen.training.config import (
@@ -22,6 +24,7 @@ from mgen.training.config import (
     FirstStageConfig,
     GeneratorObjectiveConfig,
     MaskConfig,
+    PermutationConfig,
     TokenizerObjectiveConfig,
 )
 from mgen.training.masking import (
@@ -66,6 +69,7 @@ class StepOptions:
     """What a step depends on besides its batch and noise."""
 
     adversarial: bool = False  # whether the discriminator takes part; for tokenizers
+    adversarial_factor: Tensor | None = None  # its adaptive weight, of a batch in pieces; None: this batch is whole
     # "model.NAME" → EMA weight, which encode the features of an earlier step; for generators that carry them
     ema_weights: Mapping[str, Tensor] | None = None
 
@@ -130,8 +134,10 @@ class TokenizerObjective(Objective[TokenizerNoise]):
             raise MgenError(
                 "objective.perceptual needs objective.perceptual_model: the folder of an ImageClassifier or the file of VGG16's weights"
             )
+        # Raises for what the tokenizer can't be trained with.
+        model.corruption(1, seeds.generator(0), **asdict(config.corruption))
         for module in model.modules():
-            if isinstance(module, SphereQuantizer):
+            if isinstance(module, PlainQuantizer):
                 module.entropy = config.entropy > 0
 
     def make_noise(
@@ -142,12 +148,52 @@ class TokenizerObjective(Objective[TokenizerNoise]):
         discriminator, crop = self.companions.discriminator, None
         if discriminator is not None and self.training:  # validation must not depend on how it is cut into batches
             crop = discriminator.crop_noise(count, rng)
-        return TokenizerNoise(augmentation=augmented, posterior=posterior, crop=crop)
+        corruption = self.model.corruption(count, rng, **asdict(self.config.corruption)) if self.training else None
+        return TokenizerNoise(augmentation=augmented, posterior=posterior, crop=crop, corruption=corruption)
 
     def forward(self, batch: Batch, noise: TokenizerNoise, options: StepOptions = DEFAULT_OPTIONS) -> StepOutput:
+        config = self.config
+        if self.companions.proxy is not None:
+            return self._imitation(noise.augmentation.apply(batch["image"]), self.companions.proxy)
+        images, out, terms, metrics = self._terms(batch, noise, options)
+        weights = {name: getattr(config, name) for name in terms}
+        if "adversarial" in terms and config.adversarial_adaptive and self.training:
+            found = options.adversarial_factor
+            metrics = metrics | {"adversarial_factor": factor(self._slopes(terms)) if found is None else found}
+            weights["adversarial"] = config.adversarial * metrics["adversarial_factor"]
+        loss = sum((weights[name] * value for name, value in terms.items()), images.new_zeros(()))
+        psnr = -10 * torch.log10((out.clamp(-1, 1) - images).square().mean((1, 2, 3)) / 4).mean()
+        logs = {name: value.detach() for name, value in terms.items()} | metrics | {"psnr": psnr.detach()}
+        return StepOutput(loss, logs, Compared(images.detach(), out.detach(), noise.crop))
+
+    def slopes(self, batch: Batch, noise: TokenizerNoise, options: StepOptions) -> Tensor:
+        """What `mgen.training.balance.factor` makes the adaptive weight of, for a piece of the batch."""
+        return self._slopes(self._terms(batch, noise, options)[2])
+
+    def _slopes(self, terms: Logs) -> Tensor:
+        images = [terms[name] * getattr(self.config, name) for name in ("l2", "l1", "perceptual") if name in terms]
+        return slopes((torch.stack(images).sum(), terms["adversarial"]), self.last_weight())
+
+    def last_weight(self) -> Tensor:
+        """The weight of the layer that makes images, where gradients are compared; MgenError if it is not trained."""
+        assert isinstance(self.model, Tokenizer)
+        name = f"{self.model.ENDS[1]}.weight"
+        weight = self.model.get_parameter(name)
+        if not weight.requires_grad:
+            raise MgenError(
+                f"objective.adversarial_adaptive compares gradients at {name}, which optim.freeze keeps as it is: train it, or set "
+                "objective.adversarial_adaptive=false"
+            )
+        return weight
+
+    def _terms(
+        self, batch: Batch, noise: TokenizerNoise, options: StepOptions
+    ) -> tuple[Tensor, Tensor, Logs, dict[str, Tensor]]:
+        """Images, reconstructions, terms of the loss without their weights, and values to log."""
         config, beside = self.config, self.companions
         images = noise.augmentation.apply(batch["image"])
-        made = self.model(images) if noise.posterior is None else self.model(images, noise.posterior)
+        drawn = {"noise": noise.posterior, "corruption": noise.corruption}
+        made = self.model(images, **{name: value for name, value in drawn.items() if value is not None})
         out, own_terms, metrics = made[0].float(), made[1], made[2]
         # Pixel errors are reported on images in [0, 1].
         terms: Logs = {"l2": F.mse_loss(out, images) / 4, "l1": F.l1_loss(out, images) / 2, **own_terms}
@@ -155,10 +201,15 @@ class TokenizerObjective(Objective[TokenizerNoise]):
             terms["perceptual"] = beside.perceptual(out, images)
         if beside.discriminator is not None and options.adversarial:
             terms["adversarial"] = beside.discriminator.generator_loss(out, noise.crop)
-        loss = sum((getattr(config, name) * value for name, value in terms.items()), images.new_zeros(()))
-        psnr = -10 * torch.log10((out.clamp(-1, 1) - images).square().mean((1, 2, 3)) / 4).mean()
-        logs = {name: value.detach() for name, value in terms.items()} | metrics | {"psnr": psnr.detach()}
-        return StepOutput(loss, logs, Compared(images.detach(), out.detach(), noise.crop))
+        return images, out, terms, metrics
+
+    def _imitation(self, images: Tensor, proxy: Model) -> StepOutput:
+        """The step of a tokenizer that predicts the ids of another one, and makes no image."""
+        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+            ids = proxy.encode(images)
+        terms, metrics = self.model.imitate(images, ids)
+        loss = sum((getattr(self.config, name) * value for name, value in terms.items()), images.new_zeros(()))
+        return StepOutput(loss, {name: value.detach() for name, value in terms.items()} | metrics)
 
 
 # -- generators --------------------------------------------------------------------------------------------------------
@@ -224,9 +275,17 @@ class GeneratorObjectiveBase(Objective[G]):
                 f"objective.loss_tokens is 'all', but {name} with tokens of kind {model.tokens.kind!r} is trained on masked ones: use "
                 "'masked'"
             )
+        if config.known_weight != 1 and config.loss_tokens != "all":
+            raise MgenError(
+                f"objective.known_weight is {config.known_weight}, but visible tokens don't count: set objective.loss_tokens=all"
+            )
         if self.causal and config.mask != MaskConfig():
             raise MgenError(
                 f"objective.mask is for masked generators, but {name} is causal and predicts every token: leave it out"
+            )
+        if model.capabilities.order != "sequential" and config.permutation != PermutationConfig():
+            raise MgenError(
+                f"objective.permutation is for trunks that take any order (RAR), not for {name}: leave it out"
             )
         least, global_tokens = model.units.length, model.tokens.global_tokens
         if self.in_phases:
@@ -260,7 +319,7 @@ class GeneratorObjectiveBase(Objective[G]):
     @property
     def causal(self) -> bool:
         """Whether each token is predicted from those before it, so that nothing is masked."""
-        return self.model.capabilities.order == "causal"
+        return self.model.capabilities.one_by_one
 
     @property
     def in_phases(self) -> bool:
@@ -291,7 +350,19 @@ class GeneratorObjectiveBase(Objective[G]):
         tokens = self.model.tokens.global_tokens
         return Masks(known_in_phases(fraction, uniform, mask, global_tokens=tokens, first=first), uniform)
 
-    def make_generator_noise(self, count: int, rng: torch.Generator, augmentation: Augmentation) -> GeneratorNoise:
+    def predicted_order(self, permutations: Tensor, step: int, rng: torch.Generator) -> Tensor:
+        """Orders (B, L) in which tokens are predicted, global ones first: permutations (B, L), or as they stand."""
+        settings, length = self.config.permutation, permutations.shape[1]
+        # Validation is in the order that training ends with.
+        share = settings.share(step) if self.training else float(settings.end is None)
+        permuted = torch.rand(len(permutations), 1, generator=rng) < share
+        order = torch.where(permuted, permutations, torch.arange(length))
+        later = order >= self.model.tokens.global_tokens
+        return order.gather(1, later.long().argsort(dim=1, stable=True))
+
+    def make_generator_noise(
+        self, count: int, rng: torch.Generator, augmentation: Augmentation, step: int = 0
+    ) -> GeneratorNoise:
         """The noise of a step for a plain generator."""
         config, augmented = self.config, augmentation.make_noise(count, rng)
         known, uniform, weight = self.sample_masks(config.mask, count, self.model.units.length, rng)
@@ -300,7 +371,10 @@ class GeneratorObjectiveBase(Objective[G]):
         label_drop = torch.rand(count, generator=rng) < config.label_drop
         trunk = None
         if isinstance(self.model, Generator):
-            trunk = self.model.trunk.training_noise(uniform.argsort(dim=1), known)
+            order = uniform.argsort(dim=1)
+            if self.model.capabilities.order == "sequential":
+                order = self.predicted_order(order, step, rng)
+            trunk = self.model.trunk.training_noise(order, known)
         noise = GeneratorNoise(
             augmentation=augmented, known=known, label_drop=label_drop, loss_weight=weight, trunk=trunk
         )
@@ -331,7 +405,18 @@ class GeneratorObjectiveBase(Objective[G]):
         """How the loss is computed; without label smoothing in validation."""
         config = self.config
         smoothing = config.label_smoothing if self.training else 0.0
-        return LossOptions(label_smoothing=smoothing, tokens=config.loss_tokens, head_tokens=config.head_tokens)
+        return LossOptions(
+            label_smoothing=smoothing,
+            tokens=config.loss_tokens,
+            known_weight=config.known_weight,
+            head_tokens=config.head_tokens,
+        )
+
+
+def _counted(known: Tensor, visible: float) -> float:
+    """Tokens that count of bool known (B, L): masked ones as 1, visible ones as `visible`."""
+    masked = (~known).sum().item()
+    return masked + visible * (known.numel() - masked)
 
 
 class GeneratorObjective(GeneratorObjectiveBase[GeneratorNoise]):
@@ -342,7 +427,7 @@ class GeneratorObjective(GeneratorObjectiveBase[GeneratorNoise]):
     def make_noise(
         self, count: int, rng: torch.Generator, *, augmentation: Augmentation, step: int = 0
     ) -> GeneratorNoise:
-        return self.make_generator_noise(count, rng, augmentation)
+        return self.make_generator_noise(count, rng, augmentation, step)
 
     def add_row_noise(self, noise: GeneratorNoise, rows: slice, *seed: int | str) -> GeneratorNoise:
         rngs = [seeds.generator(*seed, row) for row in range(rows.start, rows.stop)]
@@ -350,10 +435,16 @@ class GeneratorObjective(GeneratorObjectiveBase[GeneratorNoise]):
         return replace(noise, head=made.head, posterior=made.posterior)
 
     def share(self, piece: GeneratorNoise, whole: GeneratorNoise) -> float:
-        """Masked tokens of this piece over those of an average one, so that the whole is a mean over all masked tokens."""
-        if self.config.loss_tokens == "all" or self.model.head.joint:
+        """Masked tokens of this piece over those of an average one, so that the whole is a mean over all masked tokens.
+
+        Where visible tokens count too, both with their weights.
+        """
+        if self.model.head.joint:
             return 1.0
-        here, all_ = (~piece.known).sum().item(), (~whole.known).sum().item()
+        visible = self.config.known_weight if self.config.loss_tokens == "all" else 0.0
+        if visible == 1:
+            return 1.0
+        here, all_ = (_counted(noise.known, visible) for noise in (piece, whole))
         return here / all_ * len(whole.known) / len(piece.known)
 
     def forward(self, batch: Batch, noise: GeneratorNoise, options: StepOptions = DEFAULT_OPTIONS) -> StepOutput:

@@ -28,6 +28,7 @@ MAY_CHANGE = (
     "optim.clip",
     "optim.schedule",
     "optim.warmup",
+    "optim.least_lr",
     "ema.decay",
     "ema.warmup",
 )

@@ -8,7 +8,6 @@ from PIL.Image import Image
 from mgen.data import spread_batches
 from mgen.evaluation.cnn import ImageClassifier
 from mgen.tokenizers.base import Tokenizer
-from mgen.tokenizers.kl import KLTokenizer, estimate_scale
 from mgen.tokenizers.vision import give_vision
 from mgen.training.adversarial import Adversary, Discriminator, PerceptualDistance
 from mgen.training.companions import Companions
@@ -18,6 +17,7 @@ from mgen.training.generator_task import GeneratorTask
 from mgen.training.objectives import ClassifierObjective, TokenizerObjective
 from mgen.training.parts import Task, check_images
 from mgen.training.previews import predictions, reconstructions
+from mgen.training.proxy import load_proxy
 from mgen.utils import seeds
 from mgen.utils.errors import MgenError
 
@@ -65,12 +65,15 @@ class TokenizerTask(Task):
             else None
         )
         give_vision(self.model, settings.vision_weights)
-        companions = Companions(perceptual=perceptual, discriminator=adversarial)
+        proxy = load_proxy(self.model, settings.proxy_tokenizer, anew=self.start is None)
+        companions = Companions(perceptual=perceptual, discriminator=adversarial, proxy=proxy)
         self.objective = TokenizerObjective(self.model, settings, companions)
         self.load_data()
         check_images(self.train_data, self.model, task=config.task)
+        if settings.adversarial_adaptive:
+            self.objective.last_weight()
         # A KL tokenizer without a scale gets the one of these data, measured anew for the weights of each export.
-        self.measure_scale = isinstance(self.model, KLTokenizer) and self.model.config.scale is None
+        self.measures = self.model.unmeasured
         anew = self.start is not None and any(c.of.endswith("ids") for c in self.start.fitted.changes)
         if self.start is None or anew:
             images = next(spread_batches(self.train_data, 64, 64, progress=False))
@@ -83,10 +86,10 @@ class TokenizerTask(Task):
         return reconstructions(self.model, data, device=device, title=title)
 
     def export(self, folder: Path) -> None:
-        if self.measure_scale:
-            assert isinstance(self.model, KLTokenizer)
+        if self.measures:
+            assert isinstance(self.model, Tokenizer)
             parts = spread_batches(self.train_data, 2048, 64, progress=False)
-            self.model.register_to_config(scale=estimate_scale(self.model, parts))
+            self.model.register_to_config(**self.model.measure(parts))
         super().export(folder)
 
 
@@ -103,7 +106,10 @@ def make_discriminator(config: TokenizerObjectiveConfig, *, channels: int, side:
         if config.r1:
             raise MgenError("objective.r1 is for discriminator=patch: with discriminator=dino, set it to 0")
         return DinoDiscriminator(
-            config.discriminator_weights, loss=config.adversarial_loss, weight=config.discriminator_weight
+            config.discriminator_weights,
+            loss=config.adversarial_loss,
+            weight=config.discriminator_weight,
+            form=config.adversarial_form,
         )
     if config.discriminator_weights is not None:
         raise MgenError("objective.discriminator_weights is for discriminator=dino: leave it out")
@@ -121,4 +127,5 @@ def make_discriminator(config: TokenizerObjectiveConfig, *, channels: int, side:
         r1=config.r1,
         weight=config.discriminator_weight,
         norm=config.discriminator_norm,
+        form=config.adversarial_form,
     )

@@ -7,7 +7,8 @@ the losses of an uninterrupted one exactly.
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,13 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor
 
 from mgen.generators import Generator
+from mgen.training.balance import factor
 from mgen.training.config import OptimConfig, TokenizerObjectiveConfig, TrainConfig
 from mgen.training.data import BatchOrder
 from mgen.training.discriminator import DiscriminatorTrainer
 from mgen.training.launch import make_accelerator
-from mgen.training.noise import Augmentation
-from mgen.training.objectives import Logs, StepOptions, StepOutput
+from mgen.training.noise import Augmentation, Noise
+from mgen.training.objectives import Logs, StepOptions, StepOutput, TokenizerObjective
 from mgen.training.parts import check_prefixes
 from mgen.training.tasks import TASKS
 from mgen.training.tensors import Diverged
@@ -45,8 +47,10 @@ class Trainer:
         self.config = config
         self.augmentation = Augmentation(flip=config.data.flip, shift=config.data.shift)
         self.adversarial_start = math.inf  # the step from which the discriminator takes part
+        self.adaptive = False  # whether its part has an adaptive weight
         if isinstance(config.objective, TokenizerObjectiveConfig) and config.objective.adversarial:
             self.adversarial_start = config.objective.adversarial_start
+            self.adaptive = config.objective.adversarial_adaptive
             if config.precision == "fp16":
                 raise MgenError(
                     "precision fp16 cannot train with an adversarial term (one loss scale for two losses): use bf16 or fp32"
@@ -74,6 +78,9 @@ class Trainer:
         self.schedule = get_scheduler(
             optim.schedule, optimizer, num_warmup_steps=optim.warmup, num_training_steps=config.steps
         )
+        if optim.least_lr:
+            least = optim.least_lr / optim.lr
+            self.schedule.lr_lambdas = [falls_to(least, optim.warmup, f) for f in self.schedule.lr_lambdas]
         self.schedule._step_count = 2  # torch would warn if the first step is skipped
         self.wrapped, self.optimizer = self.accelerator.prepare(self.objective, optimizer)
         self.device = self.accelerator.device
@@ -97,13 +104,14 @@ class Trainer:
         rng = seeds.generator(config.seed, "draws", step)  # the name is part of the seed: old runs depend on it
         whole = self.objective.make_noise(config.batch_size, rng, augmentation=self.augmentation, step=step)
         options = self.step_options(step)
+        if options.adversarial and self.adaptive and pieces > 1:
+            ahead = [next(loader) for _ in range(pieces)]
+            loader, options = iter(ahead), self._with_factor(options, ahead, whole, order)
         logs: Logs = {}
         for piece in range(pieces):
-            rows, last = order.rows(piece), piece == pieces - 1
-            noise = self.objective.add_row_noise(whole.rows(rows), rows, config.seed, "rows", step)
+            last = piece == pieces - 1
             batch = self.to_device(next(loader))
-            # The global generators are used by dropout only; seeding them here makes resumed and whole runs agree.
-            torch.manual_seed(seeds.fold(config.seed, "dropout", step, piece, self.accelerator.process_index))
+            noise = self._piece(piece, whole, order)
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
                 out: StepOutput = self.wrapped(batch, noise.to(self.device), options)
                 loss = out.loss * (self.objective.share(noise, whole) / pieces)
@@ -118,6 +126,22 @@ class Trainer:
         if self.discriminator is not None and options.adversarial:
             self.discriminator.step()
         return logs
+
+    def _piece(self, piece: int, whole: Noise, order: BatchOrder) -> Noise:
+        """The noise of a piece of the batch. Seeds torch's global generators, which dropout alone uses: resumed runs repeat it."""
+        rows, seed, step = order.rows(piece), self.config.seed, self.step
+        torch.manual_seed(seeds.fold(seed, "dropout", step, piece, self.accelerator.process_index))
+        return self.objective.add_row_noise(whole.rows(rows), rows, seed, "rows", step)
+
+    def _with_factor(self, options: StepOptions, batches: list[Batch], whole: Noise, order: BatchOrder) -> StepOptions:
+        """The options with the adaptive weight of the adversarial term, by a pass over all pieces of the batch."""
+        assert isinstance(self.objective, TokenizerObjective)
+        total = torch.zeros((), device=self.device)
+        for piece, batch in enumerate(batches):
+            noise = self._piece(piece, whole, order).to(self.device)
+            with self.accelerator.autocast():
+                total = total + self.objective.slopes(self.to_device(batch), noise, options) / len(batches)
+        return replace(options, adversarial_factor=factor(total))
 
     def step_options(self, step: int) -> StepOptions:
         """The options of a step: whether the discriminator takes part, and the EMA weights for the features of an earlier step."""
@@ -173,6 +197,11 @@ def check_pieces(config: TrainConfig, world: int) -> None:
             f"batch_size {config.batch_size} is not a multiple of accumulate × processes = {config.accumulate} × {world}: change one "
             "of them"
         )
+
+
+def falls_to(least: float, warmup: int, factor: Callable[[int], float]) -> Callable[[int], float]:
+    """The factor of a learning rate that falls to `least` of it instead of to 0, after `warmup` steps; `factor` of a step: to 0."""
+    return lambda step: factor(step) if step < warmup else least + (1 - least) * factor(step)
 
 
 def decay_groups(model: torch.nn.Module, config: OptimConfig) -> list[dict[str, Any]]:

@@ -61,7 +61,7 @@ class Space:
     ) -> None:
         c, length = sampler.config, generator.units.length
         sampler.check(generator)
-        if generator.capabilities.order == "causal" or generator.units.global_tokens:
+        if generator.capabilities.one_by_one or generator.units.global_tokens:
             raise MgenError("a strategy is searched for masked generators with tokens of one kind")
         if c.steps < 2:
             raise MgenError(f"steps is {c.steps}: a strategy that changes over the steps needs at least 2")

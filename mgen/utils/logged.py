@@ -30,6 +30,7 @@ LOGGED = {
     "l2": Logged(title="mean squared pixel error, pixels in [0, 1]"),
     "perceptual": Logged(title="perceptual distance"),
     "adversarial": Logged(title="adversarial loss of the tokenizer", band=None),
+    "adversarial_factor": Logged(title="adaptive weight of the adversarial loss", band=None),
     "discriminator": Logged(title="loss of the discriminator", band=None),
     "usage": Logged(title="share of the codebook used in a batch"),
     "perplexity": Logged(title="perplexity of the codebook in a batch, ids"),

@@ -4,6 +4,7 @@ A list of its own, so that help and errors about a name need none of the readers
 """
 
 ABOUT = {
+    "diffusers-dc-ae": "folder of diffusers' AutoencoderDC, e.g. dc-ae-f32c32-in-1.0-diffusers (f32, 32 channels)",
     "diffusers-vae": "folder of diffusers' AutoencoderKL, e.g. sd-vae-ft-mse (f8, 4 channels: tokens of 2×2 patches)",
     "emigm": "eMIGM XS/S/B/L/H, eMIGM_{xsmall,…,huge}_{256,512}_checkpoint.pth (EMA weights; --raw for the others)",
     "emigm-ema": "the same with the average of the vector that is mask token and null class, which official results do not use",
@@ -20,5 +21,8 @@ ABOUT = {
     "maskgit": "AutoNAT / MaskGIT-r U-ViT, nnet_ema.pth",
     "maskgit-jax": "google-research/maskgit transformer, maskgit_imagenet256_checkpoint (flax msgpack)",
     "maskgit-vqgan": "VQGAN in taming-style keys (vqgan_jax_strongaug.ckpt), open-muse keys or flax msgpack",
+    "titok-generator": "generators of TiTok, folders generator_titok_{l32,b64,s128}_imagenet or their .bin",
+    "titok-vae": "tokenizers of TiTok with vectors, tokenizer_titok_{ll32,bl64,bl128}_vae_c16_imagenet",
+    "titok-vq": "tokenizers of TiTok with ids, tokenizer_titok_{l32,b64,s128}_imagenet and tokenizer_titok_…_vq8k_imagenet",
     "tokenbridge": "TokenBridge-L/H, checkpoint-last.pth (EMA weights; --raw for the others)",
 }

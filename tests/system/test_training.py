@@ -147,6 +147,45 @@ def test_two_processes_train_like_one(trunk: str, idx: Path, tokenizer: Path, tm
     assert all(torch.allclose(one[k], two[k], atol=2e-4) for k in one)
 
 
+def test_two_processes_balance_an_adversarial_term_like_one(idx: Path, tmp_path: Path) -> None:
+    """The adaptive weight is that of the whole batch, though each process has two pieces of it."""
+    import yaml
+
+    size = {"image_size": 32, "in_channels": 1, "channels": [8, 8, 8], "layers": 1, "norm_groups": 4}
+    adversarial = {
+        "adversarial": 0.5,
+        "adversarial_adaptive": True,
+        "adversarial_start": 1,
+        "adversarial_loss": "hinge",
+    }
+    config = {
+        "task": "tokenizer",
+        "output": str(tmp_path / "one"),
+        "steps": 3,
+        "batch_size": 8,
+        "model": {"class": "LlamaGenVQ", **size, "z_channels": 8, "latent": 4, "vocab_size": 16},
+        "data": {"kind": "fmnist", "path": str(idx)},
+        "objective": {"l2": 4.0, **adversarial, "discriminator_channels": 8, "discriminator_layers": 2},
+        "optim": {"lr": 1e-3, "clip": 1.0},
+        "log": {"every": 1, "tensorboard": False},
+    }
+    train(train_config(config))
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump({**config, "output": str(tmp_path / "two"), "accumulate": 2}))
+    done = launch(
+        ["--multi_gpu", "--num_processes", "2", "--main_process_port", "0"], tmp_path / "c.yaml", "processes=2"
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    one, two = (
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    )
+    for name in ("loss", "adversarial_factor", "discriminator", "grad_norm"):
+        assert [line.get(name, 0.0) for line in one] == pytest.approx(
+            [line.get(name, 0.0) for line in two], rel=1e-3
+        ), name
+    assert ["adversarial_factor" in line for line in one] == [False, True, True, False]
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_two_processes_stop_after_the_same_step(number: int, idx: Path, tokenizer: Path, tmp_path: Path) -> None:
     """SIGTERM reaches the launcher, Ctrl-C all processes of a terminal; the launcher passes both on."""

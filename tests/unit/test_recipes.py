@@ -48,6 +48,17 @@ def of_causal(name: str, cfg: float, side: int = 21) -> Row:
     return name, official.generate_settings(cfg_scale=cfg, tokens=tokens)
 
 
+def of_titok(name: str, steps: int, temperature: float, scale: float, decay: str) -> Row:
+    return f"titok-{name}", official.titok_settings(
+        guidance_scale=scale,
+        guidance_decay=decay,
+        guidance_scale_pow=3.0,
+        randomize_temperature=temperature,
+        softmax_temperature_annealing=True,
+        num_sample_steps=steps,
+    )
+
+
 # Recipe → model, and settings from the official arguments (None: the recipe is the source itself).
 RECIPES: dict[str, Row] = {
     "autonat-heuristic-8": ("maskgit-r-l", None),
@@ -107,6 +118,9 @@ RECIPES: dict[str, Row] = {
     "mar-h-imagenet256": ("mar-h", official.mar_settings(num_iter=256, cfg=3.2)),
     "maskgit-imagenet256": ("maskgit-imagenet256", None),
     "maskgit-imagenet512": ("maskgit-imagenet512", None),
+    "titok-l32-imagenet256": of_titok("l32", 8, 9.5, 4.5, "linear"),
+    "titok-b64-imagenet256": of_titok("b64", 8, 11.0, 3.0, "linear"),
+    "titok-s128-imagenet256": of_titok("s128", 64, 2.8, 6.9, "power-cosine"),
     "maskgit-r-imagenet256": of_recap(32, 0, 0.75, cached=0),
     "recap-maskgit-32-imagenet256": of_recap(32, 12, 0.75),
     "recap-maskgit-24-imagenet256": of_recap(24, 10, 0.72),
@@ -210,11 +224,11 @@ def test_label_plans_are_those_of_the_official_evaluations() -> None:
     plans = {name: evaluation_settings(name) for name in RECIPES}
     systems = {"sorted": ("mar", "recap-mar", "himar", "tokenbridge", "enat")}
     systems |= {"random": ("llamagen", "hita", "autonat", "maskgit-r", "recap-maskgit")}
-    systems |= {"balanced": ("maskgit-imagenet", "halton", "mage")}
+    systems |= {"balanced": ("maskgit-imagenet", "halton", "mage", "titok")}
     for plan, prefixes in systems.items():
         assert {name for name, e in plans.items() if e.labels == plan} == {n for n in RECIPES if n.startswith(prefixes)}
     truncated = {name for name, e in plans.items() if e.quantization == "truncate"}
-    assert truncated == {name for name in RECIPES if name.startswith(("mage", "maskgit-r", "recap-maskgit"))}
+    assert truncated == {name for name in RECIPES if name.startswith(("mage", "maskgit-r", "recap-maskgit", "titok"))}
     halves = {name for name, e in plans.items() if e.quantization == "half-up"}
     assert halves == {name for name in RECIPES if name.startswith(("hita", "llamagen"))}
     shrunk = {name for name, e in plans.items() if e.image_size == 256}

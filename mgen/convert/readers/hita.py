@@ -41,7 +41,7 @@ PROJECTION = r"(.*\.attn1)\.(?:to_([qkv])|([qkv])_proj)\.(weight|bias)"
 
 
 def config(state: State) -> Settings:
-    """Constructor arguments that the shapes tell; heads (8), shift (4), groups of the norms (32) and dropout they do not."""
+    """Constructor arguments that the shapes tell; heads (8), shift (4), groups of the norms (32), dropout and `normalized` they do not."""
     out = llamagen.config(state)
     dim = out.pop("z_channels")
     first = f"{IN}transformer1.layers.0."

@@ -13,7 +13,7 @@ MIDDLE = {"0": "resnets.0", "1": "attentions.0", "2": "resnets.1"}
 
 
 def config(state: State) -> Settings:
-    """Constructor arguments that the shapes tell; image size and groups of the norms (32) they do not."""
+    """Constructor arguments that the shapes tell; image size, groups of the norms (32) and how codes are compared they do not."""
     blocks = [tuple(map(int, m.groups())) for name in state if (m := re.match(BLOCK, name))]
     levels, layers = (1 + max(numbers) for numbers in zip(*blocks))
     channels = tuple(state[f"encoder.conv_blocks.{i}.res.0.conv1.weight"].shape[0] for i in range(levels))
@@ -30,8 +30,19 @@ def config(state: State) -> Settings:
     return out | ({"stem": stem} if stem != channels[0] else {})
 
 
-def rename(state: State) -> Renamed:
-    """diffusers' names; 1×1 convolutions of the attention become linear layers, codes get length 1."""
+def notes(config: Settings) -> list[str]:
+    """What a user should know of a conversion."""
+    if not config.get("normalized", True):
+        return []
+    return [
+        "codes are compared by angle, as in the published files; weights do not tell: normalized=false is for files that were trained "
+        "with codebook_l2_norm false"
+    ]
+
+
+def rename(state: State, config: Settings | None = None) -> Renamed:
+    """diffusers' names; 1×1 convolutions of the attention become linear layers; codes that are compared by angle get length 1."""
+    normalized = (config or {}).get("normalized", True)
     out = Renamed()
     for name, value in state.items():
         if name == "quantize.codebook_used":
@@ -44,7 +55,7 @@ def rename(state: State) -> Renamed:
         new = re.sub(r"\.(down|up)sample\.", r".\1samplers.0.", new)
         new = new.replace(".nin_shortcut.", ".conv_shortcut.").replace(".norm_out.", ".conv_norm_out.")
         new, value = attention(new, value)
-        if name == "quantize.embedding.weight":
+        if name == "quantize.embedding.weight" and normalized:
             value = F.normalize(value.float(), dim=-1)
         out.put(name, f"vq.{new}", value)
     return out
@@ -55,6 +66,7 @@ register_format(
     Format(
         model="LlamaGenVQ",
         config=config,
+        notes=notes,
         rename=rename,
         ema="ema",
     ),

@@ -1,10 +1,13 @@
-"""BERT of the original MaskGIT: a post-norm transformer that reads the class as a token in front.
+"""BERT of the original MaskGIT and of TiTok: a post-norm transformer that reads the class as a token in front.
 
-Chang et al., "MaskGIT: Masked Generative Image Transformer" (CVPR 2022, arXiv 2202.04200), google-research/maskgit. The published
-models have one table for ids, classes and the mask (classes.table: shared), and no null class, so no guidance.
+Chang et al., "MaskGIT: Masked Generative Image Transformer" (CVPR 2022, arXiv 2202.04200), google-research/maskgit: one table
+for ids, classes and the mask (classes.table: shared), and no null class, so no guidance. Yu et al., "An Image is Worth 32 Tokens for
+Reconstruction and Generation" (TiTok, arXiv 2406.07550): the same with a null class, a table of the head's own and the exact GELU.
 
 Notation: B batch, L rows, M positions asked for, D width.
 """
+
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +26,7 @@ class BERTConfig:
 
     Args:
         dim: D. depth, heads, hidden: blocks, attention heads, hidden width of the MLP.
+        approximate: "none" or "tanh", the form of the MLP's GELU.
         dropout: on embeddings, attention probabilities and both outputs of a block, in training.
     """
 
@@ -30,6 +34,7 @@ class BERTConfig:
     depth: Depth = 24
     heads: Size = 16
     hidden: Size = 3072
+    approximate: Literal["none", "tanh"] = "tanh"
     dropout: Rate = 0.1
 
     def __post_init__(self) -> None:
@@ -50,7 +55,8 @@ class BERT(Trunk):
         self.position = nn.Embedding(1 + layout.length, c.dim)
         self.norm = nn.LayerNorm(c.dim, eps=1e-12)
         self.blocks = nn.ModuleList(
-            PostNormBlock(c.dim, c.heads, hidden=c.hidden, dropout=c.dropout) for _ in range(c.depth)
+            PostNormBlock(c.dim, c.heads, hidden=c.hidden, approximate=c.approximate, dropout=c.dropout)
+            for _ in range(c.depth)
         )
 
     def data_rows(self) -> DataRows:

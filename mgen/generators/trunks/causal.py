@@ -62,18 +62,15 @@ class CausalCache(Cache):
 
 @register_trunk("causal", CausalConfig)
 class Causal(Trunk):
-    """Decoder-only trunk with rotary positions on the grid and learned ones for global tokens."""
+    """Decoder-only trunk with rotary positions on the grid, or in the sequence where there is none, and learned ones for global tokens."""
 
     capabilities = Capabilities(order="causal", cached_steps=False)
     masks_inputs = False
-    needs_grid = True
     initial_values = (normal, normal)  # as the official code
 
     def __init__(self, config: CausalConfig, *, layout: Layout) -> None:
         super().__init__()
         c, self.config, self.width, self.context_width = config, config, config.dim, config.dim
-        if layout.grid is None:
-            raise MgenError("trunk 'causal' has rotary positions on the token grid: tokens.grid is needed")
         self.length, self.global_tokens = layout.length, layout.global_tokens
         if self.global_tokens:
             self.global_position = table(self.global_tokens, c.dim)
@@ -84,7 +81,8 @@ class Causal(Trunk):
         front = torch.zeros(1, c.dim // c.heads // 2, 2)
         front[..., 0] = float(c.first_row == "identity")  # cos 1, sin 0
         # Of the row in front and of every row that is an input; made from the configuration, so no part of the weights.
-        rotary = torch.cat([front, rotary_table(layout.grid, c.dim // c.heads, c.base)[:-1]])
+        grid = layout.grid or (layout.length - layout.global_tokens,)
+        rotary = torch.cat([front, rotary_table(grid, c.dim // c.heads, c.base)[:-1]])
         self.register_buffer("rotary", rotary, persistent=False)
         self.rotary: Tensor
 

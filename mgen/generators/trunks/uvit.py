@@ -1,8 +1,9 @@
-"""U-ViT of the PyTorch MaskGIT line: AutoNAT, whose weights ReCAP calls MaskGIT-r.
+"""U-ViT of the PyTorch MaskGIT line: AutoNAT, whose weights ReCAP calls MaskGIT-r, and TiTok's larger generator.
 
 Ni et al., "Revisiting Non-Autoregressive Transformers for Efficient Image Synthesis" (AutoNAT, CVPR 2024, arXiv 2406.05478);
 method of Chang et al., "MaskGIT" (CVPR 2022, arXiv 2202.04200); trunk of Bao et al., "All are Worth Words" (U-ViT, arXiv
-2209.12152): a class token and the image tokens pass depth/2 blocks, a middle block and depth/2 blocks with long skips.
+2209.12152): a class token and the image tokens pass depth/2 blocks, a middle block and depth/2 blocks with long skips. TiTok (Yu et
+al., arXiv 2406.07550) has no layer norms in front of the first block.
 
 Notation: B batch, L rows, M positions asked for, D width.
 """
@@ -28,6 +29,7 @@ class UViTConfig:
     Args:
         dim: D. depth: blocks outside the middle one, an even number. heads: of the attention. mlp_ratio: hidden width over D.
         qkv_bias: biases of the q, k, v projection. skip: long skips from the first half to the second.
+        embed_norm: layer norms of the embedded tokens and of the class; TiTok's generator has none.
         dropout: on embedded tokens, in training.
     """
 
@@ -37,6 +39,7 @@ class UViTConfig:
     mlp_ratio: Ratio = 4.0
     qkv_bias: bool = False
     skip: bool = True
+    embed_norm: bool = True
     dropout: Rate = 0.1
 
     def __post_init__(self) -> None:
@@ -59,9 +62,9 @@ class UViT(Trunk):
         c, self.config, self.width, self.context_width = config, config, config.dim, config.dim
         self.layout = layout
         self.position = nn.Embedding(layout.length, c.dim)
-        self.token_norm = nn.LayerNorm(c.dim, eps=1e-6)
+        self.token_norm = nn.LayerNorm(c.dim, eps=1e-6) if c.embed_norm else nn.Identity()
         self.class_position = nn.Embedding(1, c.dim)
-        self.class_norm = nn.LayerNorm(c.dim, eps=1e-6)
+        self.class_norm = nn.LayerNorm(c.dim, eps=1e-6) if c.embed_norm else nn.Identity()
 
         def block(skip: bool = False) -> PreNormBlock:
             return PreNormBlock(c.dim, c.heads, mlp_ratio=c.mlp_ratio, bias=c.qkv_bias, skip=skip)

@@ -29,6 +29,7 @@ FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     "maskgit": ("maskgit/weights", HEADS),
     "maskgit-jax": ("maskgit_jax/weights", {"tokens": {"vocab_size": 64}, "classes": {"count": 20}}),
     "maskgit-vqgan": ("maskgit_vqgan/weights", {}),
+    "titok-generator": ("titok_imagebert/weights", {}),
     "tokenbridge": ("tokenbridge/weights", HALVES),
 }
 

@@ -210,6 +210,8 @@ OTHER_TASKS: list[tuple[str, dict[str, Any], str]] = [
     ("tokenizer", {"objective": {"adversarial": 1, "discriminator_betas": [2, 0]}}, "less than 1"),
     ("tokenizer", {"objective": {"adversarial": 1, "discriminator": "dino"}}, "discriminator_weights"),
     ("tokenizer", {"objective": {"adversarial_loss": "wgan"}}, "hinge"),
+    ("tokenizer", {"objective": {"adversarial_form": "hinge"}}, "mean, softplus"),
+    ("tokenizer", {"objective": {"adversarial_adaptive": True}}, "give the term a weight"),
     ("classifier", {"model": VQGAN}, "no classifier"),
     ("classifier", {"model": {**CNN, "num_classes": 2}}, "3 classes, but model.num_classes is 2"),
     ("classifier", {"model": {**CNN, "num_classes": 10}}, "3 classes, but model.num_classes is 10"),
