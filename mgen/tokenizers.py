@@ -13,6 +13,7 @@ from mgen.tokenizers.base import (  # noqa: E402
     register_tokenizer,
 )
 from mgen.tokenizers.bridge import QuantizedKL  # noqa: E402
+from mgen.tokenizers.dc_ae import DCAE  # noqa: E402
 from mgen.tokenizers.hita import HitaTokenizer  # noqa: E402
 from mgen.tokenizers.kl import KLTokenizer  # noqa: E402
 from mgen.tokenizers.ldetok import LDeTok  # noqa: E402
@@ -22,6 +23,7 @@ from mgen.tokenizers.titok import TiTok, TiTokKL  # noqa: E402
 from mgen.tokenizers.vqgan import VQGAN  # noqa: E402
 
 __all__ = [
+    "DCAE",
     "FSQ",
     "TOKENIZERS",
     "VQGAN",

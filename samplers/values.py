@@ -66,12 +66,8 @@ class Curve:
         span, least = self.end - self.start, -math.inf if self.least is None else self.least
         at = self.at or {"linear": "end", "half-linear": "start"}.get(self.kind, "inclusive")
         group = {t: (g + 1) / len(groups) for g, members in enumerate(groups) for t in members}
-        ends = masking_times(steps)[1:] if self.interval is not None else []
         out = []
         for t in range(steps):
-            if self.interval is not None and not self.interval[0] < ends[t] <= self.interval[1]:
-                out.append(1.0)
-                continue
             left = max(self.left or 0, unknown[t] if t < len(unknown) else 0)
             if at == "tokens" and self.kind in ("linear", "half-linear"):  # as published: divided last
                 done = length - left if self.kind == "linear" else min(length, 2 * (length - left))
@@ -82,6 +78,9 @@ class Curve:
             out.append(max(least, self.start + span * self.share({**places, "group": group.get(t, alone)}[at])))
         if self.times is not None:
             out = [x * factor for x, factor in zip(out, self.times.at_steps(steps, unknown, length, groups))]
+        if self.interval is not None:
+            low, high = self.interval
+            out = [x if low < end <= high else 1.0 for x, end in zip(out, masking_times(steps)[1:])]
         return out
 
     def share(self, p: float) -> float:

@@ -342,8 +342,11 @@ class CodebookTokenizer(Tokenizer):
 class PosteriorTokenizer(Tokenizer):
     """A tokenizer whose encoder gives a Gaussian posterior: caches store its moments, so that training samples it afresh.
 
-    Subclasses implement `moments`, `tokens` and `noise_shape`.
+    Subclasses implement `moments`, `tokens` and `noise_shape`. A deterministic encoder has no variance (`has_variance`): its moments are
+    the latents (B, c, h, w), and `noise_shape` is None.
     """
+
+    has_variance: ClassVar[bool] = True
 
     def posterior(self, moments: Tensor) -> DiagonalGaussianDistribution:
         """The Gaussian q(z | image), with diffusers' mean, std, logvar clamped to [-30, 20], kl() and nll()."""

@@ -4,6 +4,7 @@ A list of its own, so that help and errors about a name need none of the readers
 """
 
 ABOUT = {
+    "diffusers-dc-ae": "folder of diffusers' AutoencoderDC, e.g. dc-ae-f32c32-in-1.0-diffusers (f32, 32 channels)",
     "diffusers-vae": "folder of diffusers' AutoencoderKL, e.g. sd-vae-ft-mse (f8, 4 channels: tokens of 2×2 patches)",
     "emigm": "eMIGM XS/S/B/L/H, eMIGM_{xsmall,…,huge}_{256,512}_checkpoint.pth (EMA weights; --raw for the others)",
     "emigm-ema": "the same with the average of the vector that is mask token and null class, which official results do not use",
