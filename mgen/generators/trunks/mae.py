@@ -68,8 +68,14 @@ class MAE(MaskedAutoencoder):
         if not c.drop_masked:
             self.capabilities = Capabilities(cached_steps=False)
         rows = self.prefix_length + self.length
-        drop = {"attn_dropout": c.attn_dropout, "dropout": c.dropout, "mlp_dropout": c.mlp_dropout}
-        block = partial(PreNormBlock, mlp_ratio=c.mlp_ratio, eps=1e-6, **drop)
+        block = partial(
+            PreNormBlock,
+            mlp_ratio=c.mlp_ratio,
+            eps=1e-6,
+            attn_dropout=c.attn_dropout,
+            dropout=c.dropout,
+            mlp_dropout=c.mlp_dropout,
+        )
         self.mask_token = table(1, c.decoder_dim)
         self.encoder_position = table(rows, c.encoder_dim)
         self.decoder_position = table(rows, c.decoder_dim)
