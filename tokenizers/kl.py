@@ -13,9 +13,6 @@ Notation: B batch, c latent channels, h = w latent side, p patch, L = (h/p)·(w/
 | fmnist (embedded demo, 32 px) | 16 32 64 | f4, 4 | 1 | 64 × 4 (at 32 px) | measured | 0.65 M |
 """
 
-from collections.abc import Iterable
-
-import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from diffusers.configuration_utils import register_to_config
