@@ -13,6 +13,7 @@ import torch
 
 from mgen.bench.proxy import AnyGenerator
 from mgen.generators.cascade import Cascade
+from mgen.generators.trunks.block_causal import BlockCausal
 from mgen.heads.channels import ChannelHead
 from mgen.heads.composite import VectorWindowHead
 from mgen.heads.diffusion import DiffusionHead
@@ -20,7 +21,7 @@ from mgen.heads.diffusion_transformer import DiffusionTransformerHead
 from mgen.heads.head import Head
 from mgen.samplers import ParallelSampler
 from mgen.utils.errors import MgenError
-from tools.ablations import causal, channels, diffusion, joint
+from tools.ablations import causal, channels, diffusion, entities, joint
 from tools.ablations.compare import AblationTable, Row, complete_run, format_table
 
 __all__ = ["ablations", "check", "format_table", "prepare"]
@@ -31,13 +32,15 @@ def check(generator: AnyGenerator) -> None:
     if isinstance(generator, Cascade):
         heads = generator.first.head, generator.second.head
         fits = isinstance(heads[0], DiffusionHead) and isinstance(heads[1], DiffusionTransformerHead)
+    elif generator.capabilities.denoises:
+        fits = isinstance(generator.trunk, BlockCausal)
     elif generator.capabilities.order == "causal":
         fits = generator.units.kind != "vector"
     else:
         fits = isinstance(_inner(generator.head), DiffusionHead | ChannelHead)
     if not fits:
         raise MgenError(
-            "ablations are for causal generators of ids, for those with a diffusion or a channel head, and for cascades of a diffusion "
+            "ablations are for causal generators of ids, xAR, those with a diffusion or a channel head, and cascades of a diffusion "
             "and a joint head: use a model such as llamagen-l, mar-b, tokenbridge-l or himar-b"
         )
 
@@ -49,6 +52,8 @@ def prepare(generator: AnyGenerator, sampler: ParallelSampler) -> ParallelSample
         the sampler to draw with: without a bound a head with random weights explodes, and its answers no longer matter to the result.
     """
     check(generator)
+    if not isinstance(generator, Cascade) and generator.capabilities.denoises:
+        return sampler
     if not isinstance(generator, Cascade) and generator.capabilities.order == "causal":
         causal.randomize(generator)
     heads = [generator.first.head, generator.second.head] if isinstance(generator, Cascade) else [generator.head]
@@ -89,6 +94,8 @@ def ablations(
     with torch.inference_mode():
         if isinstance(generator, Cascade):
             _add_cascade(table, generator, sampler, batch_size, dtype)
+        elif generator.capabilities.denoises:
+            entities.add_rows(table, generator, sampler, batch_size, dtype)
         elif generator.capabilities.order == "causal":
             causal.add_rows(table, generator, sampler, batch_size, dtype)
         elif isinstance(generator.head, ChannelHead):
