@@ -122,7 +122,7 @@ class TokenSpec:
         if self.kind == "vector" and self.scale is None:
             raise MgenError(
                 "the tokenizer has no scale: measure it with mgen cache --data DATA --tokenizer DIR --measure-scale 2000, and set "
-                "it as `scale` in its config.json or when converting"
+                "what is printed (`scale`, or the statistics of the channels) in its config.json or when converting"
             )
         if self.levels and other.levels and str(self.levels) != str(other.levels):
             raise MgenError(

@@ -9,6 +9,7 @@
 | enat | floor, possibly none | ENAT |
 | halton | the number revealed so far is rounded down, in float32; at least t after t steps | Halton-MaskGIT |
 | halton-confidence | the same at progress (t − 1) / (T − 1) | Halton-MaskGIT's confidence sampler |
+| binomial | each masked token with probability 1 − γ(s) / γ(t), at least one: see mgen.samplers.binomial | eMIGM |
 """
 
 import math
@@ -21,6 +22,7 @@ from itertools import accumulate, pairwise
 import numpy as np
 import torch
 
+from mgen.samplers.binomial import expected_left, reveal_shares
 from mgen.samplers.schedule import Float, Schedule, exponent, listed_fractions, mask_fraction
 from mgen.utils.errors import MgenError, check_choice
 
@@ -109,12 +111,18 @@ def halton_revealed(schedule: str, t: int, steps: int, unknown: int, *, inclusiv
             shown = r
         case "square":
             shown = r * r
-        case "log" | "exp":
+        case "log" | "exp" | "sqrt" | "exp5" | "log5":
             raise MgenError(f"counts halton has no schedule {schedule!r}: use arccos, cosine, linear, square or powX")
         case _:
             power = exponent(schedule)
             shown = np.sqrt(r) if power == 0.5 else r ** np.float32(power)  # a power is an ulp off the root
     return min(unknown, int(np.float32(unknown) * shown))
+
+
+def binomial(run: Unmasking) -> list[int]:
+    """The expected numbers, which a plan shows; those of a run are drawn for each image."""
+    shares = reveal_shares(run.schedule, steps=run.steps, length=run.length)
+    return expected_left(shares[run.start :], run.unknown)
 
 
 RULES: dict[str, Callable[[Unmasking], list[int]]] = {
@@ -125,6 +133,7 @@ RULES: dict[str, Callable[[Unmasking], list[int]]] = {
     "enat": enat,
     "halton": halton,
     "halton-confidence": partial(halton, inclusive=True),
+    "binomial": binomial,
 }
 
 
@@ -147,6 +156,10 @@ def remaining_counts(
         raise MgenError(f"start is {start}: it must lie in 0 … {steps - 1} (steps − 1)")
     rule = RULES[check_choice("counts", counts, RULES)]
     if schedule == "single":
+        if counts == "binomial":
+            raise MgenError(
+                "counts binomial needs a mask fraction, schedule single has none: use another schedule or counts maskgit"
+            )
         if unknown > steps:
             raise MgenError(f"schedule single takes a step for each of {unknown} tokens, steps is {steps}")
         return [min(unknown, steps - 1 - step) for step in range(start, steps)]

@@ -45,6 +45,7 @@ class Noise:
         chain: normal (draws, B, L, C): what the reverse chain at each position starts from, then what each of its steps adds.
             A position is drawn once in a run, so the decoding step makes no difference.
         maps: the same for each of T steps (T, draws, B, L, C), for a head that draws all positions jointly in every step.
+        counts: uniform (T, B, L), how many tokens each step reveals, for random counts (mgen.samplers.binomial).
         first_stage: the noise of the first stage's own run, for generators of two stages.
     """
 
@@ -54,6 +55,7 @@ class Noise:
     candidates: Tensor | None = None
     chain: Tensor | None = None
     maps: Tensor | MapNoise | None = None
+    counts: Tensor | None = None
     first_stage: Union["Noise", None] = None
 
     def to(self, device: torch.device | str) -> "Noise":
@@ -121,6 +123,12 @@ def make_noise(
     numbers = uniform(2 * steps + 1, length)  # (2T + 1, B, L)
     tokens, confidence, candidates = numbers[:steps], numbers[steps:-1], uniform(steps, length) if redraw else None
     return Noise(tokens=tokens, confidence=_gumbel(confidence), order=numbers[-1], candidates=candidates)
+
+
+def make_count_noise(image_seeds: Sequence[int], *, steps: int, length: int) -> Tensor:
+    """`Noise.counts`, from seeds of its own: it changes none of the other numbers."""
+    rngs = (torch.Generator().manual_seed(seeds.fold(s, "counts")) for s in image_seeds)
+    return torch.stack([torch.rand(steps, length, generator=rng) for rng in rngs], dim=1)
 
 
 def _gumbel(uniform: Tensor) -> Tensor:

@@ -10,13 +10,14 @@ from torch import Tensor
 from mgen.generators import Capabilities, Cascade, Generator
 from mgen.samplers import forward
 from mgen.samplers.loop import decode
-from mgen.samplers.noise import Noise, make_noise
+from mgen.samplers.noise import Noise, make_count_noise, make_noise
 from mgen.samplers.plan import Plan, make_plan
 from mgen.samplers.settings import SamplerSettings
 from mgen.samplers.state import State
 from mgen.samplers.step import Step
 from mgen.tokens import TokenSpec
 from mgen.utils import seeds
+from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError
 from mgen.utils.modeling import public
 
@@ -54,9 +55,9 @@ class ParallelSampler(SamplerSettings):
                 raise MgenError(
                     f"order '{order.name}' ranks draws by probability, which vectors don't have: use order random"
                 )
-            if c.steps > units.length:
+            if c.steps > units.length and not self.random_counts:
                 raise MgenError(f"steps is {c.steps}, this model has {units.length} tokens: at most one step per token")
-        elif c.steps > STEPS_PER_TOKEN * units.length:  # some rules reveal nothing in a step, or draw tokens again
+        if c.steps > STEPS_PER_TOKEN * units.length:  # some rules reveal nothing in a step, or draw tokens again
             raise MgenError(
                 f"steps is {c.steps}, this model has {units.length} tokens: at most {STEPS_PER_TOKEN} steps for each"
             )
@@ -111,6 +112,9 @@ class ParallelSampler(SamplerSettings):
             redraw=self.order.redraw,
             once=generator.capabilities.one_by_one,
         )
+        if self.random_counts:
+            counts = make_count_noise(image_seeds, steps=self.config.steps, length=generator.units.length)
+            noise = dataclasses.replace(noise, counts=counts)
         if self.first_stage is None or not isinstance(generator, Cascade):
             return noise
         # The word is part of the seed: another one would change every image.
@@ -198,7 +202,8 @@ class ParallelSampler(SamplerSettings):
         hidden = [[p.length] * len(known) for p in phases]
         if given is not None:
             hidden = torch.stack([(~known[:, p.first : p.stop]).sum(1) for p in phases]).tolist()
-        plan = make_plan(self, spec, able, hidden, device=device, features_only=features_only, unused_tail=unused_tail)
+        made: Settings = dict(features_only=features_only, unused_tail=unused_tail, counts=noise.counts)
+        plan = make_plan(self, spec, able, hidden, device=device, **made)
         if self.reuse.cached and any(step.visible[0] != step.visible[1] for step in plan.steps):
             raise MgenError(
                 "cached steps need as many given tokens in every image of a batch: use batch_size 1, or reuse.cached=0"

@@ -1,6 +1,6 @@
 """The plan of a run: everything that is settled before the first step, as an immutable table. Notation: B images, L positions."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Literal
@@ -41,7 +41,8 @@ class PlannedStep:
             computed; "none", nothing is revealed.
         reveal: tokens that each row reveals. count: the most of them. visible: fewest and most known tokens of a row before the step.
         unknown: most unknown tokens of the phase in a row before the step. stop: the position at which the phase's tokens end.
-        guidance: s of the draw; None: not guided. temperature, confidence_temperature: of the draw and of the ranking.
+        guidance: s of the draw, one for each row (B,) where they differ; None: not guided.
+        temperature, confidence_temperature: of the draw and of the ranking.
         null_rows: the forward pass computes the null class too.
         draws: False where only the context of the revealed tokens is read (the last step of a first stage).
         group_size: tokens of the whole group. first: of them, those revealed before the step. room: those revealed before its last.
@@ -59,7 +60,7 @@ class PlannedStep:
     unknown: int
     stop: int
     visible: tuple[int, int]
-    guidance: float | None
+    guidance: float | Tensor | None
     temperature: float
     confidence_temperature: float
     null_rows: bool = False
@@ -114,10 +115,16 @@ class Plan:
             s.kind + (" + null class" if s.null_rows else ""),
             f"{most}" if fewest == most else f"{fewest}–{most}",
             f"{s.unknown}" + (" global" if self.phases > 1 and s.phase == 0 else ""),
-            "none" if s.guidance is None else f"{s.guidance:.4g}",
+            _text(s.guidance),
             f"{s.temperature:.4g}",
             f"{s.confidence_temperature:.4g}",
         )
+
+
+def _text(guidance: float | Tensor | None) -> str:
+    if isinstance(guidance, Tensor):
+        return f"{guidance.min():.4g}–{guidance.max():.4g}"
+    return "none" if guidance is None else f"{guidance:.4g}"
 
 
 def make_plan(
@@ -129,6 +136,7 @@ def make_plan(
     device: torch.device | str = "cpu",
     features_only: bool = False,
     unused_tail: int = 0,
+    counts: Tensor | None = None,
     first_stage: Plan | None = None,
 ) -> Plan:
     """The plan of a run.
@@ -137,8 +145,9 @@ def make_plan(
         units: the tokens as they are drawn. able: what the generator can do.
         hidden: of each phase, the unknown tokens of each row before the run; None: one row that knows nothing.
         features_only: nobody reads the tokens of the last step, as in a first stage. unused_tail: so many steps, the last, are left out.
+        counts: the uniform numbers (T, B, L) of random counts; None: the plan has the expected ones.
     """
-    planner = _Planner(settings, units, able, hidden, device)
+    planner = _Planner(settings, units, able, hidden, device, counts)
     # Groups are cut where a phase ends.
     groups = [list(part) for group in settings.groups() for _, part in groupby(group, planner.phase)]
     undrawn = settings.config.steps - 1 if features_only and not able.log_prob else None
@@ -163,32 +172,51 @@ class _Planner:
         able: Capabilities,
         hidden: Sequence[Sequence[int]] | None,
         device: torch.device | str,
+        uniform: Tensor | None = None,
     ) -> None:
+        self.device = device
         self.reuse, self.start, self.length = settings.reuse, settings.config.start, units.length
         # Of a trunk that denoises later passes compute the null rows of earlier ones, where they are read.
         self.one_by_one = able.one_by_one and not able.denoises
         self.carries = able.carried_features and self.reuse.features
         self.phases = settings.phases(units.length, units.global_tokens)
         self.phase_of = [i for i, phase in enumerate(self.phases) for _ in range(phase.steps)]
-        self.guidance, self.temperature, self.confidence_temperature = (
+        self.temperature, self.confidence_temperature = (
             settings.values(name, units.length, units.global_tokens)
-            for name in ("guidance", "temperature", "confidence_temperature")
+            for name in ("temperature", "confidence_temperature")
         )
-        self.last_guided = max((t for t, s in enumerate(self.guidance) if s != 1), default=-1)
         hidden = [[phase.length] for phase in self.phases] if hidden is None else hidden
         after: list[Tensor] = []  # unknown tokens after each step, by row
         self.wanted: list[int] = []  # most unknown tokens of the step's phase before it
         for i, (phase, unknown) in enumerate(zip(self.phases, hidden)):
-            counts = {u: settings.left(phase, u) for u in set(unknown)}
             later = torch.tensor(hidden[i + 1 :], dtype=torch.int64).sum(0)
-            left = torch.tensor([counts[u] for u in unknown]).T  # (steps, B)
+            if settings.random_counts and uniform is not None:
+                run = uniform[self.start + len(self.wanted) :, :, : phase.length].cpu()
+                left = settings.left_at_random(phase, unknown, run)  # (steps, B)
+            else:
+                counts = {u: settings.left(phase, u) for u in set(unknown)}
+                left = torch.tensor([counts[u] for u in unknown]).T
             after.append(left + later)
             self.wanted += torch.cat([torch.tensor(unknown).unsqueeze(0), left[:-1]]).amax(1).tolist()
         total, left = torch.tensor(hidden).sum(0, keepdim=True), torch.cat(after)  # (1, B), (steps run, B)
         before = torch.cat([total, left[:-1]])
         self.visible = list(zip((self.length - before.amax(1)).tolist(), (self.length - before.amin(1)).tolist()))
         self.reveal: list[list[int]] = (before - left).tolist()
+        self.guidance: list[float | Tensor] = self._guidance(settings, units, left, uniform is not None)
+        self.last_guided = max((t for t in range(len(self.guidance)) if self.guided(t)), default=-1)
         self.done, self.quota = torch.stack([total - before, before - left]).unsqueeze(-1).to(device)
+
+    def _guidance(
+        self, settings: "SamplerSettings", units: TokenSpec, left: Tensor, random: bool
+    ) -> list[float | Tensor]:
+        """The guidance of all T steps; where it counts tokens and images reveal other numbers of them, one (B,) for each."""
+        own = settings.config.guidance
+        if not (random and settings.random_counts and isinstance(own, Mapping) and own.get("at") == "tokens"):
+            return [*settings.values("guidance", units.length, units.global_tokens)]
+        rows = [tuple(row) for row in left.T.tolist()]
+        made = {row: settings.values("guidance", units.length, units.global_tokens, row) for row in set(rows)}
+        steps = zip(*(made[row] for row in rows))
+        return [own[0] if len(set(own)) == 1 else torch.tensor(own, device=self.device) for own in steps]
 
     def phase(self, t: int) -> int:
         return self.phase_of[t - self.start]
@@ -197,7 +225,8 @@ class _Planner:
         return max(self.reveal[t - self.start])
 
     def guided(self, t: int) -> bool:
-        return self.guidance[t] != 1
+        value = self.guidance[t]
+        return isinstance(value, Tensor) or value != 1
 
     def null_rows(self, steps: Sequence[int]) -> bool:
         """Whether a full step for the draws of `steps` computes null rows, or must for features that later steps carry on."""

@@ -1,6 +1,7 @@
 """Unmasking schedules: the fraction γ(r) of the tokens that is still masked at progress r in (0, 1].
 
 A schedule is a name (MaskGIT, arXiv 2202.04200, §3.3) or a list of fractions, one per step (AutoNAT, arXiv 2406.05478).
+The last two lines are eMIGM's (arXiv 2503.07197), whose linear and cosine are those above; its time is 1 − r.
 How fractions become whole numbers of tokens is in mgen.samplers.counts.
 
 | name | γ(r) |
@@ -12,6 +13,8 @@ How fractions become whole numbers of tokens is in mgen.samplers.counts.
 | powX, e.g. pow2.5 | 1 − r^X |
 | log | −log₂ r / log₂ N |
 | exp | 1 − 2^(−log₂ N · (1 − r)) |
+| sqrt | √(1 − r) |
+| exp5, log5 | 1 − e^(−5 (1 − r)); ln(1 + (e⁵ − 1)(1 − r)) / 5 |
 | single | one token a step, in the last steps where fewer tokens than steps are unknown |
 """
 
@@ -21,12 +24,21 @@ from collections.abc import Sequence
 from numbers import Real
 
 import numpy as np
+import torch
 
 from mgen.utils.errors import MgenError, shown, suggestion
 
-NAMES = ("arccos", "cosine", "exp", "linear", "log", "single", "square")
+NAMES = ("arccos", "cosine", "exp", "exp5", "linear", "log", "log5", "single", "sqrt", "square")
 Schedule = str | Sequence[float]
 Float = type[np.float32] | type[np.float64]
+
+
+LAST_TIME = 1e-5
+
+
+def masking_times(steps: int) -> list[float]:
+    """Masking time before the first step, 1, and after each: evenly spaced, in float32 as published, to 1e-5 after the last."""
+    return [float(time) for time in torch.linspace(1.0, LAST_TIME, steps + 1, dtype=torch.float32)]
 
 
 def mask_fraction(name: str, ratio: float, *, length: int, dtype: Float = np.float64) -> float:
@@ -48,9 +60,15 @@ def mask_fraction(name: str, ratio: float, *, length: int, dtype: Float = np.flo
         case "square":
             value = one - r**2
         case "log":
-            value = -np.log2(r) / np.log2(dtype(length))
+            value = -np.log2(r) / np.log2(dtype(length)) if r > 0 else one
         case "exp":
             value = one - np.exp2(-np.log2(dtype(length)) * (one - r))
+        case "sqrt":
+            value = np.sqrt(one - r)
+        case "exp5":
+            value = -np.expm1(dtype(-5) * (one - r))
+        case "log5":
+            value = np.log1p(np.expm1(dtype(5)) * (one - r)) / dtype(5)
         case _:
             value = one - r ** dtype(exponent(name))
     return float(np.clip(value, dtype(1e-6), one))

@@ -1,15 +1,18 @@
 """The settings of a sampler: every choice of a decoding run as a configuration that is checked when it is made."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Concatenate, ParamSpec, Self, TypeVar
 
+import torch
 from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
 from pydantic import Field
+from torch import Tensor
 
 from mgen.generators import Cascade, Generator
 from mgen.heads import check_draw
+from mgen.samplers.binomial import random_left, reveal_shares
 from mgen.samplers.counts import remaining_counts
 from mgen.samplers.order import Order, OrderSettings
 from mgen.samplers.plan import Phase
@@ -107,11 +110,26 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
         remaining_counts(schedule, steps=steps, unknown=tokens, length=tokens, start=start, counts=rule)
         for name, value in curves.items():
             per_step(value, steps, name=name)
+        if self.random_counts:
+            self._check_random_counts()
         check_draw(head or {})
         if isinstance(first_stage, Mapping) and first_stage.get("first_stage") is not None:
             raise MgenError("nested first stages aren't supported: leave first_stage.first_stage out")
         if (sampler := self.first_stage) is not None and sampler.order.name == "remasking":
             raise MgenError("first_stage: order remasking changes tokens whose context has been read: use confidence")
+
+    def _check_random_counts(self) -> None:
+        """Raise MgenError for settings that need every image to reveal as many tokens as the others."""
+        if self.reuse.cached:
+            raise MgenError(
+                "counts binomial reveals other numbers of tokens in every image, cached steps need equal ones: set reuse.cached=0, "
+                "or counts maskgit"
+            )
+        for name in ("temperature", "confidence_temperature"):
+            if isinstance(curve := self.config[name], Mapping) and curve.get("at") == "tokens":
+                raise MgenError(
+                    f"{name}.at is tokens, but with counts binomial their number differs by image: use at: end, or counts maskgit"
+                )
 
     @classmethod
     def from_settings(cls, settings: object, where: str) -> Self:
@@ -152,6 +170,11 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
     def order(self) -> OrderSettings:
         """The order's name and options."""
         return OrderSettings.of(self.config.order)
+
+    @property
+    def random_counts(self) -> bool:
+        """Whether the number of tokens that a step reveals is random and drawn for each image."""
+        return bool(self.config.counts == "binomial")
 
     @property
     def reuse(self) -> Reuse:
@@ -201,13 +224,22 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
         steps = phase.steps + self.config.start
         return self.remaining(unknown=unknown, length=phase.length, steps=steps) if unknown else [0] * phase.steps
 
-    def values(self, name: str, length: int, global_tokens: int = 0) -> list[float]:
-        """`guidance`, `temperature` or `confidence_temperature` at each of the T steps of a run on `length` tokens."""
+    def left_at_random(self, phase: Phase, unknown: Sequence[int], uniform: Tensor) -> Tensor:
+        """The same of each image (B), as (steps, B), where counts are random; `uniform` (steps, B, L)."""
+        c = self.config
+        shares = reveal_shares(c.schedule, steps=phase.steps + c.start, length=phase.length)[c.start :]
+        return random_left(shares, torch.tensor(unknown), uniform)
+
+    def values(self, name: str, length: int, global_tokens: int = 0, left: Sequence[int] | None = None) -> list[float]:
+        """`guidance`, `temperature` or `confidence_temperature` at each of the T steps of a run on `length` tokens.
+
+        `left`: tokens that are unknown after each step that is run; None: as the settings say, if none is known at first.
+        """
         c, phases = self.config, self.phases(length, global_tokens)
-        after = [length] * c.start
-        for i, phase in enumerate(phases):
+        after = [length] * c.start + list(left or ())
+        for i, phase in enumerate(phases if left is None else ()):
             later = sum(p.length for p in phases[i + 1 :])
-            after += [left + later for left in self.left(phase, phase.length)]
+            after += [now + later for now in self.left(phase, phase.length)]
         return per_step(c[name], c.steps, name=name, unknown=after, length=length, groups=self.groups())
 
     def guided(self, length: int, global_tokens: int = 0) -> list[bool]:

@@ -6,14 +6,19 @@ A value is a number (constant), a list with one entry per step (one less: the la
     {kind: half-linear, start: 1, end: 7.5}                  start + (end − start) · min(1, 2p)  (Token-Shuffle, 2504.17789)
     {kind: power, start: 1, end: 0.65, power: 0.5}           start + (end − start) · p^power
     {kind: power-cosine, start: 1, end: 3, power: 2}         start + (end − start) · (1 − cos(π p^power)) / 2  (2306.09305, §4)
+    {kind: exponential, start: 1, end: 3}                    start + (end − start) · (1 − e^(−5p))            (eMIGM, 2503.07197)
+    {kind: sine, start: 1, end: 3}                           start + (end − start) · sin(πp / 2)              (eMIGM's "cosine")
+    {kind: constant, end: 4, interval: [0.1, 0.3]}           end
 
 where p is the progress of step t of T: `at: end` p = (t + 1) / T, `at: start` p = t / T, `at: inclusive` p = t / (T − 1).
-`at: tokens` (the two linear kinds) counts revealed tokens: p = (L − n) / L with n unknown after the step, at least `left` (default 0).
+`at: tokens` counts revealed tokens: p = (L − n) / L with n unknown after the step, at least `left` (default 0).
 MAR's linear guidance is `at: tokens, left: 1`: its code counts one token as unknown after the last step too, so the curve ends
 at start + (end − start) · (L − 1) / L. `at: group` counts groups of steps (see mgen.samplers.reuse): p = (g + 1) / G in group g of G.
 A curve also takes `least: x`: no value is below x, and `times: {…}`, another curve by whose values its own are multiplied (TiTok's
 temperatures: one that falls to 0 times that of a softmax). Guidance is the factor s in u + s·(c − u): 1 means none.
-The default of `at` is `end` for linear, `start` for half-linear, and `inclusive` for power and power-cosine.
+The default of `at` is `end` for linear, `start` for half-linear, and `inclusive` for the others.
+A guidance of any kind takes `interval: [low, high]` (arXiv 2404.07724): it is 1 in all steps but those that end at a masking time s
+with low < s ≤ high. Masking time falls evenly from 1 to 1e-5 over all steps (mgen.samplers.schedule), so that (0, 1] is every step.
 """
 
 import math
@@ -23,12 +28,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from mgen.samplers.schedule import masking_times
 from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError, shown
-from mgen.utils.schema import Natural, build, schema
+from mgen.utils.schema import Natural, Share, build, schema
 
 Value = float | Sequence[float] | Settings
-Kind = Literal["linear", "half-linear", "power", "power-cosine"]
+Kind = Literal["linear", "half-linear", "power", "power-cosine", "exponential", "sine", "constant"]
 LARGEST = 10_000.0  # of a guidance or a temperature; beyond, float32 logits lose their meaning
 RANGES = {"guidance": -LARGEST, "temperature": 0.0, "confidence_temperature": 0.0}  # the least of each
 
@@ -45,13 +51,15 @@ class Curve:
     left: Natural | None = None
     power: Annotated[float, Field(gt=0, le=1000)] | None = None
     times: "Curve | None" = None
+    interval: tuple[Share, Share] | None = None
 
     def __post_init__(self) -> None:
-        linear = self.kind in ("linear", "half-linear")
-        if self.power is not None and linear:
+        if self.power is not None and not self.kind.startswith("power"):
             raise MgenError(f"unknown key 'power' of the kind {self.kind}: it is of power and power-cosine")
-        if not linear and (self.left is not None or self.at == "tokens"):
-            raise MgenError(f"at: tokens and left are of the kinds linear and half-linear, not of {self.kind}")
+        if self.left is not None and self.at not in (None, "tokens"):
+            raise MgenError(f"left counts tokens, but at is {self.at}: set at: tokens, or leave left out")
+        if self.interval is not None and not self.interval[0] < self.interval[1]:
+            raise MgenError(f"interval is {list(self.interval)}: its first time must lie below its second")
 
     def at_steps(self, steps: int, unknown: Sequence[int], length: int, groups: Sequence[Sequence[int]]) -> list[float]:
         """The value at each step; see `per_step`."""
@@ -60,23 +68,36 @@ class Curve:
         group = {t: (g + 1) / len(groups) for g, members in enumerate(groups) for t in members}
         out = []
         for t in range(steps):
-            if at == "tokens":
-                left = max(self.left or 0, unknown[t] if t < len(unknown) else 0)
+            left = max(self.left or 0, unknown[t] if t < len(unknown) else 0)
+            if at == "tokens" and self.kind in ("linear", "half-linear"):  # as published: divided last
                 done = length - left if self.kind == "linear" else min(length, 2 * (length - left))
                 out.append(max(least, self.start + span * done / length))
                 continue
-            alone = (t + 1) / steps
-            p = {"start": t / steps, "end": alone, "inclusive": t / max(1, steps - 1), "group": group.get(t, alone)}[at]
-            if self.kind == "half-linear":
-                p = min(1.0, 2 * p)
-            elif self.kind != "linear":
-                p = p ** (1.0 if self.power is None else self.power)
-            if self.kind == "power-cosine":
-                p = (1 - math.cos(math.pi * p)) / 2
-            out.append(max(least, self.start + span * p))
+            alone, shown_share = (t + 1) / steps, (length - left) / length
+            places = {"start": t / steps, "end": alone, "inclusive": t / max(1, steps - 1), "tokens": shown_share}
+            out.append(max(least, self.start + span * self.share({**places, "group": group.get(t, alone)}[at])))
         if self.times is not None:
             out = [x * factor for x, factor in zip(out, self.times.at_steps(steps, unknown, length, groups))]
+        if self.interval is not None:
+            low, high = self.interval
+            out = [x if low < end <= high else 1.0 for x, end in zip(out, masking_times(steps)[1:])]
         return out
+
+    def share(self, p: float) -> float:
+        """The share of the way from start to end at progress p."""
+        match self.kind:
+            case "linear":
+                return p
+            case "half-linear":
+                return min(1.0, 2 * p)
+            case "exponential":
+                return -math.expm1(-5 * p)
+            case "sine":
+                return math.sin(math.pi / 2 * p)
+            case "constant":
+                return 1.0
+        p = p ** (1.0 if self.power is None else self.power)
+        return p if self.kind == "power" else (1 - math.cos(math.pi * p)) / 2
 
 
 def per_step(
@@ -101,6 +122,8 @@ def per_step(
         curve = build(Curve, value, f"{name}.")
         for key, number in (("start", curve.start), ("end", curve.end)):
             _check_range(number, f"{name}.{key}", RANGES.get(name))
+        if curve.interval is not None and name not in ("guidance", "value"):
+            raise MgenError(f"{name}.interval is given: an interval is for guidance, which is 1 outside it")
         out = curve.at_steps(steps, unknown, length, groups)
     elif isinstance(value, list | tuple):
         out = [_number(x, name) for x in value]

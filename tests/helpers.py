@@ -14,7 +14,7 @@ from mgen.generators.presets import model_config
 from mgen.heads.categorical import OwnTable
 from mgen.pipelines.pipeline import MaskedPipeline
 from mgen.samplers import ParallelSampler
-from mgen.tokenizers import VQGAN, HitaTokenizer, KLTokenizer
+from mgen.tokenizers import VQGAN, HitaTokenizer, KLTokenizer, LDeTok
 
 TOKENIZER = dict(image_size=32, in_channels=1, channels=8, multipliers=(1, 1, 2), blocks=1, mid_blocks=1, norm_groups=0)
 KL = dict(
@@ -26,6 +26,15 @@ KL = dict(
     norm_groups=4,
     encoder_attention=(),
     middle_attention=False,
+)
+LDETOK: dict[str, Any] = dict(
+    image_size=32,
+    in_channels=1,
+    patch=4,
+    latent_channels=4,
+    **{f"{half}_{name}": n for half in ("encoder", "decoder") for name, n in (("dim", 16), ("depth", 1), ("heads", 2))},
+    latents_mean=(0.1, 0.0, -0.1, 0.2),
+    latents_std=(0.5, 1.0, 1.5, 2.0),
 )
 HITA: dict[str, Any] = dict(
     image_size=32,
@@ -45,6 +54,20 @@ HITA: dict[str, Any] = dict(
     global_latent=5,
     dropout=0.0,
     vision=None,
+)
+# Of both classes of TiTok tokenizers.
+TITOK: dict[str, Any] = dict(
+    image_size=32,
+    in_channels=1,
+    latent_tokens=6,
+    patch=8,
+    encoder_dim=16,
+    encoder_depth=1,
+    encoder_heads=2,
+    decoder_dim=16,
+    decoder_depth=2,
+    decoder_heads=2,
+    latent=4,
 )
 HALVES = dict(encoder_dim=32, encoder_depth=2, encoder_heads=2, decoder_dim=32, decoder_depth=2, decoder_heads=2)
 TRUNKS: dict[str, dict[str, Any]] = {
@@ -137,6 +160,11 @@ def tiny_generator(seed: int = 1, **sections: Any) -> Generator:
 def tiny_kl(seed: int = 0, **settings: Any) -> KLTokenizer:
     torch.manual_seed(seed)
     return KLTokenizer(**{**KL, "scale": 1.0, **settings}).eval()
+
+
+def tiny_ldetok(seed: int = 0, **settings: Any) -> LDeTok:
+    torch.manual_seed(seed)
+    return LDeTok(**{**LDETOK, **settings}).eval()
 
 
 def tiny_hita(seed: int = 0, **settings: Any) -> HitaTokenizer:

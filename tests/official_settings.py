@@ -189,6 +189,58 @@ def mar_settings(
     }
 
 
+EMIGM_CURVES = {
+    "linear": "linear",
+    "cosine": "cosine",
+    "poly-0.5": "sqrt",
+    "exp": "exp5",
+    "log": "log5",
+    "log-exp": "log5",
+}
+
+
+def emigm_settings(
+    *,
+    num_iter: int = 64,
+    cfg: float = 1.0,
+    cfg_schedule: str = "constant",
+    cfg_t_min: float = 0.0,
+    cfg_t_max: float = 1.0,
+    mask_strategy: str = "exp",
+    sampling_algo: str = "ddpm",
+    num_sampling_steps: str = "100",
+    order: int = 3,
+    temperature: float = 1.0,
+) -> Settings:
+    """Settings of a ParallelSampler from the arguments of the official evaluation, under their official names.
+
+    Args:
+        num_sampling_steps: calls of the network with the dpm-solver, of `order`, which ignores the temperature; else as of MAR.
+    """
+    check_choice("sampling_algo", sampling_algo, ("ddpm", "dpm-solver"))
+    kinds: dict[str, Settings] = {
+        "constant": {"kind": "constant"},
+        "linear": {"kind": "linear", "at": "tokens"},
+        "power": {"kind": "power", "power": 2.0, "at": "tokens"},
+        "cubic": {"kind": "power", "power": 3.0, "at": "tokens"},
+        "exp": {"kind": "exponential", "at": "tokens"},
+        "cosine": {"kind": "sine", "at": "tokens"},
+    }
+    curve = kinds[check_choice("cfg_schedule", cfg_schedule, kinds)]
+    solver = sampling_algo == "dpm-solver"
+    head = {"chain": f"dpm-solver++{order}s", "steps": int(num_sampling_steps)}
+    chain = mar_settings(num_iter=num_iter, num_sampling_steps="100" if solver else num_sampling_steps)["head"]
+    return {
+        "steps": num_iter,
+        "order": "random",
+        "schedule": EMIGM_CURVES[check_choice("mask_strategy", mask_strategy, EMIGM_CURVES)],
+        "counts": "binomial",
+        "guidance": 1.0 if cfg == 1 else {**curve, "end": cfg, "interval": [cfg_t_min, cfg_t_max]},
+        "temperature": 1.0 if solver else temperature,
+        "head": head if solver else chain,
+    }
+
+
 def himar_settings(
     *,
     num_iter: int,
@@ -338,3 +390,28 @@ def titok_settings(
         "confidence_temperature": temperature,
         "head": {"score": "logit"},
     }
+
+
+def ldetok_schedule(
+    *, lr: float, min_lr: float, lr_sched: str, epochs: int, warmup_epochs: int, steps: int
+) -> Settings:
+    """Settings of `optim` from the arguments of l-DeTok's scripts, under their official names; `steps` of an epoch.
+
+    `min_lr` counts for "cosine" alone; `epochs` is the length of the run.
+    """
+    check_choice("lr_sched", lr_sched, ("constant", "cosine"))
+    kind = "cosine" if lr_sched == "cosine" else "constant_with_warmup" if warmup_epochs else "constant"
+    least = {"least_lr": min_lr} if lr_sched == "cosine" else {}
+    return {"lr": lr, "schedule": kind, "warmup": warmup_epochs * steps, **least}
+
+
+def ldetok_decay(what: str) -> Settings:
+    """Settings of `optim` that leave out of weight decay what l-DeTok's scripts do: by parts of names, such as embed, token and ln."""
+    names = {
+        "tokenizer": ("encoder.embed", "encoder.position", "decoder.embed", "decoder.position", "decoder.mask_token"),
+        "generator": (
+            *("head.", "trunk.mask_token", "trunk.decoder_embed"),
+            *("trunk.encoder_position", "trunk.decoder_position", "trunk.head_position"),
+        ),
+    }
+    return {"decay_all": False, "no_decay": names[what]}

@@ -100,6 +100,11 @@ class Tokenizer(Model):
     # What of a CorruptionConfig it can be trained with.
     CORRUPTIONS: ClassVar[tuple[str, ...]] = ()
 
+    @property
+    def ends(self) -> tuple[str, str]:
+        """Names of the layers that take images and make them."""
+        return self.ENDS
+
     def register_to_config(self, **kwargs: Any) -> None:
         """See diffusers' ConfigMixin; leaves out what `LATER` says."""
         later = self.LATER
@@ -203,7 +208,7 @@ class Tokenizer(Model):
     def data_rows(self) -> DataRows:
         """See Model.data_rows: the channels of images, in the convolutions at both ends; those with codebooks add them."""
         channels = (Rows("image channels", (self.config.in_channels,)),)
-        first, last = self.ENDS
+        first, last = self.ends
         return {f"{first}.weight": {1: channels}, f"{last}.weight": {0: channels}, f"{last}.bias": {0: channels}}
 
     def fingerprint(self) -> str:
@@ -337,8 +342,11 @@ class CodebookTokenizer(Tokenizer):
 class PosteriorTokenizer(Tokenizer):
     """A tokenizer whose encoder gives a Gaussian posterior: caches store its moments, so that training samples it afresh.
 
-    Subclasses implement `moments`, `tokens` and `noise_shape`.
+    Subclasses implement `moments`, `tokens` and `noise_shape`. A deterministic encoder has no variance (`has_variance`): its moments are
+    the latents (B, c, h, w), and `noise_shape` is None.
     """
+
+    has_variance: ClassVar[bool] = True
 
     def posterior(self, moments: Tensor) -> DiagonalGaussianDistribution:
         """The Gaussian q(z | image), with diffusers' mean, std, logvar clamped to [-30, 20], kl() and nll()."""
@@ -367,3 +375,35 @@ class PosteriorTokenizer(Tokenizer):
     def encode(self, images: Tensor, *, noise: Tensor | None = None) -> Tensor:
         """Tokens (B, L, K), row by row, of images (B, C, H, W) in [-1, 1]; `noise` as in `tokens`."""
         return self.tokens(self.moments(self.prepared(images, values=True)), noise)
+
+    @property
+    def unmeasured(self) -> bool:
+        """Whether the scale of its latents is still to be measured."""
+        return self.config.get("scale", 1.0) is None
+
+    def measure(self, batches: Iterable[Tensor]) -> dict[str, object]:
+        """The `scale` for these image batches, see `estimate_scale`."""
+        return {"scale": estimate_scale(self, batches)}
+
+
+@torch.inference_mode()
+def estimate_scale(tokenizer: PosteriorTokenizer, batches: Iterable[Tensor]) -> float:
+    """1 / standard deviation of the shifted latents of images, including the posterior's noise: the `scale` for these data.
+
+    Args:
+        batches: image batches (B, C, H, W) in [-1, 1]; a thousand images give three digits.
+
+    Raises:
+        MgenError: there are no images, or their latents are not finite or all equal.
+    """
+    count, first, second = 0, 0.0, 0.0  # numbers, their sum, sum of squares
+    for images in batches:
+        posterior = tokenizer.posterior(tokenizer.moments(images.to(tokenizer.device)))
+        mean = posterior.mean.double() - tokenizer.config.get("shift", 0.0)
+        count += mean.numel()
+        first += mean.sum().item()
+        second += (mean.square() + posterior.var.double()).sum().item()
+    variance = second / count - (first / count) ** 2 if count else 0.0
+    if not 0 < variance < float("inf"):
+        raise MgenError(f"cannot estimate a scale from {count} latent numbers with variance {variance}")
+    return variance**-0.5

@@ -143,3 +143,10 @@ def kl_tokenizer(tokenizer: Tokenizer, option: str) -> KLTokenizer:
     if not isinstance(found, KLTokenizer):
         raise MgenError(f"{option} is for KL tokenizers: a {type(tokenizer).__name__} makes ids")
     return found
+
+
+def measurable(tokenizer: Tokenizer, option: str) -> PosteriorTokenizer:
+    """The tokenizer whose latents can be measured that a tokenizer is or holds; MgenError, naming the option, for others."""
+    if isinstance(tokenizer, PosteriorTokenizer) and tokenizer.spec.kind == "vector":
+        return tokenizer
+    return kl_tokenizer(tokenizer, option)

@@ -13,9 +13,6 @@ Notation: B batch, c latent channels, h = w latent side, p patch, L = (h/p)·(w/
 | fmnist (embedded demo, 32 px) | 16 32 64 | f4, 4 | 1 | 64 × 4 (at 32 px) | measured | 0.65 M |
 """
 
-from collections.abc import Iterable
-
-import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from diffusers.configuration_utils import register_to_config
@@ -40,8 +37,42 @@ def unpatchify(tokens: Tensor, patch: int, grid: tuple[int, int]) -> Tensor:
     return F.pixel_shuffle(tokens.transpose(1, 2).unflatten(2, grid), patch)  # (B, c, h, w)
 
 
+class ScaledPosterior(PosteriorTokenizer):
+    """A tokenizer whose tokens are latents times one `scale` of its configuration. Subclasses implement `decode_latents`."""
+
+    CORRUPTIONS = ("noise",)
+
+    def decode_latents(self, z: Tensor) -> Tensor:
+        """Images (B, C, H, W), about [-1, 1] and not clamped, of unscaled latents z (B, c, h, w)."""
+        raise NotImplementedError
+
+    def _scale(self) -> float:
+        if self.config.scale is None:
+            raise MgenError(
+                "this tokenizer has no scale: measure it with mgen.tokenizers.estimate_scale (mgen cache --measure-scale) and set it"
+            )
+        return float(self.config.scale)
+
+    def forward(
+        self, images: Tensor, noise: Tensor | None = None, corruption: Corruption | None = None
+    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        """For training: reconstructions (B, C, H, W); loss term "kl", the divergence from the standard normal in nats per latent
+        number; as metrics the root mean squares of the posterior's means and standard deviations.
+
+        Args:
+            noise: of the posterior (B, c, h, w). corruption: noise that the latents get besides.
+        """
+        posterior = self.posterior(self.moments(images))
+        z = posterior.mean if noise is None else posterior.mean + posterior.std * noise
+        if corruption is not None:
+            z = corruption.add_noise(z, corruption.noise)
+        kl = posterior.kl().mean() / z[0].numel()
+        metrics = {"latent_rms": posterior.mean.square().mean().sqrt(), "posterior_std": posterior.var.mean().sqrt()}
+        return self.decode_latents(z), {"kl": kl}, {k: v.detach() for k, v in metrics.items()}
+
+
 @register_tokenizer
-class KLTokenizer(PosteriorTokenizer):
+class KLTokenizer(ScaledPosterior):
     """Image ⇄ vectors. Images are (B, C, H, W) in [-1, 1]. `vae` is a diffusers AutoencoderKL: `vae.save_pretrained` exports it.
 
     Args:
@@ -50,7 +81,7 @@ class KLTokenizer(PosteriorTokenizer):
         layers: residual blocks per level of the encoder (the decoder has one more). norm_groups: groups of the GroupNorms.
         encoder_attention, decoder_attention: levels with attention after every block, 0 is the finest; KL16's decoder has none.
         middle_attention, quant_conv: attention in the middle; 1×1 convolutions around the latent.
-        patch: p. scale: factor that brings the latents to unit variance; None: not measured yet, see `estimate_scale`.
+        patch: p. scale: factor that brings the latents to unit variance; None: not measured yet, see `mgen.tokenizers.estimate_scale`.
         shift: subtracted from the latents before scaling.
         stem: width of the first convolution, if it differs from channels[0]. z_channels: width around the latent, if it differs from
             latent_channels. diffusers' AutoencoderKL has neither option, so it cannot load such a `vae`.
@@ -67,7 +98,6 @@ class KLTokenizer(PosteriorTokenizer):
     CACHE_NEUTRAL = ("image_size", "patch", "scale", "shift", "stem", "z_channels")
     DECODER_WEIGHTS = ("vae.decoder.", "vae.post_quant_conv.")
     ENDS = ("vae.encoder.conv_in", "vae.decoder.conv_out")
-    CORRUPTIONS = ("noise",)
 
     # Many arguments on purpose: the saved configuration is flat, and token caches are matched by a hash of it; sections would make
     # caches of the same tokenizer look foreign.
@@ -159,63 +189,7 @@ class KLTokenizer(PosteriorTokenizer):
         z = unpatchify(tokens, self.config.patch, self.grid_of(tokens, grid)) / self._scale() + self.config.shift
         return self.decode_latents(z.to(self.dtype))
 
-    def _scale(self) -> float:
-        if self.config.scale is None:
-            raise MgenError(
-                "this tokenizer has no scale: measure it with mgen.tokenizers.estimate_scale (mgen cache --measure-scale) and set it"
-            )
-        return self.config.scale
-
     def noise_shape(self) -> tuple[int, ...]:
         """Shape (c, h, w) of the posterior's noise for one image of `image_size`."""
         side = self.config.image_size // self.stride
         return self.config.latent_channels, side, side
-
-    @property
-    def unmeasured(self) -> bool:
-        """Whether its scale is still to be measured."""
-        return self.config.scale is None
-
-    def measure(self, batches: Iterable[Tensor]) -> dict[str, object]:
-        """The `scale` for these image batches, see `estimate_scale`."""
-        return {"scale": estimate_scale(self, batches)}
-
-    def forward(
-        self, images: Tensor, noise: Tensor | None = None, corruption: Corruption | None = None
-    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-        """For training: reconstructions (B, C, H, W); loss term "kl", the divergence from the standard normal in nats per latent
-        number; as metrics the root mean squares of the posterior's means and standard deviations.
-
-        Args:
-            noise: of the posterior (B, c, h, w). corruption: noise that the latents get besides.
-        """
-        posterior = self.posterior(self.moments(images))
-        z = posterior.mean if noise is None else posterior.mean + posterior.std * noise
-        if corruption is not None:
-            z = corruption.add_noise(z, corruption.noise)
-        kl = posterior.kl().mean() / z[0].numel()
-        metrics = {"latent_rms": posterior.mean.square().mean().sqrt(), "posterior_std": posterior.var.mean().sqrt()}
-        return self.decode_latents(z), {"kl": kl}, {k: v.detach() for k, v in metrics.items()}
-
-
-@torch.inference_mode()
-def estimate_scale(tokenizer: KLTokenizer, batches: Iterable[Tensor]) -> float:
-    """1 / standard deviation of the shifted latents of images, including the posterior's noise: the `scale` for these data.
-
-    Args:
-        batches: image batches (B, C, H, W) in [-1, 1]; a thousand images give three digits.
-
-    Raises:
-        MgenError: there are no images, or their latents are not finite or all equal.
-    """
-    count, first, second = 0, 0.0, 0.0  # numbers, their sum, sum of squares
-    for images in batches:
-        posterior = tokenizer.posterior(tokenizer.moments(images.to(tokenizer.device)))
-        mean = posterior.mean.double() - tokenizer.config.shift
-        count += mean.numel()
-        first += mean.sum().item()
-        second += (mean.square() + posterior.var.double()).sum().item()
-    variance = second / count - (first / count) ** 2 if count else 0.0
-    if not 0 < variance < float("inf"):
-        raise MgenError(f"cannot estimate a scale from {count} latent numbers with variance {variance}")
-    return variance**-0.5

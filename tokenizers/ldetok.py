@@ -68,7 +68,9 @@ class LDeTok(PosteriorTokenizer):
     }
     CACHE_NEUTRAL = ("latents_mean", "latents_std", "scale")
     DECODER_WEIGHTS = ("decoder.",)
+    ENDS = ("encoder.embed", "decoder.conv_out")
     CORRUPTIONS = ("noise", "mask")
+    ANY_SIZE = False
 
     @register_to_config
     @checked_network
@@ -191,14 +193,6 @@ class LDeTok(PosteriorTokenizer):
                 f"{self._grid[0]}×{self._grid[1]} only"
             )
         return self.decoder(self.denormalize(tokens).to(self.dtype))
-
-    def at_size(self, image_size: int) -> "LDeTok":
-        """Itself for images of its own size; MgenError for others, for which it has no positions."""
-        if image_size != (own := self.config.image_size):
-            raise MgenError(
-                f"the tokenizer has no images of {image_size} pixels: its positions are for {own}; train one with init"
-            )
-        return self
 
     def noise_shape(self) -> tuple[int, ...]:
         """Shape (c, h, w) of the posterior's noise for one image."""

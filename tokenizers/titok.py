@@ -9,33 +9,34 @@ Notation: B batch, C image channels, N latent tokens, D width of a transformer, 
 
 | size | encoder, decoder | tokens | codes × d | decodes to | parameters |
 |---|---|---|---|---|---|
-| l-32 (two stages) | 24 × 1024, 24 × 1024 | 32 | 4096 × 12, unit length | codes | 641.3 M |
-| b-64 (two stages) | 12 × 768, 12 × 768 | 64 | 4096 × 12, unit length | codes | 204.8 M |
-| s-128 (two stages) | 8 × 512, 8 × 512 | 128 | 4096 × 12, unit length | codes | 83.7 M |
-| bl-64, bl-128 | 12 × 768, 24 × 1024 | 64, 128 | 8192 × 64 | pixels | 390 M |
-| sl-256 | 8 × 512, 24 × 1024 | 256 | 8192 × 64 | pixels | 330 M |
+| l32 (two stages) | 24 × 1024, 24 × 1024 | 32 | 4096 × 12, unit length | codes | 641.3 M |
+| b64 (two stages) | 12 × 768, 12 × 768 | 64 | 4096 × 12, unit length | codes | 204.8 M |
+| s128 (two stages) | 8 × 512, 8 × 512 | 128 | 4096 × 12, unit length | codes | 83.7 M |
+| bl64, bl128 | 12 × 768, 24 × 1024 | 64, 128 | 8192 × 64 | pixels | 390 M |
+| sl256 | 8 × 512, 24 × 1024 | 256 | 8192 × 64 | pixels | 330 M |
 | fmnist (32 px, gray) | 4 × 128, 4 × 128 | 32 | 512 × 16 | pixels | 1.7 M |
-| TiTokKL ll-32 | 24 × 1024, 24 × 1024 | 32 | vectors of 16 | pixels | 607 M |
-| TiTokKL bl-64, bl-128 | 12 × 768, 24 × 1024 | 64, 128 | vectors of 16 | pixels | 390 M |
+| TiTokKL ll32 | 24 × 1024, 24 × 1024 | 32 | vectors of 16 | pixels | 607 M |
+| TiTokKL bl64, bl128 | 12 × 768, 24 × 1024 | 64, 128 | vectors of 16 | pixels | 390 M |
 """
 
-from typing import Any, Literal
+from typing import Any
 
-import torch
-from diffusers.configuration_utils import FrozenDict, register_to_config
-from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+import torch.nn.functional as F
+from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from mgen.nn import Blocks, PreNormBlock, check_heads, run_blocks
+from mgen.nn import check_heads
 from mgen.tokenizers import vqgan
-from mgen.tokenizers.base import CodebookTokenizer, PosteriorTokenizer, Tokenizer, Widths, register_tokenizer
-from mgen.tokenizers.quantizers import VectorQuantizer
+from mgen.tokenizers.base import CodebookTokenizer, Tokenizer, register_tokenizer
+from mgen.tokenizers.kl import ScaledPosterior
+from mgen.tokenizers.quantizers import VectorQuantizer, codebook_usage
 from mgen.tokenizers.sphere import SphereQuantizer
+from mgen.tokenizers.titok_vit import CodeHead, Decoder, Encoder, PixelDecoder, PixelHead, initial_values
 from mgen.tokens import Scale, TokenSpec
-from mgen.utils.errors import MgenError, shown
+from mgen.utils.errors import MgenError
 from mgen.utils.estimates import checked_network
 from mgen.utils.fitting import DataRows, Rows
-from mgen.utils.schema import Depth, Layers, Natural, Size, build, schema
+from mgen.utils.schema import Depth, Size, build
 
 SMALL, BASE, LARGE = (512, 8, 8), (768, 12, 12), (1024, 24, 16)  # width, layers, heads
 Transformer = tuple[int, int, int]
@@ -50,144 +51,6 @@ def sizes(encoder: Transformer, decoder: Transformer, **more: object) -> dict[st
 
 TWO_STAGES: dict[str, Any] = dict(vocab_size=4096, latent=12, unit_codes=True, scrambled=True, pixel_decoder={})
 TINY: Transformer = (128, 4, 4)
-
-
-@schema
-class PixelDecoder:
-    """Decoder and codes of the VQGAN that makes the image; arguments as of VQGAN, defaults those of MaskGIT's."""
-
-    channels: Size = 128
-    multipliers: Widths = (1, 1, 2, 2, 4)
-    blocks: Layers = 2
-    mid_blocks: Depth = 2
-    latent: Size = 256
-    vocab_size: Size = 1024
-    norm_groups: Natural = 32
-    shortcut: Literal["output", "input"] = "output"
-
-
-class Patches(nn.Module):
-    """What both transformers share: blocks between two norms over [class token, patches, latent tokens], and the tables.
-
-    Args:
-        dim, depth, heads: D, layers, heads. side: h = w. latent_tokens: N.
-    """
-
-    def __init__(self, *, dim: int, depth: int, heads: int, side: int, latent_tokens: int) -> None:
-        super().__init__()
-        self.side, self.latent_tokens = side, latent_tokens
-        self.class_token = nn.Parameter(dim**-0.5 * torch.randn(1, dim))
-        self.position = nn.Parameter(dim**-0.5 * torch.randn(1 + side * side, dim))
-        self.latent_position = nn.Parameter(dim**-0.5 * torch.randn(latent_tokens, dim))
-        self.norm_in = nn.LayerNorm(dim)
-        self.blocks = Blocks(PreNormBlock(dim, heads) for _ in range(depth))
-        self.norm_out = nn.LayerNorm(dim)
-
-    def run(self, patches: Tensor, latents: Tensor, read: slice) -> Tensor:
-        """Rows `read` of the output, for patches (B, P, D) and latents (B, N, D), neither with positions yet.
-
-        Only these rows pass the end of the last block.
-        """
-        front = self.class_token.expand(len(patches), -1, -1)
-        x = torch.cat([front, patches], dim=1) + self.position  # (B, 1 + P, D)
-        x = self.norm_in(torch.cat([x, latents + self.latent_position], dim=1))  # (B, 1 + P + N, D)
-        return self.norm_out(run_blocks(self.blocks, x, read, lambda i: {}))
-
-    def data_rows(self, name: str) -> DataRows:
-        """See Model.data_rows; `name`: of this part."""
-        grid = Rows("patches", (self.side, self.side), "interpolated")
-        latents = (Rows("latent tokens", (self.latent_tokens,)),)
-        return {f"{name}.position": {0: (Rows("class token", (1,)), grid)}, f"{name}.latent_position": {0: latents}}
-
-
-class Encoder(Patches):
-    """Images (B, C, H, W) in [0, 1] → latents (B, N, out).
-
-    Args:
-        scrambled: the latent tokens (B, N, D) are reshaped to (B, D, N), and the last layer mixes the D numbers that come to stand in
-            a column, which belong to several tokens. So it is in the published tokenizers of two stages, and their weights need it.
-    """
-
-    def __init__(self, *, in_channels: int, patch: int, out: int, scrambled: bool, dim: int, **shared: int) -> None:
-        super().__init__(dim=dim, **shared)
-        self.scrambled = scrambled
-        self.patch_embed = nn.Conv2d(in_channels, dim, patch, patch)
-        self.latents = nn.Parameter(dim**-0.5 * torch.randn(self.latent_tokens, dim))
-        self.out = nn.Linear(dim, out)
-
-    def forward(self, images: Tensor) -> Tensor:
-        x = self.patch_embed(images).flatten(2).transpose(1, 2)  # (B, P, D)
-        x = self.run(x, self.latents.expand(len(x), -1, -1), slice(-self.latent_tokens, None))  # (B, N, D)
-        if self.scrambled:
-            x = x.reshape(len(x), x.shape[2], x.shape[1]).transpose(1, 2)
-        return self.out(x)
-
-
-class Decoder(Patches):
-    """Codes (B, N, d) → features of patches (B, P, D), and by a head images in [0, 1]."""
-
-    def __init__(self, *, latent: int, head: nn.Module, dim: int, **shared: int) -> None:
-        super().__init__(dim=dim, **shared)
-        self.embed = nn.Linear(latent, dim)
-        self.mask = nn.Parameter(dim**-0.5 * torch.randn(1, dim))
-        self.head = head
-
-    def features(self, codes: Tensor) -> Tensor:
-        """(B, P, D) of codes (B, N, d)."""
-        masked = self.mask.expand(len(codes), self.side**2, -1)
-        return self.run(masked, self.embed(codes), slice(1, 1 + self.side**2))
-
-    def forward(self, codes: Tensor) -> Tensor:
-        return self.head(self.features(codes), self.side)
-
-
-class PixelHead(nn.Module):
-    """Features (B, P, D) → images (B, C, H, W): a patch of each, then a convolution over all."""
-
-    def __init__(self, dim: int, patch: int, channels: int) -> None:
-        super().__init__()
-        self.patch, self.channels = patch, channels
-        self.patches = nn.Linear(dim, patch * patch * channels)
-        self.conv_out = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor, side: int) -> Tensor:
-        p, c = self.patch, self.channels
-        x = self.patches(x).view(len(x), side, side, p, p, c)  # (B, h, w, p, p, C)
-        return self.conv_out(x.permute(0, 5, 1, 3, 2, 4).reshape(len(x), c, side * p, side * p))
-
-    def data_rows(self, name: str) -> DataRows:
-        image = (Rows("image channels", (self.patch, self.patch, self.channels)),)
-        channels = (Rows("image channels", (self.channels,)),)
-        ends: DataRows = {f"{name}.patches.{key}": {0: image} for key in ("weight", "bias")}
-        return ends | {
-            f"{name}.conv_out.weight": {0: channels, 1: channels},
-            f"{name}.conv_out.bias": {0: channels},
-        }
-
-
-class CodeHead(nn.Module):
-    """Features (B, P, D) → images (B, C, H, W): a distribution over the VQGAN's codes, the expected code, the VQGAN's decoder."""
-
-    def __init__(self, dim: int, settings: PixelDecoder, channels: int) -> None:
-        super().__init__()
-        self.channels = channels
-        self.hidden = nn.Linear(dim, 2 * dim)
-        self.out = nn.Linear(2 * dim, settings.vocab_size)
-        self.codes = nn.Embedding(settings.vocab_size, settings.latent)
-        config = {**{key: getattr(settings, key) for key in settings.__dataclass_fields__}, "in_channels": channels}
-        self.pixels = vqgan.Decoder(FrozenDict(config), settings.latent)
-
-    def logits(self, x: Tensor) -> Tensor:
-        """Over the codes, (B, P, Q), of features (B, P, D)."""
-        return self.out(torch.tanh(self.hidden(x)))
-
-    def forward(self, x: Tensor, side: int) -> Tensor:
-        expected = self.logits(x).softmax(-1) @ self.codes.weight  # (B, P, dim)
-        return self.pixels(expected.transpose(1, 2).unflatten(2, (side, side)))
-
-    def data_rows(self, name: str) -> DataRows:
-        channels = (Rows("image channels", (self.channels,)),)
-        return {f"{name}.pixels.conv_out.{key}": {0: channels} for key in ("weight", "bias")}
 
 
 class LineTokenizer(Tokenizer):
@@ -236,13 +99,20 @@ class LineTokenizer(Tokenizer):
             latent_tokens=c.latent_tokens,
         )
         for part in (self.encoder, self.decoder):
-            part.apply(_initial_values)
+            part.apply(initial_values)
 
     def data_rows(self) -> DataRows:
         rows: DataRows = {"encoder.latents": {0: (Rows("latent tokens", (self.config.latent_tokens,)),)}}
         rows["encoder.patch_embed.weight"] = {1: (Rows("image channels", (self.config.in_channels,)),)}
         rows |= self.encoder.data_rows("encoder") | self.decoder.data_rows("decoder")
         return rows | self.decoder.head.data_rows("decoder.head")
+
+    @property
+    def ends(self) -> tuple[str, str]:
+        """See Tokenizer.ends."""
+        return "encoder.patch_embed", "decoder.head." + (
+            "pixels." if isinstance(self.decoder.head, CodeHead) else ""
+        ) + "conv_out"
 
     def encoded(self, images: Tensor) -> Tensor:
         """Output of the encoder (B, out, 1, N) for images (B, C, H, W) in [-1, 1]; MgenError for another size than `image_size`."""
@@ -256,18 +126,12 @@ class LineTokenizer(Tokenizer):
 
     def decode_latents(self, z: Tensor) -> Tensor:
         """Images (B, C, H, W), about [-1, 1] and not clamped, of codes or unscaled latents z (B, d, 1, N)."""
-        return self.decoder(z.squeeze(2).transpose(1, 2)) * 2 - 1
+        return self.decoder(z.to(self.dtype).squeeze(2).transpose(1, 2)) * 2 - 1
 
 
-def _initial_values(module: nn.Module) -> None:
-    """Of the official code, for all but the VQGAN's decoder, which keeps its own."""
-    if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-    elif isinstance(module, Encoder):
-        nn.init.trunc_normal_(module.patch_embed.weight, std=0.02)
-        nn.init.zeros_(module.patch_embed.bias)
-    if isinstance(module, nn.Linear):
-        nn.init.zeros_(module.bias)
+def _plain(value: object) -> object:
+    """Lists of a saved configuration as the tuples of settings."""
+    return tuple(value) if isinstance(value, list) else value
 
 
 @register_tokenizer
@@ -283,12 +147,12 @@ class TiTok(LineTokenizer, CodebookTokenizer):
     """
 
     SIZES = {
-        "l-32": sizes(LARGE, LARGE, latent_tokens=32, **TWO_STAGES),
-        "b-64": sizes(BASE, BASE, latent_tokens=64, **TWO_STAGES),
-        "s-128": sizes(SMALL, SMALL, latent_tokens=128, **TWO_STAGES),
-        "bl-64": sizes(BASE, LARGE, latent_tokens=64),
-        "bl-128": sizes(BASE, LARGE, latent_tokens=128),
-        "sl-256": sizes(SMALL, LARGE, latent_tokens=256),
+        "l32": sizes(LARGE, LARGE, latent_tokens=32, **TWO_STAGES),
+        "b64": sizes(BASE, BASE, latent_tokens=64, **TWO_STAGES),
+        "s128": sizes(SMALL, SMALL, latent_tokens=128, **TWO_STAGES),
+        "bl64": sizes(BASE, LARGE, latent_tokens=64),
+        "bl128": sizes(BASE, LARGE, latent_tokens=128),
+        "sl256": sizes(SMALL, LARGE, latent_tokens=256),
         "fmnist": sizes(
             TINY,
             TINY,
@@ -340,18 +204,67 @@ class TiTok(LineTokenizer, CodebookTokenizer):
         """Features before quantization (B, d, 1, N) of images (B, C, H, W) in [-1, 1]."""
         return self.encoded(images)
 
+    def fuse(self) -> "TiTok":
+        """Fold the official shortcuts of the VQGAN's decoder into their convolutions. A fused model cannot be saved."""
+        for module in self.modules():
+            if isinstance(module, vqgan.ResBlock):
+                module.fuse()
+        return self
+
+    # -- the first of two stages of training -----------------------------------------------------------------------------
+
+    @property
+    def predicts_codes(self) -> bool:
+        """Whether it decodes to the codes of a VQGAN, which makes the image."""
+        return isinstance(self.decoder.head, CodeHead)
+
+    def use_pixels(self, tokenizer: vqgan.VQGAN, *, copy: bool = True) -> None:
+        """Freeze decoder and codes of the VQGAN, after they were copied from `tokenizer`; MgenError if that one has others."""
+        head, given = self.decoder.head, tokenizer.config
+        assert isinstance(head, CodeHead)
+        if not isinstance(tokenizer.quantize, VectorQuantizer):
+            raise MgenError("the VQGAN has a scalar quantizer: one with a codebook is needed")
+        own = build(PixelDecoder, self.config.pixel_decoder or {}, "pixel_decoder.")
+        for key in PixelDecoder.__dataclass_fields__:
+            if (wanted := getattr(own, key)) != (found := _plain(given[key])):
+                raise MgenError(
+                    f"pixel_decoder.{key} is {wanted}, but the VQGAN has {found}: set it to that, or give another one"
+                )
+        if (length := tokenizer.spec.length) != self.decoder.side**2:
+            raise MgenError(
+                f"the decoder has {self.decoder.side**2} patches, but the VQGAN makes {length} ids of an image"
+            )
+        if copy:
+            head.codes.load_state_dict(tokenizer.quantize.embedding.state_dict())
+            head.pixels.load_state_dict(tokenizer.decoder.state_dict())
+        head.codes.requires_grad_(False)
+        head.pixels.requires_grad_(False)
+
+    def imitate(self, images: Tensor, ids: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """For the first stage: loss terms and metrics of predicting the ids (B, P) that a VQGAN gives the patches of images.
+
+        Terms are "proxy", the mean cross entropy, and the quantizer's; no image is made.
+        """
+        head, quantized = self.decoder.head, self.quantize(self.latents(images))
+        assert isinstance(head, CodeHead)
+        features = self.decoder.features(quantized.values.to(self.dtype).squeeze(2).transpose(1, 2))
+        logits = head.logits(features).float()  # (B, P, Q)
+        terms = {"proxy": F.cross_entropy(logits.transpose(1, 2), ids), **quantized.losses}
+        accuracy = (logits.argmax(-1) == ids).float().mean()
+        return terms, codebook_usage(quantized.ids, self.quantize.vocab_size) | {"proxy_accuracy": accuracy}
+
 
 @register_tokenizer
-class TiTokKL(LineTokenizer, PosteriorTokenizer):
+class TiTokKL(LineTokenizer, ScaledPosterior):
     """Image ⇄ N vectors. Images are (B, C, H, W) in [-1, 1] with H = W = image_size; the network works on [0, 1].
 
     Args: as of TiTok, and scale: factor that brings the latents to unit variance; None: not measured yet.
     """
 
     SIZES = {
-        "ll-32": sizes(LARGE, LARGE, latent_tokens=32),
-        "bl-64": sizes(BASE, LARGE, latent_tokens=64),
-        "bl-128": sizes(BASE, LARGE, latent_tokens=128),
+        "ll32": sizes(LARGE, LARGE, latent_tokens=32),
+        "bl64": sizes(BASE, LARGE, latent_tokens=64),
+        "bl128": sizes(BASE, LARGE, latent_tokens=128),
     }
 
     # Flat on purpose, as in TiTok.
@@ -386,45 +299,18 @@ class TiTokKL(LineTokenizer, PosteriorTokenizer):
         """Mean and log-variance of the posterior, (B, 2d, 1, N), of images (B, C, H, W) in [-1, 1]; not clamped."""
         return self.encoded(images)
 
-    def posterior(self, moments: Tensor) -> DiagonalGaussianDistribution:
-        """The Gaussian q(z | image), with diffusers' mean, std, logvar clamped to [-30, 20], kl() and nll()."""
-        return DiagonalGaussianDistribution(moments.float())
-
     def tokens(self, moments: Tensor, noise: Tensor | None = None) -> Tensor:
         """Tokens (B, N, d) of moments (B, 2d, 1, N): of the posterior's mean, or of a sample with standard normal `noise` (B, d, 1, N).
 
         Raises an MgenError if the scale has not been set.
         """
-        posterior = self.posterior(moments)
-        if noise is not None and noise.shape != posterior.mean.shape:
-            raise MgenError(f"noise is {shown(noise)}: a float tensor {tuple(posterior.mean.shape)} is needed")
-        z = posterior.mean if noise is None else posterior.mean + posterior.std * noise
-        return (z * self._scale()).squeeze(2).transpose(1, 2)
+        return (self.posterior_sample(moments, noise) * self._scale()).squeeze(2).transpose(1, 2)
 
     def decode(self, tokens: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
         """Images of tokens (B, N, d); they have no place in the image, so there is no `grid`."""
         self.grid_of(tokens, grid)
-        return self.decode_latents((tokens / self._scale()).to(self.dtype).transpose(1, 2).unsqueeze(2))
-
-    def _scale(self) -> float:
-        if self.config.scale is None:
-            raise MgenError(
-                "this tokenizer has no scale: measure it with mgen.tokenizers.estimate_scale (mgen cache --measure-scale) and set it"
-            )
-        return float(self.config.scale)
+        return self.decode_latents((tokens / self._scale()).transpose(1, 2).unsqueeze(2))
 
     def noise_shape(self) -> tuple[int, ...]:
         """Shape (d, 1, N) of the posterior's noise for one image."""
         return self.config.latent, 1, self.config.latent_tokens
-
-    def forward(
-        self, images: Tensor, noise: Tensor | None = None
-    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-        """For training: reconstructions (B, C, H, W); loss term "kl", the divergence from the standard normal in nats per latent
-        number; as metrics the root mean squares of the posterior's means and standard deviations.
-        """
-        posterior = self.posterior(self.moments(images))
-        z = posterior.mean if noise is None else posterior.mean + posterior.std * noise
-        kl = posterior.kl().mean() / z[0].numel()
-        metrics = {"latent_rms": posterior.mean.square().mean().sqrt(), "posterior_std": posterior.var.mean().sqrt()}
-        return self.decode_latents(z.to(self.dtype)), {"kl": kl}, {k: v.detach() for k, v in metrics.items()}

@@ -23,15 +23,17 @@ from mgen.heads import CategoricalHead
 from mgen.heads.head import DenoisingHead, Head
 from mgen.pipelines.sizes import check_batch
 from mgen.samplers import Noise, ParallelSampler
-from mgen.tokenizers import VQGAN, KLTokenizer, LlamaGenVQ, Tokenizer
+from mgen.tokenizers import VQGAN, KLTokenizer, LlamaGenVQ, TiTok, Tokenizer
 from mgen.utils.config import Settings
-from mgen.utils.errors import check_choice
+from mgen.utils.errors import MgenError, check_choice
 from mgen.utils.modeling import DTYPES
 
 P = ParamSpec("P")
 R = TypeVar("R")
-TOKENIZERS: dict[str, type[VQGAN | LlamaGenVQ | KLTokenizer]]
+TOKENIZERS: dict[str, type[VQGAN | LlamaGenVQ | KLTokenizer | TiTok]]
 TOKENIZERS = {"maskgit-f16": VQGAN, "vq16": LlamaGenVQ, "vq8": LlamaGenVQ, "kl16": KLTokenizer, "sd-f8": KLTokenizer}
+TOKENIZERS |= {"titok-l-32": TiTok, "titok-b-64": TiTok, "titok-s-128": TiTok}
+WITHOUT_GRID = {32: "titok-l-32", 64: "titok-b-64", 128: "titok-s-128"}  # by the number of tokens
 
 
 @dataclass
@@ -53,7 +55,8 @@ def random_pipeline(config: Settings, tokenizer: str | None) -> RandomPipeline:
 
     Args:
         config: of the generator, nested as in configs/models.
-        tokenizer: a published tokenizer, None (no decoding), or "auto": kl16 for vectors, vq16 for 16384 ids, maskgit-f16 for other ids.
+        tokenizer: a published tokenizer, None (no decoding), or "auto": kl16 for vectors, vq16 for 16384 ids, maskgit-f16 for other ids,
+            TiTok's for ids without a grid.
     """
     from mgen.convert.readers.tokenbridge import quantized_for
 
@@ -65,9 +68,15 @@ def random_pipeline(config: Settings, tokenizer: str | None) -> RandomPipeline:
     if tokenizer == "auto":
         ids = "vq16" if generator.tokens.vocab_size == 16384 else "maskgit-f16"
         tokenizer = ids if generator.tokens.kind == "index" else "kl16"
+        if generator.tokens.grid is None:
+            if generator.tokens.length not in WITHOUT_GRID:
+                raise MgenError(
+                    f"no published tokenizer makes {generator.tokens.length} ids without a grid: give --tokenizer none"
+                )
+            tokenizer = WITHOUT_GRID[generator.tokens.length]
     cls = TOKENIZERS[check_choice("--tokenizer", tokenizer, TOKENIZERS)]
-    made = cls(**cls.SIZES[tokenizer])
-    made.register_to_config(image_size=made.factor * generator.tokens.side)
+    made = cls(**cls.SIZES[tokenizer.removeprefix("titok-")])
+    made.register_to_config(image_size=made.side_for(generator.tokens))
     made = quantized_for(generator, made)
     name = model_name(generator.config) or f"a generator with trunk {generator.config['trunk']['type']}"
     made.spec.require(generator.tokens, by=name)

@@ -90,7 +90,7 @@ def add_options(parser: ArgumentParser) -> None:
         "--measure-scale",
         type=whole(1),
         metavar="N",
-        help="write no cache; print the scale that brings the latents of N images to unit variance",
+        help="write no cache; print what brings the latents of N images to unit variance: a scale, or statistics of each channel",
     )
     modes(
         "--measure-order",
@@ -127,9 +127,8 @@ def tokenize(args: Namespace) -> int:
     from mgen.data.images import open_images
     from mgen.data.write_cache import check_batch
     from mgen.pipelines.saved import load_tokenizer
-    from mgen.tokenizers.bridge import kl_tokenizer
+    from mgen.tokenizers.bridge import kl_tokenizer, measurable
     from mgen.tokenizers.frequency import measure_order
-    from mgen.tokenizers.kl import estimate_scale
     from mgen.tokenizers.vision import give_vision
 
     tokenizer = load_tokenizer(args.tokenizer, device=args.device)
@@ -157,11 +156,18 @@ def tokenize(args: Namespace) -> int:
         )
         print(out)
         return 0
-    kl = kl_tokenizer(tokenizer, "--measure-scale" if args.measure_scale else "--measure-order")
     check_batch(tokenizer, tokenizer.config.image_size, min(args.batch_size, count, len(data)))
     batches = spread_batches(data, count, args.batch_size)
     if args.measure_scale:
-        print(f"{estimate_scale(kl, batches):.6g}")
+        print(measured(measurable(tokenizer, "--measure-scale").measure(batches)))
     else:
+        kl = kl_tokenizer(tokenizer, "--measure-order")
         print(f"[{','.join(map(str, measure_order(kl, batches)))}]")
     return 0
+
+
+def measured(found: dict[str, object]) -> str:
+    """A scale alone as its number; statistics of channels as settings of mgen convert."""
+    if isinstance(scale := found.get("scale"), float):
+        return f"{scale:.6g}"
+    return " ".join(f"{name}=[{','.join(f'{v:.6g}' for v in values)}]" for name, values in found.items())  # type: ignore[attr-defined]

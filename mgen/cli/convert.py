@@ -179,7 +179,7 @@ def converted(args: Namespace) -> "tuple[Model | MaskedPipeline, str, str]":
     if tokenizer:
         # "pipeline" joins what was trained here, whose folder may say on what.
         data = find_record(args.file) if args.format == "pipeline" else None
-        product, more, more_names = pipeline(product, tokenizer, args.recipe, data)
+        product, more, more_names = pipeline(product, tokenizer, args.recipe, data, layout=args.format)
         more += name_classes(product, args)
         report, names = report + more, names + more_names
     return product, report, names
@@ -265,12 +265,17 @@ def windowed(source: str, settings: "Settings") -> "tuple[Generator, str]":
 
 
 def pipeline(
-    generator: "Model", tokenizer: str, recipe: str | None, data: "DataRecord | None" = None
+    generator: "Model",
+    tokenizer: str,
+    recipe: str | None,
+    data: "DataRecord | None" = None,
+    *,
+    layout: str | None = None,
 ) -> "tuple[MaskedPipeline, str, str]":
     """A pipeline of a generator with a tokenizer (official file or folder), and the lines to add to report and names.
 
     Args:
-        data: what the generator was trained on, if that is known.
+        data: what the generator was trained on, if that is known. layout: the official format that it was read from.
     """
     from mgen.convert import convert
     from mgen.convert.formats import tokenizer_format
@@ -285,13 +290,13 @@ def pipeline(
         raise MgenError("--tokenizer is for generators: the converted file is a tokenizer itself")
     report = names = ""
     if Path(tokenizer).is_file():
-        converted = convert(tokenizer_format(generator), tokenizer)
+        converted = convert(tokenizer_format(generator, layout), tokenizer)
         made, report, names = converted.model, "\n" + converted.report(), "\n" + converted.names()
     else:
         made = load_tokenizer(tokenizer)
     made = quantized_for(generator, made)
-    if generator.tokens.grid is not None:  # the convolutions serve any size; this generator's grid says which
-        made.register_to_config(image_size=made.factor * generator.tokens.side)
+    if generator.tokens.grid is not None:  # convolutions serve any size; this generator's grid says which
+        made.register_to_config(image_size=made.side_for(generator.tokens))
     sampler = ParallelSampler.suited(generator, *(recipe_settings(recipe) if recipe else ()))
     sampler.check(generator)
     names_of = data.class_names if data is not None and len(data.class_names) == generator.num_classes else None

@@ -67,7 +67,7 @@ def convert(format_name: str, path: str | Path, *, raw: bool = False, **settings
     if raw and not layout.ema:
         raise MgenError(f"format {format_name!r} has one set of weights in a file: leave --raw out")
     cls = getattr(mgen, layout.model)
-    check_keys(settings, cls.config_keys() | ({"side"} if layout.trunk else set()), "")
+    check_keys(settings, cls.config_keys() | ({"side"} if layout.trunk else set()) | set(layout.extra), "")
     file = Checkpoint(layout.locate(Path(path)))
     weights = file.weights(averaged=bool(layout.ema) and not raw, keys=layout.keys, ema=layout.ema)
     path, official = file.path, weights.state
@@ -83,6 +83,7 @@ def convert(format_name: str, path: str | Path, *, raw: bool = False, **settings
         found = override(layout.config(official), layout.beside(path) if layout.beside else {})
     except (MgenError, *_NONSENSE) as error:
         raise _of_another_format(error, path, format_name) from error
+    settings = layout.prepare(settings, found) if layout.prepare else settings
     config = _configured(found, settings, is_generator=layout.trunk is not None)
     try:
         takes_config = "config" in inspect.signature(layout.rename).parameters
@@ -157,7 +158,8 @@ def _with_side(settings: Settings, found: Settings) -> Settings:
     if "side" not in settings:
         return rest
     side, tokens = settings["side"], rest.get("tokens", {})
-    if "tokens" not in found or type(side) is not int or not 1 <= side <= MOST_SIDE or not isinstance(tokens, Mapping):
+    gridless = "grid" not in found.get("tokens", {})
+    if gridless or type(side) is not int or not 1 <= side <= MOST_SIDE or not isinstance(tokens, Mapping):
         raise MgenError(
             f"side is {shown(side)}: a whole number from 1 to {MOST_SIDE} is needed, of a model with one token grid"
         )

@@ -20,6 +20,8 @@ class Format:
         locate: path as given → the file of the weights, or its folder. beside: that file → arguments from a file next to it, of a
             generator sections that are laid over those of `config`.
         rename: official state → ours, with what became of every name; it may take the final configuration as `config`.
+        extra: settings of a conversion that are no arguments of the class. prepare: settings as given and the arguments that `config` found
+            → settings in which arguments stand in their place.
         tokenizer: of a generator, the format of the tokenizer it was published with.
         tokenizer_inside: how the names of that tokenizer begin, where the generator's file holds it too.
         keys: where official files hold the weights, beside the places that all formats share. ema: where they hold an EMA, if the
@@ -37,6 +39,8 @@ class Format:
     notes: Callable[[Settings], list[str]] = lambda config: []
     locate: Callable[[Path], Path] = Path
     beside: Callable[[Path], Settings] | None = None
+    extra: tuple[str, ...] = ()
+    prepare: Callable[[Settings, Settings], Settings] | None = None
     tokenizer: str | None = None
     tokenizer_inside: str | None = None
 

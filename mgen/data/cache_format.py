@@ -41,7 +41,8 @@ class CacheIndex:
 
     Args:
         fingerprint: of the tokenizer. count: images. source: the data, in words. data: their record; None in older caches.
-        moments: precision of the moments of a KL tokenizer; None: ids are stored. first_stage_size:
+        moments: precision of the moments of a KL tokenizer; None: ids are stored. latents: True, these are latents without a variance.
+        first_stage_size:
             pixels of the smaller copies that are stored too, if they are.
     """
 
@@ -55,6 +56,7 @@ class CacheIndex:
     shard_size: Count
     source: str = ""
     moments: Literal["fp32", "fp16"] | None = None
+    latents: Literal[True] | None = None
     first_stage_size: Size | None = None
     data: DataRecord | None = None
 
@@ -243,9 +245,12 @@ def _fits(index: CacheIndex, name: str, found: Tensor) -> bool:
     if index.moments is None:
         wanted = spec.shape
         return shape[1:] == wanted[1:] and (0 < shape[0] < wanted[0] if small else shape[0] == wanted[0])
-    width, rows, columns = shape  # 2c numbers on the grid of the latent, of which a token has c·p²
-    numbers, wanted_numbers = width * rows * columns, 2 * spec.length * spec.channels
-    if width % 2 or spec.channels % (width // 2 or 1):
+    width, rows, columns = (
+        shape  # 2c numbers (c without a variance) on the grid of the latent, of which a token has c·p²
+    )
+    parts = 1 if index.latents else 2
+    numbers, wanted_numbers = width * rows * columns, parts * spec.length * spec.channels
+    if width % parts or spec.channels % (width // parts or 1):
         return False
     if small:
         return 0 < numbers < wanted_numbers

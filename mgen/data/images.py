@@ -27,6 +27,10 @@ def open_images(
     size = 32 if name == "fmnist" else image_size or tokenizer.config.image_size
     if image_size not in (None, size):
         raise MgenError(f"image size {image_size} is for folders: fmnist has images of 32 px")
+    if not tokenizer.ANY_SIZE and size != tokenizer.config.image_size:
+        raise MgenError(
+            f"image size {size}: the {type(tokenizer).__name__} takes images of {tokenizer.config.image_size} pixels alone"
+        )
     if size % factor:
         raise MgenError(
             f"image size {size} is not a multiple of {factor}, the downsampling of the {type(tokenizer).__name__}"

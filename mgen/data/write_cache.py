@@ -69,6 +69,7 @@ def write_cache(
         shard_size=shard_size,
         source=source,
         moments=dtype if isinstance(tokenizer, PosteriorTokenizer) else None,
+        latents=True if isinstance(tokenizer, PosteriorTokenizer) and not tokenizer.has_variance else None,
         first_stage_size=first_stage_size,
         data=record_of(dataset),
     )

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mgen.bench.flops import count_run
 from mgen.demo.frames import Frame, frame, last_of, pictures, thinned
+from mgen.pipelines.editing import check_editable
 from mgen.pipelines.pipeline import MaskedPipeline
 from mgen.pipelines.resample import resample
 from mgen.samplers import ParallelSampler, Step
@@ -124,8 +125,8 @@ def edit(
     Raises:
         MgenError: a model that can't edit, no or unknown places. Stopped: `stop` was set.
     """
-    grid = pipe.transformer.tokens.grid
-    count = 0 if grid is None else grid[0] * grid[1]
+    grid = check_editable(pipe)
+    count = grid[0] * grid[1]
     if any(type(place) is not int or not 0 <= place < count for place in masked):
         raise MgenError(f"the masked tokens must be numbers of places, 0 … {count - 1}")
     mask = torch.zeros(1, count, dtype=torch.bool)

@@ -29,8 +29,7 @@ from mgen.evaluation.result import Facts
 from mgen.evaluation.statistics import FeatureSums
 from mgen.pipelines.pixels import to_uint8
 from mgen.pipelines.saved import load_tokenizer
-from mgen.tokenizers.base import Tokenizer
-from mgen.tokenizers.kl import KLTokenizer
+from mgen.tokenizers.base import PosteriorTokenizer, Tokenizer
 from mgen.tokenizers.vision import give_vision
 from mgen.utils.devices import check_device
 from mgen.utils.errors import MgenError
@@ -166,7 +165,7 @@ def _pass(
             tokens = tokenizer.encode(given)
             made, truth = to_uint8(tokenizer.decode(tokens)).cpu(), to_uint8(batch)
             sums.update(start, truth, made, tokens)
-            if isinstance(tokenizer, KLTokenizer):
+            if isinstance(tokenizer, PosteriorTokenizer) and tokenizer.spec.kind == "vector":
                 sums.latents(tokenizer.posterior(tokenizer.moments(given)).mean)
             if extractor is not None:
                 sums.features(start, extractor(truth).features, extractor(made).features)
@@ -254,10 +253,10 @@ class _Sums:
             }
         if spec.vocab_size is not None:
             facts["ids"] = id_use(self.used, spec.global_tokens)
-        if isinstance(self.tokenizer, KLTokenizer):
+        if spec.kind == "vector":
             number, first, second = self.latent
             variance = second / number - (first / number).square()
-            facts |= {"scale": self.tokenizer.config.scale, "channels": len(variance)}
+            facts |= {"scale": spec.scale, "channels": len(variance)}
             facts["active_channels"] = int((variance > ACTIVE).sum())
         check = TokenizerCheck(
             tokenizer=name,
@@ -302,7 +301,9 @@ def with_verdict(check: TokenizerCheck) -> TokenizerCheck:
     advice, notes = [], []
     if verdict != "good enough":
         advice.append("train for more steps, if the validation loss was still falling at the end")
-        advice.append("make more tokens of an image: one level less, which halves the downsampling")
+        advice.append(
+            "make more tokens of an image: one level less, which halves the downsampling (of a TiTok: more latent_tokens)"
+        )
         if check.ids:
             advice.append("use a larger vocabulary, or more levels of a scalar quantizer")
         elif check.channels:

@@ -102,7 +102,8 @@ class GeneratorParts(StageParts):
             embedder = Grouped(embedder, trunk.entities)
         inner = embedder.inner if isinstance(embedder, Windowed) else embedder
         first = inner.ids if self.classes.table == "shared" and isinstance(inner, Lookup) else 0
-        classes = Classes(self.classes, width=trunk.width, table=embedder.token_table, first=first)
+        masks = embedder if trunk.masks_inputs else trunk
+        classes = Classes(self.classes, width=trunk.width, table=embedder.token_table, first=first, masks=masks)
         head = make_head(self, trunk.context_width, embedder, own)
         return Generator(tokens=tokens, embedder=embedder, trunk=trunk, head=head, classes=classes)
 
@@ -128,6 +129,10 @@ class CascadeParts:
         stages = self.first, self.second
         first, second = (Layout(length=stage.tokens.length, grid=stage.tokens.grid) for stage in stages)
         shared = TwoStageMAE(self.trunk, first=first, second=second)
+        if self.classes.null_class == "mask":
+            raise MgenError(
+                "classes.null_class is mask, but a cascade has a mask token for every position: set it to true"
+            )
         classes = Classes(self.classes, width=shared.config.dim)
         made = []
         for index, parts in enumerate(stages):
@@ -186,6 +191,11 @@ def _cascade_parts(config: Settings, where: str) -> CascadeParts:
     for name in ("first", "second"):
         _check_sections(config[name], {"tokens", "embedder", "head"}, {"tokens", "head"}, f"{where}{name}.")
         stages[name] = StageParts(**_stage(config[name], WindowsConfig(), f"{where}{name}."))
+    if any(stage.tokens.grid is None for stage in stages.values()):
+        raise MgenError(
+            "a cascade draws the tokens of a smaller image first: tokens.grid is needed in both stages; for tokens without a grid use a "
+            "generator of one stage"
+        )
         _check_denoising(False, TwoStageMAE.type_name, stages[name].head.cls, f"{where}{name}.head.type")
     classes = _section(ClassesConfig, config, "classes", where)
     return CascadeParts(**stages, trunk=build(TwoStageMAEConfig, trunk, f"{where}trunk."), classes=classes)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mgen.generators.build import EMBEDDER_OF, configure
 from mgen.heads.head import HEADS
+from mgen.utils.changes import changes, plain
 from mgen.utils.config import Settings, merge, read_config
 from mgen.utils.errors import MgenError, check_choice, shown
 from mgen.utils.folders import first_comment, shipped
@@ -74,14 +75,18 @@ def named_config(settings: str | Settings, where: str = "model") -> Settings:
 
 
 def model_name(config: Settings) -> str | None:
-    """The name of the published model with this configuration, None if there is none; dropout and scale aside."""
-    own = _sizes(complete(config))
-    return next((name for name, sizes in _published().items() if sizes == own), None)
+    """The name of the published model with this configuration, None if there is none; dropout and scale aside.
+
+    Of several that differ in dropout or scale alone, the one that has most of them in common.
+    """
+    whole = complete(config)
+    fits = [name for name, found in _published().items() if _sizes(found) == _sizes(whole)]
+    return min(fits, key=lambda name: len(list(changes(plain(_published()[name]), plain(whole)))), default=None)
 
 
 @functools.cache
-def _published() -> dict[str, object]:
-    return {name: _sizes(complete(model_config(name))) for name in list_models()}
+def _published() -> dict[str, Settings]:
+    return {name: complete(model_config(name)) for name in list_models()}
 
 
 def complete(config: Settings) -> Settings:

@@ -140,7 +140,7 @@ class Trunk(nn.Module, Configured):
         cache_type: what `start` makes, unless it is overridden.
         masks_inputs: whether unknown tokens enter as a mask row of the embedder; else the trunk has mask tokens of its own.
         partial_windows: whether a row may hold known and unknown tokens at once (Token-Shuffle, one token drawn at a time).
-        needs_grid: whether rows must have one. window_settings: as of an embedder, where tokens of windows are drawn one by one.
+        window_settings: as of an embedder, where tokens of windows are drawn one by one.
         lora_targets: what the names of its linear layers end with that low-rank adapters are for by default.
     """
 
@@ -150,11 +150,15 @@ class Trunk(nn.Module, Configured):
     cache_type: ClassVar[type[Cache]] = Cache
     masks_inputs: ClassVar[bool] = True
     partial_windows: ClassVar[bool] = False
-    needs_grid: ClassVar[bool] = False
     window_settings: dict[str, object] | None = None
     lora_targets: ClassVar[tuple[str, ...]] = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
     width: int
     context_width: int
+
+    @property
+    def mask(self) -> Tensor:
+        """The mask token (D,), of a trunk with one of its own; MgenError for others."""
+        raise MgenError(f"trunk {self.type_name!r} has no mask token: set classes.null_class=true")
 
     def data_rows(self) -> DataRows:
         """The tables with a row for every position, see Model.data_rows."""

@@ -139,7 +139,7 @@ class CategoricalHead(Head[DrawSettings]):
         noise: Tensor,
         plan: DrawSettings = DrawSettings(),  # noqa: B008  (frozen)
         temperature: float = 1.0,
-        guidance: float | None = None,
+        guidance: float | Tensor | None = None,
     ) -> Draw:
         """Draw an id at each position; arguments as in Head, and:
 

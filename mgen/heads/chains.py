@@ -9,6 +9,7 @@ its place up on the device in every step. Its DDIM and DPM-Solver++ fit once the
 """
 
 import math
+from collections.abc import Sequence
 from itertools import accumulate
 from typing import Annotated, Literal
 
@@ -22,6 +23,8 @@ from mgen.heads.head import HeadSettings
 from mgen.utils.errors import MgenError
 from mgen.utils.schema import schema
 
+# The cosine schedule's last λ = log(signal / noise) are far apart (−9.9 at the top): those below are left out by the fast solvers.
+LEAST_SNR = -5.1
 TrainSteps = Annotated[int, Field(ge=1, le=100_000)]  # of a full diffusion, and at most so many are drawn with
 
 
@@ -30,21 +33,29 @@ class ChainSettings(HeadSettings):
     """How a token is drawn by a diffusion head.
 
     Args:
-        chain: "ancestral" (the published one), "ddim" or "dpm-solver++" (second order, multistep).
-        steps: N, 1 … number of training steps.
+        chain: "ancestral" (the published one), "ddim", "dpm-solver++" (second order, multistep), or "dpm-solver++1s", "…2s", "…3s"
+            (of that order, singlestep: see mgen.heads.singlestep).
+        steps: N, calls of the network, 1 … number of training steps.
         clip: |x0| is held below this in every step; None: not, as published. Tokens have about unit variance: 5 is wide.
         spacing: timesteps from the first to the last ("ends"), or every n-th from the first on ("stride": the official codes' "ddimN",
             which names a spacing and no chain). DPM-Solver++ has a spacing of its own.
     """
 
-    chain: Literal["ancestral", "ddim", "dpm-solver++"] = "ancestral"
+    chain: Literal["ancestral", "ddim", "dpm-solver++", "dpm-solver++1s", "dpm-solver++2s", "dpm-solver++3s"] = (
+        "ancestral"
+    )
     steps: TrainSteps = 100
     clip: Annotated[float, Field(gt=0, le=1e6)] | None = None
     spacing: Literal["ends", "stride"] = "ends"
 
     def __post_init__(self) -> None:
-        if self.steps == 1 and self.chain != "ancestral":
+        if self.steps == 1 and self.chain in ("ddim", "dpm-solver++"):
             raise MgenError(f"steps is 1: the chain {self.chain!r} needs at least 2")
+
+    @property
+    def order(self) -> int:
+        """The order of a singlestep chain; 0 of the others."""
+        return int(self.chain[-2]) if self.chain.endswith("s") else 0
 
     @property
     def noise_count(self) -> int:
@@ -59,6 +70,14 @@ def cosine_betas(steps: int = 1000) -> np.ndarray:
         return math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
 
     return np.array([min(1 - alpha_bar((i + 1) / steps) / alpha_bar(i / steps), 0.999) for i in range(steps)])
+
+
+def linear_betas(steps: int = 1000) -> np.ndarray:
+    """β that rise in equal steps from 1e-4 to 0.02 at 1000 steps, and faster at fewer (arXiv 2006.11239, §4)."""
+    return np.linspace(0.1 / steps, 20 / steps, steps, dtype=np.float64)
+
+
+BETAS = {"cosine": cosine_betas, "linear": linear_betas}
 
 
 def kept_timesteps(count: int, of: int = 1000) -> list[int]:
@@ -84,7 +103,7 @@ def snr_timesteps(count: int, tables: "Tables") -> list[int]:
     magnified 20,000 times: they are left out, as diffusers advises for this schedule (its lambda_min_clipped = −5.1).
     """
     snr = np.log(tables.signal / tables.noise)
-    goals = np.linspace(snr[0], max(snr[-1], -5.1), count)
+    goals = np.linspace(snr[0], max(snr[-1], LEAST_SNR), count)
     kept = {int(np.abs(snr - goal).argmin()) for goal in goals}
     spare = (t for t in range(len(snr)) if t not in kept)
     while len(kept) < count:  # more steps than there are distinct places: fill up from the clean end
@@ -117,26 +136,27 @@ class Tables:
 
     def respace(self, timesteps: list[int]) -> "Tables":
         """The diffusion that visits only `timesteps`, with the same ᾱ there."""
-        kept = self.alpha_bar[timesteps]
-        return Tables(1 - kept / np.append(1.0, kept[:-1]))
+        return Tables.of(self.alpha_bar[timesteps])
+
+    @classmethod
+    def of(cls, alpha_bar: np.ndarray) -> "Tables":
+        """The diffusion with these ᾱ, descending."""
+        return cls(1 - alpha_bar / np.append(1.0, alpha_bar[:-1]))
 
 
 class Chain:
     """A reverse chain; step j = 0 … N − 1 from the noisiest. `timesteps[j]` is where the network is asked."""
 
     def __init__(self, settings: ChainSettings, tables: Tables) -> None:
+        self.check_steps(settings, tables)
         most = len(tables.betas)
-        if settings.steps > most:
-            raise MgenError(
-                f"head.steps is {settings.steps}: the head was trained with {most} steps, so at most {most}"
-            )
         if settings.chain == "dpm-solver++":
             kept = snr_timesteps(settings.steps, tables)
         else:
             pick = strided_timesteps if settings.spacing == "stride" else kept_timesteps
             kept = pick(settings.steps, most)
         self.settings, self.tables = settings, tables.respace(kept)
-        self.timesteps = kept[::-1]
+        self.timesteps: Sequence[float] = kept[::-1]
         # diffusers' schedulers get the respaced betas, so that their steps are consecutive, and are asked with x0, clipped or not.
         betas = self.tables.betas
         made: DDIMScheduler | DPMSolverMultistepScheduler | None = None
@@ -148,6 +168,19 @@ class Chain:
         if made is not None:  # their ᾱ are rounded to fp32, which the noisiest steps magnify
             made.alphas_cumprod = torch.from_numpy(self.tables.alpha_bar)
         self.scheduler = made
+
+    @staticmethod
+    def check_steps(settings: ChainSettings, tables: Tables) -> None:
+        """Raise MgenError for more steps than the head was trained with."""
+        if settings.steps > (most := len(tables.betas)):
+            raise MgenError(
+                f"head.steps is {settings.steps}: the head was trained with {most} steps, so at most {most}"
+            )
+
+    def clean(self, k: int, x: Tensor, eps: Tensor) -> Tensor:
+        """x0 that the answer eps implies for the state x at place k (0 is the cleanest), clipped if the settings say so."""
+        x0, bound = self.tables.recip[k] * x - self.tables.recipm1[k] * eps, self.settings.clip
+        return x0 if bound is None else x0.clamp(-bound, bound)
 
     def begin(self) -> None:
         """Forget the previous chain (a multistep solver remembers its last answers)."""
@@ -165,11 +198,9 @@ class Chain:
             x: (…, C). eps, v: the network's answer for it; v None: the network gives none, the variance is fixed and large.
             noise: standard normal (…, C), None in the last step. temperature: factor of the noise.
         """
-        k, s, tables = self.settings.steps - 1 - j, self.settings, self.tables
-        x0 = tables.recip[k] * x - tables.recipm1[k] * eps
-        if s.clip is not None:
-            x0 = x0.clamp(-s.clip, s.clip)
-        if s.chain == "ancestral":
+        k = self.settings.steps - 1 - j
+        x0 = self.clean(k, x, eps)
+        if self.settings.chain == "ancestral":
             mean, log_variance = self.moments(k, x, x0, v)
             return mean if noise is None else mean + (0.5 * log_variance).exp() * (noise * temperature)
         assert self.scheduler is not None

@@ -12,7 +12,7 @@ Sampling keeps keys and values, so a slot costs one pass of its own; modulations
 are one product per block, ahead of the slots.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -236,7 +236,7 @@ class ChannelHead(Head[ChannelSettings]):
         noise: Tensor,
         plan: ChannelSettings = ChannelSettings(),  # noqa: B008  (frozen)
         temperature: float = 1.0,
-        guidance: float | None = None,
+        guidance: float | Tensor | None = None,
     ) -> Draw:
         """Draw the ids of a token at each position; arguments as in Head, and:
 
@@ -258,15 +258,18 @@ class ChannelHead(Head[ChannelSettings]):
         row = self.channels * self.inner * (6 * len(self.blocks) + 2) * len(halves)  # numbers of its modulations
         # Pieces of about equal size: a small rest would cost a whole pass of its own.
         pieces = -(-b * m // max(1, PIECE // row)) or 1
+        guides: Sequence[float | Tensor | None] = [guidance] * pieces
+        if isinstance(guidance, Tensor):  # one for each image
+            guides = guidance.repeat_interleave(m).tensor_split(pieces)
         drawn = [
-            self._draw(part.flatten(0, 1), numbers, plan, max(temperature, 1e-4), guidance)
-            for part, numbers in zip(halves.tensor_split(pieces, dim=1), noise.tensor_split(pieces))
+            self._draw(part.flatten(0, 1), numbers, plan, max(temperature, 1e-4), guide)
+            for part, numbers, guide in zip(halves.tensor_split(pieces, dim=1), noise.tensor_split(pieces), guides)
         ]
         ids, scores = (torch.cat(parts) for parts in zip(*drawn))
         return Draw(ids.view(b, m, -1), scores.view(b, m))
 
     def _draw(
-        self, z: Tensor, noise: Tensor, plan: ChannelSettings, temperature: float, guidance: float | None
+        self, z: Tensor, noise: Tensor, plan: ChannelSettings, temperature: float, guidance: float | Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Ids (n, C) and log-probabilities (n,) of context z (R, D), slot by slot."""
         n, halves = len(noise), 1 if guidance is None else 2

@@ -81,7 +81,7 @@ class PerCodebookHead(_Composite[DrawSettings]):
         noise: Tensor,
         plan: DrawSettings,
         temperature: float = 1.0,
-        guidance: float | None = None,
+        guidance: float | Tensor | None = None,
         part: int = 0,
     ) -> Draw:
         """See CategoricalHead.sample. part: 0 for global tokens, 1 for the others; one for all of z."""
@@ -130,7 +130,13 @@ class WindowHead(_Composite[DrawSettings]):
         return NoiseSpec(shape=(self.split.parts,))
 
     def sample(
-        self, z: Tensor, *, noise: Tensor, plan: DrawSettings, temperature: float = 1.0, guidance: float | None = None
+        self,
+        z: Tensor,
+        *,
+        noise: Tensor,
+        plan: DrawSettings,
+        temperature: float = 1.0,
+        guidance: float | Tensor | None = None,
     ) -> Draw:
         """Draw the ids of a window at each position.
 
@@ -179,7 +185,7 @@ class VectorWindowHead(_Composite[PlanT]):
         return self.inner.noise_spec(settings)
 
     def sample(
-        self, z: Tensor, *, noise: Tensor, plan: PlanT, temperature: float = 1.0, guidance: float | None = None
+        self, z: Tensor, *, noise: Tensor, plan: PlanT, temperature: float = 1.0, guidance: float | Tensor | None = None
     ) -> Draw:
         return self.inner.sample(self.blocks(z), noise=noise, plan=plan, temperature=temperature, guidance=guidance)
 

@@ -10,13 +10,15 @@ K copies of a token in training, n = B·M tokens, R rows of the network (n, or 2
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mgen.heads.chains import Chain, ChainSettings, Tables, TrainSteps, cosine_betas
+from mgen.heads.chains import BETAS, Chain, ChainSettings, Tables, TrainSteps
 from mgen.heads.head import Draw, Head, HeadInputs, HeadNoise, NoiseSpec, PlanT, mix, register_head
+from mgen.heads.singlestep import make_chain
 from mgen.nn.blocks import Blocks
 from mgen.nn.denoising import Ahead, Network, TimeEmbedding
 from mgen.utils.config import Settings
@@ -101,8 +103,8 @@ class ChainHead(VectorHead[ChainPlan]):
         return noise, dict(zip(TABLES, self._coefficients[:, noise.t].unsqueeze(-1)))
 
     def check(self, settings: Settings, *, temperatures: Sequence[float]) -> None:
-        chain = Chain(ChainSettings.of(settings), self.tables).settings  # raises for too many steps
-        if chain.noise_count == 1 and chain.steps > 1 and any(t != 1 for t in temperatures):
+        chain = make_chain(ChainSettings.of(settings), self.tables).settings  # raises for too many steps
+        if chain.chain != "ancestral" and any(t != 1 for t in temperatures):
             raise MgenError(
                 f"temperature {temperatures[0]} scales noise that the chain {chain.chain!r} does not add: use temperature 1 or "
                 "the ancestral chain"
@@ -113,7 +115,7 @@ class ChainHead(VectorHead[ChainPlan]):
         return NoiseSpec(True, (ChainSettings.of(settings).noise_count, self.channels), every_step=self.joint)
 
     def plan(self, settings: Settings) -> ChainPlan:
-        chain = Chain(ChainSettings.of(settings), self.tables)
+        chain = make_chain(ChainSettings.of(settings), self.tables)
         return ChainPlan(chain, self.time(torch.tensor(chain.timesteps, device=self.input.weight.device)))
 
 
@@ -180,11 +182,16 @@ class DenoisingMLP(VectorHead[PlanT]):
 
 @schema
 class DiffusionConfig:
-    """Settings; defaults are those of MAR-B. width: W. depth: residual blocks. train_steps: steps of the full diffusion."""
+    """Settings; defaults are those of MAR-B.
+
+    Args:
+        width: W. depth: residual blocks. train_steps: steps of the full diffusion. noise_schedule: its β, see mgen.heads.chains.
+    """
 
     width: Size = 1024
     depth: Depth = 6
     train_steps: TrainSteps = 1000
+    noise_schedule: Literal["cosine", "linear"] = "cosine"
 
 
 @register_head("diffusion", DiffusionConfig)
@@ -196,7 +203,7 @@ class DiffusionHead(DenoisingMLP[ChainPlan], ChainHead):
     def __init__(self, config: DiffusionConfig, inputs: HeadInputs) -> None:
         super().__init__(inputs, width=config.width, depth=config.depth)
         self.config, self.most_times = config, config.train_steps
-        self.tables = Tables(cosine_betas(config.train_steps))
+        self.tables = Tables(BETAS[config.noise_schedule](config.train_steps))
 
     # -- training ------------------------------------------------------------------------------------------------------
 
@@ -228,7 +235,13 @@ class DiffusionHead(DenoisingMLP[ChainPlan], ChainHead):
     # -- sampling ------------------------------------------------------------------------------------------------------
 
     def sample(
-        self, z: Tensor, *, noise: Tensor, plan: ChainPlan, temperature: float = 1.0, guidance: float | None = None
+        self,
+        z: Tensor,
+        *,
+        noise: Tensor,
+        plan: ChainPlan,
+        temperature: float = 1.0,
+        guidance: float | Tensor | None = None,
     ) -> Draw:
         """Draw a token at each position; arguments as in Head, and:
 

@@ -167,7 +167,7 @@ class DiffusionTransformerHead(ChainHead, JointHead[ChainPlan]):
         noise: Tensor,
         plan: ChainPlan,
         temperature: float = 1.0,
-        guidance: float | None = None,
+        guidance: float | Tensor | None = None,
         tokens: Tensor | None = None,
         known: Tensor | None = None,
         unknown: Tensor | None = None,

@@ -36,11 +36,17 @@ class Draw(NamedTuple):
     log_prob: Tensor | None
 
 
-def mix(x: Tensor, guidance: float | None) -> Tensor:
-    """u + s·(c − u) (B, …) of rows (2B, …), those of the class before those of the null class; x itself without guidance s."""
+def mix(x: Tensor, guidance: float | Tensor | None) -> Tensor:
+    """u + s·(c − u) (B, …) of rows (2B, …), those of the class before those of the null class; x itself without guidance s.
+
+    s may be a tensor, one for each of some images; of every image there are as many rows, which stand together.
+    """
     if guidance is None:
         return x
     conditional, null = x.chunk(2)
+    if isinstance(guidance, Tensor):
+        rows = guidance.to(x.dtype).repeat_interleave(len(conditional) // len(guidance))
+        guidance = rows.view(-1, *[1] * (x.ndim - 1))
     return torch.lerp(null, conditional, guidance)
 
 
@@ -150,7 +156,7 @@ class Head(nn.Module, Configured, Generic[PlanT]):
         raise NotImplementedError
 
     def sample(
-        self, z: Tensor, *, noise: Tensor, plan: PlanT, temperature: float = 1.0, guidance: float | None = None
+        self, z: Tensor, *, noise: Tensor, plan: PlanT, temperature: float = 1.0, guidance: float | Tensor | None = None
     ) -> Draw:
         """Draw a token at each position.
 
@@ -190,7 +196,7 @@ class JointHead(Head[PlanT]):
         noise: Tensor,
         plan: PlanT,
         temperature: float = 1.0,
-        guidance: float | None = None,
+        guidance: float | Tensor | None = None,
         tokens: Tensor | None = None,
         known: Tensor | None = None,
         unknown: Tensor | None = None,

@@ -64,6 +64,7 @@ class PreNormBlock(nn.Module):
     Args:
         mlp_ratio: hidden width of the MLP over the width. bias: of the q, k, v projection. eps: of the layer norms.
         attn_dropout: on the attention probabilities. dropout: on the attention's output and after both layers of the MLP.
+        mlp_dropout: the latter, if it is another.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class PreNormBlock(nn.Module):
         skip: bool = False,
         attn_dropout: float = 0.0,
         dropout: float = 0.0,
+        mlp_dropout: float | None = None,
     ) -> None:
         super().__init__()
         if skip:
@@ -84,7 +86,8 @@ class PreNormBlock(nn.Module):
         self.norm1 = nn.LayerNorm(dim, eps=eps)
         self.attn = Attention(dim, heads, bias=bias, dropout=attn_dropout, out_dropout=dropout)
         self.norm2 = nn.LayerNorm(dim, eps=eps)
-        self.mlp = MLP(dim, int(dim * mlp_ratio), dropout=dropout, hidden_dropout=dropout)
+        inside = dropout if mlp_dropout is None else mlp_dropout
+        self.mlp = MLP(dim, int(dim * mlp_ratio), dropout=inside, hidden_dropout=inside)
 
     def forward(
         self, x: Tensor, *, skip: Tensor | None = None, positions: Rows | None = None, **keys: Unpack[Keys]

@@ -55,6 +55,8 @@ class Film:
             return
         grid, images = self._decode(step)
         known = step.known[:, step.known.shape[1] - grid[0] * grid[1] :].reshape(-1, *grid)  # without global tokens
+        if self.pipe.transformer.tokens.grid is None:
+            known = torch.ones_like(known)
         stage = "first stage, " if step.first_stage else ""
         if first:
             self.frames.append(self._draw(images, torch.zeros_like(known), f"{stage}step 0 of {step.count}"))
@@ -62,13 +64,17 @@ class Film:
 
     @torch.inference_mode()
     def _decode(self, step: Step) -> tuple[tuple[int, int], Tensor]:
-        """The token grid, and images uint8 (B, C, H, W) of the draft, those of a first stage as large as the others."""
+        """The token grid, (1, 1) for tokens without one, and images uint8 (B, C, H, W) of the draft.
+
+        Those of a first stage are made as large as the others.
+        """
         net, spec = self.pipe.transformer, self.pipe.transformer.tokens
         grid = (net.first_stage_spec if step.first_stage and isinstance(net, Cascade) else spec).grid
-        assert grid is not None and spec.grid is not None  # a tokenizer decodes only those
         with torch.autocast(net.device.type, enabled=False):
             draft = step.draft if spec.vocab_size is None else step.draft.clamp(max=spec.vocab_size - 1)  # a mask
             images = self.pipe.decode(draft)
+        if grid is None or spec.grid is None:  # a token is everywhere in the image: the draft is shown as it is
+            return (1, 1), to_uint8(images).cpu()
         if step.first_stage:
             images = interpolate(images, [n * images.shape[-1] // grid[1] for n in spec.grid])
         return grid, to_uint8(images).cpu()

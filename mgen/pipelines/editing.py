@@ -24,6 +24,8 @@ from mgen.tokens import has_values
 from mgen.utils.errors import MgenError, shown
 from mgen.utils.schema import Natural, NonNegative, Size, build, schema
 
+NO_PLACE = "these tokens have no position in the image, so a part of it can't be edited: use a model with a token grid, such as MaskGIT"
+
 
 def load_mask(path: str | Path, size: int) -> Tensor:
     """Pixel mask, bool (size, size), of an image that is cropped as pictures are: True where it is bright (≥ 128).
@@ -196,7 +198,7 @@ def check_editable(pipe: MaskedPipeline) -> tuple[int, int]:
             "a masked generator, such as MaskGIT"
         )
     if pipe.tokenizer.spec.grid is None:
-        raise MgenError("these tokens have no position in the image, so a part of it can't be edited")
+        raise MgenError(NO_PLACE)
     return pipe.tokenizer.spec.grid
 
 
@@ -241,7 +243,7 @@ def edit(
         raise MgenError(f"pipe is {shown(pipe)}: expected a pipeline, as mgen.load gives")
     spec, size = pipe.tokenizer.spec, int(pipe.tokenizer.config.image_size)
     if spec.grid is None:
-        raise MgenError("these tokens have no position in the image, so a part of it can't be edited")
+        raise MgenError(NO_PLACE)
     check_picture(image, "image", size, pipe.tokenizer.config.in_channels)
     check_mask(mask, size)
     build(EditOptions, {"dilate": dilate, "feather": feather, "size": size})

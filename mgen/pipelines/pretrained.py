@@ -28,7 +28,7 @@ OF_DATA = (
     *("tokens.length", "tokens.grid", "tokens.vocab_size", "tokens.channels"),
 )
 OF_TOKENIZER = ("vocab_size", "global_vocab_size", "levels")
-FREE = ("dropout", "image_size", "scale")  # ends of settings that no tensor depends on
+FREE = ("dropout", "image_size", "scale", "latents_mean", "latents_std")  # ends of settings that no tensor depends on
 # As save_pretrained writes them, also in shards; a folder may hold other tensors too, such as statistics.
 WEIGHTS = re.compile(r"diffusion_pytorch_model(-\d{5}-of-\d{5})?\.safetensors")
 

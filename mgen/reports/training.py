@@ -34,7 +34,7 @@ PLACES: tuple[str, ...] = (
 )
 PLACES += tuple(
     f"objective.{name}"
-    for name in ("tokenizer", "sampler", "vision_weights", "perceptual_model", "discriminator_weights")
+    for name in ("tokenizer", "sampler", "vision_weights", "perceptual_model", "logits_model", "discriminator_weights")
 )
 SMOOTHED = 15  # a curve is smoothed over a 15th of its values
 Points = list[tuple[float, float]]

@@ -84,6 +84,7 @@ class Discriminator(Adversary):
         loss, r1, weight, form: see `Adversary`.
         norm: "group"; or "batch" for the published network, which has batch statistics, one more layer that keeps the side,
             kernels of 4 throughout, at most 8 times `channels`, and initial values of its own.
+        unit_range: it sees images in [0, 1] instead of [-1, 1], which differs at the borders, where it pads with zeros (l-DeTok).
     """
 
     def __init__(
@@ -97,8 +98,10 @@ class Discriminator(Adversary):
         weight: float = 1.0,
         norm: str = "group",
         form: str | None = None,
+        unit_range: bool = False,
     ) -> None:
         super().__init__(loss=loss, r1=r1, weight=weight, form=form)
+        self.unit_range = unit_range
         parts: list[nn.Module] = [nn.Conv2d(in_channels, channels, 4, 2, 1), nn.LeakyReLU(0.2)]
         width = channels
         published = check_choice("discriminator_norm", norm, ("group", "batch")) == "batch"
@@ -113,7 +116,7 @@ class Discriminator(Adversary):
             self.net.apply(_published_values)
 
     def scores(self, images: Tensor, crop: Tensor | None = None) -> Tensor:
-        return self.net(images)
+        return self.net((images + 1) / 2 if self.unit_range else images)
 
 
 def _published_values(module: nn.Module) -> None:

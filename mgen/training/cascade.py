@@ -70,7 +70,7 @@ class CascadeObjective(GeneratorObjectiveBase[CascadeNoise]):
         self, count: int, rng: torch.Generator, *, augmentation: Augmentation, step: int = 0
     ) -> CascadeNoise:
         noise, settings = self.make_generator_noise(count, rng, augmentation), self.config.first_stage
-        known, _ = self.sample_masks(settings.mask, count, self.model.first_stage_spec.length, rng)
+        known = self.sample_masks(settings.mask, count, self.model.first_stage_spec.length, rng).known
         label_drop = torch.rand(count, generator=rng) < self.config.label_drop
         ready = min(1.0, step / settings.warmup) if settings.warmup and self.training else 1.0
         joint = self.model.head.joint

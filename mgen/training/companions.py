@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from mgen.training.adversarial import Adversary, PerceptualDistance
+from mgen.training.logits import LogitDistance
 from mgen.utils.modeling import Model
 
 
@@ -12,4 +13,8 @@ class Companions:
 
     tokenizer: Model | None = None  # frozen, makes the tokens that a generator is trained on
     perceptual: PerceptualDistance | None = None  # frozen, compares images in a tokenizer's loss
+    logits: LogitDistance | None = None  # frozen, likewise
+    proxy: Model | None = (
+        None  # frozen, its ids are what a TiTok predicts in its first stage, see `mgen.training.proxy`
+    )
     discriminator: Adversary | None = None  # trained by an optimizer of its own, see `mgen.training.discriminator`

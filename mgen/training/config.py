@@ -86,16 +86,23 @@ class LogConfig:
 class MaskConfig:
     """Which tokens are masked: the distribution of r, the share of masked tokens, and how r becomes a mask."""
 
-    distribution: Literal["cosine", "arccos", "beta", "truncated-gaussian", "uniform"] = "cosine"
+    distribution: Literal["cosine", "arccos", "beta", "truncated-gaussian", "uniform", "masked-diffusion"] = "cosine"
     alpha: Shape = 12.0  # beta: AutoNAT's Beta(12, 3)
     beta: Shape = 3.0
     mean: Annotated[float, Field(ge=-100, le=100)] = 1.0  # truncated Gaussian: MAR's N(1, 0.25) cut to [0.7, 1]
     std: Annotated[float, Field(ge=1e-6, le=1e6)] = 0.25
     low: Share = 0.7
     high: Share = 1.0
+    # Masked diffusion: r = γ(p) at p = 0.999 max(t, clamp) + 0.001 for a uniform time t (eMIGM: exp5, clamped at 0.2).
+    curve: Literal["linear", "cosine", "sqrt", "exp5", "log5"] = "exp5"
+    clamp: Share = 0.0
+    weighted: bool = False  # the loss of each image times γ'(p) / γ(p), the bound of masked diffusion
     per: Literal["sample", "batch"] = "sample"  # r for each image, or one for the whole batch (MAR)
-    # How length · r becomes a number of masked tokens; "bernoulli": each token is masked with probability r.
-    rounding: Literal["round", "ceil", "floor", "bernoulli"] = "round"
+    # How length · r becomes a number of masked tokens; "bernoulli": each token is masked with probability r;
+    # "binomial": as many tokens as that would mask, drawn again (with r) if they are fewer than `fewest`; with per: batch one number for
+    # all images (eMIGM).
+    rounding: Literal["round", "ceil", "floor", "bernoulli", "binomial"] = "round"
+    fewest: Annotated[int, Field(ge=1)] = 2
     visible: Annotated[int, Field(ge=0)] = 0  # at least this many tokens stay visible
     # For tokenizers with global tokens: in this share of the images r applies to the global tokens and the whole grid is
     # masked; in the others all global tokens are visible and r applies to the grid, as in the two phases of sampling.
@@ -105,30 +112,32 @@ class MaskConfig:
     def __post_init__(self) -> None:
         if not self.low < self.high:
             raise MgenError(f"low is {self.low}, high {self.high}: low must lie below high")
+        if self.weighted and self.distribution != "masked-diffusion":
+            raise MgenError(
+                f"weighted is true, but the distribution {self.distribution} has no time to weight: use masked-diffusion"
+            )
 
 
 @schema
 class PermutationConfig:
     """In which order the tokens of an image are predicted, of trunks that take any (RAR, arXiv 2411.00776, §3.3).
 
-    The share of images in an order of their own is 1 up to step `start` and falls linearly to 0 at step `end`; the others are predicted
-    as they stand. None: 1 in all steps.
+    The share of images in a random order is 1 up to step `start` and falls linearly to 0 at step `end`; the others are predicted as they
+    stand. end None: it is 1 in all steps.
     """
 
-    start: Every | None = None
+    start: Every = 0
     end: Every | None = None
 
     def __post_init__(self) -> None:
-        if (self.start is None) != (self.end is None):
-            raise MgenError(f"start is {self.start}, end {self.end}: give both, or none to permute in all steps")
-        if self.start is not None and self.end is not None and self.start > self.end:
+        if self.end is not None and self.start > self.end:
             raise MgenError(
-                f"start is {self.start}, end {self.end}: the share falls from start to end, start comes first"
+                f"start is {self.start}, end {self.end}: the share falls from start on to end, give start ≤ end"
             )
 
     def share(self, step: int) -> float:
         """Probability that an image is permuted in `step`."""
-        if self.start is None or self.end is None:
+        if self.end is None:
             return 1.0
         return min(1.0, max(0, self.end - step) / max(1, self.end - self.start))
 
@@ -192,6 +201,8 @@ class TokenizerObjectiveConfig:
     kl: Weight = 2e-8  # per latent number; LDM's 1e-6 is for sums: at f16 with 16 channels this is 1e-6 · 4096 / 196608
     perceptual: Weight = 0.0
     perceptual_model: PathText | None = None  # folder of an ImageClassifier, or a file of torchvision VGG16 weights
+    logits: Weight = 0.0  # of the squared difference of a classifier's logits (l-DeTok)
+    logits_model: PathText | None = None  # file of torchvision's ConvNeXt-S weights
     adversarial: Weight = 0.0
     adversarial_start: Every = 0  # step from which the discriminator takes part
     # "half-hinge": the discriminator's hinge loss times 1/2 (LlamaGen); "…-softplus": and the tokenizer's loss is non-saturating (Hita)
@@ -206,10 +217,15 @@ class TokenizerObjectiveConfig:
     discriminator_channels: Annotated[int, Field(ge=1, le=4096)] = 64  # "patch", like the next two
     discriminator_layers: Annotated[int, Field(ge=1, le=10)] = 3  # how often the discriminator halves the side
     discriminator_norm: Literal["group", "batch"] = "group"  # "batch": the published network
+    discriminator_unit_range: bool = False  # "patch": it sees images in [0, 1] instead of [-1, 1]
     discriminator_weight: Weight = 1.0  # factor of the discriminator's loss
     discriminator_lr: LearningRate = 1e-4
     discriminator_betas: Betas = (0.0, 0.99)
     corruption: CorruptionConfig = field(default_factory=CorruptionConfig)  # of the latents in training (l-DeTok)
+    proxy: Weight = 1.0  # of the ids that a TiTok predicts in the first of two stages
+    proxy_tokenizer: PathText | None = (
+        None  # the VQGAN that makes these ids; they take the place of the losses of pixels
+    )
     vision: Weight = 1.0  # of the vision tokens that Hita-U predicts from the global tokens
     vision_weights: PathText | None = None  # file of the frozen vision encoder, for a Hita tokenizer that needs one
 
@@ -217,6 +233,10 @@ class TokenizerObjectiveConfig:
         if self.adversarial_adaptive and not self.adversarial:
             raise MgenError(
                 "adversarial_adaptive is true, but adversarial is 0: give the term a weight, or leave adversarial_adaptive out"
+            )
+        if self.proxy_tokenizer is not None and (self.perceptual or self.adversarial):
+            raise MgenError(
+                "proxy_tokenizer takes the place of the losses of pixels: set perceptual and adversarial to 0, or leave it out"
             )
         if self.discriminator == "patch" and self.discriminator_norm == "group" and self.discriminator_channels % 4:
             raise MgenError(

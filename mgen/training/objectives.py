@@ -27,7 +27,16 @@ from mgen.training.config import (
     PermutationConfig,
     TokenizerObjectiveConfig,
 )
-from mgen.training.masking import known_before, known_from_uniform, known_in_phases, mask_fraction_from_uniform
+from mgen.training.masking import (
+    curve_weight,
+    known_before,
+    known_from_count,
+    known_from_uniform,
+    known_in_phases,
+    mask_fraction_from_uniform,
+    masked_counts,
+    masking_time,
+)
 from mgen.training.noise import Augmentation, AugmentationNoise, ClassifierNoise, Noise, TokenizerNoise, stack
 from mgen.training.token_source import Batch, TokenSource
 from mgen.utils import seeds
@@ -125,6 +134,8 @@ class TokenizerObjective(Objective[TokenizerNoise]):
             raise MgenError(
                 "objective.perceptual needs objective.perceptual_model: the folder of an ImageClassifier or the file of VGG16's weights"
             )
+        if config.logits and self.companions.logits is None:
+            raise MgenError("objective.logits needs objective.logits_model: the file of ConvNeXt-S's weights")
         # Raises for what the tokenizer can't be trained with.
         model.corruption(1, seeds.generator(0), **asdict(config.corruption))
         for module in model.modules():
@@ -144,6 +155,8 @@ class TokenizerObjective(Objective[TokenizerNoise]):
 
     def forward(self, batch: Batch, noise: TokenizerNoise, options: StepOptions = DEFAULT_OPTIONS) -> StepOutput:
         config = self.config
+        if self.companions.proxy is not None:
+            return self._imitation(noise.augmentation.apply(batch["image"]), self.companions.proxy)
         images, out, terms, metrics = self._terms(batch, noise, options)
         weights = {name: getattr(config, name) for name in terms}
         if "adversarial" in terms and config.adversarial_adaptive and self.training:
@@ -166,7 +179,7 @@ class TokenizerObjective(Objective[TokenizerNoise]):
     def last_weight(self) -> Tensor:
         """The weight of the layer that makes images, where gradients are compared; MgenError if it is not trained."""
         assert isinstance(self.model, Tokenizer)
-        name = f"{self.model.ENDS[1]}.weight"
+        name = f"{self.model.ends[1]}.weight"
         weight = self.model.get_parameter(name)
         if not weight.requires_grad:
             raise MgenError(
@@ -188,9 +201,19 @@ class TokenizerObjective(Objective[TokenizerNoise]):
         terms: Logs = {"l2": F.mse_loss(out, images) / 4, "l1": F.l1_loss(out, images) / 2, **own_terms}
         if beside.perceptual is not None and config.perceptual:
             terms["perceptual"] = beside.perceptual(out, images)
+        if beside.logits is not None and config.logits:
+            terms["logits"] = beside.logits(out, images)
         if beside.discriminator is not None and options.adversarial:
             terms["adversarial"] = beside.discriminator.generator_loss(out, noise.crop)
         return images, out, terms, metrics
+
+    def _imitation(self, images: Tensor, proxy: Model) -> StepOutput:
+        """The step of a tokenizer that predicts the ids of another one, and makes no image."""
+        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+            ids = proxy.encode(images)
+        terms, metrics = self.model.imitate(images, ids)
+        loss = sum((getattr(self.config, name) * value for name, value in terms.items()), images.new_zeros(()))
+        return StepOutput(loss, {name: value.detach() for name, value in terms.items()} | metrics)
 
 
 # -- generators --------------------------------------------------------------------------------------------------------
@@ -211,6 +234,7 @@ class GeneratorNoise(RowNoise):
     augmentation: AugmentationNoise
     known: Tensor  # bool (B, L), True where a token is visible
     label_drop: Tensor  # bool (B,), True where the null class replaces the label
+    loss_weight: Tensor | None = None  # (B,), factor of each image's loss
     trunk: Tensor | None = None  # what the trunk randomizes, see Trunk.training_noise
     earlier_known: Tensor | None = (
         None  # bool (B, L), visible in the simulated earlier step; None: the step continues from none
@@ -219,6 +243,14 @@ class GeneratorNoise(RowNoise):
 
 
 G = TypeVar("G", bound=GeneratorNoise)
+
+
+class Masks(NamedTuple):
+    """Visible tokens, bool (B, L), the uniform numbers (B, L) that decided which, and factors (B,) of the losses if there are any."""
+
+    known: Tensor
+    uniform: Tensor
+    weight: Tensor | None = None
 
 
 class GeneratorObjectiveBase(Objective[G]):
@@ -267,6 +299,17 @@ class GeneratorObjectiveBase(Objective[G]):
                 f"objective.mask.visible is {config.mask.visible}, but at least one of {least} tokens must be masked: use at "
                 f"most {least - 1}"
             )
+        if config.mask.rounding == "binomial" and config.mask.fewest > least - config.mask.visible:
+            raise MgenError(
+                f"objective.mask.fewest is {config.mask.fewest}, with {config.mask.visible} of {least} tokens visible: use at most "
+                f"{least - config.mask.visible}"
+            )
+        if (config.mask.rounding == "binomial" or config.mask.weighted) and self.in_phases:
+            raise MgenError(
+                "objective.mask.rounding=binomial and weighted know one kind of tokens: set objective.mask.global_share=null"
+            )
+        if any(mask.weighted for mask in (config.mask, config.first_stage.mask)) and isinstance(model, Cascade):
+            raise MgenError("objective.mask.weighted is for generators of one stage: set it to false")
         if config.mask.rounding == "bernoulli" and config.loss_tokens != "all":
             raise MgenError(
                 "objective.mask.rounding=bernoulli may mask no token at all: set objective.loss_tokens=all, or use another "
@@ -288,17 +331,28 @@ class GeneratorObjectiveBase(Objective[G]):
         has_both = bool(self.model.tokens.global_tokens) and self.config.mask.global_share is not None
         return has_both and not self.causal
 
-    def sample_masks(self, mask: MaskConfig, count: int, length: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Visible tokens of `count` images, bool (B, L), and the uniform numbers (B, L) that decided which."""
+    def sample_masks(self, mask: MaskConfig, count: int, length: int, rng: torch.Generator) -> "Masks":
+        """The masks of `count` images of L tokens."""
         one = mask.per == "batch" and self.training  # validation must not depend on how it is cut into batches
-        fraction = mask_fraction_from_uniform(torch.rand(1 if one else count, generator=rng), mask)
+        rows, masked = 1 if one else count, None
+        if mask.rounding == "binomial":
+            share, masked = masked_counts(
+                mask, rows, lambda n: (torch.rand(n, generator=rng), torch.rand(n, length, generator=rng))
+            )
+        else:
+            share = torch.rand(rows, generator=rng)
+        fraction = mask_fraction_from_uniform(share, mask)
         uniform = torch.rand(count, length, generator=rng)
         if not self.in_phases:
-            return known_from_uniform(fraction, uniform, mask.rounding, mask.visible), uniform
+            weight = curve_weight(mask.curve, masking_time(share, mask.clamp)).float() if mask.weighted else None
+            weight = None if weight is None else weight.expand(count)
+            if masked is not None:
+                return Masks(known_from_count(masked, uniform), uniform, weight)
+            return Masks(known_from_uniform(fraction, uniform, mask.rounding, mask.visible), uniform, weight)
         assert mask.global_share is not None
         first = torch.rand(len(fraction), generator=rng) < mask.global_share
         tokens = self.model.tokens.global_tokens
-        return known_in_phases(fraction, uniform, mask, global_tokens=tokens, first=first), uniform
+        return Masks(known_in_phases(fraction, uniform, mask, global_tokens=tokens, first=first), uniform)
 
     def predicted_order(self, permutations: Tensor, step: int, rng: torch.Generator) -> Tensor:
         """Orders (B, L) in which tokens are predicted, global ones first: permutations (B, L), or as they stand."""
@@ -315,7 +369,7 @@ class GeneratorObjectiveBase(Objective[G]):
     ) -> GeneratorNoise:
         """The noise of a step for a plain generator."""
         config, augmented = self.config, augmentation.make_noise(count, rng)
-        known, uniform = self.sample_masks(config.mask, count, self.model.units.length, rng)
+        known, uniform, weight = self.sample_masks(config.mask, count, self.model.units.length, rng)
         if self.causal:
             known = torch.zeros_like(known)  # every token is predicted, from those before it
         label_drop = torch.rand(count, generator=rng) < config.label_drop
@@ -325,7 +379,9 @@ class GeneratorObjectiveBase(Objective[G]):
             if self.model.capabilities.order == "sequential":
                 order = self.predicted_order(order, step, rng)
             trunk = self.model.trunk.training_noise(order, known)
-        noise = GeneratorNoise(augmentation=augmented, known=known, label_drop=label_drop, trunk=trunk)
+        noise = GeneratorNoise(
+            augmentation=augmented, known=known, label_drop=label_drop, loss_weight=weight, trunk=trunk
+        )
         if not (config.reuse and self.training):
             return noise
         coin, share = torch.rand(2, generator=rng)
@@ -406,4 +462,13 @@ class GeneratorObjective(GeneratorObjectiveBase[GeneratorNoise]):
         losses, metric = self.model(
             tokens, labels, noise.known, options=how, noise=noise.head, trunk_noise=trunk, cache=carried
         )
-        return StepOutput(losses.mean(), {self.model.head.metric: metric.mean()})
+        return StepOutput(self.weighted(losses, noise).mean(), {self.model.head.metric: metric.mean()})
+
+    def weighted(self, losses: Tensor, noise: GeneratorNoise) -> Tensor:
+        """Losses of all tokens that count, image by image (of a joint head of all images), times the factors of their images."""
+        known, weight = noise.known, noise.loss_weight
+        if weight is None:
+            return losses
+        counted = torch.ones_like(known) if self.config.loss_tokens == "all" else ~known
+        each = torch.ones_like(weight).long() if self.model.head.joint else counted.sum(1)
+        return losses * weight.repeat_interleave(each * (len(losses) // each.sum()))

@@ -14,9 +14,11 @@ from mgen.training.companions import Companions
 from mgen.training.config import ClassifierObjectiveConfig, TokenizerObjectiveConfig, TrainConfig
 from mgen.training.dino_discriminator import FILE, DinoDiscriminator
 from mgen.training.generator_task import GeneratorTask
+from mgen.training.logits import LogitDistance
 from mgen.training.objectives import ClassifierObjective, TokenizerObjective
 from mgen.training.parts import Task, check_images
 from mgen.training.previews import predictions, reconstructions
+from mgen.training.proxy import load_proxy
 from mgen.utils import seeds
 from mgen.utils.errors import MgenError
 
@@ -58,13 +60,15 @@ class TokenizerTask(Task):
             raise MgenError(f"model.class={type(self.model).__name__} is no tokenizer: use VQGAN, or another task")
         path = settings.perceptual_model if settings.perceptual else None
         perceptual = PerceptualDistance(path) if path else None
+        logits = LogitDistance.from_file(settings.logits_model) if settings.logits and settings.logits_model else None
         adversarial = (
             make_discriminator(settings, channels=self.model.config.in_channels, side=self.model.config.image_size)
             if settings.adversarial
             else None
         )
         give_vision(self.model, settings.vision_weights)
-        companions = Companions(perceptual=perceptual, discriminator=adversarial)
+        proxy = load_proxy(self.model, settings.proxy_tokenizer, anew=self.start is None)
+        companions = Companions(perceptual=perceptual, logits=logits, discriminator=adversarial, proxy=proxy)
         self.objective = TokenizerObjective(self.model, settings, companions)
         self.load_data()
         check_images(self.train_data, self.model, task=config.task)
@@ -126,4 +130,5 @@ def make_discriminator(config: TokenizerObjectiveConfig, *, channels: int, side:
         weight=config.discriminator_weight,
         norm=config.discriminator_norm,
         form=config.adversarial_form,
+        unit_range=config.discriminator_unit_range,
     )

@@ -36,7 +36,7 @@ class TokenSource:
         """Tokens (B, L) or (B, L, C).
 
         Args:
-            batch: "tokens" (B, V, L), "moments" (B, V, 2c, h, w) or "image" (B, C, H, W); V views, the last one flipped.
+            batch: "tokens" (B, V, L), "moments" (B, V, 2c or c, h, w) or "image" (B, C, H, W); V views, the last one flipped.
             posterior: standard normal (B, c, h, w), for a tokenizer that samples its posterior.
         """
         for name in (f"{self.prefix}tokens", f"{self.prefix}moments"):
@@ -47,7 +47,7 @@ class TokenSource:
                     view = torch.where(flip.view(-1, *[1] * (view.ndim - 1)), views[:, -1], view)
                 if name.endswith("tokens"):
                     return view
-                assert self.tokenizer is not None and posterior is not None
+                assert self.tokenizer is not None
                 return self.tokenizer.tokens(view, posterior)
         assert self.tokenizer is not None
         # In fp32 whatever the precision of the run: rounding changes ids, and a cache holds those of fp32.

@@ -75,15 +75,7 @@ class Trainer:
         optim = config.optim
         groups = decay_groups(model, optim)
         optimizer = torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, foreach=True)
-        held = max(0, round(optim.hold * config.steps) - optim.warmup)  # steps between the warm-up and the fall
-        self.schedule = get_scheduler(
-            optim.schedule, optimizer, num_warmup_steps=optim.warmup, num_training_steps=config.steps - held
-        )
-        if held:
-            self.schedule.lr_lambdas = [falls_later(held, optim.warmup, f) for f in self.schedule.lr_lambdas]
-        if optim.least_lr:
-            least = optim.least_lr / optim.lr
-            self.schedule.lr_lambdas = [falls_to(least, optim.warmup, f) for f in self.schedule.lr_lambdas]
+        self.schedule = make_schedule(optim, optimizer, config.steps)
         self.schedule._step_count = 2  # torch would warn if the first step is skipped
         self.wrapped, self.optimizer = self.accelerator.prepare(self.objective, optimizer)
         self.device = self.accelerator.device
@@ -200,6 +192,22 @@ def check_pieces(config: TrainConfig, world: int) -> None:
             f"batch_size {config.batch_size} is not a multiple of accumulate × processes = {config.accumulate} × {world}: change one "
             "of them"
         )
+
+
+def make_schedule(
+    config: OptimConfig, optimizer: torch.optim.Optimizer, steps: int
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """The learning rate's schedule over so many steps."""
+    held = max(0, round(config.hold * steps) - config.warmup)  # steps between the warm-up and the fall
+    schedule = get_scheduler(
+        config.schedule, optimizer, num_warmup_steps=config.warmup, num_training_steps=steps - held
+    )
+    if held:
+        schedule.lr_lambdas = [falls_later(held, config.warmup, f) for f in schedule.lr_lambdas]
+    if config.least_lr:
+        least = config.least_lr / config.lr
+        schedule.lr_lambdas = [falls_to(least, config.warmup, f) for f in schedule.lr_lambdas]
+    return schedule
 
 
 def falls_later(held: int, warmup: int, factor: Callable[[int], float]) -> Callable[[int], float]:

@@ -29,6 +29,7 @@ LOGGED = {
     "l1": Logged(title="mean absolute pixel error, pixels in [0, 1]"),
     "l2": Logged(title="mean squared pixel error, pixels in [0, 1]"),
     "perceptual": Logged(title="perceptual distance"),
+    "logits": Logged(title="squared difference of a classifier's logits"),
     "adversarial": Logged(title="adversarial loss of the tokenizer", band=None),
     "adversarial_factor": Logged(title="adaptive weight of the adversarial loss", band=None),
     "discriminator": Logged(title="loss of the discriminator", band=None),

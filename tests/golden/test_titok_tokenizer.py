@@ -8,7 +8,7 @@ from torch import Tensor
 from mgen.convert import convert
 from mgen.convert.convert import Conversion
 from mgen.tokenizers import TiTok, TiTokKL
-from mgen.tokenizers.titok import CodeHead
+from mgen.tokenizers.titok_vit import CodeHead
 from tests.golden import harness
 from tests.golden.harness import Case
 

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from mgen.cli import COMMANDS, main
 from tests.golden import harness
 from tests.helpers import tiny_pipeline, tiny_tokenizer, write_idx
+from tests.processes import together
 
 
 @pytest.fixture(scope="module")
@@ -67,25 +68,7 @@ def test_sample_is_the_same_whatever_the_batch_size_and_goes_on_after_a_stop(mod
 def test_two_processes_draw_the_images_of_one(model: Path, tmp_path: Path) -> None:
     base = ["sample", "--model", str(model), "--num-images", "5", "--batch-size", "2"]
     assert main([*base, "--out", str(tmp_path / "one")]) == 0
-    command = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--multi_gpu",
-        "--num_processes",
-        "2",
-        "--main_process_port",
-        "0",
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, "-m", "mgen", *base, "--out", str(tmp_path / "two")],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    together(*base, "--out", str(tmp_path / "two"), log=tmp_path / "log")
     assert same(images(tmp_path / "one"), images(tmp_path / "two"))
 
 

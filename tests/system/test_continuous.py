@@ -22,7 +22,7 @@ from mgen.utils.config import apply_overrides, read_config
 from mgen.utils.errors import MgenError
 from mgen.utils.folders import part
 from tests.helpers import tiny_config, tiny_continuous, tiny_kl, tiny_mar, tiny_tokenizer, tiny_tokens, write_idx
-from tests.system.test_training import launch
+from tests.processes import together
 
 NET = tiny_mar()
 SETS = Path(__file__).parents[1] / "golden" / "sets"
@@ -298,9 +298,7 @@ def test_two_processes_train_like_one(moments: tuple[Path, Path, Path], tmp_path
     config = training(moments, tmp_path / "one", steps=3)
     train(train_config(config))
     (tmp_path / "c.yaml").write_text(yaml.safe_dump({**config, "output": str(tmp_path / "two")}))
-    arguments = ["--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
-    done = launch(arguments, tmp_path / "c.yaml", "processes=2")
-    assert done.returncode == 0, done.stderr[-2000:]
+    together("train", "--config", str(tmp_path / "c.yaml"), "processes=2", log=tmp_path / "log")
     assert losses(tmp_path / "one") == pytest.approx(losses(tmp_path / "two"), rel=1e-4)
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,13 +12,21 @@ import pytest
 from mgen.cli import COMMANDS
 
 HEAVY = ("torch", "diffusers", "transformers", "torchvision", "scipy", "accelerate")
+# Each line has a process of its own, forked from one that has imported the entry of the command line and nothing else.
 RUN = f"""
-import contextlib, io, json, sys
+import contextlib, io, json, os, sys
 from mgen.cli import main
-out = io.StringIO()
-with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out), contextlib.suppress(SystemExit):
-    main(json.loads(sys.argv[1]))
-print(json.dumps([[name for name in {HEAVY} if name in sys.modules], out.getvalue()]))
+for line in sys.stdin:
+    if (child := os.fork()) == 0:
+        folder, argv = json.loads(line)
+        os.chdir(folder)
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out), contextlib.suppress(SystemExit):
+            main(argv)
+        print(json.dumps([[name for name in {HEAVY} if name in sys.modules], out.getvalue()]), flush=True)
+        os._exit(0)
+    if os.waitpid(child, 0)[1]:
+        print("null", flush=True)
 """
 HELP = ["--help", "--version", *(f"{command} --help" for command in COMMANDS)]
 ZOO = [
@@ -75,29 +84,44 @@ FAULTS = {
 }
 
 
-def answer(line: str, folder: Path) -> str:
+Answer = Callable[[str, Path], str]
+
+
+@pytest.fixture(scope="module")
+def answer() -> Iterator[Answer]:
     """What a command prints in a process of its own; asserts that it imports nothing heavy."""
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    argv = [sys.executable, "-c", RUN, json.dumps(line.split())]
-    done = subprocess.run(argv, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    heavy, text = json.loads(done.stdout)
-    assert not heavy, f"mgen {line} imports {', '.join(heavy)}"
-    return str(text)
+    argv = [sys.executable, "-c", RUN]
+    with subprocess.Popen(argv, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+
+        def ask(line: str, folder: Path) -> str:
+            assert process.stdin is not None and process.stdout is not None
+            process.stdin.write(json.dumps([str(folder), line.split()]) + "\n")
+            process.stdin.flush()
+            said = json.loads(process.stdout.readline())
+            assert said is not None, f"mgen {line} raised an error"
+            heavy, text = said
+            assert not heavy, f"mgen {line} imports {', '.join(heavy)}"
+            return str(text)
+
+        yield ask
+        assert process.stdin is not None
+        process.stdin.close()
+        assert process.wait(60) == 0
 
 
 @pytest.mark.parametrize("line", HELP)
-def test_help_imports_nothing_heavy(line: str, tmp_path: Path) -> None:
+def test_help_imports_nothing_heavy(line: str, answer: Answer, tmp_path: Path) -> None:
     assert "mgen" in answer(line, tmp_path)
 
 
 @pytest.mark.parametrize("line", ZOO)
-def test_the_zoo_imports_nothing_heavy(line: str, tmp_path: Path) -> None:
+def test_the_zoo_imports_nothing_heavy(line: str, answer: Answer, tmp_path: Path) -> None:
     assert "mgen: error" not in answer(line, tmp_path)
 
 
 @pytest.mark.parametrize("line", FAULTS)
-def test_typos_are_answered_before_heavy_imports(line: str, tmp_path: Path) -> None:
+def test_typos_are_answered_before_heavy_imports(line: str, answer: Answer, tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("text\n")
     said = answer(line, tmp_path)
     assert said.startswith("mgen: error: ") and FAULTS[line] in said, said

@@ -33,7 +33,8 @@ from tests.helpers import (
     tiny_tokens,
     write_idx,
 )
-from tests.system.test_training import launch, losses
+from tests.processes import together
+from tests.system.test_training import losses
 
 VECTORS: dict[str, Any] = {
     "steps": 4,
@@ -251,9 +252,7 @@ def test_two_processes_train_like_one(data: dict[str, str], tmp_path: Path) -> N
     config = settings(data, tmp_path / "one", batch_size=96, steps=3, objective={"mask": {"per": "sample"}})
     train(train_config(config))
     (tmp_path / "c.yaml").write_text(yaml.safe_dump({**config, "output": str(tmp_path / "two")}))
-    options = ["--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
-    done = launch(options, tmp_path / "c.yaml", "processes=2")
-    assert done.returncode == 0, done.stderr[-2000:]
+    together("train", "--config", str(tmp_path / "c.yaml"), "processes=2", log=tmp_path / "log")
     assert losses(tmp_path / "one") == pytest.approx(losses(tmp_path / "two"), rel=1e-4)
 
 

@@ -1,12 +1,6 @@
 """Training: exact resume, process and accumulation independence, safety nets, configuration errors."""
 
-import contextlib
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +24,7 @@ from mgen.utils.config import apply_overrides, read_config
 from mgen.utils.errors import MgenError
 from mgen.utils.schema import build
 from tests.helpers import TOKENIZER, tiny_config, tiny_tokenizer, tiny_tokens, write_idx
+from tests.processes import launch, together
 from tests.system.boundaries.training import folders
 
 TOKENS = tiny_tokens(side=8, vocab_size=64)
@@ -111,22 +106,7 @@ def test_accumulation_computes_the_same_gradient(idx: Path, tokenizer: Path, tmp
         assert torch.allclose(v, runs[3][1][k], atol=2e-4), k
 
 
-LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
-
-
-def launch_environment() -> dict[str, str]:
-    return {k: v for k, v in os.environ.items() if k not in ("WORLD_SIZE", "RANK")} | {"OMP_NUM_THREADS": "1"}
-
-
-def launch(arguments: list[str], config: Path, *overrides: str) -> subprocess.CompletedProcess:
-    command = [*LAUNCH, *arguments, "-m", "mgen.train", "--config", str(config), *overrides]
-    return subprocess.run(command, capture_output=True, text=True, env=launch_environment(), timeout=300)
-
-
-CAUSAL = tiny_config("causal", tokens=TOKENS, classes={"count": 10})
-
-
-@pytest.mark.parametrize("trunk", ["uvit", "causal"])
+@pytest.mark.parametrize("trunk", ["uvit", "weighted", "causal", "permuted"])
 def test_two_processes_train_like_one(trunk: str, idx: Path, tokenizer: Path, tmp_path: Path) -> None:
     import yaml
 
@@ -134,95 +114,24 @@ def test_two_processes_train_like_one(trunk: str, idx: Path, tokenizer: Path, tm
     config = generator_run(
         idx, tokenizer, tmp_path / "one", **{"model.trunk.dropout": 0.0, "steps": 4, "batch_size": 96}
     )
-    if trunk == "causal":
-        config |= {"model": CAUSAL, "objective": {"tokenizer": str(tokenizer)}}
+    if trunk == "weighted":  # visible tokens count too, and the processes have other numbers of them
+        config["objective"] |= {"loss_tokens": "all", "known_weight": 0.1}
+    elif trunk != "uvit":
+        config |= {"model": tiny_config(trunk, tokens=TOKENS, classes={"count": 10})}
+        config |= {"objective": {"tokenizer": str(tokenizer)}}
+    if trunk == "permuted":  # some images of a step are permuted, others are not
+        config["objective"]["permutation"] = {"start": 0, "end": 6}
     train(train_config(config))
     (tmp_path / "c.yaml").write_text(yaml.safe_dump({**config, "output": str(tmp_path / "two")}))
-    done = launch(
-        ["--multi_gpu", "--num_processes", "2", "--main_process_port", "0"], tmp_path / "c.yaml", "processes=2"
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    arguments = ["--config", str(tmp_path / "c.yaml"), "processes=2"]
+    if trunk == "uvit":
+        done = launch(["--multi_gpu", "--num_processes", "2", "--main_process_port", "0"], *arguments)
+        assert done.returncode == 0, done.stderr[-2000:]
+    else:
+        together("train", *arguments, log=tmp_path / "log")
     assert losses(tmp_path / "one") == pytest.approx(losses(tmp_path / "two"), rel=1e-4)
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     assert all(torch.allclose(one[k], two[k], atol=2e-4) for k in one)
-
-
-def test_two_processes_balance_an_adversarial_term_like_one(idx: Path, tmp_path: Path) -> None:
-    """The adaptive weight is that of the whole batch, though each process has two pieces of it."""
-    import yaml
-
-    size = {"image_size": 32, "in_channels": 1, "channels": [8, 8, 8], "layers": 1, "norm_groups": 4}
-    adversarial = {
-        "adversarial": 0.5,
-        "adversarial_adaptive": True,
-        "adversarial_start": 1,
-        "adversarial_loss": "hinge",
-    }
-    config = {
-        "task": "tokenizer",
-        "output": str(tmp_path / "one"),
-        "steps": 3,
-        "batch_size": 8,
-        "model": {"class": "LlamaGenVQ", **size, "z_channels": 8, "latent": 4, "vocab_size": 16},
-        "data": {"kind": "fmnist", "path": str(idx)},
-        "objective": {"l2": 4.0, **adversarial, "discriminator_channels": 8, "discriminator_layers": 2},
-        "optim": {"lr": 1e-3, "clip": 1.0},
-        "log": {"every": 1, "tensorboard": False},
-    }
-    train(train_config(config))
-    (tmp_path / "c.yaml").write_text(yaml.safe_dump({**config, "output": str(tmp_path / "two"), "accumulate": 2}))
-    done = launch(
-        ["--multi_gpu", "--num_processes", "2", "--main_process_port", "0"], tmp_path / "c.yaml", "processes=2"
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    one, two = (
-        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-        for name in ("one", "two")
-    )
-    for name in ("loss", "adversarial_factor", "discriminator", "grad_norm"):
-        assert [line.get(name, 0.0) for line in one] == pytest.approx(
-            [line.get(name, 0.0) for line in two], rel=1e-3
-        ), name
-    assert ["adversarial_factor" in line for line in one] == [False, True, True, False]
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_two_processes_stop_after_the_same_step(number: int, idx: Path, tokenizer: Path, tmp_path: Path) -> None:
-    """SIGTERM reaches the launcher, Ctrl-C all processes of a terminal; the launcher passes both on."""
-    import yaml
-
-    config = generator_run(idx, tokenizer, tmp_path / "run", **{"steps": 10**6, "log.checkpoint_every": 0})
-    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
-    arguments = [*LAUNCH, "--multi_gpu", "--num_processes", "2", "--main_process_port", "0", "-m", "mgen.train"]
-    arguments += ["--config", str(tmp_path / "c.yaml")]
-    with (tmp_path / "log").open("wb") as log:
-        run = subprocess.Popen(arguments, stderr=log, stdout=log, env=launch_environment(), start_new_session=True)
-        try:
-            deadline, lines = time.monotonic() + 200, tmp_path / "run" / "metrics.jsonl"
-            while not (lines.exists() and lines.read_text().count("\n") > 2) and time.monotonic() < deadline:
-                time.sleep(0.1)
-            (os.killpg if number == signal.SIGINT else os.kill)(run.pid, number)
-            run.wait(60)
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(run.pid, signal.SIGKILL)
-    said = (tmp_path / "log").read_text()
-    (checkpoint,) = (tmp_path / "run").glob("checkpoint-*")
-    step = int(checkpoint.name[-7:])
-    assert said.count(f"stopped after step {step} of 1000000") == 2, said[-3000:]
-    assert max(losses(tmp_path / "run")) == step and not (tmp_path / "run" / ".lock").exists()
-    train(train_config({**config, "steps": step + 1}))
-    assert max(losses(tmp_path / "run")) == step + 1
-
-
-def test_a_launch_with_too_few_processes_is_an_error(idx: Path, tokenizer: Path, tmp_path: Path) -> None:
-    import yaml
-
-    (tmp_path / "c.yaml").write_text(yaml.safe_dump(generator_run(idx, tokenizer, tmp_path / "run")))
-    done = launch(["--cpu", "--num_processes", "2"], tmp_path / "c.yaml")  # accelerate silently starts one process
-    assert done.returncode != 0
-    assert "asks for 2 processes but 1 took part" in done.stderr and "--multi_gpu" in done.stderr
-    assert not (tmp_path / "run").exists()
 
 
 def test_steps_that_are_not_finite_are_skipped_and_counted(idx: Path, tokenizer: Path, tmp_path: Path) -> None:

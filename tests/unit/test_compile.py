@@ -34,6 +34,7 @@ NETS: dict[str, Any] = {
     "ids": (lambda: tiny_net("uvit"), {"steps": 3, "reuse": {"cached": 1}}),
     "vectors": (tiny_mar, CHAIN),
     "causal": (lambda: tiny_net("causal"), {}),
+    "permuted": (lambda: tiny_net("permuted"), {"order": "random"}),
 }
 
 
@@ -72,16 +73,20 @@ def check_compiled(net: Any, how: str, **settings: Any) -> None:
     assert torch.allclose(draw(net, **settings).float(), plain.float(), atol=1e-4) and graphs() == made
 
 
-@pytest.mark.parametrize("trunk", ["uvit", pytest.param("causal", marks=pytest.mark.slow)])
+ONE_BY_ONE = ("causal", "permuted")
+
+
+@pytest.mark.parametrize("trunk", ["uvit", *(pytest.param(name, marks=pytest.mark.slow) for name in ONE_BY_ONE)])
 def test_repeated_blocks(trunk: str) -> None:
-    settings = {} if trunk == "causal" else {"steps": 3, "reuse": {"cached": 1}}
+    settings = {} if trunk in ONE_BY_ONE else {"steps": 3, "reuse": {"cached": 1}}
     check_compiled(tiny_net(trunk), "compile_repeated_blocks", **settings)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["compile", "compile_repeated_blocks"])
 @pytest.mark.parametrize(
-    ("trunk", "head"), [*((trunk, "ids") for trunk in TRUNKS if trunk != "causal"), *(("mae", head) for head in HEADS)]
+    ("trunk", "head"),
+    [*((trunk, "ids") for trunk in TRUNKS if trunk not in ONE_BY_ONE), *(("mae", head) for head in HEADS)],
 )
 def test_every_trunk_and_head(trunk: str, head: str, how: str) -> None:
     net = tiny_net(trunk, **HEADS[head])

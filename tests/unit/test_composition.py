@@ -1,4 +1,4 @@
-"""Parts compose: a head registered here serves every trunk, tokens without a grid pass every trunk that has learned positions."""
+"""Parts compose: a head registered here serves every trunk, tokens without a grid pass every trunk and every order that needs none."""
 
 import re
 from collections.abc import Sequence
@@ -19,6 +19,7 @@ from mgen.generators.presets import complete, model_name
 from mgen.generators.trunk import TRUNKS
 from mgen.heads import HEADS, Draw, Head, HeadInputs, HeadNoise, NoiseSpec, register_head
 from mgen.samplers import ParallelSampler
+from mgen.samplers.order import ORDERS, RANKED
 from mgen.training.config import GeneratorObjectiveConfig, MaskConfig
 from mgen.training.noise import Augmentation
 from mgen.training.objectives import GeneratorObjective
@@ -126,7 +127,7 @@ def test_a_new_head_trains_and_samples_under_every_trunk(trunk: str) -> None:
     tokens = torch.randn(4, 16, 4, generator=torch.Generator().manual_seed(1))
     before, _, after = two_steps(net, tokens)
     assert after < before
-    steps = {} if trunk in ("causal", "permuted") else {"steps": 4}
+    steps = {} if net.capabilities.one_by_one else {"steps": 4}
     drawn = sample(net, **steps, guidance=2.0)
     assert drawn.shape == (2, 16, 4) and torch.isfinite(drawn).all()
     assert not torch.equal(drawn, sample(net, **steps, guidance=1.0))
@@ -134,22 +135,74 @@ def test_a_new_head_trains_and_samples_under_every_trunk(trunk: str) -> None:
 
 # -- tokens without a grid ----------------------------------------------------------------------------------------------
 
-LINE = {"kind": "index", "length": 32, "vocab_size": 16}
-LEARNED = sorted(name for name in TINY if not TRUNKS.get(name).needs_grid)
+LINE: dict[str, dict[str, Any]] = {
+    "index": {"kind": "index", "length": 12, "vocab_size": 16},
+    "vector": {"kind": "vector", "length": 12, "channels": 4, "scale": 1.0},
+}
+PLACELESS = [name for name in ORDERS if not name.startswith("halton")]
 
 
-@pytest.mark.parametrize("trunk", LEARNED)
-def test_tokens_without_a_grid_pass_every_trunk_with_learned_positions(trunk: str) -> None:
+def drawn_by_every_order(net: Any) -> dict[str, Tensor]:
+    """Tokens drawn by each order without a grid that the generator takes, with keys and values or features reused where it can."""
+    able, guidance = net.capabilities, 1.5 if net.null_class else 1.0
+    head = {"mask": False} if able.log_prob else {"steps": 2, "clip": 5.0}
+    orders: list[Any] = [*PLACELESS, [*range(11, -1, -1)]]
+    if able.one_by_one:
+        settled = ["raster"] if able.order == "causal" else [order for order in orders if order not in RANKED]
+        return {str(order): sample(net, order=order, guidance=guidance, head=head) for order in settled}
+    out = {}
+    for order in orders:
+        name = order if isinstance(order, str) else "list"
+        reuse = {"cached": int(able.cached_steps and name != "remasking"), "features": name != "remasking"}
+        if name in RANKED and not able.log_prob:
+            with pytest.raises(MgenError, match="use order random"):
+                sample(net, steps=4, order=order, reuse=reuse)
+        else:
+            out[name] = sample(net, steps=4, order=order, guidance=guidance, head=head, reuse=reuse)
+    return out
+
+
+@pytest.mark.parametrize("kind", LINE)
+@pytest.mark.parametrize("trunk", sorted(TINY))
+def test_tokens_without_a_grid_pass_every_trunk_and_order(trunk: str, kind: str) -> None:
     torch.manual_seed(0)
-    net = build_model(tiny_config(trunk, tokens=LINE))
-    tokens = torch.randint(16, (4, 32), generator=torch.Generator().manual_seed(1))
+    net = build_model(tiny_config(trunk, tokens=LINE[kind]))
+    rng = torch.Generator().manual_seed(1)
+    tokens = torch.randint(16, (4, 12), generator=rng) if kind == "index" else torch.randn(4, 12, 4, generator=rng)
     before, _, after = two_steps(net, tokens)
     assert after < before
-    for order in ("confidence", "random", "raster", [*range(31, -1, -1)]):
-        drawn = sample(net, steps=4, order=order, guidance=1.5 if net.null_class else 1.0)
-        assert drawn.shape == (2, 32) and int(drawn.max()) < 16
-    with pytest.raises(MgenError, match="position in the image"):
-        sample(net, steps=4, order="halton")
+    drawn = drawn_by_every_order(net)
+    for name, made in drawn.items():
+        assert made.shape == (2, *net.tokens.shape), name
+        assert bool(torch.isfinite(made).all()) if kind == "vector" else int(made.max()) < 16, name
+    if net.capabilities.order == "any":
+        assert len(drawn) == len(PLACELESS) + 1 - (0 if kind == "index" else len(RANKED))
+        with pytest.raises(MgenError, match="position in the image"):
+            sample(net, steps=4, order="halton")
+
+
+def test_causal_tokens_in_a_row_know_their_places() -> None:
+    """Swapping two tokens that are seen changes what the last one is expected to be: attention alone could not tell."""
+    torch.manual_seed(0)
+    net = build_model(tiny_config("causal", tokens=LINE["index"])).eval()
+    tokens = torch.arange(12).unsqueeze(0)
+    swapped = tokens[:, [1, 0, *range(2, 12)]]
+    known, label = torch.ones(1, 12, dtype=torch.bool), torch.zeros(1, dtype=torch.int64)
+    with torch.no_grad():
+        a, b = (net.context(x, known, label)[:, -1] for x in (tokens, swapped))
+    assert (a - b).abs().max() > 1e-4
+
+
+def test_what_needs_a_grid_says_so() -> None:
+    with pytest.raises(MgenError, match="windows join tokens of a grid"):
+        build_model(tiny_config("uvit", tokens=LINE["index"], windows={"side": 2}))
+    cascade = model_config("fmnist-himar-ids")
+    for stage in ("first", "second"):
+        with pytest.raises(MgenError, match=r"tokens\.grid is needed in both stages"):
+            build_model({**cascade, stage: {**cascade[stage], "tokens": LINE["index"]}})
+    head = {"type": "diffusion-transformer", "width": 32, "depth": 1, "heads": 2}
+    with pytest.raises(MgenError, match=r"tokens\.grid is needed"):
+        build_model(tiny_config("mae", tokens=LINE["vector"], head=head))
 
 
 def test_a_trunk_that_needs_a_grid_says_so() -> None:
@@ -166,7 +219,16 @@ def own_names() -> dict[str, list[str]]:
     return {
         "heads": [HEADS.get(name).__name__ for name in HEADS.names() if name != "toy-flow"],
         "trunks": [TRUNKS.get(name).__name__ for name in TRUNKS.names()],
-        "tokenizers": ["VQGAN", "KLTokenizer", "LlamaGenVQ", "HitaTokenizer", "QuantizedKL"],
+        "tokenizers": [
+            "VQGAN",
+            "KLTokenizer",
+            "LlamaGenVQ",
+            "HitaTokenizer",
+            "LDeTok",
+            "QuantizedKL",
+            "TiTok",
+            "TiTokKL",
+        ],
     }
 
 

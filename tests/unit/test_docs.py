@@ -122,7 +122,7 @@ NAMES = (
     ),
     Word(r"\b(codes|holistic_codes): int|\bcodes=\d|\bcodes: \d", "vocab_size"),
     Word(
-        r"--class [A-Z][a-z]|\bmodel: \{class: (?!VQGAN|KL|Llama|Hita|Image|Quantized)",
+        r"--class [A-Z][a-z]|\bmodel: \{class: (?!VQGAN|KL|Llama|Hita|Image|Quantized|TiTok|LDeTok)",
         "a model of configs/models",
         ("tokenizers/*", "tests/*"),
     ),

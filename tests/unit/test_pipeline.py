@@ -144,7 +144,7 @@ def test_tokenizer_and_generator_must_fit() -> None:
         )
 
 
-@pytest.mark.parametrize("trunk", [name for name in TRUNKS if name != "causal"])
+@pytest.mark.parametrize("trunk", [name for name in TRUNKS if name not in ("causal", "permuted")])
 def test_generators_share_one_interface(trunk: str) -> None:
     model = tiny_net(trunk)
     tokens, known = torch.randint(0, 16, (2, 16)), torch.rand(2, 16) < 0.5

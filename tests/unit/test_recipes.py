@@ -48,6 +48,12 @@ def of_causal(name: str, cfg: float, side: int = 21) -> Row:
     return name, official.generate_settings(cfg_scale=cfg, tokens=tokens)
 
 
+def of_rar(size: str, scale: float, power: float, temperature: float) -> Row:
+    return f"rar-{size}", official.rar_settings(
+        guidance_scale=scale, guidance_scale_pow=power, randomize_temperature=temperature
+    )
+
+
 def of_titok(name: str, steps: int, temperature: float, scale: float, decay: str) -> Row:
     return f"titok-{name}", official.titok_settings(
         guidance_scale=scale,
@@ -116,9 +122,17 @@ RECIPES: dict[str, Row] = {
     "mar-b-imagenet256": ("mar-b", official.mar_settings(num_iter=256, cfg=2.9)),
     "mar-l-imagenet256": ("mar-l", official.mar_settings(num_iter=256, cfg=3.0)),
     "mar-h-imagenet256": ("mar-h", official.mar_settings(num_iter=256, cfg=3.2)),
+    "rar-b-imagenet256": of_rar("b", 16.0, 2.75, 1.0),
+    "rar-l-imagenet256": of_rar("l", 15.5, 2.5, 1.02),
+    "rar-xl-imagenet256": of_rar("xl", 6.9, 1.5, 1.02),
+    "rar-xxl-imagenet256": of_rar("xxl", 8.0, 1.2, 1.02),
     "xar-b-imagenet256": ("xar-b", official.xar_settings(num_steps=40, cfg=2.7)),
     "xar-l-imagenet256": ("xar-l", official.xar_settings(num_steps=50, cfg=2.3)),
     "xar-h-imagenet256": ("xar-h", official.xar_settings(num_steps=50, cfg=2.2)),
+    "ldetok-mar-b-imagenet256": ("ldetok-mar-b", official.mar_settings(num_iter=256, cfg=3.9)),
+    "ldetok-mar-l-imagenet256": ("ldetok-mar-l", official.mar_settings(num_iter=256, cfg=3.4)),
+    "ldetok-mar-b-unguided-imagenet256": ("ldetok-mar-b", official.mar_settings(num_iter=256, temperature=0.95)),
+    "ldetok-mar-l-unguided-imagenet256": ("ldetok-mar-l", official.mar_settings(num_iter=256, temperature=0.97)),
     "maskgit-imagenet256": ("maskgit-imagenet256", None),
     "maskgit-imagenet512": ("maskgit-imagenet512", None),
     "titok-l32-imagenet256": of_titok("l32", 8, 9.5, 4.5, "linear"),
@@ -159,8 +173,8 @@ def test_recipe(name: str) -> None:
     assert facts["model"] == model
     assert facts.get("published", "a metric"), "a recipe without published metrics has no such key"
     assert re.findall(r"--recipe (\S+)", facts["run"]) == [name]
-    convert = re.search(r"mgen convert (\S+)", facts["run"])
-    assert convert is None or convert[1] == facts["format"]
+    formats = re.findall(r"mgen convert (\S+)", facts["run"])  # the generator's is the last
+    assert not formats or formats[-1] == facts["format"]
 
 
 def test_evaluations_of_recap() -> None:
@@ -227,11 +241,12 @@ def test_label_plans_are_those_of_the_official_evaluations() -> None:
     plans = {name: evaluation_settings(name) for name in RECIPES}
     systems = {"sorted": ("mar", "recap-mar", "himar", "tokenbridge", "enat")}
     systems |= {"random": ("llamagen", "hita", "autonat", "maskgit-r", "recap-maskgit")}
-    systems |= {"balanced": ("maskgit-imagenet", "halton", "mage", "titok")}
+    systems |= {"balanced": ("maskgit-imagenet", "halton", "mage", "rar", "titok", "ldetok")}
     for plan, prefixes in systems.items():
         assert {name for name, e in plans.items() if e.labels == plan} == {n for n in RECIPES if n.startswith(prefixes)}
     truncated = {name for name, e in plans.items() if e.quantization == "truncate"}
-    assert truncated == {name for name in RECIPES if name.startswith(("mage", "maskgit-r", "recap-maskgit", "titok"))}
+    systems_truncated = ("mage", "maskgit-r", "rar", "recap-maskgit", "titok", "ldetok")
+    assert truncated == {name for name in RECIPES if name.startswith(systems_truncated)}
     halves = {name for name, e in plans.items() if e.quantization == "half-up"}
     assert halves == {name for name in RECIPES if name.startswith(("hita", "llamagen"))}
     shrunk = {name for name, e in plans.items() if e.image_size == 256}

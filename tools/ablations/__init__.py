@@ -14,6 +14,7 @@ import torch
 from mgen.bench.proxy import AnyGenerator
 from mgen.generators.cascade import Cascade
 from mgen.generators.trunks.block_causal import BlockCausal
+from mgen.heads.categorical import CategoricalHead
 from mgen.heads.channels import ChannelHead
 from mgen.heads.composite import VectorWindowHead
 from mgen.heads.diffusion import DiffusionHead
@@ -21,7 +22,7 @@ from mgen.heads.diffusion_transformer import DiffusionTransformerHead
 from mgen.heads.head import Head
 from mgen.samplers import ParallelSampler
 from mgen.utils.errors import MgenError
-from tools.ablations import causal, channels, diffusion, entities, joint
+from tools.ablations import causal, channels, diffusion, entities, joint, masked, permuted
 from tools.ablations.compare import AblationTable, Row, complete_run, format_table
 
 __all__ = ["ablations", "check", "format_table", "prepare"]
@@ -34,14 +35,16 @@ def check(generator: AnyGenerator) -> None:
         fits = isinstance(heads[0], DiffusionHead) and isinstance(heads[1], DiffusionTransformerHead)
     elif generator.capabilities.denoises:
         fits = isinstance(generator.trunk, BlockCausal)
-    elif generator.capabilities.order == "causal":
+    elif generator.capabilities.one_by_one:
         fits = generator.units.kind != "vector"
     else:
         fits = isinstance(_inner(generator.head), DiffusionHead | ChannelHead)
+        fits |= isinstance(generator.head, CategoricalHead) and not generator.capabilities.carried_features
     if not fits:
         raise MgenError(
-            "ablations are for causal generators of ids, xAR, those with a diffusion or a channel head, and cascades of a diffusion "
-            "and a joint head: use a model such as llamagen-l, mar-b, tokenbridge-l or himar-b"
+            "ablations are for generators of ids that carry no features, for xAR, for those with a diffusion or a channel head, and for "
+            "cascades of a diffusion and a joint head: use a model such as llamagen-l, rar-b, titok-l32, xar-b, mar-b, tokenbridge-l or "
+            "himar-b"
         )
 
 
@@ -54,8 +57,8 @@ def prepare(generator: AnyGenerator, sampler: ParallelSampler) -> ParallelSample
     check(generator)
     if not isinstance(generator, Cascade) and generator.capabilities.denoises:
         return sampler
-    if not isinstance(generator, Cascade) and generator.capabilities.order == "causal":
-        causal.randomize(generator)
+    if not isinstance(generator, Cascade) and generator.units.kind != "vector":
+        (permuted if generator.capabilities.order == "sequential" else causal).randomize(generator)
     heads = [generator.first.head, generator.second.head] if isinstance(generator, Cascade) else [generator.head]
     for head in map(_inner, heads):
         if isinstance(head, DiffusionHead):
@@ -96,8 +99,12 @@ def ablations(
             _add_cascade(table, generator, sampler, batch_size, dtype)
         elif generator.capabilities.denoises:
             entities.add_rows(table, generator, sampler, batch_size, dtype)
+        elif generator.capabilities.order == "sequential":
+            permuted.add_rows(table, generator, sampler, batch_size, dtype)
         elif generator.capabilities.order == "causal":
             causal.add_rows(table, generator, sampler, batch_size, dtype)
+        elif isinstance(generator.head, CategoricalHead):
+            masked.add_rows(table, generator, sampler, batch_size, dtype)
         elif isinstance(generator.head, ChannelHead):
             channels.add_rows(table, generator, sampler, batch_size, dtype)
         else:

@@ -54,16 +54,11 @@ def rename(state: State) -> Renamed:
         if name == "embeddings.weight":
             value = torch.cat([value[:vocab_size], value[vocab_size + 1 :]])
             out.notes.append(f"row {vocab_size} of {name}, a mask that nothing reads, was left out")
-        ours = by_rules(name, RULES)
-        out.put(
-            name,
-            ours,
-            value.flatten(0, -2).squeeze(0)
-            if ours == "trunk.start_row"
-            else value.squeeze(0)
-            if value.ndim == 3
-            else value,
-        )
+        if name == "cls_token":
+            value = value.flatten()
+        elif value.ndim == 3:  # tables (1, rows, D)
+            value = value.squeeze(0)
+        out.put(name, by_rules(name, RULES), value)
     return out
 
 

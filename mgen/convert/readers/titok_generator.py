@@ -45,12 +45,6 @@ class GeneratorSection:
     num_attention_heads: Size
 
 
-def weights_file(path: Path) -> Path:
-    """Where the weights are: in a folder of the hub its one file, else the file itself."""
-    inside = path / "model.safetensors"
-    return inside if inside.is_file() else path
-
-
 def beside(path: Path) -> Settings:
     """The number of heads from a config.json next to the weights; nothing where there is none of a generator."""
     file = path.parent / "config.json"
@@ -163,8 +157,7 @@ register_format(
         config=config,
         notes=notes,
         rename=rename,
-        locate=weights_file,
         beside=beside,
-        tokenizer="titok",
+        tokenizer="titok-vq",
     ),
 )

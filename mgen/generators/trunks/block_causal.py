@@ -172,7 +172,6 @@ class BlockCausal(DenoisingTrunk):
     """Two stacks of blocks, each with learned positions of its own, modulated by class and time."""
 
     passes = ("hidden",)
-    needs_grid = True
 
     def __init__(self, config: BlockCausalConfig, *, layout: Layout) -> None:
         super().__init__()

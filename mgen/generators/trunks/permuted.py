@@ -153,16 +153,13 @@ class Permuted(Trunk):
         self.norm = PermutedNorm(c.dim, eps=c.eps)
 
     def data_rows(self) -> DataRows:
-        length, positions = self.layout.length, self.layout.rows
-        front, places = Rows("start and class", (2,)), Rows("places in the order", (length + 1,), "interpolated")
-        rows = {"position": (front, *positions), "target": positions, "place": (places,)}
-        if self.config.spare_rows:
-            rows["target"] = (front, *positions)
-            own = {"position": self.position, "target": self.target, "place": self.place}
-            for name, values in own.items():
-                unread = len(values) - sum(part.count for part in rows[name])
-                rows[name] = (*rows[name], Rows("spare rows", (unread,)))
-        return {name: {0: parts} for name, parts in rows.items()}
+        positions, places = self.layout.rows, Rows("places in the order", (self.layout.length + 1,), "interpolated")
+        front = (Rows("start and class", (2,)),)
+        if not self.config.spare_rows:
+            return {"position": {0: (*front, *positions)}, "target": {0: positions}, "place": {0: (places,)}}
+        spare, steps = Rows("spare rows", (PUBLISHED_POSITIONS - 2,)), Rows("spare rows", (PUBLISHED_STEPS - 1,))
+        rows = (*front, *positions, spare)
+        return {"position": {0: rows}, "target": {0: rows}, "place": {0: (places, steps)}}
 
     def initialize(self, module: nn.Module) -> None:
         """Official initial values: normal 0.02, cut off; all modulations start at zero."""
@@ -222,8 +219,11 @@ class Permuted(Trunk):
         if made <= sum(weight.numel() for weight in self.parameters()):
             modulation = self.modulation(self.conditions(own, places))
             modulations = [modulation(i) for i in range(c.depth + 1)]
-        layers = [LiveKV(places.stop) for _ in self.blocks]
-        return PermutedCache(layers, classes=own, index=index, modulations=modulations)
+        return PermutedCache(self.kept_rows(), classes=own, index=index, modulations=modulations)
+
+    def kept_rows(self) -> list[LiveKV]:
+        """Room for the keys and values of a run, of every layer; allocated when the first ones come."""
+        return [LiveKV(self.layout.length + 1) for _ in self.blocks]
 
     def forward(self, rows: TokenRows, classes: Tensor, options: PassOptions = FULL) -> Tensor:
         """See Trunk.forward; without a cache all tokens are predicted, each from those before it row by row.
@@ -242,16 +242,13 @@ class Permuted(Trunk):
             )
         entering = known_first(rows.known, most) if cache.last is None else cache.last[: len(asked)]
         at, index = RowSpan(cache.done, most + 2), cache.index[: len(asked)]
-        x = self.inputs(rows, classes, at.first, entering, self._targets(entering, asked, at))
+        targets = asked if at.first else torch.cat([entering, asked], dim=1)
+        x = self.inputs(rows, classes, at.first, entering, targets)
         modulation = self.modulation(self.conditions(cache.classes, at), index)
         if cache.modulations is not None:
             modulation = _taken(cache.modulations, index, at)
         cache.done, cache.last = at.stop, asked
         return self.run(x, modulation, at, cache.live, read=at.stop - at.first - 1)
-
-    def _targets(self, entering: Tensor, asked: Tensor, at: RowSpan) -> Tensor:
-        """Positions (B, m) that the rows `at` predict: the tokens that enter behind them, then the one asked for."""
-        return asked if at.first else torch.cat([entering, asked], dim=1)
 
     def training_noise(self, rank: Tensor, known: Tensor) -> Tensor:
         """The order (B, L) in which an image is predicted: position of the first token, of the second, …"""

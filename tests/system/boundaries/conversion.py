@@ -30,6 +30,8 @@ FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     "maskgit-jax": ("maskgit_jax/weights", {"tokens": {"vocab_size": 64}, "classes": {"count": 20}}),
     "maskgit-vqgan": ("maskgit_vqgan/weights", {}),
     "titok-generator": ("titok_imagebert/weights", {}),
+    "titok-vq": ("titok_tokenizer/weights", {"encoder_heads": 4, "decoder_heads": 4}),
+    "rar": ("rar/weights", {}),
     "tokenbridge": ("tokenbridge/weights", HALVES),
 }
 

@@ -20,11 +20,11 @@ from mgen.generators.presets import complete, model_config
 from mgen.generators.trunk import TRUNKS
 from mgen.generators.trunks.two_stage import TwoStageMAEConfig
 from mgen.heads import HEADS, ChainSettings, ChannelSettings, DrawSettings, check_draw
-from mgen.tokenizers import FSQ, VQGAN, HitaTokenizer, KLTokenizer, LlamaGenVQ, QuantizedKL
+from mgen.tokenizers import FSQ, VQGAN, HitaTokenizer, KLTokenizer, LDeTok, LlamaGenVQ, QuantizedKL, TiTok, TiTokKL
 from mgen.tokens import LevelSpec, TokenSpec
 from mgen.utils.errors import MgenError
 from mgen.utils.schema import build
-from tests.helpers import HITA, KL, TOKENIZER, tiny_config, tiny_tokens
+from tests.helpers import HITA, KL, LDETOK, TITOK, TOKENIZER, tiny_config, tiny_tokens
 
 from tests.system.boundaries.harness import Copied, Raises, Refused, row  # isort: skip
 
@@ -124,8 +124,9 @@ RULES = [
     row("mage drops all", model("mage", drop=1.0), "model.trunk.drop", "less than 1"),
     row("causal heads", model("causal", heads=3), "heads 3 does not divide"),
     row("causal odd heads", model("causal", heads=16), "heads of width 2", "multiple of 4"),
-    row("causal without grid", model("causal", tokens={**IDS, "grid": None}), "tokens.grid is needed"),
     row("causal base", model("causal", base=0.5), "model.trunk.base", "at least 1"),
+    row("permuted heads", model("permuted", heads=3), "heads 3 does not divide dim 32"),
+    row("permuted dropout", model("permuted", attn_dropout=1.0), "model.trunk.attn_dropout", "less than 1"),
     row("trunk without type", sections(trunk={"dim": 32}), "model.trunk", "`type`", "uvit"),
     row("trunk of a number", sections(trunk=5), "model.trunk", "mapping"),
     row("trunk null", sections(trunk=None), "model.trunk", "mapping"),
@@ -236,6 +237,9 @@ NETWORKS: dict[type, dict[str, Any]] = {
         "z_channels": 8,
     },
     HitaTokenizer: HITA,
+    TiTok: {**TITOK, "vocab_size": 16},
+    TiTokKL: TITOK,
+    LDeTok: LDETOK,
     QuantizedKL: {"kl": {**KL, "scale": 1.0}},
     ImageClassifier: {"widths": (4, 8), "features": 4},
 }
@@ -293,8 +297,25 @@ ARGUMENTS = [
     row("fsq no levels", network(VQGAN, fsq_levels=[]), "fsq_levels"),
     row("fsq too many ids", network(VQGAN, fsq_levels=[4096] * 8), "FSQ levels", "at most"),
     row("fsq module", lambda: FSQ(levels=(2,)), "levels.0", "at least 3"),
+    row("ldetok image size", network(LDeTok, image_size=30), "image_size is 30", "multiple of patch 4"),
+    row("ldetok heads", network(LDeTok, decoder_heads=3), "decoder_heads 3 does not divide decoder_dim 16"),
+    row("ldetok head width", network(LDeTok, encoder_heads=8), "width 2", "multiple of 4"),
+    row("ldetok mean alone", network(LDeTok, latents_std=None), "latents_mean and latents_std belong together"),
+    row("ldetok channels", network(LDeTok, latents_std=[1.0]), "latents_std has 1 numbers", "expected 4"),
+    row("ldetok std of zero", network(LDeTok, latents_std=[0.0] * 4), "latents_std", "more than 0"),
     row("hita heads", network(HitaTokenizer, heads=3), "heads 3 does not divide dim 16"),
     row("hita inner", network(HitaTokenizer, inner=5), "heads 2 does not divide inner 5"),
+    row("titok encoder heads", network(TiTok, encoder_heads=3), "encoder_heads 3 does not divide encoder_dim 16"),
+    row("titok decoder heads", network(TiTokKL, decoder_heads=3), "decoder_heads 3 does not divide decoder_dim 16"),
+    row("titok patch", network(TiTok, patch=5), "image_size 32", "multiple of patch 5"),
+    row("titok decoder patch", network(TiTok, decoder_patch=5), "multiple of decoder_patch 5"),
+    row(
+        "titok pixel decoder",
+        network(TiTok, pixel_decoder={"norm_groups": 4}),
+        "decoder_patch is 8",
+        "5 levels",
+        "16 pixels",
+    ),
     row("hita shift", network(HitaTokenizer, shift=7), "shift is 7", "0 to 6"),
     row("hita vision loss", network(HitaTokenizer, vision_loss=True), "vision_loss"),
     row("bridge without scale", network(QuantizedKL, kl=KL | {"scale": None}), "no scale"),
