@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mgen import create_model
-from mgen.bench.benchmark import random_pipeline
+from mgen.bench.benchmark import TOKENIZERS, WITHOUT_GRID, random_pipeline
 from mgen.convert import convert
 from mgen.generators import LossOptions, build_model
 from mgen.generators.losses import token_weights
@@ -249,3 +249,5 @@ def test_bench_has_no_tokenizer_for_other_numbers_of_tokens() -> None:
     with pytest.raises(MgenError, match="12 ids without a grid: give --tokenizer none"):
         random_pipeline(tiny_config("uvit", tokens=LINE), "auto")
     assert random_pipeline(tiny_config("uvit", tokens=LINE), None).tokenizer is None
+    for length, name in WITHOUT_GRID.items():
+        assert TOKENIZERS[name].SIZES[name.removeprefix("titok-")]["latent_tokens"] == length
