@@ -113,7 +113,7 @@ class PatchEncoder(MixedTransformer):
 
 
 class PatchDecoder(MixedTransformer):
-    """Latents of patches → images. Places without a latent hold the mask token."""
+    """Latents of patches → images. Positions without a latent hold the mask token."""
 
     def __init__(
         self, grid: tuple[int, int], dim: int, depth: int, heads: int, *, patch: int, channels: int, latent: int

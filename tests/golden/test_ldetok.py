@@ -72,7 +72,7 @@ def levels(case: Case, images: Tensor) -> None:
 
 
 def visible(restore: Tensor, count: int) -> Tensor:
-    """Places (B, K) of the visible tokens in their shuffled order, from the official table of the way back."""
+    """Positions (B, K) of the visible tokens in their shuffled order, from the official table of the way back."""
     return restore.argsort(dim=1)[:, :count]
 
 
