@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mgen.pipelines.pretrained import create_model
     from mgen.samplers.parallel import ParallelSampler
     from mgen.tokenizers.bridge import QuantizedKL
+    from mgen.tokenizers.dc_ae import DCAE
     from mgen.tokenizers.hita import HitaTokenizer
     from mgen.tokenizers.kl import KLTokenizer
     from mgen.tokenizers.ldetok import LDeTok
@@ -36,6 +37,7 @@ __version__ = "0.1.0"
 # classes ModelMixin and SchedulerMixin here too.
 _WHERE = {
     "Cascade": "mgen.generators.cascade",
+    "DCAE": "mgen.tokenizers.dc_ae",
     "Generator": "mgen.generators.generator",
     "HitaTokenizer": "mgen.tokenizers.hita",
     "ImageClassifier": "mgen.evaluation.cnn",
@@ -59,6 +61,7 @@ _WHERE = {
 
 __all__ = [
     "Cascade",
+    "DCAE",
     "Generator",
     "HitaTokenizer",
     "ImageClassifier",

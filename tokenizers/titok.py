@@ -61,7 +61,7 @@ class LineTokenizer(Tokenizer):
     ANY_SIZE = False
 
     def build_networks(self, *, out: int, scrambled: bool = False, pixel_decoder: PixelDecoder | None = None) -> None:
-        """Make `encoder`, with latents of `out` numbers, and `decoder`, with the official initial values."""
+        """Make `encoder`, with latents of `out` numbers, and `decoder`, with their initial values."""
         c = self.config
         self.factor = c.image_size
         check_heads(c.encoder_dim, c.encoder_heads, width_name="encoder_dim", name="encoder_heads")
@@ -70,7 +70,7 @@ class LineTokenizer(Tokenizer):
         for name, patch in (("patch", c.patch), ("decoder_patch", decoder_patch)):
             if c.image_size % patch:
                 raise MgenError(f"image_size {c.image_size} is not a multiple of {name} {patch}: choose a divisor")
-        head: nn.Module = PixelHead(c.decoder_dim, decoder_patch, c.in_channels)
+        head: PixelHead | CodeHead = PixelHead(c.decoder_dim, decoder_patch, c.in_channels)
         if pixel_decoder is not None:
             if 2 ** (len(pixel_decoder.multipliers) - 1) != decoder_patch:
                 raise MgenError(
@@ -102,9 +102,8 @@ class LineTokenizer(Tokenizer):
             part.apply(initial_values)
 
     def data_rows(self) -> DataRows:
-        rows: DataRows = {"encoder.latents": {0: (Rows("latent tokens", (self.config.latent_tokens,)),)}}
-        rows["encoder.patch_embed.weight"] = {1: (Rows("image channels", (self.config.in_channels,)),)}
-        rows |= self.encoder.data_rows("encoder") | self.decoder.data_rows("decoder")
+        """See Model.data_rows; the layers at both ends, and codebooks, are those of other tokenizers."""
+        rows = super().data_rows() | self.encoder.data_rows("encoder") | self.decoder.data_rows("decoder")
         return rows | self.decoder.head.data_rows("decoder.head")
 
     @property

@@ -80,6 +80,10 @@ class Encoder(Patches):
         self.latents = nn.Parameter(dim**-0.5 * torch.randn(self.latent_tokens, dim))
         self.out = nn.Linear(dim, out)
 
+    def data_rows(self, name: str) -> DataRows:
+        latents = (Rows("latent tokens", (self.latent_tokens,)),)
+        return super().data_rows(name) | {f"{name}.latents": {0: latents}}
+
     def forward(self, images: Tensor) -> Tensor:
         x = self.patch_embed(images).flatten(2).transpose(1, 2)  # (B, P, D)
         x = self.run(x, self.latents.expand(len(x), -1, -1), slice(-self.latent_tokens, None))  # (B, N, D)
@@ -91,7 +95,7 @@ class Encoder(Patches):
 class Decoder(Patches):
     """Codes (B, N, d) → features of patches (B, P, D), and by a head images in [0, 1]."""
 
-    def __init__(self, *, latent: int, head: nn.Module, dim: int, **shared: int) -> None:
+    def __init__(self, *, latent: int, head: "PixelHead | CodeHead", dim: int, **shared: int) -> None:
         super().__init__(dim=dim, **shared)
         self.embed = nn.Linear(latent, dim)
         self.mask = nn.Parameter(dim**-0.5 * torch.randn(1, dim))
@@ -103,7 +107,8 @@ class Decoder(Patches):
         return self.run(masked, self.embed(codes), slice(1, 1 + self.side**2))
 
     def forward(self, codes: Tensor) -> Tensor:
-        return self.head(self.features(codes), self.side)
+        out: Tensor = self.head(self.features(codes), self.side)
+        return out
 
 
 class PixelHead(nn.Module):
@@ -124,10 +129,7 @@ class PixelHead(nn.Module):
         image = (Rows("image channels", (self.patch, self.patch, self.channels)),)
         channels = (Rows("image channels", (self.channels,)),)
         ends: DataRows = {f"{name}.patches.{key}": {0: image} for key in ("weight", "bias")}
-        return ends | {
-            f"{name}.conv_out.weight": {0: channels, 1: channels},
-            f"{name}.conv_out.bias": {0: channels},
-        }
+        return ends | {f"{name}.conv_out.weight": {0: channels, 1: channels}}
 
 
 class CodeHead(nn.Module):
@@ -135,7 +137,6 @@ class CodeHead(nn.Module):
 
     def __init__(self, dim: int, settings: PixelDecoder, channels: int) -> None:
         super().__init__()
-        self.channels = channels
         self.hidden = nn.Linear(dim, 2 * dim)
         self.out = nn.Linear(2 * dim, settings.vocab_size)
         self.codes = nn.Embedding(settings.vocab_size, settings.latent)
@@ -151,16 +152,17 @@ class CodeHead(nn.Module):
         return self.pixels(expected.transpose(1, 2).unflatten(2, (side, side)))
 
     def data_rows(self, name: str) -> DataRows:
-        channels = (Rows("image channels", (self.channels,)),)
-        return {f"{name}.pixels.conv_out.{key}": {0: channels} for key in ("weight", "bias")}
+        """The last layer alone depends on the channels of images, see Tokenizer.data_rows."""
+        return {}
 
 
 def initial_values(module: nn.Module) -> None:
-    """Of the official code, for all but the VQGAN's decoder, which keeps its own."""
+    """Truncated normal of 0.02 for linear layers and patches, biases 0. Convolutions that make images keep torch's."""
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.trunc_normal_(module.weight, std=0.02)
     elif isinstance(module, Encoder):
         nn.init.trunc_normal_(module.patch_embed.weight, std=0.02)
-        nn.init.zeros_(module.patch_embed.bias)
+        if module.patch_embed.bias is not None:
+            nn.init.zeros_(module.patch_embed.bias)
     if isinstance(module, nn.Linear):
         nn.init.zeros_(module.bias)

@@ -138,9 +138,8 @@ def measured_row(
     source = timed(from_model(pipe, name=name, count=count, batch_size=batch, seed=about["seed"]))
     measured = measure(source, extractor, classifier=classifier, batch_size=batch)
     reference = load_statistics(builtin_file("fmnist-train"), extractor)
-    outcome = result(
-        measured, source, extractor, protocol=find_protocol("fmnist-cnn"), reference=reference, classifier=classifier
-    )
+    protocol = replace(find_protocol("fmnist-cnn"), neighbors=0, kid=0)  # the table has no metrics of single images
+    outcome = result(measured, source, extractor, protocol=protocol, reference=reference, classifier=classifier)
     return {
         "distance": outcome["metrics"][DISTANCE],
         "accuracy": outcome["metrics"].get(ACCURACY),

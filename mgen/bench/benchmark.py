@@ -32,8 +32,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 TOKENIZERS: dict[str, type[VQGAN | LlamaGenVQ | KLTokenizer | TiTok]]
 TOKENIZERS = {"maskgit-f16": VQGAN, "vq16": LlamaGenVQ, "vq8": LlamaGenVQ, "kl16": KLTokenizer, "sd-f8": KLTokenizer}
-TOKENIZERS |= {"titok-l-32": TiTok, "titok-b-64": TiTok, "titok-s-128": TiTok}
-WITHOUT_GRID = {32: "titok-l-32", 64: "titok-b-64", 128: "titok-s-128"}  # by the number of tokens
+TOKENIZERS |= {"titok-l32": TiTok, "titok-b64": TiTok, "titok-s128": TiTok}
+WITHOUT_GRID = {32: "titok-l32", 64: "titok-b64", 128: "titok-s128"}  # by the number of tokens
 
 
 @dataclass

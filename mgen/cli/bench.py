@@ -62,7 +62,7 @@ def add_model(parser: ArgumentParser) -> None:
     option(
         "--tokenizer",
         default="auto",
-        help="with --arch or --config: maskgit-f16, vq16, vq8, kl16, sd-f8, titok-{l-32,b-64,s-128} or none (no decoding)",
+        help="with --arch or --config: maskgit-f16, vq16, vq8, kl16, sd-f8, titok-{l32,b64,s128} or none (no decoding)",
     )
     add_sampler(parser)
     option("--batch-size", type=whole(1), default=4)

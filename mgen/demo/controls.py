@@ -13,7 +13,7 @@ ORDERS = ("confidence", "remasking", "random", "raster", "halton", "halton-rolle
 RANKED = ("confidence", REDRAW, "remasking")
 SCHEDULES = ("cosine", "arccos", "linear", "square", "exp", "log", "pow0.5", "pow2.5")
 CURVES = (CONSTANT, "linear", "half-linear", "power-cosine")
-CHAINS = ("ancestral", "ddim", "dpm-solver++")
+CHAINS = ("ancestral", "ddim", "dpm-solver++", "dpm-solver++3s")
 MOST_STEPS = 256  # of a slider, unless the model was saved with more
 
 

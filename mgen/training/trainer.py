@@ -24,7 +24,7 @@ from mgen.training.config import OptimConfig, TokenizerObjectiveConfig, TrainCon
 from mgen.training.data import BatchOrder
 from mgen.training.discriminator import DiscriminatorTrainer
 from mgen.training.launch import make_accelerator
-from mgen.training.noise import Augmentation, Noise
+from mgen.training.noise import Augmentation, Noise, TokenizerNoise
 from mgen.training.objectives import Logs, StepOptions, StepOutput, TokenizerObjective
 from mgen.training.parts import check_prefixes
 from mgen.training.tasks import TASKS
@@ -134,6 +134,7 @@ class Trainer:
         total = torch.zeros((), device=self.device)
         for piece, batch in enumerate(batches):
             noise = self._piece(piece, whole, order).to(self.device)
+            assert isinstance(noise, TokenizerNoise)
             with self.accelerator.autocast():
                 total = total + self.objective.slopes(self.to_device(batch), noise, options) / len(batches)
         return replace(options, adversarial_factor=factor(total))

@@ -1,32 +1,22 @@
 """Typos, help and the zoo need none of the heavy libraries: what is told at once doesn't wait seconds for their import."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from mgen.cli import COMMANDS
+from tests.forks import Forks
 
 HEAVY = ("torch", "diffusers", "transformers", "torchvision", "scipy", "accelerate")
-# Each line has a process of its own, forked from one that has imported the entry of the command line and nothing else.
-RUN = f"""
-import contextlib, io, json, os, sys
+RUN = """
+import contextlib, io, json, sys
 from mgen.cli import main
-for line in sys.stdin:
-    if (child := os.fork()) == 0:
-        folder, argv = json.loads(line)
-        os.chdir(folder)
-        out = io.StringIO()
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out), contextlib.suppress(SystemExit):
-            main(argv)
-        print(json.dumps([[name for name in {HEAVY} if name in sys.modules], out.getvalue()]), flush=True)
-        os._exit(0)
-    if os.waitpid(child, 0)[1]:
-        print("null", flush=True)
+out = io.StringIO()
+with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out), contextlib.suppress(SystemExit):
+    main(ARGV)
+print(json.dumps([[name for name in HEAVY if name in sys.modules], out.getvalue()]))
 """
 HELP = ["--help", "--version", *(f"{command} --help" for command in COMMANDS)]
 ZOO = [
@@ -90,24 +80,17 @@ Answer = Callable[[str, Path], str]
 @pytest.fixture(scope="module")
 def answer() -> Iterator[Answer]:
     """What a command prints in a process of its own; asserts that it imports nothing heavy."""
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    argv = [sys.executable, "-c", RUN]
-    with subprocess.Popen(argv, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with Forks("mgen.cli") as forks:
 
         def ask(line: str, folder: Path) -> str:
-            assert process.stdin is not None and process.stdout is not None
-            process.stdin.write(json.dumps([str(folder), line.split()]) + "\n")
-            process.stdin.flush()
-            said = json.loads(process.stdout.readline())
-            assert said is not None, f"mgen {line} raised an error"
-            heavy, text = said
+            code = RUN.replace("ARGV", repr(line.split())).replace("HEAVY", repr(HEAVY))
+            done = forks.run(code, cwd=folder)
+            assert done.returncode == 0, done.stderr
+            heavy, text = json.loads(done.stdout)
             assert not heavy, f"mgen {line} imports {', '.join(heavy)}"
             return str(text)
 
         yield ask
-        assert process.stdin is not None
-        process.stdin.close()
-        assert process.wait(60) == 0
 
 
 @pytest.mark.parametrize("line", HELP)

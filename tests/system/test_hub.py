@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,11 +10,13 @@ import pytest
 import mgen
 from mgen.utils.errors import MgenError
 from mgen.utils.hub import is_hub_id
+from tests.forks import Forks
 from tests.local_hub import BROKEN, GATED, PRIVATE, TOKEN, LocalHub
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = "owner/shirts"
 pytestmark = pytest.mark.slow
+FORKS: Forks
 
 
 @pytest.fixture(scope="module")
@@ -30,12 +30,20 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("hub-cache")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def forks() -> Iterator[None]:
+    """Processes that have imported torch, but nothing that looks for a hub."""
+    global FORKS
+    with Forks("torch", "torchvision") as FORKS:
+        yield
+
+
 def run(code: str, hub: LocalHub | str, cache: Path, *, cwd: Path, offline: bool = False) -> str:
     """The output of Python code in a process that takes `hub` for the Hugging Face hub."""
     env = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
     env |= {"HF_ENDPOINT": hub if isinstance(hub, str) else hub.url, "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1"}
     env |= {"HF_HUB_OFFLINE": str(int(offline)), "PYTHONPATH": str(ROOT), "DIFFUSERS_VERBOSITY": "error"}
-    done = subprocess.run([sys.executable, "-c", code], cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
+    done = FORKS.run(code, cwd=cwd, env=env)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 

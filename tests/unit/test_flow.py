@@ -15,6 +15,7 @@ from mgen.utils.errors import MgenError
 from tests.helpers import TRUNKS as TINY
 from tests.helpers import tiny_config, tiny_tokens
 from tests.unit.test_composition import two_steps
+from tools.ablations import ablations
 
 XAR: dict[str, Any] = dict(
     dim=32, encoder_depth=1, encoder_heads=2, decoder_depth=2, decoder_heads=2, hidden=48, attn_dropout=0.0, dropout=0.0
@@ -174,6 +175,15 @@ def test_rotary_positions_by_place_in_the_sequence_are_other_ones() -> None:
     by_grid, by_place = (xar(rotary=name, size=[2, 2]).trunk.encoder_rotary for name in ("grid", "sequence"))
     assert torch.equal(by_grid, Entities((4, 4), (2, 2)).gather(by_place.unsqueeze(0))[0].flatten(0, 1))
     assert not torch.equal(by_grid, by_place)
+
+
+@torch.inference_mode()
+def test_complete_runs_are_those_of_the_plain_and_of_the_published_form() -> None:
+    net = xar(size=[2, 2])
+    guidance = {"kind": "linear", "start": 1.0, "end": 3.0, "at": "inclusive"}
+    sampler = ParallelSampler.suited(net, {"guidance": guidance, "head": {"steps": 5}})
+    rows = ablations(net, sampler, batch_size=2, repeats=1)
+    assert len(rows) == 6 and all(row["difference"] < 1e-4 for row in rows)
 
 
 # -- what is not allowed --------------------------------------------------------------------------------------------------

@@ -65,6 +65,17 @@ def of_titok(name: str, steps: int, temperature: float, scale: float, decay: str
     )
 
 
+# Guided intervals of masking time of the published runs: in few steps, and in many.
+EMIGM_FEW = dict.fromkeys("xs s b l".split(), (0.1, 0.3)) | {"h": (0.2, 0.4)}
+EMIGM_MANY = dict.fromkeys("xs s l".split(), (0.18, 0.6)) | {"b": (0.05, 0.4), "h": (0.3, 0.7)}
+
+
+def of_emigm(model: str, steps: int, calls: int, interval: tuple[float, float]) -> Row:
+    own: dict[str, Any] = {"sampling_algo": "dpm-solver", "num_sampling_steps": str(calls)}
+    own |= {"cfg_t_min": interval[0], "cfg_t_max": interval[1]}
+    return f"emigm-{model}", official.emigm_settings(num_iter=steps, cfg=4.0, **own)
+
+
 # Recipe → model, and settings from the official arguments (None: the recipe is the source itself).
 RECIPES: dict[str, Row] = {
     "autonat-heuristic-8": ("maskgit-r-l", None),
@@ -77,6 +88,10 @@ RECIPES: dict[str, Row] = {
         "enat-l-512",
         official.enat_settings(sample_steps=8, cfg_scale=3.5, mask_temp=1.5, samp_temp=4.0),
     ),
+    **{f"emigm-{k}-imagenet256": of_emigm(k, 128, 14, own) for k, own in EMIGM_MANY.items()},
+    **{f"emigm-{k}-16-imagenet256": of_emigm(k, 16, 8, own) for k, own in EMIGM_FEW.items()},
+    **{f"emigm-{k}-imagenet512": of_emigm(f"{k}-512", 64, 14, (0.25, 0.5)) for k in "xs s b l".split()},
+    **{f"emigm-{k}-16-imagenet512": of_emigm(f"{k}-512", 16, 8, (0.15, 0.35)) for k in "xs s b l".split()},
     "halton-base-confidence-imagenet256": ("halton-base", official.confidence_settings()),
     "himar-b-imagenet256": ("himar-b", official.himar_settings(num_iter=4, cfg=2.5, re_cfg=2.7)),
     "himar-l-imagenet256": ("himar-l", official.himar_settings(num_iter=4, cfg=3.5, re_cfg=3.5)),
@@ -239,7 +254,7 @@ def test_recipe_says_where_its_model_lies_and_how_it_is_evaluated(name: str) -> 
 
 def test_label_plans_are_those_of_the_official_evaluations() -> None:
     plans = {name: evaluation_settings(name) for name in RECIPES}
-    systems = {"sorted": ("mar", "recap-mar", "himar", "tokenbridge", "enat")}
+    systems = {"sorted": ("mar", "recap-mar", "himar", "tokenbridge", "enat", "emigm", "xar")}
     systems |= {"random": ("llamagen", "hita", "autonat", "maskgit-r", "recap-maskgit")}
     systems |= {"balanced": ("maskgit-imagenet", "halton", "mage", "rar", "titok", "ldetok")}
     for plan, prefixes in systems.items():

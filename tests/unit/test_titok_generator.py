@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mgen import create_model
+from mgen.bench.benchmark import TOKENIZERS, WITHOUT_GRID, random_pipeline
 from mgen.convert import convert
 from mgen.generators import LossOptions, build_model
 from mgen.generators.losses import token_weights
@@ -242,3 +243,11 @@ def test_wrong_files_are_named(tmp_path: Path) -> None:
     save_file(state, tmp_path / "model.safetensors")
     with pytest.raises(MgenError, match=r"model\.generator\.num_attention_heads"):
         convert("titok-generator", tmp_path)
+
+
+def test_bench_has_no_tokenizer_for_other_numbers_of_tokens() -> None:
+    with pytest.raises(MgenError, match="12 ids without a grid: give --tokenizer none"):
+        random_pipeline(tiny_config("uvit", tokens=LINE), "auto")
+    assert random_pipeline(tiny_config("uvit", tokens=LINE), None).tokenizer is None
+    for length, name in WITHOUT_GRID.items():
+        assert TOKENIZERS[name].SIZES[name.removeprefix("titok-")]["latent_tokens"] == length

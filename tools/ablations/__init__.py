@@ -13,6 +13,7 @@ import torch
 
 from mgen.bench.proxy import AnyGenerator
 from mgen.generators.cascade import Cascade
+from mgen.generators.trunks.block_causal import BlockCausal
 from mgen.heads.categorical import CategoricalHead
 from mgen.heads.channels import ChannelHead
 from mgen.heads.composite import VectorWindowHead
@@ -21,7 +22,7 @@ from mgen.heads.diffusion_transformer import DiffusionTransformerHead
 from mgen.heads.head import Head
 from mgen.samplers import ParallelSampler
 from mgen.utils.errors import MgenError
-from tools.ablations import causal, channels, diffusion, joint, masked, permuted
+from tools.ablations import causal, channels, diffusion, entities, joint, masked, permuted
 from tools.ablations.compare import AblationTable, Row, complete_run, format_table
 
 __all__ = ["ablations", "check", "format_table", "prepare"]
@@ -32,6 +33,8 @@ def check(generator: AnyGenerator) -> None:
     if isinstance(generator, Cascade):
         heads = generator.first.head, generator.second.head
         fits = isinstance(heads[0], DiffusionHead) and isinstance(heads[1], DiffusionTransformerHead)
+    elif generator.capabilities.denoises:
+        fits = isinstance(generator.trunk, BlockCausal)
     elif generator.capabilities.one_by_one:
         fits = generator.units.kind != "vector"
     else:
@@ -39,8 +42,9 @@ def check(generator: AnyGenerator) -> None:
         fits |= isinstance(generator.head, CategoricalHead) and not generator.capabilities.carried_features
     if not fits:
         raise MgenError(
-            "ablations are for generators of ids that carry no features, for those with a diffusion or a channel head, and for cascades "
-            "of a diffusion and a joint head: use a model such as llamagen-l, rar-b, titok-l32, mar-b, tokenbridge-l or himar-b"
+            "ablations are for generators of ids that carry no features, for xAR, for those with a diffusion or a channel head, and for "
+            "cascades of a diffusion and a joint head: use a model such as llamagen-l, rar-b, titok-l32, xar-b, mar-b, tokenbridge-l or "
+            "himar-b"
         )
 
 
@@ -51,6 +55,8 @@ def prepare(generator: AnyGenerator, sampler: ParallelSampler) -> ParallelSample
         the sampler to draw with: without a bound a head with random weights explodes, and its answers no longer matter to the result.
     """
     check(generator)
+    if not isinstance(generator, Cascade) and generator.capabilities.denoises:
+        return sampler
     if not isinstance(generator, Cascade) and generator.units.kind != "vector":
         (permuted if generator.capabilities.order == "sequential" else causal).randomize(generator)
     heads = [generator.first.head, generator.second.head] if isinstance(generator, Cascade) else [generator.head]
@@ -91,6 +97,8 @@ def ablations(
     with torch.inference_mode():
         if isinstance(generator, Cascade):
             _add_cascade(table, generator, sampler, batch_size, dtype)
+        elif generator.capabilities.denoises:
+            entities.add_rows(table, generator, sampler, batch_size, dtype)
         elif generator.capabilities.order == "sequential":
             permuted.add_rows(table, generator, sampler, batch_size, dtype)
         elif generator.capabilities.order == "causal":

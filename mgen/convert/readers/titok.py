@@ -1,6 +1,7 @@
 """TiTok's tokenizers: folders of the hub (model.safetensors, and config.json with the official configuration) and bare `.bin` files.
 
-Ids and vectors are two formats, since they become two classes. TA-TiTok, whose decoder also reads a text, is refused.
+Ids and vectors are two formats, since they become two classes. TA-TiTok, whose decoder also reads a text, is
+not read.
 """
 
 import math

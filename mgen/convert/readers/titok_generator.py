@@ -153,7 +153,7 @@ def _rename_uvit(state: State) -> Renamed:
 register_format(
     "titok-generator",
     Format(
-        trunk="bert",
+        trunk="bert",  # or uvit
         config=config,
         notes=notes,
         rename=rename,
