@@ -33,7 +33,8 @@ Depths = Listed[Annotated[tuple[Depth, ...], Field(min_length=1, max_length=16)]
 Norms = Listed[Annotated[tuple[Norm, ...], Field(min_length=1, max_length=16)]]
 Activations = Listed[Annotated[tuple[Activation, ...], Field(min_length=1, max_length=16)]]
 Scales = Listed[Annotated[tuple[Listed[tuple[Size, ...]], ...], Field(min_length=1, max_length=16)]]  # kernels by level
-FINE, COARSE = ("ResBlock",) * 3, ("EfficientViTBlock",) * 3
+FINE: tuple[Block, ...] = ("ResBlock",) * 3
+COARSE: tuple[Block, ...] = ("EfficientViTBlock",) * 3
 
 
 @register_tokenizer

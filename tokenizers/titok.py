@@ -23,7 +23,7 @@ from typing import Any
 
 import torch.nn.functional as F
 from diffusers.configuration_utils import register_to_config
-from torch import Tensor, nn
+from torch import Tensor
 
 from mgen.nn import check_heads
 from mgen.tokenizers import vqgan
@@ -35,7 +35,7 @@ from mgen.tokenizers.titok_vit import CodeHead, Decoder, Encoder, PixelDecoder, 
 from mgen.tokens import Scale, TokenSpec
 from mgen.utils.errors import MgenError
 from mgen.utils.estimates import checked_network
-from mgen.utils.fitting import DataRows, Rows
+from mgen.utils.fitting import DataRows
 from mgen.utils.schema import Depth, Size, build
 
 SMALL, BASE, LARGE = (512, 8, 8), (768, 12, 12), (1024, 24, 16)  # width, layers, heads

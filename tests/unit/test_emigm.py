@@ -238,6 +238,23 @@ def test_losses_are_weighted_image_by_image() -> None:
     assert torch.equal(torch.stack([part[0] for part in got.split((2 * counts).tolist())]), noise.loss_weight)
 
 
+def test_any_cut_of_a_batch_gives_the_same_loss() -> None:
+    """So do several processes and pieces: images mask other numbers of tokens and have weights of their own."""
+    made = objective(weighted=True)
+    made.model.eval()  # no dropout
+    whole = made.make_noise(5, torch.Generator().manual_seed(0), augmentation=Augmentation())
+    whole = made.add_row_noise(whole, slice(0, 5), "row")
+    assert len(set((~whole.known).sum(1).tolist())) > 1
+    batch = {"tokens": torch.randn(5, 1, 64, 4), "label": torch.arange(5) % 3}
+    total = made(batch, whole).loss
+    parts = []
+    for rows in (slice(0, 1), slice(1, 5)):
+        piece = whole.rows(rows)
+        loss = made({key: value[rows] for key, value in batch.items()}, piece).loss
+        parts.append(loss * made.share(piece, whole) * len(piece.known) / 5)
+    assert torch.allclose(sum(parts), total, rtol=1e-5)
+
+
 def test_too_few_masked_tokens_are_drawn_again() -> None:
     draws = iter([(torch.tensor([0.5, 0.5]), torch.tensor([[0.9, 0.9, 0.0], [0.0, 0.0, 0.9]])),
                   (torch.tensor([0.25]), torch.tensor([[0.0, 0.0, 0.0]]))])  # fmt: skip
