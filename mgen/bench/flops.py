@@ -112,8 +112,8 @@ def counted(generator: Generator, counts: Counts) -> Generator:
         cached_step=watch("cached", generator.cached_step),
         carry=watch("full", generator.carry),
         start=counts.wrap("trunk", generator.start),
-        denoiser=lambda tokens, *args, **kwargs: CountedDenoiser(
-            generator.denoiser(tokens.to("meta"), *map(_to_meta, args), **kwargs), counts
+        denoiser=lambda *inputs, **kwargs: CountedDenoiser(
+            generator.denoiser(*(value.to("meta") for value in inputs), **kwargs), counts
         ),
         head=CountedHead(generator.head, counts, generator.units),
     )

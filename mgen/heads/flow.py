@@ -102,7 +102,13 @@ class FlowHead(DenoisingMLP[FlowPlan], FlowMatching):
         return self.error(self(x, t, z), target, noise)
 
     def sample(
-        self, z: Tensor, *, noise: Tensor, plan: FlowPlan, temperature: float = 1.0, guidance: float | None = None
+        self,
+        z: Tensor,
+        *,
+        noise: Tensor,
+        plan: FlowPlan,
+        temperature: float = 1.0,
+        guidance: float | Tensor | None = None,
     ) -> Draw:
         """Draw a token at each position; arguments as in Head, noise and temperature as in Flow.run."""
         b, m = noise.shape[1:3]
@@ -152,7 +158,7 @@ class VelocityHead(FlowMatching, DenoisingHead[FlowPlan]):
         noise: Tensor,
         plan: FlowPlan,
         temperature: float = 1.0,
-        guidance: float | None = None,
+        guidance: float | Tensor | None = None,
     ) -> Draw:
         network = denoiser.at(plan.times)
         x = plan.flow.run(

@@ -78,7 +78,7 @@ class Flow:
         x = x + (v - t * score) * dt
         return x if noise is None else x + noise.double() * (temperature * (2 * t * -dt) ** 0.5)
 
-    def run(self, network: Network, noise: Tensor, *, temperature: float, guidance: float | None) -> Tensor:
+    def run(self, network: Network, noise: Tensor, *, temperature: float, guidance: float | Tensor | None) -> Tensor:
         """Tokens (B, M, C) in float32.
 
         Args:

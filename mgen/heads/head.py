@@ -228,7 +228,7 @@ class DenoisingHead(Head[PlanT]):
         noise: Tensor,
         plan: PlanT,
         temperature: float = 1.0,
-        guidance: float | None = None,
+        guidance: float | Tensor | None = None,
     ) -> Draw:
         """Draw tokens (B, M, C) by a chain that asks `denoiser`; other arguments as for `sample`."""
         raise NotImplementedError

@@ -65,7 +65,7 @@ def sampling(case: Case) -> None:
     run(settings)
     cells, n = net.units.length, settings["head"]["steps"]
     assert len(velocities) == cells * n and len(velocities[0]) == b  # the first cell's null rows are left out
-    # The official code computes the first cell without the class too and does not read that; ours is compared in a run that does, to no effect.
+    # The official code computes the first cell without the class too and does not read that; a run that does compares it, to no effect.
     curve = ParallelSampler(**settings).values("guidance", cells)
     run({**settings, "guidance": [1 + 2.0**-50 if w == 1 else w for w in curve]})
     for name, place in (("first", 0), ("last", n - 1)):
