@@ -12,15 +12,9 @@ from torch import Tensor
 
 from mgen.generators import Cascade
 from mgen.training.config import GeneratorObjectiveConfig
+from mgen.training.generator_objective import GeneratorNoise, GeneratorObjectiveBase, RowNoise
 from mgen.training.noise import Augmentation, stack
-from mgen.training.objectives import (
-    DEFAULT_OPTIONS,
-    GeneratorNoise,
-    GeneratorObjectiveBase,
-    RowNoise,
-    StepOptions,
-    StepOutput,
-)
+from mgen.training.objective import DEFAULT_OPTIONS, StepOptions, StepOutput
 from mgen.training.token_source import Batch, TokenSource
 from mgen.utils import seeds
 from mgen.utils.errors import MgenError

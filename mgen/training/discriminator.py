@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mgen.training.adversarial import Adversary
 from mgen.training.config import TokenizerObjectiveConfig
-from mgen.training.objectives import Compared
+from mgen.training.objective import Compared
 
 
 class DiscriminatorTrainer:

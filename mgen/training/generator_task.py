@@ -18,7 +18,7 @@ from mgen.tokenizers.vision import give_vision
 from mgen.tokens import TokenSpec
 from mgen.training.cascade import CascadeObjective
 from mgen.training.config import GENERATORS, GeneratorObjectiveConfig, LoRAConfig, TrainConfig
-from mgen.training.objectives import GeneratorObjective
+from mgen.training.generator_objective import GeneratorObjective
 from mgen.training.parts import Task, check_images
 from mgen.training.previews import class_samples
 from mgen.training.token_source import SMALL

@@ -15,7 +15,7 @@ from mgen.training.data import BatchOrder, batches
 from mgen.training.estimate import Need, check_step
 from mgen.training.lock import locked
 from mgen.training.logs import Logger
-from mgen.training.objectives import Logs
+from mgen.training.objective import Logs
 from mgen.training.outputs import evaluate, export, preview
 from mgen.training.resume import resume
 from mgen.training.stopping import StopRequest

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from mgen.training.logs import Logger
 from mgen.training.noise import Augmentation
-from mgen.training.objectives import Logs, StepOutput
+from mgen.training.objective import Logs, StepOutput
 from mgen.training.tensors import check_finite, own_tensors, trained
 from mgen.training.trainer import Trainer
 from mgen.utils import seeds

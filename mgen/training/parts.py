@@ -14,7 +14,7 @@ from mgen.pipelines.pretrained import Start, load_weights
 from mgen.training.config import TrainConfig, build_model
 from mgen.training.data import Renumbered, make_dataset
 from mgen.training.model_settings import model_settings
-from mgen.training.objectives import Objective
+from mgen.training.objective import Objective
 from mgen.utils.errors import MgenError
 from mgen.utils.modeling import Model
 

@@ -15,10 +15,10 @@ from mgen.training.config import ClassifierObjectiveConfig, TokenizerObjectiveCo
 from mgen.training.dino_discriminator import FILE, DinoDiscriminator
 from mgen.training.generator_task import GeneratorTask
 from mgen.training.logits import LogitDistance
-from mgen.training.objectives import ClassifierObjective, TokenizerObjective
 from mgen.training.parts import Task, check_images
 from mgen.training.previews import predictions, reconstructions
 from mgen.training.proxy import load_proxy
+from mgen.training.tokenizer_objective import ClassifierObjective, TokenizerObjective
 from mgen.utils import seeds
 from mgen.utils.errors import MgenError
 

@@ -25,11 +25,12 @@ from mgen.training.data import BatchOrder
 from mgen.training.discriminator import DiscriminatorTrainer
 from mgen.training.launch import make_accelerator
 from mgen.training.noise import Augmentation, Noise, TokenizerNoise
-from mgen.training.objectives import Logs, StepOptions, StepOutput, TokenizerObjective
+from mgen.training.objective import Logs, StepOptions, StepOutput
 from mgen.training.parts import check_prefixes
 from mgen.training.tasks import TASKS
 from mgen.training.tensors import Diverged
 from mgen.training.token_source import Batch
+from mgen.training.tokenizer_objective import TokenizerObjective
 from mgen.utils import seeds
 from mgen.utils.changes import plain
 from mgen.utils.errors import MgenError, shown

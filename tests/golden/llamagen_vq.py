@@ -15,7 +15,8 @@ from mgen.training.adversarial import Discriminator
 from mgen.training.companions import Companions
 from mgen.training.config import TokenizerObjectiveConfig
 from mgen.training.noise import AugmentationNoise, TokenizerNoise
-from mgen.training.objectives import StepOptions, TokenizerObjective
+from mgen.training.objective import StepOptions
+from mgen.training.tokenizer_objective import TokenizerObjective
 from tests.golden import harness
 from tests.golden.harness import Case
 

@@ -21,7 +21,7 @@ from mgen.tokenizers.rotary_vit import mix_pairs, mixing_table
 from mgen.training.adversarial import Discriminator
 from mgen.training.config import OptimConfig, TokenizerObjectiveConfig
 from mgen.training.noise import AugmentationNoise, TokenizerNoise
-from mgen.training.objectives import TokenizerObjective
+from mgen.training.tokenizer_objective import TokenizerObjective
 from mgen.training.trainer import decay_groups, make_schedule
 from tests.golden import harness
 from tests.golden.harness import Case
@@ -293,7 +293,7 @@ class Constant(torch.nn.Module):
 
 def train(case: Case) -> None:
     from mgen.training.companions import Companions
-    from mgen.training.objectives import StepOptions
+    from mgen.training.objective import StepOptions
 
     c, i = case.config, case.inputs
     own = c["train_cases"][case.name]

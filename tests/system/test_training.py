@@ -14,10 +14,11 @@ from mgen.training import checkpoints
 from mgen.training.cascade import CascadeObjective
 from mgen.training.config import MaskConfig, train_config
 from mgen.training.from_data import fill_from_data
+from mgen.training.generator_objective import GeneratorObjective
 from mgen.training.loop import run, train
 from mgen.training.masking import known_from_uniform, mask_fraction_from_uniform
 from mgen.training.noise import Augmentation
-from mgen.training.objectives import GeneratorObjective, StepOutput
+from mgen.training.objective import StepOutput
 from mgen.training.parts import check_prefixes
 from mgen.training.trainer import Trainer
 from mgen.utils.config import apply_overrides, read_config

@@ -21,7 +21,8 @@ from mgen.training.companions import Companions
 from mgen.training.config import TokenizerObjectiveConfig, train_config
 from mgen.training.data import BatchOrder, batches
 from mgen.training.noise import AugmentationNoise, TokenizerNoise
-from mgen.training.objectives import StepOptions, TokenizerObjective
+from mgen.training.objective import StepOptions
+from mgen.training.tokenizer_objective import TokenizerObjective
 from mgen.training.trainer import Trainer
 from mgen.utils.errors import MgenError
 from tests.golden import harness

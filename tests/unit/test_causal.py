@@ -18,8 +18,8 @@ from mgen.samplers.sequences import priorities
 from mgen.tokenizers import HitaTokenizer
 from mgen.tokens import TokenSpec
 from mgen.training.config import GeneratorObjectiveConfig, MaskConfig
+from mgen.training.generator_objective import GeneratorObjective
 from mgen.training.noise import Augmentation
-from mgen.training.objectives import GeneratorObjective
 from mgen.utils.errors import MgenError
 from tests.helpers import head_table, tiny_generator, tiny_mar, tiny_net, tiny_tokens
 from tests.official_settings import generate_settings

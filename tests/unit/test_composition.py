@@ -21,8 +21,8 @@ from mgen.heads import HEADS, Draw, Head, HeadInputs, HeadNoise, NoiseSpec, regi
 from mgen.samplers import ParallelSampler
 from mgen.samplers.order import ORDERS, RANKED
 from mgen.training.config import GeneratorObjectiveConfig, MaskConfig
+from mgen.training.generator_objective import GeneratorObjective
 from mgen.training.noise import Augmentation
-from mgen.training.objectives import GeneratorObjective
 from mgen.utils.errors import MgenError
 from mgen.utils.folders import part
 from tests.helpers import TRUNKS as TINY

@@ -14,9 +14,9 @@ from mgen.heads.singlestep import make_chain, outer_orders
 from mgen.samplers import ParallelSampler, mask_fraction, per_step
 from mgen.samplers.binomial import random_left, reveal_shares
 from mgen.training.config import GeneratorObjectiveConfig, MaskConfig
+from mgen.training.generator_objective import GeneratorObjective
 from mgen.training.masking import curve_fraction, curve_weight, masked_counts, masking_time
 from mgen.training.noise import Augmentation
-from mgen.training.objectives import GeneratorObjective
 from mgen.utils.errors import MgenError
 from tests.helpers import tiny_generator, tiny_mar
 from tests.unit.test_diffusion import TABLES, run

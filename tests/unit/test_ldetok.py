@@ -22,7 +22,7 @@ from mgen.training.config import CorruptionConfig, TokenizerObjectiveConfig, tra
 from mgen.training.logits import LogitDistance
 from mgen.training.loop import train
 from mgen.training.noise import Augmentation
-from mgen.training.objectives import TokenizerObjective
+from mgen.training.tokenizer_objective import TokenizerObjective
 from mgen.utils.errors import MgenError
 from tests.golden import harness
 from tests.helpers import LDETOK, tiny_hita, tiny_kl, tiny_ldetok, tiny_tokenizer, tiny_tokens, write_idx

@@ -11,10 +11,10 @@ from mgen.generators.trunks.enat import ENAT
 from mgen.heads import HeadNoise
 from mgen.training.carried import encode_features
 from mgen.training.config import GeneratorObjectiveConfig, MaskConfig, train_config
+from mgen.training.generator_objective import GeneratorObjective, RowNoise
 from mgen.training.loop import train
 from mgen.training.masking import known_before
 from mgen.training.noise import Augmentation, AugmentationNoise, map_tensors, stack
-from mgen.training.objectives import GeneratorObjective, RowNoise
 from mgen.training.trainer import Trainer
 from mgen.utils import seeds
 from mgen.utils.errors import MgenError

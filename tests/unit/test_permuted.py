@@ -13,8 +13,8 @@ from mgen.pipelines.pipeline import MaskedPipeline
 from mgen.pipelines.resample import resample
 from mgen.samplers import ParallelSampler
 from mgen.training.config import GeneratorObjectiveConfig, MaskConfig, PermutationConfig
+from mgen.training.generator_objective import GeneratorObjective
 from mgen.training.noise import Augmentation
-from mgen.training.objectives import GeneratorObjective
 from mgen.utils.errors import MgenError
 from tests.helpers import tiny_net, tiny_tokenizer, tiny_tokens
 from tools.ablations import ablations, prepare

@@ -19,8 +19,8 @@ from mgen.training.companions import Companions
 from mgen.training.config import TokenizerObjectiveConfig, train_config
 from mgen.training.loop import train
 from mgen.training.noise import AugmentationNoise, TokenizerNoise
-from mgen.training.objectives import TokenizerObjective
 from mgen.training.proxy import load_proxy
+from mgen.training.tokenizer_objective import TokenizerObjective
 from mgen.utils.errors import MgenError
 from tests.golden import harness
 from tests.helpers import TITOK, TOKENIZER, tiny_net, tiny_tokenizer, write_idx

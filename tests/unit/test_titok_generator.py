@@ -18,8 +18,8 @@ from mgen.heads.categorical import DrawSettings
 from mgen.samplers import ParallelSampler
 from mgen.samplers.values import per_step
 from mgen.training.config import GeneratorObjectiveConfig, OptimConfig
+from mgen.training.generator_objective import GeneratorObjective
 from mgen.training.noise import Augmentation
-from mgen.training.objectives import GeneratorObjective
 from mgen.training.trainer import falls_to
 from mgen.utils.errors import MgenError
 from mgen.utils.files import write_json
