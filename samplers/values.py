@@ -56,8 +56,10 @@ class Curve:
     def __post_init__(self) -> None:
         if self.power is not None and not self.kind.startswith("power"):
             raise MgenError(f"unknown key 'power' of the kind {self.kind}: it is of power and power-cosine")
-        if self.left is not None and self.at not in (None, "tokens"):
-            raise MgenError(f"left counts tokens, but at is {self.at}: set at: tokens, or leave left out")
+        if self.left is not None and self.at != "tokens":
+            raise MgenError(
+                f"left is {self.left}, but only a curve at: tokens counts them: set at: tokens, or leave left out"
+            )
         if self.interval is not None and not self.interval[0] < self.interval[1]:
             raise MgenError(f"interval is {list(self.interval)}: its first time must lie below its second")
 

@@ -14,9 +14,22 @@ from mgen.generators.presets import model_config
 from mgen.heads.categorical import OwnTable
 from mgen.pipelines.pipeline import MaskedPipeline
 from mgen.samplers import ParallelSampler
-from mgen.tokenizers import VQGAN, HitaTokenizer, KLTokenizer, LDeTok
+from mgen.tokenizers import DCAE, VQGAN, HitaTokenizer, KLTokenizer, LDeTok
 
 TOKENIZER = dict(image_size=32, in_channels=1, channels=8, multipliers=(1, 1, 2), blocks=1, mid_blocks=1, norm_groups=0)
+DC_AE: dict[str, Any] = {
+    "image_size": 32,
+    "in_channels": 1,
+    "latent_channels": 4,
+    "head_dim": 4,
+    **{f"{half}_blocks": ("ResBlock", "ResBlock", "EfficientViTBlock") for half in ("encoder", "decoder")},
+    **{f"{half}_channels": (8, 8, 16) for half in ("encoder", "decoder")},
+    **{f"{half}_layers": (0, 1, 1) for half in ("encoder", "decoder")},
+    **{f"{half}_scales": ((), (), (5,)) for half in ("encoder", "decoder")},
+    "decoder_norms": ("batch_norm", "batch_norm", "rms_norm"),
+    "decoder_activations": ("relu", "relu", "silu"),
+    "scale": 0.3189,
+}
 KL = dict(
     image_size=32,
     in_channels=1,
@@ -162,6 +175,11 @@ def tiny_kl(seed: int = 0, **settings: Any) -> KLTokenizer:
     return KLTokenizer(**{**KL, "scale": 1.0, **settings}).eval()
 
 
+def tiny_dc_ae(seed: int = 0, **settings: Any) -> DCAE:
+    torch.manual_seed(seed)
+    return DCAE(**{**DC_AE, **settings}).eval()
+
+
 def tiny_ldetok(seed: int = 0, **settings: Any) -> LDeTok:
     torch.manual_seed(seed)
     return LDeTok(**{**LDETOK, **settings}).eval()
@@ -258,6 +276,8 @@ def shrunk(config: dict[str, Any], side: int = 4) -> dict[str, Any]:
             out[key] = value if key == "first" else shrunk(value, side)
         elif key.endswith(("depth", "heads")):
             out[key] = 2
+        elif key == "size":  # of an entity: cells of a quarter of the grid
+            out[key] = [side // 2, side // 2]
         else:
             out[key] = SMALL.get(key, value) if value else value
     if "grid" in out:

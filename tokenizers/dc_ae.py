@@ -41,7 +41,8 @@ COARSE: tuple[Block, ...] = ("EfficientViTBlock",) * 3
 class DCAE(PosteriorTokenizer):
     """Image ⇄ vectors. Images are (B, C, H, W) in [-1, 1]. `ae` is a diffusers AutoencoderDC: `ae.save_pretrained` exports it.
 
-    The defaults are those of dc-ae-f32c32-in-1.0. What differs by level is a tuple, the finest level first.
+    The defaults are meant for dc-ae-f32c32-in-1.0, whose files were not at hand; a converted one takes what its config.json says. What
+    differs by level is a tuple, the finest level first.
 
     Args:
         image_size: H = W in pixels, a multiple of 2^(levels - 1). The weights work at any such size. in_channels: C.

@@ -123,7 +123,7 @@ def test_curves_count_revealed_tokens() -> None:
     for kind, middle in (("exponential", 1 - np.exp(-1.25)), ("sine", np.sin(np.pi / 8)), ("power", 0.25)):
         values = per_step({"kind": kind, "start": 1, "end": 3, "at": "tokens"}, 2, **left)
         assert values[0] == pytest.approx(1 + 2 * middle)
-    with pytest.raises(MgenError, match="left counts tokens"):
+    with pytest.raises(MgenError, match="only a curve at: tokens counts them"):
         per_step({"kind": "linear", "left": 1, "at": "end"}, 2)
 
 
