@@ -58,8 +58,10 @@ class Curve:
             raise MgenError(f"unknown key 'power' of the kind {self.kind}: it is of power and power-cosine")
         if self.left is not None and self.at != "tokens":
             raise MgenError(
-                f"left is {self.left}, but only a curve at: tokens counts them: set at: tokens, or leave left out"
+                f"left counts tokens, but at is {self.at or 'not given'}: set at: tokens, or leave left out"
             )
+        if self.kind == "constant" and self.start != 1:
+            raise MgenError(f"start is {self.start}, but the kind constant is its end in every step: give end alone")
         if self.interval is not None and not self.interval[0] < self.interval[1]:
             raise MgenError(f"interval is {list(self.interval)}: its first time must lie below its second")
 

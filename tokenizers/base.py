@@ -349,8 +349,14 @@ class PosteriorTokenizer(Tokenizer):
     has_variance: ClassVar[bool] = True
 
     def posterior(self, moments: Tensor) -> DiagonalGaussianDistribution:
-        """The Gaussian q(z | image), with diffusers' mean, std, logvar clamped to [-30, 20], kl() and nll()."""
-        return DiagonalGaussianDistribution(moments.float())
+        """The Gaussian q(z | image), with diffusers' mean, std, logvar clamped to [-30, 20], kl() and nll().
+
+        Without a variance (`has_variance`) moments are its mean, and its standard deviation is 0.
+        """
+        if self.has_variance:
+            return DiagonalGaussianDistribution(moments.float())
+        both = torch.cat([moments, torch.zeros_like(moments)], dim=1)
+        return DiagonalGaussianDistribution(both.float(), deterministic=True)
 
     def posterior_sample(self, moments: Tensor, noise: Tensor | None = None) -> Tensor:
         """The posterior's mean (B, c, h, w) of moments (B, 2c, h, w), or a sample with standard normal `noise` (B, c, h, w)."""

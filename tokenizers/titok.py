@@ -9,12 +9,12 @@ Notation: B batch, C image channels, N latent tokens, D width of a transformer, 
 
 | size | encoder, decoder | tokens | codes × d | decodes to | parameters |
 |---|---|---|---|---|---|
-| l32 (two stages) | 24 × 1024, 24 × 1024 | 32 | 4096 × 12, unit length | codes | 641.3 M |
+| l32 (two stages) | 24 × 1024, 24 × 1024 | 32 | 4096 × 12, unit length | codes | 641.1 M |
 | b64 (two stages) | 12 × 768, 12 × 768 | 64 | 4096 × 12, unit length | codes | 204.8 M |
 | s128 (two stages) | 8 × 512, 8 × 512 | 128 | 4096 × 12, unit length | codes | 83.7 M |
 | bl64, bl128 | 12 × 768, 24 × 1024 | 64, 128 | 8192 × 64 | pixels | 390 M |
 | sl256 | 8 × 512, 24 × 1024 | 256 | 8192 × 64 | pixels | 330 M |
-| fmnist (32 px, gray) | 4 × 128, 4 × 128 | 32 | 512 × 16 | pixels | 1.7 M |
+| fmnist (32 px, gray) | 4 × 128, 4 × 128 | 32 | 512 × 16 | pixels | 1.6 M |
 | TiTokKL ll32 | 24 × 1024, 24 × 1024 | 32 | vectors of 16 | pixels | 607 M |
 | TiTokKL bl64, bl128 | 12 × 768, 24 × 1024 | 64, 128 | vectors of 16 | pixels | 390 M |
 """

@@ -95,13 +95,9 @@ def _guidance(saved: Any, curve: str, strength: float | None) -> Any:
     if curve == SAVED:
         return saved
     strength = 1.0 if strength is None else strength
-    if curve == CONSTANT:
-        return strength
-    return (
-        {**saved, "end": strength}
-        if _shown_curve(saved)[0] == curve
-        else {"kind": curve, "start": 1.0, "end": strength}
-    )
+    if isinstance(saved, Mapping) and _shown_curve(saved)[0] == curve:  # with its interval and all else
+        return {**saved, "end": strength}
+    return strength if curve == CONSTANT else {"kind": curve, "start": 1.0, "end": strength}
 
 
 def _shown_curve(value: Any) -> tuple[str, float | None]:

@@ -5,8 +5,8 @@ these. A result states its name and an id, a hash of everything that determines 
 
 | protocol | network and resize | score | also measured | used by |
 |---|---|---|---|---|
-| torch-fidelity | Inception, TensorFlow 1's bilinear | 10 shuffled splits | KID, precision, recall | MAR, Hi-MAR, TokenBridge, MAGE |
-| adm | the same | splits of 5,000 in file order, mean only | sFID, precision, recall | ADM's evaluator: LlamaGen, Hita, TiTok, xAR |
+| torch-fidelity | Inception, TensorFlow 1's bilinear | 10 shuffled splits | KID, precision, recall | MAR, its successors, MAGE, xAR |
+| adm | the same | splits of 5,000 in file order, mean only | sFID, precision, recall | ADM's evaluator: LlamaGen, Hita, TiTok, RAR |
 | clean | Inception, antialiased bicubic | 10 shuffled splits | KID | clean-fid (Parmar et al., arXiv 2104.11222) |
 | halton | the same, truncated to bytes | 10 shuffled splits | precision, recall | Halton-MaskGIT |
 | reconstruction | as torch-fidelity | 10 shuffled splits | PSNR, SSIM, optionally LPIPS | tokenizers, against the originals |

@@ -191,12 +191,12 @@ def _cascade_parts(config: Settings, where: str) -> CascadeParts:
     for name in ("first", "second"):
         _check_sections(config[name], {"tokens", "embedder", "head"}, {"tokens", "head"}, f"{where}{name}.")
         stages[name] = StageParts(**_stage(config[name], WindowsConfig(), f"{where}{name}."))
+        _check_denoising(False, TwoStageMAE.type_name, stages[name].head.cls, f"{where}{name}.head.type")
     if any(stage.tokens.grid is None for stage in stages.values()):
         raise MgenError(
             "a cascade draws the tokens of a smaller image first: tokens.grid is needed in both stages; for tokens without a grid use a "
             "generator of one stage"
         )
-        _check_denoising(False, TwoStageMAE.type_name, stages[name].head.cls, f"{where}{name}.head.type")
     classes = _section(ClassesConfig, config, "classes", where)
     return CascadeParts(**stages, trunk=build(TwoStageMAEConfig, trunk, f"{where}trunk."), classes=classes)
 

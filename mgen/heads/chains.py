@@ -25,6 +25,7 @@ from mgen.utils.schema import schema
 
 # The cosine schedule's last λ = log(signal / noise) are far apart (−9.9 at the top): those below are left out by the fast solvers.
 LEAST_SNR = -5.1
+LEAST_LINEAR = 20  # steps of the linear schedule at which its last β would be 1
 TrainSteps = Annotated[int, Field(ge=1, le=100_000)]  # of a full diffusion, and at most so many are drawn with
 
 
@@ -74,7 +75,7 @@ def cosine_betas(steps: int = 1000) -> np.ndarray:
 
 def linear_betas(steps: int = 1000) -> np.ndarray:
     """β that rise in equal steps from 1e-4 to 0.02 at 1000 steps, and faster at fewer (arXiv 2006.11239, §4)."""
-    return np.linspace(0.1 / steps, 20 / steps, steps, dtype=np.float64)
+    return np.linspace(0.1 / steps, LEAST_LINEAR / steps, steps, dtype=np.float64)
 
 
 BETAS = {"cosine": cosine_betas, "linear": linear_betas}

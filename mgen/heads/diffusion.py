@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mgen.heads.chains import BETAS, Chain, ChainSettings, Tables, TrainSteps
+from mgen.heads.chains import BETAS, LEAST_LINEAR, Chain, ChainSettings, Tables, TrainSteps
 from mgen.heads.head import Draw, Head, HeadInputs, HeadNoise, NoiseSpec, PlanT, mix, register_head
 from mgen.heads.singlestep import make_chain
 from mgen.nn.blocks import Blocks
@@ -192,6 +192,13 @@ class DiffusionConfig:
     depth: Depth = 6
     train_steps: TrainSteps = 1000
     noise_schedule: Literal["cosine", "linear"] = "cosine"
+
+    def __post_init__(self) -> None:
+        if self.noise_schedule == "linear" and self.train_steps <= LEAST_LINEAR:
+            raise MgenError(
+                f"train_steps is {self.train_steps}: the linear noise schedule needs more than {LEAST_LINEAR}, where β would reach 1; "
+                "take more, or noise_schedule cosine"
+            )
 
 
 @register_head("diffusion", DiffusionConfig)

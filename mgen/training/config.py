@@ -59,6 +59,10 @@ class OptimConfig:
             raise MgenError(
                 f"least_lr is {self.least_lr:g}, lr {self.lr:g}: the schedule falls from lr to least_lr, at most lr"
             )
+        if self.schedule.startswith("constant") and (self.hold or self.least_lr):
+            raise MgenError(
+                f"hold and least_lr are of a falling schedule, {self.schedule} is none: choose another, such as cosine, or set them to 0"
+            )
 
 
 @schema
@@ -234,9 +238,9 @@ class TokenizerObjectiveConfig:
             raise MgenError(
                 "adversarial_adaptive is true, but adversarial is 0: give the term a weight, or leave adversarial_adaptive out"
             )
-        if self.proxy_tokenizer is not None and (self.perceptual or self.adversarial):
+        if self.proxy_tokenizer is not None and (self.perceptual or self.logits or self.adversarial):
             raise MgenError(
-                "proxy_tokenizer takes the place of the losses of pixels: set perceptual and adversarial to 0, or leave it out"
+                "proxy_tokenizer takes the place of the losses of pixels: set perceptual, logits and adversarial to 0, or leave it out"
             )
         if self.discriminator == "patch" and self.discriminator_norm == "group" and self.discriminator_channels % 4:
             raise MgenError(

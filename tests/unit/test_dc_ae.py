@@ -9,7 +9,7 @@ from diffusers import AutoencoderDC
 
 from mgen.convert import convert
 from mgen.data import FashionMNIST, TokenCache, write_cache
-from mgen.tokenizers import DCAE
+from mgen.tokenizers import DCAE, estimate_scale
 from mgen.training.noise import AugmentationNoise
 from mgen.training.token_source import TokenSource
 from mgen.utils.errors import MgenError
@@ -68,6 +68,17 @@ def test_caches_hold_latents_alone(tmp_path: Path) -> None:
         images = data.__getitems__([0, 3])["image"]
         wanted = net.encode(torch.stack([images[0], images[1].flip(-1)]))
     assert torch.allclose(found, wanted, atol=1e-5)
+
+
+def test_latents_are_measured_with_all_their_channels(tmp_path: Path) -> None:
+    saved(tmp_path / "dc")
+    net = convert("diffusers-dc-ae", tmp_path / "dc", image_size=32).model
+    images = torch.rand(4, 1, 32, 32) * 2 - 1
+    with torch.inference_mode():
+        latents = net.moments(images)
+        posterior = net.posterior(latents)
+    assert torch.equal(posterior.mean, latents) and not posterior.std.any()
+    assert estimate_scale(net, [images]) == pytest.approx(1 / latents.double().std(correction=0).item(), rel=1e-6)
 
 
 def test_what_is_no_such_folder(tmp_path: Path) -> None:

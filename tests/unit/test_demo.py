@@ -139,6 +139,12 @@ def test_every_choice_of_a_list_works() -> None:
                 sampler_of(pipe.sampler, values | {name: choice}).check(pipe.transformer)
 
 
+def test_a_changed_strength_keeps_the_interval_of_a_guidance() -> None:
+    saved = ParallelSampler(steps=8, guidance={"kind": "constant", "end": 4.0, "interval": [0.1, 0.3]})
+    made = sampler_of(saved, shown_values(saved) | {"guidance": 3.0})
+    assert made.settings["guidance"] == {"kind": "constant", "end": 3.0, "interval": [0.1, 0.3]}
+
+
 def test_changed_controls_change_their_setting_alone() -> None:
     curve = {"kind": "linear", "start": 1.0, "end": 3.5, "at": "tokens", "left": 1}
     saved = ParallelSampler(steps=8, guidance=curve, temperature=[1.0] * 8, reuse={"cached": 1, "prefix": False})

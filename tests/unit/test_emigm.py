@@ -110,6 +110,13 @@ def test_an_interval_is_open_below_and_closed_above() -> None:
         per_step(curve, 4, name="temperature")
 
 
+def test_settings_that_a_curve_does_not_read_are_errors() -> None:
+    with pytest.raises(MgenError, match="constant is its end in every step"):
+        per_step({"kind": "constant", "start": 4.0}, 4, name="guidance")
+    with pytest.raises(MgenError, match="at is not given: set at: tokens"):
+        per_step({"kind": "linear", "end": 4.0, "left": 1}, 4, name="guidance")
+
+
 def test_steps_outside_the_interval_skip_the_null_class() -> None:
     net = tiny_mar()
     own = {"steps": 8, "guidance": {"kind": "constant", "end": 4.0, "interval": [0.2, 0.4]}}
@@ -123,7 +130,7 @@ def test_curves_count_revealed_tokens() -> None:
     for kind, middle in (("exponential", 1 - np.exp(-1.25)), ("sine", np.sin(np.pi / 8)), ("power", 0.25)):
         values = per_step({"kind": kind, "start": 1, "end": 3, "at": "tokens"}, 2, **left)
         assert values[0] == pytest.approx(1 + 2 * middle)
-    with pytest.raises(MgenError, match="only a curve at: tokens counts them"):
+    with pytest.raises(MgenError, match="left counts tokens"):
         per_step({"kind": "linear", "left": 1, "at": "end"}, 2)
 
 

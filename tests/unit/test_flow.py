@@ -1,5 +1,6 @@
 """Flow-matching heads under every trunk, and the block-causal trunk: entities, its cache, what a run may be given."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mgen.generators import build_model
+from mgen.generators.presets import model_config
 from mgen.heads import HeadNoise
 from mgen.heads.flows import Flow, FlowSettings, time_index
 from mgen.nn import Entities
@@ -206,6 +208,10 @@ def test_wrong_configurations_say_what_is_allowed(change: dict[str, Any], text: 
 def test_parts_that_do_not_fit() -> None:
     with pytest.raises(MgenError, match="'velocity', but trunk 'mae' reads no noisy tokens: use "):
         build_model(tiny_config("mae", tokens=tiny_tokens("vector"), head={"type": "velocity"}))
+    cascade = copy.deepcopy(model_config("fmnist-himar"))
+    cascade["second"]["head"] = {"type": "velocity"}
+    with pytest.raises(MgenError, match="second.head.type is 'velocity', but trunk 'mae-two-stage' reads no noisy"):
+        build_model(cascade)
     with pytest.raises(MgenError, match="leave windows out"):
         net = xar().config
         build_model({**{k: net[k] for k in ("tokens", "trunk", "head")}, "windows": {"side": 2}})

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -16,6 +17,8 @@ from mgen.convert import convert
 from mgen.convert.readers.ldetok import PUBLISHED, read_statistics
 from mgen.data import FashionMNIST, TokenCache, write_cache
 from mgen.generators.presets import model_config, model_name
+from mgen.heads.chains import Tables, linear_betas
+from mgen.heads.diffusion import TABLES, DiffusionConfig
 from mgen.tokenizers import LDeTok, QuantizedKL, Tokenizer
 from mgen.tokens import TokenSpec
 from mgen.training.config import CorruptionConfig, TokenizerObjectiveConfig, train_config
@@ -284,3 +287,10 @@ def test_logits_need_the_right_file(tmp_path: Path) -> None:
         LogitDistance.from_file(tmp_path / "vgg.pth")
     with pytest.raises(MgenError, match="objective.logits needs objective.logits_model"):
         TokenizerObjective(tiny_kl(), TokenizerObjectiveConfig(logits=0.1))
+
+
+def test_the_linear_noise_schedule_needs_steps_enough() -> None:
+    with pytest.raises(MgenError, match="train_steps is 20: the linear noise schedule needs more than 20"):
+        DiffusionConfig(train_steps=20, noise_schedule="linear")
+    tables = Tables(linear_betas(21))
+    assert all(np.isfinite(getattr(tables, name)).all() for name in TABLES)

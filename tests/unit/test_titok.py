@@ -241,8 +241,9 @@ def test_a_first_stage_that_does_not_fit_is_told(net: TiTok, proxy: Any, words: 
     proxy.save_pretrained(tmp_path / "vqgan")
     with pytest.raises(MgenError, match=words):
         load_proxy(net, str(tmp_path / "vqgan"), anew=True)
-    with pytest.raises(MgenError, match="set perceptual and adversarial to 0"):
-        TokenizerObjectiveConfig(proxy_tokenizer="vqgan", adversarial=0.1)
+    for term in ("perceptual", "logits", "adversarial"):
+        with pytest.raises(MgenError, match="set perceptual, logits and adversarial to 0"):
+            TokenizerObjectiveConfig(proxy_tokenizer="vqgan", **{term: 0.1})
 
 
 def test_both_stages_of_training(tmp_path: Path) -> None:

@@ -195,6 +195,9 @@ def test_learning_rate_falls_to_its_least() -> None:
     assert [factor(5), factor(10), factor(60), factor(110)] == pytest.approx([0.5, 1.0, 0.05 + 0.95 * 0.5, 0.05])
     with pytest.raises(MgenError, match="at most lr"):
         OptimConfig(lr=1e-4, least_lr=1e-3)
+    for own in ({"hold": 0.5}, {"least_lr": 1e-6}):
+        with pytest.raises(MgenError, match="of a falling schedule, constant_with_warmup is none"):
+            OptimConfig(lr=1e-4, schedule="constant_with_warmup", **own)
 
 
 # -- files -------------------------------------------------------------------------------------------------------------
