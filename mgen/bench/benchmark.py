@@ -79,7 +79,10 @@ def random_pipeline(config: Settings, tokenizer: str | None) -> RandomPipeline:
     made.register_to_config(image_size=made.side_for(generator.tokens))
     made = quantized_for(generator, made)
     name = model_name(generator.config) or f"a generator with trunk {generator.config['trunk']['type']}"
-    made.spec.require(generator.tokens, by=name)
+    try:
+        made.spec.require(generator.tokens, by=name)
+    except MgenError as error:
+        raise MgenError(f"{error}; without decoding: --tokenizer none") from error
     pipe.tokenizer = made.eval().fuse().to(memory_format=torch.channels_last)
     return pipe
 

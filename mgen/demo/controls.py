@@ -70,7 +70,7 @@ def controls(pipe: MaskedPipeline) -> dict[str, Control]:
         "refresh": pick("refresh", ("group", "latest"), cached),
         "features": Control(value=values["features"], visible=able.carried_features),
         "chain": pick("chain", CHAINS, chain),
-        "head_steps": slide("head_steps", min(250, trained), chain),
+        "head_steps": slide("head_steps", min(250, trained), _fits(pipe, head={"steps": 10})),
         "top_k": slide("top_k", min(net.tokens.vocab_size or 1, 4096), filtered),
         "top_p": slide("top_p", 1.0, filtered),
         "first_steps": slide("first_steps", _first_length(pipe), first is not None),

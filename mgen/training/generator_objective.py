@@ -94,10 +94,13 @@ class GeneratorObjectiveBase(Objective[G]):
                 f"objective.loss_tokens is 'all', but {name} with tokens of kind {model.tokens.kind!r} is trained on masked ones: use "
                 "'masked'"
             )
-        if config.known_weight != 1 and config.loss_tokens != "all":
-            raise MgenError(
-                f"objective.known_weight is {config.known_weight}, but visible tokens don't count: set objective.loss_tokens=all"
+        if config.known_weight != 1 and (config.loss_tokens != "all" or self.causal):
+            do = (
+                "leave it out, no token is visible to a causal trunk"
+                if self.causal
+                else "set objective.loss_tokens=all"
             )
+            raise MgenError(f"objective.known_weight is {config.known_weight}, but visible tokens don't count: {do}")
         if self.causal and config.mask != MaskConfig():
             raise MgenError(
                 f"objective.mask is for masked generators, but {name} is causal and predicts every token: leave it out"

@@ -139,6 +139,15 @@ def test_every_choice_of_a_list_works() -> None:
                 sampler_of(pipe.sampler, values | {name: choice}).check(pipe.transformer)
 
 
+def test_a_flow_has_steps_and_no_chain() -> None:
+    net = tiny_net("mae", tokens=tiny_tokens("vector", side=8), head={"type": "flow", "width": 32, "depth": 1})
+    sampler = ParallelSampler.suited(net, {"steps": 4, "head": {"steps": 6}})
+    own = controls(MaskedPipeline(tokenizer=tiny_kl(), transformer=net, sampler=sampler))
+    assert own["head_steps"].visible and own["head_steps"].value == 6 and not own["chain"].visible
+    made = sampler_of(sampler, {name: control.value for name, control in own.items()} | {"head_steps": 3})
+    assert made.settings["head"] == {"steps": 3}
+
+
 def test_a_changed_strength_keeps_the_interval_of_a_guidance() -> None:
     saved = ParallelSampler(steps=8, guidance={"kind": "constant", "end": 4.0, "interval": [0.1, 0.3]})
     made = sampler_of(saved, shown_values(saved) | {"guidance": 3.0})

@@ -24,7 +24,7 @@ from mgen.training.trainer import falls_to
 from mgen.utils.errors import MgenError
 from mgen.utils.files import write_json
 from tests.golden import harness
-from tests.helpers import tiny_config
+from tests.helpers import tiny_config, tiny_net, tiny_tokens
 from tests.official_settings import titok_settings
 from tools.ablations import ablations
 
@@ -188,6 +188,9 @@ def test_pieces_of_a_batch_make_the_loss_of_the_whole(net: Any) -> None:
 def test_weight_of_visible_tokens_needs_them_in_the_loss(net: Any) -> None:
     with pytest.raises(MgenError, match=r"objective\.loss_tokens=all"):
         GeneratorObjective(net, GeneratorObjectiveConfig(known_weight=0.1))
+    causal = tiny_net("causal", tokens=tiny_tokens())
+    with pytest.raises(MgenError, match="no token is visible to a causal trunk"):
+        GeneratorObjective(causal, GeneratorObjectiveConfig(loss_tokens="all", known_weight=0.1))
 
 
 def test_learning_rate_falls_to_its_least() -> None:
@@ -252,5 +255,7 @@ def test_bench_has_no_tokenizer_for_other_numbers_of_tokens() -> None:
     with pytest.raises(MgenError, match="12 ids without a grid: give --tokenizer none"):
         random_pipeline(tiny_config("uvit", tokens=LINE), "auto")
     assert random_pipeline(tiny_config("uvit", tokens=LINE), None).tokenizer is None
+    with pytest.raises(MgenError, match="without decoding: --tokenizer none"):  # as of DC-AE
+        random_pipeline(tiny_config("mae", tokens={**tiny_tokens("vector"), "channels": 32}), "auto")
     for length, name in WITHOUT_GRID.items():
         assert TOKENIZERS[name].SIZES[name.removeprefix("titok-")]["latent_tokens"] == length
