@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import mgen
-from mgen.heads.diffusion import ChainHead
+from mgen.heads.flow import FlowMatching
 from mgen.pipelines.pipeline import MaskedPipeline, load
 from mgen.samplers import ParallelSampler
 from mgen.tokenizers import LlamaGenVQ, QuantizedKL, TiTok, TiTokKL, Tokenizer
@@ -46,7 +46,7 @@ HEADS: dict[str, dict[str, Any]] = {
 
 def short(head: Any) -> dict[str, Any]:
     """Settings of a short chain whose states stay in fp16's range: a new head magnifies errors."""
-    return {"steps": 4, "clip": 4.0} if isinstance(head, ChainHead) else {"steps": 4}
+    return {"steps": 4} if isinstance(head, FlowMatching) else {"steps": 4, "clip": 4.0}
 
 
 def draw(net: Any, **settings: Any) -> Tensor:
