@@ -59,8 +59,9 @@ class Noise:
     first_stage: Union["Noise", None] = None
 
     def to(self, device: torch.device | str) -> "Noise":
+        """All but `counts` on a device: the plan of a run reads those on the CPU, before the first step."""
         moved: Settings = {name: None if v is None else v.to(device) for name, v in vars(self).items()}
-        return Noise(**moved)
+        return Noise(**{**moved, "counts": self.counts})
 
     def at(self, step: int, positions: Tensor) -> Tensor:
         """The head's noise at decoding step `step` and positions (B, M): (B, M, …), or (draws, B, M, C) of a chain."""

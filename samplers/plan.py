@@ -191,7 +191,7 @@ class _Planner:
         for i, (phase, unknown) in enumerate(zip(self.phases, hidden)):
             later = torch.tensor(hidden[i + 1 :], dtype=torch.int64).sum(0)
             if settings.random_counts and uniform is not None:
-                run = uniform[self.start + len(self.wanted) :, :, : phase.length].cpu()
+                run = uniform[self.start + len(self.wanted) :, :, : phase.length]
                 left = settings.left_at_random(phase, unknown, run)  # (steps, B)
             else:
                 counts = {u: settings.left(phase, u) for u in set(unknown)}

@@ -30,7 +30,7 @@ from mgen.tokenizers import vqgan
 from mgen.tokenizers.base import CodebookTokenizer, Tokenizer, register_tokenizer
 from mgen.tokenizers.kl import ScaledPosterior
 from mgen.tokenizers.quantizers import VectorQuantizer, codebook_usage
-from mgen.tokenizers.sphere import SphereQuantizer
+from mgen.tokenizers.sphere import code_quantizer
 from mgen.tokenizers.titok_vit import CodeHead, Decoder, Encoder, PixelDecoder, PixelHead, initial_values
 from mgen.tokens import Scale, TokenSpec
 from mgen.utils.errors import MgenError
@@ -192,8 +192,7 @@ class TiTok(LineTokenizer, CodebookTokenizer):
         super().__init__()
         settings = None if pixel_decoder is None else build(PixelDecoder, pixel_decoder, "pixel_decoder.")
         self.build_networks(out=latent, scrambled=scrambled, pixel_decoder=settings)
-        quantizer = SphereQuantizer if unit_codes else VectorQuantizer
-        self.quantize: VectorQuantizer = quantizer(vocab_size=vocab_size, dim=latent)
+        self.quantize = code_quantizer(vocab_size=vocab_size, dim=latent, normalized=unit_codes)
 
     @property
     def spec(self) -> TokenSpec:

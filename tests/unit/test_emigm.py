@@ -77,6 +77,11 @@ def test_images_with_random_counts_do_not_depend_on_their_batch(net: Generator, 
         assert torch.allclose(alone.float(), together[row].float(), atol=1e-4)
 
 
+def test_a_run_on_a_device_reads_no_counts_back() -> None:
+    noise = ParallelSampler(**BINOMIAL).make_noise(tiny_mar(), [0, 1]).to("meta")
+    assert noise.chain.is_meta and noise.counts.device.type == "cpu"
+
+
 def test_more_steps_than_tokens_end_early() -> None:
     net = tiny_mar()
     sampler = ParallelSampler(**BINOMIAL, steps=2 * net.tokens.length, head={"chain": "ancestral", "steps": 2})

@@ -107,6 +107,14 @@ def test_codes_start_on_the_data() -> None:
     assert net(images(32))[1]["commitment"] < 0.1
 
 
+@pytest.mark.parametrize("unit_codes", [True, False])
+def test_the_entropy_of_codes_is_computed_where_it_has_a_weight(unit_codes: bool) -> None:
+    for weight in (0.0, 0.1):
+        net = tiny_titok(unit_codes=unit_codes)
+        TokenizerObjective(net, TokenizerObjectiveConfig(entropy=weight))
+        assert ("entropy" in net(images())[1]) == bool(weight)
+
+
 def test_the_scrambled_encoder_mixes_columns_of_the_reshaped_latents() -> None:
     plain, scrambled = tiny_titok(), tiny_titok(scrambled=True)
     scrambled.load_state_dict(plain.state_dict())
