@@ -4,7 +4,8 @@ import json
 
 import torch
 
-from mgen.convert import Conversion, convert, enat
+from mgen.convert import Conversion, convert
+from mgen.convert.readers import enat
 from mgen.generators import Generator, LossOptions, model_config
 from mgen.generators.presets import complete, override
 from mgen.generators.trunk import PassOptions
