@@ -73,6 +73,7 @@ class ParallelSampler(SamplerSettings):
         free = able.order == "sequential"
         settled = not order.ranked if free else order.name == "raster"
         single = settled and c.schedule == "single" and c.steps == units.length and not c.start
+        unit = "entity" if able.denoises else "token"
         if able.one_by_one and able.joint:
             raise MgenError(f"{name} draws one token after the other, its head all of them together: use another head")
         if able.one_by_one and not single:
@@ -80,7 +81,7 @@ class ParallelSampler(SamplerSettings):
                 "an order that is settled before the run (raster, random, halton, a list)" if free else "order raster"
             )
             raise MgenError(
-                f"{name} draws one token after the other: it needs steps {units.length}, {which} and schedule single, not "
+                f"{name} draws one {unit} after the other: it needs steps {units.length}, {which} and schedule single, not "
                 f"steps {c.steps}, order {c.order} and schedule {c.schedule}"
                 + (f" from step {c.start} on" if c.start else "")
             )

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator
 
 from mgen.data.record import DataRecord, read_trained_on
 from mgen.samplers import ParallelSampler
-from mgen.tokenizers.base import Tokenizer
+from mgen.tokenizers.base import TOKENIZERS, Tokenizer
 from mgen.utils.class_names import names_by_id
 from mgen.utils.devices import check_device
 from mgen.utils.errors import MgenError, shown
@@ -69,7 +69,8 @@ def read_index(folder: Path) -> PipelineIndex:
         )
         if config.is_file():
             name = shown(read_mapping(config).get("_class_name")).strip("'")
-            what = f"it holds a {name} alone; join it with a tokenizer by mgen convert pipeline"
+            other = "generator" if name in TOKENIZERS else "tokenizer"
+            what = f"it holds a {name} alone; join it with a {other} by mgen convert pipeline"
         raise MgenError(f"{folder} is no pipeline (model_index.json is missing): {what}")
     saved = read_json(folder / INDEX)
     if isinstance(saved, dict):
