@@ -140,13 +140,9 @@ def row_named(name: str) -> Row:
     from mgen.zoo.recipes import nearest, recipe_names
 
     names = {*(entry.name for entry in embedded_entries()), *recipe_names()}
-    if name not in names and name in shipped("models"):
-        raise MgenError(
-            f"{name} is a model without weights here: mgen zoo --models {name} describes it, mgen.create_model builds it, and a recipe "
-            "or training configuration names it"
-        )
     if name not in names:
-        raise MgenError(f"the zoo has no {shown(name)}: {nearest(name, sorted(names))}")
+        bare = f"; {name} is a model without weights, see mgen zoo --models {name}" if name in shipped("models") else ""
+        raise MgenError(f"the zoo has no {shown(name)}: {nearest(name, sorted(names))}{bare}")
     return next(row for row in rows() if row["name"] == name)
 
 

@@ -195,7 +195,7 @@ def check_editable(pipe: MaskedPipeline) -> tuple[int, int]:
     if pipe.transformer.capabilities.order == "causal":
         raise MgenError(
             f"{type(pipe.transformer).__name__} draws one token after the other, each from those before it: to edit a part of an image use "
-            "a generator that takes any order, such as MaskGIT, MAR or RAR"
+            "a masked generator, such as MaskGIT, or one that draws in any order, such as RAR"
         )
     if pipe.tokenizer.spec.grid is None:
         raise MgenError(NO_PLACE)
