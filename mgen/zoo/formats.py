@@ -14,7 +14,7 @@ ABOUT = {
     "hita": "tokenizers of Hita, hita-tok.pt and hita-ultra.pt (EMA weights; --raw for the others)",
     "hita-gpt": "generators of Hita, GPT-{B,L,XL,XXL,2B}-{50,100,250,300}e.pt (EMA weights; --raw for the others)",
     "kl16": "kl16.ckpt of MAR, its safetensors mirror, and other KL autoencoders with LDM's keys",
-    "ldetok": "tokenizers of l-DeTok, detok-BB-….pth (EMA weights; --raw for the others), with stats=stats.pkl",
+    "ldetok": "tokenizers of l-DeTok, detok-BB-….pth (EMA weights; --raw for the others), with stats=stats.pt",
     "ldetok-mar": "MAR-B/L trained on l-DeTok, mar_base.pth and mar_large.pth (EMA weights; --raw for the others)",
     "llamagen": "generators of LlamaGen, c2i_{B,L,XL,XXL,3B}_{256,384}.pt",
     "llamagen-vq": "tokenizers of LlamaGen and Halton-MaskGIT, vq_ds{16,8}_c2i.pt (EMA weights if there are any; --raw for the others)",

@@ -1,8 +1,6 @@
-"""l-DeTok: tokenizers `detok-BB-….pth` (weights under `model_ema` and `model`), the statistics of their latents `stats.pkl`, and the
+"""l-DeTok: tokenizers `detok-BB-….pth` (weights under `model_ema` and `model`), the statistics of their latents `stats.pt`, and the
 MAR that is trained on them, `mar_base.pth` and `mar_large.pth`, in MAR's own layout."""
 
-import io
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ from mgen.convert.reading import Renamed, State, by_rules, count, untold
 from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError, first_line, shown
 from mgen.utils.reading import check_file
-from mgen.utils.weights import only_globals
+from mgen.utils.weights import check_archive, only_globals
 
 PUBLISHED = "detok-BB-gamm3.0-m0.7"  # the entry of stats.pkl that both published tokenizers use
 MOST_STATISTICS = 2**24  # bytes of a file of statistics
@@ -59,7 +57,7 @@ def notes(config: Settings) -> list[str]:
     out = []
     if config.get("latents_mean") is None:
         out.append(
-            "no statistics of the latents, without which no generator can use it: convert it with stats=stats.pkl, or measure them "
+            "no statistics of the latents, without which no generator can use it: convert it with stats=stats.pt, or measure them "
             "(mgen cache … --measure-scale 2000)"
         )
     for half in ("encoder", "decoder"):
@@ -94,7 +92,7 @@ def with_statistics(settings: Settings, found: Settings) -> Settings:
             raise MgenError(f"stats_key is {shown(key)}, but there is no stats=FILE: give both, or neither")
         return rest
     if not isinstance(path, str):
-        raise MgenError(f"stats is {shown(path)}: expected the path of stats.pkl")
+        raise MgenError(f"stats is {shown(path)}: expected the path of stats.pt")
     mean, std = read_statistics(path, key)
     channels = found["latent_channels"]
     if min(len(mean), len(std)) < channels:
@@ -111,7 +109,7 @@ def read_statistics(path: str | Path, key: object = None) -> tuple[tuple[float, 
     Raises:
         MgenError: no such file or entry, or it holds other things than numbers.
     """
-    data = _unpickle(check_file(Path(path)))
+    data = _load(check_file(Path(path)))
     key = key if key is not None else (PUBLISHED if PUBLISHED in data or len(data) != 1 else next(iter(data)))
     if key not in data:
         raise MgenError(f"{path} has no entry {shown(key)}: choose stats_key from {', '.join(map(shown, data))}")
@@ -130,43 +128,29 @@ def read_statistics(path: str | Path, key: object = None) -> tuple[tuple[float, 
     return tuple(mean.tolist()), tuple(std.tolist())
 
 
-class _Tensors(pickle.Unpickler):
-    """Reads pickled tensors, whatever device they were made on, and nothing else: no other function of a file is called."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        allowed = {
-            ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
-            ("torch.storage", "_load_from_bytes"): _storage,
-            ("collections", "OrderedDict"): dict,
-        }
-        if (module, name) not in allowed:
-            raise MgenError(
-                f"it holds Python objects other than tensors ({shown(f'{module}.{name}')}), and mgen never runs code from a file"
-            )
-        return allowed[module, name]
-
-
-def _storage(data: bytes) -> Any:
-    """A pickled storage, in main memory."""
-    with only_globals([]):
-        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-
-
-def _unpickle(path: Path) -> Mapping[Any, Any]:
-    """The contents of a file that pickle or torch.save wrote, without running anything in it."""
+def _load(path: Path) -> Mapping[Any, Any]:
+    """The contents of a file that torch.save wrote, without running anything in it."""
     if path.stat().st_size > MOST_STATISTICS:
         raise MgenError(f"{path} is larger than {MOST_STATISTICS // 2**20} MiB: statistics are a few numbers")
+    with path.open("rb") as file:
+        zipped = file.read(2) == b"PK"
+    if not zipped:
+        raise MgenError(
+            f"{path} was not written by torch.save, and mgen reads no other pickles, which can run code: if you trust it, write it "
+            """again by python -c "import pickle, torch; torch.save(pickle.load(open('stats.pkl', 'rb')), 'stats.pt')\""""
+        )
     try:
-        with path.open("rb") as file, only_globals([]):
-            if file.read(2) == b"PK":
-                data = torch.load(path, map_location="cpu", weights_only=True)
-            else:
-                file.seek(0)
-                data = _Tensors(file).load()
-    except MgenError as error:
-        raise MgenError(f"{path}: {error}") from error
-    except Exception as error:  # nonsense can make the functions that rebuild tensors fail in any way
-        raise MgenError(f"cannot read {path} ({first_line(error, 160)}): expected stats.pkl of l-DeTok") from error
+        check_archive(path)
+        with only_globals([]):
+            data = torch.load(path, map_location="cpu", weights_only=True)
+    except MgenError:
+        raise
+    except (
+        Exception
+    ) as error:  # a crafted file can make the unpickler raise anything; its text says how to run the code
+        raise MgenError(
+            f"cannot read {path}: expected tensors alone, as torch.save writes l-DeTok's statistics, no other Python objects"
+        ) from error
     if not isinstance(data, Mapping):
         raise MgenError(f"{path} holds no mapping from names to statistics: it is a {type(data).__name__}")
     return data
