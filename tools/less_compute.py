@@ -9,7 +9,7 @@ Trunks and rows are those of tools/less_compute_rows.py. Per row:
 
 * TFLOPs of an image, decoding included, as `mgen bench` counts them.
 * distance: Fréchet distance (fmnist-cnn) of --images images for each of --seeds, labels balanced, as `mgen eval` measures it. All rows of a
-  trunk use the same seeds. Features are kept under --work in shards of 500 images: an interrupted run resumes, more images add to them.
+  trunk use the same seeds. Features are kept under --work: an interrupted run resumes, and more images add to those there are.
 * seconds (--time): CPU time of one thread per image, decoding included. All rows and the plain run advance in turn, step by step, in one
   process, so that all see the same machine; --rounds times, of which the median of the ratios counts. The plain form, where there is one,
   is the generator as the published code computes it (tools/ablations).
@@ -28,23 +28,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mgen.bench.flops import Networks, count_run
-from mgen.evaluation.extractors import make_extractor
+from mgen.evaluation.extractors import Extractor, make_extractor
 from mgen.evaluation.frechet import frechet_distance
-from mgen.evaluation.measure import measure
+from mgen.evaluation.measure import features_of
 from mgen.evaluation.sources import from_model
-from mgen.evaluation.statistics import builtin_file, load_statistics
+from mgen.evaluation.statistics import FeatureSums, builtin_file, load_statistics
 from mgen.samplers import ParallelSampler
 from mgen.utils.errors import MgenError, check_choice
-from mgen.utils.files import write_json, write_text
-from mgen.utils.reading import read_json
+from mgen.utils.files import write_json, write_tensors, write_text
+from mgen.utils.reading import read_json, read_tensors
 from tools.less_compute_rows import PLAIN, TRUNKS, Trunk
 from tools.less_compute_table import filled, table
 from tools.recipe_costs import Remembered
 
 RESULTS, PAGE = Path("docs/experiments/data/less_compute.json"), Path("docs/experiments/less_compute.md")
 FORM = "plain form"
+PART = 100  # images of a file of features
 Row = dict[str, Any]
 
 
@@ -139,7 +141,6 @@ def measure_all(
     results: Results, names: Sequence[str], seeds: Iterable[int], images: int, batch_size: int, work: Path
 ) -> None:
     """Add the distances of rows that lack them, seed by seed."""
-    pipe: Any = results.trunk.pipe
     extractor = make_extractor("fmnist-cnn")
     reference = load_statistics(builtin_file("fmnist-train"), extractor)
     for seed in seeds:
@@ -148,16 +149,31 @@ def measure_all(
             distances = row.setdefault("distances", {}).setdefault(str(images), {})
             if str(seed) in distances:
                 continue
-            sampler, pipe.sampler = pipe.sampler, results.trunk.sampler(name)
-            try:
-                source = from_model(pipe, name=results.trunk.model, count=images, seed=seed, batch_size=batch_size)
-                folder = work / key(row) / str(seed)
-                measured = measure(source, extractor, folder=folder, examples=0, batch_size=batch_size, progress=False)
-            finally:
-                pipe.sampler = sampler
-            distances[str(seed)] = frechet_distance(*measured.sums().finish(), reference.mean, reference.cov)
+            sums = FeatureSums(extractor.length)
+            sampler, folder = results.trunk.sampler(name), work / key(row) / str(seed)
+            for part in features(results.trunk.pipe, sampler, extractor, seed, images, batch_size, folder):
+                sums.update(part)
+            distances[str(seed)] = frechet_distance(*sums.finish(), reference.mean, reference.cov)
             results.save()
             say(f"{name}, seed {seed}, {images} images: {distances[str(seed)]:.3f}")
+
+
+def features(
+    pipe: Any, sampler: ParallelSampler, extractor: Extractor, seed: int, images: int, batch_size: int, folder: Path
+) -> Iterator[Tensor]:
+    """Features (n, F) of the images of a seed, of at most 100 at a time, each part in a file of the folder once it is known."""
+    pipe.sampler, usual = sampler, pipe.sampler
+    try:
+        source = from_model(pipe, name="", count=images, seed=seed, batch_size=batch_size)
+        for start in range(0, images, PART):
+            rows, file = min(PART, images - start), folder / f"{start:06d}.safetensors"
+            kept = read_tensors(file)[0]["features"] if file.is_file() else None
+            if kept is None or len(kept) < rows:
+                kept = features_of(extractor, source.read(start, start + rows).images).features
+                write_tensors(file, {"features": kept})
+            yield kept[:rows]
+    finally:
+        pipe.sampler = usual
 
 
 def key(row: Row) -> str:
