@@ -1,7 +1,8 @@
 """The plan of a run: everything that is settled before the first step, as an immutable table. Notation: B images, L positions."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Literal
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mgen.generators import Capabilities
+from mgen.samplers.values import by_tokens
 from mgen.tokens import TokenSpec
 
 if TYPE_CHECKING:
@@ -202,19 +204,28 @@ class _Planner:
         before = torch.cat([total, left[:-1]])
         self.visible = list(zip((self.length - before.amax(1)).tolist(), (self.length - before.amin(1)).tolist()))
         self.reveal: list[list[int]] = (before - left).tolist()
-        self.guidance: list[float | Tensor] = self._guidance(settings, units, left, uniform is not None)
+        rows = before.double() / total.clamp(min=1), left if settings.random_counts and uniform is not None else None
+        self.guidance: list[float | Tensor] = self._guidance(settings, units, *rows)
         self.last_guided = max((t for t in range(len(self.guidance)) if self.guided(t)), default=-1)
         self.done, self.quota = torch.stack([total - before, before - left]).unsqueeze(-1).to(device)
 
     def _guidance(
-        self, settings: "SamplerSettings", units: TokenSpec, left: Tensor, random: bool
+        self, settings: "SamplerSettings", units: TokenSpec, shares: Tensor, left: Tensor | None
     ) -> list[float | Tensor]:
-        """The guidance of all T steps; where it counts tokens and images reveal other numbers of them, one (B,) for each."""
-        own = settings.config.guidance
-        if not (random and settings.random_counts and isinstance(own, Mapping) and own.get("at") == "tokens"):
-            return [*settings.values("guidance", units.length, units.global_tokens)]
-        rows = [tuple(row) for row in left.T.tolist()]
-        made = {row: settings.values("guidance", units.length, units.global_tokens, row) for row in set(rows)}
+        """The guidance of all T steps; where it counts tokens and images have other numbers of them, one (B,) for each.
+
+        Args:
+            shares: (steps run, B), of tokens that are unknown before a step. left: (steps run, B), unknown ones after it, of random counts.
+        """
+        values, own = partial(settings.values, "guidance", units.length, units.global_tokens), settings.config.guidance
+        by_left, by_share = left is not None and by_tokens(own, "at"), by_tokens(own, "interval_of")
+        if not (by_left or by_share):
+            return [*values()]
+        none = [None] * shares.shape[1]
+        lefts = [tuple(row) for row in left.T.tolist()] if left is not None and by_left else none
+        parts = [tuple(row) for row in shares.T.tolist()] if by_share else none
+        rows = list(zip(lefts, parts))
+        made = {row: values(left=row[0], shares=row[1]) for row in set(rows)}
         steps = zip(*(made[row] for row in rows))
         return [own[0] if len(set(own)) == 1 else torch.tensor(own, device=self.device) for own in steps]
 
