@@ -4,6 +4,7 @@ Notation: B batch, M positions, D width, V ids, s² tokens of a window.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from mgen.heads.categorical import CategoricalConfig, CategoricalHead, DrawSettings, OwnTable
 from mgen.heads.head import Draw, Head, HeadInputs, HeadNoise, NoiseSpec, PlanT
 from mgen.nn.blocks import Blocks
+from mgen.nn.halves import by_halves, sharing
 from mgen.nn.windows import ResidualMLP, TokenUnshuffle
 from mgen.utils.config import Settings
 from mgen.utils.fitting import DataRows, Rows, below
@@ -74,6 +76,11 @@ class PerCodebookHead(_Composite[DrawSettings]):
         if hasattr(self, "table"):
             nn.init.zeros_(self.table.weight)
 
+    def guided_by(self, guide: Head[Any]) -> Self:
+        self.check_guide(guide)
+        assert isinstance(guide, PerCodebookHead)
+        return sharing(self, parts=Blocks(own.guided_by(other) for own, other in zip(self.parts, guide.parts)))
+
     def sample(
         self,
         z: Tensor,
@@ -129,6 +136,16 @@ class WindowHead(_Composite[DrawSettings]):
         """One uniform number for each id of a window."""
         return NoiseSpec(shape=(self.split.parts,))
 
+    def opened(self, z: Tensor) -> Tensor:
+        """What the inner head takes, (…, s², D), for contexts (…, D) of windows."""
+        return self.split(z)
+
+    def guided_by(self, guide: Head[Any]) -> Self:
+        self.check_guide(guide)
+        assert isinstance(guide, WindowHead)
+        opened = by_halves(self.opened, guide.opened, widths=(self.width, guide.width))
+        return sharing(self, inner=self.inner.guided_by(guide.inner), opened=opened)
+
     def sample(
         self,
         z: Tensor,
@@ -146,7 +163,7 @@ class WindowHead(_Composite[DrawSettings]):
         Returns:
             ids (B, M, s²) int64, and the sum (B, M) of their log-probabilities.
         """
-        rows = self.split(z).flatten(1, 2)
+        rows = self.opened(z).flatten(1, 2)
         ids, score = self.inner.sample(
             rows, noise=noise.flatten(1, 2), plan=plan, temperature=temperature, guidance=guidance
         )
@@ -178,6 +195,16 @@ class VectorWindowHead(_Composite[PlanT]):
             assert isinstance(block, ResidualMLP)
             block.reset_parameters()
 
+    def prepared(self, z: Tensor) -> Tensor:
+        """What the inner head takes, (…, D), for contexts (…, D)."""
+        return self.blocks(z)
+
+    def guided_by(self, guide: Head[Any]) -> Self:
+        self.check_guide(guide)
+        assert isinstance(guide, VectorWindowHead)
+        prepared = by_halves(self.prepared, guide.prepared, widths=(self.width, guide.width))
+        return sharing(self, inner=self.inner.guided_by(guide.inner), prepared=prepared)
+
     def training_noise(self, length: int, copies: int, rng: torch.Generator) -> HeadNoise | None:
         return self.inner.training_noise(length, copies, rng)
 
@@ -187,7 +214,7 @@ class VectorWindowHead(_Composite[PlanT]):
     def sample(
         self, z: Tensor, *, noise: Tensor, plan: PlanT, temperature: float = 1.0, guidance: float | Tensor | None = None
     ) -> Draw:
-        return self.inner.sample(self.blocks(z), noise=noise, plan=plan, temperature=temperature, guidance=guidance)
+        return self.inner.sample(self.prepared(z), noise=noise, plan=plan, temperature=temperature, guidance=guidance)
 
     def loss(
         self, z: Tensor, target: Tensor, *, noise: HeadNoise | None = None, label_smoothing: float = 0.0
