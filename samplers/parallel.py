@@ -15,6 +15,7 @@ from mgen.samplers.plan import Plan, make_plan
 from mgen.samplers.settings import SamplerSettings
 from mgen.samplers.state import State
 from mgen.samplers.step import Step
+from mgen.samplers.values import by_tokens
 from mgen.tokens import TokenSpec
 from mgen.utils import seeds
 from mgen.utils.config import Settings
@@ -38,8 +39,8 @@ class ParallelSampler(SamplerSettings):
                 raise MgenError(f"{name} has no first stage: leave the sampler's first_stage out")
             self.first_stage.check(generator.first)
         self._check_steps(able, units, name)
-        if any(self.guided(units.length, units.global_tokens)[c.start :]) and generator.null_class is None:
-            raise MgenError(f"guidance {c.guidance} needs a null class, this {name} has none: use guidance 1")
+        if any(self.guided(units.length, units.global_tokens)[c.start :]) and able.guided_by is None:
+            raise self._unguided(name)
         if order.positions and len(order.positions) != units.length:
             raise MgenError(f"order lists {len(order.positions)} positions, this model has {units.length}")
         if order.name.startswith("halton") and units.grid is None:
@@ -65,7 +66,18 @@ class ParallelSampler(SamplerSettings):
             raise MgenError(f"reuse.head_share is {reuse.head_share}: only a diffusion head has steps to share")
         temperatures = self.values("temperature", units.length, units.global_tokens)
         for head in (c.head or {}, self.cached_head or c.head or {}):
-            generator.head.check(head, temperatures=temperatures)
+            generator.guided_head.check(head, temperatures=temperatures)
+
+    def _unguided(self, name: str) -> MgenError:
+        return MgenError(
+            f"guidance {self.config.guidance} needs a null class, this {name} has none: use guidance 1, or another model as guide"
+        )
+
+    def _guides(self, generator: Generator, given: Given | None) -> bool:
+        """Whether a step of a run is guided, or may be, where that depends on the numbers of unknown tokens of the images."""
+        units, c = generator.units, self.config
+        by_rows = by_tokens(c.guidance, "interval_of") and (given is not None or self.random_counts)
+        return by_rows or any(self.guided(units.length, units.global_tokens)[c.start :])
 
     def _check_steps(self, able: Capabilities, units: TokenSpec, name: str) -> None:
         """Raise MgenError unless the steps fit tokens that are drawn one after the other, or global ones first."""
@@ -99,7 +111,10 @@ class ParallelSampler(SamplerSettings):
         self.check(generator)
         first = None
         if isinstance(generator, Cascade) and self.first_stage is not None:
-            first = self.first_stage.plan(generator.first)
+            guide_features = generator.capabilities.guided_by == "guide" and self._guides(generator.second, None)
+            self.first_stage.check(generator.first)
+            stage, able = generator.first, generator.first.capabilities
+            first = make_plan(self.first_stage, stage.units, able, guide_features=guide_features)
         return make_plan(self, generator.units, generator.capabilities, first_stage=first)
 
     def make_noise(self, generator: Generator | Cascade, image_seeds: Sequence[int]) -> Noise:
@@ -155,9 +170,9 @@ class ParallelSampler(SamplerSettings):
         if isinstance(generator, Generator):
             yield from self._run(generator, class_ids, noise, given, unused_tail=tail)
             return
-        sampler = self.first_stage
+        sampler, guided = self.first_stage, self._guides(generator.second, given)
         if sampler is None or (given is not None and first_stage is None):
-            prefix = generator.prefix()
+            prefix = generator.prefix(guided=guided)
         else:
             assert noise.first_stage is not None
             run = sampler._run(
@@ -167,9 +182,10 @@ class ParallelSampler(SamplerSettings):
                 first_stage,
                 collect=True,
                 features_only=not complete_first_stage,
+                guide_features=guided and generator.capabilities.guided_by == "guide",
             )
             state = yield from run
-            prefix = generator.prefix(state.features, None if first_stage is None else state.given)
+            prefix = generator.prefix(state.features, None if first_stage is None else state.given, guided=guided)
         yield from self._run(generator.second, class_ids, noise, given, prefix=prefix)
 
     def _run(
@@ -182,6 +198,7 @@ class ParallelSampler(SamplerSettings):
         prefix: Tensor | None = None,
         collect: bool = False,
         features_only: bool = False,
+        guide_features: bool = False,
         unused_tail: int = 0,
     ) -> Coroutine[Step, None, State]:
         """The steps of one stage; returns its last state.
@@ -189,6 +206,7 @@ class ParallelSampler(SamplerSettings):
         Args:
             prefix: what a second stage reads of the first.
             collect: this is a first stage, whose context vectors are read. features_only: and nothing else of its last step.
+                guide_features: those of a guide too.
         """
         spec, able, device = generator.units, generator.capabilities, class_ids.device
         if given is None:
@@ -203,20 +221,25 @@ class ParallelSampler(SamplerSettings):
         hidden = [[p.length] * len(known) for p in phases]
         if given is not None:
             hidden = torch.stack([(~known[:, p.first : p.stop]).sum(1) for p in phases]).tolist()
-        made: Settings = dict(features_only=features_only, unused_tail=unused_tail, counts=noise.counts)
+        made: Settings = dict(
+            features_only=features_only, guide_features=guide_features, unused_tail=unused_tail, counts=noise.counts
+        )
         plan = make_plan(self, spec, able, hidden, device=device, **made)
         if self.reuse.cached and any(step.visible[0] != step.visible[1] for step in plan.steps):
             raise MgenError(
                 "cached steps need as many given tokens in every image of a batch: use batch_size 1, or reuse.cached=0"
             )
         guided = any(step.null_rows for step in plan.steps)
+        if guided and able.guided_by is None:
+            raise self._unguided(type(generator).__name__)
         rows, cache = forward.start(generator, class_ids, guided=guided, carry=plan.carries, prefix=prefix)
         state = State(tokens=tokens, known=known, given=known.clone(), class_ids=rows, cache=cache)
         order = self.order.strategy(noise, spec, known, raster=self.reuse.inside == "raster")
-        head, settings, cached = generator.head, self.config.head or {}, self.cached_head
+        head, settings, cached = generator.guided_head, self.config.head or {}, self.cached_head
         plans = {"full": (shared := head.plan(settings)), "cached": shared if cached is None else head.plan(cached)}
-        draw = forward.TokenDraw(head=head, plans=plans, noise=noise)
-        steps = decode(generator, plan, order, draw, state, collect=collect)
+        draw = forward.TokenDraw(head=generator.head, guided=head, plans=plans, noise=noise)
+        rows = len(class_ids) * (2 if guide_features else 1) if collect else 0
+        steps = decode(generator, plan, order, draw, state, collect=rows)
         for step, state, positions, drawn in steps:
             if step.index == plan.count - 1 and spec.vocab_size is not None:
                 state.tokens.clamp_(max=spec.vocab_size - 1)  # a drawn mask, where the head can draw one

@@ -45,7 +45,7 @@ class PlannedStep:
         unknown: most unknown tokens of the phase in a row before the step. stop: the position at which the phase's tokens end.
         guidance: s of the draw, one for each row (B,) where they differ; None: not guided.
         temperature, confidence_temperature: of the draw and of the ranking.
-        null_rows: the forward pass computes the null class too.
+        null_rows: the forward pass computes the null class, or the guide, too.
         draws: False where only the context of the revealed tokens is read (the last step of a first stage).
         group_size: tokens of the whole group. first: of them, those revealed before the step. room: those revealed before its last.
         refresh: positions of the group that a cached step computes, from, to. prefix: whether it computes the class token too.
@@ -84,7 +84,7 @@ class Plan:
 
     Args:
         carries: full steps carry features on. ranked: positions are ranked, so that the confidence temperature matters.
-        first_stage: the plan of the stage that is drawn before.
+        guided_by: what null rows are of, see Capabilities. first_stage: the plan of the stage that is drawn before.
     """
 
     steps: tuple[PlannedStep, ...]
@@ -92,6 +92,7 @@ class Plan:
     phases: int
     carries: bool
     ranked: bool
+    guided_by: str = "null class"
     first_stage: "Plan | None" = None
 
     @property
@@ -114,7 +115,7 @@ class Plan:
         return (
             f"{s.index + 1}/{self.count}",
             f"{s.group + 1}",
-            s.kind + (" + null class" if s.null_rows else ""),
+            s.kind + (f" + {self.guided_by}" if s.null_rows else ""),
             f"{most}" if fewest == most else f"{fewest}–{most}",
             f"{s.unknown}" + (" global" if self.phases > 1 and s.phase == 0 else ""),
             _text(s.guidance),
@@ -137,6 +138,7 @@ def make_plan(
     *,
     device: torch.device | str = "cpu",
     features_only: bool = False,
+    guide_features: bool = False,
     unused_tail: int = 0,
     counts: Tensor | None = None,
     first_stage: Plan | None = None,
@@ -146,10 +148,11 @@ def make_plan(
     Args:
         units: the tokens as they are drawn. able: what the generator can do.
         hidden: of each phase, the unknown tokens of each row before the run; None: one row that knows nothing.
-        features_only: nobody reads the tokens of the last step, as in a first stage. unused_tail: so many steps, the last, are left out.
+        features_only: nobody reads the tokens of the last step, as in a first stage. guide_features: a guide's second stage reads the
+            context of every token in its null rows. unused_tail: so many steps, the last, are left out.
         counts: the uniform numbers (T, B, L) of random counts; None: the plan has the expected ones.
     """
-    planner = _Planner(settings, units, able, hidden, device, counts)
+    planner = _Planner(settings, units, able, hidden, device, counts, every_null_row=guide_features)
     # Groups are cut where a phase ends.
     groups = [list(part) for group in settings.groups() for _, part in groupby(group, planner.phase)]
     undrawn = settings.config.steps - 1 if features_only and not able.log_prob else None
@@ -160,6 +163,7 @@ def make_plan(
         phases=len(planner.phases),
         carries=planner.carries,
         ranked=settings.order.ranked,
+        guided_by=able.guided_by or Plan.guided_by,
         first_stage=first_stage,
     )
 
@@ -175,8 +179,10 @@ class _Planner:
         hidden: Sequence[Sequence[int]] | None,
         device: torch.device | str,
         uniform: Tensor | None = None,
+        *,
+        every_null_row: bool = False,
     ) -> None:
-        self.device = device
+        self.device, self.every_null_row = device, every_null_row
         self.reuse, self.start, self.length = settings.reuse, settings.config.start, units.length
         # Of a trunk that denoises later passes compute the null rows of earlier ones, where they are read.
         self.one_by_one = able.one_by_one and not able.denoises
@@ -242,7 +248,7 @@ class _Planner:
     def null_rows(self, steps: Sequence[int]) -> bool:
         """Whether a full step for the draws of `steps` computes null rows, or must for features that later steps carry on."""
         read_later = self.one_by_one or (self.carries and self.visible[steps[0] - self.start][1] > 0)
-        return any(map(self.guided, steps)) or (read_later and self.last_guided >= steps[0])
+        return self.every_null_row or any(map(self.guided, steps)) or (read_later and self.last_guided >= steps[0])
 
     def group(self, number: int, group: Sequence[int], undrawn: int | None) -> Iterator[PlannedStep]:
         """The steps of a group. The first one that reveals something is the full one. The step `undrawn` draws nothing."""
@@ -261,10 +267,11 @@ class _Planner:
                 if len(group) > 1 and reuse.inside == "raster":
                     step = replace(step, group_quota=self.quota[t - self.start : end + 1 - self.start].sum(0))
             elif count and reuse.refresh == "latest":  # a later step reads null rows of this one
-                nulls = any(map(self.guided, guides[i:]))
+                nulls = self.every_null_row or any(map(self.guided, guides[i:]))
                 step = replace(step, kind="cached", null_rows=nulls, refresh=(first - before, first + count))
             elif count:
-                step = replace(step, kind="cached", null_rows=self.guided(guides[i]), refresh=(0, size))
+                nulls = self.every_null_row or self.guided(guides[i])
+                step = replace(step, kind="cached", null_rows=nulls, refresh=(0, size))
             yield replace(step, prefix=reuse.prefix) if step.kind == "cached" else step
             first, before = first + count, count or before
 

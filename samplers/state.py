@@ -16,7 +16,8 @@ class State:
         tokens: ids (B, L) or (B, L, C), or vectors (B, L, C). known: bool (B, L), tokens that are revealed.
         given: bool (B, L), tokens that were known at the start and never change.
         class_ids: (2B,), the images' classes, then as many null classes. cache: what the trunk keeps between steps.
-        features: (B, L, D), the context of every token at the step that revealed it, for a second stage; None: not collected.
+        features: (B, L, D), the context of every token at the step that revealed it, for a second stage, or (2B, L, D) with that of a
+            guide behind; None: not collected.
     """
 
     tokens: Tensor
@@ -41,11 +42,11 @@ class State:
         return self
 
     def collect(self, positions: Tensor, context: Tensor, shown: Tensor) -> "State":
-        """Keep the context vectors (B, M, D) of what is revealed."""
-        features = self.features
+        """Keep the context vectors (B, M, D), or (2B, M, D), of what is revealed."""
+        features, times = self.features, len(context) // len(self.known)
         if features is None:
-            features = context.new_zeros(*self.known.shape, context.shape[-1])
-        put(features, positions, context, shown)
+            features = context.new_zeros(len(context), self.known.shape[1], context.shape[-1])
+        put(features, positions.repeat(times, 1), context, shown.repeat(times, 1))
         return replace(self, features=features)
 
 

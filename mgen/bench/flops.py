@@ -106,6 +106,8 @@ def counted(generator: Generator, counts: Counts) -> Generator:
 
         return call
 
+    head = CountedHead(generator.head, counts, generator.units)
+    guided = generator.guided_head  # the same, or of a generator and its guide
     return proxy(
         generator,
         context=watch("full", generator.context),
@@ -115,7 +117,8 @@ def counted(generator: Generator, counts: Counts) -> Generator:
         denoiser=lambda *inputs, **kwargs: CountedDenoiser(
             generator.denoiser(*(value.to("meta") for value in inputs), **kwargs), counts
         ),
-        head=CountedHead(generator.head, counts, generator.units),
+        head=head,
+        guided_head=head if guided is generator.head else CountedHead(guided, counts, generator.units),
     )
 
 

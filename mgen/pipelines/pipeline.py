@@ -218,7 +218,7 @@ class MaskedPipeline(DiffusersPipeline, LoRAPipeline):
         unused_tail = 0 if complete else self.tokenizer.unused_tail
         units = self.transformer.units
         guided = any(sampler.guided(units.length, units.global_tokens))  # twice as many rows
-        self.transformer.optimize_layout(size * (2 if guided else 1))
+        self.transformer.optimize_layout(size, guided=guided)
         count = self._steps(sampler, unused_tail)
         parts: list[Tensor] = []
         images: list[Tensor] = []
