@@ -5,7 +5,7 @@ class, or a guide (mgen.generators.guided), is computed in the same pass: its ro
 then draws tokens.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
@@ -20,7 +20,6 @@ from mgen.nn.cache import Cache, CachedStep
 from mgen.nn.denoising import Denoiser
 from mgen.samplers.noise import Noise, rows_at
 from mgen.samplers.state import State, put
-from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError
 
 if TYPE_CHECKING:
@@ -131,12 +130,12 @@ class TokenDraw:
 
     Args:
         head: of draws without guidance. guided: of those with it, from contexts with null rows (Generator.guided_head).
-        plans: what the draws of full and of cached steps share, made by `guided`, whose plans serve `head` too.
+        plans: what draws of so many head steps share (PlannedStep.head_steps), made by `guided`, whose plans serve `head` too.
     """
 
     head: Head
     guided: Head
-    plans: Settings
+    plans: Mapping[int | None, object]
     noise: Noise
 
     def __call__(
@@ -148,7 +147,7 @@ class TokenDraw:
         """
         if not step.draws:
             return Drawn(state.tokens.new_zeros(*positions.shape, *state.tokens.shape[2:]))
-        plan, temperature, guidance = self.plans[step.kind], step.temperature, step.guidance
+        plan, temperature, guidance = self.plans[step.head_steps], step.temperature, step.guidance
         head = self.head if guidance is None else self.guided
         if isinstance(z, Denoiser):
             assert isinstance(head, DenoisingHead)
@@ -173,7 +172,7 @@ class TokenDraw:
         drawn, _ = head.sample(
             z,
             noise=self.noise.maps[step.index],
-            plan=self.plans[step.kind],
+            plan=self.plans[step.head_steps],
             temperature=step.temperature,
             guidance=step.guidance,
             tokens=state.tokens,

@@ -112,7 +112,10 @@ def test_a_guide_that_knows_no_class_guides_as_the_null_class(name: str, curve: 
     head = {"head": {"guide": "logits"}} if "channels" in name else {}
     runs: list[dict[str, Any]] = [{"guidance": curve, **head}]
     if net.capabilities.cached_steps:
-        runs += [{"guidance": curve, **head, "reuse": {"cached": 2, "full_first": 1, "refresh": how}} for how in ("group", "latest")]
+        runs += [
+            {"guidance": curve, **head, "reuse": {"cached": 2, "full_first": 1, "refresh": how}}
+            for how in ("group", "latest")
+        ]
     for settings in runs:
         expected = draw(net, **settings)
         same(draw(pair, **settings), expected)
