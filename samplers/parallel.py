@@ -238,8 +238,8 @@ class ParallelSampler(SamplerSettings):
         head, chains = generator.guided_head, {step.head_steps for step in plan.steps}
         plans = {count: head.plan(self.head(count)) for count in chains}
         draw = forward.TokenDraw(head=generator.head, guided=head, plans=plans, noise=noise)
-        rows = len(class_ids) * (2 if guide_features else 1) if collect else 0
-        steps = decode(generator, plan, order, draw, state, collect=rows)
+        kept = len(class_ids) * (2 if guide_features else 1) if collect else 0
+        steps = decode(generator, plan, order, draw, state, collect=kept)
         for step, state, positions, drawn in steps:
             if step.index == plan.count - 1 and spec.vocab_size is not None:
                 state.tokens.clamp_(max=spec.vocab_size - 1)  # a drawn mask, where the head can draw one

@@ -105,8 +105,8 @@ class Curve:
             out = [x * factor for x, factor in zip(out, self.times.at_steps(steps, unknown, length, groups, shares))]
         if self.interval is not None:
             low, high = self.interval
-            places = shares or [1.0] * steps if self.interval_of == "tokens" else masking_times(steps)[1:]
-            out = [x if low < place <= high else 1.0 for x, place in zip(out, places)]
+            ends = shares or [1.0] * steps if self.interval_of == "tokens" else masking_times(steps)[1:]
+            out = [x if low < end <= high else 1.0 for x, end in zip(out, ends)]
         return out
 
     def share(self, p: float) -> float:

@@ -44,6 +44,10 @@ class RandomPipeline:
     tokenizer: Tokenizer | None
     sampler: ParallelSampler
 
+    def sampled(self) -> AnyGenerator:
+        """What draws the tokens."""
+        return self.transformer
+
     @property
     def device(self) -> torch.device:
         """Where it computes."""
