@@ -44,7 +44,7 @@ def networks_by_halves(own: Network, guide: Network, *, rows: int) -> Network:
 
     def both(x: Tensor, j: int) -> Tensor:
         first, second = (x, x) if len(x) == rows else x.chunk(2)
-        return torch.cat([own(first, j), guide(second, j)])
+        return join(own(first, j), guide(second, j))
 
     return both
 
