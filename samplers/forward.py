@@ -4,7 +4,7 @@ A full step computes all tokens, a cached step the positions of a group, a carry
 class is computed in the same pass: its rows stand behind those of the images' classes. The head then draws tokens.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -119,13 +119,13 @@ class Drawn(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class TokenDraw:
-    """Draws tokens from context vectors. `plans`: what the draws of full and of cached steps share, made by the head.
+    """Draws tokens from context vectors. `plans`: what draws of so many head steps share, made by the head (PlannedStep.head_steps).
 
     `moment`: positions are ranked by their log-moments, and tokens drawn as that order has it (mgen.samplers.order).
     """
 
     head: Head
-    plans: Settings
+    plans: Mapping[int | None, object]
     noise: Noise
     moment: bool = False
 
@@ -138,7 +138,7 @@ class TokenDraw:
         """
         if not step.draws:
             return Drawn(state.tokens.new_zeros(*positions.shape, *state.tokens.shape[2:]))
-        plan, temperature, guidance = self.plans[step.kind], step.temperature, step.guidance
+        plan, temperature, guidance = self.plans[step.head_steps], step.temperature, step.guidance
         if isinstance(z, Denoiser):
             assert isinstance(self.head, DenoisingHead)
             noise = self.noise.at(step.index, positions)
@@ -166,7 +166,7 @@ class TokenDraw:
         drawn, _ = head.sample(
             z,
             noise=self.noise.maps[step.index],
-            plan=self.plans[step.kind],
+            plan=self.plans[step.head_steps],
             temperature=step.temperature,
             guidance=step.guidance,
             tokens=state.tokens,

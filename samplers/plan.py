@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import groupby
+from itertools import compress, groupby
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -19,15 +19,8 @@ if TYPE_CHECKING:
 Kind = Literal["full", "cached", "carry", "none"]
 LEAST_TEMPERATURE = 1e-4  # below, a confidence temperature is 0
 COLUMNS = (
-    "step",
-    "group",
-    "forward pass",
-    "reveals",
-    "takes back",
-    "unknown",
-    "guidance",
-    "temperature",
-    "confidence temperature",
+    *("step", "group", "forward pass", "reveals", "takes back", "unknown", "guidance", "temperature"),
+    *("head steps", "confidence temperature"),
 )
 
 
@@ -58,6 +51,7 @@ class PlannedStep:
         guidance: s of the draw, one for each row (B,) where they differ; None: not guided.
         temperature, confidence_temperature: of the draw and of the ranking. exponent: 1 over the latter, ∞ where that is 0.
         null_rows: the forward pass computes the null class too.
+        head_steps: steps of the head's chain; None: as the settings of the head say.
         draws: False where only the context of the revealed tokens is read (the last step of a first stage).
         group_size: tokens of the whole group. first: of them, those revealed before the step. room: those revealed before its last.
         refresh: positions of the group that a cached step computes, from, to. prefix: whether it computes the class token too.
@@ -80,6 +74,7 @@ class PlannedStep:
     temperature: float
     confidence_temperature: float
     null_rows: bool = False
+    head_steps: int | None = None
     draws: bool = True
     group_size: int = 0
     first: int = 0
@@ -122,9 +117,13 @@ class Plan:
 
     def __str__(self) -> str:
         """The plan as text, one line per step."""
-        said = {"takes back": any(step.takes for step in self.steps), COLUMNS[-1]: self.ranked}
-        table = (COLUMNS, *map(self._row, self.steps))
-        rows = [tuple(cell for name, cell in zip(COLUMNS, row) if said.get(name, True)) for row in table]
+        chains, takes = (
+            any(step.head_steps is not None for step in self.steps),
+            any(step.takes for step in self.steps),
+        )
+        matters = {"takes back": takes, "head steps": chains, "confidence temperature": self.ranked}
+        shown = [matters.get(name, True) for name in COLUMNS]
+        rows = [tuple(compress(row, shown)) for row in (COLUMNS, *map(self._row, self.steps))]
         widths = [max(map(len, column)) for column in zip(*rows)]
         lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
         if self.first_stage is None:
@@ -142,6 +141,7 @@ class Plan:
             f"{s.unknown}" + (" global" if self.phases > 1 and s.phase == 0 else ""),
             _text(s.guidance),
             f"{s.temperature:.4g}",
+            "" if s.head_steps is None else f"{s.head_steps}",
             f"{s.confidence_temperature:.4g}",
         )
 
@@ -212,6 +212,7 @@ class _Planner:
             settings.values(name, units.length, units.global_tokens)
             for name in ("temperature", "confidence_temperature")
         )
+        self.chain_steps = settings.chain_steps(units.length, units.global_tokens)
         hidden = [[phase.length] for phase in self.phases] if hidden is None else hidden
         after: list[Tensor] = []  # unknown tokens after each step, by row
         self.wanted: list[int] = []  # most unknown tokens of the step's phase before it
@@ -233,6 +234,7 @@ class _Planner:
             self.phase_of.append(0)
             self.temperature.append(0.0)
             self.confidence_temperature.append(0.0)
+            self.chain_steps.append(self.chain_steps[-1])
             self.wanted = torch.cat([total, left[:-1]]).amax(1).tolist()
         before = torch.cat([total, left[:-1]])
         if remask is not None and not remask.free:
@@ -288,7 +290,8 @@ class _Planner:
         guides = [*group[:1], *group[:-1]] if reuse.late_guidance else group
         for i, (t, count) in enumerate(zip(group, counts)):
             step = self.step(t, number, end, guide=guides[i])
-            step = replace(step, draws=t != undrawn, group_size=size, first=first)
+            chain = self.chain_steps[t][0 if i == 0 else 1]
+            step = replace(step, draws=t != undrawn, group_size=size, first=first, head_steps=chain)
             if i == 0:
                 step = replace(step, kind="full", null_rows=self.null_rows(group), room=size - counts[-1])
                 if len(group) > 1 and reuse.inside == "raster":
