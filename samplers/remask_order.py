@@ -13,13 +13,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from mgen.nn.attention import put
 from mgen.samplers.forward import Drawn
 from mgen.samplers.noise import Noise
 from mgen.samplers.order import Choice, OrderSettings, Strategy, first_of
 from mgen.samplers.plan import PlannedStep
 from mgen.samplers.remask import Path, Rates, Remask, confidence_back, move
 from mgen.samplers.sequences import priorities
-from mgen.samplers.state import State, put
+from mgen.samplers.state import State
 from mgen.tokens import TokenSpec
 
 

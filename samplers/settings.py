@@ -149,6 +149,10 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
             raise MgenError(
                 "remask takes known tokens back, whose keys and values cached steps read: set reuse.cached=0"
             )
+        if self.reuse.condition.every > 1:
+            raise MgenError(
+                "remask draws tokens again that were known when the null class's difference was computed: set reuse.condition.every=1"
+            )
         if order == "remasking":
             raise MgenError(
                 "order remasking draws known tokens again in every step: leave remask out, or use confidence"

@@ -377,6 +377,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"remask": {"kind": "loop", "start": 0.2, "stop": 0.3}}, "stop < start"),
     ({"remask": {"kind": "cap", "etta": 0.1}}, "etta"),
     ({"reuse": {"cached": 1}}, "reuse.cached=0"),
+    ({"reuse": {"condition": {"every": 3}}}, "condition.every=1"),
     ({"order": "remasking"}, "draws known tokens again"),
     ({"counts": "binomial", "order": "random"}, "remask.counts=free"),
     ({"remask": {"kind": "cap", "counts": "free"}, "order": "confidence"}, "use order random"),
