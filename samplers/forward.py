@@ -7,7 +7,6 @@ then draws tokens.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -15,11 +14,12 @@ from torch import Tensor
 
 from mgen.generators import Generator
 from mgen.heads import DenoisingHead, Draw, Head, JointHead, PerCodebookHead
-from mgen.nn.attention import gather_rows
+from mgen.nn.attention import gather_rows, put
 from mgen.nn.cache import Cache, CachedStep
 from mgen.nn.denoising import Denoiser
 from mgen.samplers.noise import Noise, rows_at
-from mgen.samplers.state import State, put
+from mgen.samplers.state import State
+from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError
 
 if TYPE_CHECKING:
@@ -62,13 +62,33 @@ def start(
 Context = Tensor | Denoiser  # what a token is drawn from: vectors, or a trunk that reads noisy tokens
 
 
-def full(generator: Generator, state: State, step: "PlannedStep", positions: Tensor) -> Context:
-    """Context (B, M, D) of all tokens at `positions` (B, M), of a joint head (B, L, D); (2B, …) with null rows."""
+def full(generator: Generator, state: State, step: "PlannedStep", positions: Tensor, ahead: Tensor) -> Context:
+    """Context (B, M, D) of all tokens at `positions` (B, M), of a joint head (B, L, D); (2B, …) with null rows.
+
+    `ahead` (B, N): positions, those first, at which the difference of null rows is kept, where the step says so.
+    """
     if generator.capabilities.denoises:
         return generator.denoiser(*_rows(state, step), visible=step.visible, cache=state.cache)
-    asked = None if generator.head.joint else positions.repeat(2, 1) if step.null_rows else positions
+    wanted = None if generator.head.joint else ahead if step.ahead else positions
+    asked = wanted.repeat(2, 1) if wanted is not None and step.null_rows else wanted
     keep = step.room if step.group_size > step.count else None
-    return generator.context(*_rows(state, step), positions=asked, visible=step.visible, cache=state.cache, keep=keep)
+    kept = step.null_kept or step.ahead > 0
+    options: Settings = dict(visible=step.visible, cache=state.cache, keep=keep, finished=not kept)
+    z = generator.context(*_rows(state, step), positions=asked, **options)
+    return _with_kept(generator, state, step, z, wanted, positions) if kept else z
+
+
+def _with_kept(
+    generator: Generator, state: State, step: "PlannedStep", z: Tensor, at: Tensor | None, positions: Tensor
+) -> Tensor:
+    """Finished context at `positions` (B, M), the first of `at` (B, N), with null rows, of unfinished context z at `at`."""
+    if step.null_kept:
+        z = state.difference.with_null_rows(z, at)
+    else:
+        state.difference.keep(z, at)
+    if at is None:
+        return generator.to_context(z)
+    return generator.to_context(z[:, : positions.shape[1]], positions.repeat(2, 1))
 
 
 def cached_step(generator: Generator, state: State, step: "PlannedStep", group: Tensor, whole: Context) -> Tensor:
@@ -77,9 +97,14 @@ def cached_step(generator: Generator, state: State, step: "PlannedStep", group: 
     For a joint head it is written into `whole`, the context of the last full step.
     """
     group, asked = group.repeat(2, 1) if step.null_rows else group, (step.first, step.first + step.count)
-    cached = CachedStep(group=group, done=step.first, fresh=step.refresh, asked=asked, prefix=step.prefix)
+    cached = CachedStep(
+        group=group, done=step.first, fresh=step.refresh, asked=asked, prefix=step.prefix, finished=not step.null_kept
+    )
     tokens, _, class_ids = _rows(state, step)
     z = generator.cached_step(tokens, class_ids, state.cache, cached)
+    if step.null_kept:
+        positions = group[:, slice(*asked)]
+        z = generator.to_context(state.difference.with_null_rows(z, positions), positions.repeat(2, 1))
     if not generator.head.joint:
         return z
     assert isinstance(whole, Tensor)
@@ -131,19 +156,21 @@ class TokenDraw:
     Args:
         head: of draws without guidance. guided: of those with it, from contexts with null rows (Generator.guided_head).
         plans: what draws of so many head steps share (PlannedStep.head_steps), made by `guided`, whose plans serve `head` too.
+        moment: positions are ranked by their log-moments, and tokens drawn as that order has it (mgen.samplers.order).
     """
 
     head: Head
     guided: Head
     plans: Mapping[int | None, object]
     noise: Noise
+    moment: bool = False
 
     def __call__(
         self, z: Context, state: State, step: "PlannedStep", positions: Tensor, *, preview: bool = False
     ) -> Drawn:
         """Tokens at positions (B, M) from their context z (B, M, D), of a joint head (B, L, D); (2B, …) with null rows.
 
-        `preview`: a first draw at temperature 1, which is not kept.
+        `preview`: a first draw at temperature 1, which is not kept; with moments none, only the log-moments.
         """
         if not step.draws:
             return Drawn(state.tokens.new_zeros(*positions.shape, *state.tokens.shape[2:]))
@@ -156,15 +183,19 @@ class TokenDraw:
         rows = z if guidance is not None else images_of(z, head, len(positions))
         if isinstance(head, JointHead):
             return self._draw_jointly(head, rows, state, step, positions)
+        part: Settings = {"part": step.phase} if isinstance(head, PerCodebookHead) else {}
+        if self.moment:
+            part["exponent"] = step.exponent
+        if preview and self.moment:
+            own = head.log_moments(rows, plan=plan, temperature=temperature, guidance=guidance, **part)
+            return Drawn(state.tokens[:, :0], own)
         if preview:
             assert self.noise.candidates is not None
             noise, temperature = rows_at(self.noise.candidates[step.index], positions), 1.0
         else:
             noise = self.noise.at(step.index, positions)
         sample: Callable[..., Draw] = head.sample
-        if isinstance(head, PerCodebookHead):
-            sample = partial(sample, part=step.phase)
-        return Drawn(*sample(rows, noise=noise, plan=plan, temperature=temperature, guidance=guidance))
+        return Drawn(*sample(rows, noise=noise, plan=plan, temperature=temperature, guidance=guidance, **part))
 
     def _draw_jointly(self, head: JointHead, z: Tensor, state: State, step: "PlannedStep", positions: Tensor) -> Drawn:
         assert self.noise.maps is not None

@@ -41,7 +41,7 @@ def decode(
         elif step.kind == "full":
             candidates = order.candidates(state, step)
             positions = candidates[:, : step.count] if order.settled else candidates
-            z = context = forward.full(generator, state, step, positions)
+            z = context = forward.full(generator, state, step, positions, order.ahead(candidates, step))
             drawn = draw(z, state, step, positions, preview=order.redraw)
             choice = order.choose(state, step, candidates, drawn)
             if choice.rows is not None:  # the first draws settled the positions; their tokens are drawn a second time
@@ -51,9 +51,11 @@ def decode(
             choice = next_of(group, step)
             z = forward.cached_step(generator, state, step, group, context)
             drawn = draw(z, state, step, choice.positions)
+        if step.takes:
+            state = order.take_back(state, step)
         if step.count:
             positions, group = choice.positions, choice.group
-            state = order.reveal(state, step, choice, drawn.tokens)
+            state = order.reveal(state, step, choice, drawn)
             if collect:
                 z = forward.at_positions(generator, z, positions, rows=collect)
                 state = state.collect(positions, z, choice.shown)

@@ -130,13 +130,14 @@ class GuidedGenerator(Generator):
         visible: tuple[int, int] | None = None,
         cache: Cache | None = None,
         keep: int | None = None,
+        finished: bool = True,
     ) -> Tensor:
         """Context vectors (R, M, D) or (R, L, D) of a full pass, with those of the guide behind; arguments as in Generator.context."""
         assert isinstance(cache, PairCache)
 
         def one(net: Generator, own: Cache, rows: slice) -> Tensor:
             where = None if positions is None else positions[rows]
-            options: dict[str, Any] = dict(positions=where, visible=visible, cache=own, keep=keep)
+            options: dict[str, Any] = dict(positions=where, visible=visible, cache=own, keep=keep, finished=finished)
             return net.context(tokens[rows], known[rows], class_ids[rows], **options)
 
         return self._of_both(one, cache, len(tokens))

@@ -420,6 +420,9 @@ def test_a_guide_that_is_sampled_in_another_way_is_an_error() -> None:
     pair = guided(make("mae, channels"), make("mae, channels", 2, other=True))
     with pytest.raises(MgenError, match="head.guide is context"):
         draw(pair, guidance=3.0, head={"guide": "context"})
+    pair = guided(tiny_generator(), tiny_generator(seed=2))
+    with pytest.raises(MgenError, match="set reuse.condition.every=1"):
+        draw(pair, guidance=3.0, reuse={"condition": {"every": 2}})
     pipe = tiny_pipeline()
     for wrong in (3, "fmnist-maskgit", torch.nn.Linear(1, 1)):
         with pytest.raises(MgenError, match="expected a pipeline"):
