@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from mgen.heads.head import Draw, Head, HeadInputs, HeadNoise, HeadSettings, NoiseSpec, mix, register_head
 from mgen.heads.logit_filter import TopK, TopP, choose, keep_likeliest
 from mgen.nn.blocks import MLP, Blocks
-from mgen.nn.halves import parted, sharing
+from mgen.nn.halves import separate, sharing
 from mgen.nn.modulated import modulate
 from mgen.nn.sizes import Ratio, check_heads
 from mgen.utils.config import Settings
@@ -309,7 +309,7 @@ class ChannelHead(Head[ChannelSettings]):
             return ChannelSettings.of({**settings, "guide": "logits"})
 
         def conditioned(z: Tensor) -> SlotNetwork:
-            first, second = parted(z, own.width, guide.width)
+            first, second = separate(z, own.width, guide.width)
             networks = own.conditioned(first), guide.conditioned(second)
 
             def both(slot: int, before: Tensor | None) -> Tensor:

@@ -21,7 +21,7 @@ from mgen.heads.head import Draw, Head, HeadInputs, HeadNoise, NoiseSpec, PlanT,
 from mgen.heads.singlestep import make_chain
 from mgen.nn.blocks import Blocks
 from mgen.nn.denoising import Ahead, Network, TimeEmbedding
-from mgen.nn.halves import networks_by_halves, parted, sharing
+from mgen.nn.halves import networks_by_halves, separate, sharing
 from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError
 from mgen.utils.fitting import DataRows, Rows
@@ -135,7 +135,7 @@ class ChainHead(VectorHead[ChainPlan]):
         def conditioned(z: Tensor, plan: ChainPlan, positions: Tensor | None = None) -> Network:
             assert plan.guide is not None
             rows = (None, None) if positions is None else positions.chunk(2)
-            first, second = parted(z, own.width, guide.width)
+            first, second = separate(z, own.width, guide.width)
             networks = own.conditioned(first, plan, rows[0]), guide.conditioned(second, plan.guide, rows[1])
             return networks_by_halves(*networks, rows=len(first))
 

@@ -19,7 +19,7 @@ from mgen.heads.diffusion import DenoisingMLP
 from mgen.heads.flows import Flow, FlowSettings, Times, time_index
 from mgen.heads.head import DenoisingHead, Draw, Head, HeadInputs, HeadNoise, NoiseSpec, register_head
 from mgen.nn.denoising import Denoiser, Network
-from mgen.nn.halves import by_halves, networks_by_halves, parted, sharing
+from mgen.nn.halves import by_halves, networks_by_halves, separate, sharing
 from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError
 from mgen.utils.fitting import DataRows, Rows
@@ -113,7 +113,7 @@ class FlowHead(DenoisingMLP[FlowPlan], FlowMatching):
         own = self
 
         def conditioned(z: Tensor, plan: FlowPlan) -> Network:
-            first, second = parted(z, own.width, guide.width)
+            first, second = separate(z, own.width, guide.width)
             return networks_by_halves(own.conditioned(first, plan), guide.conditioned(second, plan), rows=len(first))
 
         return sharing(self, conditioned=conditioned)

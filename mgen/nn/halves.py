@@ -21,7 +21,7 @@ def join(own: Tensor, guide: Tensor) -> Tensor:
     return torch.cat([F.pad(x, (0, width - x.shape[-1])) if x.shape[-1] < width else x for x in (own, guide)])
 
 
-def parted(joined: Tensor, own: int, guide: int) -> tuple[Tensor, Tensor]:
+def separate(joined: Tensor, own: int, guide: int) -> tuple[Tensor, Tensor]:
     """The rows of `join` again, (R, …, own) and (R, …, guide)."""
     first, second = joined.chunk(2)
     return first[..., :own], second[..., :guide]
@@ -33,7 +33,7 @@ def by_halves(
     """A function of joined rows (2R, …): `own` of the first half, `guide` of the second; `widths` of what each takes."""
 
     def both(rows: Tensor, *args: object) -> Tensor:
-        first, second = parted(rows, *widths)
+        first, second = separate(rows, *widths)
         return join(own(first, *args), guide(second, *args))
 
     return both
