@@ -20,6 +20,7 @@ from mgen.generators.generator import Generator
 from mgen.heads.head import DenoisingHead, Draw, Head
 from mgen.nn.cache import CachedStep
 from mgen.nn.denoising import Denoiser, Network
+from mgen.pipelines.guide import GuidedPipeline
 from mgen.samplers import ParallelSampler
 from mgen.tokenizers.base import Tokenizer
 from mgen.tokens import TokenSpec
@@ -37,9 +38,6 @@ class Networks(Protocol):
 
     transformer: AnyGenerator
     tokenizer: Tokenizer | None
-
-    def sampled(self) -> AnyGenerator:
-        """What draws the tokens: the transformer, or the pair of it and its guide."""
 
 
 @dataclass
@@ -77,8 +75,11 @@ def _to_meta(value: object) -> object:
 
 
 def count_run(pipe: Networks, sampler: ParallelSampler, *, decode: bool = True) -> Counts:
-    """The operations of one image: a run of `sampler` with the pipeline's generator, then decoding if there is a tokenizer and `decode`."""
-    generator, counts = copy.deepcopy(pipe.sampled()).to("meta").requires_grad_(False), Counts()
+    """The operations of one image: a run of `sampler` with the pipeline's generator, and its guide if it has one, then decoding if there
+    is a tokenizer and `decode`.
+    """
+    sampled = pipe.sampled() if isinstance(pipe, GuidedPipeline) else pipe.transformer
+    generator, counts = copy.deepcopy(sampled).to("meta").requires_grad_(False), Counts()
     net = watched(generator, partial(counted, counts=counts), counts.wrap)
     *_, step = sampler(net, torch.zeros(1, dtype=torch.int64), noise=sampler.make_noise(net, [0]))
     if decode and pipe.tokenizer is not None:
