@@ -233,6 +233,11 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
         return bool(self.config.counts == "binomial")
 
     @property
+    def steps_shown(self) -> int:
+        """Steps that a run yields: those from `start` on, and with free counts of remasking one for what is left."""
+        return self.config.steps - self.config.start + int(self.remask is not None and self.remask.free)
+
+    @property
     def reuse(self) -> Reuse:
         """The policy of reuse."""
         return Reuse.of(self.config.reuse)
@@ -355,7 +360,7 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
         """A sampler with some settings replaced.
 
         A number for `guidance` replaces the end of its curve; `chain` and `head_steps` replace entries of `head`, and entries of
-        `reuse` and `first_stage` those of the same name; first_stage=False leaves the first stage out.
+        `reuse` and `first_stage` those of the same name; first_stage=False and remask=False leave those out.
         """
         settings: Settings = {key: value for key, value in replaced.items() if value is not None}
         if parts := {key: value for key, value in (("chain", chain), ("steps", head_steps)) if value is not None}:
@@ -363,8 +368,9 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
         for name in ("reuse", "first_stage"):
             if isinstance(settings.get(name), Mapping) and self.config[name]:
                 settings[name] = {**self.config[name], **settings[name]}
-        if settings.get("first_stage") is False:
-            settings["first_stage"] = None
+        for name in ("first_stage", "remask"):
+            if settings.get(name) is False:
+                settings[name] = None
         check_keys(settings, constructor_keys(type(self)), "sampler.")
         if guidance is not None:
             curve = self.config.guidance
