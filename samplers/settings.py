@@ -315,13 +315,24 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
         shares = reveal_shares(c.schedule, steps=phase.steps + c.start, length=phase.length)[c.start :]
         return random_left(shares, torch.tensor(unknown), uniform)
 
-    def values(self, name: str, length: int, global_tokens: int = 0, left: Sequence[int] | None = None) -> list[float]:
+    def values(
+        self,
+        name: str,
+        length: int,
+        global_tokens: int = 0,
+        left: Sequence[int] | None = None,
+        shares: Sequence[float] | None = None,
+    ) -> list[float]:
         """`guidance`, `temperature` or `confidence_temperature` at each of the T steps of a run on `length` tokens.
 
-        `left`: tokens that are unknown after each step that is run; None: as the settings say, if none is known at first.
+        `left`: tokens that are unknown after each step that is run, `shares`: the share that is unknown before each, of those unknown
+        at first; None: as the settings say, if none is known at first.
         """
         c, after = self.config, self._unknown(length, global_tokens, left)
-        return per_step(c[name], c.steps, name=name, unknown=after, length=length, groups=self.groups())
+        if shares is None:
+            shares = [now / length for now in [length, *after][: c.steps]][c.start :]
+        shares = [1.0] * c.start + list(shares)
+        return per_step(c[name], c.steps, name=name, unknown=after, length=length, groups=self.groups(), shares=shares)
 
     def _unknown(self, length: int, global_tokens: int, left: Sequence[int] | None) -> list[int]:
         """Unknown tokens after each of the T steps; arguments as in `values`."""

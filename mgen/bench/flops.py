@@ -38,6 +38,9 @@ class Networks(Protocol):
     transformer: AnyGenerator
     tokenizer: Tokenizer | None
 
+    def sampled(self) -> AnyGenerator:
+        """What draws the tokens: the transformer, or the pair of it and its guide."""
+
 
 @dataclass
 class Counts:
@@ -75,7 +78,7 @@ def _to_meta(value: object) -> object:
 
 def count_run(pipe: Networks, sampler: ParallelSampler, *, decode: bool = True) -> Counts:
     """The operations of one image: a run of `sampler` with the pipeline's generator, then decoding if there is a tokenizer and `decode`."""
-    generator, counts = copy.deepcopy(pipe.transformer).to("meta").requires_grad_(False), Counts()
+    generator, counts = copy.deepcopy(pipe.sampled()).to("meta").requires_grad_(False), Counts()
     net = watched(generator, partial(counted, counts=counts), counts.wrap)
     *_, step = sampler(net, torch.zeros(1, dtype=torch.int64), noise=sampler.make_noise(net, [0]))
     if decode and pipe.tokenizer is not None:
@@ -106,6 +109,8 @@ def counted(generator: Generator, counts: Counts) -> Generator:
 
         return call
 
+    head = CountedHead(generator.head, counts, generator.units)
+    guided = generator.guided_head  # the same, or of a generator and its guide
     return proxy(
         generator,
         context=watch("full", generator.context),
@@ -115,7 +120,8 @@ def counted(generator: Generator, counts: Counts) -> Generator:
         denoiser=lambda *inputs, **kwargs: CountedDenoiser(
             generator.denoiser(*(value.to("meta") for value in inputs), **kwargs), counts
         ),
-        head=CountedHead(generator.head, counts, generator.units),
+        head=head,
+        guided_head=head if guided is generator.head else CountedHead(guided, counts, generator.units),
     )
 
 

@@ -9,8 +9,8 @@ K copies of a token in training, n = B·M tokens, R rows of the network (n, or 2
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ from mgen.heads.head import Draw, Head, HeadInputs, HeadNoise, NoiseSpec, PlanT,
 from mgen.heads.singlestep import make_chain
 from mgen.nn.blocks import Blocks
 from mgen.nn.denoising import Ahead, Network, TimeEmbedding
+from mgen.nn.halves import networks_by_halves, separate, sharing
 from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError
 from mgen.utils.fitting import DataRows, Rows
@@ -48,10 +49,11 @@ class ResBlock(nn.Module):
 
 @dataclass(frozen=True)
 class ChainPlan:
-    """A chain and the time embeddings (N, W) of its steps, made once per run."""
+    """A chain and the time embeddings (N, W) of its steps, made once per run; `guide`: the same of a head that guides."""
 
     chain: Chain
     embedding: Tensor
+    guide: "ChainPlan | None" = None
 
 
 class VectorHead(Head[PlanT]):
@@ -117,6 +119,27 @@ class ChainHead(VectorHead[ChainPlan]):
     def plan(self, settings: Settings) -> ChainPlan:
         chain = make_chain(ChainSettings.of(settings), self.tables)
         return ChainPlan(chain, self.time(torch.tensor(chain.timesteps, device=self.input.weight.device)))
+
+    def conditioned(self, z: Tensor, plan: ChainPlan, positions: Tensor | None = None) -> Network:
+        """The network of a draw, given its context; `positions`: of a joint head, those that it answers for."""
+        raise NotImplementedError
+
+    def guided_by(self, guide: Head[Any]) -> Self:
+        self.check_guide(guide, *({"train_steps", "noise_schedule"} & self.settings.keys()))
+        assert isinstance(guide, ChainHead)
+        own = self
+
+        def plan(settings: Settings) -> ChainPlan:
+            return replace(own.plan(settings), guide=guide.plan(settings))
+
+        def conditioned(z: Tensor, plan: ChainPlan, positions: Tensor | None = None) -> Network:
+            assert plan.guide is not None
+            rows = (None, None) if positions is None else positions.chunk(2)
+            first, second = separate(z, own.width, guide.width)
+            networks = own.conditioned(first, plan, rows[0]), guide.conditioned(second, plan.guide, rows[1])
+            return networks_by_halves(*networks, rows=len(first))
+
+        return sharing(self, plan=plan, conditioned=conditioned)
 
 
 class DenoisingMLP(VectorHead[PlanT]):
@@ -241,6 +264,9 @@ class DiffusionHead(DenoisingMLP[ChainPlan], ChainHead):
 
     # -- sampling ------------------------------------------------------------------------------------------------------
 
+    def conditioned(self, z: Tensor, plan: ChainPlan, positions: Tensor | None = None) -> Network:
+        return self.network(z, plan.embedding)
+
     def sample(
         self,
         z: Tensor,
@@ -262,7 +288,7 @@ class DiffusionHead(DenoisingMLP[ChainPlan], ChainHead):
         """
         b, m = noise.shape[1:3]
         chain, count = plan.chain, len(plan.chain.timesteps)
-        network = self.network(z.flatten(0, 1), plan.embedding)
+        network = self.conditioned(z.flatten(0, 1), plan)
         draws = noise.flatten(1, 2)  # (draws, n, C)
         x = draws[0]
         chain.begin()
