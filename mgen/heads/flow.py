@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from mgen.heads.cache import CachePlan, HeadCache
 from mgen.heads.diffusion import DenoisingMLP
 from mgen.heads.flows import Flow, FlowSettings, Times, time_index
 from mgen.heads.head import DenoisingHead, Draw, Head, HeadInputs, HeadNoise, NoiseSpec, register_head
@@ -26,10 +27,11 @@ from mgen.utils.schema import Depth, Size, schema
 
 @dataclass(frozen=True)
 class FlowPlan:
-    """A solver and what the time embedding takes at its steps (n,), made once per run."""
+    """A solver, what the time embedding takes at its steps (n,), and which calls use what others computed; made once per run."""
 
     flow: Flow
     times: Tensor
+    cache: CachePlan | None = None
 
 
 class FlowMatching(Head[FlowPlan]):
@@ -59,6 +61,7 @@ class FlowMatching(Head[FlowPlan]):
 
     def check(self, settings: Settings, *, temperatures: Sequence[float]) -> None:
         flow = FlowSettings.of(settings)
+        self.cache_plan(flow.cache, flow.steps)
         if flow.solver == "euler" and any(t != 1 for t in temperatures):
             raise MgenError(
                 f"temperature {temperatures[0]} scales noise that the solver 'euler' does not add: use temperature 1 or "
@@ -71,7 +74,13 @@ class FlowMatching(Head[FlowPlan]):
 
     def plan(self, settings: Settings) -> FlowPlan:
         flow = Flow(FlowSettings.of(settings))
-        return FlowPlan(flow, flow.asked(self.config.times).to(next(self.parameters()).device))
+        times = flow.asked(self.config.times).to(next(self.parameters()).device)
+        return FlowPlan(flow, times, self.cache_plan(flow.settings.cache, len(times)))
+
+    def cache_plan(self, cache: HeadCache, calls: int) -> CachePlan | None:
+        """The calls of a chain that use what others computed; MgenError where this head has no such cache."""
+        cache.refuse(self.settings["type"], "its network is the trunk")
+        return None
 
 
 @schema
@@ -112,7 +121,8 @@ class FlowHead(DenoisingMLP[FlowPlan], FlowMatching):
     ) -> Draw:
         """Draw a token at each position; arguments as in Head, noise and temperature as in Flow.run."""
         b, m = noise.shape[1:3]
-        network = self.network(z.flatten(0, 1), self.time(plan.times))  # of (n, C), n = R·M
+        embedding, null_rows = self.time(plan.times), guidance is not None
+        network = self.network(z.flatten(0, 1), embedding, cache=plan.cache, null_rows=null_rows)  # of (n, C), n = R·M
         x = plan.flow.run(network, noise.flatten(1, 2), temperature=temperature, guidance=guidance)
         return Draw(x.unflatten(0, (b, m)), None)  # (B, M, C)
 
