@@ -107,8 +107,9 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
                 f"global_steps is {global_steps!r}: a whole number from 1 to steps − 1, {steps - 1}, is needed"
             )
         ordering, policy = self.order, self.reuse  # raise for settings that aren't allowed
-        if ordering.name == "remasking" and policy.cached:
-            raise MgenError("order remasking draws known tokens again in every step: set reuse.cached=0")
+        if ordering.name == "remasking" and policy.equal_counts:
+            raise MgenError(f"order remasking draws known tokens again in every step: set {policy.off}")
+        policy.tokens.shares(steps)
         # Raises on a bad schedule; whether there are enough tokens for it is checked when their number is known.
         tokens = steps if schedule == "single" else max(2, steps)
         rule = "enat" if counts == "maskgit-r" else counts
@@ -135,10 +136,10 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
 
     def _check_random_counts(self) -> None:
         """Raise MgenError for settings that need every image to reveal as many tokens as the others."""
-        if self.reuse.cached:
+        if self.reuse.equal_counts:
             raise MgenError(
-                "counts binomial reveals other numbers of tokens in every image, cached steps need equal ones: set reuse.cached=0, "
-                "or counts maskgit"
+                "counts binomial reveals other numbers of tokens in every image, cached and lazy steps need equal ones: set "
+                f"{self.reuse.off}, or counts maskgit"
             )
         self._check_tokens_curves("counts binomial", ("temperature", "confidence_temperature"))
 

@@ -170,7 +170,9 @@ class ChainHead(VectorHead[ChainPlan]):
             rows = (None, None) if positions is None else positions.chunk(2)
             first, second = separate(z, own.width, guide.width)
             networks = own.conditioned(first, plan, rows[0]), guide.conditioned(second, plan.guide, rows[1])
-            return keep_difference(networks_by_halves(*networks, rows=len(first)), networks[0], plan.cache, rows=len(first))
+            return keep_difference(
+                networks_by_halves(*networks, rows=len(first)), networks[0], plan.cache, rows=len(first)
+            )
 
         return sharing(self, plan=plan, conditioned=conditioned)
 

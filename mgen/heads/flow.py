@@ -124,7 +124,9 @@ class FlowHead(DenoisingMLP[FlowPlan], FlowMatching):
         def conditioned(z: Tensor, plan: FlowPlan, *, null_rows: bool = False) -> Network:
             first, second = separate(z, own.width, guide.width)
             networks = own.conditioned(first, plan), guide.network(second, guide.time(plan.times))
-            return keep_difference(networks_by_halves(*networks, rows=len(first)), networks[0], plan.cache, rows=len(first))
+            return keep_difference(
+                networks_by_halves(*networks, rows=len(first)), networks[0], plan.cache, rows=len(first)
+            )
 
         return sharing(self, conditioned=conditioned)
 
