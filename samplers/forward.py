@@ -1,8 +1,8 @@
 """The generator as the sampler sees it: no other file of this folder, nor of mgen.pipelines, calls a trunk or a head.
 
-A full step computes all tokens, a cached step the positions of a group, a carry-only step features alone. With guidance the null
-class, or a guide (mgen.generators.guided), is computed in the same pass: its rows stand behind those of the images' classes. The head
-then draws tokens.
+A full step computes all tokens, a cached step the positions of a group, a lazy step few, a carry-only step features alone. With
+guidance the null class, or a guide (mgen.generators.guided), is computed in the same pass: its rows stand behind those of the images'
+classes. The head then draws tokens.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,7 +15,7 @@ from torch import Tensor
 from mgen.generators import Generator
 from mgen.heads import DenoisingHead, Draw, Head, JointHead, PerCodebookHead
 from mgen.nn.attention import gather_rows, put
-from mgen.nn.cache import Cache, CachedStep
+from mgen.nn.cache import Cache, CachedStep, LazyStep
 from mgen.nn.denoising import Denoiser
 from mgen.samplers.noise import Noise, rows_at
 from mgen.samplers.state import State
@@ -71,9 +71,10 @@ def full(generator: Generator, state: State, step: "PlannedStep", positions: Ten
         return generator.denoiser(*_rows(state, step), visible=step.visible, cache=state.cache)
     wanted = None if generator.head.joint else ahead if step.ahead else positions
     asked = wanted.repeat(2, 1) if wanted is not None and step.null_rows else wanted
-    keep = step.room if step.group_size > step.count else None
     kept = step.null_kept or step.ahead > 0
-    options: Settings = dict(visible=step.visible, cache=state.cache, keep=keep, finished=not kept)
+    options: Settings = dict(visible=step.visible, cache=state.cache, keep=step.room or None, finished=not kept)
+    if not step.keeps_null:
+        options["keep_images"] = len(state.tokens)
     z = generator.context(*_rows(state, step), positions=asked, **options)
     return _with_kept(generator, state, step, z, wanted, positions) if kept else z
 
@@ -104,11 +105,20 @@ def cached_step(generator: Generator, state: State, step: "PlannedStep", group: 
     z = generator.cached_step(tokens, class_ids, state.cache, cached)
     if step.null_kept:
         positions = group[:, slice(*asked)]
-        z = generator.to_context(state.difference.with_null_rows(z, positions), positions.repeat(2, 1))
+        z = _with_kept(generator, state, step, z, positions, positions)
     if not generator.head.joint:
         return z
     assert isinstance(whole, Tensor)
     return put(whole[: len(z), :, : z.shape[-1]], group[:, slice(*asked)], z)
+
+
+def lazy_step(generator: Generator, state: State, step: "PlannedStep", positions: Tensor, latest: Tensor) -> Context:
+    """Context (B, M, D) at `positions` (B, M); (2B, …) with null rows. `latest` (B, P): those revealed in the step before."""
+    assert step.pruning is not None
+    drawn, found = (x.repeat(2, 1) if step.null_rows else x for x in (positions, latest))
+    lazy = LazyStep(latest=found, drawn=drawn, pruning=step.pruning, finished=not step.null_kept)
+    z = generator.lazy_step(*_rows(state, step), state.cache, lazy)
+    return _with_kept(generator, state, step, z, positions, positions) if step.null_kept else z
 
 
 def at_rows(z: Context, rows: Tensor) -> Tensor:

@@ -32,16 +32,19 @@ def decode(
     with those behind the images' own.
     """
     nothing = state.known[:, :0].long(), Drawn(state.tokens[:, :0])
-    group = torch.empty(0)  # the positions of the last full step's group
+    group = torch.empty(0)  # the positions of the last full or lazy step's group
     context: forward.Context = group  # and of that step
     for step in plan.steps:
         positions, drawn = nothing
         if step.kind == "carry":
             forward.carry(generator, state, step)
-        elif step.kind == "full":
+        elif step.kind in ("full", "lazy"):
             candidates = order.candidates(state, step)
             positions = candidates[:, : step.count] if order.settled else candidates
-            z = context = forward.full(generator, state, step, positions, order.ahead(candidates, step))
+            if step.kind == "full":
+                z = context = forward.full(generator, state, step, positions, order.ahead(candidates, step))
+            else:
+                z = forward.lazy_step(generator, state, step, positions, group)
             drawn = draw(z, state, step, positions, preview=order.redraw)
             choice = order.choose(state, step, candidates, drawn)
             if choice.rows is not None:  # the first draws settled the positions; their tokens are drawn a second time

@@ -51,6 +51,8 @@ class ParallelSampler(SamplerSettings):
             raise MgenError("order 'halton' needs tokens with a position in the image: use random, raster or a list")
         if reuse.cached and not able.cached_steps:
             raise MgenError(f"{name} has no cached steps: set reuse.cached=0")
+        if reuse.tokens.lazy:
+            self._check_lazy(able, name)
         if reuse.condition.every > 1 and (able.one_by_one or (able.carried_features and reuse.features)):
             unless = "set reuse.features=false or " if able.carried_features else ""
             raise MgenError(
@@ -100,6 +102,24 @@ class ParallelSampler(SamplerSettings):
         units, c = generator.units, self.config
         by_rows = by_tokens(c.guidance, "interval_of") and (given is not None or self.random_counts)
         return by_rows or any(self.guided(units.length, units.global_tokens)[c.start :])
+
+    def _check_lazy(self, able: Capabilities, name: str) -> None:
+        """Raise MgenError unless the generator has lazy steps as `reuse.tokens` asks for."""
+        tokens, layers = self.reuse.tokens, able.lazy_layers
+        if not layers:
+            raise MgenError(
+                f"{name} has no lazy steps, which an encoder of the known tokens alone makes possible (trunk mae, the first stage of "
+                "mae-two-stage): set reuse.tokens.every=1"
+            )
+        if able.joint:
+            raise MgenError(
+                f"the head of this {name} reads the context of all positions, a lazy step computes it at few: set reuse.tokens.every=1"
+            )
+        if tokens.layer >= layers and min(tokens.shares(self.config.steps)) < 1:
+            raise MgenError(
+                f"reuse.tokens.layer is {tokens.layer}, this {name} has a decoder of {layers + 1} blocks, and the last one computes the "
+                f"positions drawn alone: allowed is 0 … {layers - 1}, or keep 1"
+            )
 
     def _check_steps(self, able: Capabilities, units: TokenSpec, name: str) -> None:
         """Raise MgenError unless the steps fit tokens that are drawn one after the other, or global ones first."""
@@ -269,9 +289,10 @@ class ParallelSampler(SamplerSettings):
         made: Settings = dict(features_only=features_only, unused_tail=unused_tail, counts=noise.counts, path=path)
         made["guide_features"] = guide_features
         plan = make_plan(self, spec, able, hidden, device=device, **made)
-        if self.reuse.cached and any(step.visible[0] != step.visible[1] for step in plan.steps):
+        if self.reuse.equal_counts and any(step.visible[0] != step.visible[1] for step in plan.steps):
             raise MgenError(
-                "cached steps need as many given tokens in every image of a batch: use batch_size 1, or reuse.cached=0"
+                "cached and lazy steps need as many given tokens in every image of a batch: use batch_size 1, or "
+                f"{self.reuse.off}"
             )
         guided = any(step.null_rows for step in plan.steps)
         if guided and able.guided_by is None:

@@ -11,15 +11,17 @@ import torch
 from torch import Tensor
 
 from mgen.generators import Capabilities
+from mgen.nn import Pruning
 from mgen.samplers.condition import plan_condition
 from mgen.samplers.remask import Path
+from mgen.samplers.token_cache import plan_tokens
 from mgen.samplers.values import by_tokens
 from mgen.tokens import TokenSpec
 
 if TYPE_CHECKING:
     from mgen.samplers.settings import SamplerSettings
 
-Kind = Literal["full", "cached", "carry", "none"]
+Kind = Literal["full", "cached", "lazy", "carry", "none"]
 LEAST_TEMPERATURE = 1e-4  # below, a confidence temperature is 0
 COLUMNS = (
     *("step", "group", "forward pass", "reveals", "takes back", "unknown", "guidance", "temperature"),
@@ -46,8 +48,8 @@ class PlannedStep:
 
     Args:
         index: t. phase: 1 for the tokens after global ones, else 0. group: number of its group (see Reuse).
-        kind: "full", all tokens are computed; "cached", positions of the group; "carry", nothing is revealed, features alone are
-            computed; "none", nothing is revealed.
+        kind: "full", all tokens are computed; "cached", positions of the group; "lazy", the latest tokens and the rows that change most;
+            "carry", nothing is revealed, features alone are computed; "none", nothing is revealed.
         reveal: tokens that each row reveals. count: the most of them. takes: the most that a row takes back (remasking).
         visible: fewest and most known tokens of a row before the step.
         unknown: most unknown tokens of the phase in a row before the step. stop: the position at which the phase's tokens end.
@@ -58,9 +60,10 @@ class PlannedStep:
             step on; 0: none.
         head_steps: steps of the head's chain; None: as the settings of the head say.
         draws: False where only the context of the revealed tokens is read (the last step of a first stage).
-        group_size: tokens of the whole group. first: of them, those revealed before the step. room: those revealed before its last.
+        group_size: tokens of the whole group. first: of them, those revealed before the step. room: of a full step, tokens that the
+            cached or lazy ones after it find revealed; 0: nothing is kept. keeps_null: what is kept is that of null rows too.
         refresh: positions of the group that a cached step computes, from, to. prefix: whether it computes the class token too.
-        ends_group: nothing that is cached for the group is read after it.
+        pruning: of a lazy step. ends_group: nothing that is kept is read after it.
         quota, done, group_quota, taken: (B, 1) on the device, tokens of a row revealed by the step, before it, and by its group, and
             taken back.
     """
@@ -86,6 +89,8 @@ class PlannedStep:
     group_size: int = 0
     first: int = 0
     room: int = 0
+    keeps_null: bool = True
+    pruning: Pruning | None = None
     refresh: tuple[int, int] = (0, 0)
     prefix: bool = True
     ends_group: bool = False
@@ -188,8 +193,10 @@ def make_plan(
     groups = [list(part) for group in planner.groups for _, part in groupby(group, planner.phase)]
     undrawn = settings.config.steps - 1 if features_only and not able.log_prob else None
     kept = enumerate(groups[: len(groups) - unused_tail])
+    reuse = planner.reuse
+    steps = plan_condition([[*planner.group(*part, undrawn)] for part in kept], reuse.condition)
     return Plan(
-        steps=tuple(plan_condition([[*planner.group(*part, undrawn)] for part in kept], planner.reuse.condition)),
+        steps=tuple(plan_tokens(steps, reuse.tokens, settings.config.steps)),
         count=len(planner.temperature),
         phases=len(planner.phases),
         carries=planner.carries,
@@ -310,13 +317,14 @@ class _Planner:
             yield replace(step, kind="carry", null_rows=self.null_rows(group[:1])) if self.carries else step
             group, counts = group[1:], counts[1:]
         size, first, before = sum(counts), 0, 0
+        room = size - next((count for count in reversed(counts) if count), 0)
         guides = [*group[:1], *group[:-1]] if reuse.late_guidance else group
         for i, (t, count) in enumerate(zip(group, counts)):
             step = self.step(t, number, end, guide=guides[i])
             chain = self.chain_steps[t][0 if i == 0 else 1]
             step = replace(step, draws=t != undrawn, group_size=size, first=first, head_steps=chain)
             if i == 0:
-                step = replace(step, kind="full", null_rows=self.null_rows(group), room=size - counts[-1])
+                step = replace(step, kind="full", null_rows=self.null_rows(group), room=room)
                 if len(group) > 1 and reuse.inside == "raster":
                     step = replace(step, group_quota=self.quota[t - self.start : end + 1 - self.start].sum(0))
             elif count and reuse.refresh == "latest":  # a later step reads null rows of this one

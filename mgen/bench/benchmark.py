@@ -115,7 +115,7 @@ class Clock:
 
 def timed(generator: Generator, clock: Clock) -> Generator:
     """A proxy of the generator whose passes and head are timed."""
-    passes = (generator.context, generator.cached_step, generator.carry, generator.start)
+    passes = (generator.context, generator.cached_step, generator.lazy_step, generator.carry, generator.start)
     trunk = {function.__name__: clock.wrap("trunk", function) for function in passes}
     heads = {name: _timed_head(getattr(generator, name), clock) for name in ("head", "guided_head")}
     return proxy(generator, **heads, **trunk)
@@ -149,7 +149,7 @@ class BenchResult:
     """What `mgen bench` reports and writes as JSON.
 
     Args:
-        passes_per_image: "full" and "cached" passes of the trunk; a pass of the null class counts too.
+        passes_per_image: "full" and "cached" (or lazy) passes of the trunk; a pass of the null class counts too.
         seconds: of the fastest batch by part: trunk, head, decoder, sampling (everything around them) and total.
         tflops_per_image: by part, and total. peak_gflops: of a matrix product, measured.
         share_of_peak: FLOP/s over that peak, of "trunk and head" and of "all". sampling_over_network: of the seconds.

@@ -1,7 +1,7 @@
 """Floating-point operations of a sampling run, counted without computing anything.
 
 The sampler itself runs, on one image, with a generator whose passes happen on the meta device under torch's FlopCounterMode: what is
-counted is what is executed, cached steps and carried features included. One multiplication and addition are 2 FLOPs.
+counted is what is executed, cached and lazy steps and carried features included. One multiplication and addition are 2 FLOPs.
 """
 
 import copy
@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mgen.bench.proxy import AnyGenerator, Proxy, proxy, watched
 from mgen.generators.generator import Generator
 from mgen.heads.head import DenoisingHead, Draw, Head
-from mgen.nn.cache import CachedStep
+from mgen.nn.cache import CachedStep, LazyStep
 from mgen.nn.denoising import Denoiser, Network
 from mgen.pipelines.guide import GuidedPipeline
 from mgen.samplers import ParallelSampler
@@ -42,7 +42,10 @@ class Networks(Protocol):
 
 @dataclass
 class Counts:
-    """FLOPs of one image by part, and the passes of the trunk that took them; a row of the null class is a pass of its own."""
+    """FLOPs of one image by part, and the passes of the trunk that took them; a row of the null class is a pass of its own.
+
+    Lazy steps count as cached ones.
+    """
 
     flops: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PARTS, 0))
     passes: dict[str, int] = field(default_factory=lambda: {"full": 0, "cached": 0})
@@ -71,6 +74,8 @@ def _to_meta(value: object) -> object:
         return value.to("meta")
     if isinstance(value, CachedStep):
         return replace(value, group=value.group.to("meta"))
+    if isinstance(value, LazyStep):
+        return replace(value, latest=value.latest.to("meta"), drawn=value.drawn.to("meta"))
     return value
 
 
@@ -116,6 +121,7 @@ def counted(generator: Generator, counts: Counts) -> Generator:
         generator,
         context=watch("full", generator.context),
         cached_step=watch("cached", generator.cached_step),
+        lazy_step=watch("cached", generator.lazy_step),
         carry=watch("full", generator.carry),
         start=counts.wrap("trunk", generator.start),
         denoiser=lambda *inputs, **kwargs: CountedDenoiser(

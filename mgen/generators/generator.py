@@ -19,7 +19,7 @@ from mgen.generators.embedder import Embedder, TokenRows
 from mgen.generators.losses import LossOptions, masked_positions, token_losses, token_weights
 from mgen.generators.trunk import Capabilities, PassOptions, Trunk
 from mgen.heads.head import DenoisingHead, Head, HeadNoise
-from mgen.nn import Cache, CachedStep, Entities
+from mgen.nn import Cache, CachedStep, Entities, LazyStep
 from mgen.nn.causal import optimize_layout
 from mgen.nn.denoising import Denoiser
 from mgen.tokens import TokenSpec
@@ -196,6 +196,7 @@ class Generator(Composed):
         visible: tuple[int, int] | None = None,
         cache: Cache | None = None,
         keep: int | None = None,
+        keep_images: int | None = None,
         finished: bool = True,
     ) -> Tensor:
         """Context vectors for the head: a full pass.
@@ -203,13 +204,15 @@ class Generator(Composed):
         Args:
             tokens: ids (B, L), vectors (B, L, C) or ids (B, L, C); whatever stands where `known` is False is ignored.
             known: bool (B, L), True where the token is given. class_ids: (B,) int64.
-            positions: int64 (B, M), the positions wanted; None for all. visible, cache, keep, finished: see PassOptions.
+            positions: int64 (B, M), the positions wanted; None for all. Others: see PassOptions.
 
         Returns:
             (B, M, D), or (B, L, D).
         """
         rows = self.rows(tokens, known, sampling=cache is not None)
-        options = PassOptions(positions=positions, visible=visible, cache=cache, keep=keep, finished=finished)
+        options = PassOptions(
+            positions=positions, visible=visible, cache=cache, keep=keep, keep_images=keep_images, finished=finished
+        )
         return self.trunk(rows, self.classes(class_ids), options)
 
     def denoiser(
@@ -224,6 +227,11 @@ class Generator(Composed):
         """Context of the positions a cached step asks for, (B, asked, D); see Trunk.cached_step."""
         rows = self.rows(tokens, step.known, sampling=True)
         return self.trunk.cached_step(rows, self.classes(class_ids), cache, step)
+
+    def lazy_step(self, tokens: Tensor, known: Tensor, class_ids: Tensor, cache: Cache, step: LazyStep) -> Tensor:
+        """Context of the positions that a lazy step draws, (B, n, D); see Trunk.lazy_step."""
+        rows = self.rows(tokens, known, sampling=True)
+        return self.trunk.lazy_step(rows, self.classes(class_ids), cache, step)
 
     def to_context(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
         """Context (B, M, D) at positions (B, M) of what a pass returns that is not finished; see Trunk.to_context."""

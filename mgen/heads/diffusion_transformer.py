@@ -160,7 +160,9 @@ class DiffusionTransformerHead(ChainHead, JointHead[ChainPlan]):
 
     # -- sampling ------------------------------------------------------------------------------------------------------
 
-    def conditioned(self, z: Tensor, plan: ChainPlan, positions: Tensor | None = None) -> Network:
+    def conditioned(
+        self, z: Tensor, plan: ChainPlan, positions: Tensor | None = None, *, null_rows: bool = False
+    ) -> Network:
         """ε (R, L, C), or (R, M, C) at `positions` (R, M), of noisy maps (B, L, C) in a step, given contexts z (R, L, D)."""
         cond = self.cond(z)  # (R, L, W)
 

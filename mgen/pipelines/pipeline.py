@@ -265,7 +265,7 @@ class MaskedPipeline(DiffusersPipeline, LoRAPipeline, GuidedPipeline):
         """Steps of one batch."""
         stages = [s for s in (sampler, sampler.first_stage) if s is not None]
         skipped = unused_tail if self.transformer.capabilities.skips_tail else 0
-        return sum(s.config.steps - s.config.start for s in stages) - skipped
+        return sum(s.steps_shown for s in stages) - skipped
 
     def decode(self, tokens: Tensor) -> Tensor:
         """Images (B, C, H, W) in [-1, 1] of ids (B, L) or vectors (B, L, C).
