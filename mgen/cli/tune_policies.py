@@ -47,7 +47,7 @@ def search_policies(args: Namespace, line: str) -> int:
     begin_run(out, settings)
     references = references or {side: half(side, facts["reference"], extractor, args) for side, facts in sides.items()}
     cost = Operations(pipe) if budget.measure == "flops" else Seconds(pipe, trace.costs, trace.keep_cost, args.dtype)
-    origin = cost(start)
+    origin = cost(policies.sampler(policies.origin))
     limit = budget.limit(origin)
     print(
         f"at most {plan.trials} candidates of at most {shown_cost(limit, cost.measure)} per image (the start takes "

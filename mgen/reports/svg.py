@@ -62,6 +62,7 @@ def standalone(element: str) -> str:
     width, height = root.attrib["viewBox"].split()[2:]
     root.insert(0, ET.Element("rect", width=width, height=height, fill=colors["paper"]))
     root.set("font-family", "sans-serif")
+    root.set("aria-label", root.attrib["aria-label"].partition(";")[0])
     return ET.tostring(root, encoding="unicode") + "\n"
 
 

@@ -14,8 +14,9 @@ A space is a YAML file, shipped in configs/spaces or a user's own, with a list o
         when: {reuse.cached: [1, 2]}                             # elsewhere it would change nothing
 
 Keys are dotted as those of `--set`. A key replaces what was there, so that a mapping is a whole one; a dotted key changes a part of it, and
-where guidance, a temperature or the steps of a head are a number, `guidance.end` makes the curve {kind: constant} of that number. A number
-with an x behind it is a multiple of the start's value (of a curve's larger end). `reuse.full_first` may be a share of the steps.
+where guidance or a temperature is a number, `guidance.end` makes the curve {kind: constant} of that number. A number with an x behind it
+is a multiple (of a curve's larger end): in a range of the start's value, in choices of the value that axes before have set.
+`reuse.full_first` may be a share of the steps.
 """
 
 import dataclasses
@@ -34,7 +35,7 @@ from mgen.utils.folders import shipped
 from mgen.utils.schema import Text, build, schema
 
 DEFAULT = "default"  # the space that is searched unless another is given
-CURVES = ("guidance", "temperature", "confidence_temperature", "head.steps")  # a part of a number makes a curve of it
+CURVES = ("guidance", "temperature", "confidence_temperature")  # a part of a number makes a curve of it
 MULTIPLE = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)x")
 ABLE = (*(f.name for f in dataclasses.fields(Capabilities)), "one_by_one", "null_class")
 ABLE = tuple(name for name in ABLE if name != "order")
@@ -67,7 +68,7 @@ class Axis:
         needs: capabilities of the generator (mgen.generators.Capabilities), or null_class, or "not " and one of them.
         when: setting → the values of it (of a mapping, its name) under which this axis has an effect.
         cost: larger values of the range cost more, so that candidates over the budget can be moved onto it.
-        default: the start's value where it names none, for multiples of it.
+        default: what multiples are of where the settings name no number.
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_.-]{0,60}$")]

@@ -109,11 +109,7 @@ def compare(
         for candidate in chosen:
             trials = []
             for seed in seeds:
-                trials.append(
-                    trace.measure(
-                        candidate.sampler, candidate.changes, objective, side="test", seed=seed, images=images
-                    )
-                )
+                trials.append(trace.measure(candidate.sampler, objective, side="test", seed=seed, images=images))
                 bar.update(candidate.cost * images)
             finals.append(Final(candidate=candidate, trials=trials))
     return Outcome(start=finals[0], finalists=finals[1:], limit=limit, measure=measure)

@@ -84,7 +84,7 @@ def search(proposals: Proposals, objective: Objective, trace: Trace, plan: Plan,
             if not known and plan.seconds is not None and trace.seconds >= plan.seconds:
                 raise _Spent
             candidate.trials[images] = trace.measure(
-                candidate.sampler, candidate.changes, objective, side="search", seed=plan.seed, images=images
+                candidate.sampler, objective, side="search", seed=plan.seed, images=images
             )
             bar.update(more * candidate.cost)
             best = ranked(candidates.values())[0]

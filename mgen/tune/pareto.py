@@ -1,10 +1,11 @@
 """What a search has tried, as points of cost and distance: for points.json, and plotted (pareto.svg)."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from mgen.reports.svg import add_legend, draw, finish_axes, series, standalone
+from mgen.reports.svg import INK, add_legend, draw, finish_axes, series, standalone
 from mgen.tune.budget import Measure, shown_cost
 from mgen.tune.finals import Outcome
 from mgen.tune.policies import shown_changes
@@ -118,6 +119,16 @@ def plot(points: Sequence[Point], measure: Measure, limit: float, distance: str)
     return None if element is None else standalone(element)
 
 
+def ticks(low: float, high: float) -> list[float]:
+    """Round numbers between two: 1, 2 and 5 times powers of ten, fewer if there are many."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for digits in ((1, 1.5, 2, 3, 4, 5, 6, 8), (1, 2, 3, 5), (1, 2, 5), (1,)):
+        found = [digit * 10.0**decade for decade in decades for digit in digits if low <= digit * 10.0**decade <= high]
+        if len(found) <= 7:
+            break
+    return found
+
+
 def _fill(figure: "Figure", points: Sequence[Point], measure: Measure, limit: float, distance: str) -> dict[str, str]:
     """Plot the points; returns the tooltip of each by its id."""
     axes, titles = figure.subplots(), dict[str, str]()
@@ -151,10 +162,18 @@ def _fill(figure: "Figure", points: Sequence[Point], measure: Measure, limit: fl
         titles[f"point-{i}"] = f"{shown_cost(point.cost, measure)}, {point.text}"
         if point.label:
             axes.annotate(
-                point.label, (point.cost, point.distance), xytext=(7, 7), textcoords="offset points", fontsize=9
+                point.label,
+                (point.cost, point.distance),
+                xytext=(7, 7),
+                textcoords="offset points",
+                fontsize=9,
+                color=INK,
             )
     axes.set_xscale("log")
-    axes.set_xlabel(f"{'FLOPs' if measure == 'flops' else 'seconds'} per image", parse_math=False)
+    axes.minorticks_off()
+    marks = ticks(*axes.get_xlim())
+    axes.set_xticks(marks, [shown_cost(mark, measure) for mark in marks])
+    axes.set_xlabel("cost per image", parse_math=False)
     axes.set_ylabel(f"{distance}\n(lower is better)", parse_math=False)
     finish_axes(axes)
     add_legend(figure, handles, names)

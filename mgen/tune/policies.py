@@ -5,13 +5,14 @@ A point has a place on every axis: None, as in the start; the number of a choice
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TypeAlias
 
 import numpy as np
 
 from mgen.generators import Cascade, Generator
 from mgen.samplers import ParallelSampler
+from mgen.samplers.reuse import Reuse
 from mgen.tune.axes import (
     Axis,
     Range,
@@ -35,22 +36,28 @@ SPREAD = 0.15  # standard deviation of a change of a place in a range
 
 @dataclass(frozen=True)
 class Values:
-    """The values of an axis for one start: overrides by choice, or the ends of a range and the place of the start in it."""
+    """The values of an axis for one start: overrides by choice, or the ends of a range and the place of the start in it.
+
+    Attributes:
+        default: what multiples in choices are of where settings name no number.
+    """
 
     choices: tuple[Settings, ...] = ()
+    default: float | int | None = None
     key: str = ""
     low: float = 0.0
     high: float = 0.0
     log: bool = False
     start: float = 0.5
 
-    def at(self, place: Place) -> Settings:
-        """The overrides at a place."""
-        if place is None:
-            return {}
-        if self.choices:
-            return self.choices[int(place)]
-        return {self.key: between(self.low, self.high, place, log=self.log)}
+    def at(self, place: float | int, settings: Settings) -> Settings:
+        """The overrides of `settings` at a place; multiples in choices are of the numbers there."""
+        if not self.choices:
+            return {self.key: between(self.low, self.high, place, log=self.log)}
+        return {
+            key: resolved(value, base_value(settings, key, self.default), key)
+            for key, value in self.choices[int(place)].items()
+        }
 
 
 class Policies:
@@ -82,7 +89,7 @@ class Policies:
         settings, out = self.start, Settings()
         for axis, values, place in zip(self.axes, self.values, point):
             if place is not None and applies(axis, settings):
-                own = values.at(place)
+                own = values.at(place, settings)
                 settings, out = replaced(settings, own), {k: v for k, v in out.items() if k not in own} | own
         # A later axis may have overruled an earlier one, or led back to the start.
         return {k: v for k, v in out.items() if value_at(settings, k) == v != value_at(self.start, k)}
@@ -92,10 +99,9 @@ class Policies:
         return self._made(self.changes(point))
 
     def _made(self, changes: Settings) -> ParallelSampler:
-        settings = with_shares(replaced(self.start, changes), self.start, changes)
+        settings = tidy(with_shares(replaced(self.start, changes), self.start, changes))
         sampler = ParallelSampler.from_settings(settings, "policy")
-        sampler.check(self.generator)
-        sampler.plan(self.generator)
+        sampler.plan(self.generator)  # checks it
         return sampler
 
     # -- points --------------------------------------------------------------------------------------------------------
@@ -142,19 +148,16 @@ class Policies:
             return self._range(axis, axis.range)
         kept = []
         for choice in axis.choices:
-            own = {
-                key: resolved(value, base_value(self.start, key, axis.default), f"axis {axis.name}")
-                for key, value in choice.items()
-            }
-            if all(value_at(self.start, key) == value for key, value in own.items()):
+            own = Values(choices=(choice,), default=axis.default).at(0, self.start)
+            if tidy(replaced(self.start, own)) == tidy(self.start):
                 continue  # that of the start
             if why := self._refusal(own):
                 self.left_out[f"{axis.name} {shown_changes(own)}"] = why
             else:
-                kept.append(own)
+                kept.append(choice)
         if not kept and not any(name.startswith(f"{axis.name} ") for name in self.left_out):
             self.left_out[axis.name] = "every choice is as in the start"
-        return Values(choices=tuple(kept)) if kept else None
+        return Values(choices=tuple(kept), default=axis.default) if kept else None
 
     def _range(self, axis: Axis, given: Range) -> Values | None:
         base = base_value(self.start, given.key, axis.default)
@@ -168,7 +171,7 @@ class Policies:
             return None
         start = 0.5 if base is None else place_of(low, high, base, log=given.log)
         values = Values(key=given.key, low=low, high=high, log=given.log, start=start)
-        reasons = [self._refusal(values.at(place)) for place in (0.0, 0.5, 1.0)]
+        reasons = [self._refusal(values.at(place, self.start)) for place in (0.0, 0.5, 1.0)]
         if all(reasons):
             self.left_out[axis.name] = reasons[1]
             return None
@@ -181,6 +184,15 @@ class Policies:
         except MgenError as error:
             return first_line(error)
         return ""
+
+
+def tidy(settings: Settings) -> Settings:
+    """Settings without entries of `reuse` that are as by default, so that equal samplers are equal."""
+    reuse = settings.get("reuse")
+    if not isinstance(reuse, Mapping):
+        return settings
+    usual = asdict(Reuse())
+    return {**settings, "reuse": {k: v for k, v in reuse.items() if k not in usual or usual[k] != v} or None}
 
 
 def with_shares(settings: Settings, start: Settings, changes: Mapping[str, object]) -> Settings:

@@ -16,7 +16,7 @@ from mgen.tune.trials import Trial
 from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError, first_line
 
-ATTEMPTS = 20  # points drawn for each candidate that is wanted; small spaces end sooner
+MISSES = 30  # points in a row that are no candidates, after which a round ends: the space or the budget is small
 FITS = 3  # guesses of the place on an axis at which the budget is just met
 FRESH = 0.2  # share of later candidates that are no mutations
 
@@ -85,9 +85,10 @@ class Proposals:
         self, points: Iterator[Point], count: int, known: Collection[str], rng: np.random.Generator
     ) -> list[Candidate]:
         found: dict[str, Candidate] = {}
-        for point in itertools.islice(points, ATTEMPTS * count):
-            if len(found) == count:
-                break
+        misses = 0
+        while len(found) < count and misses < MISSES:
+            point = next(points)
+            misses += 1
             try:
                 made = self._within(point, rng)
             except MgenError as error:
@@ -99,6 +100,7 @@ class Proposals:
                 self.repeated += 1
             else:
                 found[made.key] = made
+                misses = 0
         return list(found.values())
 
     def _candidate(self, point: Point) -> Candidate:

@@ -27,7 +27,6 @@ from mgen.evaluation.statistics import FeatureSums, Reference
 from mgen.samplers import ParallelSampler
 from mgen.tune.budget import key_of
 from mgen.tune.strategies import own_settings
-from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError
 from mgen.utils.files import write_tensors, write_text
 from mgen.utils.reading import MOST_JSON_BYTES, parse_json, read_text
@@ -60,7 +59,7 @@ class Trial:
     """One line of a trace.
 
     Attributes:
-        key: of the settings. changes: of them, by dotted key. seconds: that the measurement took.
+        key: of the settings, see `key_of`. seconds: that the measurement took. settings: of the sampler.
     """
 
     key: Key
@@ -70,7 +69,11 @@ class Trial:
     distance: float
     deviation: NonNegative | None
     seconds: NonNegative
-    changes: dict[Text, Any]
+    settings: dict[Text, Any]
+
+    def __post_init__(self) -> None:
+        if key_of(self.settings) != self.key:
+            raise MgenError(f"the trial {self.key} is of other settings than its key says")
 
 
 @schema
@@ -131,7 +134,6 @@ class Trace:
     def measure(
         self,
         sampler: ParallelSampler,
-        changes: Settings,
         objective: Objective,
         *,
         side: Side,
@@ -139,10 +141,9 @@ class Trace:
         images: int,
     ) -> Trial:
         """The trial of a sampler, which is measured unless it was before."""
-        key = key_of(own_settings(sampler))
+        settings = own_settings(sampler)
+        key = key_of(settings)
         if (known := self.trials.get((key, side, seed, images))) is not None:
-            if known.changes != json.loads(json.dumps(changes)):
-                raise MgenError(f"{self.path}: the trial {key} is of other settings than its key says: remove its line")
             return known
         begin = time.perf_counter()
         score = objective(sampler, side=side, seed=seed, images=images)
@@ -156,7 +157,7 @@ class Trace:
             distance=float(score.distance),
             deviation=score.deviation,
             seconds=round(time.perf_counter() - begin, 2),
-            changes=json.loads(json.dumps(changes)),
+            settings=settings,
         )
         self._write(trial)
         return trial
