@@ -152,7 +152,7 @@ def add_options(parser: ArgumentParser) -> None:
     )
     option(
         "--seconds",
-        type=number(0.001, 1e9),
+        type=number(0.001, 999_999),
         help="of measuring, after which the search of policies ends and its best are tested; default: any",
     )
     option("--finalists", type=whole(1, 1000), help="policies in the final comparison; default: 3")

@@ -13,8 +13,8 @@ def search_policies(args: Namespace, line: str) -> int:
     from mgen.pipelines.sizes import check_batch
     from mgen.tune import finals, pareto, policy_report
     from mgen.tune.axes import DEFAULT, read_space
-    from mgen.tune.budget import Budget, Operations, Seconds, shown_cost
-    from mgen.tune.halving import Plan, search
+    from mgen.tune.budget import Budget, Cost, Operations, Seconds, shown_cost
+    from mgen.tune.halving import Plan, check_budget, search
     from mgen.tune.policies import Policies
     from mgen.tune.proposals import Proposals
     from mgen.tune.strategies import own_settings
@@ -44,11 +44,15 @@ def search_policies(args: Namespace, line: str) -> int:
     }
     trace = Trace(path=out / "trace.jsonl")
     references = given_references(args, extractor, pipe.tokenizer.config.image_size)
-    begin_run(out, settings)
-    references = references or {side: half(side, facts["reference"], extractor, args) for side, facts in sides.items()}
-    cost = Operations(pipe) if budget.measure == "flops" else Seconds(pipe, trace.costs, trace.keep_cost, args.dtype)
+    cost: Cost = Operations(pipe)
+    if budget.measure == "seconds":  # those that are measured are written down
+        begin_run(out, settings)
+        cost = Seconds(pipe, trace.costs, trace.keep_cost, args.dtype)
     origin = cost(policies.sampler(policies.origin))
     limit = budget.limit(origin)
+    check_budget(Proposals(policies, cost, limit), plan)
+    begin_run(out, settings)
+    references = references or {side: half(side, facts["reference"], extractor, args) for side, facts in sides.items()}
     print(
         f"at most {plan.trials} candidates of at most {shown_cost(limit, cost.measure)} per image (the start takes "
         f"{shown_cost(origin, cost.measure)}): about {plan.images:,} images, then {tested:,} for the test"

@@ -15,7 +15,8 @@ A space is a YAML file, shipped in configs/spaces or a user's own, with a list o
 
 Keys are dotted as those of `--set`. A key replaces what was there, so that a mapping is a whole one; a dotted key changes a part of it, and
 where guidance or a temperature is a number, `guidance.end` makes the curve {kind: constant} of that number. A number with an x behind it
-is a multiple (of a curve's larger end): in a range of the start's value, in choices of the value that axes before have set.
+is a multiple (of a curve's larger end): in a range of the start's value, in choices of the value that axes before have set (`of` names
+another setting that it is of).
 `reuse.full_first` may be a share of the steps.
 """
 
@@ -68,6 +69,7 @@ class Axis:
         needs: capabilities of the generator (mgen.generators.Capabilities), or null_class, or "not " and one of them.
         when: setting → the values of it (of a mapping, its name) under which this axis has an effect.
         cost: larger values of the range cost more, so that candidates over the budget can be moved onto it.
+        of: the setting that multiples in choices are of, unless it is the one that they are for.
         default: what multiples are of where the settings name no number.
     """
 
@@ -77,6 +79,7 @@ class Axis:
     needs: tuple[Text, ...] = ()
     when: dict[Text, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
     cost: bool = False
+    of: Text | None = None
     default: float | int | None = None
 
     def __post_init__(self) -> None:

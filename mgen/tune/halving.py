@@ -115,6 +115,12 @@ def search(proposals: Proposals, objective: Objective, trace: Trace, plan: Plan,
     return Found(candidates=ranked(candidates.values()), stopped=stopped)
 
 
+def check_budget(proposals: Proposals, plan: Plan) -> None:
+    """Raise MgenError if no candidate is within the budget."""
+    if not proposals.first(1, (), np.random.default_rng(plan.seed)):
+        raise MgenError(_nothing(proposals))
+
+
 def ranked(candidates: Iterable[Candidate]) -> list[Candidate]:
     """Those that were measured, the best first."""
     return sorted((c for c in candidates if c.trials), key=lambda candidate: candidate.rank)

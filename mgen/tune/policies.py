@@ -39,10 +39,11 @@ class Values:
     """The values of an axis for one start: overrides by choice, or the ends of a range and the place of the start in it.
 
     Attributes:
-        default: what multiples in choices are of where settings name no number.
+        of, default: the setting that multiples in choices are of, "" for their own; the number where settings name none.
     """
 
     choices: tuple[Settings, ...] = ()
+    of: str = ""
     default: float | int | None = None
     key: str = ""
     low: float = 0.0
@@ -55,7 +56,7 @@ class Values:
         if not self.choices:
             return {self.key: between(self.low, self.high, place, log=self.log)}
         return {
-            key: resolved(value, base_value(settings, key, self.default), key)
+            key: resolved(value, base_value(settings, self.of or key, self.default), key)
             for key, value in self.choices[int(place)].items()
         }
 
@@ -148,7 +149,7 @@ class Policies:
             return self._range(axis, axis.range)
         kept = []
         for choice in axis.choices:
-            own = Values(choices=(choice,), default=axis.default).at(0, self.start)
+            own = Values(choices=(choice,), of=axis.of or "", default=axis.default).at(0, self.start)
             if tidy(replaced(self.start, own)) == tidy(self.start):
                 continue  # that of the start
             if why := self._refusal(own):
@@ -157,7 +158,7 @@ class Policies:
                 kept.append(choice)
         if not kept and not any(name.startswith(f"{axis.name} ") for name in self.left_out):
             self.left_out[axis.name] = "every choice is as in the start"
-        return Values(choices=tuple(kept), default=axis.default) if kept else None
+        return Values(choices=tuple(kept), of=axis.of or "", default=axis.default) if kept else None
 
     def _range(self, axis: Axis, given: Range) -> Values | None:
         base = base_value(self.start, given.key, axis.default)
@@ -199,6 +200,8 @@ def with_shares(settings: Settings, start: Settings, changes: Mapping[str, objec
     """Settings with `reuse.full_first` as a number of steps: a share of them, or that of the start in proportion to the steps."""
     reuse = settings.get("reuse")
     first = reuse.get("full_first") if isinstance(reuse, Mapping) else None
+    if settings.get("steps") is None:  # stages name them
+        return settings
     if isinstance(first, float) and 0 <= first <= 1:
         first = round(first * settings["steps"])
     elif isinstance(first, int) and "steps" in changes and "reuse.full_first" not in changes:
