@@ -101,7 +101,7 @@ class Policies:
 
     def _made(self, changes: Settings) -> ParallelSampler:
         settings = tidy(with_shares(replaced(self.start, changes), self.start, changes))
-        sampler = ParallelSampler.from_settings(settings, "policy")
+        sampler = ParallelSampler(**settings)
         sampler.plan(self.generator)  # checks it
         return sampler
 
@@ -147,18 +147,20 @@ class Policies:
             return None
         if axis.range is not None:
             return self._range(axis, axis.range)
-        kept = []
+        kept, refused = [], Settings()
         for choice in axis.choices:
             own = Values(choices=(choice,), of=axis.of or "", default=axis.default).at(0, self.start)
             if tidy(replaced(self.start, own)) == tidy(self.start):
                 continue  # that of the start
             if why := self._refusal(own):
-                self.left_out[f"{axis.name} {shown_changes(own)}"] = why
+                refused[shown_changes(own)] = why
             else:
                 kept.append(choice)
-        if not kept and not any(name.startswith(f"{axis.name} ") for name in self.left_out):
-            self.left_out[axis.name] = "every choice is as in the start"
-        return Values(choices=tuple(kept), of=axis.of or "", default=axis.default) if kept else None
+        if kept:
+            self.left_out |= {f"{axis.name}: {name}": why for name, why in refused.items()}
+            return Values(choices=tuple(kept), of=axis.of or "", default=axis.default)
+        self.left_out[axis.name] = "; ".join(dict.fromkeys(refused.values())) or "every choice is as in the start"
+        return None
 
     def _range(self, axis: Axis, given: Range) -> Values | None:
         base = base_value(self.start, given.key, axis.default)
