@@ -11,6 +11,7 @@ from typing import Literal, Protocol
 from mgen.bench.benchmark import fastest
 from mgen.bench.flops import Networks, count_run
 from mgen.bench.proxy import AnyGenerator
+from mgen.bench.repeats import Repeats
 from mgen.samplers import ParallelSampler
 from mgen.tokenizers import Tokenizer
 from mgen.tune.strategies import own_settings
@@ -104,11 +105,12 @@ class Operations:
         self.shapes = _Shapes(copy.deepcopy(pipe.transformer).to("meta"), pipe.tokenizer)
         self.decoder: int | None = None
         self.known: dict[str, float] = {}
+        self.repeats = Repeats()
 
     def __call__(self, sampler: ParallelSampler) -> float:
         key = key_of(own_settings(sampler))
         if key not in self.known:
-            counts = count_run(self.shapes, sampler, decode=self.decoder is None)
+            counts = count_run(self.shapes, sampler, decode=self.decoder is None, repeats=self.repeats)
             if self.decoder is None:  # the same for all
                 self.decoder = counts.flops["decoder"]
             self.known[key] = counts.flops["trunk"] + counts.flops["head"] + self.decoder
