@@ -1,7 +1,7 @@
 """Floating-point operations of a sampling run, counted without computing anything.
 
 The sampler itself runs, on one image, with a generator whose passes happen on the meta device under torch's FlopCounterMode: what is
-counted is what is executed, cached steps and carried features included. One multiplication and addition are 2 FLOPs.
+counted is what is executed, cached and lazy steps and carried features included. One multiplication and addition are 2 FLOPs.
 """
 
 import copy
@@ -19,7 +19,7 @@ from mgen.bench.proxy import AnyGenerator, Proxy, proxy, watched
 from mgen.bench.repeats import Repeats
 from mgen.generators.generator import Generator
 from mgen.heads.head import DenoisingHead, Draw, Head
-from mgen.nn.cache import CachedStep
+from mgen.nn.cache import CachedStep, LazyStep
 from mgen.nn.denoising import Denoiser, Network
 from mgen.samplers import ParallelSampler
 from mgen.tokenizers.base import Tokenizer
@@ -39,12 +39,15 @@ class Networks(Protocol):
     transformer: AnyGenerator
     tokenizer: Tokenizer | None
 
+    def sampled(self) -> AnyGenerator:
+        """What draws the tokens: the transformer, or the pair of it and its guide."""
+
 
 @dataclass
 class Counts:
     """FLOPs of one image by part, and the passes of the trunk that took them; a row of the null class is a pass of its own.
 
-    `repeats`: knows the blocks that were counted.
+    Lazy steps count as cached ones. `repeats`: knows the blocks that were counted.
     """
 
     flops: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PARTS, 0))
@@ -76,6 +79,8 @@ def _to_meta(value: object) -> object:
         return value.to("meta")
     if isinstance(value, CachedStep):
         return replace(value, group=value.group.to("meta"))
+    if isinstance(value, LazyStep):
+        return replace(value, latest=value.latest.to("meta"), drawn=value.drawn.to("meta"))
     return value
 
 
@@ -86,7 +91,7 @@ def count_run(
 
     `repeats`: what is known of the generator's blocks from other runs, which saves most of the time.
     """
-    generator, counts = copy.deepcopy(pipe.transformer).to("meta").requires_grad_(False), Counts()
+    generator, counts = copy.deepcopy(pipe.sampled()).to("meta").requires_grad_(False), Counts()
     counts.repeats = Repeats() if repeats is None else repeats
     counts.repeats.watch(generator)
     net = watched(generator, partial(counted, counts=counts), counts.wrap)
@@ -119,16 +124,20 @@ def counted(generator: Generator, counts: Counts) -> Generator:
 
         return call
 
+    head = CountedHead(generator.head, counts, generator.units)
+    guided = generator.guided_head  # the same, or of a generator and its guide
     return proxy(
         generator,
         context=watch("full", generator.context),
         cached_step=watch("cached", generator.cached_step),
+        lazy_step=watch("cached", generator.lazy_step),
         carry=watch("full", generator.carry),
         start=counts.wrap("trunk", generator.start),
         denoiser=lambda *inputs, **kwargs: CountedDenoiser(
             generator.denoiser(*(value.to("meta") for value in inputs), **kwargs), counts
         ),
-        head=CountedHead(generator.head, counts, generator.units),
+        head=head,
+        guided_head=head if guided is generator.head else CountedHead(guided, counts, generator.units),
     )
 
 

@@ -95,6 +95,10 @@ class _Shapes:
     transformer: AnyGenerator
     tokenizer: Tokenizer | None
 
+    def sampled(self) -> AnyGenerator:
+        """What draws the tokens."""
+        return self.transformer
+
 
 class Operations:
     """The floating-point operations of an image, decoding included; see mgen.bench.flops. Equal samplers are counted once."""

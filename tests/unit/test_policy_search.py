@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from mgen.bench.benchmark import RandomPipeline
 from mgen.bench.flops import count_run
+from mgen.bench.repeats import Repeats
 from mgen.cli import main
 from mgen.evaluation.extractors import make_extractor
 from mgen.evaluation.statistics import Reference
@@ -258,6 +260,32 @@ def test_costs_are_those_of_a_counted_run_and_are_kept() -> None:
     seconds = Seconds(pipe, {}, kept.__setitem__, "fp32")
     assert seconds(one) == seconds(one) == kept[key_of(own_settings(one))] > 0
     assert Seconds(pipe, {key_of(own_settings(one)): 7.0}, kept.__setitem__, "fp32")(one) == 7.0
+
+
+@pytest.mark.parametrize(
+    "generator, runs",
+    [
+        (GENERATOR, [{}, {"steps": 5, "guidance": 2.0}, {"reuse": {"cached": 1}}]),
+        (tiny_net("enat", decoder_depth=1), [{"guidance": 2.0}, {"reuse": {"cached": 1, "features": False}}]),
+        (MAR, [{"guidance": 2.0, "head": {"steps": 3}}, {"head": {"steps": 5}, "reuse": {"cached": 2}}]),
+        (tiny_himar(), [{}, {"guidance": 2.0, "steps": 5}]),
+        (tiny_net("causal"), [{}, {"guidance": 2.0}]),
+        (tiny_net("permuted"), [{"guidance": 2.0}]),
+        (tiny_net("block-causal"), [{"guidance": 2.0}]),
+    ],
+    ids=["uvit", "enat", "mar", "himar", "causal", "permuted", "block-causal"],
+)
+def test_counting_a_block_once_changes_no_count(generator: Any, runs: list[dict[str, Any]]) -> None:
+    repeats = Repeats()
+    for settings in runs:
+        sampler = ParallelSampler.suited(
+            generator, {**({"steps": 4} if not generator.capabilities.one_by_one else {}), **settings}
+        )
+        pipe = RandomPipeline(generator, None, sampler)
+        whole = count_run(pipe, sampler, repeats=Repeats(active=False))
+        quick = count_run(pipe, sampler, repeats=repeats)
+        assert quick.flops == whole.flops and quick.passes == whole.passes and quick.total > 0
+    assert repeats.known or generator.capabilities.one_by_one
 
 
 # -- the search --------------------------------------------------------------------------------------------------------------
