@@ -183,3 +183,8 @@ class KeptDifference:
             own, null = answer.chunk(2)
             self._difference = own - null
         return answer
+
+
+def keep_difference(whole: Network, own: Network, plan: CachePlan | None, *, rows: int) -> Network:
+    """`whole`, with the difference of its null rows kept where there is a plan; see KeptDifference."""
+    return whole if plan is None else KeptDifference(whole, own, plan, rows=rows)

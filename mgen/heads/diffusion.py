@@ -9,19 +9,20 @@ K copies of a token in training, n = B·M tokens, R rows of the network (n, or 2
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mgen.heads.cache import CachedNetwork, CachePlan, HeadCache, Kept, KeptDifference
+from mgen.heads.cache import CachedNetwork, CachePlan, HeadCache, Kept, keep_difference
 from mgen.heads.chains import BETAS, LEAST_LINEAR, Chain, ChainSettings, Tables, TrainSteps
 from mgen.heads.head import Draw, Head, HeadInputs, HeadNoise, NoiseSpec, PlanT, mix, register_head
 from mgen.heads.singlestep import make_chain
 from mgen.nn.blocks import Blocks
 from mgen.nn.denoising import Ahead, Network, TimeEmbedding
+from mgen.nn.halves import networks_by_halves, separate, sharing
 from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError
 from mgen.utils.fitting import DataRows, Rows
@@ -58,11 +59,17 @@ class ResBlock(nn.Module):
 
 @dataclass(frozen=True)
 class ChainPlan:
-    """A chain, the time embeddings (N, W) of its steps, and which calls use what others computed; made once per run."""
+    """What the draws of a run share, made once.
+
+    Attributes:
+        embedding: time embeddings (N, W) of the chain's steps. cache: which calls use what others computed; None: none.
+        guide: the same of a head that guides.
+    """
 
     chain: Chain
     embedding: Tensor
     cache: CachePlan | None = None
+    guide: "ChainPlan | None" = None
 
 
 class VectorHead(Head[PlanT]):
@@ -137,6 +144,38 @@ class ChainHead(VectorHead[ChainPlan]):
         cache.refuse(self.settings["type"], "its blocks attend to all tokens together")
         return None
 
+    def conditioned(
+        self, z: Tensor, plan: ChainPlan, positions: Tensor | None = None, *, null_rows: bool = False
+    ) -> Network:
+        """The network of a draw, given its context.
+
+        positions: of a joint head, those that it answers for. null_rows: the second half of the rows is of the null class.
+        """
+        raise NotImplementedError
+
+    def guided_by(self, guide: Head[Any]) -> Self:
+        self.check_guide(guide, *({"train_steps", "noise_schedule"} & self.settings.keys()))
+        assert isinstance(guide, ChainHead)
+        own = self
+
+        def plan(settings: Settings) -> ChainPlan:
+            # With a cache the guide is asked in refresh calls alone.
+            others = {key: value for key, value in settings.items() if key != "cache"}
+            return replace(own.plan(settings), guide=guide.plan(others))
+
+        def conditioned(
+            z: Tensor, plan: ChainPlan, positions: Tensor | None = None, *, null_rows: bool = False
+        ) -> Network:
+            assert plan.guide is not None
+            rows = (None, None) if positions is None else positions.chunk(2)
+            first, second = separate(z, own.width, guide.width)
+            networks = own.conditioned(first, plan, rows[0]), guide.conditioned(second, plan.guide, rows[1])
+            return keep_difference(
+                networks_by_halves(*networks, rows=len(first)), networks[0], plan.cache, rows=len(first)
+            )
+
+        return sharing(self, plan=plan, conditioned=conditioned)
+
 
 class DenoisingMLP(VectorHead[PlanT]):
     """A residual MLP per token with adaptive layer norm: noisy token, time and context in, `outputs` · C numbers out."""
@@ -197,7 +236,7 @@ class DenoisingMLP(VectorHead[PlanT]):
         if cache is not None and (null_rows or cache.skipped):
             rows = len(z) // (2 if null_rows else 1)
             cached = CachedNetwork(self, z, embedding, cache, rows=rows)
-            return KeptDifference(cached, cached, cache, rows=rows) if null_rows else cached
+            return keep_difference(cached, cached, cache, rows=rows) if null_rows else cached
         cond = self.cond(z)  # (R, W)
         # Modulations know nothing of x: those of many steps are one matrix product, ahead of the steps.
         ahead: Ahead[Tensor] = Ahead(
@@ -319,6 +358,11 @@ class DiffusionHead(DenoisingMLP[ChainPlan], ChainHead):
 
     # -- sampling ------------------------------------------------------------------------------------------------------
 
+    def conditioned(
+        self, z: Tensor, plan: ChainPlan, positions: Tensor | None = None, *, null_rows: bool = False
+    ) -> Network:
+        return self.network(z, plan.embedding, cache=plan.cache, null_rows=null_rows)
+
     def sample(
         self,
         z: Tensor,
@@ -340,8 +384,7 @@ class DiffusionHead(DenoisingMLP[ChainPlan], ChainHead):
         """
         b, m = noise.shape[1:3]
         chain, count = plan.chain, len(plan.chain.timesteps)
-        null_rows = guidance is not None
-        network = self.network(z.flatten(0, 1), plan.embedding, cache=plan.cache, null_rows=null_rows)
+        network = self.conditioned(z.flatten(0, 1), plan, null_rows=guidance is not None)
         draws = noise.flatten(1, 2)  # (draws, n, C)
         x = draws[0]
         chain.begin()

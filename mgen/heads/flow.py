@@ -10,15 +10,17 @@ Notation: B batch, M positions, D width of the context, C numbers of a token, K 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from mgen.heads.cache import CachePlan, HeadCache
+from mgen.heads.cache import CachePlan, HeadCache, keep_difference
 from mgen.heads.diffusion import DenoisingMLP
 from mgen.heads.flows import Flow, FlowSettings, Times, time_index
 from mgen.heads.head import DenoisingHead, Draw, Head, HeadInputs, HeadNoise, NoiseSpec, register_head
-from mgen.nn.denoising import Denoiser
+from mgen.nn.denoising import Denoiser, Network
+from mgen.nn.halves import by_halves, networks_by_halves, separate, sharing
 from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError
 from mgen.utils.fitting import DataRows, Rows
@@ -110,6 +112,24 @@ class FlowHead(DenoisingMLP[FlowPlan], FlowMatching):
         assert noise is not None
         return self.error(self(x, t, z), target, noise)
 
+    def conditioned(self, z: Tensor, plan: FlowPlan, *, null_rows: bool = False) -> Network:
+        """The network of a draw, given its context (n, D); null_rows: the second half of the rows is of the null class."""
+        return self.network(z, self.time(plan.times), cache=plan.cache, null_rows=null_rows)
+
+    def guided_by(self, guide: Head[Any]) -> Self:
+        self.check_guide(guide, "times")
+        assert isinstance(guide, FlowHead)
+        own = self
+
+        def conditioned(z: Tensor, plan: FlowPlan, *, null_rows: bool = False) -> Network:
+            first, second = separate(z, own.width, guide.width)
+            networks = own.conditioned(first, plan), guide.network(second, guide.time(plan.times))
+            return keep_difference(
+                networks_by_halves(*networks, rows=len(first)), networks[0], plan.cache, rows=len(first)
+            )
+
+        return sharing(self, conditioned=conditioned)
+
     def sample(
         self,
         z: Tensor,
@@ -121,8 +141,8 @@ class FlowHead(DenoisingMLP[FlowPlan], FlowMatching):
     ) -> Draw:
         """Draw a token at each position; arguments as in Head, noise and temperature as in Flow.run."""
         b, m = noise.shape[1:3]
-        embedding, null_rows = self.time(plan.times), guidance is not None
-        network = self.network(z.flatten(0, 1), embedding, cache=plan.cache, null_rows=null_rows)  # of (n, C), n = R·M
+        # of (n, C), n = R·M
+        network = self.conditioned(z.flatten(0, 1), plan, null_rows=guidance is not None)
         x = plan.flow.run(network, noise.flatten(1, 2), temperature=temperature, guidance=guidance)
         return Draw(x.unflatten(0, (b, m)), None)  # (B, M, C)
 
@@ -149,6 +169,11 @@ class VelocityHead(FlowMatching, DenoisingHead[FlowPlan]):
     def data_rows(self, table: tuple[Rows, ...] = ()) -> DataRows:
         rows = (Rows("channels", (self.out.out_features,)),)
         return {"out.weight": {0: rows}, "out.bias": {0: rows}}
+
+    def guided_by(self, guide: Head[Any]) -> Self:
+        self.check_guide(guide, "times")
+        assert isinstance(guide, VelocityHead)
+        return sharing(self, forward=by_halves(self.forward, guide.forward, widths=(self.width, guide.width)))
 
     def forward(self, z: Tensor) -> Tensor:
         """Velocities (…, C) of entities, from the contexts (…, s, D) of their s tokens."""
