@@ -25,13 +25,13 @@ PUBLISHED = {"every": 7, "blocks": [1, 4], "warm": 0.1}
 DEPTH, WIDTH, CHANNELS, CONTEXT = 6, 32, 4, 16
 
 
-def head(kind: str = "diffusion", dtype: torch.dtype = torch.float64) -> Any:
+def head(kind: str = "diffusion", dtype: torch.dtype = torch.float64, depth: int = DEPTH) -> Any:
     torch.manual_seed(0)
     inputs = HeadInputs(tokens=TokenSpec(kind="vector", length=5, channels=CHANNELS), width=CONTEXT)
     made = (
-        DiffusionHead(DiffusionConfig(width=WIDTH, depth=DEPTH), inputs)
+        DiffusionHead(DiffusionConfig(width=WIDTH, depth=depth), inputs)
         if kind == "diffusion"
-        else FlowHead(FlowConfig(width=WIDTH, depth=DEPTH), inputs)
+        else FlowHead(FlowConfig(width=WIDTH, depth=depth), inputs)
     ).eval()
     made.initialize(lambda module: None)
     for layer in (made.out, made.out_adaln, *(block.adaln for block in made.blocks)):
@@ -224,6 +224,22 @@ def test_a_token_does_not_depend_on_its_batch() -> None:
         torch.testing.assert_close(both[i : i + 1], alone, atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["diffusion", "flow"])
+@pytest.mark.parametrize("cache", [PUBLISHED, {"every": 7}])
+def test_a_guide_is_asked_in_refresh_calls_alone(kind: str, cache: dict[str, Any]) -> None:
+    net, other, settings = head(kind), head(kind), {"steps": 30, "cache": cache}
+    z, noise = inputs(settings)
+    own = net.sample(z, noise=noise, plan=net.plan(settings), guidance=2.0).tokens
+    asked, modulated = [], []
+    embed, made = other.embed, other.some_modulations
+    other.embed = lambda x: asked.append(len(x)) or embed(x)
+    other.some_modulations = lambda y, **k: modulated.append(len(y)) or made(y, **k)
+    both = net.guided_by(other)
+    torch.testing.assert_close(both.sample(z, noise=noise, plan=both.plan(settings), guidance=2.0).tokens, own)
+    refreshes = len({29, *range(0, 30, 7)})
+    assert asked == [len(z) // 2 * 5] * refreshes and sum(modulated) == refreshes
+
+
 # -- in a sampler ------------------------------------------------------------------------------------------------------
 
 SIX_BLOCKS = {"type": "diffusion", "width": WIDTH, "depth": DEPTH}
@@ -297,7 +313,7 @@ def test_operations(steps: int, cache: dict[str, Any], guided: bool, calls: tupl
     """As many products as refreshes, calls that compute blocks, and calls that compute the gates of blocks 0 and 5 alone need."""
     net, guidance = mar(head=SIX_BLOCKS), 2.0 if guided else 1.0
     sampler = ParallelSampler(steps=2, order="random", guidance=guidance, head={"steps": steps, "cache": cache})
-    counted = count_run(SimpleNamespace(transformer=net, tokenizer=None), sampler).flops["head"]
+    counted = count_run(SimpleNamespace(transformer=net, tokenizer=None, sampled=lambda: net), sampler).flops["head"]
     halves, w = 2 if guided else 1, WIDTH**2
     first, last = CHANNELS * WIDTH, 2 * w + 2 * CHANNELS * WIDTH  # input; final modulation and output
     blocks = 2 if cache.get("blocks") else 6
@@ -309,7 +325,8 @@ def test_operations(steps: int, cache: dict[str, Any], guided: bool, calls: tupl
 
 
 def test_compiled() -> None:
-    net, settings = head(dtype=torch.float32), {"steps": 9, "clip": 3.0, "cache": {**PUBLISHED, "warm": 0.5}}
+    cache = {"every": 4, "blocks": [1, 1], "warm": 0.5}
+    net, settings = head(dtype=torch.float32, depth=2), {"steps": 9, "clip": 3.0, "cache": cache}
     z, noise = inputs(settings, dtype=torch.float32)
     draw: dict[str, Any] = {"noise": noise, "plan": net.plan(settings), "guidance": 2.0}
     with torch.inference_mode():

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from mgen.cli import run
 from mgen.cli.bench import add_model, chosen_pipeline
@@ -19,6 +20,7 @@ from mgen.cli.parser import Formatter
 from mgen.cli.sample import chosen_sampler
 from mgen.generators.generator import Generator
 from mgen.heads.chains import ChainSettings
+from mgen.heads.diffusion import ChainPlan
 from mgen.samplers import ParallelSampler
 from mgen.utils.errors import MgenError
 from tools.ablations import format_table, prepare
@@ -43,26 +45,22 @@ def rows(generator: Generator, sampler: ParallelSampler, *, tokens: Sequence[int
     values = torch.randn(1, *units.shape, generator=rng).to(device)
     classes = torch.tensor([0, generator.null_class or 0], device=device)
     table = AblationTable(device, repeats)
+
+    def add(name: str, z: Tensor, noise: Tensor, other: ChainPlan, *, guidance: float | None = GUIDANCE) -> None:
+        def draw(plan: ChainPlan) -> Tensor:
+            return generator.head.sample(z, noise=noise, plan=plan, guidance=guidance).tokens
+
+        table.add(name, lambda: draw(plain), lambda: draw(other))
+
     with torch.inference_mode():
         z = generator.context(values.repeat(2, *[1] * (values.ndim - 1)), known.repeat(2, 1), classes)
         for count in sorted({min(n, units.length - half) for n in tokens}):
-            some = z[:, order[0, half : half + count]]
-            noise = torch.randn(
-                ChainSettings.of(settings).noise_count, 1, count, diffusion_of(generator.head).channels, generator=rng
-            )
-            noise = noise.to(device)
-
-            def add(name: str, plan: object, guided: bool = True) -> None:
-                rows, guidance = (some, GUIDANCE) if guided else (some[:1], None)
-
-                def draw(plan: object) -> torch.Tensor:
-                    return generator.head.sample(rows, noise=noise, plan=plan, guidance=guidance).tokens
-
-                table.add(f"{count} tokens, {name}", lambda: draw(plain), lambda: draw(plan))
-
-            add("guided", lazy)
-            add("guided, blocks: []", null)
-            add("not guided", lazy, guided=False)
+            some = z[:, order[0, half : half + count]]  # (2, M, D)
+            shape = ChainSettings.of(settings).noise_count, 1, count, diffusion_of(generator.head).channels
+            noise = torch.randn(shape, generator=rng).to(device)
+            add(f"{count} tokens, guided", some, noise, lazy)
+            add(f"{count} tokens, guided, blocks: []", some, noise, null)
+            add(f"{count} tokens, not guided", some[:1], noise, lazy, guidance=None)
     return table.rows
 
 
