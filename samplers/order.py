@@ -3,6 +3,7 @@
 | order | positions | from |
 |---|---|---|
 | random, raster, halton, halton-rolled, a list | settled before the run: only those of the step are computed | MAR, Halton-MaskGIT |
+| checkerboard, {name: checkerboard, levels: 4} | the same: set after set of a checkerboard, at random within each | GtR, as read from the paper |
 | confidence | a token is drawn at every unknown position and the likeliest draws are revealed | MaskGIT |
 | {name: confidence, redraw: true} | the same, but tokens are drawn a second time at the positions found | ReCAP's MaskGIT-r |
 | remasking | every step draws all positions, known ones too, and ranks them anew | Halton-MaskGIT's confidence sampler |
@@ -12,14 +13,16 @@ Notation: B images, L positions, M positions computed in a step, G positions of 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from mgen.samplers.forward import Drawn
 from mgen.samplers.noise import Noise, rows_at
 from mgen.samplers.plan import PlannedStep
-from mgen.samplers.sequences import SEQUENCES, priorities
+from mgen.samplers.sequences import LEVELS, SEQUENCES, priorities
 from mgen.samplers.state import State
 from mgen.tokens import TokenSpec
 from mgen.utils.config import Settings
@@ -35,18 +38,21 @@ Order = str | Sequence[int] | Settings
 class OrderSettings:
     """The setting `order:`: one of ORDERS, or "list" with `positions`, the first to be revealed first.
 
-    `redraw`: rank one draw at temperature 1 and keep a second one.
+    `redraw`: rank one draw at temperature 1 and keep a second one. `levels`: sets of a checkerboard (3); 1 is the order random.
     """
 
     name: Text
     positions: tuple[Natural, ...] = ()
     redraw: bool = False
+    levels: Annotated[int, Field(ge=1, le=16)] | None = None
 
     def __post_init__(self) -> None:
         if self.name != "list":
             check_choice("order", self.name, ORDERS)
         if self.redraw and self.name != "confidence":
             raise MgenError(f"redraw is true with {self.name}: it is for confidence only")
+        if self.levels is not None and self.name != "checkerboard":
+            raise MgenError(f"levels is {self.levels} with {self.name}: it is for checkerboard only")
 
     @classmethod
     def of(cls, order: Order) -> "OrderSettings":
@@ -54,7 +60,7 @@ class OrderSettings:
         if isinstance(order, str):
             return cls(name=check_choice("order", order, ORDERS))
         if isinstance(order, Mapping):
-            check_keys(order, {"name", "redraw"}, "order.")
+            check_keys(order, {"name", "redraw", "levels"}, "order.")
             return build(cls, {"name": order.get("name"), **order}, "order.")
         whole = isinstance(order, list | tuple) and all(type(p) is int for p in order)
         if not whole or not order or sorted(order) != list(range(len(order))):
@@ -75,7 +81,8 @@ class OrderSettings:
             if self.name == "remasking":
                 return Remasking(gumbel=noise.confidence, vocab_size=units.vocab_size)
             return Confidence(gumbel=noise.confidence, redraw=self.redraw)
-        priority = priorities(self.positions or self.name, noise, units.grid, units.global_tokens)  # (B, L)
+        levels = LEVELS if self.levels is None else self.levels
+        priority = priorities(self.positions or self.name, noise, units.grid, units.global_tokens, levels=levels)  # (B, L)
         ranking = priority.masked_fill(known, -torch.inf).argsort(dim=1, descending=True, stable=True)
         return FixedOrder(ranking=ranking, raster=raster)
 

@@ -12,6 +12,7 @@ from mgen.samplers import forward
 from mgen.samplers.loop import decode
 from mgen.samplers.noise import Noise, make_count_noise, make_noise
 from mgen.samplers.plan import Plan, make_plan
+from mgen.samplers.sequences import ON_GRID
 from mgen.samplers.settings import SamplerSettings
 from mgen.samplers.state import State
 from mgen.samplers.step import Step
@@ -42,8 +43,10 @@ class ParallelSampler(SamplerSettings):
             raise MgenError(f"guidance {c.guidance} needs a null class, this {name} has none: use guidance 1")
         if order.positions and len(order.positions) != units.length:
             raise MgenError(f"order lists {len(order.positions)} positions, this model has {units.length}")
-        if order.name.startswith("halton") and units.grid is None:
-            raise MgenError("order 'halton' needs tokens with a position in the image: use random, raster or a list")
+        if order.name in ON_GRID and units.grid is None:
+            raise MgenError(
+                f"order '{order.name}' needs tokens with a position in the image: use random, raster or a list"
+            )
         if reuse.cached and not able.cached_steps:
             raise MgenError(f"{name} has no cached steps: set reuse.cached=0")
         if able.carried_features and reuse.features and order.name == "remasking":
@@ -85,6 +88,10 @@ class ParallelSampler(SamplerSettings):
                 f"steps {c.steps}, order {c.order} and schedule {c.schedule}"
                 + (f" from step {c.start} on" if c.start else "")
             )
+        if (stages := self.stages) is not None:
+            if units.global_tokens and c.global_steps is None:
+                raise MgenError("stages are of the tokens after global ones, which need steps of their own: set global_steps")
+            stages.ends(units.length - units.global_tokens)
         if not units.global_tokens:
             if c.global_steps is not None:
                 raise MgenError(f"{name} has no global tokens: leave global_steps out")

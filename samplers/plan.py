@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mgen.generators import Capabilities
+from mgen.samplers.stages import Stages
 from mgen.tokens import TokenSpec
 
 if TYPE_CHECKING:
@@ -20,11 +21,12 @@ COLUMNS = ("step", "group", "forward pass", "reveals", "unknown", "guidance", "t
 
 @dataclass(frozen=True, kw_only=True)
 class Phase:
-    """`steps` steps that reveal the tokens first … stop − 1 alone."""
+    """`steps` steps that reveal the tokens first … stop − 1 alone; `stages`: how they are split among them, if not by the schedule."""
 
     steps: int
     first: int
     stop: int
+    stages: Stages | None = None
 
     @property
     def length(self) -> int:

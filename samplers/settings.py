@@ -18,6 +18,7 @@ from mgen.samplers.order import Order, OrderSettings
 from mgen.samplers.plan import Phase
 from mgen.samplers.reuse import Reuse
 from mgen.samplers.schedule import Schedule
+from mgen.samplers.stages import Stages
 from mgen.samplers.values import Value, per_step
 from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError, check_keys, shown
@@ -27,6 +28,7 @@ from mgen.utils.schema import Natural, Text, build, schema
 
 P = ParamSpec("P")
 S = TypeVar("S")
+STEPS = 8
 MOST_STEPS = 100_000
 
 
@@ -60,8 +62,8 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
     """How tokens are revealed and drawn. The defaults are MaskGIT's, without guidance.
 
     Args:
-        steps: T. order: which positions come next: "confidence", "remasking", "random", "raster", "halton", "halton-rolled", a list of
-            all positions, or a mapping with options, e.g. {name: confidence, redraw: true} (see mgen.samplers.order).
+        steps: T; None: 8, or those of the stages. order: which positions come next: "confidence", "remasking", "random", "raster", "halton", "halton-rolled",
+            "checkerboard", a list of all positions, or a mapping with options, e.g. {name: confidence, redraw: true} (see mgen.samplers.order).
         schedule: mask fraction by name, or a list (see mgen.samplers.schedule). counts: how it is rounded (mgen.samplers.counts).
         guidance: s in u + s·(c − u); 1 is none. temperature: of the token draw. confidence_temperature: factor of the Gumbel noise on
             confidences. Each is constant, listed or a curve (see mgen.samplers.values).
@@ -71,6 +73,7 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
         reuse: what a step reuses of those before (see mgen.samplers.reuse.Reuse), e.g. {cached: 1, full_first: 12}.
         first_stage: settings of a sampler for the first stage of generators that have two (Hi-MAR); None: leave it out.
         global_steps: steps that draw global tokens, before all others, each kind by the schedule; None: in proportion to their number.
+        stages: parts of the run with a number of tokens and steps each, in place of the schedule (see mgen.samplers.stages).
     """
 
     config_name = "sampler_config.json"
@@ -80,7 +83,7 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
     def __init__(
         self,
         *,
-        steps: int = 8,
+        steps: int | None = None,
         order: Order = "confidence",
         schedule: Schedule = "cosine",
         counts: str = "maskgit",
@@ -92,7 +95,12 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
         reuse: Settings | None = None,
         first_stage: Settings | None = None,
         global_steps: int | None = None,
+        stages: Sequence[Settings] | None = None,
     ) -> None:
+        parts = Stages.of(stages)
+        if steps is None:
+            steps = STEPS if parts is None else parts.steps + (global_steps if type(global_steps) is int else 0)
+            self.register_to_config(steps=steps)
         curves = {"guidance": guidance, "temperature": temperature, "confidence_temperature": confidence_temperature}
         check_plain({"order": order, "reuse": reuse, **curves})
         plain = {"steps": steps, "start": start, "counts": counts, "schedule": schedule, "head": head}
@@ -104,10 +112,13 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
         ordering, policy = self.order, self.reuse  # raise for settings that aren't allowed
         if ordering.name == "remasking" and policy.cached:
             raise MgenError("order remasking draws known tokens again in every step: set reuse.cached=0")
-        # Raises on a bad schedule; whether there are enough tokens for it is checked when their number is known.
-        tokens = steps if schedule == "single" else max(2, steps)
-        rule = "enat" if counts == "maskgit-r" else counts
-        remaining_counts(schedule, steps=steps, unknown=tokens, length=tokens, start=start, counts=rule)
+        if parts is None:
+            # Raises on a bad schedule; whether there are enough tokens for it is checked when their number is known.
+            tokens = steps if schedule == "single" else max(2, steps)
+            rule = "enat" if counts == "maskgit-r" else counts
+            remaining_counts(schedule, steps=steps, unknown=tokens, length=tokens, start=start, counts=rule)
+        else:
+            self._check_stages(parts)
         for name, value in curves.items():
             per_step(value, steps, name=name)
         if self.random_counts:
@@ -117,6 +128,21 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
             raise MgenError("nested first stages aren't supported: leave first_stage.first_stage out")
         if (sampler := self.first_stage) is not None and sampler.order.name == "remasking":
             raise MgenError("first_stage: order remasking changes tokens whose context has been read: use confidence")
+
+    def _check_stages(self, stages: Stages) -> None:
+        """Raise MgenError for settings that are not those of the stages, or don't go with them."""
+        c = self.config
+        if c.steps != (own := stages.steps + (c.global_steps or 0)):
+            first = f"global_steps and stages take {own}" if c.global_steps else f"the stages take {own}"
+            raise MgenError(f"steps is {c.steps}, but {first}: leave steps out (null), or change the steps of the stages")
+        if c.start:
+            raise MgenError(f"start is {c.start}: stages are for whole runs, leave start or stages out")
+        if c.schedule == "single" or not isinstance(c.schedule, str):
+            raise MgenError(
+                f"schedule is {shown(c.schedule)}, a number of tokens for each step, which is what stages say: leave one of them out"
+            )
+        if self.random_counts:
+            raise MgenError("counts binomial draws the number of tokens of each step, which stages settle: use counts maskgit")
 
     def _check_random_counts(self) -> None:
         """Raise MgenError for settings that need every image to reveal as many tokens as the others."""
@@ -158,7 +184,8 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
         stage = own.get("first_stage", {})
         if isinstance(generator, Cascade) and isinstance(stage, Mapping):
             order = {} if generator.first.capabilities.log_prob else {"order": "random"}
-            own["first_stage"] = {"steps": min(32, generator.first.units.length), **order, **stage}
+            steps = {} if stage.get("stages") else {"steps": min(32, generator.first.units.length)}
+            own["first_stage"] = {**steps, **order, **stage}
         return cls.from_settings(own, where)
 
     @property
@@ -170,6 +197,11 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
     def order(self) -> OrderSettings:
         """The order's name and options."""
         return OrderSettings.of(self.config.order)
+
+    @property
+    def stages(self) -> Stages | None:
+        """The parts of the run, of the tokens after global ones; None: the schedule splits it."""
+        return Stages.of(self.config.stages)
 
     @property
     def random_counts(self) -> bool:
@@ -203,13 +235,13 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
 
     def phases(self, length: int, global_tokens: int = 0) -> list[Phase]:
         """The phases of a run on `length` tokens: one, or two with global tokens, which come first."""
-        steps = self.config.steps
+        steps, stages = self.config.steps, self.stages
         if not global_tokens:
-            return [Phase(steps=steps - self.config.start, first=0, stop=length)]
+            return [Phase(steps=steps - self.config.start, first=0, stop=length, stages=stages)]
         first = self.config.global_steps or min(max(1, round(steps * global_tokens / length)), steps - 1)
         return [
             Phase(steps=first, first=0, stop=global_tokens),
-            Phase(steps=steps - first, first=global_tokens, stop=length),
+            Phase(steps=steps - first, first=global_tokens, stop=length, stages=stages),
         ]
 
     def remaining(self, *, unknown: int, length: int, steps: int | None = None) -> list[int]:
@@ -222,6 +254,8 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
     def left(self, phase: Phase, unknown: int) -> list[int]:
         """Of `unknown` tokens of a phase at first, those left after each of its steps."""
         steps = phase.steps + self.config.start
+        if unknown and phase.stages is not None:
+            return phase.stages.left(unknown=unknown, length=phase.length, counts=self.config.counts)
         return self.remaining(unknown=unknown, length=phase.length, steps=steps) if unknown else [0] * phase.steps
 
     def left_at_random(self, phase: Phase, unknown: Sequence[int], uniform: Tensor) -> Tensor:
@@ -257,7 +291,7 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
         """A sampler with some settings replaced.
 
         A number for `guidance` replaces the end of its curve; `chain` and `head_steps` replace entries of `head`, and entries of
-        `reuse` and `first_stage` those of the same name; first_stage=False leaves the first stage out.
+        `reuse` and `first_stage` those of the same name; first_stage=False leaves the first stage out, stages=False the stages.
         """
         settings: Settings = {key: value for key, value in replaced.items() if value is not None}
         if parts := {key: value for key, value in (("chain", chain), ("steps", head_steps)) if value is not None}:
@@ -265,8 +299,11 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
         for name in ("reuse", "first_stage"):
             if isinstance(settings.get(name), Mapping) and self.config[name]:
                 settings[name] = {**self.config[name], **settings[name]}
-        if settings.get("first_stage") is False:
-            settings["first_stage"] = None
+        if settings.get("stages"):
+            settings.setdefault("steps", None)  # those of the new stages
+        for name in ("first_stage", "stages"):
+            if settings.get(name) is False:
+                settings[name] = None
         check_keys(settings, constructor_keys(type(self)), "sampler.")
         if guidance is not None:
             curve = self.config.guidance
@@ -275,7 +312,7 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
             return type(self)(**{**self.settings, **settings})
         except MgenError as error:
             steps = self.config.steps
-            listed = any(isinstance(value, list | tuple) for value in self.settings.values())
+            listed = any(isinstance(value, list | tuple) for key, value in self.settings.items() if key != "stages")
             if listed and settings.get("steps", steps) != steps:
                 raise MgenError(
                     f"{error}; this sampler lists values for its {steps} steps, so their number is fixed"
