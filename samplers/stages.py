@@ -146,8 +146,11 @@ class Stages:
             own, before = end - done, unknown - end
             after = [0] * stage.steps
             if own:
-                split = dict(steps=stage.steps, unknown=own, length=stop - first, counts=counts)
-                after = remaining_counts(stage.schedule, **split)
+                after = remaining_counts(
+                    stage.schedule, steps=stage.steps, unknown=own, length=stop - first, counts=counts
+                )
+            if own >= stage.steps:  # rules may reveal nothing in a step
+                after = [max(n, stage.steps - 1 - i) for i, n in enumerate(after)]
             out += [before + n for n in after]
             done = end
         return out
