@@ -4,7 +4,7 @@ A full step computes all tokens, a cached step the positions of a group, a carry
 class is computed in the same pass: its rows stand behind those of the images' classes. The head then draws tokens.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
@@ -19,7 +19,6 @@ from mgen.nn.cache import Cache, CachedStep
 from mgen.nn.denoising import Denoiser
 from mgen.samplers.noise import Noise, rows_at
 from mgen.samplers.state import State, put
-from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError
 
 if TYPE_CHECKING:
@@ -120,10 +119,10 @@ class Drawn(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class TokenDraw:
-    """Draws tokens from context vectors. `plans`: what the draws of full and of cached steps share, made by the head."""
+    """Draws tokens from context vectors. `plans`: what draws of so many head steps share, made by the head (PlannedStep.head_steps)."""
 
     head: Head
-    plans: Settings
+    plans: Mapping[int | None, object]
     noise: Noise
 
     def __call__(
@@ -135,7 +134,7 @@ class TokenDraw:
         """
         if not step.draws:
             return Drawn(state.tokens.new_zeros(*positions.shape, *state.tokens.shape[2:]))
-        plan, temperature, guidance = self.plans[step.kind], step.temperature, step.guidance
+        plan, temperature, guidance = self.plans[step.head_steps], step.temperature, step.guidance
         if isinstance(z, Denoiser):
             assert isinstance(self.head, DenoisingHead)
             noise = self.noise.at(step.index, positions)
@@ -159,7 +158,7 @@ class TokenDraw:
         drawn, _ = head.sample(
             z,
             noise=self.noise.maps[step.index],
-            plan=self.plans[step.kind],
+            plan=self.plans[step.head_steps],
             temperature=step.temperature,
             guidance=step.guidance,
             tokens=state.tokens,

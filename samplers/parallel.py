@@ -67,8 +67,8 @@ class ParallelSampler(SamplerSettings):
         if able.log_prob and reuse.head_share != 1:
             raise MgenError(f"reuse.head_share is {reuse.head_share}: only a diffusion head has steps to share")
         temperatures = self.values("temperature", units.length, units.global_tokens)
-        for head in (c.head or {}, self.cached_head or c.head or {}):
-            generator.head.check(head, temperatures=temperatures)
+        for count in {count for pair in self.chain_steps(units.length, units.global_tokens) for count in pair}:
+            generator.head.check(self.head(count), temperatures=temperatures)
 
     def _check_steps(self, able: Capabilities, units: TokenSpec, name: str) -> None:
         """Raise MgenError unless the steps fit tokens that are drawn one after the other, or global ones first."""
@@ -115,7 +115,7 @@ class ParallelSampler(SamplerSettings):
             image_seeds,
             steps=self.config.steps,
             length=generator.units.length,
-            spec=generator.head.noise_spec(self.config.head or {}),
+            spec=generator.head.noise_spec(self.longest_head),
             fixed=not self.order.ranked,
             redraw=self.order.redraw,
             once=generator.capabilities.one_by_one,
@@ -220,8 +220,8 @@ class ParallelSampler(SamplerSettings):
         rows, cache = forward.start(generator, class_ids, guided=guided, carry=plan.carries, prefix=prefix)
         state = State(tokens=tokens, known=known, given=known.clone(), class_ids=rows, cache=cache)
         order = self.order.strategy(noise, spec, known, raster=self.reuse.inside == "raster")
-        head, settings, cached = generator.head, self.config.head or {}, self.cached_head
-        plans = {"full": (shared := head.plan(settings)), "cached": shared if cached is None else head.plan(cached)}
+        head, chains = generator.head, {step.head_steps for step in plan.steps}
+        plans = {count: head.plan(self.head(count)) for count in chains}
         draw = forward.TokenDraw(head=head, plans=plans, noise=noise)
         steps = decode(generator, plan, order, draw, state, collect=collect)
         for step, state, positions, drawn in steps:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import groupby
+from itertools import compress, groupby
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from mgen.samplers.settings import SamplerSettings
 
 Kind = Literal["full", "cached", "carry", "none"]
-COLUMNS = ("step", "group", "forward pass", "reveals", "unknown", "guidance", "temperature", "confidence temperature")
+COLUMNS = (
+    *("step", "group", "forward pass", "reveals", "unknown", "guidance", "temperature"),
+    *("head steps", "confidence temperature"),  # shown where they matter
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +49,7 @@ class PlannedStep:
         guidance: s of the draw, one for each row (B,) where they differ; None: not guided.
         temperature, confidence_temperature: of the draw and of the ranking.
         null_rows: the forward pass computes the null class too.
+        head_steps: steps of the head's chain; None: as the settings of the head say.
         draws: False where only the context of the revealed tokens is read (the last step of a first stage).
         group_size: tokens of the whole group. first: of them, those revealed before the step. room: those revealed before its last.
         refresh: positions of the group that a cached step computes, from, to. prefix: whether it computes the class token too.
@@ -66,6 +70,7 @@ class PlannedStep:
     temperature: float
     confidence_temperature: float
     null_rows: bool = False
+    head_steps: int | None = None
     draws: bool = True
     group_size: int = 0
     first: int = 0
@@ -102,7 +107,9 @@ class Plan:
 
     def __str__(self) -> str:
         """The plan as text, one line per step."""
-        rows = [row[: None if self.ranked else -1] for row in (COLUMNS, *map(self._row, self.steps))]
+        chains = any(step.head_steps is not None for step in self.steps)
+        shown = [True] * (len(COLUMNS) - 2) + [chains, self.ranked]
+        rows = [tuple(compress(row, shown)) for row in (COLUMNS, *map(self._row, self.steps))]
         widths = [max(map(len, column)) for column in zip(*rows)]
         lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
         if self.first_stage is None:
@@ -119,6 +126,7 @@ class Plan:
             f"{s.unknown}" + (" global" if self.phases > 1 and s.phase == 0 else ""),
             _text(s.guidance),
             f"{s.temperature:.4g}",
+            "" if s.head_steps is None else f"{s.head_steps}",
             f"{s.confidence_temperature:.4g}",
         )
 
@@ -187,6 +195,7 @@ class _Planner:
             settings.values(name, units.length, units.global_tokens)
             for name in ("temperature", "confidence_temperature")
         )
+        self.chain_steps = settings.chain_steps(units.length, units.global_tokens)
         hidden = [[phase.length] for phase in self.phases] if hidden is None else hidden
         after: list[Tensor] = []  # unknown tokens after each step, by row
         self.wanted: list[int] = []  # most unknown tokens of the step's phase before it
@@ -246,7 +255,8 @@ class _Planner:
         guides = [*group[:1], *group[:-1]] if reuse.late_guidance else group
         for i, (t, count) in enumerate(zip(group, counts)):
             step = self.step(t, number, end, guide=guides[i])
-            step = replace(step, draws=t != undrawn, group_size=size, first=first)
+            chain = self.chain_steps[t][0 if i == 0 else 1]
+            step = replace(step, draws=t != undrawn, group_size=size, first=first, head_steps=chain)
             if i == 0:
                 step = replace(step, kind="full", null_rows=self.null_rows(group), room=size - counts[-1])
                 if len(group) > 1 and reuse.inside == "raster":

@@ -14,6 +14,7 @@ from mgen.generators import Cascade, Generator
 from mgen.heads import check_draw
 from mgen.samplers.binomial import random_left, reveal_shares
 from mgen.samplers.counts import remaining_counts
+from mgen.samplers.head_steps import DEFAULT_STEPS, head_steps, longest, varies
 from mgen.samplers.order import Order, OrderSettings
 from mgen.samplers.plan import Phase
 from mgen.samplers.reuse import Reuse
@@ -69,7 +70,8 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
             confidences. Each is constant, listed or a curve (see mgen.samplers.values).
         start: first step that is run.
         head: how the head draws a token: a diffusion head by mgen.heads.chains.ChainSettings, e.g. {chain: ancestral, steps: 100}, a
-            categorical one by mgen.heads.categorical.DrawSettings, e.g. {top_k: 100}.
+            categorical one by mgen.heads.categorical.DrawSettings, e.g. {top_k: 100}. Its `steps` may be a list or a curve over the
+            steps, see mgen.samplers.head_steps.
         reuse: what a step reuses of those before (see mgen.samplers.reuse.Reuse), e.g. {cached: 1, full_first: 12}.
         first_stage: settings of a sampler for the first stage of generators that have two (Hi-MAR); None: leave it out.
         global_steps: steps that draw global tokens, before all others, each kind by the schedule; None: in proportion to their number.
@@ -102,7 +104,7 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
             steps = STEPS if parts is None else parts.steps + (global_steps if type(global_steps) is int else 0)
             self.register_to_config(steps=steps)
         curves = {"guidance": guidance, "temperature": temperature, "confidence_temperature": confidence_temperature}
-        check_plain({"order": order, "reuse": reuse, **curves})
+        check_plain({"order": order, "reuse": reuse, "head": head, **curves})
         plain = {"steps": steps, "start": start, "counts": counts, "schedule": schedule, "head": head}
         build(_Plain, {**plain, "first_stage": first_stage, "global_steps": global_steps})
         if global_steps is not None and global_steps >= steps:
@@ -123,7 +125,8 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
             per_step(value, steps, name=name)
         if self.random_counts:
             self._check_random_counts()
-        check_draw(head or {})
+        head_steps(self._head_steps or DEFAULT_STEPS, steps)
+        check_draw(self.longest_head)
         if isinstance(first_stage, Mapping) and first_stage.get("first_stage") is not None:
             raise MgenError("nested first stages aren't supported: leave first_stage.first_stage out")
         if (sampler := self.first_stage) is not None and sampler.order.name == "remasking":
@@ -220,12 +223,19 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
         return None if own is None else type(self).from_settings(own, "sampler.first_stage")
 
     @property
-    def cached_head(self) -> Settings | None:
-        """Settings of the head in cached steps; None: those of full steps."""
-        if self.reuse.head_share == 1 or not self.reuse.cached:
-            return None
-        head = dict(self.config.head or {})
-        return {**head, "steps": max(1, int(head.get("steps", 100) * self.reuse.head_share))}
+    def _head_steps(self) -> Value | None:
+        steps: Value | None = (self.config.head or {}).get("steps")
+        return steps
+
+    @property
+    def longest_head(self) -> Settings:
+        """Settings of the head in the step with its longest chain: those that the noise of a run is made for."""
+        return longest(self.config.head or {})
+
+    def head(self, steps: int | None) -> Settings:
+        """Settings of the head with this number of steps of its chain; None: as the settings say."""
+        own = self.config.head or {}
+        return own if steps is None else {**own, "steps": steps}
 
     # -- over the steps ------------------------------------------------------------------------------------------------
 
@@ -269,12 +279,30 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
 
         `left`: tokens that are unknown after each step that is run; None: as the settings say, if none is known at first.
         """
-        c, phases = self.config, self.phases(length, global_tokens)
-        after = [length] * c.start + list(left or ())
+        c, after = self.config, self._unknown(length, global_tokens, left)
+        return per_step(c[name], c.steps, name=name, unknown=after, length=length, groups=self.groups())
+
+    def _unknown(self, length: int, global_tokens: int, left: Sequence[int] | None) -> list[int]:
+        """Unknown tokens after each of the T steps; arguments as in `values`."""
+        phases, after = self.phases(length, global_tokens), [length] * self.config.start + list(left or ())
         for i, phase in enumerate(phases if left is None else ()):
             later = sum(p.length for p in phases[i + 1 :])
             after += [now + later for now in self.left(phase, phase.length)]
-        return per_step(c[name], c.steps, name=name, unknown=after, length=length, groups=self.groups())
+        return after
+
+    def chain_steps(
+        self, length: int, global_tokens: int = 0, left: Sequence[int] | None = None
+    ) -> list[tuple[int | None, int | None]]:
+        """Steps of the head's chain in each of the T steps, as a full and as a cached step; None: as the settings of the head say.
+
+        Arguments as in `values`.
+        """
+        own, c, share = self._head_steps, self.config, self.reuse.head_share if self.reuse.cached else 1
+        if not varies(c.head or {}) and share == 1:
+            return [(None, None)] * c.steps
+        after = self._unknown(length, global_tokens, left)
+        chains = head_steps(own or DEFAULT_STEPS, c.steps, unknown=after, length=length, groups=self.groups())
+        return [(n if varies(c.head or {}) else None, n if share == 1 else max(1, int(n * share))) for n in chains]
 
     def guided(self, length: int, global_tokens: int = 0) -> list[bool]:
         """Whether each of the T steps draws with guidance."""

@@ -9,6 +9,7 @@ A value is a number (constant), a list with one entry per step (one less: the la
     {kind: exponential, start: 1, end: 3}                    start + (end − start) · (1 − e^(−5p))            (eMIGM, 2503.07197)
     {kind: sine, start: 1, end: 3}                           start + (end − start) · sin(πp / 2)              (eMIGM's "cosine")
     {kind: constant, end: 4, interval: [0.1, 0.3]}           end
+    {kind: step, start: 50, end: 5}                          start while p < 1/2, then end                    (DiSA, 2505.20297)
 
 where p is the progress of step t of T: `at: end` p = (t + 1) / T, `at: start` p = t / T, `at: inclusive` p = t / (T − 1).
 `at: tokens` counts revealed tokens: p = (L − n) / L with n unknown after the step, at least `left` (default 0).
@@ -35,9 +36,14 @@ from mgen.utils.errors import MgenError, shown
 from mgen.utils.schema import Natural, Share, build, schema
 
 Value = float | Sequence[float] | Settings
-Kind = Literal["linear", "half-linear", "power", "power-cosine", "exponential", "sine", "constant"]
+Kind = Literal["linear", "half-linear", "power", "power-cosine", "exponential", "sine", "constant", "step"]
 LARGEST = 10_000.0  # of a guidance or a temperature; beyond, float32 logits lose their meaning
-RANGES = {"guidance": -LARGEST, "temperature": 0.0, "confidence_temperature": 0.0}  # the least of each
+RANGES = {
+    "guidance": -LARGEST,
+    "temperature": 0.0,
+    "confidence_temperature": 0.0,
+    "head.steps": 1.0,
+}  # the least of each
 
 
 @schema
@@ -111,6 +117,8 @@ class Curve:
                 return math.sin(math.pi / 2 * p)
             case "constant":
                 return 1.0
+            case "step":
+                return float(p >= 0.5)
         p = p ** (1.0 if self.power is None else self.power)
         return p if self.kind == "power" else (1 - math.cos(math.pi * p)) / 2
 

@@ -189,6 +189,26 @@ def mar_settings(
     }
 
 
+def disa_settings(
+    *,
+    num_iter: int,
+    cfg: float = 1.0,
+    strategy: str = "linear",
+    upper: int = 25,
+    lower: int = 5,
+    temperature: float = 1.0,
+) -> Settings:
+    """Settings of a ParallelSampler for DiSA on MAR; strategy "linear", "cosine", "two-stage" or "constant"; defaults are the CLI's."""
+    steps: Settings | int = {
+        "linear": {"kind": "linear", "start": upper, "end": lower, "at": "inclusive"},
+        "cosine": {"kind": "power-cosine", "start": upper, "end": lower},
+        "two-stage": {"kind": "step", "start": upper, "end": lower},
+        "constant": lower,
+    }[strategy]
+    base = mar_settings(num_iter=num_iter, cfg=cfg, temperature=temperature)
+    return {**base, "head": {"chain": "ancestral", "steps": steps, "max_timestep": 950}}
+
+
 EMIGM_CURVES = {
     "linear": "linear",
     "cosine": "cosine",

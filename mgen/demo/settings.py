@@ -34,7 +34,7 @@ CONSTANT = "constant"
 
 def shown_values(sampler: ParallelSampler) -> Values:
     """What the controls show for a sampler; None where it has a list or a curve that they can't show, or the setting is not its own."""
-    c, reuse, head = sampler.config, sampler.reuse, sampler.config.head or {}
+    c, reuse, head = sampler.config, sampler.reuse, sampler.longest_head
     order = sampler.order
     curve, strength = _shown_curve(c.guidance)
     return {

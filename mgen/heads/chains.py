@@ -40,6 +40,8 @@ class ChainSettings(HeadSettings):
         clip: |x0| is held below this in every step; None: not, as published. Tokens have about unit variance: 5 is wide.
         spacing: timesteps from the first to the last ("ends"), or every n-th from the first on ("stride": the official codes' "ddimN",
             which names a spacing and no chain). DPM-Solver++ has a spacing of its own.
+        max_timestep: timesteps above it become this one, once, so that a chain of N steps may call the network fewer times (DiSA,
+            arXiv 2505.20297: 950). The start is still Gaussian noise. None: not. For "ancestral" and "ddim".
     """
 
     chain: Literal["ancestral", "ddim", "dpm-solver++", "dpm-solver++1s", "dpm-solver++2s", "dpm-solver++3s"] = (
@@ -48,10 +50,13 @@ class ChainSettings(HeadSettings):
     steps: TrainSteps = 100
     clip: Annotated[float, Field(gt=0, le=1e6)] | None = None
     spacing: Literal["ends", "stride"] = "ends"
+    max_timestep: Annotated[int, Field(ge=0)] | None = None
 
     def __post_init__(self) -> None:
         if self.steps == 1 and self.chain in ("ddim", "dpm-solver++"):
             raise MgenError(f"steps is 1: the chain {self.chain!r} needs at least 2")
+        if self.max_timestep is not None and self.chain not in ("ancestral", "ddim"):
+            raise MgenError(f"max_timestep is for the chains ancestral and ddim: leave it out with {self.chain!r}")
 
     @property
     def order(self) -> int:
@@ -156,12 +161,14 @@ class Chain:
         else:
             pick = strided_timesteps if settings.spacing == "stride" else kept_timesteps
             kept = pick(settings.steps, most)
+        if settings.max_timestep is not None:
+            kept = sorted({min(t, settings.max_timestep) for t in kept})
         self.settings, self.tables = settings, tables.respace(kept)
         self.timesteps: Sequence[float] = kept[::-1]
         # diffusers' schedulers get the respaced betas, so that their steps are consecutive, and are asked with x0, clipped or not.
         betas = self.tables.betas
         made: DDIMScheduler | DPMSolverMultistepScheduler | None = None
-        common = {"num_train_timesteps": settings.steps, "trained_betas": betas, "prediction_type": "sample"}
+        common = {"num_train_timesteps": len(kept), "trained_betas": betas, "prediction_type": "sample"}
         if settings.chain == "ddim":
             made = DDIMScheduler(**common, clip_sample=False, set_alpha_to_one=True, timestep_spacing="leading")
         elif settings.chain == "dpm-solver++":
@@ -186,7 +193,7 @@ class Chain:
     def begin(self) -> None:
         """Forget the previous chain (a multistep solver remembers its last answers)."""
         if self.scheduler is not None:
-            self.scheduler.set_timesteps(self.settings.steps)
+            self.scheduler.set_timesteps(len(self.timesteps))
             if isinstance(self.scheduler, DPMSolverMultistepScheduler):
                 self.scheduler.set_begin_index(0)  # otherwise its first step looks its place up
 
@@ -199,7 +206,7 @@ class Chain:
             x: (…, C). eps, v: the network's answer for it; v None: the network gives none, the variance is fixed and large.
             noise: standard normal (…, C), None in the last step. temperature: factor of the noise.
         """
-        k = self.settings.steps - 1 - j
+        k = len(self.timesteps) - 1 - j
         x0 = self.clean(k, x, eps)
         if self.settings.chain == "ancestral":
             mean, log_variance = self.moments(k, x, x0, v)

@@ -28,7 +28,7 @@ def image_numbers(config: Mapping[str, Any], side: int | None = None) -> int:
 def check_batch(pipe: "Networks", sampler: "ParallelSampler", size: int, count: int) -> None:
     """Raise MgenError if the noise of a batch of `size` images and all `count` images don't fit in memory."""
     generator = pipe.transformer
-    noise = generator.head.noise_spec(sampler.config.head or {})
+    noise = generator.head.noise_spec(sampler.longest_head)
     each = math.prod(noise.shape) * generator.units.length
     if sampler.order.ranked:  # other orders draw a position once
         each *= sampler.config.steps

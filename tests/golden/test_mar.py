@@ -256,7 +256,7 @@ def run(case: Case, settings: dict[str, Any], noise: Noise) -> None:
     if "cfg_per_call" in outputs:
         case.check("cfg_per_call", torch.tensor(sampler.values("guidance", net.tokens.length)), atol=2e-6, rtol=1e-6)
     if "diffusion_steps_per_call" in outputs:
-        heads = (sampler.config.head, sampler.cached_head or sampler.config.head)
+        heads = map(sampler.head, sampler.chain_steps(net.tokens.length)[0])
         full, local = (len(net.head.plan(head).chain.timesteps) for head in heads)
         case.check("diffusion_steps_per_call", torch.tensor([local if flag else full for flag in is_local]))
     if "is_local" in outputs:

@@ -84,7 +84,7 @@ def sample_seeded(case: Case) -> None:
     rng = torch.Generator().manual_seed(seed)
     orders = shuffled(b, length)
     sampler = ParallelSampler(**settings)
-    heads = (sampler.config.head, sampler.cached_head or sampler.config.head)
+    heads = map(sampler.head, sampler.chain_steps(length)[0])
     full, local = (len(net.head.plan(head).chain.timesteps) for head in heads)
     chain = torch.zeros(full + 1, b, length, channels)
     left = [length, *sampler.remaining(unknown=length, length=length)]

@@ -43,6 +43,10 @@ def of_recap_mar(name: str, steps: int, cfg: float) -> Row:
     )
 
 
+def of_disa(size: str, cfg: float) -> Row:
+    return f"mar-{size}", official.disa_settings(num_iter=64, cfg=cfg, upper=50, lower=5)
+
+
 def of_causal(name: str, cfg: float, side: int = 21) -> Row:
     tokens = 128 + side**2 if name.startswith("hita") else side**2
     return name, official.generate_settings(cfg_scale=cfg, tokens=tokens)
@@ -161,6 +165,7 @@ RECIPES: dict[str, Row] = {
     "recap-maskgit-16-grouped-imagenet256": of_recap(16, 0, 0.65),
     **{f"recap-mar-l-{t}-imagenet256": of_recap_mar("l", t, 3.0) for t in (96, 84, 56, 36)},
     **{f"recap-mar-h-{t}-imagenet256": of_recap_mar("h", t, 3.2) for t in (128, 96, 48)},
+    **{f"disa-mar-{size}-imagenet256": of_disa(size, cfg) for size, cfg in (("b", 2.9), ("l", 3.0), ("h", 3.3))},
 }
 
 

@@ -120,6 +120,6 @@ def _add_cascade(
     table.prefix = "first stage: "
     diffusion.add_single(table, generator.first, sampler.first_stage or sampler, batch_size)
     table.prefix = ""
-    joint.add_rows(table, head, sampler.config.head or {}, batch_size)
+    joint.add_rows(table, head, sampler.longest_head, batch_size)
     plain, name = joint.plain_stages(generator), joint.settings_in_words(sampler)
     complete_run(table, generator, sampler, batch_size, dtype, plain=plain, name=name)

@@ -130,7 +130,7 @@ def add_rows(table: AblationTable, generator: Generator, sampler: ParallelSample
     rng = torch.Generator().manual_seed(0)
     z = torch.randn(2 * batch_size, count, head.width, generator=rng).to(table.device)
     noise = torch.rand(batch_size, count, head.channels, generator=rng).to(table.device)
-    plan = head.plan(sampler.config.head or {})
+    plan = head.plan(sampler.longest_head)
 
     def by(**switches: bool) -> Callable[[], Tensor]:
         return lambda: PlainChannelHead(head, **switches).sample(z, noise=noise, plan=plan, guidance=2.0).tokens

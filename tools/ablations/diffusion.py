@@ -93,7 +93,7 @@ def add_rows(table: AblationTable, generator: Generator, sampler: ParallelSample
     add_single(table, generator, sampler, batch_size)
     with torch.inference_mode(False):
         _add_training(table, generator, batch_size)
-    name = f"{sampler.config.steps} steps × {ChainSettings.of(sampler.config.head or {}).steps} head steps"
+    name = f"{sampler.config.steps} steps × {ChainSettings.of(sampler.longest_head).steps} head steps"
     complete_run(table, generator, sampler, batch_size, dtype, plain=PlainGenerator(generator), name=name)
 
 
@@ -116,7 +116,7 @@ def add_single(table: AblationTable, generator: Generator, sampler: ParallelSamp
     both = torch.cat([class_ids, torch.full_like(class_ids, generator.null_class or 0)])
     guided, asked = (torch.cat([tokens, tokens]), known.repeat(2, 1), both), positions.repeat(2, 1)
     noise = sampler.make_noise(generator, range(batch_size)).to(generator.device)
-    plan = head.plan(sampler.config.head or {})
+    plan = head.plan(sampler.longest_head)
     z = generator.context(*guided, positions=asked)
     draw: dict[str, Any] = {"noise": noise.at(0, positions), "plan": plan, "guidance": 2.0}
 

@@ -119,7 +119,7 @@ def add_rows(table: AblationTable, generator: Generator, sampler: ParallelSample
     tokens = torch.randn(batch_size, *units.shape, generator=torch.Generator().manual_seed(0)).to(device)
     class_ids = torch.arange(batch_size, device=device) % generator.num_classes
     rows = torch.cat([class_ids, torch.full_like(class_ids, generator.null_class or 0)]) if guided else class_ids
-    plan = generator.head.plan(sampler.config.head or {})
+    plan = generator.head.plan(sampler.longest_head)
     noise = sampler.make_noise(generator, range(batch_size)).to(device)
 
     def entity(net: Any, number: int, null: bool) -> Callable[[], Tensor]:

@@ -119,7 +119,7 @@ def plain_stages(cascade: Cascade) -> Proxy:
 def settings_in_words(sampler: ParallelSampler) -> str:
     """Steps of a run and of its head's chain, of both stages."""
     own = [s for s in (sampler.first_stage, sampler) if s is not None]
-    return " + ".join(f"{s.config.steps} steps × {ChainSettings.of(s.config.head or {}).steps} head steps" for s in own)
+    return " + ".join(f"{s.config.steps} steps × {ChainSettings.of(s.longest_head).steps} head steps" for s in own)
 
 
 def add_rows(table: AblationTable, head: DiffusionTransformerHead, settings: Settings, batch_size: int) -> None:

@@ -91,7 +91,7 @@ def add_rows(table: AblationTable, generator: Generator, sampler: ParallelSample
         tokens, class_ids = torch.cat([tokens, tokens]), torch.cat([class_ids, null])
     places = torch.arange(units.length, device=table.device).expand(len(tokens), -1)
     noise = torch.full((batch_size, 1, *units.shape[1:]), 0.5, device=table.device)
-    draw: dict[str, Any] = {"plan": generator.head.plan(sampler.config.head or {}), "guidance": 2.0 if guided else None}
+    draw: dict[str, Any] = {"plan": generator.head.plan(sampler.longest_head), "guidance": 2.0 if guided else None}
     if units.global_tokens:
         draw["part"] = 1
 
