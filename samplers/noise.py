@@ -46,6 +46,7 @@ class Noise:
             A position is drawn once in a run, so the decoding step makes no difference.
         maps: the same for each of T steps (T, draws, B, L, C), for a head that draws all positions jointly in every step.
         counts: uniform (T, B, L), how many tokens each step reveals, for random counts (mgen.samplers.binomial).
+        select: uniform (B, L), by which tokens are selected at random (mgen.samplers.selection).
         first_stage: the noise of the first stage's own run, for generators of two stages.
     """
 
@@ -56,6 +57,7 @@ class Noise:
     chain: Tensor | None = None
     maps: Tensor | MapNoise | None = None
     counts: Tensor | None = None
+    select: Tensor | None = None
     first_stage: Union["Noise", None] = None
 
     def to(self, device: torch.device | str) -> "Noise":
@@ -130,6 +132,12 @@ def make_count_noise(image_seeds: Sequence[int], *, steps: int, length: int) -> 
     """`Noise.counts`, from seeds of its own: it changes none of the other numbers."""
     rngs = (torch.Generator().manual_seed(seeds.fold(s, "counts")) for s in image_seeds)
     return torch.stack([torch.rand(steps, length, generator=rng) for rng in rngs], dim=1)
+
+
+def make_select_noise(image_seeds: Sequence[int], *, length: int) -> Tensor:
+    """`Noise.select`, from seeds of its own: it changes none of the other numbers."""
+    rngs = (torch.Generator().manual_seed(seeds.fold(s, "select")) for s in image_seeds)
+    return torch.stack([torch.rand(length, generator=rng) for rng in rngs])
 
 
 def _gumbel(uniform: Tensor) -> Tensor:

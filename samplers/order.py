@@ -3,7 +3,7 @@
 | order | positions | from |
 |---|---|---|
 | random, raster, halton, halton-rolled, a list | settled before the run: only those of the step are computed | MAR, Halton-MaskGIT |
-| checkerboard, {name: checkerboard, levels: 4} | the same: set after set of a checkerboard, at random within each | GtR, as read from the paper |
+| checkerboard, {name: checkerboard, levels: 4} | the same: one set of a checkerboard after the other | GtR (a reading of the paper) |
 | confidence | a token is drawn at every unknown position and the likeliest draws are revealed | MaskGIT |
 | {name: confidence, redraw: true} | the same, but tokens are drawn a second time at the positions found | ReCAP's MaskGIT-r |
 | remasking | every step draws all positions, known ones too, and ranks them anew | Halton-MaskGIT's confidence sampler |
@@ -82,7 +82,9 @@ class OrderSettings:
                 return Remasking(gumbel=noise.confidence, vocab_size=units.vocab_size)
             return Confidence(gumbel=noise.confidence, redraw=self.redraw)
         levels = LEVELS if self.levels is None else self.levels
-        priority = priorities(self.positions or self.name, noise, units.grid, units.global_tokens, levels=levels)  # (B, L)
+        priority = priorities(
+            self.positions or self.name, noise, units.grid, units.global_tokens, levels=levels
+        )  # (B, L)
         ranking = priority.masked_fill(known, -torch.inf).argsort(dim=1, descending=True, stable=True)
         return FixedOrder(ranking=ranking, raster=raster)
 

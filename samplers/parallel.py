@@ -10,7 +10,7 @@ from torch import Tensor
 from mgen.generators import Capabilities, Cascade, Generator
 from mgen.samplers import forward
 from mgen.samplers.loop import decode
-from mgen.samplers.noise import Noise, make_count_noise, make_noise
+from mgen.samplers.noise import Noise, make_count_noise, make_noise, make_select_noise
 from mgen.samplers.plan import Plan, make_plan
 from mgen.samplers.sequences import ON_GRID
 from mgen.samplers.settings import SamplerSettings
@@ -67,7 +67,14 @@ class ParallelSampler(SamplerSettings):
         if able.log_prob and reuse.head_share != 1:
             raise MgenError(f"reuse.head_share is {reuse.head_share}: only a diffusion head has steps to share")
         temperatures = self.values("temperature", units.length, units.global_tokens)
-        for count in {count for pair in self.chain_steps(units.length, units.global_tokens) for count in pair}:
+        if self.selections and (able.log_prob or able.joint or able.denoises):
+            why = "has no chain of steps" if able.log_prob else "draws all tokens of a step together"
+            raise MgenError(
+                f"stages: select gives some tokens another chain, but the head of this {name} {why}: leave it out"
+            )
+        chains = {count for pair in self.chain_steps(units.length, units.global_tokens) for count in pair}
+        chains |= {count for select in self.selections for count in self.selected_steps(select)}
+        for count in chains:
             generator.head.check(self.head(count), temperatures=temperatures)
 
     def _check_steps(self, able: Capabilities, units: TokenSpec, name: str) -> None:
@@ -90,7 +97,9 @@ class ParallelSampler(SamplerSettings):
             )
         if (stages := self.stages) is not None:
             if units.global_tokens and c.global_steps is None:
-                raise MgenError("stages are of the tokens after global ones, which need steps of their own: set global_steps")
+                raise MgenError(
+                    "stages are of the tokens after global ones, which need steps of their own: set global_steps"
+                )
             stages.ends(units.length - units.global_tokens)
         if not units.global_tokens:
             if c.global_steps is not None:
@@ -123,6 +132,8 @@ class ParallelSampler(SamplerSettings):
         if self.random_counts:
             counts = make_count_noise(image_seeds, steps=self.config.steps, length=generator.units.length)
             noise = dataclasses.replace(noise, counts=counts)
+        if any(select.by == "random" for select in self.selections):
+            noise = dataclasses.replace(noise, select=make_select_noise(image_seeds, length=generator.units.length))
         if self.first_stage is None or not isinstance(generator, Cascade):
             return noise
         # The word is part of the seed: another one would change every image.
@@ -221,6 +232,7 @@ class ParallelSampler(SamplerSettings):
         state = State(tokens=tokens, known=known, given=known.clone(), class_ids=rows, cache=cache)
         order = self.order.strategy(noise, spec, known, raster=self.reuse.inside == "raster")
         head, chains = generator.head, {step.head_steps for step in plan.steps}
+        chains |= {step.split.head_steps for step in plan.steps if step.split is not None}
         plans = {count: head.plan(self.head(count)) for count in chains}
         draw = forward.TokenDraw(head=head, plans=plans, noise=noise)
         steps = decode(generator, plan, order, draw, state, collect=collect)

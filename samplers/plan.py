@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from mgen.generators import Capabilities
+from mgen.samplers.head_steps import DEFAULT_STEPS
+from mgen.samplers.selection import Split
 from mgen.samplers.stages import Stages
 from mgen.tokens import TokenSpec
 
@@ -17,8 +19,8 @@ if TYPE_CHECKING:
 
 Kind = Literal["full", "cached", "carry", "none"]
 COLUMNS = (
-    *("step", "group", "forward pass", "reveals", "unknown", "guidance", "temperature"),
-    *("head steps", "confidence temperature"),  # shown where they matter
+    *("step", "stage", "group", "forward pass", "reveals", "unknown", "guidance", "temperature"),
+    *("head steps", "confidence temperature"),
 )
 
 
@@ -49,7 +51,8 @@ class PlannedStep:
         guidance: s of the draw, one for each row (B,) where they differ; None: not guided.
         temperature, confidence_temperature: of the draw and of the ranking.
         null_rows: the forward pass computes the null class too.
-        head_steps: steps of the head's chain; None: as the settings of the head say.
+        head_steps: steps of the head's chain; None: as the settings of the head say. split: tokens whose chain has another length.
+        stage: number of its stage; None: there are none.
         draws: False where only the context of the revealed tokens is read (the last step of a first stage).
         group_size: tokens of the whole group. first: of them, those revealed before the step. room: those revealed before its last.
         refresh: positions of the group that a cached step computes, from, to. prefix: whether it computes the class token too.
@@ -71,6 +74,8 @@ class PlannedStep:
     confidence_temperature: float
     null_rows: bool = False
     head_steps: int | None = None
+    split: Split | None = None
+    stage: int | None = None
     draws: bool = True
     group_size: int = 0
     first: int = 0
@@ -107,8 +112,12 @@ class Plan:
 
     def __str__(self) -> str:
         """The plan as text, one line per step."""
-        chains = any(step.head_steps is not None for step in self.steps)
-        shown = [True] * (len(COLUMNS) - 2) + [chains, self.ranked]
+        matters = {
+            "stage": any(step.stage is not None for step in self.steps),
+            "head steps": any(step.head_steps is not None for step in self.steps),
+            "confidence temperature": self.ranked,
+        }
+        shown = [matters.get(column, True) for column in COLUMNS]
         rows = [tuple(compress(row, shown)) for row in (COLUMNS, *map(self._row, self.steps))]
         widths = [max(map(len, column)) for column in zip(*rows)]
         lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
@@ -120,13 +129,14 @@ class Plan:
         fewest, most = min(s.reveal), max(s.reveal)
         return (
             f"{s.index + 1}/{self.count}",
+            "" if s.stage is None else f"{s.stage + 1}",
             f"{s.group + 1}",
             s.kind + (" + null class" if s.null_rows else ""),
             f"{most}" if fewest == most else f"{fewest}–{most}",
             f"{s.unknown}" + (" global" if self.phases > 1 and s.phase == 0 else ""),
             _text(s.guidance),
             f"{s.temperature:.4g}",
-            "" if s.head_steps is None else f"{s.head_steps}",
+            ("" if s.head_steps is None else f"{s.head_steps}") + ("" if s.split is None else f", {s.split}"),
             f"{s.confidence_temperature:.4g}",
         )
 
@@ -191,6 +201,10 @@ class _Planner:
         self.carries = able.carried_features and self.reuse.features
         self.phases = settings.phases(units.length, units.global_tokens)
         self.phase_of = [i for i, phase in enumerate(self.phases) for _ in range(phase.steps)]
+        self.settings = settings
+        self.stages = [
+            p.stages and p.stages.stage(t) for p in self.phases for t in range(p.steps)
+        ]  # number and stage of each
         self.temperature, self.confidence_temperature = (
             settings.values(name, units.length, units.global_tokens)
             for name in ("temperature", "confidence_temperature")
@@ -255,8 +269,8 @@ class _Planner:
         guides = [*group[:1], *group[:-1]] if reuse.late_guidance else group
         for i, (t, count) in enumerate(zip(group, counts)):
             step = self.step(t, number, end, guide=guides[i])
-            chain = self.chain_steps[t][0 if i == 0 else 1]
-            step = replace(step, draws=t != undrawn, group_size=size, first=first, head_steps=chain)
+            chain, split = self.chains(t, cached=i > 0)
+            step = replace(step, draws=t != undrawn, group_size=size, first=first, head_steps=chain, split=split)
             if i == 0:
                 step = replace(step, kind="full", null_rows=self.null_rows(group), room=size - counts[-1])
                 if len(group) > 1 and reuse.inside == "raster":
@@ -269,6 +283,17 @@ class _Planner:
             yield replace(step, prefix=reuse.prefix) if step.kind == "cached" else step
             first, before = first + count, count or before
 
+    def chains(self, t: int, *, cached: bool) -> tuple[int | None, Split | None]:
+        """Steps of the head's chain in step t, and which of its tokens have another one; None where all have the same."""
+        chain, stage = self.chain_steps[t][cached], self.stages[t - self.start]
+        if stage is None or stage[1].select is None:
+            return chain, None
+        own = (self.settings.config.head or {}).get("steps", DEFAULT_STEPS) if chain is None else chain
+        steps = self.settings.selected_steps(stage[1].select)[cached]
+        if steps == own:
+            return chain, None
+        return own, Split.of(stage[1].select, steps, self.reveal[t - self.start], self.device)
+
     def step(self, t: int, number: int, end: int, *, guide: int) -> PlannedStep:
         """Step t of group `number`, which step `end` ends, with the guidance of step `guide`, as one that reveals nothing."""
         i = t - self.start
@@ -276,6 +301,7 @@ class _Planner:
             index=t,
             kind="none",
             phase=self.phase_of[i],
+            stage=None if (stage := self.stages[i]) is None else stage[0],
             group=number,
             reveal=tuple(self.reveal[i]),
             count=self.count(t),

@@ -11,7 +11,7 @@ Notation: B images, M positions drawn in a step, k of them selected, D width of 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -31,7 +31,7 @@ class Split:
     by: str
     fewest: int
     most: int
-    quota: Tensor
+    quota: Tensor = field(repr=False, compare=False)
 
     @classmethod
     def of(cls, select: Selection, head_steps: int, reveal: Sequence[int], device: torch.device | str) -> "Split":
@@ -39,6 +39,11 @@ class Split:
         counts = select.counts(reveal)
         quota = torch.tensor(counts, device=device).unsqueeze(1)
         return cls(head_steps=head_steps, by=select.by, fewest=min(counts), most=max(counts), quota=quota)
+
+    def __str__(self) -> str:
+        """Such as 6 × 50, of six tokens with a chain of 50 steps."""
+        count = f"{self.most}" if self.fewest == self.most else f"{self.fewest}–{self.most}"
+        return f"{count} × {self.head_steps}"
 
     def ranked(self, score: Tensor, revealed: Tensor) -> Tensor:
         """Rows of the step (B, M), the selected ones first, by score (B, M); `revealed` (B, 1): tokens that each image reveals."""

@@ -19,7 +19,7 @@ from mgen.samplers.order import Order, OrderSettings
 from mgen.samplers.plan import Phase
 from mgen.samplers.reuse import Reuse
 from mgen.samplers.schedule import Schedule
-from mgen.samplers.stages import Stages
+from mgen.samplers.stages import Selection, Stages
 from mgen.samplers.values import Value, per_step
 from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError, check_keys, shown
@@ -63,8 +63,9 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
     """How tokens are revealed and drawn. The defaults are MaskGIT's, without guidance.
 
     Args:
-        steps: T; None: 8, or those of the stages. order: which positions come next: "confidence", "remasking", "random", "raster", "halton", "halton-rolled",
-            "checkerboard", a list of all positions, or a mapping with options, e.g. {name: confidence, redraw: true} (see mgen.samplers.order).
+        steps: T; None: 8, or those of the stages.
+        order: which positions come next: "confidence", "remasking", "random", "raster", "halton", "halton-rolled", "checkerboard", a list of
+            all positions, or a mapping with options, e.g. {name: confidence, redraw: true} (see mgen.samplers.order).
         schedule: mask fraction by name, or a list (see mgen.samplers.schedule). counts: how it is rounded (mgen.samplers.counts).
         guidance: s in u + s·(c − u); 1 is none. temperature: of the token draw. confidence_temperature: factor of the Gumbel noise on
             confidences. Each is constant, listed or a curve (see mgen.samplers.values).
@@ -137,7 +138,9 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
         c = self.config
         if c.steps != (own := stages.steps + (c.global_steps or 0)):
             first = f"global_steps and stages take {own}" if c.global_steps else f"the stages take {own}"
-            raise MgenError(f"steps is {c.steps}, but {first}: leave steps out (null), or change the steps of the stages")
+            raise MgenError(
+                f"steps is {c.steps}, but {first}: leave steps out (null), or change the steps of the stages"
+            )
         if c.start:
             raise MgenError(f"start is {c.start}: stages are for whole runs, leave start or stages out")
         if c.schedule == "single" or not isinstance(c.schedule, str):
@@ -145,7 +148,9 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
                 f"schedule is {shown(c.schedule)}, a number of tokens for each step, which is what stages say: leave one of them out"
             )
         if self.random_counts:
-            raise MgenError("counts binomial draws the number of tokens of each step, which stages settle: use counts maskgit")
+            raise MgenError(
+                "counts binomial draws the number of tokens of each step, which stages settle: use counts maskgit"
+            )
 
     def _check_random_counts(self) -> None:
         """Raise MgenError for settings that need every image to reveal as many tokens as the others."""
@@ -207,6 +212,16 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
         return Stages.of(self.config.stages)
 
     @property
+    def selections(self) -> list[Selection]:
+        """Those of the stages that select tokens for another chain."""
+        return [] if self.stages is None else self.stages.selections
+
+    def selected_steps(self, select: Selection) -> tuple[int, int]:
+        """Steps of the chain of selected tokens, in a full and in a cached step."""
+        share = self.reuse.head_share if self.reuse.cached else 1
+        return select.head_steps, max(1, int(select.head_steps * share))
+
+    @property
     def random_counts(self) -> bool:
         """Whether the number of tokens that a step reveals is random and drawn for each image."""
         return bool(self.config.counts == "binomial")
@@ -230,7 +245,9 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
     @property
     def longest_head(self) -> Settings:
         """Settings of the head in the step with its longest chain: those that the noise of a run is made for."""
-        return longest(self.config.head or {})
+        head = longest(self.config.head or {})
+        selected = [n for select in self.selections for n in self.selected_steps(select)]
+        return {**head, "steps": max(head.get("steps", DEFAULT_STEPS), *selected)} if selected else head
 
     def head(self, steps: int | None) -> Settings:
         """Settings of the head with this number of steps of its chain; None: as the settings say."""

@@ -62,9 +62,11 @@ class Stage:
 class Stages:
     """The stages of a run, at least one."""
 
-    stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
+    stages: tuple[Stage, ...]
 
     def __post_init__(self) -> None:
+        if not self.stages:
+            raise MgenError("stages is []: at least one is needed")
         *others, last = self.stages
         for i, stage in enumerate(others):
             if stage.tokens is None:
@@ -82,7 +84,9 @@ class Stages:
         if settings is None:
             return None
         if not isinstance(settings, list | tuple):
-            raise MgenError(f"stages is {shown(settings)}: expected a list such as [{{tokens: 0.5, steps: 6}}, {{steps: 2}}]")
+            raise MgenError(
+                f"stages is {shown(settings)}: expected a list such as [{{tokens: 0.5, steps: 6}}, {{steps: 2}}]"
+            )
         check_plain({"stages": settings})
         made = build(cls, {"stages": list(settings)})
         for i, stage in enumerate(made.stages):  # raises for a bad schedule; numbers of tokens are known later
@@ -129,7 +133,9 @@ class Stages:
             )
         for i, (stage, (first, stop)) in enumerate(zip(self.stages, pairwise([0, *totals]))):
             if stop - first < stage.steps:
-                raise MgenError(f"stages.{i} has {stage.steps} steps for {stop - first} tokens: at most one step per token")
+                raise MgenError(
+                    f"stages.{i} has {stage.steps} steps for {stop - first} tokens: at most one step per token"
+                )
         return totals
 
     def left(self, *, unknown: int, length: int, counts: str) -> list[int]:

@@ -73,7 +73,9 @@ class Curve:
         if self.interval is not None and not self.interval[0] < self.interval[1]:
             raise MgenError(f"interval is {list(self.interval)}: its first time must lie below its second")
         if self.over is not None and not self.over[0] < self.over[1]:
-            raise MgenError(f"over is {list(self.over)}: expected the first step and, after it, the one where the curve ends")
+            raise MgenError(
+                f"over is {list(self.over)}: expected the first step and, after it, the one where the curve ends"
+            )
         if self.over is not None and self.at in ("tokens", "group"):
             raise MgenError(f"over names steps, but at is {self.at}: use at: start, end or inclusive")
 
@@ -83,7 +85,9 @@ class Curve:
         at = self.at or {"linear": "end", "half-linear": "start"}.get(self.kind, "inclusive")
         begin, stop = self.over or (0, steps)
         if stop > steps:
-            raise MgenError(f"over is {list(self.over or ())}, but there are {steps} steps: it must end at {steps} at most")
+            raise MgenError(
+                f"over is {list(self.over or ())}, but there are {steps} steps: it must end at {steps} at most"
+            )
         group = {t: (g + 1) / len(groups) for g, members in enumerate(groups) for t in members}
         out = []
         for t in range(steps):

@@ -124,7 +124,9 @@ def test_counts_of_steps(rule: str) -> None:
         first, second, third = found[:24], found[24:30], found[30:]
         assert (sum(first), sum(second), third) == (64, 64, [64, 64])
         assert set(first) == {2, 3} and set(second) == {10, 11}, "the split is not even"
-    assert counts([{"steps": 4, "schedule": "cosine"}], 16, 16) == counts([{"steps": 4, "tokens": 16, "schedule": "cosine"}], 16, 16)
+    assert counts([{"steps": 4, "schedule": "cosine"}], 16, 16) == counts(
+        [{"steps": 4, "tokens": 16, "schedule": "cosine"}], 16, 16
+    )
     assert counts([{"steps": 4, "schedule": "cosine"}], 16, 16) == [2, 3, 5, 6]
 
 
@@ -175,7 +177,9 @@ def test_global_tokens_are_drawn_in_steps_before_the_stages() -> None:
         sampler_for(net, stages=stages).check(net)
 
 
-@pytest.mark.parametrize("policy", [{"cached": 1}, {"cached": 1, "full_first": 3}, {"cached": 2, "inside": "raster"}], ids=str)
+@pytest.mark.parametrize(
+    "policy", [{"cached": 1}, {"cached": 1, "full_first": 3}, {"cached": 2, "inside": "raster"}], ids=str
+)
 def test_stages_compose_with_cached_steps(policy: dict[str, Any]) -> None:
     net = vectors()
     stages = [*SMALL[:2], {"steps": 2, "select": {"share": 0.5, "head_steps": 4}}]
@@ -218,3 +222,225 @@ def test_a_curve_over_all_steps_is_the_curve() -> None:
         for kind in ("linear", "half-linear", "power-cosine", "sine", "exponential"):
             curve = {"kind": kind, "start": 1.0, "end": 3.0, "at": at}
             assert per_step(curve, 7) == per_step({**curve, "over": [0, 7]}, 7)
+
+
+HEAD_STEPS = {"kind": "linear", "start": 50, "end": 20, "at": "inclusive", "over": [0, 30]}
+
+
+def test_head_steps_of_the_reading() -> None:
+    """24 + 6 + 2 steps with 50 to 20 head steps over the first two stages: 25.2 calls per token, of 100 at MAR's own settings.
+
+    A run takes whole numbers of steps, rounded toward the end, and of tokens, so that it lies a little below.
+    """
+    net = tiny_mar(tokens=tiny_tokens("vector", side=16))
+    stages = [*GTR[:2], {**GTR[2], "select": {"share": 0.1, "head_steps": 50}}]
+    plan = ParallelSampler(order="checkerboard", stages=stages, head={"steps": HEAD_STEPS}).plan(net)
+    shown, chains = [step.count for step in plan.steps], [step.head_steps for step in plan.steps]
+    assert chains == [20 + int((29 - k) / 29 * 30) for k in range(30)] + [20, 20]
+    real = [50 - 30 * k / 29 for k in range(30)] + [20, 20]
+    assert sum(n * x for n, x in zip(shown, real)) / 256 == pytest.approx(25.2, abs=0.05)
+    assert sum(n * x for n, x in zip(shown, real)) / 256 + 0.1 * 128 * 30 / 256 == pytest.approx(26.7, abs=0.05)
+    assert sum(n * x for n, x in zip(shown, chains) if x) / 256 == pytest.approx(25.05, abs=0.01)
+    splits = [step.split for step in plan.steps]
+    assert splits[:30] == [None] * 30
+    assert [(s.fewest, s.most, s.head_steps) for s in splits[30:] if s is not None] == [(6, 6, 50)] * 2
+    lines = str(plan).splitlines()
+    assert "stage" in lines[0] and lines[-1].split()[1] == "3" and lines[-1].endswith("20, 6 × 50")
+
+
+# -- token selection ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("width", [2, 7, 8, 33])
+def test_score_is_that_of_a_sum_of_cosines(width: int) -> None:
+    z = torch.randn(3, 2, width, generator=torch.Generator().manual_seed(0))
+    for vector, score in zip(z.flatten(0, 1).double().tolist(), frequency(z).flatten()):
+        expected = 0.0
+        for n in range(1, width // 2 + 1):
+            turns = [2 * math.pi * n * d / width for d in range(width)]
+            real, imaginary = (sum(x * f(a) for x, a in zip(vector, turns)) for f in (math.cos, math.sin))
+            expected += math.hypot(real, imaginary) * (1 + n / (width / 2))
+        assert float(score) == pytest.approx(expected, rel=1e-5)
+
+
+def test_high_frequencies_score_more_than_low_ones_and_a_constant_nothing() -> None:
+    turns = torch.arange(16) * 2 * math.pi / 16
+    low, high, constant = frequency(torch.stack([turns.cos(), (7 * turns).cos(), torch.ones(16)])[None])[0]
+    assert high > low > 1 and constant < 1e-5
+
+
+def chain_net(head: str) -> Any:
+    return vectors(head={"type": head, "width": 16, "depth": 1}) if head == "flow" else vectors()
+
+
+def selecting(share: float, head_steps: int, by: str = "frequency", **more: Any) -> dict[str, Any]:
+    select = {"share": share, "head_steps": head_steps, "by": by}
+    return {"stages": [{"tokens": 0.5, "steps": 3}, {"steps": 2, "select": select}], **more}
+
+
+@pytest.mark.parametrize("head", ["diffusion", "flow"])
+@pytest.mark.parametrize("by", ["frequency", "random"])
+def test_of_a_share_the_chain_is_another_and_of_the_others_not(head: str, by: str) -> None:
+    """All tokens selected: the draws of a run with that chain. A share: some tokens of the one run and some of the other."""
+    net, base = chain_net(head), {"steps": 6} | ({"clip": 4.0} if head == "diffusion" else {})
+    last = [{"tokens": 0.5, "steps": 3}, {"steps": 1}]
+
+    def drawn(select: dict[str, Any] | None, **changed: Any) -> Tensor:
+        stages = [last[0], {**last[1], **({} if select is None else {"select": select})}]
+        sampler = sampler_for(net, stages=stages, head={**base, **changed})
+        noise = sampler.make_noise(net, [1, 2])
+        if noise.chain is not None and noise.chain.shape[0] < 12:  # the same numbers, whatever the longest chain is
+            noise = sampler_for(net, stages=stages, head={**base, "steps": 12}).make_noise(net, [1, 2])
+        *_, step = sampler(net, torch.tensor([1, 2]), noise=noise)
+        return step.tokens
+
+    steps = {"kind": "linear", "start": 6, "end": 12, "at": "inclusive", "over": [3, 4]}
+    plain, long = drawn(None), drawn(None, steps=[6, 6, 6, 12])
+    assert torch.equal(drawn({"share": 0.25, "head_steps": 6, "by": by}), plain), "equal chains are one draw"
+    assert (drawn({"share": 1.0, "head_steps": 12, "by": by}) - long).abs().max() < 1e-5
+    mixed = drawn({"share": 0.25, "head_steps": 12, "by": by})
+    as_plain, as_long = ((mixed - other).abs().amax(-1) < 1e-5 for other in (plain, long))
+    assert (as_plain | as_long).all() and steps["over"]
+    assert (~as_plain).sum(1).tolist() == [2, 2] and (~as_long).sum(1).tolist() == [6, 6]  # of 8 tokens
+
+
+def test_selected_are_those_with_the_highest_score() -> None:
+    net, seen = vectors(), []
+
+    def sample(z: Tensor, **options: Any) -> Any:
+        seen.append(z[:1])
+        return net.head.sample(z, **options)
+
+    sampler = sampler_for(net, **selecting(0.25, 8))
+    draw(Proxy(net, head=Proxy(net.head, sample=sample)), sampler, [3])
+    assert [len(z[0]) for z in seen] == [3, 3, 2, 1, 3, 1, 3]
+    for chosen, others in (seen[3:5], seen[5:7]):
+        assert frequency(chosen).min() > frequency(others).max()
+
+
+def test_random_selection_has_its_own_numbers() -> None:
+    net = vectors()
+    plain, control = (
+        sampler_for(net, **selecting(0.25, 8, by)).make_noise(net, [1, 2]) for by in ("frequency", "random")
+    )
+    assert plain.select is None and control.select is not None and control.select.shape == (2, LENGTH)
+    assert plain.chain is not None and control.chain is not None
+    assert torch.equal(plain.chain, control.chain) and torch.equal(plain.order, control.order)
+
+
+@pytest.mark.parametrize("by", ["frequency", "random"])
+def test_an_image_does_not_depend_on_the_others(by: str) -> None:
+    """Nor on how many tokens of the others are given, so that images select other numbers of tokens; given ones never change."""
+    net, sampler = vectors(), sampler_for(vectors(), **selecting(0.4, 12, by))
+    tokens = torch.randn(3, LENGTH, 4, generator=torch.Generator().manual_seed(0))
+    known = torch.zeros(3, LENGTH, dtype=torch.bool)
+    known[1, :7] = known[2, ::2] = True
+    *masks, together = draw(net, sampler, [5, 6, 7], tokens=tokens, known=known)
+    assert masks[-1].all() and torch.equal(together[known], tokens[known])
+    for i in range(3):
+        *_, alone = draw(net, sampler, [5 + i], tokens=tokens[i : i + 1], known=known[i : i + 1])
+        assert (alone[0] - together[i]).abs().max() < 1e-3
+
+
+def test_a_split_puts_every_row_where_it_was() -> None:
+    split = Split.of(Selection(share=0.5, head_steps=9), 9, [6, 3, 0], "cpu")
+    assert (split.fewest, split.most, split.quota.flatten().tolist()) == (0, 3, [3, 2, 0])
+    revealed = torch.tensor([[6], [3], [0]])
+    score = torch.arange(18.0).view(3, 6)
+    rank = split.ranked(score, revealed)
+    assert rank[0].tolist() == [5, 4, 3, 2, 1, 0] and rank[1, :3].tolist() == [2, 1, 0]
+
+    def sample(rows: Tensor, head_steps: int | None) -> Tensor:
+        return rows.unsqueeze(-1).float() + (100 if head_steps == 9 else 0)
+
+    found = split.draw(rank, None, sample).squeeze(-1)
+    assert found.tolist() == [[0, 1, 2, 103, 104, 105], [0, 101, 102, 3, 4, 5], [0, 1, 2, 3, 4, 5]]
+
+
+@pytest.mark.parametrize("policy", [None, {"cached": 1, "head_share": 0.5}], ids=str)
+def test_operations_are_those_of_a_formula(policy: dict[str, Any] | None) -> None:
+    """The head's: network calls of each token, two with guidance, times those of one call."""
+    net = vectors()
+    parts = Proxy(net, transformer=net, tokenizer=None)
+
+    def head(guidance: float, **settings: Any) -> int:
+        return count_run(parts, sampler_for(net, guidance=guidance, **settings)).flops["head"]
+
+    # What a token of a chain of n steps takes is affine in n: fixed parts and calls.
+    for guidance in (1.0, 2.0):
+        one, two = (head(guidance, stages=None, steps=1, head={"steps": n}) // LENGTH for n in (4, 6))
+        call, fixed = (two - one) // 2, one - 2 * (two - one)
+        settings = selecting(0.25, 12, head={"steps": 6}, reuse=policy)
+        settings["stages"][1]["steps"] = 1
+        plan = sampler_for(net, guidance=guidance, **settings).plan(net)
+        expected = 0
+        for step in plan.steps:
+            chain, more = (
+                step.head_steps or 6,
+                (0, 0) if step.split is None else (step.split.most, step.split.head_steps),
+            )
+            expected += (step.count - more[0]) * (fixed + call * chain) + more[0] * (fixed + call * more[1])
+        assert head(guidance, **settings) == expected
+        last = plan.steps[-1]
+        assert last.split is not None and (last.split.most, last.split.head_steps) == (
+            2,
+            6 if last.kind == "cached" else 12,
+        )
+
+
+# -- errors ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"stages": []}, "at least one is needed"),
+        ({"stages": 3}, "expected a list such as"),
+        ({"stages": [{"tokens": 4}]}, "missing key 'stages.0.steps'"),
+        ({"stages": [{"steps": 1}, {"steps": 1}]}, "missing key 'stages.0.tokens': only the last"),
+        ({"stages": [{"steps": 0}]}, "'stages.0.steps' is 0: allowed is at least 1"),
+        ({"stages": [{"steps": 1, "tokens": 0}]}, "'stages.0.tokens' is 0: allowed is"),
+        ({"stages": [{"steps": 1, "tokens": 1.5}]}, "'stages.0.tokens' is 1.5: allowed is at most 1"),
+        ({"stages": [{"steps": 1, "token": 4}]}, "unknown key 'stages.0.token': did you mean 'tokens'"),
+        ({"stages": [{"steps": 2, "schedule": "cosin"}]}, "stages.0: unknown schedule 'cosin'"),
+        ({"stages": [{"steps": 1, "tokens": 0.5}, {"steps": 1, "tokens": 0.4}]}, "sum to 0.9: they must sum to 1"),
+        ({"stages": [{"steps": 1, "tokens": 1.0}, {"steps": 1}]}, "sum to 1: they must sum to 1, or to less"),
+        ({"stages": SMALL, "steps": 8}, "steps is 8, but the stages take 7"),
+        ({"stages": SMALL, "start": 1}, "stages are for whole runs"),
+        ({"stages": SMALL, "schedule": "single"}, "schedule is 'single', a number of tokens for each step"),
+        ({"stages": SMALL, "schedule": [0.5] * 6}, "which is what stages say"),
+        ({"stages": SMALL, "counts": "binomial"}, "which stages settle"),
+        ({"stages": [{"steps": 2, "select": {"share": 0.0, "head_steps": 4}}]}, "select.share' is 0.0: allowed is more than 0"),
+        ({"stages": [{"steps": 2, "select": {"share": 0.1, "head_steps": 4, "by": "frequenc"}}]}, "did you mean 'frequency'"),
+        ({"order": {"name": "checkerboard", "levels": 0}}, "order.levels' is 0: allowed is at least 1"),
+        ({"order": {"name": "halton", "levels": 2}}, "levels is 2 with halton: it is for checkerboard only"),
+        ({"order": "checkerbord"}, "did you mean 'checkerboard'"),
+        ({"guidance": {"kind": "linear", "over": [2, 2]}}, "expected the first step and, after it"),
+        ({"guidance": {"kind": "linear", "over": [0, 9]}}, "there are 8 steps: it must end at 8 at most"),
+        ({"guidance": {"kind": "linear", "over": [0, 3], "at": "tokens"}}, "use at: start, end or inclusive"),
+        ({"head": {"steps": {"kind": "linear", "start": 9, "end": 3, "over": [0, 9]}}}, "it must end at 8 at most"),
+    ],
+)  # fmt: skip
+def test_bad_settings_raise_errors(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(MgenError, match=words):
+        ParallelSampler(**settings)
+
+
+def test_what_does_not_fit_the_model_raises_an_error() -> None:
+    ids = tiny_generator(tokens=tiny_tokens())
+    joint, causal = tiny_himar(side=4), tiny_net("causal")
+    no_grid = tiny_generator(tokens={**tiny_tokens(), "grid": None})
+    cases: list[tuple[Any, dict[str, Any], str]] = [
+        (ids, {"stages": GTR}, "the stages reveal 256 tokens, this model has 16: give shares"),
+        (ids, {"stages": [{"tokens": 12, "steps": 2}, {"tokens": 8, "steps": 1}]}, "reveal 20 tokens"),
+        (ids, {"stages": [{"tokens": 2, "steps": 3}, {"steps": 1}]}, "stages.0 has 3 steps for 2 tokens"),
+        (ids, selecting(0.5, 4), "no chain of steps"),
+        (joint, {**selecting(0.5, 4), "first_stage": None}, "draws all tokens of a step together"),
+        (causal, {"order": "raster", "stages": SMALL, "steps": None, "schedule": "cosine"}, "needs steps 16"),
+        (no_grid, {"order": "checkerboard"}, "order 'checkerboard' needs tokens with a position"),
+        (ids, {"stages": SMALL, "global_steps": 2}, "no global tokens"),
+        (vectors(), selecting(0.5, 1001), "trained with 1000 steps"),
+    ]
+    for net, settings, words in cases:
+        with pytest.raises(MgenError, match=words):
+            ParallelSampler.suited(net, settings).check(net)
