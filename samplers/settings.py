@@ -64,8 +64,8 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
 
     Args:
         steps: T; None: 8, or those of the stages.
-        order: which positions come next: "confidence", "remasking", "random", "raster", "halton", "halton-rolled", "checkerboard", a list of
-            all positions, or a mapping with options, e.g. {name: confidence, redraw: true} (see mgen.samplers.order).
+        order: which positions come next: "confidence", "remasking", "random", "raster", "halton", "halton-rolled", "checkerboard", a list
+            of all positions, or a mapping with options, e.g. {name: confidence, redraw: true} (see mgen.samplers.order).
         schedule: mask fraction by name, or a list (see mgen.samplers.schedule). counts: how it is rounded (mgen.samplers.counts).
         guidance: s in u + s·(c − u); 1 is none. temperature: of the token draw. confidence_temperature: factor of the Gumbel noise on
             confidences. Each is constant, listed or a curve (see mgen.samplers.values).
@@ -274,6 +274,8 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
     def remaining(self, *, unknown: int, length: int, steps: int | None = None) -> list[int]:
         """Tokens unknown after each step that is run, from `unknown` of `length` at first; `steps` replaces T."""
         c = self.config
+        if steps is None and (stages := self.stages) is not None:
+            return stages.left(unknown=unknown, length=length, counts=c.counts)
         return remaining_counts(
             c.schedule, steps=steps or c.steps, unknown=unknown, length=length, start=c.start, counts=c.counts
         )

@@ -242,6 +242,8 @@ def test_head_steps_of_the_reading() -> None:
     assert sum(n * x for n, x in zip(shown, real)) / 256 + 0.1 * 128 * 30 / 256 == pytest.approx(26.7, abs=0.05)
     assert sum(n * x for n, x in zip(shown, chains) if x) / 256 == pytest.approx(25.05, abs=0.01)
     splits = [step.split for step in plan.steps]
+    selected = sum(split.most * (split.head_steps - 20) for split in splits if split is not None)
+    assert selected / 256 + 25.05 == pytest.approx(26.46, abs=0.01)
     assert splits[:30] == [None] * 30
     assert [(s.fewest, s.most, s.head_steps) for s in splits[30:] if s is not None] == [(6, 6, 50)] * 2
     lines = str(plan).splitlines()
@@ -294,13 +296,12 @@ def test_of_a_share_the_chain_is_another_and_of_the_others_not(head: str, by: st
         *_, step = sampler(net, torch.tensor([1, 2]), noise=noise)
         return step.tokens
 
-    steps = {"kind": "linear", "start": 6, "end": 12, "at": "inclusive", "over": [3, 4]}
     plain, long = drawn(None), drawn(None, steps=[6, 6, 6, 12])
     assert torch.equal(drawn({"share": 0.25, "head_steps": 6, "by": by}), plain), "equal chains are one draw"
     assert (drawn({"share": 1.0, "head_steps": 12, "by": by}) - long).abs().max() < 1e-5
     mixed = drawn({"share": 0.25, "head_steps": 12, "by": by})
     as_plain, as_long = ((mixed - other).abs().amax(-1) < 1e-5 for other in (plain, long))
-    assert (as_plain | as_long).all() and steps["over"]
+    assert (as_plain | as_long).all()
     assert (~as_plain).sum(1).tolist() == [2, 2] and (~as_long).sum(1).tolist() == [6, 6]  # of 8 tokens
 
 
@@ -359,33 +360,22 @@ def test_a_split_puts_every_row_where_it_was() -> None:
 
 @pytest.mark.parametrize("policy", [None, {"cached": 1, "head_share": 0.5}], ids=str)
 def test_operations_are_those_of_a_formula(policy: dict[str, Any] | None) -> None:
-    """The head's: network calls of each token, two with guidance, times those of one call."""
+    """The head's: calls of each token times the operations of one, and what a chain takes once."""
     net = vectors()
     parts = Proxy(net, transformer=net, tokenizer=None)
 
-    def head(guidance: float, **settings: Any) -> int:
-        return count_run(parts, sampler_for(net, guidance=guidance, **settings)).flops["head"]
+    def of_head(**settings: Any) -> int:
+        return count_run(parts, sampler_for(net, **settings)).flops["head"]
 
-    # What a token of a chain of n steps takes is affine in n: fixed parts and calls.
-    for guidance in (1.0, 2.0):
-        one, two = (head(guidance, stages=None, steps=1, head={"steps": n}) // LENGTH for n in (4, 6))
-        call, fixed = (two - one) // 2, one - 2 * (two - one)
-        settings = selecting(0.25, 12, head={"steps": 6}, reuse=policy)
-        settings["stages"][1]["steps"] = 1
-        plan = sampler_for(net, guidance=guidance, **settings).plan(net)
-        expected = 0
-        for step in plan.steps:
-            chain, more = (
-                step.head_steps or 6,
-                (0, 0) if step.split is None else (step.split.most, step.split.head_steps),
-            )
-            expected += (step.count - more[0]) * (fixed + call * chain) + more[0] * (fixed + call * more[1])
-        assert head(guidance, **settings) == expected
-        last = plan.steps[-1]
-        assert last.split is not None and (last.split.most, last.split.head_steps) == (
-            2,
-            6 if last.kind == "cached" else 12,
-        )
+    # What a token takes is affine in the steps of its chain.
+    two, three = (of_head(stages=None, steps=1, head={"steps": n}) // LENGTH for n in (2, 3))
+    call, once = three - two, two - 2 * (three - two)
+    select = {"share": 0.25, "head_steps": 6}
+    stages = [{"tokens": 0.5, "steps": 1}, {"steps": 1, "select": select}]
+    found = of_head(stages=stages, head={"steps": 2}, reuse=policy)
+    of_last = (1, 3) if policy else (2, 6)  # cached steps take half of the chains
+    calls = 8 * 2 + 6 * of_last[0] + 2 * of_last[1]
+    assert call > 0 and found == LENGTH * once + calls * call
 
 
 # -- errors ------------------------------------------------------------------------------------------------------------
