@@ -14,12 +14,13 @@ from torch import Tensor
 
 from mgen.generators import Generator
 from mgen.heads import DenoisingHead, Draw, Head, JointHead, PerCodebookHead
-from mgen.nn.attention import gather_rows
+from mgen.nn.attention import gather_rows, put
 from mgen.nn.cache import Cache, CachedStep
 from mgen.nn.denoising import Denoiser
 from mgen.samplers.noise import Noise, rows_at
 from mgen.samplers.selection import Split, frequency
-from mgen.samplers.state import State, put
+from mgen.samplers.state import State
+from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError
 
 if TYPE_CHECKING:
@@ -61,13 +62,33 @@ def start(
 Context = Tensor | Denoiser  # what a token is drawn from: vectors, or a trunk that reads noisy tokens
 
 
-def full(generator: Generator, state: State, step: "PlannedStep", positions: Tensor) -> Context:
-    """Context (B, M, D) of all tokens at `positions` (B, M), of a joint head (B, L, D); (2B, …) with null rows."""
+def full(generator: Generator, state: State, step: "PlannedStep", positions: Tensor, ahead: Tensor) -> Context:
+    """Context (B, M, D) of all tokens at `positions` (B, M), of a joint head (B, L, D); (2B, …) with null rows.
+
+    `ahead` (B, N): positions, those first, at which the difference of null rows is kept, where the step says so.
+    """
     if generator.capabilities.denoises:
         return generator.denoiser(*_rows(state, step), visible=step.visible, cache=state.cache)
-    asked = None if generator.head.joint else positions.repeat(2, 1) if step.null_rows else positions
+    wanted = None if generator.head.joint else ahead if step.ahead else positions
+    asked = wanted.repeat(2, 1) if wanted is not None and step.null_rows else wanted
     keep = step.room if step.group_size > step.count else None
-    return generator.context(*_rows(state, step), positions=asked, visible=step.visible, cache=state.cache, keep=keep)
+    kept = step.null_kept or step.ahead > 0
+    options: Settings = dict(visible=step.visible, cache=state.cache, keep=keep, finished=not kept)
+    z = generator.context(*_rows(state, step), positions=asked, **options)
+    return _with_kept(generator, state, step, z, wanted, positions) if kept else z
+
+
+def _with_kept(
+    generator: Generator, state: State, step: "PlannedStep", z: Tensor, at: Tensor | None, positions: Tensor
+) -> Tensor:
+    """Finished context at `positions` (B, M), the first of `at` (B, N), with null rows, of unfinished context z at `at`."""
+    if step.null_kept:
+        z = state.difference.with_null_rows(z, at)
+    else:
+        state.difference.keep(z, at)
+    if at is None:
+        return generator.to_context(z)
+    return generator.to_context(z[:, : positions.shape[1]], positions.repeat(2, 1))
 
 
 def cached_step(generator: Generator, state: State, step: "PlannedStep", group: Tensor, whole: Context) -> Tensor:
@@ -76,9 +97,14 @@ def cached_step(generator: Generator, state: State, step: "PlannedStep", group: 
     For a joint head it is written into `whole`, the context of the last full step.
     """
     group, asked = group.repeat(2, 1) if step.null_rows else group, (step.first, step.first + step.count)
-    cached = CachedStep(group=group, done=step.first, fresh=step.refresh, asked=asked, prefix=step.prefix)
+    cached = CachedStep(
+        group=group, done=step.first, fresh=step.refresh, asked=asked, prefix=step.prefix, finished=not step.null_kept
+    )
     tokens, _, class_ids = _rows(state, step)
     z = generator.cached_step(tokens, class_ids, state.cache, cached)
+    if step.null_kept:
+        positions = group[:, slice(*asked)]
+        z = generator.to_context(state.difference.with_null_rows(z, positions), positions.repeat(2, 1))
     if not generator.head.joint:
         return z
     assert isinstance(whole, Tensor)

@@ -40,7 +40,7 @@ def decode(
         elif step.kind == "full":
             candidates = order.candidates(state, step)
             positions = candidates[:, : step.count] if order.settled else candidates
-            z = context = forward.full(generator, state, step, positions)
+            z = context = forward.full(generator, state, step, positions, order.ahead(candidates, step))
             drawn = draw(z, state, step, positions, preview=order.redraw)
             choice = order.choose(state, step, candidates, drawn)
             if choice.rows is not None:  # the first draws settled the positions; their tokens are drawn a second time

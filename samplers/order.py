@@ -116,6 +116,10 @@ class Strategy:
         """Positions (B, N) that the step and its group may reveal."""
         raise NotImplementedError
 
+    def ahead(self, candidates: Tensor, step: PlannedStep) -> Tensor:
+        """Positions (B, N) that are revealed from this step on until the next one that computes null rows, the step's own first."""
+        return candidates
+
     def choose(self, state: State, step: PlannedStep, candidates: Tensor, drawn: Drawn) -> Choice:
         """What the step reveals of them, given what was drawn: at all candidates, or, if `settled`, at those of the step."""
         raise NotImplementedError
@@ -140,6 +144,11 @@ class FixedOrder(Strategy):
         if self.raster:
             group = (group + length * (place >= step.group_quota)).sort(dim=1).values % length  # fillers stay behind
         return group
+
+    def ahead(self, candidates: Tensor, step: PlannedStep) -> Tensor:
+        length = self.ranking.shape[1]
+        place = torch.arange(step.group_size, max(step.ahead, step.group_size), device=self.ranking.device)
+        return torch.cat([candidates, self.ranking.gather(1, (step.done + place) % length)], dim=1)
 
     def choose(self, state: State, step: PlannedStep, candidates: Tensor, drawn: Drawn) -> Choice:
         return first_of(candidates, step)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mgen.generators import Capabilities, Cascade, Generator
 from mgen.samplers import forward
+from mgen.samplers.condition import Difference
 from mgen.samplers.loop import decode
 from mgen.samplers.noise import Noise, make_count_noise, make_noise, make_select_noise
 from mgen.samplers.plan import Plan, make_plan
@@ -49,6 +50,12 @@ class ParallelSampler(SamplerSettings):
             )
         if reuse.cached and not able.cached_steps:
             raise MgenError(f"{name} has no cached steps: set reuse.cached=0")
+        if reuse.condition.every > 1 and (able.one_by_one or (able.carried_features and reuse.features)):
+            unless = "set reuse.features=false or " if able.carried_features else ""
+            raise MgenError(
+                f"reuse.condition.every is {reuse.condition.every}, but in this {name} later passes read the null rows of earlier ones: "
+                f"{unless}set reuse.condition.every=1"
+            )
         if able.carried_features and reuse.features and order.name == "remasking":
             raise MgenError(
                 "order remasking changes known tokens, whose features this model carries on: set reuse.features=false"
@@ -229,7 +236,10 @@ class ParallelSampler(SamplerSettings):
             )
         guided = any(step.null_rows for step in plan.steps)
         rows, cache = forward.start(generator, class_ids, guided=guided, carry=plan.carries, prefix=prefix)
-        state = State(tokens=tokens, known=known, given=known.clone(), class_ids=rows, cache=cache)
+        difference = Difference(spec.length)
+        state = State(
+            tokens=tokens, known=known, given=known.clone(), class_ids=rows, cache=cache, difference=difference
+        )
         order = self.order.strategy(noise, spec, known, raster=self.reuse.inside == "raster")
         head, chains = generator.head, {step.head_steps for step in plan.steps}
         chains |= {step.split.head_steps for step in plan.steps if step.split is not None}

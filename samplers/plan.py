@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mgen.generators import Capabilities
+from mgen.samplers.condition import plan_condition
 from mgen.samplers.head_steps import DEFAULT_STEPS
 from mgen.samplers.selection import Split
 from mgen.samplers.stages import Stages
@@ -50,7 +51,8 @@ class PlannedStep:
         unknown: most unknown tokens of the phase in a row before the step. stop: the position at which the phase's tokens end.
         guidance: s of the draw, one for each row (B,) where they differ; None: not guided.
         temperature, confidence_temperature: of the draw and of the ranking.
-        null_rows: the forward pass computes the null class too.
+        null_rows: the forward pass computes the null class too. null_kept: it does not, though the draw is guided: null rows are the
+            class's plus a difference that was kept. ahead: positions whose difference is kept, those revealed from this step on; 0: none.
         head_steps: steps of the head's chain; None: as the settings of the head say. split: tokens whose chain has another length.
         stage: number of its stage; None: there are none.
         draws: False where only the context of the revealed tokens is read (the last step of a first stage).
@@ -73,6 +75,8 @@ class PlannedStep:
     temperature: float
     confidence_temperature: float
     null_rows: bool = False
+    null_kept: bool = False
+    ahead: int = 0
     head_steps: int | None = None
     split: Split | None = None
     stage: int | None = None
@@ -131,7 +135,7 @@ class Plan:
             f"{s.index + 1}/{self.count}",
             "" if s.stage is None else f"{s.stage + 1}",
             f"{s.group + 1}",
-            s.kind + (" + null class" if s.null_rows else ""),
+            s.kind + (" + null class" if s.null_rows else " + kept null class" if s.null_kept else ""),
             f"{most}" if fewest == most else f"{fewest}–{most}",
             f"{s.unknown}" + (" global" if self.phases > 1 and s.phase == 0 else ""),
             _text(s.guidance),
@@ -173,7 +177,7 @@ def make_plan(
     undrawn = settings.config.steps - 1 if features_only and not able.log_prob else None
     kept = enumerate(groups[: len(groups) - unused_tail])
     return Plan(
-        steps=tuple(step for number, group in kept for step in planner.group(number, group, undrawn)),
+        steps=tuple(plan_condition([[*planner.group(*part, undrawn)] for part in kept], planner.reuse.condition)),
         count=settings.config.steps,
         phases=len(planner.phases),
         carries=planner.carries,

@@ -6,12 +6,16 @@ the group's positions are computed and attend to the cache.
 
 ENAT (arXiv 2411.06959): full steps carry the features of visible tokens on. The two compose: features are carried from one full
 step to the next, and cached steps in between read what the last full one stored.
+
+LazyMAR (arXiv 2503.12450): what the null class changes is kept for a few steps (mgen.samplers.condition).
 """
 
+from dataclasses import field
 from typing import Annotated, Literal
 
 from pydantic import Field
 
+from mgen.samplers.condition import Condition
 from mgen.utils.config import Settings
 from mgen.utils.schema import Natural, build, schema
 
@@ -30,6 +34,7 @@ class Reuse:
             whatever its option diff_fast_ratio says).
         late_guidance: a cached step draws with the guidance of the step before (ReCAP's MaskGIT code).
         features: trunks that carry features (ENAT) continue from those of the full step before; others have none.
+        condition: how long the difference between the null class's rows and the class's is kept (LazyMAR), see mgen.samplers.condition.
     """
 
     cached: Natural = 0
@@ -40,6 +45,7 @@ class Reuse:
     head_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     late_guidance: bool = False
     features: bool = True
+    condition: Condition = field(default_factory=Condition)
 
     @classmethod
     def of(cls, settings: Settings | None) -> "Reuse":

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from mgen.nn.attention import put
 from mgen.samplers.stages import Selection
-from mgen.samplers.state import put
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from mgen.nn.attention import put
 from mgen.nn.cache import Cache
+from mgen.samplers.condition import Difference
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,6 +18,7 @@ class State:
         tokens: ids (B, L) or (B, L, C), or vectors (B, L, C). known: bool (B, L), tokens that are revealed.
         given: bool (B, L), tokens that were known at the start and never change.
         class_ids: (2B,), the images' classes, then as many null classes. cache: what the trunk keeps between steps.
+        difference: what the null class changes in the context, where it is kept (mgen.samplers.condition).
         features: (B, L, D), the context of every token at the step that revealed it, for a second stage; None: not collected.
     """
 
@@ -24,6 +27,7 @@ class State:
     given: Tensor
     class_ids: Tensor
     cache: Cache
+    difference: Difference
     features: Tensor | None = None
 
     def unknown(self, stop: int, count: int) -> Tensor:
@@ -47,14 +51,3 @@ class State:
             features = context.new_zeros(*self.known.shape, context.shape[-1])
         put(features, positions, context, shown)
         return replace(self, features=features)
-
-
-def put(tokens: Tensor, positions: Tensor, values: Tensor, where: Tensor | None = None) -> Tensor:
-    """Write values (B, M) or (B, M, C) at positions (B, M) of tokens, in place; only where `where` (B, M) is True."""
-    if tokens.ndim == 3:
-        positions = positions.unsqueeze(-1).expand(-1, -1, tokens.shape[-1])
-        where = None if where is None else where.unsqueeze(-1)
-    values = values.to(tokens.dtype)
-    if where is not None:
-        values = torch.where(where, values, tokens.gather(1, positions))
-    return tokens.scatter_(1, positions, values)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mgen.samplers.state import put
+from mgen.nn.attention import put
 
 
 @dataclass(frozen=True, kw_only=True)

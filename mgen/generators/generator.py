@@ -184,19 +184,20 @@ class Generator(Composed):
         visible: tuple[int, int] | None = None,
         cache: Cache | None = None,
         keep: int | None = None,
+        finished: bool = True,
     ) -> Tensor:
         """Context vectors for the head: a full pass.
 
         Args:
             tokens: ids (B, L), vectors (B, L, C) or ids (B, L, C); whatever stands where `known` is False is ignored.
             known: bool (B, L), True where the token is given. class_ids: (B,) int64.
-            positions: int64 (B, M), the positions wanted; None for all. visible, cache, keep: see PassOptions.
+            positions: int64 (B, M), the positions wanted; None for all. visible, cache, keep, finished: see PassOptions.
 
         Returns:
             (B, M, D), or (B, L, D).
         """
         rows = self.rows(tokens, known, sampling=cache is not None)
-        options = PassOptions(positions=positions, visible=visible, cache=cache, keep=keep)
+        options = PassOptions(positions=positions, visible=visible, cache=cache, keep=keep, finished=finished)
         return self.trunk(rows, self.classes(class_ids), options)
 
     def denoiser(
@@ -211,6 +212,10 @@ class Generator(Composed):
         """Context of the positions a cached step asks for, (B, asked, D); see Trunk.cached_step."""
         rows = self.rows(tokens, step.known, sampling=True)
         return self.trunk.cached_step(rows, self.classes(class_ids), cache, step)
+
+    def to_context(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Context (B, M, D) at positions (B, M) of what a pass returns that is not finished; see Trunk.to_context."""
+        return self.trunk.to_context(x, positions)
 
     def carry(
         self, tokens: Tensor, known: Tensor, class_ids: Tensor, *, visible: tuple[int, int] | None = None, cache: Cache

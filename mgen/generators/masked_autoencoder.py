@@ -137,12 +137,13 @@ class MaskedAutoencoder(Trunk):
         read = positions + first if positions is not None else None
         if read is None and x.shape[1] > first + length:
             read = (span(length, x) + first).contiguous()
-        x = self.layers.decoder_norm(
-            self.run("decoder", x, options.cache, lambda name: {"kept": options.layer(name)}, read)
-        )
-        if positions is not None:
-            return x + tables.head[positions]  # (B, M, E)
-        return (x if read is not None else x[:, first:]) + tables.head  # (B, L, E)
+        x = self.run("decoder", x, options.cache, lambda name: {"kept": options.layer(name)}, read)
+        x = x if read is not None else x[:, first:]  # (B, M, E) or (B, L, E)
+        return self.to_context(x, positions) if options.finished else x
+
+    def to_context(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
+        table = self.tables.head
+        return self.layers.decoder_norm(x) + (table if positions is None else table[positions])
 
     def forward(self, rows: TokenRows, classes: Tensor, options: PassOptions = FULL) -> Tensor:
         return self.decode(*self.encode(rows, classes, options), options)
@@ -171,4 +172,4 @@ class MaskedAutoencoder(Trunk):
         masks = tables.masks(step.positions[:, step.drawn :]).to(x.dtype)
         x = torch.cat([x, masks], dim=1) + tables.decoder[at]  # (B, S + n, E) or (B, n, E)
         x = self.run("decoder", x, cache, lambda name: {"kept": cache.layer(name), "rows": at}, wanted)
-        return self.layers.decoder_norm(x) + tables.head[step.group[:, slice(*step.asked)]]  # (B, asked, E)
+        return self.to_context(x, step.group[:, slice(*step.asked)]) if step.finished else x  # (B, asked, E)

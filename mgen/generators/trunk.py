@@ -71,6 +71,7 @@ class PassOptions:
     Args:
         positions: int64 (B, M), the positions whose context is wanted; None for all. cache: of the run.
         visible: fewest and most known tokens of an image, where the caller knows them; saves reading them back from a GPU.
+        finished: context is returned as heads take it; False: as `Trunk.to_context` takes it.
         keep: None, or how many tokens the cached steps reveal that follow: keys and values are then kept.
     """
 
@@ -78,6 +79,7 @@ class PassOptions:
     visible: tuple[int, int] | None = None
     cache: Cache | None = None
     keep: int | None = None
+    finished: bool = True
 
     def counts(self, known: Tensor) -> tuple[int, int]:
         """Fewest and most known tokens of a row of bool known (B, L)."""
@@ -182,6 +184,13 @@ class Trunk(nn.Module, Configured):
     def forward(self, rows: TokenRows, classes: Tensor, options: PassOptions = FULL) -> Tensor:
         """A full pass: context (B, M, E) at `options.positions`, or (B, L, E), of tokens and class vectors (B, D)."""
         raise NotImplementedError
+
+    def to_context(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Context (B, M, E) at positions (B, M), None: all, of what a pass returns that is not `finished`.
+
+        For trunks with layers at the end that work on each position alone: what is added to their input passes them (LazyMAR).
+        """
+        return x
 
     def cached_step(self, rows: TokenRows, classes: Tensor, cache: Cache, step: CachedStep) -> Tensor:
         """Context (B, asked, E) of a group's positions, of which alone the rows are computed anew (ReCAP, arXiv 2505.19089, §3).

@@ -121,3 +121,14 @@ def gather_rows(x: Tensor, positions: Rows) -> Tensor:
 def take(tokens: Tensor, positions: Tensor) -> Tensor:
     """Tokens (B, L) or (B, L, C) at positions (B, n)."""
     return tokens.gather(1, positions) if tokens.ndim == 2 else gather_rows(tokens, positions)
+
+
+def put(tokens: Tensor, positions: Tensor, values: Tensor, where: Tensor | None = None) -> Tensor:
+    """Write values (B, M) or (B, M, C) at positions (B, M) of tokens, in place; only where `where` (B, M) is True."""
+    if tokens.ndim == 3:
+        positions = positions.unsqueeze(-1).expand(-1, -1, tokens.shape[-1])
+        where = None if where is None else where.unsqueeze(-1)
+    values = values.to(tokens.dtype)
+    if where is not None:
+        values = torch.where(where, values, tokens.gather(1, positions))
+    return tokens.scatter_(1, positions, values)

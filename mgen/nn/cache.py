@@ -20,6 +20,7 @@ class CachedStep:
         done: how many of them, the first ones, already have their token; the others are masked.
         fresh, asked: ranges (from, to) in the group: that is computed anew; inside it, whose context is returned.
         prefix: compute the prefix rows (class token, buffer, register) anew too, as published; False keeps them.
+        finished: context is returned as heads take it; False: as `Trunk.to_context` takes it.
     """
 
     group: Tensor
@@ -27,6 +28,7 @@ class CachedStep:
     fresh: tuple[int, int]
     asked: tuple[int, int]
     prefix: bool = True
+    finished: bool = True
 
     @property
     def positions(self) -> Tensor:

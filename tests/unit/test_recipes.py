@@ -260,7 +260,7 @@ def test_recipe_says_where_its_model_lies_and_how_it_is_evaluated(name: str) -> 
 
 def test_label_plans_are_those_of_the_official_evaluations() -> None:
     plans = {name: evaluation_settings(name) for name in RECIPES}
-    systems = {"sorted": ("mar", "recap-mar", "himar", "tokenbridge", "enat", "emigm", "xar", "disa", "gtr")}
+    systems = {"sorted": ("mar", "disa-mar", "gtr-mar", "recap-mar", "himar", "tokenbridge", "enat", "emigm", "xar")}
     systems |= {"random": ("llamagen", "hita", "autonat", "maskgit-r", "recap-maskgit")}
     systems |= {"balanced": ("maskgit-imagenet", "halton", "mage", "rar", "titok", "ldetok")}
     for plan, prefixes in systems.items():

@@ -178,7 +178,14 @@ def test_global_tokens_are_drawn_in_steps_before_the_stages() -> None:
 
 
 @pytest.mark.parametrize(
-    "policy", [{"cached": 1}, {"cached": 1, "full_first": 3}, {"cached": 2, "inside": "raster"}], ids=str
+    "policy",
+    [
+        {"cached": 1},
+        {"cached": 1, "full_first": 3},
+        {"cached": 2, "inside": "raster"},
+        {"cached": 1, "condition": {"every": 2}},
+    ],
+    ids=str,
 )
 def test_stages_compose_with_cached_steps(policy: dict[str, Any]) -> None:
     net = vectors()
