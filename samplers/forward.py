@@ -6,7 +6,6 @@ class is computed in the same pass: its rows stand behind those of the images' c
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -146,18 +145,22 @@ class Drawn(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class TokenDraw:
-    """Draws tokens from context vectors. `plans`: what draws of so many head steps share, made by the head (PlannedStep.head_steps)."""
+    """Draws tokens from context vectors. `plans`: what draws of so many head steps share, made by the head (PlannedStep.head_steps).
+
+    `moment`: positions are ranked by their log-moments, and tokens drawn as that order has it (mgen.samplers.order).
+    """
 
     head: Head
     plans: Mapping[int | None, object]
     noise: Noise
+    moment: bool = False
 
     def __call__(
         self, z: Context, state: State, step: "PlannedStep", positions: Tensor, *, preview: bool = False
     ) -> Drawn:
         """Tokens at positions (B, M) from their context z (B, M, D), of a joint head (B, L, D); (2B, …) with null rows.
 
-        `preview`: a first draw at temperature 1, which is not kept.
+        `preview`: a first draw at temperature 1, which is not kept; with moments none, only the log-moments.
         """
         if not step.draws:
             return Drawn(state.tokens.new_zeros(*positions.shape, *state.tokens.shape[2:]))
@@ -169,6 +172,12 @@ class TokenDraw:
         rows = z if guidance is not None else z[: len(positions)]
         if isinstance(self.head, JointHead):
             return self._draw_jointly(self.head, rows, state, step, positions)
+        part: Settings = {"part": step.phase} if isinstance(self.head, PerCodebookHead) else {}
+        if self.moment:
+            part["exponent"] = step.exponent
+        if preview and self.moment:
+            own = self.head.log_moments(rows, plan=plan, temperature=temperature, guidance=guidance, **part)
+            return Drawn(state.tokens[:, :0], own)
         if preview:
             assert self.noise.candidates is not None
             noise, temperature = rows_at(self.noise.candidates[step.index], positions), 1.0
@@ -177,9 +186,7 @@ class TokenDraw:
         if step.split is not None:
             return Drawn(self._draw_split(step.split, rows, step, positions))
         sample: Callable[..., Draw] = self.head.sample
-        if isinstance(self.head, PerCodebookHead):
-            sample = partial(sample, part=step.phase)
-        return Drawn(*sample(rows, noise=noise, plan=plan, temperature=temperature, guidance=guidance))
+        return Drawn(*sample(rows, noise=noise, plan=plan, temperature=temperature, guidance=guidance, **part))
 
     def _draw_split(self, split: Split, z: Tensor, step: "PlannedStep", positions: Tensor) -> Tensor:
         """Tokens (B, M, C) of a step in which some have another chain, from contexts z (B, M, D), or (2B, M, D) with null rows."""

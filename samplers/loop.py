@@ -50,9 +50,11 @@ def decode(
             choice = next_of(group, step)
             z = forward.cached_step(generator, state, step, group, context)
             drawn = draw(z, state, step, choice.positions)
+        if step.takes:
+            state = order.take_back(state, step)
         if step.count:
             positions, group = choice.positions, choice.group
-            state = order.reveal(state, step, choice, drawn.tokens)
+            state = order.reveal(state, step, choice, drawn)
             if collect:
                 state = state.collect(positions, forward.of_images(generator, z, positions), choice.shown)
         yield step, state, positions, drawn

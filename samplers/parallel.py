@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Generator as Coroutine
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,8 +12,10 @@ from mgen.generators import Capabilities, Cascade, Generator
 from mgen.samplers import forward
 from mgen.samplers.condition import Difference
 from mgen.samplers.loop import decode
-from mgen.samplers.noise import Noise, make_count_noise, make_noise, make_select_noise
+from mgen.samplers.noise import Noise, make_noise, make_own_noise, make_select_noise
 from mgen.samplers.plan import Plan, make_plan
+from mgen.samplers.remask import make_path
+from mgen.samplers.remask_order import remasked
 from mgen.samplers.sequences import ON_GRID
 from mgen.samplers.settings import SamplerSettings
 from mgen.samplers.state import State
@@ -59,6 +62,13 @@ class ParallelSampler(SamplerSettings):
         if able.carried_features and reuse.features and order.name == "remasking":
             raise MgenError(
                 "order remasking changes known tokens, whose features this model carries on: set reuse.features=false"
+            )
+        if self.remask is not None:
+            self._check_remasking(able, units, name)
+        if order.name == "moment" and able.log_prob and not generator.head.has_moments:
+            raise MgenError(
+                f"order moment needs the probabilities of all tokens at a position, which the head of this {name} draws part by part: use "
+                "order confidence"
             )
         if not able.log_prob:
             if order.ranked:
@@ -117,6 +127,19 @@ class ParallelSampler(SamplerSettings):
         if c.start or order.name == "remasking" or not isinstance(c.schedule, str):
             raise MgenError("start, order remasking and listed schedules don't work with global tokens: leave them out")
 
+    def _check_remasking(self, able: Capabilities, units: TokenSpec, name: str) -> None:
+        """Raise MgenError if this generator cannot take known tokens back."""
+        if able.one_by_one:
+            raise MgenError(f"{name} draws each token from those before it, which must stay: leave remask out")
+        if not able.log_prob:
+            raise MgenError(
+                "remask draws a token more than once, but vectors are drawn by a chain whose noise is made once: leave remask out"
+            )
+        if units.global_tokens:
+            raise MgenError("remask knows one kind of tokens, this model has global ones too: leave remask out")
+        if able.carried_features and self.reuse.features:
+            raise MgenError("remask takes tokens back whose features this model carries on: set reuse.features=false")
+
     def plan(self, generator: Generator | Cascade) -> Plan:
         """The plan of a run that is given no tokens, as `str` shows it."""
         self.check(generator)
@@ -132,20 +155,25 @@ class ParallelSampler(SamplerSettings):
             steps=self.config.steps,
             length=generator.units.length,
             spec=generator.head.noise_spec(self.longest_head),
-            fixed=not self.order.ranked,
+            fixed=not self.order.ranked and self.remask is None,
             redraw=self.order.redraw,
             once=generator.capabilities.one_by_one,
         )
+        own = partial(make_own_noise, image_seeds, steps=self.config.steps, length=generator.units.length)
         if self.random_counts:
-            counts = make_count_noise(image_seeds, steps=self.config.steps, length=generator.units.length)
-            noise = dataclasses.replace(noise, counts=counts)
+            noise = dataclasses.replace(noise, counts=own("counts"))
+        if (remask := self.remask) is not None:
+            if remask.free or remask.kind != "conf":
+                noise = dataclasses.replace(noise, remask=own("remask"))
+            if not remask.free and self.order.name == "random":
+                noise = dataclasses.replace(noise, queue=own("queue"))
         if any(select.by == "random" for select in self.selections):
             noise = dataclasses.replace(noise, select=make_select_noise(image_seeds, length=generator.units.length))
         if self.first_stage is None or not isinstance(generator, Cascade):
             return noise
         # The word is part of the seed: another one would change every image.
-        own = [seeds.fold(s, "pivots") for s in image_seeds]
-        return dataclasses.replace(noise, first_stage=self.first_stage.make_noise(generator.first, own))
+        first = [seeds.fold(s, "pivots") for s in image_seeds]
+        return dataclasses.replace(noise, first_stage=self.first_stage.make_noise(generator.first, first))
 
     @torch.no_grad()
     def __call__(
@@ -228,7 +256,12 @@ class ParallelSampler(SamplerSettings):
         hidden = [[p.length] * len(known) for p in phases]
         if given is not None:
             hidden = torch.stack([(~known[:, p.first : p.stop]).sum(1) for p in phases]).tolist()
-        made: Settings = dict(features_only=features_only, unused_tail=unused_tail, counts=noise.counts)
+        remask, rates, path = self.remask, self.rates(spec.length), None
+        if remask is not None and remask.free:
+            assert noise.remask is not None
+            at_first = torch.zeros(known.shape, dtype=torch.bool) if given is None else known.cpu()
+            path = make_path(rates, noise.remask[self.config.start :], at_first, conf=remask.kind == "conf")
+        made: Settings = dict(features_only=features_only, unused_tail=unused_tail, counts=noise.counts, path=path)
         plan = make_plan(self, spec, able, hidden, device=device, **made)
         if self.reuse.cached and any(step.visible[0] != step.visible[1] for step in plan.steps):
             raise MgenError(
@@ -236,15 +269,17 @@ class ParallelSampler(SamplerSettings):
             )
         guided = any(step.null_rows for step in plan.steps)
         rows, cache = forward.start(generator, class_ids, guided=guided, carry=plan.carries, prefix=prefix)
-        difference = Difference(spec.length)
-        state = State(
-            tokens=tokens, known=known, given=known.clone(), class_ids=rows, cache=cache, difference=difference
-        )
-        order = self.order.strategy(noise, spec, known, raster=self.reuse.inside == "raster")
+        if remask is None:
+            order = self.order.strategy(noise, spec, known, raster=self.reuse.inside == "raster")
+        else:
+            order = remasked(remask, self.order, noise, spec, known, rates, path)
+        own, difference = known.clone(), Difference(spec.length)
+        state = State(tokens=tokens, known=known, given=own, class_ids=rows, cache=cache, difference=difference)
+        state = order.begin(state)
         head, chains = generator.head, {step.head_steps for step in plan.steps}
         chains |= {step.split.head_steps for step in plan.steps if step.split is not None}
         plans = {count: head.plan(self.head(count)) for count in chains}
-        draw = forward.TokenDraw(head=head, plans=plans, noise=noise)
+        draw = forward.TokenDraw(head=head, plans=plans, noise=noise, moment=self.order.name == "moment")
         steps = decode(generator, plan, order, draw, state, collect=collect)
         for step, state, positions, drawn in steps:
             if step.index == plan.count - 1 and spec.vocab_size is not None:

@@ -1,8 +1,9 @@
 """The plan of a run: everything that is settled before the first step, as an immutable table. Notation: B images, L positions."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import compress, groupby
+from itertools import accumulate, compress, groupby
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -11,16 +12,18 @@ from torch import Tensor
 from mgen.generators import Capabilities
 from mgen.samplers.condition import plan_condition
 from mgen.samplers.head_steps import DEFAULT_STEPS
+from mgen.samplers.remask import Path
 from mgen.samplers.selection import Split
-from mgen.samplers.stages import Stages
+from mgen.samplers.stages import Stage, Stages
 from mgen.tokens import TokenSpec
 
 if TYPE_CHECKING:
     from mgen.samplers.settings import SamplerSettings
 
 Kind = Literal["full", "cached", "carry", "none"]
+LEAST_TEMPERATURE = 1e-4  # below, a confidence temperature is 0
 COLUMNS = (
-    *("step", "stage", "group", "forward pass", "reveals", "unknown", "guidance", "temperature"),
+    *("step", "stage", "group", "forward pass", "reveals", "takes back", "unknown", "guidance", "temperature"),
     *("head steps", "confidence temperature"),
 )
 
@@ -47,10 +50,11 @@ class PlannedStep:
         index: t. phase: 1 for the tokens after global ones, else 0. group: number of its group (see Reuse).
         kind: "full", all tokens are computed; "cached", positions of the group; "carry", nothing is revealed, features alone are
             computed; "none", nothing is revealed.
-        reveal: tokens that each row reveals. count: the most of them. visible: fewest and most known tokens of a row before the step.
+        reveal: tokens that each row reveals. count: the most of them. takes: the most that a row takes back (remasking).
+        visible: fewest and most known tokens of a row before the step.
         unknown: most unknown tokens of the phase in a row before the step. stop: the position at which the phase's tokens end.
         guidance: s of the draw, one for each row (B,) where they differ; None: not guided.
-        temperature, confidence_temperature: of the draw and of the ranking.
+        temperature, confidence_temperature: of the draw and of the ranking. exponent: 1 over the latter, ∞ where that is 0.
         null_rows: the forward pass computes the null class too. null_kept: it does not, though the draw is guided: null rows are the
             class's plus a difference that was kept. ahead: positions whose difference is kept, those revealed from this step on; 0: none.
         head_steps: steps of the head's chain; None: as the settings of the head say. split: tokens whose chain has another length.
@@ -59,7 +63,8 @@ class PlannedStep:
         group_size: tokens of the whole group. first: of them, those revealed before the step. room: those revealed before its last.
         refresh: positions of the group that a cached step computes, from, to. prefix: whether it computes the class token too.
         ends_group: nothing that is cached for the group is read after it.
-        quota, done, group_quota: (B, 1) on the device, tokens of a row revealed by the step, before it, and by its group.
+        quota, done, group_quota, taken: (B, 1) on the device, tokens of a row revealed by the step, before it, and by its group, and
+            taken back.
     """
 
     index: int
@@ -68,6 +73,7 @@ class PlannedStep:
     kind: Kind
     reveal: tuple[int, ...]
     count: int
+    takes: int = 0
     unknown: int
     stop: int
     visible: tuple[int, int]
@@ -90,6 +96,12 @@ class PlannedStep:
     quota: Tensor = field(repr=False, compare=False)
     done: Tensor = field(repr=False, compare=False)
     group_quota: Tensor = field(repr=False, compare=False)
+    taken: Tensor = field(repr=False, compare=False)
+
+    @property
+    def exponent(self) -> float:
+        a = self.confidence_temperature
+        return 1 / a if a > LEAST_TEMPERATURE else math.inf
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +130,7 @@ class Plan:
         """The plan as text, one line per step."""
         matters = {
             "stage": any(step.stage is not None for step in self.steps),
+            "takes back": any(step.takes for step in self.steps),
             "head steps": any(step.head_steps is not None for step in self.steps),
             "confidence temperature": self.ranked,
         }
@@ -137,6 +150,7 @@ class Plan:
             f"{s.group + 1}",
             s.kind + (" + null class" if s.null_rows else " + kept null class" if s.null_kept else ""),
             f"{most}" if fewest == most else f"{fewest}–{most}",
+            f"{s.takes}",
             f"{s.unknown}" + (" global" if self.phases > 1 and s.phase == 0 else ""),
             _text(s.guidance),
             f"{s.temperature:.4g}",
@@ -161,6 +175,7 @@ def make_plan(
     features_only: bool = False,
     unused_tail: int = 0,
     counts: Tensor | None = None,
+    path: Path | None = None,
     first_stage: Plan | None = None,
 ) -> Plan:
     """The plan of a run.
@@ -169,16 +184,16 @@ def make_plan(
         units: the tokens as they are drawn. able: what the generator can do.
         hidden: of each phase, the unknown tokens of each row before the run; None: one row that knows nothing.
         features_only: nobody reads the tokens of the last step, as in a first stage. unused_tail: so many steps, the last, are left out.
-        counts: the uniform numbers (T, B, L) of random counts; None: the plan has the expected ones.
+        counts: the uniform numbers (T, B, L) of random counts; path: of remasking with free counts; None: the plan has expected numbers.
     """
-    planner = _Planner(settings, units, able, hidden, device, counts)
+    planner = _Planner(settings, units, able, hidden, device, counts, path)
     # Groups are cut where a phase ends.
-    groups = [list(part) for group in settings.groups() for _, part in groupby(group, planner.phase)]
+    groups = [list(part) for group in planner.groups for _, part in groupby(group, planner.phase)]
     undrawn = settings.config.steps - 1 if features_only and not able.log_prob else None
     kept = enumerate(groups[: len(groups) - unused_tail])
     return Plan(
         steps=tuple(plan_condition([[*planner.group(*part, undrawn)] for part in kept], planner.reuse.condition)),
-        count=settings.config.steps,
+        count=len(planner.temperature),
         phases=len(planner.phases),
         carries=planner.carries,
         ranked=settings.order.ranked,
@@ -197,8 +212,9 @@ class _Planner:
         hidden: Sequence[Sequence[int]] | None,
         device: torch.device | str,
         uniform: Tensor | None = None,
+        path: Path | None = None,
     ) -> None:
-        self.device = device
+        self.device, self.groups, remask = device, settings.groups(), settings.remask
         self.reuse, self.start, self.length = settings.reuse, settings.config.start, units.length
         # Of a trunk that denoises later passes compute the null rows of earlier ones, where they are read.
         self.one_by_one = able.one_by_one and not able.denoises
@@ -206,9 +222,10 @@ class _Planner:
         self.phases = settings.phases(units.length, units.global_tokens)
         self.phase_of = [i for i, phase in enumerate(self.phases) for _ in range(phase.steps)]
         self.settings = settings
-        self.stages = [
-            p.stages and p.stages.stage(t) for p in self.phases for t in range(p.steps)
-        ]  # number and stage of each
+        self.stages: dict[int, tuple[int, Stage]] = {}  # number and stage of the steps run, where there are stages
+        for stop, phase in zip(accumulate(phase.steps for phase in self.phases), self.phases):
+            if phase.stages is not None:
+                self.stages |= {stop - phase.steps + t: phase.stages.stage(t) for t in range(phase.steps)}
         self.temperature, self.confidence_temperature = (
             settings.values(name, units.length, units.global_tokens)
             for name in ("temperature", "confidence_temperature")
@@ -228,12 +245,30 @@ class _Planner:
             after.append(left + later)
             self.wanted += torch.cat([torch.tensor(unknown).unsqueeze(0), left[:-1]]).amax(1).tolist()
         total, left = torch.tensor(hidden).sum(0, keepdim=True), torch.cat(after)  # (1, B), (steps run, B)
+        taken = torch.zeros_like(left)
+        if remask is not None and remask.free:  # and a last step, which draws what is left as surely as can be
+            left, taken = settings.free_numbers(units.length, total, path)
+            self.groups.append([settings.config.steps])
+            self.phase_of.append(0)
+            self.temperature.append(0.0)
+            self.confidence_temperature.append(0.0)
+            self.chain_steps.append(self.chain_steps[-1])
+            self.wanted = torch.cat([total, left[:-1]]).amax(1).tolist()
         before = torch.cat([total, left[:-1]])
+        if remask is not None and not remask.free:
+            taken = remask.taken(before, left, total, start=self.start, steps=settings.config.steps)
         self.visible = list(zip((self.length - before.amax(1)).tolist(), (self.length - before.amin(1)).tolist()))
-        self.reveal: list[list[int]] = (before - left).tolist()
+        self.takes: list[int] = taken.amax(1).tolist()
+        if path is not None and path.fewest is not None:
+            fewest = path.fewest
+            self.visible = [(fewest, most) for _, most in self.visible]
+            self.takes = [1] * (len(self.takes) - 1) + [0]
+        self.reveal: list[list[int]] = (before - left + taken).tolist()
         self.guidance: list[float | Tensor] = self._guidance(settings, units, left, uniform is not None)
+        self.guidance += self.guidance[-1:] * (len(self.temperature) - len(self.guidance))
         self.last_guided = max((t for t in range(len(self.guidance)) if self.guided(t)), default=-1)
-        self.done, self.quota = torch.stack([total - before, before - left]).unsqueeze(-1).to(device)
+        numbers = torch.stack([total - before, before - left + taken, taken])
+        self.done, self.quota, self.taken = numbers.unsqueeze(-1).to(device)
 
     def _guidance(
         self, settings: "SamplerSettings", units: TokenSpec, left: Tensor, random: bool
@@ -289,7 +324,7 @@ class _Planner:
 
     def chains(self, t: int, *, cached: bool) -> tuple[int | None, Split | None]:
         """Steps of the head's chain in step t, and which of its tokens have another one; None where all have the same."""
-        chain, stage = self.chain_steps[t][cached], self.stages[t - self.start]
+        chain, stage = self.chain_steps[t][cached], self.stages.get(t - self.start)
         if stage is None or stage[1].select is None:
             return chain, None
         own = (self.settings.config.head or {}).get("steps", DEFAULT_STEPS) if chain is None else chain
@@ -305,10 +340,11 @@ class _Planner:
             index=t,
             kind="none",
             phase=self.phase_of[i],
-            stage=None if (stage := self.stages[i]) is None else stage[0],
+            stage=self.stages[i][0] if i in self.stages else None,
             group=number,
             reveal=tuple(self.reveal[i]),
             count=self.count(t),
+            takes=self.takes[i],
             unknown=self.wanted[i],
             stop=self.phases[self.phase_of[i]].stop,
             visible=self.visible[i],
@@ -319,4 +355,5 @@ class _Planner:
             quota=self.quota[i],
             done=self.done[i],
             group_quota=self.quota[i],
+            taken=self.taken[i],
         )

@@ -17,6 +17,7 @@ from mgen.samplers.counts import remaining_counts
 from mgen.samplers.head_steps import DEFAULT_STEPS, head_steps, longest, varies
 from mgen.samplers.order import Order, OrderSettings
 from mgen.samplers.plan import Phase
+from mgen.samplers.remask import Path, Rates, Remask, expected_path
 from mgen.samplers.reuse import Reuse
 from mgen.samplers.schedule import Schedule
 from mgen.samplers.stages import Selection, Stages
@@ -64,8 +65,9 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
 
     Args:
         steps: T; None: 8, or those of the stages.
-        order: which positions come next: "confidence", "remasking", "random", "raster", "halton", "halton-rolled", "checkerboard", a list
-            of all positions, or a mapping with options, e.g. {name: confidence, redraw: true} (see mgen.samplers.order).
+        order: which positions come next: "confidence", "moment", "remasking", "random", "raster", "halton", "halton-rolled",
+            "checkerboard", a list of all positions, or a mapping with options, e.g. {name: confidence, redraw: true} (see
+            mgen.samplers.order).
         schedule: mask fraction by name, or a list (see mgen.samplers.schedule). counts: how it is rounded (mgen.samplers.counts).
         guidance: s in u + s·(c − u); 1 is none. temperature: of the token draw. confidence_temperature: factor of the Gumbel noise on
             confidences. Each is constant, listed or a curve (see mgen.samplers.values).
@@ -74,6 +76,7 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
             categorical one by mgen.heads.categorical.DrawSettings, e.g. {top_k: 100}. Its `steps` may be a list or a curve over the
             steps, see mgen.samplers.head_steps.
         reuse: what a step reuses of those before (see mgen.samplers.reuse.Reuse), e.g. {cached: 1, full_first: 12}.
+        remask: which known tokens are taken back (see mgen.samplers.remask.Remask), e.g. {kind: cap, eta: 0.008}.
         first_stage: settings of a sampler for the first stage of generators that have two (Hi-MAR); None: leave it out.
         global_steps: steps that draw global tokens, before all others, each kind by the schedule; None: in proportion to their number.
         stages: parts of the run with a number of tokens and steps each, in place of the schedule (see mgen.samplers.stages).
@@ -96,6 +99,7 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
         start: int = 0,
         head: Settings | None = None,
         reuse: Settings | None = None,
+        remask: Settings | None = None,
         first_stage: Settings | None = None,
         global_steps: int | None = None,
         stages: Sequence[Settings] | None = None,
@@ -105,7 +109,7 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
             steps = STEPS if parts is None else parts.steps + (global_steps if type(global_steps) is int else 0)
             self.register_to_config(steps=steps)
         curves = {"guidance": guidance, "temperature": temperature, "confidence_temperature": confidence_temperature}
-        check_plain({"order": order, "reuse": reuse, "head": head, **curves})
+        check_plain({"order": order, "reuse": reuse, "remask": remask, "head": head, **curves})
         plain = {"steps": steps, "start": start, "counts": counts, "schedule": schedule, "head": head}
         build(_Plain, {**plain, "first_stage": first_stage, "global_steps": global_steps})
         if global_steps is not None and global_steps >= steps:
@@ -128,10 +132,19 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
             self._check_random_counts()
         head_steps(self._head_steps or DEFAULT_STEPS, steps)
         check_draw(self.longest_head)
+        if self.remask is not None:
+            self._check_remask(self.remask)
         if isinstance(first_stage, Mapping) and first_stage.get("first_stage") is not None:
             raise MgenError("nested first stages aren't supported: leave first_stage.first_stage out")
-        if (sampler := self.first_stage) is not None and sampler.order.name == "remasking":
-            raise MgenError("first_stage: order remasking changes tokens whose context has been read: use confidence")
+        if (sampler := self.first_stage) is not None:
+            if sampler.order.name == "remasking":
+                raise MgenError(
+                    "first_stage: order remasking changes tokens whose context has been read: use confidence"
+                )
+            if sampler.remask is not None:
+                raise MgenError(
+                    "first_stage: remask takes tokens back whose context has been read: leave first_stage.remask out"
+                )
 
     def _check_stages(self, stages: Stages) -> None:
         """Raise MgenError for settings that are not those of the stages, or don't go with them."""
@@ -147,6 +160,10 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
             raise MgenError(
                 f"schedule is {shown(c.schedule)}, a number of tokens for each step, which is what stages say: leave one of them out"
             )
+        if self.remask is not None:
+            raise MgenError(
+                "remask takes its probabilities from the schedule, in whose place stages stand: leave one of them out"
+            )
         if self.random_counts:
             raise MgenError(
                 "counts binomial draws the number of tokens of each step, which stages settle: use counts maskgit"
@@ -159,10 +176,51 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
                 "counts binomial reveals other numbers of tokens in every image, cached steps need equal ones: set reuse.cached=0, "
                 "or counts maskgit"
             )
-        for name in ("temperature", "confidence_temperature"):
+        self._check_tokens_curves("counts binomial", ("temperature", "confidence_temperature"))
+
+    def _check_remask(self, remask: Remask) -> None:
+        """Raise MgenError for settings that remasking does not go with."""
+        c, order = self.config, self.order.name
+        if self.reuse.cached:
+            raise MgenError(
+                "remask takes known tokens back, whose keys and values cached steps read: set reuse.cached=0"
+            )
+        if self.reuse.condition.every > 1:
+            raise MgenError(
+                "remask draws tokens again that were known when the null class's difference was computed: set reuse.condition.every=1"
+            )
+        if order == "remasking":
+            raise MgenError(
+                "order remasking draws known tokens again in every step: leave remask out, or use confidence"
+            )
+        if remask.kind == "conf" and (c.head or {}).get("score") == "logit":
+            raise MgenError(
+                "remask conf compares probabilities, but head.score is logit: set head.score to log_prob or drawn"
+            )
+        if not remask.free:
+            if self.random_counts:
+                raise MgenError(
+                    "counts binomial are random, remask.counts kept needs settled ones: set remask.counts=free"
+                )
+            return
+        if order != "random":
+            raise MgenError(
+                f"remask.counts free reveals every position on its own, in no order: use order random, not {order}, or "
+                "remask.counts=kept"
+            )
+        if c.schedule == "single" or c.counts not in ("maskgit", "binomial"):
+            raise MgenError(
+                f"remask.counts free draws the numbers of tokens from a mask fraction, which schedule {c.schedule} and counts {c.counts} "
+                "don't give: use schedule linear (published) and counts maskgit, or remask.counts=kept"
+            )
+        self._check_tokens_curves("remask.counts free", ("guidance", "temperature", "confidence_temperature"))
+
+    def _check_tokens_curves(self, setting: str, names: Sequence[str]) -> None:
+        """Raise MgenError for values that count tokens, whose number differs by image with this setting."""
+        for name in names:
             if isinstance(curve := self.config[name], Mapping) and curve.get("at") == "tokens":
                 raise MgenError(
-                    f"{name}.at is tokens, but with counts binomial their number differs by image: use at: end, or counts maskgit"
+                    f"{name}.at is tokens, but with {setting} their number differs by image: use at: end, or other counts"
                 )
 
     @classmethod
@@ -232,6 +290,11 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
         return Reuse.of(self.config.reuse)
 
     @property
+    def remask(self) -> Remask | None:
+        """The policy of remasking; None where no token is ever taken back."""
+        return Remask.of(self.config.remask)
+
+    @property
     def first_stage(self) -> Self | None:
         """The sampler of the first stage."""
         own = self.config.first_stage
@@ -276,9 +339,22 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
         c = self.config
         if steps is None and (stages := self.stages) is not None:
             return stages.left(unknown=unknown, length=length, counts=c.counts)
-        return remaining_counts(
-            c.schedule, steps=steps or c.steps, unknown=unknown, length=length, start=c.start, counts=c.counts
-        )
+        steps = steps or c.steps
+        own = None if self.remask is None else self.remask.fractions(steps)
+        schedule, counts = (c.schedule, c.counts) if own is None else (own, "enat")
+        return remaining_counts(schedule, steps=steps, unknown=unknown, length=length, start=c.start, counts=counts)
+
+    def rates(self, length: int) -> list[Rates]:
+        """The probabilities of remasking in the steps that are run."""
+        c = self.config
+        return [] if self.remask is None else self.remask.rates(c.schedule, steps=c.steps, length=length)[c.start :]
+
+    def free_numbers(self, length: int, unknown: Tensor, path: Path | None) -> tuple[Tensor, Tensor]:
+        """Tokens (S + 1, B) unknown after each step of a run with free counts, and taken back in it, from (1, B) unknown ones."""
+        if path is not None:
+            return path.left, path.taken
+        assert self.remask is not None
+        return expected_path(self.rates(length), int(unknown.max()), conf=self.remask.kind == "conf")
 
     def left(self, phase: Phase, unknown: int) -> list[int]:
         """Of `unknown` tokens of a phase at first, those left after each of its steps."""

@@ -20,6 +20,8 @@ class State:
         class_ids: (2B,), the images' classes, then as many null classes. cache: what the trunk keeps between steps.
         difference: what the null class changes in the context, where it is kept (mgen.samplers.condition).
         features: (B, L, D), the context of every token at the step that revealed it, for a second stage; None: not collected.
+        confidence: (B, L), the probability of every token when it was drawn; priority: (B, L), the first to be revealed highest; both
+            for remasking, where it reads them (mgen.samplers.remask_order).
     """
 
     tokens: Tensor
@@ -29,6 +31,8 @@ class State:
     cache: Cache
     difference: Difference
     features: Tensor | None = None
+    confidence: Tensor | None = None
+    priority: Tensor | None = None
 
     def unknown(self, stop: int, count: int) -> Tensor:
         """The first `count` unknown positions before `stop`, ascending (B, count); rows with fewer are filled up with others."""
@@ -42,6 +46,11 @@ class State:
         """Write drawn (B, M) or (B, M, C) at positions (B, M) where shown (B, M), and mark them as known."""
         put(self.tokens, positions, drawn, shown)
         self.known.scatter_(1, positions, shown | self.known.gather(1, positions))
+        return self
+
+    def take_back(self, taken: Tensor) -> "State":
+        """Mark tokens, bool (B, L), as unknown."""
+        self.known.logical_and_(~taken)
         return self
 
     def collect(self, positions: Tensor, context: Tensor, shown: Tensor) -> "State":

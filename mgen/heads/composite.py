@@ -3,6 +3,7 @@
 Notation: B batch, M positions, D width, V ids, s² tokens of a window.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -45,6 +46,8 @@ class PerCodebookHead(_Composite[DrawSettings]):
     A draw evaluates the head of the step's part alone. Settings and noise are those of CategoricalHead.
     """
 
+    has_moments = True
+
     def __init__(self, config: CategoricalConfig, inputs: HeadInputs) -> None:
         super().__init__()
         vocab_size, table = inputs.tokens.vocab_size, inputs.table
@@ -83,9 +86,25 @@ class PerCodebookHead(_Composite[DrawSettings]):
         temperature: float = 1.0,
         guidance: float | Tensor | None = None,
         part: int = 0,
+        exponent: float = 0.0,
     ) -> Draw:
         """See CategoricalHead.sample. part: 0 for global tokens, 1 for the others; one for all of z."""
-        return self.parts[part].sample(z, noise=noise, plan=plan, temperature=temperature, guidance=guidance)
+        return self.parts[part].sample(
+            z, noise=noise, plan=plan, temperature=temperature, guidance=guidance, exponent=exponent
+        )
+
+    def log_moments(
+        self,
+        z: Tensor,
+        *,
+        plan: DrawSettings,
+        temperature: float = 1.0,
+        guidance: float | Tensor | None = None,
+        exponent: float = math.inf,
+        part: int = 0,
+    ) -> Tensor:
+        """See Head.log_moments and `sample`."""
+        return self.parts[part].log_moments(z, plan=plan, temperature=temperature, guidance=guidance, exponent=exponent)
 
     def loss(
         self,
@@ -116,9 +135,11 @@ class WindowHead(_Composite[DrawSettings]):
         head: draws an id from each part. side: of the windows. blocks: residual MLPs in front.
     """
 
+    inner: CategoricalHead
+
     def __init__(self, head: CategoricalHead, *, side: int, blocks: int) -> None:
         super().__init__()
-        self.inner, self.width = head, head.width
+        self.inner, self.width, self.has_moments = head, head.width, head.has_moments
         self.split = TokenUnshuffle(head.width, side, blocks=blocks)
 
     @property
@@ -137,6 +158,7 @@ class WindowHead(_Composite[DrawSettings]):
         plan: DrawSettings,
         temperature: float = 1.0,
         guidance: float | Tensor | None = None,
+        exponent: float = 0.0,
     ) -> Draw:
         """Draw the ids of a window at each position.
 
@@ -148,11 +170,26 @@ class WindowHead(_Composite[DrawSettings]):
         """
         rows = self.split(z).flatten(1, 2)
         ids, score = self.inner.sample(
-            rows, noise=noise.flatten(1, 2), plan=plan, temperature=temperature, guidance=guidance
+            rows, noise=noise.flatten(1, 2), plan=plan, temperature=temperature, guidance=guidance, exponent=exponent
         )
         assert score is not None
         parts = (-1, self.split.parts)
         return Draw(ids.unflatten(1, parts), score.unflatten(1, parts).sum(-1))
+
+    def log_moments(
+        self,
+        z: Tensor,
+        *,
+        plan: DrawSettings,
+        temperature: float = 1.0,
+        guidance: float | Tensor | None = None,
+        exponent: float = math.inf,
+        part: int = 0,
+    ) -> Tensor:
+        """See Head.log_moments: ids of a window are independent, so the sum of their own."""
+        rows = self.split(z).flatten(1, 2)
+        each = self.inner.log_moments(rows, plan=plan, temperature=temperature, guidance=guidance, exponent=exponent)
+        return each.unflatten(1, (-1, self.split.parts)).sum(-1)
 
     def loss(
         self, z: Tensor, target: Tensor, *, noise: HeadNoise | None = None, label_smoothing: float = 0.0

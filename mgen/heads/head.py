@@ -8,6 +8,7 @@ Who calls what:
 Notation: B batch, M positions, D width of the context, C numbers or ids of a token, K copies of a token in the loss.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Generic, NamedTuple, Self, TypeVar
@@ -108,6 +109,7 @@ class Head(nn.Module, Configured, Generic[PlanT]):
     Attributes:
         token_kinds: kinds of TokenSpec that it draws. metric: what `loss` gives besides the loss, by its name in the logs.
         has_log_prob: whether its draws have probabilities, by which positions can be ranked.
+        has_moments: whether `log_moments` is there, and `sample` takes an `exponent`, for an order that chooses positions before it draws.
         joint: whether it draws all positions together, from the context of all.
         width: D.
         passes: methods that are worth compiling in sampling, see Composed.compile.
@@ -117,6 +119,7 @@ class Head(nn.Module, Configured, Generic[PlanT]):
     token_kinds: tuple[str, ...] = ("index",)
     metric: str = "accuracy"
     has_log_prob: bool = True
+    has_moments: bool = False
     joint: ClassVar[bool] = False
     width: int
 
@@ -164,6 +167,23 @@ class Head(nn.Module, Configured, Generic[PlanT]):
             z: context (B, M, D), or (2B, M, D) with the rows of the null class after those of the class, if guided.
             noise: as `noise_spec` says, of the positions.
             plan: made by `plan`. temperature: of the draw. guidance: s in u + s·(c − u); None: z has no null rows.
+        """
+        raise NotImplementedError
+
+    def log_moments(
+        self,
+        z: Tensor,
+        *,
+        plan: PlanT,
+        temperature: float = 1.0,
+        guidance: float | Tensor | None = None,
+        exponent: float = math.inf,
+        part: int = 0,
+    ) -> Tensor:
+        """log Σ q · p^exponent (B, M) over all tokens, with q the distribution of the draw and log p what positions are ranked by.
+
+        At exponent ∞: the largest log p (B, M) of tokens that can be drawn. `sample` with the same exponent then draws from q · p^exponent,
+        at ∞ the likeliest token. Arguments as for `sample`; part: as there, of heads with parts.
         """
         raise NotImplementedError
 

@@ -100,6 +100,16 @@ def test_a_run_draws_set_after_set(kind: str) -> None:
         done |= members
         for row in masks[after]:
             assert set(row.nonzero().flatten().tolist()) == done
+    if kind == "index":  # a token that is taken back stands where its set has it
+        taken = sampler_for(
+            net, order={"name": "checkerboard", "levels": 2}, stages=None, steps=8, remask={"kind": "cap", "eta": 0.4}
+        )
+        *masks, _ = draw(net, taken, [1, 2])
+        assert any((before & ~after).any() for before, after in pairwise(masks))
+        for before, after in pairwise(masks):
+            odd = torch.tensor([(i + j) % 2 == 1 for i in range(4) for j in range(4)])
+            unfinished = (~before[:, ~odd]).sum(1) > (after.sum(1) - before.sum(1))
+            assert not (after & ~before)[unfinished][:, odd].any()
     one, plain = (
         draw(net, sampler_for(net, order=order, stages=None, steps=5), [1, 2])[-1]
         for order in ({"name": "checkerboard", "levels": 1}, "random")
@@ -407,6 +417,7 @@ def test_operations_are_those_of_a_formula(policy: dict[str, Any] | None) -> Non
         ({"stages": SMALL, "schedule": "single"}, "schedule is 'single', a number of tokens for each step"),
         ({"stages": SMALL, "schedule": [0.5] * 6}, "which is what stages say"),
         ({"stages": SMALL, "counts": "binomial"}, "which stages settle"),
+        ({"stages": SMALL, "remask": {"kind": "cap"}}, "in whose place stages stand"),
         ({"stages": [{"steps": 2, "select": {"share": 0.0, "head_steps": 4}}]}, "select.share' is 0.0: allowed is more than 0"),
         ({"stages": [{"steps": 2, "select": {"share": 0.1, "head_steps": 4, "by": "frequenc"}}]}, "did you mean 'frequency'"),
         ({"order": {"name": "checkerboard", "levels": 0}}, "order.levels' is 0: allowed is at least 1"),
