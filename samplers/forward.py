@@ -1,7 +1,8 @@
 """The generator as the sampler sees it: no other file of this folder, nor of mgen.pipelines, calls a trunk or a head.
 
-A full step computes all tokens, a cached step the positions of a group, a carry-only step features alone. With guidance the null
-class is computed in the same pass: its rows stand behind those of the images' classes. The head then draws tokens.
+A full step computes all tokens, a cached step the positions of a group, a lazy step few, a carry-only step features alone. With
+guidance the null class, or a guide (mgen.generators.guided), is computed in the same pass: its rows stand behind those of the images'
+classes. The head then draws tokens.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,7 +15,7 @@ from torch import Tensor
 from mgen.generators import Generator
 from mgen.heads import DenoisingHead, Draw, Head, JointHead, PerCodebookHead
 from mgen.nn.attention import gather_rows, put
-from mgen.nn.cache import Cache, CachedStep
+from mgen.nn.cache import Cache, CachedStep, LazyStep
 from mgen.nn.denoising import Denoiser
 from mgen.samplers.noise import Noise, rows_at
 from mgen.samplers.selection import Split, frequency
@@ -54,8 +55,9 @@ def start(
     generator: Generator, class_ids: Tensor, *, guided: bool, carry: bool, prefix: Tensor | None
 ) -> tuple[Tensor, Cache]:
     """The class ids (2B,) of a run, null classes behind the images' own, and its empty cache. `prefix`: see Cascade.prefix."""
-    rows = torch.cat([class_ids, torch.full_like(class_ids, generator.null_class or 0)])
-    return rows, generator.start(rows if guided else class_ids, prefix=prefix, carry=carry)
+    rows = torch.cat([class_ids, generator.null_ids(class_ids)])
+    null_rows = len(class_ids) if guided else 0
+    return rows, generator.start(rows if guided else class_ids, prefix=prefix, carry=carry, null_rows=null_rows)
 
 
 Context = Tensor | Denoiser  # what a token is drawn from: vectors, or a trunk that reads noisy tokens
@@ -70,9 +72,10 @@ def full(generator: Generator, state: State, step: "PlannedStep", positions: Ten
         return generator.denoiser(*_rows(state, step), visible=step.visible, cache=state.cache)
     wanted = None if generator.head.joint else ahead if step.ahead else positions
     asked = wanted.repeat(2, 1) if wanted is not None and step.null_rows else wanted
-    keep = step.room if step.group_size > step.count else None
     kept = step.null_kept or step.ahead > 0
-    options: Settings = dict(visible=step.visible, cache=state.cache, keep=keep, finished=not kept)
+    options: Settings = dict(visible=step.visible, cache=state.cache, keep=step.room or None, finished=not kept)
+    if not step.keeps_null:
+        options["keep_images"] = len(state.tokens)
     z = generator.context(*_rows(state, step), positions=asked, **options)
     return _with_kept(generator, state, step, z, wanted, positions) if kept else z
 
@@ -103,11 +106,20 @@ def cached_step(generator: Generator, state: State, step: "PlannedStep", group: 
     z = generator.cached_step(tokens, class_ids, state.cache, cached)
     if step.null_kept:
         positions = group[:, slice(*asked)]
-        z = generator.to_context(state.difference.with_null_rows(z, positions), positions.repeat(2, 1))
+        z = _with_kept(generator, state, step, z, positions, positions)
     if not generator.head.joint:
         return z
     assert isinstance(whole, Tensor)
-    return put(whole[: len(z)], group[:, slice(*asked)], z)
+    return put(whole[: len(z), :, : z.shape[-1]], group[:, slice(*asked)], z)
+
+
+def lazy_step(generator: Generator, state: State, step: "PlannedStep", positions: Tensor, latest: Tensor) -> Context:
+    """Context (B, M, D) at `positions` (B, M); (2B, …) with null rows. `latest` (B, P): those revealed in the step before."""
+    assert step.pruning is not None
+    drawn, found = (x.repeat(2, 1) if step.null_rows else x for x in (positions, latest))
+    lazy = LazyStep(latest=found, drawn=drawn, pruning=step.pruning, finished=not step.null_kept)
+    z = generator.lazy_step(*_rows(state, step), state.cache, lazy)
+    return _with_kept(generator, state, step, z, positions, positions) if step.null_kept else z
 
 
 def at_rows(z: Context, rows: Tensor) -> Tensor:
@@ -116,11 +128,16 @@ def at_rows(z: Context, rows: Tensor) -> Tensor:
     return gather_rows(z, rows.repeat(len(z) // len(rows), 1))
 
 
-def of_images(generator: Generator, z: Context, positions: Tensor) -> Tensor:
-    """Context (B, M, D) of the images' classes at positions (B, M) that were drawn."""
+def at_positions(generator: Generator, z: Context, positions: Tensor, *, rows: int) -> Tensor:
+    """Context (R, M, D) at positions (B, M) that were drawn, of the first `rows`: the B images, or all 2B."""
     assert isinstance(z, Tensor)
-    own = z[: len(positions)]
-    return gather_rows(own, positions) if generator.head.joint else own
+    z = images_of(z, generator.head, len(positions)) if rows == len(positions) else z[:rows]
+    return gather_rows(z, positions.repeat(rows // len(positions), 1)) if generator.head.joint else z
+
+
+def images_of(z: Tensor, head: Head, images: int) -> Tensor:
+    """The context of the images alone: rows behind are left out, and so is what a guide of another width has filled them up with."""
+    return z[:images, :, : head.width]
 
 
 def carry(generator: Generator, state: State, step: "PlannedStep") -> None:
@@ -145,12 +162,16 @@ class Drawn(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class TokenDraw:
-    """Draws tokens from context vectors. `plans`: what draws of so many head steps share, made by the head (PlannedStep.head_steps).
+    """Draws tokens from context vectors.
 
-    `moment`: positions are ranked by their log-moments, and tokens drawn as that order has it (mgen.samplers.order).
+    Args:
+        head: of draws without guidance. guided: of those with it, from contexts with null rows (Generator.guided_head).
+        plans: what draws of so many head steps share (PlannedStep.head_steps), made by `guided`, whose plans serve `head` too.
+        moment: positions are ranked by their log-moments, and tokens drawn as that order has it (mgen.samplers.order).
     """
 
     head: Head
+    guided: Head
     plans: Mapping[int | None, object]
     noise: Noise
     moment: bool = False
@@ -165,18 +186,19 @@ class TokenDraw:
         if not step.draws:
             return Drawn(state.tokens.new_zeros(*positions.shape, *state.tokens.shape[2:]))
         plan, temperature, guidance = self.plans[step.head_steps], step.temperature, step.guidance
+        head = self.head if guidance is None else self.guided
         if isinstance(z, Denoiser):
-            assert isinstance(self.head, DenoisingHead)
+            assert isinstance(head, DenoisingHead)
             noise = self.noise.at(step.index, positions)
-            return Drawn(*self.head.denoise(z, noise=noise, plan=plan, temperature=temperature, guidance=guidance))
-        rows = z if guidance is not None else z[: len(positions)]
-        if isinstance(self.head, JointHead):
-            return self._draw_jointly(self.head, rows, state, step, positions)
-        part: Settings = {"part": step.phase} if isinstance(self.head, PerCodebookHead) else {}
+            return Drawn(*head.denoise(z, noise=noise, plan=plan, temperature=temperature, guidance=guidance))
+        rows = z if guidance is not None else images_of(z, head, len(positions))
+        if isinstance(head, JointHead):
+            return self._draw_jointly(head, rows, state, step, positions)
+        part: Settings = {"part": step.phase} if isinstance(head, PerCodebookHead) else {}
         if self.moment:
             part["exponent"] = step.exponent
         if preview and self.moment:
-            own = self.head.log_moments(rows, plan=plan, temperature=temperature, guidance=guidance, **part)
+            own = head.log_moments(rows, plan=plan, temperature=temperature, guidance=guidance, **part)
             return Drawn(state.tokens[:, :0], own)
         if preview:
             assert self.noise.candidates is not None
@@ -185,7 +207,7 @@ class TokenDraw:
             noise = self.noise.at(step.index, positions)
         if step.split is not None:
             return Drawn(self._draw_split(step.split, rows, step, positions))
-        sample: Callable[..., Draw] = self.head.sample
+        sample: Callable[..., Draw] = head.sample
         return Drawn(*sample(rows, noise=noise, plan=plan, temperature=temperature, guidance=guidance, **part))
 
     def _draw_split(self, split: Split, z: Tensor, step: "PlannedStep", positions: Tensor) -> Tensor:
@@ -194,10 +216,11 @@ class TokenDraw:
             assert self.noise.select is not None
             score = rows_at(self.noise.select, positions)
         else:
-            score = frequency(z[: len(positions)])
+            score = frequency(images_of(z, self.head, len(positions)))
+        head = self.head if step.guidance is None else self.guided
 
         def sample(rows: Tensor, head_steps: int | None) -> Tensor:
-            drawn: Draw = self.head.sample(
+            drawn: Draw = head.sample(
                 at_rows(z, rows),
                 noise=self.noise.at(step.index, positions.gather(1, rows)),
                 plan=self.plans[head_steps],

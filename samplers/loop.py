@@ -24,23 +24,27 @@ EXPLODED = 50.0  # tokens have unit variance; an undertrained head magnifies its
 
 
 def decode(
-    generator: Generator, plan: Plan, order: Strategy, draw: TokenDraw, state: State, *, collect: bool = False
+    generator: Generator, plan: Plan, order: Strategy, draw: TokenDraw, state: State, *, collect: int = 0
 ) -> Iterator[tuple[PlannedStep, State, Tensor, Drawn]]:
     """Run the steps of a plan; yields each with the state after it, the positions (B, M) that it drew, and what it drew there.
 
-    `collect`: keep the context of every token at the step that revealed it, in `State.features`.
+    `collect`: keep the context of every token at the step that revealed it, in `State.features`, of so many rows of a pass: B, or 2B
+    with those behind the images' own.
     """
     nothing = state.known[:, :0].long(), Drawn(state.tokens[:, :0])
-    group = torch.empty(0)  # the positions of the last full step's group
+    group = torch.empty(0)  # the positions of the last full or lazy step's group
     context: forward.Context = group  # and of that step
     for step in plan.steps:
         positions, drawn = nothing
         if step.kind == "carry":
             forward.carry(generator, state, step)
-        elif step.kind == "full":
+        elif step.kind in ("full", "lazy"):
             candidates = order.candidates(state, step)
             positions = candidates[:, : step.count] if order.settled else candidates
-            z = context = forward.full(generator, state, step, positions, order.ahead(candidates, step))
+            if step.kind == "full":
+                z = context = forward.full(generator, state, step, positions, order.ahead(candidates, step))
+            else:
+                z = forward.lazy_step(generator, state, step, positions, group)
             drawn = draw(z, state, step, positions, preview=order.redraw)
             choice = order.choose(state, step, candidates, drawn)
             if choice.rows is not None:  # the first draws settled the positions; their tokens are drawn a second time
@@ -56,7 +60,8 @@ def decode(
             positions, group = choice.positions, choice.group
             state = order.reveal(state, step, choice, drawn)
             if collect:
-                state = state.collect(positions, forward.of_images(generator, z, positions), choice.shown)
+                z = forward.at_positions(generator, z, positions, rows=collect)
+                state = state.collect(positions, z, choice.shown)
         yield step, state, positions, drawn
         if step.ends_group:
             state.cache.free()

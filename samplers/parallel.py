@@ -20,6 +20,7 @@ from mgen.samplers.sequences import ON_GRID
 from mgen.samplers.settings import SamplerSettings
 from mgen.samplers.state import State
 from mgen.samplers.step import Step
+from mgen.samplers.values import by_tokens
 from mgen.tokens import TokenSpec
 from mgen.utils import seeds
 from mgen.utils.config import Settings
@@ -43,8 +44,8 @@ class ParallelSampler(SamplerSettings):
                 raise MgenError(f"{name} has no first stage: leave the sampler's first_stage out")
             self.first_stage.check(generator.first)
         self._check_steps(able, units, name)
-        if any(self.guided(units.length, units.global_tokens)[c.start :]) and generator.null_class is None:
-            raise MgenError(f"guidance {c.guidance} needs a null class, this {name} has none: use guidance 1")
+        if any(self.guided(units.length, units.global_tokens)[c.start :]) and able.guided_by is None:
+            raise self._unguided(name)
         if order.positions and len(order.positions) != units.length:
             raise MgenError(f"order lists {len(order.positions)} positions, this model has {units.length}")
         if order.name in ON_GRID and units.grid is None:
@@ -53,11 +54,18 @@ class ParallelSampler(SamplerSettings):
             )
         if reuse.cached and not able.cached_steps:
             raise MgenError(f"{name} has no cached steps: set reuse.cached=0")
+        if reuse.tokens.lazy:
+            self._check_lazy(able, name)
         if reuse.condition.every > 1 and (able.one_by_one or (able.carried_features and reuse.features)):
             unless = "set reuse.features=false or " if able.carried_features else ""
             raise MgenError(
                 f"reuse.condition.every is {reuse.condition.every}, but in this {name} later passes read the null rows of earlier ones: "
                 f"{unless}set reuse.condition.every=1"
+            )
+        if reuse.condition.every > 1 and able.guided_by == "guide":
+            raise MgenError(
+                f"reuse.condition.every is {reuse.condition.every}, which keeps what the null class changes in the context, but a guide's "
+                "context is another model's: set reuse.condition.every=1"
             )
         if able.carried_features and reuse.features and order.name == "remasking":
             raise MgenError(
@@ -92,7 +100,36 @@ class ParallelSampler(SamplerSettings):
         chains = {count for pair in self.chain_steps(units.length, units.global_tokens) for count in pair}
         chains |= {count for select in self.selections for count in self.selected_steps(select)}
         for count in chains:
-            generator.head.check(self.head(count), temperatures=temperatures)
+            generator.guided_head.check(self.head(count), temperatures=temperatures)
+
+    def _unguided(self, name: str) -> MgenError:
+        return MgenError(
+            f"guidance {self.config.guidance} needs a null class, this {name} has none: use guidance 1, or another model as guide"
+        )
+
+    def _guides(self, generator: Generator, given: Given | None) -> bool:
+        """Whether a step of a run is guided, or may be, where that depends on the numbers of unknown tokens of the images."""
+        units, c = generator.units, self.config
+        by_rows = by_tokens(c.guidance, "interval_of") and (given is not None or self.random_counts)
+        return by_rows or any(self.guided(units.length, units.global_tokens)[c.start :])
+
+    def _check_lazy(self, able: Capabilities, name: str) -> None:
+        """Raise MgenError unless the generator has lazy steps as `reuse.tokens` asks for."""
+        tokens, layers = self.reuse.tokens, able.lazy_layers
+        if not layers:
+            raise MgenError(
+                f"{name} has no lazy steps, which an encoder of the known tokens alone makes possible (trunk mae, the first stage of "
+                "mae-two-stage): set reuse.tokens.every=1"
+            )
+        if able.joint:
+            raise MgenError(
+                f"the head of this {name} reads the context of all positions, a lazy step computes it at few: set reuse.tokens.every=1"
+            )
+        if tokens.layer >= layers and min(tokens.shares(self.config.steps)) < 1:
+            raise MgenError(
+                f"reuse.tokens.layer is {tokens.layer}, this {name} has a decoder of {layers + 1} blocks, and the last one computes the "
+                f"positions drawn alone: allowed is 0 … {layers - 1}, or keep 1"
+            )
 
     def _check_steps(self, able: Capabilities, units: TokenSpec, name: str) -> None:
         """Raise MgenError unless the steps fit tokens that are drawn one after the other, or global ones first."""
@@ -145,7 +182,10 @@ class ParallelSampler(SamplerSettings):
         self.check(generator)
         first = None
         if isinstance(generator, Cascade) and self.first_stage is not None:
-            first = self.first_stage.plan(generator.first)
+            guide_features = generator.capabilities.guided_by == "guide" and self._guides(generator.second, None)
+            self.first_stage.check(generator.first)
+            stage, able = generator.first, generator.first.capabilities
+            first = make_plan(self.first_stage, stage.units, able, guide_features=guide_features)
         return make_plan(self, generator.units, generator.capabilities, first_stage=first)
 
     def make_noise(self, generator: Generator | Cascade, image_seeds: Sequence[int]) -> Noise:
@@ -208,9 +248,9 @@ class ParallelSampler(SamplerSettings):
         if isinstance(generator, Generator):
             yield from self._run(generator, class_ids, noise, given, unused_tail=tail)
             return
-        sampler = self.first_stage
+        sampler, guided = self.first_stage, self._guides(generator.second, given)
         if sampler is None or (given is not None and first_stage is None):
-            prefix = generator.prefix()
+            prefix = generator.prefix(guided=guided)
         else:
             assert noise.first_stage is not None
             run = sampler._run(
@@ -220,9 +260,10 @@ class ParallelSampler(SamplerSettings):
                 first_stage,
                 collect=True,
                 features_only=not complete_first_stage,
+                guide_features=guided and generator.capabilities.guided_by == "guide",
             )
             state = yield from run
-            prefix = generator.prefix(state.features, None if first_stage is None else state.given)
+            prefix = generator.prefix(state.features, None if first_stage is None else state.given, guided=guided)
         yield from self._run(generator.second, class_ids, noise, given, prefix=prefix)
 
     def _run(
@@ -235,6 +276,7 @@ class ParallelSampler(SamplerSettings):
         prefix: Tensor | None = None,
         collect: bool = False,
         features_only: bool = False,
+        guide_features: bool = False,
         unused_tail: int = 0,
     ) -> Coroutine[Step, None, State]:
         """The steps of one stage; returns its last state.
@@ -242,6 +284,7 @@ class ParallelSampler(SamplerSettings):
         Args:
             prefix: what a second stage reads of the first.
             collect: this is a first stage, whose context vectors are read. features_only: and nothing else of its last step.
+                guide_features: those of a guide too.
         """
         spec, able, device = generator.units, generator.capabilities, class_ids.device
         if given is None:
@@ -262,12 +305,16 @@ class ParallelSampler(SamplerSettings):
             at_first = torch.zeros(known.shape, dtype=torch.bool) if given is None else known.cpu()
             path = make_path(rates, noise.remask[self.config.start :], at_first, conf=remask.kind == "conf")
         made: Settings = dict(features_only=features_only, unused_tail=unused_tail, counts=noise.counts, path=path)
+        made["guide_features"] = guide_features
         plan = make_plan(self, spec, able, hidden, device=device, **made)
-        if self.reuse.cached and any(step.visible[0] != step.visible[1] for step in plan.steps):
+        if self.reuse.equal_counts and any(step.visible[0] != step.visible[1] for step in plan.steps):
             raise MgenError(
-                "cached steps need as many given tokens in every image of a batch: use batch_size 1, or reuse.cached=0"
+                "cached and lazy steps need as many given tokens in every image of a batch: use batch_size 1, or "
+                f"{self.reuse.off}"
             )
         guided = any(step.null_rows for step in plan.steps)
+        if guided and able.guided_by is None:
+            raise self._unguided(type(generator).__name__)
         rows, cache = forward.start(generator, class_ids, guided=guided, carry=plan.carries, prefix=prefix)
         if remask is None:
             order = self.order.strategy(noise, spec, known, raster=self.reuse.inside == "raster")
@@ -276,11 +323,14 @@ class ParallelSampler(SamplerSettings):
         own, difference = known.clone(), Difference(spec.length)
         state = State(tokens=tokens, known=known, given=own, class_ids=rows, cache=cache, difference=difference)
         state = order.begin(state)
-        head, chains = generator.head, {step.head_steps for step in plan.steps}
+        head, chains = generator.guided_head, {step.head_steps for step in plan.steps}
         chains |= {step.split.head_steps for step in plan.steps if step.split is not None}
         plans = {count: head.plan(self.head(count)) for count in chains}
-        draw = forward.TokenDraw(head=head, plans=plans, noise=noise, moment=self.order.name == "moment")
-        steps = decode(generator, plan, order, draw, state, collect=collect)
+        draw = forward.TokenDraw(
+            head=generator.head, guided=head, plans=plans, noise=noise, moment=self.order.name == "moment"
+        )
+        kept = len(class_ids) * (2 if guide_features else 1) if collect else 0
+        steps = decode(generator, plan, order, draw, state, collect=kept)
         for step, state, positions, drawn in steps:
             if step.index == plan.count - 1 and spec.vocab_size is not None:
                 state.tokens.clamp_(max=spec.vocab_size - 1)  # a drawn mask, where the head can draw one

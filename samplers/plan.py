@@ -1,8 +1,9 @@
 """The plan of a run: everything that is settled before the first step, as an immutable table. Notation: B images, L positions."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import accumulate, compress, groupby
 from typing import TYPE_CHECKING, Literal
 
@@ -10,17 +11,20 @@ import torch
 from torch import Tensor
 
 from mgen.generators import Capabilities
+from mgen.nn import Pruning
 from mgen.samplers.condition import plan_condition
 from mgen.samplers.head_steps import DEFAULT_STEPS
 from mgen.samplers.remask import Path
 from mgen.samplers.selection import Split
 from mgen.samplers.stages import Stage, Stages
+from mgen.samplers.token_cache import plan_tokens
+from mgen.samplers.values import by_tokens
 from mgen.tokens import TokenSpec
 
 if TYPE_CHECKING:
     from mgen.samplers.settings import SamplerSettings
 
-Kind = Literal["full", "cached", "carry", "none"]
+Kind = Literal["full", "cached", "lazy", "carry", "none"]
 LEAST_TEMPERATURE = 1e-4  # below, a confidence temperature is 0
 COLUMNS = (
     *("step", "stage", "group", "forward pass", "reveals", "takes back", "unknown", "guidance", "temperature"),
@@ -48,21 +52,23 @@ class PlannedStep:
 
     Args:
         index: t. phase: 1 for the tokens after global ones, else 0. group: number of its group (see Reuse).
-        kind: "full", all tokens are computed; "cached", positions of the group; "carry", nothing is revealed, features alone are
-            computed; "none", nothing is revealed.
+        kind: "full", all tokens are computed; "cached", positions of the group; "lazy", the latest tokens and the rows that change most;
+            "carry", nothing is revealed, features alone are computed; "none", nothing is revealed.
         reveal: tokens that each row reveals. count: the most of them. takes: the most that a row takes back (remasking).
         visible: fewest and most known tokens of a row before the step.
         unknown: most unknown tokens of the phase in a row before the step. stop: the position at which the phase's tokens end.
         guidance: s of the draw, one for each row (B,) where they differ; None: not guided.
         temperature, confidence_temperature: of the draw and of the ranking. exponent: 1 over the latter, ∞ where that is 0.
-        null_rows: the forward pass computes the null class too. null_kept: it does not, though the draw is guided: null rows are the
-            class's plus a difference that was kept. ahead: positions whose difference is kept, those revealed from this step on; 0: none.
+        null_rows: the forward pass computes the null class, or the guide, too. null_kept: it does not, though the draw is guided: null
+            rows are the class's plus a difference that was kept. ahead: positions whose difference is kept, those revealed from this
+            step on; 0: none.
         head_steps: steps of the head's chain; None: as the settings of the head say. split: tokens whose chain has another length.
         stage: number of its stage; None: there are none.
         draws: False where only the context of the revealed tokens is read (the last step of a first stage).
-        group_size: tokens of the whole group. first: of them, those revealed before the step. room: those revealed before its last.
+        group_size: tokens of the whole group. first: of them, those revealed before the step. room: of a full step, tokens that the
+            cached or lazy ones after it find revealed; 0: nothing is kept. keeps_null: what is kept is that of null rows too.
         refresh: positions of the group that a cached step computes, from, to. prefix: whether it computes the class token too.
-        ends_group: nothing that is cached for the group is read after it.
+        pruning: of a lazy step. ends_group: nothing that is kept is read after it.
         quota, done, group_quota, taken: (B, 1) on the device, tokens of a row revealed by the step, before it, and by its group, and
             taken back.
     """
@@ -90,6 +96,8 @@ class PlannedStep:
     group_size: int = 0
     first: int = 0
     room: int = 0
+    keeps_null: bool = True
+    pruning: Pruning | None = None
     refresh: tuple[int, int] = (0, 0)
     prefix: bool = True
     ends_group: bool = False
@@ -110,7 +118,7 @@ class Plan:
 
     Args:
         carries: full steps carry features on. ranked: positions are ranked, so that the confidence temperature matters.
-        first_stage: the plan of the stage that is drawn before.
+        guided_by: what null rows are of, see Capabilities. first_stage: the plan of the stage that is drawn before.
     """
 
     steps: tuple[PlannedStep, ...]
@@ -118,6 +126,7 @@ class Plan:
     phases: int
     carries: bool
     ranked: bool
+    guided_by: str = "null class"
     first_stage: "Plan | None" = None
 
     @property
@@ -148,7 +157,7 @@ class Plan:
             f"{s.index + 1}/{self.count}",
             "" if s.stage is None else f"{s.stage + 1}",
             f"{s.group + 1}",
-            s.kind + (" + null class" if s.null_rows else " + kept null class" if s.null_kept else ""),
+            s.kind + (f" + {self.guided_by}" if s.null_rows else " + kept null class" if s.null_kept else ""),
             f"{most}" if fewest == most else f"{fewest}–{most}",
             f"{s.takes}",
             f"{s.unknown}" + (" global" if self.phases > 1 and s.phase == 0 else ""),
@@ -173,6 +182,7 @@ def make_plan(
     *,
     device: torch.device | str = "cpu",
     features_only: bool = False,
+    guide_features: bool = False,
     unused_tail: int = 0,
     counts: Tensor | None = None,
     path: Path | None = None,
@@ -183,20 +193,24 @@ def make_plan(
     Args:
         units: the tokens as they are drawn. able: what the generator can do.
         hidden: of each phase, the unknown tokens of each row before the run; None: one row that knows nothing.
-        features_only: nobody reads the tokens of the last step, as in a first stage. unused_tail: so many steps, the last, are left out.
+        features_only: nobody reads the tokens of the last step, as in a first stage. guide_features: a guide's second stage reads the
+            context of every token in its null rows. unused_tail: so many steps, the last, are left out.
         counts: the uniform numbers (T, B, L) of random counts; path: of remasking with free counts; None: the plan has expected numbers.
     """
-    planner = _Planner(settings, units, able, hidden, device, counts, path)
+    planner = _Planner(settings, units, able, hidden, device, counts, path, every_null_row=guide_features)
     # Groups are cut where a phase ends.
     groups = [list(part) for group in planner.groups for _, part in groupby(group, planner.phase)]
     undrawn = settings.config.steps - 1 if features_only and not able.log_prob else None
     kept = enumerate(groups[: len(groups) - unused_tail])
+    reuse = planner.reuse
+    steps = plan_condition([[*planner.group(*part, undrawn)] for part in kept], reuse.condition)
     return Plan(
-        steps=tuple(plan_condition([[*planner.group(*part, undrawn)] for part in kept], planner.reuse.condition)),
+        steps=tuple(plan_tokens(steps, reuse.tokens, settings.config.steps)),
         count=len(planner.temperature),
         phases=len(planner.phases),
         carries=planner.carries,
         ranked=settings.order.ranked,
+        guided_by=able.guided_by or Plan.guided_by,
         first_stage=first_stage,
     )
 
@@ -213,8 +227,11 @@ class _Planner:
         device: torch.device | str,
         uniform: Tensor | None = None,
         path: Path | None = None,
+        *,
+        every_null_row: bool = False,
     ) -> None:
         self.device, self.groups, remask = device, settings.groups(), settings.remask
+        self.every_null_row = every_null_row
         self.reuse, self.start, self.length = settings.reuse, settings.config.start, units.length
         # Of a trunk that denoises later passes compute the null rows of earlier ones, where they are read.
         self.one_by_one = able.one_by_one and not able.denoises
@@ -264,21 +281,30 @@ class _Planner:
             self.visible = [(fewest, most) for _, most in self.visible]
             self.takes = [1] * (len(self.takes) - 1) + [0]
         self.reveal: list[list[int]] = (before - left + taken).tolist()
-        self.guidance: list[float | Tensor] = self._guidance(settings, units, left, uniform is not None)
+        rows = before.double() / total.clamp(min=1), left if settings.random_counts and uniform is not None else None
+        self.guidance: list[float | Tensor] = self._guidance(settings, units, *rows)
         self.guidance += self.guidance[-1:] * (len(self.temperature) - len(self.guidance))
         self.last_guided = max((t for t in range(len(self.guidance)) if self.guided(t)), default=-1)
         numbers = torch.stack([total - before, before - left + taken, taken])
         self.done, self.quota, self.taken = numbers.unsqueeze(-1).to(device)
 
     def _guidance(
-        self, settings: "SamplerSettings", units: TokenSpec, left: Tensor, random: bool
+        self, settings: "SamplerSettings", units: TokenSpec, shares: Tensor, left: Tensor | None
     ) -> list[float | Tensor]:
-        """The guidance of all T steps; where it counts tokens and images reveal other numbers of them, one (B,) for each."""
-        own = settings.config.guidance
-        if not (random and settings.random_counts and isinstance(own, Mapping) and own.get("at") == "tokens"):
-            return [*settings.values("guidance", units.length, units.global_tokens)]
-        rows = [tuple(row) for row in left.T.tolist()]
-        made = {row: settings.values("guidance", units.length, units.global_tokens, row) for row in set(rows)}
+        """The guidance of all T steps; where it counts tokens and images have other numbers of them, one (B,) for each.
+
+        Args:
+            shares: (steps run, B), of tokens that are unknown before a step. left: (steps run, B), unknown ones after it, of random counts.
+        """
+        values, own = partial(settings.values, "guidance", units.length, units.global_tokens), settings.config.guidance
+        by_left, by_share = left is not None and by_tokens(own, "at"), by_tokens(own, "interval_of")
+        if not (by_left or by_share):
+            return [*values()]
+        none = [None] * shares.shape[1]
+        lefts = [tuple(row) for row in left.T.tolist()] if left is not None and by_left else none
+        parts = [tuple(row) for row in shares.T.tolist()] if by_share else none
+        rows = list(zip(lefts, parts))
+        made = {row: values(left=row[0], shares=row[1]) for row in set(rows)}
         steps = zip(*(made[row] for row in rows))
         return [own[0] if len(set(own)) == 1 else torch.tensor(own, device=self.device) for own in steps]
 
@@ -295,7 +321,7 @@ class _Planner:
     def null_rows(self, steps: Sequence[int]) -> bool:
         """Whether a full step for the draws of `steps` computes null rows, or must for features that later steps carry on."""
         read_later = self.one_by_one or (self.carries and self.visible[steps[0] - self.start][1] > 0)
-        return any(map(self.guided, steps)) or (read_later and self.last_guided >= steps[0])
+        return self.every_null_row or any(map(self.guided, steps)) or (read_later and self.last_guided >= steps[0])
 
     def group(self, number: int, group: Sequence[int], undrawn: int | None) -> Iterator[PlannedStep]:
         """The steps of a group. The first one that reveals something is the full one. The step `undrawn` draws nothing."""
@@ -305,20 +331,22 @@ class _Planner:
             yield replace(step, kind="carry", null_rows=self.null_rows(group[:1])) if self.carries else step
             group, counts = group[1:], counts[1:]
         size, first, before = sum(counts), 0, 0
+        room = size - next((count for count in reversed(counts) if count), 0)
         guides = [*group[:1], *group[:-1]] if reuse.late_guidance else group
         for i, (t, count) in enumerate(zip(group, counts)):
             step = self.step(t, number, end, guide=guides[i])
             chain, split = self.chains(t, cached=i > 0)
             step = replace(step, draws=t != undrawn, group_size=size, first=first, head_steps=chain, split=split)
             if i == 0:
-                step = replace(step, kind="full", null_rows=self.null_rows(group), room=size - counts[-1])
+                step = replace(step, kind="full", null_rows=self.null_rows(group), room=room)
                 if len(group) > 1 and reuse.inside == "raster":
                     step = replace(step, group_quota=self.quota[t - self.start : end + 1 - self.start].sum(0))
             elif count and reuse.refresh == "latest":  # a later step reads null rows of this one
-                nulls = any(map(self.guided, guides[i:]))
+                nulls = self.every_null_row or any(map(self.guided, guides[i:]))
                 step = replace(step, kind="cached", null_rows=nulls, refresh=(first - before, first + count))
             elif count:
-                step = replace(step, kind="cached", null_rows=self.guided(guides[i]), refresh=(0, size))
+                nulls = self.every_null_row or self.guided(guides[i])
+                step = replace(step, kind="cached", null_rows=nulls, refresh=(0, size))
             yield replace(step, prefix=reuse.prefix) if step.kind == "cached" else step
             first, before = first + count, count or before
 

@@ -15,6 +15,7 @@ decoded with probability (α' − (1 − σ) α) / (1 − α). For every σ up t
 Notation: T steps, B images, L positions.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -51,8 +52,8 @@ class Remask:
         kind: see the table above.
         eta: η; None: as published (cap 0.008, rescale 0.015, loop 0.02, conf 1). For conf it is the expected number of tokens taken
             back in a step, where σ_max allows it.
-        counts: "kept": a step takes back round(n σ) of the n known tokens and reveals as many more, so that the schedule's numbers of
-            known tokens stay. "free": as published, every position moves on its own, and the numbers are random.
+        counts: "kept": a step takes back n σ of the n known tokens, rounded, and reveals as many more, so that the schedule's numbers
+            of known tokens stay. "free": as published, every position moves on its own, and the numbers are random.
         start, stop: of the kind loop, the masking times between which α is held (0.55, 0.05). share: the α that is held (0.9).
     """
 
@@ -149,25 +150,34 @@ class Remask:
         return [round(1 - share, 9) for share in shares]
 
     def taken(self, before: Tensor, left: Tensor, total: Tensor, *, start: int, steps: int) -> Tensor:
-        """Tokens (S, B) that each of the steps start … T − 1 takes back, if (S, B) are unknown before and after it, of total (1, B)."""
-        times = masking_times(steps)[start:steps]
-        out = []
-        for t, had, has in zip(times, before.tolist(), left.tolist()):
-            row = [self._taken(t, u, now, whole) for u, now, whole in zip(had, has, total[0].tolist())]
-            out.append(row)
-        return torch.tensor(out, dtype=torch.int64).view(before.shape)
+        """Tokens (S, B) that each of the steps start … T − 1 takes back, if (S, B) are unknown before and after it, of total (1, B).
 
-    def _taken(self, t: float, unknown: int, left: int, total: int) -> int:
-        known, (on, off, _) = total - unknown, self._loop
+        What a step rounds off is left to the next ones, since n σ is often less than 1/2.
+        """
+        times = masking_times(steps)[start:steps]
+        rows = zip(before.T.tolist(), left.T.tolist(), total[0].tolist())
+        return torch.tensor([self._taken(times, *row) for row in rows], dtype=torch.int64).T
+
+    def _taken(self, times: Sequence[float], before: Sequence[int], left: Sequence[int], total: int) -> list[int]:
+        """The same of one image."""
+        out, due = [], 0.0
+        for t, unknown, later in zip(times, before, left):
+            known = total - unknown
+            due += self._expected(t, known, later, total)
+            out.append(min(math.floor(due + 0.5), known, later))
+            due = min(1.0, due - out[-1])
+        return out
+
+    def _expected(self, t: float, known: int, left: int, total: int) -> float:
+        """n σ of a step at masking time t with n known tokens."""
         if not known:
-            return 0
+            return 0.0
+        on, off, _ = self._loop
         if self.kind == "loop":
-            number = known * self.rate if off < t <= on else 0.0
-        elif self.kind == "conf":
-            number = self.rate * min(1.0, left / known)
-        else:
-            number = known * min(self._back(known / total, 1 - left / total), left / known)
-        return min(round(number), known, left)
+            return known * self.rate if off < t <= on else 0.0
+        if self.kind == "conf":
+            return self.rate * min(1.0, left / known)
+        return known * min(self._back(known / total, 1 - left / total), left / known)
 
 
 # -- free counts: every position moves on its own --------------------------------------------------------------------------
@@ -234,10 +244,11 @@ def make_path(rates: Sequence[Rates], uniform: Tensor, given: Tensor, *, conf: b
 
 def expected_path(rates: Sequence[Rates], unknown: int, *, conf: bool) -> tuple[Tensor, Tensor]:
     """Expected tokens (S + 1, 1) unknown after each step, and taken back in it, rounded, of `unknown` at first; for plans."""
-    known, left, taken = 0.0, [], []
+    known, lost, left, taken = 0.0, 0.0, [], [0]
     for back, reveal in rates:
-        lost = min(known, back) if conf else known * back
-        known += (unknown - known) * reveal - lost
+        now = min(known, back) if conf else known * back
+        known, lost = known + (unknown - known) * reveal - now, lost + now
         left.append(round(unknown - known))
         taken.append(round(lost))
+    taken = [after - before for before, after in pairwise(taken)]
     return torch.tensor([*left, 0]).unsqueeze(1), torch.tensor([*taken, 0]).unsqueeze(1)

@@ -7,7 +7,8 @@ the group's positions are computed and attend to the cache.
 ENAT (arXiv 2411.06959): full steps carry the features of visible tokens on. The two compose: features are carried from one full
 step to the next, and cached steps in between read what the last full one stored.
 
-LazyMAR (arXiv 2503.12450): what the null class changes is kept for a few steps (mgen.samplers.condition).
+LazyMAR (arXiv 2503.12450): what the null class changes is kept for a few steps (mgen.samplers.condition), and what the tokens are
+made of (mgen.samplers.token_cache).
 """
 
 from dataclasses import field
@@ -16,7 +17,9 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from mgen.samplers.condition import Condition
+from mgen.samplers.token_cache import TokenCache
 from mgen.utils.config import Settings
+from mgen.utils.errors import MgenError
 from mgen.utils.schema import Natural, build, schema
 
 
@@ -35,6 +38,7 @@ class Reuse:
         late_guidance: a cached step draws with the guidance of the step before (ReCAP's MaskGIT code).
         features: trunks that carry features (ENAT) continue from those of the full step before; others have none.
         condition: how long the difference between the null class's rows and the class's is kept (LazyMAR), see mgen.samplers.condition.
+        tokens: which steps compute few tokens, and which of them (LazyMAR), see mgen.samplers.token_cache.
     """
 
     cached: Natural = 0
@@ -46,6 +50,24 @@ class Reuse:
     late_guidance: bool = False
     features: bool = True
     condition: Condition = field(default_factory=Condition)
+    tokens: TokenCache = field(default_factory=TokenCache)
+
+    def __post_init__(self) -> None:
+        if self.cached and self.tokens.lazy:
+            raise MgenError(
+                f"reuse.cached is {self.cached} and reuse.tokens.every {self.tokens.every}: cached and lazy steps overwrite the same keys "
+                "and values, so that a run takes one kind: set reuse.cached=0 or reuse.tokens.every=1"
+            )
+
+    @property
+    def equal_counts(self) -> bool:
+        """Whether every image of a batch must reveal as many tokens as the others."""
+        return self.cached > 0 or self.tokens.lazy
+
+    @property
+    def off(self) -> str:
+        """The setting that makes every step a full one."""
+        return "reuse.tokens.every=1" if self.tokens.lazy else "reuse.cached=0"
 
     @classmethod
     def of(cls, settings: Settings | None) -> "Reuse":

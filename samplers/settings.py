@@ -117,8 +117,9 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
                 f"global_steps is {global_steps!r}: a whole number from 1 to steps − 1, {steps - 1}, is needed"
             )
         ordering, policy = self.order, self.reuse  # raise for settings that aren't allowed
-        if ordering.name == "remasking" and policy.cached:
-            raise MgenError("order remasking draws known tokens again in every step: set reuse.cached=0")
+        if ordering.name == "remasking" and policy.equal_counts:
+            raise MgenError(f"order remasking draws known tokens again in every step: set {policy.off}")
+        policy.tokens.shares(steps)
         if parts is None:
             # Raises on a bad schedule; whether there are enough tokens for it is checked when their number is known.
             tokens = steps if schedule == "single" else max(2, steps)
@@ -171,10 +172,10 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
 
     def _check_random_counts(self) -> None:
         """Raise MgenError for settings that need every image to reveal as many tokens as the others."""
-        if self.reuse.cached:
+        if self.reuse.equal_counts:
             raise MgenError(
-                "counts binomial reveals other numbers of tokens in every image, cached steps need equal ones: set reuse.cached=0, "
-                "or counts maskgit"
+                "counts binomial reveals other numbers of tokens in every image, cached and lazy steps need equal ones: set "
+                f"{self.reuse.off}, or counts maskgit"
             )
         self._check_tokens_curves("counts binomial", ("temperature", "confidence_temperature"))
 
@@ -285,6 +286,11 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
         return bool(self.config.counts == "binomial")
 
     @property
+    def steps_shown(self) -> int:
+        """Steps that a run yields: those from `start` on, and with free counts of remasking one for what is left."""
+        return self.config.steps - self.config.start + int(self.remask is not None and self.remask.free)
+
+    @property
     def reuse(self) -> Reuse:
         """The policy of reuse."""
         return Reuse.of(self.config.reuse)
@@ -369,13 +375,24 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
         shares = reveal_shares(c.schedule, steps=phase.steps + c.start, length=phase.length)[c.start :]
         return random_left(shares, torch.tensor(unknown), uniform)
 
-    def values(self, name: str, length: int, global_tokens: int = 0, left: Sequence[int] | None = None) -> list[float]:
+    def values(
+        self,
+        name: str,
+        length: int,
+        global_tokens: int = 0,
+        left: Sequence[int] | None = None,
+        shares: Sequence[float] | None = None,
+    ) -> list[float]:
         """`guidance`, `temperature` or `confidence_temperature` at each of the T steps of a run on `length` tokens.
 
-        `left`: tokens that are unknown after each step that is run; None: as the settings say, if none is known at first.
+        `left`: tokens that are unknown after each step that is run, `shares`: the share that is unknown before each, of those unknown
+        at first; None: as the settings say, if none is known at first.
         """
         c, after = self.config, self._unknown(length, global_tokens, left)
-        return per_step(c[name], c.steps, name=name, unknown=after, length=length, groups=self.groups())
+        if shares is None:
+            shares = [now / length for now in [length, *after][: c.steps]][c.start :]
+        shares = [1.0] * c.start + list(shares)
+        return per_step(c[name], c.steps, name=name, unknown=after, length=length, groups=self.groups(), shares=shares)
 
     def _unknown(self, length: int, global_tokens: int, left: Sequence[int] | None) -> list[int]:
         """Unknown tokens after each of the T steps; arguments as in `values`."""
@@ -414,7 +431,7 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
         """A sampler with some settings replaced.
 
         A number for `guidance` replaces the end of its curve; `chain` and `head_steps` replace entries of `head`, and entries of
-        `reuse` and `first_stage` those of the same name; first_stage=False leaves the first stage out, stages=False the stages.
+        `reuse` and `first_stage` those of the same name; first_stage=False, remask=False and stages=False leave those out.
         """
         settings: Settings = {key: value for key, value in replaced.items() if value is not None}
         if parts := {key: value for key, value in (("chain", chain), ("steps", head_steps)) if value is not None}:
@@ -424,7 +441,7 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
                 settings[name] = {**self.config[name], **settings[name]}
         if settings.get("stages"):
             settings.setdefault("steps", None)  # those of the new stages
-        for name in ("first_stage", "stages"):
+        for name in ("first_stage", "remask", "stages"):
             if settings.get(name) is False:
                 settings[name] = None
         check_keys(settings, constructor_keys(type(self)), "sampler.")

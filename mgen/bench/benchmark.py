@@ -44,6 +44,10 @@ class RandomPipeline:
     tokenizer: Tokenizer | None
     sampler: ParallelSampler
 
+    def sampled(self) -> AnyGenerator:
+        """What draws the tokens."""
+        return self.transformer
+
     @property
     def device(self) -> torch.device:
         """Where it computes."""
@@ -111,9 +115,10 @@ class Clock:
 
 def timed(generator: Generator, clock: Clock) -> Generator:
     """A proxy of the generator whose passes and head are timed."""
-    passes = (generator.context, generator.cached_step, generator.carry, generator.start)
+    passes = (generator.context, generator.cached_step, generator.lazy_step, generator.carry, generator.start)
     trunk = {function.__name__: clock.wrap("trunk", function) for function in passes}
-    return proxy(generator, head=_timed_head(generator.head, clock), **trunk)
+    heads = {name: _timed_head(getattr(generator, name), clock) for name in ("head", "guided_head")}
+    return proxy(generator, **heads, **trunk)
 
 
 def _timed_head(head: Head, clock: Clock) -> Head:
@@ -144,7 +149,7 @@ class BenchResult:
     """What `mgen bench` reports and writes as JSON.
 
     Args:
-        passes_per_image: "full" and "cached" passes of the trunk; a pass of the null class counts too.
+        passes_per_image: "full" and "cached" (or lazy) passes of the trunk; a pass of the null class counts too.
         seconds: of the fastest batch by part: trunk, head, decoder, sampling (everything around them) and total.
         tflops_per_image: by part, and total. peak_gflops: of a matrix product, measured.
         share_of_peak: FLOP/s over that peak, of "trunk and head" and of "all". sampling_over_network: of the seconds.
@@ -191,7 +196,7 @@ def fastest(pipe: Networks, sampler: ParallelSampler, *, batch_size: int, repeat
     """Seconds by part of the fastest of `repeats` batches."""
     generator, units = pipe.transformer, pipe.transformer.units
     guided = any(sampler.guided(units.length, units.global_tokens))
-    generator.optimize_layout(batch_size * (2 if guided else 1))
+    generator.optimize_layout(batch_size, guided=guided)
     run_batch(
         generator, sampler, make_noise(generator, sampler, batch_size), dtype, steps=1
     )  # the first step of a process is slow

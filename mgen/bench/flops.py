@@ -1,7 +1,7 @@
 """Floating-point operations of a sampling run, counted without computing anything.
 
 The sampler itself runs, on one image, with a generator whose passes happen on the meta device under torch's FlopCounterMode: what is
-counted is what is executed, cached steps and carried features included. One multiplication and addition are 2 FLOPs.
+counted is what is executed, cached and lazy steps and carried features included. One multiplication and addition are 2 FLOPs.
 """
 
 import copy
@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mgen.bench.proxy import AnyGenerator, Proxy, proxy, watched
 from mgen.generators.generator import Generator
 from mgen.heads.head import DenoisingHead, Draw, Head
-from mgen.nn.cache import CachedStep
+from mgen.nn.cache import CachedStep, LazyStep
 from mgen.nn.denoising import Denoiser, Network
 from mgen.samplers import ParallelSampler
 from mgen.tokenizers.base import Tokenizer
@@ -38,10 +38,16 @@ class Networks(Protocol):
     transformer: AnyGenerator
     tokenizer: Tokenizer | None
 
+    def sampled(self) -> AnyGenerator:
+        """What draws the tokens: the transformer, or the pair of it and its guide."""
+
 
 @dataclass
 class Counts:
-    """FLOPs of one image by part, and the passes of the trunk that took them; a row of the null class is a pass of its own."""
+    """FLOPs of one image by part, and the passes of the trunk that took them; a row of the null class is a pass of its own.
+
+    Lazy steps count as cached ones.
+    """
 
     flops: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PARTS, 0))
     passes: dict[str, int] = field(default_factory=lambda: {"full": 0, "cached": 0})
@@ -70,12 +76,14 @@ def _to_meta(value: object) -> object:
         return value.to("meta")
     if isinstance(value, CachedStep):
         return replace(value, group=value.group.to("meta"))
+    if isinstance(value, LazyStep):
+        return replace(value, latest=value.latest.to("meta"), drawn=value.drawn.to("meta"))
     return value
 
 
 def count_run(pipe: Networks, sampler: ParallelSampler, *, decode: bool = True) -> Counts:
     """The operations of one image: a run of `sampler` with the pipeline's generator, then decoding if there is a tokenizer and `decode`."""
-    generator, counts = copy.deepcopy(pipe.transformer).to("meta").requires_grad_(False), Counts()
+    generator, counts = copy.deepcopy(pipe.sampled()).to("meta").requires_grad_(False), Counts()
     net = watched(generator, partial(counted, counts=counts), counts.wrap)
     *_, step = sampler(net, torch.zeros(1, dtype=torch.int64), noise=sampler.make_noise(net, [0]))
     if decode and pipe.tokenizer is not None:
@@ -106,16 +114,20 @@ def counted(generator: Generator, counts: Counts) -> Generator:
 
         return call
 
+    head = CountedHead(generator.head, counts, generator.units)
+    guided = generator.guided_head  # the same, or of a generator and its guide
     return proxy(
         generator,
         context=watch("full", generator.context),
         cached_step=watch("cached", generator.cached_step),
+        lazy_step=watch("cached", generator.lazy_step),
         carry=watch("full", generator.carry),
         start=counts.wrap("trunk", generator.start),
         denoiser=lambda *inputs, **kwargs: CountedDenoiser(
             generator.denoiser(*(value.to("meta") for value in inputs), **kwargs), counts
         ),
-        head=CountedHead(generator.head, counts, generator.units),
+        head=head,
+        guided_head=head if guided is generator.head else CountedHead(guided, counts, generator.units),
     )
 
 

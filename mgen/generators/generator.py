@@ -19,7 +19,7 @@ from mgen.generators.embedder import Embedder, TokenRows
 from mgen.generators.losses import LossOptions, masked_positions, token_losses, token_weights
 from mgen.generators.trunk import Capabilities, PassOptions, Trunk
 from mgen.heads.head import DenoisingHead, Head, HeadNoise
-from mgen.nn import Cache, CachedStep, Entities
+from mgen.nn import Cache, CachedStep, Entities, LazyStep
 from mgen.nn.causal import optimize_layout
 from mgen.nn.denoising import Denoiser
 from mgen.tokens import TokenSpec
@@ -161,7 +161,13 @@ class Generator(Composed):
     def capabilities(self) -> Capabilities:
         """What a sampler may ask."""
         head, windows = self.head, self.windows is not None
-        return replace(self.trunk.capabilities, log_prob=head.has_log_prob, joint=head.joint, windows=windows)
+        made = replace(self.trunk.capabilities, log_prob=head.has_log_prob, joint=head.joint, windows=windows)
+        return made if self.null_class is not None else replace(made, guided_by=None)
+
+    @property
+    def guided_head(self) -> Head[Any]:
+        """The head of draws whose context has rows behind those of the images."""
+        return self.head
 
     def set_scale(self, scale: float | None) -> None:
         """Note the scale of the latents that the generator is trained on."""
@@ -170,8 +176,14 @@ class Generator(Composed):
 
     # -- sampling ------------------------------------------------------------------------------------------------------
 
-    def start(self, class_ids: Tensor, *, prefix: Tensor | None = None, carry: bool = False) -> Cache:
-        """An empty cache for a run on images of these classes (B,), with guidance the null class behind; see Trunk.start."""
+    def null_ids(self, class_ids: Tensor) -> Tensor:
+        """Class ids (B,) of the rows that stand behind those of the images (B,) under guidance."""
+        return torch.full_like(class_ids, self.null_class or 0)
+
+    def start(
+        self, class_ids: Tensor, *, prefix: Tensor | None = None, carry: bool = False, null_rows: int = 0
+    ) -> Cache:
+        """An empty cache for a run on images of these classes (B,), with guidance `null_rows` others behind; see Trunk.start."""
         return self.trunk.start(self.classes(class_ids), prefix=prefix, carry=carry)
 
     def context(
@@ -184,6 +196,7 @@ class Generator(Composed):
         visible: tuple[int, int] | None = None,
         cache: Cache | None = None,
         keep: int | None = None,
+        keep_images: int | None = None,
         finished: bool = True,
     ) -> Tensor:
         """Context vectors for the head: a full pass.
@@ -191,13 +204,15 @@ class Generator(Composed):
         Args:
             tokens: ids (B, L), vectors (B, L, C) or ids (B, L, C); whatever stands where `known` is False is ignored.
             known: bool (B, L), True where the token is given. class_ids: (B,) int64.
-            positions: int64 (B, M), the positions wanted; None for all. visible, cache, keep, finished: see PassOptions.
+            positions: int64 (B, M), the positions wanted; None for all. Others: see PassOptions.
 
         Returns:
             (B, M, D), or (B, L, D).
         """
         rows = self.rows(tokens, known, sampling=cache is not None)
-        options = PassOptions(positions=positions, visible=visible, cache=cache, keep=keep, finished=finished)
+        options = PassOptions(
+            positions=positions, visible=visible, cache=cache, keep=keep, keep_images=keep_images, finished=finished
+        )
         return self.trunk(rows, self.classes(class_ids), options)
 
     def denoiser(
@@ -212,6 +227,11 @@ class Generator(Composed):
         """Context of the positions a cached step asks for, (B, asked, D); see Trunk.cached_step."""
         rows = self.rows(tokens, step.known, sampling=True)
         return self.trunk.cached_step(rows, self.classes(class_ids), cache, step)
+
+    def lazy_step(self, tokens: Tensor, known: Tensor, class_ids: Tensor, cache: Cache, step: LazyStep) -> Tensor:
+        """Context of the positions that a lazy step draws, (B, n, D); see Trunk.lazy_step."""
+        rows = self.rows(tokens, known, sampling=True)
+        return self.trunk.lazy_step(rows, self.classes(class_ids), cache, step)
 
     def to_context(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
         """Context (B, M, D) at positions (B, M) of what a pass returns that is not finished; see Trunk.to_context."""
@@ -228,10 +248,10 @@ class Generator(Composed):
         """The tokens of a pass as the trunk reads them."""
         return TokenRows(self.embedder, tokens, known, sampling)
 
-    def optimize_layout(self, rows: int) -> None:
-        """Lay weights out for passes of `rows` rows (images, twice with guidance): the same function, only faster."""
+    def optimize_layout(self, images: int, *, guided: bool = False) -> None:
+        """Lay weights out for passes of so many images, twice as many rows if guided: the same function, only faster."""
         if self.capabilities.one_by_one and not self.capabilities.denoises:  # those have many rows per image
-            optimize_layout(self, rows)
+            optimize_layout(self, images * (2 if guided else 1))
 
     # -- training ------------------------------------------------------------------------------------------------------
 

@@ -9,22 +9,34 @@ width, E decoder width.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from mgen.generators.embedder import TokenRows
 from mgen.generators.trunk import FULL, PassOptions, Trunk, known_first
-from mgen.nn import Cache, CachedStep, Keys, Rows, run_blocks, span
+from mgen.nn import Blocks, Cache, CachedStep, Keys, LazyStep, Rows, gather_rows, run_blocks, span
+from mgen.nn.attention import put
+from mgen.nn.cache import first_images
 
 Half = Literal["encoder", "decoder"]
 
 
 class AutoencoderCache(Cache):
-    """Beside keys and values, how many tokens the encoder saw in the last full pass."""
+    """Beside keys and values:
+
+    Attributes:
+        visible: tokens that the encoder saw in the last full pass, and in lazy steps after it.
+        inputs: of the decoder (B, S + L + …, E), which lazy steps overwrite where a token is revealed; None if none is kept.
+    """
 
     visible = 0
+    inputs: Tensor | None = None
+
+    def free(self) -> None:
+        super().free()
+        self.inputs = None
 
 
 @dataclass(frozen=True)
@@ -58,11 +70,11 @@ class Layers(Protocol):
     def encoder_blocks(self) -> nn.ModuleList: ...
 
     @property
-    def decoder_blocks(self) -> nn.ModuleList: ...
+    def decoder_blocks(self) -> Blocks[Any]: ...
 
 
 class MaskedAutoencoder(Trunk):
-    """Full passes and cached steps. Subclasses name the layers, give the tables, the prefix and how a block is called.
+    """Full passes, cached and lazy steps. Subclasses name the layers, give the tables, the prefix and how a block is called.
 
     Attributes:
         prefix_length: S. length: L.
@@ -133,6 +145,8 @@ class MaskedAutoencoder(Trunk):
         image = masks.expand(b, max(len(masks), length), -1)
         image = image.scatter(1, seen_at.unsqueeze(-1).expand(-1, -1, rows.shape[-1]), seen)  # (B, L + …, E)
         x = torch.cat([rows[:, :first], image], dim=1) + tables.decoder  # (B, S + L + …, E)
+        if isinstance(options.cache, AutoencoderCache) and options.keep is not None:
+            options.cache.inputs = first_images(x, options.keep_images)
         # Only the positions that will be read pass the end of the last block.
         read = positions + first if positions is not None else None
         if read is None and x.shape[1] > first + length:
@@ -152,16 +166,33 @@ class MaskedAutoencoder(Trunk):
         """Encoder features (B, n, D) of the drawn tokens among those computed anew, behind the prefix if it is computed too."""
         assert isinstance(cache, AutoencoderCache)
         drawn = step.positions[:, : step.drawn]  # (B, n)
-        x = rows.at(drawn) + self.tables.encoder[drawn]
         # The encoder holds known tokens only: those of the group stand behind them, each at a row of its own.
         behind = self.prefix_length + cache.visible
-        at = span(step.drawn, x) + behind + step.fresh[0]
-        if step.prefix:
+        first, until = behind + step.fresh[0], behind + step.done
+        return self.encode_rows(rows, classes, cache, drawn, first=first, until=until, prefix=step.prefix)
+
+    def encode_rows(
+        self,
+        rows: TokenRows,
+        classes: Tensor,
+        cache: Cache,
+        drawn: Tensor,
+        *,
+        first: int,
+        until: int,
+        prefix: bool = True,
+    ) -> Tensor:
+        """Encoder features (B, n, D) of tokens at positions `drawn` (B, n), behind the prefix if it is computed too.
+
+        Their keys and values stand at rows `first` … of the stored ones, of which the first `until` are read.
+        """
+        x = rows.at(drawn) + self.tables.encoder[drawn]
+        at = span(drawn.shape[1], x) + first
+        if prefix:
             x = torch.cat([self.prefix(classes, cache), x], dim=1)  # (B, S + n, D)
             at = torch.cat([span(self.prefix_length, x), at], dim=1)
         x = self.layers.token_norm(x)
         if x.shape[1]:
-            until = behind + step.done
             x = self.run("encoder", x, cache, lambda name: {"kept": cache.layer(name), "rows": at, "until": until})
         return self.layers.encoder_norm(x)
 
@@ -173,3 +204,39 @@ class MaskedAutoencoder(Trunk):
         x = torch.cat([x, masks], dim=1) + tables.decoder[at]  # (B, S + n, E) or (B, n, E)
         x = self.run("decoder", x, cache, lambda name: {"kept": cache.layer(name), "rows": at}, wanted)
         return self.to_context(x, step.group[:, slice(*step.asked)]) if step.finished else x  # (B, asked, E)
+
+    def lazy_step(self, rows: TokenRows, classes: Tensor, cache: Cache, step: LazyStep) -> Tensor:
+        """See Trunk.lazy_step.
+
+        The encoder computes the prefix and the tokens revealed last; what it made of the others stands in the decoder's input. The decoder
+        computes all rows up to the attention of layer `step.pruning.layer`, and behind it those that have changed most.
+        """
+        assert isinstance(cache, AutoencoderCache) and cache.inputs is not None
+        first, latest = self.prefix_length, step.latest
+        behind = first + cache.visible
+        cache.visible += latest.shape[1]
+        x = self.encode_rows(rows, classes, cache, latest, first=behind, until=first + cache.visible)
+        at = torch.cat([span(first, x), latest + first], dim=1)  # (B, S + p)
+        fresh = self.layers.decoder_embed(x) + self.tables.decoder[at]
+        inputs = cache.inputs[: len(x)]
+        put(inputs, at, fresh)
+        x = self.decode_lazily(inputs, cache, step)  # (B, n, E)
+        return self.to_context(x, step.drawn) if step.finished else x
+
+    def decode_lazily(self, x: Tensor, cache: Cache, step: LazyStep) -> Tensor:
+        """The decoder's output (B, n, E) at the positions to be drawn, of its input x (B, S + L + …, E)."""
+        blocks, first, layer = self.layers.decoder_blocks, self.prefix_length, step.pruning.layer
+        if step.count(x.shape[1]) == x.shape[1]:
+            return self.run("decoder", x, cache, lambda name: {"kept": cache.layer(name)}, step.drawn + first)
+        own = [self.modulation("decoder", i, cache) for i in range(len(blocks))]
+        for i in range(layer):
+            x = blocks[i](x, **own[i])
+        store = cache.layer(f"decoder.{layer}")
+        keys = blocks[layer].keys(x, **own[layer])
+        kept = step.kept(keys[1], store.v[: len(x)], first)  # (B, K)
+        store.store(*keys)
+        x = blocks[layer](gather_rows(x, kept), given=keys, **own[layer])
+        for i in range(layer + 1, len(blocks)):
+            read = slice(step.drawn.shape[1]) if i == len(blocks) - 1 else None
+            x = blocks[i](x, positions=read, kept=cache.layer(f"decoder.{i}"), rows=kept, **own[i])
+        return x

@@ -4,7 +4,7 @@ Who calls what, in this order, for a run of a sampler:
 
 1. `start` once: what depends on the class alone, and an empty cache.
 2. `forward` for every full pass: context vectors of the positions asked for. Where cached steps follow, keys and values are kept.
-3. `cached_step` between full passes, for trunks with `capabilities.cached_steps`.
+3. `cached_step` between full passes, for trunks with `capabilities.cached_steps`, or `lazy_step`, with `capabilities.lazy_layers`.
 
 Training calls `training_noise` on the mask's ranks, then `training_context` once per step.
 
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from mgen.generators.embedder import TokenRows
-from mgen.nn.cache import Cache, CachedStep, KVCache
+from mgen.nn.cache import Cache, CachedStep, KVCache, LazyStep
 from mgen.utils.errors import MgenError
 from mgen.utils.fitting import DataRows, Rows
 from mgen.utils.registry import Configured, Registry
@@ -31,27 +31,32 @@ register_trunk = TRUNKS.register
 
 @dataclass(frozen=True, kw_only=True)
 class Capabilities:
-    """What a sampler may ask of a generator. A trunk says the first three, the generator adds the rest.
+    """What a sampler may ask of a generator. A trunk says some of it, the generator adds the rest.
 
     Args:
         order: "any", or tokens are drawn one after the other, each from those before it alone: "causal", as they stand;
             "sequential", in any order that is settled before the run.
-        cached_steps: whether there is a `cached_step` (ReCAP). log_prob: whether draws have one, by which positions can be ranked.
+        cached_steps: whether there is a `cached_step` (ReCAP). lazy_layers: layers behind whose attention a `lazy_step` can drop rows, the
+            first ones (LazyMAR); 0: there is none. log_prob: whether draws have one, by which positions can be ranked.
         carried_features: whether full passes read features of the pass before (ENAT); null rows must then see every pass.
         joint: whether the head draws all positions together, from the context of all. windows: whether windows of tokens are masked
             and drawn as one. two_stages: whether a first stage draws tokens whose context the second one reads.
+        guided_by: what the rows behind those of the images stand for under guidance: the "null class", or a "guide", another generator
+            (mgen.generators.guided); None: there is nothing to guide by.
         denoises: whether the trunk reads noisy tokens, so that the head calls it at every step of its chain; a causal one then
             computes what earlier steps left out, such as null rows.
     """
 
     order: Literal["any", "causal", "sequential"] = "any"
     cached_steps: bool = True
+    lazy_layers: int = 0
     carried_features: bool = False
     log_prob: bool = True
     joint: bool = False
     windows: bool = False
     two_stages: bool = False
     denoises: bool = False
+    guided_by: Literal["null class", "guide"] | None = "null class"
 
     @property
     def one_by_one(self) -> bool:
@@ -72,13 +77,15 @@ class PassOptions:
         positions: int64 (B, M), the positions whose context is wanted; None for all. cache: of the run.
         visible: fewest and most known tokens of an image, where the caller knows them; saves reading them back from a GPU.
         finished: context is returned as heads take it; False: as `Trunk.to_context` takes it.
-        keep: None, or how many tokens the cached steps reveal that follow: keys and values are then kept.
+        keep: None, or how many tokens the cached or lazy steps reveal that follow: keys and values are then kept.
+        keep_images: of so many rows of the batch alone, the first ones; None: of all.
     """
 
     positions: Tensor | None = None
     visible: tuple[int, int] | None = None
     cache: Cache | None = None
     keep: int | None = None
+    keep_images: int | None = None
     finished: bool = True
 
     def counts(self, known: Tensor) -> tuple[int, int]:
@@ -93,7 +100,7 @@ class PassOptions:
         if self.cache is None or self.keep is None:
             return None
         layer = self.cache.layer(name)
-        layer.room = self.keep if grows else 0
+        layer.room, layer.images = self.keep if grows else 0, self.keep_images
         return layer
 
 
@@ -146,7 +153,11 @@ class Trunk(nn.Module, Configured):
         lora_targets: what the names of its linear layers end with that low-rank adapters are for by default.
     """
 
-    passes: ClassVar[tuple[str, ...]] = ("forward", "cached_step")  # that sampling calls, see Composed.compile
+    passes: ClassVar[tuple[str, ...]] = (
+        "forward",
+        "cached_step",
+        "lazy_step",
+    )  # that sampling calls, see Composed.compile
     capabilities: Capabilities = Capabilities()
     initial_values: ClassVar[tuple[Initializer, Initializer]] = (nn.init.xavier_uniform_, normal)
     cache_type: ClassVar[type[Cache]] = Cache
@@ -198,6 +209,13 @@ class Trunk(nn.Module, Configured):
         `classes` may be the first rows of those of the full pass. Keys and values in `cache` are overwritten.
         """
         raise MgenError(f"trunk {self.type_name!r} has no cached step: use a sampler without reuse")
+
+    def lazy_step(self, rows: TokenRows, classes: Tensor, cache: Cache, step: LazyStep) -> Tensor:
+        """Context (B, n, E) at `step.drawn`, computed of few rows (LazyMAR, arXiv 2503.12450).
+
+        `classes` may be the first rows of those of the full pass. What is kept in `cache` is overwritten.
+        """
+        raise MgenError(f"trunk {self.type_name!r} has no lazy step: use a sampler without reuse.tokens")
 
     def carry(self, rows: TokenRows, classes: Tensor, options: PassOptions) -> None:
         """A carry-only step: nothing is drawn, but carried features go on being projected, as published (ENAT)."""

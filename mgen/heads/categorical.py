@@ -5,7 +5,7 @@ Notation: B batch, M positions, D width, V ids.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mgen.heads.chains import ChainSettings
 from mgen.heads.head import Draw, Head, HeadInputs, HeadNoise, HeadSettings, mix, register_head
 from mgen.heads.logit_filter import TopK, TopP, choose, keep_likeliest
+from mgen.nn.halves import by_halves, sharing
 from mgen.nn.sizes import Epsilon
 from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError
@@ -135,6 +136,11 @@ class CategoricalHead(Head[DrawSettings]):
 
     def plan(self, settings: Settings) -> DrawSettings:
         return DrawSettings.of(settings)
+
+    def guided_by(self, guide: Head[Any]) -> Self:
+        self.check_guide(guide, "mask_drawn")
+        assert isinstance(guide, CategoricalHead)
+        return sharing(self, logits=by_halves(self.logits, guide.logits, widths=(self.width, guide.width)))
 
     def sample(
         self,

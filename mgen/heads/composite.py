@@ -5,6 +5,7 @@ Notation: B batch, M positions, D width, V ids, s² tokens of a window.
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from mgen.heads.categorical import CategoricalConfig, CategoricalHead, DrawSettings, OwnTable
 from mgen.heads.head import Draw, Head, HeadInputs, HeadNoise, NoiseSpec, PlanT
 from mgen.nn.blocks import Blocks
+from mgen.nn.halves import by_halves, sharing
 from mgen.nn.windows import ResidualMLP, TokenUnshuffle
 from mgen.utils.config import Settings
 from mgen.utils.fitting import DataRows, Rows, below
@@ -76,6 +78,11 @@ class PerCodebookHead(_Composite[DrawSettings]):
         super().initialize(default)
         if hasattr(self, "table"):
             nn.init.zeros_(self.table.weight)
+
+    def guided_by(self, guide: Head[Any]) -> Self:
+        self.check_guide(guide)
+        assert isinstance(guide, PerCodebookHead)
+        return sharing(self, parts=Blocks(own.guided_by(other) for own, other in zip(self.parts, guide.parts)))
 
     def sample(
         self,
@@ -150,6 +157,16 @@ class WindowHead(_Composite[DrawSettings]):
         """One uniform number for each id of a window."""
         return NoiseSpec(shape=(self.split.parts,))
 
+    def opened(self, z: Tensor) -> Tensor:
+        """What the inner head takes, (…, s², D), for contexts (…, D) of windows."""
+        return self.split(z)
+
+    def guided_by(self, guide: Head[Any]) -> Self:
+        self.check_guide(guide)
+        assert isinstance(guide, WindowHead)
+        opened = by_halves(self.opened, guide.opened, widths=(self.width, guide.width))
+        return sharing(self, inner=self.inner.guided_by(guide.inner), opened=opened)
+
     def sample(
         self,
         z: Tensor,
@@ -168,7 +185,7 @@ class WindowHead(_Composite[DrawSettings]):
         Returns:
             ids (B, M, s²) int64, and the sum (B, M) of their log-probabilities.
         """
-        rows = self.split(z).flatten(1, 2)
+        rows = self.opened(z).flatten(1, 2)
         ids, score = self.inner.sample(
             rows, noise=noise.flatten(1, 2), plan=plan, temperature=temperature, guidance=guidance, exponent=exponent
         )
@@ -187,7 +204,7 @@ class WindowHead(_Composite[DrawSettings]):
         part: int = 0,
     ) -> Tensor:
         """See Head.log_moments: ids of a window are independent, so the sum of their own."""
-        rows = self.split(z).flatten(1, 2)
+        rows = self.opened(z).flatten(1, 2)
         each = self.inner.log_moments(rows, plan=plan, temperature=temperature, guidance=guidance, exponent=exponent)
         return each.unflatten(1, (-1, self.split.parts)).sum(-1)
 
@@ -215,6 +232,16 @@ class VectorWindowHead(_Composite[PlanT]):
             assert isinstance(block, ResidualMLP)
             block.reset_parameters()
 
+    def prepared(self, z: Tensor) -> Tensor:
+        """What the inner head takes, (…, D), for contexts (…, D)."""
+        return self.blocks(z)
+
+    def guided_by(self, guide: Head[Any]) -> Self:
+        self.check_guide(guide)
+        assert isinstance(guide, VectorWindowHead)
+        prepared = by_halves(self.prepared, guide.prepared, widths=(self.width, guide.width))
+        return sharing(self, inner=self.inner.guided_by(guide.inner), prepared=prepared)
+
     def training_noise(self, length: int, copies: int, rng: torch.Generator) -> HeadNoise | None:
         return self.inner.training_noise(length, copies, rng)
 
@@ -224,7 +251,7 @@ class VectorWindowHead(_Composite[PlanT]):
     def sample(
         self, z: Tensor, *, noise: Tensor, plan: PlanT, temperature: float = 1.0, guidance: float | Tensor | None = None
     ) -> Draw:
-        return self.inner.sample(self.blocks(z), noise=noise, plan=plan, temperature=temperature, guidance=guidance)
+        return self.inner.sample(self.prepared(z), noise=noise, plan=plan, temperature=temperature, guidance=guidance)
 
     def loss(
         self, z: Tensor, target: Tensor, *, noise: HeadNoise | None = None, label_smoothing: float = 0.0

@@ -11,7 +11,7 @@ Notation: B batch, M positions, D width of the context, C numbers or ids of a to
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Generic, NamedTuple, Self, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from mgen.nn.denoising import Denoiser
 from mgen.nn.windows import TokenUnshuffle
 from mgen.tokens import TokenSpec
 from mgen.utils.config import Settings
+from mgen.utils.errors import MgenError
 from mgen.utils.fitting import DataRows, Rows
 from mgen.utils.registry import Configured, Registry
 from mgen.utils.schema import build, schema
@@ -186,6 +187,28 @@ class Head(nn.Module, Configured, Generic[PlanT]):
         at ∞ the likeliest token. Arguments as for `sample`; part: as there, of heads with parts.
         """
         raise NotImplementedError
+
+    def guided_by(self, guide: "Head[Any]") -> Self:
+        """A head for guided draws in which `guide` takes the place of the null class: it shares everything with this one, but answers
+        the rows behind by the weights of the guide, whose width may be another (see mgen.nn.halves).
+
+        Raises:
+            MgenError: the guide's head is of another kind, or its answers cannot be mixed with those of this one.
+        """
+        raise MgenError(f"head {self.settings['type']!r} takes no guide: sample without one")
+
+    def check_guide(self, guide: "Head[Any]", *settings: str) -> None:
+        """Raise MgenError unless a guide's head is of this one's kind, with the same values of these settings."""
+        own, other = self.settings, guide.settings
+        if type(guide) is not type(self):
+            raise MgenError(
+                f"the guide's head is {other['type']!r}, this model's is {own['type']!r}: only answers of one kind can be mixed"
+            )
+        for name in settings:
+            if own[name] != other[name]:
+                raise MgenError(
+                    f"the guide's head has {name} {other[name]}, this model's has {own[name]}: only answers of one kind can be mixed"
+                )
 
 
 class JointHead(Head[PlanT]):

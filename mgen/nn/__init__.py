@@ -2,7 +2,7 @@
 
 from mgen.nn.attention import Attention, Keys, Rows, attend, gather_rows, take
 from mgen.nn.blocks import MLP, Blocks, PostNormBlock, PreNormBlock, ScaledBlock, run_blocks
-from mgen.nn.cache import Cache, CachedStep, KVCache, span
+from mgen.nn.cache import Cache, CachedStep, KVCache, LazyStep, Pruning, span
 from mgen.nn.sizes import Epsilon, Ratio, check_heads
 from mgen.nn.windows import Entities, TokenShuffle, TokenUnshuffle, Windows
 
@@ -16,8 +16,10 @@ __all__ = [
     "KVCache",
     "Epsilon",
     "Keys",
+    "LazyStep",
     "PostNormBlock",
     "PreNormBlock",
+    "Pruning",
     "Ratio",
     "Rows",
     "ScaledBlock",

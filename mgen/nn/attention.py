@@ -19,6 +19,7 @@ class Keys(TypedDict, total=False):
     kept: KVCache | None
     rows: Tensor | None
     until: int | None
+    given: tuple[Tensor, Tensor] | None
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0, readable: Tensor | None = None) -> Tensor:
@@ -89,6 +90,7 @@ class Attention(AttentionLayers):
         kept: KVCache | None = None,
         rows: Tensor | None = None,
         until: int | None = None,
+        given: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """Output (B, Q, D) at `query` (B, Q, D), or at every position of x (B, L, D) if there is none.
 
@@ -96,8 +98,11 @@ class Attention(AttentionLayers):
             readable: bool (B, N), keys that may be read; None: all.
             kept: where the keys and values are stored; with `rows` (B, L), the rows of it that x stands for: they are written
                 there, and all rows (the first `until`) are read.
+            given: keys and values (B, H, N, d) that are read in place of those of x.
         """
-        if query is None and (kept is None or rows is not None):
+        if given is not None:
+            (q,), (k, v) = self.project(x if query is None else query, 0, 1), given
+        elif query is None and (kept is None or rows is not None):
             q, k, v = self.project(x, 0, 3)  # (B, H, L, d) each
         else:  # apart: keys and values that are kept would keep the queries of one product alive
             (q,), (k, v) = self.project(x if query is None else query, 0, 1), self.project(x, 1, 2)

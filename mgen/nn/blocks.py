@@ -92,13 +92,17 @@ class PreNormBlock(nn.Module):
     def forward(
         self, x: Tensor, *, skip: Tensor | None = None, positions: Rows | None = None, **keys: Unpack[Keys]
     ) -> Tensor:
-        """(B, L, D) → (B, L, D), or (B, Q, D) at `positions` (B, Q); `keys` (readable, kept, rows, until) as in Attention."""
+        """(B, L, D) → (B, L, D), or (B, Q, D) at `positions` (B, Q); `keys` as in Attention."""
         if skip is not None:
             x = self.skip_linear(torch.cat([x, skip], dim=-1))
         h = self.norm1(x)
         x, query = (x, None) if positions is None else (gather_rows(x, positions), gather_rows(h, positions))
         x = x + self.attn(h, query, **keys)
         return x + self.mlp(self.norm2(x))
+
+    def keys(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Keys and values (B, H, L, d) of x (B, L, D)."""
+        return self.attn.project(self.norm1(x), 1, 2)
 
 
 class ScaledBlock(nn.Module):
@@ -141,6 +145,10 @@ class ScaledBlock(nn.Module):
         x = torch.addcmul(x, gate1, self.attn(h, query, **keys))
         return torch.addcmul(x, gate2, self.mlp(_scaled_norm(self.norm2, x, scale2)))
 
+    def keys(self, x: Tensor, *, modulation: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Keys and values (B, H, L, d) of x (B, L, D)."""
+        return self.attn.project(_scaled_norm(self.norm1, x, modulation[0]), 1, 2)
+
 
 def _scaled_norm(norm: nn.LayerNorm, x: Tensor, scale: Tensor) -> Tensor:
     """LN(x) · (1 + scale) with the scale (D,) folded into the norm's own weights."""
@@ -167,7 +175,7 @@ class PostNormBlock(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=eps)
 
     def forward(self, x: Tensor, *, positions: Rows | None = None, **keys: Unpack[Keys]) -> Tensor:
-        """(B, L, D) → (B, L, D), or (B, Q, D) at `positions` (B, Q); `keys` (readable, kept, rows, until) as in Attention."""
+        """(B, L, D) → (B, L, D), or (B, Q, D) at `positions` (B, Q); `keys` as in Attention."""
         own = x if positions is None else gather_rows(x, positions)
         own = self.norm1(self.attn(x, None if positions is None else own, **keys) + own)
         return self.norm2(self.mlp(own) + own)

@@ -2,12 +2,14 @@
 
 A *full* pass sees all tokens. Where *cached steps* follow, it leaves the keys and values of every attention layer in place; a cached
 step then computes the rows of a few positions, overwrites their keys and values and attends to all (Liu et al., "ReCAP", arXiv
-2505.19089). Notation: B batch, H heads, d head width, N keys, n rows computed anew.
+2505.19089). *Lazy steps* do the same with positions that are found on the way (Yan et al., "LazyMAR", arXiv 2503.12450). Notation:
+B batch, H heads, d head width, N keys, n rows computed anew.
 """
 
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -56,19 +58,65 @@ class CachedStep:
         return slice(front + self.asked[0], front + self.asked[1])
 
 
+@dataclass(frozen=True, kw_only=True)
+class Pruning:
+    """Which rows of a lazy step pass the later layers of the decoder.
+
+    Args:
+        layer: number of the layer behind whose attention rows are dropped. share: of all rows, those that are kept at least; 1: all.
+        extra: rows that are kept at least beside those of the positions drawn now and in the step before.
+    """
+
+    layer: int
+    share: float
+    extra: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class LazyStep:
+    """What a lazy step computes and whose context it returns.
+
+    Args:
+        latest: positions (B, p) whose tokens were revealed since the last full or lazy step. drawn: positions (B, n) to be drawn now.
+        finished: context is returned as heads take it; False: as `Trunk.to_context` takes it.
+    """
+
+    latest: Tensor
+    drawn: Tensor
+    pruning: Pruning
+    finished: bool = True
+
+    def count(self, rows: int) -> int:
+        """How many of so many rows are kept."""
+        least = self.drawn.shape[1] + self.latest.shape[1] + self.pruning.extra
+        return min(rows, max(least, int(rows * self.pruning.share)))
+
+    def kept(self, v: Tensor, before: Tensor, prefix_length: int) -> Tensor:
+        """The rows (B, K) that are kept, those to be drawn in front, of S prefix rows and the tokens behind.
+
+        The others are those whose values v (B, H, N, d) differ most, by their cosine, from those `before` this step; the tokens
+        revealed last stand at a cosine of 0.
+        """
+        drawn, n = self.drawn + prefix_length, self.drawn.shape[1]
+        score = F.cosine_similarity(v.float(), before.float(), dim=-1).mean(1)  # (B, N)
+        score = score.scatter(1, self.latest + prefix_length, 0.0).scatter(1, drawn, -torch.inf)
+        return torch.cat([drawn, score.argsort(dim=1, stable=True)[:, n : self.count(score.shape[1])]], dim=1)
+
+
 class KVCache:
     """Keys and values (B, H, N, d) of one attention layer, stored by a full pass and overwritten in place by cached steps."""
 
     k: Tensor
     v: Tensor
     room = 0  # rows kept free behind those of a full pass, for tokens that are not there yet
+    images: int | None = None  # so many rows of the batch are kept, the first ones; None: all
 
     def store(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Keep k and v (B, H, N, d); returns them."""
-        self.k, self.v = k, v
+        self.k, self.v = first_images(k, self.images), first_images(v, self.images)
         if self.room:
-            free = k.new_empty(*k.shape[:2], self.room, k.shape[3])
-            self.k, self.v = torch.cat([k, free], dim=2), torch.cat([v, free], dim=2)
+            free = self.k.new_empty(*self.k.shape[:2], self.room, self.k.shape[3])
+            self.k, self.v = torch.cat([self.k, free], dim=2), torch.cat([self.v, free], dim=2)
         return k, v
 
     def put(self, k: Tensor, v: Tensor, rows: Tensor, until: int | None = None) -> tuple[Tensor, Tensor]:
@@ -102,6 +150,11 @@ class Cache:
     def bytes(self) -> int:
         """Memory of the keys and values."""
         return sum(x.nbytes for kv in self._layers.values() for x in vars(kv).values() if isinstance(x, Tensor))
+
+
+def first_images(x: Tensor, count: int | None) -> Tensor:
+    """x (B, …), or a copy of its first rows, which does not keep all of x in memory."""
+    return x if count is None or count == len(x) else x[:count].clone()
 
 
 def span(count: int, like: Tensor) -> Tensor:

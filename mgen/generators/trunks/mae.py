@@ -65,8 +65,8 @@ class MAE(MaskedAutoencoder):
         super().__init__()
         c, self.config, self.width, self.context_width = config, config, config.encoder_dim, config.decoder_dim
         self.layout, self.prefix_length, self.length = layout, c.prefix_length, layout.length
-        if not c.drop_masked:
-            self.capabilities = Capabilities(cached_steps=False)
+        able = c.drop_masked
+        self.capabilities = Capabilities(cached_steps=able, lazy_layers=max(0, c.decoder_depth - 1) if able else 0)
         rows = self.prefix_length + self.length
         block = partial(
             PreNormBlock,

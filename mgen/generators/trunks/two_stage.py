@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mgen.generators.embedder import TokenRows
 from mgen.generators.masked_autoencoder import AutoencoderCache, Half, Layers, MaskedAutoencoder, Tables
-from mgen.generators.trunk import FULL, Layout, PassOptions, Trunk, table
+from mgen.generators.trunk import FULL, Capabilities, Layout, PassOptions, Trunk, table
 from mgen.nn import Blocks, Cache, Ratio, ScaledBlock, check_heads
 from mgen.utils.errors import MgenError
 from mgen.utils.fitting import DataRows, Rows
@@ -113,6 +113,7 @@ class Stage(MaskedAutoencoder):
         self.width = self.context_width = shared.config.dim
         self.prefix_length = shared.config.prefix_length + (shared.lengths[0] if index else 0)
         self.length = shared.lengths[index]
+        self.capabilities = Capabilities(lazy_layers=max(0, shared.config.decoder_depth - 1))
 
     @property
     def shared(self) -> TwoStageMAE:
