@@ -148,8 +148,10 @@ CASES: list[tuple[dict[str, Any], dict[str, Any], Any]] = [
 ]
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize(("cache", "chain", "guidance"), CASES)
+@pytest.mark.parametrize(
+    ("cache", "chain", "guidance", "dtype"),
+    [*((*case, torch.float64) for case in CASES), *((*case, torch.float32) for case in CASES[3:9:3])],
+)
 def test_draws_are_those_of_the_transcription(
     cache: dict[str, Any], chain: dict[str, Any], guidance: Any, dtype: torch.dtype
 ) -> None:
@@ -302,11 +304,10 @@ def test_both_stages_of_a_cascade() -> None:
 @pytest.mark.parametrize(
     ("steps", "cache", "guided", "calls"),
     [
-        (16, {}, True, (16, 0, 0)),
-        (16, {"every": 7}, True, (4, 12, 0)),
-        (16, {"every": 7}, False, (16, 0, 0)),
-        (16, {**PUBLISHED, "warm": 0.25}, False, (4, 1, 11)),
-        (100, PUBLISHED, True, (16, 6, 78)),
+        (3, {}, True, (3, 0, 0)),
+        (9, {"every": 7}, True, (3, 6, 0)),
+        (9, {**PUBLISHED, "every": 3, "warm": 0.25}, False, (4, 1, 4)),
+        (30, {**PUBLISHED, "warm": 0.2}, True, (6, 3, 21)),
     ],
 )
 def test_operations(steps: int, cache: dict[str, Any], guided: bool, calls: tuple[int, int, int]) -> None:
@@ -320,10 +321,9 @@ def test_operations(steps: int, cache: dict[str, Any], guided: bool, calls: tupl
     of_calls = first + halves * (6 * 5 * w + last), first + blocks * 5 * w + last, first + 2 * w + last
     products = sum(n * each for n, each in zip(calls, of_calls)) + halves * net.head.width * WIDTH
     assert sum(calls) == steps and counted == 2 * net.units.length * products
-    if steps == 100:
-        assert 100 * of_calls[0] / products > 4
 
 
+@pytest.mark.slow
 def test_compiled() -> None:
     cache = {"every": 4, "blocks": [1, 1], "warm": 0.5}
     net, settings = head(dtype=torch.float32, depth=2), {"steps": 9, "clip": 3.0, "cache": cache}
