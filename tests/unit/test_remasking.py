@@ -1,5 +1,6 @@
 """Remasking (`remask:`): the published chain draw for draw, its laws, kept counts; and what it goes with."""
 
+import copy
 from functools import partial
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from mgen.bench.flops import count_run
 from mgen.bench.proxy import Proxy
+from mgen.generators import guided
 from mgen.heads.logit_filter import keep_likeliest
 from mgen.samplers import Noise, ParallelSampler
 from mgen.samplers.remask import Remask, make_path
@@ -339,6 +341,28 @@ def test_every_trunk(name: str) -> None:
     assert not torch.equal(whole[0], whole[1])
 
 
+def test_a_guide_in_the_place_of_the_null_class() -> None:
+    """A guide that answers as the null class does makes the same images, with remasking and with order moment."""
+    net = sharp_net()
+    with torch.no_grad():
+        net.classes.vectors.weight.normal_(std=2.0, generator=torch.Generator().manual_seed(0))
+        guide = copy.deepcopy(net)
+        guide.classes.vectors.weight.copy_(
+            net.classes.vectors.weight[net.null_class].expand_as(net.classes.vectors.weight)
+        )
+    both = guided(net, guide)
+    for sampler in (
+        free("conf", guidance=2.0),
+        kept("cap", guidance=2.0),
+        ParallelSampler(steps=6, order="moment", guidance=2.0),
+    ):
+        made, expected, plain = (
+            run(model, sampler.override(guidance=s), [1, 2])[-1][0]
+            for model, s in ((both, 2.0), (net, 2.0), (net, 1.0))
+        )
+        assert torch.equal(made, expected) and not torch.equal(made, plain)
+
+
 @pytest.mark.parametrize("kind", ["cap", "conf"])
 def test_a_later_start(kind: str) -> None:
     net = sharp_net()
@@ -380,6 +404,15 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"remask": {"kind": "loop", "start": 0.2, "stop": 0.3}}, "stop < start"),
     ({"remask": {"kind": "cap", "etta": 0.1}}, "etta"),
     ({"reuse": {"cached": 1}}, "reuse.cached=0"),
+    ({"reuse": {"tokens": {"every": 3}}}, "reuse.tokens.every=1"),
+    (
+        {
+            "remask": {"kind": "cap", "counts": "free"},
+            "order": "random",
+            "guidance": {"kind": "constant", "end": 2.0, "interval": [0.1, 0.9], "interval_of": "tokens"},
+        },
+        "leave interval_of out",
+    ),
     ({"reuse": {"condition": {"every": 3}}}, "condition.every=1"),
     ({"order": "remasking"}, "draws known tokens again"),
     ({"counts": "binomial", "order": "random"}, "remask.counts=free"),
