@@ -29,13 +29,14 @@ ETA: dict[str, dict[str, float]] = {
 FREE: dict[str, Any] = {"order": "random", "schedule": "linear", "reuse": {"features": False}}
 
 
-def sharp_net(name: str = "uvit", **sections: Any) -> Any:
-    """A small generator whose distributions are far from uniform and from one another."""
-    net = tiny_net(name, **sections)
+def sharp_net() -> Any:
+    """A small generator whose distributions are far from uniform, and depend on known tokens and class."""
+    net, rng = tiny_net("uvit"), torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for key, parameter in net.named_parameters():
+        for name, parameter in net.named_parameters():
             if parameter.ndim == 2:
-                parameter.mul_(4.0 if key.endswith(("table.weight", "position.weight")) else 2.0)
+                scale = 2.0 if "classes." in name else 0.3
+                parameter.copy_(scale * torch.randn(parameter.shape, generator=rng))
     return net
 
 
@@ -321,9 +322,9 @@ def test_every_trunk(name: str) -> None:
     cascade: dict[str, Any] = {"first_stage": {"steps": 2}} if name == "cascade" else {}
     # A drawn mask id stays a mask in no order but remasking.
     more: dict[str, Any] = {"guidance": 2.0, "head": {"mask": False} if name == "adaln" else None, **cascade}
-    samplers = [free(kind, 8, **more) for kind in ("cap", "loop", "conf")]
+    samplers = [free(kind, 6, **more) for kind in ("loop", "conf")]
     samplers += [
-        kept(kind, order, 8, **more) for kind in ("cap", "conf") for order in ("random", "confidence", "raster")
+        kept(kind, order, 6, **more) for kind, order in (("cap", "random"), ("conf", "confidence"), ("cap", "raster"))
     ]
     tokens = torch.randint(net.tokens.vocab_size, (3, *net.tokens.shape), generator=torch.Generator().manual_seed(1))
     known = torch.zeros(3, net.tokens.length, dtype=torch.bool)
@@ -344,9 +345,8 @@ def test_every_trunk(name: str) -> None:
 def test_a_guide_in_the_place_of_the_null_class() -> None:
     """A guide that answers as the null class does makes the same images, with remasking and with order moment."""
     net = sharp_net()
+    guide = copy.deepcopy(net)
     with torch.no_grad():
-        net.classes.vectors.weight.normal_(std=2.0, generator=torch.Generator().manual_seed(0))
-        guide = copy.deepcopy(net)
         guide.classes.vectors.weight.copy_(
             net.classes.vectors.weight[net.null_class].expand_as(net.classes.vectors.weight)
         )
@@ -374,7 +374,7 @@ def test_a_later_start(kind: str) -> None:
 def test_operations_are_counted() -> None:
     """The trunk has a pass for every step that draws; the head draws a token as often as it is revealed."""
     pipe = tiny_pipeline(guidance=1.0)
-    plain = ParallelSampler(steps=10, order="random", schedule="linear")
+    plain = ParallelSampler(steps=6, order="random", schedule="linear")
     expected = count_run(pipe, plain, decode=False)
     sampler = plain.override(remask={"kind": "cap", "eta": 0.2})
     drawn = sum(step.count for step in sampler.plan(pipe.transformer).steps)
@@ -386,8 +386,8 @@ def test_operations_are_counted() -> None:
     again = (more.flops["head"] - made.flops["head"]) * 64 // expected.flops["head"]
     each, rest = divmod(made.flops["trunk"] - expected.flops["trunk"], drawn - 64)
     assert again > 0 and each > 0 and rest == 0 and more.flops["trunk"] - made.flops["trunk"] == each * again
-    counts = [len(step.positions[0]) for step in run_steps(pipe.transformer, free("cap", 10))]
-    made = count_run(pipe, free("cap", 10), decode=False)
+    counts = [len(step.positions[0]) for step in run_steps(pipe.transformer, free("cap", 6))]
+    made = count_run(pipe, free("cap", 6), decode=False)
     assert made.flops["head"] * 64 == expected.flops["head"] * sum(counts)
     assert made.passes["full"] == sum(map(bool, counts))
 
