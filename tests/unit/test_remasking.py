@@ -292,7 +292,9 @@ SAME: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("kind", SAME)
-@pytest.mark.parametrize("order", ["random", "raster", "halton", [*range(15, -1, -1)], "confidence", "moment"], ids=str)
+@pytest.mark.parametrize(
+    "order", ["random", "raster", "halton", "checkerboard", [*range(15, -1, -1)], "confidence", "moment"], ids=str
+)
 def test_without_any_token_taken_back_it_is_the_plain_sampler(order: Any, kind: str) -> None:
     """η = 0, and for ids an η so small that no step takes a token back."""
     net = SAME[kind]()
