@@ -1,12 +1,12 @@
 """The generator as the sampler sees it: no other file of this folder, nor of mgen.pipelines, calls a trunk or a head.
 
 A full step computes all tokens, a cached step the positions of a group, a lazy step few, a carry-only step features alone. With
-guidance the null class is computed in the same pass: its rows stand behind those of the images' classes. The head then draws tokens.
+guidance the null class, or a guide (mgen.generators.guided), is computed in the same pass: its rows stand behind those of the images'
+classes. The head then draws tokens.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -54,8 +54,9 @@ def start(
     generator: Generator, class_ids: Tensor, *, guided: bool, carry: bool, prefix: Tensor | None
 ) -> tuple[Tensor, Cache]:
     """The class ids (2B,) of a run, null classes behind the images' own, and its empty cache. `prefix`: see Cascade.prefix."""
-    rows = torch.cat([class_ids, torch.full_like(class_ids, generator.null_class or 0)])
-    return rows, generator.start(rows if guided else class_ids, prefix=prefix, carry=carry)
+    rows = torch.cat([class_ids, generator.null_ids(class_ids)])
+    null_rows = len(class_ids) if guided else 0
+    return rows, generator.start(rows if guided else class_ids, prefix=prefix, carry=carry, null_rows=null_rows)
 
 
 Context = Tensor | Denoiser  # what a token is drawn from: vectors, or a trunk that reads noisy tokens
@@ -108,7 +109,7 @@ def cached_step(generator: Generator, state: State, step: "PlannedStep", group: 
     if not generator.head.joint:
         return z
     assert isinstance(whole, Tensor)
-    return put(whole[: len(z)], group[:, slice(*asked)], z)
+    return put(whole[: len(z), :, : z.shape[-1]], group[:, slice(*asked)], z)
 
 
 def lazy_step(generator: Generator, state: State, step: "PlannedStep", positions: Tensor, latest: Tensor) -> Context:
@@ -126,11 +127,16 @@ def at_rows(z: Context, rows: Tensor) -> Tensor:
     return gather_rows(z, rows.repeat(len(z) // len(rows), 1))
 
 
-def of_images(generator: Generator, z: Context, positions: Tensor) -> Tensor:
-    """Context (B, M, D) of the images' classes at positions (B, M) that were drawn."""
+def at_positions(generator: Generator, z: Context, positions: Tensor, *, rows: int) -> Tensor:
+    """Context (R, M, D) at positions (B, M) that were drawn, of the first `rows`: the B images, or all 2B."""
     assert isinstance(z, Tensor)
-    own = z[: len(positions)]
-    return gather_rows(own, positions) if generator.head.joint else own
+    z = images_of(z, generator.head, len(positions)) if rows == len(positions) else z[:rows]
+    return gather_rows(z, positions.repeat(rows // len(positions), 1)) if generator.head.joint else z
+
+
+def images_of(z: Tensor, head: Head, images: int) -> Tensor:
+    """The context of the images alone: rows behind are left out, and so is what a guide of another width has filled them up with."""
+    return z[:images, :, : head.width]
 
 
 def carry(generator: Generator, state: State, step: "PlannedStep") -> None:
@@ -155,38 +161,51 @@ class Drawn(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class TokenDraw:
-    """Draws tokens from context vectors. `plans`: what draws of so many head steps share, made by the head (PlannedStep.head_steps)."""
+    """Draws tokens from context vectors.
+
+    Args:
+        head: of draws without guidance. guided: of those with it, from contexts with null rows (Generator.guided_head).
+        plans: what draws of so many head steps share (PlannedStep.head_steps), made by `guided`, whose plans serve `head` too.
+        moment: positions are ranked by their log-moments, and tokens drawn as that order has it (mgen.samplers.order).
+    """
 
     head: Head
+    guided: Head
     plans: Mapping[int | None, object]
     noise: Noise
+    moment: bool = False
 
     def __call__(
         self, z: Context, state: State, step: "PlannedStep", positions: Tensor, *, preview: bool = False
     ) -> Drawn:
         """Tokens at positions (B, M) from their context z (B, M, D), of a joint head (B, L, D); (2B, …) with null rows.
 
-        `preview`: a first draw at temperature 1, which is not kept.
+        `preview`: a first draw at temperature 1, which is not kept; with moments none, only the log-moments.
         """
         if not step.draws:
             return Drawn(state.tokens.new_zeros(*positions.shape, *state.tokens.shape[2:]))
         plan, temperature, guidance = self.plans[step.head_steps], step.temperature, step.guidance
+        head = self.head if guidance is None else self.guided
         if isinstance(z, Denoiser):
-            assert isinstance(self.head, DenoisingHead)
+            assert isinstance(head, DenoisingHead)
             noise = self.noise.at(step.index, positions)
-            return Drawn(*self.head.denoise(z, noise=noise, plan=plan, temperature=temperature, guidance=guidance))
-        rows = z if guidance is not None else z[: len(positions)]
-        if isinstance(self.head, JointHead):
-            return self._draw_jointly(self.head, rows, state, step, positions)
+            return Drawn(*head.denoise(z, noise=noise, plan=plan, temperature=temperature, guidance=guidance))
+        rows = z if guidance is not None else images_of(z, head, len(positions))
+        if isinstance(head, JointHead):
+            return self._draw_jointly(head, rows, state, step, positions)
+        part: Settings = {"part": step.phase} if isinstance(head, PerCodebookHead) else {}
+        if self.moment:
+            part["exponent"] = step.exponent
+        if preview and self.moment:
+            own = head.log_moments(rows, plan=plan, temperature=temperature, guidance=guidance, **part)
+            return Drawn(state.tokens[:, :0], own)
         if preview:
             assert self.noise.candidates is not None
             noise, temperature = rows_at(self.noise.candidates[step.index], positions), 1.0
         else:
             noise = self.noise.at(step.index, positions)
-        sample: Callable[..., Draw] = self.head.sample
-        if isinstance(self.head, PerCodebookHead):
-            sample = partial(sample, part=step.phase)
-        return Drawn(*sample(rows, noise=noise, plan=plan, temperature=temperature, guidance=guidance))
+        sample: Callable[..., Draw] = head.sample
+        return Drawn(*sample(rows, noise=noise, plan=plan, temperature=temperature, guidance=guidance, **part))
 
     def _draw_jointly(self, head: JointHead, z: Tensor, state: State, step: "PlannedStep", positions: Tensor) -> Drawn:
         assert self.noise.maps is not None

@@ -24,11 +24,12 @@ EXPLODED = 50.0  # tokens have unit variance; an undertrained head magnifies its
 
 
 def decode(
-    generator: Generator, plan: Plan, order: Strategy, draw: TokenDraw, state: State, *, collect: bool = False
+    generator: Generator, plan: Plan, order: Strategy, draw: TokenDraw, state: State, *, collect: int = 0
 ) -> Iterator[tuple[PlannedStep, State, Tensor, Drawn]]:
     """Run the steps of a plan; yields each with the state after it, the positions (B, M) that it drew, and what it drew there.
 
-    `collect`: keep the context of every token at the step that revealed it, in `State.features`.
+    `collect`: keep the context of every token at the step that revealed it, in `State.features`, of so many rows of a pass: B, or 2B
+    with those behind the images' own.
     """
     nothing = state.known[:, :0].long(), Drawn(state.tokens[:, :0])
     group = torch.empty(0)  # the positions of the last full or lazy step's group
@@ -53,11 +54,14 @@ def decode(
             choice = next_of(group, step)
             z = forward.cached_step(generator, state, step, group, context)
             drawn = draw(z, state, step, choice.positions)
+        if step.takes:
+            state = order.take_back(state, step)
         if step.count:
             positions, group = choice.positions, choice.group
-            state = order.reveal(state, step, choice, drawn.tokens)
+            state = order.reveal(state, step, choice, drawn)
             if collect:
-                state = state.collect(positions, forward.of_images(generator, z, positions), choice.shown)
+                z = forward.at_positions(generator, z, positions, rows=collect)
+                state = state.collect(positions, z, choice.shown)
         yield step, state, positions, drawn
         if step.ends_group:
             state.cache.free()

@@ -46,6 +46,8 @@ class Noise:
             A position is drawn once in a run, so the decoding step makes no difference.
         maps: the same for each of T steps (T, draws, B, L, C), for a head that draws all positions jointly in every step.
         counts: uniform (T, B, L), how many tokens each step reveals, for random counts (mgen.samplers.binomial).
+        remask, queue: uniform (T, B, L), which tokens remasking takes back (with free counts: and reveals), and where a token that was
+            taken back enters a random order again (mgen.samplers.remask_order).
         first_stage: the noise of the first stage's own run, for generators of two stages.
     """
 
@@ -56,12 +58,14 @@ class Noise:
     chain: Tensor | None = None
     maps: Tensor | MapNoise | None = None
     counts: Tensor | None = None
+    remask: Tensor | None = None
+    queue: Tensor | None = None
     first_stage: Union["Noise", None] = None
 
     def to(self, device: torch.device | str) -> "Noise":
-        """All but `counts` on a device: the plan of a run reads those on the CPU, before the first step."""
+        """All but `counts` and `remask` on a device: the plan of a run reads those on the CPU, before the first step."""
         moved: Settings = {name: None if v is None else v.to(device) for name, v in vars(self).items()}
-        return Noise(**{**moved, "counts": self.counts})
+        return Noise(**{**moved, "counts": self.counts, "remask": self.remask})
 
     def at(self, step: int, positions: Tensor) -> Tensor:
         """The head's noise at decoding step `step` and positions (B, M): (B, M, …), or (draws, B, M, C) of a chain."""
@@ -126,9 +130,9 @@ def make_noise(
     return Noise(tokens=tokens, confidence=_gumbel(confidence), order=numbers[-1], candidates=candidates)
 
 
-def make_count_noise(image_seeds: Sequence[int], *, steps: int, length: int) -> Tensor:
-    """`Noise.counts`, from seeds of its own: it changes none of the other numbers."""
-    rngs = (torch.Generator().manual_seed(seeds.fold(s, "counts")) for s in image_seeds)
+def make_own_noise(image_seeds: Sequence[int], name: str, *, steps: int, length: int) -> Tensor:
+    """Uniform (T, B, L) for `Noise.counts`, `remask` or `queue`, from seeds of its own: it changes none of the other numbers."""
+    rngs = (torch.Generator().manual_seed(seeds.fold(s, name)) for s in image_seeds)
     return torch.stack([torch.rand(steps, length, generator=rng) for rng in rngs], dim=1)
 
 

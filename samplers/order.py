@@ -6,10 +6,14 @@
 | confidence | a token is drawn at every unknown position and the likeliest draws are revealed | MaskGIT |
 | {name: confidence, redraw: true} | the same, but tokens are drawn a second time at the positions found | ReCAP's MaskGIT-r |
 | remasking | every step draws all positions, known ones too, and ranks them anew | Halton-MaskGIT's confidence sampler |
+| moment | positions are chosen by their whole distributions, then tokens are drawn there alone | arXiv 2510.04525 |
+
+The setting `remask:` goes with all but order remasking: see mgen.samplers.remask_order.
 
 Notation: B images, L positions, M positions computed in a step, G positions of a group (see mgen.samplers.reuse).
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -26,7 +30,7 @@ from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError, check_choice, check_keys, shown
 from mgen.utils.schema import Natural, Text, build, schema
 
-RANKED = ("confidence", "remasking")
+RANKED = ("confidence", "moment", "remasking")
 ORDERS = tuple(sorted((*SEQUENCES, *RANKED)))
 Order = str | Sequence[int] | Settings
 
@@ -65,7 +69,7 @@ class OrderSettings:
 
     @property
     def ranked(self) -> bool:
-        """Whether positions are ranked by the probability of their draws."""
+        """Whether positions are ranked by the probability of their draws, or of all draws there could be."""
         return self.name in RANKED
 
     def strategy(self, noise: Noise, units: TokenSpec, known: Tensor, *, raster: bool) -> "Strategy":
@@ -74,6 +78,8 @@ class OrderSettings:
             assert noise.confidence is not None
             if self.name == "remasking":
                 return Remasking(gumbel=noise.confidence, vocab_size=units.vocab_size)
+            if self.name == "moment":
+                return Moment(gumbel=noise.confidence)
             return Confidence(gumbel=noise.confidence, redraw=self.redraw)
         priority = priorities(self.positions or self.name, noise, units.grid, units.global_tokens)  # (B, L)
         ranking = priority.masked_fill(known, -torch.inf).argsort(dim=1, descending=True, stable=True)
@@ -115,9 +121,17 @@ class Strategy:
         """What the step reveals of them, given what was drawn: at all candidates, or, if `settled`, at those of the step."""
         raise NotImplementedError
 
-    def reveal(self, state: State, step: PlannedStep, choice: Choice, tokens: Tensor) -> State:
+    def begin(self, state: State) -> State:
+        """The state before the first step, with what the strategy remembers in it."""
+        return state
+
+    def take_back(self, state: State, step: PlannedStep) -> State:
+        """The state without the known tokens that the step takes back, before it reveals others; called if `step.takes`."""
+        raise NotImplementedError
+
+    def reveal(self, state: State, step: PlannedStep, choice: Choice, drawn: Drawn) -> State:
         """The state with the drawn tokens (B, M) or (B, M, C) that are shown."""
-        return state.reveal(choice.positions, tokens, choice.shown)
+        return state.reveal(choice.positions, drawn.tokens, choice.shown)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,6 +186,24 @@ class Confidence(Strategy):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Moment(Confidence):
+    """Positions first, then tokens there alone: MaskGIT's order for many unknown tokens (arXiv 2510.04525).
+
+    With confidence temperature a, MaskGIT keeps a token of probability p at a rate of p · p^(1/a), nearly. So positions are ranked by
+    log Σ p^(1 + 1/a) and Gumbel noise, and tokens drawn from p^(1 + 1/a). At a = 0 the likeliest tokens of all are revealed.
+    """
+
+    redraw: bool = True
+
+    def scores(self, step: PlannedStep, candidates: Tensor, drawn: Drawn) -> Tensor:
+        """Log-moments (B, N) with noise."""
+        assert drawn.log_prob is not None
+        if math.isinf(step.exponent):
+            return drawn.log_prob
+        return drawn.log_prob + rows_at(self.gumbel[step.index], candidates)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Remasking(Confidence):
     """Every step draws all positions; the scheduled number of them, known ones first, take this step's draws.
 
@@ -190,9 +222,9 @@ class Remasking(Confidence):
         rank = score.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
         return Choice(positions=candidates, shown=(rank < target) | state.known, group=candidates)
 
-    def reveal(self, state: State, step: PlannedStep, choice: Choice, tokens: Tensor) -> State:
+    def reveal(self, state: State, step: PlannedStep, choice: Choice, drawn: Drawn) -> State:
         assert self.vocab_size is not None
-        fresh = choice.shown & ~state.given
+        tokens, fresh = drawn.tokens, choice.shown & ~state.given
         tokens = torch.where(fresh.view(*fresh.shape, *[1] * (tokens.ndim - 2)), tokens, state.tokens)
         ids = (tokens < self.vocab_size).view(*fresh.shape, -1).all(-1)
         return replace(state, tokens=tokens, known=choice.shown & (ids | state.given))

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Generator as Coroutine
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,11 +12,14 @@ from mgen.generators import Capabilities, Cascade, Generator
 from mgen.samplers import forward
 from mgen.samplers.condition import Difference
 from mgen.samplers.loop import decode
-from mgen.samplers.noise import Noise, make_count_noise, make_noise
+from mgen.samplers.noise import Noise, make_noise, make_own_noise
 from mgen.samplers.plan import Plan, make_plan
+from mgen.samplers.remask import make_path
+from mgen.samplers.remask_order import remasked
 from mgen.samplers.settings import SamplerSettings
 from mgen.samplers.state import State
 from mgen.samplers.step import Step
+from mgen.samplers.values import by_tokens
 from mgen.tokens import TokenSpec
 from mgen.utils import seeds
 from mgen.utils.config import Settings
@@ -39,8 +43,8 @@ class ParallelSampler(SamplerSettings):
                 raise MgenError(f"{name} has no first stage: leave the sampler's first_stage out")
             self.first_stage.check(generator.first)
         self._check_steps(able, units, name)
-        if any(self.guided(units.length, units.global_tokens)[c.start :]) and generator.null_class is None:
-            raise MgenError(f"guidance {c.guidance} needs a null class, this {name} has none: use guidance 1")
+        if any(self.guided(units.length, units.global_tokens)[c.start :]) and able.guided_by is None:
+            raise self._unguided(name)
         if order.positions and len(order.positions) != units.length:
             raise MgenError(f"order lists {len(order.positions)} positions, this model has {units.length}")
         if order.name.startswith("halton") and units.grid is None:
@@ -55,9 +59,21 @@ class ParallelSampler(SamplerSettings):
                 f"reuse.condition.every is {reuse.condition.every}, but in this {name} later passes read the null rows of earlier ones: "
                 f"{unless}set reuse.condition.every=1"
             )
+        if reuse.condition.every > 1 and able.guided_by == "guide":
+            raise MgenError(
+                f"reuse.condition.every is {reuse.condition.every}, which keeps what the null class changes in the context, but a guide's "
+                "context is another model's: set reuse.condition.every=1"
+            )
         if able.carried_features and reuse.features and order.name == "remasking":
             raise MgenError(
                 "order remasking changes known tokens, whose features this model carries on: set reuse.features=false"
+            )
+        if self.remask is not None:
+            self._check_remasking(able, units, name)
+        if order.name == "moment" and able.log_prob and not generator.head.has_moments:
+            raise MgenError(
+                f"order moment needs the probabilities of all tokens at a position, which the head of this {name} draws part by part: use "
+                "order confidence"
             )
         if not able.log_prob:
             if order.ranked:
@@ -74,7 +90,18 @@ class ParallelSampler(SamplerSettings):
             raise MgenError(f"reuse.head_share is {reuse.head_share}: only a diffusion head has steps to share")
         temperatures = self.values("temperature", units.length, units.global_tokens)
         for count in {count for pair in self.chain_steps(units.length, units.global_tokens) for count in pair}:
-            generator.head.check(self.head(count), temperatures=temperatures)
+            generator.guided_head.check(self.head(count), temperatures=temperatures)
+
+    def _unguided(self, name: str) -> MgenError:
+        return MgenError(
+            f"guidance {self.config.guidance} needs a null class, this {name} has none: use guidance 1, or another model as guide"
+        )
+
+    def _guides(self, generator: Generator, given: Given | None) -> bool:
+        """Whether a step of a run is guided, or may be, where that depends on the numbers of unknown tokens of the images."""
+        units, c = generator.units, self.config
+        by_rows = by_tokens(c.guidance, "interval_of") and (given is not None or self.random_counts)
+        return by_rows or any(self.guided(units.length, units.global_tokens)[c.start :])
 
     def _check_lazy(self, able: Capabilities, name: str) -> None:
         """Raise MgenError unless the generator has lazy steps as `reuse.tokens` asks for."""
@@ -121,12 +148,28 @@ class ParallelSampler(SamplerSettings):
         if c.start or order.name == "remasking" or not isinstance(c.schedule, str):
             raise MgenError("start, order remasking and listed schedules don't work with global tokens: leave them out")
 
+    def _check_remasking(self, able: Capabilities, units: TokenSpec, name: str) -> None:
+        """Raise MgenError if this generator cannot take known tokens back."""
+        if able.one_by_one:
+            raise MgenError(f"{name} draws each token from those before it, which must stay: leave remask out")
+        if not able.log_prob:
+            raise MgenError(
+                "remask draws a token more than once, but vectors are drawn by a chain whose noise is made once: leave remask out"
+            )
+        if units.global_tokens:
+            raise MgenError("remask knows one kind of tokens, this model has global ones too: leave remask out")
+        if able.carried_features and self.reuse.features:
+            raise MgenError("remask takes tokens back whose features this model carries on: set reuse.features=false")
+
     def plan(self, generator: Generator | Cascade) -> Plan:
         """The plan of a run that is given no tokens, as `str` shows it."""
         self.check(generator)
         first = None
         if isinstance(generator, Cascade) and self.first_stage is not None:
-            first = self.first_stage.plan(generator.first)
+            guide_features = generator.capabilities.guided_by == "guide" and self._guides(generator.second, None)
+            self.first_stage.check(generator.first)
+            stage, able = generator.first, generator.first.capabilities
+            first = make_plan(self.first_stage, stage.units, able, guide_features=guide_features)
         return make_plan(self, generator.units, generator.capabilities, first_stage=first)
 
     def make_noise(self, generator: Generator | Cascade, image_seeds: Sequence[int]) -> Noise:
@@ -136,18 +179,23 @@ class ParallelSampler(SamplerSettings):
             steps=self.config.steps,
             length=generator.units.length,
             spec=generator.head.noise_spec(self.longest_head),
-            fixed=not self.order.ranked,
+            fixed=not self.order.ranked and self.remask is None,
             redraw=self.order.redraw,
             once=generator.capabilities.one_by_one,
         )
+        own = partial(make_own_noise, image_seeds, steps=self.config.steps, length=generator.units.length)
         if self.random_counts:
-            counts = make_count_noise(image_seeds, steps=self.config.steps, length=generator.units.length)
-            noise = dataclasses.replace(noise, counts=counts)
+            noise = dataclasses.replace(noise, counts=own("counts"))
+        if (remask := self.remask) is not None:
+            if remask.free or remask.kind != "conf":
+                noise = dataclasses.replace(noise, remask=own("remask"))
+            if not remask.free and self.order.name == "random":
+                noise = dataclasses.replace(noise, queue=own("queue"))
         if self.first_stage is None or not isinstance(generator, Cascade):
             return noise
         # The word is part of the seed: another one would change every image.
-        own = [seeds.fold(s, "pivots") for s in image_seeds]
-        return dataclasses.replace(noise, first_stage=self.first_stage.make_noise(generator.first, own))
+        first = [seeds.fold(s, "pivots") for s in image_seeds]
+        return dataclasses.replace(noise, first_stage=self.first_stage.make_noise(generator.first, first))
 
     @torch.no_grad()
     def __call__(
@@ -182,9 +230,9 @@ class ParallelSampler(SamplerSettings):
         if isinstance(generator, Generator):
             yield from self._run(generator, class_ids, noise, given, unused_tail=tail)
             return
-        sampler = self.first_stage
+        sampler, guided = self.first_stage, self._guides(generator.second, given)
         if sampler is None or (given is not None and first_stage is None):
-            prefix = generator.prefix()
+            prefix = generator.prefix(guided=guided)
         else:
             assert noise.first_stage is not None
             run = sampler._run(
@@ -194,9 +242,10 @@ class ParallelSampler(SamplerSettings):
                 first_stage,
                 collect=True,
                 features_only=not complete_first_stage,
+                guide_features=guided and generator.capabilities.guided_by == "guide",
             )
             state = yield from run
-            prefix = generator.prefix(state.features, None if first_stage is None else state.given)
+            prefix = generator.prefix(state.features, None if first_stage is None else state.given, guided=guided)
         yield from self._run(generator.second, class_ids, noise, given, prefix=prefix)
 
     def _run(
@@ -209,6 +258,7 @@ class ParallelSampler(SamplerSettings):
         prefix: Tensor | None = None,
         collect: bool = False,
         features_only: bool = False,
+        guide_features: bool = False,
         unused_tail: int = 0,
     ) -> Coroutine[Step, None, State]:
         """The steps of one stage; returns its last state.
@@ -216,6 +266,7 @@ class ParallelSampler(SamplerSettings):
         Args:
             prefix: what a second stage reads of the first.
             collect: this is a first stage, whose context vectors are read. features_only: and nothing else of its last step.
+                guide_features: those of a guide too.
         """
         spec, able, device = generator.units, generator.capabilities, class_ids.device
         if given is None:
@@ -230,7 +281,13 @@ class ParallelSampler(SamplerSettings):
         hidden = [[p.length] * len(known) for p in phases]
         if given is not None:
             hidden = torch.stack([(~known[:, p.first : p.stop]).sum(1) for p in phases]).tolist()
-        made: Settings = dict(features_only=features_only, unused_tail=unused_tail, counts=noise.counts)
+        remask, rates, path = self.remask, self.rates(spec.length), None
+        if remask is not None and remask.free:
+            assert noise.remask is not None
+            at_first = torch.zeros(known.shape, dtype=torch.bool) if given is None else known.cpu()
+            path = make_path(rates, noise.remask[self.config.start :], at_first, conf=remask.kind == "conf")
+        made: Settings = dict(features_only=features_only, unused_tail=unused_tail, counts=noise.counts, path=path)
+        made["guide_features"] = guide_features
         plan = make_plan(self, spec, able, hidden, device=device, **made)
         if self.reuse.equal_counts and any(step.visible[0] != step.visible[1] for step in plan.steps):
             raise MgenError(
@@ -238,16 +295,23 @@ class ParallelSampler(SamplerSettings):
                 f"{self.reuse.off}"
             )
         guided = any(step.null_rows for step in plan.steps)
+        if guided and able.guided_by is None:
+            raise self._unguided(type(generator).__name__)
         rows, cache = forward.start(generator, class_ids, guided=guided, carry=plan.carries, prefix=prefix)
-        difference = Difference(spec.length)
-        state = State(
-            tokens=tokens, known=known, given=known.clone(), class_ids=rows, cache=cache, difference=difference
-        )
-        order = self.order.strategy(noise, spec, known, raster=self.reuse.inside == "raster")
-        head, chains = generator.head, {step.head_steps for step in plan.steps}
+        if remask is None:
+            order = self.order.strategy(noise, spec, known, raster=self.reuse.inside == "raster")
+        else:
+            order = remasked(remask, self.order, noise, spec, known, rates, path)
+        own, difference = known.clone(), Difference(spec.length)
+        state = State(tokens=tokens, known=known, given=own, class_ids=rows, cache=cache, difference=difference)
+        state = order.begin(state)
+        head, chains = generator.guided_head, {step.head_steps for step in plan.steps}
         plans = {count: head.plan(self.head(count)) for count in chains}
-        draw = forward.TokenDraw(head=head, plans=plans, noise=noise)
-        steps = decode(generator, plan, order, draw, state, collect=collect)
+        draw = forward.TokenDraw(
+            head=generator.head, guided=head, plans=plans, noise=noise, moment=self.order.name == "moment"
+        )
+        kept = len(class_ids) * (2 if guide_features else 1) if collect else 0
+        steps = decode(generator, plan, order, draw, state, collect=kept)
         for step, state, positions, drawn in steps:
             if step.index == plan.count - 1 and spec.vocab_size is not None:
                 state.tokens.clamp_(max=spec.vocab_size - 1)  # a drawn mask, where the head can draw one

@@ -1,7 +1,9 @@
 """The plan of a run: everything that is settled before the first step, as an immutable table. Notation: B images, L positions."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import compress, groupby
 from typing import TYPE_CHECKING, Literal
 
@@ -11,16 +13,19 @@ from torch import Tensor
 from mgen.generators import Capabilities
 from mgen.nn import Pruning
 from mgen.samplers.condition import plan_condition
+from mgen.samplers.remask import Path
 from mgen.samplers.token_cache import plan_tokens
+from mgen.samplers.values import by_tokens
 from mgen.tokens import TokenSpec
 
 if TYPE_CHECKING:
     from mgen.samplers.settings import SamplerSettings
 
 Kind = Literal["full", "cached", "lazy", "carry", "none"]
+LEAST_TEMPERATURE = 1e-4  # below, a confidence temperature is 0
 COLUMNS = (
-    *("step", "group", "forward pass", "reveals", "unknown", "guidance", "temperature"),
-    *("head steps", "confidence temperature"),  # shown where they matter
+    *("step", "group", "forward pass", "reveals", "takes back", "unknown", "guidance", "temperature"),
+    *("head steps", "confidence temperature"),
 )
 
 
@@ -45,19 +50,22 @@ class PlannedStep:
         index: t. phase: 1 for the tokens after global ones, else 0. group: number of its group (see Reuse).
         kind: "full", all tokens are computed; "cached", positions of the group; "lazy", the latest tokens and the rows that change most;
             "carry", nothing is revealed, features alone are computed; "none", nothing is revealed.
-        reveal: tokens that each row reveals. count: the most of them. visible: fewest and most known tokens of a row before the step.
+        reveal: tokens that each row reveals. count: the most of them. takes: the most that a row takes back (remasking).
+        visible: fewest and most known tokens of a row before the step.
         unknown: most unknown tokens of the phase in a row before the step. stop: the position at which the phase's tokens end.
         guidance: s of the draw, one for each row (B,) where they differ; None: not guided.
-        temperature, confidence_temperature: of the draw and of the ranking.
-        null_rows: the forward pass computes the null class too. null_kept: it does not, though the draw is guided: null rows are the
-            class's plus a difference that was kept. ahead: positions whose difference is kept, those revealed from this step on; 0: none.
+        temperature, confidence_temperature: of the draw and of the ranking. exponent: 1 over the latter, ∞ where that is 0.
+        null_rows: the forward pass computes the null class, or the guide, too. null_kept: it does not, though the draw is guided: null
+            rows are the class's plus a difference that was kept. ahead: positions whose difference is kept, those revealed from this
+            step on; 0: none.
         head_steps: steps of the head's chain; None: as the settings of the head say.
         draws: False where only the context of the revealed tokens is read (the last step of a first stage).
         group_size: tokens of the whole group. first: of them, those revealed before the step. room: of a full step, tokens that the
             cached or lazy ones after it find revealed; 0: nothing is kept. keeps_null: what is kept is that of null rows too.
         refresh: positions of the group that a cached step computes, from, to. prefix: whether it computes the class token too.
         pruning: of a lazy step. ends_group: nothing that is kept is read after it.
-        quota, done, group_quota: (B, 1) on the device, tokens of a row revealed by the step, before it, and by its group.
+        quota, done, group_quota, taken: (B, 1) on the device, tokens of a row revealed by the step, before it, and by its group, and
+            taken back.
     """
 
     index: int
@@ -66,6 +74,7 @@ class PlannedStep:
     kind: Kind
     reveal: tuple[int, ...]
     count: int
+    takes: int = 0
     unknown: int
     stop: int
     visible: tuple[int, int]
@@ -88,6 +97,12 @@ class PlannedStep:
     quota: Tensor = field(repr=False, compare=False)
     done: Tensor = field(repr=False, compare=False)
     group_quota: Tensor = field(repr=False, compare=False)
+    taken: Tensor = field(repr=False, compare=False)
+
+    @property
+    def exponent(self) -> float:
+        a = self.confidence_temperature
+        return 1 / a if a > LEAST_TEMPERATURE else math.inf
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +111,7 @@ class Plan:
 
     Args:
         carries: full steps carry features on. ranked: positions are ranked, so that the confidence temperature matters.
-        first_stage: the plan of the stage that is drawn before.
+        guided_by: what null rows are of, see Capabilities. first_stage: the plan of the stage that is drawn before.
     """
 
     steps: tuple[PlannedStep, ...]
@@ -104,6 +119,7 @@ class Plan:
     phases: int
     carries: bool
     ranked: bool
+    guided_by: str = "null class"
     first_stage: "Plan | None" = None
 
     @property
@@ -114,8 +130,12 @@ class Plan:
 
     def __str__(self) -> str:
         """The plan as text, one line per step."""
-        chains = any(step.head_steps is not None for step in self.steps)
-        shown = [True] * (len(COLUMNS) - 2) + [chains, self.ranked]
+        chains, takes = (
+            any(step.head_steps is not None for step in self.steps),
+            any(step.takes for step in self.steps),
+        )
+        matters = {"takes back": takes, "head steps": chains, "confidence temperature": self.ranked}
+        shown = [matters.get(name, True) for name in COLUMNS]
         rows = [tuple(compress(row, shown)) for row in (COLUMNS, *map(self._row, self.steps))]
         widths = [max(map(len, column)) for column in zip(*rows)]
         lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
@@ -128,8 +148,9 @@ class Plan:
         return (
             f"{s.index + 1}/{self.count}",
             f"{s.group + 1}",
-            s.kind + (" + null class" if s.null_rows else " + kept null class" if s.null_kept else ""),
+            s.kind + (f" + {self.guided_by}" if s.null_rows else " + kept null class" if s.null_kept else ""),
             f"{most}" if fewest == most else f"{fewest}–{most}",
+            f"{s.takes}",
             f"{s.unknown}" + (" global" if self.phases > 1 and s.phase == 0 else ""),
             _text(s.guidance),
             f"{s.temperature:.4g}",
@@ -152,8 +173,10 @@ def make_plan(
     *,
     device: torch.device | str = "cpu",
     features_only: bool = False,
+    guide_features: bool = False,
     unused_tail: int = 0,
     counts: Tensor | None = None,
+    path: Path | None = None,
     first_stage: Plan | None = None,
 ) -> Plan:
     """The plan of a run.
@@ -161,22 +184,24 @@ def make_plan(
     Args:
         units: the tokens as they are drawn. able: what the generator can do.
         hidden: of each phase, the unknown tokens of each row before the run; None: one row that knows nothing.
-        features_only: nobody reads the tokens of the last step, as in a first stage. unused_tail: so many steps, the last, are left out.
-        counts: the uniform numbers (T, B, L) of random counts; None: the plan has the expected ones.
+        features_only: nobody reads the tokens of the last step, as in a first stage. guide_features: a guide's second stage reads the
+            context of every token in its null rows. unused_tail: so many steps, the last, are left out.
+        counts: the uniform numbers (T, B, L) of random counts; path: of remasking with free counts; None: the plan has expected numbers.
     """
-    planner = _Planner(settings, units, able, hidden, device, counts)
+    planner = _Planner(settings, units, able, hidden, device, counts, path, every_null_row=guide_features)
     # Groups are cut where a phase ends.
-    groups = [list(part) for group in settings.groups() for _, part in groupby(group, planner.phase)]
+    groups = [list(part) for group in planner.groups for _, part in groupby(group, planner.phase)]
     undrawn = settings.config.steps - 1 if features_only and not able.log_prob else None
     kept = enumerate(groups[: len(groups) - unused_tail])
     reuse = planner.reuse
     steps = plan_condition([[*planner.group(*part, undrawn)] for part in kept], reuse.condition)
     return Plan(
         steps=tuple(plan_tokens(steps, reuse.tokens, settings.config.steps)),
-        count=settings.config.steps,
+        count=len(planner.temperature),
         phases=len(planner.phases),
         carries=planner.carries,
         ranked=settings.order.ranked,
+        guided_by=able.guided_by or Plan.guided_by,
         first_stage=first_stage,
     )
 
@@ -192,8 +217,12 @@ class _Planner:
         hidden: Sequence[Sequence[int]] | None,
         device: torch.device | str,
         uniform: Tensor | None = None,
+        path: Path | None = None,
+        *,
+        every_null_row: bool = False,
     ) -> None:
-        self.device = device
+        self.device, self.groups, remask = device, settings.groups(), settings.remask
+        self.every_null_row = every_null_row
         self.reuse, self.start, self.length = settings.reuse, settings.config.start, units.length
         # Of a trunk that denoises later passes compute the null rows of earlier ones, where they are read.
         self.one_by_one = able.one_by_one and not able.denoises
@@ -219,22 +248,49 @@ class _Planner:
             after.append(left + later)
             self.wanted += torch.cat([torch.tensor(unknown).unsqueeze(0), left[:-1]]).amax(1).tolist()
         total, left = torch.tensor(hidden).sum(0, keepdim=True), torch.cat(after)  # (1, B), (steps run, B)
+        taken = torch.zeros_like(left)
+        if remask is not None and remask.free:  # and a last step, which draws what is left as surely as can be
+            left, taken = settings.free_numbers(units.length, total, path)
+            self.groups.append([settings.config.steps])
+            self.phase_of.append(0)
+            self.temperature.append(0.0)
+            self.confidence_temperature.append(0.0)
+            self.chain_steps.append(self.chain_steps[-1])
+            self.wanted = torch.cat([total, left[:-1]]).amax(1).tolist()
         before = torch.cat([total, left[:-1]])
+        if remask is not None and not remask.free:
+            taken = remask.taken(before, left, total, start=self.start, steps=settings.config.steps)
         self.visible = list(zip((self.length - before.amax(1)).tolist(), (self.length - before.amin(1)).tolist()))
-        self.reveal: list[list[int]] = (before - left).tolist()
-        self.guidance: list[float | Tensor] = self._guidance(settings, units, left, uniform is not None)
+        self.takes: list[int] = taken.amax(1).tolist()
+        if path is not None and path.fewest is not None:
+            fewest = path.fewest
+            self.visible = [(fewest, most) for _, most in self.visible]
+            self.takes = [1] * (len(self.takes) - 1) + [0]
+        self.reveal: list[list[int]] = (before - left + taken).tolist()
+        rows = before.double() / total.clamp(min=1), left if settings.random_counts and uniform is not None else None
+        self.guidance: list[float | Tensor] = self._guidance(settings, units, *rows)
+        self.guidance += self.guidance[-1:] * (len(self.temperature) - len(self.guidance))
         self.last_guided = max((t for t in range(len(self.guidance)) if self.guided(t)), default=-1)
-        self.done, self.quota = torch.stack([total - before, before - left]).unsqueeze(-1).to(device)
+        numbers = torch.stack([total - before, before - left + taken, taken])
+        self.done, self.quota, self.taken = numbers.unsqueeze(-1).to(device)
 
     def _guidance(
-        self, settings: "SamplerSettings", units: TokenSpec, left: Tensor, random: bool
+        self, settings: "SamplerSettings", units: TokenSpec, shares: Tensor, left: Tensor | None
     ) -> list[float | Tensor]:
-        """The guidance of all T steps; where it counts tokens and images reveal other numbers of them, one (B,) for each."""
-        own = settings.config.guidance
-        if not (random and settings.random_counts and isinstance(own, Mapping) and own.get("at") == "tokens"):
-            return [*settings.values("guidance", units.length, units.global_tokens)]
-        rows = [tuple(row) for row in left.T.tolist()]
-        made = {row: settings.values("guidance", units.length, units.global_tokens, row) for row in set(rows)}
+        """The guidance of all T steps; where it counts tokens and images have other numbers of them, one (B,) for each.
+
+        Args:
+            shares: (steps run, B), of tokens that are unknown before a step. left: (steps run, B), unknown ones after it, of random counts.
+        """
+        values, own = partial(settings.values, "guidance", units.length, units.global_tokens), settings.config.guidance
+        by_left, by_share = left is not None and by_tokens(own, "at"), by_tokens(own, "interval_of")
+        if not (by_left or by_share):
+            return [*values()]
+        none = [None] * shares.shape[1]
+        lefts = [tuple(row) for row in left.T.tolist()] if left is not None and by_left else none
+        parts = [tuple(row) for row in shares.T.tolist()] if by_share else none
+        rows = list(zip(lefts, parts))
+        made = {row: values(left=row[0], shares=row[1]) for row in set(rows)}
         steps = zip(*(made[row] for row in rows))
         return [own[0] if len(set(own)) == 1 else torch.tensor(own, device=self.device) for own in steps]
 
@@ -251,7 +307,7 @@ class _Planner:
     def null_rows(self, steps: Sequence[int]) -> bool:
         """Whether a full step for the draws of `steps` computes null rows, or must for features that later steps carry on."""
         read_later = self.one_by_one or (self.carries and self.visible[steps[0] - self.start][1] > 0)
-        return any(map(self.guided, steps)) or (read_later and self.last_guided >= steps[0])
+        return self.every_null_row or any(map(self.guided, steps)) or (read_later and self.last_guided >= steps[0])
 
     def group(self, number: int, group: Sequence[int], undrawn: int | None) -> Iterator[PlannedStep]:
         """The steps of a group. The first one that reveals something is the full one. The step `undrawn` draws nothing."""
@@ -272,10 +328,11 @@ class _Planner:
                 if len(group) > 1 and reuse.inside == "raster":
                     step = replace(step, group_quota=self.quota[t - self.start : end + 1 - self.start].sum(0))
             elif count and reuse.refresh == "latest":  # a later step reads null rows of this one
-                nulls = any(map(self.guided, guides[i:]))
+                nulls = self.every_null_row or any(map(self.guided, guides[i:]))
                 step = replace(step, kind="cached", null_rows=nulls, refresh=(first - before, first + count))
             elif count:
-                step = replace(step, kind="cached", null_rows=self.guided(guides[i]), refresh=(0, size))
+                nulls = self.every_null_row or self.guided(guides[i])
+                step = replace(step, kind="cached", null_rows=nulls, refresh=(0, size))
             yield replace(step, prefix=reuse.prefix) if step.kind == "cached" else step
             first, before = first + count, count or before
 
@@ -289,6 +346,7 @@ class _Planner:
             group=number,
             reveal=tuple(self.reveal[i]),
             count=self.count(t),
+            takes=self.takes[i],
             unknown=self.wanted[i],
             stop=self.phases[self.phase_of[i]].stop,
             visible=self.visible[i],
@@ -299,4 +357,5 @@ class _Planner:
             quota=self.quota[i],
             done=self.done[i],
             group_quota=self.quota[i],
+            taken=self.taken[i],
         )

@@ -17,6 +17,7 @@ from mgen.samplers.counts import remaining_counts
 from mgen.samplers.head_steps import DEFAULT_STEPS, head_steps, longest, varies
 from mgen.samplers.order import Order, OrderSettings
 from mgen.samplers.plan import Phase
+from mgen.samplers.remask import Path, Rates, Remask, expected_path
 from mgen.samplers.reuse import Reuse
 from mgen.samplers.schedule import Schedule
 from mgen.samplers.values import Value, per_step
@@ -61,8 +62,8 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
     """How tokens are revealed and drawn. The defaults are MaskGIT's, without guidance.
 
     Args:
-        steps: T. order: which positions come next: "confidence", "remasking", "random", "raster", "halton", "halton-rolled", a list of
-            all positions, or a mapping with options, e.g. {name: confidence, redraw: true} (see mgen.samplers.order).
+        steps: T. order: which positions come next: "confidence", "moment", "remasking", "random", "raster", "halton", "halton-rolled", a
+            list of all positions, or a mapping with options, e.g. {name: confidence, redraw: true} (see mgen.samplers.order).
         schedule: mask fraction by name, or a list (see mgen.samplers.schedule). counts: how it is rounded (mgen.samplers.counts).
         guidance: s in u + s·(c − u); 1 is none. temperature: of the token draw. confidence_temperature: factor of the Gumbel noise on
             confidences. Each is constant, listed or a curve (see mgen.samplers.values).
@@ -71,6 +72,7 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
             categorical one by mgen.heads.categorical.DrawSettings, e.g. {top_k: 100}. Its `steps` may be a list or a curve over the
             steps, see mgen.samplers.head_steps.
         reuse: what a step reuses of those before (see mgen.samplers.reuse.Reuse), e.g. {cached: 1, full_first: 12}.
+        remask: which known tokens are taken back (see mgen.samplers.remask.Remask), e.g. {kind: cap, eta: 0.008}.
         first_stage: settings of a sampler for the first stage of generators that have two (Hi-MAR); None: leave it out.
         global_steps: steps that draw global tokens, before all others, each kind by the schedule; None: in proportion to their number.
     """
@@ -92,11 +94,12 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
         start: int = 0,
         head: Settings | None = None,
         reuse: Settings | None = None,
+        remask: Settings | None = None,
         first_stage: Settings | None = None,
         global_steps: int | None = None,
     ) -> None:
         curves = {"guidance": guidance, "temperature": temperature, "confidence_temperature": confidence_temperature}
-        check_plain({"order": order, "reuse": reuse, "head": head, **curves})
+        check_plain({"order": order, "reuse": reuse, "remask": remask, "head": head, **curves})
         plain = {"steps": steps, "start": start, "counts": counts, "schedule": schedule, "head": head}
         build(_Plain, {**plain, "first_stage": first_stage, "global_steps": global_steps})
         if global_steps is not None and global_steps >= steps:
@@ -117,10 +120,19 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
             self._check_random_counts()
         head_steps(self._head_steps or DEFAULT_STEPS, steps)
         check_draw(self.longest_head)
+        if self.remask is not None:
+            self._check_remask(self.remask)
         if isinstance(first_stage, Mapping) and first_stage.get("first_stage") is not None:
             raise MgenError("nested first stages aren't supported: leave first_stage.first_stage out")
-        if (sampler := self.first_stage) is not None and sampler.order.name == "remasking":
-            raise MgenError("first_stage: order remasking changes tokens whose context has been read: use confidence")
+        if (sampler := self.first_stage) is not None:
+            if sampler.order.name == "remasking":
+                raise MgenError(
+                    "first_stage: order remasking changes tokens whose context has been read: use confidence"
+                )
+            if sampler.remask is not None:
+                raise MgenError(
+                    "first_stage: remask takes tokens back whose context has been read: leave first_stage.remask out"
+                )
 
     def _check_random_counts(self) -> None:
         """Raise MgenError for settings that need every image to reveal as many tokens as the others."""
@@ -129,10 +141,51 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
                 "counts binomial reveals other numbers of tokens in every image, cached and lazy steps need equal ones: set "
                 f"{self.reuse.off}, or counts maskgit"
             )
-        for name in ("temperature", "confidence_temperature"):
+        self._check_tokens_curves("counts binomial", ("temperature", "confidence_temperature"))
+
+    def _check_remask(self, remask: Remask) -> None:
+        """Raise MgenError for settings that remasking does not go with."""
+        c, order = self.config, self.order.name
+        if self.reuse.cached:
+            raise MgenError(
+                "remask takes known tokens back, whose keys and values cached steps read: set reuse.cached=0"
+            )
+        if self.reuse.condition.every > 1:
+            raise MgenError(
+                "remask draws tokens again that were known when the null class's difference was computed: set reuse.condition.every=1"
+            )
+        if order == "remasking":
+            raise MgenError(
+                "order remasking draws known tokens again in every step: leave remask out, or use confidence"
+            )
+        if remask.kind == "conf" and (c.head or {}).get("score") == "logit":
+            raise MgenError(
+                "remask conf compares probabilities, but head.score is logit: set head.score to log_prob or drawn"
+            )
+        if not remask.free:
+            if self.random_counts:
+                raise MgenError(
+                    "counts binomial are random, remask.counts kept needs settled ones: set remask.counts=free"
+                )
+            return
+        if order != "random":
+            raise MgenError(
+                f"remask.counts free reveals every position on its own, in no order: use order random, not {order}, or "
+                "remask.counts=kept"
+            )
+        if c.schedule == "single" or c.counts not in ("maskgit", "binomial"):
+            raise MgenError(
+                f"remask.counts free draws the numbers of tokens from a mask fraction, which schedule {c.schedule} and counts {c.counts} "
+                "don't give: use schedule linear (published) and counts maskgit, or remask.counts=kept"
+            )
+        self._check_tokens_curves("remask.counts free", ("guidance", "temperature", "confidence_temperature"))
+
+    def _check_tokens_curves(self, setting: str, names: Sequence[str]) -> None:
+        """Raise MgenError for values that count tokens, whose number differs by image with this setting."""
+        for name in names:
             if isinstance(curve := self.config[name], Mapping) and curve.get("at") == "tokens":
                 raise MgenError(
-                    f"{name}.at is tokens, but with counts binomial their number differs by image: use at: end, or counts maskgit"
+                    f"{name}.at is tokens, but with {setting} their number differs by image: use at: end, or other counts"
                 )
 
     @classmethod
@@ -181,9 +234,19 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
         return bool(self.config.counts == "binomial")
 
     @property
+    def steps_shown(self) -> int:
+        """Steps that a run yields: those from `start` on, and with free counts of remasking one for what is left."""
+        return self.config.steps - self.config.start + int(self.remask is not None and self.remask.free)
+
+    @property
     def reuse(self) -> Reuse:
         """The policy of reuse."""
         return Reuse.of(self.config.reuse)
+
+    @property
+    def remask(self) -> Remask | None:
+        """The policy of remasking; None where no token is ever taken back."""
+        return Remask.of(self.config.remask)
 
     @property
     def first_stage(self) -> Self | None:
@@ -225,10 +288,22 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
 
     def remaining(self, *, unknown: int, length: int, steps: int | None = None) -> list[int]:
         """Tokens unknown after each step that is run, from `unknown` of `length` at first; `steps` replaces T."""
+        c, steps = self.config, steps or self.config.steps
+        own = None if self.remask is None else self.remask.fractions(steps)
+        schedule, counts = (c.schedule, c.counts) if own is None else (own, "enat")
+        return remaining_counts(schedule, steps=steps, unknown=unknown, length=length, start=c.start, counts=counts)
+
+    def rates(self, length: int) -> list[Rates]:
+        """The probabilities of remasking in the steps that are run."""
         c = self.config
-        return remaining_counts(
-            c.schedule, steps=steps or c.steps, unknown=unknown, length=length, start=c.start, counts=c.counts
-        )
+        return [] if self.remask is None else self.remask.rates(c.schedule, steps=c.steps, length=length)[c.start :]
+
+    def free_numbers(self, length: int, unknown: Tensor, path: Path | None) -> tuple[Tensor, Tensor]:
+        """Tokens (S + 1, B) unknown after each step of a run with free counts, and taken back in it, from (1, B) unknown ones."""
+        if path is not None:
+            return path.left, path.taken
+        assert self.remask is not None
+        return expected_path(self.rates(length), int(unknown.max()), conf=self.remask.kind == "conf")
 
     def left(self, phase: Phase, unknown: int) -> list[int]:
         """Of `unknown` tokens of a phase at first, those left after each of its steps."""
@@ -241,13 +316,24 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
         shares = reveal_shares(c.schedule, steps=phase.steps + c.start, length=phase.length)[c.start :]
         return random_left(shares, torch.tensor(unknown), uniform)
 
-    def values(self, name: str, length: int, global_tokens: int = 0, left: Sequence[int] | None = None) -> list[float]:
+    def values(
+        self,
+        name: str,
+        length: int,
+        global_tokens: int = 0,
+        left: Sequence[int] | None = None,
+        shares: Sequence[float] | None = None,
+    ) -> list[float]:
         """`guidance`, `temperature` or `confidence_temperature` at each of the T steps of a run on `length` tokens.
 
-        `left`: tokens that are unknown after each step that is run; None: as the settings say, if none is known at first.
+        `left`: tokens that are unknown after each step that is run, `shares`: the share that is unknown before each, of those unknown
+        at first; None: as the settings say, if none is known at first.
         """
         c, after = self.config, self._unknown(length, global_tokens, left)
-        return per_step(c[name], c.steps, name=name, unknown=after, length=length, groups=self.groups())
+        if shares is None:
+            shares = [now / length for now in [length, *after][: c.steps]][c.start :]
+        shares = [1.0] * c.start + list(shares)
+        return per_step(c[name], c.steps, name=name, unknown=after, length=length, groups=self.groups(), shares=shares)
 
     def _unknown(self, length: int, global_tokens: int, left: Sequence[int] | None) -> list[int]:
         """Unknown tokens after each of the T steps; arguments as in `values`."""
@@ -286,7 +372,7 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
         """A sampler with some settings replaced.
 
         A number for `guidance` replaces the end of its curve; `chain` and `head_steps` replace entries of `head`, and entries of
-        `reuse` and `first_stage` those of the same name; first_stage=False leaves the first stage out.
+        `reuse` and `first_stage` those of the same name; first_stage=False and remask=False leave those out.
         """
         settings: Settings = {key: value for key, value in replaced.items() if value is not None}
         if parts := {key: value for key, value in (("chain", chain), ("steps", head_steps)) if value is not None}:
@@ -294,8 +380,9 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
         for name in ("reuse", "first_stage"):
             if isinstance(settings.get(name), Mapping) and self.config[name]:
                 settings[name] = {**self.config[name], **settings[name]}
-        if settings.get("first_stage") is False:
-            settings["first_stage"] = None
+        for name in ("first_stage", "remask"):
+            if settings.get(name) is False:
+                settings[name] = None
         check_keys(settings, constructor_keys(type(self)), "sampler.")
         if guidance is not None:
             curve = self.config.guidance

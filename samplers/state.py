@@ -19,7 +19,10 @@ class State:
         given: bool (B, L), tokens that were known at the start and never change.
         class_ids: (2B,), the images' classes, then as many null classes. cache: what the trunk keeps between steps.
         difference: what the null class changes in the context, where it is kept (mgen.samplers.condition).
-        features: (B, L, D), the context of every token at the step that revealed it, for a second stage; None: not collected.
+        features: (B, L, D), the context of every token at the step that revealed it, for a second stage, or (2B, L, D) with that of a
+            guide behind; None: not collected.
+        confidence: (B, L), the probability of every token when it was drawn; priority: (B, L), the first to be revealed highest; both
+            for remasking, where it reads them (mgen.samplers.remask_order).
     """
 
     tokens: Tensor
@@ -29,6 +32,8 @@ class State:
     cache: Cache
     difference: Difference
     features: Tensor | None = None
+    confidence: Tensor | None = None
+    priority: Tensor | None = None
 
     def unknown(self, stop: int, count: int) -> Tensor:
         """The first `count` unknown positions before `stop`, ascending (B, count); rows with fewer are filled up with others."""
@@ -44,10 +49,15 @@ class State:
         self.known.scatter_(1, positions, shown | self.known.gather(1, positions))
         return self
 
+    def take_back(self, taken: Tensor) -> "State":
+        """Mark tokens, bool (B, L), as unknown."""
+        self.known.logical_and_(~taken)
+        return self
+
     def collect(self, positions: Tensor, context: Tensor, shown: Tensor) -> "State":
-        """Keep the context vectors (B, M, D) of what is revealed."""
-        features = self.features
+        """Keep the context vectors (B, M, D), or (2B, M, D), of what is revealed."""
+        features, times = self.features, len(context) // len(self.known)
         if features is None:
-            features = context.new_zeros(*self.known.shape, context.shape[-1])
-        put(features, positions, context, shown)
+            features = context.new_zeros(len(context), self.known.shape[1], context.shape[-1])
+        put(features, positions.repeat(times, 1), context, shown.repeat(times, 1))
         return replace(self, features=features)

@@ -18,8 +18,13 @@ at start + (end − start) · (L − 1) / L. `at: group` counts groups of steps 
 A curve also takes `least: x`: no value is below x, and `times: {…}`, another curve by whose values its own are multiplied (TiTok's
 temperatures: one that falls to 0 times that of a softmax). Guidance is the factor s in u + s·(c − u): 1 means none.
 The default of `at` is `end` for linear, `start` for half-linear, and `inclusive` for the others.
-A guidance of any kind takes `interval: [low, high]` (arXiv 2404.07724): it is 1 in all steps but those that end at a masking time s
-with low < s ≤ high. Masking time falls evenly from 1 to 1e-5 over all steps (mgen.samplers.schedule), so that (0, 1] is every step.
+A guidance of any kind takes `interval: [low, high]` (arXiv 2404.07724): it is 1 in all steps but those with low < s ≤ high, where s is
+what `interval_of` names:
+
+    time    (default) the masking time at which the step ends; it falls evenly from 1 to 1e-5 over all steps (mgen.samplers.schedule)
+    tokens  the share of tokens that are unknown before the step, of those unknown at first: 1 in the first step of every run
+
+so that (0, 1] is every step, but those that a rule of counts leaves nothing to reveal.
 """
 
 import math
@@ -58,6 +63,7 @@ class Curve:
     power: Annotated[float, Field(gt=0, le=1000)] | None = None
     times: "Curve | None" = None
     interval: tuple[Share, Share] | None = None
+    interval_of: Literal["time", "tokens"] = "time"
 
     def __post_init__(self) -> None:
         if self.power is not None and not self.kind.startswith("power"):
@@ -69,9 +75,18 @@ class Curve:
         if self.kind == "constant" and self.start != 1:
             raise MgenError(f"start is {self.start}, but the kind constant is its end in every step: give end alone")
         if self.interval is not None and not self.interval[0] < self.interval[1]:
-            raise MgenError(f"interval is {list(self.interval)}: its first time must lie below its second")
+            raise MgenError(f"interval is {list(self.interval)}: its first number must lie below its second")
+        if self.interval is None and self.interval_of != "time":
+            raise MgenError(f"interval_of is {self.interval_of}, but there is no interval: give both or neither")
 
-    def at_steps(self, steps: int, unknown: Sequence[int], length: int, groups: Sequence[Sequence[int]]) -> list[float]:
+    def at_steps(
+        self,
+        steps: int,
+        unknown: Sequence[int],
+        length: int,
+        groups: Sequence[Sequence[int]],
+        shares: Sequence[float] = (),
+    ) -> list[float]:
         """The value at each step; see `per_step`."""
         span, least = self.end - self.start, -math.inf if self.least is None else self.least
         at = self.at or {"linear": "end", "half-linear": "start"}.get(self.kind, "inclusive")
@@ -87,10 +102,11 @@ class Curve:
             places = {"start": t / steps, "end": alone, "inclusive": t / max(1, steps - 1), "tokens": shown_share}
             out.append(max(least, self.start + span * self.share({**places, "group": group.get(t, alone)}[at])))
         if self.times is not None:
-            out = [x * factor for x, factor in zip(out, self.times.at_steps(steps, unknown, length, groups))]
+            out = [x * factor for x, factor in zip(out, self.times.at_steps(steps, unknown, length, groups, shares))]
         if self.interval is not None:
             low, high = self.interval
-            out = [x if low < end <= high else 1.0 for x, end in zip(out, masking_times(steps)[1:])]
+            ends = shares or [1.0] * steps if self.interval_of == "tokens" else masking_times(steps)[1:]
+            out = [x if low < end <= high else 1.0 for x, end in zip(out, ends)]
         return out
 
     def share(self, p: float) -> float:
@@ -120,12 +136,14 @@ def per_step(
     unknown: Sequence[int] = (),
     length: int = 1,
     groups: Sequence[Sequence[int]] = (),
+    shares: Sequence[float] = (),
 ) -> list[float]:
     """The value at each of `steps` steps.
 
     Args:
         name: for error messages, and the allowed range (see RANGES).
         unknown, length: tokens unknown after each step, and in all, for `at: tokens`. groups: groups of steps, for `at: group`.
+        shares: of tokens that are unknown before each step, for `interval_of: tokens`.
 
     Raises:
         MgenError: a list of the wrong length, an unknown kind or key, or a number that is not finite or out of range.
@@ -136,7 +154,7 @@ def per_step(
             _check_range(number, f"{name}.{key}", RANGES.get(name))
         if curve.interval is not None and name not in ("guidance", "value"):
             raise MgenError(f"{name}.interval is given: an interval is for guidance, which is 1 outside it")
-        out = curve.at_steps(steps, unknown, length, groups)
+        out = curve.at_steps(steps, unknown, length, groups, shares)
     elif isinstance(value, list | tuple):
         out = [_number(x, name) for x in value]
         if len(out) == steps - 1:
@@ -150,6 +168,11 @@ def per_step(
     for number in {*out}:
         _check_range(number, name, RANGES.get(name))
     return out
+
+
+def by_tokens(value: Value, key: Literal["at", "interval_of"]) -> bool:
+    """Whether this key of a curve, or of the one that it is multiplied by, says that tokens are counted."""
+    return isinstance(value, Mapping) and (value.get(key) == "tokens" or by_tokens(value.get("times") or 1.0, key))
 
 
 def _number(value: object, name: str) -> float:

@@ -44,6 +44,10 @@ class RandomPipeline:
     tokenizer: Tokenizer | None
     sampler: ParallelSampler
 
+    def sampled(self) -> AnyGenerator:
+        """What draws the tokens."""
+        return self.transformer
+
     @property
     def device(self) -> torch.device:
         """Where it computes."""
@@ -113,7 +117,8 @@ def timed(generator: Generator, clock: Clock) -> Generator:
     """A proxy of the generator whose passes and head are timed."""
     passes = (generator.context, generator.cached_step, generator.lazy_step, generator.carry, generator.start)
     trunk = {function.__name__: clock.wrap("trunk", function) for function in passes}
-    return proxy(generator, head=_timed_head(generator.head, clock), **trunk)
+    heads = {name: _timed_head(getattr(generator, name), clock) for name in ("head", "guided_head")}
+    return proxy(generator, **heads, **trunk)
 
 
 def _timed_head(head: Head, clock: Clock) -> Head:
@@ -191,7 +196,7 @@ def fastest(pipe: Networks, sampler: ParallelSampler, *, batch_size: int, repeat
     """Seconds by part of the fastest of `repeats` batches."""
     generator, units = pipe.transformer, pipe.transformer.units
     guided = any(sampler.guided(units.length, units.global_tokens))
-    generator.optimize_layout(batch_size * (2 if guided else 1))
+    generator.optimize_layout(batch_size, guided=guided)
     run_batch(
         generator, sampler, make_noise(generator, sampler, batch_size), dtype, steps=1
     )  # the first step of a process is slow

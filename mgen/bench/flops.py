@@ -5,7 +5,7 @@ counted is what is executed, cached and lazy steps and carried features included
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
@@ -37,6 +37,9 @@ class Networks(Protocol):
 
     transformer: AnyGenerator
     tokenizer: Tokenizer | None
+
+    def sampled(self) -> AnyGenerator:
+        """What draws the tokens: the transformer, or the pair of it and its guide."""
 
 
 @dataclass
@@ -80,7 +83,7 @@ def _to_meta(value: object) -> object:
 
 def count_run(pipe: Networks, sampler: ParallelSampler, *, decode: bool = True) -> Counts:
     """The operations of one image: a run of `sampler` with the pipeline's generator, then decoding if there is a tokenizer and `decode`."""
-    generator, counts = copy.deepcopy(pipe.transformer).to("meta").requires_grad_(False), Counts()
+    generator, counts = copy.deepcopy(pipe.sampled()).to("meta").requires_grad_(False), Counts()
     net = watched(generator, partial(counted, counts=counts), counts.wrap)
     *_, step = sampler(net, torch.zeros(1, dtype=torch.int64), noise=sampler.make_noise(net, [0]))
     if decode and pipe.tokenizer is not None:
@@ -111,6 +114,8 @@ def counted(generator: Generator, counts: Counts) -> Generator:
 
         return call
 
+    head = CountedHead(generator.head, counts, generator.units)
+    guided = generator.guided_head  # the same, or of a generator and its guide
     return proxy(
         generator,
         context=watch("full", generator.context),
@@ -121,7 +126,8 @@ def counted(generator: Generator, counts: Counts) -> Generator:
         denoiser=lambda *inputs, **kwargs: CountedDenoiser(
             generator.denoiser(*(value.to("meta") for value in inputs), **kwargs), counts
         ),
-        head=CountedHead(generator.head, counts, generator.units),
+        head=head,
+        guided_head=head if guided is generator.head else CountedHead(guided, counts, generator.units),
     )
 
 
@@ -178,14 +184,30 @@ class CountedHead(Proxy):
             sample: Callable[..., Draw] = self._counts.wrap("head", self._head.sample)
             sample(z, noise=noise, plan=plan, guidance=guidance, **options)
             return Draw(drawn, None)
+        # Noise of ids is (B, M, …), that of a chain (steps, B, M, C).
+        first = noise[:, :1, :1] if self._head.noise_spec({}).normal else noise[:1, :1]
+        self._count(self._head.sample, z[:rows, :1], options, positions, noise=first, plan=plan, guidance=guidance)
+        return Draw(drawn, torch.zeros(drawn.shape[:2]) if self._head.has_log_prob else None)
+
+    def log_moments(self, z: Tensor, *, plan: object, guidance: float | None = None, **options: object) -> Tensor:
+        """See Head.log_moments."""
+        rows, positions = 1 if guidance is None else 2, z.shape[1]
+        self._count(self._head.log_moments, z[:rows, :1], options, positions, plan=plan, guidance=guidance)
+        return torch.zeros(len(z) // rows, positions)
+
+    def _count(
+        self,
+        function: Callable[..., object],
+        z: Tensor,
+        options: Mapping[str, object],
+        positions: int,
+        **settings: object,
+    ) -> None:
+        """Count a function of the head at so many positions, from that at one, z (1 or 2, 1, D), which is computed once."""
         part = {"part": options["part"]} if "part" in options else {}
-        key = (id(plan), guidance is not None, *part.values())
+        key = (function.__name__, id(settings["plan"]), settings["guidance"] is not None, *part.values())
         if key not in self._one:
             counts = Counts()
-            # Noise of ids is (B, M, …), that of a chain (steps, B, M, C).
-            first = noise[:, :1, :1] if self._head.noise_spec({}).normal else noise[:1, :1]
-            sample = counts.wrap("head", self._head.sample)
-            sample(z[:rows, :1], noise=first, plan=plan, guidance=guidance, **part)
+            counts.wrap("head", function)(z, **settings, **part)
             self._one[key] = counts.total
         self._counts.flops["head"] += self._one[key] * positions
-        return Draw(drawn, torch.zeros(drawn.shape[:2]) if self._head.has_log_prob else None)

@@ -41,4 +41,11 @@ def watched(generator: AnyGenerator, stage: Callable[[Generator], Generator], wr
     if not isinstance(generator, Cascade):
         return stage(generator)
     first, second = stage(generator.first), stage(generator.second)
-    return proxy(generator, first=first, second=second, head=second.head, prefix=wrap("trunk", generator.prefix))
+    return proxy(
+        generator,
+        first=first,
+        second=second,
+        head=second.head,
+        guided_head=second.guided_head,
+        prefix=wrap("trunk", generator.prefix),
+    )

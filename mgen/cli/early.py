@@ -16,7 +16,7 @@ from mgen.utils.folders import shipped
 
 
 def check_common(args: Namespace) -> None:
-    """--model, --recipe, --set, --device, --dtype and files of weights, where a command has them."""
+    """--model, --guide, --recipe, --set, --device, --dtype and files of weights, where a command has them."""
     given = vars(args)
     for name in ("inception_weights", "lpips_weights", "vision_weights"):
         if given.get(name) is not None:
@@ -27,6 +27,8 @@ def check_common(args: Namespace) -> None:
         check_kind(args.device)
     if given.get("model") is not None:
         check_model(args.model)
+    if given.get("guide") is not None:
+        check_model(args.guide)
     if given.get("recipe") is not None:
         check_recipe(args.recipe)
     if given.get("set"):

@@ -62,7 +62,9 @@ def command(argv: Sequence[str] | None = None) -> int:
     if os.path.lexists(Path(args.out) / "run.json"):
         raise MgenError(f"{args.out} holds a run of mgen sample: choose another --out")
     check_writable(args.out)
-    with overwriting(args.out, "edit", active=args.overwrite, inputs=(args.image, args.mask, args.style, args.model)):
+    with overwriting(
+        args.out, "edit", active=args.overwrite, inputs=(args.image, args.mask, args.style, args.model, args.guide)
+    ):
         return restyle(args) if args.style else edit(args)
 
 
@@ -120,8 +122,9 @@ def edit(args: Namespace) -> int:
         if pipe.transformer.null_class is None:
             raise MgenError("this model has no null class: give --class")
         classes = [None]
-        first = {"guidance": 1.0} if pipe.sampler.config.first_stage else None
-        pipe.sampler = pipe.sampler.override(guidance=1.0, first_stage=first)  # there is no class to guide towards
+        if pipe.guide is None:  # there is no class to guide towards
+            first = {"guidance": 1.0} if pipe.sampler.config.first_stage else None
+            pipe.sampler = pipe.sampler.override(guidance=1.0, first_stage=first)
     else:
         classes = chosen_classes(args.classes, pipe, "--class")
     count = len(classes) * args.num_images

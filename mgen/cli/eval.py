@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 from mgen.cli import resumable
 from mgen.cli.overwrite import add_overwrite, again, overwriting
 from mgen.cli.parser import add_vision, make_parser, number, path, whole
-from mgen.cli.sample import add_sampler, chosen_sampler
+from mgen.cli.sample import add_guide, add_sampler, chosen_sampler
 from mgen.utils.errors import MgenError, check_choice, shown
 
 if TYPE_CHECKING:
@@ -40,8 +40,8 @@ Rerun an interrupted command to resume: features are kept in OUT/features until 
 any images; mgen report puts several results on one page."""
 
 
-# Options of add_sampler that change how a model's images are sampled.
-SAMPLING = ("steps", "guidance", "temperature", "order", "head_steps", "chain", "set")
+# Options of add_sampler and add_guide that change how a model's images are sampled.
+SAMPLING = ("guide", "steps", "guidance", "temperature", "order", "head_steps", "chain", "set")
 
 
 def command(argv: Sequence[str] | None = None) -> int:
@@ -52,6 +52,7 @@ def command(argv: Sequence[str] | None = None) -> int:
     )
     add_options(parser)
     add_reconstruction_options(parser)
+    add_guide(parser)
     add_sampler(parser)
     args = parser.parse_args(argv)
     line = "mgen eval " + " ".join(argv if argv is not None else sys.argv[2:])
@@ -274,7 +275,7 @@ def cost(pipe: "MaskedPipeline", measured: "Measured", device: "torch.device") -
     counts = count_run(pipe, pipe.sampler)
     threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
     return {
-        "parameters": sum(p.numel() for p in pipe.transformer.parameters()),
+        "parameters": sum(p.numel() for p in pipe.sampled().parameters()),
         "steps": pipe.sampler.config.steps,
         "tflops_per_image": counts.total / 1e12,
         "seconds_per_image": measured.total("seconds").item() / measured.count,

@@ -23,6 +23,7 @@ EXAMPLES = """  mgen sample                                            the embed
   mgen sample --animation                                also show how tokens are revealed, in samples/animation.gif
   mgen sample --steps 16 --set reuse.cached=1 --set reuse.full_first=4     any setting of the sampler by its name
   mgen sample --steps 16 --guidance 3 --show-plan        what every step does, as a table
+  mgen sample --model runs/own/model --guide runs/own/early --guidance 2       guided by an earlier checkpoint: autoguidance
   accelerate launch --multi_gpu --num_processes 2 -m mgen sample --num-images 1000 --out run
 
 50,000 images on 8 GPUs, and one file of them for ADM's evaluator:
@@ -59,10 +60,22 @@ def add_sampling(parser: ArgumentParser) -> None:
         metavar="PATH[:SCALE]",
         help="an adapter of mgen train with `lora`, or its folder, and its factor (default 1); repeatable",
     )
+    add_guide(parser)
     option("--seed", type=int, default=0)
     add_sampler(parser)
     option("--device", default="auto", help="cpu, cuda, cuda:1, auto")
     option("--dtype", default="fp32", help="fp32, bf16 or fp16 (autocast of the generator; decoding is in fp32)")
+
+
+def add_guide(parser: ArgumentParser) -> None:
+    """The option of commands that may sample with a guide."""
+    parser.add_argument(
+        "--guide",
+        type=path,
+        metavar="NAME|PATH",
+        help="a weaker model of the same tokens and classes, such as an earlier checkpoint, that guidance leads away from, in the place of "
+        "the null class",
+    )
 
 
 def add_sampler(parser: ArgumentParser) -> None:
@@ -77,7 +90,7 @@ def add_sampler(parser: ArgumentParser) -> None:
     )
     option(
         "--order",
-        help="confidence, remasking, random, raster, halton, halton-rolled, or all positions as 3,0,1,…; default: the model's",
+        help="confidence, moment, remasking, random, raster, halton, halton-rolled, or all positions as 3,0,1,…; default: the model's",
     )
     option("--head-steps", type=whole(1), help="steps of a diffusion head's chain; default: the model's")
     option("--chain", help="ancestral, ddim, dpm-solver++ or dpm-solver++3s, of a diffusion head; default: the model's")
@@ -103,6 +116,8 @@ def load_for(args: Namespace, device: str | None = None) -> "MaskedPipeline":
     pipe = load(args.model, device=device or args.device).optimize()
     if args.lora:
         pipe.add_adapters(args.lora)
+    if args.guide:
+        pipe.guide = load(args.guide, device=device or args.device).transformer
     pipe.sampler = chosen_sampler(pipe, args)
     return pipe
 
@@ -129,7 +144,7 @@ def chosen_sampler(pipe: "MaskedPipeline | RandomPipeline", args: Namespace) -> 
         head_steps=args.head_steps,
         chain=args.chain,
     )
-    sampler.check(pipe.transformer)
+    sampler.check(pipe.sampled())
     return sampler
 
 
@@ -167,11 +182,13 @@ def command(argv: Sequence[str] | None = None) -> int:
         print(
             "What every step does to one image: tokens revealed, tokens unknown before it, guidance scale, temperatures"
         )
-        print(pipe.sampler.plan(pipe.transformer))
+        print(pipe.sampler.plan(pipe.sampled()))
         return 0
     own = [name for name in (args.animation, args.npz) if name and _lies_in(name, args.out)]
     also = "|".join(re.escape(os.path.basename(name)) for name in own)
-    with overwriting(args.out, "sample", active=args.overwrite, also=also, inputs=(args.model, args.recipe)):
+    with overwriting(
+        args.out, "sample", active=args.overwrite, also=also, inputs=(args.model, args.guide, args.recipe)
+    ):
         return sample(args)
 
 
@@ -290,6 +307,8 @@ def sample(args: Namespace) -> int:
     about: dict[str, object] = {"sampler": pipe.sampler.settings}
     if rank == 0:
         about = {"model": args.model, **vars(identity(resolve(args.model))), **about}
+        if args.guide:
+            about |= {"guide": args.guide, "guide_sha256": identity(resolve(args.guide)).model_sha256}
         if args.lora:
             about["lora"] = [[file_sha256(find_adapter(path)), scale] for path, scale in args.lora]
     with resumable(f"the same command{again(args)} goes on where it stopped"):

@@ -9,8 +9,8 @@ from mgen.pipelines.pipeline import MaskedPipeline
 from mgen.samplers import ParallelSampler
 from mgen.utils.errors import MgenError
 
-ORDERS = ("confidence", "remasking", "random", "raster", "halton", "halton-rolled")
-RANKED = ("confidence", REDRAW, "remasking")
+ORDERS = ("confidence", "remasking", "moment", "random", "raster", "halton", "halton-rolled")
+RANKED = ("confidence", REDRAW, "remasking", "moment")
 SCHEDULES = ("cosine", "arccos", "linear", "square", "exp", "log", "pow0.5", "pow2.5")
 CURVES = (CONSTANT, "linear", "half-linear", "power-cosine")
 CHAINS = ("ancestral", "ddim", "dpm-solver++", "dpm-solver++3s")

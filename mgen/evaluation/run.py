@@ -149,6 +149,9 @@ def _find_source(
             found.class_names = FASHION_CLASSES
         return found, None
     pipe = load(path, device=device).optimize()
+    guide = request.sampling.get("guide")
+    if guide is not None:
+        pipe.guide = load(str(guide), device=device).transformer
     pipe.sampler = choose_sampler(pipe)
     source = from_model(
         pipe,
@@ -162,6 +165,8 @@ def _find_source(
         quantization=protocol.quantization,
     )
     source.about |= vars(identity(resolve(path)))
+    if guide is not None:
+        source.about |= {"guide": guide, "guide_sha256": identity(resolve(str(guide))).model_sha256}
     return source, pipe
 
 

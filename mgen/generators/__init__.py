@@ -3,6 +3,7 @@
 from mgen.generators.build import build_model
 from mgen.generators.cascade import Cascade
 from mgen.generators.generator import Generator
+from mgen.generators.guided import guided
 from mgen.generators.losses import LossOptions
 from mgen.generators.presets import list_models, model_config
 from mgen.generators.trunk import Capabilities, Layout, Trunk, register_trunk
@@ -15,6 +16,7 @@ __all__ = [
     "LossOptions",
     "Trunk",
     "build_model",
+    "guided",
     "list_models",
     "model_config",
     "register_trunk",

@@ -7,7 +7,7 @@ Notation: B batch, S tokens of the first stage, L of the second, C numbers of a 
 """
 
 from dataclasses import asdict, replace
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -118,6 +118,11 @@ class Cascade(Composed):
         return self.second.head
 
     @property
+    def guided_head(self) -> Head[Any]:
+        """See Generator.guided_head; of the second stage."""
+        return self.second.guided_head
+
+    @property
     def capabilities(self) -> Capabilities:
         return replace(self.second.capabilities, two_stages=True)
 
@@ -127,7 +132,7 @@ class Cascade(Composed):
             stage.tokens = replace(stage.tokens, scale=scale)
         self._note_config()
 
-    def optimize_layout(self, rows: int) -> None:
+    def optimize_layout(self, images: int, *, guided: bool = False) -> None:
         """Nothing to lay out; see Generator.optimize_layout."""
 
     def train(self, mode: bool = True) -> Self:
@@ -136,13 +141,14 @@ class Cascade(Composed):
             stage.train(mode)
         return self
 
-    def prefix(self, features: Tensor | None = None, shown: Tensor | None = None) -> Tensor:
+    def prefix(self, features: Tensor | None = None, shown: Tensor | None = None, *, guided: bool = False) -> Tensor:
         """The rows (B or 1, S, D) that the second stage reads of the first, for `second.start`.
 
         Args:
             features: context vectors (B, S, D) of the first stage, of the class's rows; None: there was no first stage, and all rows
                 are the learned default.
             shown: bool (B, S), True where the default takes the place of a feature; None: nowhere.
+            guided: the second stage is; rows of the null class read those of the images.
         """
         default = self.default_tokens
         rows = default.unsqueeze(0)  # (1, S, D)

@@ -161,7 +161,13 @@ class Generator(Composed):
     def capabilities(self) -> Capabilities:
         """What a sampler may ask."""
         head, windows = self.head, self.windows is not None
-        return replace(self.trunk.capabilities, log_prob=head.has_log_prob, joint=head.joint, windows=windows)
+        made = replace(self.trunk.capabilities, log_prob=head.has_log_prob, joint=head.joint, windows=windows)
+        return made if self.null_class is not None else replace(made, guided_by=None)
+
+    @property
+    def guided_head(self) -> Head[Any]:
+        """The head of draws whose context has rows behind those of the images."""
+        return self.head
 
     def set_scale(self, scale: float | None) -> None:
         """Note the scale of the latents that the generator is trained on."""
@@ -170,8 +176,14 @@ class Generator(Composed):
 
     # -- sampling ------------------------------------------------------------------------------------------------------
 
-    def start(self, class_ids: Tensor, *, prefix: Tensor | None = None, carry: bool = False) -> Cache:
-        """An empty cache for a run on images of these classes (B,), with guidance the null class behind; see Trunk.start."""
+    def null_ids(self, class_ids: Tensor) -> Tensor:
+        """Class ids (B,) of the rows that stand behind those of the images (B,) under guidance."""
+        return torch.full_like(class_ids, self.null_class or 0)
+
+    def start(
+        self, class_ids: Tensor, *, prefix: Tensor | None = None, carry: bool = False, null_rows: int = 0
+    ) -> Cache:
+        """An empty cache for a run on images of these classes (B,), with guidance `null_rows` others behind; see Trunk.start."""
         return self.trunk.start(self.classes(class_ids), prefix=prefix, carry=carry)
 
     def context(
@@ -236,10 +248,10 @@ class Generator(Composed):
         """The tokens of a pass as the trunk reads them."""
         return TokenRows(self.embedder, tokens, known, sampling)
 
-    def optimize_layout(self, rows: int) -> None:
-        """Lay weights out for passes of `rows` rows (images, twice with guidance): the same function, only faster."""
+    def optimize_layout(self, images: int, *, guided: bool = False) -> None:
+        """Lay weights out for passes of so many images, twice as many rows if guided: the same function, only faster."""
         if self.capabilities.one_by_one and not self.capabilities.denoises:  # those have many rows per image
-            optimize_layout(self, rows)
+            optimize_layout(self, images * (2 if guided else 1))
 
     # -- training ------------------------------------------------------------------------------------------------------
 

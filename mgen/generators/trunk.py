@@ -41,6 +41,8 @@ class Capabilities:
         carried_features: whether full passes read features of the pass before (ENAT); null rows must then see every pass.
         joint: whether the head draws all positions together, from the context of all. windows: whether windows of tokens are masked
             and drawn as one. two_stages: whether a first stage draws tokens whose context the second one reads.
+        guided_by: what the rows behind those of the images stand for under guidance: the "null class", or a "guide", another generator
+            (mgen.generators.guided); None: there is nothing to guide by.
         denoises: whether the trunk reads noisy tokens, so that the head calls it at every step of its chain; a causal one then
             computes what earlier steps left out, such as null rows.
     """
@@ -54,6 +56,7 @@ class Capabilities:
     windows: bool = False
     two_stages: bool = False
     denoises: bool = False
+    guided_by: Literal["null class", "guide"] | None = "null class"
 
     @property
     def one_by_one(self) -> bool:

@@ -3,8 +3,9 @@
 Notation: B batch, M positions, D width, V ids.
 """
 
+import math
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from mgen.heads.chains import ChainSettings
 from mgen.heads.head import Draw, Head, HeadInputs, HeadNoise, HeadSettings, mix, register_head
 from mgen.heads.logit_filter import TopK, TopP, choose, keep_likeliest
+from mgen.nn.halves import by_halves, sharing
 from mgen.nn.sizes import Epsilon
 from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError
@@ -34,17 +36,19 @@ class DrawSettings(HeadSettings):
     Args:
         top_k: only the k likeliest ids can be drawn; None: all.
         top_p: only the likeliest ids that together reach this probability can be drawn, 0 < top_p ≤ 1; None: all.
+        crossing: the id with which they reach it can be drawn too; False: only if it is the likeliest of all (ReMDM).
         tempered: positions are ranked by the log-probability at the temperature of the draw (Halton-MaskGIT's confidence
             sampler) instead of at temperature 1.
         score: positions are ranked by "log_prob", or by the guided "logit" of the id drawn, which no softmax compares with the
-            others at its position (TiTok).
+            others at its position (TiTok), or by the log-probability with which it was "drawn": after temperature, top_k and top_p.
         mask: where the head has a logit for the mask (Halton-MaskGIT), let it be drawn, as published.
     """
 
     top_k: TopK = None
     top_p: TopP = None
+    crossing: bool = True
     tempered: bool = False
-    score: Literal["log_prob", "logit"] = "log_prob"
+    score: Literal["log_prob", "logit", "drawn"] = "log_prob"
     mask: bool = True
 
 
@@ -75,6 +79,7 @@ class CategoricalHead(Head[DrawSettings]):
     """logits = LN(gelu(fc z)) Eᵀ + bias, with E the rows of a table of ids."""
 
     passes = ("logits",)
+    has_moments = True
 
     def __init__(self, config: CategoricalConfig, inputs: HeadInputs) -> None:
         super().__init__()
@@ -132,6 +137,11 @@ class CategoricalHead(Head[DrawSettings]):
     def plan(self, settings: Settings) -> DrawSettings:
         return DrawSettings.of(settings)
 
+    def guided_by(self, guide: Head[Any]) -> Self:
+        self.check_guide(guide, "mask_drawn")
+        assert isinstance(guide, CategoricalHead)
+        return sharing(self, logits=by_halves(self.logits, guide.logits, widths=(self.width, guide.width)))
+
     def sample(
         self,
         z: Tensor,
@@ -140,6 +150,7 @@ class CategoricalHead(Head[DrawSettings]):
         plan: DrawSettings = DrawSettings(),  # noqa: B008  (frozen)
         temperature: float = 1.0,
         guidance: float | Tensor | None = None,
+        exponent: float = 0.0,
     ) -> Draw:
         """Draw an id at each position; arguments as in Head, and:
 
@@ -147,18 +158,51 @@ class CategoricalHead(Head[DrawSettings]):
             noise: uniform (B, M) in [0, 1), used by inverting the distribution function, or Gumbel (B, M, V), used as
                 argmax(logits / temperature + noise).
             temperature: divides the logits of the draw; held above 1e-4, where the draw is the likeliest id. At 0 it is exactly that.
+            exponent: the draw is from q · p^exponent, see Head.log_moments.
 
         Returns:
-            ids (B, M) int64 and their log-probabilities (B, M) at temperature 1, or `plan.tempered`; or their logits (`plan.score`).
+            ids (B, M) int64 and their log-probabilities (B, M) at temperature 1, or `plan.tempered`; or as `plan.score` says.
         """
+        scaled, ranked = self._scores(z, plan, temperature, guidance)
+        if exponent:
+            scaled = _weighed(scaled, ranked if plan.score == "logit" else ranked.log_softmax(-1), exponent)
+        if temperature == 0 or math.isinf(exponent):
+            ids = scaled.argmax(-1)
+        else:
+            ids = choose(scaled, noise if noise.ndim == 2 else noise[..., : scaled.shape[-1]])
+        chosen = ranked.gather(-1, ids.unsqueeze(-1)).squeeze(-1)  # (B, M)
+        return Draw(ids, chosen if plan.score == "logit" else chosen - ranked.logsumexp(-1))
+
+    def log_moments(
+        self,
+        z: Tensor,
+        *,
+        plan: DrawSettings,
+        temperature: float = 1.0,
+        guidance: float | Tensor | None = None,
+        exponent: float = math.inf,
+        part: int = 0,
+    ) -> Tensor:
+        """See Head.log_moments."""
+        scaled, ranked = self._scores(z, plan, temperature, guidance)
+        log_prob = ranked if plan.score == "logit" else ranked.log_softmax(-1)
+        weighed = _weighed(scaled.log_softmax(-1), log_prob, exponent)
+        return weighed.amax(-1) if math.isinf(exponent) else weighed.logsumexp(-1)
+
+    def _scores(
+        self, z: Tensor, plan: DrawSettings, temperature: float, guidance: float | Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Logits (B, M, V) that ids are drawn by, −∞ where they cannot be, and those that positions are ranked by."""
         rows = self.vocab_size + int(self.config.mask_drawn and plan.mask)
         logits = mix(self.logits(z, rows).float(), guidance)
         scaled = logits if temperature == 1.0 else logits / max(temperature, 1e-4)
         ranked = scaled if plan.tempered else logits
-        scaled = keep_likeliest(scaled, top_k=plan.top_k, top_p=plan.top_p)
-        if temperature == 0:
-            ids = scaled.argmax(-1)
-        else:
-            ids = choose(scaled, noise if noise.ndim == 2 else noise[..., :rows])
-        chosen = ranked.gather(-1, ids.unsqueeze(-1)).squeeze(-1)  # (B, M)
-        return Draw(ids, chosen if plan.score == "logit" else chosen - ranked.logsumexp(-1))
+        scaled = keep_likeliest(scaled, top_k=plan.top_k, top_p=plan.top_p, crossing=plan.crossing)
+        return scaled, scaled if plan.score == "drawn" else ranked
+
+
+def _weighed(scaled: Tensor, log_prob: Tensor, exponent: float) -> Tensor:
+    """log(q · p^exponent) of the logits of q and log p, both (B, M, V); at ∞ log p of the ids that q can draw."""
+    if math.isinf(exponent):
+        return log_prob.masked_fill(scaled == -torch.inf, -torch.inf)
+    return scaled + exponent * log_prob

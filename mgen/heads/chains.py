@@ -10,6 +10,7 @@ its place up on the device in every step. Its DDIM and DPM-Solver++ fit once the
 
 import math
 from collections.abc import Sequence
+from dataclasses import field
 from itertools import accumulate
 from typing import Annotated, Literal
 
@@ -19,6 +20,7 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from pydantic import Field
 from torch import Tensor
 
+from mgen.heads.cache import HeadCache
 from mgen.heads.head import HeadSettings
 from mgen.utils.errors import MgenError
 from mgen.utils.schema import schema
@@ -42,6 +44,7 @@ class ChainSettings(HeadSettings):
             which names a spacing and no chain). DPM-Solver++ has a spacing of its own.
         max_timestep: timesteps above it become this one, once, so that a chain of N steps may call the network fewer times (DiSA,
             arXiv 2505.20297: 950). The start is still Gaussian noise. None: not. For "ancestral" and "ddim".
+        cache: what calls of a denoising MLP use of those before (LazyMAR), see mgen.heads.cache.
     """
 
     chain: Literal["ancestral", "ddim", "dpm-solver++", "dpm-solver++1s", "dpm-solver++2s", "dpm-solver++3s"] = (
@@ -51,6 +54,7 @@ class ChainSettings(HeadSettings):
     clip: Annotated[float, Field(gt=0, le=1e6)] | None = None
     spacing: Literal["ends", "stride"] = "ends"
     max_timestep: Annotated[int, Field(ge=0)] | None = None
+    cache: HeadCache = field(default_factory=HeadCache)
 
     def __post_init__(self) -> None:
         if self.steps == 1 and self.chain in ("ddim", "dpm-solver++"):

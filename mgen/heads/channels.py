@@ -13,7 +13,7 @@ are one product per block, ahead of the slots.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from mgen.heads.head import Draw, Head, HeadInputs, HeadNoise, HeadSettings, NoiseSpec, mix, register_head
 from mgen.heads.logit_filter import TopK, TopP, choose, keep_likeliest
 from mgen.nn.blocks import MLP, Blocks
+from mgen.nn.halves import separate, sharing
 from mgen.nn.modulated import modulate
 from mgen.nn.sizes import Ratio, check_heads
 from mgen.utils.config import Settings
@@ -31,6 +32,8 @@ from mgen.utils.schema import Layers, Listed, Natural, Size, schema
 
 # Numbers that the modulations of one piece of the rows may take: 512 MB in fp32, 315 tokens of the published L.
 PIECE = 2**27
+# The number of a slot and the ids (R,) of the slot before, None at first → logits (R, Q).
+SlotNetwork = Callable[[int, Tensor | None], Tensor]
 
 
 @schema
@@ -268,30 +271,68 @@ class ChannelHead(Head[ChannelSettings]):
         ids, scores = (torch.cat(parts) for parts in zip(*drawn))
         return Draw(ids.view(b, m, -1), scores.view(b, m))
 
+    def conditioned(self, z: Tensor) -> SlotNetwork:
+        """The network of a draw, given the contexts z (R, D): called for one slot after the other, it keeps what later ones read."""
+        cond = self.cond(z)  # (R, E)
+        modulations = self.modulations(cond + self.slot_condition.unsqueeze(1))  # (C, R, 6E or 2E) each
+        shape = 2, len(z), self.heads, self.channels, self.inner // self.heads
+        kept = [cond.new_empty(shape) for _ in self.blocks]
+        weights, biases = self.out.weight.split(self.levels), self.out.bias.split(self.levels)
+        tables = self.tokens.weight.split(self.levels) if self.channels > 1 else ()
+
+        def network(slot: int, before: Tensor | None) -> Tensor:
+            x = self.first_input(cond, sampling=True) if before is None else F.embedding(before, tables[slot - 1])
+            x = (x + self.slot_position[slot]).unsqueeze(1)  # (R, 1, E)
+            for block, modulation, layer in zip(self.blocks, modulations, kept):
+                x = block(x, modulation[slot].unsqueeze(1), layer, slot)
+            x = self.final_norm(x.squeeze(1), modulations[-1][slot])
+            return F.linear(x, weights[slot], biases[slot])
+
+        return network
+
+    def guided_by(self, guide: Head[Any]) -> Self:
+        """See Head.guided_by. Contexts of two models mean different things: guidance mixes logits, as with `guide: logits`."""
+        self.check_guide(guide)
+        assert isinstance(guide, ChannelHead)
+        if self.order != guide.order:
+            raise MgenError(
+                f"the guide's head draws channels in the order {list(guide.order)}, this model's in {list(self.order)}: only answers of "
+                "one kind can be mixed"
+            )
+        own = self
+
+        def plan(settings: Settings) -> ChannelSettings:
+            if settings.get("guide") == "context":
+                raise MgenError(
+                    "head.guide is context, which mixes context vectors of one model: with a guide use logits, or leave it out"
+                )
+            return ChannelSettings.of({**settings, "guide": "logits"})
+
+        def conditioned(z: Tensor) -> SlotNetwork:
+            first, second = separate(z, own.width, guide.width)
+            networks = own.conditioned(first), guide.conditioned(second)
+
+            def both(slot: int, before: Tensor | None) -> Tensor:
+                halves = (None, None) if before is None else before.chunk(2)
+                return torch.cat([network(slot, half) for network, half in zip(networks, halves)])
+
+            return both
+
+        return sharing(self, plan=plan, conditioned=conditioned)
+
     def _draw(
         self, z: Tensor, noise: Tensor, plan: ChannelSettings, temperature: float, guidance: float | Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Ids (n, C) and log-probabilities (n,) of context z (R, D), slot by slot."""
         n, halves = len(noise), 1 if guidance is None else 2
-        cond = self.cond(z)  # (R, E)
-        modulations = self.modulations(cond + self.slot_condition.unsqueeze(1))  # (C, R, 6E or 2E) each
-        shape = 2, len(z), self.heads, self.channels, self.inner // self.heads
-        kept = [cond.new_empty(shape) for _ in self.blocks]
+        network, before = self.conditioned(z), None
         ids = torch.empty(n, self.channels, dtype=torch.int64, device=z.device)
         score = torch.zeros(n, device=z.device)
-        weights, biases = self.out.weight.split(self.levels), self.out.bias.split(self.levels)
-        tables = self.tokens.weight.split(self.levels) if self.channels > 1 else ()
-        x = self.first_input(cond, sampling=True)
         for slot, channel in enumerate(self.order):
-            x = (x + self.slot_position[slot]).unsqueeze(1)  # (R, 1, E)
-            for block, modulation, layer in zip(self.blocks, modulations, kept):
-                x = block(x, modulation[slot].unsqueeze(1), layer, slot)
-            x = self.final_norm(x.squeeze(1), modulations[-1][slot])
-            logits = mix(F.linear(x, weights[slot], biases[slot]).float(), guidance)  # (n, Q)
+            logits = mix(network(slot, before).float(), guidance)  # (n, Q)
             scaled = keep_likeliest(logits / temperature, top_k=plan.top_k, top_p=plan.top_p)
             chosen = choose(scaled, noise[:, channel])  # (n,)
             ids[:, channel] = chosen
             score += logits.log_softmax(-1).gather(1, chosen.unsqueeze(1)).squeeze(1)
-            if slot + 1 < self.channels:
-                x = F.embedding(chosen, tables[slot]).repeat(halves, 1)
+            before = chosen.repeat(halves)
         return ids, score

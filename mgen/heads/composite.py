@@ -3,7 +3,9 @@
 Notation: B batch, M positions, D width, V ids, s² tokens of a window.
 """
 
+import math
 from collections.abc import Callable, Sequence
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 from mgen.heads.categorical import CategoricalConfig, CategoricalHead, DrawSettings, OwnTable
 from mgen.heads.head import Draw, Head, HeadInputs, HeadNoise, NoiseSpec, PlanT
 from mgen.nn.blocks import Blocks
+from mgen.nn.halves import by_halves, sharing
 from mgen.nn.windows import ResidualMLP, TokenUnshuffle
 from mgen.utils.config import Settings
 from mgen.utils.fitting import DataRows, Rows, below
@@ -45,6 +48,8 @@ class PerCodebookHead(_Composite[DrawSettings]):
     A draw evaluates the head of the step's part alone. Settings and noise are those of CategoricalHead.
     """
 
+    has_moments = True
+
     def __init__(self, config: CategoricalConfig, inputs: HeadInputs) -> None:
         super().__init__()
         vocab_size, table = inputs.tokens.vocab_size, inputs.table
@@ -74,6 +79,11 @@ class PerCodebookHead(_Composite[DrawSettings]):
         if hasattr(self, "table"):
             nn.init.zeros_(self.table.weight)
 
+    def guided_by(self, guide: Head[Any]) -> Self:
+        self.check_guide(guide)
+        assert isinstance(guide, PerCodebookHead)
+        return sharing(self, parts=Blocks(own.guided_by(other) for own, other in zip(self.parts, guide.parts)))
+
     def sample(
         self,
         z: Tensor,
@@ -83,9 +93,25 @@ class PerCodebookHead(_Composite[DrawSettings]):
         temperature: float = 1.0,
         guidance: float | Tensor | None = None,
         part: int = 0,
+        exponent: float = 0.0,
     ) -> Draw:
         """See CategoricalHead.sample. part: 0 for global tokens, 1 for the others; one for all of z."""
-        return self.parts[part].sample(z, noise=noise, plan=plan, temperature=temperature, guidance=guidance)
+        return self.parts[part].sample(
+            z, noise=noise, plan=plan, temperature=temperature, guidance=guidance, exponent=exponent
+        )
+
+    def log_moments(
+        self,
+        z: Tensor,
+        *,
+        plan: DrawSettings,
+        temperature: float = 1.0,
+        guidance: float | Tensor | None = None,
+        exponent: float = math.inf,
+        part: int = 0,
+    ) -> Tensor:
+        """See Head.log_moments and `sample`."""
+        return self.parts[part].log_moments(z, plan=plan, temperature=temperature, guidance=guidance, exponent=exponent)
 
     def loss(
         self,
@@ -116,9 +142,11 @@ class WindowHead(_Composite[DrawSettings]):
         head: draws an id from each part. side: of the windows. blocks: residual MLPs in front.
     """
 
+    inner: CategoricalHead
+
     def __init__(self, head: CategoricalHead, *, side: int, blocks: int) -> None:
         super().__init__()
-        self.inner, self.width = head, head.width
+        self.inner, self.width, self.has_moments = head, head.width, head.has_moments
         self.split = TokenUnshuffle(head.width, side, blocks=blocks)
 
     @property
@@ -129,6 +157,16 @@ class WindowHead(_Composite[DrawSettings]):
         """One uniform number for each id of a window."""
         return NoiseSpec(shape=(self.split.parts,))
 
+    def opened(self, z: Tensor) -> Tensor:
+        """What the inner head takes, (…, s², D), for contexts (…, D) of windows."""
+        return self.split(z)
+
+    def guided_by(self, guide: Head[Any]) -> Self:
+        self.check_guide(guide)
+        assert isinstance(guide, WindowHead)
+        opened = by_halves(self.opened, guide.opened, widths=(self.width, guide.width))
+        return sharing(self, inner=self.inner.guided_by(guide.inner), opened=opened)
+
     def sample(
         self,
         z: Tensor,
@@ -137,6 +175,7 @@ class WindowHead(_Composite[DrawSettings]):
         plan: DrawSettings,
         temperature: float = 1.0,
         guidance: float | Tensor | None = None,
+        exponent: float = 0.0,
     ) -> Draw:
         """Draw the ids of a window at each position.
 
@@ -146,13 +185,28 @@ class WindowHead(_Composite[DrawSettings]):
         Returns:
             ids (B, M, s²) int64, and the sum (B, M) of their log-probabilities.
         """
-        rows = self.split(z).flatten(1, 2)
+        rows = self.opened(z).flatten(1, 2)
         ids, score = self.inner.sample(
-            rows, noise=noise.flatten(1, 2), plan=plan, temperature=temperature, guidance=guidance
+            rows, noise=noise.flatten(1, 2), plan=plan, temperature=temperature, guidance=guidance, exponent=exponent
         )
         assert score is not None
         parts = (-1, self.split.parts)
         return Draw(ids.unflatten(1, parts), score.unflatten(1, parts).sum(-1))
+
+    def log_moments(
+        self,
+        z: Tensor,
+        *,
+        plan: DrawSettings,
+        temperature: float = 1.0,
+        guidance: float | Tensor | None = None,
+        exponent: float = math.inf,
+        part: int = 0,
+    ) -> Tensor:
+        """See Head.log_moments: ids of a window are independent, so the sum of their own."""
+        rows = self.opened(z).flatten(1, 2)
+        each = self.inner.log_moments(rows, plan=plan, temperature=temperature, guidance=guidance, exponent=exponent)
+        return each.unflatten(1, (-1, self.split.parts)).sum(-1)
 
     def loss(
         self, z: Tensor, target: Tensor, *, noise: HeadNoise | None = None, label_smoothing: float = 0.0
@@ -178,6 +232,16 @@ class VectorWindowHead(_Composite[PlanT]):
             assert isinstance(block, ResidualMLP)
             block.reset_parameters()
 
+    def prepared(self, z: Tensor) -> Tensor:
+        """What the inner head takes, (…, D), for contexts (…, D)."""
+        return self.blocks(z)
+
+    def guided_by(self, guide: Head[Any]) -> Self:
+        self.check_guide(guide)
+        assert isinstance(guide, VectorWindowHead)
+        prepared = by_halves(self.prepared, guide.prepared, widths=(self.width, guide.width))
+        return sharing(self, inner=self.inner.guided_by(guide.inner), prepared=prepared)
+
     def training_noise(self, length: int, copies: int, rng: torch.Generator) -> HeadNoise | None:
         return self.inner.training_noise(length, copies, rng)
 
@@ -187,7 +251,7 @@ class VectorWindowHead(_Composite[PlanT]):
     def sample(
         self, z: Tensor, *, noise: Tensor, plan: PlanT, temperature: float = 1.0, guidance: float | Tensor | None = None
     ) -> Draw:
-        return self.inner.sample(self.blocks(z), noise=noise, plan=plan, temperature=temperature, guidance=guidance)
+        return self.inner.sample(self.prepared(z), noise=noise, plan=plan, temperature=temperature, guidance=guidance)
 
     def loss(
         self, z: Tensor, target: Tensor, *, noise: HeadNoise | None = None, label_smoothing: float = 0.0

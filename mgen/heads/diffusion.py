@@ -9,18 +9,20 @@ K copies of a token in training, n = B·M tokens, R rows of the network (n, or 2
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mgen.heads.cache import CachedNetwork, CachePlan, HeadCache, Kept, keep_difference
 from mgen.heads.chains import BETAS, LEAST_LINEAR, Chain, ChainSettings, Tables, TrainSteps
 from mgen.heads.head import Draw, Head, HeadInputs, HeadNoise, NoiseSpec, PlanT, mix, register_head
 from mgen.heads.singlestep import make_chain
 from mgen.nn.blocks import Blocks
 from mgen.nn.denoising import Ahead, Network, TimeEmbedding
+from mgen.nn.halves import networks_by_halves, separate, sharing
 from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError
 from mgen.utils.fitting import DataRows, Rows
@@ -42,16 +44,32 @@ class ResBlock(nn.Module):
     def forward(self, h: Tensor, modulation: Tensor) -> Tensor:
         """h (…, W), modulation (…, 3W)."""
         shift, scale, gate = modulation.chunk(3, dim=-1)
+        return torch.addcmul(h, gate, self.mlp(h, shift, scale))
+
+    def mlp(self, h: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+        """What the gate (…, W) is multiplied with."""
         x = torch.addcmul(shift, self.norm(h), 1 + scale)
-        return torch.addcmul(h, gate, self.fc2(F.silu(self.fc1(x))))
+        return self.fc2(F.silu(self.fc1(x)))
+
+    def gate(self, y: Tensor) -> Tensor:
+        """The gate alone (…, W), the last third of the modulation; y as `adaln` takes it."""
+        first = 2 * self.fc2.out_features
+        return F.linear(y, self.adaln.weight[first:], self.adaln.bias[first:])
 
 
 @dataclass(frozen=True)
 class ChainPlan:
-    """A chain and the time embeddings (N, W) of its steps, made once per run."""
+    """What the draws of a run share, made once.
+
+    Attributes:
+        embedding: time embeddings (N, W) of the chain's steps. cache: which calls use what others computed; None: none.
+        guide: the same of a head that guides.
+    """
 
     chain: Chain
     embedding: Tensor
+    cache: CachePlan | None = None
+    guide: "ChainPlan | None" = None
 
 
 class VectorHead(Head[PlanT]):
@@ -103,7 +121,9 @@ class ChainHead(VectorHead[ChainPlan]):
         return noise, dict(zip(TABLES, self._coefficients[:, noise.t].unsqueeze(-1)))
 
     def check(self, settings: Settings, *, temperatures: Sequence[float]) -> None:
-        chain = make_chain(ChainSettings.of(settings), self.tables).settings  # raises for too many steps
+        made = make_chain(ChainSettings.of(settings), self.tables)  # raises for too many steps
+        self.cache_plan(made.settings.cache, len(made.timesteps))
+        chain = made.settings
         if chain.chain != "ancestral" and any(t != 1 for t in temperatures):
             raise MgenError(
                 f"temperature {temperatures[0]} scales noise that the chain {chain.chain!r} does not add: use temperature 1 or "
@@ -116,13 +136,51 @@ class ChainHead(VectorHead[ChainPlan]):
 
     def plan(self, settings: Settings) -> ChainPlan:
         chain = make_chain(ChainSettings.of(settings), self.tables)
-        return ChainPlan(chain, self.time(torch.tensor(chain.timesteps, device=self.input.weight.device)))
+        embedding = self.time(torch.tensor(chain.timesteps, device=self.input.weight.device))
+        return ChainPlan(chain, embedding, self.cache_plan(chain.settings.cache, len(chain.timesteps)))
+
+    def cache_plan(self, cache: HeadCache, calls: int) -> CachePlan | None:
+        """The calls of a chain that use what others computed; MgenError where this head has no such cache."""
+        cache.refuse(self.settings["type"], "its blocks attend to all tokens together")
+        return None
+
+    def conditioned(
+        self, z: Tensor, plan: ChainPlan, positions: Tensor | None = None, *, null_rows: bool = False
+    ) -> Network:
+        """The network of a draw, given its context.
+
+        positions: of a joint head, those that it answers for. null_rows: the second half of the rows is of the null class.
+        """
+        raise NotImplementedError
+
+    def guided_by(self, guide: Head[Any]) -> Self:
+        self.check_guide(guide, *({"train_steps", "noise_schedule"} & self.settings.keys()))
+        assert isinstance(guide, ChainHead)
+        own = self
+
+        def plan(settings: Settings) -> ChainPlan:
+            # With a cache the guide is asked in refresh calls alone.
+            others = {key: value for key, value in settings.items() if key != "cache"}
+            return replace(own.plan(settings), guide=guide.plan(others))
+
+        def conditioned(
+            z: Tensor, plan: ChainPlan, positions: Tensor | None = None, *, null_rows: bool = False
+        ) -> Network:
+            assert plan.guide is not None
+            rows = (None, None) if positions is None else positions.chunk(2)
+            first, second = separate(z, own.width, guide.width)
+            networks = own.conditioned(first, plan, rows[0]), guide.conditioned(second, plan.guide, rows[1])
+            return keep_difference(
+                networks_by_halves(*networks, rows=len(first)), networks[0], plan.cache, rows=len(first)
+            )
+
+        return sharing(self, plan=plan, conditioned=conditioned)
 
 
 class DenoisingMLP(VectorHead[PlanT]):
     """A residual MLP per token with adaptive layer norm: noisy token, time and context in, `outputs` · C numbers out."""
 
-    passes = ("modulations", "answer")
+    passes = ("modulations", "some_modulations", "answer", "remembered", "shortened")
     outputs = 1
     most_times: int  # whole times that there are: where more tokens are asked for, each time is embedded once
 
@@ -150,7 +208,11 @@ class DenoisingMLP(VectorHead[PlanT]):
         """The answer (…, outputs · C) for embedded tokens h (…, W)."""
         for block, modulation in zip(self.blocks, modulations):
             h = block(h, modulation)
-        shift, scale = modulations[-1].chunk(2, dim=-1)
+        return self.output(h, modulations[-1])
+
+    def output(self, h: Tensor, modulation: Tensor) -> Tensor:
+        """The answer (…, outputs · C) for what the last block makes (…, W)."""
+        shift, scale = modulation.chunk(2, dim=-1)
         return self.out(torch.addcmul(shift, F.layer_norm(h, h.shape[-1:], eps=1e-6), 1 + scale))
 
     def forward(self, x: Tensor, t: Tensor, z: Tensor) -> Tensor:
@@ -161,11 +223,20 @@ class DenoisingMLP(VectorHead[PlanT]):
             time = self.time(t)
         return self.answer(self.embed(x), self.modulations(time + self.cond(z)))
 
-    def network(self, z: Tensor, embedding: Tensor) -> Network:
+    def network(
+        self, z: Tensor, embedding: Tensor, *, cache: CachePlan | None = None, null_rows: bool = False
+    ) -> Network:
         """The network of a chain, given the context z (R, D) and the time embeddings (N, W) of its steps.
 
         It takes noisy tokens (n, C). One state may serve both halves of the guidance: n may be R / 2.
+
+        Args:
+            cache: which calls use what others computed; None: none. null_rows: whether the second half of the rows is of the null class.
         """
+        if cache is not None and (null_rows or cache.skipped):
+            rows = len(z) // (2 if null_rows else 1)
+            cached = CachedNetwork(self, z, embedding, cache, rows=rows)
+            return keep_difference(cached, cached, cache, rows=rows) if null_rows else cached
         cond = self.cond(z)  # (R, W)
         # Modulations know nothing of x: those of many steps are one matrix product, ahead of the steps.
         ahead: Ahead[Tensor] = Ahead(
@@ -178,6 +249,52 @@ class DenoisingMLP(VectorHead[PlanT]):
             return self.answer(h, [part[place] for part in group])
 
         return network
+
+    # -- calls of a chain with a cache, see mgen.heads.cache -----------------------------------------------------------
+
+    def cache_plan(self, cache: HeadCache, calls: int) -> CachePlan | None:
+        return cache.plan(calls, depth=len(self.blocks), device=self.input.weight.device)
+
+    def some_modulations(self, y: Tensor, *, skipped: range, gates: bool) -> list[Tensor]:
+        """As `modulations`, without the blocks that are skipped; of the others the gates alone (…, W), if so asked."""
+        y, own = F.silu(y), [block for i, block in enumerate(self.blocks) if i not in skipped]
+        return [*(block.gate(y) if gates else block.adaln(y) for block in own), self.out_adaln(y)]
+
+    def remembered(self, h: Tensor, modulations: list[Tensor], *, skipped: range, rows: int) -> tuple[Tensor, Kept]:
+        """As `answer` for h (R, W), and what later calls use of the first `rows` rows."""
+        outputs, before, change = [], h, h
+        for i, (block, modulation) in enumerate(zip(self.blocks, modulations)):
+            if i == skipped[0]:
+                before = h
+            if i in skipped:
+                h = block(h, modulation)
+            else:
+                shift, scale, gate = modulation.chunk(3, dim=-1)
+                out = block.mlp(h, shift, scale)
+                outputs.append(out[:rows])
+                h = torch.addcmul(h, gate, out)
+            if i == skipped[-1]:
+                change = h[:rows] - before[:rows]
+        return self.output(h, modulations[-1]), Kept(change, outputs)
+
+    def shortened(
+        self, h: Tensor, modulations: list[Tensor], *, kept: Kept, skipped: range, gates: bool
+    ) -> tuple[Tensor, Kept]:
+        """As `answer` for h (n, W) with what was kept, and what is kept then. modulations: as `some_modulations` makes them."""
+        outputs: list[Tensor] = []
+        for i, block in enumerate(self.blocks):
+            if i in skipped:
+                h = h + kept.change if i == skipped[0] else h
+                continue
+            place = len(outputs)
+            if gates:
+                gate, out = modulations[place], kept.outputs[place]
+            else:
+                shift, scale, gate = modulations[place].chunk(3, dim=-1)
+                out = block.mlp(h, shift, scale)
+            outputs.append(out)
+            h = torch.addcmul(h, gate, out)
+        return self.output(h, modulations[-1]), Kept(kept.change, outputs)
 
 
 @schema
@@ -241,6 +358,11 @@ class DiffusionHead(DenoisingMLP[ChainPlan], ChainHead):
 
     # -- sampling ------------------------------------------------------------------------------------------------------
 
+    def conditioned(
+        self, z: Tensor, plan: ChainPlan, positions: Tensor | None = None, *, null_rows: bool = False
+    ) -> Network:
+        return self.network(z, plan.embedding, cache=plan.cache, null_rows=null_rows)
+
     def sample(
         self,
         z: Tensor,
@@ -262,7 +384,7 @@ class DiffusionHead(DenoisingMLP[ChainPlan], ChainHead):
         """
         b, m = noise.shape[1:3]
         chain, count = plan.chain, len(plan.chain.timesteps)
-        network = self.network(z.flatten(0, 1), plan.embedding)
+        network = self.conditioned(z.flatten(0, 1), plan, null_rows=guidance is not None)
         draws = noise.flatten(1, 2)  # (draws, n, C)
         x = draws[0]
         chain.begin()

@@ -17,7 +17,7 @@ from mgen.heads.diffusion import ChainHead, ChainPlan
 from mgen.heads.head import Draw, HeadInputs, HeadNoise, JointHead, mix, register_head
 from mgen.nn.attention import Attention, gather_rows
 from mgen.nn.blocks import MLP, Blocks
-from mgen.nn.denoising import TimeEmbedding
+from mgen.nn.denoising import Network, TimeEmbedding
 from mgen.nn.modulated import modulate
 from mgen.nn.sizes import Ratio, check_heads
 from mgen.utils.errors import MgenError
@@ -160,6 +160,20 @@ class DiffusionTransformerHead(ChainHead, JointHead[ChainPlan]):
 
     # -- sampling ------------------------------------------------------------------------------------------------------
 
+    def conditioned(
+        self, z: Tensor, plan: ChainPlan, positions: Tensor | None = None, *, null_rows: bool = False
+    ) -> Network:
+        """ε (R, L, C), or (R, M, C) at `positions` (R, M), of noisy maps (B, L, C) in a step, given contexts z (R, L, D)."""
+        cond = self.cond(z)  # (R, L, W)
+
+        def network(x: Tensor, j: int) -> Tensor:
+            h = self.embed(x)
+            # One state serves both halves: the null half's own state is never read.
+            h = h if len(h) == len(cond) else h.repeat(2, 1, 1)
+            return self.answer(h, plan.embedding[j] + cond, positions)
+
+        return network
+
     def sample(
         self,
         z: Tensor,
@@ -188,7 +202,7 @@ class DiffusionTransformerHead(ChainHead, JointHead[ChainPlan]):
             probability to rank positions by.
         """
         chain, count = plan.chain, len(plan.chain.timesteps)
-        cond, draws, start = self.cond(z), noise, noise[0]  # (R, L, W)
+        draws, start = noise, noise[0]
         if tokens is None or known is None:
             tokens, known = torch.zeros_like(start), torch.zeros_like(start[..., 0], dtype=torch.bool)
         visible, asked = known.unsqueeze(-1), unknown
@@ -202,14 +216,12 @@ class DiffusionTransformerHead(ChainHead, JointHead[ChainPlan]):
             """The map with `given` (B, L, C) where known and the state x elsewhere."""
             return torch.where(visible, given, x if unknown is None else given.scatter(1, places, x))
 
-        x = draws[0]
+        network, x = self.conditioned(z, plan, asked), draws[0]
         chain.begin()
         for j in range(count):
             k = count - 1 - j
-            h = self.embed(complete(chain.tables.signal[k] * tokens + chain.tables.noise[k] * start, x))
-            # One state serves both halves: the null half's own state is never read.
-            h = h if guidance is None else h.repeat(2, 1, 1)
-            eps = mix(self.answer(h, plan.embedding[j] + cond, asked).float(), guidance)  # (B, M, C)
+            state = complete(chain.tables.signal[k] * tokens + chain.tables.noise[k] * start, x)
+            eps = mix(network(state, j).float(), guidance)  # (B, M, C)
             added = draws[j + 1] if len(draws) > 1 and j + 1 < count else None
             x = chain.step(j, x, eps, None, added, temperature)
         return Draw(complete(tokens, x), None)

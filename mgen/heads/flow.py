@@ -10,14 +10,17 @@ Notation: B batch, M positions, D width of the context, C numbers of a token, K 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from mgen.heads.cache import CachePlan, HeadCache, keep_difference
 from mgen.heads.diffusion import DenoisingMLP
 from mgen.heads.flows import Flow, FlowSettings, Times, time_index
 from mgen.heads.head import DenoisingHead, Draw, Head, HeadInputs, HeadNoise, NoiseSpec, register_head
-from mgen.nn.denoising import Denoiser
+from mgen.nn.denoising import Denoiser, Network
+from mgen.nn.halves import by_halves, networks_by_halves, separate, sharing
 from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError
 from mgen.utils.fitting import DataRows, Rows
@@ -26,10 +29,11 @@ from mgen.utils.schema import Depth, Size, schema
 
 @dataclass(frozen=True)
 class FlowPlan:
-    """A solver and what the time embedding takes at its steps (n,), made once per run."""
+    """A solver, what the time embedding takes at its steps (n,), and which calls use what others computed; made once per run."""
 
     flow: Flow
     times: Tensor
+    cache: CachePlan | None = None
 
 
 class FlowMatching(Head[FlowPlan]):
@@ -59,6 +63,7 @@ class FlowMatching(Head[FlowPlan]):
 
     def check(self, settings: Settings, *, temperatures: Sequence[float]) -> None:
         flow = FlowSettings.of(settings)
+        self.cache_plan(flow.cache, flow.steps)
         if flow.solver == "euler" and any(t != 1 for t in temperatures):
             raise MgenError(
                 f"temperature {temperatures[0]} scales noise that the solver 'euler' does not add: use temperature 1 or "
@@ -71,7 +76,13 @@ class FlowMatching(Head[FlowPlan]):
 
     def plan(self, settings: Settings) -> FlowPlan:
         flow = Flow(FlowSettings.of(settings))
-        return FlowPlan(flow, flow.asked(self.config.times).to(next(self.parameters()).device))
+        times = flow.asked(self.config.times).to(next(self.parameters()).device)
+        return FlowPlan(flow, times, self.cache_plan(flow.settings.cache, len(times)))
+
+    def cache_plan(self, cache: HeadCache, calls: int) -> CachePlan | None:
+        """The calls of a chain that use what others computed; MgenError where this head has no such cache."""
+        cache.refuse(self.settings["type"], "its network is the trunk")
+        return None
 
 
 @schema
@@ -101,6 +112,24 @@ class FlowHead(DenoisingMLP[FlowPlan], FlowMatching):
         assert noise is not None
         return self.error(self(x, t, z), target, noise)
 
+    def conditioned(self, z: Tensor, plan: FlowPlan, *, null_rows: bool = False) -> Network:
+        """The network of a draw, given its context (n, D); null_rows: the second half of the rows is of the null class."""
+        return self.network(z, self.time(plan.times), cache=plan.cache, null_rows=null_rows)
+
+    def guided_by(self, guide: Head[Any]) -> Self:
+        self.check_guide(guide, "times")
+        assert isinstance(guide, FlowHead)
+        own = self
+
+        def conditioned(z: Tensor, plan: FlowPlan, *, null_rows: bool = False) -> Network:
+            first, second = separate(z, own.width, guide.width)
+            networks = own.conditioned(first, plan), guide.network(second, guide.time(plan.times))
+            return keep_difference(
+                networks_by_halves(*networks, rows=len(first)), networks[0], plan.cache, rows=len(first)
+            )
+
+        return sharing(self, conditioned=conditioned)
+
     def sample(
         self,
         z: Tensor,
@@ -112,7 +141,8 @@ class FlowHead(DenoisingMLP[FlowPlan], FlowMatching):
     ) -> Draw:
         """Draw a token at each position; arguments as in Head, noise and temperature as in Flow.run."""
         b, m = noise.shape[1:3]
-        network = self.network(z.flatten(0, 1), self.time(plan.times))  # of (n, C), n = R·M
+        # of (n, C), n = R·M
+        network = self.conditioned(z.flatten(0, 1), plan, null_rows=guidance is not None)
         x = plan.flow.run(network, noise.flatten(1, 2), temperature=temperature, guidance=guidance)
         return Draw(x.unflatten(0, (b, m)), None)  # (B, M, C)
 
@@ -139,6 +169,11 @@ class VelocityHead(FlowMatching, DenoisingHead[FlowPlan]):
     def data_rows(self, table: tuple[Rows, ...] = ()) -> DataRows:
         rows = (Rows("channels", (self.out.out_features,)),)
         return {"out.weight": {0: rows}, "out.bias": {0: rows}}
+
+    def guided_by(self, guide: Head[Any]) -> Self:
+        self.check_guide(guide, "times")
+        assert isinstance(guide, VelocityHead)
+        return sharing(self, forward=by_halves(self.forward, guide.forward, widths=(self.width, guide.width)))
 
     def forward(self, z: Tensor) -> Tensor:
         """Velocities (…, C) of entities, from the contexts (…, s, D) of their s tokens."""

@@ -8,12 +8,14 @@ diffusers' FlowMatchEulerDiscreteScheduler takes other times and adds no noise t
 in float32 the sum of many small steps loses digits that the next tokens see.
 """
 
+from dataclasses import field
 from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from mgen.heads.cache import HeadCache
 from mgen.heads.head import HeadSettings, mix
 from mgen.nn.denoising import Network
 from mgen.utils.errors import MgenError
@@ -30,10 +32,12 @@ class FlowSettings(HeadSettings):
     Args:
         solver: "euler-maruyama" adds noise in every step but the last (xAR), "euler" follows the velocity alone.
         steps: n, calls of the network; euler-maruyama needs 2.
+        cache: what calls of a denoising MLP use of those before (LazyMAR), see mgen.heads.cache.
     """
 
     solver: Literal["euler", "euler-maruyama"] = "euler-maruyama"
     steps: Annotated[int, Field(ge=1, le=100_000)] = 100
+    cache: HeadCache = field(default_factory=HeadCache)
 
     def __post_init__(self) -> None:
         if self.steps == 1 and self.solver == "euler-maruyama":

@@ -8,9 +8,10 @@ Who calls what:
 Notation: B batch, M positions, D width of the context, C numbers or ids of a token, K copies of a token in the loss.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Generic, NamedTuple, Self, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from mgen.nn.denoising import Denoiser
 from mgen.nn.windows import TokenUnshuffle
 from mgen.tokens import TokenSpec
 from mgen.utils.config import Settings
+from mgen.utils.errors import MgenError
 from mgen.utils.fitting import DataRows, Rows
 from mgen.utils.registry import Configured, Registry
 from mgen.utils.schema import build, schema
@@ -108,6 +110,7 @@ class Head(nn.Module, Configured, Generic[PlanT]):
     Attributes:
         token_kinds: kinds of TokenSpec that it draws. metric: what `loss` gives besides the loss, by its name in the logs.
         has_log_prob: whether its draws have probabilities, by which positions can be ranked.
+        has_moments: whether `log_moments` is there, and `sample` takes an `exponent`, for an order that chooses positions before it draws.
         joint: whether it draws all positions together, from the context of all.
         width: D.
         passes: methods that are worth compiling in sampling, see Composed.compile.
@@ -117,6 +120,7 @@ class Head(nn.Module, Configured, Generic[PlanT]):
     token_kinds: tuple[str, ...] = ("index",)
     metric: str = "accuracy"
     has_log_prob: bool = True
+    has_moments: bool = False
     joint: ClassVar[bool] = False
     width: int
 
@@ -166,6 +170,45 @@ class Head(nn.Module, Configured, Generic[PlanT]):
             plan: made by `plan`. temperature: of the draw. guidance: s in u + s·(c − u); None: z has no null rows.
         """
         raise NotImplementedError
+
+    def log_moments(
+        self,
+        z: Tensor,
+        *,
+        plan: PlanT,
+        temperature: float = 1.0,
+        guidance: float | Tensor | None = None,
+        exponent: float = math.inf,
+        part: int = 0,
+    ) -> Tensor:
+        """log Σ q · p^exponent (B, M) over all tokens, with q the distribution of the draw and log p what positions are ranked by.
+
+        At exponent ∞: the largest log p (B, M) of tokens that can be drawn. `sample` with the same exponent then draws from q · p^exponent,
+        at ∞ the likeliest token. Arguments as for `sample`; part: as there, of heads with parts.
+        """
+        raise NotImplementedError
+
+    def guided_by(self, guide: "Head[Any]") -> Self:
+        """A head for guided draws in which `guide` takes the place of the null class: it shares everything with this one, but answers
+        the rows behind by the weights of the guide, whose width may be another (see mgen.nn.halves).
+
+        Raises:
+            MgenError: the guide's head is of another kind, or its answers cannot be mixed with those of this one.
+        """
+        raise MgenError(f"head {self.settings['type']!r} takes no guide: sample without one")
+
+    def check_guide(self, guide: "Head[Any]", *settings: str) -> None:
+        """Raise MgenError unless a guide's head is of this one's kind, with the same values of these settings."""
+        own, other = self.settings, guide.settings
+        if type(guide) is not type(self):
+            raise MgenError(
+                f"the guide's head is {other['type']!r}, this model's is {own['type']!r}: only answers of one kind can be mixed"
+            )
+        for name in settings:
+            if own[name] != other[name]:
+                raise MgenError(
+                    f"the guide's head has {name} {other[name]}, this model's has {own[name]}: only answers of one kind can be mixed"
+                )
 
 
 class JointHead(Head[PlanT]):

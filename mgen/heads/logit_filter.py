@@ -13,12 +13,15 @@ TopK = Count | None
 TopP = Annotated[float, Field(gt=0, le=1)] | None
 
 
-def keep_likeliest(logits: Tensor, *, top_k: int | None = None, top_p: float | None = None) -> Tensor:
+def keep_likeliest(
+    logits: Tensor, *, top_k: int | None = None, top_p: float | None = None, crossing: bool = True
+) -> Tensor:
     """Logits (…, V) with −∞ for ids that cannot be drawn.
 
     Args:
         top_k: the k likeliest stay, and what ties with the last of them.
         top_p: of these, the fewest that together have this probability stay (nucleus sampling, arXiv 1904.09751), and ties.
+        crossing: the last of these stays, with which the probability is reached; False: only if it is the likeliest (ReMDM, 2503.00307).
     """
     if top_k is not None and top_k < logits.shape[-1]:
         least = logits.topk(top_k, dim=-1).values[..., -1:]
@@ -27,7 +30,8 @@ def keep_likeliest(logits: Tensor, *, top_k: int | None = None, top_p: float | N
         ranked = logits.sort(dim=-1, descending=True).values
         shares = ranked.softmax(-1)
         ahead = shares.cumsum(-1) - shares  # probability of all that are likelier
-        least = ranked.masked_fill(ahead >= top_p, torch.inf).amin(dim=-1, keepdim=True)
+        dropped = ahead >= top_p if crossing else (shares.cumsum(-1) > top_p) & (ahead > 0)
+        least = ranked.masked_fill(dropped, torch.inf).amin(dim=-1, keepdim=True)
         logits = logits.masked_fill(logits < least, -torch.inf)
     return logits
 

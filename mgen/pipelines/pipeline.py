@@ -14,6 +14,7 @@ from mgen.data.record import DataRecord, read_record
 from mgen.generators import Cascade, Generator
 from mgen.pipelines.arguments import as_list, call_options, check_tokens, chosen_sampler, given_tokens, one_of
 from mgen.pipelines.classes import class_ids
+from mgen.pipelines.guide import GuidedPipeline
 from mgen.pipelines.habits import DiffusersPipeline
 from mgen.pipelines.image_seeds import image_seeds
 from mgen.pipelines.lora import LoRAPipeline
@@ -45,7 +46,7 @@ class PipelineOutput(BaseOutput):
 
 
 @public
-class MaskedPipeline(DiffusersPipeline, LoRAPipeline):
+class MaskedPipeline(DiffusersPipeline, LoRAPipeline, GuidedPipeline):
     """Image synthesis, class-conditional or, with a generator that knows no classes, unconditional.
 
         pipe = mgen.load("fmnist-maskgit")
@@ -154,6 +155,7 @@ class MaskedPipeline(DiffusersPipeline, LoRAPipeline):
         seed: int | None = None,
         indices: Sequence[int] | None = None,
         sampler: ParallelSampler | None = None,
+        guide: GuidedPipeline | Generator | Cascade | None = None,
         batch_size: int | None = None,
         tokens: Tensor | None = None,
         known: Tensor | None = None,
@@ -171,7 +173,9 @@ class MaskedPipeline(DiffusersPipeline, LoRAPipeline):
                 names, which the sampler's settings and the command line have, are steps and guidance.
             seed: of the run, 0 by default. generator: in its place a torch.Generator that the seed is drawn from, or one per image.
             indices: number of each image in the run (default 0, 1, 2 …); image i depends on (seed, i) alone.
-            sampler: replaces the pipeline's sampler. batch_size: images at a time (default: all).
+            sampler: replaces the pipeline's sampler. guide: replaces the pipeline's guide: another model of the same tokens, or its
+                pipeline, that takes the place of the null class.
+            batch_size: images at a time (default: all).
             tokens, known: ids (B, L) or vectors (B, L, C), and a bool mask (B, L) of given ones, which stay as they are.
             first_stage: given tokens of the first stage, of a generator of two, and a bool mask, likewise.
             complete: sample tokens that reach no pixel too (of Hita's tokenizer the last ones), and first-stage tokens that nothing
@@ -202,9 +206,10 @@ class MaskedPipeline(DiffusersPipeline, LoRAPipeline):
         )
         labels = self.check_classes(as_list(class_labels, self.conditional), "class_labels")
         ids = [label for label in labels for _ in range(options.num_images_per_prompt)]
+        net = self.sampled(guide, ids)
         given, stage = given_tokens(self.transformer, tokens, known, first_stage, len(ids))
         sampler = chosen_sampler(
-            self.transformer,
+            net,
             self.sampler,
             sampler,
             steps=one_of(steps, "steps", num_inference_steps, "num_inference_steps"),
@@ -216,9 +221,8 @@ class MaskedPipeline(DiffusersPipeline, LoRAPipeline):
         decoded = output_type not in ("tokens", "latent")
         complete = complete or bool(callbacks) or not decoded
         unused_tail = 0 if complete else self.tokenizer.unused_tail
-        units = self.transformer.units
-        guided = any(sampler.guided(units.length, units.global_tokens))  # twice as many rows
-        self.transformer.optimize_layout(size * (2 if guided else 1))
+        guided = any(sampler.guided(net.units.length, net.units.global_tokens))  # twice as many rows
+        net.optimize_layout(size, guided=guided)
         count = self._steps(sampler, unused_tail)
         parts: list[Tensor] = []
         images: list[Tensor] = []
@@ -227,9 +231,9 @@ class MaskedPipeline(DiffusersPipeline, LoRAPipeline):
             for first in range(0, len(ids), size):
                 rows = slice(first, first + size)
                 run = sampler(
-                    self.transformer,
+                    net,
                     torch.tensor(ids[rows], device=device),
-                    noise=sampler.make_noise(self.transformer, seeds[rows]).to(device),
+                    noise=sampler.make_noise(net, seeds[rows]).to(device),
                     tokens=None if given is None else given[0][rows],
                     known=None if given is None else given[1][rows],
                     first_stage=None if stage is None else (stage[0][rows], stage[1][rows]),
@@ -261,7 +265,7 @@ class MaskedPipeline(DiffusersPipeline, LoRAPipeline):
         """Steps of one batch."""
         stages = [s for s in (sampler, sampler.first_stage) if s is not None]
         skipped = unused_tail if self.transformer.capabilities.skips_tail else 0
-        return sum(s.config.steps - s.config.start for s in stages) - skipped
+        return sum(s.steps_shown for s in stages) - skipped
 
     def decode(self, tokens: Tensor) -> Tensor:
         """Images (B, C, H, W) in [-1, 1] of ids (B, L) or vectors (B, L, C).

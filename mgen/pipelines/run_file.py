@@ -22,13 +22,16 @@ class RunFile:
 
     Args:
         num_images: images of the complete run. model: as it was named. weights_sha256, model_sha256: see mgen.zoo.identity; older
-            versions wrote the first alone. Others: see mgen.pipelines.runs.Run.
+            versions wrote the first alone. guide, guide_sha256: a guide as it was named, and its model_sha256.
+        Others: see mgen.pipelines.runs.Run.
     """
 
     num_images: Count
     model: Text | None = None
     weights_sha256: Text | None = None
     model_sha256: Text | None = None
+    guide: Text | None = None
+    guide_sha256: Text | None = None
     sampler: dict[str, Any] | None = None
     seed: int = 0
     classes: tuple[Natural | None, ...] = ()

@@ -137,6 +137,8 @@ def check_run(out: Path, settings: dict[str, Any], *, defaults: Mapping[str, Any
     skipped = {"num_images", "model"}  # the same weights may be at another path, and a run may be extended
     if "model_sha256" not in there:  # of an older version, which knew a model by its weights
         skipped.add("model_sha256")
+    if there.get("guide_sha256") == now.get("guide_sha256"):
+        skipped.add("guide")
     keys = sorted((now.keys() | there.keys()) - skipped)
     sides = [(key, there.get(key, defaults.get(key)), now.get(key, defaults.get(key))) for key in keys]
     if found := [change for key, old, new in sides for change in changes(old, new, key)]:

@@ -30,7 +30,7 @@ def check_batch(pipe: "Networks", sampler: "ParallelSampler", size: int, count: 
     generator = pipe.transformer
     noise = generator.head.noise_spec(sampler.longest_head)
     each = math.prod(noise.shape) * generator.units.length
-    if sampler.order.ranked:  # other orders draw a position once
+    if sampler.order.ranked or sampler.remask is not None:  # else a position is drawn once
         each *= sampler.config.steps
     image = 0 if pipe.tokenizer is None else image_numbers(pipe.tokenizer.config)
     # Single precision: noise of the batch; images of the call.
