@@ -146,9 +146,9 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
     def _check_remask(self, remask: Remask) -> None:
         """Raise MgenError for settings that remasking does not go with."""
         c, order = self.config, self.order.name
-        if self.reuse.cached:
+        if self.reuse.equal_counts:
             raise MgenError(
-                "remask takes known tokens back, whose keys and values cached steps read: set reuse.cached=0"
+                f"remask takes known tokens back, whose keys and values later steps would read: set {self.reuse.off}"
             )
         if self.reuse.condition.every > 1:
             raise MgenError(

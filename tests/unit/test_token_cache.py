@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mgen.bench.flops import count_run
 from mgen.bench.proxy import Proxy
+from mgen.generators import guided
 from mgen.nn import Cache
 from mgen.samplers import ParallelSampler
 from mgen.samplers.token_cache import TokenCache
@@ -286,7 +287,7 @@ def test_null_rows_that_were_not_kept_make_a_step_full() -> None:
     assert run(net, settings(net, reuse=reuse)).isfinite().all()
 
 
-@pytest.mark.parametrize("order", ["confidence", {"name": "confidence", "redraw": True}, "halton"])
+@pytest.mark.parametrize("order", ["confidence", {"name": "confidence", "redraw": True}, "moment", "halton"])
 def test_ids_in_ranked_orders(order: Any) -> None:
     """All unknown positions are drawn, and those revealed in the step before are the latest ones."""
     net = make("index")
@@ -318,6 +319,16 @@ def test_first_stage_of_a_cascade() -> None:
     assert run(net, lazy).shape == run(net, plain).shape
     with pytest.raises(MgenError, match="reads the context of all positions"):
         plain.override(reuse=own).check(net)
+
+
+def test_a_guide_is_computed_lazily_too() -> None:
+    """A guide that is the model itself, on the image's class: guidance changes nothing, whatever it is."""
+    net = make()
+    own = {"tokens": {"every": 4, "keep": 0.3, "layer": 1, "extra": 1}}
+    sampler = settings(net, reuse=own, guidance=[2.0] * 6 + [1.0] * 4)
+    with_guide, alone = run(guided(net, make()), sampler), run(net, settings(net, reuse=own, guidance=1.0))
+    assert "lazy + guide" in str(sampler.plan(guided(net, make())))
+    torch.testing.assert_close(with_guide, alone, atol=1e-4, rtol=1e-3)
 
 
 # -- what it costs --------------------------------------------------------------------------------------------------------
@@ -392,6 +403,7 @@ def test_operations() -> None:
         ("mae", {"every": 2}, {"reuse": {"cached": 1}}, "takes one kind"),
         ("mae", {"every": 2}, {"order": "remasking"}, r"reuse\.tokens\.every=1"),
         ("mae", {"every": 2}, {"counts": "binomial"}, r"reuse\.tokens\.every=1"),
+        ("mae", {"every": 2}, {"remask": {"kind": "cap"}}, r"remask takes.*reuse\.tokens\.every=1"),
         ("uvit", {"every": 2}, {}, "has no lazy steps"),
         ("causal", {"every": 2}, {"steps": LENGTH, "order": "raster", "schedule": "single"}, "has no lazy steps"),
     ],
