@@ -113,8 +113,8 @@ def cost(name: str, *, exact: bool = False) -> Cost:
     if exact or "model" not in facts or len(trunk) > 1 or len(head) > 1:
         parts = _count(generator, name, remembered)
     else:
-        low, high = SHALLOW.get(config["trunk"]["type"], (1, 2))
-        low, high = low + (least := _least_depth(name, generator)), high + least
+        least = _least_depth(name, generator)
+        low, high = (least + depth for depth in SHALLOW.get(config["trunk"]["type"], (1, 2)))
         counts = [_count(_build(_with_depth(config, depth)), name, remembered) for depth in (low, high)]
         parts = [a + (b - a) * (depth - low) // (high - low) for a, b, depth in zip(*counts, (trunk.pop(), head.pop()))]
     return Cost(sum(p.numel() for p in generator.parameters()), *parts)

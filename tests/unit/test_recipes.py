@@ -362,7 +362,7 @@ def test_stated_tflops_are_those_counted(name: str) -> None:
     assert tool.stated(FOLDER / f"{name}.yaml") == f"{tool.cost(name).tflops:.4g}"
 
 
-@pytest.mark.parametrize("name", ["autonat-l-imagenet256", "short-mar", "short-himar"])
+@pytest.mark.parametrize("name", ["autonat-l-imagenet256", "short-mar", "short-lazymar", "short-himar"])
 def test_shallow_runs_tell_the_operations_of_deep_ones(name: str, tmp_path: Path) -> None:
     tool, recipe = costs(), name
     if name.startswith("short"):  # few steps, all parts: reuse, chains, two stages
@@ -376,6 +376,15 @@ SHORT = {
     "short-mar": """
 model: fmnist-mar
 sampler: {steps: 6, order: random, guidance: 2.0, head: {steps: 4}, reuse: {cached: 1, full_first: 2}}
+""",
+    "short-lazymar": """
+model: {name: fmnist-mar, trunk: {decoder_depth: 4}, head: {depth: 4}}
+sampler:
+  steps: 6
+  order: random
+  guidance: 2.0
+  head: {steps: 8, cache: {every: 3, blocks: [1, 2], warm: 0.1}}
+  reuse: {condition: {every: 4}, tokens: {every: 4, layer: 1, keep: 0.3}}
 """,
     "short-himar": """
 model: {name: fmnist-himar, first: {head: {depth: 3}}}

@@ -1,7 +1,6 @@
 """The token cache (LazyMAR, arXiv 2503.12450, §3.2): which steps are lazy, and what they compute, against a plain transcription."""
 
 from itertools import pairwise
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mgen.bench.benchmark import RandomPipeline
 from mgen.bench.flops import count_run
 from mgen.bench.proxy import Proxy
 from mgen.generators import guided
@@ -63,7 +63,7 @@ def attend(block: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return block.attn.proj(torch.einsum("hqk,khd->qhd", weights, v).flatten(1))
 
 
-def finish(block: Any, x: Tensor) -> Tensor:
+def with_mlp(block: Any, x: Tensor) -> Tensor:
     return x + block.mlp(block.norm2(x))
 
 
@@ -89,7 +89,7 @@ class Half:
         for i, block in enumerate(t.encoder_blocks):
             q, k, v = project(block, x)
             self.encoder[i] = [k, v]
-            x = finish(block, x + attend(block, q, k, v))
+            x = with_mlp(block, x + attend(block, q, k, v))
         rows = t.decoder_embed(t.encoder_norm(x))
         x = t.mask_token[0].repeat(self.s + LENGTH, 1)
         x[[*range(self.s), *(self.s + p for p in visible)]] = rows
@@ -97,7 +97,7 @@ class Half:
         for i, block in enumerate(t.decoder_blocks):
             q, k, v = project(block, x)
             self.decoder[i] = [k, v]
-            x = finish(block, x + attend(block, q, k, v))
+            x = with_mlp(block, x + attend(block, q, k, v))
         return x
 
     def lazy(self, tokens: Tensor, latest: list[int], drawn: list[int], layer: int, count: int) -> Tensor:
@@ -108,7 +108,7 @@ class Half:
             for store, new in zip(self.encoder[i], (k, v)):
                 store[:s] = new[:s]
             self.encoder[i] = [torch.cat([store, new[s:]]) for store, new in zip(self.encoder[i], (k, v))]
-            x = finish(block, x + attend(block, q, *self.encoder[i]))
+            x = with_mlp(block, x + attend(block, q, *self.encoder[i]))
         rows = t.decoder_embed(t.encoder_norm(x))
         at = [*range(s), *(s + p for p in latest)]
         self.inputs = self.inputs.clone()
@@ -125,7 +125,7 @@ class Half:
                 score[[s + p for p in (*drawn, *latest)]] = 0.0
                 kept = score.sort().indices[:count].tolist()
                 x = x[kept]
-            x = finish(block, x)
+            x = with_mlp(block, x)
         assert {s + p for p in drawn} <= set(kept)
         out = torch.zeros(s + LENGTH, x.shape[-1])
         out[kept] = x
@@ -196,7 +196,7 @@ def test_against_a_plain_transcription(own: dict[str, Any], condition: bool) -> 
 
 
 def test_given_tokens_and_single_images() -> None:
-    """Against the transcription with given tokens, and an image is the same in any batch; unequal numbers are refused."""
+    """Against the transcription with given tokens, and an image is the same in any batch; unequal numbers raise an error."""
     net = make()
     sampler = settings(net, order=ORDER, reuse={"tokens": LAZY[1]})
     tokens, known = torch.randn(2, LENGTH, 4), torch.zeros(2, LENGTH, dtype=torch.bool)
@@ -368,7 +368,7 @@ def test_operations() -> None:
     net = make()
     own = {"every": 4, "first": 1, "keep": 0.4, "layer": 1, "extra": 2}
     sampler = settings(net, guidance=1.0, reuse={"tokens": own})
-    counted = count_run(SimpleNamespace(transformer=net, tokenizer=None), sampler)
+    counted = count_run(RandomPipeline(net, None, sampler), sampler)
     s, d, channels, rows = 4, 32, 4, 4 + LENGTH
     left = [LENGTH, *sampler.remaining(unknown=LENGTH, length=LENGTH)]
     total, p = 0, 0
@@ -388,7 +388,7 @@ def test_operations() -> None:
     assert counted.flops["trunk"] == total and counted.passes == {"full": 4, "cached": 6}
 
 
-# -- settings that are refused ----------------------------------------------------------------------------------------------
+# -- settings that raise errors --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
