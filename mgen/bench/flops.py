@@ -16,10 +16,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from mgen.bench.proxy import AnyGenerator, Proxy, proxy, watched
+from mgen.bench.repeats import Repeats
 from mgen.generators.generator import Generator
 from mgen.heads.head import DenoisingHead, Draw, Head
 from mgen.nn.cache import CachedStep, LazyStep
 from mgen.nn.denoising import Denoiser, Network
+from mgen.pipelines.guide import GuidedPipeline
 from mgen.samplers import ParallelSampler
 from mgen.tokenizers.base import Tokenizer
 from mgen.tokens import TokenSpec
@@ -38,19 +40,17 @@ class Networks(Protocol):
     transformer: AnyGenerator
     tokenizer: Tokenizer | None
 
-    def sampled(self) -> AnyGenerator:
-        """What draws the tokens: the transformer, or the pair of it and its guide."""
-
 
 @dataclass
 class Counts:
     """FLOPs of one image by part, and the passes of the trunk that took them; a row of the null class is a pass of its own.
 
-    Lazy steps count as cached ones.
+    Lazy steps count as cached ones. `repeats`: knows the blocks that were counted.
     """
 
     flops: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PARTS, 0))
     passes: dict[str, int] = field(default_factory=lambda: {"full": 0, "cached": 0})
+    repeats: Repeats = field(default_factory=Repeats)
 
     @property
     def total(self) -> int:
@@ -63,9 +63,10 @@ class Counts:
             moved: Any = tuple(_to_meta(value) for value in args)
             named: Any = {name: _to_meta(value) for name, value in kwargs.items()}
             # The math form shows its two products to the counter; fused kernels have the same number of operations.
+            before = self.repeats.skipped
             with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
                 out = function(*moved, **named)
-            self.flops[part] += counter.get_total_flops()
+            self.flops[part] += counter.get_total_flops() + self.repeats.skipped - before
             return out
 
         return call
@@ -81,9 +82,18 @@ def _to_meta(value: object) -> object:
     return value
 
 
-def count_run(pipe: Networks, sampler: ParallelSampler, *, decode: bool = True) -> Counts:
-    """The operations of one image: a run of `sampler` with the pipeline's generator, then decoding if there is a tokenizer and `decode`."""
-    generator, counts = copy.deepcopy(pipe.sampled()).to("meta").requires_grad_(False), Counts()
+def count_run(
+    pipe: Networks, sampler: ParallelSampler, *, decode: bool = True, repeats: Repeats | None = None
+) -> Counts:
+    """The operations of one image: a run of `sampler` with the pipeline's generator, and its guide if it has one, then decoding if there
+    is a tokenizer and `decode`.
+
+    `repeats`: what is known of the generator's blocks from other runs, which saves most of the time.
+    """
+    sampled = pipe.sampled() if isinstance(pipe, GuidedPipeline) else pipe.transformer
+    generator, counts = copy.deepcopy(sampled).to("meta").requires_grad_(False), Counts()
+    counts.repeats = Repeats() if repeats is None else repeats
+    counts.repeats.watch(generator)
     net = watched(generator, partial(counted, counts=counts), counts.wrap)
     *_, step = sampler(net, torch.zeros(1, dtype=torch.int64), noise=sampler.make_noise(net, [0]))
     if decode and pipe.tokenizer is not None:
@@ -149,10 +159,11 @@ class CountedDenoiser(Denoiser):
             if second:
                 counts.flops["trunk"] += second[0][0]
                 return second[0][1]
+            before = counts.repeats.skipped
             with FlopCounterMode(display=False) as counter:
                 z = network(x, j)
             if j:
-                second.append((counter.get_total_flops(), z))
+                second.append((counter.get_total_flops() + counts.repeats.skipped - before, z))
             return z
 
         return call
@@ -209,7 +220,7 @@ class CountedHead(Proxy):
         part = {"part": options["part"]} if "part" in options else {}
         key = (function.__name__, id(settings["plan"]), settings["guidance"] is not None, *part.values())
         if key not in self._one:
-            counts = Counts()
+            counts = Counts(repeats=self._counts.repeats)
             counts.wrap("head", function)(z, **settings, **part)
             self._one[key] = counts.total
         self._counts.flops["head"] += self._one[key] * positions

@@ -16,7 +16,7 @@ from pathlib import Path
 from mgen.utils.errors import MgenError, shown
 from mgen.utils.files import LEFTOVER, aside
 
-FEATURES = r"features\.json|part-\d+\.safetensors|.*\.f32"
+FEATURES = r"features\.json|part-\d+\.safetensors|[0-9a-f]{16}\.safetensors|.*\.f32"
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,8 @@ KINDS = {
     "tune": Contents(
         "search of mgen tune",
         r"run\.json",
-        r"strategy\.yaml|trace\.jsonl|report\.md|reference-(search|test)\.safetensors",
+        r"strategy\.yaml|trace\.jsonl|report\.md|points\.json|pareto\.svg|reference-(search|test)\.safetensors",
+        "features",
     ),
     "cache": Contents("cache of mgen cache", r"index\.json", r"shard-\d{5,}\.safetensors"),
     "bench": Contents("sweep of mgen bench", r"sweep\.json", r"sweep\.(md|svg)"),

@@ -1,55 +1,49 @@
-"""`mgen tune`: search a sampling strategy, step by step, for a trained model."""
+"""`mgen tune`: search how to sample from a trained model: the best policy within a budget, or per-step lists of a number of steps."""
 
 import os
+import re
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
 
 from mgen.cli import resumable
 from mgen.cli.overwrite import add_overwrite, again, overwriting
-from mgen.cli.parser import make_parser, path, whole
-from mgen.utils.errors import MgenError
+from mgen.cli.parser import make_parser, number, path, whole
+from mgen.utils.errors import MgenError, shown
 
-if TYPE_CHECKING:
-    from mgen.evaluation.extractors import Extractor
-    from mgen.evaluation.statistics import Reference
-    from mgen.pipelines.pipeline import MaskedPipeline
-    from mgen.tune.strategies import Space
-    from mgen.tune.tuning import Outcome
-    from mgen.utils.config import Settings
-
-EXAMPLES = """  mgen tune --steps 6 --out tune-6                            the embedded model; rerun to resume
-  mgen sample --recipe tune-6/strategy.yaml                   sample with the strategy found
+EXAMPLES = """  mgen tune --budget 0.5x --out half                          half of the operations, best quality; rerun to resume
+  mgen sample --recipe half/strategy.yaml                     sample with the policy found
+  mgen tune --model fmnist-mar --budget 0.25x --axes steps,head,guidance --trials 30 --seconds 1800 --out quarter
+  mgen tune --budget "0.1 s" --rungs 200,600,2000 --test-seeds 5 --out tenth
+  mgen tune --start half/strategy.yaml --trials 30 --out half-lists      then bend its lists, step by step
   mgen tune --steps 8 --max-passes-per-image 12               guidance in four of eight steps at most
   mgen tune --steps 8 --start autonat-heuristic-8 --search guidance,temperature --trials 30 --out tune-8
   mgen tune --model models/autonat-l --steps 8 --num-images 5000 --test-images 10000 --extractor inception \\
       --inception-weights FILE --reference-search train-a.npz --reference-test train-b.npz
 
-The search compares images of one seed with one reference. The best strategy is then measured with another seed against another
-reference, and kept only if it is better there too."""
+With --budget, --axes or --space the policy of the sampler is searched: steps, order, schedule, guidance, head, reuse. Candidates get more
+images the better they are; none over the budget is sampled. Without, the lists of a sampler are bent at its number of steps.
+The search compares images of one seed with one reference. The best is then measured with other seeds against another reference."""
 
-
-REFERENCES = "--reference-search and --reference-test, two sets of images or statistics of them"
+LISTS = {"search": None, "knots": 2, "max_passes_per_image": None, "num_images": 500}
+POLICIES = {"axes": None, "space": None, "rungs": "100,300,1000", "finalists": 3, "test_seeds": 3, "seconds": None}
 
 
 def command(argv: Sequence[str] | None = None) -> int:
     parser = make_parser(
         "tune",
-        "Search mask fractions, temperatures and guidance, step by step, for the least Fréchet distance.",
+        "Search how to sample from a model: the policy of least Fréchet distance within a budget per image, or lists over the steps.",
         EXAMPLES,
     )
     add_options(parser)
     args = parser.parse_args(argv)
-
+    policies = any(value is not None for value in (args.budget, args.axes, args.space))
+    settle(args, policies)
     from mgen.cli.early import check_common, check_recipe, check_there
 
     if args.inception_weights and args.extractor != "inception":
         extractor = args.extractor or "fmnist-cnn"
         raise MgenError(f"--inception-weights is for --extractor inception, this is {extractor}: leave it out")
-    if args.seed == args.test_seed:
-        raise MgenError(f"--seed and --test-seed are both {args.seed}: the final comparison needs images of its own")
     check_common(args)
     if args.start:
         check_recipe(args.start)
@@ -57,12 +51,53 @@ def command(argv: Sequence[str] | None = None) -> int:
     if all(both) and "none" not in both and os.path.realpath(both[0]) != os.path.realpath(both[1]):
         check_there("--reference-search", args.reference_search)
         check_there("--reference-test", args.reference_test)
-    inputs = (args.model, args.start, args.reference_search, args.reference_test, args.extractor)
+    line = "mgen tune " + " ".join(argv if argv is not None else sys.argv[2:])
+    inputs = (args.model, args.start, args.space, args.reference_search, args.reference_test, args.extractor)
     with (
         overwriting(args.out, "tune", active=args.overwrite, inputs=inputs),
         resumable(f"the same command{again(args)} goes on after the trials it has made"),
     ):
-        return tune(args, "mgen tune " + " ".join(argv if argv is not None else sys.argv[2:]))
+        if policies:
+            from mgen.cli.tune_policies import search_policies
+
+            return search_policies(args, line)
+        from mgen.cli.tune_lists import search_lists
+
+        return search_lists(args, line)
+
+
+def settle(args: Namespace, policies: bool) -> None:
+    """Fill in the defaults of the kind of search, and check options against one another; MgenError for those of the other kind."""
+    own, other = (POLICIES, LISTS) if policies else (LISTS, POLICIES)
+    for name in other:
+        if getattr(args, name) is not None:
+            option = f"--{name.replace('_', '-')}"
+            if policies:
+                raise MgenError(f"{option} is for the search of lists: leave it out, or --budget, --axes and --space")
+            raise MgenError(f"{option} is for the search of policies: give --budget too, such as --budget 0.5x")
+    for name, default in own.items():
+        if getattr(args, name) is None:
+            setattr(args, name, default)
+    if policies:
+        from mgen.cli.early import check_shipped
+
+        args.rungs = numbers(args.rungs)
+        if args.space is not None:
+            check_shipped("spaces", "space", args.space)
+    last = args.test_seed + (args.test_seeds - 1 if policies else 0)
+    if args.test_seed <= args.seed <= last:
+        what = f"both {args.seed}" if args.test_seed == last else f"{args.seed} and {args.test_seed} … {last}"
+        raise MgenError(f"--seed and --test-seed are {what}: the final comparison needs images of its own")
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """The numbers of images of --rungs; MgenError unless they rise."""
+    if len(text) > 200 or not re.fullmatch(r"[0-9]{1,15}( *, *[0-9]{1,15})*", text):
+        raise MgenError(f"--rungs {shown(text)}: give numbers of images with commas between them, such as 100,300,1000")
+    found = tuple(map(int, text.split(",")))
+    if found[0] < 2 or any(a >= b for a, b in zip(found, found[1:])):
+        raise MgenError(f"--rungs {text}: give numbers of images that rise, the first at least 2")
+    return found
 
 
 def add_options(parser: ArgumentParser) -> None:
@@ -79,7 +114,24 @@ def add_options(parser: ArgumentParser) -> None:
     )
     option("--out", default="tune", metavar="DIR", type=path, help="for strategy.yaml, trace.jsonl and report.md")
     add_overwrite(parser, "another search")
-    option("--steps", type=whole(1, 2**20), help="decoding steps; default: the start's")
+    option(
+        "--budget",
+        metavar="COST",
+        help="most that an image may cost, decoding included: 0.5x of the start's operations, '0.5x seconds', '12 GFLOPs', 0.8s; "
+        "default of a search of policies: 1x",
+    )
+    option(
+        "--axes",
+        metavar="NAMES",
+        help="comma-separated: what the search of policies changes, such as steps,order,guidance,head,reuse; default: all of the space",
+    )
+    option(
+        "--space",
+        metavar="NAME|FILE",
+        type=path,
+        help="axes and their values, a file like configs/spaces/default.yaml; default: that",
+    )
+    option("--steps", type=whole(1, 2**20), help="decoding steps of the start; default: its own")
     option(
         "--start",
         metavar="NAME|FILE",
@@ -89,20 +141,39 @@ def add_options(parser: ArgumentParser) -> None:
     option(
         "--search",
         metavar="LISTS",
-        help="comma-separated: schedule, confidence_temperature, temperature, guidance; default: all that apply",
+        help="comma-separated lists to bend: schedule, confidence_temperature, temperature, guidance; default: all that apply",
     )
-    option("--knots", type=whole(1, 1000), default=2, help="numbers that bend each list; 1 shifts the whole list")
-    option("--trials", type=whole(2), default=60, help="strategies to measure, including the start")
+    option("--knots", type=whole(1, 1000), help="numbers that bend each list; 1 shifts the whole list; default: 2")
+    option("--trials", type=whole(2), default=60, help="policies or strategies to measure, including the start")
+    option(
+        "--rungs",
+        metavar="NUMBERS",
+        help="images of a policy: of every one, of the best third, of the best third of those; default: 100,300,1000",
+    )
+    option(
+        "--seconds",
+        type=number(0.001, 999_999),
+        help="of measuring, after which the search of policies ends and its best are tested; default: any",
+    )
+    option("--finalists", type=whole(1, 1000), help="policies in the final comparison; default: 3")
     option(
         "--max-passes-per-image",
         type=whole(1),
         metavar="N",
         help="most forward passes, with and without class; guidance is removed from the first steps until they fit",
     )
-    option("--num-images", type=whole(2), default=500, help="images of each trial")
-    option("--test-images", type=whole(2), default=1000, help="images of the final comparison")
+    option("--num-images", type=whole(2), help="images of each trial of lists; default: 500")
+    option("--test-images", type=whole(2), default=1000, help="images of the final comparison, of each seed")
     option("--seed", type=int, default=0, help="of the search's images")
-    option("--test-seed", type=int, default=1, help="of the images of the final comparison")
+    option(
+        "--test-seed", type=int, default=1, help="of the images of the final comparison, the first if there are several"
+    )
+    option(
+        "--test-seeds",
+        type=whole(1, 1000),
+        metavar="N",
+        help="so many seeds of policies in the final comparison, for its confidence intervals; default: 3",
+    )
     option(
         "--extractor",
         type=path,
@@ -128,267 +199,3 @@ def add_options(parser: ArgumentParser) -> None:
     option("--batch-size", type=whole(1), default=100)
     option("--device", default="auto")
     option("--dtype", default="fp32", help="fp32, bf16 or fp16, of the generator")
-
-
-def tune(args: Namespace, line: str) -> int:
-    from mgen.bench.flops import check_duration
-    from mgen.evaluation.belonging import chosen_extractor
-    from mgen.evaluation.extractors import make_extractor
-    from mgen.pipelines.pipeline import load
-    from mgen.pipelines.runs import begin_run
-    from mgen.pipelines.sizes import check_batch
-    from mgen.samplers import ParallelSampler
-    from mgen.tune import tuning
-    from mgen.tune.strategies import Space
-    from mgen.utils.files import check_writable, write_text
-    from mgen.zoo.recipes import recipe_settings
-
-    out = Path(args.out)
-    check_writable(out)
-    pipe = load(args.model, device=args.device).optimize()
-    sampler = pipe.sampler
-    if args.start:
-        sampler = ParallelSampler.suited(pipe.transformer, *recipe_settings(args.start))
-    space = Space(
-        sampler.override(steps=args.steps),
-        pipe.transformer,
-        search=None if args.search is None else [name.strip() for name in args.search.split(",") if name.strip()],
-        knots=args.knots,
-        limit=args.max_passes_per_image,
-    )
-    given = (args.reference_search, args.reference_test)
-    # Who names Fashion-MNIST's files means them.
-    name = chosen_extractor(args.extractor, given, pipe, args.model, REFERENCES, told=bool(args.data_path))
-    extractor = make_extractor(name, weights=args.inception_weights, device=pipe.device)
-    sides, notes = describe(args, extractor, pipe), notes_on(extractor, pipe)
-    check_batch(pipe, space.sampler(space.start), args.batch_size, args.batch_size)
-    check_duration(pipe, space.sampler(space.start), args.trials * args.num_images + 2 * args.test_images)
-    settings = search_settings(args, space, extractor, sides)
-    trace = tuning.Trace(path=out / "trace.jsonl")
-    references = given_references(args, extractor, pipe.tokenizer.config.image_size)
-    begin_run(out, settings)
-    references = references or {side: half(side, facts["reference"], extractor, args) for side, facts in sides.items()}
-    objectives = {
-        side: tuning.Distance(
-            pipe=pipe,
-            extractor=extractor,
-            reference=references[side],
-            count=facts["images"],
-            seed=facts["seed"],
-            batch_size=args.batch_size,
-            dtype=args.dtype,
-            progress=side == "test",
-        )
-        for side, facts in sides.items()
-    }
-    tried = tuning.search(space, objectives["search"], trace, trials=args.trials)
-    outcome = tuning.compare(space, tried, objectives["test"], trace)
-    write_text(out / "strategy.yaml", recipe(outcome, space, sides, args.model, line))
-    write_text(out / "report.md", report(outcome, space, sides, settings, line, notes))
-    print(verdict(outcome, sides))
-    print(out / "strategy.yaml")
-    return 0
-
-
-class Side(TypedDict):
-    """What is measured on one side, of the search or of the test."""
-
-    distance: str
-    images: int
-    seed: int
-    reference: str
-
-
-def search_settings(args: Namespace, space: "Space", extractor: "Extractor", sides: dict[str, Side]) -> "Settings":
-    """What determines the result of a search; a folder is only resumed with the same."""
-    from mgen.tune.strategies import own_settings
-    from mgen.zoo import resolve
-    from mgen.zoo.identity import identity
-
-    return {
-        "model": args.model,
-        **vars(identity(resolve(args.model))),
-        "start": own_settings(space.sampler(space.start)),
-        "search": space.search,
-        "knots": args.knots,
-        "limit": args.max_passes_per_image,
-        "extractor": {"name": extractor.name, "sha256": extractor.sha256},
-        "dtype": args.dtype,
-        **{f"{side}_{key}": facts[key] for side, facts in sides.items() for key in ("images", "seed", "reference")},
-    }
-
-
-def describe(args: Namespace, extractor: "Extractor", pipe: "MaskedPipeline") -> dict[str, Side]:
-    """What is measured for the search and for the test, and the name of the distance."""
-    from mgen.evaluation.evaluate import metric_names
-    from mgen.evaluation.fashion import require_fashion
-
-    counts = {"search": (args.num_images, args.seed), "test": (args.test_images, args.test_seed)}
-    names = {"search": args.reference_search, "test": args.reference_test}
-    if "none" in names.values():
-        raise MgenError(
-            "--reference-search and --reference-test cannot be none: a search needs something to compare with"
-        )
-    if None not in names.values():
-        if os.path.realpath(names["search"]) == os.path.realpath(names["test"]):
-            raise MgenError(
-                f"--reference-search and --reference-test are both {names['test']}: give two disjoint sets of images"
-            )
-    elif any(names.values()):
-        raise MgenError("--reference-search and --reference-test go together: give two disjoint sets of images")
-    elif not extractor.name.startswith("fmnist"):
-        raise MgenError(
-            f"extractor {extractor.name} has no built-in reference: give --reference-search and --reference-test"
-        )
-    else:
-        if not args.data_path:  # who names Fashion-MNIST's files means them
-            require_fashion(pipe, args.model, REFERENCES)
-        names = {"search": "fmnist train, images 0, 2, 4 …", "test": "fmnist train, images 1, 3, 5 …"}
-    return {
-        side: {"distance": metric_names(extractor, count)[0], "images": count, "seed": seed, "reference": names[side]}
-        for side, (count, seed) in counts.items()
-    }
-
-
-def given_references(args: Namespace, extractor: "Extractor", size: int) -> "dict[str, Reference]":
-    """The statistics that the options name, images of several sizes cropped to `size`; none where halves of Fashion-MNIST serve."""
-    from mgen.data.fashion_mnist import find_fashion_mnist
-    from mgen.evaluation.references import find_reference
-
-    if not args.reference_search:
-        find_fashion_mnist(args.data_path)
-        return {}
-    found = {
-        side: reference
-        for side, name in (("search", args.reference_search), ("test", args.reference_test))
-        if (reference := find_reference(name, extractor, side=size, batch_size=args.batch_size)) is not None
-    }
-    if (found["search"].cov == found["test"].cov).all():
-        raise MgenError(
-            "--reference-search and --reference-test hold equal statistics: give two disjoint sets of images"
-        )
-    return found
-
-
-def notes_on(extractor: "Extractor", pipe: "MaskedPipeline") -> list[str]:
-    """What to know about distances in an extractor's features; warnings also go to stderr."""
-    from mgen.evaluation.belonging import extractor_notes, unsuited
-    from mgen.evaluation.sources import from_model
-
-    config, source = pipe.tokenizer.config, from_model(pipe, name="", count=1, seed=0)
-    found = [unsuited(extractor, config.in_channels, config.image_size), *extractor_notes(extractor, source)]
-    notes = [note for note in found if note]
-    for note in notes:
-        if note.startswith("WARNING"):
-            print(note, file=sys.stderr)
-    return notes
-
-
-def half(side: str, name: str, extractor: "Extractor", args: Namespace) -> "Reference":
-    """The statistics of one half of Fashion-MNIST's training images; kept in the output folder."""
-    from mgen.data import FashionMNIST
-    from mgen.evaluation.measure import measure
-    from mgen.evaluation.sources import from_dataset
-    from mgen.evaluation.statistics import load_statistics, save_statistics
-
-    file = Path(args.out) / f"reference-{side}.safetensors"
-    if not file.is_file():
-        data, first = FashionMNIST(root=args.data_path, split="train"), ("search", "test").index(side)
-        data.images, data.labels = data.images[first::2], data.labels[first::2]
-        source = from_dataset(data, name=name)
-        save_statistics(file, measure(source, extractor, batch_size=500, examples=0).sums(), extractor, name)
-    return load_statistics(file, extractor)
-
-
-def verdict(outcome: "Outcome", sides: dict[str, Side]) -> str:
-    """One sentence: which strategy is kept, and why."""
-    (first, best), distance = (record["distance"] for record in outcome.test), sides["test"]["distance"]
-    if outcome.better:
-        return f"The strategy found is better on the test images too: {distance} {best:.4f}, the start's {first:.4f}"
-    if outcome.search[0] is outcome.search[1]:
-        return f"No strategy was better than the start on the images of the search: the start is kept ({distance} {first:.4f})"
-    return f"The strategy found is not better on the test images ({distance} {best:.4f}, the start's {first:.4f}): the start is kept"
-
-
-def recipe(outcome: "Outcome", space: "Space", sides: dict[str, Side], model: str, line: str) -> str:
-    """The file for `mgen sample --recipe`."""
-    import yaml
-
-    from mgen.tune.strategies import own_settings
-
-    settings = own_settings(space.sampler(outcome.kept))
-    lines = [f"Made for {model} by: {line}", f"{verdict(outcome, sides)}."]
-    for side, pair in (("search", outcome.search), ("test", outcome.test)):
-        facts, (first, best) = sides[side], (record["distance"] for record in pair)
-        lines.append(
-            f"{side}: {facts['distance']} of the start {first:.4f}, found {best:.4f}; {facts['images']} images of seed "
-            f"{facts['seed']} against {facts['reference']}"
-        )
-    lines.append(f"{space.cost(outcome.kept)} forward passes per image.")
-    text = yaml.safe_dump(
-        {"sampler": settings}, sort_keys=False, default_flow_style=None, width=120, allow_unicode=True
-    )
-    return "".join(f"# {' '.join(x.split())}\n" for x in lines) + text
-
-
-def report(
-    outcome: "Outcome",
-    space: "Space",
-    sides: dict[str, Side],
-    settings: "Settings",
-    line: str,
-    notes: Sequence[str] = (),
-) -> str:
-    """The report: what was searched, what was found, and how it was measured."""
-    rows = [f"# Search of a strategy for {settings['model']}", "", f"    {line}", "", f"{verdict(outcome, sides)}.", ""]
-    rows += ["**Distances of the start and of the strategy found** (lower is better), and what an image costs", ""]
-    rows += [
-        "| images of | measured | start | found | images | seed | compared with |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for side, pair in (("search", outcome.search), ("test", outcome.test)):
-        facts, (first, best) = sides[side], (record["distance"] for record in pair)
-        rows.append(
-            f"| {side} | {facts['distance']} | {first:.4f} | {best:.4f} | {facts['images']} | {facts['seed']} | "
-            f"{facts['reference']} |"
-        )
-    start = "without guidance in its first steps, to stay within the limit" if space.held else "as given"
-    (first, best), seconds = outcome.search, sum(record["seconds"] for record in outcome.tried)
-    costs = f"{first['passes_per_image']} | {best['passes_per_image']}"
-    rows += [
-        f"| | forward passes per image | {costs} | | | |",
-        "",
-        "Start and found strategy sample the same classes from the same seeds. The search score is the least of "
-        f"{len(outcome.tried)} distances and therefore optimistic; the test score is not. The distance falls with the number of "
-        "images: compare equal numbers only.",
-        *(f"\n> {note}" for note in notes),
-        "",
-        "**The strategy**: a value for each step, the first step first",
-        "",
-        "| list | start | found |",
-        "|---|---|---|",
-    ]
-    for name, values in first["strategy"].items():
-        lists = (" ".join(f"{v:.3f}" for v in x) for x in (values, best["strategy"][name]))
-        rows.append(f"| {name}{'' if name in space.search else ' (not searched)'} | " + " | ".join(lists) + " |")
-    about = {
-        "strategies measured": f"{len(outcome.tried)}, in {seconds:.0f} s",
-        "numbers searched": f"{space.size}: " + ", ".join(f"{name} {size}" for name, size in space.sizes.items()),
-        "most forward passes per image": space.limit or "any",
-        "start": start,
-        "weights_sha256": settings["weights_sha256"],
-        "dtype": settings["dtype"],
-        **{f"extractor: {key}": value for key, value in settings["extractor"].items()},
-    }
-    return "\n".join(
-        [
-            *rows,
-            "",
-            "**How it was searched**",
-            "",
-            "| setting | value |",
-            "|---|---|",
-            *(f"| {key} | {value} |" for key, value in about.items()),
-            "",
-        ]
-    )

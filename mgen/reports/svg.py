@@ -10,6 +10,8 @@ import xml.etree.ElementTree as ET
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+from mgen.reports.style import CSS
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -48,6 +50,20 @@ def draw(
         file = io.StringIO()
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     return _for_page(file.getvalue(), prefix, title, titles)
+
+
+def standalone(element: str) -> str:
+    """The element of `draw` as a file of its own, in the light theme, with colors that every viewer knows."""
+    light = CSS[: CSS.index("@media")]
+    colors = dict(re.findall(r"--([a-z0-9-]+): ([^;]+);", light))
+    text = re.sub(r"var\(--([a-z0-9-]+)\)", lambda match: colors[match[1]], element)
+    root = ET.fromstring(text)
+    root.set("xmlns", SVG.strip("{}"))
+    width, height = root.attrib["viewBox"].split()[2:]
+    root.insert(0, ET.Element("rect", width=width, height=height, fill=colors["paper"]))
+    root.set("font-family", "sans-serif")
+    root.set("aria-label", root.attrib["aria-label"].partition(";")[0])
+    return ET.tostring(root, encoding="unicode") + "\n"
 
 
 def finish_axes(axes: "Axes") -> None:

@@ -7,11 +7,14 @@ Notation: T steps.
 import json
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import accumulate
+from operator import mul
 
 import numpy as np
 
 from mgen.generators import Cascade, Generator
 from mgen.samplers import ParallelSampler
+from mgen.samplers.binomial import reveal_shares
 from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError, check_choice
 
@@ -38,6 +41,16 @@ def applicable(sampler: ParallelSampler, generator: Generator | Cascade) -> list
         sampler.override(temperature=0.9).check(generator)
         names.append("temperature")
     return names + ["guidance"] * (generator.null_class is not None)
+
+
+def mask_fractions(sampler: ParallelSampler, length: int) -> list[float]:
+    """The schedule of a sampler as a list: `length` tokens are revealed as they were."""
+    if sampler.random_counts:  # the law of the counts depends on the fractions themselves
+        shares = reveal_shares(sampler.config.schedule, steps=sampler.config.steps, length=length)
+        return list(accumulate((1 - share for share in shares[:-1]), mul))
+    # Half a token above the counts: their floor is then the count, by any rule.
+    counts = sampler.remaining(unknown=length, length=length)
+    return [min(1.0, (n + 0.5) / length) for n in counts[:-1]]
 
 
 class Space:
@@ -77,9 +90,7 @@ class Space:
         if not self.search:
             raise MgenError(f"there is nothing to search: name some of {', '.join(usable)}")
         self.generator, self.limit = generator, limit
-        # Half a token above the counts: their floor is then the count, by any rule.
-        counts = sampler.remaining(unknown=length, length=length)
-        lists = {"schedule": [min(1.0, (n + 0.5) / length) for n in counts[:-1]]}
+        lists = {"schedule": mask_fractions(sampler, length)}
         lists |= {name: sampler.values(name, length) for name in usable[1:]}
         if "confidence_temperature" in lists:
             lists["confidence_temperature"].pop()  # the last step reveals all: nothing is ranked

@@ -17,6 +17,7 @@ from mgen.samplers import ParallelSampler
 from mgen.samplers.token_cache import TokenCache
 from mgen.utils.errors import MgenError
 from tests.helpers import tiny_himar, tiny_net, tiny_tokens
+from tools.ablations import ablations
 
 PUBLISHED = [[0.3125, 0.6], [0.328125, 0.5], [0.390625, 0.4], [0.46875, 0.15], [0.546875, 0.12], [0.625, 0.05]]
 RATIOS = [1.0] * 20 + [0.6] + [0.5] * 4 + [0.4] * 5 + [0.15] * 5 + [0.12] * 5 + [0.05] * 24
@@ -413,3 +414,12 @@ def test_errors(trunk: str, own: dict[str, Any], more: dict[str, Any], said: str
     reuse = {"tokens": own, **more.pop("reuse", {})} if more else {"tokens": own}
     with pytest.raises(MgenError, match=said):
         settings(net, reuse=reuse, **more).check(net)
+
+
+def test_ablations_of_lazy_steps() -> None:
+    net = make()
+    own = {"every": 4, "keep": 0.3, "layer": 1, "extra": 1}
+    for reuse in ({"tokens": own}, {"tokens": own, "condition": {"every": 4}}):
+        rows = ablations(net, settings(net, reuse=reuse), batch_size=2, repeats=1)
+        assert [row["ablation"][:6] for row in rows] == ["trunk:"] * 3 + ["all ca"]
+        assert all(row["seconds"] > 0 and "difference" not in row for row in rows)

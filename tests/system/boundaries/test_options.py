@@ -149,6 +149,7 @@ READS: dict[tuple[str, str], list[str]] = {
     ("stats", "--extractor"): ["-protocol"],
     ("tune", "--model"): [],
     ("tune", "--start"): [],
+    ("tune", "--space"): [],
     ("tune", "--extractor"): [],
     ("tune", "--reference-search"): [],
     ("tune", "--reference-test"): [],

@@ -76,6 +76,35 @@ def test_options_of_tune(options: list[str], words: list[str], refused: Refused)
     refused([*TUNE, *options], *words)
 
 
+POLICIES: list[Any] = [
+    *(
+        row(f"budget {value[:8]!r}", [f"--budget={value}"], "--budget")
+        for value in ("0x", "x", "nanx", "-1s", "12", "1e9x", "9" * 5000)
+    ),
+    row("budget too small", ["--budget=1 FLOP", "--axes=steps"], "within the budget"),
+    row("axes commas", ["--axes=,"], "names no axis"),
+    row("axes unknown", ["--axes=step"], "steps"),
+    row("axes of another kind", ["--axes=head.chain"], "nothing to search"),
+    row("space nowhere", ["--space=nowhere"], "nowhere"),
+    row("space of a folder", ["--space=@images"], "images"),
+    row("space of another file", ["--space=@config"], "axes"),
+    *(
+        row(f"rungs {value[:8]!r}", ["--budget=1x", f"--rungs={value}"], "--rungs")
+        for value in ("a", "1", "5,5", "9,3", ",", "2,", "9" * 5000)
+    ),
+    row("rungs 10**13", ["--budget=1x", "--rungs=10000000000000"], "years"),
+    row("seeds of the search in the test", ["--budget=1x", "--seed=3", "--test-seeds=5"], "3 and 1 … 5"),
+    row("lists", ["--budget=1x", "--search=guidance"], "--search"),
+    row("knots", ["--axes=steps", "--knots=2"], "--knots"),
+    row("no policies", ["--finalists=2"], "--budget"),
+]
+
+
+@pytest.mark.parametrize(("options", "words"), POLICIES)
+def test_options_of_policies(options: list[str], words: list[str], refused: Refused) -> None:
+    refused([*TUNE, *options], *words)
+
+
 def test_own_data_are_not_compared_with_fashion_mnist_by_default(refused: Refused) -> None:
     argv = ["--model", "@pipeline", "--device", "cpu", "--out", "o"]
     refused(["tune", *argv, "--steps", "3"], "not known to be trained on Fashion-MNIST", "--reference-search")
