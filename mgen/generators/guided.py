@@ -20,8 +20,7 @@ from mgen.generators.cascade import Cascade
 from mgen.generators.generator import Composed, Generator
 from mgen.generators.trunk import Capabilities
 from mgen.heads.head import Head
-from mgen.nn import Cache, CachedStep
-from mgen.nn.cache import LazyStep
+from mgen.nn import Cache, CachedStep, LazyStep
 from mgen.nn.denoising import Denoiser, Network
 from mgen.nn.halves import join, networks_by_halves
 from mgen.utils.errors import MgenError
@@ -140,9 +139,7 @@ class GuidedGenerator(Generator):
 
         def one(net: Generator, own: Cache, rows: slice) -> Tensor:
             where = None if positions is None else positions[rows]
-            kept = (
-                keep if keep_images is None or own is cache.own else None
-            )  # of the images alone: nothing of the guide
+            kept = keep if own is cache.own or keep_images is None else None  # of the images alone
             options: dict[str, Any] = dict(positions=where, visible=visible, cache=own, keep=kept, finished=finished)
             return net.context(tokens[rows], known[rows], class_ids[rows], **options)
 
