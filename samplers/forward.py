@@ -18,6 +18,7 @@ from mgen.nn.attention import gather_rows, put
 from mgen.nn.cache import Cache, CachedStep, LazyStep
 from mgen.nn.denoising import Denoiser
 from mgen.samplers.noise import Noise, rows_at
+from mgen.samplers.selection import Split, frequency
 from mgen.samplers.state import State
 from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError
@@ -204,8 +205,31 @@ class TokenDraw:
             noise, temperature = rows_at(self.noise.candidates[step.index], positions), 1.0
         else:
             noise = self.noise.at(step.index, positions)
+        if step.split is not None:
+            return Drawn(self._draw_split(step.split, rows, step, positions))
         sample: Callable[..., Draw] = head.sample
         return Drawn(*sample(rows, noise=noise, plan=plan, temperature=temperature, guidance=guidance, **part))
+
+    def _draw_split(self, split: Split, z: Tensor, step: "PlannedStep", positions: Tensor) -> Tensor:
+        """Tokens (B, M, C) of a step in which some have another chain, from contexts z (B, M, D), or (2B, M, D) with null rows."""
+        if split.by == "random":
+            assert self.noise.select is not None
+            score = rows_at(self.noise.select, positions)
+        else:
+            score = frequency(images_of(z, self.head, len(positions)))
+        head = self.head if step.guidance is None else self.guided
+
+        def sample(rows: Tensor, head_steps: int | None) -> Tensor:
+            drawn: Draw = head.sample(
+                at_rows(z, rows),
+                noise=self.noise.at(step.index, positions.gather(1, rows)),
+                plan=self.plans[head_steps],
+                temperature=step.temperature,
+                guidance=step.guidance,
+            )
+            return drawn.tokens
+
+        return split.draw(split.ranked(score, step.quota), step.head_steps, sample)
 
     def _draw_jointly(self, head: JointHead, z: Tensor, state: State, step: "PlannedStep", positions: Tensor) -> Drawn:
         assert self.noise.maps is not None

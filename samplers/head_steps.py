@@ -61,9 +61,14 @@ def head_steps(
         return [int(x) for x in per_step(value, steps, name=NAME)]
     curve, last = _curve(value), steps - 1
     places = [(last - k) / max(1, last) for k in range(steps)]
-    if curve.at in (None, "inclusive") and curve.kind == "power-cosine" and curve.power in (None, 1):
+    if (
+        curve.over is None
+        and curve.at in (None, "inclusive")
+        and curve.kind == "power-cosine"
+        and curve.power in (None, 1)
+    ):
         rest = [(math.cos(math.pi * k / max(1, last)) + 1) / 2 for k in range(steps)]
-    elif curve.at == "inclusive" and curve.kind == "linear":
+    elif curve.over is None and curve.at == "inclusive" and curve.kind == "linear":
         rest = places
     else:
         # Rounded, so that a value of 2 is not 1.9999….
@@ -77,7 +82,9 @@ def _curve(value: Mapping[str, object]) -> Curve:
     curve = build(Curve, value, f"{NAME}.")
     for key in ("times", "interval", "least"):
         if value.get(key) is not None:
-            raise MgenError(f"{NAME}.{key} is given: a number of head steps takes kind, start, end, at, left and power")
+            raise MgenError(
+                f"{NAME}.{key} is given: a number of head steps takes kind, start, end, at, left, over and power"
+            )
     for key in ("start", "end"):
         if getattr(curve, key) < 1 or getattr(curve, key) != int(getattr(curve, key)):
             raise MgenError(f"{NAME}.{key} is {shown(getattr(curve, key))}: a whole number from 1 on is needed")

@@ -46,6 +46,7 @@ class Noise:
             A position is drawn once in a run, so the decoding step makes no difference.
         maps: the same for each of T steps (T, draws, B, L, C), for a head that draws all positions jointly in every step.
         counts: uniform (T, B, L), how many tokens each step reveals, for random counts (mgen.samplers.binomial).
+        select: uniform (B, L), by which tokens are selected at random (mgen.samplers.selection).
         remask, queue: uniform (T, B, L), which tokens remasking takes back (with free counts: and reveals), and where a token that was
             taken back enters a random order again (mgen.samplers.remask_order).
         first_stage: the noise of the first stage's own run, for generators of two stages.
@@ -58,6 +59,7 @@ class Noise:
     chain: Tensor | None = None
     maps: Tensor | MapNoise | None = None
     counts: Tensor | None = None
+    select: Tensor | None = None
     remask: Tensor | None = None
     queue: Tensor | None = None
     first_stage: Union["Noise", None] = None
@@ -134,6 +136,12 @@ def make_own_noise(image_seeds: Sequence[int], name: str, *, steps: int, length:
     """Uniform (T, B, L) for `Noise.counts`, `remask` or `queue`, from seeds of its own: it changes none of the other numbers."""
     rngs = (torch.Generator().manual_seed(seeds.fold(s, name)) for s in image_seeds)
     return torch.stack([torch.rand(steps, length, generator=rng) for rng in rngs], dim=1)
+
+
+def make_select_noise(image_seeds: Sequence[int], *, length: int) -> Tensor:
+    """`Noise.select`, from seeds of its own: it changes none of the other numbers."""
+    rngs = (torch.Generator().manual_seed(seeds.fold(s, "select")) for s in image_seeds)
+    return torch.stack([torch.rand(length, generator=rng) for rng in rngs])
 
 
 def _gumbel(uniform: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 | order | positions | from |
 |---|---|---|
 | random, raster, halton, halton-rolled, a list | settled before the run: only those of the step are computed | MAR, Halton-MaskGIT |
+| checkerboard, {name: checkerboard, levels: 4} | the same: one set of a checkerboard after the other | GtR (a reading of the paper) |
 | confidence | a token is drawn at every unknown position and the likeliest draws are revealed | MaskGIT |
 | {name: confidence, redraw: true} | the same, but tokens are drawn a second time at the positions found | ReCAP's MaskGIT-r |
 | remasking | every step draws all positions, known ones too, and ranks them anew | Halton-MaskGIT's confidence sampler |
@@ -16,14 +17,16 @@ Notation: B images, L positions, M positions computed in a step, G positions of 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from mgen.samplers.forward import Drawn
 from mgen.samplers.noise import Noise, rows_at
 from mgen.samplers.plan import PlannedStep
-from mgen.samplers.sequences import SEQUENCES, priorities
+from mgen.samplers.sequences import LEVELS, SEQUENCES, priorities
 from mgen.samplers.state import State
 from mgen.tokens import TokenSpec
 from mgen.utils.config import Settings
@@ -39,18 +42,21 @@ Order = str | Sequence[int] | Settings
 class OrderSettings:
     """The setting `order:`: one of ORDERS, or "list" with `positions`, the first to be revealed first.
 
-    `redraw`: rank one draw at temperature 1 and keep a second one.
+    `redraw`: rank one draw at temperature 1 and keep a second one. `levels`: sets of a checkerboard (3); 1 is the order random.
     """
 
     name: Text
     positions: tuple[Natural, ...] = ()
     redraw: bool = False
+    levels: Annotated[int, Field(ge=1, le=16)] | None = None
 
     def __post_init__(self) -> None:
         if self.name != "list":
             check_choice("order", self.name, ORDERS)
         if self.redraw and self.name != "confidence":
             raise MgenError(f"redraw is true with {self.name}: it is for confidence only")
+        if self.levels is not None and self.name != "checkerboard":
+            raise MgenError(f"levels is {self.levels} with {self.name}: it is for checkerboard only")
 
     @classmethod
     def of(cls, order: Order) -> "OrderSettings":
@@ -58,7 +64,7 @@ class OrderSettings:
         if isinstance(order, str):
             return cls(name=check_choice("order", order, ORDERS))
         if isinstance(order, Mapping):
-            check_keys(order, {"name", "redraw"}, "order.")
+            check_keys(order, {"name", "redraw", "levels"}, "order.")
             return build(cls, {"name": order.get("name"), **order}, "order.")
         whole = isinstance(order, list | tuple) and all(type(p) is int for p in order)
         if not whole or not order or sorted(order) != list(range(len(order))):
@@ -72,6 +78,11 @@ class OrderSettings:
         """Whether positions are ranked by the probability of their draws, or of all draws there could be."""
         return self.name in RANKED
 
+    def priorities(self, noise: Noise, units: TokenSpec) -> Tensor:
+        """Priority (B, L) of the positions of an order that is settled before the run, the first to be revealed highest."""
+        levels = LEVELS if self.levels is None else self.levels
+        return priorities(self.positions or self.name, noise, units.grid, units.global_tokens, levels=levels)
+
     def strategy(self, noise: Noise, units: TokenSpec, known: Tensor, *, raster: bool) -> "Strategy":
         """The strategy for a run with given tokens known (B, L); `raster`: the positions of a group are revealed row by row."""
         if self.ranked:
@@ -81,8 +92,9 @@ class OrderSettings:
             if self.name == "moment":
                 return Moment(gumbel=noise.confidence)
             return Confidence(gumbel=noise.confidence, redraw=self.redraw)
-        priority = priorities(self.positions or self.name, noise, units.grid, units.global_tokens)  # (B, L)
-        ranking = priority.masked_fill(known, -torch.inf).argsort(dim=1, descending=True, stable=True)
+        ranking = (
+            self.priorities(noise, units).masked_fill(known, -torch.inf).argsort(dim=1, descending=True, stable=True)
+        )
         return FixedOrder(ranking=ranking, raster=raster)
 
 

@@ -12,10 +12,11 @@ from mgen.generators import Capabilities, Cascade, Generator
 from mgen.samplers import forward
 from mgen.samplers.condition import Difference
 from mgen.samplers.loop import decode
-from mgen.samplers.noise import Noise, make_noise, make_own_noise
+from mgen.samplers.noise import Noise, make_noise, make_own_noise, make_select_noise
 from mgen.samplers.plan import Plan, make_plan
 from mgen.samplers.remask import make_path
 from mgen.samplers.remask_order import remasked
+from mgen.samplers.sequences import ON_GRID
 from mgen.samplers.settings import SamplerSettings
 from mgen.samplers.state import State
 from mgen.samplers.step import Step
@@ -47,8 +48,10 @@ class ParallelSampler(SamplerSettings):
             raise self._unguided(name)
         if order.positions and len(order.positions) != units.length:
             raise MgenError(f"order lists {len(order.positions)} positions, this model has {units.length}")
-        if order.name.startswith("halton") and units.grid is None:
-            raise MgenError("order 'halton' needs tokens with a position in the image: use random, raster or a list")
+        if order.name in ON_GRID and units.grid is None:
+            raise MgenError(
+                f"order '{order.name}' needs tokens with a position in the image: use random, raster or a list"
+            )
         if reuse.cached and not able.cached_steps:
             raise MgenError(f"{name} has no cached steps: set reuse.cached=0")
         if reuse.tokens.lazy:
@@ -89,7 +92,14 @@ class ParallelSampler(SamplerSettings):
         if able.log_prob and reuse.head_share != 1:
             raise MgenError(f"reuse.head_share is {reuse.head_share}: only a diffusion head has steps to share")
         temperatures = self.values("temperature", units.length, units.global_tokens)
-        for count in {count for pair in self.chain_steps(units.length, units.global_tokens) for count in pair}:
+        if self.selections and (able.log_prob or able.joint or able.denoises):
+            why = "has no chain of steps" if able.log_prob else "draws all tokens of a step together"
+            raise MgenError(
+                f"stages: select gives some tokens another chain, but the head of this {name} {why}: leave it out"
+            )
+        chains = {count for pair in self.chain_steps(units.length, units.global_tokens) for count in pair}
+        chains |= {count for select in self.selections for count in self.selected_steps(select)}
+        for count in chains:
             generator.guided_head.check(self.head(count), temperatures=temperatures)
 
     def _unguided(self, name: str) -> MgenError:
@@ -139,6 +149,12 @@ class ParallelSampler(SamplerSettings):
                 f"steps {c.steps}, order {c.order} and schedule {c.schedule}"
                 + (f" from step {c.start} on" if c.start else "")
             )
+        if (stages := self.stages) is not None:
+            if units.global_tokens and c.global_steps is None:
+                raise MgenError(
+                    "stages are of the tokens after global ones, which need steps of their own: set global_steps"
+                )
+            stages.ends(units.length - units.global_tokens)
         if not units.global_tokens:
             if c.global_steps is not None:
                 raise MgenError(f"{name} has no global tokens: leave global_steps out")
@@ -191,6 +207,8 @@ class ParallelSampler(SamplerSettings):
                 noise = dataclasses.replace(noise, remask=own("remask"))
             if not remask.free and self.order.name == "random":
                 noise = dataclasses.replace(noise, queue=own("queue"))
+        if any(select.by == "random" for select in self.selections):
+            noise = dataclasses.replace(noise, select=make_select_noise(image_seeds, length=generator.units.length))
         if self.first_stage is None or not isinstance(generator, Cascade):
             return noise
         # The word is part of the seed: another one would change every image.
@@ -306,6 +324,7 @@ class ParallelSampler(SamplerSettings):
         state = State(tokens=tokens, known=known, given=own, class_ids=rows, cache=cache, difference=difference)
         state = order.begin(state)
         head, chains = generator.guided_head, {step.head_steps for step in plan.steps}
+        chains |= {step.split.head_steps for step in plan.steps if step.split is not None}
         plans = {count: head.plan(self.head(count)) for count in chains}
         draw = forward.TokenDraw(
             head=generator.head, guided=head, plans=plans, noise=noise, moment=self.order.name == "moment"

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import compress, groupby
+from itertools import accumulate, compress, groupby
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -13,7 +13,10 @@ from torch import Tensor
 from mgen.generators import Capabilities
 from mgen.nn import Pruning
 from mgen.samplers.condition import plan_condition
+from mgen.samplers.head_steps import DEFAULT_STEPS
 from mgen.samplers.remask import Path
+from mgen.samplers.selection import Split
+from mgen.samplers.stages import Stage, Stages
 from mgen.samplers.token_cache import plan_tokens
 from mgen.samplers.values import by_tokens
 from mgen.tokens import TokenSpec
@@ -24,18 +27,19 @@ if TYPE_CHECKING:
 Kind = Literal["full", "cached", "lazy", "carry", "none"]
 LEAST_TEMPERATURE = 1e-4  # below, a confidence temperature is 0
 COLUMNS = (
-    *("step", "group", "forward pass", "reveals", "takes back", "unknown", "guidance", "temperature"),
+    *("step", "stage", "group", "forward pass", "reveals", "takes back", "unknown", "guidance", "temperature"),
     *("head steps", "confidence temperature"),
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Phase:
-    """`steps` steps that reveal the tokens first … stop − 1 alone."""
+    """`steps` steps that reveal the tokens first … stop − 1 alone; `stages`: how they are split among them, if not by the schedule."""
 
     steps: int
     first: int
     stop: int
+    stages: Stages | None = None
 
     @property
     def length(self) -> int:
@@ -58,7 +62,8 @@ class PlannedStep:
         null_rows: the forward pass computes the null class, or the guide, too. null_kept: it does not, though the draw is guided: null
             rows are the class's plus a difference that was kept. ahead: positions whose difference is kept, those revealed from this
             step on; 0: none.
-        head_steps: steps of the head's chain; None: as the settings of the head say.
+        head_steps: steps of the head's chain; None: as the settings of the head say. split: tokens whose chain has another length.
+        stage: number of its stage; None: there are none.
         draws: False where only the context of the revealed tokens is read (the last step of a first stage).
         group_size: tokens of the whole group. first: of them, those revealed before the step. room: of a full step, tokens that the
             cached or lazy ones after it find revealed; 0: nothing is kept. keeps_null: what is kept is that of null rows too.
@@ -85,6 +90,8 @@ class PlannedStep:
     null_kept: bool = False
     ahead: int = 0
     head_steps: int | None = None
+    split: Split | None = None
+    stage: int | None = None
     draws: bool = True
     group_size: int = 0
     first: int = 0
@@ -130,12 +137,13 @@ class Plan:
 
     def __str__(self) -> str:
         """The plan as text, one line per step."""
-        chains, takes = (
-            any(step.head_steps is not None for step in self.steps),
-            any(step.takes for step in self.steps),
-        )
-        matters = {"takes back": takes, "head steps": chains, "confidence temperature": self.ranked}
-        shown = [matters.get(name, True) for name in COLUMNS]
+        matters = {
+            "stage": any(step.stage is not None for step in self.steps),
+            "takes back": any(step.takes for step in self.steps),
+            "head steps": any(step.head_steps is not None for step in self.steps),
+            "confidence temperature": self.ranked,
+        }
+        shown = [matters.get(column, True) for column in COLUMNS]
         rows = [tuple(compress(row, shown)) for row in (COLUMNS, *map(self._row, self.steps))]
         widths = [max(map(len, column)) for column in zip(*rows)]
         lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
@@ -147,6 +155,7 @@ class Plan:
         fewest, most = min(s.reveal), max(s.reveal)
         return (
             f"{s.index + 1}/{self.count}",
+            "" if s.stage is None else f"{s.stage + 1}",
             f"{s.group + 1}",
             s.kind + (f" + {self.guided_by}" if s.null_rows else " + kept null class" if s.null_kept else ""),
             f"{most}" if fewest == most else f"{fewest}–{most}",
@@ -154,7 +163,7 @@ class Plan:
             f"{s.unknown}" + (" global" if self.phases > 1 and s.phase == 0 else ""),
             _text(s.guidance),
             f"{s.temperature:.4g}",
-            "" if s.head_steps is None else f"{s.head_steps}",
+            ("" if s.head_steps is None else f"{s.head_steps}") + ("" if s.split is None else f", {s.split}"),
             f"{s.confidence_temperature:.4g}",
         )
 
@@ -229,6 +238,11 @@ class _Planner:
         self.carries = able.carried_features and self.reuse.features
         self.phases = settings.phases(units.length, units.global_tokens)
         self.phase_of = [i for i, phase in enumerate(self.phases) for _ in range(phase.steps)]
+        self.settings = settings
+        self.stages: dict[int, tuple[int, Stage]] = {}  # number and stage of the steps run, where there are stages
+        for stop, phase in zip(accumulate(phase.steps for phase in self.phases), self.phases):
+            if phase.stages is not None:
+                self.stages |= {stop - phase.steps + t: phase.stages.stage(t) for t in range(phase.steps)}
         self.temperature, self.confidence_temperature = (
             settings.values(name, units.length, units.global_tokens)
             for name in ("temperature", "confidence_temperature")
@@ -321,8 +335,8 @@ class _Planner:
         guides = [*group[:1], *group[:-1]] if reuse.late_guidance else group
         for i, (t, count) in enumerate(zip(group, counts)):
             step = self.step(t, number, end, guide=guides[i])
-            chain = self.chain_steps[t][0 if i == 0 else 1]
-            step = replace(step, draws=t != undrawn, group_size=size, first=first, head_steps=chain)
+            chain, split = self.chains(t, cached=i > 0)
+            step = replace(step, draws=t != undrawn, group_size=size, first=first, head_steps=chain, split=split)
             if i == 0:
                 step = replace(step, kind="full", null_rows=self.null_rows(group), room=room)
                 if len(group) > 1 and reuse.inside == "raster":
@@ -336,6 +350,17 @@ class _Planner:
             yield replace(step, prefix=reuse.prefix) if step.kind == "cached" else step
             first, before = first + count, count or before
 
+    def chains(self, t: int, *, cached: bool) -> tuple[int | None, Split | None]:
+        """Steps of the head's chain in step t, and which of its tokens have another one; None where all have the same."""
+        chain, stage = self.chain_steps[t][cached], self.stages.get(t - self.start)
+        if stage is None or stage[1].select is None:
+            return chain, None
+        own = (self.settings.config.head or {}).get("steps", DEFAULT_STEPS) if chain is None else chain
+        steps = self.settings.selected_steps(stage[1].select)[cached]
+        if steps == own:
+            return chain, None
+        return own, Split.of(stage[1].select, steps, self.reveal[t - self.start], self.device)
+
     def step(self, t: int, number: int, end: int, *, guide: int) -> PlannedStep:
         """Step t of group `number`, which step `end` ends, with the guidance of step `guide`, as one that reveals nothing."""
         i = t - self.start
@@ -343,6 +368,7 @@ class _Planner:
             index=t,
             kind="none",
             phase=self.phase_of[i],
+            stage=self.stages[i][0] if i in self.stages else None,
             group=number,
             reveal=tuple(self.reveal[i]),
             count=self.count(t),

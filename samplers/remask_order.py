@@ -19,7 +19,6 @@ from mgen.samplers.noise import Noise
 from mgen.samplers.order import Choice, OrderSettings, Strategy, first_of
 from mgen.samplers.plan import PlannedStep
 from mgen.samplers.remask import Path, Rates, Remask, confidence_back, move
-from mgen.samplers.sequences import priorities
 from mgen.samplers.state import State
 from mgen.tokens import TokenSpec
 
@@ -45,7 +44,7 @@ def remasked(
         inner = order.strategy(noise, units, known, raster=False)
     else:
         fresh = noise.queue if order.name == "random" else None
-        inner = Queue(priority=priorities(order.positions or order.name, noise, units.grid), fresh=fresh)
+        inner = Queue(priority=order.priorities(noise, units), fresh=fresh)
     return Kept(inner=inner, uniform=None if conf or uniform is None else uniform.to(device))
 
 

@@ -20,6 +20,7 @@ from mgen.samplers.plan import Phase
 from mgen.samplers.remask import Path, Rates, Remask, expected_path
 from mgen.samplers.reuse import Reuse
 from mgen.samplers.schedule import Schedule
+from mgen.samplers.stages import Selection, Stages
 from mgen.samplers.values import Value, per_step
 from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError, check_keys, shown
@@ -29,6 +30,7 @@ from mgen.utils.schema import Natural, Text, build, schema
 
 P = ParamSpec("P")
 S = TypeVar("S")
+STEPS = 8
 MOST_STEPS = 100_000
 
 
@@ -62,8 +64,10 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
     """How tokens are revealed and drawn. The defaults are MaskGIT's, without guidance.
 
     Args:
-        steps: T. order: which positions come next: "confidence", "moment", "remasking", "random", "raster", "halton", "halton-rolled", a
-            list of all positions, or a mapping with options, e.g. {name: confidence, redraw: true} (see mgen.samplers.order).
+        steps: T; None: 8, or those of the stages.
+        order: which positions come next: "confidence", "moment", "remasking", "random", "raster", "halton", "halton-rolled",
+            "checkerboard", a list of all positions, or a mapping with options, e.g. {name: confidence, redraw: true} (see
+            mgen.samplers.order).
         schedule: mask fraction by name, or a list (see mgen.samplers.schedule). counts: how it is rounded (mgen.samplers.counts).
         guidance: s in u + s·(c − u); 1 is none. temperature: of the token draw. confidence_temperature: factor of the Gumbel noise on
             confidences. Each is constant, listed or a curve (see mgen.samplers.values).
@@ -75,6 +79,7 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
         remask: which known tokens are taken back (see mgen.samplers.remask.Remask), e.g. {kind: cap, eta: 0.008}.
         first_stage: settings of a sampler for the first stage of generators that have two (Hi-MAR); None: leave it out.
         global_steps: steps that draw global tokens, before all others, each kind by the schedule; None: in proportion to their number.
+        stages: parts of the run with a number of tokens and steps each, in place of the schedule (see mgen.samplers.stages).
     """
 
     config_name = "sampler_config.json"
@@ -84,7 +89,7 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
     def __init__(
         self,
         *,
-        steps: int = 8,
+        steps: int | None = None,
         order: Order = "confidence",
         schedule: Schedule = "cosine",
         counts: str = "maskgit",
@@ -97,7 +102,12 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
         remask: Settings | None = None,
         first_stage: Settings | None = None,
         global_steps: int | None = None,
+        stages: Sequence[Settings] | None = None,
     ) -> None:
+        parts = Stages.of(stages)
+        if steps is None:
+            steps = STEPS if parts is None else parts.steps + (global_steps if type(global_steps) is int else 0)
+            self.register_to_config(steps=steps)
         curves = {"guidance": guidance, "temperature": temperature, "confidence_temperature": confidence_temperature}
         check_plain({"order": order, "reuse": reuse, "remask": remask, "head": head, **curves})
         plain = {"steps": steps, "start": start, "counts": counts, "schedule": schedule, "head": head}
@@ -110,10 +120,13 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
         if ordering.name == "remasking" and policy.equal_counts:
             raise MgenError(f"order remasking draws known tokens again in every step: set {policy.off}")
         policy.tokens.shares(steps)
-        # Raises on a bad schedule; whether there are enough tokens for it is checked when their number is known.
-        tokens = steps if schedule == "single" else max(2, steps)
-        rule = "enat" if counts == "maskgit-r" else counts
-        remaining_counts(schedule, steps=steps, unknown=tokens, length=tokens, start=start, counts=rule)
+        if parts is None:
+            # Raises on a bad schedule; whether there are enough tokens for it is checked when their number is known.
+            tokens = steps if schedule == "single" else max(2, steps)
+            rule = "enat" if counts == "maskgit-r" else counts
+            remaining_counts(schedule, steps=steps, unknown=tokens, length=tokens, start=start, counts=rule)
+        else:
+            self._check_stages(parts)
         for name, value in curves.items():
             per_step(value, steps, name=name)
         if self.random_counts:
@@ -133,6 +146,29 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
                 raise MgenError(
                     "first_stage: remask takes tokens back whose context has been read: leave first_stage.remask out"
                 )
+
+    def _check_stages(self, stages: Stages) -> None:
+        """Raise MgenError for settings that are not those of the stages, or don't go with them."""
+        c = self.config
+        if c.steps != (own := stages.steps + (c.global_steps or 0)):
+            first = f"global_steps and stages take {own}" if c.global_steps else f"the stages take {own}"
+            raise MgenError(
+                f"steps is {c.steps}, but {first}: leave steps out (null), or change the steps of the stages"
+            )
+        if c.start:
+            raise MgenError(f"start is {c.start}: stages are for whole runs, leave start or stages out")
+        if c.schedule == "single" or not isinstance(c.schedule, str):
+            raise MgenError(
+                f"schedule is {shown(c.schedule)}, a number of tokens for each step, which is what stages say: leave one of them out"
+            )
+        if self.remask is not None:
+            raise MgenError(
+                "remask takes its probabilities from the schedule, in whose place stages stand: leave one of them out"
+            )
+        if self.random_counts:
+            raise MgenError(
+                "counts binomial draws the number of tokens of each step, which stages settle: use counts maskgit"
+            )
 
     def _check_random_counts(self) -> None:
         """Raise MgenError for settings that need every image to reveal as many tokens as the others."""
@@ -215,7 +251,8 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
         stage = own.get("first_stage", {})
         if isinstance(generator, Cascade) and isinstance(stage, Mapping):
             order = {} if generator.first.capabilities.log_prob else {"order": "random"}
-            own["first_stage"] = {"steps": min(32, generator.first.units.length), **order, **stage}
+            steps = {} if stage.get("stages") else {"steps": min(32, generator.first.units.length)}
+            own["first_stage"] = {**steps, **order, **stage}
         return cls.from_settings(own, where)
 
     @property
@@ -227,6 +264,21 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
     def order(self) -> OrderSettings:
         """The order's name and options."""
         return OrderSettings.of(self.config.order)
+
+    @property
+    def stages(self) -> Stages | None:
+        """The parts of the run, of the tokens after global ones; None: the schedule splits it."""
+        return Stages.of(self.config.stages)
+
+    @property
+    def selections(self) -> list[Selection]:
+        """Those of the stages that select tokens for another chain."""
+        return [] if self.stages is None else self.stages.selections
+
+    def selected_steps(self, select: Selection) -> tuple[int, int]:
+        """Steps of the chain of selected tokens, in a full and in a cached step."""
+        share = self.reuse.head_share if self.reuse.cached else 1
+        return select.head_steps, max(1, int(select.head_steps * share))
 
     @property
     def random_counts(self) -> bool:
@@ -262,7 +314,9 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
     @property
     def longest_head(self) -> Settings:
         """Settings of the head in the step with its longest chain: those that the noise of a run is made for."""
-        return longest(self.config.head or {})
+        head = longest(self.config.head or {})
+        selected = [n for select in self.selections for n in self.selected_steps(select)]
+        return {**head, "steps": max(head.get("steps", DEFAULT_STEPS), *selected)} if selected else head
 
     def head(self, steps: int | None) -> Settings:
         """Settings of the head with this number of steps of its chain; None: as the settings say."""
@@ -277,18 +331,21 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
 
     def phases(self, length: int, global_tokens: int = 0) -> list[Phase]:
         """The phases of a run on `length` tokens: one, or two with global tokens, which come first."""
-        steps = self.config.steps
+        steps, stages = self.config.steps, self.stages
         if not global_tokens:
-            return [Phase(steps=steps - self.config.start, first=0, stop=length)]
+            return [Phase(steps=steps - self.config.start, first=0, stop=length, stages=stages)]
         first = self.config.global_steps or min(max(1, round(steps * global_tokens / length)), steps - 1)
         return [
             Phase(steps=first, first=0, stop=global_tokens),
-            Phase(steps=steps - first, first=global_tokens, stop=length),
+            Phase(steps=steps - first, first=global_tokens, stop=length, stages=stages),
         ]
 
     def remaining(self, *, unknown: int, length: int, steps: int | None = None) -> list[int]:
         """Tokens unknown after each step that is run, from `unknown` of `length` at first; `steps` replaces T."""
-        c, steps = self.config, steps or self.config.steps
+        c = self.config
+        if steps is None and (stages := self.stages) is not None:
+            return stages.left(unknown=unknown, length=length, counts=c.counts)
+        steps = steps or c.steps
         own = None if self.remask is None else self.remask.fractions(steps)
         schedule, counts = (c.schedule, c.counts) if own is None else (own, "enat")
         return remaining_counts(schedule, steps=steps, unknown=unknown, length=length, start=c.start, counts=counts)
@@ -308,6 +365,8 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
     def left(self, phase: Phase, unknown: int) -> list[int]:
         """Of `unknown` tokens of a phase at first, those left after each of its steps."""
         steps = phase.steps + self.config.start
+        if unknown and phase.stages is not None:
+            return phase.stages.left(unknown=unknown, length=phase.length, counts=self.config.counts)
         return self.remaining(unknown=unknown, length=phase.length, steps=steps) if unknown else [0] * phase.steps
 
     def left_at_random(self, phase: Phase, unknown: Sequence[int], uniform: Tensor) -> Tensor:
@@ -372,7 +431,7 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
         """A sampler with some settings replaced.
 
         A number for `guidance` replaces the end of its curve; `chain` and `head_steps` replace entries of `head`, and entries of
-        `reuse` and `first_stage` those of the same name; first_stage=False and remask=False leave those out.
+        `reuse` and `first_stage` those of the same name; first_stage=False, remask=False and stages=False leave those out.
         """
         settings: Settings = {key: value for key, value in replaced.items() if value is not None}
         if parts := {key: value for key, value in (("chain", chain), ("steps", head_steps)) if value is not None}:
@@ -380,7 +439,9 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
         for name in ("reuse", "first_stage"):
             if isinstance(settings.get(name), Mapping) and self.config[name]:
                 settings[name] = {**self.config[name], **settings[name]}
-        for name in ("first_stage", "remask"):
+        if settings.get("stages"):
+            settings.setdefault("steps", None)  # those of the new stages
+        for name in ("first_stage", "remask", "stages"):
             if settings.get(name) is False:
                 settings[name] = None
         check_keys(settings, constructor_keys(type(self)), "sampler.")
@@ -391,7 +452,7 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
             return type(self)(**{**self.settings, **settings})
         except MgenError as error:
             steps = self.config.steps
-            listed = any(isinstance(value, list | tuple) for value in self.settings.values())
+            listed = any(isinstance(value, list | tuple) for key, value in self.settings.items() if key != "stages")
             if listed and settings.get("steps", steps) != steps:
                 raise MgenError(
                     f"{error}; this sampler lists values for its {steps} steps, so their number is fixed"

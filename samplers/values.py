@@ -17,6 +17,7 @@ MAR's linear guidance is `at: tokens, left: 1`: its code counts one token as unk
 at start + (end − start) · (L − 1) / L. `at: group` counts groups of steps (see mgen.samplers.reuse): p = (g + 1) / G in group g of G.
 A curve also takes `least: x`: no value is below x, and `times: {…}`, another curve by whose values its own are multiplied (TiTok's
 temperatures: one that falls to 0 times that of a softmax). Guidance is the factor s in u + s·(c − u): 1 means none.
+`over: [a, b]` runs the curve over the steps a … b − 1 alone, in whose places T is b − a; before them p is 0, after them 1.
 The default of `at` is `end` for linear, `start` for half-linear, and `inclusive` for the others.
 A guidance of any kind takes `interval: [low, high]` (arXiv 2404.07724): it is 1 in all steps but those with low < s ≤ high, where s is
 what `interval_of` names:
@@ -64,6 +65,7 @@ class Curve:
     times: "Curve | None" = None
     interval: tuple[Share, Share] | None = None
     interval_of: Literal["time", "tokens"] = "time"
+    over: tuple[Natural, Natural] | None = None
 
     def __post_init__(self) -> None:
         if self.power is not None and not self.kind.startswith("power"):
@@ -78,6 +80,12 @@ class Curve:
             raise MgenError(f"interval is {list(self.interval)}: its first number must lie below its second")
         if self.interval is None and self.interval_of != "time":
             raise MgenError(f"interval_of is {self.interval_of}, but there is no interval: give both or neither")
+        if self.over is not None and not self.over[0] < self.over[1]:
+            raise MgenError(
+                f"over is {list(self.over)}: expected the first step and, after it, the one where the curve ends"
+            )
+        if self.over is not None and self.at in ("tokens", "group"):
+            raise MgenError(f"over names steps, but at is {self.at}: use at: start, end or inclusive")
 
     def at_steps(
         self,
@@ -90,6 +98,11 @@ class Curve:
         """The value at each step; see `per_step`."""
         span, least = self.end - self.start, -math.inf if self.least is None else self.least
         at = self.at or {"linear": "end", "half-linear": "start"}.get(self.kind, "inclusive")
+        begin, stop = self.over or (0, steps)
+        if stop > steps:
+            raise MgenError(
+                f"over is {list(self.over or ())}, but there are {steps} steps: it must end at {steps} at most"
+            )
         group = {t: (g + 1) / len(groups) for g, members in enumerate(groups) for t in members}
         out = []
         for t in range(steps):
@@ -99,8 +112,10 @@ class Curve:
                 out.append(max(least, self.start + span * done / length))
                 continue
             alone, shown_share = (t + 1) / steps, (length - left) / length
-            places = {"start": t / steps, "end": alone, "inclusive": t / max(1, steps - 1), "tokens": shown_share}
-            out.append(max(least, self.start + span * self.share({**places, "group": group.get(t, alone)}[at])))
+            i, n = t - begin, stop - begin
+            places = {"start": i / n, "end": (i + 1) / n, "inclusive": i / max(1, n - 1), "tokens": shown_share}
+            p = {**places, "group": group.get(t, alone)}[at]
+            out.append(max(least, self.start + span * self.share(p if self.over is None else min(1.0, max(0.0, p)))))
         if self.times is not None:
             out = [x * factor for x, factor in zip(out, self.times.at_steps(steps, unknown, length, groups, shares))]
         if self.interval is not None:

@@ -319,13 +319,19 @@ def samplers(draw: st.DrawFn) -> dict[str, Any]:
     steps = draw(st.integers(1, 20))
     settings: dict[str, Any] = {
         "steps": steps,
-        "order": draw(st.sampled_from(["confidence", "random", "raster", "halton", "halton-rolled", "remasking"])),
+        "order": draw(
+            st.sampled_from(["confidence", "random", "raster", "halton", "halton-rolled", "checkerboard", "remasking"])
+        ),
         "schedule": draw(st.sampled_from(["cosine", "arccos", "linear", "square", "exp", "log", "single"])),
         "counts": draw(st.sampled_from(["maskgit", "maskgit-r", "enat", "mar", "halton", "halton-confidence"])),
         "guidance": draw(VALUES),
         "temperature": draw(VALUES),
         "start": draw(st.integers(0, 3)),
     }
+    if draw(st.integers(0, 3)) == 0:
+        tokens = st.integers(1, 12) | st.floats(0.1, 0.9)
+        staged = st.fixed_dictionaries({"tokens": tokens, "steps": st.integers(1, 5)})
+        settings |= {"steps": None, "stages": [*draw(st.lists(staged, max_size=2)), {"steps": draw(st.integers(1, 5))}]}
     if draw(st.booleans()):
         settings["reuse"] = {"cached": draw(st.integers(0, 3)), "full_first": draw(st.integers(0, 4))}
     return settings

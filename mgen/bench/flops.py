@@ -21,6 +21,7 @@ from mgen.generators.generator import Generator
 from mgen.heads.head import DenoisingHead, Draw, Head
 from mgen.nn.cache import CachedStep, LazyStep
 from mgen.nn.denoising import Denoiser, Network
+from mgen.pipelines.guide import GuidedPipeline
 from mgen.samplers import ParallelSampler
 from mgen.tokenizers.base import Tokenizer
 from mgen.tokens import TokenSpec
@@ -38,9 +39,6 @@ class Networks(Protocol):
 
     transformer: AnyGenerator
     tokenizer: Tokenizer | None
-
-    def sampled(self) -> AnyGenerator:
-        """What draws the tokens: the transformer, or the pair of it and its guide."""
 
 
 @dataclass
@@ -87,11 +85,13 @@ def _to_meta(value: object) -> object:
 def count_run(
     pipe: Networks, sampler: ParallelSampler, *, decode: bool = True, repeats: Repeats | None = None
 ) -> Counts:
-    """The operations of one image: a run of `sampler` with the pipeline's generator, then decoding if there is a tokenizer and `decode`.
+    """The operations of one image: a run of `sampler` with the pipeline's generator, and its guide if it has one, then decoding if there
+    is a tokenizer and `decode`.
 
     `repeats`: what is known of the generator's blocks from other runs, which saves most of the time.
     """
-    generator, counts = copy.deepcopy(pipe.sampled()).to("meta").requires_grad_(False), Counts()
+    sampled = pipe.sampled() if isinstance(pipe, GuidedPipeline) else pipe.transformer
+    generator, counts = copy.deepcopy(sampled).to("meta").requires_grad_(False), Counts()
     counts.repeats = Repeats() if repeats is None else repeats
     counts.repeats.watch(generator)
     net = watched(generator, partial(counted, counts=counts), counts.wrap)

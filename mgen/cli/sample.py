@@ -90,7 +90,8 @@ def add_sampler(parser: ArgumentParser) -> None:
     )
     option(
         "--order",
-        help="confidence, moment, remasking, random, raster, halton, halton-rolled, or all positions as 3,0,1,…; default: the model's",
+        help="confidence, moment, remasking, random, raster, halton, halton-rolled, checkerboard, or all positions as 3,0,1,…; "
+        "default: the model's",
     )
     option("--head-steps", type=whole(1), help="steps of a diffusion head's chain; default: the model's")
     option("--chain", help="ancestral, ddim, dpm-solver++ or dpm-solver++3s, of a diffusion head; default: the model's")

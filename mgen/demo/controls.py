@@ -9,7 +9,7 @@ from mgen.pipelines.pipeline import MaskedPipeline
 from mgen.samplers import ParallelSampler
 from mgen.utils.errors import MgenError
 
-ORDERS = ("confidence", "remasking", "moment", "random", "raster", "halton", "halton-rolled")
+ORDERS = ("confidence", "remasking", "moment", "random", "raster", "halton", "halton-rolled", "checkerboard")
 RANKED = ("confidence", REDRAW, "remasking", "moment")
 SCHEDULES = ("cosine", "arccos", "linear", "square", "exp", "log", "pow0.5", "pow2.5")
 CURVES = (CONSTANT, "linear", "half-linear", "power-cosine")

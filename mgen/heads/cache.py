@@ -9,7 +9,7 @@ Notation: N calls of a chain, i = N − 1 … 0 counts them down, W width of the
 (n, or 2n with null rows behind those of the class).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import torch
@@ -104,6 +104,11 @@ class CachePlan:
     calls: tuple[Call, ...]
     steps: dict[Kind, Tensor]
     skipped: range
+
+    @property
+    def whole(self) -> "CachePlan":
+        """The same calls, in which no block is skipped."""
+        return replace(self, skipped=range(0))
 
 
 class Kept(NamedTuple):

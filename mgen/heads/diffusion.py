@@ -159,9 +159,9 @@ class ChainHead(VectorHead[ChainPlan]):
         own = self
 
         def plan(settings: Settings) -> ChainPlan:
-            # With a cache the guide is asked in refresh calls alone.
-            others = {key: value for key, value in settings.items() if key != "cache"}
-            return replace(own.plan(settings), guide=guide.plan(others))
+            made, others = own.plan(settings), {key: value for key, value in settings.items() if key != "cache"}
+            # With a cache the guide is asked in refresh calls alone, and only for these it makes modulations.
+            return replace(made, guide=replace(guide.plan(others), cache=made.cache and made.cache.whole))
 
         def conditioned(
             z: Tensor, plan: ChainPlan, positions: Tensor | None = None, *, null_rows: bool = False
@@ -233,7 +233,7 @@ class DenoisingMLP(VectorHead[PlanT]):
         Args:
             cache: which calls use what others computed; None: none. null_rows: whether the second half of the rows is of the null class.
         """
-        if cache is not None and (null_rows or cache.skipped):
+        if cache is not None:
             rows = len(z) // (2 if null_rows else 1)
             cached = CachedNetwork(self, z, embedding, cache, rows=rows)
             return keep_difference(cached, cached, cache, rows=rows) if null_rows else cached

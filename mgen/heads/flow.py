@@ -123,7 +123,8 @@ class FlowHead(DenoisingMLP[FlowPlan], FlowMatching):
 
         def conditioned(z: Tensor, plan: FlowPlan, *, null_rows: bool = False) -> Network:
             first, second = separate(z, own.width, guide.width)
-            networks = own.conditioned(first, plan), guide.network(second, guide.time(plan.times))
+            others = plan.cache and plan.cache.whole  # the guide is asked in refresh calls alone
+            networks = own.conditioned(first, plan), guide.network(second, guide.time(plan.times), cache=others)
             return keep_difference(
                 networks_by_halves(*networks, rows=len(first)), networks[0], plan.cache, rows=len(first)
             )
@@ -141,8 +142,7 @@ class FlowHead(DenoisingMLP[FlowPlan], FlowMatching):
     ) -> Draw:
         """Draw a token at each position; arguments as in Head, noise and temperature as in Flow.run."""
         b, m = noise.shape[1:3]
-        # of (n, C), n = R·M
-        network = self.conditioned(z.flatten(0, 1), plan, null_rows=guidance is not None)
+        network = self.conditioned(z.flatten(0, 1), plan, null_rows=guidance is not None)  # of (n, C), n = R·M
         x = plan.flow.run(network, noise.flatten(1, 2), temperature=temperature, guidance=guidance)
         return Draw(x.unflatten(0, (b, m)), None)  # (B, M, C)
 

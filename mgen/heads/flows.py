@@ -87,12 +87,13 @@ class Flow:
 
         Args:
             network: noisy tokens in float32 and the step → velocity (B, M, C), or (2B, M, C) with null rows, if guided.
-            noise: (draws, B, M, C): the start, then what each step but the last adds. temperature: factor of the latter.
+            noise: (draws, B, M, C): the start, then what each step but the last adds; more are ignored. temperature: of the latter.
         """
         x = noise[0].double()
         for j in range(self.settings.steps):
             state = x.float()
             v = network(state if guidance is None else torch.cat([state, state]), j).double()
+            added = noise[j + 1] if len(noise) > 1 and j + 1 < self.settings.steps else None
             # The drift is linear in v, so guiding velocities guides the drifts.
-            x = self.step(j, x, mix(v, guidance), noise[j + 1] if j + 1 < len(noise) else None, temperature)
+            x = self.step(j, x, mix(v, guidance), added, temperature)
         return x.float()

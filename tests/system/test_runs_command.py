@@ -9,7 +9,7 @@ from PIL import Image
 
 from mgen.cli import main
 from mgen.pipelines.shards import ShardFolder
-from tests.helpers import tiny_pipeline
+from tests.helpers import tiny_generator, tiny_pipeline
 
 
 @pytest.fixture(scope="module")
@@ -90,3 +90,32 @@ def test_unconditional_run(tmp_path: Path, capsys: pytest.CaptureFixture) -> Non
         assert np.array_equal(file["arr_0"], stored) and file["arr_1"].tolist() == [-1] * 5
     assert main([*args, "--labels", "sorted", "--out", str(tmp_path / "c")]) == 2
     assert "unconditional" in capsys.readouterr().err and not (tmp_path / "c").exists()
+
+
+def test_a_run_with_a_guide_records_it(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    for name, seed in (("early", 5), ("late", 6)):
+        pipe = tiny_pipeline()
+        pipe.transformer = tiny_generator(seed, dim=16, heads=1, classes={"null_class": False})
+        pipe.save_pretrained(tmp_path / name)
+    args = ["sample", "--model", str(model), "--num-images", "3", "--guidance", "3"]
+    guide = ["--guide", str(tmp_path / "early")]
+    assert main([*args, *guide, "--show-plan"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("full + guide") == 3 and "null class" not in out
+    assert main([*args, *guide, "--out", str(tmp_path / "a")]) == 0
+    assert main([*args, "--out", str(tmp_path / "b")]) == 0
+    run = json.loads((tmp_path / "a" / "run.json").read_text())
+    assert run["guide"] == guide[1] and len(run["guide_sha256"]) == 64
+    assert "guide" not in json.loads((tmp_path / "b" / "run.json").read_text())
+    assert (tmp_path / "a" / "grid.png").read_bytes() != (tmp_path / "b" / "grid.png").read_bytes()
+    (tmp_path / "early").rename(tmp_path / "moved")  # the same weights at another path go on
+    assert main([*args, "--guide", str(tmp_path / "moved"), "--out", str(tmp_path / "a")]) == 0
+    capsys.readouterr()
+    for options, words in (
+        (["--guide", str(tmp_path / "late"), "--out", str(tmp_path / "a")], "guide was"),
+        (["--out", str(tmp_path / "a")], "guide_sha256 was"),
+        (["--guide", str(tmp_path / "nowhere"), "--out", str(tmp_path / "c")], "no model"),
+    ):
+        assert main([*args, *options]) == 2
+        err = capsys.readouterr().err.splitlines()
+        assert words in err[-1], err

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mgen.bench.flops import count_run
-from mgen.heads import Head, HeadInputs
+from mgen.generators import build_model
+from mgen.heads import HeadInputs
 from mgen.heads.cache import HeadCache
 from mgen.heads.diffusion import DiffusionConfig, DiffusionHead
 from mgen.heads.flow import FlowConfig, FlowHead
@@ -17,20 +18,20 @@ from mgen.samplers import ParallelSampler
 from mgen.tokens import TokenSpec
 from mgen.utils.errors import MgenError
 from tests.helpers import tiny_himar, tiny_mar, tiny_net, tiny_tokens
-from tools.ablations import ablations
 from tools.ablations.diffusion import randomize
+from tools.ablations.head_cache import rows
 
 PUBLISHED = {"every": 7, "blocks": [1, 4], "warm": 0.1}
 DEPTH, WIDTH, CHANNELS, CONTEXT = 6, 32, 4, 16
 
 
-def head(kind: str = "diffusion", dtype: torch.dtype = torch.float64) -> Any:
+def head(kind: str = "diffusion", dtype: torch.dtype = torch.float64, depth: int = DEPTH) -> Any:
     torch.manual_seed(0)
     inputs = HeadInputs(tokens=TokenSpec(kind="vector", length=5, channels=CHANNELS), width=CONTEXT)
     made = (
-        DiffusionHead(DiffusionConfig(width=WIDTH, depth=DEPTH), inputs)
+        DiffusionHead(DiffusionConfig(width=WIDTH, depth=depth), inputs)
         if kind == "diffusion"
-        else FlowHead(FlowConfig(width=WIDTH, depth=DEPTH), inputs)
+        else FlowHead(FlowConfig(width=WIDTH, depth=depth), inputs)
     ).eval()
     made.initialize(lambda module: None)
     for layer in (made.out, made.out_adaln, *(block.adaln for block in made.blocks)):
@@ -147,8 +148,10 @@ CASES: list[tuple[dict[str, Any], dict[str, Any], Any]] = [
 ]
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize(("cache", "chain", "guidance"), CASES)
+@pytest.mark.parametrize(
+    ("cache", "chain", "guidance", "dtype"),
+    [*((*case, torch.float64) for case in CASES), *((*case, torch.float32) for case in CASES[3:9:3])],
+)
 def test_draws_are_those_of_the_transcription(
     cache: dict[str, Any], chain: dict[str, Any], guidance: Any, dtype: torch.dtype
 ) -> None:
@@ -223,6 +226,22 @@ def test_a_token_does_not_depend_on_its_batch() -> None:
         torch.testing.assert_close(both[i : i + 1], alone, atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["diffusion", "flow"])
+@pytest.mark.parametrize("cache", [PUBLISHED, {"every": 7}])
+def test_a_guide_is_asked_in_refresh_calls_alone(kind: str, cache: dict[str, Any]) -> None:
+    net, other, settings = head(kind), head(kind), {"steps": 30, "cache": cache}
+    z, noise = inputs(settings)
+    own = net.sample(z, noise=noise, plan=net.plan(settings), guidance=2.0).tokens
+    asked, modulated = [], []
+    embed, made = other.embed, other.some_modulations
+    other.embed = lambda x: asked.append(len(x)) or embed(x)
+    other.some_modulations = lambda y, **k: modulated.append(len(y)) or made(y, **k)
+    both = net.guided_by(other)
+    torch.testing.assert_close(both.sample(z, noise=noise, plan=both.plan(settings), guidance=2.0).tokens, own)
+    refreshes = len({29, *range(0, 30, 7)})
+    assert asked == [len(z) // 2 * 5] * refreshes and sum(modulated) == refreshes
+
+
 # -- in a sampler ------------------------------------------------------------------------------------------------------
 
 SIX_BLOCKS = {"type": "diffusion", "width": WIDTH, "depth": DEPTH}
@@ -230,6 +249,14 @@ SIX_BLOCKS = {"type": "diffusion", "width": WIDTH, "depth": DEPTH}
 
 def mar(**sections: Any) -> Any:
     return tiny_mar(tokens=tiny_tokens("vector"), classes={"count": 3, "null_class": True}, **sections)
+
+
+def xar() -> Any:
+    halves = {"encoder_depth": 1, "encoder_heads": 2, "decoder_depth": 1, "decoder_heads": 2}
+    trunk = {"type": "block-causal", "dim": 32, "hidden": 48, "entity": "cell", "size": [2, 4], **halves}
+    return build_model(
+        {"tokens": tiny_tokens("vector"), "classes": {"count": 3}, "trunk": trunk, "head": {"type": "velocity"}}
+    )
 
 
 def run(net: Any, sampler: ParallelSampler) -> Tensor:
@@ -274,49 +301,51 @@ def test_both_stages_of_a_cascade() -> None:
     assert run(net, ParallelSampler(**own, first_stage=own)).isfinite().all()
 
 
-@pytest.mark.parametrize("cache", [{}, PUBLISHED, {"every": 7}])
-@pytest.mark.parametrize("guided", [True, False])
-def test_operations(cache: dict[str, Any], guided: bool) -> None:
-    """Of 100 calls 16 are refreshes, 6 compute blocks 0 and 5 of the class's row, 78 their gates: as many products as that, no more."""
-    net = mar(head=SIX_BLOCKS)
-    guidance = 2.0 if guided else 1.0
-    sampler = ParallelSampler(steps=4, order="random", guidance=guidance, head={"steps": 100, "cache": cache})
-    counted = count_run(SimpleNamespace(transformer=net, tokenizer=None), sampler).flops["head"]
-    rows, w = 2 if guided else 1, WIDTH**2
-    ends = CHANNELS * WIDTH, 2 * w + 2 * CHANNELS * WIDTH  # input; final modulation and output
-    whole = ends[0] + rows * (6 * 5 * w + ends[1])
-    calls = {(): 100 * whole, (1, 4): 16 * whole + 6 * (sum(ends) + 2 * 5 * w) + 78 * (sum(ends) + 2 * w)}
-    products = calls[tuple(cache.get("blocks", ()))]
-    if cache == {"every": 7}:
-        products = 16 * whole + 84 * (sum(ends) + 6 * 5 * w)
-    assert counted == 2 * net.units.length * (products + rows * net.head.width * WIDTH)
-    if cache == PUBLISHED and guided:
-        assert 100 * whole / products > 4
+@pytest.mark.parametrize(
+    ("steps", "cache", "guided", "calls"),
+    [
+        (3, {}, True, (3, 0, 0)),
+        (9, {"every": 7}, True, (3, 6, 0)),
+        (9, {**PUBLISHED, "every": 3, "warm": 0.25}, False, (4, 1, 4)),
+        (30, {**PUBLISHED, "warm": 0.2}, True, (6, 3, 21)),
+    ],
+)
+def test_operations(steps: int, cache: dict[str, Any], guided: bool, calls: tuple[int, int, int]) -> None:
+    """As many products as refreshes, calls that compute blocks, and calls that compute the gates of blocks 0 and 5 alone need."""
+    net, guidance = mar(head=SIX_BLOCKS), 2.0 if guided else 1.0
+    sampler = ParallelSampler(steps=2, order="random", guidance=guidance, head={"steps": steps, "cache": cache})
+    counted = count_run(SimpleNamespace(transformer=net, tokenizer=None, sampled=lambda: net), sampler).flops["head"]
+    halves, w = 2 if guided else 1, WIDTH**2
+    first, last = CHANNELS * WIDTH, 2 * w + 2 * CHANNELS * WIDTH  # input; final modulation and output
+    blocks = 2 if cache.get("blocks") else 6
+    of_calls = first + halves * (6 * 5 * w + last), first + blocks * 5 * w + last, first + 2 * w + last
+    products = sum(n * each for n, each in zip(calls, of_calls)) + halves * net.head.width * WIDTH
+    assert sum(calls) == steps and counted == 2 * net.units.length * products
 
 
+@pytest.mark.slow
 def test_compiled() -> None:
-    net = mar(head=SIX_BLOCKS)
-    sampler = ParallelSampler(
-        steps=2, order="random", guidance=2.0, head={"steps": 16, "clip": 3.0, "cache": PUBLISHED}
-    )
+    cache = {"every": 4, "blocks": [1, 1], "warm": 0.5}
+    net, settings = head(dtype=torch.float32, depth=2), {"steps": 9, "clip": 3.0, "cache": cache}
+    z, noise = inputs(settings, dtype=torch.float32)
+    draw: dict[str, Any] = {"noise": noise, "plan": net.plan(settings), "guidance": 2.0}
     with torch.inference_mode():
-        plain = run(net, sampler)
-        net.compile(backend="eager")
-        torch.testing.assert_close(run(net, sampler), plain, atol=1e-4, rtol=1e-4)
+        plain = net.sample(z, **draw).tokens
+        called = set()
+        for name in net.passes:
+            compiled = torch.compile(getattr(net, name), backend="eager", fullgraph=True)
+            setattr(net, name, lambda *a, name=name, f=compiled, **k: called.add(name) or f(*a, **k))
+        torch.testing.assert_close(net.sample(z, **draw).tokens, plain, atol=1e-4, rtol=1e-4)
+    assert called == {*net.passes} - {"modulations"}  # which are those of a chain without a cache
 
 
-def test_rows_of_the_ablations() -> None:
+def test_what_the_cache_saves_is_measured() -> None:
     net = mar(head=SIX_BLOCKS)
     assert isinstance(net.head, DiffusionHead)
     randomize(net.head)
-    sampler = ParallelSampler(
-        steps=4, order="random", guidance=2.0, head={"steps": 16, "clip": 3.0, "cache": PUBLISHED}
-    )
-    rows = ablations(net, sampler, batch_size=1, repeats=1)
-    lazy = [row for row in rows if "head cache" in row["ablation"]]
-    assert [row["ablation"] for row in lazy][:2] == [f"head cache, not exact: {n} tokens" for n in (4, 8)]
-    assert all(1e-6 < row["difference"] for row in lazy)
-    assert all(row.get("difference", 0) < 1e-4 for row in rows if row not in lazy)
+    made = rows(net, ParallelSampler(steps=4, order="random", head={"steps": 16, "clip": 3.0}), repeats=1)
+    assert [row["ablation"].split(",")[0] for row in made] == ["4 tokens"] * 3 + ["8 tokens"] * 3
+    assert all(1e-6 < row["difference"] < 1 for row in made if "not guided" not in row["ablation"])
 
 
 # -- errors ------------------------------------------------------------------------------------------------------------
@@ -346,22 +375,11 @@ def test_bad_settings(cache: Any, said: str) -> None:
     [
         (lambda: mar(), {"cache": {"every": 7, "blocks": [1, 4]}}, "2 blocks, 0 … 1"),
         (lambda: tiny_himar(side=4), {"cache": {"every": 7}}, "attend to all tokens together"),
+        (xar, {"cache": {"every": 7}}, "network is the trunk"),
         (lambda: tiny_net("uvit"), {"cache": {"every": 7}}, "for a diffusion head"),
         (lambda: tiny_net("mae", tokens=tiny_tokens("multi-index")), {"cache": {"every": 7}}, "'head.cache'"),
     ],
 )
 def test_heads_without_a_cache(make: Any, own: dict[str, Any], said: str) -> None:
     with pytest.raises(MgenError, match=said):
-        ParallelSampler(order="random", head=own).check(make())
-
-
-def test_the_last_layer_of_a_trunk_has_none() -> None:
-    from mgen.heads.flow import VelocityConfig, VelocityHead
-
-    made: Head = VelocityHead(
-        VelocityConfig(), HeadInputs(tokens=TokenSpec(kind="vector", length=4, channels=4), width=8)
-    )
-    made.note_settings({"type": "velocity"}) if hasattr(made, "note_settings") else None
-    with pytest.raises(MgenError, match="network is the trunk"):
-        made.check({"cache": {"every": 2}}, temperatures=[1.0])
-    made.check({"cache": {"every": 1}}, temperatures=[1.0])
+        ParallelSampler.suited(net := make(), {"head": own}).check(net)

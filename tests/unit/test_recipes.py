@@ -166,6 +166,7 @@ RECIPES: dict[str, Row] = {
     **{f"recap-mar-l-{t}-imagenet256": of_recap_mar("l", t, 3.0) for t in (96, 84, 56, 36)},
     **{f"recap-mar-h-{t}-imagenet256": of_recap_mar("h", t, 3.2) for t in (128, 96, 48)},
     **{f"disa-mar-{size}-imagenet256": of_disa(size, cfg) for size, cfg in (("b", 2.9), ("l", 3.0), ("h", 3.3))},
+    "gtr-mar-h-imagenet256": ("mar-h", None),  # a reading of a paper, no official code exists
 }
 
 
@@ -259,7 +260,7 @@ def test_recipe_says_where_its_model_lies_and_how_it_is_evaluated(name: str) -> 
 
 def test_label_plans_are_those_of_the_official_evaluations() -> None:
     plans = {name: evaluation_settings(name) for name in RECIPES}
-    systems = {"sorted": ("mar", "disa-mar", "recap-mar", "himar", "tokenbridge", "enat", "emigm", "xar")}
+    systems = {"sorted": ("mar", "disa-mar", "gtr-mar", "recap-mar", "himar", "tokenbridge", "enat", "emigm", "xar")}
     systems |= {"random": ("llamagen", "hita", "autonat", "maskgit-r", "recap-maskgit")}
     systems |= {"balanced": ("maskgit-imagenet", "halton", "mage", "rar", "titok", "ldetok")}
     for plan, prefixes in systems.items():

@@ -17,7 +17,6 @@ from mgen.nn.attention import gather_rows
 from mgen.samplers import ParallelSampler
 from tools.ablations.compare import AblationTable, complete_run, look_up_by_nonzero
 
-CACHE_TOKENS = (4, 16, 64)  # of an image, drawn with and without the head cache
 MASK_RATIO = 0.867  # mean of MAR's mask distribution
 
 
@@ -95,7 +94,6 @@ def add_rows(table: AblationTable, generator: Generator, sampler: ParallelSample
     with torch.inference_mode(False):
         _add_training(table, generator, batch_size)
     name = f"{sampler.config.steps} steps × {ChainSettings.of(sampler.longest_head).steps} head steps"
-    name += ", with the head cache" if ChainSettings.of(sampler.longest_head).cache.every > 1 else ""
     complete_run(table, generator, sampler, batch_size, dtype, plain=PlainGenerator(generator), name=name)
 
 
@@ -118,8 +116,7 @@ def add_single(table: AblationTable, generator: Generator, sampler: ParallelSamp
     both = torch.cat([class_ids, torch.full_like(class_ids, generator.null_class or 0)])
     guided, asked = (torch.cat([tokens, tokens]), known.repeat(2, 1), both), positions.repeat(2, 1)
     noise = sampler.make_noise(generator, range(batch_size)).to(generator.device)
-    exact = {key: value for key, value in sampler.longest_head.items() if key != "cache"}
-    plan, lazy = head.plan(exact), head.plan(sampler.longest_head)
+    plan = head.plan(sampler.longest_head)
     z = generator.context(*guided, positions=asked)
     draw: dict[str, Any] = {"noise": noise.at(0, positions), "plan": plan, "guidance": 2.0}
 
@@ -135,16 +132,6 @@ def add_single(table: AblationTable, generator: Generator, sampler: ParallelSamp
     first = by(time_once=True, cond_once=True, one_state=True)
     table.add("head: modulations of many steps in one product, ahead of them", first, ours)
     table.add("head: all of these", by(), ours)
-    if lazy.cache is not None:
-        for count in sorted({min(n, length - half) for n in CACHE_TOKENS}):
-            some = order[:, half : half + count]
-            rows, numbers = generator.context(*guided, positions=some.repeat(2, 1)), noise.at(0, some)
-
-            def drawn(plan: ChainPlan, z: Tensor = rows, noise: Tensor = numbers) -> Tensor:
-                return head.sample(z, noise=noise, plan=plan, guidance=2.0).tokens
-
-            name = f"head cache, not exact: {batch_size * count} tokens"
-            table.add(name, lambda drawn=drawn: drawn(plan), lambda drawn=drawn: drawn(lazy))  # type: ignore[misc]
     table.add(
         "trunk: last block only at the positions that are read",
         lambda: gather_rows(generator.context(*guided), asked),
