@@ -21,7 +21,7 @@ from mgen.samplers.remask import Path, Rates, Remask, expected_path
 from mgen.samplers.reuse import Reuse
 from mgen.samplers.schedule import Schedule
 from mgen.samplers.stages import Selection, Stages
-from mgen.samplers.values import Value, per_step
+from mgen.samplers.values import Value, by_tokens, per_step
 from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError, check_keys, shown
 from mgen.utils.modeling import constructor_keys
@@ -182,9 +182,9 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
     def _check_remask(self, remask: Remask) -> None:
         """Raise MgenError for settings that remasking does not go with."""
         c, order = self.config, self.order.name
-        if self.reuse.cached:
+        if self.reuse.equal_counts:
             raise MgenError(
-                "remask takes known tokens back, whose keys and values cached steps read: set reuse.cached=0"
+                f"remask takes known tokens back, whose keys and values cached and lazy steps read: set {self.reuse.off}"
             )
         if self.reuse.condition.every > 1:
             raise MgenError(
@@ -215,11 +215,16 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
                 "don't give: use schedule linear (published) and counts maskgit, or remask.counts=kept"
             )
         self._check_tokens_curves("remask.counts free", ("guidance", "temperature", "confidence_temperature"))
+        if by_tokens(c.guidance, "interval_of"):
+            raise MgenError(
+                "guidance.interval_of is tokens, but with remask.counts free their number differs by image: leave interval_of out, or set "
+                "remask.counts=kept"
+            )
 
     def _check_tokens_curves(self, setting: str, names: Sequence[str]) -> None:
         """Raise MgenError for values that count tokens, whose number differs by image with this setting."""
         for name in names:
-            if isinstance(curve := self.config[name], Mapping) and curve.get("at") == "tokens":
+            if by_tokens(self.config[name], "at"):
                 raise MgenError(
                     f"{name}.at is tokens, but with {setting} their number differs by image: use at: end, or other counts"
                 )

@@ -88,7 +88,7 @@ def plan_tokens(steps: Sequence["PlannedStep"], tokens: TokenCache, count: int) 
     A full step that is due but reveals nothing leaves it to the next one that does. A step is full, too, if it computes null rows and
     the one before did not, or a difference that later steps use (`reuse.condition`).
     """
-    if not tokens.lazy:
+    if not tokens.lazy or not steps:
         return [*steps]
     out, shares, start = [*steps], tokens.shares(count), steps[0].index
     due, null_rows = True, False

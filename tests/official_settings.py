@@ -209,6 +209,22 @@ def disa_settings(
     return {**base, "head": {"chain": "ancestral", "steps": steps, "max_timestep": 950}}
 
 
+# Of the decoder's rows, the share that passes its later blocks: from so many steps on.
+LAZYMAR_RATIOS = ((20, 0.6), (21, 0.5), (25, 0.4), (30, 0.15), (35, 0.12), (40, 0.05))
+
+
+def lazymar_settings(*, num_iter: int = 64, cfg: float = 3.25, temperature: float = 1.0) -> Settings:
+    """Settings of a ParallelSampler for LazyMAR on MAR; the table of shares goes by the number of the step, of which it has 64."""
+    if num_iter > 64:
+        raise MgenError(f"num_iter is {num_iter}: the published table of shares ends after 64 steps")
+    period = {"every": 9, "first": 5}
+    keep = [[step / num_iter, share] for step, share in LAZYMAR_RATIOS if step < num_iter]
+    base = mar_settings(num_iter=num_iter, cfg=cfg, temperature=temperature)
+    cache = {"every": 7, "blocks": [1, 4], "warm": 0.1}
+    tokens = {**period, "layer": 3, "keep": keep, "extra": 15}
+    return {**base, "head": {**base["head"], "cache": cache}, "reuse": {"condition": period, "tokens": tokens}}
+
+
 EMIGM_CURVES = {
     "linear": "linear",
     "cosine": "cosine",

@@ -12,28 +12,44 @@ import torch
 
 from mgen.generators import Cascade, Generator
 from mgen.generators.build import build_model
+from mgen.generators.guided import guided
 from mgen.samplers import ParallelSampler
 from mgen.utils.errors import MgenError
 from tests.helpers import tiny_himar, tiny_net, tiny_tokens
 
 Settings = dict[str, Any]
 
+GUIDE = "guide"  # not a setting: another generator whose rows stand in place of those of the null class
+
 POLICIES: dict[str, Settings] = {
     "head steps over time": {"head": {"steps": [3, 2, 2, 2]}},
+    "head cache": {"head": {"cache": {"every": 2}}},
+    "token selection": {
+        "stages": [{"tokens": 0.5, "steps": 3}, {"steps": 1, "select": {"share": 0.5, "head_steps": 2}}]
+    },
     "guidance interval": {"guidance": {"kind": "constant", "end": 2.0, "interval": [0.2, 0.8]}},
+    "autoguidance": {GUIDE: True},
     "condition cache": {"reuse": {"condition": {"every": 2}}},
+    "token cache": {"reuse": {"tokens": {"every": 2}}},
     "cached steps": {"reuse": {"cached": 1}},
     "carried features": {"reuse": {"features": True}},
+    "stages": {"stages": [{"tokens": 0.5, "steps": 3}, {"steps": 1}]},
+    "counts binomial": {"counts": "binomial"},
+    "remask, kept counts": {"remask": {"kind": "cap", "eta": 0.3, "counts": "kept"}},
+    "remask, free counts": {"remask": {"kind": "cap", "eta": 0.3, "counts": "free"}, "order": "random"},
     "order confidence": {"order": "confidence"},
     "order moment": {"order": "moment"},
     "order remasking": {"order": "remasking"},
     "order random": {"order": "random"},
     "order halton": {"order": "halton"},
-    "remask, kept": {"remask": {"kind": "cap", "eta": 0.3, "counts": "kept"}},
-    "remask, free": {"remask": {"kind": "cap", "eta": 0.3, "counts": "free"}},
-    "counts binomial": {"counts": "binomial"},
+    "order checkerboard": {"order": "checkerboard"},
 }
-SAME = {"order": ("order",), "remask": ("remask",)}  # settings of which only one can be given
+# Policies that are values of one setting: of these only one can be given.
+SAME = [
+    {name for name in POLICIES if name.startswith("order ")} | {"remask, free counts"},
+    {"remask, kept counts", "remask, free counts"},
+    {"stages", "token selection"},
+]
 
 
 def _vectors(trunk: str, **sections: Any) -> Generator:
@@ -73,6 +89,13 @@ def generator(name: str) -> Generator | Cascade:
     return GENERATORS[name]()
 
 
+@cache
+def guide_of(name: str) -> Generator | Cascade:
+    """Another one of the kind."""
+    torch.manual_seed(1)
+    return GENERATORS[name]()
+
+
 def merged(*settings: Settings) -> Settings:
     """Settings together; entries of mappings that stand for one policy each are joined."""
     out: Settings = {}
@@ -102,8 +125,11 @@ def base(net: Generator | Cascade) -> Settings:
 def outcome(name: str, *policies: str) -> str:
     """Empty if the generator draws with these policies, else the error. What is drawn is checked."""
     net = generator(name)
+    settings = merged(base(net), *(POLICIES[policy] for policy in policies))
+    if settings.pop(GUIDE, False):
+        net = guided(net, guide_of(name))
     try:
-        sampler = ParallelSampler.suited(net, merged(base(net), *(POLICIES[policy] for policy in policies)))
+        sampler = ParallelSampler.suited(net, settings)
         noise = sampler.make_noise(net, [0])
         *_, last = sampler(net, torch.tensor([1]), noise=noise)
     except MgenError as error:
@@ -114,8 +140,7 @@ def outcome(name: str, *policies: str) -> str:
 
 def pairs() -> list[tuple[str, str]]:
     """Pairs of policies of which both can be given."""
-    keys = {name: SAME.get(next(iter(settings)), ()) for name, settings in POLICIES.items()}
-    return [(a, b) for a, b in combinations(POLICIES, 2) if not set(keys[a]) & set(keys[b])]
+    return [pair for pair in combinations(POLICIES, 2) if not any(one >= set(pair) for one in SAME)]
 
 
 @cache

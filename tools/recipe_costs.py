@@ -113,7 +113,8 @@ def cost(name: str, *, exact: bool = False) -> Cost:
     if exact or "model" not in facts or len(trunk) > 1 or len(head) > 1:
         parts = _count(generator, name, remembered)
     else:
-        low, high = SHALLOW.get(config["trunk"]["type"], (1, 2))
+        least = _least_depth(name, generator)
+        low, high = (least + depth for depth in SHALLOW.get(config["trunk"]["type"], (1, 2)))
         counts = [_count(_build(_with_depth(config, depth)), name, remembered) for depth in (low, high)]
         parts = [a + (b - a) * (depth - low) // (high - low) for a, b, depth in zip(*counts, (trunk.pop(), head.pop()))]
     return Cost(sum(p.numel() for p in generator.parameters()), *parts)
@@ -132,6 +133,13 @@ def _with_depth(config: Settings, depth: int) -> Settings:
     for section, key in _depths(out):
         section[key] = depth
     return out
+
+
+def _least_depth(name: str, generator: AnyGenerator) -> int:
+    """How many blocks deeper than usual a shallow run must be, so that caches find the blocks that they name."""
+    sampler = ParallelSampler.suited(generator, *recipe_settings(name))
+    skipped = max(((sampler.config.head or {}).get("cache") or {}).get("blocks") or [0])
+    return max(skipped, sampler.reuse.tokens.layer + 1 if sampler.reuse.tokens.lazy else 0)
 
 
 def _build(config: Settings) -> AnyGenerator:

@@ -115,8 +115,8 @@ class Clock:
 
 def timed(generator: Generator, clock: Clock) -> Generator:
     """A proxy of the generator whose passes and head are timed."""
-    passes = (generator.context, generator.cached_step, generator.lazy_step, generator.carry, generator.start)
-    trunk = {function.__name__: clock.wrap("trunk", function) for function in passes}
+    passes = "context", "cached_step", "lazy_step", "to_context", "carry", "start"
+    trunk = {name: clock.wrap("trunk", getattr(generator, name)) for name in passes}
     heads = {name: _timed_head(getattr(generator, name), clock) for name in ("head", "guided_head")}
     return proxy(generator, **heads, **trunk)
 

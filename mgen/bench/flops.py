@@ -124,10 +124,7 @@ def counted(generator: Generator, counts: Counts) -> Generator:
 
         return call
 
-    def to_context(*inputs: Tensor | None) -> Tensor:
-        return torch.zeros(finished(*inputs).shape)
-
-    finished: Callable[..., Tensor] = counts.wrap("trunk", generator.to_context)
+    finish = counts.wrap("trunk", generator.to_context)
     head = CountedHead(generator.head, counts, generator.units)
     guided = generator.guided_head  # the same, or of a generator and its guide
     return proxy(
@@ -136,7 +133,7 @@ def counted(generator: Generator, counts: Counts) -> Generator:
         cached_step=watch("cached", generator.cached_step),
         lazy_step=watch("cached", generator.lazy_step),
         carry=watch("full", generator.carry),
-        to_context=to_context,
+        to_context=lambda *inputs: torch.zeros(finish(*inputs).shape),
         start=counts.wrap("trunk", generator.start),
         denoiser=lambda *inputs, **kwargs: CountedDenoiser(
             generator.denoiser(*(value.to("meta") for value in inputs), **kwargs), counts

@@ -20,7 +20,7 @@ from mgen.generators.cascade import Cascade
 from mgen.generators.generator import Composed, Generator
 from mgen.generators.trunk import Capabilities
 from mgen.heads.head import Head
-from mgen.nn import Cache, CachedStep
+from mgen.nn import Cache, CachedStep, LazyStep
 from mgen.nn.denoising import Denoiser, Network
 from mgen.nn.halves import join, networks_by_halves
 from mgen.utils.errors import MgenError
@@ -90,7 +90,8 @@ class GuidedGenerator(Generator):
     @property
     def capabilities(self) -> Capabilities:
         able, other = self.generator.capabilities, self.guide.capabilities
-        return replace(able, guided_by="guide", cached_steps=able.cached_steps and other.cached_steps)
+        cached, lazy = able.cached_steps and other.cached_steps, min(able.lazy_layers, other.lazy_layers)
+        return replace(able, guided_by="guide", cached_steps=cached, lazy_layers=lazy)
 
     @property
     def guided_head(self) -> Head[Any]:
@@ -130,6 +131,7 @@ class GuidedGenerator(Generator):
         visible: tuple[int, int] | None = None,
         cache: Cache | None = None,
         keep: int | None = None,
+        keep_images: int | None = None,
         finished: bool = True,
     ) -> Tensor:
         """Context vectors (R, M, D) or (R, L, D) of a full pass, with those of the guide behind; arguments as in Generator.context."""
@@ -137,7 +139,8 @@ class GuidedGenerator(Generator):
 
         def one(net: Generator, own: Cache, rows: slice) -> Tensor:
             where = None if positions is None else positions[rows]
-            options: dict[str, Any] = dict(positions=where, visible=visible, cache=own, keep=keep, finished=finished)
+            kept = keep if own is cache.own or keep_images is None else None  # of the images alone
+            options: dict[str, Any] = dict(positions=where, visible=visible, cache=own, keep=kept, finished=finished)
             return net.context(tokens[rows], known[rows], class_ids[rows], **options)
 
         return self._of_both(one, cache, len(tokens))
@@ -148,6 +151,16 @@ class GuidedGenerator(Generator):
 
         def one(net: Generator, own: Cache, rows: slice) -> Tensor:
             return net.cached_step(tokens[rows], class_ids[rows], own, replace(step, group=step.group[rows]))
+
+        return self._of_both(one, cache, len(tokens))
+
+    def lazy_step(self, tokens: Tensor, known: Tensor, class_ids: Tensor, cache: Cache, step: LazyStep) -> Tensor:
+        """Context (R, n, D) of the positions that a lazy step draws; see Generator.lazy_step. Each drops rows of its own."""
+        assert isinstance(cache, PairCache)
+
+        def one(net: Generator, own: Cache, rows: slice) -> Tensor:
+            part = replace(step, latest=step.latest[rows], drawn=step.drawn[rows])
+            return net.lazy_step(tokens[rows], known[rows], class_ids[rows], own, part)
 
         return self._of_both(one, cache, len(tokens))
 

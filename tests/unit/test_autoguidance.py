@@ -41,7 +41,7 @@ MADE: dict[str, tuple[str, dict[str, Any]]] = {
     "mage": ("mage", SMALL),
     "adaln": ("adaln", {"depth": 1}),
     "enat": ("enat", {"encoder_depth": 1, "decoder_depth": 1}),
-    "mae, diffusion": ("mae", {**SMALL, "tokens": VECTORS, "head": DIFFUSION}),
+    "mae, diffusion": ("mae", {**SMALL, "decoder_depth": 2, "tokens": VECTORS, "head": DIFFUSION}),
     "mae, flow": ("mae", {**SMALL, "tokens": VECTORS, "head": FLOW}),
     "mae, joint": ("mae", {**SMALL, "tokens": VECTORS, "head": JOINT}),
     "mae, channels": ("mae", {**SMALL, "tokens": CHANNELS, "head": SLOTS}),
@@ -136,6 +136,10 @@ def test_a_guide_that_knows_no_class_guides_as_the_null_class(name: str) -> None
             {"guidance": 4.0, "reuse": {"cached": 2}},
             {"guidance": INTERVAL, "reuse": {"cached": 2, "refresh": "latest"}},
         ]
+        runs += [{"guidance": [4.0, 1.0, 4.0, 1.0], "reuse": {"cached": 1}}]  # nothing is kept of null rows
+    if net.capabilities.lazy_layers and not net.capabilities.joint:
+        tokens = {"every": 2, "layer": 0, "keep": 0.5, "extra": 0}
+        runs += [{"guidance": g, "order": "random", "reuse": {"tokens": tokens}} for g in (4.0, [4.0, 1.0, 4.0, 1.0])]
     for settings in runs:
         same(draw(pair, **own, **settings), draw(net, **own, **settings))
     assert not torch.equal(draw(pair, **own, guidance=99.0), draw(pair, **own, guidance=1.0))

@@ -30,7 +30,16 @@ from mgen.tune.trials import Distances, Score, Trace, Trial
 from mgen.utils.errors import MgenError
 from mgen.utils.schema import build
 from mgen.zoo.recipes import recipe_settings
-from tests.helpers import tiny_generator, tiny_himar, tiny_mar, tiny_net, tiny_pipeline, write_idx
+from tests.helpers import (
+    tiny_architecture,
+    tiny_generator,
+    tiny_himar,
+    tiny_mar,
+    tiny_net,
+    tiny_pipeline,
+    tiny_tokens,
+    write_idx,
+)
 
 GENERATOR, MAR = tiny_generator(), tiny_mar()
 AXES = [
@@ -267,13 +276,15 @@ def test_costs_are_those_of_a_counted_run_and_are_kept() -> None:
     [
         (GENERATOR, [{}, {"steps": 5, "guidance": 2.0}, {"reuse": {"cached": 1}}]),
         (tiny_net("enat", decoder_depth=1), [{"guidance": 2.0}, {"reuse": {"cached": 1, "features": False}}]),
-        (MAR, [{"guidance": 2.0, "head": {"steps": 3}}, {"head": {"steps": 5}, "reuse": {"cached": 2}}]),
-        (tiny_himar(), [{}, {"guidance": 2.0, "steps": 5}]),
-        (tiny_net("causal"), [{}, {"guidance": 2.0}]),
-        (tiny_net("permuted"), [{"guidance": 2.0}]),
-        (tiny_net("block-causal"), [{"guidance": 2.0}]),
+        (MAR, [{"guidance": 2.0, "head": {"steps": 3}}, {"head": {"steps": 4}, "reuse": {"cached": 2}}]),
+        (
+            tiny_himar(),
+            [{"guidance": 2.0, "steps": 3, "head": {"steps": 3}, "first_stage": {"steps": 2, "head": {"steps": 2}}}],
+        ),
+        (tiny_net("causal", tokens=tiny_tokens(side=2)), [{}, {"guidance": 2.0}]),
+        (tiny_architecture("fmnist-xar"), [{"guidance": 2.0, "head": {"steps": 3}}]),
     ],
-    ids=["uvit", "enat", "mar", "himar", "causal", "permuted", "block-causal"],
+    ids=["uvit", "enat", "mar", "himar", "causal", "xar"],
 )
 def test_counting_a_block_once_changes_no_count(generator: Any, runs: list[dict[str, Any]]) -> None:
     repeats = Repeats()

@@ -165,6 +165,7 @@ RECIPES: dict[str, Row] = {
     "recap-maskgit-16-grouped-imagenet256": of_recap(16, 0, 0.65),
     **{f"recap-mar-l-{t}-imagenet256": of_recap_mar("l", t, 3.0) for t in (96, 84, 56, 36)},
     **{f"recap-mar-h-{t}-imagenet256": of_recap_mar("h", t, 3.2) for t in (128, 96, 48)},
+    **{f"lazymar-mar-{size}-imagenet256": (f"mar-{size}", official.lazymar_settings()) for size in "blh"},
     **{f"disa-mar-{size}-imagenet256": of_disa(size, cfg) for size, cfg in (("b", 2.9), ("l", 3.0), ("h", 3.3))},
     "gtr-mar-h-imagenet256": ("mar-h", None),  # a reading of a paper, no official code exists
 }
@@ -260,7 +261,9 @@ def test_recipe_says_where_its_model_lies_and_how_it_is_evaluated(name: str) -> 
 
 def test_label_plans_are_those_of_the_official_evaluations() -> None:
     plans = {name: evaluation_settings(name) for name in RECIPES}
-    systems = {"sorted": ("mar", "disa-mar", "gtr-mar", "recap-mar", "himar", "tokenbridge", "enat", "emigm", "xar")}
+    systems = {
+        "sorted": ("mar", "disa-mar", "lazymar", "gtr-mar", "recap-mar", "himar", "tokenbridge", "enat", "emigm", "xar")
+    }
     systems |= {"random": ("llamagen", "hita", "autonat", "maskgit-r", "recap-maskgit")}
     systems |= {"balanced": ("maskgit-imagenet", "halton", "mage", "rar", "titok", "ldetok")}
     for plan, prefixes in systems.items():
@@ -362,7 +365,7 @@ def test_stated_tflops_are_those_counted(name: str) -> None:
     assert tool.stated(FOLDER / f"{name}.yaml") == f"{tool.cost(name).tflops:.4g}"
 
 
-@pytest.mark.parametrize("name", ["autonat-l-imagenet256", "short-mar", "short-himar"])
+@pytest.mark.parametrize("name", ["autonat-l-imagenet256", "short-mar", "short-lazymar", "short-himar"])
 def test_shallow_runs_tell_the_operations_of_deep_ones(name: str, tmp_path: Path) -> None:
     tool, recipe = costs(), name
     if name.startswith("short"):  # few steps, all parts: reuse, chains, two stages
@@ -376,6 +379,15 @@ SHORT = {
     "short-mar": """
 model: fmnist-mar
 sampler: {steps: 6, order: random, guidance: 2.0, head: {steps: 4}, reuse: {cached: 1, full_first: 2}}
+""",
+    "short-lazymar": """
+model: {name: fmnist-mar, trunk: {decoder_depth: 4}, head: {depth: 4}}
+sampler:
+  steps: 6
+  order: random
+  guidance: 2.0
+  head: {steps: 8, cache: {every: 3, blocks: [1, 2], warm: 0.1}}
+  reuse: {condition: {every: 4}, tokens: {every: 4, layer: 1, keep: 0.3}}
 """,
     "short-himar": """
 model: {name: fmnist-himar, first: {head: {depth: 3}}}

@@ -1,5 +1,6 @@
 """Remasking (`remask:`): the published chain draw for draw, its laws, kept counts; and what it goes with."""
 
+import copy
 from functools import partial
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from mgen.bench.flops import count_run
 from mgen.bench.proxy import Proxy
+from mgen.generators import guided
 from mgen.heads.logit_filter import keep_likeliest
 from mgen.samplers import Noise, ParallelSampler
 from mgen.samplers.remask import Remask, make_path
@@ -27,13 +29,14 @@ ETA: dict[str, dict[str, float]] = {
 FREE: dict[str, Any] = {"order": "random", "schedule": "linear", "reuse": {"features": False}}
 
 
-def sharp_net(name: str = "uvit", **sections: Any) -> Any:
-    """A small generator whose distributions are far from uniform and from one another."""
-    net = tiny_net(name, **sections)
+def sharp_net() -> Any:
+    """A small generator whose distributions are far from uniform, and depend on known tokens and class."""
+    net, rng = tiny_net("uvit"), torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for key, parameter in net.named_parameters():
+        for name, parameter in net.named_parameters():
             if parameter.ndim == 2:
-                parameter.mul_(4.0 if key.endswith(("table.weight", "position.weight")) else 2.0)
+                scale = 2.0 if "classes." in name else 0.3
+                parameter.copy_(scale * torch.randn(parameter.shape, generator=rng))
     return net
 
 
@@ -289,7 +292,9 @@ SAME: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("kind", SAME)
-@pytest.mark.parametrize("order", ["random", "raster", "halton", [*range(15, -1, -1)], "confidence", "moment"], ids=str)
+@pytest.mark.parametrize(
+    "order", ["random", "raster", "halton", "checkerboard", [*range(15, -1, -1)], "confidence", "moment"], ids=str
+)
 def test_without_any_token_taken_back_it_is_the_plain_sampler(order: Any, kind: str) -> None:
     """η = 0, and for ids an η so small that no step takes a token back."""
     net = SAME[kind]()
@@ -319,9 +324,9 @@ def test_every_trunk(name: str) -> None:
     cascade: dict[str, Any] = {"first_stage": {"steps": 2}} if name == "cascade" else {}
     # A drawn mask id stays a mask in no order but remasking.
     more: dict[str, Any] = {"guidance": 2.0, "head": {"mask": False} if name == "adaln" else None, **cascade}
-    samplers = [free(kind, 8, **more) for kind in ("cap", "loop", "conf")]
+    samplers = [free(kind, 6, **more) for kind in ("loop", "conf")]
     samplers += [
-        kept(kind, order, 8, **more) for kind in ("cap", "conf") for order in ("random", "confidence", "raster")
+        kept(kind, order, 6, **more) for kind, order in (("cap", "random"), ("conf", "confidence"), ("cap", "raster"))
     ]
     tokens = torch.randint(net.tokens.vocab_size, (3, *net.tokens.shape), generator=torch.Generator().manual_seed(1))
     known = torch.zeros(3, net.tokens.length, dtype=torch.bool)
@@ -339,6 +344,27 @@ def test_every_trunk(name: str) -> None:
     assert not torch.equal(whole[0], whole[1])
 
 
+def test_a_guide_in_the_place_of_the_null_class() -> None:
+    """A guide that answers as the null class does makes the same images, with remasking and with order moment."""
+    net = sharp_net()
+    guide = copy.deepcopy(net)
+    with torch.no_grad():
+        guide.classes.vectors.weight.copy_(
+            net.classes.vectors.weight[net.null_class].expand_as(net.classes.vectors.weight)
+        )
+    both = guided(net, guide)
+    for sampler in (
+        free("conf", guidance=2.0),
+        kept("cap", guidance=2.0),
+        ParallelSampler(steps=6, order="moment", guidance=2.0),
+    ):
+        made, expected, plain = (
+            run(model, sampler.override(guidance=s), [1, 2])[-1][0]
+            for model, s in ((both, 2.0), (net, 2.0), (net, 1.0))
+        )
+        assert torch.equal(made, expected) and not torch.equal(made, plain)
+
+
 @pytest.mark.parametrize("kind", ["cap", "conf"])
 def test_a_later_start(kind: str) -> None:
     net = sharp_net()
@@ -350,7 +376,7 @@ def test_a_later_start(kind: str) -> None:
 def test_operations_are_counted() -> None:
     """The trunk has a pass for every step that draws; the head draws a token as often as it is revealed."""
     pipe = tiny_pipeline(guidance=1.0)
-    plain = ParallelSampler(steps=10, order="random", schedule="linear")
+    plain = ParallelSampler(steps=6, order="random", schedule="linear")
     expected = count_run(pipe, plain, decode=False)
     sampler = plain.override(remask={"kind": "cap", "eta": 0.2})
     drawn = sum(step.count for step in sampler.plan(pipe.transformer).steps)
@@ -362,8 +388,8 @@ def test_operations_are_counted() -> None:
     again = (more.flops["head"] - made.flops["head"]) * 64 // expected.flops["head"]
     each, rest = divmod(made.flops["trunk"] - expected.flops["trunk"], drawn - 64)
     assert again > 0 and each > 0 and rest == 0 and more.flops["trunk"] - made.flops["trunk"] == each * again
-    counts = [len(step.positions[0]) for step in run_steps(pipe.transformer, free("cap", 10))]
-    made = count_run(pipe, free("cap", 10), decode=False)
+    counts = [len(step.positions[0]) for step in run_steps(pipe.transformer, free("cap", 6))]
+    made = count_run(pipe, free("cap", 6), decode=False)
     assert made.flops["head"] * 64 == expected.flops["head"] * sum(counts)
     assert made.passes["full"] == sum(map(bool, counts))
 
@@ -380,6 +406,15 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"remask": {"kind": "loop", "start": 0.2, "stop": 0.3}}, "stop < start"),
     ({"remask": {"kind": "cap", "etta": 0.1}}, "etta"),
     ({"reuse": {"cached": 1}}, "reuse.cached=0"),
+    ({"reuse": {"tokens": {"every": 3}}}, "reuse.tokens.every=1"),
+    (
+        {
+            "remask": {"kind": "cap", "counts": "free"},
+            "order": "random",
+            "guidance": {"kind": "constant", "end": 2.0, "interval": [0.1, 0.9], "interval_of": "tokens"},
+        },
+        "leave interval_of out",
+    ),
     ({"reuse": {"condition": {"every": 3}}}, "condition.every=1"),
     ({"order": "remasking"}, "draws known tokens again"),
     ({"counts": "binomial", "order": "random"}, "remask.counts=free"),

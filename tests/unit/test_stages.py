@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mgen.bench.flops import count_run
 from mgen.bench.proxy import Proxy
+from mgen.generators import guided
 from mgen.samplers import ParallelSampler
 from mgen.samplers.noise import Noise
 from mgen.samplers.selection import Split, frequency
@@ -359,6 +360,25 @@ def test_an_image_does_not_depend_on_the_others(by: str) -> None:
     for i in range(3):
         *_, alone = draw(net, sampler, [5 + i], tokens=tokens[i : i + 1], known=known[i : i + 1])
         assert (alone[0] - together[i]).abs().max() < 1e-3
+
+
+def test_selection_reads_the_context_of_the_guided_model_alone() -> None:
+    """Under a guide of another width too, whose context stands behind."""
+    net = vectors()
+    wide = guided(net, vectors(seed=5, encoder_dim=48, decoder_dim=48))
+    scores, own = [], Split.ranked
+
+    def ranked(split: Split, score: Tensor, revealed: Tensor) -> Tensor:
+        scores.append(score)
+        return own(split, score, revealed)
+
+    for generator in (net, wide):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Split, "ranked", ranked)
+            stages = [{"steps": 1, "select": {"share": 0.5, "head_steps": 9}}]
+            *_, tokens = draw(generator, sampler_for(net, stages=stages), [5])
+        assert torch.isfinite(tokens).all()
+    assert torch.allclose(scores[0], scores[1], atol=1e-4), "nothing is known in the first step of both"
 
 
 def test_a_split_puts_every_row_where_it_was() -> None:

@@ -22,7 +22,7 @@ from mgen.heads.diffusion_transformer import DiffusionTransformerHead
 from mgen.heads.head import Head
 from mgen.samplers import ParallelSampler
 from mgen.utils.errors import MgenError
-from tools.ablations import causal, channels, diffusion, entities, joint, masked, permuted
+from tools.ablations import causal, channels, diffusion, entities, joint, lazy, masked, permuted
 from tools.ablations.compare import AblationTable, Row, complete_run, format_table
 
 __all__ = ["ablations", "check", "format_table", "prepare"]
@@ -97,6 +97,8 @@ def ablations(
     with torch.inference_mode():
         if isinstance(generator, Cascade):
             _add_cascade(table, generator, sampler, batch_size, dtype)
+        elif sampler.reuse.tokens.lazy:
+            lazy.add_rows(table, generator, sampler, batch_size, dtype)
         elif generator.capabilities.denoises:
             entities.add_rows(table, generator, sampler, batch_size, dtype)
         elif generator.capabilities.order == "sequential":

@@ -12,6 +12,7 @@ from mgen.cli.sample import chosen_sampler
 EXAMPLES = """examples:
   python -m tools.ablations --model fmnist-mar --batch-size 8 --threads 1
   python -m tools.ablations --arch mar-b --recipe mar-b-imagenet256 --steps 64 --batch-size 2
+  python -m tools.ablations --arch mar-b --recipe lazymar-mar-b-imagenet256 --steps 16 --head-steps 10 --batch-size 1 --threads 1
   python -m tools.ablations --arch tokenbridge-l --recipe tokenbridge-l-imagenet256 --steps 4 --batch-size 2 --threads 2
   python -m tools.ablations --arch himar-b --recipe himar-b-imagenet256 --set first_stage.steps=8 --steps 2 --head-steps 10 --batch-size 1
   python -m tools.ablations --arch llamagen-l --guidance 2 --batch-size 2 --threads 1

@@ -97,7 +97,7 @@ def add_rows(table: AblationTable, generator: Generator, sampler: ParallelSample
     complete_run(table, generator, sampler, batch_size, dtype, plain=PlainGenerator(generator), name=name)
 
 
-def _state(generator: Generator, batch_size: int, share: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def known_state(generator: Generator, batch_size: int, share: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Random tokens, a known mask of `share`, class ids, and the order (B, L) that made the mask."""
     units, device, rng = generator.units, generator.device, torch.Generator().manual_seed(0)
     tokens = torch.randn(batch_size, *units.shape, generator=rng).to(device)
@@ -110,7 +110,7 @@ def _state(generator: Generator, batch_size: int, share: float) -> tuple[Tensor,
 def add_single(table: AblationTable, generator: Generator, sampler: ParallelSampler, batch_size: int) -> None:
     """Add each optimization of the sampling loop on its own."""
     length, head = generator.units.length, generator.head
-    tokens, known, class_ids, order = _state(generator, batch_size, 0.5)
+    tokens, known, class_ids, order = known_state(generator, batch_size, 0.5)
     each, half = max(1, round(length / sampler.config.steps)), round(0.5 * length)
     positions = order[:, half : half + each]  # (B, M)
     both = torch.cat([class_ids, torch.full_like(class_ids, generator.null_class or 0)])
@@ -151,7 +151,7 @@ def add_single(table: AblationTable, generator: Generator, sampler: ParallelSamp
 
 def _add_training(table: AblationTable, generator: Generator, batch_size: int) -> None:
     """Add loss and gradient of one batch at MASK_RATIO."""
-    tokens, known, class_ids, _ = _state(generator, batch_size, 1 - MASK_RATIO)
+    tokens, known, class_ids, _ = known_state(generator, batch_size, 1 - MASK_RATIO)
     rng = torch.Generator().manual_seed(0)
     made = [diffusion_of(generator.head).training_noise(generator.units.length, 4, rng) for _ in range(batch_size)]
     t, numbers = torch.stack([one.t for one in made]), torch.stack([one.noise for one in made])

@@ -4,11 +4,13 @@
     python -m tools.ablations.head_cache --model fmnist-mar --set "head.cache={every: 7, blocks: [1, 1]}"
 
 Not an exact optimization: the difference, relative to the largest number of the plain draw, is what the cache changes. Contexts are the
-trunk's for an image whose tokens are known by half, with guidance 3. A new model (--arch, --config) gets random weights.
+trunk's for an image whose tokens are known by half, with guidance 3. A new model (--arch, --config) gets random weights. Seconds are of the
+GPU's wall clock, or of the process on a CPU: take one thread.
 """
 
 import argparse
 import sys
+import time
 from collections.abc import Sequence
 
 import torch
@@ -44,7 +46,9 @@ def rows(generator: Generator, sampler: ParallelSampler, *, tokens: Sequence[int
     known = torch.zeros(1, units.length, dtype=torch.bool, device=device).scatter_(1, order[:, :half], True)
     values = torch.randn(1, *units.shape, generator=rng).to(device)
     classes = torch.tensor([0, generator.null_class or 0], device=device)
-    table = AblationTable(device, repeats)
+    # Of a CPU the time of this process, in which other jobs of the machine count little.
+    clock = time.process_time if device.type == "cpu" else time.perf_counter
+    table = AblationTable(device, repeats, clock=clock)
 
     def add(name: str, z: Tensor, noise: Tensor, other: ChainPlan, *, guidance: float | None = GUIDANCE) -> None:
         def draw(plan: ChainPlan) -> Tensor:
