@@ -90,6 +90,13 @@ def diffusion_form(generator: AnyGenerator, batch_size: int) -> Any:
 
 DISA = ("head.steps={kind: linear, start: 50, end: 5, at: inclusive}", "head.max_timestep=950")
 LAZY = ("reuse.condition={every: 9, first: 5}",)  # LazyMAR's numbers
+CHECKERED = "stages=[{tokens: 0.25, steps: 2}, {tokens: 0.25, steps: 2}, {steps: 1}]"
+GTR = "stages=[{tokens: 0.25, steps: 32}, {tokens: 0.25, steps: 8}, {steps: 4}]"
+LAZY_TOKENS = (
+    "reuse.tokens={every: 9, first: 5, layer: 3, extra: 15, keep: [[0.3125, 0.6], [0.328125, 0.5], [0.390625, 0.4], "
+    "[0.46875, 0.15], [0.546875, 0.12], [0.625, 0.05]]}",
+)
+LAZY_HEAD = ("head.cache={every: 7, blocks: [1, 4], warm: 0.1}",)
 RECAP = ("reuse.inside=raster", "reuse.head_share=0.5")
 
 TRUNKS = {
@@ -97,13 +104,19 @@ TRUNKS = {
         model="fmnist-mar",
         batch_size=20,
         rows={
+            BEST: ("steps=5", "head.steps=15", "guidance.end=6"),
             "head steps 50 → 5 (DiSA)": DISA,
-            "head steps 25": ("head.steps=25",),
+            "head steps 15": ("head.steps=15",),
+            "head steps 15, guidance to 6": ("head.steps=15", "guidance.end=6"),
             "DPM-Solver++ 3s, 12 calls": ("head.chain=dpm-solver++3s", "head.steps=12", "temperature=1.0"),
-            "guidance in the second half": ("guidance.interval=[0, 0.5]",),
-            "condition cache, every 4, first 2": ("reuse.condition={every: 4, first: 2}",),
-            "ReCAP, 4 full steps first": (*RECAP, "reuse.cached=1", "reuse.full_first=4"),
+            "head cache, every 4": ("head.cache={every: 4}",),
+            "5 steps": ("steps=5",),
             "6 steps": ("steps=6",),
+            "checkerboard, 5 steps": ("steps=null", "order=checkerboard", CHECKERED),
+            "condition cache, every 4, first 2": ("reuse.condition={every: 4, first: 2}",),
+            "token cache, every 3, first 2": ("reuse.tokens={every: 3, first: 2}",),
+            "ReCAP, 4 full steps first": (*RECAP, "reuse.cached=1", "reuse.full_first=4"),
+            "guidance in the second half": ("guidance.interval=[0, 0.5]",),
         },
     ),
     "fmnist-maskgit": Trunk(
@@ -126,11 +139,14 @@ TRUNKS = {
             "head steps 50 → 5 (DiSA)": DISA,
             "DPM-Solver++ 3s, 12 calls": ("head.chain=dpm-solver++3s", "head.steps=12"),
             "guidance in the second half": ("guidance.interval=[0, 0.5]",),
-            "condition cache, every 9, first 5 (LazyMAR)": LAZY,
+            "condition cache (LazyMAR)": LAZY,
+            "token cache (LazyMAR)": LAZY_TOKENS,
+            "head cache (LazyMAR)": LAZY_HEAD,
+            "LazyMAR: all three": (*LAZY, *LAZY_TOKENS, *LAZY_HEAD),
             "ReCAP, 32 full steps first": (*RECAP, "reuse.cached=1", "reuse.full_first=32"),
-            "ReCAP, 3 cached steps each": (*RECAP, "reuse.cached=3", "reuse.full_first=8"),
+            "checkerboard in stages, 32 + 8 + 4 steps (GtR)": ("steps=null", "order=checkerboard", GTR),
             "32 steps": ("steps=32",),
-            BEST: (*DISA, *LAZY, *RECAP, "reuse.cached=1", "reuse.full_first=16"),
+            BEST: (*DISA, *LAZY, *LAZY_TOKENS),
         },
     ),
     "maskgit-r-l": Trunk(

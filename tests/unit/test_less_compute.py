@@ -160,13 +160,10 @@ def test_rows_are_ones_that_the_generator_takes(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name, trunk in TRUNKS.items() if not trunk.trained])
 def test_rows_at_paper_size_are_ones_that_the_generator_takes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def small(config: dict[str, Any], tokenizer: None) -> Any:
-        depth = {key: 2 for key in config["trunk"] if key.endswith("depth")}
         sizes = {key: 16 for key in config["trunk"] if key.endswith("dim")}
         heads = {key: 2 for key in config["trunk"] if key.endswith("heads")}
-        head = config["head"] | ({"width": 16, "depth": 1} if config["head"]["type"] == "diffusion" else {})
-        return random_pipeline(
-            {**config, "trunk": {**config["trunk"], **depth, **sizes, **heads}, "head": head}, tokenizer
-        )
+        head = config["head"] | ({"width": 16} if config["head"]["type"] == "diffusion" else {})
+        return random_pipeline({**config, "trunk": {**config["trunk"], **sizes, **heads}, "head": head}, tokenizer)
 
     monkeypatch.setattr("tools.less_compute_rows.random_pipeline", small)
     trunk = replace(TRUNKS[name])
