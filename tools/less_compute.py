@@ -58,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--time", action="store_true", help="measure seconds instead of distances")
     parser.add_argument("--rounds", type=int, default=3, help="of --time")
+    parser.add_argument("--redo", action="store_true", help="time rows that have seconds again")
     parser.add_argument("--no-form", action="store_true", help="leave the plain form out of --time")
     parser.add_argument("--batch-size", type=int, default=100, help="of sampling for distances")
     parser.add_argument("--work", type=Path, default=Path("runs/less-compute"), help="folder of features")
@@ -78,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             results = Results(args.out, trunk, TRUNKS[trunk])
             count_all(results, names)
             if args.time:
-                time_all(results, names, rounds=args.rounds, form=not args.no_form)
+                time_all(results, names, rounds=args.rounds, form=not args.no_form, redo=args.redo)
             elif TRUNKS[trunk].trained:
                 measure_all(results, names, args.seeds, args.images, args.batch_size, args.work)
         if args.render:
@@ -185,12 +186,13 @@ def key(row: Row) -> str:
 
 
 @torch.inference_mode()
-def time_all(results: Results, names: Sequence[str], *, rounds: int, form: bool) -> None:
+def time_all(results: Results, names: Sequence[str], *, rounds: int, form: bool, redo: bool) -> None:
     """Time the rows that have no seconds, all together, beside the plain run and the plain form."""
     trunk, pipe, batch = results.trunk, results.trunk.pipe, results.trunk.batch_size
-    todo = [name for name in names if name != PLAIN and "seconds" not in results.row(name)]
     with_form = form and trunk.form is not None
-    if not todo and "seconds" in results.row(PLAIN) and ("form_seconds" in results.row(PLAIN) or not with_form):
+    wanted = "form_seconds" if with_form else "seconds"
+    todo = [name for name in names if name != PLAIN and (redo or wanted not in results.row(name))]
+    if not todo and wanted in results.row(PLAIN) and not redo:
         return
     pipe.transformer.optimize_layout(2 * batch)
     chosen = {name: (pipe.transformer, trunk.sampler(name)) for name in (PLAIN, *todo)}
