@@ -164,6 +164,9 @@ class Policies:
 
     def _range(self, axis: Axis, given: Range) -> Values | None:
         base = base_value(self.start, given.key, axis.default)
+        if base is None and any(isinstance(end, str) for end in (given.low, given.high)):
+            self.left_out[axis.name] = f"the start names no {given.key} that the range is a multiple of"
+            return None
         low, high = (resolved(end, base, f"axis {axis.name}") for end in (given.low, given.high))
         if low > high or (given.log and low <= 0):
             raise MgenError(

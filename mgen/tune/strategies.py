@@ -97,6 +97,8 @@ class Space:
         own = own_settings(sampler)
         if own["counts"].startswith("halton"):
             own["counts"] = "maskgit"  # Halton's rule takes no list; the numbers of tokens stay
+        if (stages := own.get("stages")) and not any(stage.get("select") for stage in stages):
+            own["stages"] = None  # the list has their numbers of tokens
         self.settings = own
         self.least = {name: min(LEAST[name], *lists[name]) for name in usable[1:]}
         self.start = self.project(lists)

@@ -1,11 +1,11 @@
 """The condition cache (LazyMAR, arXiv 2503.12450): which steps compute null rows, and what the others use."""
 
 from collections import Counter
-from types import SimpleNamespace
 
 import pytest
 import torch
 
+from mgen.bench.benchmark import RandomPipeline
 from mgen.bench.flops import count_run
 from mgen.samplers import ParallelSampler
 from mgen.utils.errors import MgenError
@@ -131,8 +131,8 @@ def test_given_tokens_and_rows_of_unequal_length():
 def test_operations():
     """Lazy steps compute half of the rows."""
     net = make("uvit")
-    pipe = SimpleNamespace(transformer=net, tokenizer=None)
-    plain, lazy = (count_run(pipe, settings(net, reuse={"condition": {"every": n}})) for n in (1, 4))
+    samplers = [settings(net, reuse={"condition": {"every": n}}) for n in (1, 4)]
+    plain, lazy = (count_run(RandomPipeline(net, None, sampler), sampler) for sampler in samplers)
     assert plain.passes["full"] == 16 and lazy.passes["full"] == 10
     # Not exactly 10 / 16: the last block computes unknown positions alone, which are fewer in late steps.
     assert lazy.flops["trunk"] / plain.flops["trunk"] == pytest.approx(10 / 16, rel=0.02)
@@ -142,8 +142,8 @@ def test_operations():
 def test_operations_of_layers_behind_the_difference():
     """MAR adds the difference in front of its last normalization, which a count runs as well."""
     net = make("mae", "vector")
-    pipe = SimpleNamespace(transformer=net, tokenizer=None)
-    plain, lazy = (count_run(pipe, settings(net, reuse={"condition": {"every": n}})) for n in (1, 4))
+    samplers = [settings(net, reuse={"condition": {"every": n}}) for n in (1, 4)]
+    plain, lazy = (count_run(RandomPipeline(net, None, sampler), sampler) for sampler in samplers)
     assert lazy.passes["full"] < plain.passes["full"] and lazy.flops["head"] == plain.flops["head"]
     assert lazy.flops["trunk"] < 0.8 * plain.flops["trunk"]
 

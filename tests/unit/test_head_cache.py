@@ -18,6 +18,7 @@ from mgen.samplers import ParallelSampler
 from mgen.tokens import TokenSpec
 from mgen.utils.errors import MgenError
 from tests.helpers import tiny_himar, tiny_mar, tiny_net, tiny_tokens
+from tools.ablations import ablations
 from tools.ablations.diffusion import randomize
 from tools.ablations.head_cache import rows
 
@@ -346,6 +347,15 @@ def test_what_the_cache_saves_is_measured() -> None:
     made = rows(net, ParallelSampler(steps=4, order="random", head={"steps": 16, "clip": 3.0}), repeats=1)
     assert [row["ablation"].split(",")[0] for row in made] == ["4 tokens"] * 3 + ["8 tokens"] * 3
     assert all(1e-6 < row["difference"] < 1 for row in made if "not guided" not in row["ablation"])
+
+
+def test_the_ablations_of_exact_optimizations_leave_the_cache_out() -> None:
+    net = mar(head=SIX_BLOCKS)
+    assert isinstance(net.head, DiffusionHead)
+    randomize(net.head)
+    head = {"steps": 8, "clip": 3.0, "cache": PUBLISHED}
+    made = ablations(net, ParallelSampler(steps=4, order="random", guidance=2.0, head=head), batch_size=1, repeats=1)
+    assert all(row.get("difference", 0.0) < 1e-4 for row in made)
 
 
 # -- errors ------------------------------------------------------------------------------------------------------------

@@ -274,8 +274,8 @@ def test_costs_are_those_of_a_counted_run_and_are_kept() -> None:
 @pytest.mark.parametrize(
     "generator, runs",
     [
-        (GENERATOR, [{}, {"steps": 5, "guidance": 2.0}, {"reuse": {"cached": 1}}]),
-        (tiny_net("enat", decoder_depth=1), [{"guidance": 2.0}, {"reuse": {"cached": 1, "features": False}}]),
+        (GENERATOR, [{"guidance": 2.0}, {"reuse": {"cached": 1}}]),
+        (tiny_net("enat", decoder_depth=1), [{"guidance": 2.0}]),
         (MAR, [{"guidance": 2.0, "head": {"steps": 3}}, {"head": {"steps": 4}, "reuse": {"cached": 2}}]),
         (
             tiny_himar(),
@@ -363,7 +363,7 @@ def test_a_third_is_promoted_and_no_one_twice() -> None:
     assert promoted(candidates, 30, 100, 1) == candidates[6:]
 
 
-@pytest.mark.parametrize("stop", [0, 25, 50])
+@pytest.mark.parametrize("stop", [0, 45])
 def test_an_interrupted_search_is_replayed_to_the_same_end(tmp_path: Path, stop: int) -> None:
     whole, _ = found_in(space(), first := Bowl(), tmp_path / "a.jsonl", 8.0)
     with pytest.raises(KeyboardInterrupt):
@@ -580,7 +580,7 @@ def test_the_command_writes_recipe_report_plot_and_points(
     out = tmp_path / "out"
     assert main(arguments(place, out)) == 0
     said, trace = capsys.readouterr().out, (out / "trace.jsonl").read_bytes()
-    assert "at most 5 candidates" in said and "the start's" in said and str(out / "strategy.yaml") in said
+    assert "at most 4 candidates" in said and "the start's" in said and str(out / "strategy.yaml") in said
     sampler = ParallelSampler.from_settings(*recipe_settings(str(out / "strategy.yaml")))
     sampler.check(GENERATOR)
     points = json.loads((out / "points.json").read_text())
@@ -602,7 +602,6 @@ def test_the_command_writes_recipe_report_plot_and_points(
     assert main(arguments(place, tmp_path / "timed", **seconds, **files)) == 0
     lines = [json.loads(line) for line in (tmp_path / "timed" / "trace.jsonl").read_text().splitlines()]
     assert {"cost", "search", "test"} == {line["side"] for line in lines}
-    assert main([*arguments(place, tmp_path / "timed", **seconds, **files), "--overwrite"]) == 0
 
 
 @pytest.mark.parametrize(

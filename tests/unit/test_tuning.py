@@ -12,6 +12,7 @@ from mgen.cli import main
 from mgen.evaluation.extractors import make_extractor
 from mgen.evaluation.statistics import Reference, load_statistics
 from mgen.samplers import ParallelSampler, image_seed
+from mgen.samplers.binomial import reveal_shares
 from mgen.tune.strategies import REACH, Space, applicable
 from mgen.tune.tuning import Distance, Outcome, Trace, compare, search
 from mgen.utils.errors import MgenError
@@ -46,6 +47,12 @@ class Bowl:
         (GENERATOR, {}, "schedule confidence_temperature temperature guidance"),
         (GENERATOR, {"order": "random"}, "schedule temperature guidance"),
         (GENERATOR, {"counts": "halton", "order": "halton"}, "schedule temperature guidance"),
+        (GENERATOR, {"counts": "binomial"}, "schedule confidence_temperature temperature guidance"),
+        (
+            GENERATOR,
+            {"stages": [{"tokens": 0.5, "steps": 4}, {"steps": 2}]},
+            "schedule confidence_temperature temperature guidance",
+        ),
         (MAR, {"order": "random", "head": {"steps": 4}}, "schedule temperature guidance"),
         (MAR, {"order": "random", "head": {"chain": "ddim", "steps": 4}}, "schedule guidance"),
     ],
@@ -69,6 +76,16 @@ def test_every_point_is_a_strategy_the_sampler_takes(generator: Any, sampler: di
         made = space.sampler(lists)
         made.check(generator)
         assert (np.diff([LENGTH, *made.remaining(unknown=LENGTH, length=LENGTH)]) < 0).all()
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", [0.9, 0.7, 0.5, 0.3, 0.1]])
+def test_lists_keep_the_law_of_random_counts(schedule: Any) -> None:
+    given = ParallelSampler(steps=6, counts="binomial", schedule=schedule)
+    start = (space := Space(given, GENERATOR)).sampler(space.start)
+    assert start.random_counts
+    laws = (reveal_shares(sampler.config.schedule, steps=6, length=LENGTH) for sampler in (given, start))
+    assert next(laws) == pytest.approx(next(laws), abs=1e-4)
+    assert space.sampler(space.at(np.full(space.size, 1.0))).random_counts
 
 
 def test_projection_keeps_fractions_falling_and_values_in_range() -> None:
