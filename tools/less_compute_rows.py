@@ -123,10 +123,13 @@ TRUNKS = {
         model="fmnist-maskgit",
         batch_size=40,
         rows={
-            "guidance in the second half": ("guidance.interval=[0, 0.5]",),
-            "condition cache, every 4, first 2": ("reuse.condition={every: 4, first: 2}",),
-            "ReCAP, 3 full steps first": ("reuse.cached=1", "reuse.full_first=3"),
+            BEST: ("steps=6", "reuse.cached=1", "reuse.full_first=2", "guidance.interval=[0, 0.7]"),
             "6 steps": ("steps=6",),
+            "guidance in the last 70 %": ("guidance.interval=[0, 0.7]",),
+            "condition cache, every 2, first 1": ("reuse.condition={every: 2, first: 1}",),
+            "ReCAP, 2 full steps first": ("reuse.cached=1", "reuse.full_first=2"),
+            "ReCAP, 3 cached steps each": ("reuse.cached=3",),
+            "order moment": ("order=moment",),
         },
     ),
     "mar-b": Trunk(
