@@ -567,7 +567,7 @@ def arguments(place: Path, out: Path, **options: Any) -> list[str]:
         "data_path": place / "idx",
         "out": out,
         "steps": 4,
-        "trials": 5,
+        "trials": 4,
         "budget": "0.6x",
     }
     given |= {"rungs": "4,8", "test_images": 6, "test_seeds": 2} | options
