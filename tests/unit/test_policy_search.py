@@ -227,6 +227,11 @@ def test_axes_without_an_effect_change_nothing() -> None:
     assert policies.sampler((0, 0.5)).reuse.full_first == 4  # a share of the steps
     halved = space(axes=[AXES[0]], reuse={"cached": 1, "full_first": 4}).sampler((0.5,))
     assert halved.config.steps == 4 and halved.reuse.full_first == 2
+    stages = {"steps": None, "stages": [{"tokens": 0.5, "steps": "0.5x"}, {"steps": "0.25x"}]}
+    staged = space(
+        axes=[{"name": "a", "choices": [stages], "of": "steps"}], reuse={"cached": 1, "full_first": 4}
+    ).sampler((0,))
+    assert (staged.config.steps, staged.reuse.full_first) == (6, 3)
     lists = {"name": "a", "choices": [{"guidance": ["1x", "0.5x", *[2.0] * 6]}], "of": "steps"}
     assert space(axes=[lists]).changes((0,)) == {"guidance": [8, 4, *[2.0] * 6]}
     off = space(axes=[{"name": "a", "choices": [{"reuse.cached": 0}, {"reuse.cached": 1}]}])
