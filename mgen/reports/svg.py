@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
+    Canvas = Figure
+
 SERIES = 6  # colors in the style sheet, --series-1 …; further lines repeat them with other markers
 INK, GRID = "#010203", "#040506"
 SVG, XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"

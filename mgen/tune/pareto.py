@@ -14,8 +14,9 @@ from mgen.tune.strategies import own_settings
 from mgen.utils.config import Settings
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
+
+    from mgen.reports.svg import Canvas
 
 MARKERS = "os^vPX"
 SIZE = (7.2, 4.8)  # inches
@@ -111,7 +112,7 @@ def as_json(points: Sequence[Point], measure: Measure, limit: float, distance: s
 def plot(points: Sequence[Point], measure: Measure, limit: float, distance: str) -> str | None:
     """The points as an SVG file: cost on a logarithmic axis, distance with error bars; None without matplotlib."""
     element = draw(
-        lambda figure: _fill(figure, points, measure, limit, distance),
+        lambda canvas: _fill(canvas, points, measure, limit, distance),
         "pareto",
         f"{distance} over {measure} per image",
         size=SIZE,
@@ -129,9 +130,9 @@ def ticks(low: float, high: float) -> list[float]:
     return found
 
 
-def _fill(figure: "Figure", points: Sequence[Point], measure: Measure, limit: float, distance: str) -> dict[str, str]:
+def _fill(canvas: "Canvas", points: Sequence[Point], measure: Measure, limit: float, distance: str) -> dict[str, str]:
     """Plot the points; returns the tooltip of each by its id."""
-    axes, titles = figure.subplots(), dict[str, str]()
+    axes, titles = canvas.subplots(), dict[str, str]()
     handles: list[Line2D] = []
     names: list[str] = []
     groups = list(
@@ -176,5 +177,5 @@ def _fill(figure: "Figure", points: Sequence[Point], measure: Measure, limit: fl
     axes.set_xlabel("cost per image", parse_math=False)
     axes.set_ylabel(f"{distance}\n(lower is better)", parse_math=False)
     finish_axes(axes)
-    add_legend(figure, handles, names)
+    add_legend(canvas, handles, names)
     return titles

@@ -104,7 +104,7 @@ def test_only_unknown_positions_are_computed() -> None:
     context = GENERATOR.context
 
     def spy(
-        tokens: Tensor, known: Tensor, class_ids: Tensor, *, positions: Tensor, visible: Any, cache: Any, keep: Any
+        tokens: Tensor, known: Tensor, class_ids: Tensor, *, positions: Tensor, visible: Any, **others: Any
     ) -> Tensor:
         asked.append(positions.shape[1])
         assert not known.gather(1, positions).any()
