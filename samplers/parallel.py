@@ -13,7 +13,8 @@ from mgen.samplers import forward
 from mgen.samplers.condition import Difference
 from mgen.samplers.loop import decode
 from mgen.samplers.noise import Noise, make_noise, make_own_noise, make_select_noise
-from mgen.samplers.plan import Plan, make_plan
+from mgen.samplers.plan import Plan
+from mgen.samplers.planner import make_plan
 from mgen.samplers.remask import make_path
 from mgen.samplers.remask_order import remasked
 from mgen.samplers.settings import SamplerSettings

@@ -1,7 +1,6 @@
 """The condition cache (LazyMAR, arXiv 2503.12450): which steps compute null rows, and what the others use."""
 
 from collections import Counter
-from types import SimpleNamespace
 
 import pytest
 import torch
