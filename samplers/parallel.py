@@ -8,26 +8,25 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from mgen.generators import Capabilities, Cascade, Generator
+from mgen.generators import Cascade, Generator
 from mgen.samplers import forward
 from mgen.samplers.condition import Difference
 from mgen.samplers.loop import decode
 from mgen.samplers.noise import Noise, make_noise, make_own_noise, make_select_noise
-from mgen.samplers.plan import Plan, make_plan
+from mgen.samplers.plan import Plan
+from mgen.samplers.planner import make_plan
 from mgen.samplers.remask import make_path
 from mgen.samplers.remask_order import remasked
-from mgen.samplers.sequences import ON_GRID
 from mgen.samplers.settings import SamplerSettings
 from mgen.samplers.state import State
 from mgen.samplers.step import Step
+from mgen.samplers.takes import check_generator, unguided
 from mgen.samplers.values import by_tokens
-from mgen.tokens import TokenSpec
 from mgen.utils import seeds
 from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError
 from mgen.utils.modeling import public
 
-STEPS_PER_TOKEN = 16
 Given = tuple[Tensor, Tensor]  # tokens, and a bool mask of those that are given
 
 
@@ -36,146 +35,16 @@ class ParallelSampler(SamplerSettings):
     """Draws the tokens of a batch of images step by step; its settings are those of SamplerSettings."""
 
     def check(self, generator: Generator | Cascade) -> None:
-        """Raise MgenError for settings that this generator or its kind of tokens does not take."""
-        c, order, reuse = self.config, self.order, self.reuse
-        able, units, name = generator.capabilities, generator.units, type(generator).__name__
-        if self.first_stage is not None:
-            if not isinstance(generator, Cascade):
-                raise MgenError(f"{name} has no first stage: leave the sampler's first_stage out")
+        """Raise MgenError for settings that this generator or its kind of tokens does not take; see mgen.samplers.takes."""
+        if self.first_stage is not None and isinstance(generator, Cascade):
             self.first_stage.check(generator.first)
-        self._check_steps(able, units, name)
-        if any(self.guided(units.length, units.global_tokens)[c.start :]) and able.guided_by is None:
-            raise self._unguided(name)
-        if order.positions and len(order.positions) != units.length:
-            raise MgenError(f"order lists {len(order.positions)} positions, this model has {units.length}")
-        if order.name in ON_GRID and units.grid is None:
-            raise MgenError(
-                f"order '{order.name}' needs tokens with a position in the image: use random, raster or a list"
-            )
-        if reuse.cached and not able.cached_steps:
-            raise MgenError(f"{name} has no cached steps: set reuse.cached=0")
-        if reuse.tokens.lazy:
-            self._check_lazy(able, name)
-        if reuse.condition.every > 1 and (able.one_by_one or (able.carried_features and reuse.features)):
-            unless = "set reuse.features=false or " if able.carried_features else ""
-            raise MgenError(
-                f"reuse.condition.every is {reuse.condition.every}, but in this {name} later passes read the null rows of earlier ones: "
-                f"{unless}set reuse.condition.every=1"
-            )
-        if reuse.condition.every > 1 and able.guided_by == "guide":
-            raise MgenError(
-                f"reuse.condition.every is {reuse.condition.every}, which keeps what the null class changes in the context, but a guide's "
-                "context is another model's: set reuse.condition.every=1"
-            )
-        if able.carried_features and reuse.features and order.name == "remasking":
-            raise MgenError(
-                "order remasking changes known tokens, whose features this model carries on: set reuse.features=false"
-            )
-        if self.remask is not None:
-            self._check_remasking(able, units, name)
-        if order.name == "moment" and able.log_prob and not generator.head.has_moments:
-            raise MgenError(
-                f"order moment needs the probabilities of all tokens at a position, which the head of this {name} draws part by part: use "
-                "order confidence"
-            )
-        if not able.log_prob:
-            if order.ranked:
-                raise MgenError(
-                    f"order '{order.name}' ranks draws by probability, which vectors don't have: use order random"
-                )
-            if c.steps > units.length and not self.random_counts:
-                raise MgenError(f"steps is {c.steps}, this model has {units.length} tokens: at most one step per token")
-        if c.steps > STEPS_PER_TOKEN * units.length:  # some rules reveal nothing in a step, or draw tokens again
-            raise MgenError(
-                f"steps is {c.steps}, this model has {units.length} tokens: at most {STEPS_PER_TOKEN} steps for each"
-            )
-        if able.log_prob and reuse.head_share != 1:
-            raise MgenError(f"reuse.head_share is {reuse.head_share}: only a diffusion head has steps to share")
-        temperatures = self.values("temperature", units.length, units.global_tokens)
-        if self.selections and (able.log_prob or able.joint or able.denoises):
-            why = "has no chain of steps" if able.log_prob else "draws all tokens of a step together"
-            raise MgenError(
-                f"stages: select gives some tokens another chain, but the head of this {name} {why}: leave it out"
-            )
-        chains = {count for pair in self.chain_steps(units.length, units.global_tokens) for count in pair}
-        chains |= {count for select in self.selections for count in self.selected_steps(select)}
-        for count in chains:
-            generator.guided_head.check(self.head(count), temperatures=temperatures)
-
-    def _unguided(self, name: str) -> MgenError:
-        return MgenError(
-            f"guidance {self.config.guidance} needs a null class, this {name} has none: use guidance 1, or another model as guide"
-        )
+        check_generator(self, generator)
 
     def _guides(self, generator: Generator, given: Given | None) -> bool:
         """Whether a step of a run is guided, or may be, where that depends on the numbers of unknown tokens of the images."""
         units, c = generator.units, self.config
         by_rows = by_tokens(c.guidance, "interval_of") and (given is not None or self.random_counts)
         return by_rows or any(self.guided(units.length, units.global_tokens)[c.start :])
-
-    def _check_lazy(self, able: Capabilities, name: str) -> None:
-        """Raise MgenError unless the generator has lazy steps as `reuse.tokens` asks for."""
-        tokens, layers = self.reuse.tokens, able.lazy_layers
-        if not layers:
-            raise MgenError(
-                f"{name} has no lazy steps, which an encoder of the known tokens alone makes possible (trunk mae, the first stage of "
-                "mae-two-stage): set reuse.tokens.every=1"
-            )
-        if able.joint:
-            raise MgenError(
-                f"the head of this {name} reads the context of all positions, a lazy step computes it at few: set reuse.tokens.every=1"
-            )
-        if tokens.layer >= layers and min(tokens.shares(self.config.steps)) < 1:
-            raise MgenError(
-                f"reuse.tokens.layer is {tokens.layer}, this {name} has a decoder of {layers + 1} blocks, and the last one computes the "
-                f"positions drawn alone: allowed is 0 … {layers - 1}, or keep 1"
-            )
-
-    def _check_steps(self, able: Capabilities, units: TokenSpec, name: str) -> None:
-        """Raise MgenError unless the steps fit tokens that are drawn one after the other, or global ones first."""
-        c, order = self.config, self.order
-        free = able.order == "sequential"
-        settled = not order.ranked if free else order.name == "raster"
-        single = settled and c.schedule == "single" and c.steps == units.length and not c.start
-        unit = "entity" if able.denoises else "token"
-        if able.one_by_one and able.joint:
-            raise MgenError(f"{name} draws one token after the other, its head all of them together: use another head")
-        if able.one_by_one and not single:
-            which = (
-                "an order that is settled before the run (raster, random, halton, a list)" if free else "order raster"
-            )
-            raise MgenError(
-                f"{name} draws one {unit} after the other: it needs steps {units.length}, {which} and schedule single, not "
-                f"steps {c.steps}, order {c.order} and schedule {c.schedule}"
-                + (f" from step {c.start} on" if c.start else "")
-            )
-        if (stages := self.stages) is not None:
-            if units.global_tokens and c.global_steps is None:
-                raise MgenError(
-                    "stages are of the tokens after global ones, which need steps of their own: set global_steps"
-                )
-            stages.ends(units.length - units.global_tokens)
-        if not units.global_tokens:
-            if c.global_steps is not None:
-                raise MgenError(f"{name} has no global tokens: leave global_steps out")
-            return
-        if c.steps < 2:
-            raise MgenError("global tokens are drawn before the others: at least 2 steps are needed")
-        if c.start or order.name == "remasking" or not isinstance(c.schedule, str):
-            raise MgenError("start, order remasking and listed schedules don't work with global tokens: leave them out")
-
-    def _check_remasking(self, able: Capabilities, units: TokenSpec, name: str) -> None:
-        """Raise MgenError if this generator cannot take known tokens back."""
-        if able.one_by_one:
-            raise MgenError(f"{name} draws each token from those before it, which must stay: leave remask out")
-        if not able.log_prob:
-            raise MgenError(
-                "remask draws a token more than once, but vectors are drawn by a chain whose noise is made once: leave remask out"
-            )
-        if units.global_tokens:
-            raise MgenError("remask knows one kind of tokens, this model has global ones too: leave remask out")
-        if able.carried_features and self.reuse.features:
-            raise MgenError("remask takes tokens back whose features this model carries on: set reuse.features=false")
 
     def plan(self, generator: Generator | Cascade) -> Plan:
         """The plan of a run that is given no tokens, as `str` shows it."""
@@ -314,7 +183,7 @@ class ParallelSampler(SamplerSettings):
             )
         guided = any(step.null_rows for step in plan.steps)
         if guided and able.guided_by is None:
-            raise self._unguided(type(generator).__name__)
+            raise unguided(self, type(generator).__name__)
         rows, cache = forward.start(generator, class_ids, guided=guided, carry=plan.carries, prefix=prefix)
         if remask is None:
             order = self.order.strategy(noise, spec, known, raster=self.reuse.inside == "raster")

@@ -14,6 +14,7 @@ from mgen.generators import Cascade, Generator
 from mgen.heads import check_draw
 from mgen.samplers.binomial import random_left, reveal_shares
 from mgen.samplers.counts import remaining_counts
+from mgen.samplers.excluded import check_first_stage, check_order, check_random_counts, check_remask, check_stages
 from mgen.samplers.head_steps import DEFAULT_STEPS, head_steps, longest, varies
 from mgen.samplers.order import Order, OrderSettings
 from mgen.samplers.plan import Phase
@@ -21,7 +22,7 @@ from mgen.samplers.remask import Path, Rates, Remask, expected_path
 from mgen.samplers.reuse import Reuse
 from mgen.samplers.schedule import Schedule
 from mgen.samplers.stages import Selection, Stages
-from mgen.samplers.values import Value, by_tokens, per_step
+from mgen.samplers.values import Value, per_step
 from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError, check_keys, shown
 from mgen.utils.modeling import constructor_keys
@@ -116,118 +117,27 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
             raise MgenError(
                 f"global_steps is {global_steps!r}: a whole number from 1 to steps − 1, {steps - 1}, is needed"
             )
-        ordering, policy = self.order, self.reuse  # raise for settings that aren't allowed
-        if ordering.name == "remasking" and policy.equal_counts:
-            raise MgenError(f"order remasking draws known tokens again in every step: set {policy.off}")
-        policy.tokens.shares(steps)
+        check_order(self.order, self.reuse)
+        self.reuse.tokens.shares(steps)
         if parts is None:
             # Raises on a bad schedule; whether there are enough tokens for it is checked when their number is known.
             tokens = steps if schedule == "single" else max(2, steps)
             rule = "enat" if counts == "maskgit-r" else counts
             remaining_counts(schedule, steps=steps, unknown=tokens, length=tokens, start=start, counts=rule)
         else:
-            self._check_stages(parts)
+            check_stages(self, parts)
         for name, value in curves.items():
             per_step(value, steps, name=name)
         if self.random_counts:
-            self._check_random_counts()
+            check_random_counts(self)
         head_steps(self._head_steps or DEFAULT_STEPS, steps)
         check_draw(self.longest_head)
         if self.remask is not None:
-            self._check_remask(self.remask)
+            check_remask(self, self.remask)
         if isinstance(first_stage, Mapping) and first_stage.get("first_stage") is not None:
             raise MgenError("nested first stages aren't supported: leave first_stage.first_stage out")
-        if (sampler := self.first_stage) is not None:
-            if sampler.order.name == "remasking":
-                raise MgenError(
-                    "first_stage: order remasking changes tokens whose context has been read: use confidence"
-                )
-            if sampler.remask is not None:
-                raise MgenError(
-                    "first_stage: remask takes tokens back whose context has been read: leave first_stage.remask out"
-                )
-
-    def _check_stages(self, stages: Stages) -> None:
-        """Raise MgenError for settings that are not those of the stages, or don't go with them."""
-        c = self.config
-        if c.steps != (own := stages.steps + (c.global_steps or 0)):
-            first = f"global_steps and stages take {own}" if c.global_steps else f"the stages take {own}"
-            raise MgenError(
-                f"steps is {c.steps}, but {first}: leave steps out (null), or change the steps of the stages"
-            )
-        if c.start:
-            raise MgenError(f"start is {c.start}: stages are for whole runs, leave start or stages out")
-        if c.schedule == "single" or not isinstance(c.schedule, str):
-            raise MgenError(
-                f"schedule is {shown(c.schedule)}, a number of tokens for each step, which is what stages say: leave one of them out"
-            )
-        if self.remask is not None:
-            raise MgenError(
-                "remask takes its probabilities from the schedule, in whose place stages stand: leave one of them out"
-            )
-        if self.random_counts:
-            raise MgenError(
-                "counts binomial draws the number of tokens of each step, which stages settle: use counts maskgit"
-            )
-
-    def _check_random_counts(self) -> None:
-        """Raise MgenError for settings that need every image to reveal as many tokens as the others."""
-        if self.reuse.equal_counts:
-            raise MgenError(
-                "counts binomial reveals other numbers of tokens in every image, cached and lazy steps need equal ones: set "
-                f"{self.reuse.off}, or counts maskgit"
-            )
-        self._check_tokens_curves("counts binomial", ("temperature", "confidence_temperature"))
-
-    def _check_remask(self, remask: Remask) -> None:
-        """Raise MgenError for settings that remasking does not go with."""
-        c, order = self.config, self.order.name
-        if self.reuse.equal_counts:
-            raise MgenError(
-                f"remask takes known tokens back, whose keys and values cached and lazy steps read: set {self.reuse.off}"
-            )
-        if self.reuse.condition.every > 1:
-            raise MgenError(
-                "remask draws tokens again that were known when the null class's difference was computed: set reuse.condition.every=1"
-            )
-        if order == "remasking":
-            raise MgenError(
-                "order remasking draws known tokens again in every step: leave remask out, or use confidence"
-            )
-        if remask.kind == "conf" and (c.head or {}).get("score") == "logit":
-            raise MgenError(
-                "remask conf compares probabilities, but head.score is logit: set head.score to log_prob or drawn"
-            )
-        if not remask.free:
-            if self.random_counts:
-                raise MgenError(
-                    "counts binomial are random, remask.counts kept needs settled ones: set remask.counts=free"
-                )
-            return
-        if order != "random":
-            raise MgenError(
-                f"remask.counts free reveals every position on its own, in no order: use order random, not {order}, or "
-                "remask.counts=kept"
-            )
-        if c.schedule == "single" or c.counts not in ("maskgit", "binomial"):
-            raise MgenError(
-                f"remask.counts free draws the numbers of tokens from a mask fraction, which schedule {c.schedule} and counts {c.counts} "
-                "don't give: use schedule linear (published) and counts maskgit, or remask.counts=kept"
-            )
-        self._check_tokens_curves("remask.counts free", ("guidance", "temperature", "confidence_temperature"))
-        if by_tokens(c.guidance, "interval_of"):
-            raise MgenError(
-                "guidance.interval_of is tokens, but with remask.counts free their number differs by image: leave interval_of out, or set "
-                "remask.counts=kept"
-            )
-
-    def _check_tokens_curves(self, setting: str, names: Sequence[str]) -> None:
-        """Raise MgenError for values that count tokens, whose number differs by image with this setting."""
-        for name in names:
-            if by_tokens(self.config[name], "at"):
-                raise MgenError(
-                    f"{name}.at is tokens, but with {setting} their number differs by image: use at: end, or other counts"
-                )
+        if self.first_stage is not None:
+            check_first_stage(self.first_stage)
 
     @classmethod
     def from_settings(cls, settings: object, where: str) -> Self:

@@ -25,7 +25,7 @@ POLICIES: dict[str, Settings] = {
     "head steps over time": {"head": {"steps": [3, 2, 2, 2]}},
     "head cache": {"head": {"cache": {"every": 2}}},
     "token selection": {
-        "stages": [{"tokens": 0.5, "steps": 3}, {"steps": 1, "select": {"share": 0.5, "head_steps": 2}}]
+        "stages": [{"tokens": 0.5, "steps": 2}, {"steps": 2, "select": {"share": 0.5, "head_steps": 2}}]
     },
     "guidance interval": {"guidance": {"kind": "constant", "end": 2.0, "interval": [0.2, 0.8]}},
     "autoguidance": {GUIDE: True},
@@ -33,7 +33,7 @@ POLICIES: dict[str, Settings] = {
     "token cache": {"reuse": {"tokens": {"every": 2}}},
     "cached steps": {"reuse": {"cached": 1}},
     "carried features": {"reuse": {"features": True}},
-    "stages": {"stages": [{"tokens": 0.5, "steps": 3}, {"steps": 1}]},
+    "stages": {"stages": [{"tokens": 0.5, "steps": 2}, {"steps": 2}]},
     "counts binomial": {"counts": "binomial"},
     "remask, kept counts": {"remask": {"kind": "cap", "eta": 0.3, "counts": "kept"}},
     "remask, free counts": {"remask": {"kind": "cap", "eta": 0.3, "counts": "free"}, "order": "random"},

@@ -205,12 +205,11 @@ def with_shares(settings: Settings, start: Settings, changes: Mapping[str, objec
     """Settings with `reuse.full_first` as a number of steps: a share of them, or that of the start in proportion to the steps."""
     reuse = settings.get("reuse")
     first = reuse.get("full_first") if isinstance(reuse, Mapping) else None
-    if settings.get("steps") is None:  # stages name them
-        return settings
+    steps = settings["steps"] or sum(stage["steps"] for stage in settings.get("stages") or ())  # of stages: their sum
     if isinstance(first, float) and 0 <= first <= 1:
-        first = round(first * settings["steps"])
+        first = round(first * steps)
     elif isinstance(first, int) and "steps" in changes and "reuse.full_first" not in changes:
-        first = round(first * settings["steps"] / start["steps"])
+        first = round(first * steps / start["steps"])
     return settings if first is None else {**settings, "reuse": {**settings["reuse"], "full_first": first}}
 
 

@@ -86,7 +86,7 @@ OFFICIAL = (
     "tests/unit/test_recipes.py",
 )  # names of official code
 GLOSSARY = ("docs/glossary.md",)
-PLOTS = ("mgen/reports/*", "mgen/bench/sweep_report.py")  # matplotlib's and HTML's word
+PLOTS = ("mgen/reports/*", "mgen/bench/sweep_report.py", "mgen/tune/pareto.py")  # matplotlib's and HTML's word
 
 NAMES = (
     Word(r"(?i)holistic", "global tokens", HITA + GLOSSARY + ("mgen/generators/trunks/causal.py",)),

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mgen.samplers import ParallelSampler
-from mgen.samplers.plan import make_plan
+from mgen.samplers.planner import make_plan
 from mgen.utils.errors import MgenError
 from tests.helpers import tiny_generator, tiny_tokens
 
