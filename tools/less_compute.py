@@ -12,8 +12,8 @@ Trunks and rows are those of tools/less_compute_rows.py. Per row:
   trunk use the same seeds. Features are kept under --work: an interrupted run resumes, and more images add to those there are.
 * seconds (--time): CPU time of one thread per image, decoding included. All rows and the plain run advance in turn, step by step, in one
   process, so that all see the same machine; --rounds times, of which the median of the ratios counts. The plain form, where there is one,
-  is the generator as the published code computes it (tools/ablations). With --every N, runs that keep nothing between steps compute every
-  N-th step alone, which counts N times.
+  is the generator as the published code computes it (tools/ablations). With --every N, runs without reuse and stages compute
+  every N-th step alone, which counts N times.
 
 The file of results is written after every number. A row whose settings or model have changed is measured anew.
 """
@@ -204,7 +204,7 @@ def time_all(results: Results, names: Sequence[str], *, rounds: int, form: bool,
     if with_form:
         assert trunk.form is not None
         chosen[FORM] = (trunk.form(pipe.transformer, batch), trunk.sampler(PLAIN))
-    keeps = {name for name, (_, sampler) in chosen.items() if sampler.config.reuse}
+    keeps = {name for name, (_, sampler) in chosen.items() if sampler.config.reuse or sampler.config.stages}
     strides = {name: 1 if name in keeps else every for name in chosen}
     for generator, sampler in chosen.values():
         next(batch_of(pipe, generator, sampler, batch))  # the first step of a process is slow

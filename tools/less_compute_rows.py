@@ -97,6 +97,13 @@ LAZY_TOKENS = (
     "[0.46875, 0.15], [0.546875, 0.12], [0.625, 0.05]]}",
 )
 LAZY_HEAD = ("head.cache={every: 7, blocks: [1, 4], warm: 0.1}",)
+TUNED = (  # docs/tune
+    "steps=6",
+    "schedule=[0.968119, 0.874833, 0.685283, 0.441349, 0.200031]",
+    "guidance=[1.29256, 1.730756, 2.168953, 2.60715, 3.045346, 3.483544]",
+    "temperature=[0.986968, 0.966735, 0.946503, 0.92627, 0.906037, 0.885805]",
+    "confidence_temperature=[4.8771, 3.806569, 2.736037, 1.665505, 0.594974]",
+)
 RECAP = ("reuse.inside=raster", "reuse.head_share=0.5")
 
 TRUNKS = {
@@ -123,8 +130,17 @@ TRUNKS = {
         model="fmnist-maskgit",
         batch_size=40,
         rows={
-            BEST: ("steps=6", "reuse.cached=1", "reuse.full_first=2", "guidance.interval=[0, 0.7]"),
+            BEST: (*TUNED, "reuse.cached=1", "reuse.full_first=2"),
             "6 steps": ("steps=6",),
+            "6 steps, tuned": TUNED,
+            "6 steps, tuned, condition cache, every 2, first 1": (*TUNED, "reuse.condition={every: 2, first: 1}"),
+            "6 steps, ReCAP, 2 full steps first": ("steps=6", "reuse.cached=1", "reuse.full_first=2"),
+            "6 steps, ReCAP, guidance in the last 70 %": (
+                "steps=6",
+                "reuse.cached=1",
+                "reuse.full_first=2",
+                "guidance.interval=[0, 0.7]",
+            ),
             "guidance in the last 70 %": ("guidance.interval=[0, 0.7]",),
             "condition cache, every 2, first 1": ("reuse.condition={every: 2, first: 1}",),
             "ReCAP, 2 full steps first": ("reuse.cached=1", "reuse.full_first=2"),
