@@ -130,10 +130,12 @@ TRUNKS = {
         model="fmnist-maskgit",
         batch_size=40,
         rows={
-            BEST: (*TUNED, "reuse.cached=1", "reuse.full_first=2"),
+            BEST: (*TUNED, "reuse.condition={every: 3, first: 1}"),
             "6 steps": ("steps=6",),
             "6 steps, tuned": TUNED,
             "6 steps, tuned, condition cache, every 2, first 1": (*TUNED, "reuse.condition={every: 2, first: 1}"),
+            "6 steps, tuned, condition cache, every 3": (*TUNED, "reuse.condition={every: 3}"),
+            "6 steps, tuned, ReCAP, 2 full steps first": (*TUNED, "reuse.cached=1", "reuse.full_first=2"),
             "6 steps, ReCAP, 2 full steps first": ("steps=6", "reuse.cached=1", "reuse.full_first=2"),
             "6 steps, ReCAP, guidance in the last 70 %": (
                 "steps=6",
