@@ -12,7 +12,8 @@ Trunks and rows are those of tools/less_compute_rows.py. Per row:
   trunk use the same seeds. Features are kept under --work: an interrupted run resumes, and more images add to those there are.
 * seconds (--time): CPU time of one thread per image, decoding included. All rows and the plain run advance in turn, step by step, in one
   process, so that all see the same machine; --rounds times, of which the median of the ratios counts. The plain form, where there is one,
-  is the generator as the published code computes it (tools/ablations).
+  is the generator as the published code computes it (tools/ablations). With --every N, runs without reuse and stages compute
+  every N-th step alone, which counts N times.
 
 The file of results is written after every number. A row whose settings or model have changed is measured anew.
 """
@@ -30,7 +31,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mgen.bench.flops import Networks, count_run
+from mgen.bench.flops import count_run
 from mgen.evaluation.extractors import Extractor, make_extractor
 from mgen.evaluation.frechet import frechet_distance
 from mgen.evaluation.measure import features_of
@@ -42,6 +43,7 @@ from mgen.utils.files import write_json, write_tensors, write_text
 from mgen.utils.reading import read_json, read_tensors
 from tools.less_compute_rows import PLAIN, TRUNKS, Trunk
 from tools.less_compute_table import filled, table
+from tools.less_compute_time import batch_of, in_turn
 from tools.recipe_costs import Remembered
 
 RESULTS, PAGE = Path("docs/experiments/data/less_compute.json"), Path("docs/experiments/less_compute.md")
@@ -58,6 +60,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--time", action="store_true", help="measure seconds instead of distances")
     parser.add_argument("--rounds", type=int, default=3, help="of --time")
+    parser.add_argument(
+        "--every", type=int, default=1, help="time every N-th step of runs that keep nothing between steps"
+    )
+    parser.add_argument("--redo", action="store_true", help="time rows that have seconds again")
     parser.add_argument("--no-form", action="store_true", help="leave the plain form out of --time")
     parser.add_argument("--batch-size", type=int, default=100, help="of sampling for distances")
     parser.add_argument("--work", type=Path, default=Path("runs/less-compute"), help="folder of features")
@@ -78,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             results = Results(args.out, trunk, TRUNKS[trunk])
             count_all(results, names)
             if args.time:
-                time_all(results, names, rounds=args.rounds, form=not args.no_form)
+                time_all(results, names, rounds=args.rounds, form=not args.no_form, redo=args.redo, every=args.every)
             elif TRUNKS[trunk].trained:
                 measure_all(results, names, args.seeds, args.images, args.batch_size, args.work)
         if args.render:
@@ -185,23 +191,26 @@ def key(row: Row) -> str:
 
 
 @torch.inference_mode()
-def time_all(results: Results, names: Sequence[str], *, rounds: int, form: bool) -> None:
+def time_all(results: Results, names: Sequence[str], *, rounds: int, form: bool, redo: bool, every: int) -> None:
     """Time the rows that have no seconds, all together, beside the plain run and the plain form."""
     trunk, pipe, batch = results.trunk, results.trunk.pipe, results.trunk.batch_size
-    todo = [name for name in names if name != PLAIN and "seconds" not in results.row(name)]
     with_form = form and trunk.form is not None
-    if not todo and "seconds" in results.row(PLAIN) and ("form_seconds" in results.row(PLAIN) or not with_form):
+    wanted = "form_seconds" if with_form else "seconds"
+    todo = [name for name in names if name != PLAIN and (redo or wanted not in results.row(name))]
+    if not todo and wanted in results.row(PLAIN) and not redo:
         return
     pipe.transformer.optimize_layout(2 * batch)
     chosen = {name: (pipe.transformer, trunk.sampler(name)) for name in (PLAIN, *todo)}
     if with_form:
         assert trunk.form is not None
         chosen[FORM] = (trunk.form(pipe.transformer, batch), trunk.sampler(PLAIN))
+    keeps = {name for name, (_, sampler) in chosen.items() if sampler.config.reuse or sampler.config.stages}
+    strides = {name: 1 if name in keeps else every for name in chosen}
     for generator, sampler in chosen.values():
         next(batch_of(pipe, generator, sampler, batch))  # the first step of a process is slow
     found: dict[str, list[float]] = {name: [] for name in chosen}
     for _ in range(rounds):
-        runs = {name: batch_of(pipe, *one, batch) for name, one in chosen.items()}
+        runs = {name: batch_of(pipe, *one, batch, strides[name]) for name, one in chosen.items()}
         lengths = {name: sampler.config.steps for name, (_, sampler) in chosen.items()}
         for name, seconds in in_turn(runs, lengths).items():
             found[name].append(seconds / batch)
@@ -213,33 +222,8 @@ def time_all(results: Results, names: Sequence[str], *, rounds: int, form: bool)
         if with_form:
             row["form_seconds"] = statistics.median(found[FORM])
             row["form_ratio"] = statistics.median(own / plain for own, plain in zip(found[name], found[FORM]))
-        row["timing"] = {"batch": batch, "rounds": rounds, "torch": torch.__version__}
+        row["timing"] = {"batch": batch, "rounds": rounds, "every": strides[name], "torch": torch.__version__}
     results.save()
-
-
-def batch_of(pipe: Networks, generator: Any, sampler: ParallelSampler, batch: int) -> Iterator[bool]:
-    """A batch, from its noise to its images, that pauses after every step."""
-    class_ids = torch.arange(batch) % generator.num_classes
-    noise = sampler.make_noise(generator, range(batch))
-    for step in sampler(generator, class_ids, noise=noise):
-        tokens = step.tokens
-        yield True
-    if pipe.tokenizer is not None:
-        pipe.tokenizer.decode(tokens, pipe.transformer.tokens.grid)
-
-
-def in_turn(runs: dict[str, Iterator[bool]], lengths: dict[str, int]) -> dict[str, float]:
-    """CPU seconds of each run; the one that is farthest from its end takes the next step."""
-    seconds, done = dict.fromkeys(runs, 0.0), dict.fromkeys(runs, 0)
-    while runs:
-        name = min(runs, key=lambda one: done[one] / lengths[one])
-        began = time.process_time()
-        goes_on = next(runs[name], False)
-        seconds[name] += time.process_time() - began
-        done[name] += 1
-        if not goes_on:
-            del runs[name]
-    return seconds
 
 
 # -- the page ----------------------------------------------------------------------------------------------------------

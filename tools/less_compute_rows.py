@@ -90,6 +90,20 @@ def diffusion_form(generator: AnyGenerator, batch_size: int) -> Any:
 
 DISA = ("head.steps={kind: linear, start: 50, end: 5, at: inclusive}", "head.max_timestep=950")
 LAZY = ("reuse.condition={every: 9, first: 5}",)  # LazyMAR's numbers
+CHECKERED = "stages=[{tokens: 0.25, steps: 2}, {tokens: 0.25, steps: 2}, {steps: 1}]"
+GTR = "stages=[{tokens: 0.25, steps: 32}, {tokens: 0.25, steps: 8}, {steps: 4}]"
+LAZY_TOKENS = (
+    "reuse.tokens={every: 9, first: 5, layer: 3, extra: 15, keep: [[0.3125, 0.6], [0.328125, 0.5], [0.390625, 0.4], "
+    "[0.46875, 0.15], [0.546875, 0.12], [0.625, 0.05]]}",
+)
+LAZY_HEAD = ("head.cache={every: 7, blocks: [1, 4], warm: 0.1}",)
+TUNED = (  # docs/tune
+    "steps=6",
+    "schedule=[0.968119, 0.874833, 0.685283, 0.441349, 0.200031]",
+    "guidance=[1.29256, 1.730756, 2.168953, 2.60715, 3.045346, 3.483544]",
+    "temperature=[0.986968, 0.966735, 0.946503, 0.92627, 0.906037, 0.885805]",
+    "confidence_temperature=[4.8771, 3.806569, 2.736037, 1.665505, 0.594974]",
+)
 RECAP = ("reuse.inside=raster", "reuse.head_share=0.5")
 
 TRUNKS = {
@@ -97,23 +111,41 @@ TRUNKS = {
         model="fmnist-mar",
         batch_size=20,
         rows={
+            BEST: ("steps=5", "head.steps=15", "guidance.end=6"),
             "head steps 50 → 5 (DiSA)": DISA,
-            "head steps 25": ("head.steps=25",),
+            "head steps 15": ("head.steps=15",),
+            "head steps 15, guidance to 6": ("head.steps=15", "guidance.end=6"),
             "DPM-Solver++ 3s, 12 calls": ("head.chain=dpm-solver++3s", "head.steps=12", "temperature=1.0"),
-            "guidance in the second half": ("guidance.interval=[0, 0.5]",),
-            "condition cache, every 4, first 2": ("reuse.condition={every: 4, first: 2}",),
-            "ReCAP, 4 full steps first": (*RECAP, "reuse.cached=1", "reuse.full_first=4"),
+            "head cache, every 4": ("head.cache={every: 4}",),
+            "5 steps": ("steps=5",),
             "6 steps": ("steps=6",),
+            "checkerboard, 5 steps": ("steps=null", "order=checkerboard", CHECKERED),
+            "condition cache, every 4, first 2": ("reuse.condition={every: 4, first: 2}",),
+            "token cache, every 3, first 2": ("reuse.tokens={every: 3, first: 2}",),
+            "ReCAP, 4 full steps first": (*RECAP, "reuse.cached=1", "reuse.full_first=4"),
+            "guidance in the second half": ("guidance.interval=[0, 0.5]",),
         },
     ),
     "fmnist-maskgit": Trunk(
         model="fmnist-maskgit",
         batch_size=40,
         rows={
-            "guidance in the second half": ("guidance.interval=[0, 0.5]",),
-            "condition cache, every 4, first 2": ("reuse.condition={every: 4, first: 2}",),
-            "ReCAP, 3 full steps first": ("reuse.cached=1", "reuse.full_first=3"),
+            BEST: (*TUNED, "reuse.cached=1", "reuse.full_first=2"),
             "6 steps": ("steps=6",),
+            "6 steps, tuned": TUNED,
+            "6 steps, tuned, condition cache, every 2, first 1": (*TUNED, "reuse.condition={every: 2, first: 1}"),
+            "6 steps, ReCAP, 2 full steps first": ("steps=6", "reuse.cached=1", "reuse.full_first=2"),
+            "6 steps, ReCAP, guidance in the last 70 %": (
+                "steps=6",
+                "reuse.cached=1",
+                "reuse.full_first=2",
+                "guidance.interval=[0, 0.7]",
+            ),
+            "guidance in the last 70 %": ("guidance.interval=[0, 0.7]",),
+            "condition cache, every 2, first 1": ("reuse.condition={every: 2, first: 1}",),
+            "ReCAP, 2 full steps first": ("reuse.cached=1", "reuse.full_first=2"),
+            "ReCAP, 3 cached steps each": ("reuse.cached=3",),
+            "order moment": ("order=moment",),
         },
     ),
     "mar-b": Trunk(
@@ -126,11 +158,14 @@ TRUNKS = {
             "head steps 50 → 5 (DiSA)": DISA,
             "DPM-Solver++ 3s, 12 calls": ("head.chain=dpm-solver++3s", "head.steps=12"),
             "guidance in the second half": ("guidance.interval=[0, 0.5]",),
-            "condition cache, every 9, first 5 (LazyMAR)": LAZY,
+            "condition cache (LazyMAR)": LAZY,
+            "token cache (LazyMAR)": LAZY_TOKENS,
+            "head cache (LazyMAR)": LAZY_HEAD,
+            "LazyMAR: all three": (*LAZY, *LAZY_TOKENS, *LAZY_HEAD),
             "ReCAP, 32 full steps first": (*RECAP, "reuse.cached=1", "reuse.full_first=32"),
-            "ReCAP, 3 cached steps each": (*RECAP, "reuse.cached=3", "reuse.full_first=8"),
+            "checkerboard in stages, 32 + 8 + 4 steps (GtR)": ("steps=null", "order=checkerboard", GTR),
             "32 steps": ("steps=32",),
-            BEST: (*DISA, *LAZY, *RECAP, "reuse.cached=1", "reuse.full_first=16"),
+            BEST: (*DISA, *LAZY, *LAZY_TOKENS),
         },
     ),
     "maskgit-r-l": Trunk(

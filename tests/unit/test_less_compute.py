@@ -11,8 +11,10 @@ import torch
 from mgen.bench.benchmark import random_pipeline
 from mgen.utils.errors import MgenError
 from tools import less_compute
+from tools.ablations.diffusion import PlainHead
 from tools.less_compute_rows import BEST, PLAIN, TRUNKS, Trunk, changed, diffusion_form, masked_form
 from tools.less_compute_table import filled, interval, table, verdict
+from tools.less_compute_time import batch_of, in_turn
 
 TINY = Trunk(
     model="fmnist-maskgit",
@@ -130,17 +132,19 @@ def test_runs_take_turns() -> None:
     def steps(name: str, count: int) -> Any:
         for _ in range(count):
             seen.append(name)
-            yield True
+            yield 1.0
         seen.append(name.upper())
 
-    seconds = less_compute.in_turn({"a": steps("a", 4), "b": steps("b", 2)}, {"a": 4, "b": 2})
+    seconds = in_turn({"a": steps("a", 4), "b": steps("b", 2)}, {"a": 4, "b": 2})
     assert "".join(seen) == "abaabaAB" and set(seconds) == {"a", "b"} and min(seconds.values()) >= 0
 
 
 @pytest.mark.parametrize(("name", "form"), [("fmnist-mar", diffusion_form), ("fmnist-maskgit", masked_form)])
-def test_plain_forms_draw_the_same(name: str, form: Any) -> None:
+def test_plain_forms_draw_the_same(name: str, form: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is timed as the plain form computes what the plain run does."""
     pipe = TRUNKS[name].pipe
+    sample, drawn = PlainHead.sample, []
+    monkeypatch.setattr(PlainHead, "sample", lambda *inputs, **kwargs: drawn.append(1) or sample(*inputs, **kwargs))
     sampler = changed(
         pipe.sampler, ("steps=2", "head.steps=4", "head.max_timestep=600") if name == "fmnist-mar" else ("steps=2",)
     )
@@ -149,6 +153,22 @@ def test_plain_forms_draw_the_same(name: str, form: Any) -> None:
         *_, own = sampler(pipe.transformer, ids, noise=noise)
         *_, other = sampler(form(pipe.transformer, 2), ids, noise=noise)
     torch.testing.assert_close(own.tokens, other.tokens, rtol=0, atol=1e-3)
+    assert len(drawn) == (2 if name == "fmnist-mar" else 0)  # every token is drawn by the plain head, guided ones too
+
+
+@pytest.mark.parametrize(
+    ("name", "form"), [("fmnist-mar", diffusion_form), ("fmnist-mar", None), ("fmnist-maskgit", None)]
+)
+def test_a_part_of_the_steps_stands_for_all(name: str, form: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe: Any = TRUNKS[name].pipe
+    sampler = changed(pipe.sampler, ("steps=7", "head.steps=2") if name == "fmnist-mar" else ("steps=7",))
+    forward, passes = type(pipe.transformer.trunk).forward, []
+    monkeypatch.setattr(type(pipe.transformer.trunk), "forward", lambda *a, **k: passes.append(1) or forward(*a, **k))
+    generator = pipe.transformer if form is None else form(pipe.transformer, 2)
+    with torch.inference_mode():
+        weights = list(batch_of(pipe, generator, sampler, 2, every=3))
+        assert weights == [0, 3.5, 0, 0, 3.5, 0, 0] and len(passes) == 3  # one to learn the width
+        assert list(batch_of(pipe, generator, sampler, 2)) == [1.0] * 7 and len(passes) == 10
 
 
 @pytest.mark.parametrize("name", [name for name, trunk in TRUNKS.items() if trunk.trained])
@@ -160,13 +180,10 @@ def test_rows_are_ones_that_the_generator_takes(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name, trunk in TRUNKS.items() if not trunk.trained])
 def test_rows_at_paper_size_are_ones_that_the_generator_takes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def small(config: dict[str, Any], tokenizer: None) -> Any:
-        depth = {key: 2 for key in config["trunk"] if key.endswith("depth")}
         sizes = {key: 16 for key in config["trunk"] if key.endswith("dim")}
         heads = {key: 2 for key in config["trunk"] if key.endswith("heads")}
-        head = config["head"] | ({"width": 16, "depth": 1} if config["head"]["type"] == "diffusion" else {})
-        return random_pipeline(
-            {**config, "trunk": {**config["trunk"], **depth, **sizes, **heads}, "head": head}, tokenizer
-        )
+        head = config["head"] | ({"width": 16} if config["head"]["type"] == "diffusion" else {})
+        return random_pipeline({**config, "trunk": {**config["trunk"], **sizes, **heads}, "head": head}, tokenizer)
 
     monkeypatch.setattr("tools.less_compute_rows.random_pipeline", small)
     trunk = replace(TRUNKS[name])

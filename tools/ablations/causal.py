@@ -55,7 +55,7 @@ class PlainCausal(Proxy):
     ) -> None:
         both = isinstance(generator.head, PerCodebookHead) and not own
         head = PlainPerCodebookHead(generator.head) if both else generator.head
-        super().__init__(generator, head=head, live=live, halves=2 if guided and not together else 1)
+        super().__init__(generator, head=head, guided_head=head, live=live, halves=2 if guided and not together else 1)
 
     def start(self, class_ids: Tensor, **options: Any) -> PlainCache:
         """See Generator.start."""

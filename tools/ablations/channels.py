@@ -99,7 +99,8 @@ class PlainTrunk(Proxy):
     def __init__(self, generator: Generator, *, guided: bool) -> None:
         head = generator.head
         assert isinstance(head, ChannelHead)
-        super().__init__(generator, head=PlainChannelHead(head), guided=guided)
+        plain = PlainChannelHead(head)
+        super().__init__(generator, head=plain, guided_head=plain, guided=guided)
 
     def context(self, tokens: Tensor, known: Tensor, class_ids: Tensor, *, positions: Tensor, **_: Any) -> Tensor:
         """See Generator.context."""

@@ -64,7 +64,8 @@ class PlainGenerator(Proxy):
     """A generator whose trunk computes the context at every position; the wanted ones are looked up afterwards."""
 
     def __init__(self, generator: Generator) -> None:
-        super().__init__(generator, head=PlainHead(generator.head))
+        head = PlainHead(generator.head)
+        super().__init__(generator, head=head, guided_head=head)
 
     def context(self, tokens: Tensor, known: Tensor, class_ids: Tensor, *, positions: Tensor, **_: Any) -> Tensor:
         """See Generator.context."""

@@ -112,8 +112,9 @@ def plain_stages(cascade: Cascade) -> Proxy:
     """A cascade whose trunk and heads compute the plain way."""
     head = cascade.second.head
     assert isinstance(head, DiffusionTransformerHead)
-    second = Proxy(cascade.second, head=PlainJointHead(head))
-    return Proxy(cascade, first=PlainGenerator(cascade.first), second=second, head=second.head)
+    plain = PlainJointHead(head)
+    second = Proxy(cascade.second, head=plain, guided_head=plain)
+    return Proxy(cascade, first=PlainGenerator(cascade.first), second=second, head=plain, guided_head=plain)
 
 
 def settings_in_words(sampler: ParallelSampler) -> str:
