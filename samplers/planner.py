@@ -1,7 +1,7 @@
 """Makes the plan of a run: from settings, what the generator can do, and numbers of unknown tokens. Notation: B images, L positions."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate, groupby
 from typing import TYPE_CHECKING
@@ -12,7 +12,7 @@ from torch import Tensor
 from mgen.generators import Capabilities
 from mgen.samplers.condition import plan_condition
 from mgen.samplers.head_steps import DEFAULT_STEPS
-from mgen.samplers.plan import Plan, PlannedStep
+from mgen.samplers.plan import Phase, Plan, PlannedStep
 from mgen.samplers.remask import Path
 from mgen.samplers.selection import Split
 from mgen.samplers.stages import Stage
@@ -65,6 +65,53 @@ def make_plan(
     )
 
 
+@dataclass(frozen=True)
+class Numbers:
+    """Tokens of each row in the S steps that are run: unknown before and after the step, and taken back in it, (S, B) each.
+
+    `wanted`: of each step, the most unknown tokens of its phase in a row before it.
+    """
+
+    before: Tensor
+    left: Tensor
+    taken: Tensor
+    wanted: list[int]
+
+
+def token_numbers(
+    settings: "SamplerSettings",
+    phases: Sequence[Phase],
+    hidden: Sequence[Sequence[int]],
+    length: int,
+    uniform: Tensor | None,
+    path: Path | None,
+) -> Numbers:
+    """How many tokens are known when; arguments as in `make_plan`, `uniform` as its counts."""
+    start, remask = settings.config.start, settings.remask
+    after: list[Tensor] = []  # unknown tokens after each step, by row
+    wanted: list[int] = []
+    for i, (phase, unknown) in enumerate(zip(phases, hidden)):
+        later = torch.tensor(hidden[i + 1 :], dtype=torch.int64).sum(0)
+        if settings.random_counts and uniform is not None:
+            left = settings.left_at_random(
+                phase, unknown, uniform[start + len(wanted) :, :, : phase.length]
+            )  # (steps, B)
+        else:
+            counts = {u: settings.left(phase, u) for u in set(unknown)}
+            left = torch.tensor([counts[u] for u in unknown]).T
+        after.append(left + later)
+        wanted += torch.cat([torch.tensor(unknown).unsqueeze(0), left[:-1]]).amax(1).tolist()
+    total, left = torch.tensor(hidden).sum(0, keepdim=True), torch.cat(after)  # (1, B), (S, B)
+    taken = torch.zeros_like(left)
+    if remask is not None and remask.free:
+        left, taken = settings.free_numbers(length, total, path)
+        wanted = torch.cat([total, left[:-1]]).amax(1).tolist()
+    before = torch.cat([total, left[:-1]])
+    if remask is not None and not remask.free:
+        taken = remask.taken(before, left, total, start=start, steps=settings.config.steps)
+    return Numbers(before, left, taken, wanted)
+
+
 class _Planner:
     """Makes the steps of a plan from the numbers of unknown tokens and the values of all steps."""
 
@@ -99,31 +146,15 @@ class _Planner:
         )
         self.chain_steps = settings.chain_steps(units.length, units.global_tokens)
         hidden = [[phase.length] for phase in self.phases] if hidden is None else hidden
-        after: list[Tensor] = []  # unknown tokens after each step, by row
-        self.wanted: list[int] = []  # most unknown tokens of the step's phase before it
-        for i, (phase, unknown) in enumerate(zip(self.phases, hidden)):
-            later = torch.tensor(hidden[i + 1 :], dtype=torch.int64).sum(0)
-            if settings.random_counts and uniform is not None:
-                run = uniform[self.start + len(self.wanted) :, :, : phase.length]
-                left = settings.left_at_random(phase, unknown, run)  # (steps, B)
-            else:
-                counts = {u: settings.left(phase, u) for u in set(unknown)}
-                left = torch.tensor([counts[u] for u in unknown]).T
-            after.append(left + later)
-            self.wanted += torch.cat([torch.tensor(unknown).unsqueeze(0), left[:-1]]).amax(1).tolist()
-        total, left = torch.tensor(hidden).sum(0, keepdim=True), torch.cat(after)  # (1, B), (steps run, B)
-        taken = torch.zeros_like(left)
         if remask is not None and remask.free:  # and a last step, which draws what is left as surely as can be
-            left, taken = settings.free_numbers(units.length, total, path)
             self.groups.append([settings.config.steps])
             self.phase_of.append(0)
             self.temperature.append(0.0)
             self.confidence_temperature.append(0.0)
             self.chain_steps.append(self.chain_steps[-1])
-            self.wanted = torch.cat([total, left[:-1]]).amax(1).tolist()
-        before = torch.cat([total, left[:-1]])
-        if remask is not None and not remask.free:
-            taken = remask.taken(before, left, total, start=self.start, steps=settings.config.steps)
+        numbers = token_numbers(settings, self.phases, hidden, units.length, uniform, path)
+        before, left, taken, total = numbers.before, numbers.left, numbers.taken, numbers.before[:1]
+        self.wanted = numbers.wanted
         self.visible = list(zip((self.length - before.amax(1)).tolist(), (self.length - before.amin(1)).tolist()))
         self.takes: list[int] = taken.amax(1).tolist()
         if path is not None and path.fewest is not None:
@@ -135,8 +166,8 @@ class _Planner:
         self.guidance: list[float | Tensor] = self._guidance(settings, units, *rows)
         self.guidance += self.guidance[-1:] * (len(self.temperature) - len(self.guidance))
         self.last_guided = max((t for t in range(len(self.guidance)) if self.guided(t)), default=-1)
-        numbers = torch.stack([total - before, before - left + taken, taken])
-        self.done, self.quota, self.taken = numbers.unsqueeze(-1).to(device)
+        stacked = torch.stack([total - before, before - left + taken, taken])
+        self.done, self.quota, self.taken = stacked.unsqueeze(-1).to(device)
 
     def _guidance(
         self, settings: "SamplerSettings", units: TokenSpec, shares: Tensor, left: Tensor | None

@@ -49,13 +49,15 @@ class _Plain:
 
 
 def _known_keywords(init: Callable[Concatenate[S, P], None]) -> Callable[Concatenate[S, P], None]:
-    """Decorator: an unknown keyword argument is an MgenError that names the nearest one."""
+    """Decorator: an unknown keyword argument is an MgenError that names the nearest one, and so is no number of steps for no stages."""
 
     @functools.wraps(init)
     def call(self: S, /, *args: P.args, **kwargs: P.kwargs) -> None:
         if args:
             raise MgenError(f"a sampler takes settings by name, such as steps=8, not {shown(args[0])}")
         check_keys(kwargs, constructor_keys(type(self)), "sampler.")
+        if kwargs.get("steps", STEPS) is None and not kwargs.get("stages"):
+            raise MgenError("steps is None: a whole number is needed, None is for stages, whose steps are counted")
         init(self, *args, **kwargs)
 
     return call

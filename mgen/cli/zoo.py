@@ -177,7 +177,7 @@ def _order(row: Row) -> tuple[object, ...]:
         row["system"],
         int(size[0]) if size else 0,
         float(row["parameters"].split()[0]),
-        row["sampler"]["steps"],
+        own_steps(row["sampler"]),
         row["name"],
     )
 
@@ -185,8 +185,14 @@ def _order(row: Row) -> tuple[object, ...]:
 def steps(row: Row) -> str:
     """Decoding steps; those of a first stage come first."""
     sampler = row["sampler"]
-    first = f"{sampler['first_stage']['steps']}+" if "first_stage" in sampler else ""
-    return f"{first}{sampler['steps']}"
+    first = f"{own_steps(sampler['first_stage'])}+" if "first_stage" in sampler else ""
+    return f"{first}{own_steps(sampler)}"
+
+
+def own_steps(sampler: Row) -> int:
+    """Decoding steps of a sampler's settings, without those of a first stage; stages have steps of their own."""
+    count: int = sampler["steps"] if "steps" in sampler else sum(stage["steps"] for stage in sampler["stages"])
+    return count
 
 
 def published(row: Row, metric: str, text: str = "{:g}") -> str:

@@ -53,7 +53,7 @@ class ChainSettings(HeadSettings):
     steps: TrainSteps = 100
     clip: Annotated[float, Field(gt=0, le=1e6)] | None = None
     spacing: Literal["ends", "stride"] = "ends"
-    max_timestep: Annotated[int, Field(ge=0)] | None = None
+    max_timestep: Annotated[int, Field(ge=0, le=100_000)] | None = None
     cache: HeadCache = field(default_factory=HeadCache)
 
     def __post_init__(self) -> None:

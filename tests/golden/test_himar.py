@@ -168,9 +168,9 @@ def run(case: Case, settings: dict[str, Any], noise: Noise) -> None:
     features: list[Tensor] = []
     prefix = net.prefix
 
-    def spy(z: Tensor, shown: Tensor | None = None) -> Tensor:
+    def spy(z: Tensor, shown: Tensor | None = None, **others: Any) -> Tensor:
         features.append(z)
-        return prefix(z, shown)
+        return prefix(z, shown, **others)
 
     net.prefix = spy  # type: ignore[method-assign, assignment]
     # Without noise the untrained heads' numbers reach thousands, of which the reference's own fp32 run misses 1.6e-5: ten times that.

@@ -15,6 +15,7 @@ from mgen.cli import main
 from mgen.convert import convert
 from mgen.data import FashionMNIST, write_cache
 from mgen.samplers import ORDERS, ParallelSampler, remaining_counts
+from mgen.samplers.order import RANKED
 from mgen.samplers.sequences import halton
 from mgen.training.config import train_config
 from mgen.training.loop import train
@@ -29,7 +30,7 @@ SETS = Path(__file__).parents[1] / "golden" / "sets"
 LENGTH = NET.tokens.length
 HEAD = {"steps": 8, "clip": 4.0}
 SHUFFLED = torch.randperm(LENGTH, generator=torch.Generator().manual_seed(0)).tolist()
-FIXED = [name for name in ORDERS if name not in ("confidence", "remasking")]
+FIXED = [name for name in ORDERS if name not in RANKED]
 
 
 def run(sampler: ParallelSampler, labels: list[int], seeds: list[int], **given: Any) -> list[Any]:

@@ -83,9 +83,9 @@ def test_features_are_those_of_the_step_that_revealed_a_token(monkeypatch: pytes
     assert sampler.first_stage is not None
     handed: list[Tensor] = []
 
-    def noting(features: Tensor, shown: Tensor | None = None) -> Tensor:
+    def noting(features: Tensor, shown: Tensor | None = None, **others: Any) -> Tensor:
         handed.append(features)
-        return prefix(features, shown)
+        return prefix(features, shown, **others)
 
     monkeypatch.setattr(net, "prefix", noting)
     label, noise = torch.tensor([0, 1]), sampler.make_noise(net, [1, 2])
@@ -124,7 +124,7 @@ def test_without_the_first_stage_the_second_runs_on_default_rows(monkeypatch: py
     assert first is None
     sampler, second = ParallelSampler(**settings), net.second
     start = second.start
-    monkeypatch.setattr(second, "start", lambda ids, prefix, carry: start(ids, prefix=net.prefix(), carry=carry))
+    monkeypatch.setattr(second, "start", lambda ids, prefix, **others: start(ids, prefix=net.prefix(), **others))
     *_, step = sampler(second, torch.tensor([1, 2]), noise=sampler.make_noise(second, [1, 2]))
     assert torch.equal(tokens, step.tokens)
 

@@ -20,6 +20,7 @@ from mgen.generators.trunk import TRUNKS
 from mgen.heads import HEADS, Draw, Head, HeadInputs, HeadNoise, NoiseSpec, register_head
 from mgen.samplers import ParallelSampler
 from mgen.samplers.order import ORDERS, RANKED
+from mgen.samplers.sequences import ON_GRID
 from mgen.training.config import GeneratorObjectiveConfig, MaskConfig
 from mgen.training.generator_objective import GeneratorObjective
 from mgen.training.noise import Augmentation
@@ -139,7 +140,7 @@ LINE: dict[str, dict[str, Any]] = {
     "index": {"kind": "index", "length": 12, "vocab_size": 16},
     "vector": {"kind": "vector", "length": 12, "channels": 4, "scale": 1.0},
 }
-PLACELESS = [name for name in ORDERS if not name.startswith("halton")]
+PLACELESS = [name for name in ORDERS if name not in ON_GRID]
 
 
 def drawn_by_every_order(net: Any) -> dict[str, Tensor]:

@@ -164,7 +164,9 @@ def test_steps_follow_from_the_stages() -> None:
     assert ParallelSampler(**sampler.settings).settings == sampler.settings
     assert sampler.override(stages=SMALL).config.steps == 7
     assert sampler.override(stages=False).config.steps == 32 and sampler.override(stages=False).stages is None
-    assert ParallelSampler().config.steps == ParallelSampler(steps=None).config.steps == 8
+    assert ParallelSampler().config.steps == 8
+    with pytest.raises(MgenError, match="None is for stages"):
+        ParallelSampler(steps=None)
     assert ParallelSampler(stages=GTR, global_steps=4, order="random").config.steps == 36
     with pytest.raises(MgenError, match=r"steps is 16, but the stages take 32: leave steps out \(null\)"):
         sampler.override(steps=16)
