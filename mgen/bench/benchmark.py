@@ -129,7 +129,9 @@ def _timed_head(head: Head, clock: Clock) -> Head:
             timed["denoise"] = clock.wrap("trunk", head.denoise)
         return proxy(head, **timed)
     inner = proxy(head, logits=clock.wrap("head", head.logits))
-    return proxy(head, sample=partial(CategoricalHead.sample, inner))
+    scored = proxy(inner, scores=partial(CategoricalHead.scores, inner))
+    draws = {name: partial(getattr(CategoricalHead, name), scored) for name in ("sample", "log_moments")}
+    return proxy(head, **draws)
 
 
 def matmul_peak(dtype: torch.dtype, device: torch.device, *, size: int = 2048, seconds: float = 1.0) -> float:

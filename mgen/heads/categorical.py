@@ -163,7 +163,7 @@ class CategoricalHead(Head[DrawSettings]):
         Returns:
             ids (B, M) int64 and their log-probabilities (B, M) at temperature 1, or `plan.tempered`; or as `plan.score` says.
         """
-        scaled, ranked = self._scores(z, plan, temperature, guidance)
+        scaled, ranked = self.scores(z, plan, temperature, guidance)
         if exponent:
             scaled = _weighed(scaled, ranked if plan.score == "logit" else ranked.log_softmax(-1), exponent)
         if temperature == 0 or math.isinf(exponent):
@@ -184,12 +184,12 @@ class CategoricalHead(Head[DrawSettings]):
         part: int = 0,
     ) -> Tensor:
         """See Head.log_moments."""
-        scaled, ranked = self._scores(z, plan, temperature, guidance)
+        scaled, ranked = self.scores(z, plan, temperature, guidance)
         log_prob = ranked if plan.score == "logit" else ranked.log_softmax(-1)
         weighed = _weighed(scaled.log_softmax(-1), log_prob, exponent)
         return weighed.amax(-1) if math.isinf(exponent) else weighed.logsumexp(-1)
 
-    def _scores(
+    def scores(
         self, z: Tensor, plan: DrawSettings, temperature: float, guidance: float | Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Logits (B, M, V) that ids are drawn by, −∞ where they cannot be, and those that positions are ranked by."""
