@@ -30,21 +30,26 @@ def verdict(own: Sequence[float], plain: Sequence[float]) -> str:
     return "worse" if apart > 0 else "better"
 
 
-def most_images(rows: dict[str, Row]) -> str | None:
-    """The number of images at which most distances are known, the larger one of several."""
+def shown_counts(rows: dict[str, Row]) -> list[str]:
+    """Numbers of images to show: the one at which most distances are known, and larger ones at which a row can be compared."""
     totals: dict[str, int] = {}
+    compared: dict[str, int] = {}
     for row in rows.values():
         for count, by_seed in row.get("distances", {}).items():
             totals[count] = totals.get(count, 0) + len(by_seed)
-    return max(totals, key=lambda count: (totals[count], int(count)), default=None)
+            compared[count] = compared.get(count, 0) + 1
+    if not totals:
+        return []
+    most = max(totals, key=lambda count: (totals[count], int(count)))
+    return [most, *sorted((c for c in totals if int(c) > int(most) and compared[c] > 1), key=int)]
 
 
 def table(rows: dict[str, Row]) -> str:
     """Markdown of a trunk; the first row is the plain run."""
     plain = next(iter(rows.values()))
-    images, form = most_images(rows), any("form_ratio" in row for row in rows.values())
+    counts, form = shown_counts(rows), any("form_ratio" in row for row in rows.values())
     head = [*HEAD, *(["ratio to the plain form"] if form else [])]
-    if images is not None:
+    for images in counts:
         head += [f"distance, {int(images):,} images", "against the plain run, same seeds", "quality"]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for name, row in rows.items():
@@ -57,7 +62,7 @@ def table(rows: dict[str, Row]) -> str:
         ]
         if form:
             cells.append(f"{row['form_ratio']:.2f}" if "form_ratio" in row else "–")
-        if images is not None:
+        for images in counts:
             cells += quality(
                 row.get("distances", {}).get(images, {}), plain.get("distances", {}).get(images, {}), row is plain
             )

@@ -114,6 +114,11 @@ def test_what_a_table_says() -> None:
     assert cells["few images"][-3:] == ["–", "–", "–"]
     assert cells["plain form"][4:7] == ["1.5", "3.00", "1.00"]
     assert "distance" not in table({PLAIN: row(2.0) | {"distances": {}}})
+    more = {name: one | {"distances": one["distances"] | {"50": {"0": 9.0, "1": 9.1}}} for name, one in rows.items()}
+    more[PLAIN]["distances"] |= {"9000": {"0": 3.0}}
+    assert "50 images" not in table(more) and "9,000" not in table(more)  # few images; and nothing to compare
+    more["better"]["distances"] |= {"9000": {"0": 2.5}}
+    assert table(more).splitlines()[5].endswith("| 3.10 ± 0.10 | -1.00 ± 0.00 | better | 2.50 (1 seed) | -0.50 | – |")
 
 
 @pytest.mark.parametrize(
