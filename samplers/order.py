@@ -163,8 +163,10 @@ class FixedOrder(Strategy):
         return group
 
     def ahead(self, candidates: Tensor, step: PlannedStep) -> Tensor:
+        if step.ahead <= step.group_size:
+            return candidates
         length = self.ranking.shape[1]
-        place = torch.arange(step.group_size, max(step.ahead, step.group_size), device=self.ranking.device)
+        place = torch.arange(step.group_size, step.ahead, device=self.ranking.device)
         return torch.cat([candidates, self.ranking.gather(1, (step.done + place) % length)], dim=1)
 
     def choose(self, state: State, step: PlannedStep, candidates: Tensor, drawn: Drawn) -> Choice:

@@ -13,15 +13,17 @@ from mgen.samplers import forward
 from mgen.samplers.condition import Difference
 from mgen.samplers.loop import decode
 from mgen.samplers.noise import Noise, make_noise, make_own_noise, make_select_noise
+from mgen.samplers.order import Strategy
 from mgen.samplers.plan import Plan
 from mgen.samplers.planner import make_plan
-from mgen.samplers.remask import make_path
+from mgen.samplers.remask import Path, make_path
 from mgen.samplers.remask_order import remasked
 from mgen.samplers.settings import SamplerSettings
 from mgen.samplers.state import State
 from mgen.samplers.step import Step
 from mgen.samplers.takes import check_generator, unguided
 from mgen.samplers.values import by_tokens
+from mgen.tokens import TokenSpec
 from mgen.utils import seeds
 from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError
@@ -135,6 +137,30 @@ class ParallelSampler(SamplerSettings):
             prefix = generator.prefix(state.features, None if first_stage is None else state.given, guided=guided)
         yield from self._run(generator.second, class_ids, noise, given, prefix=prefix)
 
+    def _free_path(self, noise: Noise, known: Tensor, given: Given | None) -> Path | None:
+        """What remasking with free counts does to tokens of which known (B, L) are given, if any is; None without it."""
+        if (remask := self.remask) is None or not remask.free:
+            return None
+        assert noise.remask is not None
+        # The path is made on the CPU; without given tokens nothing is read back from the device for it.
+        at_first = torch.zeros(known.shape, dtype=torch.bool) if given is None else known.cpu()
+        numbers = noise.remask[self.config.start :]
+        return make_path(self.rates(known.shape[1]), numbers, at_first, conf=remask.kind == "conf")
+
+    def _strategy(self, noise: Noise, units: TokenSpec, known: Tensor, path: Path | None) -> Strategy:
+        """Which positions come next, in a run with given tokens known (B, L)."""
+        if (remask := self.remask) is None:
+            return self.order.strategy(noise, units, known, raster=self.reuse.inside == "raster")
+        return remasked(remask, self.order, noise, units, known, self.rates(units.length), path)
+
+    def _token_draw(self, generator: Generator, plan: Plan, noise: Noise) -> forward.TokenDraw:
+        """How tokens are drawn, with what the head makes for each length of its chain."""
+        head, chains = generator.guided_head, {step.head_steps for step in plan.steps}
+        chains |= {step.split.head_steps for step in plan.steps if step.split is not None}
+        plans = {count: head.plan(self.head(count)) for count in chains}
+        moment = self.order.name == "moment"
+        return forward.TokenDraw(head=generator.head, guided=head, plans=plans, noise=noise, moment=moment)
+
     def _run(
         self,
         generator: Generator,
@@ -168,11 +194,7 @@ class ParallelSampler(SamplerSettings):
         hidden = [[p.length] * len(known) for p in phases]
         if given is not None:
             hidden = torch.stack([(~known[:, p.first : p.stop]).sum(1) for p in phases]).tolist()
-        remask, rates, path = self.remask, self.rates(spec.length), None
-        if remask is not None and remask.free:
-            assert noise.remask is not None
-            at_first = torch.zeros(known.shape, dtype=torch.bool) if given is None else known.cpu()
-            path = make_path(rates, noise.remask[self.config.start :], at_first, conf=remask.kind == "conf")
+        path = self._free_path(noise, known, given)
         made: Settings = dict(features_only=features_only, unused_tail=unused_tail, counts=noise.counts, path=path)
         made["guide_features"] = guide_features
         plan = make_plan(self, spec, able, hidden, device=device, **made)
@@ -185,19 +207,11 @@ class ParallelSampler(SamplerSettings):
         if guided and able.guided_by is None:
             raise unguided(self, type(generator).__name__)
         rows, cache = forward.start(generator, class_ids, guided=guided, carry=plan.carries, prefix=prefix)
-        if remask is None:
-            order = self.order.strategy(noise, spec, known, raster=self.reuse.inside == "raster")
-        else:
-            order = remasked(remask, self.order, noise, spec, known, rates, path)
+        order = self._strategy(noise, spec, known, path)
         own, difference = known.clone(), Difference(spec.length)
         state = State(tokens=tokens, known=known, given=own, class_ids=rows, cache=cache, difference=difference)
         state = order.begin(state)
-        head, chains = generator.guided_head, {step.head_steps for step in plan.steps}
-        chains |= {step.split.head_steps for step in plan.steps if step.split is not None}
-        plans = {count: head.plan(self.head(count)) for count in chains}
-        draw = forward.TokenDraw(
-            head=generator.head, guided=head, plans=plans, noise=noise, moment=self.order.name == "moment"
-        )
+        draw = self._token_draw(generator, plan, noise)
         kept = len(class_ids) * (2 if guide_features else 1) if collect else 0
         steps = decode(generator, plan, order, draw, state, collect=kept)
         for step, state, positions, drawn in steps:

@@ -107,6 +107,7 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
         global_steps: int | None = None,
         stages: Sequence[Settings] | None = None,
     ) -> None:
+        # An argument for each key of the saved configuration, as diffusers writes and reads it.
         parts = Stages.of(stages)
         if steps is None:
             steps = STEPS if parts is None else parts.steps + (global_steps if type(global_steps) is int else 0)

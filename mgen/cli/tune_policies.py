@@ -8,6 +8,7 @@ from mgen.cli.tune_sides import common_settings, describe, given_references, hal
 
 def search_policies(args: Namespace, line: str) -> int:
     """Search, test, and write the files."""
+    # Longer than 60 lines: it sets up budget, space, sides and cost, each from those before, and hands them on.
     from mgen.bench.flops import check_duration
     from mgen.pipelines.runs import begin_run
     from mgen.pipelines.sizes import check_batch

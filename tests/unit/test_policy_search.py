@@ -17,7 +17,6 @@ from mgen.evaluation.statistics import Reference
 from mgen.reports.svg import SVG
 from mgen.samplers import ParallelSampler
 from mgen.tune import pareto
-from mgen.tune.axes import Axis
 from mgen.tune.budget import key_of
 from mgen.tune.finals import Final, Interval, Outcome, compare, interval, verdict
 from mgen.tune.halving import Found, Plan, promoted, search
@@ -26,27 +25,12 @@ from mgen.tune.proposals import Candidate, Proposals
 from mgen.tune.strategies import own_settings
 from mgen.tune.trials import Distances, Score, Trace, Trial
 from mgen.utils.errors import MgenError
-from mgen.utils.schema import build
 from mgen.zoo.recipes import recipe_settings
 from tests.helpers import (
-    tiny_generator,
-    tiny_mar,
     tiny_pipeline,
     write_idx,
 )
-
-GENERATOR, MAR = tiny_generator(), tiny_mar()
-AXES = [
-    {"name": "steps", "range": {"key": "steps", "low": 1, "high": "2x", "log": True}, "cost": True},
-    {"name": "order", "choices": [{"order": "random"}, {"order": "halton"}]},
-    {"name": "guidance", "range": {"key": "guidance.end", "low": 1.0, "high": 5.0}},
-    {"name": "reuse", "choices": [{"reuse.cached": 1}, {"reuse.cached": 2}]},
-]
-
-
-def space(*, generator: Any = GENERATOR, axes: Any = AXES, **start: Any) -> Policies:
-    sampler = ParallelSampler(**{"steps": 8, "guidance": 3.0, **start})
-    return Policies(sampler, generator, [build(Axis, given) for given in axes])
+from tests.spaces import AXES, GENERATOR, MAR, space
 
 
 class Cost:
