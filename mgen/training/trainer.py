@@ -33,6 +33,7 @@ from mgen.training.token_source import Batch
 from mgen.training.tokenizer_objective import TokenizerObjective
 from mgen.utils import seeds
 from mgen.utils.changes import plain
+from mgen.utils.compiling import compile_network
 from mgen.utils.errors import MgenError, shown
 from mgen.utils.files import check_writable
 
@@ -78,8 +79,9 @@ class Trainer:
         optimizer = torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, foreach=True)
         self.schedule = make_schedule(optim, optimizer, config.steps)
         self.schedule._step_count = 2  # torch would warn if the first step is skipped
-        self.wrapped, self.optimizer = self.accelerator.prepare(self.objective, optimizer)
         self.device = self.accelerator.device
+        compile_network(model.to(self.device), config.compile)
+        self.wrapped, self.optimizer = self.accelerator.prepare(self.objective, optimizer)
         for beside in filter(None, vars(self.objective.companions).values()):
             beside.to(self.device)
         self.discriminator: DiscriminatorTrainer | None = None
