@@ -18,6 +18,7 @@ MAY_CHANGE = (
     "accumulate",
     "processes",
     "compile",
+    "gradient_checkpointing",
     "output",
     "resume",
     "log",

@@ -72,6 +72,8 @@ class Trainer:
         if not any(p.requires_grad for p in self.objective.parameters()):
             raise MgenError("optim.freeze leaves no parameter to train: freeze fewer")
         self.device = self.accelerator.device
+        if config.gradient_checkpointing:
+            model.enable_gradient_checkpointing()
         compile_network(model.to(self.device), config.compile)
         self.parallel = Parallel(self.accelerator)
         self.wrapped = self.parallel.prepare(self.objective)
