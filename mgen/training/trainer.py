@@ -7,7 +7,7 @@ the losses of an uninterrupted one exactly.
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from mgen.training.discriminator import DiscriminatorTrainer
 from mgen.training.launch import make_accelerator
 from mgen.training.noise import Augmentation, Noise, TokenizerNoise
 from mgen.training.objective import Logs, StepOptions, StepOutput
+from mgen.training.parallel import Parallel
 from mgen.training.parts import check_prefixes
 from mgen.training.tasks import TASKS
 from mgen.training.tensors import Diverged
@@ -70,15 +71,17 @@ class Trainer:
         model = self.objective.model
         self.carries_features = isinstance(model, Generator) and model.capabilities.carried_features
         ddp.find_unused_parameters = self.carries_features
-        self.parameters = [p for p in self.objective.parameters() if p.requires_grad]
-        if not self.parameters:
+        if not any(p.requires_grad for p in self.objective.parameters()):
             raise MgenError("optim.freeze leaves no parameter to train: freeze fewer")
+        self.parallel = Parallel(self.accelerator)
+        self.wrapped = self.parallel.prepare(self.objective)
+        self.parameters = [p for p in self.objective.parameters() if p.requires_grad]
         optim = config.optim
         groups = decay_groups(model, optim)
         optimizer = torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, foreach=True)
         self.schedule = make_schedule(optim, optimizer, config.steps)
         self.schedule._step_count = 2  # torch would warn if the first step is skipped
-        self.wrapped, self.optimizer = self.accelerator.prepare(self.objective, optimizer)
+        self.optimizer = self.accelerator.prepare(optimizer)
         self.device = self.accelerator.device
         for beside in filter(None, vars(self.objective.companions).values()):
             beside.to(self.device)
@@ -90,7 +93,7 @@ class Trainer:
         if config.ema is not None:
             # diffusers' ramp is min(decay, (1 + t) / (10 + t)); min_decay lifts it to a constant.
             decay, floor = config.ema.decay, 0.0 if config.ema.warmup else config.ema.decay
-            self.ema = EMAModel(self.parameters, decay=decay, min_decay=floor, foreach=True)
+            self.ema = EMAModel(self.averaged(), decay=decay, min_decay=floor, foreach=True)
         self.step, self.skipped, self.skipped_in_a_row, self.seconds = 0, 0, 0, 0.0
         self.model_config = plain(model.config)  # an export may add what it measures
 
@@ -108,7 +111,7 @@ class Trainer:
             last = piece == pieces - 1
             batch = self.to_device(next(loader))
             noise = self._piece(piece, whole, order)
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
+            with contextlib.nullcontext() if last else self.parallel.no_sync(self.wrapped):
                 out: StepOutput = self.wrapped(batch, noise.to(self.device), options)
                 loss = out.loss * (self.objective.share(noise, whole) / pieces)
                 self.accelerator.backward(loss)
@@ -154,15 +157,14 @@ class Trainer:
     def _apply(self) -> Tensor:
         """Clip and step, unless the gradient is not finite: such a step is skipped and counted, on all processes alike."""
         clip = self.config.optim.clip
-        norm = self.accelerator.clip_grad_norm_(self.parameters, clip if clip is not None else math.inf)
-        assert isinstance(norm, Tensor)
+        norm = self.parallel.clip(self.parameters, clip if clip is not None else math.inf)
         finite = bool(torch.isfinite(norm))
         if finite or self.accelerator.scaler is not None:
             self.optimizer.step()  # fp16's loss scaler skips the step itself, and must see it to lower its scale
         self.skipped_in_a_row = 0 if finite else self.skipped_in_a_row + 1
         self.skipped += not finite
         if finite and self.ema is not None:
-            self.ema.step(self.parameters)
+            self.ema.step(self.averaged())
         if self.skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
             raise Diverged(
                 f"{MOST_SKIPPED_IN_A_ROW} steps in a row had a gradient that is not finite: the run has diverged; "
@@ -172,18 +174,22 @@ class Trainer:
         self.schedule.step()
         return norm.detach()
 
+    def averaged(self) -> Sequence[Tensor]:
+        """What the EMA averages: this process's part of the parameters."""
+        return self.parallel.local(self.parameters)
+
     @contextlib.contextmanager
     def ema_weights(self) -> Iterator[None]:
         """The model with its EMA weights (or as it is, without EMA), in evaluation mode."""
         if self.ema is not None:
-            self.ema.store(self.parameters)
-            self.ema.copy_to(self.parameters)
+            self.ema.store(self.averaged())
+            self.ema.copy_to(self.averaged())
         self.objective.eval()
         try:
             yield
         finally:
             if self.ema is not None:
-                self.ema.restore(self.parameters)
+                self.ema.restore(self.averaged())
             self.objective.train()
 
 
