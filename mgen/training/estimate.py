@@ -10,6 +10,7 @@ from torch import Tensor
 from mgen.training.noise import Augmentation, Noise, map_tensors
 from mgen.training.trainer import Trainer
 from mgen.utils import seeds
+from mgen.utils.compiling import uncompiled
 from mgen.utils.limits import check_memory
 
 BYTES = 4  # of a weight, a gradient and each of the two moments of AdamW
@@ -70,7 +71,8 @@ def _kept(trainer: Trainer, count: int) -> tuple[int, int]:
     rows = objective.add_row_noise(noise, slice(0, count), 0, "estimate").to(trainer.device)
     options = dataclasses.replace(trainer.step_options(0), adversarial=trainer.discriminator is not None)
     objective.eval()  # nothing is drawn or counted then
-    with trainer.accelerator.autocast(), torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value)
+    with uncompiled(), trainer.accelerator.autocast(), hooks:
         objective(batch, rows, options)
     objective.train()
     inputs = sum(value.nbytes for value in batch.values())

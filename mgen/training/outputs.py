@@ -13,6 +13,7 @@ from mgen.training.objective import Logs, StepOutput
 from mgen.training.tensors import check_finite, own_tensors, trained
 from mgen.training.trainer import Trainer
 from mgen.utils import seeds
+from mgen.utils.compiling import uncompiled
 from mgen.utils.files import atomic_folder, atomic_path
 
 
@@ -65,7 +66,7 @@ def preview(trainer: Trainer, logger: Logger) -> None:
     if trainer.ema is not None:
         ways["ema"] = (trainer.ema_weights(), f"{step}, EMA weights")
     for name, (weights, title) in ways.items():
-        with weights:
+        with weights, uncompiled():  # few calls, with shapes of their own
             picture = trainer.task.preview(trainer.device, title)
         if picture is not None:
             with atomic_path(trainer.output / "previews" / f"{trainer.step:07d}-{name}.png") as path:

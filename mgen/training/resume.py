@@ -17,6 +17,7 @@ MAY_CHANGE = (
     "steps",
     "accumulate",
     "processes",
+    "compile",
     "output",
     "resume",
     "log",

@@ -34,6 +34,7 @@ from mgen.training.token_source import Batch
 from mgen.training.tokenizer_objective import TokenizerObjective
 from mgen.utils import seeds
 from mgen.utils.changes import plain
+from mgen.utils.compiling import compile_network
 from mgen.utils.errors import MgenError, shown
 from mgen.utils.files import check_writable
 
@@ -73,7 +74,9 @@ class Trainer:
         ddp.find_unused_parameters = self.carries_features
         if not any(p.requires_grad for p in self.objective.parameters()):
             raise MgenError("optim.freeze leaves no parameter to train: freeze fewer")
+        self.device = self.accelerator.device
         self.parallel = Parallel(self.accelerator)
+        compile_network(model.to(self.device), config.compile)
         self.wrapped = self.parallel.prepare(self.objective)
         self.parameters = [p for p in self.objective.parameters() if p.requires_grad]
         optim = config.optim
@@ -82,7 +85,6 @@ class Trainer:
         self.schedule = make_schedule(optim, optimizer, config.steps)
         self.schedule._step_count = 2  # torch would warn if the first step is skipped
         self.optimizer = self.accelerator.prepare(optimizer)
-        self.device = self.accelerator.device
         for beside in filter(None, vars(self.objective.companions).values()):
             beside.to(self.device)
         self.discriminator: DiscriminatorTrainer | None = None
