@@ -25,7 +25,7 @@ from mgen.training.discriminator import DiscriminatorTrainer
 from mgen.training.launch import make_accelerator
 from mgen.training.noise import Augmentation, Noise, TokenizerNoise, to_device
 from mgen.training.objective import Logs, StepOptions, StepOutput
-from mgen.training.parallel import Parallel
+from mgen.training.parallel import check_parallel, make_parallel
 from mgen.training.parts import check_prefixes
 from mgen.training.tasks import TASKS
 from mgen.training.token_source import Batch
@@ -55,6 +55,7 @@ class Trainer:
                 raise MgenError(
                     "precision fp16 cannot train with an adversarial term (one loss scale for two losses): use bf16 or fp32"
                 )
+        check_parallel(config)
         self.output = Path(config.output)
         check_writable(self.output)
         ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
@@ -74,8 +75,8 @@ class Trainer:
         self.device = self.accelerator.device
         if config.gradient_checkpointing:
             model.enable_gradient_checkpointing()
+        self.parallel = make_parallel(config.parallel, self.accelerator, model, shards=config.hsdp_shards)
         compile_network(model.to(self.device), config.compile)
-        self.parallel = Parallel(self.accelerator)
         self.wrapped = self.parallel.prepare(self.objective)
         self.parameters = [p for p in self.objective.parameters() if p.requires_grad]
         optim = config.optim
@@ -144,7 +145,7 @@ class Trainer:
     def step_options(self, step: int) -> StepOptions:
         """The options of a step: whether the discriminator takes part, and the EMA weights for the features of an earlier step."""
         weights = None
-        if self.ema is not None and self.carries_features:
+        if self.ema is not None and self.carries_features and not self.parallel.collective:
             names = [name for name, p in self.objective.named_parameters() if p.requires_grad]
             weights = dict(zip(names, self.ema.shadow_params))
         return StepOptions(adversarial=step >= self.adversarial_start, ema_weights=weights)
