@@ -30,6 +30,7 @@ from mgen.training.parts import check_prefixes
 from mgen.training.tasks import TASKS
 from mgen.training.token_source import Batch
 from mgen.training.tokenizer_objective import TokenizerObjective
+from mgen.training.trackers import tracker_names
 from mgen.training.update import NUMERICS, AdamW, Average, Skips
 from mgen.utils import seeds
 from mgen.utils.changes import plain
@@ -56,6 +57,7 @@ class Trainer:
                     "precision fp16 cannot train with an adversarial term (one loss scale for two losses): use bf16 or fp32"
                 )
         check_parallel(config)
+        tracker_names(config.log)  # raises an error if one is not installed
         self.output = Path(config.output)
         check_writable(self.output)
         ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
