@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from mgen.nn.cache import KVCache
 
-# CPUs with bf16 matrix units train faster with explicit attention up to about this many keys; in fp32 the forms are equal.
-EXPLICIT_KEYS = 128
+# In bf16 CPUs train faster with explicit attention, measured up to about this many keys (docs/experiments/training_speed.md); in fp32 the
+# forms are equal.
+EXPLICIT_KEYS = 640
 
 
 class Keys(TypedDict, total=False):
@@ -28,10 +29,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0, readable: Tens
     `dropout` is on the probabilities; `readable` bool (B, L), True for the keys that may be read, None: all.
     """
     small = q.device.type == "cpu" and q.requires_grad and q.dtype != torch.float32 and k.shape[2] <= EXPLICIT_KEYS
-    if small and readable is None:
-        weights = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(-1)  # (B, H, Q, L)
-        return F.dropout(weights, dropout, training=dropout > 0) @ v
     mask = None if readable is None else readable[:, None, None]  # (B, 1, 1, L)
+    if small:
+        scores = q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)  # (B, H, Q, L)
+        scores = scores if mask is None else scores.masked_fill(~mask, -torch.inf)
+        return F.dropout(scores.softmax(-1), dropout, training=dropout > 0) @ v
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
 
 
