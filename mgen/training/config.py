@@ -289,6 +289,9 @@ class TrainConfig:
     compile: CompileMode = (
         "off"  # torch.compile of a generator: its repeated blocks ("regional"), or whole passes ("full")
     )
+    gradient_checkpointing: bool = (
+        False  # of a generator: compute blocks again in the backward pass; less memory, about a third more time
+    )
     resume: bool = True  # continue from the newest checkpoint in `output`
     init: PathText | None = None  # weights to start from: a name of `mgen zoo`, or a folder
     lora: LoRAConfig | None = None  # of a generator with `init`: train adapters alone; {} for the defaults
@@ -319,6 +322,10 @@ def train_config(data: dict[str, Any]) -> TrainConfig:
         raise MgenError(f"lora is for task generator, this is {config.task}: leave lora out")
     if config.compile != "off" and config.task != "generator":
         raise MgenError(f"compile is for task generator, this is {config.task}: leave compile off")
+    if config.gradient_checkpointing and config.task != "generator":
+        raise MgenError(
+            f"gradient_checkpointing is for task generator, this is {config.task}: leave it out, or raise accumulate to save memory"
+        )
     if config.lora is not None and config.init is None:
         raise MgenError("lora needs init: adapters are trained on a model's weights, give its name or folder")
     config.objective = build(OBJECTIVES[config.task], objective, "objective.")
