@@ -236,7 +236,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, help="images per step, over all processes (default: 4, of fmnist 64)")
     parser.add_argument("--accumulate", type=int, default=1, help="pieces of a process's share of the batch")
     parser.add_argument("--precision", choices=["fp32", "bf16", "fp16"], default="fp32")
-    parser.add_argument("--compile", action="store_true", help="compile the model")
+    parser.add_argument("--compile", choices=["off", "regional", "full"], default="off")
     parser.add_argument("--device", choices=["auto", "cpu"], default="auto", help="auto: a GPU if there is one")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1, help="of each process on a CPU")

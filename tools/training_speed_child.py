@@ -34,13 +34,14 @@ class Waiting:
             self.seconds += time.perf_counter() - start
 
 
-def make_trainer(settings: dict[str, Any], *, compiled: bool) -> Any:
+def make_trainer(settings: dict[str, Any], *, compiled: str = "off") -> Any:
+    """The trainer; `compiled` is the setting `compile`, which earlier checkouts don't have: there "full" is what it was."""
     from mgen.training.config import TrainConfig, train_config
     from mgen.training.trainer import Trainer
 
     has_setting = "compile" in {field.name for field in dataclasses.fields(TrainConfig)}
-    trainer = Trainer(train_config({**settings, **({"compile": True} if compiled and has_setting else {})}))
-    if compiled and not has_setting:
+    trainer = Trainer(train_config({**settings, **({"compile": compiled} if has_setting else {})}))
+    if compiled == "full" and not has_setting:
         trainer.objective.model.compile()
     return trainer
 
@@ -72,8 +73,6 @@ def main() -> None:
         trainer.config, count=len(data), rank=accelerator.process_index, world=accelerator.num_processes, start=0
     )
     loader = Waiting(iter(batches(data, plan, trainer.config.data.workers)))
-    if (prefetch := getattr(trainer, "prefetch", None)) is not None:
-        loader = Waiting(prefetch(loader.inner, plan))
     trainer.objective.train()
     print(json.dumps(about), file=answers, flush=True)
     cuda = trainer.device.type == "cuda"

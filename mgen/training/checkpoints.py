@@ -78,6 +78,7 @@ class State:
     data: DataState
     ema_steps: Natural | None = None  # None: no EMA
     scaler: ScalerState | None = None  # None: not fp16
+    numerics: Literal[1, 2] = 1  # see mgen.training.update.NUMERICS; runs of earlier versions don't say it
 
     def __post_init__(self) -> None:
         for name in ("skipped", "ema_steps"):
@@ -136,6 +137,7 @@ def _state(trainer: Trainer) -> State:
         data=data_state(trainer),
         ema_steps=None if trainer.ema is None else trainer.ema.optimization_step,
         scaler=ScalerState(**numbers) if numbers else None,
+        numerics=trainer.numerics,
     )
 
 
@@ -217,6 +219,7 @@ def load_checkpoint(trainer: Trainer, path: Path, state: State) -> None:
         problem = str(error)
     if problem := trainer.parallel.agree(problem):
         raise Damaged(problem)
+    trainer.use_numerics(state.numerics)
     with torch.no_grad():
         for part, tensors in found.items():
             if part in optimizers:
@@ -228,7 +231,8 @@ def load_checkpoint(trainer: Trainer, path: Path, state: State) -> None:
 
 
 def _restore_numbers(trainer: Trainer, state: State) -> None:
-    trainer.step, trainer.skipped, trainer.seconds = state.step, state.skipped, state.seconds
+    trainer.step, trainer.seconds = state.step, state.seconds
+    trainer.skips.set(state.skipped)
     if trainer.ema is not None and state.ema_steps is not None:
         trainer.ema.optimization_step = state.ema_steps
     if (scaler := trainer.accelerator.scaler) is not None and state.scaler is not None:
@@ -280,10 +284,14 @@ def _check_optimizer(found: Tensors, parameters: Mapping[str, nn.Parameter], ste
 def _restore_optimizer(
     optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], found: Tensors
 ) -> None:
+    fused = optimizer.param_groups[0].get("fused")
     for name, parameter in parameters.items():
         optimizer.state.pop(parameter, None)
         if f"{name}/step" in found:
             moments = {key: torch.empty_like(parameter) for key in MOMENTS}
             for key, moment in moments.items():
                 own_part(moment).copy_(own_part(found[f"{name}/{key}"]))
-            optimizer.state[parameter] = {"step": found[f"{name}/step"].clone(), **moments}
+            step = found[f"{name}/step"].clone()
+            if fused:  # it counts steps where it computes
+                step = step.to(parameter.device)
+            optimizer.state[parameter] = {"step": step, **moments}
