@@ -112,7 +112,7 @@ class _Found:
 class _Headers:
     """A file whose reads are bounded, as those of headers are: a hostile one can't ask for memory."""
 
-    def __init__(self, file: IO[bytes]) -> None:
+    def __init__(self, file: "IO[bytes] | Forward") -> None:
         self.file = file
 
     def read(self, size: int = -1) -> bytes:
@@ -192,7 +192,7 @@ def index_tar(file: IO[bytes] | Forward, name: str, size: int | None, mtime_ns: 
 def _members(tar: tarfile.TarFile, found: _Found, end: int) -> Iterator[tarfile.TarInfo]:
     """The members of a tar, without keeping them; tarfile takes a damaged header for the end, which is checked here."""
     while (member := tar.next()) is not None:
-        tar.members = []  # type: ignore[misc]
+        tar.members = []  # type: ignore[attr-defined]
         if member.size < 0:
             raise tarfile.ReadError("a member of negative size")
         if member.isreg() and member.offset_data + member.size > end:

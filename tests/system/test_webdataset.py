@@ -307,7 +307,7 @@ def test_processes_read_their_streams_alone(tars: Path, monkeypatch: pytest.Monk
     for rank in (0, 1):
         read.clear()
         images = set(sum(list(batches_of(settings, rank=rank, world=2))[:5], []))
-        parts.append(set(read[: 11 + rank])  # those of the first epoch)
+        parts.append(set(read[: 11 + rank]))  # those of the first epoch
         assert images <= parts[-1]
     assert not parts[0] & parts[1]
 
