@@ -24,6 +24,7 @@ from mgen.heads.head import DenoisingHead, Head
 from mgen.pipelines.sizes import check_batch
 from mgen.samplers import Noise, ParallelSampler
 from mgen.tokenizers import VQGAN, KLTokenizer, LlamaGenVQ, TiTok, Tokenizer
+from mgen.utils.compiling import compile_network
 from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError, check_choice
 from mgen.utils.modeling import DTYPES
@@ -155,6 +156,8 @@ class BenchResult:
         seconds: of the fastest batch by part: trunk, head, decoder, sampling (everything around them) and total.
         tflops_per_image: by part, and total. peak_gflops: of a matrix product, measured.
         share_of_peak: FLOP/s over that peak, of "trunk and head" and of "all". sampling_over_network: of the seconds.
+        compile: "off", "regional" or "full". compile_seconds: of the first batch, in which compiled networks are compiled; 0 if off.
+        peak_memory_gb: most memory in use on a GPU, 10⁹ bytes; None on others.
     """
 
     model: str
@@ -172,6 +175,9 @@ class BenchResult:
     peak_gflops: float
     share_of_peak: dict[str, float]
     sampling_over_network: float
+    compile: str = "off"
+    compile_seconds: float = 0.0
+    peak_memory_gb: float | None = None
 
 
 def autocast(dtype: str, device: torch.device) -> AbstractContextManager[object]:
@@ -194,14 +200,18 @@ def run_batch(
     return last.tokens
 
 
-def fastest(pipe: Networks, sampler: ParallelSampler, *, batch_size: int, repeats: int, dtype: str) -> dict[str, float]:
-    """Seconds by part of the fastest of `repeats` batches."""
+def fastest(
+    pipe: Networks, sampler: ParallelSampler, *, batch_size: int, repeats: int, dtype: str, warm_steps: int | None = 1
+) -> tuple[dict[str, float], float]:
+    """Seconds by part of the fastest of `repeats` batches, and those of the warm-up: the first `warm_steps` steps, None: all."""
     generator, units = pipe.transformer, pipe.transformer.units
     guided = any(sampler.guided(units.length, units.global_tokens))
     generator.optimize_layout(batch_size, guided=guided)
-    run_batch(
-        generator, sampler, make_noise(generator, sampler, batch_size), dtype, steps=1
-    )  # the first step of a process is slow
+    clock = Clock(generator.device)
+    began = clock.read()
+    noise = make_noise(generator, sampler, batch_size)
+    run_batch(generator, sampler, noise, dtype, steps=warm_steps)  # the first step of a process is slow
+    warm_up = clock.read() - began
     best: dict[str, float] = {}
     for _ in range(repeats):
         clock = Clock(generator.device)
@@ -213,19 +223,33 @@ def fastest(pipe: Networks, sampler: ParallelSampler, *, batch_size: int, repeat
         if not best or total < best["total"]:
             best = {**dict.fromkeys(PARTS, 0.0), **clock.seconds, "total": total}
     best["sampling"] = best["total"] - sum(best[part] for part in PARTS)
-    return best
+    return best, warm_up
 
 
 @torch.inference_mode()
 def bench(
-    pipe: Networks, sampler: ParallelSampler, *, model: str, batch_size: int, repeats: int, dtype: str
+    pipe: Networks,
+    sampler: ParallelSampler,
+    *,
+    model: str,
+    batch_size: int,
+    repeats: int,
+    dtype: str,
+    compile: str = "off",
 ) -> BenchResult:
-    """Time and count one setting. `model`: its name in the report."""
+    """Time and count one setting. `model`: its name in the report. `compile`: of the generator, in place."""
     generator, device = pipe.transformer, pipe.transformer.device
     check_batch(pipe, sampler, batch_size, batch_size)
     check_duration(pipe, sampler, batch_size * repeats)
-    seconds = fastest(pipe, sampler, batch_size=batch_size, repeats=repeats, dtype=dtype)
     counts = count_run(pipe, sampler)
+    compile_network(generator, compile)
+    on_gpu, warm = device.type == "cuda", 1 if compile == "off" else None
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(device)
+    seconds, first = fastest(
+        pipe, sampler, batch_size=batch_size, repeats=repeats, dtype=dtype, warm_steps=warm
+    )
+    memory = torch.cuda.max_memory_allocated(device) / 1e9 if on_gpu else None
     peak = matmul_peak(DTYPES[dtype], device)
     network = seconds["trunk"] + seconds["head"]
     flops = {part: value * batch_size for part, value in counts.flops.items()}
@@ -248,6 +272,9 @@ def bench(
             "all": sum(flops.values()) / seconds["total"] / peak,
         },
         sampling_over_network=seconds["sampling"] / network,
+        compile=compile,
+        compile_seconds=0.0 if compile == "off" else first,
+        peak_memory_gb=memory,
     )
 
 
@@ -272,4 +299,8 @@ def table(result: BenchResult) -> str:
         f"share of the peak                {r.share_of_peak['trunk and head']:.0%} in trunk and head, "
         f"{r.share_of_peak['all']:.0%} in all",
     ]
+    if r.compile != "off":
+        lines.append(f"first batch, {r.compile + ' compilation':<19} {r.compile_seconds:.1f} s, not in the seconds above")
+    if r.peak_memory_gb is not None:
+        lines.append(f"peak memory of the GPU           {r.peak_memory_gb:.2f} GB")
     return "\n".join(lines)

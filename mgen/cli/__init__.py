@@ -41,6 +41,7 @@ def run(function: Callable[[Sequence[str] | None], int | None], argv: Sequence[s
     """
     import warnings
 
+    from mgen.utils.compiling import is_compiler_error
     from mgen.utils.errors import MgenError, Terminated, first_line, one_line
 
     def warn(message: Warning | str, *_: object, **__: object) -> None:
@@ -81,6 +82,8 @@ def run(function: Callable[[Sequence[str] | None], int | None], argv: Sequence[s
         except Exception as error:
             if type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error):  # of torch
                 return fail(f"out of memory ({first_line(error)}): {LESS}")
+            if is_compiler_error(error):
+                return fail(f"torch.compile failed ({first_line(error, 300)}): leave compile off")
             return _report(error)
 
 

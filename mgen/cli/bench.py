@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from mgen.cli.overwrite import add_overwrite, overwriting
 from mgen.cli.parser import make_parser, path, whole
-from mgen.cli.sample import add_sampler
+from mgen.cli.sample import add_compile, add_sampler
 from mgen.utils.errors import MgenError
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ EXAMPLES = """  mgen bench                                                   the
   mgen bench --arch maskgit-r-l --model-set tokens.length=1024 --model-set "tokens.grid=[32, 32]" --model-set windows.side=2 \\
       --tokenizer none --steps 2 --guidance 1 --batch-size 1                      windows of 2×2 tokens
   mgen bench --arch mar-b --model-set head.type=channels --steps 8 --batch-size 1       another head
+  mgen bench --arch mar-b --recipe mar-b-imagenet256 --device cuda --dtype bf16 --batch-size 64 --compile full    compiled
   mgen bench --sweep maskgit-r --arch maskgit-r-l --batch-size 4 --repeats 2       methods at equal steps
   mgen bench --sweep fmnist-maskgit --num-images 500         of a trained model also at equal distance and equal time
   mgen bench --config imagenet256-autonat-l --dtype bf16 --json bench.json       the model of a training configuration
@@ -99,9 +100,10 @@ def add_sweep(parser: ArgumentParser) -> None:
 def command(argv: Sequence[str] | None = None) -> int:
     parser = make_parser("bench", "Time sampling, part by part, and count its floating-point operations.", EXAMPLES)
     add_model(parser)
+    add_compile(parser)
     add_sweep(parser)
     option = parser.add_argument
-    option("--repeats", type=whole(1), default=1, help="timed runs after one warm-up step; the fastest counts")
+    option("--repeats", type=whole(1), default=1, help="timed runs after one warm-up step, with --compile after a whole warm-up run; the fastest counts")
     option("--json", metavar="FILE", type=path, help="also write the numbers to a file")
     args = parser.parse_args(argv)
     check_options(args)
@@ -122,7 +124,13 @@ def command(argv: Sequence[str] | None = None) -> int:
         with overwriting(args.out, "bench", active=args.overwrite, inputs=inputs):
             return compare(pipe, sampler, args, "mgen bench " + " ".join(words))
     result = benchmark.bench(
-        pipe, sampler, model=named(args), batch_size=args.batch_size, repeats=args.repeats, dtype=args.dtype
+        pipe,
+        sampler,
+        model=named(args),
+        batch_size=args.batch_size,
+        repeats=args.repeats,
+        dtype=args.dtype,
+        compile=args.compile or "off",
     )
     print(benchmark.table(result))
     if args.json:
@@ -144,6 +152,8 @@ def check_options(args: Namespace) -> None:
             if (given := getattr(args, name)) is not None and given is not False:
                 raise MgenError(f"--{name.replace('_', '-')} is for --sweep: leave it out")
     args.seed, args.out = args.seed or 0, args.out or "sweep"
+    if args.sweep and args.compile:
+        raise MgenError("--compile is for one setting: leave --sweep or --compile out")
     if args.sweep and args.json:
         raise MgenError("--json is for one setting: --sweep writes its numbers to OUT/sweep.json")
     if args.inception_weights and args.extractor != "inception":

@@ -10,19 +10,22 @@ from argparse import Namespace
 from pathlib import Path
 
 from mgen.pipelines.run_file import PRECISIONS
+from mgen.utils.compiling import MODES
 from mgen.utils.devices import check_kind
 from mgen.utils.errors import MgenError, check_choice, shown, suggestion
 from mgen.utils.folders import shipped
 
 
 def check_common(args: Namespace) -> None:
-    """--model, --guide, --recipe, --set, --device, --dtype and files of weights, where a command has them."""
+    """--model, --guide, --recipe, --set, --device, --dtype, --compile and files of weights, where a command has them."""
     given = vars(args)
     for name in ("inception_weights", "lpips_weights", "vision_weights"):
         if given.get(name) is not None:
             check_there(f"--{name.replace('_', '-')}", given[name])
     if "dtype" in given and args.dtype is not None:
         check_choice("--dtype", args.dtype, PRECISIONS)
+    if given.get("compile") is not None:
+        check_choice("--compile", args.compile, MODES)
     if "device" in given and args.device != "auto":
         check_kind(args.device)
     if given.get("model") is not None:

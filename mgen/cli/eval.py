@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 from mgen.cli import resumable
 from mgen.cli.overwrite import add_overwrite, again, overwriting
 from mgen.cli.parser import add_vision, make_parser, number, path, whole
-from mgen.cli.sample import add_guide, add_sampler, chosen_sampler
+from mgen.cli.sample import add_compile, add_guide, add_sampler, chosen_sampler
 from mgen.utils.errors import MgenError, check_choice, shown
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ def command(argv: Sequence[str] | None = None) -> int:
     add_reconstruction_options(parser)
     add_guide(parser)
     add_sampler(parser)
+    add_compile(parser)
     args = parser.parse_args(argv)
     line = "mgen eval " + " ".join(argv if argv is not None else sys.argv[2:])
     request = request_of(args, line)

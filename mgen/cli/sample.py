@@ -29,6 +29,7 @@ EXAMPLES = """  mgen sample                                            the embed
 50,000 images on 8 GPUs, and one file of them for ADM's evaluator:
   accelerate launch --multi_gpu --num_processes 8 -m mgen sample --model models/autonat-l --num-images 50000 \\
       --batch-size 100 --format npz --out run --npz run.npz
+  mgen sample --num-images 50000 --compile --out run     compiled blocks, for a long run on a GPU
   mgen sample --lora runs/own/lora:0.8                   with an adapter that a training with `lora` made, at 80 %
   mgen sample --model models/mar-b --num-images 50000 --labels sorted --out mar            class by class, as MAR does
   mgen sample --model models/llamagen-l --num-images 50000 --labels random --image-size 256 --quantization half-up \\
@@ -65,6 +66,18 @@ def add_sampling(parser: ArgumentParser) -> None:
     add_sampler(parser)
     option("--device", default="auto", help="cpu, cuda, cuda:1, auto")
     option("--dtype", default="fp32", help="fp32, bf16 or fp16 (autocast of the generator; decoding is in fp32)")
+
+
+def add_compile(parser: ArgumentParser) -> None:
+    """The option of commands whose generator may be compiled."""
+    parser.add_argument(
+        "--compile",
+        nargs="?",
+        const="regional",
+        metavar="MODE",
+        help="torch.compile of the generator: regional (the value without MODE; each kind of block once) or full (whole passes); for long "
+        "runs, as the first batch waits for the compiler; pixels may differ by rounding; default: off",
+    )
 
 
 def add_guide(parser: ArgumentParser) -> None:
@@ -120,6 +133,8 @@ def load_for(args: Namespace, device: str | None = None) -> "MaskedPipeline":
     if args.guide:
         pipe.guide = load(args.guide, device=device or args.device).transformer
     pipe.sampler = chosen_sampler(pipe, args)
+    if mode := getattr(args, "compile", None):
+        pipe.compile(mode)
     return pipe
 
 
@@ -152,6 +167,7 @@ def chosen_sampler(pipe: "MaskedPipeline | RandomPipeline", args: Namespace) -> 
 def command(argv: Sequence[str] | None = None) -> int:
     parser = make_parser("sample", "Sample images from a model; files are named by index and class.", EXAMPLES)
     add_sampling(parser)
+    add_compile(parser)
     add_output(parser)
     args = parser.parse_args(argv)
 

@@ -34,6 +34,7 @@ class EvalRequest:
         path: folder of images, .npz, model (folder or name) or `fmnist`. recipe: name or file that says how to evaluate.
         protocol, extractor, inception_weights, reference, classifier: see `mgen eval --help`.
         num_images: maximum number of images. labels, seed, image_size, quantization, dtype: of a model's images.
+        compile: of a model, see MaskedPipeline.compile.
         sampling: options that change a model's sampler, as given; those not given are None or empty.
         bootstrap: replicates. nearest: training images to search for copies. save_statistics: file for mean and covariance.
         reconstruction: tokenizer whose reconstructions are evaluated. posterior, lpips_weights, vision_weights: of it.
@@ -55,6 +56,7 @@ class EvalRequest:
     image_size: int | None = None
     quantization: str | None = None
     dtype: str = "fp32"
+    compile: str | None = None
     sampling: Mapping[str, object] = field(default_factory=dict)
     bootstrap: int | None = None
     nearest: str | None = None
@@ -101,7 +103,7 @@ class EvalRequest:
         """Raise MgenError for settings that would change nothing."""
         # A seed is also used for samples of a posterior.
         given = [name for name in self.changes if name != "--seed" or self.reconstruction is None]
-        given += ["--dtype"] * (self.dtype != "fp32")
+        given += ["--dtype"] * (self.dtype != "fp32") + ["--compile"] * (self.compile is not None)
         if self.reconstruction and self.seed is not None and self.posterior != "sample":
             raise MgenError("--seed has no effect on reconstructions without --posterior sample: leave it out")
         if given and not self.samples:

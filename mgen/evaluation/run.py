@@ -153,6 +153,8 @@ def _find_source(
     if guide is not None:
         pipe.guide = load(str(guide), device=device).transformer
     pipe.sampler = choose_sampler(pipe)
+    if request.compile is not None:
+        pipe.compile(request.compile)
     source = from_model(
         pipe,
         name=path,

@@ -14,7 +14,7 @@ Notation: B batch, L rows (tokens or windows of them), M positions asked for, D 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -167,6 +167,10 @@ class Trunk(nn.Module, Configured):
     lora_targets: ClassVar[tuple[str, ...]] = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
     width: int
     context_width: int
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Of a copy, which is not compiled: compiled passes belong to the one that they were made of."""
+        return {name: value for name, value in super().__getstate__().items() if name not in self.passes}
 
     @property
     def mask(self) -> Tensor:

@@ -124,6 +124,10 @@ class Head(nn.Module, Configured, Generic[PlanT]):
     joint: ClassVar[bool] = False
     width: int
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Of a copy, which is not compiled: compiled passes belong to the one that they were made of."""
+        return {name: value for name, value in super().__getstate__().items() if name not in self.passes}
+
     @property
     def unshuffle(self) -> TokenUnshuffle | None:
         """Takes the context of a window apart; None for heads of single tokens."""

@@ -3,8 +3,9 @@
 from dataclasses import field
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
+from mgen.utils.compiling import Compile
 from mgen.utils.errors import MgenError, check_choice, shown
 from mgen.utils.schema import PathText, Positive, PositiveShare, Rate, Share, Size, Text, build, schema
 
@@ -18,6 +19,8 @@ LearningRate = Annotated[float, Field(ge=0, le=1000)]
 Weight = Annotated[float, Field(ge=0, le=1e6)]  # of a term of a loss
 Betas: TypeAlias = tuple[Rate, Rate]
 Shape = Annotated[float, Field(ge=1e-6, le=1e6)]  # of a beta distribution
+# `off` is false in YAML.
+CompileMode = Annotated[Compile, BeforeValidator(lambda value: "off" if value is False else value)]
 
 
 @schema
@@ -297,10 +300,17 @@ class TrainConfig:
     accumulate: Annotated[int, Field(ge=1)] = 1  # pieces into which each process cuts its share of the batch
     seed: int = 0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    compile: CompileMode = (
+        "off"  # torch.compile of a generator: its repeated blocks ("regional"), or whole passes ("full")
+    )
     resume: bool = True  # continue from the newest checkpoint in `output`
     init: PathText | None = None  # weights to start from: a name of `mgen zoo`, or a folder
     lora: LoRAConfig | None = None  # of a generator with `init`: train adapters alone; {} for the defaults
     processes: Annotated[int, Field(ge=1)] | None = None  # raise an error unless exactly this many processes take part
+    # What each process holds of a generator: all of it ("ddp"), its part of weights, gradients, moments and averages ("fsdp"), or a part
+    # within groups of hsdp_shards processes ("hsdp"; None: those of a node)
+    parallel: Literal["ddp", "fsdp", "hsdp"] = "ddp"
+    hsdp_shards: Size | None = None
     data: DataConfig = field(default_factory=DataConfig)
     objective: ObjectiveConfig = field(default_factory=GeneratorObjectiveConfig)  # that of the task
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -321,6 +331,8 @@ def train_config(data: dict[str, Any]) -> TrainConfig:
     config = build(TrainConfig, {key: value for key, value in data.items() if key != "objective"})
     if config.lora is not None and config.task != "generator":
         raise MgenError(f"lora is for task generator, this is {config.task}: leave lora out")
+    if config.compile != "off" and config.task != "generator":
+        raise MgenError(f"compile is for task generator, this is {config.task}: leave compile off")
     if config.lora is not None and config.init is None:
         raise MgenError("lora needs init: adapters are trained on a model's weights, give its name or folder")
     config.objective = build(OBJECTIVES[config.task], objective, "objective.")

@@ -136,7 +136,8 @@ class Seconds:
     def __call__(self, sampler: ParallelSampler) -> float:
         key = key_of(own_settings(sampler))
         if key not in self.known:
-            seconds = fastest(self.pipe, sampler, batch_size=TIMED, repeats=REPEATS, dtype=self.dtype)["total"] / TIMED
+            timed, _ = fastest(self.pipe, sampler, batch_size=TIMED, repeats=REPEATS, dtype=self.dtype)
+            seconds = timed["total"] / TIMED
             self.known[key] = seconds
             self.keep(key, seconds)
         return self.known[key]

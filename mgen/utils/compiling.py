@@ -1,0 +1,99 @@
+"""torch.compile of networks, in place: names of weights, saved files and averages stay what they are.
+
+"regional" compiles the repeated blocks of trunk and head once for each kind of block, by diffusers' `compile_repeated_blocks`. "full"
+compiles what training and sampling call: passes of trunk and head, and the training forward.
+
+Not accelerate's TorchDynamoPlugin: `accelerator.prepare` would compile a copy of the objective with tokenizer and augmentation in it; the
+blocks of a cascade, which two generators share, and calls other than `forward` would go around the copy.
+"""
+
+import functools
+import importlib.util
+import os
+import shutil
+import sys
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from mgen.utils.errors import MgenError, check_choice, first_line
+
+if TYPE_CHECKING:
+    from mgen.utils.modeling import Model
+
+Compile = Literal["off", "regional", "full"]
+MODES: tuple[str, ...] = get_args(Compile)
+
+# Compiled forms of a function that torch keeps before it goes on uncompiled. Its own 8 is too few: a block is called with and without
+# gradients, for all tokens and for some, with and without kept keys and values, and each of these for fixed and for free sizes.
+FORMS = 64
+
+
+def compile_network(network: "Model", mode: str, **options: Any) -> None:
+    """Compile a network in place; the first call with shapes of a new kind then takes seconds, later ones should be faster.
+
+    Args:
+        network: with repeated blocks, such as a generator. mode: "regional", "full", or "off", which does nothing.
+        options: of torch.compile, such as dynamic=True or mode="max-autotune".
+
+    Raises:
+        MgenError: unknown mode, or this machine can't compile.
+    """
+    check_choice("compile", mode, MODES)
+    if mode == "off":
+        return
+    import torch._dynamo
+
+    if options.get("backend", "inductor") == "inductor":
+        check_compiler(network.device.type)
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, FORMS)
+    if mode == "full":
+        network.compile(**options)
+    elif getattr(network, "_repeated_blocks", None):
+        network.compile_repeated_blocks(**options)
+    else:
+        raise MgenError(f"compile is {mode!r}, but {type(network).__name__} has no repeated blocks: leave compile off")
+
+
+def uncompiled() -> "AbstractContextManager[object]":
+    """A context in which compiled networks run as if they were not: for few calls with shapes of their own."""
+    import torch
+
+    return torch.compiler.set_stance("force_eager")
+
+
+@functools.cache
+def check_compiler(device: str) -> None:
+    """Raise MgenError unless torch.compile works on this kind of device, such as "cpu": a function of one line is compiled and run."""
+    if (missing := _missing(device)) is not None:
+        raise MgenError(f"compile on {device} needs {missing}; or leave compile off")
+    import torch
+
+    function: Any = torch.compile(lambda x: x.exp() + 1, dynamic=False)
+    try:
+        function(torch.zeros(8, device=device))
+    except Exception as error:  # whatever a broken tool chain makes of it
+        raise MgenError(
+            f"this machine cannot compile for {device} ({first_line(error, 300)}): leave compile off, or repair the compiler that "
+            "torch.compile calls"
+        ) from error
+
+
+def _missing(device: str) -> str | None:
+    """The tool that is not there, and how to get it; None: all are."""
+    if device == "cuda":  # ROCm too
+        if importlib.util.find_spec("triton") is None:
+            return "Triton: pip install triton"
+        if not any(map(shutil.which, [os.environ.get("CC") or "gcc", "clang", "cc"])):
+            return "a C compiler on the PATH, which Triton calls: install gcc or clang, or set CC"
+    elif device == "cpu":
+        usual = {"win32": "cl", "darwin": "clang++"}.get(sys.platform, "g++")
+        name = os.environ.get("CXX") or usual
+        if shutil.which(name) is None and shutil.which(name.split()[0]) is None:
+            return f"a C++ compiler, and {name} is not on the PATH: install it (Debian: apt install g++), or set CXX to another"
+    return None
+
+
+def is_compiler_error(error: BaseException) -> bool:
+    """Whether torch.compile raised this, in the middle of a run."""
+    return any(cls.__module__.startswith(("torch._dynamo.", "torch._inductor.")) for cls in type(error).__mro__)
+
