@@ -19,8 +19,13 @@ LearningRate = Annotated[float, Field(ge=0, le=1000)]
 Weight = Annotated[float, Field(ge=0, le=1e6)]  # of a term of a loss
 Betas: TypeAlias = tuple[Rate, Rate]
 Shape = Annotated[float, Field(ge=1e-6, le=1e6)]  # of a beta distribution
-# `off` is false in YAML.
-CompileMode = Annotated[Compile, BeforeValidator(lambda value: "off" if value is False else value)]
+# `off` is false in YAML, and `on` is true.
+CompileMode = Annotated[
+    Compile,
+    BeforeValidator(
+        lambda value: {False: "off", True: "regional"}.get(value, value) if isinstance(value, bool) else value
+    ),
+]
 
 
 @schema
@@ -286,7 +291,9 @@ class TrainConfig:
     accumulate: Annotated[int, Field(ge=1)] = 1  # pieces into which each process cuts its share of the batch
     seed: int = 0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    compile: CompileMode = "off"  # torch.compile of a generator: its repeated blocks ("regional"), or whole passes ("full")
+    compile: CompileMode = (
+        "off"  # torch.compile of a generator: its repeated blocks ("regional"), or whole passes ("full")
+    )
     resume: bool = True  # continue from the newest checkpoint in `output`
     init: PathText | None = None  # weights to start from: a name of `mgen zoo`, or a folder
     lora: LoRAConfig | None = None  # of a generator with `init`: train adapters alone; {} for the defaults
