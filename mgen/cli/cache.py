@@ -1,13 +1,14 @@
 """`mgen cache`: tokenize a data set once."""
 
-from argparse import ArgumentParser, Namespace
+import re
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Sequence
 from contextlib import nullcontext
 
 from mgen.cli import resumable
 from mgen.cli.overwrite import add_overwrite, again, overwriting
 from mgen.cli.parser import add_vision, make_parser, path, whole
-from mgen.utils.errors import MgenError
+from mgen.utils.errors import MgenError, shown
 
 EXAMPLES = """  mgen cache --data fmnist --out caches/fmnist
   mgen cache --data fmnist --split test --out caches/fmnist-test
@@ -16,10 +17,14 @@ EXAMPLES = """  mgen cache --data fmnist --out caches/fmnist
   mgen cache --data fmnist --tokenizer models/kl --measure-order 2000      channels by frequency, for mgen convert quantize …
   mgen cache --data fmnist --tokenizer models/kl --first-stage-size 16 --out caches/two        two resolutions, for Hi-MAR
   mgen cache --data /data/imagenet/train --tokenizer models/hita --vision-weights dinov2_vitl14_reg4_pretrain.pth --out caches/hita
+  accelerate launch --multi_gpu --num_processes 8 -m mgen cache --data /data/imagenet/train --tokenizer models/kl16 --dtype fp16 \\
+      --flips --shuffle --workers 8 --out caches/in256                    8 GPUs, each with 8 processes that read images
+  mgen cache … --part 3/16      the third of 16 independent commands with one --out, of a cluster's array job for example
   mgen cache --verify caches/fmnist      check every row, after a copy for example
 
 For KL tokenizers the moments of the posterior are stored, which training samples afresh.
-Rerun an interrupted command to resume. Train on the cache with data.kind=cache data.path=caches/fmnist."""
+Rerun an interrupted command to resume, with as many processes as you like: complete shards are kept, and on equal machines the same
+--batch-size and number of threads make the same bytes. Train on the cache with data.kind=cache data.path=caches/fmnist."""
 
 
 def command(argv: Sequence[str] | None = None) -> int:
@@ -44,10 +49,12 @@ def command(argv: Sequence[str] | None = None) -> int:
         check_unused(
             args,
             f"--{measures[0].replace('_', '-')}",
-            ("out", "overwrite", "flips", "shard_size", "dtype", "first_stage_size"),
+            ("out", "overwrite", "flips", "shuffle", "shard_size", "dtype", "first_stage_size", "part", "workers"),
         )
     elif args.out is None:
         raise MgenError("--out is missing: give the folder for the cache")
+    elif args.part and args.overwrite:
+        raise MgenError("--overwrite with --part would remove what other parts have written: remove the folder first")
     else:
         check_writable(args.out)
     check_common(args)
@@ -101,9 +108,25 @@ def add_options(parser: ArgumentParser) -> None:
     modes("--verify", metavar="DIR", type=path, help="write no cache; check every row of the one in DIR")
     option("--image-size", type=whole(1), metavar="PIXELS", help="default: the tokenizer's")
     option("--flips", action="store_true", help="also store the horizontally flipped images")
+    option(
+        "--shuffle",
+        action="store_true",
+        help="store the images in a random order, for trainings with data.shuffle=shards",
+    )
     option("--batch-size", type=whole(1), default=64)
-    option("--shard-size", type=whole(1), help="images per shard; default: 16384")
-    option("--dtype", choices=("fp32", "fp16"), help="of the moments of a KL tokenizer; default: fp32")
+    option("--shard-size", type=whole(1), help="images per shard, which one process writes at once; default: 16384")
+    option(
+        "--dtype",
+        choices=("fp32", "fp16"),
+        help="of the moments of a KL tokenizer; fp16 halves their size, see docs/training.md; default: fp32",
+    )
+    option("--workers", type=whole(0, 256), metavar="N", help="processes that read images; default: 0, this one")
+    option(
+        "--part",
+        type=part,
+        metavar="K/N",
+        help="write only the K-th of N parts of the shards, beside N - 1 other commands that write the others",
+    )
     option(
         "--first-stage-size",
         type=whole(1),
@@ -112,6 +135,14 @@ def add_options(parser: ArgumentParser) -> None:
     )
     add_vision(parser)
     option("--device", default="auto", help="cpu, cuda, cuda:1, auto")
+
+
+def part(text: str) -> tuple[int, int]:
+    """The type of K/N, 1 ≤ K ≤ N."""
+    found = re.fullmatch("([0-9]{1,6})/([0-9]{1,6})", text)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise ArgumentTypeError(f"{shown(text)}: expected K/N with 1 ≤ K ≤ N, such as 3/16")
+    return int(found[1]), int(found[2])
 
 
 def verify(folder: str) -> int:
@@ -123,17 +154,23 @@ def verify(folder: str) -> int:
 
 
 def tokenize(args: Namespace) -> int:
+    from mgen.cli.sample import processes
     from mgen.data import spread_batches, write_cache
     from mgen.data.images import open_images
+    from mgen.data.sharing import Crew
     from mgen.data.write_cache import check_batch
     from mgen.pipelines.saved import load_tokenizer
     from mgen.tokenizers.bridge import kl_tokenizer, measurable
     from mgen.tokenizers.frequency import measure_order
     from mgen.tokenizers.vision import give_vision
+    from mgen.training.launch import agree
 
-    tokenizer = load_tokenizer(args.tokenizer, device=args.device)
-    give_vision(tokenizer, args.vision_weights)
+    rank, world, device, wait = processes(args.device)
     count = args.measure_scale or args.measure_order
+    if count and rank > 0:
+        return 0
+    tokenizer = load_tokenizer(args.tokenizer, device=device)
+    give_vision(tokenizer, args.vision_weights)
     data, source = open_images(
         args.data,
         tokenizer,
@@ -148,13 +185,17 @@ def tokenize(args: Namespace) -> int:
             tokenizer,
             args.out,
             flips=args.flips,
+            shuffle=args.shuffle,
             batch_size=args.batch_size,
             shard_size=args.shard_size or 16384,
             dtype=args.dtype or "fp32",
             first_stage_size=args.first_stage_size,
             source=source,
+            workers=args.workers or 0,
+            crew=Crew(rank=rank, world=world, wait=wait, agree=agree, part=args.part or (1, 1)),
         )
-        print(out)
+        if rank == 0:
+            print(out)
         return 0
     check_batch(tokenizer, tokenizer.config.image_size, min(args.batch_size, count, len(data)))
     batches = spread_batches(data, count, args.batch_size)

@@ -41,6 +41,7 @@ class CacheIndex:
 
     Args:
         fingerprint: of the tokenizer. count: images. source: the data, in words. data: their record; None in older caches.
+        shuffled: True, the images stand in a random order.
         moments: precision of the moments of a KL tokenizer; None: ids are stored. latents: True, these are latents without a variance.
         first_stage_size:
             pixels of the smaller copies that are stored too, if they are.
@@ -55,6 +56,7 @@ class CacheIndex:
     flips: bool
     shard_size: Count
     source: str = ""
+    shuffled: Literal[True] | None = None
     moments: Literal["fp32", "fp16"] | None = None
     latents: Literal[True] | None = None
     first_stage_size: Size | None = None

@@ -1,14 +1,19 @@
-"""Writing token caches: one pass of a tokenizer over a data set, which can be interrupted and resumed."""
+"""Writing token caches: one pass of a tokenizer over a data set, shared by any number of processes, interrupted and resumed at will.
+
+A shard is a function of (tokenizer, images, settings, batch size) alone, and is there as a whole or not at all: whoever writes it, on
+equal machines the bytes are the same.
+"""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from mgen.data.base import ImageData, StampedData
+from mgen.data.base import StampedData
 from mgen.data.cache_format import (
     CacheIndex,
     mark_shard,
@@ -18,7 +23,10 @@ from mgen.data.cache_format import (
     shards_in,
 )
 from mgen.data.first_stage import shrink
+from mgen.data.loading import Batch, load_batches
 from mgen.data.record import record_of
+from mgen.data.sharing import ALONE, Crew, SharedBar
+from mgen.data.shuffled import Shuffled
 from mgen.tokenizers.base import PosteriorTokenizer, Tokenizer
 from mgen.utils.changes import changes, plain, told
 from mgen.utils.config import Settings
@@ -37,28 +45,34 @@ def write_cache(
     out: str | Path,
     *,
     flips: bool = False,
+    shuffle: bool = False,
     batch_size: Count = 64,
     shard_size: Count = 16384,
     dtype: Literal["fp32", "fp16"] = "fp32",
     first_stage_size: Size | None = None,
     source: str = "",
+    workers: Annotated[int, Field(ge=0, le=256)] = 0,
+    crew: Crew = ALONE,
     progress: bool = True,
 ) -> Path:
     """Encode `dataset` with `tokenizer` into the folder `out`; complete shards are checked and kept, so that an interrupted run resumes.
 
     Args:
-        flips: also store the tokens of the horizontally flipped images.
+        flips: also store the tokens of the horizontally flipped images. shuffle: store the images in a random order, the same every time.
         dtype: of moments, "fp32" or "fp16" (half the size, rounds to 0.05 %).
         first_stage_size: side in pixels of the smaller copies (see mgen.data.first_stage); None stores none.
-        source: description of the data, stored in the index.
+        source: description of the data, stored in the index. workers: processes that read the images of this one.
+        crew: the processes that share the work; each of them calls this function with the same arguments.
 
     Raises:
         MgenError: `out` holds a cache made with another tokenizer, other data or settings, or cannot be written; there is too little
-            memory or disk.
+            memory or disk; another process has ended before its part was done.
     """
     out = check_path(out, "out")
     if not isinstance(tokenizer, PosteriorTokenizer) and dtype != "fp32":
         raise MgenError(f"dtype {dtype} is for the moments of a KL tokenizer: ids are integers")
+    if shuffle:
+        dataset = Shuffled(dataset)
     index = CacheIndex(
         fingerprint=tokenizer.fingerprint(),
         spec=tokenizer.spec,
@@ -69,50 +83,68 @@ def write_cache(
         shard_size=shard_size,
         source=source,
         moments=dtype if isinstance(tokenizer, PosteriorTokenizer) else None,
+        shuffled=True if shuffle else None,
         latents=True if isinstance(tokenizer, PosteriorTokenizer) and not tokenizer.has_variance else None,
         first_stage_size=first_stage_size,
         data=record_of(dataset),
     )
     check_writable(out)
-    listed, missing = _what_is_left(out, index, dataset)
-    if missing:
-        _check_room(out, index, dataset, tokenizer, missing, batch_size)
-    done = len(dataset) - sum(len(index.rows(shard)) for shard in missing)
-    with tqdm(total=len(dataset), initial=done, unit="img", desc="tokenizing", disable=not progress) as bar:
-        for shard in missing:
-            stamp = dataset.stamp(index.rows(shard))  # before the images are read: what changes meanwhile is noticed
-            tensors = _tokenize(dataset, tokenizer, index, shard, batch_size, bar)
+    crew.wait()  # an old cache has been set aside
+    listed, missing = _what_is_left(out, index, dataset, crew)
+    mine = crew.own(missing)
+    if mine:
+        _check_room(out, index, dataset, tokenizer, mine, batch_size)
+    crew.wait()  # nobody has found a shard that doesn't belong here: only then is something written
+    shards, others = crew.of_part(range(index.shards)), set(missing) - set(mine)
+    with SharedBar(out, index, shards, missing, sorted(others), shown=progress and crew.rank == 0) as bar:
+        for shard, metadata, tensors in _shards(dataset, tokenizer, index, mine, batch_size, workers, bar):
             if not listed:  # late, so that what fails in the first shard leaves nothing
                 write_json(out / "index.json", index.to_dict())
                 listed = True
-            write_tensors(shard_path(out, shard), tensors, mark_shard(index, shard, stamp, tensors))
-    if not listed:
-        write_json(out / "index.json", index.to_dict())
+            write_tensors(shard_path(out, shard), tensors, metadata)
+        crew.wait()
+    if crew.rank == 0:
+        if not listed:
+            write_json(out / "index.json", index.to_dict())
+        _check_complete(out, shards)
     return out
 
 
-def _what_is_left(out: Path, index: CacheIndex, dataset: StampedData) -> tuple[bool, list[int]]:
-    """Whether index.json is there already, and which shards are missing.
+def _what_is_left(out: Path, index: CacheIndex, dataset: StampedData, crew: Crew) -> tuple[bool, list[int]]:
+    """Whether index.json is there already, and which shards of the crew's part are missing; the same in all processes.
 
-    Raises an MgenError if something in the folder belongs to another cache, or to data that have changed.
+    Raises an MgenError if something in the folder belongs to another cache, or to data that have changed. The crew's processes check
+    some of the shards each.
     """
     there, file = shards_in(out), out / "index.json"
     old = None
     if os.path.lexists(file) and check_file(file).stat().st_size:  # a crash can leave an empty one
         old = read_index(out)
-    if not there:
-        return old is not None and old == index, list(range(index.shards))
-    if old is not None and (differs := _difference(old.settings(), index.settings())):
+    if there and old is not None and (differs := _difference(old.settings(), index.settings())):
         raise MgenError(f"{out} already holds a cache made with {differs}: choose another --out, or --overwrite")
-    if there[-1] >= index.shards:
+    if there and there[-1] >= index.shards:
         raise MgenError(
             f"{out} already holds a cache of more images ({shard_path(out, there[-1]).name}): choose another --out, or --overwrite"
         )
-    for shard in there:
+    # A listing may lag behind what other machines wrote: that of the first process counts.
+    found = crew.agree([shard in set(there) for shard in range(index.shards)])
+    for shard in crew.own(crew.of_part([shard for shard in range(index.shards) if found[shard]])):
         read_shard(out, index, shard, data=dataset.stamp(index.rows(shard)))
-    # Images that were added or removed behind the existing shards change the count and the record alone.
-    same = old is not None and (old.count, old.data) == (index.count, index.data)
-    return same, sorted(set(range(index.shards)) - set(there))
+    if not there:
+        same = old is not None and old == index
+    else:  # images that were added or removed behind the existing shards change the count and the record alone
+        same = old is not None and (old.count, old.data) == (index.count, index.data)
+    return same, crew.of_part([shard for shard in range(index.shards) if not found[shard]])
+
+
+def _check_complete(out: Path, shards: list[int]) -> None:
+    """Raise MgenError unless all these shards are there."""
+    missing = [shard for shard in shards if not shard_path(out, shard).is_file()]
+    if missing:
+        raise MgenError(
+            f"{len(missing)} of {len(shards)} shards are missing from {out}, the first is {shard_path(out, missing[0]).name}: run the same "
+            "command again; processes on several machines must share the folder"
+        )
 
 
 def _difference(old: Settings, new: Settings) -> str:
@@ -160,21 +192,45 @@ def check_batch(tokenizer: Tokenizer, side: int, batch_size: int) -> None:
     check_memory(need, what, "choose a smaller --batch-size or --image-size", tokenizer.device)
 
 
+def _shards(
+    dataset: StampedData,
+    tokenizer: Tokenizer,
+    index: CacheIndex,
+    shards: list[int],
+    batch_size: int,
+    workers: int,
+    bar: SharedBar,
+) -> Iterator[tuple[int, dict[str, str], dict[str, Tensor]]]:
+    """Number, metadata and tensors of these shards."""
+    stamps: dict[int, str] = {}
+
+    def rows() -> Iterator[range]:
+        for shard in shards:
+            rows = index.rows(shard)
+            stamps[shard] = dataset.stamp(rows)  # before the images are read: what changes meanwhile is noticed
+            yield from (rows[first : first + batch_size] for first in range(0, len(rows), batch_size))
+
+    batches = load_batches(dataset, rows(), workers, "--workers")
+    for shard in shards:
+        tensors = _tokenize(batches, tokenizer, index, len(index.rows(shard)), bar)
+        yield shard, mark_shard(index, shard, stamps.pop(shard), tensors), tensors
+
+
 def _tokenize(
-    dataset: ImageData, tokenizer: Tokenizer, index: CacheIndex, shard: int, batch_size: int, bar: Any
+    batches: Iterator[Batch], tokenizer: Tokenizer, index: CacheIndex, count: int, bar: SharedBar
 ) -> dict[str, Tensor]:
-    """The tensors of a shard."""
+    """The tensors of the next `count` images; moments leave the tokenizer's batch in the precision that is stored."""
     parts: dict[str, list[Tensor]] = {}
-    rows = index.rows(shard)
-    for first in range(0, len(rows), batch_size):
-        batch = dataset.__getitems__(rows[first : first + batch_size])
+    while count > 0:
+        batch = next(batches)
         for key, encoded in _encode(tokenizer, batch["image"], index).items():
             parts.setdefault(key, []).append(encoded.to(index.dtype).cpu())
         parts.setdefault("labels", []).append(batch["label"].to(torch.int32))
+        count -= len(batch["label"])
         bar.update(len(batch["label"]))
     if index.moments and not all(torch.isfinite(part).all() for made in parts.values() for part in made):
         raise MgenError(f"the tokenizer's moments are not finite in {index.moments}: use fp32, or another tokenizer")
-    return {key: torch.cat(values) for key, values in parts.items()}
+    return {key: torch.cat(parts.pop(key)) for key in list(parts)}
 
 
 def _encode(tokenizer: Tokenizer, images: Tensor, index: CacheIndex) -> dict[str, Tensor]:

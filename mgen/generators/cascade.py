@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mgen.generators.generator import Composed, Generator
-from mgen.generators.losses import LossOptions, image_losses, masked_positions
+from mgen.generators.losses import LossOptions, Masked, image_losses, masked_tokens
 from mgen.generators.trunk import Capabilities, PassOptions, initialize_layer, table
 from mgen.generators.trunks.two_stage import Stage
 from mgen.heads.head import Head, HeadNoise
@@ -170,11 +170,12 @@ class Cascade(Composed):
         *,
         options: LossOptions = LossOptions(),  # noqa: B008  (frozen)
         noise: tuple[HeadNoise | None, HeadNoise | None] = (None, None),
+        masked: tuple[Masked | None, Masked | None] = (None, None),
     ) -> dict[str, Tensor]:
         """Training of both stages; no gradient passes from the second to the first through the features.
 
         Args:
-            tokens, class_ids, known, noise: of the first and of the second stage, see Generator.forward; the labels of the two are
+            tokens, class_ids, known, noise, masked: of the first and of the second stage, see Generator.forward; the labels of the two are
                 dropped independently.
             dropped: bool (B,), images whose second stage sees no features.
 
@@ -182,13 +183,16 @@ class Cascade(Composed):
             per image (B,): "loss" and "metric" of the second stage, "first_stage_loss" and "first_stage_metric". Of a joint head
             the mean over all elements, otherwise the sum over masked tokens.
         """
-        visible, where = masked_positions(known[0])
-        z = self.first.context(tokens[0], known[0], class_ids[0], visible=visible)  # (B, S, D)
-        first = image_losses(self.first.head, z, tokens[0], known[0], where, noise=noise[0], options=options)
-        visible, where = masked_positions(known[1])
+        a, b = (own if own is not None else masked_tokens(k) for own, k in zip(masked, known))
+        z = self.first.context(tokens[0], known[0], class_ids[0], visible=a.visible)  # (B, S, D)
+        first = image_losses(
+            self.first.head, z, tokens[0], known[0], a.where, noise=noise[0], options=options, flat=a.flat
+        )
         prefix = self.prefix(z.detach(), known[0] | dropped.unsqueeze(1))
         rows, classes = self.second.rows(tokens[1], known[1]), self.classes(class_ids[1])
         cache = self.second.trunk.start(classes, prefix=prefix)
-        z = self.second.trunk(rows, classes, PassOptions(visible=visible, cache=cache))  # (B, L, D)
-        second = image_losses(self.second.head, z, tokens[1], known[1], where, noise=noise[1], options=options)
+        z = self.second.trunk(rows, classes, PassOptions(visible=b.visible, cache=cache))  # (B, L, D)
+        second = image_losses(
+            self.second.head, z, tokens[1], known[1], b.where, noise=noise[1], options=options, flat=b.flat
+        )
         return {"loss": second[0], "metric": second[1], "first_stage_loss": first[0], "first_stage_metric": first[1]}

@@ -16,7 +16,7 @@ from mgen.generators.adapters import Adapters
 from mgen.generators.classes import Classes
 from mgen.generators.denoising import DenoisingTrunk
 from mgen.generators.embedder import Embedder, TokenRows
-from mgen.generators.losses import LossOptions, masked_positions, token_losses, token_weights
+from mgen.generators.losses import LossOptions, Masked, masked_tokens, token_losses, token_weights
 from mgen.generators.trunk import Capabilities, PassOptions, Trunk
 from mgen.heads.head import DenoisingHead, Head, HeadNoise
 from mgen.nn import Cache, CachedStep, Entities, LazyStep
@@ -265,12 +265,14 @@ class Generator(Composed):
         noise: HeadNoise | None = None,
         trunk_noise: Tensor | None = None,
         cache: Cache | None = None,
+        masked: Masked | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Training: loss and metric of every token that counts, both flat; the mean is the published loss.
 
         Args:
             tokens, known, class_ids: as in `context`. noise: timesteps (B, K, L) and noise (B, K, L, C), see Head.training_noise.
             trunk_noise: see Trunk.training_noise. cache: with the features of an earlier pass, if one is simulated (ENAT).
+            masked: what `known` says, where the caller has found it out; None: it is read back from the device.
         """
         if isinstance(self.trunk, DenoisingTrunk):
             return self._denoise(self.trunk, tokens, class_ids, noise)
@@ -282,13 +284,24 @@ class Generator(Composed):
                 return losses, metric
             weights = token_weights(known, options.known_weight).flatten()
             return losses * weights, metric * weights
-        visible, where = masked_positions(known)
+        masked = masked_tokens(known) if masked is None else masked
+        where = masked.where
         if self.tokens.global_tokens or self.head.joint or options.head_tokens == "all":
             where = None  # the head needs all positions, or to know which part a position belongs to
-        asked = PassOptions(positions=where, visible=visible, cache=cache)
+        asked = PassOptions(positions=where, visible=masked.visible, cache=cache)
         z = self.trunk.training_context(rows, classes, asked, noise=trunk_noise)
         s = self.tokens.global_tokens
-        return token_losses(self.head, z, tokens, known, where, noise=noise, options=options, global_tokens=s)
+        return token_losses(
+            self.head,
+            z,
+            tokens,
+            known,
+            where,
+            noise=noise,
+            options=options,
+            global_tokens=s,
+            flat=masked.flat if where is masked.where else None,
+        )
 
     def _denoise(
         self, trunk: DenoisingTrunk, tokens: Tensor, class_ids: Tensor, noise: HeadNoise | None

@@ -3,6 +3,7 @@
 Notation: B batch, L tokens, M masked ones where all images have as many, C numbers or ids of a token, K copies of a token.
 """
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -37,10 +38,26 @@ def token_weights(known: Tensor, known_weight: float) -> Tensor:
     return weights / weights.mean()
 
 
-def masked_positions(known: Tensor) -> tuple[tuple[int, int], Tensor | None]:
-    """Fewest and most known tokens of a row of known (B, L), and where all rows know as many the masked positions (B, M)."""
+@dataclass(frozen=True, kw_only=True)
+class Masked:
+    """Where the masked tokens of a batch are. Made of masks that lie in host memory, so that a step need not wait for its GPU.
+
+    Attributes:
+        visible: fewest and most known tokens of an image. where: positions (B, M), where all images know as many; else None.
+        flat: b·L + l of all masked tokens (n,), ascending; None where `where` is there.
+    """
+
+    visible: tuple[int, int]
+    where: Tensor | None = None
+    flat: Tensor | None = None
+
+
+def masked_tokens(known: Tensor) -> Masked:
+    """Where the masked tokens of bool known (B, L) are."""
     fewest, most = count_known(known)
-    return (fewest, most), unknown_first(known, known.shape[1] - most) if fewest == most else None
+    if fewest == most:
+        return Masked(visible=(fewest, most), where=unknown_first(known, known.shape[1] - most))
+    return Masked(visible=(fewest, most), flat=(~known).flatten().nonzero().squeeze(1))
 
 
 def token_losses(
@@ -53,6 +70,7 @@ def token_losses(
     noise: HeadNoise | None,
     options: LossOptions,
     global_tokens: int = 0,
+    flat: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Loss and metric of every masked token (of a diffusion head of its K copies, of a joint head of every image), both flat.
 
@@ -61,6 +79,7 @@ def token_losses(
         tokens: (B, L) or (B, L, C). known: bool (B, L). noise: of all positions, (B, K, L) and (B, K, L, C).
         global_tokens: S. With S global tokens among L the loss is theirs times L / S, and that of the others times L / (L − S): where
             all are masked its mean is the sum of the two means (Hita, arXiv 2507.02358).
+        flat: see Masked; None: looked for here.
     """
     smoothing = options.label_smoothing
     if isinstance(head, JointHead):
@@ -80,12 +99,13 @@ def token_losses(
         row, _, position = masked.nonzero(as_tuple=True)
         own = HeadNoise(noise.t[masked], noise.noise[masked])
         return head.loss(z[row, position], tokens[row, position], noise=own)
-    masked = ~known
+    flat = (~known).flatten().nonzero().squeeze(1) if flat is None else flat
+    z, tokens = z.flatten(0, 1).index_select(0, flat), tokens.flatten(0, 1).index_select(0, flat)
     if not isinstance(head, PerCodebookHead):
-        return head.loss(z[masked], tokens[masked], label_smoothing=smoothing)
+        return head.loss(z, tokens, label_smoothing=smoothing)
     length, s = known.shape[1], global_tokens
-    part = (span(length, known) >= s)[masked]
-    losses, metric = head.loss(z[masked], tokens[masked], part=part, label_smoothing=smoothing)
+    part = flat % length >= s
+    losses, metric = head.loss(z, tokens, part=part, label_smoothing=smoothing)
     return losses * torch.where(part, length / (length - s), length / s), metric
 
 
@@ -98,6 +118,7 @@ def image_losses(
     *,
     noise: HeadNoise | None,
     options: LossOptions,
+    flat: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Loss and metric of each image, both (B,): summed over its masked tokens and averaged over copies.
 
@@ -106,8 +127,12 @@ def image_losses(
     if isinstance(head, JointHead):
         return token_losses(head, z, tokens, known, where, noise=noise, options=options)
     if noise is None:
-        losses, metric = head.loss(z[~known], tokens[~known], label_smoothing=options.label_smoothing)
-        row = (~known).nonzero()[:, 0]
+        if where is not None:
+            flat = (where + known.shape[1] * span(len(known), known).unsqueeze(1)).flatten()
+        flat = (~known).flatten().nonzero().squeeze(1) if flat is None else flat
+        own, target = z.flatten(0, 1).index_select(0, flat), tokens.flatten(0, 1).index_select(0, flat)
+        losses, metric = head.loss(own, target, label_smoothing=options.label_smoothing)
+        row = flat // known.shape[1]
         return _by_row(losses, row, len(z)), _by_row(metric, row, len(z))
     if where is not None:
         losses, metric = _copies(head, gather_rows(z, where), tokens, where, noise)  # (B, K, M)

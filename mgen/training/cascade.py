@@ -6,11 +6,13 @@ is trained with features.
 """
 
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from mgen.generators import Cascade
+from mgen.generators.losses import Masked, masked_tokens
 from mgen.training.config import GeneratorObjectiveConfig
 from mgen.training.generator_objective import GeneratorNoise, GeneratorObjectiveBase, RowNoise
 from mgen.training.noise import Augmentation, stack
@@ -28,6 +30,7 @@ class FirstStageNoise(RowNoise):
     known: Tensor
     label_drop: Tensor
     weight: Tensor
+    masked: Masked | None = None  # as in GeneratorNoise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +40,10 @@ class CascadeNoise(GeneratorNoise):
     first: FirstStageNoise
     weight: Tensor  # (B,), as in `first`, of the second stage
     without_first: Tensor  # bool (B,), images whose second stage is trained without features
+
+    def to(self, device: torch.device) -> Self:
+        first = replace(self.first, masked=masked_tokens(self.first.known))
+        return super(CascadeNoise, replace(self, first=first)).to(device)
 
 
 class CascadeObjective(GeneratorObjectiveBase[CascadeNoise]):
@@ -101,6 +108,7 @@ class CascadeObjective(GeneratorObjectiveBase[CascadeNoise]):
             noise.without_first,
             options=self.loss_options,
             noise=(first.head, noise.head),
+            masked=(first.masked, noise.masked),
         )
         a, b = (out["first_stage_loss"] * first.weight).mean(), (out["loss"] * noise.weight).mean()
         logs = {

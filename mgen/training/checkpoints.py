@@ -7,6 +7,9 @@
         ema.safetensors                         the averaged weights, if there are any
         discriminator.safetensors, discriminator_optimizer.safetensors
 
+With weights that are spread over processes, `shards` takes the place of these files, see mgen.training.shard_files; a run with whole
+weights reads such a checkpoint too, and the other way round.
+
 The learning rate is a function of the step and of the settings, so no state of it is kept. A checkpoint is written under a temporary name
 and renamed; only then are old ones removed.
 """
@@ -24,12 +27,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mgen.training.config import Steps
-from mgen.training.tensors import Tensors, check_finite, not_finite, optimizer_tensors, own_tensors, trained
+from mgen.training.tensors import Tensors, not_finite, optimizer_tensors, own_part, own_tensors, trained
 from mgen.training.trainer import Trainer
 from mgen.utils.changes import plain
 from mgen.utils.errors import MgenError, first_line
-from mgen.utils.files import atomic_folder, write_json, write_tensors
-from mgen.utils.reading import MOST_JSON_BYTES, parse_json, read_tensors, read_text
+from mgen.utils.reading import MOST_JSON_BYTES, parse_json, read_text
 from mgen.utils.schema import Count, Natural, NonNegative, Positive, build, schema
 
 NAME = re.compile("checkpoint-([0-9]{7,10})")
@@ -76,6 +78,7 @@ class State:
     data: DataState
     ema_steps: Natural | None = None  # None: no EMA
     scaler: ScalerState | None = None  # None: not fp16
+    numerics: Literal[1, 2] = 1  # see mgen.training.update.NUMERICS; runs of earlier versions don't say it
 
     def __post_init__(self) -> None:
         for name in ("skipped", "ema_steps"):
@@ -97,25 +100,20 @@ def list_checkpoints(output: Path) -> list[Path]:
 
 
 def save_checkpoint(trainer: Trainer) -> Path:
-    """Save what an exact continuation needs; returns the folder."""
-    output, step = trainer.output, trainer.step
+    """Save what an exact continuation needs; returns the folder, which is complete at the latest after `trainer.parallel.finish()`."""
+    output, step, keep = trainer.output, trainer.step, trainer.config.log.keep
     final = output / f"checkpoint-{step:07d}"
-    if trainer.accelerator.is_main_process:
-        files = _files(trainer)
-        for part, tensors in files.items():
-            check_finite(tensors, f"{part} after step {step}")
-        try:
-            with atomic_folder(final) as folder:
-                for part, tensors in files.items():
-                    write_tensors(folder / f"{part}.safetensors", tensors)
-                write_json(folder / "state.json", asdict(_state(trainer)))
-        except RuntimeError as error:  # torch reports a full disk in its own way
-            raise MgenError(f"cannot write {final} ({error}): check permissions and free space") from error
+    files = _files(trainer)
+    for part, tensors in files.items():
+        trainer.parallel.check_finite(tensors, f"{part} after step {step}")
+
+    def remove_old() -> None:
         # Later ones were passed over as damaged: they must not push out whole ones.
         past = [path for path in list_checkpoints(output) if step_of(path) <= step]
-        for old in past[: -trainer.config.log.keep]:
+        for old in past[:-keep]:
             shutil.rmtree(old)
-    trainer.accelerator.wait_for_everyone()
+
+    trainer.parallel.save(final, files, asdict(_state(trainer)), remove_old)
     return final
 
 
@@ -139,6 +137,7 @@ def _state(trainer: Trainer) -> State:
         data=data_state(trainer),
         ema_steps=None if trainer.ema is None else trainer.ema.optimization_step,
         scaler=ScalerState(**numbers) if numbers else None,
+        numerics=trainer.numerics,
     )
 
 
@@ -155,7 +154,8 @@ def _files(trainer: Trainer) -> dict[str, Tensors]:
         "optimizer": optimizer_tensors(trainer.optimizer, trained(objective)),
     }
     if trainer.ema is not None:
-        files["ema"] = dict(zip(trained(objective), trainer.ema.shadow_params, strict=True))
+        averages = trainer.parallel.joined(trainer.ema.shadow_params, trainer.parameters)
+        files["ema"] = dict(zip(trained(objective), averages, strict=True))
     if adversary is not None:
         files["discriminator"] = own_tensors(adversary.discriminator)
         files["discriminator_optimizer"] = optimizer_tensors(adversary.optimizer, trained(adversary.discriminator))
@@ -199,35 +199,40 @@ def load_checkpoint(trainer: Trainer, path: Path, state: State) -> None:
     Raises:
         Damaged: files are missing or unreadable, or their tensors are not those of the run.
     """
-    files = _files(trainer)
-    try:
-        found = {part: read_tensors(path / f"{part}.safetensors")[0] for part in files}
-    except MgenError as error:
-        raise Damaged(str(error)) from error
-    objective, adversary = trainer.objective, trainer.discriminator
+    files, objective, adversary = _files(trainer), trainer.objective, trainer.discriminator
     optimizers = {"optimizer": (trainer.optimizer, trained(objective))}
     if adversary is not None:
         optimizers["discriminator_optimizer"] = adversary.optimizer, trained(adversary.discriminator)
-    for part, tensors in found.items():
-        where = f"{path.name}/{part}.safetensors"
-        if part in optimizers:
-            _check_optimizer(tensors, optimizers[part][1], state.step, where)
-        else:
-            _check_tensors(tensors, files[part], where)
-        if bad := not_finite(tensors):
-            raise Damaged(f"{where}: {bad} holds NaN or infinity")
+    like = files | {part: _all_states(parameters) for part, (_, parameters) in optimizers.items()}
+    try:
+        found = trainer.parallel.read(path, like)
+        for part, tensors in found.items():
+            where = f"{path.name}/{part}.safetensors"
+            if part in optimizers:
+                _check_optimizer(tensors, optimizers[part][1], state.step, where)
+            else:
+                _check_tensors(tensors, files[part], where)
+            if bad := not_finite(tensors):
+                raise Damaged(f"{where}: {bad} holds NaN or infinity")
+        problem = None
+    except MgenError as error:
+        problem = str(error)
+    if problem := trainer.parallel.agree(problem):
+        raise Damaged(problem)
+    trainer.use_numerics(state.numerics)
     with torch.no_grad():
         for part, tensors in found.items():
             if part in optimizers:
                 _restore_optimizer(*optimizers[part], tensors)
             else:
                 for name, value in tensors.items():
-                    files[part][name].copy_(value)
+                    own_part(files[part][name]).copy_(own_part(value))
     _restore_numbers(trainer, state)
 
 
 def _restore_numbers(trainer: Trainer, state: State) -> None:
-    trainer.step, trainer.skipped, trainer.seconds = state.step, state.skipped, state.seconds
+    trainer.step, trainer.seconds = state.step, state.seconds
+    trainer.skips.set(state.skipped)
     if trainer.ema is not None and state.ema_steps is not None:
         trainer.ema.optimization_step = state.ema_steps
     if (scaler := trainer.accelerator.scaler) is not None and state.scaler is not None:
@@ -256,25 +261,37 @@ def _check_names(found: Iterable[str], wanted: Iterable[str], where: str) -> Non
         raise Damaged(f"{where}: {name[:100]} is {'missing' if name in wanted else 'not of this run'}")
 
 
+def _all_states(parameters: Mapping[str, nn.Parameter]) -> Tensors:
+    """Tensors as those of the state of AdamW for all of the parameters."""
+    out: Tensors = {}
+    for name, parameter in parameters.items():
+        out |= {f"{name}/{key}": parameter for key in MOMENTS} | {f"{name}/step": torch.zeros(())}
+    return out
+
+
 def _check_optimizer(found: Tensors, parameters: Mapping[str, nn.Parameter], step: int, where: str) -> None:
     """Raise Damaged unless the tensors are the state of AdamW after at most `step` steps for some of the parameters."""
-    wanted: Tensors = {}
-    for name, parameter in parameters.items():
-        if any(f"{name}/{key}" in found for key in (*MOMENTS, "step")):
-            wanted |= {f"{name}/{key}": parameter for key in MOMENTS} | {f"{name}/step": torch.zeros(())}
+    begun = {n: p for n, p in parameters.items() if any(f"{n}/{key}" in found for key in (*MOMENTS, "step"))}
+    wanted = _all_states(begun)
     _check_tensors(found, wanted, where)
     for name, value in found.items():
         if name.endswith("/step") and not (value == value.round() and 0 <= value <= step):
             raise Damaged(f"{where}: {name} is {value.item()}, expected is a number of steps up to {step}")
-        if name.endswith("/exp_avg_sq") and (value < 0).any():
+        if name.endswith("/exp_avg_sq") and (own_part(value) < 0).any():
             raise Damaged(f"{where}: {name} holds negative numbers")
 
 
 def _restore_optimizer(
     optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], found: Tensors
 ) -> None:
+    fused = optimizer.param_groups[0].get("fused")
     for name, parameter in parameters.items():
         optimizer.state.pop(parameter, None)
         if f"{name}/step" in found:
-            moments = {key: torch.empty_like(parameter).copy_(found[f"{name}/{key}"]) for key in MOMENTS}
-            optimizer.state[parameter] = {"step": found[f"{name}/step"].clone(), **moments}
+            moments = {key: torch.empty_like(parameter) for key in MOMENTS}
+            for key, moment in moments.items():
+                own_part(moment).copy_(own_part(found[f"{name}/{key}"]))
+            step = found[f"{name}/step"].clone()
+            if fused:  # it counts steps where it computes
+                step = step.to(parameter.device)
+            optimizer.state[parameter] = {"step": step, **moments}

@@ -298,6 +298,10 @@ class TrainConfig:
     init: PathText | None = None  # weights to start from: a name of `mgen zoo`, or a folder
     lora: LoRAConfig | None = None  # of a generator with `init`: train adapters alone; {} for the defaults
     processes: Annotated[int, Field(ge=1)] | None = None  # raise an error unless exactly this many processes take part
+    # What each process holds of a generator: all of it ("ddp"), its part of weights, gradients, moments and averages ("fsdp"), or a part
+    # within groups of hsdp_shards processes ("hsdp"; None: those of a node)
+    parallel: Literal["ddp", "fsdp", "hsdp"] = "ddp"
+    hsdp_shards: Size | None = None
     data: DataConfig = field(default_factory=DataConfig)
     objective: ObjectiveConfig = field(default_factory=GeneratorObjectiveConfig)  # that of the task
     optim: OptimConfig = field(default_factory=OptimConfig)

@@ -1,21 +1,16 @@
 """Training data, and its order: a pure function of (seed, step), so a run resumes exactly and on any number of processes."""
 
-import contextlib
-import os
 from collections.abc import Iterator, Sequence
-from typing import TypeVar
 
 import torch
-from torch.utils.data import DataLoader
 
 from mgen.data import FashionMNIST, ImageData, ImageFolder, TokenCache
+from mgen.data.loading import load_batches
 from mgen.training.config import DataConfig, TrainConfig
 from mgen.training.token_source import Batch
 from mgen.utils import seeds
-from mgen.utils.errors import MgenError, first_line, shown
+from mgen.utils.errors import MgenError, shown
 from mgen.utils.limits import check_memory
-
-T = TypeVar("T")
 
 
 def make_dataset(config: DataConfig, *, split: str, fingerprint: str | None = None) -> ImageData | None:
@@ -96,51 +91,7 @@ class BatchOrder:
 
 def batches(dataset: ImageData, order: BatchOrder, workers: int = 0) -> Iterator[Batch]:
     """The batches of `order`; the data set itself makes whole batches, in `workers` processes if there are any."""
-    loader: DataLoader[Batch | MgenError] = DataLoader(
-        _Told(dataset),  # type: ignore[arg-type]  # torch asks for __getitem__, but uses __getitems__ alone
-        batch_sampler=order,
-        collate_fn=_identity,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        worker_init_fn=_own_group if workers else None,
-    )
-    try:
-        for batch in loader:
-            if isinstance(batch, MgenError):
-                raise batch
-            yield batch
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise MgenError(
-            f"a process that reads the data has ended ({first_line(error)}): give it more memory, or set data.workers to fewer"
-        ) from error
-
-
-class _Told:
-    """A data set whose errors arrive as they are; a loader process would wrap them into a trace."""
-
-    def __init__(self, data: ImageData) -> None:
-        self.data = data
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __getitems__(self, indices: Sequence[int]) -> Batch | MgenError:
-        try:
-            return self.data.__getitems__(indices)
-        except MgenError as error:
-            return error
-
-
-def _own_group(worker: int) -> None:
-    """Let a Ctrl-C, or a signal to the group of the run, pass by a loader process: the run needs it for the last step."""
-    with contextlib.suppress(OSError):
-        os.setpgid(0, 0)
-
-
-def _identity(batch: T) -> T:
-    return batch
+    return load_batches(dataset, order, workers)
 
 
 class Renumbered:

@@ -31,7 +31,7 @@ def needed_memory(trainer: Trainer) -> Need:
     config, device = trainer.config, trainer.device
     one, two = _kept(trainer, 1), _kept(trainer, 2) if config.batch_size > 1 else (0, 0)
     image, noise = (max(0, two[0] - one[0]), max(0, two[1] - one[1])) if config.batch_size > 1 else one
-    state = 3 * BYTES * sum(p.numel() for p in trainer.parameters)
+    state = 3 * BYTES * sum(p.numel() for p in trainer.parameters) / trainer.parallel.shards
     step = piece_size(trainer) * image + state
     noises = config.batch_size * noise
     used = torch.cuda.memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss + noises
@@ -58,11 +58,10 @@ def check_step(trainer: Trainer) -> Need:
 def _kept(trainer: Trainer, count: int) -> tuple[int, int]:
     """Bytes that the forward pass of `count` images keeps, without the weights, and bytes of their noise."""
     objective, sizes = trainer.objective, dict[int, int]()
-    own = {value.untyped_storage().data_ptr() for value in objective.state_dict().values()}
 
     def keep(value: Tensor) -> Tensor:
         storage = value.untyped_storage()
-        if storage.data_ptr() not in own:
+        if storage.data_ptr() not in weights:
             sizes[storage.data_ptr()] = storage.nbytes()
         return value
 
@@ -72,7 +71,7 @@ def _kept(trainer: Trainer, count: int) -> tuple[int, int]:
     options = dataclasses.replace(trainer.step_options(0), adversarial=trainer.discriminator is not None)
     objective.eval()  # nothing is drawn or counted then
     hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value)
-    with uncompiled(), trainer.accelerator.autocast(), hooks:
+    with uncompiled(), trainer.parallel.weights_in_use(objective) as weights, trainer.accelerator.autocast(), hooks:
         objective(batch, rows, options)
     objective.train()
     inputs = sum(value.nbytes for value in batch.values())

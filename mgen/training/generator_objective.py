@@ -1,12 +1,13 @@
 """The objective of generators: predict masked tokens, or each token from those before it, from the others and the class."""
 
 from dataclasses import dataclass, replace
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Self, TypeVar
 
 import torch
 from torch import Tensor
 
 from mgen.generators import Cascade, Generator, LossOptions
+from mgen.generators.losses import Masked, masked_tokens
 from mgen.heads import HeadNoise
 from mgen.training.carried import encode_features
 from mgen.training.companions import Companions
@@ -55,6 +56,10 @@ class GeneratorNoise(RowNoise):
         None  # bool (B, L), visible in the simulated earlier step; None: the step continues from none
     )
     second_label_drop: Tensor | None = None  # bool (B,), labels dropped for this step alone and not for the earlier one
+    masked: Masked | None = None  # what `known` says, found out before it goes to a GPU
+
+    def to(self, device: torch.device) -> Self:
+        return super(GeneratorNoise, replace(self, masked=masked_tokens(self.known))).to(device)
 
 
 G = TypeVar("G", bound=GeneratorNoise)
@@ -278,7 +283,14 @@ class GeneratorObjective(GeneratorObjectiveBase[GeneratorNoise]):
             carried = encode_features(self.model, tokens, labels, noise.earlier_known, options.ema_weights)
         labels, how, trunk = self.drop_labels(labels, noise.second_label_drop), self.loss_options, noise.trunk
         losses, metric = self.model(
-            tokens, labels, noise.known, options=how, noise=noise.head, trunk_noise=trunk, cache=carried
+            tokens,
+            labels,
+            noise.known,
+            options=how,
+            noise=noise.head,
+            trunk_noise=trunk,
+            cache=carried,
+            masked=noise.masked,
         )
         return StepOutput(self.weighted(losses, noise).mean(), {self.model.head.metric: metric.mean()})
 

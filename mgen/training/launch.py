@@ -13,6 +13,7 @@ from accelerate.state import AcceleratorState
 from mgen.utils.errors import MgenError, first_line
 
 MEETING, LONGEST_WAIT = timedelta(minutes=10), timedelta(days=7)
+ENDED = "another process of this run has ended before its part was done: run the command again to complete it"
 LAUNCH_LINE = "accelerate launch --multi_gpu --num_processes {n} -m mgen.train --config FILE"
 
 
@@ -66,11 +67,25 @@ def meet(device: str) -> tuple[int, int, str, Callable[[], None]]:
         try:
             torch.distributed.monitored_barrier(group, timeout=LONGEST_WAIT)  # type: ignore[arg-type]  # None is for others
         except RuntimeError as error:
-            raise MgenError(
-                "another process of this run has ended before its part was done: run the command again to complete it"
-            ) from error
+            raise MgenError(ENDED) from error
 
     return state.process_index, state.num_processes, str(state.device), wait
+
+
+def agree(flags: list[bool]) -> list[bool]:
+    """The flags that the first process of a launch has, in all of them; of a single process its own.
+
+    Raises:
+        MgenError: another process has ended.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return flags
+    shared = torch.tensor(flags, dtype=torch.uint8)
+    try:
+        torch.distributed.broadcast(shared, 0, group=torch.distributed.new_group(backend="gloo", timeout=MEETING))
+    except RuntimeError as error:
+        raise MgenError(ENDED) from error
+    return [bool(flag) for flag in shared.tolist()]
 
 
 def check_processes(took_part: int, expected: int | None = None) -> None:

@@ -42,6 +42,13 @@ def stack(images: Sequence[T]) -> T:
     return combine(torch.stack, images)
 
 
+def to_device(value: Tensor, device: torch.device) -> Tensor:
+    """The tensor on `device`. To a GPU it is copied from pinned memory, while both go on: from other memory this would wait."""
+    if device.type == "cuda" and value.device.type == "cpu":
+        value = value.pin_memory()
+    return value.to(device, non_blocking=True)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Noise:
     """Base: random tensors of a batch; row i of each belongs to image i."""
@@ -52,7 +59,7 @@ class Noise:
 
     def to(self, device: torch.device) -> Self:
         """The same noise on `device`."""
-        return map_tensors(lambda value: value.to(device, non_blocking=True), self)
+        return map_tensors(lambda value: to_device(value, device), self)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,8 @@ MAY_CHANGE = (
     "steps",
     "accumulate",
     "processes",
+    "parallel",
+    "hsdp_shards",
     "compile",
     "output",
     "resume",

@@ -23,6 +23,7 @@ class StopRequest:
         self.accelerator = accelerator
         self.received: list[int] = []
         self.first = 0.0  # when the first signal came
+        self.answer: _Answer | None = None
 
     def __enter__(self) -> Self:
         self.usual = {}
@@ -47,15 +48,35 @@ class StopRequest:
             os.write(2, b"\nmgen: stopping after this step, with a checkpoint; the same again stops at once\n")
 
     def agreed(self) -> int:
-        """The signal after which all processes stop now, or 0. To be called by all of them, after the same steps."""
+        """The signal after which all processes stop now, or 0. To be called by all of them, after the same steps.
+
+        Processes on GPUs agree one step late: the answer to the question of the step before is there already, and nobody waits.
+        """
         mine = max(self.received, default=0)
         if self.accelerator.num_processes == 1:
             return mine
         number = torch.tensor(mine, device=self.accelerator.device)
         torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX)
-        return int(number)
+        if number.device.type != "cuda":
+            return int(number)
+        answer, self.answer = self.answer, _Answer(number)
+        return 0 if answer is None else answer.read()
 
     @staticmethod
     def interrupt(number: int, text: str) -> KeyboardInterrupt:
         """The exception that ends a command stopped by this signal."""
         return INTERRUPTS[signal.Signals(number)](text)
+
+
+class _Answer:
+    """A number on its way from the GPU."""
+
+    def __init__(self, number: torch.Tensor) -> None:
+        self.number = torch.empty((), dtype=number.dtype, pin_memory=True)
+        self.number.copy_(number, non_blocking=True)
+        self.there = torch.cuda.Event()
+        self.there.record()
+
+    def read(self) -> int:
+        self.there.synchronize()
+        return int(self.number)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from mgen.utils.errors import MgenError
 
@@ -38,14 +39,25 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str,
 def check_finite(tensors: Mapping[str, Tensor], what: str) -> None:
     """Raise MgenError, which says that the run has diverged, if a tensor holds NaN or infinity."""
     if bad := not_finite(tensors):
-        raise Diverged(
-            f"the run has diverged: {bad} of the {what} holds NaN or infinity; nothing was written: start again or resume from an "
-            "earlier checkpoint with a smaller optim.lr, or with optim.clip"
-        )
+        raise diverged(bad, what)
+
+
+def diverged(name: str, what: str) -> Diverged:
+    """The error that the tensor `name` of `what` holds NaN or infinity."""
+    return Diverged(
+        f"the run has diverged: {name} of the {what} holds NaN or infinity; nothing was written: start again or resume from an "
+        "earlier checkpoint with a smaller optim.lr, or with optim.clip"
+    )
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor: all of it, unless it is spread over processes. The same memory."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
-    """The name of the first tensor that holds NaN or infinity."""
+    """The name of the first tensor that holds NaN or infinity, in what this process holds of it."""
+    tensors = {name: own_part(value) for name, value in tensors.items()}
     names = [name for name, value in tensors.items() if value.is_floating_point()]
     if not names:
         return None

@@ -7,7 +7,7 @@ the losses of an uninterrupted one exactly.
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from accelerate import DistributedDataParallelKwargs
 from diffusers.optimization import get_scheduler
-from diffusers.training_utils import EMAModel
 from torch import Tensor
 
 from mgen.generators import Generator
@@ -24,20 +23,19 @@ from mgen.training.config import OptimConfig, TokenizerObjectiveConfig, TrainCon
 from mgen.training.data import BatchOrder
 from mgen.training.discriminator import DiscriminatorTrainer
 from mgen.training.launch import make_accelerator
-from mgen.training.noise import Augmentation, Noise, TokenizerNoise
+from mgen.training.noise import Augmentation, Noise, TokenizerNoise, to_device
 from mgen.training.objective import Logs, StepOptions, StepOutput
+from mgen.training.parallel import check_parallel, make_parallel
 from mgen.training.parts import check_prefixes
 from mgen.training.tasks import TASKS
-from mgen.training.tensors import Diverged
 from mgen.training.token_source import Batch
 from mgen.training.tokenizer_objective import TokenizerObjective
+from mgen.training.update import NUMERICS, AdamW, Average, Skips
 from mgen.utils import seeds
 from mgen.utils.changes import plain
 from mgen.utils.compiling import compile_network
 from mgen.utils.errors import MgenError, shown
 from mgen.utils.files import check_writable
-
-MOST_SKIPPED_IN_A_ROW = 50
 
 
 class Trainer:
@@ -57,9 +55,10 @@ class Trainer:
                 raise MgenError(
                     "precision fp16 cannot train with an adversarial term (one loss scale for two losses): use bf16 or fp32"
                 )
+        check_parallel(config)
         self.output = Path(config.output)
         check_writable(self.output)
-        ddp = DistributedDataParallelKwargs()
+        ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
         self.accelerator = make_accelerator(
             precision=config.precision, expected=config.processes, kwargs_handlers=[ddp]
         )
@@ -71,29 +70,28 @@ class Trainer:
         model = self.objective.model
         self.carries_features = isinstance(model, Generator) and model.capabilities.carried_features
         ddp.find_unused_parameters = self.carries_features
-        self.parameters = [p for p in self.objective.parameters() if p.requires_grad]
-        if not self.parameters:
+        if not any(p.requires_grad for p in self.objective.parameters()):
             raise MgenError("optim.freeze leaves no parameter to train: freeze fewer")
-        optim = config.optim
-        groups = decay_groups(model, optim)
-        optimizer = torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, foreach=True)
-        self.schedule = make_schedule(optim, optimizer, config.steps)
-        self.schedule._step_count = 2  # torch would warn if the first step is skipped
         self.device = self.accelerator.device
+        self.parallel = make_parallel(config.parallel, self.accelerator, model, shards=config.hsdp_shards)
         compile_network(model.to(self.device), config.compile)
-        self.wrapped, self.optimizer = self.accelerator.prepare(self.objective, optimizer)
+        self.wrapped = self.parallel.prepare(self.objective)
+        self.parameters = [p for p in self.objective.parameters() if p.requires_grad]
+        optim = config.optim
+        self.adamw = AdamW(decay_groups(model, optim), optim, self.device)
+        self.schedule = make_schedule(optim, self.adamw, config.steps)
+        self.schedule._step_count = 2  # torch would warn if the first step is skipped
+        self.optimizer = self.accelerator.prepare(self.adamw)
         for beside in filter(None, vars(self.objective.companions).values()):
             beside.to(self.device)
         self.discriminator: DiscriminatorTrainer | None = None
         network = self.objective.companions.discriminator
         if network is not None and isinstance(config.objective, TokenizerObjectiveConfig):
             self.discriminator = DiscriminatorTrainer(network, config.objective, self.accelerator, optim.clip)
-        self.ema: EMAModel | None = None
-        if config.ema is not None:
-            # diffusers' ramp is min(decay, (1 + t) / (10 + t)); min_decay lifts it to a constant.
-            decay, floor = config.ema.decay, 0.0 if config.ema.warmup else config.ema.decay
-            self.ema = EMAModel(self.parameters, decay=decay, min_decay=floor, foreach=True)
-        self.step, self.skipped, self.skipped_in_a_row, self.seconds = 0, 0, 0, 0.0
+        self.ema = Average(list(self.averaged()), config.ema) if config.ema is not None else None
+        self.skips = Skips(self.device)
+        self.step, self.seconds = 0, 0.0
+        self.numerics = NUMERICS
         self.model_config = plain(model.config)  # an export may add what it measures
 
     def train_step(self, loader: Iterator[Batch], order: BatchOrder) -> Logs:
@@ -110,7 +108,7 @@ class Trainer:
             last = piece == pieces - 1
             batch = self.to_device(next(loader))
             noise = self._piece(piece, whole, order)
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
+            with contextlib.nullcontext() if last else self.parallel.no_sync(self.wrapped):
                 out: StepOutput = self.wrapped(batch, noise.to(self.device), options)
                 loss = out.loss * (self.objective.share(noise, whole) / pieces)
                 self.accelerator.backward(loss)
@@ -145,47 +143,61 @@ class Trainer:
     def step_options(self, step: int) -> StepOptions:
         """The options of a step: whether the discriminator takes part, and the EMA weights for the features of an earlier step."""
         weights = None
-        if self.ema is not None and self.carries_features:
+        if self.ema is not None and self.carries_features and not self.parallel.collective:
             names = [name for name, p in self.objective.named_parameters() if p.requires_grad]
             weights = dict(zip(names, self.ema.shadow_params))
         return StepOptions(adversarial=step >= self.adversarial_start, ema_weights=weights)
 
     def to_device(self, batch: Batch) -> Batch:
-        return {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
+        """The batch on the device of the run. A GPU copies it while it does other work: from pinned memory, without anyone waiting."""
+        return {name: to_device(value, self.device) for name, value in batch.items()}
 
     def _apply(self) -> Tensor:
         """Clip and step, unless the gradient is not finite: such a step is skipped and counted, on all processes alike."""
         clip = self.config.optim.clip
-        norm = self.accelerator.clip_grad_norm_(self.parameters, clip if clip is not None else math.inf)
-        assert isinstance(norm, Tensor)
-        finite = bool(torch.isfinite(norm))
-        if finite or self.accelerator.scaler is not None:
-            self.optimizer.step()  # fp16's loss scaler skips the step itself, and must see it to lower its scale
-        self.skipped_in_a_row = 0 if finite else self.skipped_in_a_row + 1
-        self.skipped += not finite
-        if finite and self.ema is not None:
-            self.ema.step(self.parameters)
-        if self.skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
-            raise Diverged(
-                f"{MOST_SKIPPED_IN_A_ROW} steps in a row had a gradient that is not finite: the run has diverged; "
-                "resume from a checkpoint with a smaller optim.lr or with optim.clip"
-            )
+        norm = self.parallel.clip(self.parameters, clip if clip is not None else math.inf).detach()
+        finite, scaled = torch.isfinite(norm), self.accelerator.scaler is not None
+        if self.adamw.fused or scaled:  # fp16's loss scaler skips the step itself, and must see it to lower its scale
+            if not scaled:
+                self.adamw.skip_unless(finite)
+            self.optimizer.step()
+        elif finite:  # waits for the device
+            self.optimizer.step()
+        self.skips.add(finite)
+        if self.ema is not None and (self.numerics > 1 or finite):
+            self.ema.step(self.averaged())
         self.optimizer.zero_grad(set_to_none=True)
         self.schedule.step()
-        return norm.detach()
+        return norm
+
+    def use_numerics(self, version: int) -> None:
+        """Round as a run that was begun with this version of `mgen.training.update.NUMERICS`; before the first step."""
+        self.numerics = version
+        self.adamw.use_numerics(version)
+        if self.ema is not None:
+            self.ema.numerics = version
+
+    @property
+    def skipped(self) -> int:
+        """Steps so far whose gradient was not finite; waits for the device. Diverged if they were too many in a row."""
+        return self.skips.read()
+
+    def averaged(self) -> Sequence[Tensor]:
+        """What the EMA averages: this process's part of the parameters."""
+        return self.parallel.local(self.parameters)
 
     @contextlib.contextmanager
     def ema_weights(self) -> Iterator[None]:
         """The model with its EMA weights (or as it is, without EMA), in evaluation mode."""
         if self.ema is not None:
-            self.ema.store(self.parameters)
-            self.ema.copy_to(self.parameters)
+            self.ema.store(self.averaged())
+            self.ema.copy_to(self.averaged())
         self.objective.eval()
         try:
             yield
         finally:
             if self.ema is not None:
-                self.ema.restore(self.parameters)
+                self.ema.restore(self.averaged())
             self.objective.train()
 
 

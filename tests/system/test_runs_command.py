@@ -119,3 +119,32 @@ def test_a_run_with_a_guide_records_it(model: Path, tmp_path: Path, capsys: pyte
         assert main([*args, *options]) == 2
         err = capsys.readouterr().err.splitlines()
         assert words in err[-1], err
+
+
+def test_evaluations_and_edits_take_a_guide(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    pipe = tiny_pipeline()
+    pipe.transformer = tiny_generator(5, dim=16, heads=1, classes={"null_class": False})
+    pipe.save_pretrained(tmp_path / "early")
+    guide = ["--guide", str(tmp_path / "early")]
+    args = ["eval", str(model), "--num-images", "4", "--guidance", "3", "--bootstrap", "0"]
+    args += ["--extractor", "fmnist-cnn", "--reference", "fmnist-test"]
+    assert main([*args, *guide, "--out", str(tmp_path / "a")]) == 0
+    assert main([*args, "--out", str(tmp_path / "b")]) == 0
+    guided, by_class = (json.loads((tmp_path / name / "result.json").read_text()) for name in "ab")
+    assert guided["images"]["guide"] == guide[1] and len(guided["images"]["guide_sha256"]) == 64
+    assert "guide" not in by_class["images"] and guided["metrics"] != by_class["metrics"]
+
+    Image.fromarray(np.full((32, 32), 90, dtype=np.uint8)).save(tmp_path / "in.png")
+    args = ["edit", str(tmp_path / "in.png"), "--model", str(model), "--box", "0,0,32,28", "--class", "1"]
+    args += ["--guidance", "9", "--num-images", "4"]
+    made = {}
+    for name, options in {"c": guide, "d": [], "e": ["--guide", str(model)]}.items():
+        assert main([*args, *options, "--out", str(tmp_path / name)]) == 0
+        made[name] = [path.read_bytes() for path in sorted((tmp_path / name).glob("edit-*.png"))]
+    assert main([*args, "--guidance", "1", "--out", str(tmp_path / "f")]) == 0
+    plain = [path.read_bytes() for path in sorted((tmp_path / "f").glob("edit-*.png"))]
+    assert made["c"] != made["d"] and made["e"] == plain  # the model itself as its guide changes nothing
+    capsys.readouterr()
+    for start in (["eval", str(model)], args):
+        assert main([*start, "--guide", str(tmp_path / "nowhere"), "--out", str(tmp_path / "g")]) == 2
+        assert "no model" in capsys.readouterr().err.splitlines()[-1] and not (tmp_path / "g").exists()
