@@ -19,8 +19,13 @@ LearningRate = Annotated[float, Field(ge=0, le=1000)]
 Weight = Annotated[float, Field(ge=0, le=1e6)]  # of a term of a loss
 Betas: TypeAlias = tuple[Rate, Rate]
 Shape = Annotated[float, Field(ge=1e-6, le=1e6)]  # of a beta distribution
-# `off` is false in YAML.
-CompileMode = Annotated[Compile, BeforeValidator(lambda value: "off" if value is False else value)]
+# `off` is false in YAML, and `on` is true.
+CompileMode = Annotated[
+    Compile,
+    BeforeValidator(
+        lambda value: {False: "off", True: "regional"}.get(value, value) if isinstance(value, bool) else value
+    ),
+]
 
 
 @schema
