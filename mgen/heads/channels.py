@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from mgen.heads.head import Draw, Head, HeadInputs, HeadNoise, HeadSettings, NoiseSpec, mix, register_head
 from mgen.heads.logit_filter import TopK, TopP, choose, keep_likeliest
+from mgen.nn.attention import attend
 from mgen.nn.blocks import MLP, Blocks
 from mgen.nn.halves import separate, sharing
 from mgen.nn.modulated import modulate
@@ -75,7 +76,7 @@ class SlotAttention(nn.Module):
         else:
             kept[0, :, :, slot : slot + 1], kept[1, :, :, slot : slot + 1] = k, v
             keys, values = kept[:, :, :, : slot + 1]
-            out = F.scaled_dot_product_attention(q, keys, values)  # nothing later is there: no mask is needed
+            out = attend(q, keys, values)  # nothing later is there: no mask is needed
         return self.proj(out.transpose(1, 2).flatten(2))  # (R, S, E)
 
 
