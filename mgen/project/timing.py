@@ -65,7 +65,7 @@ def _timed(config: TrainConfig) -> Timed:
     if memory.step > MARGIN * free:
         raise _Full
     rank, world = trainer.accelerator.process_index, trainer.accelerator.num_processes
-    order = BatchOrder(config, count=len(trainer.task.train_data), rank=rank, world=world, start=0)
+    order = BatchOrder(config, data=trainer.task.train_data, rank=rank, world=world, start=0)
     loader = iter(batches(trainer.task.train_data, order, config.data.workers))
     trainer.objective.train()
     try:

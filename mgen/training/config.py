@@ -19,25 +19,44 @@ LearningRate = Annotated[float, Field(ge=0, le=1000)]
 Weight = Annotated[float, Field(ge=0, le=1e6)]  # of a term of a loss
 Betas: TypeAlias = tuple[Rate, Rate]
 Shape = Annotated[float, Field(ge=1e-6, le=1e6)]  # of a beta distribution
-# `off` is false in YAML.
-CompileMode = Annotated[Compile, BeforeValidator(lambda value: "off" if value is False else value)]
+# `off` is false in YAML, and `on` is true.
+CompileMode = Annotated[
+    Compile,
+    BeforeValidator(
+        lambda value: {False: "off", True: "regional"}.get(value, value) if isinstance(value, bool) else value
+    ),
+]
 
 
 @schema
 class DataConfig:
-    kind: Literal["fmnist", "folder", "cache"] = "fmnist"
-    path: PathText | None = None  # folder; None: Fashion-MNIST is looked for in its usual places, or downloaded
+    kind: Literal["fmnist", "folder", "cache", "webdataset"] = "fmnist"
+    # folder; of a webdataset also tars as in mgen.utils.tar_paths; None: Fashion-MNIST is looked for in its usual places, or downloaded
+    path: PathText | None = None
     val_path: PathText | None = (
         None  # the same of the validation data; None: Fashion-MNIST's test split, else no validation
     )
-    image_size: Size = 256  # pixels, for "folder"
-    channels: Literal[1, 3] = 3  # for "folder": 3 RGB, 1 gray
+    image_size: Size = 256  # pixels, for "folder" and "webdataset"
+    channels: Literal[1, 3] = 3  # for these: 3 RGB, 1 gray
     held_out: Rate = 0.0  # for "folder": share of each class that is kept for validation where there is no val_path
     classes: Literal["folders", "none"] = "folders"  # "none": images in no class folders, which all are of one class
+    num_classes: Annotated[int, Field(ge=1, le=10**6)] | None = None  # of a webdataset; None: largest label + 1
+    index: PathText | None = None  # folder of the indexes of a webdataset; None: beside its tars
+    # Of images: "skip" leaves out samples without a valid label; the next image takes the place of one that can't be read
+    on_error: Literal["raise", "skip"] = "raise"
     keep: bool = False  # for "folder": keep the images in memory once they are read (with workers, in each of them)
     flip: bool = False  # horizontal flips, each with probability 1/2
     shift: Annotated[int, Field(ge=0, le=2**20)] = 0  # random shifts by up to this many pixels in both directions
-    workers: Annotated[int, Field(ge=0, le=256)] = 0  # loader processes, for "folder"
+    workers: Annotated[int, Field(ge=0, le=256)] = 0  # loader processes, for images
+    # "full": each epoch is a permutation of all images. "shards": shards are read one after another in a random order, and images are
+    # shuffled within `buffer` of them; for caches and tars that are too large, or lie too far away, for reads in any order.
+    shuffle: Literal["full", "shards"] = "full"
+    buffer: Annotated[int, Field(ge=1, le=2**40)] = 65536  # images, of all streams together
+    streams: Annotated[int, Field(ge=1, le=2**16)] = 1  # sequences of shards whose images make up a batch
+
+    def __post_init__(self) -> None:
+        if self.shuffle == "full" and (self.buffer, self.streams) != (65536, 1):
+            raise MgenError("buffer and streams are for shuffle=shards: set that too, or leave them out")
 
 
 @schema

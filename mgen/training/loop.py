@@ -107,7 +107,7 @@ def _train(trainer: Trainer, logger: Logger, memory: Need) -> None:
     """All steps from the current one on."""
     config, data, main = trainer.config, trainer.task.train_data, trainer.accelerator.is_main_process
     rank, world = trainer.accelerator.process_index, trainer.accelerator.num_processes
-    order = BatchOrder(config, count=len(data), rank=rank, world=world, start=trainer.step)
+    order = BatchOrder(config, data=data, rank=rank, world=world, start=trainer.step)
     meter = Meter(iter(batches(data, order, config.data.workers)), trainer)
     trainer.objective.train()
     signal, forecast = 0, _Forecast(memory, meter, start=trainer.step)

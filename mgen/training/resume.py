@@ -24,6 +24,7 @@ MAY_CHANGE = (
     "output",
     "resume",
     "log",
+    "data.index",
     "data.keep",
     "data.workers",
     "objective.sampler",

@@ -68,9 +68,8 @@ def check_compiler(device: str) -> None:
         raise MgenError(f"compile on {device} needs {missing}; or leave compile off")
     import torch
 
-    function: Any = torch.compile(lambda x: x.exp() + 1, dynamic=False)
     try:
-        function(torch.zeros(8, device=device))
+        torch.compile(lambda x: x.exp() + 1, dynamic=False)(torch.zeros(8, device=device))
     except Exception as error:  # whatever a broken tool chain makes of it
         raise MgenError(
             f"this machine cannot compile for {device} ({first_line(error, 300)}): leave compile off, or repair the compiler that "
@@ -96,4 +95,3 @@ def _missing(device: str) -> str | None:
 def is_compiler_error(error: BaseException) -> bool:
     """Whether torch.compile raised this, in the middle of a run."""
     return any(cls.__module__.startswith(("torch._dynamo.", "torch._inductor.")) for cls in type(error).__mro__)
-
