@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from mgen.nn.cache import KVCache
 
-# In bf16 CPUs train faster with explicit attention, measured up to about this many keys (docs/experiments/training_speed.md); in fp32 the
-# forms are equal.
-EXPLICIT_KEYS = 640
+# CPUs with bf16 units train faster with explicit attention up to about so many keys, with AMX and without, where the fused kernel does not use
+# them (docs/experiments/training_speed.md); in fp32 the forms are equal.
+EXPLICIT_KEYS, EXPLICIT_KEYS_WITHOUT_AMX = 128, 640
 # Numbers of the scores (B, H, Q, L) that explicit attention of a pass holds at a time; images with more are left to the fused kernel.
 PIECE, LARGEST = 2**23, 2**25
 
@@ -31,11 +31,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0, readable: Tens
 
     `dropout` is on the probabilities; `readable` bool (B, L), True for the keys that may be read, None: all.
     """
-    small = q.device.type == "cpu" and q.requires_grad and q.dtype != torch.float32 and k.shape[2] <= EXPLICIT_KEYS
+    small = k.shape[2] <= (EXPLICIT_KEYS_WITHOUT_AMX if slow_kernel(q) else EXPLICIT_KEYS)
     if not q.requires_grad and not dropout and slow_kernel(q) and q.shape[1] * q.shape[2] * k.shape[2] <= LARGEST:
         return explicit(q, k, v, readable)
     mask = None if readable is None else readable[:, None, None]  # (B, 1, 1, L)
-    if small:
+    if small and q.device.type == "cpu" and q.requires_grad and q.dtype != torch.float32:
         scores = q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)  # (B, H, Q, L)
         scores = scores if mask is None else scores.masked_fill(~mask, -torch.inf)
         return F.dropout(scores.softmax(-1), dropout, training=dropout > 0) @ v
