@@ -13,9 +13,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mgen.data.cache_format import read_index, read_shard, shards_in
+from mgen.data.cache_format import read_index, read_shard, shard_path, shards_in
+from mgen.data.read_ahead import read_through
 from mgen.data.record import DataRecord
 from mgen.utils.errors import MgenError
+from mgen.utils.reading import tensor_places
 from mgen.utils.schema import checked
 
 
@@ -51,6 +53,9 @@ class TokenCache:
             if any(shard.shape[1:] != shards[0].shape[1:] for shard in shards):
                 raise MgenError(f"{path} has shards with {name} of several shapes: write the cache again")
         self.labels = torch.cat([part["labels"] for part in parts]).long()
+        self._places: dict[
+            int, dict[str, tuple[int, int]]
+        ] = {}  # of tensors in the files of shards that were read ahead
         self.spec = index.spec
         self.flips: bool = index.flips
         self.num_classes: int = index.num_classes
@@ -60,6 +65,27 @@ class TokenCache:
     def record(self) -> DataRecord | None:
         """The images that the cache was made of; None in caches of earlier versions."""
         return self.index.data
+
+    @property
+    def shard_rows(self) -> list[range]:
+        """The images of each shard."""
+        return [self.index.rows(shard) for shard in range(self.index.shards)]
+
+    @property
+    def row_bytes(self) -> float:
+        """Bytes of an image as it is stored."""
+        return 4.0 + sum(shards[0][0].nbytes for shards in self.shards.values())
+
+    def read_ahead(self, rows: range) -> None:
+        """Read the bytes of these images of one shard, from front to back, so that the system has them in memory."""
+        shard = rows.start // self.index.shard_size
+        path, held = shard_path(self.path, shard), self.index.rows(shard)
+        if shard not in self._places:
+            self._places[shard] = tensor_places(path)
+        for name in self.shards:
+            start, stop = self._places[shard][name]
+            size = (stop - start) // len(held)
+            read_through(path, start + (rows.start - held.start) * size, start + (rows.stop - held.start) * size)
 
     def __len__(self) -> int:
         return len(self.labels)

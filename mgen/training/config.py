@@ -30,19 +30,33 @@ CompileMode = Annotated[
 
 @schema
 class DataConfig:
-    kind: Literal["fmnist", "folder", "cache"] = "fmnist"
-    path: PathText | None = None  # folder; None: Fashion-MNIST is looked for in its usual places, or downloaded
+    kind: Literal["fmnist", "folder", "cache", "webdataset"] = "fmnist"
+    # folder; of a webdataset also tars as in mgen.utils.tar_paths; None: Fashion-MNIST is looked for in its usual places, or downloaded
+    path: PathText | None = None
     val_path: PathText | None = (
         None  # the same of the validation data; None: Fashion-MNIST's test split, else no validation
     )
-    image_size: Size = 256  # pixels, for "folder"
-    channels: Literal[1, 3] = 3  # for "folder": 3 RGB, 1 gray
+    image_size: Size = 256  # pixels, for "folder" and "webdataset"
+    channels: Literal[1, 3] = 3  # for these: 3 RGB, 1 gray
     held_out: Rate = 0.0  # for "folder": share of each class that is kept for validation where there is no val_path
     classes: Literal["folders", "none"] = "folders"  # "none": images in no class folders, which all are of one class
+    num_classes: Annotated[int, Field(ge=1, le=10**6)] | None = None  # of a webdataset; None: largest label + 1
+    index: PathText | None = None  # folder of the indexes of a webdataset; None: beside its tars
+    # Of images: "skip" leaves out samples without a valid label; the next image takes the place of one that can't be read
+    on_error: Literal["raise", "skip"] = "raise"
     keep: bool = False  # for "folder": keep the images in memory once they are read (with workers, in each of them)
     flip: bool = False  # horizontal flips, each with probability 1/2
     shift: Annotated[int, Field(ge=0, le=2**20)] = 0  # random shifts by up to this many pixels in both directions
-    workers: Annotated[int, Field(ge=0, le=256)] = 0  # loader processes, for "folder"
+    workers: Annotated[int, Field(ge=0, le=256)] = 0  # loader processes, for images
+    # "full": each epoch is a permutation of all images. "shards": shards are read one after another in a random order, and images are
+    # shuffled within `buffer` of them; for caches and tars that are too large, or lie too far away, for reads in any order.
+    shuffle: Literal["full", "shards"] = "full"
+    buffer: Annotated[int, Field(ge=1, le=2**40)] = 65536  # images, of all streams together
+    streams: Annotated[int, Field(ge=1, le=2**16)] = 1  # sequences of shards whose images make up a batch
+
+    def __post_init__(self) -> None:
+        if self.shuffle == "full" and (self.buffer, self.streams) != (65536, 1):
+            raise MgenError("buffer and streams are for shuffle=shards: set that too, or leave them out")
 
 
 @schema
@@ -294,6 +308,9 @@ class TrainConfig:
     compile: CompileMode = (
         "off"  # torch.compile of a generator: its repeated blocks ("regional"), or whole passes ("full")
     )
+    gradient_checkpointing: bool = (
+        False  # of a generator: compute blocks again in the backward pass; less memory, about a third more time
+    )
     resume: bool = True  # continue from the newest checkpoint in `output`
     init: PathText | None = None  # weights to start from: a name of `mgen zoo`, or a folder
     lora: LoRAConfig | None = None  # of a generator with `init`: train adapters alone; {} for the defaults
@@ -324,6 +341,10 @@ def train_config(data: dict[str, Any]) -> TrainConfig:
         raise MgenError(f"lora is for task generator, this is {config.task}: leave lora out")
     if config.compile != "off" and config.task != "generator":
         raise MgenError(f"compile is for task generator, this is {config.task}: leave compile off")
+    if config.gradient_checkpointing and config.task != "generator":
+        raise MgenError(
+            f"gradient_checkpointing is for task generator, this is {config.task}: leave it out, or raise accumulate to save memory"
+        )
     if config.lora is not None and config.init is None:
         raise MgenError("lora needs init: adapters are trained on a model's weights, give its name or folder")
     config.objective = build(OBJECTIVES[config.task], objective, "objective.")

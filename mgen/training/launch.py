@@ -88,7 +88,8 @@ def agree(flags: list[bool]) -> list[bool]:
         return flags
     shared = torch.tensor(flags, dtype=torch.uint8)
     try:
-        torch.distributed.broadcast(shared, 0, group=torch.distributed.new_group(backend="gloo", timeout=MEETING))
+        group = torch.distributed.new_group(backend="gloo", timeout=MEETING)
+        torch.distributed.broadcast(shared, 0, group=group)  # type: ignore[arg-type]  # None is for others
     except RuntimeError as error:
         raise MgenError(ENDED) from error
     return [bool(flag) for flag in shared.tolist()]
