@@ -246,9 +246,7 @@ def bench(
     on_gpu, warm = device.type == "cuda", 1 if compile == "off" else None
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(device)
-    seconds, first = fastest(
-        pipe, sampler, batch_size=batch_size, repeats=repeats, dtype=dtype, warm_steps=warm
-    )
+    seconds, first = fastest(pipe, sampler, batch_size=batch_size, repeats=repeats, dtype=dtype, warm_steps=warm)
     memory = torch.cuda.max_memory_allocated(device) / 1e9 if on_gpu else None
     peak = matmul_peak(DTYPES[dtype], device)
     network = seconds["trunk"] + seconds["head"]
@@ -300,7 +298,9 @@ def table(result: BenchResult) -> str:
         f"{r.share_of_peak['all']:.0%} in all",
     ]
     if r.compile != "off":
-        lines.append(f"first batch, {r.compile + ' compilation':<19} {r.compile_seconds:.1f} s, not in the seconds above")
+        lines.append(
+            f"first batch, {r.compile + ' compilation':<19} {r.compile_seconds:.1f} s, not in the seconds above"
+        )
     if r.peak_memory_gb is not None:
         lines.append(f"peak memory of the GPU           {r.peak_memory_gb:.2f} GB")
     return "\n".join(lines)

@@ -103,7 +103,12 @@ def command(argv: Sequence[str] | None = None) -> int:
     add_compile(parser)
     add_sweep(parser)
     option = parser.add_argument
-    option("--repeats", type=whole(1), default=1, help="timed runs after one warm-up step, with --compile after a whole warm-up run; the fastest counts")
+    option(
+        "--repeats",
+        type=whole(1),
+        default=1,
+        help="timed runs after one warm-up step, with --compile after a whole warm-up run; the fastest counts",
+    )
     option("--json", metavar="FILE", type=path, help="also write the numbers to a file")
     args = parser.parse_args(argv)
     check_options(args)

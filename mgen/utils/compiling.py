@@ -96,4 +96,3 @@ def _missing(device: str) -> str | None:
 def is_compiler_error(error: BaseException) -> bool:
     """Whether torch.compile raised this, in the middle of a run."""
     return any(cls.__module__.startswith(("torch._dynamo.", "torch._inductor.")) for cls in type(error).__mro__)
-
