@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from mgen.heads.head import Draw, Head, HeadInputs, HeadNoise, HeadSettings, NoiseSpec, mix, register_head
 from mgen.heads.logit_filter import TopK, TopP, choose, keep_likeliest
+from mgen.nn.attention import attend
 from mgen.nn.blocks import MLP, Blocks
 from mgen.nn.halves import separate, sharing
 from mgen.nn.modulated import modulate
@@ -75,12 +76,14 @@ class SlotAttention(nn.Module):
         else:
             kept[0, :, :, slot : slot + 1], kept[1, :, :, slot : slot + 1] = k, v
             keys, values = kept[:, :, :, : slot + 1]
-            out = F.scaled_dot_product_attention(q, keys, values)  # nothing later is there: no mask is needed
+            out = attend(q, keys, values)  # nothing later is there: no mask is needed
         return self.proj(out.transpose(1, 2).flatten(2))  # (R, S, E)
 
 
 class SlotBlock(nn.Module):
     """x += gate1 · attn(LN(x) · (1 + scale1) + shift1); x += gate2 · mlp(LN(x) · (1 + scale2) + shift2); LN is affine."""
+
+    called_apart = ("adaln",)  # parts that others call, see mgen.training.sharded
 
     def __init__(self, width: int, heads: int, *, hidden: int, eps: float = 1e-6) -> None:
         super().__init__()

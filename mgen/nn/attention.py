@@ -1,5 +1,6 @@
 """Multi-head self-attention with packed projections. Notation: B batch, L keys, Q queries, D width, H heads, d = D / H."""
 
+from functools import cache
 from typing import TypedDict
 
 import torch
@@ -10,6 +11,8 @@ from mgen.nn.cache import KVCache
 
 # CPUs with bf16 matrix units train faster with explicit attention up to about this many keys; in fp32 the forms are equal.
 EXPLICIT_KEYS = 128
+# Numbers of the scores (B, H, Q, L) that explicit attention of a pass holds at a time; images with more are left to the fused kernel.
+PIECE, LARGEST = 2**23, 2**25
 
 
 class Keys(TypedDict, total=False):
@@ -31,8 +34,34 @@ def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0, readable: Tens
     if small and readable is None:
         weights = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(-1)  # (B, H, Q, L)
         return F.dropout(weights, dropout, training=dropout > 0) @ v
+    if not q.requires_grad and not dropout and slow_kernel(q) and q.shape[1] * q.shape[2] * k.shape[2] <= LARGEST:
+        return explicit(q, k, v, readable)
     mask = None if readable is None else readable[:, None, None]  # (B, 1, 1, L)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+
+
+def slow_kernel(q: Tensor) -> bool:
+    """Whether the fused kernel multiplies these queries without the CPU's bf16 units: of those it knows AMX alone."""
+    return q.device.type == "cpu" and q.dtype == torch.bfloat16 and not has_amx()
+
+
+@cache
+def has_amx() -> bool:
+    """Whether the CPU has bf16 units of the kind AMX."""
+    return bool(torch.cpu.get_capabilities().get("amx_bf16"))
+
+
+def explicit(q: Tensor, k: Tensor, v: Tensor, readable: Tensor | None = None) -> Tensor:
+    """`attend` by two matrix products with the scores between them, some images at a time. Scores are rounded to the type of q."""
+    if len(q) > 1 and q[..., 0].numel() * k.shape[2] > PIECE:
+        masks = readable.split(1) if readable is not None else [None] * len(q)
+        return torch.cat([explicit(*parts) for parts in zip(q.split(1), k.split(1), v.split(1), masks)])
+    flat = q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2)  # (B·H, Q, d), (B·H, d, L)
+    scores = torch.baddbmm(q.new_empty(1, 1, 1), *flat, beta=0, alpha=q.shape[-1] ** -0.5)
+    if readable is not None:
+        hidden = ~readable.repeat_interleave(q.shape[1], dim=0).unsqueeze(1)  # (B·H, 1, L)
+        scores = scores.masked_fill_(hidden, -torch.inf)
+    return (scores.softmax(-1) @ v.flatten(0, 1)).unflatten(0, q.shape[:2])  # (B, H, Q, d)
 
 
 class AttentionLayers(nn.Module):

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mgen.nn.attention import AttentionLayers
+from mgen.nn.attention import AttentionLayers, attend
 from mgen.nn.modulated import GatedMLP
 from mgen.utils.errors import MgenError
 
@@ -109,19 +109,18 @@ class CausalAttention(AttentionLayers):
     def forward(self, x: Tensor, rows: RowSpan, kept: LiveKV | None = None) -> Tensor:
         """(B, N, D) → (B, N, D); x stands for `rows` of the sequence: all from the first on unless `kept` holds those before."""
         parts = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (3, B, H, N, d)
-        (q, k), v = (
-            rows.place(self.normalize(parts[:2])).unbind(0),
-            parts[2],
-        )  # turned together: few rows, many small products
+        v = parts[2]
+        q, k = rows.place(self.normalize(parts[:2])).type_as(v).unbind(0)  # together: few rows, many small products
         if kept is not None:
             k, v = kept.add(k, v, rows)
         n, dropout = x.shape[1], self.dropout if self.training else 0.0
         mask = None
         if n > 1 and rows.first:  # a piece in the middle sees all before it, and of itself what stands before
             mask = torch.ones(n, rows.stop, dtype=torch.bool, device=x.device).tril(rows.first)
-        out = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=n > 1 and mask is None
-        )
+        if n == 1:
+            out = attend(q, k, v, dropout)
+        else:
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None)
         return F.dropout(self.proj(out.transpose(1, 2).flatten(2)), self.out_dropout, self.training)
 
 

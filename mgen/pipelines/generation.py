@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from mgen.nn.precision import held
 from mgen.pipelines.classes import read_classes
 from mgen.pipelines.pipeline import MaskedPipeline
 from mgen.pipelines.pixels import to_pil, to_uint8
@@ -26,6 +27,7 @@ from mgen.pipelines.shards import ShardFolder, write_npz
 from mgen.pipelines.sizes import check_run_size, image_numbers
 from mgen.utils.errors import MgenError, shown
 from mgen.utils.files import atomic_path
+from mgen.utils.modeling import check_dtype
 
 
 def chosen_classes(text: str | None, pipe: MaskedPipeline, option: str = "--classes") -> Sequence[int | None]:
@@ -77,7 +79,8 @@ def run_images(pipe: MaskedPipeline, run: Run, *, batch_size: int, rank: int = 0
     batch of another size sums may be rounded differently, and a resumed run would end with other bytes.
     """
     work = _sample_pngs if run.format == "png" else _sample_shards
-    return work(pipe, run, batch_size=batch_size, rank=rank, world=world)
+    with held(pipe.transformer, check_dtype(run.dtype)):  # converted once for all batches
+        return work(pipe, run, batch_size=batch_size, rank=rank, world=world)
 
 
 def _sample_pngs(pipe: MaskedPipeline, run: Run, *, batch_size: int, rank: int, world: int) -> int:

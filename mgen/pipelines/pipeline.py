@@ -1,7 +1,6 @@
 """Tokenizer + generator + sampler = images: a diffusers DiffusionPipeline, and functions to load one."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from mgen.data.record import DataRecord, read_record
 from mgen.generators import Cascade, Generator
+from mgen.nn.precision import computing
 from mgen.pipelines.arguments import as_list, call_options, check_tokens, chosen_sampler, given_tokens, one_of
 from mgen.pipelines.classes import class_ids
 from mgen.pipelines.guide import GuidedPipeline
@@ -195,7 +195,7 @@ class MaskedPipeline(DiffusersPipeline, LoRAPipeline, GuidedPipeline):
             first_stage: given tokens of the first stage, of a generator of two, and a bool mask, likewise.
             complete: sample tokens that reach no pixel too (of Hita's tokenizer the last ones), and first-stage tokens that nothing
                 reads. A callback and output_type "tokens" imply it.
-            dtype: "fp32", or "bf16" or "fp16" for the generator under autocast; decoding is always in fp32.
+            dtype: "fp32", or "bf16" or "fp16" for the generator, see mgen.nn.precision; decoding is always in fp32.
             output_type: "pil"; images in [0, 1], "np" (B, H, W, C) or "pt" (B, C, H, W); (B, C, H, W) "uint8", or "raw" as the decoder
                 returns them, about [-1, 1]; "latent", the tokens in the place of images, or "tokens" without images.
             return_dict: False: a tuple of images, tokens and classes.
@@ -255,7 +255,7 @@ class MaskedPipeline(DiffusersPipeline, LoRAPipeline, GuidedPipeline):
                     complete_first_stage=complete,
                     unused_tail=unused_tail,
                 )
-                with nullcontext() if precision == torch.float32 else torch.autocast(device.type, precision):
+                with computing(net, precision, device):
                     for index, step in enumerate(run):
                         bar.update()
                         callbacks(self, step, index, count - 1 - index)

@@ -19,8 +19,13 @@ LearningRate = Annotated[float, Field(ge=0, le=1000)]
 Weight = Annotated[float, Field(ge=0, le=1e6)]  # of a term of a loss
 Betas: TypeAlias = tuple[Rate, Rate]
 Shape = Annotated[float, Field(ge=1e-6, le=1e6)]  # of a beta distribution
-# `off` is false in YAML.
-CompileMode = Annotated[Compile, BeforeValidator(lambda value: "off" if value is False else value)]
+# `off` is false in YAML, and `on` is true.
+CompileMode = Annotated[
+    Compile,
+    BeforeValidator(
+        lambda value: {False: "off", True: "regional"}.get(value, value) if isinstance(value, bool) else value
+    ),
+]
 
 
 @schema
@@ -303,6 +308,9 @@ class TrainConfig:
     compile: CompileMode = (
         "off"  # torch.compile of a generator: its repeated blocks ("regional"), or whole passes ("full")
     )
+    gradient_checkpointing: bool = (
+        False  # of a generator: compute blocks again in the backward pass; less memory, about a third more time
+    )
     resume: bool = True  # continue from the newest checkpoint in `output`
     init: PathText | None = None  # weights to start from: a name of `mgen zoo`, or a folder
     lora: LoRAConfig | None = None  # of a generator with `init`: train adapters alone; {} for the defaults
@@ -333,6 +341,10 @@ def train_config(data: dict[str, Any]) -> TrainConfig:
         raise MgenError(f"lora is for task generator, this is {config.task}: leave lora out")
     if config.compile != "off" and config.task != "generator":
         raise MgenError(f"compile is for task generator, this is {config.task}: leave compile off")
+    if config.gradient_checkpointing and config.task != "generator":
+        raise MgenError(
+            f"gradient_checkpointing is for task generator, this is {config.task}: leave it out, or raise accumulate to save memory"
+        )
     if config.lora is not None and config.init is None:
         raise MgenError("lora needs init: adapters are trained on a model's weights, give its name or folder")
     config.objective = build(OBJECTIVES[config.task], objective, "objective.")

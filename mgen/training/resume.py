@@ -20,6 +20,7 @@ MAY_CHANGE = (
     "parallel",
     "hsdp_shards",
     "compile",
+    "gradient_checkpointing",
     "output",
     "resume",
     "log",

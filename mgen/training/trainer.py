@@ -73,6 +73,8 @@ class Trainer:
         if not any(p.requires_grad for p in self.objective.parameters()):
             raise MgenError("optim.freeze leaves no parameter to train: freeze fewer")
         self.device = self.accelerator.device
+        if config.gradient_checkpointing:
+            model.enable_gradient_checkpointing()
         self.parallel = make_parallel(config.parallel, self.accelerator, model, shards=config.hsdp_shards)
         compile_network(model.to(self.device), config.compile)
         self.wrapped = self.parallel.prepare(self.objective)

@@ -68,9 +68,8 @@ def check_compiler(device: str) -> None:
         raise MgenError(f"compile on {device} needs {missing}; or leave compile off")
     import torch
 
-    function: Any = torch.compile(lambda x: x.exp() + 1, dynamic=False)
     try:
-        function(torch.zeros(8, device=device))
+        torch.compile(lambda x: x.exp() + 1, dynamic=False)(torch.zeros(8, device=device))
     except Exception as error:  # whatever a broken tool chain makes of it
         raise MgenError(
             f"this machine cannot compile for {device} ({first_line(error, 300)}): leave compile off, or repair the compiler that "

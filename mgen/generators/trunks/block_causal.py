@@ -25,7 +25,7 @@ from mgen.generators.denoising import DenoisingTrunk
 from mgen.generators.embedder import TokenRows
 from mgen.generators.trunk import Layout, PassOptions, register_trunk, table
 from mgen.nn import Blocks, Cache, Entities, Epsilon, check_heads
-from mgen.nn.attention import AttentionLayers
+from mgen.nn.attention import AttentionLayers, attend
 from mgen.nn.causal import CausalRows, LiveKV, check_rotary, rotary_table
 from mgen.nn.denoising import Ahead, Denoiser, Network, TimeEmbedding
 from mgen.nn.modulated import GatedMLP, modulate
@@ -85,7 +85,10 @@ class EntityAttention(AttentionLayers):
         if kept is not None:
             k, v = kept.add(k, v, at)
         dropout = self.dropout if self.training else 0.0
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+        if mask is None:
+            out = attend(q, k, v, dropout)
+        else:
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
         return F.dropout(self.proj(out.transpose(1, 2).flatten(2)), self.out_dropout, self.training)
 
 
@@ -94,6 +97,8 @@ class EntityBlock(nn.Module):
 
     The norms have no weights. Args: D, H, F, `eps` of the norms, and the dropouts of BlockCausalConfig.
     """
+
+    called_apart = ("adaln",)  # parts that others call, see mgen.training.sharded
 
     def __init__(self, dim: int, heads: int, *, hidden: int, eps: float, attn_dropout: float, dropout: float) -> None:
         super().__init__()
