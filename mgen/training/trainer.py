@@ -81,7 +81,7 @@ class Trainer:
         if config.gradient_checkpointing:
             model.enable_gradient_checkpointing()
         self.parallel = make_parallel(config.parallel, self.accelerator, model, shards=config.hsdp_shards)
-        compile_network(model.to(self.device), config.compile)
+        compile_network(model, config.compile, device=self.device)  # in place: before weights are sharded or wrapped
         self.wrapped = self.parallel.prepare(self.objective)
         self.parameters = [p for p in self.objective.parameters() if p.requires_grad]
         optim = config.optim
