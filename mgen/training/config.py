@@ -47,7 +47,7 @@ class DataConfig:
     keep: bool = False  # for "folder": keep the images in memory once they are read (with workers, in each of them)
     flip: bool = False  # horizontal flips, each with probability 1/2
     shift: Annotated[int, Field(ge=0, le=2**20)] = 0  # random shifts by up to this many pixels in both directions
-    workers: Annotated[int, Field(ge=0, le=256)] = 0  # loader processes, for images
+    workers: Annotated[int, Field(ge=0, le=256)] = 0  # loader processes
     # "full": each epoch is a permutation of all images. "shards": shards are read one after another in a random order, and images are
     # shuffled within `buffer` of them; for caches and tars that are too large, or lie too far away, for reads in any order.
     shuffle: Literal["full", "shards"] = "full"
@@ -95,6 +95,10 @@ class EMAConfig:
     )
 
 
+# The trackers of accelerate.
+Tracker = Literal["tensorboard", "wandb", "trackio", "aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab"]
+
+
 @schema
 class LogConfig:
     every: Steps = 50  # steps between lines of metrics.jsonl
@@ -105,7 +109,9 @@ class LogConfig:
     keep: Annotated[int, Field(ge=1)] = (
         2  # how many checkpoints are kept; older ones are removed once a new one is complete
     )
-    tensorboard: bool = True  # if the package is installed
+    tensorboard: bool = True  # if the package is installed, and there is no list of `trackers`
+    trackers: tuple[Tracker, ...] | None = None  # beside metrics.jsonl; None: TensorBoard, see above
+    project: Text = "mgen"  # in which trackers put the run
 
 
 @schema
