@@ -91,17 +91,23 @@ class TokenCache:
         return len(self.labels)
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """A batch: all stored views of tokens (B, V, L) int64 or moments (B, V, 2c, h, w) fp32, of smaller copies too, and label (B,)."""
+        """A batch: all stored views of tokens (B, V, L) int64 or moments (B, V, 2c, h, w), of smaller copies too, and label (B,).
+
+        Moments stay in the precision in which they are stored; a trainer makes them fp32 on its device.
+        """
         index = torch.as_tensor(indices)
         shard, row = index // self.index.shard_size, index % self.index.shard_size
+        places = [(number, (shard == number).nonzero().flatten()) for number in shard.unique().tolist()]
         batch = {"label": self.labels[index]}
         for name, shards in self.shards.items():
-            kind = torch.int64 if self.name == "tokens" else torch.float32
-            batch[name] = out = torch.empty(len(index), *shards[0].shape[1:], dtype=kind)
-            for number in shard.unique().tolist():
-                here = shard == number
-                out[here] = shards[number][row[here]].to(kind)
+            batch[name] = out = torch.empty(len(index), *shards[0].shape[1:], dtype=self.index.dtype)
+            for number, here in places:
+                if len(here) == len(index):
+                    torch.index_select(shards[number], 0, row, out=out)
+                else:
+                    out[here] = shards[number][row[here]]
             if self.name == "tokens":  # opening a large cache looks at some rows only
+                batch[name] = out = out.long()
                 self._check_ids(out)
         return batch
 

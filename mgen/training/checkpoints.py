@@ -27,8 +27,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mgen.training.config import Steps
+from mgen.training.shard_files import SHARDS, has_shards
 from mgen.training.tensors import Tensors, not_finite, optimizer_tensors, own_part, own_tensors, trained
 from mgen.training.trainer import Trainer
+from mgen.training.update import Numerics
 from mgen.utils.changes import plain
 from mgen.utils.errors import MgenError, first_line
 from mgen.utils.reading import MOST_JSON_BYTES, parse_json, read_text
@@ -78,7 +80,7 @@ class State:
     data: DataState
     ema_steps: Natural | None = None  # None: no EMA
     scaler: ScalerState | None = None  # None: not fp16
-    numerics: Literal[1, 2] = 1  # see mgen.training.update.NUMERICS; runs of earlier versions don't say it
+    numerics: Numerics = 1  # see mgen.training.update.NUMERICS; runs of earlier versions don't say it
 
     def __post_init__(self) -> None:
         for name in ("skipped", "ema_steps"):
@@ -207,7 +209,7 @@ def load_checkpoint(trainer: Trainer, path: Path, state: State) -> None:
     try:
         found = trainer.parallel.read(path, like)
         for part, tensors in found.items():
-            where = f"{path.name}/{part}.safetensors"
+            where = f"{path.name}/{SHARDS}, {part}" if has_shards(path) else f"{path.name}/{part}.safetensors"
             if part in optimizers:
                 _check_optimizer(tensors, optimizers[part][1], state.step, where)
             else:

@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,13 +14,14 @@ import torch
 from PIL import Image
 
 from mgen.cli import main
-from mgen.data import ImageData, TarImages, TokenCache, write_cache
-from mgen.data.loading import load_batches
-from mgen.training.config import train_config
-from mgen.training.data import BatchOrder, make_dataset
+from mgen.data import ImageData, ImageFolder, TarImages, TokenCache, write_cache
+from mgen.training.config import DataConfig, train_config
+from mgen.training.data import BatchOrder, batches, make_dataset
+from mgen.training.loop import train
 from mgen.utils.errors import MgenError
 from mgen.utils.tar_paths import expand_braces
-from tests.helpers import tiny_tokenizer
+from tests.helpers import TOKENIZER, tiny_tokenizer
+from tests.system.test_training import losses
 
 Members = list[tuple[str, bytes]]
 
@@ -110,7 +112,7 @@ def link(name: str, kind: bytes, target: str, size: int = 0) -> Callable[[Path],
     return add
 
 
-def cut(path: Path) -> None:
+def cut_off(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-11500])
 
 
@@ -147,7 +149,7 @@ def no_header(path: Path) -> None:
 
 # What is done to a shard of 9 images, words of the error, and how many images are left with on_error=skip.
 DAMAGES: dict[str, tuple[Callable[[Path], object], str, int]] = {
-    "cut off": (cut, "damaged or cut off", 4),
+    "cut off": (cut_off, "damaged or cut off", 4),
     "header overwritten": (no_header, "damaged or cut off", 2),
     "a size beyond the end": (patch(512 * 4 + 124, b"77777777777\0"), "more than are left", 1),
     "a negative size": (patch(512 * 4 + 124, b"\xff" * 12), "negative|damaged", 1),
@@ -244,11 +246,32 @@ def test_names_of_shards(path: str, words: str, tars: Path, monkeypatch: pytest.
 # -- trainings -------------------------------------------------------------------------------------------------------------
 
 
+def settings_of(kind: str, tars: Path) -> dict[str, Any]:
+    """Settings of the data, of 23 images that can be told by their level of gray, or by their class."""
+    own: dict[str, Any] = {"image_size": 16, "channels": 1, "kind": "webdataset", "path": f"{tars}/s-{{000..002}}.tar"}
+    if kind in ("folder", "cache"):
+        for number in range(23):
+            (tars / "images" / f"{number:02d}").mkdir(parents=True)
+            (tars / "images" / f"{number:02d}" / "x.png").write_bytes(picture(number))
+        own |= {"kind": "folder", "path": str(tars / "images")}
+    if kind == "cache":
+        data = make_dataset(DataConfig(**own), split="train")
+        assert isinstance(data, ImageFolder)
+        own |= {"kind": "cache", "path": str(tars / "cache"), "shuffle": "shards", "buffer": 12}
+        write_cache(data, tiny_tokenizer(image_size=16), own["path"], shard_size=5, shuffle=True, progress=False)
+    if kind in ("shards", "streams", "pipe"):
+        own |= {"shuffle": "shards", "buffer": 12}
+    if kind == "streams":
+        own |= {"streams": 2}
+    if kind == "pipe":
+        own |= {"path": f"pipe:cat {tars}/s-{{000..002}}.tar", "index": str(tars / "index")}
+    return own
+
+
 def batches_of(
     data: dict[str, Any], *, start: int = 0, rank: int = 0, world: int = 1, workers: int = 0
 ) -> Iterator[list[int]]:
-    """The images, by their level of gray, of each batch of one process."""
-    model = {"class": "VQGAN", "image_size": 16}
+    """The numbers of the images of each batch of one process."""
     config = train_config(
         {
             "task": "tokenizer",
@@ -256,39 +279,50 @@ def batches_of(
             "steps": 12,
             "batch_size": 8,
             "accumulate": 2,
-            "model": model,
+            "model": {"class": "VQGAN", "image_size": 16},
             "data": data,
         }
     )
     images = make_dataset(config.data, split="train")
     assert images is not None
     order = BatchOrder(config, data=images, rank=rank, world=world, start=start)
-    for batch in load_batches(images, order, workers):
-        yield (batch["image"].amax((1, 2, 3)) * 127.5 + 127.5).round().int().tolist()
+    for batch in batches(images, order, workers):
+        if data["kind"] == "webdataset":
+            yield (batch["image"].amax((1, 2, 3)) * 127.5 + 127.5).round().int().tolist()
+        else:
+            yield batch["label"].tolist()
 
 
-@pytest.mark.parametrize("kind", ["full", "shards", "streams", "pipe"])
+@pytest.mark.parametrize("kind", ["folder", "cache", "full", "shards", "streams", "pipe"])
 def test_a_training_goes_on_in_the_middle_of_an_epoch(kind: str, tars: Path) -> None:
     """On one and two processes, with loader workers: the same images in every batch."""
-    settings: dict[str, Any] = {
-        "kind": "webdataset",
-        "path": f"{tars}/s-{{000..002}}.tar",
-        "image_size": 16,
-        "channels": 1,
-    }
-    if kind != "full":
-        settings |= {"shuffle": "shards", "buffer": 12}
-    if kind == "streams":
-        settings |= {"streams": 2}
-    if kind == "pipe":
-        settings |= {"path": f"pipe:cat {tars}/s-{{000..002}}.tar", "index": str(tars / "index")}
+    settings = settings_of(kind, tars)
     whole = list(batches_of(settings))
-    assert len(whole) == 24 and sorted(sum(whole, [])[:23]) == list(range(23)) or kind == "streams"
+    assert len(whole) == 24 and (kind == "streams" or sorted(sum(whole, [])[:23]) == list(range(23)))
     assert list(batches_of(settings, start=4, workers=2)) == whole[8:]
     by_process = [list(batches_of(settings, start=4, rank=rank, world=2, workers=rank)) for rank in (0, 1)]
     # Two pieces of two images by process; pieces of a process follow each other in the batch.
     joined = [by_process[rank][2 * i + piece] for i in range(8) for rank in (0, 1) for piece in (0, 1)]
     assert sum(joined, []) == sum(whole[8:], [])
+
+
+@pytest.mark.parametrize("kind", ["shards", "pipe"])
+def test_losses_of_a_training_that_was_stopped(kind: str, tars: Path) -> None:
+    """A tokenizer is trained on tars; stopped after a checkpoint in the middle of an epoch, it repeats the losses."""
+    config = {
+        "task": "tokenizer",
+        "output": str(tars / "whole"),
+        "steps": 4,
+        "batch_size": 4,
+        "model": {"class": "VQGAN", **TOKENIZER, "image_size": 16},
+        "data": {**settings_of(kind, tars), "workers": 1},
+        "log": {"every": 1, "checkpoint_every": 2, "tensorboard": False},
+    }
+    train(train_config(config))
+    shutil.copytree(tars / "whole" / "checkpoint-0000002", tars / "cut" / "checkpoint-0000002")
+    train(train_config({**config, "output": str(tars / "cut")}))
+    whole, cut = losses(tars / "whole"), losses(tars / "cut")
+    assert sorted(cut) == [3, 4] and all(cut[step] == whole[step] for step in cut)
 
 
 def test_processes_read_their_streams_alone(tars: Path, monkeypatch: pytest.MonkeyPatch) -> None:
