@@ -45,7 +45,7 @@ def mean_losses(trainer: Trainer, steps: int = STEPS) -> list[float]:
     """Losses of the next steps."""
     config, accelerator, data = trainer.config, trainer.accelerator, trainer.task.train_data
     rank, world = accelerator.process_index, accelerator.num_processes
-    order = BatchOrder(config, count=len(data), rank=rank, world=world, start=trainer.step)
+    order = BatchOrder(config, data=data, rank=rank, world=world, start=trainer.step)
     loader, out = iter(batches(data, order, 0)), []
     trainer.objective.train()
     for _ in range(steps):
