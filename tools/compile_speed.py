@@ -15,7 +15,7 @@ from typing import TypedDict
 import torch
 from torch import Tensor
 
-from mgen.bench.benchmark import autocast, make_noise, run_batch
+from mgen.bench.benchmark import make_noise, run_batch
 from mgen.bench.proxy import AnyGenerator
 from mgen.cli import run
 from mgen.cli.bench import add_model, check_names, chosen_pipeline, named
@@ -23,10 +23,12 @@ from mgen.cli.parser import Formatter, whole
 from mgen.cli.sample import chosen_sampler
 from mgen.generators import Generator
 from mgen.heads import HeadNoise
+from mgen.nn.precision import computing
 from mgen.samplers import ParallelSampler
 from mgen.utils.compiling import MODES, compile_network, uncompiled
 from mgen.utils.errors import MgenError, check_choice
 from mgen.utils.files import write_json
+from mgen.utils.modeling import DTYPES
 
 WHAT = ("sample", "train")
 EXAMPLES = """examples:
@@ -82,7 +84,7 @@ class Trained:
                 known = torch.zeros_like(known)
             trunk_noise = generator.trunk.training_noise(self.order, known)
             generator.zero_grad(set_to_none=True)
-            with autocast(self.dtype, generator.device):
+            with computing(generator, DTYPES[self.dtype], generator.device):
                 loss = generator(self.tokens, self.class_ids, known, noise=self.noise, trunk_noise=trunk_noise)[
                     0
                 ].mean()

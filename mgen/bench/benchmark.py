@@ -5,7 +5,6 @@ FLOPs are counted in mgen.bench.flops: matrix products, convolutions and attenti
 
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -21,6 +20,7 @@ from mgen.generators.generator import Generator
 from mgen.generators.presets import model_name
 from mgen.heads import CategoricalHead
 from mgen.heads.head import DenoisingHead, Head
+from mgen.nn.precision import computing, held
 from mgen.pipelines.sizes import check_batch
 from mgen.samplers import Noise, ParallelSampler
 from mgen.tokenizers import VQGAN, KLTokenizer, LlamaGenVQ, TiTok, Tokenizer
@@ -155,6 +155,7 @@ class BenchResult:
         passes_per_image: "full" and "cached" (or lazy) passes of the trunk; a pass of the null class counts too.
         seconds: of the fastest batch by part: trunk, head, decoder, sampling (everything around them) and total.
         tflops_per_image: by part, and total. peak_gflops: of a matrix product, measured.
+        peaks_gflops: the same in fp32, bf16 and `dtype`. bf16_units: of the CPU, see `bf16_units`.
         share_of_peak: FLOP/s over that peak, of "trunk and head" and of "all". sampling_over_network: of the seconds.
         compile: "off", "regional" or "full". compile_seconds: of the first batch, in which compiled networks are compiled; 0 if off.
         peak_memory_gb: most memory in use on a GPU, 10⁹ bytes; None on others.
@@ -173,6 +174,8 @@ class BenchResult:
     seconds_per_image: float
     tflops_per_image: dict[str, float]
     peak_gflops: float
+    peaks_gflops: dict[str, float]
+    bf16_units: str
     share_of_peak: dict[str, float]
     sampling_over_network: float
     compile: str = "off"
@@ -180,9 +183,13 @@ class BenchResult:
     peak_memory_gb: float | None = None
 
 
-def autocast(dtype: str, device: torch.device) -> AbstractContextManager[object]:
-    """The context of a run in fp32, bf16 or fp16."""
-    return nullcontext() if dtype == "fp32" else torch.autocast(device.type, DTYPES[dtype])
+def bf16_units(device: torch.device) -> str:
+    """What multiplies in bf16: AMX or AVX512_BF16 of an x86 CPU, BF16 of an Arm CPU, "none"; the name of a GPU."""
+    if device.type != "cpu":
+        return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    found = torch.cpu.get_capabilities()
+    units = {"AMX": "amx_bf16", "AVX512_BF16": "avx512_bf16", "BF16": "bf16"}
+    return next((name for name, flag in units.items() if found.get(flag)), "none")
 
 
 def make_noise(generator: AnyGenerator, sampler: ParallelSampler, batch_size: int) -> Noise:
@@ -195,7 +202,7 @@ def run_batch(
 ) -> Tensor:
     """Draw the tokens of a batch, one image of each class in turn; the first `steps` steps only, if given."""
     class_ids = torch.arange(len(noise.order), device=generator.device) % generator.num_classes
-    with autocast(dtype, generator.device):
+    with computing(generator, DTYPES[dtype], generator.device):
         *_, last = islice(sampler(generator, class_ids, noise=noise), steps)
     return last.tokens
 
@@ -207,21 +214,22 @@ def fastest(
     generator, units = pipe.transformer, pipe.transformer.units
     guided = any(sampler.guided(units.length, units.global_tokens))
     generator.optimize_layout(batch_size, guided=guided)
-    clock = Clock(generator.device)
-    began = clock.read()
-    noise = make_noise(generator, sampler, batch_size)
-    run_batch(generator, sampler, noise, dtype, steps=warm_steps)  # the first step of a process is slow
-    warm_up = clock.read() - began
-    best: dict[str, float] = {}
-    for _ in range(repeats):
+    with held(generator, DTYPES[dtype]):  # converted once, as for all batches of `mgen sample`
         clock = Clock(generator.device)
-        start, net = clock.read(), watched(generator, partial(timed, clock=clock), clock.wrap)
-        tokens = run_batch(net, sampler, make_noise(generator, sampler, batch_size), dtype)
-        if pipe.tokenizer is not None:
-            clock.wrap("decoder", pipe.tokenizer.decode)(tokens, generator.tokens.grid)
-        total = clock.read() - start
-        if not best or total < best["total"]:
-            best = {**dict.fromkeys(PARTS, 0.0), **clock.seconds, "total": total}
+        began = clock.read()
+        noise = make_noise(generator, sampler, batch_size)
+        run_batch(generator, sampler, noise, dtype, steps=warm_steps)  # the first step of a process is slow
+        warm_up = clock.read() - began
+        best: dict[str, float] = {}
+        for _ in range(repeats):
+            clock = Clock(generator.device)
+            start, net = clock.read(), watched(generator, partial(timed, clock=clock), clock.wrap)
+            tokens = run_batch(net, sampler, make_noise(generator, sampler, batch_size), dtype)
+            if pipe.tokenizer is not None:
+                clock.wrap("decoder", pipe.tokenizer.decode)(tokens, generator.tokens.grid)
+            total = clock.read() - start
+            if not best or total < best["total"]:
+                best = {**dict.fromkeys(PARTS, 0.0), **clock.seconds, "total": total}
     best["sampling"] = best["total"] - sum(best[part] for part in PARTS)
     return best, warm_up
 
@@ -248,7 +256,8 @@ def bench(
         torch.cuda.reset_peak_memory_stats(device)
     seconds, first = fastest(pipe, sampler, batch_size=batch_size, repeats=repeats, dtype=dtype, warm_steps=warm)
     memory = torch.cuda.max_memory_allocated(device) / 1e9 if on_gpu else None
-    peak = matmul_peak(DTYPES[dtype], device)
+    peaks = {name: matmul_peak(DTYPES[name], device) for name in dict.fromkeys(("fp32", "bf16", dtype))}
+    peak = peaks[dtype]
     network = seconds["trunk"] + seconds["head"]
     flops = {part: value * batch_size for part, value in counts.flops.items()}
     return BenchResult(
@@ -265,6 +274,8 @@ def bench(
         seconds_per_image=seconds["total"] / batch_size,
         tflops_per_image={part: value / 1e12 for part, value in {**counts.flops, "total": counts.total}.items()},
         peak_gflops=peak / 1e9,
+        peaks_gflops={name: value / 1e9 for name, value in peaks.items()},
+        bf16_units=bf16_units(device),
         share_of_peak={
             "trunk and head": (flops["trunk"] + flops["head"]) / network / peak,
             "all": sum(flops.values()) / seconds["total"] / peak,
@@ -293,8 +304,9 @@ def table(result: BenchResult) -> str:
         f"{'all':<10} {total:>9.3f} {'':>7} {r.tflops_per_image['total']:>13.4f}",
         f"seconds per image                {r.seconds_per_image:.3f}",
         f"sampling over trunk and head     {r.sampling_over_network:.2%}",
-        f"matmul peak, measured            {r.peak_gflops:.0f} GFLOP/s",
-        f"share of the peak                {r.share_of_peak['trunk and head']:.0%} in trunk and head, "
+        f"bf16 units                       {r.bf16_units}",
+        f"matmul peak, measured            {_peaks(r.peaks_gflops)}",
+        f"share of the {r.dtype + ' peak':<20}{r.share_of_peak['trunk and head']:.0%} in trunk and head, "
         f"{r.share_of_peak['all']:.0%} in all",
     ]
     if r.compile != "off":
@@ -304,3 +316,12 @@ def table(result: BenchResult) -> str:
     if r.peak_memory_gb is not None:
         lines.append(f"peak memory of the GPU           {r.peak_memory_gb:.2f} GB")
     return "\n".join(lines)
+
+
+def _peaks(peaks: dict[str, float]) -> str:
+    """Peaks in GFLOP/s by type, in words."""
+    first = peaks["fp32"]
+    words = (
+        f"{value:.0f} {name}" + (f" ({value / first:.1f}×)" if name != "fp32" else "") for name, value in peaks.items()
+    )
+    return f"GFLOP/s: {', '.join(words)}"

@@ -12,6 +12,8 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 
+from mgen.utils.memory import keep_freed_memory
+
 COMMANDS = {
     "sample": "sample images from a model (an embedded one by default)",
     "edit": "in-painting, out-painting, class editing and style of an image",
@@ -150,6 +152,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="replace")
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv and argv[0] in COMMANDS:
+        if argv[0] != "train":  # whose memory varies more from step to step
+            keep_freed_memory()
         return run(lambda rest: importlib.import_module(f"mgen.cli.{argv[0]}").command(rest), argv[1:])
     return run(lambda argv: top_level(argv or ()), argv)
 

@@ -30,6 +30,7 @@ EXAMPLES = """  mgen bench                                                   the
   mgen bench --arch mar-b --recipe mar-b-imagenet256 --device cuda --dtype bf16 --batch-size 64 --compile full    compiled
   mgen bench --sweep maskgit-r --arch maskgit-r-l --batch-size 4 --repeats 2       methods at equal steps
   mgen bench --sweep fmnist-maskgit --num-images 500         of a trained model also at equal distance and equal time
+  mgen bench --model fmnist-mar --dtype bf16 --error                     and what bf16 changes
   mgen bench --config imagenet256-autonat-l --dtype bf16 --json bench.json       the model of a training configuration
 
 One multiplication and addition are 2 FLOPs. The share of the peak is relative to a matrix product measured in the same run."""
@@ -109,6 +110,11 @@ def command(argv: Sequence[str] | None = None) -> int:
         default=1,
         help="timed runs after one warm-up step, with --compile after a whole warm-up run; the fastest counts",
     )
+    option(
+        "--error",
+        action="store_true",
+        help="with --dtype bf16 or fp16: also how much a pass and the tokens of a batch differ from fp32",
+    )
     option("--json", metavar="FILE", type=path, help="also write the numbers to a file")
     args = parser.parse_args(argv)
     check_options(args)
@@ -138,8 +144,15 @@ def command(argv: Sequence[str] | None = None) -> int:
         compile=args.compile or "off",
     )
     print(benchmark.table(result))
+    numbers = asdict(result)
+    if args.error:
+        from mgen.bench.error import error_lines, run_error
+
+        error = run_error(pipe.transformer, sampler, batch_size=args.batch_size, dtype=args.dtype)
+        print("\n".join(error_lines(error, args.dtype)))
+        numbers["error"] = asdict(error)
     if args.json:
-        write_json(args.json, asdict(result))
+        write_json(args.json, numbers)
         print(args.json, file=sys.stderr)
     else:
         print(json.dumps({"seconds_per_image": result.seconds_per_image}), file=sys.stderr)
@@ -156,6 +169,8 @@ def check_options(args: Namespace) -> None:
         for name in ("num_images", "seed", "extractor", "reference", "inception_weights", "retime", "overwrite", "out"):
             if (given := getattr(args, name)) is not None and given is not False:
                 raise MgenError(f"--{name.replace('_', '-')} is for --sweep: leave it out")
+    if args.error and (args.dtype == "fp32" or args.sweep):
+        raise MgenError("--error compares a setting with fp32: give --dtype bf16 or fp16, and no --sweep")
     args.seed, args.out = args.seed or 0, args.out or "sweep"
     if args.sweep and args.compile:
         raise MgenError("--compile is for one setting: leave --sweep or --compile out")

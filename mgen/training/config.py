@@ -102,6 +102,10 @@ class EMAConfig:
     )
 
 
+# The trackers of accelerate.
+Tracker = Literal["tensorboard", "wandb", "trackio", "aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab"]
+
+
 @schema
 class LogConfig:
     every: Steps = 50  # steps between lines of metrics.jsonl
@@ -112,7 +116,9 @@ class LogConfig:
     keep: Annotated[int, Field(ge=1)] = (
         2  # how many checkpoints are kept; older ones are removed once a new one is complete
     )
-    tensorboard: bool = True  # if the package is installed
+    tensorboard: bool = True  # if the package is installed, and there is no list of `trackers`
+    trackers: tuple[Tracker, ...] | None = None  # beside metrics.jsonl; None: TensorBoard, see above
+    project: Text = "mgen"  # in which trackers put the run
 
 
 @schema

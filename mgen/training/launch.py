@@ -36,6 +36,12 @@ def make_accelerator(*, precision: str = "fp32", expected: int | None = None, **
             f"the processes of this run do not find each other ({first_line(error)}): launch them again"
         ) from error
     check_processes(accelerator.num_processes, expected)
+    if (
+        backend := accelerator.state.dynamo_plugin.backend.value.lower()
+    ) != "no":  # would compile a copy of the objective
+        raise MgenError(
+            f"accelerate launch asks for torch.compile (dynamo_backend {backend}): leave that out, and set compile=regional or full"
+        )
     return accelerator
 
 

@@ -13,6 +13,7 @@ from mgen.training.data import BatchOrder, batches
 from mgen.training.estimate import Need, check_step
 from mgen.training.lock import locked
 from mgen.training.logs import Logger
+from mgen.training.nodes import check_same_output
 from mgen.training.outputs import evaluate, export, preview
 from mgen.training.resume import resume
 from mgen.training.speed import Meter
@@ -74,6 +75,7 @@ def run(trainer: Trainer) -> Path:
     memory = check_step(trainer)
     main = trainer.accelerator.is_main_process
     with locked(trainer.output, active=main):
+        check_same_output(trainer.accelerator, trainer.output)
         if not trainer.config.resume and list_checkpoints(trainer.output):
             raise MgenError(
                 f"resume=false, but {trainer.output} holds checkpoints: choose another output folder or remove them"

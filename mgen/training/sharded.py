@@ -11,6 +11,7 @@ numbers than those of DDP. Here autocast is what it is there, on weights that ar
 import contextlib
 import copy
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
@@ -71,6 +72,8 @@ class Sharded(Parallel):
                 self._shard_block(module)
         fully_shard(objective, mesh=self.mesh)
         objective.register_forward_hook(_drop_weights)
+        # torch warns of modulations, which are views: no block changes one in place.
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
         return _Autocast(objective, self.accelerator)
 
     def _shard_block(self, block: nn.Module) -> None:

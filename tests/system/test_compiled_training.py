@@ -1,6 +1,5 @@
 """A run that is trained with `compile`: the same names in every file, losses that agree, and a resumed run may switch it."""
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,29 +15,13 @@ from mgen.training.config import train_config
 from mgen.training.loop import train
 from mgen.utils.compiling import compile_network
 from mgen.utils.errors import MgenError
-from tests.helpers import TOKENIZER, tiny_config, tiny_tokenizer, tiny_tokens, write_idx
+from tests.helpers import TOKENIZER
+from tests.training_steps import logged_losses, small_training
 
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    folder = tmp_path_factory.mktemp("compiled")
-    tiny_tokenizer().save_pretrained(folder / "tokenizer")
-    tokens = tiny_tokens(side=8, vocab_size=64)
-    return {
-        "task": "generator",
-        "steps": 2,
-        "batch_size": 6,
-        "model": tiny_config("uvit", tokens=tokens, classes={"count": 3}, depth=1),
-        "data": {"kind": "fmnist", "path": str(write_idx(folder / "idx", count=24))},
-        "objective": {"tokenizer": str(folder / "tokenizer"), "sampler": {"steps": 2}},
-        "ema": {"decay": 0.9},
-        "log": {"every": 1, "checkpoint_every": 1, "tensorboard": False},
-    }
-
-
-def losses(output: Path) -> dict[int, float]:
-    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    return {line["step"]: line["loss"] for line in lines if "loss" in line}
+    return small_training(tmp_path_factory.mktemp("compiled"))
 
 
 def names(output: Path) -> dict[str, list[str]]:
@@ -68,7 +51,7 @@ def test_files_have_the_same_names_and_a_run_may_switch(
         assert (graphs() > made) == (mode != "off")
     plain, own = tmp_path / "plain", tmp_path / "own"
     assert names(own) == names(plain) and len(names(own)) > 4
-    assert losses(own) == pytest.approx(losses(plain), rel=1e-5)
+    assert logged_losses(own) == pytest.approx(logged_losses(plain), rel=1e-5)
     images = [mgen.load(run / "model")([0], seed=0, output_type="raw", progress=False).images for run in (own, plain)]
     assert torch.allclose(*images, atol=1e-3)
 
@@ -81,3 +64,11 @@ def test_yaml_says_off_and_on(settings: dict[str, Any]) -> None:
     with pytest.raises(MgenError, match="compile is for task generator"):
         model = {"class": "VQGAN", **TOKENIZER}
         train_config({"task": "tokenizer", "steps": 1, "model": model, "output": "x", "compile": "regional"})
+
+
+def test_the_launcher_does_not_compile_a_copy(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
+    with pytest.raises(MgenError, match="compile=regional"):
+        train(train_config({**settings, "output": str(tmp_path / "own")}))

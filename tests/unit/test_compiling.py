@@ -12,12 +12,11 @@ from torch._dynamo.utils import counters
 from mgen.bench.flops import count_run
 from mgen.cli import main, run
 from mgen.generators.presets import list_models, model_config
-from mgen.heads import HeadNoise
-from mgen.training.carried import encode_features
 from mgen.utils import compiling
 from mgen.utils.compiling import check_compiler, compile_network, uncompiled
 from mgen.utils.errors import MgenError
 from tests.helpers import tiny_architecture, tiny_himar, tiny_net, tiny_pipeline, tiny_tokens
+from tests.training_steps import training_step
 
 BACKEND = {"backend": "eager", "fullgraph": True}
 
@@ -30,30 +29,6 @@ def fresh() -> None:
 
 def graphs() -> int:
     return int(counters["stats"]["unique_graphs"])
-
-
-def step(net: Any, *, masked: int) -> tuple[Tensor, Tensor]:
-    """Mean loss of two images, of whose tokens so many are masked, and the norm of every gradient."""
-    rng, units = torch.Generator().manual_seed(masked), net.units
-    order = torch.rand(2, units.length, generator=rng).argsort(1)
-    known = torch.zeros_like(order, dtype=torch.bool) if net.capabilities.one_by_one else order >= masked
-    shape = (2, *units.shape)
-    ids = units.dtype == torch.int64
-    tokens = torch.randint(16, shape, generator=rng) if ids else torch.randn(shape, generator=rng)
-    made = [net.head.training_noise(units.length, 2, rng) for _ in range(2)]
-    noise = None
-    if made[0] is not None:
-        noise = HeadNoise(*(torch.stack([getattr(one, name) for one in made]) for name in ("t", "noise")))
-    labels, more = torch.tensor([0, 1]), {}
-    if net.capabilities.carried_features:  # of a simulated earlier step, with other weights
-        weights = {f"model.{name}": 1.1 * p for name, p in net.named_parameters()}
-        more["cache"] = encode_features(net, tokens, labels, known & (order >= masked + 3), weights)
-    torch.manual_seed(0)  # of dropout
-    drawn = net.trunk.training_noise(order, known)
-    loss = net(tokens, labels, known, noise=noise, trunk_noise=drawn, **more)[0].mean()
-    net.zero_grad()
-    loss.backward()
-    return loss.detach(), torch.stack([p.grad.norm() for p in net.parameters() if p.grad is not None])
 
 
 def near(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> bool:
@@ -88,24 +63,24 @@ def test_blocks_have_no_graph_breaks_in_training(kind: str) -> None:
         for name in ("dropout", "attn_dropout", "out_dropout", "hidden_dropout"):
             if isinstance(getattr(module, name, None), float):
                 setattr(module, name, 0.0)
-    plain = step(net, masked=10)
+    plain = training_step(net, masked=10)
     assert graphs() == 0
     compile_network(net, "regional", **BACKEND)
-    assert near(step(net, masked=10), plain) and graphs() >= 1
+    assert near(training_step(net, masked=10), plain) and graphs() >= 1
     with uncompiled():
         made = graphs()
-        assert near(step(net, masked=11), step(net, masked=11)) and graphs() == made
+        assert near(training_step(net, masked=11), training_step(net, masked=11)) and graphs() == made
 
 
 def test_other_mask_sizes_are_compiled_once() -> None:
     """The encoder sees another number of tokens in every step: after the second one sizes are free."""
     net = tiny_net("mae", tokens=tiny_tokens("vector")).train()
     compile_network(net, "regional", **BACKEND)
-    step(net, masked=10)
-    step(net, masked=7)
+    training_step(net, masked=10)
+    training_step(net, masked=7)
     made = graphs()
     for masked in (12, 5):
-        step(net, masked=masked)
+        training_step(net, masked=masked)
     assert graphs() == made <= 8
 
 
@@ -198,9 +173,9 @@ def test_a_compiler_that_fails_in_a_run_is_told_in_one_line(capsys: pytest.Captu
 def test_inductor_gives_the_same_numbers() -> None:
     """The real compiler, once: a training step and a sampling pass."""
     net = tiny_net("mae", tokens=tiny_tokens("vector")).train()
-    plain = step(net, masked=10)
+    plain = training_step(net, masked=10)
     compile_network(net, "regional")
-    assert near(step(net, masked=10), plain)
+    assert near(training_step(net, masked=10), plain)
     net.eval()
     known = torch.arange(16).expand(2, -1) < 5
     with torch.inference_mode():

@@ -87,7 +87,7 @@ def ablations(
     """One row per optimization, measured alone at half of the decoding, then rows with all of them.
 
     Args:
-        dtype: "bf16" or "fp16" adds a row for the complete run under autocast, beside the plain form in fp32.
+        dtype: "bf16" or "fp16" adds a row for the complete run in that type, beside the plain form in fp32.
 
     Raises:
         MgenError: see `check`.

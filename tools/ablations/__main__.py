@@ -20,7 +20,7 @@ EXAMPLES = """examples:
   python -m tools.ablations --arch titok-l32 --recipe titok-l32-imagenet256 --batch-size 4 --threads 1
   python -m tools.ablations --arch hita-b --guidance 2 --batch-size 1 --threads 1 --json ablations.json
   python -m tools.ablations --arch xar-b --recipe xar-b-imagenet256 --head-steps 8 --batch-size 1 --threads 1
-  python -m tools.ablations --config fmnist-mar --dtype bf16        ends with the run under autocast and its error"""
+  python -m tools.ablations --config fmnist-mar --dtype bf16        ends with the run in bf16 and its error"""
 
 
 def command(argv: Sequence[str] | None = None) -> int:

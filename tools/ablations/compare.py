@@ -9,9 +9,10 @@ from typing import Any, NotRequired, TypedDict
 import torch
 from torch import Tensor
 
-from mgen.bench.benchmark import autocast
 from mgen.bench.proxy import AnyGenerator, Proxy
+from mgen.nn.precision import computing
 from mgen.samplers import ParallelSampler
+from mgen.utils.modeling import DTYPES
 
 
 class Row(TypedDict):
@@ -80,7 +81,7 @@ def complete_run(
     """Add a complete sampling run with all optimizations, beside the run of the generator `plain`.
 
     Args:
-        dtype: "bf16" or "fp16" adds a run under autocast beside the plain one in fp32.
+        dtype: "bf16" or "fp16" adds a run in that type beside the plain one in fp32.
     """
     device = generator.device
     class_ids = torch.arange(batch_size, device=device) % generator.num_classes
@@ -96,7 +97,7 @@ def complete_run(
         return run(plain)
 
     def cast() -> Tensor:
-        with autocast(dtype, device):
+        with computing(generator, DTYPES[dtype], device):
             return run(generator)
 
     table.add(f"all together: {name}", first, lambda: run(generator), 1)

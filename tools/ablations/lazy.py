@@ -8,8 +8,10 @@ import torch
 from mgen.generators.generator import Generator
 from mgen.generators.masked_autoencoder import AutoencoderCache
 from mgen.nn import LazyStep
+from mgen.nn.precision import computing
 from mgen.samplers import ParallelSampler
-from tools.ablations.compare import AblationTable, autocast
+from mgen.utils.modeling import DTYPES
+from tools.ablations.compare import AblationTable
 from tools.ablations.diffusion import known_state
 
 
@@ -24,7 +26,7 @@ def add_rows(table: AblationTable, generator: Generator, sampler: ParallelSample
 
     def run(which: ParallelSampler, cast: str) -> None:
         noise = which.make_noise(generator, range(batch_size)).to(generator.device)
-        with autocast(cast, generator.device):
+        with computing(generator, DTYPES[cast], generator.device):
             for _ in which(generator, class_ids, noise=noise):
                 pass
 
