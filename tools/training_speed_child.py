@@ -69,9 +69,11 @@ def main() -> None:
     trainer = make_trainer(settings, compiled=order["compile"])
     about = facts(trainer, settings.get("precision", "fp32"))
     data, accelerator = trainer.task.train_data, trainer.accelerator
-    plan = BatchOrder(
-        trainer.config, count=len(data), rank=accelerator.process_index, world=accelerator.num_processes, start=0
-    )
+    ranks = {"rank": accelerator.process_index, "world": accelerator.num_processes}
+    try:
+        plan = BatchOrder(trainer.config, data=data, start=0, **ranks)
+    except TypeError:  # as it was called before
+        plan = BatchOrder(trainer.config, count=len(data), start=0, **ranks)  # type: ignore[call-arg]
     loader = Waiting(iter(batches(data, plan, trainer.config.data.workers)))
     trainer.objective.train()
     print(json.dumps(about), file=answers, flush=True)

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 
 from mgen.cli import resumable
 from mgen.cli.overwrite import add_overwrite, again, overwriting
-from mgen.cli.parser import add_vision, make_parser, path, whole
+from mgen.cli.parser import add_vision, data_path, make_parser, path, whole
 from mgen.utils.errors import MgenError, shown
 
 EXAMPLES = """  mgen cache --data fmnist --out caches/fmnist
@@ -20,6 +20,7 @@ EXAMPLES = """  mgen cache --data fmnist --out caches/fmnist
   accelerate launch --multi_gpu --num_processes 8 -m mgen cache --data /data/imagenet/train --tokenizer models/kl16 --dtype fp16 \\
       --flips --shuffle --workers 8 --out caches/in256                    8 GPUs, each with 8 processes that read images
   mgen cache … --part 3/16      the third of 16 independent commands with one --out, of a cluster's array job for example
+  mgen cache --data '/data/imagenet-{000000..000146}.tar' --tokenizer models/kl16 --out caches/in256       a WebDataset
   mgen cache --verify caches/fmnist      check every row, after a copy for example
 
 For KL tokenizers the moments of the posterior are stored, which training samples afresh.
@@ -34,6 +35,7 @@ def command(argv: Sequence[str] | None = None) -> int:
 
     from mgen.cli.early import check_common, check_model, check_there
     from mgen.utils.files import check_writable
+    from mgen.utils.tar_paths import names_tars
 
     if args.verify:
         check_unused(args, "--verify", ("data", "out", "overwrite"))
@@ -41,9 +43,11 @@ def command(argv: Sequence[str] | None = None) -> int:
     if args.data is None:
         raise MgenError("--data is missing: give a folder of images, or fmnist")
     if args.data == "fmnist":
-        check_unused(args, "--data fmnist", ("image_size", "classes"))
+        check_unused(args, "--data fmnist", ("image_size", "classes", "index", "on_error"))
     else:
-        check_unused(args, "a folder of images", ("data_path", "split"))
+        tars = names_tars(args.data)
+        unused = ("data_path", "split", *(() if tars else ("index",)))
+        check_unused(args, "tars" if tars else "a folder of images", unused)
     measures = [name for name in ("measure_scale", "measure_order") if getattr(args, name)]
     if measures:
         check_unused(
@@ -59,7 +63,7 @@ def command(argv: Sequence[str] | None = None) -> int:
         check_writable(args.out)
     check_common(args)
     check_model(args.tokenizer)
-    if args.data != "fmnist":
+    if args.data != "fmnist" and not names_tars(args.data):
         check_there("--data", args.data, "folder")
     with (
         resumable(f"the same command{again(args)} goes on after the shards it has written")
@@ -81,7 +85,20 @@ def check_unused(args: Namespace, mode: str, names: Sequence[str]) -> None:
 
 def add_options(parser: ArgumentParser) -> None:
     option = parser.add_argument
-    option("--data", type=path, help="a folder of images (classes: its subfolders), or `fmnist`")
+    option(
+        "--data",
+        type=data_path,
+        metavar="DATA",
+        help="a folder of images (classes: its subfolders), tars of a WebDataset (a folder of them, or a pattern: "
+        "'shard-{000..146}.tar'), commands that write tars ('pipe:curl -sf URL'), or `fmnist`",
+    )
+    option("--index", type=path, metavar="DIR", help="folder for the indexes of tars; default: beside them")
+    option(
+        "--on-error",
+        choices=("raise", "skip"),
+        help="skip: leave out images of tars without a valid label, and let the next image take the place of one that can't be read; "
+        "default: raise",
+    )
     option("--data-path", type=path, metavar="DIR", help="folder of the four IDX files, for fmnist; default: search")
     option("--split", choices=("train", "test"), help="of fmnist; default: train")
     option(
@@ -178,6 +195,8 @@ def tokenize(args: Namespace) -> int:
         split=args.split or "train",
         image_size=args.image_size,
         classes=args.classes or ("any" if count else "folders"),
+        index=args.index,
+        on_error=args.on_error or "raise",
     )
     if not count:
         out = write_cache(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mgen.cli import resumable, run
-from mgen.cli.parser import add_vision, make_parser, path
+from mgen.cli.parser import add_vision, data_path, make_parser, path
 from mgen.utils.errors import MgenError, suggestion
 
 if TYPE_CHECKING:
@@ -40,9 +40,10 @@ def command(argv: Sequence[str] | None = None) -> int:
     )
     option(
         "--data",
-        metavar="FOLDER",
-        type=path,
-        help="train on these images, or on this cache, in place of the file's; classes are the subfolders",
+        metavar="DATA",
+        type=data_path,
+        help="train on this folder of images (classes are the subfolders), these tars ('shard-{000..146}.tar') or this cache, in place of "
+        "the file's",
     )
     option(
         "--out", metavar="DIR", type=path, help="folder of the run; default: the file's, with --data runs/CONFIG-DATA"
@@ -129,11 +130,15 @@ def check_once(overrides: Sequence[str], option: str, value: str | None, keys: S
 def with_data(settings: "Settings", data: str, name: str) -> "Settings":
     """The settings of the file `name` with these images (`fmnist` or a folder), or this cache, in place of its own data."""
     from mgen.data.record import folder_name
+    from mgen.utils.tar_paths import find_tars, names_tars, set_name
 
     kind = "fmnist" if data == "fmnist" else "cache" if (Path(data) / "index.json").is_file() else "folder"
+    tars = kind == "folder" and names_tars(data)
     old = settings.get("data")
     own = {key: value for key, value in (old if isinstance(old, dict) else {}).items() if key != "val_path"}
     called = data if kind == "fmnist" else folder_name(Path(data)).replace("/", "-")
+    if tars:
+        kind, called = "webdataset", set_name(find_tars(data))
     path = None if kind == "fmnist" else data
     return {**settings, "output": f"runs/{name}-{called}", "data": own | {"kind": kind, "path": path}}
 

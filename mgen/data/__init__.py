@@ -1,4 +1,4 @@
-"""Data: Fashion-MNIST, image folders, sharded token caches. Batches are fetched by a list of indices."""
+"""Data: Fashion-MNIST, image folders, tar shards, sharded token caches. Batches are fetched by a list of indices."""
 
 from mgen.data.base import ImageData, StampedData, spread_batches
 from mgen.data.cache import TokenCache
@@ -7,6 +7,7 @@ from mgen.data.folder import ImageFolder
 from mgen.data.image_files import center_crop, load_image, open_image
 from mgen.data.listing import list_images
 from mgen.data.record import DataRecord, record_of
+from mgen.data.webdataset import TarImages
 from mgen.data.write_cache import write_cache
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "ImageData",
     "ImageFolder",
     "StampedData",
+    "TarImages",
     "TokenCache",
     "center_crop",
     "find_fashion_mnist",

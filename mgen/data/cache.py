@@ -13,9 +13,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mgen.data.cache_format import read_index, read_shard, shards_in
+from mgen.data.cache_format import read_index, read_shard, shard_path, shards_in
+from mgen.data.read_ahead import read_through
 from mgen.data.record import DataRecord
 from mgen.utils.errors import MgenError
+from mgen.utils.reading import tensor_places
 from mgen.utils.schema import checked
 
 
@@ -51,6 +53,9 @@ class TokenCache:
             if any(shard.shape[1:] != shards[0].shape[1:] for shard in shards):
                 raise MgenError(f"{path} has shards with {name} of several shapes: write the cache again")
         self.labels = torch.cat([part["labels"] for part in parts]).long()
+        self._places: dict[
+            int, dict[str, tuple[int, int]]
+        ] = {}  # of tensors in the files of shards that were read ahead
         self.spec = index.spec
         self.flips: bool = index.flips
         self.num_classes: int = index.num_classes
@@ -61,21 +66,48 @@ class TokenCache:
         """The images that the cache was made of; None in caches of earlier versions."""
         return self.index.data
 
+    @property
+    def shard_rows(self) -> list[range]:
+        """The images of each shard."""
+        return [self.index.rows(shard) for shard in range(self.index.shards)]
+
+    @property
+    def row_bytes(self) -> float:
+        """Bytes of an image as it is stored."""
+        return 4.0 + sum(shards[0][0].nbytes for shards in self.shards.values())
+
+    def read_ahead(self, rows: range) -> None:
+        """Read the bytes of these images of one shard, from front to back, so that the system has them in memory."""
+        shard = rows.start // self.index.shard_size
+        path, held = shard_path(self.path, shard), self.index.rows(shard)
+        if shard not in self._places:
+            self._places[shard] = tensor_places(path)
+        for name in self.shards:
+            start, stop = self._places[shard][name]
+            size = (stop - start) // len(held)
+            read_through(path, start + (rows.start - held.start) * size, start + (rows.stop - held.start) * size)
+
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """A batch: all stored views of tokens (B, V, L) int64 or moments (B, V, 2c, h, w) fp32, of smaller copies too, and label (B,)."""
+        """A batch: all stored views of tokens (B, V, L) int64 or moments (B, V, 2c, h, w), of smaller copies too, and label (B,).
+
+        Moments stay in the precision in which they are stored; a trainer makes them fp32 on its device.
+        """
         index = torch.as_tensor(indices)
         shard, row = index // self.index.shard_size, index % self.index.shard_size
+        places = [(number, (shard == number).nonzero().flatten()) for number in shard.unique().tolist()]
         batch = {"label": self.labels[index]}
         for name, shards in self.shards.items():
-            kind = torch.int64 if self.name == "tokens" else torch.float32
-            batch[name] = out = torch.empty(len(index), *shards[0].shape[1:], dtype=kind)
-            for number in shard.unique().tolist():
-                here = shard == number
-                out[here] = shards[number][row[here]].to(kind)
+            batch[name] = out = torch.empty(len(index), *shards[0].shape[1:], dtype=self.index.dtype)
+            for number, here in places:
+                if len(here) == len(index):
+                    torch.index_select(shards[number], 0, row, out=out)
+                else:
+                    out[here] = shards[number][row[here]]
             if self.name == "tokens":  # opening a large cache looks at some rows only
+                batch[name] = out = out.long()
                 self._check_ids(out)
         return batch
 

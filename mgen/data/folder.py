@@ -15,6 +15,7 @@ from torch import Tensor
 from mgen.data.image_files import check_channels, load_image
 from mgen.data.listing import class_folders, list_images
 from mgen.data.record import DataRecord, folder_name, listing_digest
+from mgen.data.unreadable import OnError, load_or_next
 from mgen.utils import seeds
 from mgen.utils.errors import MgenError
 from mgen.utils.limits import check_memory
@@ -39,7 +40,7 @@ class ImageFolder:
         classes: "folders" raises an error for images without a class folder; "none": all images are of one class; "any": folders if
             there are any.
         held_out: share of each class that is kept for validation. part: the images without those, or those alone.
-        keep: keep images in memory once they are read.
+        keep: keep images in memory once they are read. on_error: "skip": the next image takes the place of one that can't be read.
 
     Raises:
         MgenError: see `list_images`; or images lie outside of class folders; or nothing is left to train on.
@@ -56,11 +57,12 @@ class ImageFolder:
         held_out: Rate = 0.0,
         part: Literal["train", "held out"] = "train",
         keep: bool = False,
+        on_error: OnError = "raise",
     ) -> None:
         check_channels(channels)
         self.root = Path(root)
         self.files = list_images(self.root)
-        self.image_size, self.channels = image_size, channels
+        self.image_size, self.channels, self.on_error = image_size, channels, on_error
         names = self._names(classes)
         self.class_names: Sequence[str] = tuple(sort_classes(set(names)))
         self.num_classes = len(self.class_names)
@@ -129,8 +131,10 @@ class ImageFolder:
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """A batch: image (B, C, size, size) float in [-1, 1] and label (B,)."""
-        images = torch.stack([self._image(i) for i in indices])
-        return {"image": images.float() / 127.5 - 1, "label": self.labels[torch.as_tensor(indices)]}
+        count, what = len(self.files), str(self.root)
+        found = [load_or_next(self._image, int(i), count, on_error=self.on_error, what=what) for i in indices]
+        images = torch.stack([image for _, image in found])
+        return {"image": images.float() / 127.5 - 1, "label": self.labels[torch.tensor([i for i, _ in found])]}
 
     def _image(self, index: int) -> Tensor:
         """An image (C, size, size) uint8."""

@@ -1,6 +1,7 @@
 """Image files: opened within bounds, as tensors; ADM's center crop (Dhariwal & Nichol, 2021, arXiv 2105.05233)."""
 
 import functools
+import io
 import os
 import re
 from collections.abc import Iterator
@@ -45,19 +46,23 @@ def _too_large(what: str, pixels: float) -> MgenError:
 
 
 @contextmanager
-def open_image(path: str | Path) -> Iterator[Image.Image]:
+def open_image(path: str | Path, data: bytes | None = None) -> Iterator[Image.Image]:
     """Open an image with Pillow; its size is known, its pixels are read when they are used.
+
+    Args:
+        data: its bytes, for which `path` is but a name; None: they are in the file.
 
     Raises:
         MgenError: also for errors inside the `with`. The file is missing, no regular file, damaged, or larger than `most_pixels`.
     """
     most_pixels()  # also tells Pillow
-    if not os.path.lexists(path):
+    if data is None and not os.path.lexists(path):
         name = os.fspath(path)
         raise MgenError(f"no such image: {name if name.isprintable() and len(name) < 1000 else shown(name, 200)}")
-    check_file(path)
+    if data is None:
+        check_file(path)
     try:
-        with Image.open(path, formats=_formats()) as image:
+        with Image.open(path if data is None else io.BytesIO(data), formats=_formats()) as image:
             yield image
     except (MgenError, KeyboardInterrupt, GeneratorExit):
         raise
@@ -94,17 +99,25 @@ def check_channels(channels: int) -> None:
 
 
 @checked
-def load_image(path: str | Path, *, size: Size | None = None, channels: int = 3, upright: bool = False) -> Tensor:
+def load_image(
+    path: str | Path,
+    *,
+    size: Size | None = None,
+    channels: int = 3,
+    upright: bool = False,
+    data: bytes | None = None,
+) -> Tensor:
     """Image file as uint8 (channels, H, W), center-cropped to `size` if given. Transparency becomes white, 16 bits are rounded to 8.
 
     Args:
         upright: turn the image as its EXIF orientation says. Off for training and measuring, where published numbers ignore it.
+        data: its bytes, for which `path` is but a name.
 
     Raises:
         MgenError: the file is missing, unreadable, too large, or holds floating-point numbers.
     """
     check_channels(channels)
-    with open_image(path) as file:
+    with open_image(path, data) as file:
         image: Image.Image = file
         if upright:
             image = ImageOps.exif_transpose(image)

@@ -5,8 +5,11 @@ import os
 from mgen.data.base import StampedData
 from mgen.data.fashion_mnist import FashionMNIST
 from mgen.data.folder import ClassRule, ImageFolder
+from mgen.data.unreadable import OnError
+from mgen.data.webdataset import TarImages
 from mgen.tokenizers.base import Tokenizer
 from mgen.utils.errors import MgenError
+from mgen.utils.tar_paths import names_tars
 
 
 def open_images(
@@ -17,11 +20,14 @@ def open_images(
     split: str = "test",
     image_size: int | None = None,
     classes: ClassRule = "any",
+    index: str | None = None,
+    on_error: OnError = "raise",
 ) -> tuple[StampedData, str]:
-    """The images of `fmnist` (`path`: folder of its files) or of a folder, sized for a tokenizer, and a short description of them.
+    """The images of `fmnist` (`path`: folder of its files), of a folder or of tars, sized for a tokenizer, and a short description.
 
     Args:
-        image_size: of a folder, in pixels; None: the tokenizer's. classes: of a folder, see ImageFolder.
+        image_size: of a folder or tars, in pixels; None: the tokenizer's. classes: of these, see ImageFolder. index, on_error: see
+            TarImages.
     """
     channels, factor = tokenizer.config.in_channels, tokenizer.factor
     size = 32 if name == "fmnist" else image_size or tokenizer.config.image_size
@@ -44,6 +50,9 @@ def open_images(
             raise MgenError(
                 f"image size {size} is too large: the {type(tokenizer).__name__} makes (size / {factor})² tokens, at most 2²⁰"
             )
-        data = ImageFolder(root=name, image_size=size, channels=channels, classes=classes)
+        if names_tars(name):
+            data = TarImages(name, image_size=size, channels=channels, classes=classes, index=index, on_error=on_error)
+        else:
+            data = ImageFolder(root=name, image_size=size, channels=channels, classes=classes, on_error=on_error)
     tokenizer.register_to_config(image_size=size)  # the weights work at any size; the spec follows this one
     return data, f"fmnist {split}" if name == "fmnist" else f"{os.fsencode(name).decode(errors='replace')} at {size} px"

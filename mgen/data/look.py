@@ -24,12 +24,13 @@ class Look:
     sizes: int
 
 
-def look_at(files: Sequence[Path]) -> Look:
-    """What evenly spread ones of these images look like; MgenError if none of them can be opened."""
+def look_at(files: Sequence[Path] | Sequence[tuple[str, bytes]]) -> Look:
+    """What evenly spread ones of these images, files or names with bytes, look like; MgenError if none of them can be opened."""
     modes, sizes, damaged = set[str](), list[tuple[int, int]](), None
     for file in files[:: -(-len(files) // MOST)]:
+        path, data = (file, None) if isinstance(file, Path) else file
         try:
-            with open_image(file) as image:
+            with open_image(path, data) as image:
                 modes.add(image.mode)
                 sizes.append(image.size)
         except MgenError as error:  # loading it will tell

@@ -5,9 +5,9 @@ equal machines the bytes are the same.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -24,6 +24,7 @@ from mgen.data.cache_format import (
 )
 from mgen.data.first_stage import shrink
 from mgen.data.loading import Batch, load_batches
+from mgen.data.read_ahead import Streamed
 from mgen.data.record import record_of
 from mgen.data.sharing import ALONE, Crew, SharedBar
 from mgen.data.shuffled import Shuffled
@@ -71,6 +72,8 @@ def write_cache(
     out = check_path(out, "out")
     if not isinstance(tokenizer, PosteriorTokenizer) and dtype != "fp32":
         raise MgenError(f"dtype {dtype} is for the moments of a KL tokenizer: ids are integers")
+    if shuffle and isinstance(dataset, Streamed) and dataset.piped:
+        raise MgenError("shuffle reads images in a random order, which streams (pipe:…) don't allow: leave it out")
     if shuffle:
         dataset = Shuffled(dataset)
     index = CacheIndex(
@@ -204,11 +207,13 @@ def _shards(
     """Number, metadata and tensors of these shards."""
     stamps: dict[int, str] = {}
 
-    def rows() -> Iterator[range]:
+    def rows() -> Iterator[Sequence[Any]]:
         for shard in shards:
             rows = index.rows(shard)
             stamps[shard] = dataset.stamp(rows)  # before the images are read: what changes meanwhile is noticed
-            yield from (rows[first : first + batch_size] for first in range(0, len(rows), batch_size))
+            for first in range(0, len(rows), batch_size):
+                batch = rows[first : first + batch_size]
+                yield dataset.items(batch) if isinstance(dataset, Streamed) and dataset.piped else batch
 
     batches = load_batches(dataset, rows(), workers, "--workers")
     for shard in shards:

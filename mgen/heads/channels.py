@@ -83,6 +83,8 @@ class SlotAttention(nn.Module):
 class SlotBlock(nn.Module):
     """x += gate1 · attn(LN(x) · (1 + scale1) + shift1); x += gate2 · mlp(LN(x) · (1 + scale2) + shift2); LN is affine."""
 
+    called_apart = ("adaln",)  # parts that others call, see mgen.training.sharded
+
     def __init__(self, width: int, heads: int, *, hidden: int, eps: float = 1e-6) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=eps)

@@ -34,6 +34,8 @@ TABLES = ("signal", "noise", "recip", "recipm1", "coef1", "coef2", "log_low", "l
 class ResBlock(nn.Module):
     """h + gate · MLP(LN(h) · (1 + scale) + shift), with (shift, scale, gate) = adaln(SiLU(y))."""
 
+    called_apart = ("adaln",)  # parts that others call, see mgen.training.sharded
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width, eps=1e-6)

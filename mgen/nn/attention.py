@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from mgen.nn.cache import KVCache
 
-# CPUs with bf16 matrix units train faster with explicit attention up to about this many keys; in fp32 the forms are equal.
-EXPLICIT_KEYS = 128
+# CPUs with bf16 units train faster with explicit attention up to about so many keys, with AMX and without, where the fused kernel does not use
+# them (docs/experiments/training_speed.md); in fp32 the forms are equal.
+EXPLICIT_KEYS, EXPLICIT_KEYS_WITHOUT_AMX = 128, 640
 # Numbers of the scores (B, H, Q, L) that explicit attention of a pass holds at a time; images with more are left to the fused kernel.
 PIECE, LARGEST = 2**23, 2**25
 
@@ -30,13 +31,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0, readable: Tens
 
     `dropout` is on the probabilities; `readable` bool (B, L), True for the keys that may be read, None: all.
     """
-    small = q.device.type == "cpu" and q.requires_grad and q.dtype != torch.float32 and k.shape[2] <= EXPLICIT_KEYS
-    if small and readable is None:
-        weights = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(-1)  # (B, H, Q, L)
-        return F.dropout(weights, dropout, training=dropout > 0) @ v
+    small = k.shape[2] <= (EXPLICIT_KEYS_WITHOUT_AMX if slow_kernel(q) else EXPLICIT_KEYS)
     if not q.requires_grad and not dropout and slow_kernel(q) and q.shape[1] * q.shape[2] * k.shape[2] <= LARGEST:
         return explicit(q, k, v, readable)
     mask = None if readable is None else readable[:, None, None]  # (B, 1, 1, L)
+    if small and q.device.type == "cpu" and q.requires_grad and q.dtype != torch.float32:
+        scores = q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)  # (B, H, Q, L)
+        scores = scores if mask is None else scores.masked_fill(~mask, -torch.inf)
+        return F.dropout(scores.softmax(-1), dropout, training=dropout > 0) @ v
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
 
 

@@ -112,6 +112,8 @@ class ScaledBlock(nn.Module):
     arXiv 2505.20288, §3.3). Args: `tasks`, their number; the others as in PreNormBlock.
     """
 
+    called_apart = ("modulation",)  # parts that others call, see mgen.training.sharded
+
     def __init__(
         self,
         dim: int,

@@ -52,6 +52,8 @@ class ModulatedBlock(nn.Module):
         dropout: on the attention probabilities, on the attention's output and inside the MLP.
     """
 
+    called_apart = ("adaln",)  # parts that others call, see mgen.training.sharded
+
     def __init__(
         self, dim: int, heads: int, *, head_dim: int, hidden: int, eps: float = 1e-5, dropout: float = 0.0
     ) -> None:

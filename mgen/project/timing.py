@@ -13,6 +13,7 @@ from mgen.training.config import TrainConfig
 from mgen.training.data import BatchOrder, batches
 from mgen.training.estimate import needed_memory
 from mgen.training.trainer import Trainer
+from mgen.utils.devices import wait_for
 from mgen.utils.errors import MgenError
 from mgen.utils.limits import available_memory
 
@@ -64,7 +65,7 @@ def _timed(config: TrainConfig) -> Timed:
     if memory.step > MARGIN * free:
         raise _Full
     rank, world = trainer.accelerator.process_index, trainer.accelerator.num_processes
-    order = BatchOrder(config, count=len(trainer.task.train_data), rank=rank, world=world, start=0)
+    order = BatchOrder(config, data=trainer.task.train_data, rank=rank, world=world, start=0)
     loader = iter(batches(trainer.task.train_data, order, config.data.workers))
     trainer.objective.train()
     try:
@@ -73,15 +74,9 @@ def _timed(config: TrainConfig) -> Timed:
         while len(took) < min(MOST, config.steps) and (len(took) < LEAST or sum(took) < SECONDS):
             began = time.perf_counter()
             trainer.train_step(loader, order)
-            _wait(trainer.device)
+            wait_for(trainer.device)
             took.append(time.perf_counter() - began)
     except torch.OutOfMemoryError as error:
         raise _Full from error
     seconds = statistics.median(took)
     return Timed(seconds=seconds, steps=config.steps, memory=memory.total, accumulate=config.accumulate)
-
-
-def _wait(device: torch.device) -> None:
-    """Until the device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

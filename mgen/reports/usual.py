@@ -87,7 +87,11 @@ def _verdict(name: str, run: Training, other: Training, barriers: list[Differenc
     told = f"{title}: {number(value)}, {size} {other.name}'s {number(expected)}"
     facts = dict(value=value, other=expected, difference=difference)
     if band is None:
-        why = "it depends on the machine" if name == "images_per_second" else "it has no usual range"
+        why = (
+            "it depends on the machine"
+            if name in ("images_per_second", "mfu", "data_wait")
+            else "it has no usual range"
+        )
         return Verdict(metric=name, text=f"{told}; {why}.", usual=None, **facts)
     if barriers:
         why = ", ".join(d.setting for d in barriers[:3]) + (" and more" if len(barriers) > 3 else "")

@@ -27,6 +27,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mgen.training.config import Steps
+from mgen.training.shard_files import SHARDS, has_shards
 from mgen.training.tensors import Tensors, not_finite, optimizer_tensors, own_part, own_tensors, trained
 from mgen.training.trainer import Trainer
 from mgen.utils.changes import plain
@@ -207,7 +208,7 @@ def load_checkpoint(trainer: Trainer, path: Path, state: State) -> None:
     try:
         found = trainer.parallel.read(path, like)
         for part, tensors in found.items():
-            where = f"{path.name}/{part}.safetensors"
+            where = f"{path.name}/{SHARDS}, {part}" if has_shards(path) else f"{path.name}/{part}.safetensors"
             if part in optimizers:
                 _check_optimizer(tensors, optimizers[part][1], state.step, where)
             else:

@@ -3,11 +3,12 @@
 from dataclasses import field
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from mgen.utils.compiling import Compile
 from mgen.utils.errors import MgenError, check_choice, shown
-from mgen.utils.schema import PathText, Positive, PositiveShare, Rate, Share, Size, Text, build, schema
+from mgen.utils.schema import PathText, Positive, PositiveShare, Rate, Share, Size, Text, build, path_text, schema
+from mgen.utils.tar_paths import PIPE
 
 if TYPE_CHECKING:
     from mgen.utils.modeling import Model
@@ -18,26 +19,51 @@ Every = Annotated[int, Field(ge=0, le=MOST_STEPS)]  # steps between events; 0: o
 LearningRate = Annotated[float, Field(ge=0, le=1000)]
 Weight = Annotated[float, Field(ge=0, le=1e6)]  # of a term of a loss
 Betas: TypeAlias = tuple[Rate, Rate]
+# A path, or a command that writes tars, which stands as it is.
+DataPath = Annotated[
+    str, Field(min_length=1), AfterValidator(lambda value: value if value.startswith(PIPE) else path_text(value))
+]
 Shape = Annotated[float, Field(ge=1e-6, le=1e6)]  # of a beta distribution
-# `off` is false in YAML.
-CompileMode = Annotated[Compile, BeforeValidator(lambda value: "off" if value is False else value)]
+# `off` is false in YAML, and `on` is true.
+CompileMode = Annotated[
+    Compile,
+    BeforeValidator(
+        lambda value: {False: "off", True: "regional"}.get(value, value) if isinstance(value, bool) else value
+    ),
+]
 
 
 @schema
 class DataConfig:
-    kind: Literal["fmnist", "folder", "cache"] = "fmnist"
-    path: PathText | None = None  # folder; None: Fashion-MNIST is looked for in its usual places, or downloaded
-    val_path: PathText | None = (
+    kind: Literal["fmnist", "folder", "cache", "webdataset"] = "fmnist"
+    # folder; of a webdataset also tars as in mgen.utils.tar_paths; None: Fashion-MNIST is looked for in its usual places, or downloaded
+    path: DataPath | None = None
+    val_path: DataPath | None = (
         None  # the same of the validation data; None: Fashion-MNIST's test split, else no validation
     )
-    image_size: Size = 256  # pixels, for "folder"
-    channels: Literal[1, 3] = 3  # for "folder": 3 RGB, 1 gray
+    image_size: Size = 256  # pixels, for "folder" and "webdataset"
+    channels: Literal[1, 3] = 3  # for these: 3 RGB, 1 gray
     held_out: Rate = 0.0  # for "folder": share of each class that is kept for validation where there is no val_path
     classes: Literal["folders", "none"] = "folders"  # "none": images in no class folders, which all are of one class
+    num_classes: Annotated[int, Field(ge=1, le=10**6)] | None = None  # of a webdataset; None: largest label + 1
+    index: PathText | None = None  # folder of the indexes of a webdataset; None: beside its tars
+    # Of images: "skip" leaves out samples without a valid label; the next image takes the place of one that can't be read
+    on_error: Literal["raise", "skip"] = "raise"
     keep: bool = False  # for "folder": keep the images in memory once they are read (with workers, in each of them)
     flip: bool = False  # horizontal flips, each with probability 1/2
     shift: Annotated[int, Field(ge=0, le=2**20)] = 0  # random shifts by up to this many pixels in both directions
-    workers: Annotated[int, Field(ge=0, le=256)] = 0  # loader processes, for "folder"
+    workers: Annotated[int, Field(ge=0, le=256)] = 0  # loader processes
+    # "full": each epoch is a permutation of all images. "shards": shards are read one after another in a random order, and images are
+    # shuffled within `buffer` of them; for caches and tars that are too large, or lie too far away, for reads in any order.
+    shuffle: Literal["full", "shards"] = "full"
+    buffer: Annotated[int, Field(ge=1, le=2**40)] = 65536  # images, of all streams together
+    streams: Annotated[int, Field(ge=1, le=2**16)] = 1  # sequences of shards whose images make up a batch
+
+    def __post_init__(self) -> None:
+        if self.kind != "webdataset" and (self.num_classes is not None or self.index is not None):
+            raise MgenError(f"num_classes and index are for kind=webdataset, this is {self.kind}: leave them out")
+        if self.shuffle == "full" and (self.buffer, self.streams) != (65536, 1):
+            raise MgenError("buffer and streams are for shuffle=shards: set that too, or leave them out")
 
 
 @schema
@@ -76,6 +102,10 @@ class EMAConfig:
     )
 
 
+# The trackers of accelerate.
+Tracker = Literal["tensorboard", "wandb", "trackio", "aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab"]
+
+
 @schema
 class LogConfig:
     every: Steps = 50  # steps between lines of metrics.jsonl
@@ -86,7 +116,9 @@ class LogConfig:
     keep: Annotated[int, Field(ge=1)] = (
         2  # how many checkpoints are kept; older ones are removed once a new one is complete
     )
-    tensorboard: bool = True  # if the package is installed
+    tensorboard: bool = True  # if the package is installed, and there is no list of `trackers`
+    trackers: tuple[Tracker, ...] | None = None  # beside metrics.jsonl; None: TensorBoard, see above
+    project: Text = "mgen"  # in which trackers put the run
 
 
 @schema
@@ -289,6 +321,9 @@ class TrainConfig:
     compile: CompileMode = (
         "off"  # torch.compile of a generator: its repeated blocks ("regional"), or whole passes ("full")
     )
+    gradient_checkpointing: bool = (
+        False  # of a generator: compute blocks again in the backward pass; less memory, about a third more time
+    )
     resume: bool = True  # continue from the newest checkpoint in `output`
     init: PathText | None = None  # weights to start from: a name of `mgen zoo`, or a folder
     lora: LoRAConfig | None = None  # of a generator with `init`: train adapters alone; {} for the defaults
@@ -319,6 +354,10 @@ def train_config(data: dict[str, Any]) -> TrainConfig:
         raise MgenError(f"lora is for task generator, this is {config.task}: leave lora out")
     if config.compile != "off" and config.task != "generator":
         raise MgenError(f"compile is for task generator, this is {config.task}: leave compile off")
+    if config.gradient_checkpointing and config.task != "generator":
+        raise MgenError(
+            f"gradient_checkpointing is for task generator, this is {config.task}: leave it out, or raise accumulate to save memory"
+        )
     if config.lora is not None and config.init is None:
         raise MgenError("lora needs init: adapters are trained on a model's weights, give its name or folder")
     config.objective = build(OBJECTIVES[config.task], objective, "objective.")

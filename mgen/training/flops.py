@@ -5,6 +5,7 @@ peak (Chowdhery et al., "PaLM", arXiv 2204.02311, appendix B). What is computed 
 frozen networks and the optimizer. One multiplication and addition are 2 FLOPs.
 """
 
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from mgen.training.noise import Augmentation, Noise
 from mgen.training.trainer import Trainer
 from mgen.utils import seeds
+from mgen.utils.compiling import uncompiled
+from mgen.utils.devices import wait_for
 
 DRAWS = 64  # of masks, among which the most ordinary one is counted
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -62,7 +65,9 @@ def forward_flops(trainer: Trainer) -> float:
     with (
         FlopCounterMode(display=False) as counter,
         sdpa_kernel(SDPBackend.MATH),
+        uncompiled(),
         torch.no_grad(),
+        trainer.parallel.weights_in_use(objective),
         trainer.accelerator.autocast(),
     ):
         objective(batch, noise, trainer.step_options(0))
@@ -91,18 +96,18 @@ def matmul_peak(device: torch.device, precision: str, *, clock: Callable[[], flo
         name = torch.cuda.get_device_name(device)
         if (card := next((card for card in CARDS if card in name), None)) is not None:
             return Peak(flops=CARDS[card], source="datasheet")
-    return Peak(flops=_measured(device, DTYPES[precision], clock), source="measured")
+    return Peak(flops=_measured(device, DTYPES[precision], clock, torch.get_num_threads()), source="measured")
 
 
-def _measured(device: torch.device, dtype: torch.dtype, clock: Callable[[], float]) -> float:
-    """FLOP/s of the fastest of some square matrix products."""
-    side, best = 1024 if device.type == "cpu" else 8192, float("inf")
+@functools.cache
+def _measured(device: torch.device, dtype: torch.dtype, clock: Callable[[], float], threads: int) -> float:
+    """FLOP/s of the fastest of some square matrix products, measured once in a process."""
+    side, best = 768 if device.type == "cpu" else 8192, float("inf")
     a = torch.randn(side, side, device=device).to(dtype)
     b = torch.randn(side, side, device=device).to(dtype)
-    for _ in range(8):
+    for _ in range(6):
         start = clock()
         torch.nn.functional.linear(a, b)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        wait_for(device)
         best = min(best, clock() - start)
     return 2 * side**3 / best

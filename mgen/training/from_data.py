@@ -14,9 +14,9 @@ from typing import Annotated
 
 from pydantic import Field
 
-from mgen.data import FASHION_CLASSES, ImageData, ImageFolder
+from mgen.data import FASHION_CLASSES, ImageData, ImageFolder, TarImages
 from mgen.data.listing import class_folders
-from mgen.data.look import Look, look_at
+from mgen.data.look import MOST, Look, look_at
 from mgen.training.config import DataConfig, Steps
 from mgen.training.data import make_dataset
 from mgen.utils.config import Settings, merge
@@ -85,7 +85,7 @@ def fill_from_data(settings: Settings) -> Settings:
         assert isinstance(model, dict)  # seen above
         found = FASHION if config.kind == "fmnist" else _found(images, data or {}, fill)
         settings = {**settings, "model": {**fill.settings(found, model), **model}}
-        if isinstance(images, ImageFolder):
+        if isinstance(images, ImageFolder | TarImages):
             sides = {"image_size": found.side, "channels": found.channels}
             settings = merge(settings, {"data": sides | (data or {})})
     if rule is not None and images is not None:
@@ -101,7 +101,7 @@ def _sides_of_model(settings: Settings) -> Settings:
     model, data = settings.get("model"), settings.get("data")
     if not isinstance(model, dict) or "class" not in model:
         return settings
-    if not isinstance(data, dict) or data.get("kind") != "folder":
+    if not isinstance(data, dict) or data.get("kind") not in ("folder", "webdataset"):
         return settings
     given = {"image_size": model.get("image_size"), "channels": model.get("in_channels")}
     return merge(settings, {"data": {key: value for key, value in given.items() if type(value) is int} | data})
@@ -109,11 +109,13 @@ def _sides_of_model(settings: Settings) -> Settings:
 
 def _found(images: ImageData | None, data: Settings, fill: "Fill") -> Found:
     """What the data say; of a folder, a look at the files where `data` doesn't."""
-    if isinstance(images, ImageFolder):
-        seen = look_at(images.files)
+    if isinstance(images, ImageFolder | TarImages):
+        seen = look_at(images.files if isinstance(images, ImageFolder) else images.samples(MOST))
         side, channels = data.get("image_size", fill.side(seen)), data.get("channels", seen.channels)
         return Found(classes=images.num_classes, side=side, channels=channels)
-    raise MgenError("data.kind=cache holds tokens, but this task trains on images: use a folder or fmnist")
+    raise MgenError(
+        "data.kind=cache holds tokens, but this task trains on images: use a folder, a webdataset or fmnist"
+    )
 
 
 # -- by task ---------------------------------------------------------------------------------------------------------------
@@ -121,6 +123,8 @@ def _found(images: ImageData | None, data: Settings, fill: "Fill") -> Found:
 
 def check_classes(config: DataConfig) -> None:
     """Raise MgenError unless a folder has classes to tell apart."""
+    if config.kind == "webdataset" and config.classes == "none":
+        raise MgenError("a classifier is trained to tell classes apart, but data.classes is none: leave it out")
     if config.kind != "folder" or config.path is None:
         return
     names = [] if config.classes == "none" else class_folders(config.path)

@@ -36,6 +36,12 @@ def make_accelerator(*, precision: str = "fp32", expected: int | None = None, **
             f"the processes of this run do not find each other ({first_line(error)}): launch them again"
         ) from error
     check_processes(accelerator.num_processes, expected)
+    if (
+        backend := accelerator.state.dynamo_plugin.backend.value.lower()
+    ) != "no":  # would compile a copy of the objective
+        raise MgenError(
+            f"accelerate launch asks for torch.compile (dynamo_backend {backend}): leave that out, and set compile=regional or full"
+        )
     return accelerator
 
 
@@ -82,7 +88,8 @@ def agree(flags: list[bool]) -> list[bool]:
         return flags
     shared = torch.tensor(flags, dtype=torch.uint8)
     try:
-        torch.distributed.broadcast(shared, 0, group=torch.distributed.new_group(backend="gloo", timeout=MEETING))
+        group = torch.distributed.new_group(backend="gloo", timeout=MEETING)
+        torch.distributed.broadcast(shared, 0, group=group)  # type: ignore[arg-type]  # None is for others
     except RuntimeError as error:
         raise MgenError(ENDED) from error
     return [bool(flag) for flag in shared.tolist()]

@@ -1,22 +1,21 @@
-"""Logs of a run: metrics.jsonl, TensorBoard if it is installed, and the settings as config.json."""
+"""Logs of a run: metrics.jsonl, experiment trackers, and the settings as config.json."""
 
-import contextlib
 import dataclasses
 import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
-import numpy as np
-
-from mgen.training.config import TrainConfig
+from mgen.training.config import Tracker, TrainConfig
+from mgen.training.trackers import IDENTITY, Trackers
 from mgen.utils.errors import MgenError
 from mgen.utils.files import finite, write_json, write_text
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-    from torch.utils.tensorboard import SummaryWriter
+
+TRACKERS = get_args(Tracker)  # folders of some of them
 
 
 class Logger:
@@ -27,7 +26,7 @@ class Logger:
         about: the model and the data in numbers and words, the first entry of config.json.
     """
 
-    board: "SummaryWriter | None" = None  # if TensorBoard is installed
+    trackers: Trackers | None = None
 
     def __init__(
         self, output: Path, config: TrainConfig, *, step: int, active: bool, about: Mapping[str, object] | None = None
@@ -40,11 +39,7 @@ class Logger:
         write_json(output / "config.json", {"about": dict(about or {}), **dataclasses.asdict(config)})
         lines = self.path.read_text().splitlines() if self.path.is_file() and step else []
         write_text(self.path, "".join(f"{line}\n" for line in lines if _step_of(line) <= step))
-        if config.log.tensorboard:
-            with contextlib.suppress(ImportError):
-                from torch.utils.tensorboard import SummaryWriter
-
-                self.board = SummaryWriter(str(output / "tensorboard"), purge_step=step + 1 if step else None)
+        self.trackers = Trackers(output, config, step=step)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         if not self.active or not values:
@@ -55,14 +50,13 @@ class Logger:
                 file.write(json.dumps(line, allow_nan=False) + "\n")
         except OSError as error:
             raise MgenError(f"cannot write {self.path} ({error.strerror}): check permissions and free space") from error
-        if self.board is not None:
-            for name, value in values.items():
-                self.board.add_scalar(name, value, step)
+        if self.trackers is not None:
+            self.trackers.log(step, values)
 
     def show(self, name: str, picture: "Image", step: int) -> None:
-        """Add a picture to TensorBoard."""
-        if self.active and self.board is not None:
-            self.board.add_image(name, np.asarray(picture), step, dataformats="HWC")
+        """Show a picture in the trackers."""
+        if self.trackers is not None:
+            self.trackers.show(name, picture, step)
 
     def discard(self) -> None:
         """Remove the logs of a new run that could not begin."""
@@ -70,11 +64,13 @@ class Logger:
         if self.active and self.new:
             self.path.unlink(missing_ok=True)
             (self.path.parent / "config.json").unlink(missing_ok=True)
-            shutil.rmtree(self.path.parent / "tensorboard", ignore_errors=True)
+            (self.path.parent / IDENTITY).unlink(missing_ok=True)
+            for folder in TRACKERS:
+                shutil.rmtree(self.path.parent / folder, ignore_errors=True)
 
     def close(self) -> None:
-        if self.board is not None:
-            self.board.close()
+        if self.trackers is not None:
+            self.trackers.close()
 
 
 def _step_of(line: str) -> float:

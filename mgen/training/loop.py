@@ -3,10 +3,8 @@
 import math
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 from mgen.training.checkpoints import list_checkpoints, save_checkpoint
@@ -15,14 +13,16 @@ from mgen.training.data import BatchOrder, batches
 from mgen.training.estimate import Need, check_step
 from mgen.training.lock import locked
 from mgen.training.logs import Logger
-from mgen.training.objective import Logs
+from mgen.training.nodes import check_same_output
 from mgen.training.outputs import evaluate, export, preview
 from mgen.training.resume import resume
+from mgen.training.speed import Meter
 from mgen.training.stopping import StopRequest
 from mgen.training.summary import facts, finished, stopped
 from mgen.training.tensors import Diverged
 from mgen.training.trainer import Trainer
 from mgen.utils.changes import told
+from mgen.utils.devices import wait_for
 from mgen.utils.errors import MgenError
 from mgen.utils.files import write_json
 from mgen.utils.limits import in_gb, in_time
@@ -30,37 +30,33 @@ from mgen.utils.limits import in_gb, in_time
 INIT = "init.json"  # in the output folder: the weights that a run started from, and what of them did not fit
 
 
-@dataclass
-class _Clock:
-    """When the run began, had it never been interrupted, and when and at which step values were logged last."""
-
-    began: float
-    logged: tuple[float, int]
-
-
 class _Forecast:
-    """The line that says, after the first steps, how long a run will take, how much memory, and where it writes."""
+    """The line that says, after the first steps, how long a run will take, how much memory, how fast it is, and where it writes."""
 
     TIMED, SECONDS = 5, 10.0  # steps behind the first one, and the time after which fewer will do
 
-    def __init__(self, memory: Need, *, start: int) -> None:
-        self.memory, self.start, self.began, self.told = memory, start, 0.0, False
+    def __init__(self, memory: Need, meter: Meter, *, start: int) -> None:
+        self.memory, self.meter, self.start, self.began, self.told = memory, meter, start, 0.0, False
 
     def step(self, trainer: Trainer) -> None:
         """To be called after every step."""
         done, left = trainer.step - self.start, trainer.config.steps - trainer.step
+        if self.told or done < 1 or left < 1:
+            return
+        wait_for(trainer.device)  # in these few steps alone
         if done == 1:
             self.began = time.perf_counter()  # the first step is slower than others
-        if self.told or done < 2 or left < 1:
             return
         seconds = time.perf_counter() - self.began
         if done > self.TIMED or seconds > self.SECONDS:
             self.told = True
             batch, device, output = trainer.config.batch_size, trainer.device, trainer.output
+            each, peak = seconds / (done - 1), self.meter.peak
             _say(
                 trainer,
-                f"{left:,} more steps of {batch} images on {device}: about {in_time(left * seconds / (done - 1))} and "
-                f"{in_gb(self.memory.total)} of memory; writing to {output}",
+                f"{left:,} more steps of {batch} images on {device}: about {in_time(left * each)} and "
+                f"{in_gb(self.memory.total)} of memory; {batch / each:.3g} images per second, {self.meter.mfu(batch / each):.0%} of the "
+                f"{peak.source} matmul peak ({peak.flops / 1e12:.3g} TFLOP/s in {trainer.config.precision}); writing to {output}",
             )
 
 
@@ -79,6 +75,7 @@ def run(trainer: Trainer) -> Path:
     memory = check_step(trainer)
     main = trainer.accelerator.is_main_process
     with locked(trainer.output, active=main):
+        check_same_output(trainer.accelerator, trainer.output)
         if not trainer.config.resume and list_checkpoints(trainer.output):
             raise MgenError(
                 f"resume=false, but {trainer.output} holds checkpoints: choose another output folder or remove them"
@@ -112,27 +109,26 @@ def _train(trainer: Trainer, logger: Logger, memory: Need) -> None:
     """All steps from the current one on."""
     config, data, main = trainer.config, trainer.task.train_data, trainer.accelerator.is_main_process
     rank, world = trainer.accelerator.process_index, trainer.accelerator.num_processes
-    order = BatchOrder(config, count=len(data), rank=rank, world=world, start=trainer.step)
-    loader = iter(batches(data, order, config.data.workers))
-    now = time.perf_counter()
-    clock = _Clock(began=now - trainer.seconds, logged=(now, trainer.step))
+    order = BatchOrder(config, data=data, rank=rank, world=world, start=trainer.step)
+    meter = Meter(iter(batches(data, order, config.data.workers)), trainer)
     trainer.objective.train()
-    signal, forecast = 0, _Forecast(memory, start=trainer.step)
+    signal, forecast = 0, _Forecast(memory, meter, start=trainer.step)
     bar = tqdm(total=config.steps, initial=trainer.step, unit="step", disable=not main, file=sys.stderr, delay=1.0)
     with bar, StopRequest(trainer.accelerator) as stop:
         while trainer.step < config.steps:
-            logs = trainer.train_step(loader, order)
+            logs = trainer.train_step(meter, order)
             trainer.step += 1
             bar.update()
             forecast.step(trainer)
             if trainer.step % config.log.every == 0 or trainer.step == config.steps:
-                values = _log_values(trainer, clock, logs)
+                values = meter.values(logs)
                 logger.write(trainer.step, values)
-                bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
+                speed = {"img/s": f"{values['images_per_second']:.3g}", "mfu": f"{values['mfu']:.0%}"}
+                bar.set_postfix({"loss": f"{values['loss']:.4f}", **speed}, refresh=False)
                 if trainer.step == config.steps:
                     _check_learned(trainer, values["loss"])
             signal = stop.agreed()
-            _after_step(trainer, logger, clock, stopping=signal > 0)
+            _after_step(trainer, logger, meter, stopping=signal > 0)
             if signal:
                 break
     trainer.parallel.finish()
@@ -141,22 +137,7 @@ def _train(trainer: Trainer, logger: Logger, memory: Need) -> None:
         raise stop.interrupt(signal, f"stopped after step {trainer.step} of {config.steps}{_how_to_go_on(trainer)}")
 
 
-def _log_values(trainer: Trainer, clock: _Clock, logs: Logs) -> dict[str, float]:
-    """The logged values of a step, as means over the processes, with learning rate and speed since the last reading."""
-    size, now, (then, step) = trainer.config.batch_size, time.perf_counter(), clock.logged
-    trainer.seconds, clock.logged = now - clock.began, (now, trainer.step)
-    names = sorted(logs)
-    means = trainer.accelerator.reduce(torch.stack([logs[name].to(trainer.device) for name in names]), "mean")
-    return dict(zip(names, means.tolist())) | {
-        "lr": trainer.optimizer.param_groups[0]["lr"],
-        "images_per_second": (trainer.step - step) / (now - then) * size,
-        "seconds": trainer.seconds,
-        "images": trainer.step * size,
-        "skipped": trainer.skipped,
-    }
-
-
-def _after_step(trainer: Trainer, logger: Logger, clock: _Clock, *, stopping: bool) -> None:
+def _after_step(trainer: Trainer, logger: Logger, meter: Meter, *, stopping: bool) -> None:
     """Evaluate, preview, save and export if one of them is due; save if the run stops now."""
     log = trainer.config.log
     if _due(trainer, log.evaluate_every):
@@ -164,7 +145,7 @@ def _after_step(trainer: Trainer, logger: Logger, clock: _Clock, *, stopping: bo
     if _due(trainer, log.preview_every):
         preview(trainer, logger)
     if stopping or _due(trainer, log.checkpoint_every, at_end=True):
-        trainer.seconds = time.perf_counter() - clock.began
+        trainer.seconds = time.perf_counter() - meter.began
         save_checkpoint(trainer)
     if _due(trainer, log.export_every):
         export(trainer)

@@ -8,7 +8,7 @@ import torch
 from PIL.Image import Image
 from torch import nn
 
-from mgen.data import ImageData, ImageFolder, record_of
+from mgen.data import ImageData, ImageFolder, TarImages, record_of
 from mgen.data.record import TrainedOn, write_trained_on
 from mgen.pipelines.pretrained import Start, load_weights
 from mgen.training.config import TrainConfig, build_model
@@ -98,7 +98,7 @@ def check_prefixes(model: nn.Module, prefixes: tuple[str, ...], where: str) -> N
 
 def check_images(data: ImageData, network: Model, *, task: str) -> None:
     """Raise MgenError unless the data has images of the size that the network was built for."""
-    if isinstance(data, ImageFolder):  # before one is read
+    if isinstance(data, ImageFolder | TarImages):  # before one is read
         channels, side = data.channels, data.image_size
     else:
         batch = data.__getitems__([0])

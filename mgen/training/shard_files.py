@@ -46,19 +46,16 @@ def begin_writing(folder: Path, parts: Mapping[str, Tensors], group: "ProcessGro
     """
     flat = {f"{part}/{name}": value for part, found in parts.items() for name, value in found.items()}
     writer = HuggingFaceStorageWriter(str(folder / SHARDS), save_distributed=True)
-    begun: Future[Any] | None = None
-    problem: str | None = None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that its interface may change
             started = dcp.async_save(flat, storage_writer=writer, process_group=group)
-        begun = getattr(started, "upload_completion", started)
     except FAULTS as error:
         problem = _told(error)
+        return lambda: problem
+    begun = started if isinstance(started, Future) else started.upload_completion
 
     def wait() -> str | None:
-        if begun is None:
-            return problem
         try:
             begun.result()
         except FAULTS as error:
@@ -129,7 +126,7 @@ def _told(error: BaseException) -> str:
     """An error in one line."""
     if isinstance(error, CheckpointException) and error.failures:
         error = next(iter(error.failures.values()))[0]
-    return first_line(error) or type(error).__name__
+    return first_line(error)
 
 
 class _Files(HuggingFaceStorageReader):
@@ -140,5 +137,5 @@ class _Files(HuggingFaceStorageReader):
         self.files = [str(file) for file in files]
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        self.fs.ls = lambda path: self.files
+        self.fs.ls = lambda path: self.files  # type: ignore[method-assign]
         return super().read_metadata()

@@ -11,6 +11,7 @@ numbers than those of DDP. Here autocast is what it is there, on weights that ar
 import contextlib
 import copy
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
@@ -23,7 +24,7 @@ from accelerate.utils import convert_outputs_to_fp32
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
 from mgen.training.parallel import STATE, Parallel
@@ -55,7 +56,7 @@ class Sharded(Parallel):
         self.shards = group_size(world, shards) if replicas else world
         self.mesh = _mesh(accelerator.device.type, world, self.shards)
         # Groups for what is in main memory. The thread that writes checkpoints has its own: two threads would mix up their messages.
-        self.group, self.writers = dist.new_group(backend="gloo"), dist.new_group(backend="gloo")
+        self.group, self.writers = _gloo(), _gloo()
         self.blocks = set(getattr(model, "_repeated_blocks", None) or ())
         self.copy = copy.deepcopy(model) if accelerator.is_main_process else None
         self.writing: _Writing | None = None
@@ -68,10 +69,23 @@ class Sharded(Parallel):
             dist.broadcast(value, 0)  # as DDP does: the processes begin with the same weights
         for module in reversed(list(objective.modules())):  # those inside of others first
             if type(module).__name__ in self.blocks:
-                fully_shard(module, mesh=self.mesh)
+                self._shard_block(module)
         fully_shard(objective, mesh=self.mesh)
         objective.register_forward_hook(_drop_weights)
+        # torch warns of modulations, which are views: no block changes one in place.
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
         return _Autocast(objective, self.accelerator)
+
+    def _shard_block(self, block: nn.Module) -> None:
+        """Shard a block and its parts that others call than its forward: they need their weights at another time."""
+        apart = getattr(block, "called_apart", ())
+        for part in [getattr(block, name) for name in apart]:
+            if isinstance(part, nn.Module):
+                fully_shard(part, mesh=self.mesh)
+        fully_shard(block, mesh=self.mesh)
+        for name in apart:
+            if not isinstance(getattr(block, name), nn.Module):
+                register_fsdp_forward_method(block, name)
 
     def no_sync(self, wrapped: nn.Module) -> AbstractContextManager[None]:
         # Sums stay within a group, where they are needed to keep no whole gradient; those between groups wait.
@@ -210,6 +224,10 @@ def group_size(world: int, shards: int | None) -> int:
             f"{given}, but {world} processes take part, which can't be cut into groups of {size}: set hsdp_shards to a divisor of {world}"
         )
     return size
+
+
+def _gloo() -> dist.ProcessGroup:
+    return cast(dist.ProcessGroup, dist.new_group(backend="gloo"))  # all processes are of it
 
 
 def _mesh(device: str, world: int, shards: int) -> DeviceMesh:

@@ -141,7 +141,7 @@ def _next_command(trainer: Trainer) -> str:
     config, out = trainer.config, trainer.output
     model = _quoted(out / "model")
     if config.task == "tokenizer":
-        data = config.data.path if config.data.kind == "folder" and config.data.path else "fmnist"
+        data = config.data.path if config.data.kind in ("folder", "webdataset") and config.data.path else "fmnist"
         path = f" --data-path {_quoted(config.data.path)}" if config.data.kind == "fmnist" and config.data.path else ""
         return f"mgen cache --data {_quoted(data)}{path} --tokenizer {model} --out {_quoted(f'{out}-cache')}"
     if config.task == "classifier":

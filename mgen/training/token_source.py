@@ -48,7 +48,7 @@ class TokenSource:
                 if name.endswith("tokens"):
                     return view
                 assert self.tokenizer is not None
-                return self.tokenizer.tokens(view, posterior)
+                return self.tokenizer.tokens(view.float(), posterior)  # a cache may hold fp16
         assert self.tokenizer is not None
         # In fp32 whatever the precision of the run: rounding changes ids, and a cache holds those of fp32.
         with torch.no_grad(), torch.autocast(batch["image"].device.type, enabled=False):

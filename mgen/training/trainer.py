@@ -7,7 +7,7 @@ the losses of an uninterrupted one exactly.
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from mgen.training.config import OptimConfig, TokenizerObjectiveConfig, TrainCon
 from mgen.training.data import BatchOrder
 from mgen.training.discriminator import DiscriminatorTrainer
 from mgen.training.launch import make_accelerator
+from mgen.training.nodes import check_same_data, check_same_settings
 from mgen.training.noise import Augmentation, Noise, TokenizerNoise, to_device
 from mgen.training.objective import Logs, StepOptions, StepOutput
 from mgen.training.parallel import check_parallel, make_parallel
@@ -30,6 +31,7 @@ from mgen.training.parts import check_prefixes
 from mgen.training.tasks import TASKS
 from mgen.training.token_source import Batch
 from mgen.training.tokenizer_objective import TokenizerObjective
+from mgen.training.trackers import tracker_names
 from mgen.training.update import NUMERICS, AdamW, Average, Skips
 from mgen.utils import seeds
 from mgen.utils.changes import plain
@@ -56,15 +58,18 @@ class Trainer:
                     "precision fp16 cannot train with an adversarial term (one loss scale for two losses): use bf16 or fp32"
                 )
         check_parallel(config)
+        tracker_names(config.log)  # raises an error if one is not installed
         self.output = Path(config.output)
         check_writable(self.output)
         ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
         self.accelerator = make_accelerator(
             precision=config.precision, expected=config.processes, kwargs_handlers=[ddp]
         )
+        check_same_settings(self.accelerator, config)
         check_pieces(config, self.accelerator.num_processes)
         torch.manual_seed(seeds.fold(config.seed, "init"))
         self.task = TASKS[config.task](config)
+        check_same_data(self.accelerator, self.task)
         self.objective = self.task.objective
         # A step that does not continue from an earlier one leaves the projection of carried features without a gradient.
         model = self.objective.model
@@ -73,8 +78,10 @@ class Trainer:
         if not any(p.requires_grad for p in self.objective.parameters()):
             raise MgenError("optim.freeze leaves no parameter to train: freeze fewer")
         self.device = self.accelerator.device
+        if config.gradient_checkpointing:
+            model.enable_gradient_checkpointing()
         self.parallel = make_parallel(config.parallel, self.accelerator, model, shards=config.hsdp_shards)
-        compile_network(model.to(self.device), config.compile)
+        compile_network(model, config.compile, device=self.device)  # in place: before weights are sharded or wrapped
         self.wrapped = self.parallel.prepare(self.objective)
         self.parameters = [p for p in self.objective.parameters() if p.requires_grad]
         optim = config.optim
@@ -88,7 +95,7 @@ class Trainer:
         network = self.objective.companions.discriminator
         if network is not None and isinstance(config.objective, TokenizerObjectiveConfig):
             self.discriminator = DiscriminatorTrainer(network, config.objective, self.accelerator, optim.clip)
-        self.ema = Average(list(self.averaged()), config.ema) if config.ema is not None else None
+        self.ema = Average(self.averaged(), config.ema) if config.ema is not None else None
         self.skips = Skips(self.device)
         self.step, self.seconds = 0, 0.0
         self.numerics = NUMERICS
@@ -182,9 +189,9 @@ class Trainer:
         """Steps so far whose gradient was not finite; waits for the device. Diverged if they were too many in a row."""
         return self.skips.read()
 
-    def averaged(self) -> Sequence[Tensor]:
+    def averaged(self) -> list[Tensor]:
         """What the EMA averages: this process's part of the parameters."""
-        return self.parallel.local(self.parameters)
+        return list(self.parallel.local(self.parameters))
 
     @contextlib.contextmanager
     def ema_weights(self) -> Iterator[None]:

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from mgen.utils.errors import MgenError, check_choice, first_line
 
 if TYPE_CHECKING:
+    import torch
+
     from mgen.utils.modeling import Model
 
 Compile = Literal["off", "regional", "full"]
@@ -28,11 +30,12 @@ MODES: tuple[str, ...] = get_args(Compile)
 FORMS = 64
 
 
-def compile_network(network: "Model", mode: str, **options: Any) -> None:
+def compile_network(network: "Model", mode: str, *, device: "torch.device | None" = None, **options: Any) -> None:
     """Compile a network in place; the first call with shapes of a new kind then takes seconds, later ones should be faster.
 
     Args:
         network: with repeated blocks, such as a generator. mode: "regional", "full", or "off", which does nothing.
+        device: where it will compute; None: where it is.
         options: of torch.compile, such as dynamic=True or mode="max-autotune".
 
     Raises:
@@ -44,7 +47,7 @@ def compile_network(network: "Model", mode: str, **options: Any) -> None:
     import torch._dynamo
 
     if options.get("backend", "inductor") == "inductor":
-        check_compiler(network.device.type)
+        check_compiler((device or network.device).type)
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, FORMS)
     if mode == "full":
         network.compile(**options)
@@ -68,9 +71,8 @@ def check_compiler(device: str) -> None:
         raise MgenError(f"compile on {device} needs {missing}; or leave compile off")
     import torch
 
-    function: Any = torch.compile(lambda x: x.exp() + 1, dynamic=False)
     try:
-        function(torch.zeros(8, device=device))
+        torch.compile(lambda x: x.exp() + 1, dynamic=False)(torch.zeros(8, device=device))
     except Exception as error:  # whatever a broken tool chain makes of it
         raise MgenError(
             f"this machine cannot compile for {device} ({first_line(error, 300)}): leave compile off, or repair the compiler that "

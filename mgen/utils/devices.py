@@ -1,8 +1,12 @@
 """Devices to compute on, by name."""
 
 import re
+from typing import TYPE_CHECKING
 
 from mgen.utils.errors import MgenError, first_line, shown
+
+if TYPE_CHECKING:
+    import torch
 
 KINDS = ("cpu", "cuda", "mps", "xpu")
 
@@ -50,3 +54,11 @@ def _count(kind: str) -> int:
     if kind in ("cpu", "mps"):
         return int(kind == "cpu" or torch.backends.mps.is_available())
     return int((torch.cuda if kind == "cuda" else torch.xpu).device_count())
+
+
+def wait_for(device: "torch.device") -> None:
+    """Until the device has done what it was given."""
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.synchronize(device)

@@ -59,7 +59,7 @@ def shown(value: object, most: int = 60) -> str:
     return text if len(text) <= 2 * most else f"{text[:most]} …"
 
 
-def first_line(error: Exception, most: int = 200) -> str:
+def first_line(error: BaseException, most: int = 200) -> str:
     """What an error says, in one line of `most` characters."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:most]
 

@@ -23,6 +23,8 @@ LOGGED = {
     "lr": Logged(title="learning rate", band=0.01, noisy=False),
     "grad_norm": Logged(title="gradient norm, before clipping", band=0.5, objective=True),
     "images_per_second": Logged(title="images per second", band=None),
+    "mfu": Logged(title="share of the devices' matmul peak (MFU)", band=None),
+    "data_wait": Logged(title="share of the time spent waiting for data", band=None),
     "accuracy": Logged(title="accuracy, share of masked tokens or of images"),
     "mse": Logged(title="mean squared error of the predicted noise"),
     "psnr": Logged(title="PSNR of reconstructions, dB", band=0.05),

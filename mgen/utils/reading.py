@@ -110,6 +110,20 @@ def read_tensors(path: str | Path) -> "tuple[dict[str, torch.Tensor], dict[str, 
         ) from error
 
 
+def tensor_places(path: str | Path) -> dict[str, tuple[int, int]]:
+    """Where the bytes of each tensor of a safetensors file begin and end; MgenError if its header is damaged."""
+    with check_file(path).open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > MOST_JSON_BYTES:
+            raise MgenError(f"{path} is not a readable safetensors file: its header would have {length} bytes")
+        header = parse_json(file.read(length).decode("utf-8", errors="replace"), f"the header of {path}")
+    try:
+        found = {name: about["data_offsets"] for name, about in header.items() if name != "__metadata__"}
+        return {name: (8 + length + int(start), 8 + length + int(stop)) for name, (start, stop) in found.items()}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise MgenError(f"{path} is not a readable safetensors file: its header lacks data_offsets") from error
+
+
 def file_sha256(path: str | Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -59,7 +59,7 @@ class Case:
             name not in self.outputs
         ):  # sets differ in what they record; `run` fails for anything recorded and not compared
             return
-        expected = self.outputs[name]
+        expected, got = self.outputs[name], got.cpu()
         assert got.shape == expected.shape, (
             f"{self.system}/{self.name}/{name}: shape {got.shape}, expected {expected.shape}"
         )

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from mgen.generators import Cascade
 from mgen.samplers import ParallelSampler
-from mgen.training import checkpoints
+from mgen.training import parallel
 from mgen.training.cascade import CascadeObjective
 from mgen.training.config import MaskConfig, train_config
 from mgen.training.from_data import fill_from_data
@@ -173,7 +173,7 @@ def test_a_failed_checkpoint_leaves_the_old_ones(
 ) -> None:
     config = generator_run(idx, tokenizer, tmp_path / "run", **{"log.checkpoint_every": 1, "log.keep": 1})
     trainer = Trainer(train_config(config))
-    real = checkpoints.write_tensors
+    real = parallel.write_tensors
 
     def full(path: Path, tensors: dict[str, torch.Tensor]) -> None:
         if trainer.step == 3 and path.name == "optimizer.safetensors":
@@ -181,7 +181,7 @@ def test_a_failed_checkpoint_leaves_the_old_ones(
             raise OSError(28, "No space left on device")
         real(path, tensors)
 
-    monkeypatch.setattr(checkpoints, "write_tensors", full)
+    monkeypatch.setattr(parallel, "write_tensors", full)
     with pytest.raises(MgenError, match="free space"):
         run(trainer)
     assert [p.name for p in (tmp_path / "run").glob("*checkpoint-*")] == ["checkpoint-0000002"]

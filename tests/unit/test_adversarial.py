@@ -108,7 +108,7 @@ def test_pieces_of_a_batch_train_like_the_whole_one(tmp_path: Path) -> None:
     data, logs = write_idx(tmp_path), dict[str, list[dict[str, float]]]()
     for name, changes in {"one": {}, "three": {"accumulate": 3}, "bf16": {"precision": "bf16"}}.items():
         trainer = Trainer(train_config({**settings_of(tmp_path / name, data), **changes}))
-        order = BatchOrder(trainer.config, count=len(trainer.task.train_data), rank=0, world=1, start=0)
+        order = BatchOrder(trainer.config, data=trainer.task.train_data, rank=0, world=1, start=0)
         loader = batches(trainer.task.train_data, order)
         for trainer.step in range(2):
             made = trainer.train_step(loader, order)

@@ -98,6 +98,8 @@ class EntityBlock(nn.Module):
     The norms have no weights. Args: D, H, F, `eps` of the norms, and the dropouts of BlockCausalConfig.
     """
 
+    called_apart = ("adaln",)  # parts that others call, see mgen.training.sharded
+
     def __init__(self, dim: int, heads: int, *, hidden: int, eps: float, attn_dropout: float, dropout: float) -> None:
         super().__init__()
         self.attn = EntityAttention(dim, heads, dropout=attn_dropout, out_dropout=dropout)

@@ -54,6 +54,8 @@ class ContextBlock(nn.Module):
     The modulation (B, 8, D) of a block: shift and scale of x, of the context; gate of the attention; shift, scale, gate of the MLP.
     """
 
+    called_apart = ("adaln",)  # parts that others call, see mgen.training.sharded
+
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
         self.heads = heads

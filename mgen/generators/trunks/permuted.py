@@ -77,6 +77,8 @@ class NormedAttention(CausalAttention):
 class PermutedBlock(nn.Module):
     """x += gate1 · attn(LN(x) · (1 + scale1) + shift1); x += gate2 · mlp(LN(x) · (1 + scale2) + shift2), row by row."""
 
+    called_apart = ("adaln",)  # parts that others call, see mgen.training.sharded
+
     def __init__(self, config: PermutedConfig) -> None:
         super().__init__()
         c = config

@@ -1,0 +1,116 @@
+"""The indexes of tar shards: found, or made where they are missing or the tars have changed."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tqdm import tqdm
+
+from mgen.data.tar_index import Forward, TarIndex, index_file, index_tar, read_index_file, write_index
+from mgen.data.tar_stream import TarStream
+from mgen.utils.errors import MgenError, shown
+from mgen.utils.files import check_writable
+from mgen.utils.reading import check_file
+from mgen.utils.tar_paths import PIPE, tar_name
+
+SUFFIX = ".index"
+THREADS = 8  # that read headers, from a network for example
+
+
+def find_indexes(shards: Sequence[str], folder: Path | None, *, progress: bool = True) -> list[TarIndex]:
+    """The indexes of these shards; missing ones are made and written into `folder`, None: beside each tar.
+
+    Processes that do so at the same time begin with different shards, and each takes over what others have written.
+
+    Raises:
+        MgenError: a shard can't be read, or its index not written.
+    """
+    piped = shards[0].startswith(PIPE)
+    if piped and folder is None:
+        raise MgenError(
+            f"{shown(shards[0], 100)} needs data.index (mgen cache: --index): the folder of the indexes of what commands write"
+        )
+    found: dict[int, TarIndex] = {}
+    for number, name in enumerate(shards):
+        if (kept := _kept(name, folder)) is not None:
+            found[number] = kept
+    missing = [number for number in range(len(shards)) if number not in found]
+    if not missing:
+        return [found[number] for number in range(len(shards))]
+    for place in dict.fromkeys(_place(shards[number], folder).parent for number in missing):
+        try:
+            check_writable(place)
+        except MgenError as error:
+            raise MgenError(
+                f"{error}: there is no place for the index of the tars; set data.index (mgen cache: --index) to a folder"
+            ) from error
+    rank, world = (
+        int(text) if text.isdigit() else 0 for text in (os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", ""))
+    )
+    first = rank * len(missing) // max(1, world)
+    order = missing[first:] + missing[:first]
+    with ThreadPoolExecutor(1 if piped else THREADS) as pool:
+        made = pool.map(lambda number: _kept_or_made(shards[number], folder), order)
+        bar = tqdm(
+            made,
+            total=len(order),
+            unit="tar",
+            desc="indexing",
+            disable=not progress or rank > 0,
+            delay=1.0,
+            leave=False,
+        )
+        try:
+            found.update(zip(order, bar))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return [found[number] for number in range(len(shards))]
+
+
+def _place(name: str, folder: Path | None) -> Path:
+    """Where the index of a shard is."""
+    if name.startswith(PIPE):
+        assert folder is not None
+        return folder / f"pipe-{hashlib.sha256(name.encode(errors='replace')).hexdigest()[:16]}{SUFFIX}"
+    return (Path(name).parent if folder is None else folder) / f"{Path(name).name}{SUFFIX}"
+
+
+def _kept(name: str, folder: Path | None) -> TarIndex | None:
+    """The index that was written before, None if there is none or the tar has changed since."""
+    path = _place(name, folder)
+    about = None if name.startswith(PIPE) else check_file(name).stat()
+    if not os.path.lexists(path):
+        return None
+    index = read_index_file(path)
+    if about is not None and (about.st_size, about.st_mtime_ns) != (index.about.bytes, index.about.mtime_ns):
+        return None
+    return index
+
+
+def _kept_or_made(name: str, folder: Path | None) -> TarIndex:
+    kept = _kept(name, folder)
+    return _made(name, folder) if kept is None else kept
+
+
+def _made(name: str, folder: Path | None) -> TarIndex:
+    """The index, made and written."""
+    if name.startswith(PIPE):
+        stream = TarStream(name)
+        try:
+            index = index_tar(Forward(stream.file), tar_name(name), None)
+            while stream.file.read(
+                2**20
+            ):  # what is behind the end of the tar; a command whose output is not read to its end may fail
+                pass
+            status, said = stream.status()
+        finally:
+            stream.close()
+        if status:
+            raise MgenError(f"{shown(name, 200)} ended with status {status}{said}: run it by hand to see why")
+    else:
+        index = index_file(Path(name))
+    write_index(_place(name, folder), index)
+    return index

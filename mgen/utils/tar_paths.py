@@ -1,0 +1,100 @@
+"""Which shards a text names: a tar, a folder of tars, braces, wildcards, several of them with `::`, or commands that write a tar."""
+
+import glob
+import itertools
+import os
+import re
+from pathlib import Path
+
+from mgen.utils.errors import MgenError, shown
+
+PIPE = "pipe:"
+MOST_SHARDS = 10**6
+BRACES = re.compile(r"\{([^{}]*)\}")
+
+
+def names_tars(name: str) -> bool:
+    """Whether a text names tar shards rather than a folder of images."""
+    if name.startswith(PIPE) or ".tar" in os.path.basename(name):
+        return True
+    return os.path.isdir(name) and any(entry.endswith(".tar") for entry in os.listdir(name))
+
+
+def find_tars(text: str) -> list[str]:
+    """The shards that a text names, in order: paths of files, or commands with `pipe:` in front.
+
+    Raises:
+        MgenError: there are none, or one is missing; or both files and commands are named.
+    """
+    found: list[str] = []
+    for part in text.split("::"):
+        for name in expand_braces(part):
+            found += [name] if name.startswith(PIPE) else _files(name)
+    if len(set(found)) < len(found):
+        double = next(name for name in found if found.count(name) > 1)
+        raise MgenError(f"{shown(text, 200)} names {double} twice")
+    pipes = sum(name.startswith(PIPE) for name in found)
+    if pipes not in (0, len(found)):
+        raise MgenError(f"{shown(text, 200)} names files and commands: give one kind alone")
+    if pipes and (empty := [name for name in found if not name[len(PIPE) :].strip()]):
+        raise MgenError(f"{shown(empty[0])} has no command: expected pipe:COMMAND, such as 'pipe:curl -s URL'")
+    return found
+
+
+def _files(name: str) -> list[str]:
+    if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*://", name):
+        raise MgenError(f"{shown(name, 200)} is an address: read it with a command, such as 'pipe:curl -sf {name}'")
+    if os.path.isdir(name):
+        found = sorted(os.path.join(name, entry) for entry in os.listdir(name) if entry.endswith(".tar"))
+        if not found:
+            raise MgenError(f"no .tar in the folder {name}: give the folder of the shards, or a pattern")
+        return found
+    if any(letter in name for letter in "*?[") and not os.path.lexists(name):
+        found = sorted(glob.glob(name))
+        if not found:
+            raise MgenError(f"no file fits {shown(name, 200)}")
+        return found
+    if not os.path.exists(name):
+        raise MgenError(f"no such tar: {name}")
+    return [name]
+
+
+def expand_braces(text: str) -> list[str]:
+    """The texts that one with braces stands for: {000..146} for numbers of that width, {a,b} for words. Other braces stay."""
+    parts: list[list[str]] = []
+    end, count = 0, 1
+    for match in BRACES.finditer(text):
+        inside = match[1]
+        if numbers := re.fullmatch(r"([0-9]{1,9})\.\.([0-9]{1,9})", inside):
+            first, last = int(numbers[1]), int(numbers[2])
+            width = max(map(len, numbers.groups())) if "0" in (numbers[1][0], numbers[2][0]) else 0
+            step = 1 if first <= last else -1
+            some: range | list[str] = range(first, last + step, step)
+            count *= len(some)
+            if count > MOST_SHARDS:
+                raise MgenError(f"{shown(text, 200)} stands for more than {MOST_SHARDS} shards")
+            some = [f"{number:0{width}d}" for number in some]
+        elif "," in inside:
+            some = inside.split(",")
+            count *= len(some)
+        else:
+            continue
+        if count > MOST_SHARDS:
+            raise MgenError(f"{shown(text, 200)} stands for more than {MOST_SHARDS} shards")
+        parts += [[text[end : match.start()]], some]
+        end = match.end()
+    parts.append([text[end:]])
+    return ["".join(words) for words in itertools.product(*parts)]
+
+
+def tar_name(name: str) -> str:
+    """What to call a shard in messages: its path, or the command."""
+    return name if name.startswith(PIPE) else os.path.basename(name)
+
+
+def set_name(shards: list[str]) -> str:
+    """What to call the data: the name of the first shard without its number."""
+    first = shards[0].split()[-1] if shards[0].startswith(PIPE) else shards[0]
+    stem = re.sub(r"\.tar.*$", "", os.path.basename(first))
+    name = re.sub(r"[-_.]?[0-9]+$", "", stem) or Path(first).parent.name or stem
+    return os.fsencode(name).decode(errors="replace").strip()[:100] or "tars"

@@ -1,0 +1,134 @@
+"""What a step does with its gradient, how fast a run says it is, and runs that were begun before either changed."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mgen.training import speed
+from mgen.training.config import EMAConfig, OptimConfig, TrainConfig, train_config
+from mgen.training.flops import Peak
+from mgen.training.loop import run, train
+from mgen.training.speed import Meter
+from mgen.training.tensors import Diverged
+from mgen.training.trainer import Trainer
+from mgen.training.update import MOST_SKIPPED_IN_A_ROW, AdamW, Average, Skips
+from tests.helpers import write_idx
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def idx(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_idx(tmp_path_factory.mktemp("idx"))
+
+
+def config(idx: Path, output: Path, **settings: Any) -> TrainConfig:
+    base = {
+        "task": "classifier",
+        "output": str(output),
+        "steps": 6,
+        "batch_size": 12,
+        "model": {"class": "ImageClassifier", "widths": [8]},
+        "data": {"kind": "fmnist", "path": str(idx), "shift": 1},
+        "optim": {"lr": 3e-3, "weight_decay": 0.02, "clip": 0.5},
+        "ema": {"decay": 0.9},
+        "log": {"every": 1, "checkpoint_every": 3, "trackers": []},
+    }
+    return train_config(base | settings)
+
+
+def steps(version: int, bad: tuple[int, ...] = ()) -> tuple[list[Tensor], list[Tensor], int]:
+    """Weights and averages after eight steps, of which the gradients of `bad` are not finite, and how many were skipped."""
+    torch.manual_seed(0)
+    weights = [nn.Parameter(torch.randn(3, 5)), nn.Parameter(torch.randn(100))]
+    adamw, skips = AdamW([{"params": weights, "weight_decay": 0.02}], OptimConfig(lr=0.01), CPU), Skips(CPU)
+    average = Average(weights, EMAConfig(decay=0.5))
+    adamw.use_numerics(version)
+    average.numerics = version
+    for i in range(8):
+        for weight in weights:
+            weight.grad = torch.randn_like(weight)
+        if i in bad:
+            assert weights[0].grad is not None
+            weights[0].grad[1, 2] = float("nan")
+        finite = torch.tensor(i not in bad)
+        if adamw.fused:
+            adamw.skip_unless(finite)
+        if adamw.fused or finite:
+            adamw.step()
+            average.step(weights)
+        skips.add(finite)
+    return [w.detach() for w in weights], average.shadow_params, skips.read()
+
+
+def test_both_forms_of_the_update_agree_and_skip_the_same_steps() -> None:
+    for bad in ((), (0, 3, 4)):
+        one, two = steps(1, bad), steps(2, bad)
+        assert one[2] == two[2] == len(bad)
+        for a, b in zip(one[0], two[0]):
+            assert torch.allclose(a, b, atol=1e-6) and b.isfinite().all()
+    # With a skipped step the average comes nearer to weights that stay.
+    assert not torch.equal(steps(2)[0][0], steps(2, (3,))[0][0])
+    for a, b in zip(steps(1)[1], steps(2)[1]):
+        assert torch.allclose(a, b, atol=1e-6)
+
+
+def test_too_many_skipped_steps_in_a_row_end_the_run() -> None:
+    skips = Skips(CPU)
+    for i in range(2 * MOST_SKIPPED_IN_A_ROW):
+        skips.add(torch.tensor(i % MOST_SKIPPED_IN_A_ROW == 0))
+    assert skips.read() == 2 * (MOST_SKIPPED_IN_A_ROW - 1)
+    for _ in range(2):
+        skips.add(torch.tensor(False))
+    skips.add(torch.tensor(True))  # seen when values are logged, if later steps were finite too
+    with pytest.raises(Diverged, match="in a row"):
+        skips.read()
+
+
+def test_a_run_of_an_earlier_version_resumes_exactly(idx: Path, tmp_path: Path) -> None:
+    def losses(name: str) -> list[float]:
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        return [json.loads(line)["loss"] for line in lines if "lr" in line]
+
+    for name in ("whole", "cut"):
+        trainer = Trainer(config(idx, tmp_path / name, steps=6 if name == "whole" else 3))
+        trainer.use_numerics(1)
+        run(trainer)
+    file = tmp_path / "cut" / "checkpoint-0000003" / "state.json"
+    state = json.loads(file.read_text())
+    assert state.pop("numerics") == 1  # earlier versions wrote no such key
+    file.write_text(json.dumps(state))
+    train(config(idx, tmp_path / "cut"))
+    assert losses("cut") == losses("whole")
+    train(config(idx, tmp_path / "new"))
+    assert losses("new") == pytest.approx(losses("whole"), rel=1e-4)
+    assert json.loads((tmp_path / "new" / "checkpoint-0000006" / "state.json").read_text())["numerics"] == 2
+
+
+def test_the_log_says_how_fast_a_run_is(idx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "matmul_peak", lambda device, precision: Peak(flops=1e9, source="measured"))
+    trainer = Trainer(config(idx, tmp_path / "run"))
+
+    def slow() -> Iterator[dict[str, Tensor]]:
+        while True:
+            time.sleep(0.05)
+            yield {}
+
+    meter = Meter(slow(), trainer)
+    # One convolution and one linear layer at least: 3×3×8 products for each of 32×32 pixels, 2 FLOPs each.
+    assert 2 * 9 * 8 * 32 * 32 <= meter.flops < 1e8
+    for _ in range(3):
+        next(meter)
+        trainer.step += 1
+    time.sleep(0.05)
+    values = meter.values({"loss": torch.tensor(1.0)})
+    assert 0.6 < values["data_wait"] < 0.9  # three waits of four pauses
+    assert values["mfu"] == pytest.approx(3 * meter.flops * values["images_per_second"] / 1e9)
+    assert values["images"] == 36 and values["loss"] == 1.0
+    assert meter.values({"loss": torch.tensor(1.0)})["data_wait"] == 0.0
