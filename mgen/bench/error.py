@@ -58,11 +58,14 @@ def run_error(generator: AnyGenerator, sampler: ParallelSampler, *, batch_size: 
             z = generator.context(*args, **asked, cache=cache)
             found.append((z, _logits(generator, z, exact, asked.get("positions"))))
     (z, logits), (rough_z, rough_logits) = found
-    both = logits is not None and rough_logits is not None
+    answer, likeliest = None, None
+    if logits is not None and rough_logits is not None:
+        answer = relative(rough_logits, logits)
+        likeliest = (rough_logits.argmax(-1) == logits.argmax(-1)).float().mean().item()
     return RunError(
         context=relative(rough_z, z),
-        logits=relative(rough_logits, logits) if both else None,
-        likeliest=(rough_logits.argmax(-1) == logits.argmax(-1)).float().mean().item() if both else None,
+        logits=answer,
+        likeliest=likeliest,
         equal=equal,
         vectors=vectors,
     )

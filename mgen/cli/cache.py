@@ -7,7 +7,7 @@ from contextlib import nullcontext
 
 from mgen.cli import resumable
 from mgen.cli.overwrite import add_overwrite, again, overwriting
-from mgen.cli.parser import add_vision, make_parser, path, whole
+from mgen.cli.parser import add_vision, data_path, make_parser, path, whole
 from mgen.utils.errors import MgenError, shown
 
 EXAMPLES = """  mgen cache --data fmnist --out caches/fmnist
@@ -45,7 +45,9 @@ def command(argv: Sequence[str] | None = None) -> int:
     if args.data == "fmnist":
         check_unused(args, "--data fmnist", ("image_size", "classes", "index", "on_error"))
     else:
-        check_unused(args, "tars" if names_tars(args.data) else "a folder of images", ("data_path", "split"))
+        tars = names_tars(args.data)
+        unused = ("data_path", "split", *(() if tars else ("index",)))
+        check_unused(args, "tars" if tars else "a folder of images", unused)
     measures = [name for name in ("measure_scale", "measure_order") if getattr(args, name)]
     if measures:
         check_unused(
@@ -85,7 +87,7 @@ def add_options(parser: ArgumentParser) -> None:
     option = parser.add_argument
     option(
         "--data",
-        type=path,
+        type=data_path,
         metavar="DATA",
         help="a folder of images (classes: its subfolders), tars of a WebDataset (a folder of them, or a pattern: "
         "'shard-{000..146}.tar'), commands that write tars ('pipe:curl -sf URL'), or `fmnist`",

@@ -12,6 +12,7 @@ from typing import Any, NoReturn, TypeVar
 
 from mgen.utils.errors import MgenError, shown
 from mgen.utils.paths import path_fault
+from mgen.utils.tar_paths import PIPE
 
 N = TypeVar("N", int, float)
 MOST_FOLDERS = 200  # that a path goes down
@@ -36,6 +37,11 @@ def path(value: str) -> str:
     if len(Path(os.path.abspath(value)).parts) > MOST_FOLDERS:
         raise argparse.ArgumentTypeError(f"{shown(value)} is more than {MOST_FOLDERS} folders deep")
     return value
+
+
+def data_path(value: str) -> str:
+    """The same for data, which may also come from a command: `pipe:…` stands as it is."""
+    return text(value) if value.startswith(PIPE) else path(value)
 
 
 def whole(low: int = -(2**63), high: int = 2**63 - 1) -> Callable[[str], int]:

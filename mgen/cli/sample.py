@@ -65,7 +65,7 @@ def add_sampling(parser: ArgumentParser) -> None:
     option("--seed", type=int, default=0)
     add_sampler(parser)
     option("--device", default="auto", help="cpu, cuda, cuda:1, auto")
-    option("--dtype", default="fp32", help="fp32, bf16 or fp16 (autocast of the generator; decoding is in fp32)")
+    option("--dtype", default="fp32", help="fp32, bf16 or fp16, of the generator; decoding is in fp32")
 
 
 def add_compile(parser: ArgumentParser) -> None:

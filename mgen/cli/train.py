@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mgen.cli import resumable, run
-from mgen.cli.parser import add_vision, make_parser, path
+from mgen.cli.parser import add_vision, data_path, make_parser, path
 from mgen.utils.errors import MgenError, suggestion
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def command(argv: Sequence[str] | None = None) -> int:
     option(
         "--data",
         metavar="DATA",
-        type=path,
+        type=data_path,
         help="train on this folder of images (classes are the subfolders), these tars ('shard-{000..146}.tar') or this cache, in place of "
         "the file's",
     )

@@ -79,7 +79,7 @@ class SharedBar:
         with self._lock:
             self.bar.update(images)
 
-    def look(self) -> None:
+    def count_others(self) -> None:
         """Count the shards that other processes have completed since the last look."""
         for shard in sorted(self.others):
             if shard_path(self.folder, shard).exists():
@@ -88,7 +88,7 @@ class SharedBar:
 
     def _look_around(self) -> None:
         while not self._stop.wait(EVERY):
-            self.look()
+            self.count_others()
 
     def __enter__(self) -> "SharedBar":
         if self._watch is not None:
@@ -102,5 +102,5 @@ class SharedBar:
         if self._watch is not None:
             self._watch.join()
             if kind is None:
-                self.look()
+                self.count_others()
         self.bar.close()

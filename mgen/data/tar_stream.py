@@ -2,6 +2,7 @@
 
 import contextlib
 import subprocess
+import tempfile
 from typing import IO
 
 from mgen.utils.errors import MgenError, shown
@@ -15,13 +16,14 @@ class TarStream:
 
     def __init__(self, name: str) -> None:
         self.name, self.place = name, 0
+        self.said = tempfile.TemporaryFile()  # a pipe that nobody empties would stop the command
         try:
             # A session of its own: a Ctrl-C is for the run, which ends the command itself.
             self.process = subprocess.Popen(
                 ["/bin/sh", "-c", name.removeprefix(PIPE)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
+                stderr=self.said,
                 start_new_session=True,
             )
         except OSError as error:
@@ -64,10 +66,8 @@ class TarStream:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(5)
         self.closed = True
-        said = b""
-        if self.process.poll() is not None and self.process.stderr is not None:
-            said = self.process.stderr.read(2**16)
-        lines = said.decode("utf-8", errors="replace").strip().splitlines()
+        self.said.seek(max(0, self.said.seek(0, 2) - 2**12))
+        lines = self.said.read().decode("utf-8", errors="replace").strip().splitlines()
         return (
             self.process.returncode if self.process.returncode is not None else -1,
             f" ({lines[-1][:200]})" if lines else "",
@@ -77,8 +77,7 @@ class TarStream:
         """End the command, which need not have written all."""
         self.closed = True
         self.file.close()
-        if self.process.stderr is not None:
-            self.process.stderr.close()
+        self.said.close()
         self.process.terminate()
         try:
             self.process.wait(5)

@@ -158,8 +158,8 @@ class TarImages:
 
     def __getitems__(self, indices: Sequence[Row]) -> dict[str, Tensor]:
         """A batch: image (B, C, size, size) float in [-1, 1] and label (B,); of images by number, or of `items`."""
-        rows = [row if isinstance(row, int) else row[0] for row in indices]
-        contents = [None if isinstance(row, int) else row[1] for row in indices]
+        rows = [row[0] if isinstance(row, tuple) else int(row) for row in indices]
+        contents = [row[1] if isinstance(row, tuple) else None for row in indices]
         if self.piped and None in contents:
             contents = [data for _, data in self.items(rows)]
         found = [self._image(i, data) for i, data in zip(rows, contents)]

@@ -3,11 +3,12 @@
 from dataclasses import field
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from mgen.utils.compiling import Compile
 from mgen.utils.errors import MgenError, check_choice, shown
-from mgen.utils.schema import PathText, Positive, PositiveShare, Rate, Share, Size, Text, build, schema
+from mgen.utils.schema import PathText, Positive, PositiveShare, Rate, Share, Size, Text, build, path_text, schema
+from mgen.utils.tar_paths import PIPE
 
 if TYPE_CHECKING:
     from mgen.utils.modeling import Model
@@ -18,6 +19,10 @@ Every = Annotated[int, Field(ge=0, le=MOST_STEPS)]  # steps between events; 0: o
 LearningRate = Annotated[float, Field(ge=0, le=1000)]
 Weight = Annotated[float, Field(ge=0, le=1e6)]  # of a term of a loss
 Betas: TypeAlias = tuple[Rate, Rate]
+# A path, or a command that writes tars, which stands as it is.
+DataPath = Annotated[
+    str, Field(min_length=1), AfterValidator(lambda value: value if value.startswith(PIPE) else path_text(value))
+]
 Shape = Annotated[float, Field(ge=1e-6, le=1e6)]  # of a beta distribution
 # `off` is false in YAML, and `on` is true.
 CompileMode = Annotated[
@@ -32,8 +37,8 @@ CompileMode = Annotated[
 class DataConfig:
     kind: Literal["fmnist", "folder", "cache", "webdataset"] = "fmnist"
     # folder; of a webdataset also tars as in mgen.utils.tar_paths; None: Fashion-MNIST is looked for in its usual places, or downloaded
-    path: PathText | None = None
-    val_path: PathText | None = (
+    path: DataPath | None = None
+    val_path: DataPath | None = (
         None  # the same of the validation data; None: Fashion-MNIST's test split, else no validation
     )
     image_size: Size = 256  # pixels, for "folder" and "webdataset"
@@ -55,6 +60,8 @@ class DataConfig:
     streams: Annotated[int, Field(ge=1, le=2**16)] = 1  # sequences of shards whose images make up a batch
 
     def __post_init__(self) -> None:
+        if self.kind != "webdataset" and (self.num_classes is not None or self.index is not None):
+            raise MgenError(f"num_classes and index are for kind=webdataset, this is {self.kind}: leave them out")
         if self.shuffle == "full" and (self.buffer, self.streams) != (65536, 1):
             raise MgenError("buffer and streams are for shuffle=shards: set that too, or leave them out")
 

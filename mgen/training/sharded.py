@@ -139,7 +139,7 @@ class Sharded(Parallel):
     # -- checkpoints -----------------------------------------------------------------------------------------------------------
 
     def save(self, folder: Path, parts: Mapping[str, Tensors], state: dict[str, Any], then: Callable[[], None]) -> None:
-        self.finish()
+        self.wait_for_checkpoint()
         main, opened, where = self.accelerator.is_main_process, ExitStack(), [""]
         problem = None
         if main:
@@ -152,7 +152,7 @@ class Sharded(Parallel):
         wait = begin_writing(Path(where[0]), parts, self.writers)
         self.writing = _Writing(folder, Path(where[0]), state, then, opened, wait)
 
-    def finish(self) -> None:
+    def wait_for_checkpoint(self) -> None:
         if self.writing is None:
             return
         writing, self.writing = self.writing, None

@@ -47,7 +47,7 @@ Text = Annotated[str, Field(min_length=1)]
 Listed = Annotated[T, BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)]
 
 
-def _path(value: str) -> str:
+def path_text(value: str) -> str:
     """A path with `~` as the home folder and no slash at its end."""
     value = os.path.expanduser(value)
     if not value.strip():
@@ -57,7 +57,7 @@ def _path(value: str) -> str:
     return value.rstrip("/") or "/"
 
 
-PathText = Annotated[str, Field(min_length=1), AfterValidator(_path)]  # of a file or folder, or the name of a model
+PathText = Annotated[str, Field(min_length=1), AfterValidator(path_text)]  # of a file or folder, or the name of a model
 
 # protected_namespaces: pydantic keeps the names model_… for itself, unless told otherwise.
 _CONFIG = ConfigDict(

@@ -16,6 +16,7 @@ from mgen.pipelines.pipeline import MaskedPipeline
 from mgen.training.checkpoints import list_checkpoints, save_checkpoint
 from mgen.training.config import train_config
 from mgen.training.data import BatchOrder, batches
+from mgen.training.launch import make_accelerator
 from mgen.training.loop import run
 from mgen.training.objective import StepOutput
 from mgen.training.parallel import check_parallel
@@ -45,7 +46,7 @@ def mean_losses(trainer: Trainer, steps: int = STEPS) -> list[float]:
     """Losses of the next steps."""
     config, accelerator, data = trainer.config, trainer.accelerator, trainer.task.train_data
     rank, world = accelerator.process_index, accelerator.num_processes
-    order = BatchOrder(config, count=len(data), rank=rank, world=world, start=trainer.step)
+    order = BatchOrder(config, data=data, rank=rank, world=world, start=trainer.step)
     loader, out = iter(batches(data, order, 0)), []
     trainer.objective.train()
     for _ in range(steps):
@@ -100,7 +101,7 @@ def train_and_be_killed(folder: Path) -> None:
 
     def step(*args: Any) -> Any:
         if trainer.step == KILLED:
-            trainer.parallel.finish()
+            trainer.parallel.wait_for_checkpoint()
             save_checkpoint(trainer)  # of which the end never comes
             os.kill(os.getpid(), signal.SIGKILL)
         return real(*args)
@@ -189,6 +190,12 @@ def test_what_cannot_be_sharded_is_an_error(changed: dict[str, Any], told: str) 
     )
     with pytest.raises(MgenError, match=told):
         check_parallel(config)
+
+
+def test_other_engines_of_the_launcher_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(MgenError, match="asks for FSDP.*parallel=fsdp"):
+        make_accelerator()
 
 
 def test_groups_must_divide_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
