@@ -1,6 +1,7 @@
 """Which shards a text names: a tar, a folder of tars, braces, wildcards, several of them with `::`, or commands that write a tar."""
 
 import glob
+import hashlib
 import itertools
 import os
 import re
@@ -90,6 +91,13 @@ def expand_braces(text: str) -> list[str]:
 def tar_name(name: str) -> str:
     """What to call a shard in messages: its path, or the command."""
     return name if name.startswith(PIPE) else os.path.basename(name)
+
+
+def shortened(name: str) -> str:
+    """A command for others to see, who may not see the passwords in it: its program, and a hash that tells it from others."""
+    first = (name.removeprefix(PIPE).split() or [""])[0]
+    program = first if re.fullmatch(r"[\w./+-]+", first) else "…"
+    return f"{PIPE}{program} … ({hashlib.sha256(os.fsencode(name)).hexdigest()[:8]})"
 
 
 def set_name(shards: list[str]) -> str:

@@ -18,6 +18,7 @@ from mgen.training.speed import Meter
 from mgen.training.tensors import Diverged
 from mgen.training.trainer import Trainer
 from mgen.training.update import MOST_SKIPPED_IN_A_ROW, AdamW, Average, Numerics, Skips
+from mgen.utils.devices import wait_for
 from tests.helpers import write_idx
 
 CPU = torch.device("cpu")
@@ -123,6 +124,15 @@ def test_cards_are_told_apart_by_whole_words() -> None:
     others = "L40", "RTX A1000", "RTX A4000", "A100-SXM4-40GB MIG 1g.5gb", "GB200", "GeForce RTX 3090 Ti"
     for name in (*others, "GeForce RTX 4090 Laptop GPU", "GeForce RTX 4090 D"):
         assert listed(f"NVIDIA {name}") is None  # measured
+
+
+@pytest.mark.parametrize("kind", ["cuda", "mps", "xpu"])
+def test_clocks_wait_for_every_kind_of_device(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[str] = []
+    for name in ("cuda", "mps", "xpu"):
+        monkeypatch.setattr(getattr(torch, name), "synchronize", lambda *device, name=name: waited.append(name))
+    wait_for(torch.device(kind))
+    assert waited == [kind]
 
 
 def test_the_log_says_how_fast_a_run_is(idx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
