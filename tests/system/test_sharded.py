@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,9 @@ def train_and_be_killed(folder: Path) -> None:
 
     def step(*args: Any) -> Any:
         if trainer.step == KILLED:
-            trainer.parallel.wait_for_checkpoint()
+            while not (trainer.output / "checkpoint-0000010" / "state.json").is_file():
+                time.sleep(0.02)
+                trainer.parallel.poll()
             save_checkpoint(trainer)  # of which the end never comes
             os.kill(os.getpid(), signal.SIGKILL)
         return real(*args)
