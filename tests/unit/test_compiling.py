@@ -12,6 +12,7 @@ from torch._dynamo.utils import counters
 from mgen.bench.flops import count_run
 from mgen.cli import main, run
 from mgen.generators.presets import list_models, model_config
+from mgen.nn.attention import attend
 from mgen.utils import compiling
 from mgen.utils.compiling import check_compiler, compile_network, uncompiled
 from mgen.utils.errors import MgenError
@@ -182,3 +183,10 @@ def test_inductor_gives_the_same_numbers() -> None:
         compiled = net.context(torch.ones(2, 16, 4), known, torch.tensor([0, 1]))
         with uncompiled():
             assert torch.allclose(net.context(torch.ones(2, 16, 4), known, torch.tensor([0, 1])), compiled, atol=1e-5)
+
+
+def test_attention_in_bf16_has_no_graph_breaks() -> None:
+    q, k, v = torch.randn(3, 2, 4, 16, 8).bfloat16()
+    compiled = torch.compile(attend, **BACKEND)
+    for readable in (None, torch.arange(16).expand(2, 16) < 9):
+        assert torch.equal(compiled(q, k, v, readable=readable), attend(q, k, v, readable=readable))
