@@ -1,6 +1,5 @@
 """Multi-head self-attention with packed projections. Notation: B batch, L keys, Q queries, D width, H heads, d = D / H."""
 
-from functools import cache
 from typing import TypedDict
 
 import torch
@@ -14,6 +13,8 @@ from mgen.nn.cache import KVCache
 EXPLICIT_KEYS, EXPLICIT_KEYS_WITHOUT_AMX = 128, 640
 # Numbers of the scores (B, H, Q, L) that explicit attention of a pass holds at a time; images with more are left to the fused kernel.
 PIECE, LARGEST = 2**23, 2**25
+# Whether the CPU has bf16 units of the kind AMX. A number, not a cached function, of which torch.compile would warn.
+AMX = bool(getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16"))
 
 
 class Keys(TypedDict, total=False):
@@ -44,13 +45,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0, readable: Tens
 
 def slow_kernel(q: Tensor) -> bool:
     """Whether the fused kernel multiplies these queries without the CPU's bf16 units: of those it knows AMX alone."""
-    return q.device.type == "cpu" and q.dtype == torch.bfloat16 and not has_amx()
-
-
-@cache
-def has_amx() -> bool:
-    """Whether the CPU has bf16 units of the kind AMX."""
-    return bool(torch.cpu.get_capabilities().get("amx_bf16"))
+    return q.device.type == "cpu" and q.dtype == torch.bfloat16 and not AMX
 
 
 def explicit(q: Tensor, k: Tensor, v: Tensor, readable: Tensor | None = None) -> Tensor:
