@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from mgen.nn.cache import KVCache
 from mgen.utils.devices import cpu_bf16_units
 
-AMX = cpu_bf16_units() == "AMX"  # a constant, which torch.compile does not have to look into
+# A constant and no cached function, of which torch.compile would warn.
+AMX = cpu_bf16_units() == "AMX"
 # CPUs with bf16 units train faster with explicit attention up to about so many keys, with AMX and without, where the fused kernel leaves
 # the units idle (docs/experiments/training_speed.md); in fp32 the forms are equal.
 EXPLICIT_KEYS, EXPLICIT_KEYS_WITHOUT_AMX = 128, 640
