@@ -102,7 +102,7 @@ def list_checkpoints(output: Path) -> list[Path]:
 
 
 def save_checkpoint(trainer: Trainer) -> Path:
-    """Save what an exact continuation needs; returns the folder, complete at the latest after `trainer.parallel.wait_for_checkpoint()`."""
+    """Save what an exact continuation needs; returns the folder, which may be complete only later, see Parallel.poll."""
     output, step, keep = trainer.output, trainer.step, trainer.config.log.keep
     final = output / f"checkpoint-{step:07d}"
     files = _files(trainer)

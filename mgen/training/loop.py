@@ -118,6 +118,7 @@ def _train(trainer: Trainer, logger: Logger, memory: Need) -> None:
         while trainer.step < config.steps:
             logs = trainer.train_step(meter, order)
             trainer.step += 1
+            trainer.parallel.poll()
             bar.update()
             forecast.step(trainer)
             if trainer.step % config.log.every == 0 or trainer.step == config.steps:
