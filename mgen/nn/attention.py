@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from mgen.nn.cache import KVCache
 
-# CPUs with bf16 units train faster with explicit attention up to about so many keys, with AMX and without, where the fused kernel does not use
-# them (docs/experiments/training_speed.md); in fp32 the forms are equal.
+# CPUs with bf16 units train faster with explicit attention up to about so many keys, with AMX and without, where the fused kernel does
+# not use them (docs/experiments/training_speed.md); in fp32 the forms are equal.
 EXPLICIT_KEYS, EXPLICIT_KEYS_WITHOUT_AMX = 128, 640
 # Numbers of the scores (B, H, Q, L) that explicit attention of a pass holds at a time; images with more are left to the fused kernel.
 PIECE, LARGEST = 2**23, 2**25
