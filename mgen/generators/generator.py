@@ -323,7 +323,7 @@ class Generator(Composed):
             noise=noise,
             options=options,
             global_tokens=s,
-            flat=masked.flat if where is masked.where else None,
+            flat=masked.flat,
         )
 
     def _denoise(

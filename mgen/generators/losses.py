@@ -12,7 +12,7 @@ from torch import Tensor
 from mgen.generators.trunk import count_known, unknown_first
 from mgen.heads.composite import PerCodebookHead
 from mgen.heads.head import Head, HeadNoise, JointHead
-from mgen.nn import gather_rows, span, take
+from mgen.nn import gather_rows, take
 from mgen.utils.schema import PositiveShare, Rate, schema
 
 
@@ -43,21 +43,28 @@ class Masked:
     """Where the masked tokens of a batch are. Made of masks that lie in host memory, so that a step need not wait for its GPU.
 
     Attributes:
-        visible: fewest and most known tokens of an image. where: positions (B, M), where all images know as many; else None.
-        flat: b·L + l of all masked tokens (n,), ascending; None where `where` is there.
+        visible: fewest and most known tokens of an image. flat: b·L + l of all masked tokens (n,), ascending.
+        where: positions (B, M), where all images know as many; else None.
     """
 
     visible: tuple[int, int]
+    flat: Tensor
     where: Tensor | None = None
-    flat: Tensor | None = None
 
 
 def masked_tokens(known: Tensor) -> Masked:
     """Where the masked tokens of bool known (B, L) are."""
     fewest, most = count_known(known)
     if fewest == most:
-        return Masked(visible=(fewest, most), where=unknown_first(known, known.shape[1] - most))
-    return Masked(visible=(fewest, most), flat=(~known).flatten().nonzero().squeeze(1))
+        where = unknown_first(known, known.shape[1] - most)
+        starts = torch.arange(len(known), device=known.device).unsqueeze(1) * known.shape[1]  # (B, 1)
+        return Masked(visible=(fewest, most), flat=(starts + where).flatten(), where=where)
+    return Masked(visible=(fewest, most), flat=flat_positions(known))
+
+
+def flat_positions(known: Tensor) -> Tensor:
+    """b·L + l of all masked tokens (n,), ascending, for bool known (B, L); a GPU is waited for."""
+    return (~known).flatten().nonzero().squeeze(1)
 
 
 def token_losses(
@@ -99,7 +106,7 @@ def token_losses(
         row, _, position = masked.nonzero(as_tuple=True)
         own = HeadNoise(noise.t[masked], noise.noise[masked])
         return head.loss(z[row, position], tokens[row, position], noise=own)
-    flat = (~known).flatten().nonzero().squeeze(1) if flat is None else flat
+    flat = flat_positions(known) if flat is None else flat
     z, tokens = z.flatten(0, 1).index_select(0, flat), tokens.flatten(0, 1).index_select(0, flat)
     if not isinstance(head, PerCodebookHead):
         return head.loss(z, tokens, label_smoothing=smoothing)
@@ -127,9 +134,7 @@ def image_losses(
     if isinstance(head, JointHead):
         return token_losses(head, z, tokens, known, where, noise=noise, options=options)
     if noise is None:
-        if where is not None:
-            flat = (where + known.shape[1] * span(len(known), known).unsqueeze(1)).flatten()
-        flat = (~known).flatten().nonzero().squeeze(1) if flat is None else flat
+        flat = flat_positions(known) if flat is None else flat
         own, target = z.flatten(0, 1).index_select(0, flat), tokens.flatten(0, 1).index_select(0, flat)
         losses, metric = head.loss(own, target, label_smoothing=options.label_smoothing)
         row = flat // known.shape[1]

@@ -2,10 +2,12 @@
 
 MFU, model FLOPs utilization, is 3 × the forward pass of the model (the backward pass takes two more) × images per second over the matmul
 peak (Chowdhery et al., "PaLM", arXiv 2204.02311, appendix B). What is computed twice to save memory does not count, and neither do
-frozen networks and the optimizer. One multiplication and addition are 2 FLOPs.
+frozen networks beside the model and the optimizer. Where weights of the model itself are frozen (LoRA, optim.freeze) the backward pass
+takes less than two more, and the MFU is too high. One multiplication and addition are 2 FLOPs.
 """
 
 import functools
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,12 +22,13 @@ from mgen.training.trainer import Trainer
 from mgen.utils import seeds
 from mgen.utils.compiling import uncompiled
 from mgen.utils.devices import wait_for
+from mgen.utils.modeling import DTYPES
 
 DRAWS = 64  # of masks, among which the most ordinary one is counted
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# Dense bf16 and fp16 FLOP/s by the datasheets of NVIDIA; the first name that occurs in that of the device counts.
+# Dense bf16 and fp16 FLOP/s by the datasheets of NVIDIA; the first name whose words stand in that of the device counts.
 CARDS = {
     "B200": 2250e12,
+    "H200 NVL": 835e12,
     "H200": 989e12,
     "H100 PCIe": 756e12,
     "H100 NVL": 835e12,
@@ -42,6 +45,7 @@ CARDS = {
     "RTX 4090": 165e12,
     "RTX 3090": 71e12,
 }
+OTHERS = re.compile(r"\b(Ti|D|Laptop|MIG|GRID)\b")  # variants and parts of these cards, which have other numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,9 +98,16 @@ def matmul_peak(device: torch.device, precision: str, *, clock: Callable[[], flo
     """
     if device.type == "cuda" and precision != "fp32":
         name = torch.cuda.get_device_name(device)
-        if (card := next((card for card in CARDS if card in name), None)) is not None:
-            return Peak(flops=CARDS[card], source="datasheet")
+        if (flops := listed(name)) is not None:
+            return Peak(flops=flops, source="datasheet")
     return Peak(flops=_measured(device, DTYPES[precision], clock, torch.get_num_threads()), source="measured")
+
+
+def listed(name: str) -> float | None:
+    """FLOP/s of the card with this name, such as "NVIDIA A100-SXM4-80GB", by CARDS; None: it is another one."""
+    if OTHERS.search(name):
+        return None
+    return next((flops for card, flops in CARDS.items() if re.search(rf"(?<!\w){card}(?!\w)", name)), None)
 
 
 @functools.cache

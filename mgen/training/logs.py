@@ -24,6 +24,9 @@ class Logger:
     Args:
         output: folder. step: at which the run starts or resumes. active: whether this process writes.
         about: the model and the data in numbers and words, the first entry of config.json.
+
+    Raises:
+        MgenError: a tracker doesn't start; a new run then leaves no logs behind.
     """
 
     trackers: Trackers | None = None
@@ -39,7 +42,11 @@ class Logger:
         write_json(output / "config.json", {"about": dict(about or {}), **dataclasses.asdict(config)})
         lines = self.path.read_text().splitlines() if self.path.is_file() and step else []
         write_text(self.path, "".join(f"{line}\n" for line in lines if _step_of(line) <= step))
-        self.trackers = Trackers(output, config, step=step)
+        try:
+            self.trackers = Trackers(output, config, step=step)
+        except MgenError:
+            self.discard()
+            raise
 
     def write(self, step: int, values: dict[str, float]) -> None:
         if not self.active or not values:

@@ -132,8 +132,15 @@ def make_parallel(kind: str, accelerator: Accelerator, model: nn.Module, *, shar
     """What the setting `parallel` asks for; one process alone always has all weights.
 
     Args:
-        model: the network that is trained, with its initial weights. shards: of "hsdp", see `HSDP`.
+        model: the network that is trained, with its initial weights. shards: of "hsdp", the processes of a group.
+
+    Raises:
+        MgenError: the processes can't be cut into such groups.
     """
+    if accelerator.num_processes == 1 and shards not in (None, 1):
+        raise MgenError(
+            f"hsdp_shards is {shards}, but one process takes part: start more with accelerate launch, or leave it out"
+        )
     if kind == "ddp" or accelerator.num_processes == 1:
         return Parallel(accelerator)
     from mgen.training.sharded import Sharded  # which is of this class

@@ -14,15 +14,17 @@ from netrc import NetrcParseError, netrc
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import numpy as np
 from tqdm import tqdm
 
 from mgen.training.config import LogConfig, TrainConfig
 from mgen.utils.changes import plain
-from mgen.utils.errors import MgenError, first_line
+from mgen.utils.errors import MgenError, first_line, shown
 from mgen.utils.files import write_json
-from mgen.utils.reading import read_json
+from mgen.utils.reading import read_mapping
+from mgen.utils.tar_paths import PIPE, public_name
 
 if TYPE_CHECKING:
     from accelerate.tracking import GeneralTracker
@@ -145,10 +147,12 @@ def _start(name: str, output: Path, config: TrainConfig, *, step: int, identity:
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Settings by dotted keys; lists as text, as most trackers take plain values alone."""
+    """Settings by dotted keys; lists as text, as most trackers take plain values alone. Commands stay here: they may hold passwords."""
     found: dict[str, Any] = {}
     for key, value in settings.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, str) and value.startswith(PIPE):
+            found[f"{prefix}{key}"] = public_name(value)
+        elif isinstance(value, Mapping):
             found |= _flat(value, f"{prefix}{key}.")
         else:
             found[f"{prefix}{key}"] = (
@@ -161,7 +165,7 @@ def _identity(output: Path, *, new: bool) -> str:
     """By what trackers know the run of this folder; a run that starts anew gets another one."""
     file = output / IDENTITY
     if not new and file.is_file():
-        found = read_json(file).get("id")
+        found = read_mapping(file).get("id")
         if isinstance(found, str) and found.isalnum():
             return found
     made = secrets.token_hex(4)
@@ -170,16 +174,23 @@ def _identity(output: Path, *, new: bool) -> str:
 
 
 def _wandb_answers() -> bool:
-    """Whether there is a key for wandb's server, and the server can be reached."""
-    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    """Whether there is a key for wandb's server, and the server can be reached; one behind a proxy is taken to be."""
+    address = os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
+    try:
+        server = urlsplit(address)
+        host, port = server.hostname or "", server.port or (80 if server.scheme == "http" else 443)
+    except ValueError as error:
+        raise MgenError(f"WANDB_BASE_URL is {shown(address)}: expected an address such as https://HOST:8080") from error
     try:
         known = bool(os.environ.get("WANDB_API_KEY")) or netrc().authenticators(host) is not None
     except (OSError, NetrcParseError):
         known = False
     if not known:
         return False
+    if server.scheme in getproxies() and not proxy_bypass(host):
+        return True
     try:
-        socket.create_connection((host, 443), timeout=PATIENCE).close()
+        socket.create_connection((host, port), timeout=PATIENCE).close()
     except OSError:
         return False
     return True

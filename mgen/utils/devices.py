@@ -59,10 +59,14 @@ def _count(kind: str) -> int:
 
 def wait_for(device: "torch.device") -> None:
     """Until the device has done what it was given."""
-    if device.type == "cuda":
-        import torch
+    import torch
 
+    if device.type == "cuda":
         torch.cuda.synchronize(device)
+    elif device.type == "xpu":
+        torch.xpu.synchronize(device)
+    elif device.type == "mps":  # there is one alone
+        torch.mps.synchronize()
 
 
 @functools.cache

@@ -1,6 +1,5 @@
 """Every architecture on a GPU as on the CPU: sampling, losses and gradients in fp32, and how far bf16 is from it."""
 
-from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -9,6 +8,7 @@ from torch import Tensor
 
 import mgen
 from mgen.generators.presets import model_config
+from mgen.nn.precision import computing
 from mgen.samplers import ParallelSampler
 from tests.helpers import tiny_architecture
 from tests.training_steps import training_step
@@ -35,8 +35,7 @@ def sampled(net: Any, dtype: torch.dtype = torch.float32, **settings: Any) -> Te
     sampler = ParallelSampler.suited(net, {**steps, **guidance, **chain, **first, **settings})
     labels = torch.tensor([0, net.num_classes - 1], device=net.device)
     noise = sampler.make_noise(net, [1, 2]).to(net.device)
-    cast = nullcontext() if dtype == torch.float32 else torch.autocast(net.device.type, dtype)
-    with torch.inference_mode(), cast:
+    with torch.inference_mode(), computing(net, dtype, net.device):
         *_, last = sampler(net, labels, noise=noise)
     assert last.tokens.device == net.device
     return last.tokens.cpu()

@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 import mgen
 from mgen.training.config import train_config
 from mgen.training.estimate import check_step
-from mgen.training.loop import train
+from mgen.training.loop import run, train
 from mgen.training.trainer import Trainer
 from mgen.utils.compiling import compile_network, uncompiled
 from tests.helpers import tiny_net, tiny_tokens
@@ -44,8 +45,15 @@ def test_losses_are_those_of_the_cpu(settings: dict[str, Any], tmp_path: Path, m
     """Masks, noise and order of the images don't depend on the device. The first steps, before rounding adds up; no dropout."""
     settings["steps"] = 5
     train(train_config({**settings, "output": str(tmp_path / "device")}))
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    train(train_config({**settings, "output": str(tmp_path / "cpu")}))
+    with monkeypatch.context() as without:
+        without.setattr(torch.cuda, "is_available", lambda: False)
+        AcceleratorState._reset_state(True)  # which would keep the device of the first run
+        try:
+            trainer = Trainer(train_config({**settings, "output": str(tmp_path / "cpu")}))
+            assert trainer.device.type == "cpu"
+            run(trainer)
+        finally:
+            AcceleratorState._reset_state(True)
     found, expected = (logged_losses(tmp_path / name) for name in ("device", "cpu"))
     assert found == pytest.approx(expected, rel=1e-3)
 

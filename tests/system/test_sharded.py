@@ -5,12 +5,13 @@ import shutil
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 from torch.distributed.tensor import DTensor
 
@@ -21,7 +22,7 @@ from mgen.training.data import BatchOrder, batches
 from mgen.training.launch import make_accelerator
 from mgen.training.loop import run
 from mgen.training.objective import StepOutput
-from mgen.training.parallel import check_parallel
+from mgen.training.parallel import check_parallel, make_parallel
 from mgen.training.resume import resume
 from mgen.training.sharded import group_size
 from mgen.training.tensors import trained
@@ -223,6 +224,10 @@ def test_other_engines_of_the_launcher_are_an_error(monkeypatch: pytest.MonkeyPa
 
 
 def test_groups_must_divide_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone: Any = SimpleNamespace(num_processes=1)
+    assert not make_parallel("hsdp", alone, nn.Linear(1, 1), shards=1).collective
+    with pytest.raises(MgenError, match="hsdp_shards is 4, but one process"):
+        make_parallel("hsdp", alone, nn.Linear(1, 1), shards=4)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert group_size(8, None) == 4 and group_size(8, 2) == 2
     with pytest.raises(MgenError, match="hsdp_shards is 3, but 8 processes"):

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from mgen.generators import Generator, LossOptions, build_model
+from mgen.generators import losses as generator_losses
+from mgen.generators.losses import flat_positions, image_losses, masked_tokens
 from mgen.generators.trunks.enat import ENAT
 from mgen.heads import HeadNoise
 from mgen.training.carried import encode_features
@@ -163,6 +165,29 @@ def test_losses_weigh_global_tokens_and_the_grid_alike() -> None:
     torch.testing.assert_close(losses.mean(), first + rest)
     known[:, :9] = True  # the factors do not depend on the mask
     torch.testing.assert_close(net(tokens, condition, known)[0].mean() * 16 / 25, _grid_loss(net, tokens, condition))
+
+
+@pytest.mark.parametrize("counts", [(5, 5, 5), (5, 12, 7)])
+def test_masks_are_looked_at_once(counts: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `masked_tokens` finds, of a mask in host memory, is all that the losses need; with and without equal numbers."""
+    torch.manual_seed(0)
+    net = tiny_net("uvit", tokens=tiny_tokens(global_tokens=9), dim=16)
+    tokens, condition = torch.randint(16, (3, 25)), torch.tensor([0, 2, 1])
+    known = torch.stack([torch.randperm(25) < count for count in counts])
+    masked, expected = masked_tokens(known), net(tokens, condition, known)[0]
+    assert torch.equal(masked.flat, flat_positions(known)) and (masked.where is None) == (len(set(counts)) > 1)
+    plain, ids = tiny_net("uvit", tokens=tiny_tokens(side=5), dim=16), LossOptions()
+    z = plain.context(tokens, known, condition)
+    sums = image_losses(plain.head, z, tokens, known, None, noise=None, options=ids)[0]
+    assert torch.allclose(sums[1], plain.head.loss(z[1], tokens[1])[0][~known[1]].sum())
+
+    def again(known: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("a GPU would be waited for")
+
+    monkeypatch.setattr(generator_losses, "flat_positions", again)
+    assert torch.equal(net(tokens, condition, known, masked=masked)[0], expected)
+    found = image_losses(plain.head, z, tokens, known, masked.where, noise=None, options=ids, flat=masked.flat)
+    assert torch.equal(found[0], sums)
 
 
 def _grid_loss(net: Generator, tokens: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import socket
 import sys
 import types
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from PIL import Image
 
 from mgen.training.config import TrainConfig, train_config
 from mgen.training.logs import Logger
-from mgen.training.trackers import tracker_names
+from mgen.training.trackers import _wandb_answers, tracker_names
 from mgen.utils.errors import MgenError
 
 Fake = Callable[[str], dict[str, list[Any]]]
@@ -103,6 +104,51 @@ def test_a_tracker_that_fails_is_given_up_and_the_run_goes_on(
     assert capsys.readouterr().err.count("trackio failed (no route to host)") == 1
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5]
+
+
+def test_a_tracker_that_does_not_start_leaves_nothing(fake: Fake, tmp_path: Path) -> None:
+    fake("trackio")
+    vars(sys.modules["trackio"])["init"] = None
+    settings = config(tmp_path / "run", trackers=["trackio"])
+    with pytest.raises(MgenError, match="trackio does not start"):
+        Logger(tmp_path / "run", settings, step=0, active=True)
+    assert list((tmp_path / "run").iterdir()) == []
+    (tmp_path / "run" / "config.json").write_text("{}")
+    (tmp_path / "run" / "trackers.json").write_text("[1]")  # of a run that goes on
+    with pytest.raises(MgenError, match="trackers.json holds .*expected a mapping"):
+        Logger(tmp_path / "run", settings, step=2, active=True)
+    assert (tmp_path / "run" / "config.json").exists()
+
+
+def test_commands_with_passwords_are_not_sent(fake: Fake, tmp_path: Path) -> None:
+    calls, given = fake("trackio"), []
+    for command in ("curl -H 'Authorization: secret'", "curl -H 'Authorization: hidden'", "KEY=secret curl x"):
+        settings = config(tmp_path, trackers=["trackio"])
+        object.__setattr__(settings.data, "path", f"pipe:{command}")
+        Logger(tmp_path, settings, step=0, active=True).close()
+        given.append(calls["init"][-1]["config"]["data.path"])
+        assert "secret" not in str(calls) and "hidden" not in str(calls)
+        assert command in (tmp_path / "config.json").read_text()
+    assert given[0].startswith("pipe:curl … (") and given[2].startswith("pipe:… … (") and len(set(given)) == 3
+
+
+def test_wandbs_server_is_looked_for_at_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.setenv("WANDB_API_KEY", "k")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{port}")
+        assert _wandb_answers()
+    assert not _wandb_answers()  # it is closed
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    assert _wandb_answers()
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    assert not _wandb_answers()
+    monkeypatch.setenv("WANDB_BASE_URL", "http://host:port")
+    with pytest.raises(MgenError, match="WANDB_BASE_URL"):
+        _wandb_answers()
 
 
 def test_wandb_without_a_key_is_offline(

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from mgen.training import speed
 from mgen.training.config import EMAConfig, OptimConfig, TrainConfig, train_config
-from mgen.training.flops import Peak
+from mgen.training.flops import Peak, listed
 from mgen.training.loop import run, train
 from mgen.training.speed import Meter
 from mgen.training.tensors import Diverged
 from mgen.training.trainer import Trainer
 from mgen.training.update import MOST_SKIPPED_IN_A_ROW, AdamW, Average, Numerics, Skips
+from mgen.utils.devices import wait_for
 from tests.helpers import write_idx
 
 CPU = torch.device("cpu")
@@ -109,6 +110,29 @@ def test_a_run_of_an_earlier_version_resumes_exactly(idx: Path, tmp_path: Path) 
     train(config(idx, tmp_path / "new"))
     assert losses("new") == pytest.approx(losses("whole"), rel=1e-4)
     assert json.loads((tmp_path / "new" / "checkpoint-0000006" / "state.json").read_text())["numerics"] == 2
+
+
+def test_cards_are_told_apart_by_whole_words() -> None:
+    for name, teraflops in (
+        ("NVIDIA A100-SXM4-80GB", 312),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA L4", 121),
+        ("NVIDIA GeForce RTX 4090", 165),
+    ):
+        assert listed(name) == teraflops * 1e12
+    others = "L40", "RTX A1000", "RTX A4000", "A100-SXM4-40GB MIG 1g.5gb", "GB200", "GeForce RTX 3090 Ti"
+    for name in (*others, "GeForce RTX 4090 Laptop GPU", "GeForce RTX 4090 D"):
+        assert listed(f"NVIDIA {name}") is None  # measured
+
+
+@pytest.mark.parametrize("kind", ["cuda", "mps", "xpu"])
+def test_clocks_wait_for_every_kind_of_device(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[str] = []
+    for name in ("cuda", "mps", "xpu"):
+        monkeypatch.setattr(getattr(torch, name), "synchronize", lambda *device, name=name: waited.append(name))
+    wait_for(torch.device(kind))
+    assert waited == [kind]
 
 
 def test_the_log_says_how_fast_a_run_is(idx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
