@@ -3,26 +3,30 @@
     python tools/data_speed.py --folder /data/try --images 65536
 
 A cache of random moments is written as `mgen cache --dtype fp16` writes it (KL16 at 256 px: 32 × 16 × 16 numbers, 16 kB an image), then
-every way of reading makes batches in a process of its own, which also has opened the cache before. Cold: the files have been dropped from
-the system's memory before. Warm: all of them are in there. Reported are images per second by the clock, from the first batch on, and the
-reading process's CPU time. The folder must be on the disk that is to be measured, and larger caches tell more: drives and networks have
-caches of their own.
+every way of reading makes batches in a process of its own, which also has opened the cache before. Disk: the files have been dropped from
+the system's memory before. Memory: all of them are in there. Forgotten: what was read is dropped after every batch, as if the cache were
+much larger than the memory; by the system's own read-ahead, and with the advice that a training gives for such caches.
+
+Reported are images per second by the clock, from the first batch on; the reading process's CPU time; how often it stood still until the
+disk had brought something (major page faults), and how much was brought. With workers the last three are of the main process alone. The
+folder must be on the disk that is to be measured, and larger caches tell more: drives and networks have caches of their own.
 """
 
 import argparse
 import json
+import mmap
+import multiprocessing
 import os
 import platform
-import subprocess
-import sys
+import resource
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
 SHAPE = (32, 16, 16)
 
 
@@ -63,19 +67,17 @@ def drop(folder: Path) -> None:
         os.close(handle)
 
 
-def read(args: argparse.Namespace) -> dict[str, float]:
+def read(args: argparse.Namespace, folder: Path, shuffle: str, cold: bool, workers: int) -> dict[str, float]:
     """Images and seconds of one way of reading, in this process."""
     from mgen.data import TokenCache
     from mgen.training.config import DataConfig, TrainConfig
     from mgen.training.data import BatchOrder, batches
 
-    torch.set_num_threads(1)
-    folder = Path(args.folder)
     cache = TokenCache(folder)
-    if args.cold:
+    if cold:
         drop(folder)
-    settings: dict[str, Any] = {"shuffle": args.shuffle}
-    if args.shuffle == "shards":
+    settings: dict[str, Any] = {"shuffle": shuffle}
+    if shuffle == "shards":
         settings |= {"buffer": args.buffer, "streams": args.streams}
     config = TrainConfig(
         task="generator",
@@ -83,47 +85,79 @@ def read(args: argparse.Namespace) -> dict[str, float]:
         steps=len(cache) // args.batch_size,
         batch_size=args.batch_size,
         model="mar-b",
-        data=DataConfig(kind="cache", path=str(folder), workers=args.workers, **settings),
+        data=DataConfig(kind="cache", path=str(folder), workers=workers, **settings),
     )
     order = BatchOrder(config, data=cache, rank=0, world=1, start=0)
     images, total = 0, 0.0
+    faults, fetched = resource.getrusage(resource.RUSAGE_SELF).ru_majflt, bytes_fetched()
     began, cpu = time.perf_counter(), time.process_time()
-    for batch in batches(cache, order, args.workers):
+    for batch in batches(cache, order, workers):
         images += len(batch["label"])
         total += float(batch["moments"][0, 0, 0, 0, 0])  # so that a batch is there
         if time.perf_counter() - began > args.seconds:
             break
-    return {"images": images, "seconds": time.perf_counter() - began, "cpu": time.process_time() - cpu}
+    return {
+        "images": images,
+        "seconds": time.perf_counter() - began,
+        "cpu": time.process_time() - cpu,
+        "waits": resource.getrusage(resource.RUSAGE_SELF).ru_majflt - faults,
+        "fetched": bytes_fetched() - fetched,
+    }
+
+
+def bytes_fetched() -> int:
+    """Bytes that this process has made the system read from the disk."""
+    lines = Path("/proc/self/io").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith("read_bytes")))
+
+
+def forgotten(args: argparse.Namespace, folder: Path, advised: bool) -> dict[str, Any]:
+    """Random batches of 32 images, after each of which nothing is in memory any more."""
+    from mgen.data import TokenCache
+    from mgen.data.read_ahead import advise
+
+    cache = TokenCache(folder)
+    rng = torch.Generator().manual_seed(0)
+    images, fetched, began = 0, bytes_fetched(), time.perf_counter()
+    while time.perf_counter() - began < args.seconds:
+        advise(cache.shards["moments"], mmap.MADV_DONTNEED)
+        drop(folder)
+        if advised:
+            advise(cache.shards["moments"], mmap.MADV_RANDOM)
+        images += len(cache.__getitems__(torch.randint(0, len(cache), (32,), generator=rng).tolist())["label"])
+    return {
+        "shuffle": "full",
+        "from": "forgotten, advised" if advised else "forgotten",
+        "images_per_second": round(images / (time.perf_counter() - began)),
+        "bytes_from_disk_per_image": round((bytes_fetched() - fetched) / images),
+        "images": images,
+    }
+
+
+def in_a_process(function: Callable[..., dict[str, Any]], *args: Any) -> dict[str, Any]:
+    """What a function returns in a forked process, which has imported everything."""
+    context = multiprocessing.get_context("fork")
+    here, there = context.Pipe()
+    child = context.Process(target=lambda: there.send(function(*args)))
+    child.start()
+    found: dict[str, Any] = here.recv()
+    child.join()
+    return found
 
 
 def measure(args: argparse.Namespace, folder: Path, *, shuffle: str, cold: bool, workers: int) -> dict[str, Any]:
     """The same in a process of its own, which hasn't touched the shards before."""
     if cold:
         drop(folder)
-    command = [
-        sys.executable,
-        __file__,
-        "--child",
-        "--folder",
-        str(folder),
-        "--shuffle",
-        shuffle,
-        "--workers",
-        str(workers),
-    ]
-    for name in ("batch_size", "buffer", "streams", "seconds"):
-        command += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [*command, *(["--cold"] if cold else [])], check=True, capture_output=True, text=True, env=environment
-    )
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = in_a_process(read, args, folder, shuffle, cold, workers)
     return {
         "shuffle": shuffle,
         "from": "disk" if cold else "memory",
         "workers": workers,
         "images_per_second": round(found["images"] / found["seconds"]),
-        "cpu_ms_per_1000_images": round(1e6 * found["cpu"] / found["images"]),
+        "cpu_us_per_image": round(1e6 * found["cpu"] / found["images"], 1),
+        "random_reads_per_1000_images": round(1000 * found["waits"] / found["images"], 1),
+        "bytes_from_disk_per_image": round(found["fetched"] / found["images"]),
         "images": found["images"],
     }
 
@@ -140,14 +174,10 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="*", default=[0])
     parser.add_argument("--seconds", type=float, default=30.0, help="after which a way is stopped")
     parser.add_argument("--repeats", type=int, default=3, help="rounds through all ways; the fastest counts")
-    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--shuffle", default="full", help=argparse.SUPPRESS)
-    parser.add_argument("--cold", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.child:
-        args.workers = args.workers[0]
-        print(json.dumps(read(args)))
-        return
+    import mgen.training.data  # noqa: F401  # once, for all processes
+
+    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
         folder = Path(name)
         write(folder, args.images, args.shard_size, args.dtype)
@@ -160,6 +190,7 @@ def main() -> None:
                         key = shuffle, cold, workers
                         if key not in best or found["images_per_second"] > best[key]["images_per_second"]:
                             best[key] = found
+        ways = [*best.values(), *(in_a_process(forgotten, args, folder, advised) for advised in (False, True))]
     about = {
         "images": args.images,
         "bytes_per_image": torch.finfo(getattr(torch, {"fp16": "float16", "fp32": "float32"}[args.dtype])).bits
@@ -172,7 +203,7 @@ def main() -> None:
         "cpus": os.cpu_count(),
         "machine": platform.processor() or platform.machine(),
     }
-    print(json.dumps({**about, "ways": list(best.values())}, indent=2))
+    print(json.dumps({**about, "ways": ways}, indent=2))
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from mgen.samplers import Noise, ParallelSampler
 from mgen.tokenizers import VQGAN, KLTokenizer, LlamaGenVQ, TiTok, Tokenizer
 from mgen.utils.compiling import compile_network
 from mgen.utils.config import Settings
+from mgen.utils.devices import cpu_bf16_units
 from mgen.utils.errors import MgenError, check_choice
 from mgen.utils.modeling import DTYPES
 
@@ -187,9 +188,7 @@ def bf16_units(device: torch.device) -> str:
     """What multiplies in bf16: AMX or AVX512_BF16 of an x86 CPU, BF16 of an Arm CPU, "none"; the name of a GPU."""
     if device.type != "cpu":
         return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    found = torch.cpu.get_capabilities()
-    units = {"AMX": "amx_bf16", "AVX512_BF16": "avx512_bf16", "BF16": "bf16"}
-    return next((name for name, flag in units.items() if found.get(flag)), "none")
+    return cpu_bf16_units()
 
 
 def make_noise(generator: AnyGenerator, sampler: ParallelSampler, batch_size: int) -> Noise:

@@ -7,6 +7,7 @@ a hash of the tokenizer's configuration and encoder: a cache made with another e
 decoder was retrained (or the scale changed) stays valid. Shards are memory-mapped, so only the rows of a batch are read.
 """
 
+import mmap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,9 +15,10 @@ import torch
 from torch import Tensor
 
 from mgen.data.cache_format import read_index, read_shard, shard_path, shards_in
-from mgen.data.read_ahead import read_through
+from mgen.data.read_ahead import advise, read_through
 from mgen.data.record import DataRecord
 from mgen.utils.errors import MgenError
+from mgen.utils.limits import available_memory
 from mgen.utils.reading import tensor_places
 from mgen.utils.schema import checked
 
@@ -75,6 +77,14 @@ class TokenCache:
     def row_bytes(self) -> float:
         """Bytes of an image as it is stored."""
         return 4.0 + sum(shards[0][0].nbytes for shards in self.shards.values())
+
+    def expect_random(self) -> None:
+        """Prepare for reads in a random order: if memory can't hold the cache, the system is told not to read what is around a row.
+
+        It would fetch as much as its read-ahead, 128 kB and up to some MB, for every image, and drop it before it is needed.
+        """
+        if len(self) * self.row_bytes > available_memory():
+            advise((shard for shards in self.shards.values() for shard in shards), getattr(mmap, "MADV_RANDOM", 1))
 
     def read_ahead(self, rows: range) -> None:
         """Read the bytes of these images of one shard, from front to back, so that the system has them in memory."""

@@ -5,6 +5,8 @@ memory is short; then, and on file systems without a page cache, images are read
 """
 
 import contextlib
+import ctypes
+import mmap
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
@@ -12,6 +14,8 @@ from pathlib import Path
 from queue import Queue
 from threading import Thread
 from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor
 
 from mgen.data.base import ImageData
 from mgen.data.order import ShardOrder, Window
@@ -137,3 +141,13 @@ def read_through(path: Path, start: int, stop: int) -> None:
             start += count
     finally:
         os.close(handle)
+
+
+def advise(tensors: Iterable[Tensor], advice: int) -> None:
+    """Tell the system how memory-mapped tensors will be read, with a constant of madvise such as mmap.MADV_RANDOM; it may not listen."""
+    with contextlib.suppress(AttributeError, OSError):  # no such call here
+        madvise = ctypes.CDLL(None).madvise
+        madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+        for tensor in tensors:
+            start = tensor.data_ptr() // mmap.PAGESIZE * mmap.PAGESIZE
+            madvise(start, tensor.data_ptr() + tensor.nbytes - start, advice)

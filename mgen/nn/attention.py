@@ -1,6 +1,5 @@
 """Multi-head self-attention with packed projections. Notation: B batch, L keys, Q queries, D width, H heads, d = D / H."""
 
-from functools import cache
 from typing import TypedDict
 
 import torch
@@ -8,9 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mgen.nn.cache import KVCache
+from mgen.utils.devices import cpu_bf16_units
 
-# CPUs with bf16 units train faster with explicit attention up to about so many keys, with AMX and without, where the fused kernel does
-# not use them (docs/experiments/training_speed.md); in fp32 the forms are equal.
+# A constant and no cached function, of which torch.compile would warn.
+AMX = cpu_bf16_units() == "AMX"
+# CPUs with bf16 units train faster with explicit attention up to about so many keys, with AMX and without, where the fused kernel leaves
+# the units idle (docs/experiments/training_speed.md); in fp32 the forms are equal.
 EXPLICIT_KEYS, EXPLICIT_KEYS_WITHOUT_AMX = 128, 640
 # Numbers of the scores (B, H, Q, L) that explicit attention of a pass holds at a time; images with more are left to the fused kernel.
 PIECE, LARGEST = 2**23, 2**25
@@ -44,13 +46,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0, readable: Tens
 
 def slow_kernel(q: Tensor) -> bool:
     """Whether the fused kernel multiplies these queries without the CPU's bf16 units: of those it knows AMX alone."""
-    return q.device.type == "cpu" and q.dtype == torch.bfloat16 and not has_amx()
-
-
-@cache
-def has_amx() -> bool:
-    """Whether the CPU has bf16 units of the kind AMX."""
-    return bool(torch.cpu.get_capabilities().get("amx_bf16"))
+    return q.device.type == "cpu" and q.dtype == torch.bfloat16 and not AMX
 
 
 def explicit(q: Tensor, k: Tensor, v: Tensor, readable: Tensor | None = None) -> Tensor:

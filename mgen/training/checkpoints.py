@@ -30,6 +30,7 @@ from mgen.training.config import Steps
 from mgen.training.shard_files import SHARDS, has_shards
 from mgen.training.tensors import Tensors, not_finite, optimizer_tensors, own_part, own_tensors, trained
 from mgen.training.trainer import Trainer
+from mgen.training.update import Numerics
 from mgen.utils.changes import plain
 from mgen.utils.errors import MgenError, first_line
 from mgen.utils.reading import MOST_JSON_BYTES, parse_json, read_text
@@ -79,7 +80,7 @@ class State:
     data: DataState
     ema_steps: Natural | None = None  # None: no EMA
     scaler: ScalerState | None = None  # None: not fp16
-    numerics: Literal[1, 2] = 1  # see mgen.training.update.NUMERICS; runs of earlier versions don't say it
+    numerics: Numerics = 1  # see mgen.training.update.NUMERICS; runs of earlier versions don't say it
 
     def __post_init__(self) -> None:
         for name in ("skipped", "ema_steps"):
@@ -101,7 +102,7 @@ def list_checkpoints(output: Path) -> list[Path]:
 
 
 def save_checkpoint(trainer: Trainer) -> Path:
-    """Save what an exact continuation needs; returns the folder, which is complete at the latest after `trainer.parallel.finish()`."""
+    """Save what an exact continuation needs; returns the folder, which may be complete only later, see Parallel.poll."""
     output, step, keep = trainer.output, trainer.step, trainer.config.log.keep
     final = output / f"checkpoint-{step:07d}"
     files = _files(trainer)

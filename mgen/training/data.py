@@ -116,6 +116,8 @@ def make_order(config: TrainConfig, data: ImageData) -> tuple[Order, ReadAhead |
             raise MgenError(
                 "data.path has a command (pipe:…), whose output is read from front to back: set data.shuffle=shards"
             )
+        if isinstance(data, TokenCache):
+            data.expect_random()
         return FullOrder(len(data), batch_size=size, seed=seed), None
     if not isinstance(data, ShardedData):
         raise MgenError(

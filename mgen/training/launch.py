@@ -14,6 +14,12 @@ from mgen.utils.errors import MgenError, first_line
 
 MEETING, LONGEST_WAIT = timedelta(minutes=10), timedelta(days=7)
 ENDED = "another process of this run has ended before its part was done: run the command again to complete it"
+# What accelerate's launcher can ask for, and what mgen has in its place.
+ENGINES = {
+    "FSDP": "set parallel=fsdp or parallel=hsdp",
+    "DEEPSPEED": "parallel=fsdp spreads weights, gradients and moments as its stage 3 does",
+    "MEGATRON_LM": "set parallel=fsdp",
+}
 LAUNCH_LINE = "accelerate launch --multi_gpu --num_processes {n} -m mgen.train --config FILE"
 
 
@@ -27,6 +33,11 @@ def make_accelerator(*, precision: str = "fp32", expected: int | None = None, **
     on_cpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
     if precision == "fp16" and on_cpu:
         raise MgenError("precision fp16 needs a GPU (a CPU would silently compute in fp32): use fp32 or bf16")
+    for engine, instead in ENGINES.items():
+        if os.environ.get(f"ACCELERATE_USE_{engine}", "").lower() == "true":
+            raise MgenError(
+                f"accelerate launch asks for {engine}: leave that out of its options and configuration; {instead}"
+            )
     if "WORLD_SIZE" not in os.environ:
         AcceleratorState._reset_state()  # an earlier run in this process may have had another precision
     try:

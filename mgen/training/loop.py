@@ -118,6 +118,7 @@ def _train(trainer: Trainer, logger: Logger, memory: Need) -> None:
         while trainer.step < config.steps:
             logs = trainer.train_step(meter, order)
             trainer.step += 1
+            trainer.parallel.poll()
             bar.update()
             forecast.step(trainer)
             if trainer.step % config.log.every == 0 or trainer.step == config.steps:
@@ -131,7 +132,7 @@ def _train(trainer: Trainer, logger: Logger, memory: Need) -> None:
             _after_step(trainer, logger, meter, stopping=signal > 0)
             if signal:
                 break
-    trainer.parallel.finish()
+    trainer.parallel.wait_for_checkpoint()
     if signal:  # with the bar closed, which would stand in front of what is said
         _say(trainer, stopped(trainer))
         raise stop.interrupt(signal, f"stopped after step {trainer.step} of {config.steps}{_how_to_go_on(trainer)}")

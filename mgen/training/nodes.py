@@ -38,7 +38,7 @@ def check_same_settings(accelerator: Accelerator, config: TrainConfig) -> None:
 
 def check_same_data(accelerator: Accelerator, task: Task) -> None:
     """Raise MgenError, in all processes, unless all see as many images of the same classes and, of a cache, the same tokens."""
-    found = {}
+    found: dict[str, int | str | None] = {}
     for name, data in (("training", task.train_data), ("validation", task.val_data)):
         if data is not None:
             classes = hashlib.sha256(json.dumps(list(data.class_names)).encode()).hexdigest()[:12]

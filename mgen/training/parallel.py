@@ -76,7 +76,7 @@ class Parallel:
     # -- checkpoints -----------------------------------------------------------------------------------------------------------
 
     def save(self, folder: Path, parts: Mapping[str, Tensors], state: dict[str, Any], then: Callable[[], None]) -> None:
-        """Write a checkpoint, and call `then` in the main process when it is complete. It may be so only after `finish`."""
+        """Write a checkpoint, and call `then` in the main process when it is complete. That may be later, see `poll`."""
         if self.accelerator.is_main_process:
             try:
                 with atomic_folder(folder) as made:
@@ -88,7 +88,10 @@ class Parallel:
             then()
         self.accelerator.wait_for_everyone()
 
-    def finish(self) -> None:
+    def poll(self) -> None:
+        """Give a checkpoint that is being written its name if it is complete. To be called now and then, by any process."""
+
+    def wait_for_checkpoint(self) -> None:
         """Wait until the checkpoint that is being written is complete. To be called by all processes."""
 
     def read(self, folder: Path, like: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensors]:

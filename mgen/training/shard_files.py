@@ -9,7 +9,7 @@ Any number of processes can read them. DCP's own format has an index that is a p
 """
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,31 +38,36 @@ def has_shards(folder: Path) -> bool:
     return (folder / SHARDS).is_dir()
 
 
-def begin_writing(folder: Path, parts: Mapping[str, Tensors], group: "ProcessGroup") -> Callable[[], str | None]:
-    """Begin to write a checkpoint's tensors; all processes call it. They are copied now and may change as soon as it returns.
+class Writing:
+    """Tensors of a checkpoint that are being written, by all processes. They are copied at once and may change from then on.
 
-    Returns:
-        A function that waits for the end; what it returns says why writing failed, None: it did not.
+    Args:
+        folder: of the checkpoint. group: gloo, of all processes; the thread that writes uses it as long as this goes on.
     """
-    flat = {f"{part}/{name}": value for part, found in parts.items() for name, value in found.items()}
-    writer = HuggingFaceStorageWriter(str(folder / SHARDS), save_distributed=True)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that its interface may change
-            started = dcp.async_save(flat, storage_writer=writer, process_group=group)
-    except FAULTS as error:
-        problem = _told(error)
-        return lambda: problem
-    begun = started if isinstance(started, Future) else started.upload_completion
 
-    def wait() -> str | None:
+    def __init__(self, folder: Path, parts: Mapping[str, Tensors], group: "ProcessGroup") -> None:
+        flat = {f"{part}/{name}": value for part, found in parts.items() for name, value in found.items()}
+        writer = HuggingFaceStorageWriter(str(folder / SHARDS), save_distributed=True)
+        self.future: Future[Any] = Future()
         try:
-            begun.result()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that its interface may change
+                begun = dcp.async_save(flat, storage_writer=writer, process_group=group)
+            self.future = begun if isinstance(begun, Future) else begun.upload_completion
+        except FAULTS as error:
+            self.future.set_exception(error)
+
+    def done(self) -> bool:
+        """Whether it has ended, well or not: in the first process, those of all processes; in another perhaps its own alone."""
+        return self.future.done()
+
+    def wait(self) -> str | None:
+        """Wait for the end; returns why it failed, None: it did not."""
+        try:
+            self.future.result()
         except FAULTS as error:
             return _told(error)
         return None
-
-    return wait
 
 
 def read_parts(folder: Path, like: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensors]:

@@ -29,7 +29,7 @@ from torch.distributed.tensor import DTensor
 
 from mgen.training.parallel import STATE, Parallel
 from mgen.training.parts import Task
-from mgen.training.shard_files import begin_writing, read_parts
+from mgen.training.shard_files import Writing, read_parts
 from mgen.training.tensors import Tensors, diverged, not_finite
 from mgen.utils.errors import MgenError
 from mgen.utils.files import atomic_folder, write_json
@@ -59,7 +59,7 @@ class Sharded(Parallel):
         self.group, self.writers = _gloo(), _gloo()
         self.blocks = set(getattr(model, "_repeated_blocks", None) or ())
         self.copy = copy.deepcopy(model) if accelerator.is_main_process else None
-        self.writing: _Writing | None = None
+        self.saving: _Saving | None = None
 
     # -- a step ----------------------------------------------------------------------------------------------------------------
 
@@ -139,7 +139,7 @@ class Sharded(Parallel):
     # -- checkpoints -----------------------------------------------------------------------------------------------------------
 
     def save(self, folder: Path, parts: Mapping[str, Tensors], state: dict[str, Any], then: Callable[[], None]) -> None:
-        self.finish()
+        self.wait_for_checkpoint()
         main, opened, where = self.accelerator.is_main_process, ExitStack(), [""]
         problem = None
         if main:
@@ -149,28 +149,18 @@ class Sharded(Parallel):
                 problem = str(error)
         self._check(problem)
         dist.broadcast_object_list(where, 0, group=self.group)
-        wait = begin_writing(Path(where[0]), parts, self.writers)
-        self.writing = _Writing(folder, Path(where[0]), state, then, opened, wait)
+        writing = Writing(Path(where[0]), parts, self.writers)
+        self.saving = _Saving(folder, Path(where[0]), state, then, opened, writing, main=main)
 
-    def finish(self) -> None:
-        if self.writing is None:
-            return
-        writing, self.writing = self.writing, None
-        with contextlib.ExitStack() as opened:
-            opened.push(writing.opened)
-            problem = writing.wait()
-            if problem is not None:
-                problem = f"cannot write {writing.folder} ({problem}): check permissions and free space"
-            self._check(problem)
-            problem = None
-            if self.accelerator.is_main_process:
-                try:
-                    write_json(writing.made / STATE, writing.state)
-                    opened.pop_all().close()  # which renames it
-                    writing.then()
-                except MgenError as error:
-                    problem = str(error)
-            self._check(problem)
+    def poll(self) -> None:
+        # What the first process knows to be written all processes have written.
+        if self.saving is not None and self.accelerator.is_main_process and self.saving.writing.done():
+            self.saving.complete()
+
+    def wait_for_checkpoint(self) -> None:
+        if self.saving is not None:
+            saving, self.saving = self.saving, None
+            self._check(saving.complete())
 
     def read(self, folder: Path, like: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensors]:
         return read_parts(folder, like)
@@ -186,8 +176,13 @@ class Sharded(Parallel):
             raise MgenError(found)
 
 
-class _Writing:
-    """A checkpoint that is being written: its folder, under which temporary name, what is left to write, and how to wait for the rest."""
+class _Saving:
+    """A checkpoint that is being written.
+
+    Args:
+        folder: its name at the end. made: where it is up to then. state: what is left to write. then: what is done at the end.
+        opened: of the main process, what gives the folder its name. writing: the tensors.
+    """
 
     def __init__(
         self,
@@ -196,9 +191,32 @@ class _Writing:
         state: dict[str, Any],
         then: Callable[[], None],
         opened: ExitStack,
-        wait: Callable[[], str | None],
+        writing: Writing,
+        *,
+        main: bool,
     ) -> None:
-        self.folder, self.made, self.state, self.then, self.opened, self.wait = folder, made, state, then, opened, wait
+        self.folder, self.made, self.state, self.then, self.main = folder, made, state, then, main
+        self.opened, self.writing = opened, writing
+        self.completed, self.problem = False, cast(str | None, None)
+
+    def complete(self) -> str | None:
+        """Wait for the end, and give the folder its name; returns why it failed, None: it did not."""
+        if not self.completed:
+            self.completed = True
+            try:
+                self._complete()
+            except MgenError as error:
+                self.problem = str(error)
+        return self.problem
+
+    def _complete(self) -> None:
+        with self.opened:
+            if problem := self.writing.wait():
+                raise MgenError(f"cannot write {self.folder} ({problem}): check permissions and free space")
+            if self.main:
+                write_json(self.made / STATE, self.state)
+        if self.main:
+            self.then()
 
 
 class _Autocast(nn.Module):

@@ -32,7 +32,7 @@ from mgen.training.tasks import TASKS
 from mgen.training.token_source import Batch
 from mgen.training.tokenizer_objective import TokenizerObjective
 from mgen.training.trackers import tracker_names
-from mgen.training.update import NUMERICS, AdamW, Average, Skips
+from mgen.training.update import NUMERICS, AdamW, Average, Numerics, Skips
 from mgen.utils import seeds
 from mgen.utils.changes import plain
 from mgen.utils.compiling import compile_network
@@ -98,7 +98,7 @@ class Trainer:
         self.ema = Average(self.averaged(), config.ema) if config.ema is not None else None
         self.skips = Skips(self.device)
         self.step, self.seconds = 0, 0.0
-        self.numerics = NUMERICS
+        self.numerics: Numerics = NUMERICS
         self.model_config = plain(model.config)  # an export may add what it measures
 
     def train_step(self, loader: Iterator[Batch], order: BatchOrder) -> Logs:
@@ -177,7 +177,7 @@ class Trainer:
         self.schedule.step()
         return norm
 
-    def use_numerics(self, version: int) -> None:
+    def use_numerics(self, version: Numerics) -> None:
         """Round as a run that was begun with this version of `mgen.training.update.NUMERICS`; before the first step."""
         self.numerics = version
         self.adamw.use_numerics(version)

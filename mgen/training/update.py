@@ -4,6 +4,8 @@ Nothing here waits for a GPU: whether a gradient is finite stays on the device, 
 counted there, to be read when values are logged.
 """
 
+from typing import Literal
+
 import torch
 from diffusers.training_utils import EMAModel
 from torch import Tensor
@@ -13,7 +15,8 @@ from mgen.training.tensors import Diverged
 
 # How a run rounds. 1: AdamW by foreach, averages as diffusers computes them. 2: AdamW fused, averages by one lerp. A resumed run keeps
 # the one that it was begun with (state.json), so that it repeats its losses exactly.
-NUMERICS = 2
+Numerics = Literal[1, 2]
+NUMERICS: Numerics = 2
 FUSED = ("cpu", "cuda", "xpu", "mps")  # devices that have the fused form
 MOST_SKIPPED_IN_A_ROW = 50
 
@@ -63,7 +66,7 @@ class AdamW(torch.optim.AdamW):
         self.can_fuse = device.type in FUSED
         self.use_numerics(NUMERICS)
 
-    def use_numerics(self, version: int) -> None:
+    def use_numerics(self, version: Numerics) -> None:
         """The form for this version of NUMERICS; before the first step."""
         fused = version > 1 and self.can_fuse
         for group in self.param_groups:
@@ -89,7 +92,7 @@ class Average(EMAModel):
     def __init__(self, parameters: list[Tensor], config: EMAConfig) -> None:
         # diffusers' ramp is min(decay, (1 + t) / (10 + t)); min_decay lifts it to a constant.
         super().__init__(parameters, decay=config.decay, min_decay=0.0 if config.warmup else config.decay, foreach=True)
-        self.numerics = NUMERICS
+        self.numerics: Numerics = NUMERICS
 
     @torch.no_grad()
     def step(self, parameters: list[Tensor]) -> None:

@@ -1,5 +1,6 @@
 """Devices to compute on, by name."""
 
+import functools
 import re
 from typing import TYPE_CHECKING
 
@@ -62,3 +63,16 @@ def wait_for(device: "torch.device") -> None:
         import torch
 
         torch.cuda.synchronize(device)
+
+
+@functools.cache
+def cpu_bf16_units() -> str:
+    """What the CPU multiplies bf16 with: "AMX" or "AVX512_BF16" of x86, "BF16" of Arm, "none"."""
+    import torch
+
+    if hasattr(torch.cpu, "get_capabilities"):
+        flags = torch.cpu.get_capabilities()
+        found = {"AMX": "amx_bf16", "AVX512_BF16": "avx512_bf16", "BF16": "bf16"}
+        return next((name for name, flag in found.items() if flags.get(flag)), "none")
+    checks = {"AMX": "_is_amx_tile_supported", "AVX512_BF16": "_is_avx512_bf16_supported"}  # of earlier versions of torch
+    return next((name for name, check in checks.items() if getattr(torch.cpu, check)()), "none")

@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 from torch.distributed.tensor import DTensor
 
 from mgen.pipelines.pipeline import MaskedPipeline
 from mgen.training.checkpoints import list_checkpoints, save_checkpoint
 from mgen.training.config import train_config
 from mgen.training.data import BatchOrder, batches
+from mgen.training.launch import make_accelerator
 from mgen.training.loop import run
 from mgen.training.objective import StepOutput
 from mgen.training.parallel import check_parallel
@@ -45,7 +48,7 @@ def mean_losses(trainer: Trainer, steps: int = STEPS) -> list[float]:
     """Losses of the next steps."""
     config, accelerator, data = trainer.config, trainer.accelerator, trainer.task.train_data
     rank, world = accelerator.process_index, accelerator.num_processes
-    order = BatchOrder(config, count=len(data), rank=rank, world=world, start=trainer.step)
+    order = BatchOrder(config, data=data, rank=rank, world=world, start=trainer.step)
     loader, out = iter(batches(data, order, 0)), []
     trainer.objective.train()
     for _ in range(steps):
@@ -82,6 +85,25 @@ def poison(trainer: Trainer) -> None:
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+def fail_to_write(trainer: Trainer) -> None:
+    """Where one process cannot write, all raise an error, and nothing is left."""
+    real = HuggingFaceStorageWriter.write_data
+
+    def write_data(self: HuggingFaceStorageWriter, *args: Any) -> Any:
+        if trainer.accelerator.process_index == 1:
+            raise OSError("No space left on device")
+        return real(self, *args)
+
+    trainer.output = trainer.output.with_name("full")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(HuggingFaceStorageWriter, "write_data", write_data)
+        save_checkpoint(trainer)
+        with pytest.raises(MgenError, match="cannot write .*full.checkpoint-.*No space left on device.*free space"):
+            trainer.parallel.wait_for_checkpoint()
+    trainer.accelerator.wait_for_everyone()
+    assert not trainer.output.exists() or not list(trainer.output.iterdir())
+
+
 def train_and_be_killed(folder: Path) -> None:
     """In each of two processes: what DDP and HSDP compute, then a sharded run up to a step after which the system ends it."""
     plain = Trainer(train_config(settings(folder, "unused", "ddp")))
@@ -90,6 +112,7 @@ def train_and_be_killed(folder: Path) -> None:
     of_ddp, of_hsdp = averages(plain), averages(spread)
     assert all(torch.allclose(of_ddp[name], of_hsdp[name], rtol=0, atol=1e-5) for name in of_ddp)
     poison(spread)
+    fail_to_write(spread)
     if plain.accelerator.is_main_process:
         write_json(folder / "losses.json", found)
         save_file(of_ddp, folder / "ema.safetensors")
@@ -100,7 +123,9 @@ def train_and_be_killed(folder: Path) -> None:
 
     def step(*args: Any) -> Any:
         if trainer.step == KILLED:
-            trainer.parallel.finish()
+            while not (trainer.output / "checkpoint-0000010" / "state.json").is_file():
+                time.sleep(0.02)
+                trainer.parallel.poll()
             save_checkpoint(trainer)  # of which the end never comes
             os.kill(os.getpid(), signal.SIGKILL)
         return real(*args)
@@ -189,6 +214,12 @@ def test_what_cannot_be_sharded_is_an_error(changed: dict[str, Any], told: str) 
     )
     with pytest.raises(MgenError, match=told):
         check_parallel(config)
+
+
+def test_other_engines_of_the_launcher_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(MgenError, match="asks for FSDP.*parallel=fsdp"):
+        make_accelerator()
 
 
 def test_groups_must_divide_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:

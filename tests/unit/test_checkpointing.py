@@ -1,5 +1,6 @@
 """Gradient checkpointing: the same losses and gradients, dropout included, and less that is kept for the backward pass."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,8 +9,13 @@ from torch import Tensor
 
 from mgen.generators.build import build_model
 from mgen.heads.head import HeadNoise
+from mgen.training.config import train_config
+from mgen.training.estimate import needed_memory
+from mgen.training.loop import run
+from mgen.training.trainer import Trainer
 from mgen.utils.errors import MgenError
-from tests.helpers import TRUNKS, tiny_config, tiny_net, tiny_tokens
+from tests.helpers import TRUNKS, tiny_config, tiny_net, tiny_tokenizer, tiny_tokens, write_idx
+from tests.system.test_training import generator_run, losses
 
 DROPOUT = {"dropout": 0.1}
 HALVES = {"encoder_depth": 1, "encoder_heads": 2, "decoder_depth": 1, "decoder_heads": 2}
@@ -91,3 +97,25 @@ def test_checkpointing_gives_the_same_losses_and_gradients_and_keeps_less(trunk:
 def test_a_function_of_diffusers_is_not_taken() -> None:
     with pytest.raises(MgenError, match="leave it out"):
         tiny_net("uvit").enable_gradient_checkpointing(lambda module, *args: module(*args))
+
+
+def test_a_run_with_checkpointing_has_the_same_losses_and_is_estimated_to_need_less(tmp_path: Path) -> None:
+    data, tokenizer = write_idx(tmp_path / "idx", count=48), tmp_path / "tokenizer"
+    tiny_tokenizer().save_pretrained(tokenizer)
+    found = {}
+    for on in (False, True):
+        settings = {"steps": 2, "gradient_checkpointing": on}
+        trainer = Trainer(train_config(generator_run(data, tokenizer, tmp_path / str(on), **settings)))
+        need = needed_memory(trainer).step
+        run(trainer)
+        found[on] = losses(tmp_path / str(on)), need
+    assert found[True][0] == found[False][0]
+    assert found[True][1] < found[False][1]
+
+
+def test_tokenizers_and_classifiers_have_no_checkpointing(tmp_path: Path) -> None:
+    model = {"class": "ImageClassifier", "widths": [8]}
+    with pytest.raises(MgenError, match="task generator"):
+        train_config(
+            {"task": "classifier", "output": str(tmp_path), "steps": 1, "model": model, "gradient_checkpointing": True}
+        )

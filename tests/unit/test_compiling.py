@@ -1,5 +1,6 @@
 """The setting `compile`: blocks of every kind compile whole, with equal numbers; copies, errors and names stay right."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,8 @@ from torch._dynamo.utils import counters
 from mgen.bench.flops import count_run
 from mgen.cli import main, run
 from mgen.generators.presets import list_models, model_config
+from mgen.nn.attention import attend
+from mgen.nn.precision import computing
 from mgen.utils import compiling
 from mgen.utils.compiling import check_compiler, compile_network, uncompiled
 from mgen.utils.errors import MgenError
@@ -82,6 +85,18 @@ def test_other_mask_sizes_are_compiled_once() -> None:
     for masked in (12, 5):
         training_step(net, masked=masked)
     assert graphs() == made <= 8
+
+
+def test_bf16_has_no_graph_breaks() -> None:
+    """Under autocast with weights in bf16, where attention takes another form on some CPUs."""
+    net = tiny_net("uvit")
+    labels, known, ids = torch.tensor([0, 1]), torch.arange(16).expand(2, -1) < 5, torch.zeros(2, 16).long()
+    with torch.inference_mode(), computing(net, torch.bfloat16, torch.device("cpu")):
+        plain = net.context(ids, known, labels)
+        compile_network(net, "regional", **BACKEND)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert torch.allclose(net.context(ids, known, labels), plain, atol=1e-2)
 
 
 def test_a_cascade_is_compiled() -> None:
@@ -182,3 +197,10 @@ def test_inductor_gives_the_same_numbers() -> None:
         compiled = net.context(torch.ones(2, 16, 4), known, torch.tensor([0, 1]))
         with uncompiled():
             assert torch.allclose(net.context(torch.ones(2, 16, 4), known, torch.tensor([0, 1])), compiled, atol=1e-5)
+
+
+def test_attention_in_bf16_has_no_graph_breaks() -> None:
+    q, k, v = torch.randn(3, 2, 4, 16, 8).bfloat16()
+    compiled = torch.compile(attend, **BACKEND)
+    for readable in (None, torch.arange(16).expand(2, 16) < 9):
+        assert torch.equal(compiled(q, k, v, readable=readable), attend(q, k, v, readable=readable))

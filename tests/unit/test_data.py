@@ -1,5 +1,7 @@
 """Data sources and token caches."""
 
+import mmap
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -110,6 +112,25 @@ def test_cache_goes_on_where_it_stopped_and_refuses_another_tokenizer(tmp_path: 
         TokenCache(out, fingerprint=other.fingerprint())
     with pytest.raises(MgenError, match="already holds a cache"):
         write_cache(data, other, out, shard_size=40, progress=False)
+
+
+def test_a_cache_that_is_larger_than_the_memory_is_read_without_read_ahead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The advice changes what is fetched, and nothing of what is read."""
+    data = FashionMNIST(root=write_idx(tmp_path / "idx"))
+    cache = TokenCache(write_cache(data, tiny_tokenizer(), tmp_path / "cache", shard_size=40, progress=False))
+    before, advised = cache.__getitems__(range(96))["tokens"], list[int]()
+    real = sys.modules["mgen.data.cache"].advise
+    monkeypatch.setattr(
+        "mgen.data.cache.advise", lambda tensors, advice: real(tensors, advised.append(advice) or advice)
+    )
+    cache.expect_random()
+    assert not advised
+    monkeypatch.setattr("mgen.data.cache.available_memory", lambda: 1000)
+    cache.expect_random()
+    cache.read_ahead(range(45, 80))
+    assert advised == [mmap.MADV_RANDOM] and torch.equal(cache.__getitems__(range(96))["tokens"], before)
 
 
 def test_a_new_decoder_leaves_the_fingerprint() -> None:

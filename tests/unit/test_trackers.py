@@ -40,18 +40,14 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
         module = types.ModuleType(name)
         module.__spec__ = importlib.util.spec_from_loader(name, loader=None)
 
-        class Run:
-            def log(self, values: dict[str, Any], step: int | None = None) -> None:
-                if step == 3:
-                    raise ConnectionError("no route to host")
-                calls["log"].append((step, values))
+        def log(values: dict[str, Any], step: int | None = None) -> None:
+            if step == 3:
+                raise ConnectionError("no route to host")
+            calls["log"].append((step, values))
 
-            def finish(self) -> None:
-                calls["finish"].append(True)
-
-        def init(**settings: Any) -> Run:
+        def init(**settings: Any) -> types.SimpleNamespace:
             calls["init"].append(settings)
-            return Run()
+            return types.SimpleNamespace(log=log, finish=lambda: calls["finish"].append(True))
 
         vars(module).update(init=init, Image=lambda picture: ("image", picture))
         monkeypatch.setitem(sys.modules, name, module)

@@ -17,7 +17,7 @@ from mgen.training.loop import run, train
 from mgen.training.speed import Meter
 from mgen.training.tensors import Diverged
 from mgen.training.trainer import Trainer
-from mgen.training.update import MOST_SKIPPED_IN_A_ROW, AdamW, Average, Skips
+from mgen.training.update import MOST_SKIPPED_IN_A_ROW, AdamW, Average, Numerics, Skips
 from tests.helpers import write_idx
 
 CPU = torch.device("cpu")
@@ -43,7 +43,7 @@ def config(idx: Path, output: Path, **settings: Any) -> TrainConfig:
     return train_config(base | settings)
 
 
-def steps(version: int, bad: tuple[int, ...] = ()) -> tuple[list[Tensor], list[Tensor], int]:
+def steps(version: Numerics, bad: tuple[int, ...] = ()) -> tuple[list[Tensor], list[Tensor], int]:
     """Weights and averages after eight steps, of which the gradients of `bad` are not finite, and how many were skipped."""
     torch.manual_seed(0)
     weights = [nn.Parameter(torch.randn(3, 5)), nn.Parameter(torch.randn(100))]

@@ -1,0 +1,97 @@
+"""Parts of a training step in two forms, which take turns on one thread: attention, and the update of the weights.
+
+    python tools/training_parts.py --repeats 4 --out parts.json
+
+Attention: forward and backward pass of the fused kernel (scaled_dot_product_attention) over those of explicit attention. Update: AdamW and
+the averaged weights in the form of earlier versions over today's (mgen/training/update.py). The fastest repeat counts, in CPU seconds.
+"""
+
+import argparse
+import itertools
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mgen.training.config import EMAConfig, OptimConfig
+from mgen.training.update import AdamW, Average, Numerics
+
+# Images, heads, tokens, numbers of a head: the embedded models, encoder and decoder of MAR-B, MaskGIT-L, and 576 tokens.
+SHAPES = {
+    "fmnist": (64, 8, 49, 32),
+    "MAR-B encoder": (4, 12, 100, 64),
+    "MaskGIT-L": (4, 8, 257, 96),
+    "MAR-B decoder": (4, 12, 320, 64),
+    "576 tokens": (2, 12, 576, 64),
+}
+
+
+def in_turns(forms: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """CPU seconds of the fastest repeat of each form."""
+    best = dict.fromkeys(forms, float("inf"))
+    for _ in range(repeats):
+        for name, form in forms.items():
+            start = time.process_time()
+            form()
+            best[name] = min(best[name], time.process_time() - start)
+    return best
+
+
+def explicit(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+    weights = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(-1)
+    return F.dropout(weights, dropout, training=dropout > 0) @ v
+
+
+def fused(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+
+
+def attention(shape: tuple[int, int, int, int], dtype: torch.dtype, dropout: float, repeats: int) -> dict[str, float]:
+    b, h, length, d = shape
+    x = torch.randn(b, length, 3, h, d).to(dtype).requires_grad_()
+
+    def run(form: Callable[[Tensor, Tensor, Tensor, float], Tensor]) -> None:
+        q, k, v = x.permute(2, 0, 3, 1, 4).unbind(0)
+        form(q, k, v, dropout).transpose(1, 2).flatten(2).sum().backward()
+
+    return in_turns({"explicit": lambda: run(explicit), "fused": lambda: run(fused)}, repeats)
+
+
+def update(version: Numerics, blocks: int) -> dict[str, Callable[[], object]]:
+    """A step of AdamW and of the averages, of so many MLPs of a block of width 768."""
+    weights = [nn.Parameter(torch.randn(shape)) for _ in range(blocks) for shape in ((3072, 768), (768, 3072))]
+    adamw = AdamW([{"params": weights, "weight_decay": 0.02}], OptimConfig(), torch.device("cpu"))
+    average = Average(weights, EMAConfig())
+    adamw.use_numerics(version)
+    average.numerics = version
+    for weight in weights:
+        weight.grad = torch.randn_like(weight)
+    return {f"AdamW {version}": adamw.step, f"averages {version}": lambda: average.step(weights)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=4)
+    parser.add_argument("--blocks", type=int, default=6, help="MLPs of width 768 that are updated")
+    parser.add_argument("--out", type=Path, metavar="FILE")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    found: dict[str, float] = {}
+    for (name, shape), dtype, dropout in itertools.product(SHAPES.items(), (torch.bfloat16, torch.float32), (0.0, 0.1)):
+        took = attention(shape, dtype, dropout, args.repeats)
+        found[f"{name}, {str(dtype)[6:]}, dropout {dropout}"] = took["fused"] / took["explicit"]
+    took = in_turns({**update(1, args.blocks), **update(2, args.blocks)}, args.repeats)
+    for part in ("AdamW", "averages"):
+        found[part] = took[f"{part} 1"] / took[f"{part} 2"]
+    for name, ratio in found.items():
+        print(f"{name:45} {ratio:.2f}x")
+    if args.out is not None:
+        args.out.write_text(json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
