@@ -78,5 +78,8 @@ def cpu_bf16_units() -> str:
         flags = torch.cpu.get_capabilities()
         found = {"AMX": "amx_bf16", "AVX512_BF16": "avx512_bf16", "BF16": "bf16"}
         return next((name for name, flag in found.items() if flags.get(flag)), "none")
-    checks = {"AMX": "_is_amx_tile_supported", "AVX512_BF16": "_is_avx512_bf16_supported"}  # of earlier versions of torch
+    checks = {
+        "AMX": "_is_amx_tile_supported",
+        "AVX512_BF16": "_is_avx512_bf16_supported",
+    }  # of earlier versions of torch
     return next((name for name, check in checks.items() if getattr(torch.cpu, check)()), "none")
