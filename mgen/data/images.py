@@ -1,7 +1,5 @@
 """Images by name, as a tokenizer takes them."""
 
-import os
-
 from mgen.data.base import StampedData
 from mgen.data.fashion_mnist import FashionMNIST
 from mgen.data.folder import ClassRule, ImageFolder
@@ -9,7 +7,7 @@ from mgen.data.unreadable import OnError
 from mgen.data.webdataset import TarImages
 from mgen.tokenizers.base import Tokenizer
 from mgen.utils.errors import MgenError
-from mgen.utils.tar_paths import names_tars
+from mgen.utils.tar_paths import names_tars, public_name
 
 
 def open_images(
@@ -55,4 +53,4 @@ def open_images(
         else:
             data = ImageFolder(root=name, image_size=size, channels=channels, classes=classes, on_error=on_error)
     tokenizer.register_to_config(image_size=size)  # the weights work at any size; the spec follows this one
-    return data, f"fmnist {split}" if name == "fmnist" else f"{os.fsencode(name).decode(errors='replace')} at {size} px"
+    return data, f"fmnist {split}" if name == "fmnist" else f"{public_name(name)} at {size} px"

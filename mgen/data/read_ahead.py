@@ -53,8 +53,12 @@ class Streamed(Protocol):
         """Images with their bytes, which the data set takes in the place of their numbers."""
         ...
 
-    def forget(self, rows: range) -> None:
-        """Drop the bytes of these images that were read ahead and not taken."""
+    def forget(self, rows: Iterable[int]) -> None:
+        """Drop the bytes of these images that were read ahead."""
+        ...
+
+    def end(self) -> None:
+        """End the commands that are running."""
         ...
 
 
@@ -80,9 +84,9 @@ class ReadAhead:
 
         To be called for the rows of every batch, before its images are taken. Raises an MgenError for a stream that can't be read.
         """
-        for window in self._left:
-            self._forget(window)
-        self._left = []
+        if self._left:
+            self._forget(self._left)
+            self._left = []
         for window in dict.fromkeys(self.order.place(step, row)[0] for row in rows):
             if self._now.get(window.stream) == window:
                 continue
@@ -98,8 +102,10 @@ class ReadAhead:
         return self.data.items(indices) if isinstance(self.data, Streamed) and self.data.piped else indices
 
     def close(self) -> None:
-        """Let the thread begin nothing more."""
+        """Let the thread begin nothing more, and end what it reads."""
         self._closed = True
+        if isinstance(self.data, Streamed) and self.data.piped:
+            self.data.end()
 
     def _begin(self, window: Window) -> "Future[None]":
         """The reading of a window, which begins if it hasn't."""
@@ -124,10 +130,14 @@ class ReadAhead:
             except Exception as error:  # of a stream, for instance: the loop of the training is to raise it
                 done.set_exception(error)
 
-    def _forget(self, window: Window) -> None:
+    def _forget(self, windows: Iterable[Window]) -> None:
+        """Drop the images of these windows, except those that another one needs: an image comes again in the next epoch."""
         if isinstance(self.data, Streamed) and self.data.piped:
-            for span in self.order.spans(window):
-                self.data.forget(span)
+            kept = self._images(self._reads)
+            self.data.forget(self._images(windows) - kept)
+
+    def _images(self, windows: Iterable[Window]) -> set[int]:
+        return {i for window in windows for span in self.order.spans(window) for i in span}
 
 
 def read_through(path: Path, start: int, stop: int) -> None:

@@ -18,7 +18,7 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Annotated, Any, Literal
+from typing import IO, Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -110,15 +110,16 @@ class _Found:
 
 
 class _Headers:
-    """A file whose reads are bounded, as those of headers are: a hostile one can't ask for memory."""
+    """A file whose reads are bounded, as those of headers are: a hostile one can't ask for memory. `last` is what was read last."""
 
     def __init__(self, file: "IO[bytes] | Forward") -> None:
-        self.file = file
+        self.file, self.last = file, b""
 
     def read(self, size: int = -1) -> bytes:
         if not 0 <= size <= MOST_HEADER:
             raise tarfile.ReadError(f"a header of {size} bytes")
-        return self.file.read(size)
+        self.last = self.file.read(size)
+        return self.last
 
     def seek(self, place: int, whence: int = 0) -> int:
         return self.file.seek(place, whence)
@@ -157,8 +158,9 @@ def index_tar(file: IO[bytes] | Forward, name: str, size: int | None, mtime_ns: 
     found, sample, end = _Found(), _Sample(), size if size is not None else 2**62
     members = 0
     try:
-        with tarfile.open(fileobj=_Headers(file), mode="r:") as tar:  # type: ignore[call-overload]  # read, seek and tell will do
-            for member in _members(tar, found, end):
+        headers = _Headers(file)
+        with tarfile.open(fileobj=headers, mode="r:") as tar:  # type: ignore[call-overload]  # read, seek and tell will do
+            for member in _members(tar, headers, end):
                 members += 1
                 split = re.fullmatch(r"((?:.*/|)[^./][^./]*)\.([^/]+)", member.name, re.DOTALL)
                 if not split or os.path.basename(split[1]).startswith("__"):
@@ -174,6 +176,7 @@ def index_tar(file: IO[bytes] | Forward, name: str, size: int | None, mtime_ns: 
                 f"{name} is no tar that can be read ({first_line(error)}); compressed ones must be unpacked to .tar"
             ) from error
         found.problem(f"it is damaged or cut off behind {shown(sample.key)} ({first_line(error)})")
+        end = min(end, file.place) if isinstance(file, Forward) else end  # a stream may have ended within an image
     if sample.image is None or sample.image[0] + sample.image[1] <= end:
         found.add(sample)
     rows = torch.tensor(found.rows, dtype=torch.int64).reshape(-1, 3)
@@ -189,7 +192,7 @@ def index_tar(file: IO[bytes] | Forward, name: str, size: int | None, mtime_ns: 
     return TarIndex(about, rows[:, 0].contiguous(), rows[:, 1].contiguous(), rows[:, 2].contiguous(), _bytes(keys))
 
 
-def _members(tar: tarfile.TarFile, found: _Found, end: int) -> Iterator[tarfile.TarInfo]:
+def _members(tar: tarfile.TarFile, headers: _Headers, end: int) -> Iterator[tarfile.TarInfo]:
     """The members of a tar, without keeping them; tarfile takes a damaged header for the end, which is checked here."""
     while (member := tar.next()) is not None:
         tar.members = []  # type: ignore[attr-defined]
@@ -198,13 +201,8 @@ def _members(tar: tarfile.TarFile, found: _Found, end: int) -> Iterator[tarfile.
         if member.isreg() and member.offset_data + member.size > end:
             raise tarfile.ReadError(f"{shown(member.name)} has {member.size} bytes, more than are left")
         yield member
-    place = tar.offset  # type: ignore[attr-defined]
-    fileobj: Any = tar.fileobj
-    if isinstance(fileobj.file, Forward):  # the block that ended it has been read
-        return
-    fileobj.seek(place)
-    if fileobj.read(512).strip(b"\0"):
-        raise tarfile.ReadError(f"no header at byte {place}")
+    if headers.last.strip(b"\0"):  # the block that ended it, of zeros in a whole tar
+        raise tarfile.ReadError(f"no header at byte {headers.tell() - len(headers.last)}")
 
 
 def _take(member: tarfile.TarInfo, kind: str, sample: _Sample, found: _Found, file: IO[bytes] | Forward) -> None:

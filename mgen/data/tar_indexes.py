@@ -16,6 +16,7 @@ from mgen.utils.reading import check_file
 from mgen.utils.tar_paths import PIPE, tar_name
 
 SUFFIX = ".index"
+PATIENCE = 600.0  # seconds in which a command is to end whose output has been read
 THREADS = 8  # that read headers, from a network for example
 
 
@@ -51,8 +52,9 @@ def find_indexes(shards: Sequence[str], folder: Path | None, *, progress: bool =
     )
     first = rank * len(missing) // max(1, world)
     order = missing[first:] + missing[:first]
-    with ThreadPoolExecutor(1 if piped else THREADS) as pool:
-        made = pool.map(lambda number: _kept_or_made(shards[number], folder), order)
+    with ThreadPoolExecutor(THREADS) as pool:
+        # Commands are read by this thread, which a Ctrl-C interrupts.
+        made = (map if piped else pool.map)(lambda number: _kept_or_made(shards[number], folder), order)
         bar = tqdm(
             made,
             total=len(order),
@@ -105,9 +107,13 @@ def _made(name: str, folder: Path | None) -> TarIndex:
                 2**20
             ):  # what is behind the end of the tar; a command whose output is not read to its end may fail
                 pass
-            status, said = stream.status()
+            status, said = stream.status(PATIENCE)
         finally:
             stream.close()
+        if status is None:
+            raise MgenError(
+                f"{shown(name, 200)} has closed its output, but goes on for more than {PATIENCE:g} s{said}: let it end"
+            )
         if status:
             raise MgenError(f"{shown(name, 200)} ended with status {status}{said}: run it by hand to see why")
     else:

@@ -1,21 +1,29 @@
 """A tar that a command writes, read forward. Commands are run only where the user gave them, with `pipe:` in front."""
 
 import contextlib
+import os
+import signal
 import subprocess
 import tempfile
+import weakref
 from typing import IO
 
 from mgen.utils.errors import MgenError, shown
 from mgen.utils.tar_paths import PIPE
 
 PIECE = 2**20
+PATIENCE = 5.0  # seconds in which a command is to end that has closed its output, or is told to end
 
 
 class TarStream:
-    """The output of the command of `pipe:COMMAND`, started by the shell. MgenError if the shell can't be started."""
+    """The output of the command of `pipe:COMMAND`, started by the shell. MgenError if the shell can't be started.
+
+    It belongs to the process that started it, and the command ends with it at the latest. Forked processes, such as loader workers, share
+    the pipe, out of which each byte comes once: there nothing is `ahead`, and `close` leaves the command alone.
+    """
 
     def __init__(self, name: str) -> None:
-        self.name, self.place = name, 0
+        self.name, self.place, self.owner = name, 0, os.getpid()
         self.said = tempfile.TemporaryFile()  # a pipe that nobody empties would stop the command
         try:
             # A session of its own: a Ctrl-C is for the run, which ends the command itself.
@@ -29,6 +37,7 @@ class TarStream:
         except OSError as error:
             raise MgenError(f"cannot start {shown(name, 200)} ({error.strerror})") from error
         self.closed = False
+        self.end = weakref.finalize(self, _end, self.process, self.owner)  # ends the command; any thread may call it
 
     @property
     def file(self) -> IO[bytes]:
@@ -37,7 +46,7 @@ class TarStream:
 
     def ahead(self, offset: int) -> bool:
         """Whether the bytes from `offset` on are still to come."""
-        return not self.closed and offset >= self.place
+        return not self.closed and self.owner == os.getpid() and offset >= self.place
 
     def read(self, offset: int, size: int) -> bytes:
         """Bytes of the stream, none of which has been read yet; MgenError if it ends before."""
@@ -55,32 +64,40 @@ class TarStream:
         return data
 
     def _ended(self) -> MgenError:
-        status, said = self.status()
+        status, said = self.status(PATIENCE)
+        how = "closed its output" if status is None else f"ended with status {status}"
         return MgenError(
-            f"{shown(self.name, 200)} ended with status {status} after {self.place} bytes, before the image that its index has{said}: run "
+            f"{shown(self.name, 200)} {how} after {self.place} bytes, before the image that its index has{said}: run "
             "it by hand to see why, or remove its index if the shard has changed"
         )
 
-    def status(self) -> tuple[int, str]:
-        """Exit status of the command, which has closed its output, and the last line of what it said."""
+    def status(self, patience: float) -> tuple[int | None, str]:
+        """Exit status of the command, which has closed its output, and the last line of what it said.
+
+        The status is None if the command goes on for `patience` seconds.
+        """
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(5)
+            self.process.wait(patience)
         self.closed = True
         self.said.seek(max(0, self.said.seek(0, 2) - 2**12))
         lines = self.said.read().decode("utf-8", errors="replace").strip().splitlines()
-        return (
-            self.process.returncode if self.process.returncode is not None else -1,
-            f" ({lines[-1][:200]})" if lines else "",
-        )
+        return self.process.returncode, f" ({lines[-1][:200]})" if lines else ""
 
     def close(self) -> None:
         """End the command, which need not have written all."""
         self.closed = True
+        self.end()
         self.file.close()
         self.said.close()
-        self.process.terminate()
-        try:
-            self.process.wait(5)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+
+
+def _end(process: "subprocess.Popen[bytes]", owner: int) -> None:
+    """End a command with all that it has started; only the process that started it may."""
+    if os.getpid() != owner or process.poll() is not None:
+        return
+    for number in (signal.SIGTERM, signal.SIGKILL):  # of the group: the shell alone would leave its commands
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(PATIENCE)
+            return

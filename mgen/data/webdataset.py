@@ -10,7 +10,7 @@ import os
 import warnings
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Literal
@@ -78,6 +78,7 @@ class TarImages:
         self.num_classes, self._has_classes = len(self.class_names), not none
         self._open: OrderedDict[int, tuple[int, int]] = OrderedDict()  # tar → process and descriptor
         self._stream: TarStream | None = None
+        self._ahead: TarStream | None = None  # of the thread that reads ahead
         self._held: dict[int, bytes] = {}
 
     def _check(self, classes: str, num_classes: int | None, on_error: OnError) -> None:
@@ -168,32 +169,46 @@ class TarImages:
 
     def items(self, indices: Sequence[int]) -> list[tuple[int, bytes]]:
         """Images with their bytes, of streams: each is read forward in the order of the images, and anew for those further ahead."""
-        found = {i: self._held.pop(i) for i in set(indices) if i in self._held}
+        found = {i: self._held[i] for i in set(indices) if i in self._held}
         for i in sorted(set(indices) - found.keys()):
             found[i] = self._streamed(i)
         return [(i, found[i]) for i in indices]
 
     def read_ahead(self, rows: range) -> None:
-        """Read these images of one shard from front to back: the system then has their file in memory, those of streams are kept here."""
+        """Read these images of one shard from front to back: the system then has their file in memory, those of streams are kept here.
+
+        They are kept until `forget`, and not read again meanwhile.
+        """
+        shard, first = self._place(rows.start)
         if self.piped:
-            shard, first = self._place(rows.start)
-            stream = TarStream(self.shards[shard])
+            missing = [i for i in rows if i not in self._held]
+            if not missing:
+                return
+            stream = self._ahead = TarStream(self.shards[shard])
             try:
                 own = self.indexes[shard]
-                for i in rows:
+                for i in missing:
                     place = first + i - rows.start
                     self._held[i] = stream.read(int(own.offsets[place]), int(own.sizes[place]))
             finally:
+                self._ahead = None
                 stream.close()
             return
-        shard, first = self._place(rows.start)
         own, last = self.indexes[shard], first + len(rows) - 1
         read_through(Path(self.shards[shard]), int(own.offsets[first]), int(own.offsets[last] + own.sizes[last]))
 
-    def forget(self, rows: range) -> None:
-        """Drop the bytes of these images that were read ahead and not used, which are those of other processes."""
+    def forget(self, rows: Iterable[int]) -> None:
+        """Drop the bytes of these images that were read ahead."""
         for i in rows:
             self._held.pop(i, None)
+
+    def end(self) -> None:
+        """End the commands that are running."""
+        if (ahead := self._ahead) is not None:
+            ahead.end()  # the thread that reads it closes it
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
 
     def stamp(self, rows: range) -> str:
         """A digest of these images: places, sizes and labels, and size and time of change of their tars."""
@@ -281,4 +296,4 @@ class TarImages:
 
     def __getstate__(self) -> dict[str, object]:
         """For processes that are started anew: without descriptors and streams."""
-        return {**self.__dict__, "_open": OrderedDict(), "_stream": None, "_held": {}}
+        return {**self.__dict__, "_open": OrderedDict(), "_stream": None, "_ahead": None, "_held": {}}

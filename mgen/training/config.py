@@ -62,6 +62,15 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.kind != "webdataset" and (self.num_classes is not None or self.index is not None):
             raise MgenError(f"num_classes and index are for kind=webdataset, this is {self.kind}: leave them out")
+        if self.num_classes is not None and self.classes == "none":
+            raise MgenError(
+                f"num_classes is {self.num_classes}, but with classes=none all images are of one class: leave one of them out"
+            )
+        if self.on_error == "skip" and self.kind in ("fmnist", "cache"):
+            raise MgenError(
+                f"on_error=skip is for images in files (kind=folder, webdataset), this is {self.kind}: leave it out; "
+                "mgen cache has --on-error"
+            )
         if self.shuffle == "full" and (self.buffer, self.streams) != (65536, 1):
             raise MgenError("buffer and streams are for shuffle=shards: set that too, or leave them out")
 

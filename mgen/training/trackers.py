@@ -24,7 +24,7 @@ from mgen.utils.changes import plain
 from mgen.utils.errors import MgenError, first_line, shown
 from mgen.utils.files import write_json
 from mgen.utils.reading import read_mapping
-from mgen.utils.tar_paths import PIPE, shortened
+from mgen.utils.tar_paths import PIPE, public_name
 
 if TYPE_CHECKING:
     from accelerate.tracking import GeneralTracker
@@ -151,7 +151,7 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in settings.items():
         if isinstance(value, str) and value.startswith(PIPE):
-            found[f"{prefix}{key}"] = shortened(value)
+            found[f"{prefix}{key}"] = public_name(value)
         elif isinstance(value, Mapping):
             found |= _flat(value, f"{prefix}{key}.")
         else:

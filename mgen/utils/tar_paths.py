@@ -12,25 +12,48 @@ from mgen.utils.errors import MgenError, shown
 PIPE = "pipe:"
 MOST_SHARDS = 10**6
 BRACES = re.compile(r"\{([^{}]*)\}")
+IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")  # of a folder's classes
 
 
 def names_tars(name: str) -> bool:
-    """Whether a text names tar shards rather than a folder of images."""
-    if name.startswith(PIPE) or ".tar" in os.path.basename(name):
+    """Whether a text names tar shards rather than a folder of images; MgenError for a folder that holds both."""
+    if name.startswith(PIPE):
         return True
-    return os.path.isdir(name) and any(entry.endswith(".tar") for entry in os.listdir(name))
+    if not os.path.isdir(name):
+        return any(re.search(r"\.tar(\W|$)", os.path.basename(part)) for part in name.split("::"))
+    with os.scandir(name) as found:
+        entries = sorted(found, key=lambda entry: entry.name)
+    tars = [entry.name for entry in entries if entry.name.endswith(".tar") and not entry.is_dir()]
+    classes = (entry.name for entry in entries if entry.is_dir() and _has_image(entry.path))
+    if tars and (other := next(classes, None)) is not None:
+        raise MgenError(
+            f"{shown(name, 200)} holds tars ({shown(tars[0])}) and folders of images ({shown(other)}): for the tars give "
+            f"{shown(os.path.join(name, '*.tar'), 200)}, for the images move the tars elsewhere"
+        )
+    return bool(tars)
+
+
+def _has_image(folder: str) -> bool:
+    try:
+        with os.scandir(folder) as entries:
+            return any(entry.name.lower().endswith(IMAGES) for entry in entries)
+    except OSError:  # whoever reads the folder says why
+        return False
 
 
 def find_tars(text: str) -> list[str]:
     """The shards that a text names, in order: paths of files, or commands with `pipe:` in front.
 
+    Of commands `::` separates those with `pipe:` in front alone: addresses may have colons.
+
     Raises:
         MgenError: there are none, or one is missing; or both files and commands are named.
     """
     found: list[str] = []
-    for part in text.split("::"):
-        for name in expand_braces(part):
-            found += [name] if name.startswith(PIPE) else _files(name)
+    for piece in re.split(rf"::(?={PIPE})", text):
+        for part in [piece] if piece.startswith(PIPE) else piece.split("::"):
+            for name in expand_braces(part):
+                found += [name] if name.startswith(PIPE) else _files(name)
     if len(set(found)) < len(found):
         double = next(name for name in found if found.count(name) > 1)
         raise MgenError(f"{shown(text, 200)} names {double} twice")
@@ -61,7 +84,10 @@ def _files(name: str) -> list[str]:
 
 
 def expand_braces(text: str) -> list[str]:
-    """The texts that one with braces stands for: {000..146} for numbers of that width, {a,b} for words. Other braces stay."""
+    """The texts that one with braces stands for: {000..146} for numbers of that width, {a,b} for words. Other braces stay.
+
+    In a command those with a space stay too, as in a shell: they may be a program's, such as awk's {print $1, $2}.
+    """
     parts: list[list[str]] = []
     end, count = 0, 1
     for match in BRACES.finditer(text):
@@ -75,7 +101,7 @@ def expand_braces(text: str) -> list[str]:
             if count > MOST_SHARDS:
                 raise MgenError(f"{shown(text, 200)} stands for more than {MOST_SHARDS} shards")
             some = [f"{number:0{width}d}" for number in some]
-        elif "," in inside:
+        elif "," in inside and not (text.startswith(PIPE) and re.search(r"\s", inside)):
             some = inside.split(",")
             count *= len(some)
         else:
@@ -93,16 +119,21 @@ def tar_name(name: str) -> str:
     return name if name.startswith(PIPE) else os.path.basename(name)
 
 
-def shortened(name: str) -> str:
-    """A command for others to see, who may not see the passwords in it: its program, and a hash that tells it from others."""
-    first = (name.removeprefix(PIPE).split() or [""])[0]
-    program = first if re.fullmatch(r"[\w./+-]+", first) else "…"
-    return f"{PIPE}{program} … ({hashlib.sha256(os.fsencode(name)).hexdigest()[:8]})"
+def public_name(text: str) -> str:
+    """A text that names images, as others may read it. Of a command the program and a digest: the rest may hold passwords."""
+    if not text.startswith(PIPE):
+        return os.fsencode(text).decode(errors="replace")
+    program = re.match(r"[\w./+-]+(?=\s|$)", text[len(PIPE) :].lstrip())  # none: TOKEN=… in front, for instance
+    digest = hashlib.sha256(text.encode(errors="replace")).hexdigest()[:8]
+    return f"{PIPE}{os.path.basename(program[0]) if program else ''} … ({digest})"
 
 
 def set_name(shards: list[str]) -> str:
-    """What to call the data: the name of the first shard without its number."""
-    first = shards[0].split()[-1] if shards[0].startswith(PIPE) else shards[0]
+    """What to call the data: the name of the first shard without its number. Of a command nothing but the name of a tar is taken."""
+    first = shards[0]
+    if first.startswith(PIPE):
+        named = re.search(r"[:/\s'\"]([\w.-]+\.tar)(?!\w)", first)
+        first = named[1] if named else "tars"
     stem = re.sub(r"\.tar.*$", "", os.path.basename(first))
     name = re.sub(r"[-_.]?[0-9]+$", "", stem) or Path(first).parent.name or stem
     return os.fsencode(name).decode(errors="replace").strip()[:100] or "tars"

@@ -3,7 +3,10 @@
 import io
 import os
 import shutil
+import signal
 import tarfile
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,12 +17,15 @@ import torch
 from PIL import Image
 
 from mgen.cli import main
-from mgen.data import ImageData, ImageFolder, TarImages, TokenCache, write_cache
+from mgen.data import ImageData, ImageFolder, TarImages, TokenCache, tar_indexes, tar_stream, write_cache
+from mgen.data.images import open_images
+from mgen.data.tar_index import Forward, index_file, index_tar
+from mgen.data.tar_stream import TarStream
 from mgen.training.config import DataConfig, train_config
 from mgen.training.data import BatchOrder, batches, make_dataset
 from mgen.training.loop import train
 from mgen.utils.errors import MgenError
-from mgen.utils.tar_paths import expand_braces
+from mgen.utils.tar_paths import expand_braces, find_tars, names_tars, set_name
 from tests.helpers import TOKENIZER, tiny_tokenizer
 from tests.system.test_training import losses
 
@@ -220,6 +226,7 @@ def test_images_that_can_not_be_read(tars: Path, recwarn: pytest.WarningsRecorde
 @pytest.mark.parametrize(
     ("path", "words"),
     [
+        ("pipe:cat a::b.tar", r"needs data\.index"),
         ("nowhere.tar", "no such tar"),
         ("https://x.org/a.tar", "pipe:curl -sf"),
         ("x-{0..9999999}.tar", "more than 1000000"),
@@ -378,3 +385,113 @@ def test_mgen_cache_takes_tars(tars: Path, capsys: pytest.CaptureFixture[str], m
     assert "streams" in capsys.readouterr().err
     shuffled = write_cache(opened(tars), tiny_tokenizer(image_size=16), tars / "shuffled", shuffle=True, progress=False)
     assert sorted(TokenCache(shuffled).labels.tolist()) == sorted(cache.labels.tolist())
+
+
+# -- commands --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["cut off", "header overwritten", "a size beyond the end", "a link out"])
+def test_streams_tell_of_damages_as_files_do(name: str, tars: Path) -> None:
+    path = tars / "s-000.tar"
+    DAMAGES[name][0](path)
+    file, stream = index_file(path), index_tar(Forward(io.BytesIO(path.read_bytes())), "stream", None)
+    assert stream.about.problems and file.about.problems and stream.about.unlabeled == file.about.unlabeled
+    assert torch.equal(stream.offsets, file.offsets) and torch.equal(stream.labels, file.labels)
+
+
+@pytest.mark.parametrize("end", [4096 + 100, 4096, 3072 + 10])  # within a header, behind a block, within an image
+def test_a_stream_that_is_cut_off(end: int, tars: Path) -> None:
+    data = (tars / "s-000.tar").read_bytes()[:end]
+    index = index_tar(Forward(io.BytesIO(data)), "stream", None)
+    assert index.about.problems == (end != 4096) and bool((index.offsets + index.sizes <= end).all())
+    assert index_tar(Forward(io.BytesIO((tars / "s-000.tar").read_bytes())), "stream", None).about.problems == 0
+
+
+def test_a_forked_process_leaves_the_stream_of_its_parent(tars: Path) -> None:
+    """It would take bytes out of the pipe, and end the command."""
+    data = TarImages(f"pipe:cat {tars}/s-000.tar", image_size=16, channels=1, index=str(tars / "index"))
+    assert data.items([0]) == [(0, picture(0))] and data._stream is not None
+    process, status = data._stream.process, 1
+    if not (child := os.fork()):
+        try:
+            status = data.items([3, 0]) != [(3, picture(3)), (0, picture(0))]
+        finally:
+            os._exit(status)
+    assert os.waitpid(child, 0)[1] == 0
+    assert data.items([3, 4]) == [(3, picture(3)), (4, picture(4))] and data._stream.process is process
+    data.end()
+
+
+@pytest.mark.parametrize(("shards", "buffer", "runs"), [("000", 1000, 1), ("{000,001}", 8, 12)])
+def test_commands_run_once_for_each_window(shards: str, buffer: int, runs: int, tars: Path) -> None:
+    """Also where the next window holds the same images, of the next epoch; 12 steps of 8 images."""
+    path = f"pipe:cat {tars}/s-{shards}.tar; echo >> {tars}/runs"
+    settings = {**settings_of("pipe", tars), "path": path, "buffer": buffer}
+    images = sum(batches_of(settings), [])
+    count = len(set(images))
+    assert len(images) == 96 and all(
+        sorted(images[i : i + count]) == list(range(count)) for i in range(0, 96 - count, count)
+    )
+    made = 1 + (shards != "000")  # for the indexes
+    assert (tars / "runs").read_text().count("\n") - made <= runs
+
+
+def test_the_end_of_a_command(tars: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that it has started ends, also while another thread reads; one that goes on behind its output is waited for."""
+    stream = TarStream("pipe:echo begun; sleep 77 | cat & sleep 77")
+    assert stream.file.readline() == b"begun\n"
+    reader = threading.Thread(target=stream.file.read, daemon=True)
+    reader.start()
+    stream.end()
+    reader.join(5)
+    assert not reader.is_alive()  # no process is left that holds the pipe
+    stream.close()
+    monkeypatch.setattr(tar_stream, "PATIENCE", 0.01)
+    path = f"pipe:cat {tars}/s-000.tar; exec >&-; sleep 0.2"
+    assert len(TarImages(path, image_size=16, channels=1, index=str(tars / "index"))) == 9
+    monkeypatch.setattr(tar_indexes, "PATIENCE", 0.01)
+    with pytest.raises(MgenError, match="goes on for more than 0.01 s"):
+        TarImages(path, image_size=16, channels=1, index=str(tars / "other"))
+
+
+def test_ctrl_c_while_a_command_is_indexed(tars: Path) -> None:
+    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+    start = time.monotonic()
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        TarImages(f"pipe:head -c 3000 {tars}/s-000.tar; sleep 30", image_size=16, channels=1, index=str(tars / "index"))
+    assert time.monotonic() - start < 10
+
+
+def test_which_texts_name_tars(tars: Path) -> None:
+    names = {"a.tar": True, "a-{0..1}.tar": True, "a.tar.gz": True, "a.tar::b": True, "my.targets": False, "x": False}
+    assert {name: names_tars(name) for name in names} == names and names_tars(str(tars))
+    images = tars / "photos.tar"  # a folder of classes
+    (images / "cat").mkdir(parents=True)
+    (images / "cat" / "a.PNG").write_bytes(picture(1))
+    assert not names_tars(str(images))
+    (images / "stray.tar").write_bytes(b"")
+    with pytest.raises(MgenError, match=r"holds tars \('stray.tar'\) and folders of images \('cat'\)"):
+        names_tars(str(images))
+
+
+def test_commands_stay_as_they_are(tars: Path) -> None:
+    commands = ["pipe:curl http://[fe80::1]/a.tar", "pipe:ls | awk '{print $1, $2}'"]
+    assert find_tars("::".join(commands)) == commands
+    assert find_tars("pipe:cat {a,b}-{0..1}") == [f"pipe:cat {word}-{i}" for word in "ab" for i in (0, 1)]
+
+
+def test_passwords_in_commands_are_kept_back(tars: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tars)
+    for command in ("cat s-000.tar; : secret", "P=secret cat s-000.tar", "cat s-000.tar # x/secret"):
+        data, source = open_images(f"pipe:{command}", tiny_tokenizer(image_size=16), image_size=16, index="index")
+        assert "secret" not in source and source.startswith("pipe:") and source.endswith(") at 16 px")
+        assert data.record.name == "s"
+    assert set_name(["pipe:curl https://x.org/get -H 'Authorization: secret'"]) == "tars"
+
+
+def test_settings_without_effect() -> None:
+    with pytest.raises(MgenError, match="on_error=skip is for images in files"):
+        DataConfig(kind="cache", on_error="skip")
+    with pytest.raises(MgenError, match="num_classes is 3, but with classes=none"):
+        DataConfig(kind="webdataset", classes="none", num_classes=3)

@@ -129,7 +129,7 @@ def test_commands_with_passwords_are_not_sent(fake: Fake, tmp_path: Path) -> Non
         given.append(calls["init"][-1]["config"]["data.path"])
         assert "secret" not in str(calls) and "hidden" not in str(calls)
         assert command in (tmp_path / "config.json").read_text()
-    assert given[0].startswith("pipe:curl … (") and given[2].startswith("pipe:… … (") and len(set(given)) == 3
+    assert given[0].startswith("pipe:curl … (") and given[2].startswith("pipe: … (") and len(set(given)) == 3
 
 
 def test_wandbs_server_is_looked_for_at_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
