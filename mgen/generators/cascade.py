@@ -153,7 +153,7 @@ class Cascade(Composed):
         default = self.default_tokens
         rows = default.unsqueeze(0)  # (1, S, D)
         if self.first.tokens.kind != "index":
-            rows = self.first_embedder(rows)
+            rows = self.first_embedder(rows.clone())  # torch's counter of FLOPs can't take a view of a parameter
         if features is None:
             return rows
         projected = self.feature_proj(features)
