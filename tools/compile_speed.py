@@ -9,7 +9,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import TypedDict
 
 import torch
@@ -23,7 +23,6 @@ from mgen.cli.parser import Formatter, whole
 from mgen.cli.sample import chosen_sampler
 from mgen.generators import Generator
 from mgen.heads import HeadNoise
-from mgen.nn.precision import computing
 from mgen.samplers import ParallelSampler
 from mgen.utils.compiling import MODES, compile_network, uncompiled
 from mgen.utils.errors import MgenError, check_choice
@@ -84,13 +83,18 @@ class Trained:
                 known = torch.zeros_like(known)
             trunk_noise = generator.trunk.training_noise(self.order, known)
             generator.zero_grad(set_to_none=True)
-            with computing(generator, DTYPES[self.dtype], generator.device):
+            with autocast(self.dtype, generator.device):  # the weights stay in fp32, as in a training
                 loss = generator(self.tokens, self.class_ids, known, noise=self.noise, trunk_noise=trunk_noise)[
                     0
                 ].mean()
             loss.backward()
             losses.append(loss.detach())
         return torch.stack(losses)
+
+
+def autocast(dtype: str, device: torch.device) -> AbstractContextManager[object]:
+    """In which a training step computes."""
+    return nullcontext() if dtype == "fp32" else torch.autocast(device.type, DTYPES[dtype])
 
 
 def sampled(

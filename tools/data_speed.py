@@ -19,13 +19,18 @@ import multiprocessing
 import os
 import platform
 import resource
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from mgen.cli import run
+from mgen.cli.parser import Parser, number, whole
+from mgen.utils.errors import MgenError
 
 SHAPE = (32, 16, 16)
 
@@ -138,10 +143,23 @@ def in_a_process(function: Callable[..., dict[str, Any]], *args: Any) -> dict[st
     """What a function returns in a forked process, which has imported everything."""
     context = multiprocessing.get_context("fork")
     here, there = context.Pipe()
-    child = context.Process(target=lambda: there.send(function(*args)))
+
+    def answer() -> None:
+        try:
+            there.send(function(*args))
+        except MgenError as error:
+            there.send(error)
+
+    child = context.Process(target=answer)
     child.start()
-    found: dict[str, Any] = here.recv()
+    there.close()  # so that the end of the child ends the wait below
+    try:
+        found: dict[str, Any] | MgenError = here.recv()
+    except EOFError:
+        raise SystemExit("the process that reads has ended, see above") from None
     child.join()
+    if isinstance(found, MgenError):
+        raise found
     return found
 
 
@@ -162,19 +180,24 @@ def measure(args: argparse.Namespace, folder: Path, *, shuffle: str, cold: bool,
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def command(argv: Sequence[str] | None = None) -> None:
+    """Measure and print; see --help."""
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, help="where the cache is written and removed; default: a temporary one")
-    parser.add_argument("--images", type=int, default=65536)
-    parser.add_argument("--shard-size", type=int, default=4096)
+    parser.add_argument("--images", type=whole(1), default=65536)
+    parser.add_argument("--shard-size", type=whole(1), default=4096)
     parser.add_argument("--dtype", choices=("fp16", "fp32"), default="fp16")
-    parser.add_argument("--batch-size", type=int, default=256)
-    parser.add_argument("--buffer", type=int, default=16384)
-    parser.add_argument("--streams", type=int, default=1)
-    parser.add_argument("--workers", type=int, nargs="*", default=[0])
-    parser.add_argument("--seconds", type=float, default=30.0, help="after which a way is stopped")
-    parser.add_argument("--repeats", type=int, default=3, help="rounds through all ways; the fastest counts")
-    args = parser.parse_args()
+    parser.add_argument("--batch-size", type=whole(1), default=256)
+    parser.add_argument("--buffer", type=whole(1), default=16384)
+    parser.add_argument("--streams", type=whole(1), default=1)
+    parser.add_argument("--workers", type=whole(0, 256), nargs="+", default=[0])
+    parser.add_argument("--seconds", type=number(0.01), default=30.0, help="after which a way is stopped")
+    parser.add_argument("--repeats", type=whole(1), default=3, help="rounds through all ways; the fastest counts")
+    args = parser.parse_args(argv)
+    if args.images < args.batch_size:
+        raise MgenError(f"--images is {args.images}, --batch-size {args.batch_size}: give at least one batch of images")
+    if args.folder is not None and not args.folder.is_dir():
+        raise MgenError(f"--folder {args.folder} is no folder: make it first, or give another")
     import mgen.training.data  # noqa: F401  # once, for all processes
 
     torch.set_num_threads(1)
@@ -207,4 +230,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(command))

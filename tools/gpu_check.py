@@ -23,7 +23,7 @@ from mgen.cli.parser import Formatter, whole
 from mgen.utils.compiling import MODES
 from mgen.utils.errors import MgenError, check_choice
 from mgen.utils.files import check_writable, write_json, write_text
-from mgen.utils.reading import MOST_JSON_BYTES, parse_json, read_text
+from mgen.utils.reading import read_json
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("tests", "bench", "training")
@@ -140,11 +140,6 @@ def execute(job: Job, limit: float) -> dict[str, Any]:
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         row["error"] = f"{status}: {' / '.join(line.strip() for line in lines[-3:])[-600:]}"
     return row
-
-
-def read_json(file: Path) -> Any:
-    """What a JSON file holds; MgenError if it can't be read."""
-    return parse_json(read_text(file, most=MOST_JSON_BYTES), str(file))
 
 
 def read_tests(file: Path) -> dict[str, Any]:

@@ -9,18 +9,24 @@ deviation, and the largest and the root mean square difference of the decoded pi
 
 import argparse
 import json
+import sys
+from collections.abc import Sequence
 
 import torch
 
+from mgen.cli import run
+from mgen.cli.parser import Parser, whole
+
 
 @torch.inference_mode()
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def command(argv: Sequence[str] | None = None) -> None:
+    """Measure and print; see --help."""
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokenizer", default="fmnist-mar", help="a KL tokenizer, by name or folder")
     parser.add_argument("--data", default="fmnist", help="as of mgen cache")
-    parser.add_argument("--num-images", type=int, default=2000)
-    parser.add_argument("--batch-size", type=int, default=50)
-    args = parser.parse_args()
+    parser.add_argument("--num-images", type=whole(1), default=2000)
+    parser.add_argument("--batch-size", type=whole(1), default=50)
+    args = parser.parse_args(argv)
     from mgen.data.images import open_images
     from mgen.pipelines.saved import load_tokenizer
     from mgen.tokenizers.bridge import kl_tokenizer
@@ -58,4 +64,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(command))

@@ -8,17 +8,20 @@ the averaged weights in the form of earlier versions over today's (mgen/training
 
 import argparse
 import itertools
-import json
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mgen.cli import run
+from mgen.cli.parser import Parser, whole
 from mgen.training.config import EMAConfig, OptimConfig
 from mgen.training.update import AdamW, Average, Numerics
+from mgen.utils.files import check_writable, write_json
 
 # Images, heads, tokens, numbers of a head: the embedded models, encoder and decoder of MAR-B, MaskGIT-L, and 576 tokens.
 SHAPES = {
@@ -73,12 +76,15 @@ def update(version: Numerics, blocks: int) -> dict[str, Callable[[], object]]:
     return {f"AdamW {version}": adamw.step, f"averages {version}": lambda: average.step(weights)}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=4)
-    parser.add_argument("--blocks", type=int, default=6, help="MLPs of width 768 that are updated")
+def command(argv: Sequence[str] | None = None) -> None:
+    """Measure and print; see --help."""
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=whole(1), default=4)
+    parser.add_argument("--blocks", type=whole(1), default=6, help="MLPs of width 768 that are updated")
     parser.add_argument("--out", type=Path, metavar="FILE")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
+    if args.out is not None:
+        check_writable(args.out.parent)
     torch.set_num_threads(1)
     found: dict[str, float] = {}
     for (name, shape), dtype, dropout in itertools.product(SHAPES.items(), (torch.bfloat16, torch.float32), (0.0, 0.1)):
@@ -90,8 +96,8 @@ def main() -> None:
     for name, ratio in found.items():
         print(f"{name:45} {ratio:.2f}x")
     if args.out is not None:
-        args.out.write_text(json.dumps(found, indent=2) + "\n")
+        write_json(args.out, found)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(command))

@@ -12,6 +12,7 @@ devices, see mgen/training/flops.py, and `data_wait` the share of the time in wh
 """
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -19,12 +20,20 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from mgen.cli import run  # noqa: E402
+from mgen.cli.parser import Parser, whole  # noqa: E402
+from mgen.utils.errors import MgenError, check_choice  # noqa: E402
+from mgen.utils.files import check_writable, write_json  # noqa: E402
+
 CHILD = Path(__file__).with_name("training_speed_child.py")
 IMAGES = 512  # of the random data
 # The training whose settings are taken, and images per step on a CPU.
@@ -127,6 +136,8 @@ class Side:
             if not line:
                 self.close()
                 log = (self.folder / f"{self.name}-{rank}.log").read_text()
+                if "MgenError: " in (last := log.strip().rpartition("\n")[2]):
+                    raise MgenError(f"{self.name}: {last.partition('MgenError: ')[2]}")
                 raise SystemExit(f"process {rank} of {self.name} has ended:\n{log[-3000:]}")
         return [json.loads(line) for line in lines]
 
@@ -134,8 +145,9 @@ class Side:
         """So many steps; seconds are those of all processes together for `cpu`, of the slowest one for the others."""
         for process in self.processes:
             assert process.stdin is not None
-            process.stdin.write(f"{count}\n")
-            process.stdin.flush()
+            with contextlib.suppress(BrokenPipeError):  # it has ended: see `answers`
+                process.stdin.write(f"{count}\n")
+                process.stdin.flush()
         found = self.answers()
         return {
             "cpu": sum(answer["cpu"] for answer in found),
@@ -173,6 +185,8 @@ def summary(
 
 def measure(model: str, args: argparse.Namespace) -> dict[str, Any]:
     """A row of the outcome."""
+    from mgen.training.config import train_config
+
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         batch = args.batch_size or MODELS[model][1]
@@ -188,6 +202,7 @@ def measure(model: str, args: argparse.Namespace) -> dict[str, Any]:
         order = {"settings": settings, "compile": args.compile, "threads": args.threads}
         # A checkout of before has no word for a setting of today: it gets none.
         plain = prepare_plain(settings, args.set_here)
+        train_config(plain)  # raises an error for a setting that isn't one
         sides = [Side("here", ROOT, {**order, "settings": plain}, args, folder)]
         if args.against is not None:
             sides.append(Side("against", args.against.resolve(), order, args, folder))
@@ -228,21 +243,24 @@ def prepare_plain(settings: dict[str, Any], changes: list[str]) -> dict[str, Any
     return apply_overrides(settings, changes) if changes else settings
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def command(argv: Sequence[str] | None = None) -> None:
+    """Measure and print; see --help."""
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--models", default=",".join(MODELS), help=f"comma-separated, of {', '.join(MODELS)} (default: all)"
     )
-    parser.add_argument("--batch-size", type=int, help="images per step, over all processes (default: 4, of fmnist 64)")
-    parser.add_argument("--accumulate", type=int, default=1, help="pieces of a process's share of the batch")
+    parser.add_argument(
+        "--batch-size", type=whole(1), help="images per step, over all processes (default: 4, of fmnist 64)"
+    )
+    parser.add_argument("--accumulate", type=whole(1), default=1, help="pieces of a process's share of the batch")
     parser.add_argument("--precision", choices=["fp32", "bf16", "fp16"], default="fp32")
     parser.add_argument("--compile", choices=["off", "regional", "full"], default="off")
     parser.add_argument("--device", choices=["auto", "cpu"], default="auto", help="auto: a GPU if there is one")
-    parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=1, help="of each process on a CPU")
-    parser.add_argument("--steps", type=int, default=2, help="steps of a turn")
-    parser.add_argument("--rounds", type=int, default=3, help="turns; the fastest one counts")
-    parser.add_argument("--warmup", type=int, default=1, help="steps before the first turn")
+    parser.add_argument("--processes", type=whole(1), default=1)
+    parser.add_argument("--threads", type=whole(1), default=1, help="of each process on a CPU")
+    parser.add_argument("--steps", type=whole(1), default=2, help="steps of a turn")
+    parser.add_argument("--rounds", type=whole(1), default=3, help="turns; the fastest one counts")
+    parser.add_argument("--warmup", type=whole(0), default=1, help="steps before the first turn")
     parser.add_argument(
         "--against", type=Path, metavar="PATH", help="another checkout, which takes turns with this one"
     )
@@ -253,19 +271,18 @@ def main() -> None:
         "--set-here", action="append", default=[], metavar="key=value", help="the same, for this checkout alone"
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the rows as JSON")
-    args = parser.parse_args()
-    models = args.models.split(",")
-    if unknown := [name for name in models if name not in MODELS]:
-        parser.error(f"unknown model {unknown[0]!r}: choose from {', '.join(MODELS)}")
+    args = parser.parse_args(argv)
+    models = [check_choice("--models", name.strip(), MODELS) for name in args.models.split(",")]
     if args.against is not None and not (args.against / "mgen").is_dir():
-        parser.error(f"--against {args.against} holds no folder mgen: give the root of a checkout")
-    sys.path.insert(0, str(ROOT))
+        raise MgenError(f"--against {args.against} holds no folder mgen: give the root of a checkout")
+    if args.out is not None:
+        check_writable(args.out.parent)
     rows = [measure(model, args) for model in models]
     outcome = {"machine": platform.processor() or platform.machine(), "torch": torch.__version__, "rows": rows}
     print(json.dumps(outcome, indent=2))
     if args.out is not None:
-        args.out.write_text(json.dumps(outcome, indent=2) + "\n")
+        write_json(args.out, outcome)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(command))

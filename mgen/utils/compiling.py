@@ -85,14 +85,19 @@ def _missing(device: str) -> str | None:
     if device == "cuda":  # ROCm too
         if importlib.util.find_spec("triton") is None:
             return "Triton: pip install triton"
-        if not any(map(shutil.which, [os.environ.get("CC") or "gcc", "clang", "cc"])):
+        if not any(map(_on_path, [os.environ.get("CC") or "gcc", "clang", "cc"])):
             return "a C compiler on the PATH, which Triton calls: install gcc or clang, or set CC"
     elif device == "cpu":
         usual = {"win32": "cl", "darwin": "clang++"}.get(sys.platform, "g++")
         name = os.environ.get("CXX") or usual
-        if shutil.which(name) is None and shutil.which(name.split()[0]) is None:
+        if not _on_path(name):
             return f"a C++ compiler, and {name} is not on the PATH: install it (Debian: apt install g++), or set CXX to another"
     return None
+
+
+def _on_path(command: str) -> bool:
+    """Whether the program of a command such as "ccache gcc" is there; its name may hold spaces."""
+    return any(shutil.which(name) for name in (command, *command.split()[:1]))
 
 
 def is_compiler_error(error: BaseException) -> bool:

@@ -155,6 +155,16 @@ def test_off_does_nothing_and_tokenizers_have_no_blocks() -> None:
         compile_network(pipe.tokenizer, "regional", **BACKEND)
 
 
+def test_a_compiler_behind_a_launcher_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    (tmp_path / "ccache").touch(0o755)
+    for name, value in {"PATH": str(tmp_path), "CC": "ccache gcc", "CXX": "ccache g++"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(compiling.importlib.util, "find_spec", lambda name: True)  # Triton
+    assert compiling._missing("cuda") is None and compiling._missing("cpu") is None
+    monkeypatch.setenv("CC", " ")
+    assert "a C compiler" in (compiling._missing("cuda") or "")
+
+
 def test_without_a_compiler_one_line_says_what_to_do(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Any
 ) -> None:

@@ -3,12 +3,14 @@
 import json
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 
 from mgen.cli import run
-from tools import gpu_check
+from tests.helpers import tiny_net
+from tools import compile_speed, data_speed, gpu_check, moment_precision, training_parts, training_speed
 
 SMALL = ["--device", "cpu", "--small", "--models", "fmnist-maskgit", "--dtypes", "bf16", "--compile", "off"]
 
@@ -93,6 +95,44 @@ def test_bad_options(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert run(gpu_check.command, [*options, "--out", str(tmp_path / "out")]) == 2
     assert said in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("tool", "options", "said"),
+    [
+        (training_speed, ["--steps", "0"], "--steps"),
+        (training_speed, ["--models", "mar-c"], "mar-b"),
+        (training_speed, ["--out", "{}/file/x.json"], "cannot write to"),
+        (training_speed, ["--models", "fmnist-mar", "--set", "optim.lr=fast"], "optim.lr"),
+        (moment_precision, ["--tokenizer", "fmnist-maskgit"], "--tokenizer"),
+        (data_speed, ["--images", "10"], "--batch-size 256"),
+        (data_speed, ["--folder", "{}/none"], "is no folder"),
+        (data_speed, ["--images", "32", "--batch-size", "32", "--streams", "9", "--repeats", "1"], "streams"),
+        (training_parts, ["--repeats", "0"], "--repeats"),
+        (training_parts, ["--out", "{}/file/x.json"], "cannot write to"),
+    ],
+)
+def test_bad_options_of_other_tools(
+    tool: ModuleType,
+    options: list[str],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A line and no trace, before anything is measured."""
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    (tmp_path / "file").touch()
+    assert run(tool.command, [option.format(tmp_path) for option in options]) == 2
+    found = capsys.readouterr()
+    assert said in found.err and found.err.count("\n") == 1 and not found.out
+
+
+def test_training_steps_are_timed_with_weights_in_fp32() -> None:
+    net, seen = tiny_net("uvit").train(), set[torch.dtype]()
+    net.trunk.register_forward_pre_hook(lambda trunk, inputs: seen.update(p.dtype for p in trunk.parameters()))
+    losses = compile_speed.Trained(net, 2, "bf16")()
+    assert losses.isfinite().all() and seen == {torch.float32}
 
 
 def test_paper_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
