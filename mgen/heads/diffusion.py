@@ -110,8 +110,9 @@ class ChainHead(VectorHead[ChainPlan]):
 
     def training_noise(self, length: int, copies: int, rng: torch.Generator) -> HeadNoise:
         """Timesteps (K, L), of a joint head (K,), and noise (K, L, C) for the loss of one image."""
-        t = torch.randint(self.config.train_steps, (copies,) if self.joint else (copies, length), generator=rng)
-        return HeadNoise(t, torch.randn(copies, length, self.channels, generator=rng))
+        shape, where = (copies,) if self.joint else (copies, length), rng.device
+        t = torch.randint(self.config.train_steps, shape, generator=rng, device=where)
+        return HeadNoise(t, torch.randn(copies, length, self.channels, generator=rng, device=where))
 
     def coefficients(self, noise: HeadNoise | None, device: torch.device) -> tuple[HeadNoise, dict[str, Tensor]]:
         """The noise, and TABLES at its timesteps t (…), (…, 1) each; MgenError without noise."""

@@ -46,8 +46,8 @@ class FlowMatching(Head[FlowPlan]):
 
     def training_noise(self, length: int, copies: int, rng: torch.Generator) -> HeadNoise:
         """Times (K, L) in (0, 1), sigmoids of normal numbers, and noise (K, L, C) for the loss of one image."""
-        t = torch.randn(copies, length, generator=rng).sigmoid()
-        return HeadNoise(t, torch.randn(copies, length, self.channels, generator=rng))
+        t = torch.randn(copies, length, generator=rng, device=rng.device).sigmoid()
+        return HeadNoise(t, torch.randn(copies, length, self.channels, generator=rng, device=rng.device))
 
     def noisy(self, target: Tensor, noise: HeadNoise | None) -> tuple[Tensor, Tensor]:
         """Noisy tokens (…, C) and what the time embedding takes (…), of clean ones and the noise of a loss; shapes broadcast."""

@@ -142,7 +142,8 @@ class Head(nn.Module, Configured, Generic[PlanT]):
         self.apply(default)
 
     def training_noise(self, length: int, copies: int, rng: torch.Generator) -> HeadNoise | None:
-        """Random numbers for the loss of one image of `length` tokens, `copies` of each; None if the loss takes none."""
+        """Random numbers for the loss of one image of `length` tokens, `copies` of each, on the device of `rng`; None if the loss takes
+        none."""
         return None
 
     def loss(

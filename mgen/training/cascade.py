@@ -82,10 +82,12 @@ class CascadeObjective(GeneratorObjectiveBase[CascadeNoise]):
             without_first=torch.rand(count, generator=rng) >= settings.keep * ready,
         )
 
-    def add_row_noise(self, noise: CascadeNoise, rows: slice, *seed: int | str) -> CascadeNoise:
+    def add_row_noise(
+        self, noise: CascadeNoise, rows: slice, *seed: int | str, device: torch.device | str = "cpu"
+    ) -> CascadeNoise:
         second, first = [], []
         for row in range(rows.start, rows.stop):
-            rng = seeds.generator(*seed, row)
+            rng = seeds.generator(*seed, row, device=device)
             second.append(self.make_row_noise(self.model.second, self.source, rng))
             first.append(self.make_row_noise(self.model.first, self.first_source, rng))
         made, made_first = stack(second), stack(first)

@@ -333,6 +333,9 @@ class TrainConfig:
     gradient_checkpointing: bool = (
         False  # of a generator: compute blocks again in the backward pass; less memory, about a third more time
     )
+    # Where the noise of each image (of a diffusion or flow head, of a posterior) is drawn, from a seed of its own. "host": the numbers are
+    # the same on every device; "device": a GPU draws them itself, the same for any number of processes, and not those of a CPU.
+    draws: Literal["host", "device"] = "host"
     resume: bool = True  # continue from the newest checkpoint in `output`
     init: PathText | None = None  # weights to start from: a name of `mgen zoo`, or a folder
     lora: LoRAConfig | None = None  # of a generator with `init`: train adapters alone; {} for the defaults
@@ -361,6 +364,8 @@ def train_config(data: dict[str, Any]) -> TrainConfig:
     config = build(TrainConfig, {key: value for key, value in data.items() if key != "objective"})
     if config.lora is not None and config.task != "generator":
         raise MgenError(f"lora is for task generator, this is {config.task}: leave lora out")
+    if config.draws != "host" and config.task != "generator":
+        raise MgenError(f"draws=device is for task generator, this is {config.task}: leave draws out")
     if config.compile != "off" and config.task != "generator":
         raise MgenError(f"compile is for task generator, this is {config.task}: leave compile off")
     if config.gradient_checkpointing and config.task != "generator":

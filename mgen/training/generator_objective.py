@@ -219,7 +219,8 @@ class GeneratorObjectiveBase(Objective[G]):
         """The row noise of one image, for a generator or a stage of a cascade."""
         head = stage.head.training_noise(stage.units.length, self.config.diffusion_batch_mul, rng)
         shape = source.posterior_shape
-        return RowNoise(head=head, posterior=None if shape is None else torch.randn(shape, generator=rng))
+        posterior = None if shape is None else torch.randn(shape, generator=rng, device=rng.device)
+        return RowNoise(head=head, posterior=posterior)
 
     def drop_labels(self, labels: Tensor, drop: Tensor | None) -> Tensor:
         """Labels (B,) with the null class where `drop` (B,) is True."""
@@ -256,8 +257,10 @@ class GeneratorObjective(GeneratorObjectiveBase[GeneratorNoise]):
     ) -> GeneratorNoise:
         return self.make_generator_noise(count, rng, augmentation, step)
 
-    def add_row_noise(self, noise: GeneratorNoise, rows: slice, *seed: int | str) -> GeneratorNoise:
-        rngs = [seeds.generator(*seed, row) for row in range(rows.start, rows.stop)]
+    def add_row_noise(
+        self, noise: GeneratorNoise, rows: slice, *seed: int | str, device: torch.device | str = "cpu"
+    ) -> GeneratorNoise:
+        rngs = [seeds.generator(*seed, row, device=device) for row in range(rows.start, rows.stop)]
         made = stack([self.make_row_noise(self.model, self.source, rng) for rng in rngs])
         return replace(noise, head=made.head, posterior=made.posterior)
 

@@ -62,8 +62,8 @@ class Objective(nn.Module, Generic[N]):
         """The noise for `count` images in one step of the optimizer."""
         raise NotImplementedError
 
-    def add_row_noise(self, noise: N, rows: slice, *seed: int | str) -> N:
-        """The noise of these rows with what is too large to be made for the whole batch.
+    def add_row_noise(self, noise: N, rows: slice, *seed: int | str, device: torch.device | str = "cpu") -> N:
+        """The noise of these rows with what is too large to be made for the whole batch, drawn on `device`.
 
         Each row is made from a seed of its own, so any cut of the batch gives the same.
         """

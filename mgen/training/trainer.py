@@ -134,7 +134,8 @@ class Trainer:
         """The noise of a piece of the batch. Seeds torch's global generators, which dropout alone uses: resumed runs repeat it."""
         rows, seed, step = order.rows(piece), self.config.seed, self.step
         torch.manual_seed(seeds.fold(seed, "dropout", step, piece, self.accelerator.process_index))
-        return self.objective.add_row_noise(whole.rows(rows), rows, seed, "rows", step)
+        where = self.device if self.config.draws == "device" else "cpu"
+        return self.objective.add_row_noise(whole.rows(rows), rows, seed, "rows", step, device=where)
 
     def _with_factor(self, options: StepOptions, batches: list[Batch], whole: Noise, order: BatchOrder) -> StepOptions:
         """The options with the adaptive weight of the adversarial term, by a pass over all pieces of the batch."""

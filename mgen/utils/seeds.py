@@ -13,8 +13,8 @@ def fold(*parts: int | str) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
-def generator(*parts: int | str) -> "torch.Generator":
-    """A CPU generator seeded by `fold(*parts)`."""
+def generator(*parts: int | str, device: "torch.device | str" = "cpu") -> "torch.Generator":
+    """A generator seeded by `fold(*parts)`. The same seed gives other numbers on a GPU than on a CPU."""
     import torch
 
-    return torch.Generator().manual_seed(fold(*parts))
+    return torch.Generator(device).manual_seed(fold(*parts))

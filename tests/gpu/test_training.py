@@ -8,9 +8,11 @@ import torch
 from accelerate.state import AcceleratorState
 
 import mgen
-from mgen.training.config import train_config
+from mgen.training.config import GeneratorObjectiveConfig, train_config
 from mgen.training.estimate import check_step
+from mgen.training.generator_objective import GeneratorObjective
 from mgen.training.loop import run, train
+from mgen.training.noise import Augmentation
 from mgen.training.trainer import Trainer
 from mgen.utils.compiling import compile_network, uncompiled
 from tests.helpers import tiny_net, tiny_tokens
@@ -39,6 +41,20 @@ def test_a_resumed_run_repeats_the_losses(
     assert len(whole) == STEPS and cut == pytest.approx(whole, rel=1e-6)
     pipe = mgen.load(tmp_path / "whole" / "model", device=device)
     assert torch.isfinite(pipe([0, 1], output_type="pt", progress=False).images).all()
+
+
+@pytest.mark.parametrize(
+    "head", [{"type": "diffusion", "width": 32, "depth": 2}, {"type": "flow", "width": 32, "depth": 2}]
+)
+def test_noise_drawn_on_the_device_does_not_depend_on_the_cut(head: dict[str, Any], device: torch.device) -> None:
+    made = GeneratorObjective(tiny_net("mae", tokens=tiny_tokens("vector"), head=head), GeneratorObjectiveConfig())
+    plain = made.make_noise(6, torch.Generator().manual_seed(0), augmentation=Augmentation())
+    whole = made.add_row_noise(plain, slice(0, 6), 0, "rows", device=device)
+    parts = [made.add_row_noise(plain.rows(cut), cut, 0, "rows", device=device) for cut in (slice(0, 2), slice(2, 6))]
+    for name in ("t", "noise"):
+        found = getattr(whole.head, name)
+        assert found.device.type == device.type and found.unique().numel() > 6
+        assert torch.equal(found, torch.cat([getattr(part.head, name) for part in parts]))
 
 
 def test_losses_are_those_of_the_cpu(settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
