@@ -333,6 +333,7 @@ TAKEN |= {
     ("tune", "--max-passes-per-image", 2**62),
     ("edit", "--dilate", 2**62),
 }  # the most that there are
+TAKEN |= {("cache", "--workers", 0)}  # this process reads
 TAKEN |= {(command, "--batch-size", 2**62) for command in COMMANDS}  # no batch is larger than the number of images
 NUMBERS = [
     (command, action.option_strings[0])
