@@ -32,7 +32,7 @@ fi
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(( ${SLURM_CPUS_PER_TASK:-1} / processes > 0 ? ${SLURM_CPUS_PER_TASK:-1} / processes : 1 ))}"
 
 # One launcher per machine; the first machine is where they meet. A port of the job's own lets two jobs share machines.
-srun --ntasks "$SLURM_NNODES" --ntasks-per-node 1 --kill-on-bad-exit=1 \
+srun --ntasks "$SLURM_NNODES" --ntasks-per-node 1 --cpus-per-task "${SLURM_CPUS_PER_TASK:-1}" --kill-on-bad-exit=1 \
     "$python" -m torch.distributed.run --nnodes "$SLURM_NNODES" --nproc-per-node "$processes" \
     --rdzv-id "$SLURM_JOB_ID" --rdzv-backend c10d --rdzv-endpoint "$head:$(( 20000 + SLURM_JOB_ID % 12000 ))" \
     -m mgen.train "$@" processes="$(( SLURM_NNODES * processes ))" &
@@ -44,6 +44,7 @@ status=$?
 if [[ -n "$stopping" ]]; then
     trap "" TERM
     wait "$step"
-    scontrol requeue "$SLURM_JOB_ID"
+    # A job that was canceled may get the signal too, and stays canceled.
+    [[ "$(scontrol show job "$SLURM_JOB_ID")" == *JobState=CANCELLED* ]] || scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$status"
