@@ -174,7 +174,7 @@ def tokenize(args: Namespace) -> int:
     from mgen.cli.sample import processes
     from mgen.data import spread_batches, write_cache
     from mgen.data.images import open_images
-    from mgen.data.sharing import Crew
+    from mgen.data.sharing import Writers
     from mgen.data.write_cache import check_batch
     from mgen.pipelines.saved import load_tokenizer
     from mgen.tokenizers.bridge import kl_tokenizer, measurable
@@ -211,7 +211,7 @@ def tokenize(args: Namespace) -> int:
             first_stage_size=args.first_stage_size,
             source=source,
             workers=args.workers or 0,
-            crew=Crew(rank=rank, world=world, wait=wait, agree=agree, part=args.part or (1, 1)),
+            writers=Writers(rank=rank, world=world, wait=wait, agree=agree, part=args.part or (1, 1)),
         )
         if rank == 0:
             print(out)

@@ -15,7 +15,7 @@ EVERY = 1.0  # seconds between two looks at what other processes have written
 
 
 @dataclass(frozen=True, kw_only=True)
-class Crew:
+class Writers:
     """The processes that write a cache together.
 
     Args:
@@ -45,7 +45,7 @@ class Crew:
         return list(shards[self.rank :: self.world])
 
 
-ALONE = Crew()
+ALONE = Writers()
 
 
 class SharedBar:

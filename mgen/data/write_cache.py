@@ -26,7 +26,7 @@ from mgen.data.first_stage import shrink
 from mgen.data.loading import Batch, load_batches
 from mgen.data.read_ahead import Streamed
 from mgen.data.record import record_of
-from mgen.data.sharing import ALONE, Crew, SharedBar
+from mgen.data.sharing import ALONE, SharedBar, Writers
 from mgen.data.shuffled import Shuffled
 from mgen.tokenizers.base import PosteriorTokenizer, Tokenizer
 from mgen.utils.changes import changes, plain, told
@@ -53,7 +53,7 @@ def write_cache(
     first_stage_size: Size | None = None,
     source: str = "",
     workers: Annotated[int, Field(ge=0, le=256)] = 0,
-    crew: Crew = ALONE,
+    writers: Writers = ALONE,
     progress: bool = True,
 ) -> Path:
     """Encode `dataset` with `tokenizer` into the folder `out`; complete shards are checked and kept, so that an interrupted run resumes.
@@ -63,7 +63,7 @@ def write_cache(
         dtype: of moments, "fp32" or "fp16" (half the size, rounds to 0.05 %).
         first_stage_size: side in pixels of the smaller copies (see mgen.data.first_stage); None stores none.
         source: description of the data, stored in the index. workers: processes that read the images of this one.
-        crew: the processes that share the work; each of them calls this function with the same arguments.
+        writers: the processes that share the work; each of them calls this function with the same arguments.
 
     Raises:
         MgenError: `out` holds a cache made with another tokenizer, other data or settings, or cannot be written; there is too little
@@ -92,31 +92,31 @@ def write_cache(
         data=record_of(dataset),
     )
     check_writable(out)
-    crew.wait()  # an old cache has been set aside
-    listed, missing = _what_is_left(out, index, dataset, crew)
-    mine = crew.own(missing)
+    writers.wait()  # an old cache has been set aside
+    listed, missing = _what_is_left(out, index, dataset, writers)
+    mine = writers.own(missing)
     if mine:
         _check_room(out, index, dataset, tokenizer, mine, batch_size)
-    crew.wait()  # nobody has found a shard that doesn't belong here: only then is something written
-    shards, others = crew.of_part(range(index.shards)), set(missing) - set(mine)
-    with SharedBar(out, index, shards, missing, sorted(others), shown=progress and crew.rank == 0) as bar:
+    writers.wait()  # nobody has found a shard that doesn't belong here: only then is something written
+    shards, others = writers.of_part(range(index.shards)), set(missing) - set(mine)
+    with SharedBar(out, index, shards, missing, sorted(others), shown=progress and writers.rank == 0) as bar:
         for shard, metadata, tensors in _shards(dataset, tokenizer, index, mine, batch_size, workers, bar):
             if not listed:  # late, so that what fails in the first shard leaves nothing
                 write_json(out / "index.json", index.to_dict())
                 listed = True
             write_tensors(shard_path(out, shard), tensors, metadata)
-        crew.wait()
-    if crew.rank == 0:
+        writers.wait()
+    if writers.rank == 0:
         if not listed:
             write_json(out / "index.json", index.to_dict())
         _check_complete(out, shards)
     return out
 
 
-def _what_is_left(out: Path, index: CacheIndex, dataset: StampedData, crew: Crew) -> tuple[bool, list[int]]:
-    """Whether index.json is there already, and which shards of the crew's part are missing; the same in all processes.
+def _what_is_left(out: Path, index: CacheIndex, dataset: StampedData, writers: Writers) -> tuple[bool, list[int]]:
+    """Whether index.json is there already, and which shards of the writers' part are missing; the same in all processes.
 
-    Raises an MgenError if something in the folder belongs to another cache, or to data that have changed. The crew's processes check
+    Raises an MgenError if something in the folder belongs to another cache, or to data that have changed. All processes check
     some of the shards each.
     """
     there, file = shards_in(out), out / "index.json"
@@ -130,14 +130,14 @@ def _what_is_left(out: Path, index: CacheIndex, dataset: StampedData, crew: Crew
             f"{out} already holds a cache of more images ({shard_path(out, there[-1]).name}): choose another --out, or --overwrite"
         )
     # A listing may lag behind what other machines wrote: that of the first process counts.
-    found = crew.agree([shard in set(there) for shard in range(index.shards)])
-    for shard in crew.own(crew.of_part([shard for shard in range(index.shards) if found[shard]])):
+    found = writers.agree([shard in set(there) for shard in range(index.shards)])
+    for shard in writers.own(writers.of_part([shard for shard in range(index.shards) if found[shard]])):
         read_shard(out, index, shard, data=dataset.stamp(index.rows(shard)))
     if not there:
         same = old is not None and old == index
     else:  # images that were added or removed behind the existing shards change the count and the record alone
         same = old is not None and (old.count, old.data) == (index.count, index.data)
-    return same, crew.of_part([shard for shard in range(index.shards) if not found[shard]])
+    return same, writers.of_part([shard for shard in range(index.shards) if not found[shard]])
 
 
 def _check_complete(out: Path, shards: list[int]) -> None:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from mgen.cli import main
 from mgen.data import ImageFolder, TokenCache, write_cache
-from mgen.data.sharing import Crew
+from mgen.data.sharing import Writers
 from mgen.utils.errors import MgenError
 from tests.helpers import tiny_kl
 from tests.processes import fork, together
@@ -108,5 +108,7 @@ def test_nothing_is_written_if_one_process_finds_a_foreign_shard(parts: Path, tm
 
     data = ImageFolder(root=parts / "images", image_size=32, channels=1)
     with pytest.raises(MgenError, match="another process has ended"):
-        write_cache(data, tiny_kl(), tmp_path / "x", crew=Crew(rank=1, world=2, wait=others_have_ended), progress=False)
+        write_cache(
+            data, tiny_kl(), tmp_path / "x", writers=Writers(rank=1, world=2, wait=others_have_ended), progress=False
+        )
     assert not (tmp_path / "x").exists()
