@@ -116,8 +116,8 @@ def write_cache(
 def _what_is_left(out: Path, index: CacheIndex, dataset: StampedData, writers: Writers) -> tuple[bool, list[int]]:
     """Whether index.json is there already, and which shards of the writers' part are missing; the same in all processes.
 
-    Raises an MgenError if something in the folder belongs to another cache, or to data that have changed. All processes check
-    some of the shards each.
+    Raises an MgenError if something in the folder belongs to another cache, or to data that have changed. Each process checks
+    some of the shards.
     """
     there, file = shards_in(out), out / "index.json"
     old = None
