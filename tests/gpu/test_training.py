@@ -76,7 +76,7 @@ def test_losses_are_those_of_the_cpu(settings: dict[str, Any], tmp_path: Path, m
 
 def test_the_compiler_gives_the_same_numbers(device: torch.device) -> None:
     if device.type == "cpu":
-        pytest.skip("tests/unit/test_compiling.py does this on a CPU")
+        pytest.skip("tests/unit/test_compile_setting.py does this on a CPU")
     for mode in ("regional", "full"):
         torch._dynamo.reset()
         net = tiny_net("mae", tokens=tiny_tokens("vector")).to(device).train()

@@ -15,6 +15,7 @@ from mgen.training.config import train_config
 from mgen.training.loop import train
 from mgen.utils.compiling import compile_network
 from mgen.utils.errors import MgenError
+from tests.compiled import graphs
 from tests.helpers import TOKENIZER
 from tests.training_steps import logged_losses, small_training
 
@@ -31,10 +32,6 @@ def names(output: Path) -> dict[str, list[str]]:
         with safe_open(file, "pt") as tensors:
             found[str(file.relative_to(output))] = sorted(tensors.keys())
     return found
-
-
-def graphs() -> int:
-    return int(counters["stats"]["unique_graphs"])
 
 
 def test_files_have_the_same_names_and_a_run_may_switch(

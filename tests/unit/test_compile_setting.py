@@ -8,7 +8,6 @@ import pytest
 import torch
 import torch._dynamo
 from torch import Tensor, nn
-from torch._dynamo.utils import counters
 
 from mgen.bench.flops import count_run
 from mgen.cli import main, run
@@ -18,20 +17,11 @@ from mgen.nn.precision import computing
 from mgen.utils import compiling
 from mgen.utils.compiling import check_compiler, compile_network, uncompiled
 from mgen.utils.errors import MgenError
+from tests.compiled import fresh, graphs  # noqa: F401  # the fixture is of every test here
 from tests.helpers import tiny_architecture, tiny_himar, tiny_net, tiny_pipeline, tiny_tokens
 from tests.training_steps import training_step
 
 BACKEND = {"backend": "eager", "fullgraph": True}
-
-
-@pytest.fixture(autouse=True)
-def fresh() -> None:
-    torch._dynamo.reset()
-    counters.clear()
-
-
-def graphs() -> int:
-    return int(counters["stats"]["unique_graphs"])
 
 
 def near(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> bool:

@@ -4,22 +4,11 @@ from typing import Any
 
 import pytest
 import torch
-import torch._dynamo
 from torch import Tensor
-from torch._dynamo.utils import counters
 
 from mgen.samplers import ParallelSampler
+from tests.compiled import fresh, graphs  # noqa: F401  # the fixture is of every test here
 from tests.helpers import TRUNKS, tiny_continuous, tiny_himar, tiny_mar, tiny_net, tiny_pipeline, tiny_tokens
-
-
-@pytest.fixture(autouse=True)
-def fresh() -> None:
-    torch._dynamo.reset()
-    counters.clear()
-
-
-def graphs() -> int:
-    return int(counters["stats"]["unique_graphs"])
 
 
 def draw(net: Any, **settings: Any) -> Tensor:
