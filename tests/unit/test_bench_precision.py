@@ -11,6 +11,7 @@ from mgen.bench.benchmark import bench, bf16_units, table
 from mgen.bench.error import error_lines, run_error
 from mgen.cli import main
 from mgen.samplers import ParallelSampler
+from mgen.utils.devices import cpu_bf16_units
 from mgen.utils.memory import SETTINGS, keep_freed_memory
 from tests.helpers import tiny_himar, tiny_net, tiny_pipeline, tiny_tokens
 
@@ -18,7 +19,11 @@ from tests.helpers import tiny_himar, tiny_net, tiny_pipeline, tiny_tokens
 @pytest.mark.parametrize("flag, name", [("amx_bf16", "AMX"), ("avx512_bf16", "AVX512_BF16"), ("sse2", "none")])
 def test_bf16_units_of_a_cpu(flag: str, name: str, monkeypatch: Any) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"sse2": True, flag: True})
-    assert bf16_units(torch.device("cpu")) == name
+    cpu_bf16_units.cache_clear()
+    try:
+        assert bf16_units(torch.device("cpu")) == name
+    finally:
+        cpu_bf16_units.cache_clear()
 
 
 def test_bench_prints_both_peaks(monkeypatch: Any) -> None:
