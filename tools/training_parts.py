@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from mgen.cli import run
 from mgen.cli.parser import Parser, whole
+from mgen.nn.attention import explicit_with_gradient
 from mgen.training.config import EMAConfig, OptimConfig
 from mgen.training.update import AdamW, Average, Numerics
 from mgen.utils.files import check_writable, write_json
@@ -44,11 +45,6 @@ def in_turns(forms: Mapping[str, Callable[[], object]], repeats: int) -> dict[st
     return best
 
 
-def explicit(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
-    weights = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(-1)
-    return F.dropout(weights, dropout, training=dropout > 0) @ v
-
-
 def fused(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
 
@@ -61,7 +57,7 @@ def attention(shape: tuple[int, int, int, int], dtype: torch.dtype, dropout: flo
         q, k, v = x.permute(2, 0, 3, 1, 4).unbind(0)
         form(q, k, v, dropout).transpose(1, 2).flatten(2).sum().backward()
 
-    return in_turns({"explicit": lambda: run(explicit), "fused": lambda: run(fused)}, repeats)
+    return in_turns({"explicit": lambda: run(explicit_with_gradient), "fused": lambda: run(fused)}, repeats)
 
 
 def update(version: Numerics, blocks: int) -> dict[str, Callable[[], object]]:

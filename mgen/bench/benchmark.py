@@ -26,7 +26,7 @@ from mgen.samplers import Noise, ParallelSampler
 from mgen.tokenizers import VQGAN, KLTokenizer, LlamaGenVQ, TiTok, Tokenizer
 from mgen.utils.compiling import compile_network
 from mgen.utils.config import Settings
-from mgen.utils.devices import cpu_bf16_units
+from mgen.utils.devices import cpu_bf16_units, fastest_product
 from mgen.utils.errors import MgenError, check_choice
 from mgen.utils.modeling import DTYPES
 
@@ -138,14 +138,7 @@ def _timed_head(head: Head, clock: Clock) -> Head:
 
 def matmul_peak(dtype: torch.dtype, device: torch.device, *, size: int = 2048, seconds: float = 1.0) -> float:
     """Fastest measured FLOP/s of a square matrix product."""
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    clock = Clock(device)
-    best, began = float("inf"), clock.read()
-    while clock.read() - began < seconds or best == float("inf"):
-        start = clock.read()
-        a @ b
-        best = min(best, clock.read() - start)
-    return 2 * size**3 / best
+    return fastest_product(dtype, device, side=size, seconds=seconds)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -76,20 +76,15 @@ def write_cache(
         raise MgenError("shuffle reads images in a random order, which streams (pipe:…) don't allow: leave it out")
     if shuffle:
         dataset = Shuffled(dataset)
-    index = CacheIndex(
-        fingerprint=tokenizer.fingerprint(),
-        spec=tokenizer.spec,
-        count=len(dataset),
-        num_classes=dataset.num_classes,
-        class_names=tuple(dataset.class_names),
+    index = _index_of(
+        dataset,
+        tokenizer,
+        dtype,
         flips=flips,
-        shard_size=shard_size,
-        source=source,
-        moments=dtype if isinstance(tokenizer, PosteriorTokenizer) else None,
         shuffled=True if shuffle else None,
-        latents=True if isinstance(tokenizer, PosteriorTokenizer) and not tokenizer.has_variance else None,
+        shard_size=shard_size,
         first_stage_size=first_stage_size,
-        data=record_of(dataset),
+        source=source,
     )
     check_writable(out)
     writers.wait()  # an old cache has been set aside
@@ -111,6 +106,21 @@ def write_cache(
             write_json(out / "index.json", index.to_dict())
         _check_complete(out, shards)
     return out
+
+
+def _index_of(dataset: StampedData, tokenizer: Tokenizer, dtype: Literal["fp32", "fp16"], **stored: Any) -> CacheIndex:
+    """What index.json says of these data and this tokenizer. stored: how they are stored, fields of CacheIndex."""
+    return CacheIndex(
+        fingerprint=tokenizer.fingerprint(),
+        spec=tokenizer.spec,
+        count=len(dataset),
+        num_classes=dataset.num_classes,
+        class_names=tuple(dataset.class_names),
+        moments=dtype if isinstance(tokenizer, PosteriorTokenizer) else None,
+        latents=True if isinstance(tokenizer, PosteriorTokenizer) and not tokenizer.has_variance else None,
+        data=record_of(dataset),
+        **stored,
+    )
 
 
 def _what_is_left(out: Path, index: CacheIndex, dataset: StampedData, writers: Writers) -> tuple[bool, list[int]]:

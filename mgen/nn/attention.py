@@ -38,9 +38,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0, readable: Tens
         return explicit(q, k, v, readable)
     mask = None if readable is None else readable[:, None, None]  # (B, 1, 1, L)
     if small and q.device.type == "cpu" and q.requires_grad and q.dtype != torch.float32:
-        scores = q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)  # (B, H, Q, L)
-        scores = scores if mask is None else scores.masked_fill(~mask, -torch.inf)
-        return F.dropout(scores.softmax(-1), dropout, training=dropout > 0) @ v
+        return explicit_with_gradient(q, k, v, dropout, mask)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
 
 
@@ -60,6 +58,13 @@ def explicit(q: Tensor, k: Tensor, v: Tensor, readable: Tensor | None = None) ->
         hidden = ~readable.repeat_interleave(q.shape[1], dim=0).unsqueeze(1)  # (B·H, 1, L)
         scores = scores.masked_fill_(hidden, -torch.inf)
     return (scores.softmax(-1) @ v.flatten(0, 1)).unflatten(0, q.shape[:2])  # (B, H, Q, d)
+
+
+def explicit_with_gradient(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0, mask: Tensor | None = None) -> Tensor:
+    """`attend` by two matrix products for training: nothing is changed in place. mask: bool, broadcast to the scores (B, H, Q, L)."""
+    scores = q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)  # (B, H, Q, L)
+    scores = scores if mask is None else scores.masked_fill(~mask, -torch.inf)
+    return F.dropout(scores.softmax(-1), dropout, training=dropout > 0) @ v
 
 
 class AttentionLayers(nn.Module):

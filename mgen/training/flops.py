@@ -21,7 +21,7 @@ from mgen.training.noise import Augmentation, Noise
 from mgen.training.trainer import Trainer
 from mgen.utils import seeds
 from mgen.utils.compiling import uncompiled
-from mgen.utils.devices import wait_for
+from mgen.utils.devices import fastest_product
 from mgen.utils.modeling import DTYPES
 
 DRAWS = 64  # of masks, among which the most ordinary one is counted
@@ -113,12 +113,4 @@ def listed(name: str) -> float | None:
 @functools.cache
 def _measured(device: torch.device, dtype: torch.dtype, clock: Callable[[], float], threads: int) -> float:
     """FLOP/s of the fastest of some square matrix products, measured once in a process."""
-    side, best = 768 if device.type == "cpu" else 8192, float("inf")
-    a = torch.randn(side, side, device=device).to(dtype)
-    b = torch.randn(side, side, device=device).to(dtype)
-    for _ in range(6):
-        start = clock()
-        torch.nn.functional.linear(a, b)
-        wait_for(device)
-        best = min(best, clock() - start)
-    return 2 * side**3 / best
+    return fastest_product(dtype, device, side=768 if device.type == "cpu" else 8192, least=6, clock=clock)
