@@ -4,10 +4,11 @@
   python -m tools.precision --arch maskgit-r-l --recipe autonat-l-imagenet256 --set reuse.cached=1 --batch-size 2
   python -m tools.precision --arch mar-b --recipe mar-b-imagenet256 --steps 16 --batch-size 2 --every 4 --json mar.json
 
-Random weights, CPU seconds on one thread, no decoding. Forms: fp32; autocast, bf16 by torch's autocast alone, which converts weights at
-every call and attends by torch's fused kernel; bf16, what --dtype bf16 does. The peak of a type is the speed of products of 1024 × 1024
-matrices that take turns with the steps, so that it has the same load of the machine as they have. With --every the steps between stand
-for nothing and the others for all, for generators that keep nothing between steps.
+Random weights, CPU seconds on one thread, no decoding. Forms: plain, fp32 with the weights as they are, by torch's own products; fp32,
+what --dtype fp32 does; autocast, bf16 by torch's autocast alone, which converts weights at every call and attends by torch's fused
+kernel; bf16, what --dtype bf16 does. The peak of a type is the speed of products of 1024 × 1024 matrices that take turns with the steps,
+so that it has the same load of the machine as they have: of torch's own or of those with a packed weight, whichever is faster. With
+--every the steps between stand for nothing and the others for all, for generators that keep nothing between steps.
 """
 
 import argparse
@@ -21,12 +22,14 @@ from functools import partial
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 
 from mgen.bench.benchmark import RandomPipeline, bf16_units, random_pipeline
 from mgen.bench.flops import count_run
 from mgen.cli.sample import add_sampler, chosen_sampler
 from mgen.generators.presets import model_config
 from mgen.nn import attention
+from mgen.nn.packed import FASTER, PackedWeight
 from mgen.nn.precision import computing, held
 from mgen.utils.errors import MgenError
 from mgen.utils.files import write_json
@@ -34,7 +37,7 @@ from mgen.utils.memory import keep_freed_memory
 from tools.less_compute_time import batch_of, in_turn
 
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-FORMS = "fp32", "autocast", "bf16"
+FORMS = "plain", "fp32", "autocast", "bf16"
 SIDE = 1024  # of the matrices that measure the peak
 
 
@@ -64,19 +67,24 @@ class Peaks:
 
     def __init__(self) -> None:
         self.sides = {name: torch.randn(SIDE, SIDE).to(dtype) for name, dtype in TYPES.items()}
-        self.seconds: dict[str, list[float]] = {name: [] for name in TYPES}
+        self.packed = {name: PackedWeight(side, side.dtype) for name, side in self.sides.items() if FASTER[side.dtype]}
+        self.seconds: dict[tuple[str, str], list[float]] = {}
 
     def measure(self, products: int = 8) -> None:
         for name, side in self.sides.items():
-            side @ side
-            began = time.process_time()
-            for _ in range(products):
-                side @ side
-            self.seconds[name].append((time.process_time() - began) / products)
+            for kind, weight in (("plain", side), ("packed", self.packed.get(name))):
+                if weight is None:
+                    continue
+                F.linear(side, weight)
+                began = time.process_time()
+                for _ in range(products):
+                    F.linear(side, weight)
+                self.seconds.setdefault((name, kind), []).append((time.process_time() - began) / products)
 
     def gflops(self) -> dict[str, float]:
-        """Mean of all measurements."""
-        return {name: 2 * SIDE**3 / 1e9 / (sum(values) / len(values)) for name, values in self.seconds.items()}
+        """Mean of all measurements, of the faster kind."""
+        means = {key: sum(values) / len(values) for key, values in self.seconds.items()}
+        return {name: 2 * SIDE**3 / 1e9 / min(mean for key, mean in means.items() if key[0] == name) for name in TYPES}
 
 
 def compare(pipe: RandomPipeline, args: argparse.Namespace) -> dict[str, object]:
@@ -87,14 +95,17 @@ def compare(pipe: RandomPipeline, args: argparse.Namespace) -> dict[str, object]
     units = low.units
     pipe.transformer.optimize_layout(args.batch_size, guided=any(sampler.guided(units.length, units.global_tokens)))
     contexts: dict[str, Callable[[], AbstractContextManager[object]]] = {
+        "plain": nullcontext,
         "fp32": nullcontext,
         "autocast": plain_autocast,
         "bf16": partial(computing, low, torch.bfloat16, torch.device("cpu")),
     }
-    nets = {"fp32": pipe.transformer, "autocast": pipe.transformer, "bf16": low}
+    packed = copy.deepcopy(pipe.transformer)
+    nets = {"plain": pipe.transformer, "fp32": packed, "autocast": pipe.transformer, "bf16": low}
     peaks, length = Peaks(), sampler.config.steps + 1
     with ExitStack() as stack:
         stack.enter_context(held(low, torch.bfloat16))
+        stack.enter_context(held(packed, torch.float32))
         for name in args.forms:  # the first step of a process is slow
             next(within(batch_of(pipe, nets[name], sampler, args.batch_size), contexts[name]))
         runs = {
@@ -103,7 +114,13 @@ def compare(pipe: RandomPipeline, args: argparse.Namespace) -> dict[str, object]
         }
         measured = peaks_between(runs, peaks, length)
     gflops = peaks.gflops()
-    shares = {name: tflops * 1e3 / measured[name] / gflops["fp32" if name == "fp32" else "bf16"] for name in measured}
+    shares = {
+        name: tflops
+        * 1e3
+        / measured[name]
+        / gflops[name if name in TYPES else {"plain": "fp32", "autocast": "bf16"}[name]]
+        for name in measured
+    }
     return {
         "model": args.arch,
         "batch_size": args.batch_size,
@@ -139,8 +156,9 @@ def report(numbers: dict[str, object]) -> str:
         f"({peaks['bf16'] / peaks['fp32']:.2f}×)",
         f"{'form':<10} {'CPU s':>8} {'faster':>7} {'of peak':>8}",
     ]
+    first = next(iter(seconds.values()))
     for name, value in seconds.items():
-        lines.append(f"{name:<10} {value:>8.2f} {seconds['fp32'] / value:>6.2f}× {shares[name]:>8.0%}")
+        lines.append(f"{name:<10} {value:>8.2f} {first / value:>6.2f}× {shares[name]:>8.0%}")
     return "\n".join(lines)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mgen.nn.attention import AttentionLayers, attend
 from mgen.nn.modulated import GatedMLP
+from mgen.nn.packed import PackedWeight
 from mgen.utils.errors import MgenError
 
 
@@ -136,6 +137,8 @@ def optimize_layout(module: nn.Module, rows: int) -> None:
             if not isinstance(layer, nn.Linear) or layer.out_features <= layer.in_features:
                 continue
             weight = layer.weight
+            if isinstance(weight, PackedWeight):
+                continue
             if weight.device.type == "cpu" and weight.dtype == torch.float32 and weight.is_contiguous() == few:
                 weight.data = weight.data.t().contiguous().t() if few else weight.data.contiguous()
 

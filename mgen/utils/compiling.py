@@ -57,6 +57,16 @@ def compile_network(network: "Model", mode: str, *, device: "torch.device | None
         raise MgenError(f"compile is {mode!r}, but {type(network).__name__} has no repeated blocks: leave compile off")
 
 
+def is_compiled(network: "torch.nn.Module") -> bool:
+    """Whether a part of the network was compiled in place."""
+    compiled = any(module._compiled_call_impl is not None for module in network.modules())
+    return compiled or any(
+        hasattr(vars(module).get(name), "_torchdynamo_orig_callable")
+        for module in network.modules()
+        for name in getattr(module, "passes", ())
+    )
+
+
 def uncompiled() -> "AbstractContextManager[object]":
     """A context in which compiled networks run as if they were not: for few calls with shapes of their own."""
     import torch

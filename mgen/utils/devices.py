@@ -87,6 +87,21 @@ def cpu_bf16_units() -> str:
     return next((name for name, check in checks.items() if getattr(torch.cpu, check)()), "none")
 
 
+@functools.cache
+def cpu_name() -> str:
+    """The name of the CPU, such as "AMD EPYC"; empty where torch doesn't know it."""
+    import torch
+
+    return str(torch.cpu.get_capabilities().get("cpu_name", "")) if hasattr(torch.cpu, "get_capabilities") else ""
+
+
+def cpu_vectors() -> str:
+    """The widest vector instructions that torch uses: "AVX512", "AVX2", …"""
+    import torch
+
+    return str(torch.backends.cpu.get_cpu_capability())
+
+
 def fastest_product(
     dtype: "torch.dtype",
     device: "torch.device",

@@ -7,13 +7,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mgen.nn import attention
+from mgen.nn import attention, packed, precision
+from mgen.nn.packed import PackedWeight
 from mgen.nn.precision import computing, held
 from mgen.pipelines.pipeline import load
 from tests.helpers import TRUNKS, tiny_net, tiny_tokens
 from tests.unit.test_dtypes import HEADS, draw
 
 CPU, BF16 = torch.device("cpu"), torch.bfloat16
+onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN")
 
 
 @pytest.mark.parametrize("head", ["categorical", "diffusion", "channels"])
@@ -29,6 +31,67 @@ def test_held_weights_give_the_numbers_of_autocast(trunk: str, head: str) -> Non
         with computing(net, BF16, CPU):
             assert torch.equal(draw(net), expected)
         assert torch.equal(draw(net), exact)
+
+
+@onednn
+@pytest.mark.parametrize("pack", [True, False])
+@pytest.mark.parametrize("head", ["categorical", "diffusion", "channels"])
+@pytest.mark.parametrize("trunk", TRUNKS)
+def test_packed_weights_give_the_numbers_of_fp32(trunk: str, head: str, pack: bool, monkeypatch: Any) -> None:
+    monkeypatch.setitem(precision.FASTER, torch.float32, True)  # on CPUs where it isn't, too
+    monkeypatch.setattr(precision, "LARGEST", 2**31 if pack else 0)
+    monkeypatch.setattr(packed, "WORTH", 2)
+    net = tiny_net(trunk, **HEADS[head])
+    if net.capabilities.one_by_one and net.capabilities.joint:
+        pytest.skip("one token after the other is not drawn together")
+    with torch.inference_mode():
+        expected = draw(net)
+        with computing(net, torch.float32, CPU):
+            first, second = draw(net), draw(net)
+            layers = [
+                m.weight for m in net.modules() if isinstance(m, nn.Linear) and isinstance(m.weight, PackedWeight)
+            ]
+        assert torch.allclose(first.float(), second.float(), atol=1e-5) and torch.allclose(
+            first.float(), expected.float(), atol=1e-4
+        )
+        assert torch.equal(draw(net), expected)
+    used = [part for weight in layers for part in (weight, *weight.parts.values()) if part.products >= 2]
+    assert used and all(part.current.layout == (torch._mkldnn if pack else torch.strided) for part in used)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, BF16])
+@pytest.mark.parametrize("rows", [1, 2, 7, 40])
+def test_a_layout_changes_no_bit(rows: int, dtype: torch.dtype) -> None:
+    """So that a run which goes on from its files makes the same images, whenever weights are laid out."""
+    if not packed.FASTER[dtype]:
+        pytest.skip("not done on this CPU")
+    x, plain, bias = torch.randn(rows, 24).to(dtype), torch.randn(33, 24), torch.randn(33).to(dtype)
+    weight = PackedWeight(plain, dtype)
+    first, *_, last = [F.linear(x, weight, bias) for _ in range(packed.WORTH + 1)]
+    assert torch.equal(first, last)
+    assert torch.allclose(first, F.linear(x, plain.to(dtype), bias), atol=1e-5)
+    assert (weight.current is None) == (rows == 1 and dtype == torch.float32)
+    if dtype == BF16:
+        assert torch.equal(first, F.linear(x, plain.to(dtype), bias))
+
+
+@onednn
+def test_a_packed_weight_stands_for_the_plain_one() -> None:
+    plain, x = torch.randn(6, 4), torch.randn(3, 4)
+    weight = PackedWeight(plain, torch.float32)
+    assert isinstance(weight, nn.Parameter) and weight.shape == (6, 4) and weight.dtype == torch.float32
+    assert torch.equal(weight + 1, plain + 1) and torch.equal(torch.stack([weight, weight])[1], plain)
+    assert torch.equal(weight[:, 1], plain[:, 1]) and torch.equal(weight[torch.tensor([2, 0])], plain[[2, 0]])
+    parts = [weight[1:3], weight[-2:], *weight.split(4)]
+    assert all(isinstance(part, PackedWeight) for part in parts) and weight[1:3] is weight[1:3] and weight[:] is weight
+    for part, rows in zip(parts, (plain[1:3], plain[-2:], *plain.split(4)), strict=True):
+        assert torch.allclose(F.linear(x, part), x @ rows.t(), atol=1e-6)
+    with torch.autocast("cpu", BF16):  # of another type than the weight
+        assert torch.equal(F.linear(x, weight), F.linear(x, plain))
+    bias = torch.zeros(6, requires_grad=True)
+    F.linear(x, weight, bias).sum().backward()
+    assert torch.equal(bias.grad, torch.full((6,), 3.0)), "gradients come from the plain weight"
+    assert weight[2:2].shape == (0, 4) and F.linear(torch.zeros(0, 4), weight).shape == (0, 6)
 
 
 def test_the_very_weights_come_back_after_an_error() -> None:
