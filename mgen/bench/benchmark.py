@@ -20,13 +20,14 @@ from mgen.generators.generator import Generator
 from mgen.generators.presets import model_name
 from mgen.heads import CategoricalHead
 from mgen.heads.head import DenoisingHead, Head
+from mgen.nn.peak import fastest_product
 from mgen.nn.precision import computing, held
 from mgen.pipelines.sizes import check_batch
 from mgen.samplers import Noise, ParallelSampler
 from mgen.tokenizers import VQGAN, KLTokenizer, LlamaGenVQ, TiTok, Tokenizer
 from mgen.utils.compiling import compile_network
 from mgen.utils.config import Settings
-from mgen.utils.devices import cpu_bf16_units, fastest_product
+from mgen.utils.devices import cpu_bf16_units
 from mgen.utils.errors import MgenError, check_choice
 from mgen.utils.modeling import DTYPES
 

@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from mgen.nn.peak import fastest_product
 from mgen.training.noise import Augmentation, Noise
 from mgen.training.trainer import Trainer
 from mgen.utils import seeds
 from mgen.utils.compiling import uncompiled
-from mgen.utils.devices import fastest_product
 from mgen.utils.modeling import DTYPES
 
 DRAWS = 64  # of masks, among which the most ordinary one is counted

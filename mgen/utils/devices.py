@@ -2,8 +2,6 @@
 
 import functools
 import re
-import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from mgen.utils.errors import MgenError, first_line, shown
@@ -100,26 +98,3 @@ def cpu_vectors() -> str:
     import torch
 
     return str(torch.backends.cpu.get_cpu_capability())
-
-
-def fastest_product(
-    dtype: "torch.dtype",
-    device: "torch.device",
-    *,
-    side: int,
-    least: int = 1,
-    seconds: float = 0.0,
-    clock: Callable[[], float] = time.perf_counter,
-) -> float:
-    """FLOP/s of the fastest of some products of square matrices: at least `least` of them, and for so many seconds by the clock."""
-    import torch
-
-    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    wait_for(device)
-    best, count, began = float("inf"), 0, clock()
-    while count < least or clock() - began < seconds:
-        start = clock()
-        a @ b
-        wait_for(device)
-        best, count = min(best, clock() - start), count + 1
-    return 2 * side**3 / best
