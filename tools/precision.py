@@ -7,8 +7,9 @@
 Random weights, CPU seconds on one thread, no decoding. Forms: plain, fp32 with the weights as they are, by torch's own products; fp32,
 what --dtype fp32 does; autocast, bf16 by torch's autocast alone, which converts weights at every call and attends by torch's fused
 kernel; bf16, what --dtype bf16 does. The peak of a type is the speed of products of 1024 × 1024 matrices that take turns with the steps,
-so that it has the same load of the machine as they have: of torch's own or of those with a packed weight, whichever is faster. With
---every the steps between stand for nothing and the others for all, for generators that keep nothing between steps. Packed weights are laid out in the first step, before the clock runs, in place of the 16th product.
+so that it has the same load of the machine as they have: of torch's own or of those with a packed weight, whichever is faster. Packed
+weights are laid out by the first three steps, before the clock runs, in place of the 16th product. With --every the steps between stand for
+nothing and the others for all, for generators that keep nothing between steps.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -39,6 +41,7 @@ from tools.less_compute_time import batch_of, in_turn
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 PEAK_OF = {"plain": "fp32", "fp32": "fp32", "autocast": "bf16", "bf16": "bf16"}
 FORMS = tuple(PEAK_OF)
+WARM = 3  # steps before the clock runs
 SIDE = 1024  # of the matrices that measure the peak
 
 
@@ -107,8 +110,11 @@ def compare(pipe: RandomPipeline, args: argparse.Namespace) -> dict[str, object]
     with ExitStack() as stack:
         stack.enter_context(held(low, torch.bfloat16))
         stack.enter_context(held(full, torch.float32))
-        for name in args.forms:  # the first step of a process is slow
-            next(within(batch_of(pipe, nets[name], sampler, args.batch_size), contexts[name]))
+        for (
+            name
+        ) in args.forms:  # the first step of a process is slow, and the first that calls a layer packs its weights
+            for _ in islice(within(batch_of(pipe, nets[name], sampler, args.batch_size), contexts[name]), WARM):
+                pass
         runs = {
             name: within(batch_of(pipe, nets[name], sampler, args.batch_size, args.every), contexts[name])
             for name in args.forms
