@@ -31,7 +31,7 @@ from mgen.bench.flops import count_run
 from mgen.cli.sample import add_sampler, chosen_sampler
 from mgen.generators.presets import model_config
 from mgen.nn import attention, packed
-from mgen.nn.packed import FASTER, PackedWeight
+from mgen.nn.packed import FASTER_FROM, NEVER, PackedWeight
 from mgen.nn.precision import computing, held
 from mgen.utils.errors import MgenError
 from mgen.utils.files import write_json
@@ -71,7 +71,9 @@ class Peaks:
 
     def __init__(self) -> None:
         self.sides = {name: torch.randn(SIDE, SIDE).to(dtype) for name, dtype in TYPES.items()}
-        self.packed = {name: PackedWeight(side, side.dtype) for name, side in self.sides.items() if FASTER[side.dtype]}
+        self.packed = {
+            name: PackedWeight(side, side.dtype) for name, side in self.sides.items() if FASTER_FROM[side.dtype] < NEVER
+        }
         self.seconds: dict[tuple[str, str], list[float]] = {}
 
     def measure(self, products: int = 8) -> None:

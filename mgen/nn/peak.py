@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from mgen.nn.packed import FASTER, PackedWeight
+from mgen.nn.packed import FASTER_FROM, NEVER, PackedWeight
 from mgen.utils.devices import wait_for
 
 
@@ -25,7 +25,7 @@ def fastest_product(
     """
     x, weight = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     kinds = [weight]
-    if device.type == "cpu" and FASTER.get(dtype, False):
+    if device.type == "cpu" and FASTER_FROM.get(dtype, NEVER) < NEVER:
         kinds.append(PackedWeight(weight, dtype))
     wait_for(device)
     best, count, began = float("inf"), 0, clock()

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from mgen.nn.packed import FASTER, LARGEST, PackedWeight
+from mgen.nn.packed import FASTER_FROM, LARGEST, NEVER, PackedWeight
 from mgen.utils.compiling import is_compiled
 
 
@@ -24,7 +24,7 @@ def held(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     """
     layers = linear_layers(module)
     weights = linear_weights(module, layers)
-    pack = FASTER.get(dtype, False) and not is_compiled(module)
+    least = NEVER if is_compiled(module) else FASTER_FROM.get(dtype, NEVER)
     roomy = dtype != torch.float32 or sum(weight.nbytes for weight in weights) <= LARGEST
     replaced: dict[int, Tensor] = {}
     changed: list[tuple[nn.Linear, nn.Parameter]] = []
@@ -33,7 +33,7 @@ def held(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
         # Outside of inference mode, whose tensors would stay unfit for training.
         with torch.inference_mode(False), torch.no_grad():
             for weight in weights:
-                if pack and weight.ndim == 2 and weight.device.type == "cpu":
+                if weight.numel() >= least and weight.ndim == 2 and weight.device.type == "cpu":
                     replaced[id(weight)] = PackedWeight(weight.data, dtype, pack=roomy)
                 elif dtype != torch.float32:
                     kept.append((weight, weight.data))

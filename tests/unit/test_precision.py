@@ -38,7 +38,7 @@ def test_held_weights_give_the_numbers_of_autocast(trunk: str, head: str) -> Non
 @pytest.mark.parametrize("head", ["categorical", "diffusion", "channels"])
 @pytest.mark.parametrize("trunk", TRUNKS)
 def test_packed_weights_give_the_numbers_of_fp32(trunk: str, head: str, pack: bool, monkeypatch: Any) -> None:
-    monkeypatch.setitem(precision.FASTER, torch.float32, True)  # on CPUs where it isn't, too
+    monkeypatch.setitem(packed.FASTER_FROM, torch.float32, 1)  # on CPUs where it isn't, too
     monkeypatch.setattr(precision, "LARGEST", 2**31 if pack else 0)
     monkeypatch.setattr(packed, "WORTH", 2)
     net = tiny_net(trunk, **HEADS[head])
@@ -63,7 +63,7 @@ def test_packed_weights_give_the_numbers_of_fp32(trunk: str, head: str, pack: bo
 @pytest.mark.parametrize("rows", [1, 2, 7, 40])
 def test_a_layout_changes_no_bit(rows: int, dtype: torch.dtype) -> None:
     """So that a run which goes on from its files makes the same images, whenever weights are laid out."""
-    if not packed.FASTER[dtype]:
+    if packed.FASTER_FROM[dtype] == packed.NEVER:
         pytest.skip("not done on this CPU")
     x, plain, bias = torch.randn(rows, 24).to(dtype), torch.randn(33, 24), torch.randn(33).to(dtype)
     weight = PackedWeight(plain, dtype)
@@ -76,13 +76,15 @@ def test_a_layout_changes_no_bit(rows: int, dtype: torch.dtype) -> None:
 
 
 @onednn
-def test_a_packed_weight_stands_for_the_plain_one() -> None:
+def test_a_packed_weight_stands_for_the_plain_one(monkeypatch: Any) -> None:
+    monkeypatch.setitem(packed.FASTER_FROM, torch.float32, 8)
     plain, x = torch.randn(6, 4), torch.randn(3, 4)
     weight = PackedWeight(plain, torch.float32)
     assert isinstance(weight, nn.Parameter) and weight.shape == (6, 4) and weight.dtype == torch.float32
     assert torch.equal(weight + 1, plain + 1) and torch.equal(torch.stack([weight, weight])[1], plain)
     assert torch.equal(weight[:, 1], plain[:, 1]) and torch.equal(weight[torch.tensor([2, 0])], plain[[2, 0]])
     parts = [weight[1:3], weight[-2:], *weight.split(4)]
+    assert type(weight[1:2]) is Tensor, "too few numbers"
     assert all(isinstance(part, PackedWeight) for part in parts) and weight[1:3] is weight[1:3] and weight[:] is weight
     for part, rows in zip(parts, (plain[1:3], plain[-2:], *plain.split(4)), strict=True):
         assert torch.allclose(F.linear(x, part), x @ rows.t(), atol=1e-6)
