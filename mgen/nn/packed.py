@@ -58,7 +58,7 @@ class PackedWeight(Tensor):
             return COMPUTED.get(func, func)(*args, **(kwargs or {}))
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]  # torch's own stub lacks `func`
         cls,
         func: Callable[..., Any],
         types: Sequence[type],

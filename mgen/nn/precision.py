@@ -27,7 +27,7 @@ def held(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     least = NEVER if is_compiled(module) else FASTER_FROM.get(dtype, NEVER)
     roomy = dtype != torch.float32 or sum(weight.nbytes for weight in weights) <= LARGEST
     replaced: dict[int, Tensor] = {}
-    changed: list[tuple[nn.Linear, nn.Parameter]] = []
+    changed: list[tuple[nn.Linear, Tensor]] = []
     kept: list[tuple[nn.Parameter, Tensor]] = []
     try:
         # Outside of inference mode, whose tensors would stay unfit for training.
@@ -48,8 +48,8 @@ def held(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
         with torch.inference_mode(False), torch.no_grad():
             for weight, data in kept:
                 weight.data = data
-            for layer, weight in changed:
-                layer.weight = weight
+            for layer, plain in changed:
+                layer.weight = plain  # type: ignore[assignment]  # the parameter
 
 
 def linear_layers(module: nn.Module) -> list[nn.Linear]:
