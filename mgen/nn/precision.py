@@ -33,7 +33,9 @@ def held(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
         # Outside of inference mode, whose tensors would stay unfit for training.
         with torch.inference_mode(False), torch.no_grad():
             for weight in weights:
-                if weight.numel() >= least and weight.ndim == 2 and weight.device.type == "cpu":
+                # A plain parameter: not one that is sharded over processes, or quantized.
+                packable = type(weight) is nn.Parameter and weight.ndim == 2 and weight.device.type == "cpu"
+                if packable and weight.numel() >= least:
                     replaced[id(weight)] = PackedWeight(weight.data, dtype, pack=roomy)
                 elif dtype != torch.float32:
                     kept.append((weight, weight.data))

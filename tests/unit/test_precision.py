@@ -96,6 +96,20 @@ def test_a_packed_weight_stands_for_the_plain_one(monkeypatch: Any) -> None:
     assert weight[2:2].shape == (0, 4) and F.linear(torch.zeros(0, 4), weight).shape == (0, 6)
 
 
+def test_parameters_of_other_kinds_stay(monkeypatch: Any) -> None:
+    """Such as those that are sharded over processes."""
+
+    class Sharded(Tensor):
+        pass
+
+    monkeypatch.setitem(packed.FASTER_FROM, torch.float32, 1)
+    layers = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    layers[0].weight = nn.Parameter(layers[0].weight.data.as_subclass(Sharded))
+    with held(layers, torch.float32):
+        assert [type(layer.weight) for layer in layers] == [Sharded, PackedWeight]
+    assert [type(layer.weight) for layer in layers] == [Sharded, nn.Parameter]
+
+
 def test_the_very_weights_come_back_after_an_error() -> None:
     net = tiny_net("uvit", tokens=tiny_tokens())
     before = {name: (p.data_ptr(), p.clone()) for name, p in net.named_parameters()}
