@@ -148,6 +148,7 @@ TRUNKS = {
             "ReCAP, 2 full steps first": ("reuse.cached=1", "reuse.full_first=2"),
             "ReCAP, 3 cached steps each": ("reuse.cached=3",),
             "order moment": ("order=moment",),
+            "remasking, cap 0.05": ("remask={kind: cap, eta: 0.05}",),
         },
     ),
     "mar-b": Trunk(
