@@ -112,9 +112,8 @@ def compare(pipe: RandomPipeline, args: argparse.Namespace) -> dict[str, object]
     with ExitStack() as stack:
         stack.enter_context(held(low, torch.bfloat16))
         stack.enter_context(held(full, torch.float32))
-        for (
-            name
-        ) in args.forms:  # the first step of a process is slow, and the first that calls a layer packs its weights
+        # The first step of a process is slow, and the first that calls a layer lays its weight out.
+        for name in args.forms:
             for _ in islice(within(batch_of(pipe, nets[name], sampler, args.batch_size), contexts[name]), WARM):
                 pass
         runs = {
@@ -123,13 +122,7 @@ def compare(pipe: RandomPipeline, args: argparse.Namespace) -> dict[str, object]
         }
         measured = peaks_between(runs, peaks, length)
     gflops = peaks.gflops()
-    shares = {
-        name: tflops
-        * 1e3
-        / measured[name]
-        / gflops[name if name in TYPES else {"plain": "fp32", "autocast": "bf16"}[name]]
-        for name in measured
-    }
+    shares = {name: tflops * 1e3 / value / gflops[PEAK_OF[name]] for name, value in measured.items()}
     return {
         "model": args.arch,
         "batch_size": args.batch_size,
