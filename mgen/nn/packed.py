@@ -16,14 +16,14 @@ from mgen.utils.devices import cpu_bf16_units, cpu_name, cpu_vectors
 
 ONEDNN = torch.backends.mkldnn.is_available()
 NEVER = sys.maxsize
-# Numbers in a weight from which on a product with it is faster so: calls of fp32 take 20 µs more. In bf16 the results are bit for bit those
-# of the plain weight. In fp32 torch multiplies by MKL, which is slower on CPUs of AMD alone.
+# Numbers in a weight from which on a product with it is faster so; calls cost more in fp32. In bf16 the results are bit for bit those of
+# the plain weight. In fp32 torch multiplies by MKL: on CPUs of AMD, where this was measured, it is the slower one; others keep it.
 FASTER_FROM = {
     torch.bfloat16: 1 if ONEDNN and cpu_bf16_units() in ("AMX", "AVX512_BF16") else NEVER,
     torch.float32: 2**18 if ONEDNN and cpu_vectors() == "AVX512" and "AMD" in cpu_name() else NEVER,
 }
 LARGEST = 2**31  # bytes of fp32 weights that are laid out, beside which the plain ones stay in memory
-WORTH = 16  # products that a layout pays for, with 8 rows as with hundreds
+WORTH = 16  # products after which a weight is laid out: about what that costs
 
 
 class PackedWeight(Tensor):

@@ -5,7 +5,7 @@ the norms, the sum along the blocks and embeddings, stays in fp32, and the resul
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -74,10 +74,7 @@ def linear_weights(module: nn.Module, layers: list[nn.Linear]) -> list[nn.Parame
 
 @contextmanager
 def computing(module: nn.Module, dtype: torch.dtype, device: torch.device) -> Iterator[None]:
-    """Within, `module` computes in fp32, or in bf16 or fp16 under autocast with its weights held in that type."""
-    if dtype == torch.float32:
-        with held(module, dtype):
-            yield
-        return
-    with held(module, dtype), torch.autocast(device.type, dtype):
+    """Within, `module` computes in fp32, or in bf16 or fp16 under autocast, with its weights held for it."""
+    autocast = nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
+    with held(module, dtype), autocast:
         yield
