@@ -63,6 +63,10 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print does not stand between the answers
     torch.set_num_threads(order["threads"])
+    with contextlib.suppress(ImportError):  # an earlier one; as the command line does
+        from mgen.utils.memory import keep_freed_memory
+
+        keep_freed_memory()
     from mgen.training.data import BatchOrder, batches
 
     settings = order["settings"]

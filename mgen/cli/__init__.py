@@ -152,8 +152,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="replace")
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv and argv[0] in COMMANDS:
-        if argv[0] != "train":  # whose memory varies more from step to step
-            keep_freed_memory()
+        keep_freed_memory()
         return run(lambda rest: importlib.import_module(f"mgen.cli.{argv[0]}").command(rest), argv[1:])
     return run(lambda argv: top_level(argv or ()), argv)
 

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mgen.nn.cache import KVCache
+from mgen.nn.dropout import dropout
 from mgen.utils.devices import cpu_bf16_units
 
 # A constant and no cached function, of which torch.compile would warn.
@@ -28,18 +29,19 @@ class Keys(TypedDict, total=False):
     given: tuple[Tensor, Tensor] | None
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0, readable: Tensor | None = None) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, rate: float = 0.0, readable: Tensor | None = None) -> Tensor:
     """softmax(q kᵀ / √d) v for q (B, H, Q, d), k and v (B, H, L, d); the faster of two equal forms.
 
-    `dropout` is on the probabilities; `readable` bool (B, L), True for the keys that may be read, None: all.
+    `rate` of dropout on the probabilities; `readable` bool (B, L), True for the keys that may be read, None: all.
     """
     small = k.shape[2] <= (EXPLICIT_KEYS_WITHOUT_AMX if slow_kernel(q) else EXPLICIT_KEYS)
-    if not q.requires_grad and not dropout and slow_kernel(q) and q.shape[1] * q.shape[2] * k.shape[2] <= LARGEST:
+    if not q.requires_grad and not rate and slow_kernel(q) and q.shape[1] * q.shape[2] * k.shape[2] <= LARGEST:
         return explicit(q, k, v, readable)
     mask = None if readable is None else readable[:, None, None]  # (B, 1, 1, L)
-    if small and q.device.type == "cpu" and q.requires_grad and q.dtype != torch.float32:
-        return explicit_with_gradient(q, k, v, dropout, mask)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+    learned = small and q.requires_grad and q.dtype != torch.float32
+    if q.device.type == "cpu" and (learned or rate):  # with dropout there is no fused kernel on a CPU
+        return explicit_with_gradient(q, k, v, rate, mask)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=rate)
 
 
 def slow_kernel(q: Tensor) -> bool:
@@ -60,11 +62,11 @@ def explicit(q: Tensor, k: Tensor, v: Tensor, readable: Tensor | None = None) ->
     return (scores.softmax(-1) @ v.flatten(0, 1)).unflatten(0, q.shape[:2])  # (B, H, Q, d)
 
 
-def explicit_with_gradient(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0, mask: Tensor | None = None) -> Tensor:
+def explicit_with_gradient(q: Tensor, k: Tensor, v: Tensor, rate: float = 0.0, mask: Tensor | None = None) -> Tensor:
     """`attend` by two matrix products for training: nothing is changed in place. mask: bool, broadcast to the scores (B, H, Q, L)."""
     scores = q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)  # (B, H, Q, L)
     scores = scores if mask is None else scores.masked_fill(~mask, -torch.inf)
-    return F.dropout(scores.softmax(-1), dropout, training=dropout > 0) @ v
+    return dropout(scores.softmax(-1), rate, training=rate > 0) @ v
 
 
 class AttentionLayers(nn.Module):
@@ -97,7 +99,9 @@ class AttentionLayers(nn.Module):
     def project(self, x: Tensor, first: int, count: int) -> tuple[Tensor, ...]:
         """`count` of q, k, v from number `first` on, (B, H, N, d) each, of x (B, N, D)."""
         rows = slice(first * self.inner, (first + count) * self.inner)
-        if type(self.qkv) is nn.Linear:
+        if count == 3:  # not by rows of the weight: the gradient of a part is copied into one of the whole
+            parts = self.qkv(x)
+        elif type(self.qkv) is nn.Linear:
             bias = None if self.qkv.bias is None else self.qkv.bias[rows]
             parts = F.linear(x, self.qkv.weight[rows], bias)
         else:  # a layer with adapters (LoRA), which computes all three
@@ -142,7 +146,7 @@ class Attention(AttentionLayers):
             k, v = kept.store(k, v) if rows is None else kept.put(k, v, rows, until)
         out = attend(q, k, v, self.dropout if self.training else 0.0, readable)
         out = self.proj(out.transpose(1, 2).flatten(2))  # (B, Q, D)
-        return F.dropout(out, self.out_dropout, self.training)
+        return dropout(out, self.out_dropout, self.training)
 
 
 Rows = Tensor | slice

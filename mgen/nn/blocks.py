@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mgen.nn.attention import Attention, Keys, Rows, gather_rows
+from mgen.nn.dropout import dropout
 
 BlockT = TypeVar("BlockT", bound=nn.Module)
 
@@ -54,8 +55,8 @@ class MLP(nn.Module):
         self.approximate, self.dropout, self.hidden_dropout = approximate, dropout, hidden_dropout
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.dropout(F.gelu(self.fc1(x), approximate=self.approximate), self.hidden_dropout, self.training)
-        return F.dropout(self.fc2(x), self.dropout, self.training)
+        x = dropout(F.gelu(self.fc1(x), approximate=self.approximate), self.hidden_dropout, self.training)
+        return dropout(self.fc2(x), self.dropout, self.training)
 
 
 class PreNormBlock(nn.Module):

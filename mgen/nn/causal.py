@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mgen.nn.attention import AttentionLayers, attend
+from mgen.nn.dropout import dropout
 from mgen.nn.modulated import GatedMLP
 from mgen.nn.packed import PackedWeight
 from mgen.utils.errors import MgenError
@@ -114,15 +115,15 @@ class CausalAttention(AttentionLayers):
         q, k = rows.place(self.normalize(parts[:2])).type_as(v).unbind(0)  # together: few rows, many small products
         if kept is not None:
             k, v = kept.add(k, v, rows)
-        n, dropout = x.shape[1], self.dropout if self.training else 0.0
+        n, rate = x.shape[1], self.dropout if self.training else 0.0
         mask = None
         if n > 1 and rows.first:  # a piece in the middle sees all before it, and of itself what stands before
             mask = torch.ones(n, rows.stop, dtype=torch.bool, device=x.device).tril(rows.first)
         if n == 1:
-            out = attend(q, k, v, dropout)
+            out = attend(q, k, v, rate)
         else:
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None)
-        return F.dropout(self.proj(out.transpose(1, 2).flatten(2)), self.out_dropout, self.training)
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=rate, is_causal=mask is None)
+        return dropout(self.proj(out.transpose(1, 2).flatten(2)), self.out_dropout, self.training)
 
 
 def optimize_layout(module: nn.Module, rows: int) -> None:
@@ -157,4 +158,4 @@ class CausalBlock(nn.Module):
     def forward(self, x: Tensor, rows: CausalRows, kept: LiveKV | None = None) -> Tensor:
         """(B, N, D) → (B, N, D); arguments as in CausalAttention."""
         x = x + self.attn(self.norm1(x), rows, kept)
-        return x + F.dropout(self.mlp(self.norm2(x)), self.dropout, self.training)
+        return x + dropout(self.mlp(self.norm2(x)), self.dropout, self.training)

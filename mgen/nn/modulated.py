@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mgen.nn.attention import Attention, Keys, Rows, gather_rows
+from mgen.nn.dropout import dropout
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -41,7 +42,7 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         gate, value = self.fc1(x).chunk(2, dim=-1)  # (B, L, F) each
-        return self.fc2(F.dropout(self.activation(gate) * value, self.dropout, self.training))
+        return self.fc2(dropout(self.activation(gate) * value, self.dropout, self.training))
 
 
 class ModulatedBlock(nn.Module):

@@ -10,12 +10,12 @@ Notation: B batch, L rows, M positions asked for, D width.
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mgen.generators.embedder import TokenRows
 from mgen.generators.trunk import FULL, Layout, PassOptions, Trunk, register_trunk, truncated_normal
 from mgen.nn import Cache, CachedStep, PostNormBlock, check_heads, run_blocks
+from mgen.nn.dropout import dropout
 from mgen.utils.fitting import DataRows, Rows
 from mgen.utils.schema import Depth, Rate, Size, schema
 
@@ -65,7 +65,7 @@ class BERT(Trunk):
     def embed(self, x: Tensor, at: Tensor | None = None) -> Tensor:
         """Rows (B, n, D) with their positions `at` (B, n) in the sequence, None: the first n."""
         place = self.position.weight[: x.shape[1]] if at is None else self.position(at)
-        return F.dropout(self.norm(x + place), self.config.dropout, self.training)
+        return dropout(self.norm(x + place), self.config.dropout, self.training)
 
     def forward(self, rows: TokenRows, classes: Tensor, options: PassOptions = FULL) -> Tensor:
         x = self.embed(torch.cat([classes.unsqueeze(1), rows.masked()], dim=1))  # (B, 1 + L, D)

@@ -28,6 +28,7 @@ from mgen.nn import Blocks, Cache, Entities, Epsilon, check_heads
 from mgen.nn.attention import AttentionLayers, attend
 from mgen.nn.causal import CausalRows, LiveKV, check_rotary, rotary_table
 from mgen.nn.denoising import Ahead, Denoiser, Network, TimeEmbedding
+from mgen.nn.dropout import dropout
 from mgen.nn.modulated import GatedMLP, modulate
 from mgen.utils.errors import MgenError
 from mgen.utils.fitting import DataRows
@@ -84,12 +85,12 @@ class EntityAttention(AttentionLayers):
         (q, k), v = at.place(parts[:2]).unbind(0), parts[2]
         if kept is not None:
             k, v = kept.add(k, v, at)
-        dropout = self.dropout if self.training else 0.0
+        rate = self.dropout if self.training else 0.0
         if mask is None:
-            out = attend(q, k, v, dropout)
+            out = attend(q, k, v, rate)
         else:
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
-        return F.dropout(self.proj(out.transpose(1, 2).flatten(2)), self.out_dropout, self.training)
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=rate)
+        return dropout(self.proj(out.transpose(1, 2).flatten(2)), self.out_dropout, self.training)
 
 
 class EntityBlock(nn.Module):
@@ -115,7 +116,7 @@ class EntityBlock(nn.Module):
         h = modulate(self._norm(x), shift1, scale1).flatten(1, 2)
         x = torch.addcmul(x, gate1, self.attn(h, at, kept, mask).view_as(x))
         h = self.mlp(modulate(self._norm(x), shift2, scale2))
-        return torch.addcmul(x, gate2, F.dropout(h, self.dropout, self.training))
+        return torch.addcmul(x, gate2, dropout(h, self.dropout, self.training))
 
     def _norm(self, x: Tensor) -> Tensor:
         return F.rms_norm(x, x.shape[-1:], eps=self.eps)

@@ -12,7 +12,6 @@ Notation: B batch, L rows (tokens or windows), S global ones, D width, F hidden 
 from typing import Annotated, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -20,6 +19,7 @@ from mgen.generators.embedder import TokenRows
 from mgen.generators.trunk import FULL, Capabilities, Layout, PassOptions, Trunk, normal, register_trunk, table
 from mgen.nn import Cache, Epsilon, check_heads, gather_rows
 from mgen.nn.causal import CausalBlock, CausalRows, LiveKV, check_rotary, rotary_table
+from mgen.nn.dropout import dropout
 from mgen.utils.errors import MgenError
 from mgen.utils.schema import Depth, Rate, Size, schema
 
@@ -124,7 +124,7 @@ class Causal(Trunk):
         return self.norm(z[:, -1:])
 
     def _blocks(self, rows: TokenRows, classes: Tensor, at: CausalRows, live: list[LiveKV] | None = None) -> Tensor:
-        x = F.dropout(self.inputs(rows, classes, at.first, at.stop), self.config.dropout, self.training)
+        x = dropout(self.inputs(rows, classes, at.first, at.stop), self.config.dropout, self.training)
         for i, block in enumerate(self.blocks):
             x = block(x, at, None if live is None else live[i])
         return x

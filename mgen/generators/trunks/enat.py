@@ -27,6 +27,7 @@ from mgen.generators.trunk import (
     unknown_first,
 )
 from mgen.nn import MLP, Blocks, Cache, CachedStep, KVCache, Rows, attend, check_heads, gather_rows, run_blocks, span
+from mgen.nn.dropout import dropout
 from mgen.utils.fitting import DataRows
 from mgen.utils.schema import Depth, Rate, Size, schema
 
@@ -176,7 +177,7 @@ class ENAT(Trunk):
 
     def embed(self, x: Tensor, positions: Tensor) -> Tensor:
         """Rows (B, n, D) at positions (B, n)."""
-        return F.dropout(self.token_norm(x + self.position(positions)), self.config.dropout, self.training)
+        return dropout(self.token_norm(x + self.position(positions)), self.config.dropout, self.training)
 
     def encode(
         self, rows: TokenRows, classes: Tensor, options: PassOptions = FULL

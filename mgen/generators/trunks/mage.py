@@ -11,12 +11,12 @@ import math
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mgen.generators.embedder import TokenRows
 from mgen.generators.trunk import FULL, Layout, PassOptions, Trunk, known_first, register_trunk, table
 from mgen.nn import Blocks, Cache, CachedStep, PreNormBlock, Ratio, check_heads, run_blocks
+from mgen.nn.dropout import dropout
 from mgen.utils.errors import MgenError
 from mgen.utils.fitting import DataRows, Rows
 from mgen.utils.schema import Depth, Rate, Size, schema
@@ -85,7 +85,7 @@ class MAGE(Trunk):
             x = torch.cat([classes.unsqueeze(1), x], dim=1)
             at = None if at is None else torch.cat([torch.zeros_like(at[:, :1]), at], dim=1)
         place = self.position.weight[: x.shape[1]] if at is None else self.position(at)
-        return F.dropout(self.token_norm(x + place), self.config.dropout, self.training)
+        return dropout(self.token_norm(x + place), self.config.dropout, self.training)
 
     def encode(self, x: Tensor, read: Tensor | None = None, options: PassOptions = FULL) -> Tensor:
         """Encoder output of rows (B, 1 + N, D) that start with the class; `read` (B, R): the rows of it that are wanted, None: all."""

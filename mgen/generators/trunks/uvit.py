@@ -11,12 +11,12 @@ Notation: B batch, L rows, M positions asked for, D width.
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mgen.generators.embedder import TokenRows
 from mgen.generators.trunk import FULL, Layout, PassOptions, Trunk, normal, register_trunk, truncated_normal
 from mgen.nn import Cache, CachedStep, Keys, PreNormBlock, Ratio, Rows, check_heads, run_blocks
+from mgen.nn.dropout import dropout
 from mgen.utils.errors import MgenError
 from mgen.utils.fitting import DataRows
 from mgen.utils.schema import Depth, Rate, Size, schema
@@ -80,7 +80,7 @@ class UViT(Trunk):
     def embed(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
         """Rows (B, n, D) with their positions (B, n), None: the first n."""
         place = self.position.weight[: x.shape[1]] if positions is None else self.position(positions)
-        return F.dropout(self.token_norm(x + place), self.config.dropout, self.training)
+        return dropout(self.token_norm(x + place), self.config.dropout, self.training)
 
     def class_token(self, classes: Tensor) -> Tensor:
         """The row of the class (B, 1, D)."""
