@@ -9,8 +9,9 @@ Notation: N calls of a chain, i = N − 1 … 0 counts them down, W width of the
 (n, or 2n with null rows behind those of the class).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple, Protocol
 
 import torch
 from pydantic import Field
@@ -19,9 +20,6 @@ from torch import Tensor
 from mgen.nn.denoising import Ahead, Network
 from mgen.utils.errors import MgenError
 from mgen.utils.schema import Listed, Natural, Share, schema
-
-if TYPE_CHECKING:
-    from mgen.heads.diffusion import DenoisingMLP
 
 # refresh: all rows and blocks. blocks: the blocks that are not skipped, whole. gates: of these the gates alone.
 Kind = Literal["refresh", "blocks", "gates"]
@@ -118,6 +116,25 @@ class Kept(NamedTuple):
     outputs: list[Tensor]
 
 
+class CachedMLP(Protocol):
+    """What is asked of the denoising MLP of a head; mgen.heads.diffusion.DenoisingMLP says what each answers."""
+
+    @property
+    def cond(self) -> Callable[[Tensor], Tensor]: ...
+
+    def embed(self, x: Tensor) -> Tensor: ...
+
+    def answer(self, h: Tensor, modulations: list[Tensor]) -> Tensor: ...
+
+    def some_modulations(self, y: Tensor, *, skipped: range, gates: bool) -> list[Tensor]: ...
+
+    def remembered(self, h: Tensor, modulations: list[Tensor], *, skipped: range, rows: int) -> tuple[Tensor, Kept]: ...
+
+    def shortened(
+        self, h: Tensor, modulations: list[Tensor], *, kept: Kept, skipped: range, gates: bool
+    ) -> tuple[Tensor, Kept]: ...
+
+
 class CachedNetwork:
     """The network of a chain whose blocks are skipped as a plan says.
 
@@ -126,7 +143,7 @@ class CachedNetwork:
         rows: n, the first rows of the context; calls that are no refresh answer for these alone.
     """
 
-    def __init__(self, head: "DenoisingMLP", z: Tensor, embedding: Tensor, plan: CachePlan, *, rows: int) -> None:
+    def __init__(self, head: CachedMLP, z: Tensor, embedding: Tensor, plan: CachePlan, *, rows: int) -> None:
         self.head, self.plan, self.rows, self.all_rows = head, plan, rows, len(z)
         cond = head.cond(z)  # (R, W)
         # Of the steps of each kind together, ahead of the chain, and no more than these read.

@@ -9,7 +9,8 @@ from tqdm import tqdm
 from mgen.data import write_cache
 from mgen.project.settings import Project
 from mgen.project.timing import Timed, time_training
-from mgen.project.work import generator_config, open_tokenizer
+from mgen.project.tokenizer import open_tokenizer
+from mgen.project.work import generator_config
 from mgen.training.config import TrainConfig, build_model
 from mgen.training.generator_task import GeneratorTask
 from mgen.training.model_settings import model_settings

@@ -24,7 +24,7 @@ from mgen.evaluation.sources import from_dataset
 from mgen.evaluation.statistics import Reference, sha256_of
 from mgen.pipelines.pipeline import MaskedPipeline, load
 from mgen.pipelines.pixels import to_uint8
-from mgen.project import work
+from mgen.project import digests
 from mgen.project.settings import Project
 from mgen.reports.write import write_page, write_report
 from mgen.training.data import Renumbered
@@ -164,7 +164,7 @@ class Measuring:
             training=training,
             device=device,
             inputs=" ".join(
-                (work.data_digest(project), *work.generator_digest(project).values(), str(project.settings.data))
+                (digests.data_digest(project), *digests.generator_digest(project).values(), str(project.settings.data))
             ),
         )
 

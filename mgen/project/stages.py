@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mgen.project import work
+from mgen.project import digests, work
 from mgen.project.records import Records
 from mgen.project.settings import STAGES, Project
 from mgen.training.lock import locked
@@ -43,7 +43,7 @@ TABLE = {
         about="training two small classifiers, to measure with",
         needs=(),
         settings=lambda p: asdict(p.classifier_config(0)),  # the second differs by its seed
-        inputs=lambda p: {"data": work.data_digest(p)},
+        inputs=lambda p: {"data": digests.data_digest(p)},
         run=work.train_classifiers,
         output="classifier/second/model",
     ),
@@ -51,7 +51,7 @@ TABLE = {
         about="training the tokenizer",
         needs=("classifier",),
         settings=lambda p: asdict(p.tokenizer_config()),
-        inputs=lambda p: {"data": work.data_digest(p), **work.perceptual_digest(p)},
+        inputs=lambda p: {"data": digests.data_digest(p), **digests.perceptual_digest(p)},
         run=work.train_tokenizer,
         output="tokenizer/model",
     ),
@@ -59,7 +59,7 @@ TABLE = {
         about="checking what the tokenizer loses",
         needs=("classifier", "tokenizer"),
         settings=lambda p: asdict(p.settings.check),
-        inputs=lambda p: {"data": work.data_digest(p), **work.tokenizer_digest(p), **work.extractor_digest(p)},
+        inputs=lambda p: {"data": digests.data_digest(p), **digests.tokenizer_digest(p), **digests.extractor_digest(p)},
         run=work.check,
         output="check/check.json",
         again=True,
@@ -68,7 +68,7 @@ TABLE = {
         about="turning all images into tokens",
         needs=("tokenizer",),
         settings=lambda p: {"flips": p.settings.data.flip, "data": asdict(p.settings.data)},
-        inputs=lambda p: {"data": work.data_digest(p), **work.encoder_digest(p)},
+        inputs=lambda p: {"data": digests.data_digest(p), **digests.encoder_digest(p)},
         run=work.write_caches,
         output="cache/train/index.json",
     ),
@@ -76,7 +76,7 @@ TABLE = {
         about="training the generator",
         needs=("check", "cache"),
         settings=lambda p: asdict(work.generator_config(p)),
-        inputs=lambda p: {"data": work.data_digest(p), **work.encoder_digest(p)},
+        inputs=lambda p: {"data": digests.data_digest(p), **digests.encoder_digest(p)},
         run=work.train_generator,
         output="generator/model",
     ),
@@ -84,7 +84,7 @@ TABLE = {
         about="sampling images and measuring them",
         needs=("classifier", "generator"),
         settings=lambda p: asdict(p.settings.report),
-        inputs=lambda p: {"data": work.data_digest(p), **work.generator_digest(p), **work.extractor_digest(p)},
+        inputs=lambda p: {"data": digests.data_digest(p), **digests.generator_digest(p), **digests.extractor_digest(p)},
         run=work.report,
         output="report/report.html",
         again=True,

@@ -1,21 +1,17 @@
-"""What the stages of a project do, and digests of what they read. Each can be interrupted and called again."""
+"""What the stages of a project do. Each can be interrupted and called again."""
 
 from pathlib import Path
 
 from mgen.data import ImageFolder, write_cache
 from mgen.evaluation.tokenizer_check import check_tokenizer
-from mgen.pipelines.saved import load_tokenizer
 from mgen.project.settings import Project
-from mgen.tokenizers.base import Tokenizer
-from mgen.training.config import TokenizerObjectiveConfig, TrainConfig
+from mgen.project.tokenizer import open_tokenizer
+from mgen.training.config import TrainConfig
 from mgen.training.loop import train
 from mgen.training.summary import read_lines
 from mgen.utils.devices import check_device
-from mgen.utils.errors import MgenError
 from mgen.utils.reading import read_json
 from mgen.utils.schema import build, schema
-from mgen.zoo import resolve
-from mgen.zoo.identity import identity
 
 FEWEST = 4  # images of a check
 
@@ -58,19 +54,6 @@ def last_value(run: Path, name: str) -> float | None:
 # -- tokens ------------------------------------------------------------------------------------------------------------------
 
 
-def open_tokenizer(project: Project, device: str = "cpu") -> Tokenizer:
-    """The project's tokenizer; MgenError unless it is for its images."""
-    tokenizer = load_tokenizer(project.tokenizer, device=device)
-    data = project.settings.data
-    own, images = (tokenizer.config.in_channels, tokenizer.config.image_size), (data.channels, data.image_size)
-    if own != images:
-        raise MgenError(
-            f"the tokenizer in {project.tokenizer} is for images of {own[1]} px and {own[0]} channels, but data of project.yaml has "
-            f"image_size {images[1]} and channels {images[0]}: change these, or choose another tokenizer"
-        )
-    return tokenizer
-
-
 def write_caches(project: Project) -> str:
     """The tokens of the training and of the validation images."""
     tokenizer = open_tokenizer(project, check_device("auto"))
@@ -81,42 +64,6 @@ def write_caches(project: Project) -> str:
             counts[part] = len(images)
             write_cache(images, tokenizer, project.cache(part), flips=flips, source=f"{images.root}, {part}")
     return ", ".join(f"{count:,} images in cache/{part}" for part, count in counts.items())
-
-
-# -- digests -----------------------------------------------------------------------------------------------------------------
-
-
-def data_digest(project: Project) -> str:
-    """Of names and sizes of all images, whatever part they are in."""
-    parts = [images for images in (project.train_images, project.val_images) if isinstance(images, ImageFolder)]
-    return " ".join(images.record.digest for images in parts)
-
-
-def perceptual_digest(project: Project) -> dict[str, str]:
-    objective = project.tokenizer_config().objective
-    assert isinstance(objective, TokenizerObjectiveConfig)
-    if not objective.perceptual or objective.perceptual_model != str(project.classifier(1) / "model"):
-        return {}
-    return {"the second classifier": identity(objective.perceptual_model).model_sha256}
-
-
-def extractor_digest(project: Project) -> dict[str, str]:
-    if not project.conditional:
-        return {}
-    return {"the classifiers": " ".join(identity(project.classifier(i) / "model").model_sha256 for i in (0, 1))}
-
-
-def tokenizer_digest(project: Project) -> dict[str, str]:
-    return {"the tokenizer": identity(resolve(project.tokenizer)).model_sha256}
-
-
-def encoder_digest(project: Project) -> dict[str, str]:
-    """Of what makes the tokens: another decoder leaves them as they are."""
-    return {"the tokenizer": open_tokenizer(project).fingerprint()}
-
-
-def generator_digest(project: Project) -> dict[str, str]:
-    return {"the generator": identity(project.folder / "generator" / "model").model_sha256}
 
 
 # -- measuring ---------------------------------------------------------------------------------------------------------------

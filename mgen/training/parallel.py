@@ -11,7 +11,6 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from mgen.training import tensors
-from mgen.training.config import GeneratorObjectiveConfig, TrainConfig
 from mgen.training.parts import Task
 from mgen.training.shard_files import has_shards, read_parts
 from mgen.training.tensors import Tensors
@@ -107,42 +106,3 @@ class Parallel:
     def agree(self, problem: str | None) -> str | None:
         """The problem of one of the processes that have one, the same in all; with whole weights all have the same."""
         return problem
-
-
-def check_parallel(config: TrainConfig) -> None:
-    """Raise MgenError for settings that a run with `parallel` fsdp or hsdp does not take."""
-    kind, objective = config.parallel, config.objective
-    if kind != "hsdp" and config.hsdp_shards is not None:
-        raise MgenError(f"hsdp_shards is for parallel=hsdp, this is {kind}: leave it out")
-    if kind == "ddp":
-        return
-    if config.task != "generator":
-        raise MgenError(f"parallel={kind} is for task generator, this is {config.task}: use parallel=ddp")
-    if config.precision == "fp16":
-        raise MgenError(f"parallel={kind} trains in bf16 or fp32, not in fp16: set precision, or use parallel=ddp")
-    if config.compile == "full":
-        raise MgenError(f"compile=full is for parallel=ddp, this is {kind}: use compile=regional")
-    if isinstance(objective, GeneratorObjectiveConfig) and objective.reuse:
-        raise MgenError(
-            f"objective.reuse needs all weights in each process, with parallel={kind} each holds a part: use parallel=ddp"
-        )
-
-
-def make_parallel(kind: str, accelerator: Accelerator, model: nn.Module, *, shards: int | None = None) -> Parallel:
-    """What the setting `parallel` asks for; one process alone always has all weights.
-
-    Args:
-        model: the network that is trained, with its initial weights. shards: of "hsdp", the processes of a group.
-
-    Raises:
-        MgenError: the processes can't be cut into such groups.
-    """
-    if accelerator.num_processes == 1 and shards not in (None, 1):
-        raise MgenError(
-            f"hsdp_shards is {shards}, but one process takes part: start more with accelerate launch, or leave it out"
-        )
-    if kind == "ddp" or accelerator.num_processes == 1:
-        return Parallel(accelerator)
-    from mgen.training.sharded import Sharded  # which is of this class
-
-    return Sharded(accelerator, model, shards=shards, replicas=kind == "hsdp")

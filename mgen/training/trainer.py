@@ -26,7 +26,7 @@ from mgen.training.launch import make_accelerator
 from mgen.training.nodes import check_same_data, check_same_settings
 from mgen.training.noise import Augmentation, Noise, TokenizerNoise, to_device
 from mgen.training.objective import Logs, StepOptions, StepOutput
-from mgen.training.parallel import check_parallel, make_parallel
+from mgen.training.parallelism import check_parallel, make_parallel
 from mgen.training.parts import check_prefixes
 from mgen.training.tasks import TASKS
 from mgen.training.token_source import Batch

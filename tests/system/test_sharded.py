@@ -22,7 +22,7 @@ from mgen.training.data import BatchOrder, batches
 from mgen.training.launch import make_accelerator
 from mgen.training.loop import run
 from mgen.training.objective import StepOutput
-from mgen.training.parallel import check_parallel, make_parallel
+from mgen.training.parallelism import check_parallel, make_parallel
 from mgen.training.resume import resume
 from mgen.training.sharded import group_size
 from mgen.training.tensors import trained
