@@ -1,8 +1,9 @@
-"""Parts of a training step in two forms, which take turns on one thread: attention, and the update of the weights.
+"""Parts of a training step in two forms, which take turns on one thread: attention, dropout, and the update of the weights.
 
     python tools/training_parts.py --repeats 4 --out parts.json
 
-Attention: forward and backward pass of the fused kernel (scaled_dot_product_attention) over those of explicit attention. Update: AdamW and
+Attention: forward and backward pass of the fused kernel (scaled_dot_product_attention) over those of explicit attention. Dropout: the
+same of torch's over those of mgen.nn.dropout, in an MLP of MAR-B's decoder. Update: AdamW and
 the averaged weights in the form of earlier versions over today's (mgen/training/update.py). The fastest repeat counts, in CPU seconds.
 """
 
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from mgen.cli import run
 from mgen.cli.parser import Parser, whole
 from mgen.nn.attention import explicit_with_gradient
+from mgen.nn.dropout import dropout
 from mgen.training.config import EMAConfig, OptimConfig
 from mgen.training.update import AdamW, Average, Numerics
 from mgen.utils.files import check_writable, write_json
@@ -45,19 +47,28 @@ def in_turns(forms: Mapping[str, Callable[[], object]], repeats: int) -> dict[st
     return best
 
 
-def fused(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
-    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+def fused(q: Tensor, k: Tensor, v: Tensor, rate: float) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v, dropout_p=rate)
 
 
-def attention(shape: tuple[int, int, int, int], dtype: torch.dtype, dropout: float, repeats: int) -> dict[str, float]:
+def attention(shape: tuple[int, int, int, int], dtype: torch.dtype, rate: float, repeats: int) -> dict[str, float]:
     b, h, length, d = shape
     x = torch.randn(b, length, 3, h, d).to(dtype).requires_grad_()
 
     def run(form: Callable[[Tensor, Tensor, Tensor, float], Tensor]) -> None:
         q, k, v = x.permute(2, 0, 3, 1, 4).unbind(0)
-        form(q, k, v, dropout).transpose(1, 2).flatten(2).sum().backward()
+        form(q, k, v, rate).transpose(1, 2).flatten(2).sum().backward()
 
     return in_turns({"explicit": lambda: run(explicit_with_gradient), "fused": lambda: run(fused)}, repeats)
+
+
+def dropouts(dtype: torch.dtype, repeats: int) -> dict[str, float]:
+    x = torch.randn(4, 320, 3072).to(dtype).requires_grad_()
+
+    def run(form: Callable[[Tensor, float, bool], Tensor]) -> None:
+        form(x, 0.1, True).sum().backward()
+
+    return in_turns({"ours": lambda: run(dropout), "torch's": lambda: run(F.dropout)}, repeats)
 
 
 def update(version: Numerics, blocks: int) -> dict[str, Callable[[], object]]:
@@ -83,9 +94,12 @@ def command(argv: Sequence[str] | None = None) -> None:
         check_writable(args.out.parent)
     torch.set_num_threads(1)
     found: dict[str, float] = {}
-    for (name, shape), dtype, dropout in itertools.product(SHAPES.items(), (torch.bfloat16, torch.float32), (0.0, 0.1)):
-        took = attention(shape, dtype, dropout, args.repeats)
-        found[f"{name}, {str(dtype)[6:]}, dropout {dropout}"] = took["fused"] / took["explicit"]
+    for (name, shape), dtype, rate in itertools.product(SHAPES.items(), (torch.bfloat16, torch.float32), (0.0, 0.1)):
+        took = attention(shape, dtype, rate, args.repeats)
+        found[f"{name}, {str(dtype)[6:]}, dropout {rate}"] = took["fused"] / took["explicit"]
+    for dtype in (torch.bfloat16, torch.float32):
+        took = dropouts(dtype, args.repeats)
+        found[f"dropout, {str(dtype)[6:]}"] = took["torch's"] / took["ours"]
     took = in_turns({**update(1, args.blocks), **update(2, args.blocks)}, args.repeats)
     for part in ("AdamW", "averages"):
         found[part] = took[f"{part} 1"] / took[f"{part} 2"]
