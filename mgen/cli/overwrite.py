@@ -15,6 +15,7 @@ from pathlib import Path
 
 from mgen.utils.errors import MgenError, shown
 from mgen.utils.files import LEFTOVER, aside
+from mgen.utils.launched import is_first
 
 FEATURES = r"features\.json|part-\d+\.safetensors|[0-9a-f]{16}\.safetensors|.*\.f32"
 
@@ -86,8 +87,8 @@ def overwriting(
         MgenError: the folder holds something that the command didn't write, or an input.
     """
     folder = Path(os.path.realpath(folder))
-    first = os.environ.get("RANK", "0") == "0"  # of several processes one does it
-    if not active or not first or not os.path.lexists(folder):
+    # Of several processes one does it.
+    if not active or not is_first() or not os.path.lexists(folder):
         yield
         return
     check_replaceable(folder, KINDS[kind], also, [name for name in inputs if name])

@@ -79,8 +79,11 @@ def command(argv: Sequence[str] | None = None) -> int:
 
     config = train_config(fill_from_data(settings))
     from mgen.training.loop import train
+    from mgen.utils.launched import is_first
 
-    print(train(config))
+    model = train(config)
+    if is_first():
+        print(model)
     return 0
 
 

@@ -12,6 +12,7 @@ from mgen.data.tar_index import Forward, TarIndex, index_file, index_tar, read_i
 from mgen.data.tar_stream import TarStream
 from mgen.utils.errors import MgenError, shown
 from mgen.utils.files import check_writable
+from mgen.utils.launched import launched
 from mgen.utils.reading import check_file
 from mgen.utils.tar_paths import PIPE, tar_name
 
@@ -47,10 +48,8 @@ def find_indexes(shards: Sequence[str], folder: Path | None, *, progress: bool =
             raise MgenError(
                 f"{error}: there is no place for the index of the tars; set data.index (mgen cache: --index) to a folder"
             ) from error
-    rank, world = (
-        int(text) if text.isdigit() else 0 for text in (os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", ""))
-    )
-    first = rank * len(missing) // max(1, world)
+    rank, world = launched()
+    first = rank * len(missing) // world
     order = missing[first:] + missing[:first]
     with ThreadPoolExecutor(THREADS) as pool:
         # Commands are read by this thread, which a Ctrl-C interrupts.

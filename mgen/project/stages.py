@@ -1,6 +1,5 @@
 """The stages of a project, one after another: each is skipped if it is finished and nothing it depends on has changed."""
 
-import os
 import shutil
 import sys
 import time
@@ -16,6 +15,7 @@ from mgen.training.lock import locked
 from mgen.training.resume import may_change
 from mgen.utils.changes import told
 from mgen.utils.errors import MgenError, check_choice
+from mgen.utils.launched import is_first, launched
 from mgen.utils.limits import in_time
 
 
@@ -119,7 +119,7 @@ def run_project(
             raise MgenError(f"--stage {name}: this project has no such stage, since {why}")
     if redo and not stages:
         raise MgenError("--redo needs --stage: name the stages to do anew")
-    rank, world = (int(os.environ.get(name, str(usual))) for name, usual in (("RANK", 0), ("WORLD_SIZE", 1)))
+    rank, world = launched()
     if world > 1 and (len(chosen) > 1 or chosen[0] not in LAUNCHED):
         raise MgenError(
             f"several processes run one training of a project: launch them with --stage {' or --stage '.join(LAUNCHED)}, and run the other "
@@ -208,5 +208,5 @@ def _remove(project: Project, name: str) -> None:
 
 def say(text: str) -> None:
     """Print a line on stderr, in the first process."""
-    if os.environ.get("RANK", "0") == "0":
+    if is_first():
         print(text, file=sys.stderr, flush=True)

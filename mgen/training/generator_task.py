@@ -23,7 +23,7 @@ from mgen.training.parts import Task, check_images
 from mgen.training.previews import class_samples
 from mgen.training.token_source import SMALL
 from mgen.utils.changes import plain
-from mgen.utils.errors import MgenError
+from mgen.utils.errors import MgenError, naming
 from mgen.utils.modeling import Model
 
 
@@ -60,7 +60,8 @@ class GeneratorTask(Task):
     def _load_tokenizer(self) -> Tokenizer | None:
         settings = self.settings
         if settings.tokenizer:
-            tokenizer = load_tokenizer(settings.tokenizer)
+            with naming("objective.tokenizer"):
+                tokenizer = load_tokenizer(settings.tokenizer)
             tokenizer = (
                 tokenizer.at_size(settings.image_size or tokenizer.config.image_size).eval().requires_grad_(False)
             )

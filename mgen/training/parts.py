@@ -1,6 +1,7 @@
 """What the tasks share: the model with its initial weights, frozen parameters, the data and its check."""
 
 import difflib
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from mgen.training.config import TrainConfig, build_model
 from mgen.training.data import Renumbered, make_dataset
 from mgen.training.model_settings import model_settings
 from mgen.training.objective import Objective
-from mgen.utils.errors import MgenError
+from mgen.utils.errors import MgenError, naming
 from mgen.utils.modeling import Model
 
 
@@ -39,7 +40,8 @@ class Task:
         train = make_dataset(self.config.data, split="train", fingerprint=fingerprint)
         assert train is not None  # make_dataset raises an error if there is none
         self.train_data = train
-        self.val_data = make_dataset(self.config.data, split="test", fingerprint=fingerprint)
+        with naming("data.val_path") if self.config.data.val_path else nullcontext():
+            self.val_data = make_dataset(self.config.data, split="test", fingerprint=fingerprint)
         prefixes = self.config.optim.freeze
         check_prefixes(self.model, prefixes, "optim.freeze")
         for name, parameter in self.model.named_parameters():

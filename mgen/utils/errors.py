@@ -2,7 +2,8 @@
 
 import difflib
 import reprlib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 
 MOST_CHARACTERS = 1500  # of a message; a list of valid names may be long
 
@@ -15,6 +16,15 @@ class MgenError(ValueError):
 
     def __init__(self, message: object) -> None:
         super().__init__(one_line(str(message)))
+
+
+@contextmanager
+def naming(what: str) -> Iterator[None]:
+    """Put what was given, such as the key of a setting, in front of the message of an MgenError that is raised within."""
+    try:
+        yield
+    except MgenError as error:
+        raise MgenError(f"{what}: {error}") from error
 
 
 def one_line(text: str) -> str:
