@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from mgen.heads.head import Draw, Head, HeadInputs, HeadNoise, HeadSettings, NoiseSpec, mix, register_head
 from mgen.heads.logit_filter import TopK, TopP, choose, keep_likeliest
-from mgen.nn.attention import attend
+from mgen.nn.attention import attend_filled
 from mgen.nn.blocks import MLP, Blocks
 from mgen.nn.halves import separate, sharing
 from mgen.nn.modulated import modulate
@@ -75,8 +75,7 @@ class SlotAttention(nn.Module):
             out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         else:
             kept[0, :, :, slot : slot + 1], kept[1, :, :, slot : slot + 1] = k, v
-            keys, values = kept[:, :, :, : slot + 1]
-            out = attend(q, keys, values)  # nothing later is there: no mask is needed
+            out = attend_filled(q, kept[0], kept[1], slot + 1)
         return self.proj(out.transpose(1, 2).flatten(2))  # (R, S, E)
 
 
@@ -279,7 +278,7 @@ class ChannelHead(Head[ChannelSettings]):
         cond = self.cond(z)  # (R, E)
         modulations = self.modulations(cond + self.slot_condition.unsqueeze(1))  # (C, R, 6E or 2E) each
         shape = 2, len(z), self.heads, self.channels, self.inner // self.heads
-        kept = [cond.new_empty(shape) for _ in self.blocks]
+        kept = [cond.new_zeros(shape) for _ in self.blocks]
         weights, biases = self.out.weight.split(self.levels), self.out.bias.split(self.levels)
         tables = self.tokens.weight.split(self.levels) if self.channels > 1 else ()
 

@@ -44,21 +44,37 @@ def attend(q: Tensor, k: Tensor, v: Tensor, rate: float = 0.0, readable: Tensor 
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=rate)
 
 
+def attend_filled(q: Tensor, k: Tensor, v: Tensor, filled: int) -> Tensor:
+    """`attend` to the first `filled` of keys and values (B, H, C, d) with room behind, which holds finite numbers, such as zeros.
+
+    Where attention is explicit, all C are multiplied and the scores of the room hidden: products would copy a part of k and v first.
+    """
+    if slow_kernel(q) and filled < k.shape[2] and not q.requires_grad:
+        return explicit(q, k, v, filled=filled)
+    return attend(q, k[:, :, :filled], v[:, :, :filled])
+
+
 def slow_kernel(q: Tensor) -> bool:
     """Whether the fused kernel multiplies these queries without the CPU's bf16 units: of those it knows AMX alone."""
     return q.device.type == "cpu" and q.dtype == torch.bfloat16 and not AMX
 
 
-def explicit(q: Tensor, k: Tensor, v: Tensor, readable: Tensor | None = None) -> Tensor:
-    """`attend` by two matrix products with the scores between them, some images at a time. Scores are rounded to the type of q."""
+def explicit(q: Tensor, k: Tensor, v: Tensor, readable: Tensor | None = None, *, filled: int | None = None) -> Tensor:
+    """`attend` by two matrix products with the scores between them, some images at a time. Scores are rounded to the type of q.
+
+    Of the keys the first `filled` may be read, None: all.
+    """
     if len(q) > 1 and q[..., 0].numel() * k.shape[2] > PIECE:
         masks = readable.split(1) if readable is not None else [None] * len(q)
-        return torch.cat([explicit(*parts) for parts in zip(q.split(1), k.split(1), v.split(1), masks)])
+        parts = zip(q.split(1), k.split(1), v.split(1), masks)
+        return torch.cat([explicit(*part, filled=filled) for part in parts])
     flat = q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2)  # (B·H, Q, d), (B·H, d, L)
     scores = torch.baddbmm(q.new_empty(1, 1, 1), *flat, beta=0, alpha=q.shape[-1] ** -0.5)
     if readable is not None:
         hidden = ~readable.repeat_interleave(q.shape[1], dim=0).unsqueeze(1)  # (B·H, 1, L)
         scores = scores.masked_fill_(hidden, -torch.inf)
+    if filled is not None:
+        scores[..., filled:] = -torch.inf
     return (scores.softmax(-1) @ v.flatten(0, 1)).unflatten(0, q.shape[:2])  # (B, H, Q, d)
 
 
@@ -142,8 +158,11 @@ class Attention(AttentionLayers):
             q, k, v = self.project(x, 0, 3)  # (B, H, L, d) each
         else:  # apart: keys and values that are kept would keep the queries of one product alive
             (q,), (k, v) = self.project(x if query is None else query, 0, 1), self.project(x, 1, 2)
-        if kept is not None:
-            k, v = kept.store(k, v) if rows is None else kept.put(k, v, rows, until)
+        if kept is not None and rows is None:
+            # In one piece where explicit attention would copy the keys and values of a view in every step that reads them.
+            k, v = kept.store(*((k.contiguous(), v.contiguous()) if slow_kernel(k) else (k, v)))
+        elif kept is not None and rows is not None:
+            k, v = kept.put(k, v, rows, until)
         out = attend(q, k, v, self.dropout if self.training else 0.0, readable)
         out = self.proj(out.transpose(1, 2).flatten(2))  # (B, Q, D)
         return dropout(out, self.out_dropout, self.training)

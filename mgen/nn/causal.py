@@ -12,11 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mgen.nn.attention import AttentionLayers, attend
+from mgen.nn.attention import AttentionLayers, attend, attend_filled, slow_kernel
 from mgen.nn.dropout import dropout
 from mgen.nn.modulated import GatedMLP
 from mgen.nn.packed import PackedWeight
 from mgen.utils.errors import MgenError
+
+ROOM = 32  # rows that keys and values grow by where all that there is room for is read
 
 
 def check_rotary(head_dim: int) -> None:
@@ -77,9 +79,9 @@ class CausalRows(RowSpan):
 
 
 class LiveKV:
-    """Keys and values (B, H, T, d) of one layer, of which the first rows are filled; only those are read.
+    """Keys and values (B, H, C, d) of one layer, of which the first rows are filled; only those are read.
 
-    `rows`: B, where the first pass may have fewer; None: those of the first pass.
+    `length`: T, the most of C. `rows`: B, where the first pass may have fewer; None: those of the first pass.
     """
 
     def __init__(self, length: int, rows: int | None = None) -> None:
@@ -89,9 +91,9 @@ class LiveKV:
 
     def add(self, k: Tensor, v: Tensor, rows: RowSpan) -> tuple[Tensor, Tensor]:
         """Write k and v (B, H, N, d) at `rows`; returns all up to them. A smaller batch than before stands for its first images."""
-        if self.k is None:
-            b = self.rows or len(k)
-            self.k, self.v = (x.new_empty(b, x.shape[1], self.length, x.shape[3]) for x in (k, v))
+        if self.k is None or rows.stop > self.k.shape[2]:
+            self._make_room(k, v, rows.stop)
+        assert self.k is not None
         if len(k) > len(self.k):
             raise MgenError(f"{len(k)} sequences go on where {len(self.k)} were begun")
         out = []
@@ -99,6 +101,20 @@ class LiveKV:
             kept[: len(new), :, rows.first : rows.stop] = new
             out.append(kept[: len(new), :, : rows.stop])
         return out[0], out[1]
+
+    def _make_room(self, k: Tensor, v: Tensor, stop: int) -> None:
+        """Have room for `stop` rows of the kind of k and v: for all that there may be, or few more where all that there are is read."""
+        size = min(self.length, -(-stop // ROOM) * ROOM) if slow_kernel(k) else self.length
+        before = None if self.k is None else (self.k, self.v)
+        b = (self.rows or len(k)) if before is None else len(before[0])
+        self.k, self.v = (x.new_zeros(b, x.shape[1], size, x.shape[3]) for x in (k, v))
+        if before is not None:
+            self.k[:, :, : before[0].shape[2]], self.v[:, :, : before[1].shape[2]] = before
+
+    def attend(self, q: Tensor, stop: int) -> Tensor:
+        """Attention (B, H, N, d) of queries q (B, H, N, d) to the rows up to `stop`, all of them."""
+        assert self.k is not None  # `add` came before
+        return attend_filled(q, self.k[: len(q)], self.v[: len(q)], stop)
 
 
 class CausalAttention(AttentionLayers):
@@ -120,7 +136,7 @@ class CausalAttention(AttentionLayers):
         if n > 1 and rows.first:  # a piece in the middle sees all before it, and of itself what stands before
             mask = torch.ones(n, rows.stop, dtype=torch.bool, device=x.device).tril(rows.first)
         if n == 1:
-            out = attend(q, k, v, rate)
+            out = attend(q, k, v, rate) if kept is None else kept.attend(q, rows.stop)
         else:
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=rate, is_causal=mask is None)
         return dropout(self.proj(out.transpose(1, 2).flatten(2)), self.out_dropout, self.training)

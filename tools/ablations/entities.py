@@ -17,6 +17,7 @@ from torch import Tensor
 from mgen.bench.proxy import Proxy
 from mgen.generators.generator import Generator
 from mgen.generators.trunks.block_causal import BlockCausal, EntityCache
+from mgen.nn.attention import attend
 from mgen.nn.causal import LiveKV, RowSpan
 from mgen.nn.denoising import Denoiser, Network
 from mgen.samplers import ParallelSampler
@@ -33,7 +34,11 @@ class JoinedKV(LiveKV):
             k, v = torch.cat([self.k[: len(k)], k], dim=2), torch.cat([self.v[: len(v)], v], dim=2)
         if self.kept:
             self.k, self.v = k[:, :, : self.kept], v[:, :, : self.kept]
+        self.joined = k, v
         return k, v
+
+    def attend(self, q: Tensor, stop: int) -> Tensor:
+        return attend(q, *self.joined)
 
 
 @dataclass(frozen=True)

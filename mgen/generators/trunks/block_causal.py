@@ -87,7 +87,7 @@ class EntityAttention(AttentionLayers):
             k, v = kept.add(k, v, at)
         rate = self.dropout if self.training else 0.0
         if mask is None:
-            out = attend(q, k, v, rate)
+            out = attend(q, k, v, rate) if kept is None else kept.attend(q, at.stop)
         else:
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=rate)
         return dropout(self.proj(out.transpose(1, 2).flatten(2)), self.out_dropout, self.training)
