@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mgen.nn.attention import Attention
+from mgen.nn.dropout import dropout
 from mgen.nn.modulated import GatedMLP
 
 
@@ -59,10 +60,10 @@ class FusionBlock(nn.Module):
         """(B, L, D) → (B, L, D), causally or not; `readable`: bool (L, L), True where a query may attend to a key."""
         attn = self.attn
         q, k, v = attn.project(self.norm1(x), 0, 3)  # (B, H, L, d) each
-        dropout = attn.dropout if self.training else 0.0
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=readable, is_causal=causal, dropout_p=dropout)
+        rate = attn.dropout if self.training else 0.0
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=readable, is_causal=causal, dropout_p=rate)
         out = attn.proj(out.transpose(1, 2).flatten(2))  # (B, L, D)
-        x = x + F.dropout(out, attn.out_dropout, self.training)
+        x = x + dropout(out, attn.out_dropout, self.training)
         return x + self.mlp(self.norm2(x))
 
 

@@ -30,7 +30,7 @@ from mgen.bench.benchmark import RandomPipeline, bf16_units, random_pipeline
 from mgen.bench.flops import count_run
 from mgen.cli.sample import add_sampler, chosen_sampler
 from mgen.generators.presets import model_config
-from mgen.nn import attention, packed
+from mgen.nn import kernels, packed
 from mgen.nn.packed import FASTER_FROM, NEVER, PackedWeight
 from mgen.nn.precision import computing, held
 from mgen.utils.errors import MgenError
@@ -48,12 +48,12 @@ SIDE = 1024  # of the matrices that measure the peak
 @contextmanager
 def plain_autocast() -> Iterator[None]:
     """bf16 by autocast alone."""
-    own, attention.slow_kernel = attention.slow_kernel, lambda q: False
+    own, kernels.AMX = kernels.AMX, True
     try:
         with torch.autocast("cpu", torch.bfloat16):
             yield
     finally:
-        attention.slow_kernel = own
+        kernels.AMX = own
 
 
 def within(run: Iterator[float], context: Callable[[], AbstractContextManager[object]]) -> Iterator[float]:

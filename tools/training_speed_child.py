@@ -63,7 +63,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print does not stand between the answers
     torch.set_num_threads(order["threads"])
-    with contextlib.suppress(ImportError):  # an earlier one; as the command line does
+    with contextlib.suppress(ImportError):  # an earlier one. As `mgen train` does; some earlier ones could but did not
         from mgen.utils.memory import keep_freed_memory
 
         keep_freed_memory()

@@ -278,7 +278,7 @@ class ChannelHead(Head[ChannelSettings]):
         cond = self.cond(z)  # (R, E)
         modulations = self.modulations(cond + self.slot_condition.unsqueeze(1))  # (C, R, 6E or 2E) each
         shape = 2, len(z), self.heads, self.channels, self.inner // self.heads
-        kept = [cond.new_zeros(shape) for _ in self.blocks]
+        kept = [cond.new_zeros(shape) for _ in self.blocks]  # zeros: see attend_filled
         weights, biases = self.out.weight.split(self.levels), self.out.bias.split(self.levels)
         tables = self.tokens.weight.split(self.levels) if self.channels > 1 else ()
 

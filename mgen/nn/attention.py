@@ -8,10 +8,8 @@ from torch import Tensor, nn
 
 from mgen.nn.cache import KVCache
 from mgen.nn.dropout import dropout
-from mgen.utils.devices import cpu_bf16_units
+from mgen.nn.kernels import slow_kernel
 
-# A constant and no cached function, of which torch.compile would warn.
-AMX = cpu_bf16_units() == "AMX"
 # CPUs with bf16 units train faster with explicit attention up to about so many keys, with AMX and without, where the fused kernel leaves
 # the units idle (docs/experiments/training_speed.md); in fp32 the forms are equal.
 EXPLICIT_KEYS, EXPLICIT_KEYS_WITHOUT_AMX = 128, 640
@@ -35,7 +33,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, rate: float = 0.0, readable: Tensor 
     `rate` of dropout on the probabilities; `readable` bool (B, L), True for the keys that may be read, None: all.
     """
     small = k.shape[2] <= (EXPLICIT_KEYS_WITHOUT_AMX if slow_kernel(q) else EXPLICIT_KEYS)
-    if not q.requires_grad and not rate and slow_kernel(q) and q.shape[1] * q.shape[2] * k.shape[2] <= LARGEST:
+    if not q.requires_grad and not rate and can_be_explicit(q, k):
         return explicit(q, k, v, readable)
     mask = None if readable is None else readable[:, None, None]  # (B, 1, 1, L)
     learned = small and q.requires_grad and q.dtype != torch.float32
@@ -49,14 +47,14 @@ def attend_filled(q: Tensor, k: Tensor, v: Tensor, filled: int) -> Tensor:
 
     Where attention is explicit, all C are multiplied and the scores of the room hidden: products would copy a part of k and v first.
     """
-    if slow_kernel(q) and filled < k.shape[2] and not q.requires_grad:
-        return explicit(q, k, v, filled=filled)
-    return attend(q, k[:, :, :filled], v[:, :, :filled])
+    if torch.compiler.is_compiling() or q.requires_grad or not can_be_explicit(q, k):
+        return attend(q, k[:, :, :filled], v[:, :, :filled])
+    return explicit(q, k, v, filled=filled if filled < k.shape[2] else None)
 
 
-def slow_kernel(q: Tensor) -> bool:
-    """Whether the fused kernel multiplies these queries without the CPU's bf16 units: of those it knows AMX alone."""
-    return q.device.type == "cpu" and q.dtype == torch.bfloat16 and not AMX
+def can_be_explicit(q: Tensor, k: Tensor) -> bool:
+    """Whether attention without gradients computes all scores: where the fused kernel is slow, unless there are too many."""
+    return slow_kernel(q) and q.shape[1] * q.shape[2] * k.shape[2] <= LARGEST
 
 
 def explicit(q: Tensor, k: Tensor, v: Tensor, readable: Tensor | None = None, *, filled: int | None = None) -> Tensor:
@@ -158,11 +156,8 @@ class Attention(AttentionLayers):
             q, k, v = self.project(x, 0, 3)  # (B, H, L, d) each
         else:  # apart: keys and values that are kept would keep the queries of one product alive
             (q,), (k, v) = self.project(x if query is None else query, 0, 1), self.project(x, 1, 2)
-        if kept is not None and rows is None:
-            # In one piece where explicit attention would copy the keys and values of a view in every step that reads them.
-            k, v = kept.store(*((k.contiguous(), v.contiguous()) if slow_kernel(k) else (k, v)))
-        elif kept is not None and rows is not None:
-            k, v = kept.put(k, v, rows, until)
+        if kept is not None:
+            k, v = kept.store(k, v) if rows is None else kept.put(k, v, rows, until)
         out = attend(q, k, v, self.dropout if self.training else 0.0, readable)
         out = self.proj(out.transpose(1, 2).flatten(2))  # (B, Q, D)
         return dropout(out, self.out_dropout, self.training)

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mgen.nn.kernels import slow_kernel
+
 
 @dataclass(frozen=True, kw_only=True)
 class CachedStep:
@@ -112,7 +114,8 @@ class KVCache:
     images: int | None = None  # so many rows of the batch are kept, the first ones; None: all
 
     def store(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Keep k and v (B, H, N, d); returns them."""
+        """Keep k and v (B, H, N, d); returns them, in one piece where products would copy a view in every step that reads it."""
+        k, v = (k.contiguous(), v.contiguous()) if slow_kernel(k) else (k, v)
         self.k, self.v = first_images(k, self.images), first_images(v, self.images)
         if self.room:
             free = self.k.new_empty(*self.k.shape[:2], self.room, self.k.shape[3])

@@ -12,13 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mgen.nn.attention import AttentionLayers, attend, attend_filled, slow_kernel
+from mgen.nn.attention import AttentionLayers, attend, attend_filled
 from mgen.nn.dropout import dropout
+from mgen.nn.kernels import slow_kernel
 from mgen.nn.modulated import GatedMLP
 from mgen.nn.packed import PackedWeight
 from mgen.utils.errors import MgenError
 
-ROOM = 32  # rows that keys and values grow by where all that there is room for is read
+# Keys and values that explicit attention reads grow by so many rows: it multiplies those without content too, see attend_filled.
+ROOM = 32
 
 
 def check_rotary(head_dim: int) -> None:
@@ -79,15 +81,19 @@ class CausalRows(RowSpan):
 
 
 class LiveKV:
-    """Keys and values (B, H, C, d) of one layer, of which the first rows are filled; only those are read.
+    """Keys and values (B, H, C, d) of one layer, of which the first rows are filled; the others are zeros and never attended to.
 
-    `length`: T, the most of C. `rows`: B, where the first pass may have fewer; None: those of the first pass.
+    Memory is allocated once, for all T rows; k and v are its first C of every head, all T unless explicit attention reads them.
+
+    Args:
+        length: T. rows: B, where the first pass may have fewer; None: those of the first pass.
     """
 
     def __init__(self, length: int, rows: int | None = None) -> None:
         self.length, self.rows = length, rows
         self.k: Tensor | None = None
         self.v: Tensor
+        self._memory: tuple[Tensor, Tensor] | None = None  # flat, of k and of v
 
     def add(self, k: Tensor, v: Tensor, rows: RowSpan) -> tuple[Tensor, Tensor]:
         """Write k and v (B, H, N, d) at `rows`; returns all up to them. A smaller batch than before stands for its first images."""
@@ -102,19 +108,24 @@ class LiveKV:
             out.append(kept[: len(new), :, : rows.stop])
         return out[0], out[1]
 
-    def _make_room(self, k: Tensor, v: Tensor, stop: int) -> None:
-        """Have room for `stop` rows of the kind of k and v: for all that there may be, or few more where all that there are is read."""
-        size = min(self.length, -(-stop // ROOM) * ROOM) if slow_kernel(k) else self.length
-        before = None if self.k is None else (self.k, self.v)
-        b = (self.rows or len(k)) if before is None else len(before[0])
-        self.k, self.v = (x.new_zeros(b, x.shape[1], size, x.shape[3]) for x in (k, v))
-        if before is not None:
-            self.k[:, :, : before[0].shape[2]], self.v[:, :, : before[1].shape[2]] = before
-
     def attend(self, q: Tensor, stop: int) -> Tensor:
-        """Attention (B, H, N, d) of queries q (B, H, N, d) to the rows up to `stop`, all of them."""
+        """Attention (B, H, N, d) of queries q (B, H, N, d) to the rows up to `stop`, all of them and without dropout."""
         assert self.k is not None  # `add` came before
         return attend_filled(q, self.k[: len(q)], self.v[: len(q)], stop)
+
+    def _make_room(self, k: Tensor, v: Tensor, stop: int) -> None:
+        """Let k and v have room for `stop` rows of the kind of these."""
+        heads, d = k.shape[1], k.shape[3]
+        b = (self.rows or len(k)) if self.k is None else len(self.k)
+        grows = slow_kernel(k) and not torch.compiler.is_compiling()
+        size = min(self.length, -(-stop // ROOM) * ROOM) if grows else self.length
+        if self._memory is None:
+            self._memory = k.new_zeros(b * heads * self.length * d), v.new_zeros(b * heads * self.length * d)
+        old = None if self.k is None else (self.k, self.v)
+        self.k, self.v = (flat[: b * heads * size * d].view(b, heads, size, d) for flat in self._memory)
+        for new, before in zip((self.k, self.v), old or ()):
+            # Rows move within the same memory, so they are copied first.
+            new.copy_(F.pad(before, (0, 0, 0, size - before.shape[2])))
 
 
 class CausalAttention(AttentionLayers):

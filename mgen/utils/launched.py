@@ -6,7 +6,9 @@ import os
 def launched() -> tuple[int, int]:
     """Number of this process and of all, by the environment; (0, 1) without a launcher."""
     rank, world = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "")
-    return (int(rank), int(world)) if rank.isdigit() and world.isdigit() and int(world) > 0 else (0, 1)
+    if not (rank.isdecimal() and world.isdecimal()) or int(rank) >= int(world):
+        return 0, 1
+    return int(rank), int(world)
 
 
 def is_first() -> bool:

@@ -183,7 +183,10 @@ def dropped(case: Case) -> Iterator[None]:
         assert mask.shape == x.shape
         return mask
 
-    with mock.patch("mgen.nn.dropout.kept", keep):
+    def dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+        return x * keep(x, p) / (1 - p) if p and training else x
+
+    with mock.patch("mgen.nn.dropout.kept", keep), mock.patch.object(torch.nn.functional, "dropout", dropout):
         yield
     assert next(kept, None) is None
 

@@ -5,10 +5,16 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
+from mgen.nn import dropout as module
 from mgen.nn.attention import attend, explicit_with_gradient
 from mgen.nn.dropout import _draws, dropout
 
 COUNT = 10**6
+
+
+@pytest.fixture(autouse=True)
+def slow_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "DRAWS_SLOWLY", True)  # on CPUs of Intel too
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -22,6 +28,7 @@ def test_share_and_scale(p: float, dtype: torch.dtype) -> None:
     assert abs(1 - len(kept) / COUNT - p) < 5 * deviation + 2**-17  # p is rounded to 2^-16
     if dtype == torch.float32:
         assert out.mean().item() == pytest.approx(2, rel=5 * deviation / (1 - p))
+        assert kept[0].item() == pytest.approx(2 / (1 - p), rel=1e-6)
 
 
 def test_draws_are_uniform_and_independent_of_place() -> None:
@@ -53,11 +60,23 @@ def test_nothing_is_drawn_where_nothing_drops() -> None:
     assert not dropout(x, 1.0, True).any()
 
 
-def test_probabilities_too_small_for_16_bits_are_torchs() -> None:
+@pytest.mark.parametrize("p", [1e-6, 0.99999])
+def test_probabilities_that_16_bits_would_change_are_torchs(p: float) -> None:
     torch.manual_seed(2)
-    ours = dropout(torch.ones(COUNT), 1e-6, True)
+    ours = dropout(torch.ones(COUNT), p, True)
     torch.manual_seed(2)
-    assert torch.equal(ours, F.dropout(torch.ones(COUNT), 1e-6, True))
+    assert torch.equal(ours, F.dropout(torch.ones(COUNT), p, True))
+
+
+def test_where_torch_draws_fast_the_draw_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.ones(1000)
+    torch.manual_seed(5)
+    ours = dropout(x, 0.1, True)
+    monkeypatch.setattr(module, "DRAWS_SLOWLY", False)
+    torch.manual_seed(5)
+    theirs = dropout(x, 0.1, True)
+    torch.manual_seed(5)
+    assert torch.equal(theirs, F.dropout(x, 0.1, True)) and not torch.equal(ours, theirs)
 
 
 def test_checkpointing_draws_the_same_again() -> None:

@@ -19,6 +19,8 @@ from mgen.utils.launched import is_first, launched
         ("x", "2", (0, 1)),
         ("1", "0", (0, 1)),
         ("1", "", (0, 1)),
+        ("²", "3", (0, 1)),
+        ("7", "2", (0, 1)),
     ],
 )
 def test_number_of_a_process(

@@ -123,7 +123,7 @@ class EntityBlock(nn.Module):
 
 
 class EntityCache(Cache):
-    """Keys and values of every layer, allocated once for all rows, and the modulations of all steps of the chain.
+    """Keys and values of every layer, with memory for all rows, and the modulations of all steps of the chain.
 
     `done`: of each row the finished entities that are kept. Null rows may lack some: they are computed when they are first read.
     """
