@@ -58,19 +58,7 @@ def command(argv: Sequence[str] | None = None) -> int:
     if useless := [name for name in ("stage", "redo", "accept_tokenizer") if getattr(args, name)]:
         raise MgenError(f"--{useless[0].replace('_', '-')} is for --project DIR: leave it out")
 
-    from mgen.utils.config import apply_overrides, merge, read_config
-
-    file = find_config(args.config)
-    settings = read_config(file)
-    check_once(args.overrides, "--data", args.data, ("data.kind", "data.path"))
-    check_once(args.overrides, "--out", args.out, ("output",))
-    if args.data:
-        settings = with_data(settings, args.data, file.stem)
-    if args.out:
-        settings = merge(settings, {"output": args.out})
-    settings = apply_overrides(settings, args.overrides)
-    if args.vision_weights:
-        settings = merge(settings, {"objective": {"vision_weights": args.vision_weights}})
+    settings = given_settings(args)
     from mgen.training.config import train_config
 
     if "model" in settings and not isinstance(settings.get("steps"), dict):  # nothing that the data have to say
@@ -85,6 +73,24 @@ def command(argv: Sequence[str] | None = None) -> int:
     if is_first():
         print(model)
     return 0
+
+
+def given_settings(args: Namespace) -> "Settings":
+    """The settings of the file, with what options and overrides put in their place."""
+    from mgen.utils.config import apply_overrides, merge, read_config
+
+    file = find_config(args.config)
+    settings = read_config(file)
+    check_once(args.overrides, "--data", args.data, ("data.kind", "data.path"))
+    check_once(args.overrides, "--out", args.out, ("output",))
+    if args.data:
+        settings = with_data(settings, args.data, file.stem)
+    if args.out:
+        settings = merge(settings, {"output": args.out})
+    settings = apply_overrides(settings, args.overrides)
+    if args.vision_weights:
+        settings = merge(settings, {"objective": {"vision_weights": args.vision_weights}})
+    return settings
 
 
 def train_project(args: Namespace) -> int:
