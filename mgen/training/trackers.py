@@ -8,6 +8,7 @@ import os
 import secrets
 import socket
 import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from netrc import NetrcParseError, netrc
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 PACKAGES = {"comet_ml": "comet-ml"}  # of trackers whose package is not called like them
 IDENTITY = "trackers.json"  # in the output folder: by what trackers know the run
-PATIENCE = 3.0  # seconds until a server counts as out of reach
+PATIENCE = 3.0  # seconds to wait, such as for a server that does not answer
 
 
 def tracker_names(config: LogConfig) -> tuple[str, ...]:
@@ -120,6 +121,7 @@ def _start(name: str, output: Path, config: TrainConfig, *, step: int, identity:
     kind: Any = LOGGER_TYPE_TO_CLASS[name]
     project, settings = config.log.project, _flat(plain(asdict(config)))
     if name == "tensorboard":  # which has no projects: its folder is the run
+        _wait_for_a_later_name(output / name)
         tracker = kind("tensorboard", output, purge_step=step + 1 if step else None)
     elif name == "wandb":
         mode = os.environ.get("WANDB_MODE") or ("online" if _wandb_answers() else "offline")
@@ -144,6 +146,19 @@ def _start(name: str, output: Path, config: TrainConfig, *, step: int, identity:
     if name not in ("tensorboard", "wandb", "trackio"):  # those have them already, or config.json beside them
         started.store_init_configuration(settings)
     return started
+
+
+def _wait_for_a_later_name(folder: Path) -> None:
+    """Wait until a new event file gets a name that sorts behind those in the folder, at most `PATIENCE` seconds.
+
+    TensorBoard reads the files of a run by their names, which have the second, host and process that began them. Of two
+    files of one second the wrong one may come first, and what a resumed run repeats then counts twice.
+    """
+    seconds = [file.name.split(".")[3] for file in folder.glob("events.out.tfevents.*")]
+    latest = max((int(second) for second in seconds if second.isdecimal()), default=0)
+    wait = latest + 1 - time.time()
+    if 0 < wait <= PATIENCE:  # a file that is further ahead was made by another clock
+        time.sleep(wait)
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
