@@ -2,13 +2,13 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 import mgen
@@ -26,6 +26,7 @@ from mgen.training.generator_objective import GeneratorObjective
 from mgen.training.noise import Augmentation
 from mgen.utils.errors import MgenError
 from mgen.utils.folders import part
+from mgen.utils.schema import schema
 from tests.helpers import TRUNKS as TINY
 from tests.helpers import tiny_config, tiny_tokens
 
@@ -35,9 +36,9 @@ PACKAGE = Path(mgen.__file__).parent
 # -- a new head in one class: flow matching with a straight path (Lipman et al., arXiv 2210.02747) ------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
+@schema
 class FlowConfig:
-    width: int = 16
+    width: Annotated[int, Field(ge=1, le=4096)] = 16
 
 
 @register_head("toy-flow", FlowConfig)

@@ -1,9 +1,9 @@
 """What a step does with its gradient, how fast a run says it is, and runs that were begun before either changed."""
 
 import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -137,11 +137,13 @@ def test_clocks_wait_for_every_kind_of_device(kind: str, monkeypatch: pytest.Mon
 
 def test_the_log_says_how_fast_a_run_is(idx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed, "matmul_peak", lambda device, precision: Peak(flops=1e9, source="measured"))
+    clock = [100.0]  # s
+    monkeypatch.setattr(speed, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
     trainer = Trainer(config(idx, tmp_path / "run"))
 
     def slow() -> Iterator[dict[str, Tensor]]:
         while True:
-            time.sleep(0.05)
+            clock[0] += 0.5
             yield {}
 
     meter = Meter(slow(), trainer)
@@ -150,9 +152,10 @@ def test_the_log_says_how_fast_a_run_is(idx: Path, tmp_path: Path, monkeypatch: 
     for _ in range(3):
         next(meter)
         trainer.step += 1
-    time.sleep(0.05)
+    clock[0] += 0.5
     values = meter.values({"loss": torch.tensor(1.0)})
-    assert 0.6 < values["data_wait"] < 0.9  # three waits of four pauses
+    assert values["data_wait"] == pytest.approx(0.75) and values["images_per_second"] == pytest.approx(36 / 2)
     assert values["mfu"] == pytest.approx(3 * meter.flops * values["images_per_second"] / 1e9)
     assert values["images"] == 36 and values["loss"] == 1.0
+    clock[0] += 0.5
     assert meter.values({"loss": torch.tensor(1.0)})["data_wait"] == 0.0
