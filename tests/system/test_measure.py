@@ -1,6 +1,7 @@
 """Measuring: shards of features, processes, kills, references of every dialect, npz files, nearest images, the commands."""
 
 import os
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tqdm import tqdm
 
 from mgen.cli import main
 from mgen.evaluation.extractors import Extractor, make_extractor
@@ -328,6 +330,7 @@ def test_a_folder_of_another_kind_says_so(tmp_path: Path) -> None:
 
 def measure_slowly(folder: Path, rank: int, world: int) -> None:
     """What a process does, with a pause in every reading."""
+    tqdm.set_lock(threading.RLock())  # its own is shared with the parent, and whoever is killed would keep it
     images = pictures(2600)
 
     def read(start: int, stop: int) -> Batch:
@@ -361,7 +364,8 @@ def test_a_killed_measurement_goes_on_to_the_same_features(tmp_path: Path, world
     for rank in range(world):
         child = fork.Process(target=measure_slowly, args=(tmp_path, rank, world))
         child.start()
-        child.join()
+        child.join(120)
+        assert child.exitcode == 0
     found = Measured(tmp_path, 2600)
     assert torch.equal(found.rows("features"), whole.rows("features")) and torch.equal(
         found.rows("labels"), torch.arange(2600)
