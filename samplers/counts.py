@@ -41,7 +41,7 @@ class Unmasking:
         """floor(unknown · γ) after every step but the last."""
         if isinstance(self.schedule, str):
             ratios = [float(dtype(t + 1) / dtype(self.steps)) for t in range(self.steps - 1)]
-            fractions = [mask_fraction(self.schedule, r, length=self.length, dtype=dtype) for r in ratios]
+            fractions = [mask_fraction(self.schedule, r, length=max(2, self.unknown), dtype=dtype) for r in ratios]
         else:
             fractions = listed_fractions(self.schedule, self.steps)
         return [int(np.floor(dtype(self.unknown) * dtype(x))) for x in fractions[self.start : self.steps - 1]]

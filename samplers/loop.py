@@ -56,7 +56,7 @@ def decode(
             drawn = draw(z, state, step, choice.positions)
         if step.takes:
             state = order.take_back(state, step)
-        if step.count:
+        if step.kind in ("full", "lazy", "cached"):
             positions, group = choice.positions, choice.group
             state = order.reveal(state, step, choice, drawn)
             if collect:

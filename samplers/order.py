@@ -7,6 +7,7 @@
 | confidence | a token is drawn at every unknown position and the likeliest draws are revealed | MaskGIT |
 | {name: confidence, redraw: true} | the same, but tokens are drawn a second time at the positions found | ReCAP's MaskGIT-r |
 | remasking | every step draws all positions, known ones too, and ranks them anew | Halton-MaskGIT's confidence sampler |
+| {name: remasking, random_steps: 2} | the same, but the first 2 steps rank at random | its randomize "warm_up" ("random": all) |
 | moment | positions are chosen by their whole distributions, then tokens are drawn there alone | arXiv 2510.04525 |
 
 The setting `remask:` goes with all but order remasking: see mgen.samplers.remask_order.
@@ -43,12 +44,14 @@ class OrderSettings:
     """The setting `order:`: one of ORDERS, or "list" with `positions`, the first to be revealed first.
 
     `redraw`: rank one draw at temperature 1 and keep a second one. `levels`: sets of a checkerboard (3); 1 is the order random.
+    `random_steps`: so many steps, the first, of order remasking rank positions at random.
     """
 
     name: Text
     positions: tuple[Natural, ...] = ()
     redraw: bool = False
     levels: Annotated[int, Field(ge=1, le=16)] | None = None
+    random_steps: Natural = 0
 
     def __post_init__(self) -> None:
         if self.name != "list":
@@ -57,6 +60,8 @@ class OrderSettings:
             raise MgenError(f"redraw is true with {self.name}: it is for confidence only")
         if self.levels is not None and self.name != "checkerboard":
             raise MgenError(f"levels is {self.levels} with {self.name}: it is for checkerboard only")
+        if self.random_steps and self.name != "remasking":
+            raise MgenError(f"random_steps is {self.random_steps} with {self.name}: it is for remasking only")
 
     @classmethod
     def of(cls, order: Order) -> "OrderSettings":
@@ -64,7 +69,7 @@ class OrderSettings:
         if isinstance(order, str):
             return cls(name=check_choice("order", order, ORDERS))
         if isinstance(order, Mapping):
-            check_keys(order, {"name", "redraw", "levels"}, "order.")
+            check_keys(order, {"name", "redraw", "levels", "random_steps"}, "order.")
             return build(cls, {"name": order.get("name"), **order}, "order.")
         whole = isinstance(order, list | tuple) and all(type(p) is int for p in order)
         if not whole or not order or sorted(order) != list(range(len(order))):
@@ -88,7 +93,8 @@ class OrderSettings:
         if self.ranked:
             assert noise.confidence is not None
             if self.name == "remasking":
-                return Remasking(gumbel=noise.confidence, vocab_size=units.vocab_size)
+                own = {"vocab_size": units.vocab_size, "random_steps": self.random_steps}
+                return Remasking(gumbel=noise.confidence, **own)
             if self.name == "moment":
                 return Moment(gumbel=noise.confidence)
             return Confidence(gumbel=noise.confidence, redraw=self.redraw)
@@ -225,6 +231,13 @@ class Remasking(Confidence):
     """
 
     vocab_size: int | None
+    random_steps: int = 0
+
+    def scores(self, step: PlannedStep, candidates: Tensor, drawn: Drawn) -> Tensor:
+        """Confidence (B, N) of the draws, in the first steps their noise alone."""
+        if step.index < self.random_steps:
+            return rows_at(self.gumbel[step.index], candidates)
+        return super().scores(step, candidates, drawn)
 
     def candidates(self, state: State, step: PlannedStep) -> Tensor:
         b, length = state.known.shape

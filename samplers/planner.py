@@ -155,6 +155,8 @@ class _Planner:
         numbers = token_numbers(settings, self.phases, hidden, units.length, uniform, path)
         before, left, taken, total = numbers.before, numbers.left, numbers.taken, numbers.before[:1]
         self.wanted = numbers.wanted
+        # Order remasking draws the tokens revealed so far again, also in a step that reveals no other.
+        self.redraws = [settings.order.name == "remasking" and n > 0 for n in (total - before).amax(1).tolist()]
         self.visible = list(zip((self.length - before.amax(1)).tolist(), (self.length - before.amin(1)).tolist()))
         self.takes: list[int] = taken.amax(1).tolist()
         if path is not None and path.fewest is not None:
@@ -205,9 +207,12 @@ class _Planner:
         return self.every_null_row or any(map(self.guided, steps)) or (read_later and self.last_guided >= steps[0])
 
     def group(self, number: int, group: Sequence[int], undrawn: int | None) -> Iterator[PlannedStep]:
-        """The steps of a group. The first one that reveals something is the full one. The step `undrawn` draws nothing."""
+        """The steps of a group. The first one that reveals something, or draws known tokens again, is the full one.
+
+        The step `undrawn` draws nothing.
+        """
         counts, end, reuse = [self.count(t) for t in group], group[-1], self.reuse
-        while counts and not counts[0]:
+        while counts and not counts[0] and not self.redraws[group[0] - self.start]:
             step = self.step(group[0], number, end, guide=group[0])
             yield replace(step, kind="carry", null_rows=self.null_rows(group[:1])) if self.carries else step
             group, counts = group[1:], counts[1:]

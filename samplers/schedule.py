@@ -1,7 +1,8 @@
 """Unmasking schedules: the fraction γ(r) of the tokens that is still masked at progress r in (0, 1].
 
 A schedule is a name (MaskGIT, arXiv 2202.04200, §3.3) or a list of fractions, one per step (AutoNAT, arXiv 2406.05478).
-The last two lines are eMIGM's (arXiv 2503.07197), whose linear and cosine are those above; its time is 1 − r.
+sqrt, exp5 and log5 are eMIGM's (arXiv 2503.07197), whose linear and cosine are those above; its time is 1 − r.
+N is the number of tokens that are unknown before the first step; in training, of all.
 How fractions become whole numbers of tokens is in mgen.samplers.counts.
 
 | name | γ(r) |
@@ -45,7 +46,7 @@ def mask_fraction(name: str, ratio: float, *, length: int, dtype: Float = np.flo
     """γ(ratio), clipped to [1e-6, 1] as in MaskGIT's code.
 
     Args:
-        name: see the table above. ratio: progress in (0, 1]. length: N, used by "log" and "exp".
+        name: see the table above. ratio: progress in (0, 1]. length: N, above 1, used by "log" and "exp".
         dtype: the original JAX code works in float32, where a cosine that is 1/2 comes out just below, and the floor of a
             count then loses one token (256 tokens at ratio 2/3: 127, not 128).
     """

@@ -108,20 +108,17 @@ def confidence_settings(
 ) -> Settings:
     """Settings of a ParallelSampler from the arguments of the official ConfidenceSampler, under their official names.
 
-    Every step draws all positions, known ones too, and ranks by the probability at the temperature of the draw.
-
-    Raises:
-        MgenError: `randomize` "random" or "warm_up" (uniform confidences), which aren't supported.
+    Every step draws all positions, known ones too, and ranks by the probability at the temperature of the draw. With `randomize` "random"
+    all steps rank by uniform numbers, with "warm_up" the first two; other words than these and "linear" are plain confidence.
     """
     check_choice("sched_mode", sched_mode, ("arccos", "cosine", "linear", "square", "root"))
-    if randomize in ("random", "warm_up"):
-        raise MgenError(f"randomize {randomize!r} ranks by uniform numbers: use order random, or randomize linear")
+    at_random = {"random": step, "warm_up": 2}.get(randomize, 0)
     if sm_temp <= 0:
         raise MgenError(f"sm_temp is {sm_temp}: a factor of the logits must be positive")
     linear = {"kind": "linear", "start": r_temp, "end": 0.0, "at": "inclusive"}
     return {
         "steps": step,
-        "order": "remasking",
+        "order": {"name": "remasking", "random_steps": at_random} if at_random else "remasking",
         "schedule": "pow0.5" if sched_mode == "root" else sched_mode,
         "counts": "halton-confidence",
         "guidance": {"kind": "linear", "start": 1.0, "end": 1.0 + w, "at": "inclusive"},
@@ -218,7 +215,7 @@ def lazymar_settings(*, num_iter: int = 64, cfg: float = 3.25, temperature: floa
     if num_iter > 64:
         raise MgenError(f"num_iter is {num_iter}: the published table of shares ends after 64 steps")
     period = {"every": 9, "first": 5}
-    keep = [[step / num_iter, share] for step, share in LAZYMAR_RATIOS if step < num_iter]
+    keep = [[step / num_iter, share] for step, share in LAZYMAR_RATIOS if step < num_iter] or 1.0
     base = mar_settings(num_iter=num_iter, cfg=cfg, temperature=temperature)
     cache = {"every": 7, "blocks": [1, 4], "warm": 0.1}
     tokens = {**period, "layer": 3, "keep": keep, "extra": 15}
@@ -264,8 +261,10 @@ def emigm_settings(
     }
     curve = kinds[check_choice("cfg_schedule", cfg_schedule, kinds)]
     solver = sampling_algo == "dpm-solver"
-    head = {"chain": f"dpm-solver++{order}s", "steps": int(num_sampling_steps)}
-    chain = mar_settings(num_iter=num_iter, num_sampling_steps="100" if solver else num_sampling_steps)["head"]
+    if solver:
+        head: Settings = {"chain": f"dpm-solver++{order}s", "steps": int(num_sampling_steps)}
+    else:
+        head = mar_settings(num_iter=num_iter, num_sampling_steps=num_sampling_steps)["head"]
     return {
         "steps": num_iter,
         "order": "random",
@@ -273,7 +272,7 @@ def emigm_settings(
         "counts": "binomial",
         "guidance": 1.0 if cfg == 1 else {**curve, "end": cfg, "interval": [cfg_t_min, cfg_t_max]},
         "temperature": 1.0 if solver else temperature,
-        "head": head if solver else chain,
+        "head": head,
     }
 
 
@@ -305,9 +304,11 @@ def tokenbridge_settings(
 ) -> Settings:
     """Settings of a ParallelSampler from the arguments of the official evaluation, under their official names.
 
-    The schedule of tokens and of guidance is MAR's. Guidance mixes the vectors that the head takes.
+    The schedule of tokens and of guidance is MAR's, whose guidance is constant with any word but "linear". Guidance mixes the vectors
+    that the head takes.
     """
-    settings = mar_settings(num_iter=num_iter, cfg=cfg, cfg_schedule=cfg_schedule, temperature=temperature)
+    schedule = "linear" if cfg_schedule == "linear" else "constant"
+    settings = mar_settings(num_iter=num_iter, cfg=cfg, cfg_schedule=schedule, temperature=temperature)
     return {**settings, "head": {"guide": "context"}}
 
 
@@ -355,7 +356,8 @@ def recap_mar_settings(
 ) -> Settings:
     """Settings of a ParallelSampler for ReCAP on MAR.
 
-    A group is decoded row by row, and guidance reaches its end in the last step. `diff_fast_ratio` has no effect in the published code,
+    A group is decoded row by row, and guidance reaches its end in the last step; the cosine is that of (t + 1) / T times π/2, where
+    MAR divides last. `diff_fast_ratio` has no effect in the published code,
     where chains in cached steps always have half the steps; `true_fast_ratio` applies it.
     """
     chain: Settings = dict(temperature=temperature, num_sampling_steps=num_sampling_steps)
@@ -369,7 +371,7 @@ def recap_mar_settings(
         "prefix": not cache_buffer,
         "head_share": diff_fast_ratio if true_fast_ratio else 0.5,
     }
-    return {**base, "reuse": reuse}
+    return {**base, "counts": "maskgit", "reuse": reuse}
 
 
 def xar_settings(*, num_steps: int = 40, cfg: float = 2.7, sampler: str = "sde") -> Settings:

@@ -1,5 +1,6 @@
 """What all converters use: sizes from shapes, new names by rules, and the result."""
 
+import math
 import re
 from dataclasses import dataclass, field
 
@@ -74,7 +75,14 @@ def ids(side: int, vocab_size: int, *, global_tokens: int = 0) -> Settings:
     return {"kind": "index", **place, "vocab_size": vocab_size, **own}
 
 
-def vectors(side: int, channels: int) -> Settings:
-    """The `tokens` section of vectors on a square grid; with 16 numbers they have the scale of KL16."""
-    scale = 0.2325 if channels == 16 else None
-    return {"kind": "vector", "length": side * side, "grid": [side, side], "channels": channels, "scale": scale}
+def vectors(length: int, channels: int) -> Settings:
+    """The `tokens` section of vectors on a square grid, or without one where they fill none; with 16 numbers with the scale of KL16."""
+    scale, side = 0.2325 if channels == 16 else None, math.isqrt(length)
+    grid = [side, side] if side * side == length else None
+    return {"kind": "vector", "length": length, "grid": grid, "channels": channels, "scale": scale}
+
+
+def mlp_ratio(hidden: int, width: int) -> float:
+    """The ratio by which the hidden layer of an MLP of this width has just this size, though a product of floats is rounded down."""
+    ratio = hidden / width
+    return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)

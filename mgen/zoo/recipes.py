@@ -104,12 +104,15 @@ def recipe_settings(name: str | Path) -> tuple[Settings, str]:
 
 
 def autonat_settings(strategy: Settings) -> Settings:
-    """Sampler settings of an AutoNAT strategy file; its guidance c + w·(c − u) has the scale s = 1 + w here."""
+    """Sampler settings of an AutoNAT strategy file; its guidance c + w·(c − u) has the scale s = 1 + w here.
+
+    The temperature of the draw is held at or above 1e-4, as published: at 0 it would be the likeliest id exactly.
+    """
     return {
         "steps": len(strategy["manual_cfg"]),
         "order": "confidence",
         "schedule": list(strategy["manual_ratios"]),
         "confidence_temperature": list(strategy["manual_temp"]),
-        "temperature": list(strategy["manual_samp_temp"]),
+        "temperature": [max(temperature, 1e-4) for temperature in strategy["manual_samp_temp"]],
         "guidance": [1 + w for w in strategy["manual_cfg"]],
     }

@@ -69,7 +69,9 @@ def noise(case: Case, length: int) -> Noise:
     b = tokens.shape[1]
     roll = case.inputs.get("roll", torch.zeros(b, dtype=torch.int64))
     order = ((roll + 0.5) / length).unsqueeze(1).expand(b, length)  # the sampler's offset is the floor of L times this
-    confidence = case.inputs.get("gumbel_conf", torch.zeros(len(tokens), b, length))  # drawn if it has a factor
+    # Gumbel numbers, drawn if they have a factor, or uniform ones, which rank alike.
+    confidence = [value for name, value in case.inputs.items() if name.endswith("_conf")]
+    confidence = confidence[0] if confidence else torch.zeros(len(tokens), b, length)
     return Noise(order=order, tokens=tokens, confidence=confidence)
 
 

@@ -38,6 +38,7 @@ class OfMar(Case):
             "decoder_num_heads": sizes["heads"],
             "mlp_ratio": 4.0,
             "tokens": {"grid": None} if line else {},
+            "head": {"noise_schedule": c.get("noise_schedule", "cosine")},
             "trunk": {"mlp_dropout": 0.0 if c["no_dropout_in_mlp"] else None},
             "dropout": any(name.startswith("keep/") for name in self.inputs),
             "sampling_cases": {self.name: named} if own else {},

@@ -46,6 +46,7 @@ def conversion(case: Case) -> Conversion:
             "mlp_ratio": c["mlp_ratio"],
             **c.get("trunk", {}),
         },
+        head=c.get("head", {}),
     )
 
 

@@ -112,7 +112,14 @@ def decode(case: Case) -> None:
     for step in sampler(net, label, noise=noise, tokens=tokens, known=known):
         before.append(state)
         state = torch.cat([head, torch.where(step.known, step.tokens, -1)], dim=1)
-        drafts.append(torch.cat([head, step.draft], dim=1))
+        draft = step.draft
+        if (
+            not step.positions.numel()
+        ):  # the last unknown token waits for the last step, and is drawn in each all the same
+            z = net.context(step.tokens, step.known, label)
+            drawn = (net.head.logits(z, net.tokens.vocab_size) + noise.tokens[step.index]).argmax(-1)
+            draft = torch.where(step.known, step.tokens, drawn)
+        drafts.append(torch.cat([head, draft], dim=1))
     case.check("ids_before_step", torch.stack(before))
     case.check("final_tokens", state[:, 1:])
     case.check("final_seqs", torch.stack(drafts, dim=1))

@@ -155,18 +155,24 @@ def run(case: Case, net: Generator, settings: dict[str, Any], noise: Noise) -> N
     case.check("guided_features", features, atol=case.near("guided_features", 3.3e-5, 1e-5))
 
 
+def arguments(params: Tensor) -> dict[str, Any]:
+    """Settings by the recorded arguments: steps and guidance, then, where recorded, temperature and whether guidance is constant."""
+    steps, cfg, *more = (round(value, 6) for value in params.tolist())
+    temperature, constant = [*more, *(1.0, 0.0)[len(more) :]]
+    return tokenbridge_settings(
+        num_iter=int(steps), cfg=cfg, cfg_schedule="constant" if constant else "linear", temperature=temperature
+    )
+
+
 @torch.inference_mode()
 def sample(case: Case) -> None:
     net, i = model(case), case.inputs
-    steps, cfg, temperature, constant = (round(value, 6) for value in i["params"].tolist())
-    settings = tokenbridge_settings(
-        num_iter=int(steps), cfg=cfg, cfg_schedule="constant" if constant else "linear", temperature=temperature
-    )
+    settings = arguments(i["params"])
     b, length = i["orders"].shape
     if "exp_noise" in i:
         gumbel = -channels(net, i["exp_noise"]).log()
     else:
-        assert temperature == 0, "no noise, yet not greedy"
+        assert settings["temperature"] == 0, "no noise, yet not greedy"
         gumbel = torch.zeros(b, length, net.tokens.channels, net.tokens.vocab_size)
     # The official code decodes from the end of its permutation.
     run(case, net, settings, Noise(order=i["orders"].argsort(1).float(), tokens=gumbel.unsqueeze(0)))
@@ -177,8 +183,7 @@ def sample_seeded(case: Case) -> None:
     """The official run without injected noise: its order of draws, replayed into tables by position."""
     net, seed, b = model(case), int(case.inputs["seed"]), len(case.outputs["latents"])
     length, count, levels = net.tokens.length, net.tokens.channels, net.tokens.vocab_size
-    steps, cfg = case.inputs["params"][:2].tolist() if "params" in case.inputs else (3, 2.0)
-    settings = tokenbridge_settings(num_iter=int(steps), cfg=round(cfg, 6))
+    settings = arguments(case.inputs.get("params", torch.tensor([3, 2.0])))
     np.random.seed(seed)
     orders = shuffled(b, length)
     rng = torch.Generator().manual_seed(seed)

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from mgen.cli import main
+from mgen.convert import convert
+from mgen.convert.reading import mlp_ratio
 from mgen.pipelines.pipeline import load
 from mgen.utils.errors import MgenError
 from tests.golden import harness
@@ -128,3 +130,35 @@ def test_many_tensors_ignored_for_one_reason_are_told_in_one_line(
     )
     assert "  ignored cls_token: never read" in told
     assert "vqgan.encoder.conv_in.weight ignored" in (folder / "conversion.txt").read_text().splitlines()
+
+
+def test_mar_without_a_grid_has_the_length_that_its_tables_tell(tmp_path: Path) -> None:
+    """48 positions fill no square: their tables alone tell that there is no grid."""
+    state = load_file(harness.root() / "ldetok_mar" / "weights.safetensors")
+    places, buffer = state["diffusion_pos_embed_learned"], state["encoder_pos_embed_learned"].shape[1]
+    buffer -= places.shape[1]
+    state["diffusion_pos_embed_learned"] = places[:, :48].contiguous()
+    for half in ("encoder", "decoder"):
+        name = f"{half}_pos_embed_learned"
+        state[name] = state[name][:, : buffer + 48].contiguous()
+    save_file(state, tmp_path / "mar.safetensors")
+    heads = {"trunk": {"encoder_heads": 4, "decoder_heads": 4}}
+    made = convert("ldetok-mar", tmp_path / "mar.safetensors", **heads).model
+    assert made.tokens.grid is None and made.tokens.length == 48
+
+
+def test_the_ratio_of_an_mlp_is_never_a_unit_short() -> None:
+    assert int(176 * (469 / 176)) == 468  # what a product of floats makes of it
+    for width in range(8, 400, 8):
+        for hidden in range(width // 2, 5 * width, 7):
+            assert int(width * mlp_ratio(hidden, width)) == hidden
+
+
+def test_rows_of_two_tables_are_added_in_full_precision(tmp_path: Path) -> None:
+    """ImageBert's positions and token types, from a file in half precision."""
+    state = load_file(harness.root() / "titok_imagebert" / "weights.safetensors")
+    halves = {name: value.half() for name, value in state.items()}
+    save_file(halves, tmp_path / "bert.safetensors")
+    made = convert("titok-generator", tmp_path / "bert.safetensors", trunk={"heads": 4}).model
+    tables = [halves[f"model.embeddings.{name}_embeddings.weight"].float() for name in ("position", "token_type")]
+    assert torch.equal(made.trunk.position.weight, tables[0] + tables[1][:1])

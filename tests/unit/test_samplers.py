@@ -155,6 +155,15 @@ def test_float32_schedule_loses_the_token_that_jax_loses() -> None:
     assert remaining_counts(**kwargs, counts="maskgit")[7] == 128
 
 
+@pytest.mark.parametrize("schedule", ["log", "exp"])
+def test_the_schedules_with_n_take_it_from_the_unknown_tokens(schedule: str) -> None:
+    """MaskGIT's editing: N is the number of tokens to be filled in, not of all."""
+    given = remaining_counts(schedule, steps=12, start=2, unknown=40, length=256, counts="maskgit-float32")
+    n, r = math.log2(40), [(t + 1) / 12 for t in range(2, 11)]
+    fractions = [-math.log2(x) / n if schedule == "log" else 1 - 2 ** (-n * (1 - x)) for x in r]
+    assert given == [*(max(1, math.floor(40 * fraction)) for fraction in fractions), 0]
+
+
 def test_schedules_fall_from_one_to_zero() -> None:
     for name in SCHEDULES[:-1]:
         values = [mask_fraction(name, r, length=256) for r in np.linspace(0.01, 1, 50)]

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from mgen.convert.format import Format, register_format
 from mgen.convert.readers import mar
-from mgen.convert.reading import Renamed, State, by_rules, count, untold, vectors
+from mgen.convert.reading import Renamed, State, by_rules, count, mlp_ratio, untold, vectors
 from mgen.utils.config import Settings
 
 RULES = (
@@ -44,17 +44,17 @@ def config(state: State) -> Settings:
     dim, width = state["class_emb.weight"].shape[1], state["cond_diffloss.net.x_embedder.proj.weight"].shape[0]
     return {
         "first": {
-            "tokens": vectors(round(pivots**0.5), channels),
+            "tokens": vectors(pivots, channels),
             "head": mar.head_config(state),
         },
         "second": {
-            "tokens": vectors(round(length**0.5), channels),
+            "tokens": vectors(length, channels),
             "head": {
                 "type": "diffusion-transformer",
                 "width": width,
                 "depth": count(state, r"cond_diffloss\.net\.blocks\.(\d+)\."),
                 "heads": max(1, width // 64),
-                "mlp_ratio": state["cond_diffloss.net.blocks.0.mlp.fc1.weight"].shape[0] / width,
+                "mlp_ratio": mlp_ratio(state["cond_diffloss.net.blocks.0.mlp.fc1.weight"].shape[0], width),
             },
         },
         "classes": {"count": state["class_emb.weight"].shape[0]},
@@ -64,7 +64,7 @@ def config(state: State) -> Settings:
             "encoder_depth": count(state, r"encoder_blocks\.(\d+)\."),
             "decoder_depth": count(state, r"decoder_blocks\.(\d+)\."),
             "heads": mar.heads(dim),
-            "mlp_ratio": state["encoder_blocks.0.mlp.fc1.weight"].shape[0] / dim,
+            "mlp_ratio": mlp_ratio(state["encoder_blocks.0.mlp.fc1.weight"].shape[0], dim),
             "prefix_length": state["encoder_pos_embed_learned"].shape[1] // 2 - pivots - length,
         },
     }

@@ -1,7 +1,7 @@
 """MAGE: `mage-vitb-1600.pth`, `mage-vitl-1600.pth` (key `model`); the VQGAN lies in the same file under `vqgan.`."""
 
 from mgen.convert.format import Format, register_format
-from mgen.convert.reading import BERT, Renamed, State, by_rules, count, ids, untold
+from mgen.convert.reading import BERT, Renamed, State, by_rules, count, ids, mlp_ratio, untold
 from mgen.generators.classes import MAGE_ROW, MAGE_ROWS
 from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError
@@ -42,7 +42,7 @@ def config(state: State) -> Settings:
             "decoder_dim": width,
             "decoder_depth": count(state, r"decoder_blocks\.(\d+)\."),
             "decoder_heads": decoder_heads,
-            "mlp_ratio": state["blocks.0.mlp.fc1.weight"].shape[0] / dim,
+            "mlp_ratio": mlp_ratio(state["blocks.0.mlp.fc1.weight"].shape[0], dim),
         },
         "head": {"type": "categorical", "table": "tied-detached"},
     }

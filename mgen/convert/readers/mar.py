@@ -3,7 +3,7 @@
 import torch
 
 from mgen.convert.format import Format, register_format
-from mgen.convert.reading import Renamed, State, by_rules, count, untold, vectors
+from mgen.convert.reading import Renamed, State, by_rules, count, mlp_ratio, untold, vectors
 from mgen.utils.config import Settings
 
 TOP = {
@@ -45,7 +45,7 @@ def trunk_config(state: State, length: int) -> Settings:
     channels, positions = state["z_proj.weight"].shape[1], state["encoder_pos_embed_learned"].shape[1]
     encoder, decoder = state["z_proj.weight"].shape[0], state["mask_token"].shape[2]
     return {
-        "tokens": vectors(round(length**0.5), channels),
+        "tokens": vectors(length, channels),
         "classes": {"count": state["class_emb.weight"].shape[0]},
         "trunk": {
             "type": "mae",
@@ -55,7 +55,7 @@ def trunk_config(state: State, length: int) -> Settings:
             "decoder_dim": decoder,
             "decoder_depth": count(state, r"decoder_blocks\.(\d+)\."),
             "decoder_heads": heads(decoder),
-            "mlp_ratio": state["encoder_blocks.0.mlp.fc1.weight"].shape[0] / encoder,
+            "mlp_ratio": mlp_ratio(state["encoder_blocks.0.mlp.fc1.weight"].shape[0], encoder),
             "prefix_length": positions - length,
         },
     }

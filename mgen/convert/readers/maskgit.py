@@ -1,7 +1,7 @@
 """PyTorch MaskGIT: `nnet_ema.pth` of AutoNAT, which ReCAP uses unchanged. A bare state dict of 314 fp32 tensors."""
 
 from mgen.convert.format import Format, register_format
-from mgen.convert.reading import BERT, Renamed, State, by_rules, count, ids
+from mgen.convert.reading import BERT, Renamed, State, by_rules, count, ids, mlp_ratio
 from mgen.utils.config import Settings
 
 RULES = (
@@ -25,7 +25,7 @@ def config(state: State) -> Settings:
             "dim": dim,
             "depth": 2 * count(state, r"in_blocks\.(\d+)\."),
             "heads": 8,
-            "mlp_ratio": state["mid_block.mlp.fc1.weight"].shape[0] / dim,
+            "mlp_ratio": mlp_ratio(state["mid_block.mlp.fc1.weight"].shape[0], dim),
             "qkv_bias": "mid_block.attn.qkv.bias" in state,
             "skip": "out_blocks.0.skip_linear.weight" in state,
         },

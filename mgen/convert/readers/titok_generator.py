@@ -4,7 +4,6 @@ ImageBert (L32, B64) is a BERT with transformers' names, UViTBert (S128) a U-ViT
 the null class, in this order; ours has the mask behind the others.
 """
 
-import math
 import re
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mgen.convert.format import Format, register_format
-from mgen.convert.reading import Renamed, Rules, State, by_rules, count, untold
+from mgen.convert.reading import Renamed, Rules, State, by_rules, count, mlp_ratio, untold
 from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError
 from mgen.utils.reading import read_json
@@ -86,12 +85,10 @@ def _bert(state: State) -> Settings:
 
 
 def _uvit(state: State, dim: int) -> Settings:
-    hidden = len(state["mid_block.mlp.fc1.weight"])
-    ratio = hidden / dim
     return {
         "type": "uvit",
         "depth": 2 * count(state, r"in_blocks\.(\d+)\.") if any(n.startswith("in_blocks.") for n in state) else 0,
-        "mlp_ratio": ratio if int(dim * ratio) == hidden else math.nextafter(ratio, math.inf),
+        "mlp_ratio": mlp_ratio(len(state["mid_block.mlp.fc1.weight"]), dim),
         "qkv_bias": "mid_block.attn.qkv.bias" in state,
         "embed_norm": False,
         "dropout": 0.0,
@@ -122,7 +119,7 @@ def _rename_bert(state: State) -> Renamed:
         if name == WORDS:
             out.put(name, "embedder.table.weight", _mask_last(value, vocab_size))
         elif name == PLACES:  # official code adds the type's row to all of them, each time
-            out.put(name, "trunk.position.weight", value + state[TYPES][:1])
+            out.put(name, "trunk.position.weight", value.float() + state[TYPES][:1].float())
         elif name == TYPES:
             out.names[name] = "trunk.position.weight"
         elif name == "model.embeddings.position_ids":

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mgen.convert.format import Format, register_format
 from mgen.convert.readers import mar
-from mgen.convert.reading import Renamed, State, by_rules, count, untold
+from mgen.convert.reading import Renamed, State, by_rules, count, mlp_ratio, untold
 from mgen.nn.levels import PUBLISHED_ORDER, gaussian_levels
 from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError
@@ -54,7 +54,7 @@ def config(state: State) -> Settings:
             "width": width,
             "depth": count(state, r"channel_blocks\.(\d+)\."),
             "heads": width // state["channel_blocks.0.attn.q_norm.weight"].shape[0],
-            "mlp_ratio": state["channel_blocks.0.mlp.fc1.weight"].shape[0] / width,
+            "mlp_ratio": mlp_ratio(state["channel_blocks.0.mlp.fc1.weight"].shape[0], width),
             "order": PUBLISHED_ORDER if channels == len(PUBLISHED_ORDER) else None,
         },
     }

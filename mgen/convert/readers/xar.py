@@ -37,7 +37,7 @@ def config(state: State) -> Settings:
     hidden = state["encoder_blocks.0.mlp.fc1_g.weight"].shape[0]
     own = {"hidden": hidden, "size": [CELL, CELL], "rotary": _rotary(state, side)}
     return {
-        "tokens": vectors(side, channels),
+        "tokens": vectors(side * side, channels),
         "classes": {"count": state["class_emb.weight"].shape[0] - 1},
         "trunk": {"type": "block-causal", "dim": dim, **halves, **heads, **own},
         "head": {"type": "velocity"},
