@@ -107,7 +107,9 @@ class Remask:
         times = masking_times(steps)
         if self.kind == "loop":
             return [self._loop_rates(t, s) for t, s in pairwise(times)]
-        if isinstance(schedule, str):
+        if schedule == "single":
+            shares = [1 - min(length, steps - t) / length for t in range(steps + 1)]
+        elif isinstance(schedule, str):
             shares = [1 - mask_fraction(schedule, 1 - time, length=length) for time in times]
         else:
             shares = [0.0, *(1 - x for x in listed_fractions(schedule, steps)[: steps - 1]), 1.0]

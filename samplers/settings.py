@@ -23,7 +23,7 @@ from mgen.samplers.reuse import Reuse
 from mgen.samplers.schedule import Schedule
 from mgen.samplers.stages import Selection, Stages
 from mgen.samplers.values import Value, per_step
-from mgen.utils.config import Settings
+from mgen.utils.config import Settings, apply_overrides
 from mgen.utils.errors import MgenError, check_keys, shown
 from mgen.utils.modeling import constructor_keys
 from mgen.utils.plain import check_plain
@@ -133,7 +133,7 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
             per_step(value, steps, name=name)
         if self.random_counts:
             check_random_counts(self)
-        head_steps(self._head_steps or DEFAULT_STEPS, steps)
+        head_steps(DEFAULT_STEPS if self._head_steps is None else self._head_steps, steps)
         check_draw(self.longest_head)
         if self.remask is not None:
             check_remask(self, self.remask)
@@ -341,22 +341,28 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
     def override(
         self,
         *,
-        guidance: float | None = None,
+        overrides: Sequence[str] = (),
+        guidance: Value | None = None,
         chain: str | None = None,
-        head_steps: int | None = None,
+        head_steps: Value | None = None,
         **replaced: object,
     ) -> Self:
-        """A sampler with some settings replaced.
+        """A sampler with some settings replaced; only what comes out of all of them must be allowed.
 
         A number for `guidance` replaces the end of its curve; `chain` and `head_steps` replace entries of `head`, and entries of
         `reuse` and `first_stage` those of the same name; first_stage=False, remask=False and stages=False leave those out.
+
+        Args:
+            overrides: texts such as "reuse.cached=1", as of --set, which come before the other arguments.
         """
+        own = apply_overrides(self.settings, overrides)
+        check_keys(own, constructor_keys(type(self)), "sampler.")
         settings: Settings = {key: value for key, value in replaced.items() if value is not None}
         if parts := {key: value for key, value in (("chain", chain), ("steps", head_steps)) if value is not None}:
-            settings["head"] = {**(self.config.head or {}), **settings.get("head", {}), **parts}
+            settings["head"] = {**_mapping(own, "head"), **_mapping(settings, "head"), **parts}
         for name in ("reuse", "first_stage"):
-            if isinstance(settings.get(name), Mapping) and self.config[name]:
-                settings[name] = {**self.config[name], **settings[name]}
+            if isinstance(settings.get(name), Mapping):
+                settings[name] = {**_mapping(own, name), **settings[name]}
         if settings.get("stages"):
             settings.setdefault("steps", None)  # those of the new stages
         for name in ("first_stage", "remask", "stages"):
@@ -364,15 +370,23 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
                 settings[name] = None
         check_keys(settings, constructor_keys(type(self)), "sampler.")
         if guidance is not None:
-            curve = self.config.guidance
-            settings["guidance"] = {**curve, "end": guidance} if isinstance(curve, Mapping) else guidance
+            bends = isinstance(own["guidance"], Mapping) and not isinstance(guidance, Mapping | list | tuple)
+            settings["guidance"] = {**own["guidance"], "end": guidance} if bends else guidance
         try:
-            return type(self)(**{**self.settings, **settings})
+            return type(self)(**{**own, **settings})
         except MgenError as error:
             steps = self.config.steps
-            listed = any(isinstance(value, list | tuple) for key, value in self.settings.items() if key != "stages")
+            listed = any(isinstance(value, list | tuple) for key, value in own.items() if key != "stages")
             if listed and settings.get("steps", steps) != steps:
                 raise MgenError(
                     f"{error}; this sampler lists values for its {steps} steps, so their number is fixed"
                 ) from error
             raise
+
+
+def _mapping(settings: Settings, name: str) -> Settings:
+    """The mapping at a key, empty for none; MgenError for another value."""
+    found = settings.get(name)
+    if not isinstance(found, Mapping | None):
+        raise MgenError(f"{name} is {shown(found)}: expected a mapping of settings")
+    return {**(found or {})}

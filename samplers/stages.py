@@ -73,6 +73,10 @@ class Stages:
                 raise MgenError(f"missing key 'stages.{i}.tokens': only the last stage takes the rest")
         if all(isinstance(stage.tokens, float) for stage in others) and isinstance(last.tokens, float | None):
             total = math.fsum(stage.tokens or 0.0 for stage in self.stages)
+            if total > 1 - 1e-6 and last.tokens is None:
+                raise MgenError(
+                    f"the shares of the stages sum to {total:.6g}, so that nothing is left for the last one: give less to those before it"
+                )
             if total > 1 + 1e-6 or (total > 1 - 1e-6) != isinstance(last.tokens, float):
                 raise MgenError(
                     f"the shares of the stages sum to {total:.6g}: they must sum to 1, or to less if the last has none and takes the rest"

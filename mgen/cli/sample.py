@@ -141,18 +141,16 @@ def load_for(args: Namespace, device: str | None = None) -> "MaskedPipeline":
 def chosen_sampler(pipe: "MaskedPipeline | RandomPipeline", args: Namespace) -> "ParallelSampler":
     """The pipeline's sampler, or the recipe's, with the settings that --set and the other options of `add_sampler` replace."""
     from mgen.samplers import ParallelSampler
-    from mgen.utils.config import apply_overrides
     from mgen.zoo.recipes import recipe_settings
 
     sampler = pipe.sampler
     if args.recipe:
         sampler = ParallelSampler.suited(pipe.transformer, *recipe_settings(args.recipe))
-    if args.set:
-        sampler = ParallelSampler.from_settings(apply_overrides(sampler.settings, args.set), "sampler")
     order: str | list[int] | None = args.order
     if args.order and re.fullmatch(r"\s*[0-9]{1,9}\s*(,\s*[0-9]{1,9}\s*)*", args.order):
         order = [int(part) for part in args.order.split(",")]
     sampler = sampler.override(
+        overrides=args.set or (),
         steps=args.steps,
         guidance=args.guidance,
         temperature=args.temperature,

@@ -186,7 +186,7 @@ class Chain:
         """Raise MgenError for more steps than the head was trained with."""
         if settings.steps > (most := len(tables.betas)):
             raise MgenError(
-                f"head.steps is {settings.steps}: the head was trained with {most} steps, so at most {most}"
+                f"a step has a chain of {settings.steps} head steps: the head was trained with {most} steps, so at most {most}"
             )
 
     def clean(self, k: int, x: Tensor, eps: Tensor) -> Tensor:

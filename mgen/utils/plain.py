@@ -75,5 +75,8 @@ def _is_text(value: str) -> bool:
 
 
 def _name(where: str, place: Place) -> str:
-    name = f"{where}{'.'.join(map(str, place))}".rstrip(".: ")
-    return f"'{name}'" if name else "the top level"
+    key = ".".join(map(str, place))
+    if where.endswith(": ") and key:  # the name of a file or an option, which stands outside of the quotes
+        return f"{where}'{key}'"
+    name = f"{where}{key}".rstrip(".: ")
+    return "the top level" if not name else name if "'" in name else f"'{name}'"

@@ -26,7 +26,7 @@ YAML = {
     "64 bits": ("18446744073709551616", "64 bits"),
     "hexadecimal": ("0x" + "f" * 5000, "5002 digits"),
     "not a number": (".nan", "finite"),
-    "infinity": ("[1, -.inf]", "'x: 1' is -inf"),
+    "infinity": ("[1, -.inf]", "x: '1' is -inf"),
     "too large": ("1e400", "finite"),
     "key of a number": ("1: a", "key 1 in 'x' is no text"),
     "key of null": ("~: a", "key None"),
@@ -93,10 +93,10 @@ JSON = {
     "deep objects": ('{"a":' * 100_000, "deep"),
     "not a number": ('{"a": NaN}', "NaN"),
     "infinity": ("[-Infinity]", "-Infinity"),
-    "too large": ("[1e400]", "'x: 0' is inf"),
+    "too large": ("[1e400]", "x: '0' is inf"),
     "many digits": ("9" * 5000, "4300 digits"),
-    "64 bits": ('{"a": {"b": 18446744073709551616}}', "'x: a.b' is 18446744073709551616"),
-    "half a character": (r'{"a": "\ud800"}', r"'x: a' is '\ud800': half a character"),
+    "64 bits": ('{"a": {"b": 18446744073709551616}}', "x: 'a.b' is 18446744073709551616"),
+    "half a character": (r'{"a": "\ud800"}', r"x: 'a' is '\ud800': half a character"),
     "half a character in a key": (r'{"\udfff": 1}', "half a character"),
     "null character": (r'{"a": "\u0000"}', "null character"),
     "key twice": ('{"a": 1, "b": 2, "a": 1}', "key 'a' stands twice"),
@@ -126,6 +126,8 @@ def test_plain_values_are_bounded_and_named() -> None:
     for value, words in bad:
         with pytest.raises(MgenError, match="^" + words.replace("(", r"\(")):
             check_plain(value, "f.")
+    with pytest.raises(MgenError, match=r"^a\.yaml: 'b\.0' is nan"):  # what names a file stays outside of the quotes
+        check_plain({"b": [float("nan")]}, "a.yaml: ")
     with pytest.raises(MgenError, match="f holds more than 5 values"):
         check_plain([1, 2, 3, 4, 5], "f: ", most=5)
     shared = [1] * 100

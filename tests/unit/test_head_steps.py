@@ -44,6 +44,11 @@ def test_token_weighted_mean_calls():
     assert round(sum(calls) / 64, 1) == 26.3 and round(weighted, 1) == 20.5
 
 
+def test_an_empty_list_of_head_steps_is_told():
+    with pytest.raises(MgenError, match=r"head\.steps lists 0 numbers for 8 steps"):
+        ParallelSampler(steps=8, order="random", head={"steps": []})
+
+
 def test_flow_steps_of_cells():
     # xAR: int((3 - i) / 3 · 35 + 15); FlowAR counts from the first scale on.
     assert head_steps({"kind": "linear", "start": 50, "end": 15, "at": "inclusive"}, 4) == [50, 38, 26, 15]

@@ -211,10 +211,11 @@ def uniform_net() -> Any:
     "order", ["random", "confidence", "halton", "moment", {"name": "confidence", "redraw": True}], ids=str
 )
 @pytest.mark.parametrize("kind", ["cap", "rescale", "conf", "forward-backward"])
-def test_kept_counts_are_those_of_the_schedule(kind: str, order: Any) -> None:
+@pytest.mark.parametrize("schedule", ["cosine", "single"])
+def test_kept_counts_are_those_of_the_schedule(schedule: str, kind: str, order: Any) -> None:
     """As many tokens are known after every step as without remasking, though some were taken back: n σ, rounded over the steps."""
     net, seeds = sharp_net(), [3, 4, 5]
-    sampler = kept(kind, order, counts="enat", steps=20)
+    sampler = kept(kind, order, counts="enat", steps=20, schedule=schedule)
     plain = sampler.remaining(unknown=LENGTH, length=LENGTH)
     seen, before, taken = run(net, sampler, seeds), torch.zeros(3, LENGTH, dtype=torch.bool), []
     due = 0.0

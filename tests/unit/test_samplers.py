@@ -208,6 +208,32 @@ def test_guidance_needs_a_null_class() -> None:
         list(ParallelSampler(guidance=2.0)(plain, torch.tensor([0]), noise=noise_for(1, 8)))
 
 
+def test_only_what_comes_out_of_all_replacements_must_be_allowed() -> None:
+    sampler = ParallelSampler(guidance={"kind": "linear", "start": 1.0, "end": 2.0}, head={"top_k": 3})
+    made = sampler.override(overrides=["remask={kind: cap, counts: free}", "head.top_p=0.5"], order="random")
+    assert made.remask is not None and made.order.name == "random" and made.config.head == {"top_k": 3, "top_p": 0.5}
+    assert sampler.override(overrides=["schedule=[0.9, 0.5, 0.3]"], steps=4).config.steps == 4
+    assert sampler.override(overrides=["guidance.start=1.5"], guidance=4.0).config.guidance == {
+        "kind": "linear",
+        "start": 1.5,
+        "end": 4.0,
+    }
+    with pytest.raises(MgenError, match="lists 3 fractions, 8 steps"):
+        sampler.override(overrides=["schedule=[0.9, 0.5, 0.3]"])
+    with pytest.raises(MgenError, match="unknown key 'sampler.foo'"):
+        sampler.override(overrides=["foo=1"])
+    with pytest.raises(MgenError, match="head is 5: expected a mapping"):
+        sampler.override(overrides=["head=5"], head_steps=3)
+
+
+@pytest.mark.parametrize("value", [{"kind": "constant", "end": 4.0}, [1.0, 2.0, 3.0, 4.0]])
+def test_override_takes_curves_and_lists(value: Any) -> None:
+    sampler = ParallelSampler(steps=4, guidance={"kind": "linear", "start": 1.0, "end": 2.0})
+    assert sampler.override(guidance=value).config.guidance == value
+    steps = [3, 3, 2, 1] if isinstance(value, list) else {"kind": "step", "start": 9, "end": 3}
+    assert sampler.override(head_steps=steps).config.head == {"steps": steps}
+
+
 def test_override_keeps_the_curve() -> None:
     sampler = ParallelSampler(guidance={"kind": "linear", "start": 1.0, "end": 2.0})
     assert sampler.override(guidance=5.0).config.guidance == {"kind": "linear", "start": 1.0, "end": 5.0}

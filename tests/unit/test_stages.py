@@ -434,7 +434,7 @@ def test_operations_are_those_of_a_formula(policy: dict[str, Any] | None) -> Non
         ({"stages": [{"steps": 1, "token": 4}]}, "unknown key 'stages.0.token': did you mean 'tokens'"),
         ({"stages": [{"steps": 2, "schedule": "cosin"}]}, "stages.0: unknown schedule 'cosin'"),
         ({"stages": [{"steps": 1, "tokens": 0.5}, {"steps": 1, "tokens": 0.4}]}, "sum to 0.9: they must sum to 1"),
-        ({"stages": [{"steps": 1, "tokens": 1.0}, {"steps": 1}]}, "sum to 1: they must sum to 1, or to less"),
+        ({"stages": [{"steps": 1, "tokens": 1.0}, {"steps": 1}]}, "sum to 1, so that nothing is left for the last"),
         ({"stages": SMALL, "steps": 8}, "steps is 8, but the stages take 7"),
         ({"stages": SMALL, "start": 1}, "stages are for whole runs"),
         ({"stages": SMALL, "schedule": "single"}, "schedule is 'single', a number of tokens for each step"),
