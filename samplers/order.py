@@ -93,8 +93,8 @@ class OrderSettings:
         if self.ranked:
             assert noise.confidence is not None
             if self.name == "remasking":
-                own = {"vocab_size": units.vocab_size, "random_steps": self.random_steps}
-                return Remasking(gumbel=noise.confidence, **own)
+                v = units.vocab_size
+                return Remasking(gumbel=noise.confidence, vocab_size=v, random_steps=self.random_steps)
             if self.name == "moment":
                 return Moment(gumbel=noise.confidence)
             return Confidence(gumbel=noise.confidence, redraw=self.redraw)
