@@ -381,7 +381,7 @@ FAMILIES = {
     "head_cfg.*": head_cfg,
     "head_loss.*": head_loss,
     "head_p_sample.*": head_p_sample,
-    "head": head,
+    "head.*": head,
     "train.*": train,
     "noise": lambda case: None,  # tables that the sampling cases share; it has no outputs
     "sample_seeded.*": sample_seeded,
