@@ -118,9 +118,15 @@ class TarImages:
         """The names of the classes: those of the file beside the tars, else numbers."""
         largest = int(self.labels.max())
         file = Path(self.shards[0]).parent / CLASS_FILE
-        if self.piped or not file.is_file():
+        if self.piped or not os.path.lexists(file):
             return tuple(map(str, range(num_classes or largest + 1)))
-        names = tuple(line.strip() for line in read_text(file, most=2**26).splitlines() if line.strip())
+        try:
+            text = read_text(file, most=2**26)
+        except MgenError as error:
+            raise MgenError(
+                f"{error}: {CLASS_FILE} beside the tars names their classes, one a line: mend or remove it"
+            ) from error
+        names = tuple(line.strip() for line in text.splitlines() if line.strip())
         if len(set(names)) < len(names):
             raise MgenError(f"{file} has a name twice: {shown(next(n for n in names if names.count(n) > 1))}")
         if largest >= len(names) or num_classes not in (None, len(names)):
