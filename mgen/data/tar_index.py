@@ -26,7 +26,7 @@ from torch import Tensor
 
 from mgen.utils.errors import MgenError, first_line, shown
 from mgen.utils.files import write_tensors
-from mgen.utils.reading import parse_json, read_tensors
+from mgen.utils.reading import check_file, parse_json, read_tensors
 from mgen.utils.schema import Natural, build, schema
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
@@ -42,7 +42,7 @@ class About:
 
     version: Literal[1] = 1
     bytes: Natural
-    mtime_ns: Annotated[int, Field(ge=0, lt=2**63)]
+    mtime_ns: Annotated[int, Field(ge=-(2**63), lt=2**63)]  # negative before 1970
     problems: Natural = 0
     first: tuple[str, ...] = ()
     unlabeled: Natural = (
@@ -270,7 +270,11 @@ def write_index(path: Path, index: TarIndex) -> None:
 
 def read_index_file(path: Path) -> TarIndex:
     """An index that was written before, checked; MgenError if it is damaged."""
-    tensors, metadata = read_tensors(path)
+    check_file(path)  # what else is there in its place need not be removed
+    try:
+        tensors, metadata = read_tensors(path)
+    except MgenError as error:
+        raise MgenError(f"{error}: remove it, and it is made anew") from error
     try:
         if META not in metadata:
             raise MgenError("it is none of mgen")

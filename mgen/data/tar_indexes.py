@@ -13,6 +13,7 @@ from mgen.data.tar_stream import TarStream
 from mgen.utils.errors import MgenError, shown
 from mgen.utils.files import check_writable
 from mgen.utils.launched import launched
+from mgen.utils.paths import LONGEST_NAME
 from mgen.utils.reading import check_file
 from mgen.utils.tar_paths import PIPE, tar_name
 
@@ -72,11 +73,20 @@ def find_indexes(shards: Sequence[str], folder: Path | None, *, progress: bool =
 
 
 def _place(name: str, folder: Path | None) -> Path:
-    """Where the index of a shard is."""
+    """Where the index of a shard is. In a folder for all, tars of one name from different folders have an index each."""
     if name.startswith(PIPE):
         assert folder is not None
-        return folder / f"pipe-{hashlib.sha256(name.encode(errors='replace')).hexdigest()[:16]}{SUFFIX}"
-    return (Path(name).parent if folder is None else folder) / f"{Path(name).name}{SUFFIX}"
+        return folder / f"pipe-{_short(name.encode(errors='replace'))}{SUFFIX}"
+    if folder is None:
+        return Path(name).parent / f"{Path(name).name}{SUFFIX}"
+    short = _short(os.fsencode(os.path.realpath(name)))
+    own = f"{Path(name).name}-{short}{SUFFIX}"
+    return folder / (own if len(os.fsencode(own)) <= LONGEST_NAME else f"tar-{short}{SUFFIX}")
+
+
+def _short(data: bytes) -> str:
+    """A digest that tells the indexes of one folder apart."""
+    return hashlib.sha256(data).hexdigest()[:16]
 
 
 def _kept(name: str, folder: Path | None) -> TarIndex | None:
