@@ -71,6 +71,8 @@ class DataConfig:
                 f"on_error=skip is for images in files (kind=folder, webdataset), this is {self.kind}: leave it out; "
                 "mgen cache has --on-error"
             )
+        if self.kind == "webdataset" and self.shuffle == "full" and (self.path or "").startswith(PIPE):
+            raise MgenError("path has a command (pipe:…), whose output is read from front to back: set shuffle=shards")
         if self.shuffle == "full" and (self.buffer, self.streams) != (65536, 1):
             raise MgenError("buffer and streams are for shuffle=shards: set that too, or leave them out")
 
