@@ -35,6 +35,7 @@ def command(argv: Sequence[str] | None = None) -> int:
 
     from mgen.cli.early import check_common, check_model, check_there
     from mgen.utils.files import check_writable
+    from mgen.utils.paths import check_apart
     from mgen.utils.tar_paths import PIPE, names_tars
 
     if args.verify:
@@ -69,6 +70,8 @@ def command(argv: Sequence[str] | None = None) -> int:
     check_model(args.tokenizer)
     if args.data != "fmnist" and not names_tars(args.data):
         check_there("--data", args.data, "folder")
+        if args.out:
+            check_apart(args.out, "--out", {"--data": args.data})
     with (
         resumable(f"the same command{again(args)} goes on after the shards it has written")
         if args.out
