@@ -89,7 +89,7 @@ def test_a_cache_in_place_of_the_images_of_a_file(images: Path, capsys: pytest.C
     tokenizer.save_pretrained("tokenizer")
     data = ImageFolder(root="d", image_size=tokenizer.config.image_size)
     write_cache(data, tokenizer, "c", progress=False)
-    assert main(["train", "--config", "classifier", "--data", "c", "--out", "run", "data.flip=false"]) == 2
+    assert main(["train", "--config", "classifier", "--data", "c", "--out", "run"]) == 2
     assert "holds tokens, but this task trains on images" in capsys.readouterr().err
 
 
