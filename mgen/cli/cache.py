@@ -35,7 +35,8 @@ def command(argv: Sequence[str] | None = None) -> int:
 
     from mgen.cli.early import check_common, check_model, check_there
     from mgen.utils.files import check_writable
-    from mgen.utils.tar_paths import names_tars
+    from mgen.utils.paths import check_apart
+    from mgen.utils.tar_paths import PIPE, names_tars
 
     if args.verify:
         check_unused(args, "--verify", ("data", "out", "overwrite"))
@@ -48,6 +49,10 @@ def command(argv: Sequence[str] | None = None) -> int:
         tars = names_tars(args.data)
         unused = ("data_path", "split", *(() if tars else ("index",)))
         check_unused(args, "tars" if tars else "a folder of images", unused)
+        if args.shuffle and args.data.startswith(PIPE):  # before every command has been run for its index
+            raise MgenError(
+                "--shuffle stores the images in a random order, which streams (pipe:…) don't allow: leave it out"
+            )
     measures = [name for name in ("measure_scale", "measure_order") if getattr(args, name)]
     if measures:
         check_unused(
@@ -65,6 +70,8 @@ def command(argv: Sequence[str] | None = None) -> int:
     check_model(args.tokenizer)
     if args.data != "fmnist" and not names_tars(args.data):
         check_there("--data", args.data, "folder")
+        if args.out:
+            check_apart(args.out, "--out", {"--data": args.data})
     with (
         resumable(f"the same command{again(args)} goes on after the shards it has written")
         if args.out

@@ -87,10 +87,20 @@ def given_settings(args: Namespace) -> "Settings":
         settings = with_data(settings, args.data, file.stem)
     if args.out:
         settings = merge(settings, {"output": args.out})
+    settings = without_held_out(settings, args.overrides)
     settings = apply_overrides(settings, args.overrides)
     if args.vision_weights:
         settings = merge(settings, {"objective": {"vision_weights": args.vision_weights}})
     return settings
+
+
+def without_held_out(settings: "Settings", overrides: Sequence[str]) -> "Settings":
+    """Settings of a file without its data.held_out, if an override names other images for validation and none a share."""
+    given = dict(text.partition("=")[::2] for text in overrides)
+    data = settings.get("data")
+    if given.get("data.val_path", "null") == "null" or "data.held_out" in given or not isinstance(data, dict):
+        return settings
+    return {**settings, "data": {key: value for key, value in data.items() if key != "held_out"}}
 
 
 def train_project(args: Namespace) -> int:
@@ -139,6 +149,7 @@ def check_once(overrides: Sequence[str], option: str, value: str | None, keys: S
 def with_data(settings: "Settings", data: str, name: str) -> "Settings":
     """The settings of the file `name` with these images (`fmnist` or a folder), or this cache, in place of its own data."""
     from mgen.data.record import folder_name
+    from mgen.training.config import OF_IMAGES
     from mgen.utils.tar_paths import find_tars, names_tars, set_name
 
     kind = "fmnist" if data == "fmnist" else "cache" if (Path(data) / "index.json").is_file() else "folder"
@@ -149,6 +160,8 @@ def with_data(settings: "Settings", data: str, name: str) -> "Settings":
     if tars:
         kind, called = "webdataset", set_name(find_tars(data))
     path = None if kind == "fmnist" else data
+    if kind == "cache":  # what the file says of images is not about these data
+        own = {key: value for key, value in own.items() if key not in (*OF_IMAGES, "held_out")}
     return {**settings, "output": f"runs/{name}-{called}", "data": own | {"kind": kind, "path": path}}
 
 

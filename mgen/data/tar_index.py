@@ -26,7 +26,7 @@ from torch import Tensor
 
 from mgen.utils.errors import MgenError, first_line, shown
 from mgen.utils.files import write_tensors
-from mgen.utils.reading import parse_json, read_tensors
+from mgen.utils.reading import check_file, parse_json, read_tensors
 from mgen.utils.schema import Natural, build, schema
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
@@ -34,6 +34,8 @@ MOST_HEADER, MOST_LABEL, MOST_IMAGE = 2**20, 2**20, 2**30  # bytes
 MOST_TOLD = 5  # problems that are kept word by word
 LABEL = re.compile(r"\s*([0-9]{1,9})\s*")
 META = "mgen"
+# What tarfile and reading raise for a tar that is damaged or cut off.
+DAMAGES = (tarfile.TarError, ValueError, OverflowError, EOFError, RecursionError, MemoryError, OSError)
 
 
 @schema
@@ -42,7 +44,7 @@ class About:
 
     version: Literal[1] = 1
     bytes: Natural
-    mtime_ns: Annotated[int, Field(ge=0, lt=2**63)]
+    mtime_ns: Annotated[int, Field(ge=-(2**63), lt=2**63)]  # negative before 1970
     problems: Natural = 0
     first: tuple[str, ...] = ()
     unlabeled: Natural = (
@@ -70,7 +72,9 @@ class TarIndex:
 
 
 @dataclass
-class _Sample:
+class Sample:
+    """A sample of which some members have passed. image: its offset and size in bytes."""
+
     key: str = ""
     image: tuple[int, int] | None = None
     label: int | None = None
@@ -78,10 +82,11 @@ class _Sample:
     names: set[str] = field(default_factory=set)
 
 
-class _Found:
-    """What the pass has found so far."""
+class Found:
+    """What a pass has found so far: the sample whose members are passing; of those before it rows of offset, size, label, and keys."""
 
     def __init__(self) -> None:
+        self.sample, self.members = Sample(), 0
         self.rows: list[tuple[int, int, int]] = []
         self.keys: list[str] = []
         self.problems, self.first = 0, list[str]()
@@ -92,7 +97,7 @@ class _Found:
         if len(self.first) < MOST_TOLD:
             self.first.append(text)
 
-    def add(self, sample: _Sample) -> None:
+    def add(self, sample: Sample) -> None:
         if not sample.names:
             return
         if sample.image is None:
@@ -129,14 +134,15 @@ class _Headers:
 
 
 class Forward:
-    """A stream that can be read and skipped forward, as tarfile needs it."""
+    """A stream that can be read and skipped forward, as tarfile needs it. `ended`: whether it ended before what was to be read."""
 
     def __init__(self, file: IO[bytes]) -> None:
-        self.file, self.place = file, 0
+        self.file, self.place, self.ended = file, 0, False
 
     def read(self, size: int = -1) -> bytes:
         data = self.file.read(size)
         self.place += len(data)
+        self.ended = self.ended or len(data) < size
         return data
 
     def seek(self, place: int, whence: int = 0) -> int:
@@ -155,28 +161,18 @@ def index_tar(file: IO[bytes] | Forward, name: str, size: int | None, mtime_ns: 
 
     What is wrong behind the first header is counted and told in the index, and samples in front of it are in there.
     """
-    found, sample, end = _Found(), _Sample(), size if size is not None else 2**62
-    members = 0
+    found, end = Found(), size if size is not None else 2**62
     try:
-        headers = _Headers(file)
-        with tarfile.open(fileobj=headers, mode="r:") as tar:  # type: ignore[call-overload]  # read, seek and tell will do
-            for member in _members(tar, headers, end):
-                members += 1
-                split = re.fullmatch(r"((?:.*/|)[^./][^./]*)\.([^/]+)", member.name, re.DOTALL)
-                if not split or os.path.basename(split[1]).startswith("__"):
-                    continue
-                key, kind = split[1], split[2].lower()
-                if key != sample.key:
-                    found.add(sample)
-                    sample = _Sample(key)
-                _take(member, kind, sample, found, file)
-    except (tarfile.TarError, ValueError, OverflowError, EOFError, RecursionError, MemoryError, OSError) as error:
-        if not members:
+        for _ in walk(file, found, end):
+            pass
+    except DAMAGES as error:
+        if not found.members:
             raise MgenError(
                 f"{name} is no tar that can be read ({first_line(error)}); compressed ones must be unpacked to .tar"
             ) from error
-        found.problem(f"it is damaged or cut off behind {shown(sample.key)} ({first_line(error)})")
+        found.problem(f"it is damaged or cut off behind {shown(found.sample.key)} ({first_line(error)})")
         end = min(end, file.place) if isinstance(file, Forward) else end  # a stream may have ended within an image
+    sample = found.sample
     if sample.image is None or sample.image[0] + sample.image[1] <= end:
         found.add(sample)
     rows = torch.tensor(found.rows, dtype=torch.int64).reshape(-1, 3)
@@ -188,8 +184,32 @@ def index_tar(file: IO[bytes] | Forward, name: str, size: int | None, mtime_ns: 
         unlabeled=found.unlabeled,
         first_unlabeled=found.first_unlabeled,
     )
-    keys = b"".join(key.encode("utf-8", errors="replace").replace(b"\0", b"?") + b"\0" for key in found.keys)
+    keys = b"".join(key_bytes(key) + b"\0" for key in found.keys)
     return TarIndex(about, rows[:, 0].contiguous(), rows[:, 1].contiguous(), rows[:, 2].contiguous(), _bytes(keys))
+
+
+def walk(file: IO[bytes] | Forward, found: Found, end: int) -> Iterator[None]:
+    """Pass the members of a tar of `end` bytes one by one, noting in `found` what they are; raises DAMAGES.
+
+    The last sample stays `found.sample`: whether it is whole is for the caller to say.
+    """
+    headers = _Headers(file)
+    with tarfile.open(fileobj=headers, mode="r:") as tar:  # type: ignore[call-overload]  # read, seek and tell will do
+        for member in _members(tar, headers, end):
+            found.members += 1
+            split = re.fullmatch(r"((?:.*/|)[^./][^./]*)\.([^/]+)", member.name, re.DOTALL)
+            if split and not os.path.basename(split[1]).startswith("__"):
+                key, kind = split[1], split[2].lower()
+                if key != found.sample.key:
+                    found.add(found.sample)
+                    found.sample = Sample(key)
+                _take(member, kind, found.sample, found, file)
+            yield
+
+
+def key_bytes(key: str) -> bytes:
+    """A key as an index holds it."""
+    return key.encode("utf-8", errors="replace").replace(b"\0", b"?")
 
 
 def _members(tar: tarfile.TarFile, headers: _Headers, end: int) -> Iterator[tarfile.TarInfo]:
@@ -205,7 +225,7 @@ def _members(tar: tarfile.TarFile, headers: _Headers, end: int) -> Iterator[tarf
         raise tarfile.ReadError(f"no header at byte {headers.tell() - len(headers.last)}")
 
 
-def _take(member: tarfile.TarInfo, kind: str, sample: _Sample, found: _Found, file: IO[bytes] | Forward) -> None:
+def _take(member: tarfile.TarInfo, kind: str, sample: Sample, found: Found, file: IO[bytes] | Forward) -> None:
     """Note a member of a sample."""
     if kind in sample.names:
         found.problem(f"{shown(sample.key)} has two members .{kind}")
@@ -234,7 +254,7 @@ def _take(member: tarfile.TarInfo, kind: str, sample: _Sample, found: _Found, fi
         _read_label(data, kind, sample)
 
 
-def _read_label(data: bytes, kind: str, sample: _Sample) -> None:
+def _read_label(data: bytes, kind: str, sample: Sample) -> None:
     """Note the label that the contents of a member give."""
     value: object = data.decode("utf-8", errors="replace")
     if kind == "json":
@@ -270,7 +290,11 @@ def write_index(path: Path, index: TarIndex) -> None:
 
 def read_index_file(path: Path) -> TarIndex:
     """An index that was written before, checked; MgenError if it is damaged."""
-    tensors, metadata = read_tensors(path)
+    check_file(path)  # what else is there in its place need not be removed
+    try:
+        tensors, metadata = read_tensors(path)
+    except MgenError as error:
+        raise MgenError(f"{error}: remove it, and it is made anew") from error
     try:
         if META not in metadata:
             raise MgenError("it is none of mgen")

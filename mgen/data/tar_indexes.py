@@ -13,11 +13,13 @@ from mgen.data.tar_stream import TarStream
 from mgen.utils.errors import MgenError, shown
 from mgen.utils.files import check_writable
 from mgen.utils.launched import launched
+from mgen.utils.paths import LONGEST_NAME
 from mgen.utils.reading import check_file
 from mgen.utils.tar_paths import PIPE, tar_name
 
 SUFFIX = ".index"
 PATIENCE = 600.0  # seconds in which a command is to end whose output has been read
+MOST_BEHIND = 2**26  # bytes that a command may write behind the end of its tar; tar itself fills up to 10 KiB
 THREADS = 8  # that read headers, from a network for example
 
 
@@ -41,7 +43,7 @@ def find_indexes(shards: Sequence[str], folder: Path | None, *, progress: bool =
     missing = [number for number in range(len(shards)) if number not in found]
     if not missing:
         return [found[number] for number in range(len(shards))]
-    for place in dict.fromkeys(_place(shards[number], folder).parent for number in missing):
+    for place in dict.fromkeys(index_place(shards[number], folder).parent for number in missing):
         try:
             check_writable(place)
         except MgenError as error:
@@ -71,17 +73,26 @@ def find_indexes(shards: Sequence[str], folder: Path | None, *, progress: bool =
     return [found[number] for number in range(len(shards))]
 
 
-def _place(name: str, folder: Path | None) -> Path:
-    """Where the index of a shard is."""
+def index_place(name: str, folder: Path | None) -> Path:
+    """Where the index of a shard is. In a folder for all, tars of one name from different folders have an index each."""
     if name.startswith(PIPE):
         assert folder is not None
-        return folder / f"pipe-{hashlib.sha256(name.encode(errors='replace')).hexdigest()[:16]}{SUFFIX}"
-    return (Path(name).parent if folder is None else folder) / f"{Path(name).name}{SUFFIX}"
+        return folder / f"pipe-{_short(name.encode(errors='replace'))}{SUFFIX}"
+    if folder is None:
+        return Path(name).parent / f"{Path(name).name}{SUFFIX}"
+    short = _short(os.fsencode(os.path.realpath(name)))
+    own = f"{Path(name).name}-{short}{SUFFIX}"
+    return folder / (own if len(os.fsencode(own)) <= LONGEST_NAME else f"tar-{short}{SUFFIX}")
+
+
+def _short(data: bytes) -> str:
+    """A digest that tells the indexes of one folder apart."""
+    return hashlib.sha256(data).hexdigest()[:16]
 
 
 def _kept(name: str, folder: Path | None) -> TarIndex | None:
     """The index that was written before, None if there is none or the tar has changed since."""
-    path = _place(name, folder)
+    path = index_place(name, folder)
     about = None if name.startswith(PIPE) else check_file(name).stat()
     if not os.path.lexists(path):
         return None
@@ -102,10 +113,7 @@ def _made(name: str, folder: Path | None) -> TarIndex:
         stream = TarStream(name)
         try:
             index = index_tar(Forward(stream.file), tar_name(name), None)
-            while stream.file.read(
-                2**20
-            ):  # what is behind the end of the tar; a command whose output is not read to its end may fail
-                pass
+            _drain(stream)
             status, said = stream.status(PATIENCE)
         finally:
             stream.close()
@@ -117,5 +125,17 @@ def _made(name: str, folder: Path | None) -> TarIndex:
             raise MgenError(f"{shown(name, 200)} ended with status {status}{said}: run it by hand to see why")
     else:
         index = index_file(Path(name))
-    write_index(_place(name, folder), index)
+    write_index(index_place(name, folder), index)
     return index
+
+
+def _drain(stream: TarStream) -> None:
+    """Read what is behind the end of a tar, as a command whose output is not read to its end may fail; MgenError if that is too much."""
+    left = MOST_BEHIND
+    while data := stream.file.read(2**20):
+        left -= len(data)
+        if left < 0:
+            raise MgenError(
+                f"{shown(stream.name, 200)} writes more than {MOST_BEHIND >> 20} MiB behind the end of its tar: let it write one tar and "
+                "end; several tars need a command each"
+            )

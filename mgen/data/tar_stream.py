@@ -11,7 +11,6 @@ from typing import IO
 from mgen.utils.errors import MgenError, shown
 from mgen.utils.tar_paths import PIPE
 
-PIECE = 2**20
 PATIENCE = 5.0  # seconds in which a command is to end that has closed its output, or is told to end
 
 
@@ -19,11 +18,11 @@ class TarStream:
     """The output of the command of `pipe:COMMAND`, started by the shell. MgenError if the shell can't be started.
 
     It belongs to the process that started it, and the command ends with it at the latest. Forked processes, such as loader workers, share
-    the pipe, out of which each byte comes once: there nothing is `ahead`, and `close` leaves the command alone.
+    the pipe, out of which each byte comes once: there `close` leaves the command alone.
     """
 
     def __init__(self, name: str) -> None:
-        self.name, self.place, self.owner = name, 0, os.getpid()
+        self.name, self.owner = name, os.getpid()
         self.said = tempfile.TemporaryFile()  # a pipe that nobody empties would stop the command
         try:
             # A session of its own: a Ctrl-C is for the run, which ends the command itself.
@@ -43,33 +42,6 @@ class TarStream:
     def file(self) -> IO[bytes]:
         assert self.process.stdout is not None
         return self.process.stdout
-
-    def ahead(self, offset: int) -> bool:
-        """Whether the bytes from `offset` on are still to come."""
-        return not self.closed and self.owner == os.getpid() and offset >= self.place
-
-    def read(self, offset: int, size: int) -> bytes:
-        """Bytes of the stream, none of which has been read yet; MgenError if it ends before."""
-        while self.place < offset:
-            self.place += len(self._some(min(PIECE, offset - self.place)))
-        data = self._some(size)
-        self.place += len(data)
-        if len(data) < size:
-            raise self._ended()
-        return data
-
-    def _some(self, size: int) -> bytes:
-        if not (data := self.file.read(size)):
-            raise self._ended()
-        return data
-
-    def _ended(self) -> MgenError:
-        status, said = self.status(PATIENCE)
-        how = "closed its output" if status is None else f"ended with status {status}"
-        return MgenError(
-            f"{shown(self.name, 200)} {how} after {self.place} bytes, before the image that its index has{said}: run "
-            "it by hand to see why, or remove its index if the shard has changed"
-        )
 
     def status(self, patience: float) -> tuple[int | None, str]:
         """Exit status of the command, which has closed its output, and the last line of what it said.

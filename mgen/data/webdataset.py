@@ -1,7 +1,7 @@
 """Images from tar shards, as the library webdataset writes them: any of them at random, by an index (see mgen.data.tar_index).
 
 Shards that a command writes (`pipe:curl -sf URL`) are read as streams, from the front to the image that is asked for; they are for
-trainings with data.shuffle=shards, which go through the shards one after another.
+trainings with data.shuffle=shards, which go through the shards one after another. What passes must be what the index says.
 """
 
 import functools
@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from mgen.data.image_files import check_channels, load_image
+from mgen.data.indexed_stream import IndexedStream
 from mgen.data.read_ahead import read_through
 from mgen.data.record import DataRecord
 from mgen.data.tar_index import TarIndex
-from mgen.data.tar_indexes import find_indexes
-from mgen.data.tar_stream import TarStream
+from mgen.data.tar_indexes import find_indexes, index_place
 from mgen.data.unreadable import OnError, load_or_next
 from mgen.utils.errors import MgenError, first_line, shown
 from mgen.utils.reading import read_text
@@ -65,7 +65,9 @@ class TarImages:
         self.path, self.image_size, self.channels, self.on_error = path, image_size, channels, on_error
         self.shards = find_tars(path)
         self.piped = self.shards[0].startswith(PIPE)
-        self.indexes = find_indexes(self.shards, None if index is None else Path(index))
+        self._folder = None if index is None else Path(index)
+        self.indexes = find_indexes(self.shards, self._folder)
+        self._whole = list(self.indexes)  # with what is left out below
         self._check(classes, num_classes, on_error)
         counts = [len(own) for own in self.indexes]
         self.ends = list(accumulate(counts))
@@ -77,8 +79,8 @@ class TarImages:
         self.class_names: Sequence[str] = ("images",) if none else self._names(num_classes)
         self.num_classes, self._has_classes = len(self.class_names), not none
         self._open: OrderedDict[int, tuple[int, int]] = OrderedDict()  # tar → process and descriptor
-        self._stream: TarStream | None = None
-        self._ahead: TarStream | None = None  # of the thread that reads ahead
+        self._stream: IndexedStream | None = None
+        self._ahead: IndexedStream | None = None  # of the thread that reads ahead
         self._held: dict[int, bytes] = {}
 
     def _check(self, classes: str, num_classes: int | None, on_error: OnError) -> None:
@@ -118,9 +120,15 @@ class TarImages:
         """The names of the classes: those of the file beside the tars, else numbers."""
         largest = int(self.labels.max())
         file = Path(self.shards[0]).parent / CLASS_FILE
-        if self.piped or not file.is_file():
+        if self.piped or not os.path.lexists(file):
             return tuple(map(str, range(num_classes or largest + 1)))
-        names = tuple(line.strip() for line in read_text(file, most=2**26).splitlines() if line.strip())
+        try:
+            text = read_text(file, most=2**26)
+        except MgenError as error:
+            raise MgenError(
+                f"{error}: {CLASS_FILE} beside the tars names their classes, one a line: mend or remove it"
+            ) from error
+        names = tuple(line.strip() for line in text.splitlines() if line.strip())
         if len(set(names)) < len(names):
             raise MgenError(f"{file} has a name twice: {shown(next(n for n in names if names.count(n) > 1))}")
         if largest >= len(names) or num_classes not in (None, len(names)):
@@ -184,7 +192,7 @@ class TarImages:
             missing = [i for i in rows if i not in self._held]
             if not missing:
                 return
-            stream = self._ahead = TarStream(self.shards[shard])
+            stream = self._ahead = self._begin(shard)
             try:
                 own = self.indexes[shard]
                 for i in missing:
@@ -291,8 +299,13 @@ class TarImages:
         if self._stream is None or self._stream.name != self.shards[shard] or not self._stream.ahead(offset):
             if self._stream is not None:
                 self._stream.close()
-            self._stream = TarStream(self.shards[shard])
+            self._stream = self._begin(shard)
         return self._stream.read(offset, size)
+
+    def _begin(self, shard: int) -> IndexedStream:
+        """The stream of a shard, from its front."""
+        name = self.shards[shard]
+        return IndexedStream(name, self._whole[shard], index_place(name, self._folder))
 
     def __getstate__(self) -> dict[str, object]:
         """For processes that are started anew: without descriptors and streams."""

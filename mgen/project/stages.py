@@ -17,6 +17,7 @@ from mgen.utils.changes import told
 from mgen.utils.errors import MgenError, check_choice
 from mgen.utils.launched import is_first, launched
 from mgen.utils.limits import in_time
+from mgen.utils.paths import check_apart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +111,7 @@ def run_project(
         KeyboardInterrupt: it was stopped; the same call goes on.
     """
     project = Project(folder)
+    check_apart(project.folder, "the project", {f"data.{key}": project.data[key] for key in ("path", "val_path")})
     own = project.stages
     chosen = [stage for stage in own if not stages or stage in stages]
     for name in stages:

@@ -21,6 +21,7 @@ from mgen.project.settings import FILE, STAGES, Project
 from mgen.project.survey import Survey, survey
 from mgen.utils.errors import MgenError, suggestion
 from mgen.utils.files import check_writable, write_text
+from mgen.utils.paths import check_apart
 
 KINDS: Mapping[str, Kind] = {"maskgit": "index", "mar": "vector"}
 LEAST = 10  # images
@@ -56,6 +57,7 @@ def init(request: InitRequest) -> tuple[Draft, Path]:
         MgenError: the data or an option is wrong, or there is something in the folder already; nothing is written then.
     """
     out = Path(request.out)
+    check_apart(out, "--out", {"--data": request.data, "--val": request.val})
     check_empty(out)
     draft = _draft(request)
     if request.timed:

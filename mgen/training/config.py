@@ -1,6 +1,7 @@
 """Settings of a training run. Every key of a file in configs/train/ is a field of these classes, which say what its values may be."""
 
-from dataclasses import field
+import json
+from dataclasses import field, fields
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import AfterValidator, BeforeValidator, Field
@@ -43,7 +44,7 @@ class DataConfig:
     )
     image_size: Size = 256  # pixels, for "folder" and "webdataset"
     channels: Literal[1, 3] = 3  # for these: 3 RGB, 1 gray
-    held_out: Rate = 0.0  # for "folder": share of each class that is kept for validation where there is no val_path
+    held_out: Rate = 0.0  # for "folder": share of each class that is kept for validation, instead of a val_path
     classes: Literal["folders", "none"] = "folders"  # "none": images in no class folders, which all are of one class
     num_classes: Annotated[int, Field(ge=1, le=10**6)] | None = None  # of a webdataset; None: largest label + 1
     index: PathText | None = None  # folder of the indexes of a webdataset; None: beside its tars
@@ -66,13 +67,53 @@ class DataConfig:
             raise MgenError(
                 f"num_classes is {self.num_classes}, but with classes=none all images are of one class: leave one of them out"
             )
+        if self.kind == "cache":
+            self._check_tokens()
+        if self.held_out and self.val_path is not None:
+            raise MgenError(
+                f"held_out is {self.held_out:g}, but val_path has the images for validation: leave one of them out, or set held_out=0"
+            )
         if self.on_error == "skip" and self.kind in ("fmnist", "cache"):
             raise MgenError(
                 f"on_error=skip is for images in files (kind=folder, webdataset), this is {self.kind}: leave it out; "
                 "mgen cache has --on-error"
             )
+        if self.kind == "webdataset" and self.shuffle == "full" and (self.path or "").startswith(PIPE):
+            raise MgenError("path has a command (pipe:…), whose output is read from front to back: set shuffle=shards")
         if self.shuffle == "full" and (self.buffer, self.streams) != (65536, 1):
             raise MgenError("buffer and streams are for shuffle=shards: set that too, or leave them out")
+
+    def _check_tokens(self) -> None:
+        """Raise MgenError for a setting of images, which tokens in a cache can't follow any more."""
+        defaults = {one.name: one.default for one in fields(self)}
+        for name, kinds in OF_IMAGES.items():
+            if (given := getattr(self, name)) != defaults[name]:
+                default = json.dumps(defaults[name]).strip('"')
+                raise MgenError(
+                    f"{name} is {shown(given)}, but it is for kind={kinds}, and a cache holds tokens: leave it out, "
+                    f"or set {name}={default}"
+                )
+
+
+# Settings of images that have no effect on a cache of tokens, and the kinds of data that they are for.
+OF_IMAGES = {
+    "image_size": "folder or webdataset",
+    "channels": "folder or webdataset",
+    "classes": "folder or webdataset",
+    "keep": "folder",
+    "shift": "fmnist, folder or webdataset",
+}
+
+
+def without_unused(data: dict[str, Any]) -> dict[str, Any]:
+    """A `data` section without the settings of images that its kind of data or its val_path leaves no use for.
+
+    Earlier versions took them without a word, so that checkpoints may hold them.
+    """
+    unused = set(OF_IMAGES) if data.get("kind") == "cache" else set()
+    if data.get("val_path") is not None:
+        unused.add("held_out")
+    return {key: value for key, value in data.items() if key not in unused}
 
 
 @schema

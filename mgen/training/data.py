@@ -25,10 +25,12 @@ def make_dataset(config: DataConfig, *, split: str, fingerprint: str | None = No
     path = config.path if split == "train" else config.val_path
     if config.kind == "fmnist":
         return FashionMNIST(root=path if split == "train" or path else config.path, split=split)
-    held_out = 0.0 if config.val_path else config.held_out
+    held_out = config.held_out
     if held_out and config.kind in ("cache", "webdataset"):
         what = "caches" if config.kind == "cache" else "tars"
-        raise MgenError(f"data.held_out is for folders of images, not for {what}: give data.val_path, or leave it out")
+        raise MgenError(
+            f"data.held_out is for folders of images, not for {what}: give data.val_path, or set data.held_out=0"
+        )
     if held_out and split == "test":
         path = config.path
     if path is None:

@@ -28,6 +28,7 @@ SMALL, LARGE = 32, 64  # sides of the images that classifiers are made for, in p
 MOST_SMALL = 40  # largest shorter side that is taken for small
 MOST_WIDTH = 128  # channels of a classifier's stages
 LAST_SIDE = 8  # pixels of its last stage
+TOKENS = "data.kind=cache holds tokens, but this task trains on images: use a folder, a webdataset or fmnist"
 Passes = Annotated[float, Field(gt=0, le=10**6)]
 
 
@@ -113,16 +114,16 @@ def _found(images: ImageData | None, data: Settings, fill: "Fill") -> Found:
         seen = look_at(images.files if isinstance(images, ImageFolder) else images.samples(MOST))
         side, channels = data.get("image_size", fill.side(seen)), data.get("channels", seen.channels)
         return Found(classes=images.num_classes, side=side, channels=channels)
-    raise MgenError(
-        "data.kind=cache holds tokens, but this task trains on images: use a folder, a webdataset or fmnist"
-    )
+    raise MgenError(TOKENS)
 
 
 # -- by task ---------------------------------------------------------------------------------------------------------------
 
 
 def check_classes(config: DataConfig) -> None:
-    """Raise MgenError unless a folder has classes to tell apart."""
+    """Raise MgenError unless a folder has classes to tell apart, or for a cache, which has no images."""
+    if config.kind == "cache":
+        raise MgenError(TOKENS)
     if config.kind == "webdataset" and config.classes == "none":
         raise MgenError("a classifier is trained to tell classes apart, but data.classes is none: leave it out")
     if config.kind != "folder" or config.path is None:

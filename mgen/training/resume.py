@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from mgen.training.checkpoints import Damaged, State, data_state, list_checkpoints, load_checkpoint, read_state
-from mgen.training.config import train_config
+from mgen.training.config import train_config, without_unused
 from mgen.training.trainer import Trainer
 from mgen.utils.changes import Change, changes, plain, told
 from mgen.utils.errors import MgenError, shown
@@ -75,7 +75,10 @@ def check_same(trainer: Trainer, state: State, path: str) -> list[Change]:
     config = trainer.config
     other = "use the same, or another output folder"
     try:
-        old = plain(asdict(train_config(state.settings)))
+        given = state.settings
+        if isinstance(given.get("data"), dict):
+            given = {**given, "data": without_unused(given["data"])}
+        old = plain(asdict(train_config(given)))
     except MgenError as error:
         raise MgenError(f"{path}/state.json: settings: {error}; {other}") from error
     # What `model` means is compared below: a name and all its sections written out are the same.

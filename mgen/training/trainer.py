@@ -38,6 +38,7 @@ from mgen.utils.changes import plain
 from mgen.utils.compiling import compile_network
 from mgen.utils.errors import MgenError, shown
 from mgen.utils.files import check_writable
+from mgen.utils.paths import check_apart
 
 
 class Trainer:
@@ -60,6 +61,8 @@ class Trainer:
         check_parallel(config)
         tracker_names(config.log)  # raises an error if one is not installed
         self.output = Path(config.output)
+        if config.data.kind == "folder":
+            check_apart(self.output, "output", {"data.path": config.data.path, "data.val_path": config.data.val_path})
         check_writable(self.output)
         ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
         self.accelerator = make_accelerator(

@@ -84,7 +84,8 @@ def _files(name: str) -> list[str]:
 
 
 def expand_braces(text: str) -> list[str]:
-    """The texts that one with braces stands for: {000..146} for numbers of that width, {a,b} for words. Other braces stay.
+    """The texts that one with braces stands for: {000..146} for numbers of that width, {0..146} for those without
+    zeros in front, {a,b} for words. Other braces stay.
 
     In a command those with a space stay too, as in a shell: they may be a program's, such as awk's {print $1, $2}.
     """
@@ -94,7 +95,9 @@ def expand_braces(text: str) -> list[str]:
         inside = match[1]
         if numbers := re.fullmatch(r"([0-9]{1,9})\.\.([0-9]{1,9})", inside):
             first, last = int(numbers[1]), int(numbers[2])
-            width = max(map(len, numbers.groups())) if "0" in (numbers[1][0], numbers[2][0]) else 0
+            # As in bash: a zero in front of further digits asks for a fixed width, a lone 0 is the number.
+            padded = any(bound.startswith("0") and len(bound) > 1 for bound in numbers.groups())
+            width = max(map(len, numbers.groups())) if padded else 0
             step = 1 if first <= last else -1
             some: range | list[str] = range(first, last + step, step)
             count *= len(some)

@@ -267,7 +267,7 @@ def settings_of(kind: str, tars: Path) -> dict[str, Any]:
     if kind == "cache":
         data = make_dataset(DataConfig(**own), split="train")
         assert isinstance(data, ImageFolder)
-        own |= {"kind": "cache", "path": str(tars / "cache"), "shuffle": "shards", "buffer": 12}
+        own = {"kind": "cache", "path": str(tars / "cache"), "shuffle": "shards", "buffer": 12}
         write_cache(data, tiny_tokenizer(image_size=16), own["path"], shard_size=5, shuffle=True, progress=False)
     if kind in ("shards", "streams", "pipe"):
         own |= {"shuffle": "shards", "buffer": 12}

@@ -281,7 +281,7 @@ OWN_DATA: list[tuple[str, list[str], tuple[str, ...]]] = [
     ("no classes", ["--data", "@flat"], ("tell classes apart", "no class folders", "--extractor inception")),
     ("one class", ["--data", "one"], ("one class folder, cat", "at least two")),
     ("classes none", ["--data", "@images", "data.classes=none"], ("tell classes apart",)),
-    ("a cache", ["--data", "@cache"], ("for folders of images", "caches")),
+    ("a cache", ["--data", "@cache"], ("holds tokens", "trains on images")),
     ("data twice", ["--data", "@images", "data.path=x"], ("--data", "data.path", "leave one out")),
     ("kind twice", ["--data", "@images", "data.kind=fmnist"], ("--data", "data.kind", "leave one out")),
     ("out twice", ["--data", "@images", "--out", "a", "output=b"], ("--out", "output", "leave one out")),
