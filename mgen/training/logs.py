@@ -11,6 +11,7 @@ from mgen.training.config import Tracker, TrainConfig
 from mgen.training.trackers import IDENTITY, Trackers
 from mgen.utils.errors import MgenError
 from mgen.utils.files import finite, write_json, write_text
+from mgen.utils.logged import log_lines
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -40,8 +41,8 @@ class Logger:
         self.new = not (output / "config.json").exists()
         self.path = output / "metrics.jsonl"
         write_json(output / "config.json", {"about": dict(about or {}), **dataclasses.asdict(config)})
-        lines = self.path.read_text().splitlines() if self.path.is_file() and step else []
-        write_text(self.path, "".join(f"{line}\n" for line in lines if _step_of(line) <= step))
+        lines = log_lines(self.path.read_bytes()) if self.path.is_file() and step else []
+        write_text(self.path, "".join(f"{text}\n" for text, values in lines if (values["step"] or 0) <= step))
         try:
             self.trackers = Trackers(output, config, step=step)
         except MgenError:
@@ -78,10 +79,3 @@ class Logger:
     def close(self) -> None:
         if self.trackers is not None:
             self.trackers.close()
-
-
-def _step_of(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
-        return float("inf")  # a line cut off by a crash
