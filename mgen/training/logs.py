@@ -27,7 +27,7 @@ class Logger:
         about: the model and the data in numbers and words, the first entry of config.json.
 
     Raises:
-        MgenError: a tracker doesn't start; a new run then leaves no logs behind.
+        MgenError: a file cannot be written, or a tracker doesn't start; a new run then leaves no logs behind.
     """
 
     trackers: Trackers | None = None
@@ -40,10 +40,10 @@ class Logger:
             return
         self.new = not (output / "config.json").exists()
         self.path = output / "metrics.jsonl"
-        write_json(output / "config.json", {"about": dict(about or {}), **dataclasses.asdict(config)})
         lines = log_lines(self.path.read_bytes()) if self.path.is_file() and step else []
-        write_text(self.path, "".join(f"{text}\n" for text, values in lines if (values["step"] or 0) <= step))
         try:
+            write_json(output / "config.json", {"about": dict(about or {}), **dataclasses.asdict(config)})
+            write_text(self.path, "".join(f"{text}\n" for text, values in lines if (values["step"] or 0) <= step))
             self.trackers = Trackers(output, config, step=step)
         except MgenError:
             self.discard()
