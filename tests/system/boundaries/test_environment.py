@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import pytest
 from accelerate import PartialState
+from accelerate.state import AcceleratorState
 
 from mgen.training.launch import make_accelerator
 from tests.system.boundaries.harness import Raises, Refused
@@ -24,6 +25,7 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in SET:
         monkeypatch.setenv(name, "")  # so that it is as it was afterwards
         monkeypatch.delenv(name)
+    AcceleratorState._reset_state(reset_partial_state=True)  # of other tests in this process
 
 
 def given(monkeypatch: pytest.MonkeyPatch, values: Mapping[str, str]) -> tuple[str, str]:
@@ -51,7 +53,6 @@ def test_processes_that_nobody_launched(
     refused: Refused, monkeypatch: pytest.MonkeyPatch, command: str, values: dict[str, str]
 ) -> None:
     """The second time like the first: nothing half made is left."""
-    PartialState._reset_state()  # of other tests in this process
     for _ in range(2):
         for name in SET:
             monkeypatch.delenv(name, raising=False)
@@ -61,7 +62,6 @@ def test_processes_that_nobody_launched(
 
 
 def test_a_process_of_one_machine_that_nobody_launched(raises: Raises, monkeypatch: pytest.MonkeyPatch) -> None:
-    PartialState._reset_state()
     given(monkeypatch, {"LOCAL_RANK": "0"})
     raises(make_accelerator, "processes of this run do not find each other", "MASTER_ADDR", "launch")
 
@@ -82,6 +82,5 @@ ASKED = [
 def test_what_accelerate_is_asked_for(
     refused: Refused, monkeypatch: pytest.MonkeyPatch, name: str, value: str, words: str
 ) -> None:
-    PartialState._reset_state()
     given(monkeypatch, {name: value})
     refused(["train", *USUAL["train"]], "accelerate", words)
