@@ -17,7 +17,9 @@ LEVELS = {"vocab_size": 64, "levels": {"form": "published", "low": -5.0, "high":
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Names of the models in configs/models that match a shell pattern, such as "mar*", sorted."""
+    """Names of the models in configs/models that match a shell pattern, such as "mar*", sorted; MgenError for no text."""
+    if not isinstance(pattern, str):
+        raise MgenError(f"pattern is {shown(pattern)}: expected text, such as 'mar*'; leave it out for all models")
     return fnfilter(list(shipped("models")), pattern)
 
 

@@ -190,8 +190,15 @@ def restyle(tokenizer: Any, content: Tensor, style: Tensor) -> Tensor:
     return to_uint8(decode_finite(tokenizer, mixed, spec.grid))[0]
 
 
+def check_pipeline(pipe: object) -> None:
+    """Raise MgenError unless this is a pipeline."""
+    if not isinstance(pipe, MaskedPipeline):
+        raise MgenError(f"pipe is {shown(pipe)}: expected a pipeline, as mgen.load gives")
+
+
 def check_editable(pipe: MaskedPipeline) -> tuple[int, int]:
-    """The grid (h, w) of tokens that can be sampled again; MgenError if a part of an image can't be."""
+    """The grid (h, w) of tokens that can be sampled again; MgenError if a part of an image can't be, or this is no pipeline."""
+    check_pipeline(pipe)
     if pipe.transformer.capabilities.order == "causal":
         raise MgenError(
             f"{type(pipe.transformer).__name__} draws one token after the other, each from those before it: to edit a part of an image use "
@@ -239,8 +246,7 @@ def edit(
     Raises:
         MgenError: the tokens have no position in the image, the mask is empty, or sizes do not fit.
     """
-    if not isinstance(pipe, MaskedPipeline):
-        raise MgenError(f"pipe is {shown(pipe)}: expected a pipeline, as mgen.load gives")
+    check_pipeline(pipe)
     spec, size = pipe.tokenizer.spec, int(pipe.tokenizer.config.image_size)
     if spec.grid is None:
         raise MgenError(NO_PLACE)

@@ -184,11 +184,8 @@ def export_npz(run: Run, file: Path) -> None:
                 yield folder.read(*part)[0].expand(-1, 3, -1, -1)
 
     remove_leftovers(file.parent, re.escape(file.name))
-    write_npz(
-        file,
-        tqdm(parts(), unit="part", desc=file.name, leave=False),
-        labels=np.fromiter(run.ids(0, run.count), np.int64, run.count),
-    )
+    with tqdm(parts(), unit="part", desc=file.name, leave=False) as bar:  # gone before an error is told
+        write_npz(file, bar, labels=np.fromiter(run.ids(0, run.count), np.int64, run.count))
 
 
 def read_back(run: Run) -> tuple[Tensor, list[int]]:

@@ -5,11 +5,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn, Self
 
+import torch
 from diffusers import DiffusionPipeline
 from diffusers.configuration_utils import FrozenDict
 from tqdm import tqdm
 
 from mgen.utils.class_names import by_id
+from mgen.utils.devices import check_device
 from mgen.utils.errors import MgenError, shown
 from mgen.utils.files import check_writable, write_text
 from mgen.utils.hub import model_card, push
@@ -39,8 +41,14 @@ class DiffusersPipeline(DiffusionPipeline):
         """Move and convert all networks: `pipe.to("cuda")`, `pipe.to("cuda", torch.bfloat16)`, `pipe.to(torch.float16)`.
 
         diffusers warns of fp16 on a CPU, where these networks work.
+
+        Raises:
+            MgenError: a device that is not here, or that holds no numbers, such as "meta".
         """
-        return super().to(*args, **{"silence_dtype_warnings": True, **kwargs})
+        given = [check_device(value) if isinstance(value, str | torch.device) else value for value in args]
+        if kwargs.get("device") is not None:
+            kwargs["device"] = check_device(kwargs["device"])
+        return super().to(*given, **{"silence_dtype_warnings": True, **kwargs})
 
     def progress_bar(
         self, iterable: Iterable[Any] | None = None, total: int | None = None, disable: bool = False

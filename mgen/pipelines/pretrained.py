@@ -18,7 +18,7 @@ from mgen.utils.config import Settings
 from mgen.utils.errors import MgenError, first_line, shown
 from mgen.utils.fitting import Fitted, fit
 from mgen.utils.modeling import RENAMED, Model
-from mgen.utils.reading import read_json, read_tensors
+from mgen.utils.reading import check_path, read_json, read_tensors
 from mgen.zoo import recipe, resolve
 from mgen.zoo.recipes import recipe_names
 
@@ -64,7 +64,12 @@ def create_model(
             `_class_name`, are left out. overrides: sections of the configuration, see `model_config`.
         pretrained: name or folder of a model of the same architecture, whose weights it gets. Classes, grid, vocabulary and channels
             of tokens may be others: what does not fit starts anew or, positions, is interpolated, with a warning that lists it.
+
+    Raises:
+        MgenError: an unknown name or setting, or there are no such weights, which is found before the network is built.
     """
+    if pretrained is not None:
+        pretrained = saved_weights(pretrained, "transformer")[0]
     if isinstance(name, Mapping):
         own = {key: value for key, value in name.items() if not str(key).startswith("_")}
         model = build_model(override(own, overrides))
@@ -87,10 +92,7 @@ def load_weights(model: Model, name: str | Path) -> Start:
     Raises:
         MgenError: there is no model, its architecture is another (the same weights would be another function), or its files are damaged.
     """
-    folder = weights_folder(name, "tokenizer" if isinstance(model, Tokenizer) else "transformer")
-    files = sorted(file for file in folder.glob("*.safetensors") if WEIGHTS.fullmatch(file.name))
-    if not files or not (folder / "config.json").is_file():
-        raise MgenError(f"init: no saved model in {folder}: expected config.json and safetensors files")
+    folder, files = saved_weights(name, "tokenizer" if isinstance(model, Tokenizer) else "transformer")
     old = saved_model(model, folder)
     if other := list(other_architecture(plain(old.config), plain(model.config))):
         raise MgenError(
@@ -119,6 +121,15 @@ def fit_weights(model: Model, source: Model, what: str) -> Fitted:
     return fitted
 
 
+def saved_weights(name: str | Path, part: str) -> tuple[Path, list[Path]]:
+    """The folder of a network, see `weights_folder`, and its files of weights; MgenError if there are none."""
+    folder = weights_folder(name, part)
+    files = sorted(file for file in folder.glob("*.safetensors") if WEIGHTS.fullmatch(file.name))
+    if not files or not (folder / "config.json").is_file():
+        raise MgenError(f"init: no saved model in {folder}: expected config.json and safetensors files")
+    return folder, files
+
+
 def weights_folder(name: str | Path, part: str) -> Path:
     """The folder of a network: of a `part` of the pipeline that is meant, or of a network saved alone; see `load_weights`."""
     try:
@@ -135,6 +146,7 @@ def weights_folder(name: str | Path, part: str) -> Path:
 
 def find_model(name: str | Path) -> Path:
     """The folder of a model: as `resolve`, and by the name of a recipe whose model is on this machine."""
+    check_path(name, "model")
     if not Path(name).is_dir() and str(name) in recipe_names():
         folder = recipe(str(name)).folder
         if folder is not None:

@@ -20,7 +20,7 @@ from mgen.project.rules import Kind
 from mgen.project.settings import FILE, STAGES, Project
 from mgen.project.survey import Survey, survey
 from mgen.utils.errors import MgenError, suggestion
-from mgen.utils.files import check_writable, write_text
+from mgen.utils.files import check_writable, filled_folder, sweep, write_text
 from mgen.utils.paths import check_apart
 
 KINDS: Mapping[str, Kind] = {"maskgit": "index", "mar": "vector"}
@@ -64,9 +64,10 @@ def init(request: InitRequest) -> tuple[Draft, Path]:
         draft, seconds = _estimated(draft, request.hours)
     else:
         seconds = {}
-    for name, text in all_files(draft, request.out).items():
-        write_text(out / name, text)
-    Records(out, {}, seconds).write()
+    with filled_folder(out) as folder:
+        for name, text in all_files(draft, request.out).items():
+            write_text(folder / name, text)
+        Records(folder, {}, seconds).write()
     Project(out)
     return draft, out
 
@@ -75,6 +76,7 @@ def check_empty(out: Path) -> None:
     """Raise MgenError if there is something in the folder, or it cannot be written."""
     if os.path.lexists(out) and not out.is_dir():
         raise MgenError(f"--out {out} is no folder: choose another name")
+    sweep(out)  # what a killed mgen init left is no project
     if out.is_dir() and any(out.iterdir()):
         there = "a project" if (out / FILE).exists() else "other files"
         raise MgenError(

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mgen.utils.modeling import Model
 
 MOST_STEPS = 10**9
+POLYNOMIAL_END = 1e-7  # the learning rate that diffusers' polynomial schedule falls to
 Steps = Annotated[int, Field(ge=1, le=MOST_STEPS)]
 Every = Annotated[int, Field(ge=0, le=MOST_STEPS)]  # steps between events; 0: only at the end
 LearningRate = Annotated[float, Field(ge=0, le=1000)]
@@ -122,6 +123,7 @@ class OptimConfig:
     betas: Betas = (0.9, 0.999)
     eps: Annotated[float, Field(ge=1e-30, le=1)] = 1e-8
     weight_decay: Weight = 0.0
+    # polynomial: a line as linear, but down to 1e-7 instead of to 0
     schedule: Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"] = (
         "constant"
     )
@@ -141,6 +143,11 @@ class OptimConfig:
         if self.schedule.startswith("constant") and (self.hold or self.least_lr):
             raise MgenError(
                 f"hold and least_lr are of a falling schedule, {self.schedule} is none: choose another, such as cosine, or set them to 0"
+            )
+        if self.schedule == "polynomial" and self.lr <= POLYNOMIAL_END:
+            raise MgenError(
+                f"lr is {self.lr:g}, but the schedule polynomial falls to {POLYNOMIAL_END:g}: give a larger lr, or set schedule to linear, "
+                "which falls to 0"
             )
 
 

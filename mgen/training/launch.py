@@ -1,8 +1,9 @@
 """The processes of a run: its Accelerator, which also works on CPUs, and a check that all processes were started."""
 
 import argparse
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 
 import torch
@@ -10,11 +11,16 @@ import yaml
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 
-from mgen.utils.errors import MgenError, first_line
+from mgen.utils.errors import MgenError, first_line, shown
+from mgen.utils.launched import check_launch
 
 MEETING, LONGEST_WAIT = timedelta(minutes=10), timedelta(days=7)
 ENDED = "another process of this run has ended before its part was done: run the command again to complete it"
 # What accelerate's launcher can ask for, and what mgen has in its place.
+INSTEAD = {  # variable → the one value of it that asks for nothing, what another one asks for, and the setting for that
+    "ACCELERATE_DYNAMO_BACKEND": ("no", "torch.compile", "compile=regional or full"),
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("1", "pieces of a batch", "accumulate"),
+}
 ENGINES = {
     "FSDP": "set parallel=fsdp or parallel=hsdp",
     "DEEPSPEED": "parallel=fsdp spreads weights, gradients and moments as its stage 3 does",
@@ -28,32 +34,52 @@ def make_accelerator(*, precision: str = "fp32", expected: int | None = None, **
 
     Raises:
         MgenError: the environment, the launcher's command line or `expected` asks for another number of processes than take
-            part. `accelerate launch --cpu --num_processes 2`, for example, silently starts a single one.
+            part (`accelerate launch --cpu --num_processes 2`, for example, silently starts a single one), the processes don't find
+            each other, or a variable of the environment has a value that can't be.
     """
     on_cpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
     if precision == "fp16" and on_cpu:
         raise MgenError("precision fp16 needs a GPU (a CPU would silently compute in fp32): use fp32 or bf16")
+    check_environment()
+    if "WORLD_SIZE" not in os.environ:
+        AcceleratorState._reset_state()  # an earlier run in this process may have had another precision
+    with _finding():
+        accelerator = Accelerator(cpu=on_cpu, mixed_precision="no" if precision == "fp32" else precision, **kwargs)
+    check_processes(accelerator.num_processes, expected)
+    return accelerator
+
+
+def check_environment() -> None:
+    """Raise MgenError if a variable numbers processes in another way than launchers do, or asks for what a setting is for."""
+    check_launch()
     for engine, instead in ENGINES.items():
         if os.environ.get(f"ACCELERATE_USE_{engine}", "").lower() == "true":
             raise MgenError(
                 f"accelerate launch asks for {engine}: leave that out of its options and configuration; {instead}"
             )
-    if "WORLD_SIZE" not in os.environ:
-        AcceleratorState._reset_state()  # an earlier run in this process may have had another precision
+    for name, (nothing, what, instead) in INSTEAD.items():
+        if (value := os.environ.get(name, nothing)).lower() != nothing:
+            raise MgenError(
+                f"accelerate launch asks for {what} ({name} is {shown(value)}, only {nothing!r} is allowed): leave that out of its "
+                f"options and configuration, and set {instead}"
+            )
+
+
+@contextlib.contextmanager
+def _finding() -> Iterator[None]:
+    """Turn errors of accelerate and torch, while the processes find each other, into an MgenError."""
+    known = PartialState._shared_state != {}
     try:
-        accelerator = Accelerator(cpu=on_cpu, mixed_precision="no" if precision == "fp32" else precision, **kwargs)
-    except torch.distributed.DistError as error:
+        yield
+    except (RuntimeError, ValueError) as error:  # torch.distributed's errors are RuntimeErrors
+        if not known:
+            PartialState._reset_state()  # accelerate would take what is half made for whole
+        several = "WORLD_SIZE" in os.environ or "LOCAL_RANK" in os.environ
         raise MgenError(
             f"the processes of this run do not find each other ({first_line(error)}): launch them again"
+            if several
+            else f"accelerate refuses a variable of the environment ({first_line(error)}): correct or unset those named ACCELERATE_…"
         ) from error
-    check_processes(accelerator.num_processes, expected)
-    if (
-        backend := accelerator.state.dynamo_plugin.backend.value.lower()
-    ) != "no":  # would compile a copy of the objective
-        raise MgenError(
-            f"accelerate launch asks for torch.compile (dynamo_backend {backend}): leave that out, and set compile=regional or full"
-        )
-    return accelerator
 
 
 def meet(device: str) -> tuple[int, int, str, Callable[[], None]]:
@@ -63,21 +89,18 @@ def meet(device: str) -> tuple[int, int, str, Callable[[], None]]:
     but not for a process that has ended.
 
     Raises:
-        MgenError: another number of processes takes part than was asked for, or they don't find each other.
+        MgenError: another number of processes takes part than was asked for, they don't find each other, or a variable that numbers them
+            holds no number.
     """
+    check_launch()
     if (_integer(os.environ.get("WORLD_SIZE")) or 1) == 1:
         check_processes(1)
         return 0, 1, device, lambda: None
     cpu = device == "cpu" or not torch.cuda.is_available()
-    try:
+    with _finding():
         state = PartialState(cpu=cpu, timeout=MEETING)
-        group = torch.distributed.new_group(
-            backend="gloo", timeout=MEETING
-        )  # NCCL has no barrier that notices the dead
-    except (RuntimeError, ValueError) as error:  # torch.distributed's errors are RuntimeErrors
-        raise MgenError(
-            f"the processes of this run do not find each other ({first_line(error)}): launch them again"
-        ) from error
+        # NCCL has no barrier that notices the dead.
+        group = torch.distributed.new_group(backend="gloo", timeout=MEETING)
     check_processes(state.num_processes)
 
     def wait() -> None:

@@ -30,16 +30,26 @@ def locked(folder: Path, *, active: bool = True) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         handle = _acquire(path)
     except OSError as error:
+        _remove_empty(made)
         raise MgenError(f"cannot write to {folder} ({error.strerror}): choose another output folder") from error
     try:
         yield
     finally:
+        _release(path, handle)
+        _remove_empty(made)
+
+
+def _release(path: Path, handle: int) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink()  # while it is held: who waits for it notices that the file is another one
+    os.close(handle)
+
+
+def _remove_empty(made: list[Path]) -> None:
+    """Remove new folders, the deepest first, as far as they are empty and there."""
+    for folder in made:
         with contextlib.suppress(OSError):
-            path.unlink()  # while it is held: who waits for it notices that the file is another one
-        os.close(handle)
-        with contextlib.suppress(OSError):
-            for empty in made:
-                empty.rmdir()
+            folder.rmdir()
 
 
 def _acquire(path: Path) -> int:
@@ -60,8 +70,12 @@ def _acquire(path: Path) -> int:
             if os.path.samestat(os.fstat(handle), os.stat(path)):
                 break
         os.close(handle)  # its holder has just removed it: lock the new file
-    os.ftruncate(handle, 0)
-    os.write(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+    try:
+        os.ftruncate(handle, 0)
+        os.write(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+    except OSError:  # a full disk
+        _release(path, handle)
+        raise
     _close_in_children(handle)
     return handle
 

@@ -11,6 +11,7 @@ from mgen.training.config import Tracker, TrainConfig
 from mgen.training.trackers import IDENTITY, Trackers
 from mgen.utils.errors import MgenError
 from mgen.utils.files import finite, write_json, write_text
+from mgen.utils.logged import log_lines
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -26,7 +27,7 @@ class Logger:
         about: the model and the data in numbers and words, the first entry of config.json.
 
     Raises:
-        MgenError: a tracker doesn't start; a new run then leaves no logs behind.
+        MgenError: a file cannot be written, or a tracker doesn't start; a new run then leaves no logs behind.
     """
 
     trackers: Trackers | None = None
@@ -39,10 +40,10 @@ class Logger:
             return
         self.new = not (output / "config.json").exists()
         self.path = output / "metrics.jsonl"
-        write_json(output / "config.json", {"about": dict(about or {}), **dataclasses.asdict(config)})
-        lines = self.path.read_text().splitlines() if self.path.is_file() and step else []
-        write_text(self.path, "".join(f"{line}\n" for line in lines if _step_of(line) <= step))
+        lines = log_lines(self.path.read_bytes()) if self.path.is_file() and step else []
         try:
+            write_json(output / "config.json", {"about": dict(about or {}), **dataclasses.asdict(config)})
+            write_text(self.path, "".join(f"{text}\n" for text, values in lines if (values["step"] or 0) <= step))
             self.trackers = Trackers(output, config, step=step)
         except MgenError:
             self.discard()
@@ -78,10 +79,3 @@ class Logger:
     def close(self) -> None:
         if self.trackers is not None:
             self.trackers.close()
-
-
-def _step_of(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
-        return float("inf")  # a line cut off by a crash

@@ -89,10 +89,10 @@ def run(trainer: Trainer) -> Path:
         for line in start.lines() if start is not None else ():
             _say(trainer, line)
         logger = Logger(trainer.output, trainer.config, step=trainer.step, active=main, about=facts(trainer))
-        if start is not None and main:
-            write_json(trainer.output / INIT, start.to_dict())
         begun = trainer.step
         try:
+            if start is not None and main:
+                write_json(trainer.output / INIT, start.to_dict())
             _train(trainer, logger, memory)
             return _finish(trainer, logger, trained=trainer.step > begun)
         except MgenError as error:

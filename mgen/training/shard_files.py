@@ -25,6 +25,7 @@ from torch.distributed.tensor import DTensor
 
 from mgen.training.tensors import Tensors
 from mgen.utils.errors import MgenError, first_line
+from mgen.utils.reading import check_file
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -101,6 +102,8 @@ def _by_part(flat: Tensors, parts: Mapping[str, object]) -> dict[str, Tensors]:
 
 
 def _read(files: Sequence[Path], like: Mapping[str, Tensor], where: str) -> Tensors:
+    for file in files:
+        check_file(file)  # opening a pipe would wait forever
     try:
         about = _Files(files).read_metadata()
         found = {name: _empty(name, of, like.get(name)) for name, of in about.state_dict_metadata.items()}

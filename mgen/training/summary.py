@@ -1,6 +1,5 @@
 """What a run says of itself in words: what it trains on what (config.json), and where it stands when it ends or stops."""
 
-import json
 import math
 import shlex
 import statistics
@@ -9,8 +8,10 @@ from pathlib import Path
 from mgen.generators import Cascade, Generator
 from mgen.tokenizers.base import Tokenizer
 from mgen.training.trainer import Trainer
+from mgen.utils.errors import MgenError
 from mgen.utils.limits import in_time
-from mgen.utils.reading import read_text
+from mgen.utils.logged import log_lines
+from mgen.utils.reading import check_file
 
 Facts = dict[str, int | str | None]
 Lines = list[dict[str, float | None]]  # of metrics.jsonl
@@ -131,8 +132,8 @@ def _column(lines: Lines, name: str) -> list[tuple[int, float]]:
 def read_lines(file: Path) -> Lines:
     """The lines of the run's own metrics.jsonl; a summary is no reason to fail."""
     try:
-        return [json.loads(line) for line in read_text(file, most=2**30).splitlines() if line]
-    except (OSError, ValueError):
+        return [values for _, values in log_lines(check_file(file).read_bytes())]
+    except (OSError, MgenError):
         return []
 
 

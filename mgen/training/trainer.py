@@ -226,9 +226,9 @@ def make_schedule(
 ) -> torch.optim.lr_scheduler.LambdaLR:
     """The learning rate's schedule over so many steps."""
     held = max(0, round(config.hold * steps) - config.warmup)  # steps between the warm-up and the fall
-    schedule = get_scheduler(
-        config.schedule, optimizer, num_warmup_steps=config.warmup, num_training_steps=steps - held
-    )
+    # A fall of no steps would be a division by zero, or a learning rate of 0 all along: one of one step begins behind the run's end.
+    end = max(steps - held, config.warmup + 1)
+    schedule = get_scheduler(config.schedule, optimizer, num_warmup_steps=config.warmup, num_training_steps=end)
     if held:
         schedule.lr_lambdas = [falls_later(held, config.warmup, f) for f in schedule.lr_lambdas]
     if config.least_lr:

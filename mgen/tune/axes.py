@@ -30,9 +30,17 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from mgen.generators import Capabilities
+from mgen.samplers import ParallelSampler
+from mgen.samplers.condition import Condition
+from mgen.samplers.order import OrderSettings
+from mgen.samplers.remask import Remask
+from mgen.samplers.reuse import Reuse
+from mgen.samplers.token_cache import TokenCache
+from mgen.samplers.values import Curve
 from mgen.utils.config import MOST_KEYS, Settings, read_config
 from mgen.utils.errors import MgenError, shown, suggestion
 from mgen.utils.folders import shipped
+from mgen.utils.modeling import constructor_keys
 from mgen.utils.schema import Text, build, schema
 
 DEFAULT = "default"  # the space that is searched unless another is given
@@ -40,6 +48,10 @@ CURVES = ("guidance", "temperature", "confidence_temperature")  # a part of a nu
 MULTIPLE = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)x")
 ABLE = (*(f.name for f in dataclasses.fields(Capabilities)), "one_by_one", "null_class")
 ABLE = tuple(name for name in ABLE if name != "order")
+
+# Settings with parts of their own, and what these are; of `head` they depend on the model.
+PARTS: dict[str, Any] = {"order": OrderSettings, "remask": Remask, "reuse": Reuse, **dict.fromkeys(CURVES, Curve)}
+PARTS |= {"reuse.condition": Condition, "reuse.tokens": TokenCache, **{f"{name}.times": Curve for name in CURVES}}
 
 Number = int | float | Annotated[str, Field(pattern=f"^({MULTIPLE.pattern})$")]
 Override = Annotated[dict[Text, Any], Field(min_length=1)]
@@ -96,6 +108,8 @@ class Axis:
             parts = key.split(".")
             if not all(part.strip() for part in parts) or len(parts) > MOST_KEYS:
                 raise MgenError(f"{where}: {shown(key)} is no setting: write a name, or names with dots between them")
+        for key in self.when:
+            check_setting(key, f"{where}: when")
 
 
 @schema
@@ -141,6 +155,23 @@ def lacking(axis: Axis, able: Capabilities, *, null_class: bool) -> str:
         if has[word] == (word != need):
             return f"needs {need}"
     return ""
+
+
+def check_setting(key: str, where: str) -> None:
+    """Raise MgenError unless a sampler has a setting with this dotted key; below `head`, of which the model decides, any will do."""
+    above, names = "", constructor_keys(ParallelSampler)
+    for part in key.split("."):
+        if not names:
+            raise MgenError(f"{where} names {shown(key)}, but {above} has no parts: give {above} and its values")
+        if part not in names:
+            raise MgenError(f"{where} names {shown(key)}: a sampler has no such setting; {suggestion(part, names)}")
+        above = f"{above}.{part}".lstrip(".")
+        if above == "head":
+            return
+        if above == "first_stage":  # a sampler itself
+            above = ""
+        else:
+            names = {field.name for field in dataclasses.fields(PARTS[above])} if above in PARTS else set()
 
 
 # -- settings ----------------------------------------------------------------------------------------------------------------

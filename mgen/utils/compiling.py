@@ -15,7 +15,7 @@ import sys
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from mgen.utils.errors import MgenError, check_choice, first_line
+from mgen.utils.errors import MgenError, check_choice, first_line, shown
 
 if TYPE_CHECKING:
     import torch
@@ -36,25 +36,39 @@ def compile_network(network: "Model", mode: str, *, device: "torch.device | None
     Args:
         network: with repeated blocks, such as a generator. mode: "regional", "full", or "off", which does nothing.
         device: where it will compute; None: where it is.
-        options: of torch.compile, such as dynamic=True or mode="max-autotune".
+        options: of torch.compile, such as dynamic=True.
 
     Raises:
-        MgenError: unknown mode, or this machine can't compile.
+        MgenError: unknown mode or backend, options that torch.compile does not take, or this machine can't compile.
     """
     check_choice("compile", mode, MODES)
     if mode == "off":
         return
+    if mode == "regional" and not getattr(network, "_repeated_blocks", None):
+        raise MgenError(f"compile is {mode!r}, but {type(network).__name__} has no repeated blocks: leave compile off")
     import torch._dynamo
 
+    _check_backend(options.get("backend", "inductor"))
     if options.get("backend", "inductor") == "inductor":
         check_compiler((device or network.device).type)
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, FORMS)
-    if mode == "full":
-        network.compile(**options)
-    elif getattr(network, "_repeated_blocks", None):
-        network.compile_repeated_blocks(**options)
-    else:
-        raise MgenError(f"compile is {mode!r}, but {type(network).__name__} has no repeated blocks: leave compile off")
+    compiled = network.compile if mode == "full" else network.compile_repeated_blocks
+    try:
+        compiled(**options)
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        raise MgenError(
+            f"torch.compile does not take the options {shown(options)} ({first_line(error)}): leave them out, or see its documentation"
+        ) from error
+
+
+def _check_backend(backend: object) -> None:
+    """Raise MgenError unless torch knows the backend by this name, or it is a function."""
+    import torch._dynamo
+
+    if isinstance(backend, str):
+        check_choice("backend of torch.compile", backend, torch._dynamo.list_backends(exclude_tags=()))
+    elif not callable(backend):
+        raise MgenError(f"backend is {shown(backend)}: expected the name of one of torch.compile, or a function")
 
 
 def is_compiled(network: "torch.nn.Module") -> bool:

@@ -131,6 +131,28 @@ def scratch_folder(path: str | Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextmanager
+def filled_folder(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary folder inside the folder `path`, which may be new; what is written into it is moved to `path`, all or nothing.
+
+    Unlike `atomic_folder` it leaves `path` in its place, which may be a mount point or the working folder.
+    """
+    path, moved = Path(path), list[Path]()
+    with scratch_folder(path) as temporary:
+        try:
+            yield temporary
+            for below in sorted(temporary.iterdir()):
+                os.replace(below, path / below.name)
+                moved.append(path / below.name)
+        except BaseException as error:
+            for there in moved:
+                with contextlib.suppress(OSError):
+                    shutil.rmtree(there) if there.is_dir() else there.unlink()
+            if isinstance(error, MgenError):  # with the names that the files were to have
+                raise MgenError(str(error).replace(f"{temporary.name}/", "")) from error
+            raise
+
+
 def _usual_mode(path: Path) -> None:
     """Give the mode of a new file or folder under the process's umask; temporary ones and safetensors are private."""
     if not path.is_symlink():  # of which the target would change

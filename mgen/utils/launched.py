@@ -1,6 +1,9 @@
 """This process among those of a launch by accelerate, torchrun or Slurm's script, read before the processes have met."""
 
 import os
+import re
+
+from mgen.utils.errors import MgenError, shown
 
 
 def launched() -> tuple[int, int]:
@@ -14,3 +17,24 @@ def launched() -> tuple[int, int]:
 def is_first() -> bool:
     """Whether this process speaks for all."""
     return launched()[0] == 0
+
+
+def check_launch() -> None:
+    """Raise MgenError unless the variables by which a launcher numbers its processes, where they are set, are such numbers."""
+    world = _number("WORLD_SIZE", least=1)
+    if world is not None:
+        _number("RANK", least=0, most=world - 1)
+    _number("LOCAL_RANK", least=-1)  # -1 is accelerate's word for none
+
+
+def _number(name: str, *, least: int, most: int = 10**9 - 1) -> int | None:
+    """The whole number that a variable holds, None if it isn't set; MgenError for anything else."""
+    text = os.environ.get(name)
+    if text is None:
+        return None
+    if not re.fullmatch(r"-?[0-9]{1,9}", text) or not least <= int(text) <= most:
+        raise MgenError(
+            f"the environment's {name} is {shown(text)}: expected a whole number from {least} to {most}, as accelerate launch and torchrun "
+            "set it for the processes that they start; unset it to run a single one"
+        )
+    return int(text)

@@ -1,5 +1,6 @@
-"""The values of metrics.jsonl: names that a reader understands, and units."""
+"""The lines of metrics.jsonl and their values: names that a reader understands, and units."""
 
+import json
 from dataclasses import dataclass
 
 
@@ -58,3 +59,25 @@ def in_order(names: set[str]) -> list[str]:
     """Names of values in the order in which one reads them: loss, validation loss, and so on, then others by name."""
     known = list(LOGGED)
     return sorted(names - {*NO_CURVE}, key=lambda name: (known.index(name) if name in known else len(known), name))
+
+
+def log_lines(data: bytes) -> list[tuple[str, dict[str, float | None]]]:
+    """Each line of a metrics.jsonl as text and as its values, without those that no run writes, such as one that a crash cut off."""
+    found = ((text, _values(text)) for text in data.splitlines())
+    return [(text.decode(), values) for text, values in found if values is not None]
+
+
+def _values(text: bytes) -> dict[str, float | None] | None:
+    """The values of a line, None if it is not a mapping of numbers with a step."""
+    try:
+        line = json.loads(text.decode())
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(line, dict) or not all(value is None or _is_number(value) for value in line.values()):
+        return None
+    step = line.get("step")
+    return line if type(step) is int and 0 <= step <= 10**9 else None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, float) or (type(value) is int and abs(value) < 2**63)

@@ -412,6 +412,19 @@ def test_full_disk_is_one_error_and_leaves_nothing_half_written(form: str, tiny:
         subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
+def test_the_bar_is_gone_before_an_export_fails(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(file: Path, images: Any, **_: Any) -> None:
+        next(iter(images))
+        raise MgenError(f"cannot write {file} (No space left on device)")
+
+    run = make_run(tmp_path / "run")
+    complete_run(tiny, run, about={}, batch_size=3)
+    monkeypatch.setattr(mgen.pipelines.generation, "write_npz", full)
+    with pytest.raises(MgenError, match="No space left") as caught:
+        export_npz(run, tmp_path / "all.npz")
+    assert caught.tb is not None and not [bar for bar in tqdm._instances if bar.desc == "all.npz"]
+
+
 def test_a_failed_write_is_one_error(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")

@@ -24,6 +24,7 @@ from mgen.training.loop import run
 from mgen.training.objective import StepOutput
 from mgen.training.parallelism import check_parallel, make_parallel
 from mgen.training.resume import resume
+from mgen.training.shard_files import read_parts
 from mgen.training.sharded import group_size
 from mgen.training.tensors import trained
 from mgen.training.trainer import Trainer
@@ -168,6 +169,33 @@ def test_a_damaged_shard_is_passed_over(folder: Path) -> None:
     save_file(whole | {name: whole[name] * float("nan")}, sorted((found[0] / "shards").iterdir())[0])
     with pytest.raises(MgenError, match="cannot resume"):
         resume(Trainer(train_config(settings(folder, "damaged", "fsdp"))))
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "dangling link"])
+def test_what_is_no_file_in_the_place_of_a_shard_is_passed_over(folder: Path, kind: str) -> None:
+    output = f"no-file-{kind}"
+    shutil.copytree(folder / "run", folder / output)
+    shard = sorted((list_checkpoints(folder / output)[-1] / "shards").iterdir())[0]
+    shard.unlink()
+    if kind == "pipe":
+        os.mkfifo(shard)
+    elif kind == "folder":
+        shard.mkdir()
+    else:
+        shard.symlink_to("nowhere")
+    trainer = Trainer(train_config(settings(folder, output, "fsdp")))
+    with pytest.warns(UserWarning, match=rf"damaged.*{shard.name}.*resuming from checkpoint-0000005"):
+        resume(trainer)
+    assert trainer.step == 5
+
+
+@pytest.mark.parametrize("name", ["shards/shard-00001-model-00001-of-00001", "model"])
+def test_pipes_are_never_opened(tmp_path: Path, name: str) -> None:
+    file = tmp_path / f"{name}.safetensors"
+    file.parent.mkdir(exist_ok=True)
+    os.mkfifo(file)
+    with pytest.raises(MgenError, match=rf"^cannot read .*{file.name}: it is no regular file$"):
+        read_parts(tmp_path, {"model": {"weight": torch.zeros(2)}})
 
 
 def test_killed_run_continues_on_one_process_and_then_on_two(folder: Path) -> None:

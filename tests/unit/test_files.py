@@ -18,6 +18,7 @@ from mgen.utils.files import (
     atomic_folder,
     atomic_path,
     check_writable,
+    filled_folder,
     make_folders,
     sweep,
     write_json,
@@ -213,6 +214,33 @@ def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path, monkeypatch: pyt
         with pytest.raises(MgenError, match="No space left on device.*free space"):
             write_json(path, {})
     assert sorted(os.listdir(tmp_path)) == ["old.json"] and read_json(tmp_path / "old.json") == 1
+
+
+def test_a_folder_is_filled_in_place_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.replace
+
+    def second(source: Path, target: Path) -> None:
+        if Path(target).name == "b":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(source, target)
+
+    def fill(path: Path) -> None:
+        with filled_folder(path) as folder:
+            (folder / "a" / "deep").mkdir(parents=True)
+            (folder / "b").write_text("b")
+
+    (tmp_path / "there").mkdir()
+    number = (tmp_path / "there").stat().st_ino
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", second)
+        for name in ("there", "new"):
+            with pytest.raises(MgenError, match="No space left on device"):
+                fill(tmp_path / name)
+    assert os.listdir(tmp_path) == ["there"] and os.listdir(tmp_path / "there") == []
+    for name in ("there", "new"):
+        fill(tmp_path / name)
+        assert sorted(os.listdir(tmp_path / name)) == ["a", "b"]
+    assert (tmp_path / "there").stat().st_ino == number  # a mount point stays one
 
 
 def test_a_file_that_may_not_grow_is_told(tmp_path: Path) -> None:

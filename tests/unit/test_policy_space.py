@@ -82,6 +82,18 @@ def test_multiples_are_of_the_number_that_is_there(start: Any, key: str, value: 
         ({"name": "a", "choices": [{"steps": 1}], "needs": ["wings"]}, "wings"),
         ({"name": "a", "choices": [{"steps": 1}], "cost": True}, "cost"),
         ({"name": "a", "choices": [{"steps..x": 1}]}, "no setting"),
+        (
+            {"name": "a", "choices": [{"steps": 1}], "when": {"ordr": ["confidence"]}},
+            "when names 'ordr': .*did you mean 'order'",
+        ),
+        (
+            {"name": "a", "choices": [{"steps": 1}], "when": {"reuse.cashed": [1]}},
+            "when names 'reuse.cashed': .*did you mean 'cached'",
+        ),
+        ({"name": "a", "choices": [{"steps": 1}], "when": {"first_stage.ordr": [1]}}, "did you mean 'order'"),
+        ({"name": "a", "choices": [{"steps": 1}], "when": {"reuse.tokens.kep": [1]}}, "did you mean 'keep'"),
+        ({"name": "a", "choices": [{"steps": 1}], "when": {"steps.end": [1]}}, "steps has no parts: give steps"),
+        ({"name": "a", "choices": [{"steps": 1}], "when": {"reuse.cached.x": [1]}}, "reuse.cached has no parts"),
         ({"name": "a", "range": {"key": "steps", "low": "two x", "high": 2}}, "low"),
         ({"name": "a", "range": {"key": "steps", "low": 1}}, "high"),
         ({"name": "a", "choices": [{"steps": 1}], "chioces": 1}, "chioces"),
@@ -94,6 +106,14 @@ def test_a_bad_axis_raises(settings: Any, words: str, tmp_path: Path) -> None:
     (tmp_path / "space.yaml").write_text(json.dumps({"axes": [settings]}))
     with pytest.raises(MgenError, match="space.yaml"):
         read_space(str(tmp_path / "space.yaml"))
+
+
+def test_conditions_of_an_axis_may_name_every_setting() -> None:
+    keys = (
+        "steps order order.name guidance.kind temperature.times.end reuse.condition.every reuse.tokens.keep remask.kind"
+    )
+    for key in (*keys.split(), "head.chain", "head.steps.end", "first_stage.head.top_k", "first_stage.reuse.cached"):
+        assert build(Axis, {"name": "a", "choices": [{"steps": 1}], "when": {key: [1]}}).when == {key: (1,)}
 
 
 def test_axes_are_chosen_by_name_or_by_what_is_before_the_dot(tmp_path: Path) -> None:

@@ -16,12 +16,14 @@ from mgen.training.flops import Peak, listed
 from mgen.training.loop import run, train
 from mgen.training.speed import Meter
 from mgen.training.tensors import Diverged
-from mgen.training.trainer import Trainer
+from mgen.training.trainer import Trainer, make_schedule
 from mgen.training.update import MOST_SKIPPED_IN_A_ROW, AdamW, Average, Numerics, Skips
 from mgen.utils.devices import wait_for
+from mgen.utils.errors import MgenError
 from tests.helpers import write_idx
 
 CPU = torch.device("cpu")
+SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
 
 
 @pytest.fixture(scope="module")
@@ -159,3 +161,48 @@ def test_the_log_says_how_fast_a_run_is(idx: Path, tmp_path: Path, monkeypatch: 
     assert values["images"] == 36 and values["loss"] == 1.0
     clock[0] += 0.5
     assert meter.values({"loss": torch.tensor(1.0)})["data_wait"] == 0.0
+
+
+# -- the learning rate -------------------------------------------------------------------------------------------------------
+
+
+def rates(steps: int, **settings: Any) -> list[float]:
+    """The learning rate of each step, and behind the last one."""
+    optim = OptimConfig(**settings)
+    sgd = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=optim.lr)
+    schedule = make_schedule(optim, sgd, steps)
+    found = [schedule.get_last_lr()[0]]
+    for _ in range(steps):
+        sgd.step()
+        schedule.step()
+        found.append(schedule.get_last_lr()[0])
+    return found
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_warmup_to_the_end_or_beyond_it(schedule: str) -> None:
+    rising = [0.5] * 4 if schedule == "constant" else [0.0, 0.125, 0.25, 0.375]
+    assert rates(4, lr=0.5, schedule=schedule, warmup=4)[:4] == pytest.approx(rising)
+    rising = [0.5] * 4 if schedule == "constant" else [0.0, 0.05, 0.1, 0.15]
+    assert rates(4, lr=0.5, schedule=schedule, warmup=10)[:4] == pytest.approx(rising)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES[2:])
+@pytest.mark.parametrize("warmup", [0, 2])
+def test_a_learning_rate_that_is_held_to_the_end_does_not_fall(schedule: str, warmup: int) -> None:
+    expected = [0.0, 0.25][:warmup] + [0.5] * (4 - warmup)
+    assert rates(4, lr=0.5, schedule=schedule, warmup=warmup, hold=1.0, least_lr=0.1)[:4] == pytest.approx(expected)
+    assert rates(4, lr=0.5, schedule=schedule, warmup=warmup, hold=1.0)[:4] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_learning_rate_of_nearly_nothing(schedule: str) -> None:
+    if schedule == "polynomial":
+        for lr in (0.0, 1e-8, 1e-7):
+            with pytest.raises(
+                MgenError, match=r"^OptimConfig: lr is .*, but the schedule polynomial falls to 1e-07: .*linear"
+            ):
+                OptimConfig(lr=lr, schedule=schedule)
+    else:
+        assert rates(3, lr=0.0, schedule=schedule, warmup=1) == [0.0] * 4
+        assert max(rates(3, lr=1e-8, schedule=schedule, warmup=1)) == pytest.approx(1e-8)

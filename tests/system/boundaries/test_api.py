@@ -2,16 +2,18 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
 import torch
 
 import mgen
+import mgen.pipelines.pretrained
 from mgen.data import load_image
 from mgen.pipelines.editing import box_mask, edit, outpaint_canvas, restyle
 from mgen.pipelines.pipeline import MaskedPipeline
+from mgen.pipelines.resample import resample
 from mgen.pipelines.saved import load_tokenizer
 from mgen.samplers import ParallelSampler
 from mgen.training.config import train_config
@@ -228,6 +230,23 @@ OTHERS: list[Any] = [
     row("save network variant", lambda: tiny_tokenizer().save_pretrained("x", variant=5), "variant is 5"),  # type: ignore[arg-type]
     row("offload", lambda: tiny_pipeline().enable_model_cpu_offload(), "not supported", "bfloat16"),
     row("create_model 5", lambda: mgen.create_model(5), "name of a model"),  # type: ignore[arg-type]
+    row("list_models 5", lambda: mgen.list_models(5), "pattern is 5"),  # type: ignore[arg-type]
+    row("list_models None", lambda: mgen.list_models(None), "pattern is None"),  # type: ignore[arg-type]
+    row("to meta", lambda: tiny_pipeline().to("meta"), "device 'meta'", "cpu"),
+    row("to meta as a device", lambda: tiny_pipeline().to(device=torch.device("meta")), "device 'meta'", "cpu"),
+    row("to nowhere", lambda: tiny_pipeline().to("cuda:99", torch.float16), "device 'cuda:99'"),
+    row("compile mode", lambda: tiny_pipeline().compile("whole"), "unknown compile 'whole'", "regional"),
+    row(
+        "compile backend", lambda: tiny_pipeline().compile(backend="foo"), "backend of torch.compile 'foo'", "inductor"
+    ),
+    row("compile backend 5", lambda: tiny_pipeline().compile(backend=5), "backend is 5", "function"),
+    row(
+        "compile option",
+        lambda: tiny_pipeline().compile(backend="eager", foo=1),
+        "torch.compile",
+        "{'backend': 'eager', 'foo': 1}",
+    ),
+    row("resample None", lambda: resample(None, IDS, KNOWN, [0, 1]), "pipe is None"),  # type: ignore[arg-type]
     row("create_model mapping", lambda: mgen.create_model({"trunk": 5}), "missing section"),
     row("margins", lambda: outpaint_canvas(PICTURE[:, :8, :8], (4, 4, 4, 4)), "leave no picture"),
     row("restyle None", lambda: restyle(None, IDS, IDS), "HitaTokenizer"),
@@ -271,6 +290,17 @@ EDITS = [
 def test_edits(pipe: MaskedPipeline, raises: Raises, given: dict[str, Any], words: list[str]) -> None:
     usual: dict[str, Any] = dict(pipe=pipe, image=PICTURE, mask=MASK, classes=[0], progress=False)
     raises(lambda: edit(**{**usual, **given}), *words)
+
+
+@pytest.mark.parametrize("pretrained", ["nope", "", 5, True, b"x", "a\0b"], ids=repr)
+def test_weights_are_looked_for_before_a_network_is_built(
+    raises: Raises, monkeypatch: pytest.MonkeyPatch, pretrained: Any
+) -> None:
+    def built(*_: object) -> NoReturn:
+        pytest.fail("a network was built")
+
+    monkeypatch.setattr(mgen.pipelines.pretrained, "build_model", built)
+    raises(lambda: mgen.create_model("mar-b", pretrained=pretrained), "no saved model")
 
 
 def test_a_sampler_is_not_changed_by_what_is_refused(pipe: MaskedPipeline, here: Path) -> None:

@@ -1,15 +1,19 @@
 """`mgen init` and `mgen train --project` on bad data, options and settings."""
 
+import errno
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from mgen.cli import main
 from mgen.project.start import InitRequest, init
-from tests.system.boundaries.harness import Copied, Refused, fifo, row
+from mgen.utils.files import _HOST
+from tests.system.boundaries.harness import Copied, Parts, Refused, fifo, row
 
 INIT = ["init", "--out", "made", "--no-timing"]
 OPTIONS = [
@@ -40,6 +44,34 @@ OPTIONS = [
 @pytest.mark.parametrize(("argv", "words"), OPTIONS)
 def test_options(refused: Refused, argv: list[str], words: list[str]) -> None:
     refused(argv, *words)
+
+
+@pytest.mark.parametrize("out", ["new", "there"])
+def test_a_full_disk_leaves_no_half_of_a_project(
+    refused: Refused, parts: Parts, monkeypatch: pytest.MonkeyPatch, out: str
+) -> None:
+    """Whichever file it is that has no room, the same command works once there is."""
+    Path("there").mkdir()
+    command = ["init", "--no-timing", "--data", str(parts["images"]), "--out", out]
+    real, names = Path.write_text, ("project.yaml", "tokenizer.yaml", "generator.yaml", "stages.json")
+    full = ""
+
+    def write(path: Path, *args: Any, **kwargs: Any) -> int:
+        if full in path.name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(path, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", write)
+        for full in names:
+            line = refused(command, f"/{out}/{full}", "No space left on device", "free space")
+            assert ".tmp" not in line, line
+    assert not Path("new").exists() and os.listdir("there") == []
+    left = Path("there", f".scratch.{_HOST}-4194304.x.tmp")  # of a process that was killed
+    left.mkdir()
+    assert main(command) == 0
+    assert (Path(out) / "project.yaml").is_file() and (Path(out) / "stages.json").is_file()
+    assert not [name for name in os.listdir(out) if name.startswith(".s")]
 
 
 @pytest.fixture

@@ -11,8 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mgen.cli import main
+from mgen.project.work import last_value
 from mgen.training.config import train_config
 from mgen.training.loop import train
+from mgen.training.summary import read_lines
 from tests.system.boundaries.harness import Parts, Refused, row
 from tests.system.boundaries.training import folders, settings_of, written
 
@@ -252,6 +254,38 @@ def test_files_that_cannot_be_read(refused: Refused, trained: Path, name: str, d
     elif damage != "missing":
         file.write_bytes({"truncated": data[: len(data) // 2], "empty": b"", "text": b"no tensors {"}[damage])
     refused(again(), "checkpoint-0000002", name)
+
+
+DAMAGED_LINES = {
+    "no UTF-8": b"\xff\xfe{}",
+    "nested deeply": b"[" * 100_000,
+    "step a text": b'{"step": "x"}',
+    "step a list": b'{"step": [1], "loss": 1.0}',
+    "no step": b'{"loss": 1.0}',
+    "a value a text": b'{"step": 1, "loss": "low"}',
+    "a value of 400 digits": b'{"step": 1, "loss": 1' + b"0" * 400 + b"}",
+    "no mapping": b"5",
+    "cut off": b'{"step": 2, "lo',
+}
+
+
+@pytest.mark.parametrize("line", DAMAGED_LINES.values(), ids=DAMAGED_LINES)
+def test_damaged_lines_of_a_log_are_left_out(trained: Path, parts: Parts, line: bytes) -> None:
+    log = trained / "metrics.jsonl"
+    whole = log.read_bytes()
+    log.write_bytes(line + b"\n" + whole + line)
+    assert last_value(trained, "loss") == json.loads(whole.splitlines()[1])["loss"]
+    assert [values["step"] for values in read_lines(log)] == [1, 2]
+    assert main(["train", "--config", str(parts["config"]), "steps=3"]) == 0
+    assert log.read_bytes().startswith(whole)
+    assert [json.loads(text)["step"] for text in log.read_text().splitlines()] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("line", DAMAGED_LINES.values(), ids=DAMAGED_LINES)
+def test_reports_of_damaged_logs_say_so(refused: Refused, trained: Path, line: bytes) -> None:
+    log = trained / "metrics.jsonl"
+    log.write_bytes(line + b"\n" + log.read_bytes())
+    refused(["report", str(trained), "--out", "page.html"], "metrics.jsonl")
 
 
 def test_data_that_changed_before_a_resume(refused: Refused, trained: Path, parts: Parts, here: Path) -> None:

@@ -102,6 +102,7 @@ SETTINGS: list[tuple[str, str]] = [
     ("optim.clip=-1", "more than 0"),
     ("optim.clip=''", "a number"),
     ("optim.schedule=exponential", "cosine"),
+    ("optim={lr: 0,schedule: polynomial}", "set schedule to linear"),
     ("optim.warmup=-1", "at least 0"),
     ("optim.freeze=[nonsense]", "no parameter's name starts with it"),
     ("optim.freeze=['']", "not empty"),

@@ -1,5 +1,6 @@
 """How trainings begin and end: one per folder, stopped by signals, diverged, from the weights of others, into folders of any name."""
 
+import errno
 import json
 import os
 import signal
@@ -7,7 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -54,6 +55,34 @@ def test_a_lock_does_not_live_on_in_children(here: Path) -> None:
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
+
+
+def test_a_full_disk_leaves_no_lock_and_no_folder(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> NoReturn:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        refused(["train", "--config", "@config", "output=a/b"], "cannot write to a/b", "No space left on device")
+    with locked(Path("a/b")):
+        assert Path("a/b/.lock").read_text()
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl"])
+def test_a_full_disk_leaves_no_logs_of_a_run_that_did_not_begin(
+    refused: Refused, parts: Parts, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    real = Path.write_text
+
+    def write(path: Path, *args: Any, **kwargs: Any) -> int:
+        if name in path.name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(path, *args, **kwargs)
+
+    parts["config"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", write)
+        refused(["train", "--config", "@config"], name, "No space left on device")
 
 
 # -- signals -----------------------------------------------------------------------------------------------------------------
