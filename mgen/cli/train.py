@@ -160,8 +160,9 @@ def with_data(settings: "Settings", data: str, name: str) -> "Settings":
     if tars:
         kind, called = "webdataset", set_name(find_tars(data))
     path = None if kind == "fmnist" else data
-    if kind == "cache":  # what the file says of images is not about these data
-        own = {key: value for key, value in own.items() if key not in (*OF_IMAGES, "held_out")}
+    # What the file says of its own images is not about these data, which don't take it.
+    unused = {"cache": (*OF_IMAGES, "held_out"), "webdataset": ("held_out",)}.get(kind, ())
+    own = {key: value for key, value in own.items() if key not in unused}
     return {**settings, "output": f"runs/{name}-{called}", "data": own | {"kind": kind, "path": path}}
 
 

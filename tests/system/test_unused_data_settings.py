@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from mgen.cli import main
+from mgen.cli.train import with_data
 from mgen.data import ImageFolder, write_cache
 from mgen.training.checkpoints import list_checkpoints
 from mgen.training.config import DataConfig, train_config
@@ -113,3 +114,11 @@ def test_a_run_of_an_earlier_version_goes_on(images: Path) -> None:
     shutil.rmtree(images / "run" / "model")
     train(train_config({**settings, "steps": 3}))
     assert read_json("run/config.json")["data"]["shift"] == 0
+
+
+def test_tars_in_place_of_the_images_of_a_file(tmp_path: Path) -> None:
+    """A share held out is of folders: the shipped classifier, which has one, trains on tars too."""
+    (tmp_path / "a.tar").write_bytes(b"")
+    settings = {"data": {"kind": "folder", "held_out": 0.1, "image_size": 32}}
+    made = with_data(settings, str(tmp_path / "a.tar"), "classifier")["data"]
+    assert made == {"kind": "webdataset", "path": str(tmp_path / "a.tar"), "image_size": 32}
