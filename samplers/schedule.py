@@ -2,7 +2,7 @@
 
 A schedule is a name (MaskGIT, arXiv 2202.04200, §3.3) or a list of fractions, one per step (AutoNAT, arXiv 2406.05478).
 sqrt, exp5 and log5 are eMIGM's (arXiv 2503.07197), whose linear and cosine are those above; its time is 1 − r.
-N is the number of tokens that are unknown before the first step; in training, of all.
+N is the number of tokens that are unknown before the first step; in training, for counts binomial and for remask, of all.
 How fractions become whole numbers of tokens is in mgen.samplers.counts.
 
 | name | γ(r) |

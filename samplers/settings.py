@@ -376,7 +376,14 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
             return type(self)(**{**own, **settings})
         except MgenError as error:
             steps = self.config.steps
-            listed = any(isinstance(value, list | tuple) for key, value in own.items() if key != "stages")
+            lists = {
+                key: value
+                for key, value in self.settings.items()
+                if isinstance(value, list | tuple) and key != "stages"
+            }
+            listed = any(
+                key not in settings and own[key] == value for key, value in lists.items()
+            )  # not what was given now
             if listed and settings.get("steps", steps) != steps:
                 raise MgenError(
                     f"{error}; this sampler lists values for its {steps} steps, so their number is fixed"

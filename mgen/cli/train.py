@@ -77,7 +77,7 @@ def command(argv: Sequence[str] | None = None) -> int:
 
 def given_settings(args: Namespace) -> "Settings":
     """The settings of the file, with what options and overrides put in their place."""
-    from mgen.utils.config import apply_overrides, merge, read_config
+    from mgen.utils.config import merge, read_config
 
     file = find_config(args.config)
     settings = read_config(file)
@@ -87,20 +87,23 @@ def given_settings(args: Namespace) -> "Settings":
         settings = with_data(settings, args.data, file.stem)
     if args.out:
         settings = merge(settings, {"output": args.out})
-    settings = without_held_out(settings, args.overrides)
-    settings = apply_overrides(settings, args.overrides)
+    settings = with_overrides(settings, args.overrides)
     if args.vision_weights:
         settings = merge(settings, {"objective": {"vision_weights": args.vision_weights}})
     return settings
 
 
-def without_held_out(settings: "Settings", overrides: Sequence[str]) -> "Settings":
-    """Settings of a file without its data.held_out, if an override names other images for validation and none a share."""
-    given = dict(text.partition("=")[::2] for text in overrides)
-    data = settings.get("data")
-    if given.get("data.val_path", "null") == "null" or "data.held_out" in given or not isinstance(data, dict):
-        return settings
-    return {**settings, "data": {key: value for key, value in data.items() if key != "held_out"}}
+def with_overrides(settings: "Settings", overrides: Sequence[str]) -> "Settings":
+    """Settings of a file with overrides in their place; images for validation that they name take the place of the file's held_out."""
+    from mgen.utils.config import apply_overrides
+
+    made, data = apply_overrides(settings, overrides), settings.get("data")
+    if not isinstance(data, dict) or data.get("val_path") is not None:
+        return made
+    own = {key: value for key, value in data.items() if key != "held_out"}
+    bare = apply_overrides({**settings, "data": own}, overrides)
+    named = isinstance(bare["data"], dict) and bare["data"].get("val_path") is not None
+    return bare if named else made
 
 
 def train_project(args: Namespace) -> int:
@@ -161,7 +164,7 @@ def with_data(settings: "Settings", data: str, name: str) -> "Settings":
         kind, called = "webdataset", set_name(find_tars(data))
     path = None if kind == "fmnist" else data
     # What the file says of its own images is not about these data, which don't take it.
-    unused = {"cache": (*OF_IMAGES, "held_out"), "webdataset": ("held_out",)}.get(kind, ())
+    unused = {"folder": (), "cache": (*OF_IMAGES, "held_out")}.get(kind, ("held_out",))
     own = {key: value for key, value in own.items() if key not in unused}
     return {**settings, "output": f"runs/{name}-{called}", "data": own | {"kind": kind, "path": path}}
 

@@ -52,7 +52,7 @@ class IndexedStream(TarStream):
         while self._rows[self._number][2] >= 0 and sample.label is None:
             if self._found.sample is not sample or not self._step():
                 raise self._changed(f"{shown(sample.key)} has lost its label")
-        # An index with problems lacks what is behind a damaged header.
+        # An index with problems may lack what is behind a damaged header.
         if self._number == len(self.index) - 1 and not self.index.about.problems:
             self._expect_end()
         return data

@@ -22,6 +22,7 @@ from mgen.project.survey import Survey, survey
 from mgen.utils.errors import MgenError, suggestion
 from mgen.utils.files import check_writable, filled_folder, sweep, write_text
 from mgen.utils.paths import check_apart
+from mgen.utils.reading import check_path
 
 KINDS: Mapping[str, Kind] = {"maskgit": "index", "mar": "vector"}
 LEAST = 10  # images
@@ -56,6 +57,9 @@ def init(request: InitRequest) -> tuple[Draft, Path]:
     Raises:
         MgenError: the data or an option is wrong, or there is something in the folder already; nothing is written then.
     """
+    for name, given in (("--data", request.data), ("--val", request.val), ("--out", request.out)):
+        if given is not None:
+            check_path(given, name)
     out = Path(request.out)
     check_apart(out, "--out", {"--data": request.data, "--val": request.val})
     check_empty(out)

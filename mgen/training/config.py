@@ -70,6 +70,10 @@ class DataConfig:
             )
         if self.kind == "cache":
             self._check_tokens()
+        if self.held_out and self.kind == "fmnist":
+            raise MgenError(
+                f"held_out is {self.held_out:g}, but Fashion-MNIST has a test split for validation: leave it out, or set held_out=0"
+            )
         if self.held_out and self.val_path is not None:
             raise MgenError(
                 f"held_out is {self.held_out:g}, but val_path has the images for validation: leave one of them out, or set held_out=0"
@@ -112,7 +116,7 @@ def without_unused(data: dict[str, Any]) -> dict[str, Any]:
     Earlier versions took them without a word, so that checkpoints may hold them.
     """
     unused = set(OF_IMAGES) if data.get("kind") == "cache" else set()
-    if data.get("val_path") is not None:
+    if data.get("val_path") is not None or data.get("kind", "fmnist") == "fmnist":
         unused.add("held_out")
     return {key: value for key, value in data.items() if key not in unused}
 

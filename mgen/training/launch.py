@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import os
+import re
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 
@@ -26,6 +27,9 @@ ENGINES = {
     "DEEPSPEED": "parallel=fsdp spreads weights, gradients and moments as its stage 3 does",
     "MEGATRON_LM": "set parallel=fsdp",
 }
+APART = re.compile(
+    r"MASTER_(ADDR|PORT)|[Rr]endezvous|[Cc]onnect|[Tt]imed out|Gloo|NCCL"
+)  # in errors of processes that meet
 LAUNCH_LINE = "accelerate launch --multi_gpu --num_processes {n} -m mgen.train --config FILE"
 
 
@@ -41,6 +45,9 @@ def make_accelerator(*, precision: str = "fp32", expected: int | None = None, **
     if precision == "fp16" and on_cpu:
         raise MgenError("precision fp16 needs a GPU (a CPU would silently compute in fp32): use fp32 or bf16")
     check_environment()
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
+        if os.environ.get(name) == "":  # it numbers nothing, and accelerate would fail on it
+            del os.environ[name]
     if "WORLD_SIZE" not in os.environ:
         AcceleratorState._reset_state()  # an earlier run in this process may have had another precision
     with _finding():
@@ -74,11 +81,12 @@ def _finding() -> Iterator[None]:
     except (RuntimeError, ValueError) as error:  # torch.distributed's errors are RuntimeErrors
         if not known:
             PartialState._reset_state()  # accelerate would take what is half made for whole
-        several = "WORLD_SIZE" in os.environ or "LOCAL_RANK" in os.environ
+        if isinstance(error, torch.distributed.DistError) or APART.search(str(error)):
+            raise MgenError(
+                f"the processes of this run do not find each other ({first_line(error)}): launch them again"
+            ) from error
         raise MgenError(
-            f"the processes of this run do not find each other ({first_line(error)}): launch them again"
-            if several
-            else f"accelerate refuses a variable of the environment ({first_line(error)}): correct or unset those named ACCELERATE_…"
+            f"accelerate can't begin ({first_line(error)}): check the environment's variables named ACCELERATE_… and the setting precision"
         ) from error
 
 

@@ -28,9 +28,9 @@ def check_launch() -> None:
 
 
 def _number(name: str, *, least: int, most: int = 10**9 - 1) -> int | None:
-    """The whole number that a variable holds, None if it isn't set; MgenError for anything else."""
+    """The whole number that a variable holds, None if it isn't set or empty; MgenError for anything else."""
     text = os.environ.get(name)
-    if text is None:
+    if not text:  # an empty one numbers nothing
         return None
     if not re.fullmatch(r"-?[0-9]{1,9}", text) or not least <= int(text) <= most:
         raise MgenError(

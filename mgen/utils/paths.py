@@ -37,7 +37,7 @@ def check_apart(out: str | Path, what: str, images: dict[str, str | None]) -> No
         images: the folders by the option or setting that names them; None for one that is not given.
     """
     for name, folder in images.items():
-        if folder is not None and lies_in(out, folder):
+        if folder is not None and os.path.isdir(folder) and lies_in(out, folder):
             raise MgenError(
                 f"{what} {shown(str(out), 200)} lies in {name} {shown(folder, 200)}, so what is written there would be read as images of "
                 "a class: choose a folder outside of it, and move there what has been written already"

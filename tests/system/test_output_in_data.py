@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -79,3 +80,9 @@ def test_a_project_within_its_images(images: Path) -> None:
     shutil.move("p", images / "p")
     with pytest.raises(MgenError, match="the project .* lies in data.path"):
         run_project(images / "p", ["classifier"])
+
+
+@pytest.mark.parametrize("given", [{"data": "a\0b"}, {"out": "a\0b"}, {"data": 5}, {"val": "a\0b"}, {"data": "fmnist"}])
+def test_what_can_be_no_folder_of_images(tmp_path: Path, given: dict[str, Any]) -> None:
+    with pytest.raises(MgenError, match=r"--data|--val|--out"):
+        init(InitRequest(**{"data": str(tmp_path), "out": "made", **given}))

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from mgen.cli import main
-from mgen.cli.train import with_data
+from mgen.cli.train import with_data, with_overrides
 from mgen.data import ImageFolder, write_cache
 from mgen.training.checkpoints import list_checkpoints
 from mgen.training.config import DataConfig, train_config
@@ -83,6 +83,28 @@ def test_other_validation_images_than_a_shipped_file_holds_out(
     assert main(argv) == 0
     data = read_json("run/config.json")["data"]
     assert (data["val_path"], data["held_out"]) == ("val", 0.0)
+
+
+@pytest.mark.parametrize(
+    ("override", "share"),
+    [
+        ("data.val_path=~", 0.1),
+        ("data.val_path=null", 0.1),
+        ("data={val_path: val}", None),
+        ("data.val_path=val", None),
+    ],
+)
+def test_what_an_override_says_of_validation(override: str, share: float | None) -> None:
+    settings = {"data": {"kind": "folder", "held_out": 0.1}}
+    assert with_overrides(settings, [override])["data"].get("held_out") == share
+    assert with_overrides({"data": {"val_path": "x", "held_out": 0}}, [override])["data"]["held_out"] == 0
+
+
+def test_fashion_mnist_holds_nothing_out() -> None:
+    with pytest.raises(MgenError, match="held_out is 0.3, but Fashion-MNIST has a test split"):
+        DataConfig(kind="fmnist", held_out=0.3)
+    made = with_data({"data": {"kind": "folder", "held_out": 0.1, "flip": True}}, "fmnist", "classifier")["data"]
+    assert made == {"kind": "fmnist", "path": None, "flip": True}
 
 
 def test_a_cache_in_place_of_the_images_of_a_file(images: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -218,6 +218,10 @@ def test_only_what_comes_out_of_all_replacements_must_be_allowed() -> None:
         "start": 1.5,
         "end": 4.0,
     }
+    with pytest.raises(
+        MgenError, match=r"lists 3 fractions, 5 steps take 4 \(or 5\)$"
+    ):  # it is not the sampler that lists them
+        sampler.override(overrides=["schedule=[0.9, 0.5, 0.3]"], steps=5)
     with pytest.raises(MgenError, match="lists 3 fractions, 8 steps"):
         sampler.override(overrides=["schedule=[0.9, 0.5, 0.3]"])
     with pytest.raises(MgenError, match="unknown key 'sampler.foo'"):

@@ -6,16 +6,16 @@ import pytest
 from accelerate import PartialState
 from accelerate.state import AcceleratorState
 
-from mgen.training.launch import make_accelerator
+from mgen.training.launch import make_accelerator, meet
 from tests.system.boundaries.harness import Raises, Refused
 from tests.system.boundaries.test_options import USUAL
 
 # What accelerate sets while processes meet.
 SET = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 NUMBERS = [
-    *({"WORLD_SIZE": value} for value in ("abc", "-1", "0", "1.5", "²", "", "9" * 30)),
-    *({"RANK": value, "WORLD_SIZE": "2"} for value in ("abc", "-1", "2", "")),
-    *({"LOCAL_RANK": value} for value in ("abc", "-2", "0.5", "")),
+    *({"WORLD_SIZE": value} for value in ("abc", "-1", "0", "1.5", "²", "9" * 30)),
+    *({"RANK": value, "WORLD_SIZE": "2"} for value in ("abc", "-1", "2")),
+    *({"LOCAL_RANK": value} for value in ("abc", "-2", "0.5")),
 ]
 
 
@@ -64,6 +64,21 @@ def test_processes_that_nobody_launched(
 def test_a_process_of_one_machine_that_nobody_launched(raises: Raises, monkeypatch: pytest.MonkeyPatch) -> None:
     given(monkeypatch, {"LOCAL_RANK": "0"})
     raises(make_accelerator, "processes of this run do not find each other", "MASTER_ADDR", "launch")
+
+
+@pytest.mark.parametrize("values", [{"WORLD_SIZE": ""}, {"LOCAL_RANK": ""}, {"RANK": "", "WORLD_SIZE": "1"}], ids=str)
+def test_empty_variables_number_nothing(monkeypatch: pytest.MonkeyPatch, values: dict[str, str]) -> None:
+    given(monkeypatch, values)
+    assert meet("cpu")[:3] == (0, 1, "cpu")
+    if "WORLD_SIZE" not in values or not values["WORLD_SIZE"]:
+        assert make_accelerator().num_processes == 1
+
+
+def test_what_is_wrong_is_not_said_to_be_the_processes(monkeypatch: pytest.MonkeyPatch, raises: Raises) -> None:
+    given(monkeypatch, {"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0", "ACCELERATE_DEBUG_MODE": "abc"})
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "29555")
+    raises(make_accelerator, "accelerate can't begin", "abc", "ACCELERATE_")
 
 
 ASKED = [
