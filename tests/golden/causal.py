@@ -54,8 +54,10 @@ def families(
     def train(case: Case) -> None:
         made = load(case)
         net, tokens = made.model.train(), ids(case)
-        drop = case.inputs["class_drop_uniform"] < settings(case)["class_dropout_prob"]
-        label = torch.where(drop, net.null_class, case.inputs["labels"])
+        label = case.inputs["labels"]
+        if "class_drop_uniform" in case.inputs:
+            drop = case.inputs["class_drop_uniform"] < settings(case)["class_dropout_prob"]
+            label = torch.where(drop, net.null_class, label)
         unknown = torch.zeros(tokens.shape, dtype=torch.bool)
         z, s, length = net.context(tokens, unknown, label), net.tokens.global_tokens, net.tokens.length
         losses, _ = net(tokens, label, unknown)
@@ -71,7 +73,7 @@ def families(
         else:
             case.check("logits", net.head.logits(z), atol=case.near("logits", LOGITS))
             case.check("loss", losses.mean(), atol=LOSS)
-            valid = case.inputs["valid"].unsqueeze(1).expand(tokens.shape).flatten()
+            valid = case.inputs.get("valid", torch.ones(len(tokens))).unsqueeze(1).expand(tokens.shape).flatten()
             case.check("loss_with_valid", (losses * valid).sum() / valid.sum().clamp(min=1), atol=LOSS)
         losses.mean().backward()
         named = dict(net.named_parameters())
@@ -135,4 +137,4 @@ def families(
             )  # a value next to a border may fall either way
             assert grey.abs().max() <= 1
 
-    return {"(gpt_)?train": train, "(gpt_)?cached": cached, "freqs_cis": table, "gen_.*": complete}
+    return {"(gpt_)?train.*": train, "(gpt_)?cached.*": cached, "freqs_cis.*": table, "gen_.*": complete}

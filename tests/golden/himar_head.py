@@ -1,5 +1,6 @@
 """Hi-MAR's joint head: the network, alone and guided, and the tables of its chain."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -39,7 +40,9 @@ def dit_head(case: Case) -> None:
 
     check("eps", net(x, i["t"], z), EPS)
     conditional, null = net(x.repeat(2, 1, 1), i["t"].repeat(2), torch.cat([z, z.flip(0)])).chunk(2)
-    check("eps_cfg2p5_first_half", torch.lerp(null, conditional, 2.5), GUIDED)
+    for name in case.outputs:
+        if m := re.fullmatch(r"eps_cfg(\d+(?:[.p]\d+)?)_first_half", name):
+            check(name, torch.lerp(null, conditional, float(m[1].replace("p", "."))), GUIDED)
 
 
 TABLES: dict[str, Callable[[Tables], np.ndarray]] = {

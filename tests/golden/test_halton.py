@@ -28,7 +28,9 @@ def model(case: Case) -> Generator:
 def vq(case: Case) -> LlamaGenVQ:
     levels = len(case.config["tokenizer"]["ch_mult"])
     size = case.config["input_size"] * 2 ** (levels - 1)
-    return convert("llamagen-vq", case.folder / "tokenizer_weights.safetensors", image_size=size).model
+    normalized = case.config["tokenizer"].get("codebook_l2_norm", True)
+    file = case.folder / "tokenizer_weights.safetensors"
+    return convert("llamagen-vq", file, image_size=size, normalized=normalized).model
 
 
 def classes(case: Case, net: Generator) -> torch.Tensor:

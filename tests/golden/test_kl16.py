@@ -66,7 +66,8 @@ def decode_scaled(case: Case) -> None:
     expected = case.outputs["image_uint8"].int()
     grey = (to_uint8(image).int() - expected).abs()
     case.compared["image_uint8"] = (float(grey.max()), 1.0)  # a value next to a half may round either way
-    assert grey.max() <= 1 and (grey > 0).float().mean() < 1e-3
+    # The set's README: a difference between floats may flip single values by 1; of a small picture two are more than a thousandth.
+    assert grey.max() <= 1 and (grey > 0).sum() <= max(2, grey.numel() // 1000)
 
 
 def posterior(case: Case) -> None:

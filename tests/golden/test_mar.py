@@ -109,8 +109,9 @@ def head_loss(case: Case) -> None:
 @torch.inference_mode()
 def head_p_sample(case: Case) -> None:
     net, i = model(case).head, case.inputs
-    count, temperature = int(case.config["num_sampling_steps"] or 1000), case.config.get("p_sample_temperature", 0.9)
-    chain = Chain(ChainSettings(steps=count), net.tables)
+    settings = mar_settings(num_iter=1, num_sampling_steps=case.config["num_sampling_steps"])["head"]
+    chain, temperature = Chain(ChainSettings.of(settings), net.tables), case.config.get("p_sample_temperature", 0.9)
+    count = len(chain.timesteps)
     got: dict[str, list[Tensor]] = {name: [] for name in ("pred_xstart", "mean", "log_variance", "sample")}
     for k, x, c, noise in zip(i["step_index"].tolist(), i["x"], i["c"], i["noise"]):
         j = count - 1 - k
