@@ -182,13 +182,7 @@ class ParallelSampler(SamplerSettings):
                 guide_features: those of a guide too.
         """
         spec, able, device = generator.units, generator.capabilities, class_ids.device
-        if given is None:
-            tokens = torch.zeros((len(class_ids), *spec.shape), dtype=spec.dtype, device=device)
-            known = torch.zeros(len(class_ids), spec.length, dtype=torch.bool, device=device)
-        else:
-            tokens, known = (x.clone() for x in forward.to_units(generator, *given))
-            if able.order == "causal" and bool((known[:, 1:] & ~known[:, :-1]).any()):
-                raise MgenError("tokens are drawn one after the other: given tokens must be the first ones of an image")
+        tokens, known = _at_first(generator, given, len(class_ids), device)
         phases = self.phases(spec.length, spec.global_tokens)
         # The only read-back from the device before the end of a run, and none if no tokens are given.
         hidden = [[p.length] * len(known) for p in phases]
@@ -224,3 +218,15 @@ class ParallelSampler(SamplerSettings):
             if generator.windows is not None:  # what a callback has changed
                 state.tokens.copy_(generator.windows.to_windows(shown["tokens"]))
         return state
+
+
+def _at_first(generator: Generator, given: Given | None, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Tokens (B, L) or (B, L, C) and known (B, L) before the first step, of `count` images; MgenError for tokens that can't be given."""
+    spec = generator.units
+    if given is None:
+        tokens = torch.zeros((count, *spec.shape), dtype=spec.dtype, device=device)
+        return tokens, torch.zeros(count, spec.length, dtype=torch.bool, device=device)
+    tokens, known = (x.clone() for x in forward.to_units(generator, *given))
+    if generator.capabilities.order == "causal" and bool((known[:, 1:] & ~known[:, :-1]).any()):
+        raise MgenError("tokens are drawn one after the other: given tokens must be the first ones of an image")
+    return tokens, known

@@ -376,14 +376,11 @@ class SamplerSettings(SchedulerMixin, ConfigMixin):
             return type(self)(**{**own, **settings})
         except MgenError as error:
             steps = self.config.steps
-            lists = {
-                key: value
-                for key, value in self.settings.items()
-                if isinstance(value, list | tuple) and key != "stages"
-            }
-            listed = any(
-                key not in settings and own[key] == value for key, value in lists.items()
-            )  # not what was given now
+            own_lists = (
+                key for key, value in self.settings.items() if isinstance(value, list | tuple) and key != "stages"
+            )
+            # Lists that were given now are not the sampler's.
+            listed = any(key not in settings and own[key] == self.settings[key] for key in own_lists)
             if listed and settings.get("steps", steps) != steps:
                 raise MgenError(
                     f"{error}; this sampler lists values for its {steps} steps, so their number is fixed"

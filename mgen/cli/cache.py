@@ -91,6 +91,7 @@ def check_unused(args: Namespace, mode: str, names: Sequence[str]) -> None:
 
 
 def add_options(parser: ArgumentParser) -> None:
+    # Longer than 60 lines since it is the list of the command's options, one after the other.
     option = parser.add_argument
     option(
         "--data",

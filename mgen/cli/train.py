@@ -97,13 +97,11 @@ def with_overrides(settings: "Settings", overrides: Sequence[str]) -> "Settings"
     """Settings of a file with overrides in their place; images for validation that they name take the place of the file's held_out."""
     from mgen.utils.config import apply_overrides
 
-    made, data = apply_overrides(settings, overrides), settings.get("data")
-    if not isinstance(data, dict) or data.get("val_path") is not None:
-        return made
-    own = {key: value for key, value in data.items() if key != "held_out"}
-    bare = apply_overrides({**settings, "data": own}, overrides)
-    named = isinstance(bare["data"], dict) and bare["data"].get("val_path") is not None
-    return bare if named else made
+    data, given = settings.get("data"), apply_overrides({}, overrides).get("data")
+    named = isinstance(given, dict) and given.get("val_path") is not None
+    if named and isinstance(data, dict) and data.get("val_path") is None:
+        settings = {**settings, "data": {key: value for key, value in data.items() if key != "held_out"}}
+    return apply_overrides(settings, overrides)
 
 
 def train_project(args: Namespace) -> int:

@@ -69,6 +69,7 @@ def write_cache(
         MgenError: `out` holds a cache made with another tokenizer, other data or settings, or cannot be written; there is too little
             memory or disk; another process has ended before its part was done.
     """
+    # Longer than 60 lines with 13 arguments: each is a choice of who makes a cache, and most go into its index, which is made elsewhere.
     out = check_path(out, "out")
     if not isinstance(tokenizer, PosteriorTokenizer) and dtype != "fp32":
         raise MgenError(f"dtype {dtype} is for the moments of a KL tokenizer: ids are integers")

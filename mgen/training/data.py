@@ -114,10 +114,6 @@ def make_order(config: TrainConfig, data: ImageData) -> tuple[Order, ReadAhead |
     """The order of the images that `config` asks for, and what reads ahead in it; MgenError if the data have no shards for it."""
     size, seed, settings = config.batch_size, config.seed, config.data
     if settings.shuffle == "full":
-        if isinstance(data, TarImages) and data.piped:
-            raise MgenError(
-                "data.path has a command (pipe:…), whose output is read from front to back: set data.shuffle=shards"
-            )
         if isinstance(data, TokenCache):
             data.expect_random()
         return FullOrder(len(data), batch_size=size, seed=seed), None
